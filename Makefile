@@ -1,0 +1,40 @@
+# Everything here needs only make, a POSIX shell, Python 3.11 or newer and the package index; lab-deps alone needs root.
+# PYTHON=/path/to/python names the interpreter; without it the newest that works is taken (tools/find_python.sh).
+# Paths are relative throughout, so that the checkout may lie under any name.
+
+# Branch coverage in percent that `make test` asks for.
+COVERAGE_MIN ?= 0
+# What pytest is given: make test TESTS="tests/unit -k frames"
+TESTS ?=
+
+PYTHON ?=
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format dist lab-deps clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-17s%s\n", $$1, $$2 }'
+
+demo: ## set up, and watch two nodes find each other and move bytes
+	@sh tools/in_venv.sh run warpgate-trio demo
+
+test: lint ## everything that must hold: lint, then all tests with branch coverage
+	@sh tools/in_venv.sh dev pytest --cov --cov-fail-under=$(COVERAGE_MIN) $(TESTS)
+
+lint: ## ruff, mypy, import-linter, the house rules, type completeness
+	@sh tools/in_venv.sh dev python tools/lint.py
+
+format: ## let ruff lay out the code and mend what it can
+	@sh tools/in_venv.sh dev ruff check --fix-only .
+	@sh tools/in_venv.sh dev ruff format .
+
+dist: ## build sdist and wheel, and try the wheel in empty environments
+	@sh tools/in_venv.sh dev python tools/dist.py
+
+lab-deps: ## (root, Debian) install the real servers that the lab tests talk to
+	@sh tools/lab_deps.sh
+
+clean: ## remove all that these commands made
+	rm -rf .venv dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

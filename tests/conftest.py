@@ -1,0 +1,162 @@
+"""What holds for every test: what it may need, what it must not leave behind, and how long it may take unremarked."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import socket
+import threading
+from collections.abc import Generator, Iterable, Iterator
+
+import hypothesis
+import pytest
+
+from tests import requirements
+
+SLOW = 0.25
+"""Seconds that a test may take without saying why."""
+
+hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
+# A CI run is the same every time: what Hypothesis finds by chance belongs to a developer, not to somebody else's merge.
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+_reports = pytest.StashKey[dict[str, pytest.TestReport]]()
+_slow: list[tuple[float, str]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuses a WARPGATE_REQUIRE that would silently require nothing."""
+    try:
+        requirements.required()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Checks the markers' arguments, so that a slip is an error and not a test that never runs."""
+    for item in items:
+        for marker in item.iter_markers("needs"):
+            unknown = set(marker.args) - set(requirements.REQUIREMENTS)
+            if unknown or not marker.args:
+                raise pytest.UsageError(f"{item.nodeid}: needs(…) wants names of tests/requirements.py, not {unknown}")
+        for marker in item.iter_markers("slow"):
+            if not (marker.args or marker.kwargs.get("reason")):
+                raise pytest.UsageError(f"{item.nodeid}: mark a test as slow with the reason, slow('…')")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the skip markers
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose needs are not met, before its fixtures start anything."""
+    names = dict.fromkeys(name for marker in item.iter_markers("needs") for name in marker.args)
+    reasons = dict.fromkeys(reason for name in names if (reason := requirements.unmet(name)))
+    if reasons:
+        item.add_marker(pytest.mark.skip(reason="; ".join(reasons)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keeps each phase's report for the fixtures, and turns a skip into a failure where that was asked for."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and requirements.required():
+        report.outcome = "failed"
+        report.longrepr = f"skipped, under WARPGATE_REQUIRE: {_reason(report)}"
+    item.stash.setdefault(_reports, {})[report.when] = report
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself as a whole."""
+    report = yield
+    if report.skipped and requirements.required():
+        report.outcome = "failed"
+        report.longrepr = f"skipped, under WARPGATE_REQUIRE: {_reason(report)}"
+    return report
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
+
+
+def _sockets() -> dict[str, str]:
+    """The open sockets of this process, descriptor -> inode; empty where there is no /proc."""
+    found: dict[str, str] = {}
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return found
+    for name in names:
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the descriptor that listed the folder
+        if target.startswith("socket:"):
+            found[name] = target
+    return found
+
+
+def _close(descriptors: Iterable[str]) -> None:
+    """Closes sockets that a test left, so that their end is not taken for a later test's fault."""
+    for thing in gc.get_objects():
+        if isinstance(thing, socket.socket) and str(thing.fileno()) in descriptors:
+            thing.close()
+
+
+def _threads() -> set[threading.Thread]:
+    """The running threads, without those that Trio keeps for its next `to_thread` (it renames them while they work)."""
+    return {thread for thread in threading.enumerate() if not re.fullmatch(r"Trio thread \d+", thread.name)}
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a socket open or a thread running.
+
+    Sockets that only a reference cycle still holds are closed by the collection here; Python then says so with a
+    ResourceWarning, which is an error of this test too.
+    """
+    sockets_before, threads_before = _sockets().items(), _threads()
+    yield
+    sockets = _sockets().items() - sockets_before
+    call = request.node.stash.get(_reports, {}).get("call")
+    if call is None or not call.passed:
+        _close(dict(sockets))  # the traceback of what went wrong still holds its locals
+        return
+    if sockets:
+        gc.collect()
+        sockets = _sockets().items() - sockets_before
+    threads = _threads() - threads_before
+    if sockets:
+        _close(dict(sockets))
+        pytest.fail(f"{request.node.nodeid} left {len(sockets)} socket(s) open: {sorted(sockets)}", pytrace=False)
+    if threads:
+        pytest.fail(f"{request.node.nodeid} left threads running: {sorted(t.name for t in threads)}", pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the developer's own key, configuration and WARPGATE_* settings apart from the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("WARPGATE_") and name != "WARPGATE_REQUIRE":
+                patch.delenv(name)
+        home = tmp_path_factory.mktemp("home")
+        for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+            patch.setenv(name, str(home / name.lower()))
+        yield
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Notes slow tests; with xdist this runs where the summary is written."""
+    if report.when == "call" and report.passed and report.duration > SLOW and "slow" not in report.keywords:
+        _slow.append((report.duration, report.nodeid))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists, without judging, the tests that should be faster or say why they are not."""
+    if _slow:
+        terminalreporter.write_line(f"{len(_slow)} test(s) over {SLOW} s without @pytest.mark.slow(reason):")
+        for seconds, name in sorted(_slow, reverse=True):
+            terminalreporter.write_line(f"  {seconds:6.2f} s  {name}")

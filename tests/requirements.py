@@ -1,0 +1,96 @@
+"""What a test may need of the machine, by name: `@pytest.mark.needs("root", "nft")`.
+
+A requirement is a function that returns None when it is met, or the reason why not, as one sentence that also says what
+to do about it. Each is asked once per run, and only when a test needs it. `tests/conftest.py` skips the test then; with
+WARPGATE_REQUIRE=lab in the environment it fails it, as it does every other skip.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+SERVER_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Debian keeps servers here, and leaves these folders out of an ordinary user's PATH."""
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program or server, or None."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *SERVER_FOLDERS]))
+
+
+def program(name: str) -> Callable[[], str | None]:
+    """The requirement that a program is installed."""
+
+    def missing() -> str | None:
+        return None if find_program(name) else f"{name} is not installed (as root on Debian: make lab-deps)"
+
+    return missing
+
+
+def linux() -> str | None:
+    """The kernel is Linux."""
+    return None if sys.platform == "linux" else f"runs on Linux only, this is {sys.platform}"
+
+
+def root() -> str | None:
+    """The process may do what root may."""
+    return None if hasattr(os, "geteuid") and os.geteuid() == 0 else "needs root"
+
+
+def ipv6() -> str | None:
+    """A socket can be bound to ::1."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        return f"no IPv6 on loopback ({error.strerror or error})"
+    return None
+
+
+def network_namespaces() -> str | None:
+    """Network namespaces can be made: Linux, root, and a sandbox that allows it."""
+    if reason := linux() or root() or program("ip")():
+        return reason
+    tried = subprocess.run(
+        ["unshare", "--net", "true"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return None if tried.returncode == 0 else "this machine lets nobody make a network namespace"
+
+
+REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
+    "linux": linux,
+    "root": root,
+    "ipv6": ipv6,
+    "network_namespaces": network_namespaces,
+    # The lab's servers and tools, by program.
+    "mosquitto": program("mosquitto"),
+    "turnserver": program("turnserver"),
+    "chronyd": program("chronyd"),
+    "miniupnpd": program("miniupnpd"),
+    "nft": program("nft"),
+    "ip": program("ip"),
+}
+
+
+@functools.cache
+def unmet(name: str) -> str | None:
+    """Why a requirement is not met, or None; asked of the machine once."""
+    return REQUIREMENTS[name]()
+
+
+def required() -> frozenset[str]:
+    """What WARPGATE_REQUIRE (comma-separated) says must be there; the only word so far is `lab`.
+
+    Raises:
+        ValueError: for any other word.
+    """
+    words = frozenset(filter(None, os.environ.get("WARPGATE_REQUIRE", "").replace(" ", "").split(",")))
+    if unknown := words - {"lab"}:
+        raise ValueError(f"WARPGATE_REQUIRE knows only 'lab', not {', '.join(sorted(unknown))}")
+    return words

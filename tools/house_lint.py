@@ -1,0 +1,190 @@
+"""The house rules that no other linter knows, for warpgate_trio and the built-in plugins.
+
+* The clock, chance, threads and sockets of the machine are used in host.py alone (DESIGN section 3), so that the code
+  that users run is, line for line, the code that the simulator runs.
+* The simulator, which has nothing of this package to ask and is free of that rule, imports Trio and the standard
+  library alone.
+* A module holds one idea: at most 600 lines, and a docstring that says what it is.
+
+The check follows names through imports (`import time as t`, `from os import urandom`), so `trio.socket`, or a function
+that is called `sleep`, is not mistaken for what is forbidden. It does not follow values: what is hidden on purpose
+stays hidden.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("warpgate_trio", "strategies/warpgate_strategies")
+MAX_LINES = 600
+HOST = "warpgate_trio/host.py"
+SIMULATOR = "warpgate_trio/sim/"
+
+WALL = "host.current().wall_time(), or trio.current_time() in a shell"
+CHANCE = "host.current().entropy(n) or .random"
+TRIO = "Trio's own"
+SOCKETS = "trio.socket or trio.open_tcp_stream"
+
+# Dotted name -> what to use in its place. A name covers all that lies below it.
+FORBIDDEN = {
+    "time.time": WALL,
+    "time.time_ns": WALL,
+    "time.monotonic": WALL,
+    "time.monotonic_ns": WALL,
+    "time.perf_counter": WALL,
+    "time.perf_counter_ns": WALL,
+    "datetime.datetime.now": WALL,
+    "datetime.datetime.today": WALL,
+    "datetime.datetime.utcnow": WALL,
+    "datetime.date.today": WALL,
+    "time.sleep": "trio.sleep",
+    "os.urandom": CHANCE,
+    "os.getrandom": CHANCE,
+    "random": CHANCE,
+    "secrets": CHANCE,
+    "uuid.uuid1": CHANCE,
+    "uuid.uuid4": CHANCE,
+    "asyncio": TRIO,
+    "threading": TRIO,
+    "_thread": TRIO,
+    "concurrent.futures": TRIO,
+    "socket.socket": SOCKETS,
+    "socket.socketpair": SOCKETS,
+    "socket.fromfd": SOCKETS,
+    "socket.fromshare": SOCKETS,
+    "socket.create_connection": SOCKETS,
+    "socket.create_server": SOCKETS,
+    "socket.getaddrinfo": SOCKETS,
+    "socket.gethostbyname": SOCKETS,
+    "socket.gethostbyname_ex": SOCKETS,
+    "socket.gethostbyaddr": SOCKETS,
+    "socket.getnameinfo": SOCKETS,
+    "socket.getfqdn": SOCKETS,
+    "select": TRIO,
+    "selectors": TRIO,
+}
+
+# Modules with a reason of their own: file -> names that it may use.
+EXEMPT: dict[str, frozenset[str]] = {}
+
+
+def forbidden(dotted: str) -> str | None:
+    """The entry of the table that covers a dotted name."""
+    parts = dotted.split(".")
+    return next((name for end in range(1, len(parts) + 1) if (name := ".".join(parts[:end])) in FORBIDDEN), None)
+
+
+def foreign_imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Imports of anything but Trio, the standard library and the simulator itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        else:
+            continue
+        for name in names:
+            own = f"{name}.".startswith("warpgate_trio.sim.")
+            if not own and name.partition(".")[0] not in {"trio", *sys.stdlib_module_names}:
+                yield node.lineno, name
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    """Whether a condition is TYPE_CHECKING or typing.TYPE_CHECKING."""
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+class Uses(ast.NodeVisitor):
+    """Collects (line, dotted name) of every use of a forbidden name in one module.
+
+    Imports under TYPE_CHECKING bind nothing here: they are for annotations (`random.Random`), and code that used such a
+    name at run time would not run.
+    """
+
+    def __init__(self) -> None:
+        self.bound: dict[str, str] = {}
+        self.found: list[tuple[int, str]] = []
+
+    def note(self, line: int, dotted: str) -> None:
+        """Keeps a use when the table covers it."""
+        if forbidden(dotted) is not None:
+            self.found.append((line, dotted))
+
+    def visit_If(self, node: ast.If) -> None:
+        """Leaves out the body of `if TYPE_CHECKING`."""
+        if is_type_checking(node.test):
+            for statement in node.orelse:
+                self.visit(statement)
+        else:
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        """`import a.b as c` binds c to a.b; `import a.b` binds a."""
+        for alias in node.names:
+            self.bound[alias.asname or alias.name.partition(".")[0]] = (
+                alias.name if alias.asname else alias.name.partition(".")[0]
+            )
+            self.note(node.lineno, alias.name)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        """`from a import b as c` binds c to a.b."""
+        if node.level or node.module is None:
+            return
+        for alias in node.names:
+            dotted = f"{node.module}.{alias.name}"
+            self.bound[alias.asname or alias.name] = dotted
+            self.note(node.lineno, dotted)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        """Resolves `t.monotonic` through what `t` is bound to."""
+        parts = [node.attr]
+        value = node.value
+        while isinstance(value, ast.Attribute):
+            parts.append(value.attr)
+            value = value.value
+        if isinstance(value, ast.Name):
+            if value.id in self.bound:
+                self.note(node.lineno, ".".join([self.bound[value.id], *reversed(parts)]))
+        else:
+            self.visit(value)
+
+
+def problems(path: Path) -> Iterator[str]:
+    """Every breach in one module, as `file:line: sentence`."""
+    name = path.relative_to(ROOT).as_posix()
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source, name)
+    if (lines := source.count("\n")) > MAX_LINES:
+        yield f"{name}:{MAX_LINES}: {lines} lines; a module holds one idea in at most {MAX_LINES}"
+    if tree.body and ast.get_docstring(tree) is None:
+        yield f"{name}:1: the module has no docstring"
+    if name.startswith(SIMULATOR):
+        for line, module in foreign_imports(tree):
+            yield f"{name}:{line}: the simulator imports Trio and the standard library alone, not {module}"
+    if name.startswith((HOST, SIMULATOR)):
+        return
+    uses = Uses()
+    uses.visit(tree)
+    allowed = EXEMPT.get(name, frozenset())
+    for line, dotted in dict.fromkeys(uses.found):
+        entry = forbidden(dotted)
+        if entry is not None and entry not in allowed:
+            yield f"{name}:{line}: {dotted} is for host.py alone; use {FORBIDDEN[entry]}"
+
+
+def main() -> None:
+    """Prints all breaches and exits with 1 when there is one."""
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    found = [problem for path in files for problem in problems(path)]
+    print("\n".join([*found, f"{len(files)} modules, {len(found)} problems"]))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

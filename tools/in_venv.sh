@@ -1,0 +1,20 @@
+#!/bin/sh
+# Runs a command in the project's virtual environment, which it makes first where that has to be done.
+# Usage: in_venv.sh run|dev COMMAND [ARGUMENT…]      (the two stages: tools/setup_venv.py)
+# Each Python version has an environment of its own, .venv/3.13, so that versions do not disturb each other.
+set -eu
+
+stage=$1
+shift
+cd "$(dirname "$0")/.."
+
+found=$(sh tools/find_python.sh)
+venv=.venv/${found%% *}
+python=${found#* }
+unset PYTHONPATH PYTHONHOME
+"$python" tools/setup_venv.py "$venv" "$stage"
+
+VIRTUAL_ENV=$PWD/$venv
+PATH=$VIRTUAL_ENV/bin:$PATH
+export VIRTUAL_ENV PATH
+exec "$@"

@@ -1,0 +1,64 @@
+#!/bin/sh
+# Installs the real servers and tools that the lab tests run (Debian, root). Does nothing, quickly, when they are there.
+# The tests start servers of their own on ports of their own, so none of the packages' services may run: they would sit
+# on the ports, and would be servers that nobody asked for. Meant for CI and for containers; on a machine of your own
+# note that chrony takes the place of systemd-timesyncd.
+set -eu
+
+packages="mosquitto coturn chrony nftables iproute2 miniupnpd"
+
+missing=""
+for package in $packages; do
+    case $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true) in
+    installed) ;;
+    *) missing="$missing $package" ;;
+    esac
+done
+if [ -z "$missing" ]; then
+    echo "lab-deps: all there ($packages)"
+    exit 0
+fi
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "lab-deps: this is not Debian (no apt-get); install by hand:$missing" >&2
+    exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+    echo "lab-deps: needs root to install:$missing" >&2
+    exit 1
+fi
+
+log=$(mktemp)
+made=""
+trap 'rm -f "$log" $made' EXIT
+trap 'exit 1' HUP INT TERM
+
+# Debian's own way to say "start nothing while installing". A rule that the machine has already is left as it is.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    made=$policy
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+echo "lab-deps: installing$missing"
+{
+    apt-get -q -o DPkg::Lock::Timeout=120 update
+    # shellcheck disable=SC2086 # a list of words
+    apt-get -q -y -o DPkg::Lock::Timeout=120 install --no-install-recommends $missing
+} </dev/null >"$log" 2>&1 || {
+    cat "$log" >&2
+    echo "lab-deps: apt-get failed (above)" >&2
+    exit 1
+}
+
+# With another rule in force, or after the next boot, systemd would start them all the same.
+if [ -d /run/systemd/system ]; then
+    for package in $missing; do
+        case $package in
+        mosquitto | coturn | chrony | miniupnpd) systemctl --quiet disable --now "$package" || true ;;
+        esac
+    done
+fi
+echo "lab-deps: installed"
