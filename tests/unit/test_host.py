@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import pytest
+import trio
+
+import warpgate_trio
+from warpgate_trio import host
+from warpgate_trio.host import Interface, InterfaceAddress, RealHost
+
+FINGERPRINT = b"\1" * 32
+
+
+@dataclass
+class FakeHost:
+    """A machine that only knows what time it is: enough to tell it apart."""
+
+    time: float = 0.0
+    random: random.Random = field(default_factory=lambda: random.Random(1))
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        return ()
+
+    def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
+        return None
+
+    def wall_time(self) -> float:
+        return self.time
+
+    def entropy(self, n: int) -> bytes:
+        return bytes(n)
+
+    def machine_fingerprint(self) -> bytes:
+        return FINGERPRINT
+
+
+class TestCurrent:
+    def test_is_the_real_machine_outside_of_trio(self) -> None:
+        assert isinstance(host.current(), RealHost)
+
+    async def test_is_the_real_machine_inside_of_trio(self) -> None:
+        assert isinstance(host.current(), RealHost)
+
+    async def test_provider_is_asked_every_time_and_put_back(self) -> None:
+        hosts = iter([FakeHost(1.0), FakeHost(2.0)])
+
+        def first() -> FakeHost:
+            return next(hosts)
+
+        assert host.set_provider(first) is None
+        assert [host.current().wall_time(), host.current().wall_time()] == [1.0, 2.0]
+        second = FakeHost(3.0)
+        assert host.set_provider(lambda: second) is first
+        assert host.current() is second
+        host.set_provider(None)
+        assert isinstance(host.current(), RealHost)
+
+    def test_provider_ends_with_its_run(self) -> None:
+        async def install() -> None:
+            host.set_provider(FakeHost)
+
+        async def ask() -> host.Host:
+            return host.current()
+
+        trio.run(install)
+        assert isinstance(trio.run(ask), RealHost)
+
+    async def test_worker_threads_see_the_real_machine(self) -> None:
+        host.set_provider(FakeHost)
+        assert isinstance(await trio.to_thread.run_sync(host.current), RealHost)
+
+    def test_provider_needs_a_run(self) -> None:
+        with pytest.raises(RuntimeError):
+            host.set_provider(None)
+
+
+class TestRealHost:
+    """Against this machine, whatever it is."""
+
+    def test_interfaces(self) -> None:
+        interfaces = RealHost().interfaces()
+        assert len({each.index for each in interfaces}) == len(interfaces)
+        loopback = [each for each in interfaces if each.is_loopback]
+        assert any(address.ip.is_loopback for each in loopback for address in each.addresses)
+        for each in interfaces:
+            for address in each.addresses:
+                assert 0 <= address.prefix <= address.ip.max_prefixlen
+                assert "%" not in str(address.ip)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="psutil's names are not the kernel's there")
+    def test_indexes_are_the_kernel_s(self) -> None:
+        indexes = {name: index for index, name in socket.if_nameindex()}
+        assert all(indexes[each.name] == each.index for each in RealHost().interfaces())
+
+    def test_source_of_loopback_is_loopback(self) -> None:
+        assert RealHost().source_address(IPv4Address("127.0.0.1")) == IPv4Address("127.0.0.1")
+
+    @pytest.mark.parametrize("dest", ["0.0.0.0", "::", "255.255.255.255", "fe80::1"])
+    def test_no_source_for_what_is_no_destination(self, dest: str) -> None:
+        assert RealHost().source_address(ip_address(dest)) is None
+
+    def test_source_is_an_address_of_an_interface(self) -> None:
+        real = RealHost()
+        own = {address.ip for each in real.interfaces() for address in each.addresses}
+        assert real.source_address(IPv4Address("192.0.2.1")) in own | {None}
+
+    def test_wall_time(self) -> None:
+        before = time.time()
+        assert before <= RealHost().wall_time() <= time.time()
+
+    def test_entropy(self) -> None:
+        first, second = RealHost().entropy(32), RealHost().entropy(32)
+        assert len(first) == 32
+        assert first != second
+
+    def test_random_is_one_generator_that_is_not_the_module_s(self) -> None:
+        real = RealHost()
+        assert real.random is real.random
+        random.seed(1)
+        first = real.random.random()
+        random.seed(1)
+        assert real.random.random() != first
+
+    def test_fingerprint_is_stable(self) -> None:
+        assert len(RealHost().machine_fingerprint()) == 32
+        assert RealHost().machine_fingerprint() == RealHost().machine_fingerprint()
+
+    @pytest.mark.needs("network_namespaces")
+    @pytest.mark.slow("starts a second interpreter: without setns(2), new in Python 3.12, a thread cannot come back")
+    def test_fingerprint_is_another_in_another_network_namespace(self) -> None:
+        code = "from warpgate_trio.host import RealHost as H; print(H().machine_fingerprint().hex(), H().interfaces())"
+        path = str(Path(warpgate_trio.__file__).parents[1])
+        done = subprocess.run(
+            ["unshare", "--net", sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        fingerprint, _, interfaces = done.stdout.partition(" ")
+        assert len(bytes.fromhex(fingerprint)) == 32
+        assert fingerprint != RealHost().machine_fingerprint().hex()
+        assert interfaces == "()\n"  # loopback is down in a new one, and only what is up counts
+
+
+class TestFingerprintParts:
+    """What `machine_fingerprint` falls back to, by pointing it at other files."""
+
+    def test_machine_id_falls_back_to_the_mac_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host, "_read_line", lambda path: "")
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr("uuid.getnode", lambda: 0x0200_0000_0001)
+        assert host._machine_id() == "mac-020000000001"
+        first = RealHost().machine_fingerprint()
+        monkeypatch.setattr("uuid.getnode", lambda: 0x0200_0000_0002)
+        assert RealHost().machine_fingerprint() != first
+
+    def test_a_missing_or_binary_file_is_no_error(self, tmp_path: Path) -> None:
+        (tmp_path / "id").write_bytes(b"\xff\xfe" * 400)
+        assert host._read_line(str(tmp_path / "missing")) == ""
+        assert len(host._read_line(str(tmp_path / "id"))) == 256
+
+
+class TestHostId:
+    def test_golden(self) -> None:
+        assert host.host_id(FINGERPRINT, b"\2" * 8).hex() == "e92cd9a8821b0ae830c39ff1fcc8efdb"
+
+    def test_depends_on_both(self) -> None:
+        ids = {host.host_id(f * 32, s * 8) for f in (b"\1", b"\2") for s in (b"\1", b"\2")}
+        assert len(ids) == 4
+        assert all(len(each) == host.HOST_ID_LENGTH for each in ids)
+
+    @pytest.mark.parametrize(("fingerprint", "salt"), [(31, 8), (33, 8), (32, 7), (32, 9)])
+    def test_lengths(self, fingerprint: int, salt: int) -> None:
+        with pytest.raises(ValueError, match="32-byte fingerprint and a 8-byte salt"):
+            host.host_id(bytes(fingerprint), bytes(salt))
+
+
+class TestInterfacesFromPsutil:
+    """What psutil says on machines that we do not have, as `Interface` tuples."""
+
+    def test_linux(self) -> None:
+        found = host._interfaces(
+            {
+                "lo": [("127.0.0.1", "255.0.0.0"), ("::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")],
+                "eth0": [("192.0.2.2", "255.255.254.0"), ("fe80::1%eth0", "ffff:ffff:ffff:ffff::")],
+                "eth0:backup": [("192.0.2.9", "255.255.255.255"), ("192.0.2.2", "255.255.254.0")],
+                "down0": [("192.0.2.3", "255.255.255.0")],
+                "ppp0": [("198.51.100.1", None)],
+            },
+            {"ppp0": {"up"}, "lo": {"up", "loopback"}, "eth0": {"up"}, "wlan0": {"up"}},
+            {"lo": 1, "eth0": 2, "ppp0": 5, "wlan0": 3}.get,
+        )
+        assert [(each.name, each.index, each.is_loopback) for each in found] == [
+            ("lo", 1, True),
+            ("eth0", 2, False),
+            ("wlan0", 3, False),
+            ("ppp0", 5, False),
+        ]
+        assert found[1].addresses == (
+            InterfaceAddress(ip=IPv4Address("192.0.2.2"), prefix=23),
+            InterfaceAddress(ip=IPv6Address("fe80::1"), prefix=64),
+            InterfaceAddress(ip=IPv4Address("192.0.2.9"), prefix=32),
+        )
+        assert found[2].addresses == ()
+        assert found[3].addresses == (InterfaceAddress(ip=IPv4Address("198.51.100.1"), prefix=32),)
+
+    def test_windows(self) -> None:
+        found = host._interfaces(
+            {
+                "Loopback Pseudo-Interface 1": [("127.0.0.1", "255.0.0.0"), ("::1", None)],
+                "Ethernet": [("192.0.2.2", "255.255.255.0"), ("2001:db8::2", None)],
+                "vEthernet (WSL)": [("172.20.0.1", "255.255.240.0")],
+            },
+            {"Loopback Pseudo-Interface 1": {""}, "Ethernet": {""}, "vEthernet (WSL)": {""}},
+            lambda name: None,
+        )
+        assert [each.is_loopback for each in found] == [True, False, False]
+        assert len({each.index for each in found}) == 3
+        assert found[1].addresses[1].prefix == 64
+
+    @pytest.mark.parametrize(
+        ("name", "virtual"),
+        [
+            ("docker0", True),
+            ("docker_gwbridge", True),
+            ("br-0123456789ab", True),
+            ("br-lan", False),  # OpenWrt's LAN
+            ("br0", False),
+            ("veth1a2b3c4", True),
+            ("vethernet0", False),
+            ("vEthernet (External)", False),
+            ("virbr0", True),
+            ("vmnet8", True),
+            ("VMware Network Adapter VMnet8", True),
+            ("vboxnet0", True),
+            ("VirtualBox Host-Only Network", True),
+            ("cni0", True),
+            ("cni-podman0", True),
+            ("flannel.1", True),
+            ("podman1", True),
+            ("eth0", False),
+            ("wlp2s0", False),
+            ("wg0", False),
+            ("tun0", False),
+            ("lo", False),
+        ],
+    )
+    def test_virtual_names(self, name: str, virtual: bool) -> None:
+        (found,) = host._interfaces({}, {name: {"up"}}, lambda name: 1)
+        assert found.is_virtual is virtual
+
+    def test_index_of_an_interface_that_has_gone(self) -> None:
+        assert host._kernel_index("gone-since-then") is None

@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import os
+import pickle
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from warpgate_trio import host, identity
+from warpgate_trio.errors import ConfigError, IdentityError, PeerIdError, SealError, WarpgateError
+from warpgate_trio.identity import Identity
+
+ALICE = Identity.from_seed(bytes(range(32)))
+BOB = Identity.from_seed(b"bob" + bytes(29))
+posix = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+quick = settings(max_examples=50, deadline=None)
+
+
+@pytest.fixture
+def umask_open() -> Iterator[None]:
+    """The umask of somebody who shares everything: what we make has to be private nevertheless."""
+    old = os.umask(0)
+    yield
+    os.umask(old)
+
+
+class TestGolden:
+    """What a seed becomes never changes: nodes in the field are known by it."""
+
+    def test_names_and_keys(self) -> None:
+        assert ALICE.public_key.hex() == "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8"
+        assert ALICE.sealing_key.hex() == "5ef9d37fcab6427a783a6ec8606ae37f14dc7fd35ea2d44785e82d3079e56310"
+        assert ALICE.peer_id == "aoqqpp7tzyil4hlq3umoos6atft6jvrqtosq2xy53sdgiesvgg4a"
+
+    def test_seed_is_the_private_key_of_rfc_8032(self) -> None:
+        seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")  # section 7.1, TEST 1
+        public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+        assert Identity.from_seed(seed).public_key.hex() == public
+
+    def test_signature(self) -> None:
+        assert ALICE.sign(b"test v1", b"hello").hex() == (
+            "f45fe9cb9a49963851ef8dac48818794b0c8c70d97dbf1a824d82d806827c978"
+            "ef07d149c0c80e441925b534474f5a4568c420d482954d16730d06a79882710a"
+        )
+
+    def test_signature_is_over_context_nul_data(self) -> None:
+        Ed25519PublicKey.from_public_bytes(ALICE.public_key).verify(ALICE.sign(b"test v1", b"hello"), b"test v1\0hello")
+
+    def test_proof(self) -> None:
+        assert identity.prove(ALICE, server_key=b"\1" * 32, session_id=b"\2" * 16).hex() == (
+            "22b0d05358eac850f9cdebd0034a50c9df60873a048abd249ac5b653a78729bf"
+            "2a3bfade3283a988b62230d2a4172074cf070c0e095534e51bb1248c1ed05e09"
+        )
+
+    def test_sealed_blob_of_an_earlier_run_opens(self) -> None:
+        blob = bytes.fromhex(
+            "46668f77d3a444bd66100219c061970d3871510d431d5ce05111915840b51438"
+            "412de6b4c35f1bb0e5e0f825d5808ca27518790f5132e0d10efd6a5d5e54"
+        )
+        assert ALICE.open_sealed(blob, info=b"test v1") == b"attack at dawn"
+
+    def test_certificate(self) -> None:
+        assert ALICE.certificate_pem().decode() == (
+            "-----BEGIN CERTIFICATE-----\n"
+            "MIHeMIGRoAMCAQICAQEwBQYDK2VwMBgxFjAUBgNVBAMMDXdhcnBnYXRlLXRyaW8w\n"
+            "IBcNMDAwMTAxMDAwMDAwWhgPOTk5OTEyMzEyMzU5NTlaMBgxFjAUBgNVBAMMDXdh\n"
+            "cnBnYXRlLXRyaW8wKjAFBgMrZXADIQADoQe/884Qvh1w3RjnS8CZZ+TWMJulDV8d\n"
+            "3IZkElUxuDAFBgMrZXADQQDBq3UN5Iz5bwjAxGTdGHgay72K3/2c2J8IA8hIsdP4\n"
+            "jUq6Sqsmz1oYpZcfabBB61yToL/+X6We3/jxIzoZbLAG\n"
+            "-----END CERTIFICATE-----\n"
+        )
+
+    def test_key_file(self) -> None:
+        assert ALICE.private_key_pem().decode() == (
+            "-----BEGIN PRIVATE KEY-----\n"
+            "MC4CAQAwBQYDK2VwBCIEIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f\n"
+            "-----END PRIVATE KEY-----\n"
+        )
+
+
+class TestIdentity:
+    def test_seed_of_another_length_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="32 bytes, not 31"):
+            Identity.from_seed(bytes(31))
+
+    def test_generated_identities_differ(self) -> None:
+        assert Identity.generate().peer_id != Identity.generate().peer_id
+
+    async def test_generate_takes_the_entropy_of_the_current_host(self) -> None:
+        fake = FakeHost()
+        host.set_provider(lambda: cast(Any, fake))
+        assert Identity.generate().peer_id == Identity.from_seed(b"\7" * 32).peer_id
+
+    def test_shows_no_secret(self) -> None:
+        seed = b"correct horse battery staple!!!!"
+        shown = repr(Identity.from_seed(seed)) + str(Identity.from_seed(seed))
+        assert Identity.from_seed(seed).peer_id in shown
+        assert "horse" not in shown
+        assert seed.hex() not in shown
+
+    def test_is_not_pickled(self) -> None:
+        with pytest.raises(TypeError, match="holds a private key"):
+            pickle.dumps(ALICE)
+
+    def test_certificate_is_of_the_key_and_valid_for_ever(self) -> None:
+        certificate = x509.load_pem_x509_certificate(ALICE.certificate_pem())
+        key = certificate.public_key()
+        assert isinstance(key, Ed25519PublicKey)
+        assert key.public_bytes_raw() == ALICE.public_key
+        certificate.verify_directly_issued_by(certificate)
+        assert (certificate.not_valid_before_utc.year, certificate.not_valid_after_utc.year) == (2000, 9999)
+
+    def test_certificate_and_key_fit_the_standard_library(self, tmp_path: Path) -> None:
+        (tmp_path / "both.pem").write_bytes(ALICE.private_key_pem() + ALICE.certificate_pem())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "both.pem")
+
+    def test_default_key_file(self) -> None:
+        assert identity.default_key_file().parts[-2:] == ("warpgate-trio", "node.key")
+
+
+class TestKeyFile:
+    @posix
+    @pytest.mark.usefixtures("umask_open")
+    def test_is_made_private_with_its_directory(self, tmp_path: Path) -> None:
+        file = tmp_path / "conf" / "node.key"
+        made = Identity.load_or_create(file)
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+        assert [path.name for path in file.parent.iterdir()] == ["node.key"]
+        assert Identity.load(file).peer_id == Identity.load_or_create(str(file)).peer_id == made.peer_id
+        assert Identity.load(file).sealing_key == made.sealing_key
+
+    def test_all_who_start_at_once_get_one_identity(self, tmp_path: Path) -> None:
+        barrier = threading.Barrier(8)
+        ids: list[str] = []
+
+        def start() -> None:
+            barrier.wait()
+            ids.append(Identity.load_or_create(tmp_path / "conf" / "node.key").peer_id)
+
+        threads = [threading.Thread(target=start) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(ids) == 8
+        assert len(set(ids)) == 1
+        assert [path.name for path in (tmp_path / "conf").iterdir()] == ["node.key"]
+
+    async def test_who_loses_the_race_takes_the_winner_s(self, tmp_path: Path) -> None:
+        file = tmp_path / "node.key"
+
+        def somebody_else() -> None:  # between our look at the file and our making it
+            if not file.exists():
+                file.touch(mode=0o600)
+                file.write_bytes(BOB.private_key_pem())
+
+        fake = FakeHost(before_entropy=somebody_else)
+        host.set_provider(lambda: cast(Any, fake))
+        assert Identity.load_or_create(file).peer_id == BOB.peer_id
+        assert file.read_bytes() == BOB.private_key_pem()
+        assert [path.name for path in tmp_path.iterdir()] == ["node.key"]
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(IdentityError, match="there is no key file"):
+            Identity.load(tmp_path / "node.key")
+
+    @posix
+    @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o602, 0o610])
+    def test_open_to_others(self, tmp_path: Path, mode: int) -> None:
+        file = key_file(tmp_path, ALICE.private_key_pem(), mode)
+        with pytest.raises(IdentityError, match=f"open to others .mode {mode:04o}.; run: chmod 600"):
+            Identity.load_or_create(file)
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"\xff" * 100, b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", bytes(16_384)],
+    )
+    def test_garbage(self, tmp_path: Path, content: bytes) -> None:
+        with pytest.raises(IdentityError, match="does not hold a private key in PEM form"):
+            Identity.load_or_create(key_file(tmp_path, content))
+        assert (tmp_path / "node.key").read_bytes() == content  # never replaced
+
+    def test_too_large(self, tmp_path: Path) -> None:
+        with pytest.raises(IdentityError, match="too large"):
+            Identity.load(key_file(tmp_path, ALICE.private_key_pem() + bytes(16_384)))
+
+    def test_a_certificate_is_no_key(self, tmp_path: Path) -> None:
+        with pytest.raises(IdentityError, match="does not hold a private key"):
+            Identity.load(key_file(tmp_path, ALICE.certificate_pem()))
+
+    def test_key_of_another_type(self, tmp_path: Path) -> None:
+        pem = X25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        with pytest.raises(IdentityError, match="is not an Ed25519 key"):
+            Identity.load(key_file(tmp_path, pem))
+
+    def test_encrypted_key(self, tmp_path: Path) -> None:
+        encryption = serialization.BestAvailableEncryption(b"password")
+        pem = Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+        )
+        with pytest.raises(IdentityError, match="is encrypted"):
+            Identity.load(key_file(tmp_path, pem))
+
+    def test_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(IdentityError, match=r"not a regular file|cannot be read"):
+            Identity.load(tmp_path)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+    def test_fifo_does_not_block(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "node.key", 0o600)
+        with pytest.raises(IdentityError, match="not a regular file"):
+            Identity.load(tmp_path / "node.key")
+
+    def test_unreadable(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(IdentityError, match="cannot be read: Not a directory"):
+            Identity.load(tmp_path / "file" / "node.key")
+
+    def test_path_with_a_nul(self) -> None:
+        with pytest.raises(IdentityError, match="cannot be read"):
+            Identity.load("a\0b")
+
+    def test_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "node.key").symlink_to(tmp_path / "nowhere" / "node.key")  # a name that is taken, and leads nowhere
+        with pytest.raises(IdentityError, match="there is no key file"):
+            Identity.load_or_create(tmp_path / "node.key")
+        (tmp_path / "dead").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(IdentityError, match="cannot be made: File exists"):
+            Identity.load_or_create(tmp_path / "dead" / "node.key")
+
+    def test_identity_errors_are_configuration_errors(self) -> None:
+        assert issubclass(IdentityError, ConfigError)
+
+
+class TestSignatures:
+    def test_holds_for_its_own_context_data_and_key_only(self) -> None:
+        signature = ALICE.sign(b"one", b"data")
+        assert identity.verify(ALICE.public_key, signature, b"one", b"data")
+        assert not identity.verify(ALICE.public_key, signature, b"two", b"data")
+        assert not identity.verify(ALICE.public_key, signature, b"one", b"other")
+        assert not identity.verify(BOB.public_key, signature, b"one", b"data")
+
+    def test_context_does_not_run_into_the_data(self) -> None:
+        assert not identity.verify(ALICE.public_key, ALICE.sign(b"a", b"bc"), b"ab", b"c")
+
+    def test_context_holds_no_nul(self) -> None:
+        with pytest.raises(ValueError, match="no NUL"):
+            ALICE.sign(b"a\0b", b"")
+        with pytest.raises(ValueError, match="no NUL"):
+            identity.verify(ALICE.public_key, bytes(64), b"a\0b", b"")
+
+    @quick
+    @given(key=st.binary(max_size=80), signature=st.binary(max_size=80), data=st.binary(max_size=80))
+    @example(key=b"\xff" * 32, signature=bytes(64), data=b"")
+    @example(key=ALICE.public_key, signature=b"\xff" * 64, data=b"")
+    def test_hostile_bytes_are_false(self, key: bytes, signature: bytes, data: bytes) -> None:
+        assert not identity.verify(key, signature, b"test", data)
+
+    def test_proof(self) -> None:
+        session = bytes(range(16))
+        signature = identity.prove(ALICE, server_key=BOB.public_key, session_id=session)
+
+        def check(client: bytes = ALICE.public_key, server: bytes = BOB.public_key, session: bytes = session) -> bool:
+            return identity.check_proof(client_key=client, server_key=server, session_id=session, signature=signature)
+
+        assert check()
+        assert not check(client=BOB.public_key)
+        assert not check(server=ALICE.public_key)
+        assert not check(session=bytes(16))
+        assert not check(client=b"", server=b"", session=b"")
+        # Same bytes in all, with the border between key and session moved.
+        assert not check(server=BOB.public_key + session[:1], session=session[1:])
+
+    def test_proof_is_of_fixed_lengths(self) -> None:
+        with pytest.raises(ValueError, match="16-byte session id"):
+            identity.prove(ALICE, server_key=bytes(32), session_id=bytes(15))
+        with pytest.raises(ValueError, match="32-byte key"):
+            identity.prove(ALICE, server_key=bytes(33), session_id=bytes(16))
+
+
+class TestSeal:
+    @quick
+    @given(plaintext=st.binary(max_size=300), info=st.binary(max_size=40))
+    def test_round_trip(self, plaintext: bytes, info: bytes) -> None:
+        blob = identity.seal(ALICE.sealing_key, plaintext, info=info)
+        assert len(blob) == len(plaintext) + identity.SEAL_OVERHEAD
+        assert ALICE.open_sealed(blob, info=info) == plaintext
+
+    def test_two_blobs_of_one_plaintext_differ(self) -> None:
+        assert identity.seal(ALICE.sealing_key, b"x", info=b"") != identity.seal(ALICE.sealing_key, b"x", info=b"")
+
+    def test_opens_for_its_receiver_and_info_only(self) -> None:
+        blob = identity.seal(ALICE.sealing_key, b"hello", info=b"one")
+        with pytest.raises(SealError):
+            BOB.open_sealed(blob, info=b"one")
+        with pytest.raises(SealError):
+            ALICE.open_sealed(blob, info=b"two")
+
+    def test_every_flipped_or_missing_byte_is_found(self) -> None:
+        blob = identity.seal(ALICE.sealing_key, b"hello", info=b"")
+        for position in range(len(blob)):
+            with pytest.raises(SealError):
+                ALICE.open_sealed(blob[:position] + bytes([blob[position] ^ 1]) + blob[position + 1 :], info=b"")
+            with pytest.raises(SealError):
+                ALICE.open_sealed(blob[:position], info=b"")
+
+    @quick
+    @given(st.binary(max_size=200))
+    @example(bytes(48))
+    def test_hostile_bytes(self, blob: bytes) -> None:
+        with pytest.raises(SealError):
+            ALICE.open_sealed(blob, info=b"")
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            b"",
+            bytes(31),
+            bytes(33),
+            bytes(32),  # the rest: low order, RFC 7748 section 6.1 with https://cr.yp.to/ecdh.html "validate"
+            b"\1" + bytes(31),
+            bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+            bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+            bytes.fromhex("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+        ],
+    )
+    def test_unusable_keys(self, key: bytes) -> None:
+        with pytest.raises(SealError, match="not a usable X25519"):
+            identity.seal(key, b"x", info=b"")
+
+
+class TestPeerId:
+    @quick
+    @given(st.binary(min_size=32, max_size=32))
+    def test_round_trip(self, key: bytes) -> None:
+        text = identity.peer_id_from_key(key)
+        assert len(text) == identity.PEER_ID_LENGTH
+        assert text == text.lower()
+        assert identity.key_from_peer_id(text) == key
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("", "52 characters, not 0"),
+            (ALICE.peer_id[:-1], "52 characters, not 51"),
+            (ALICE.peer_id + "=", "52 characters, not 53"),
+            (ALICE.peer_id.upper(), "lower case"),
+            (ALICE.peer_id[:-2] + "1a", "letters a to z and the digits 2 to 7"),
+            (ALICE.peer_id[:-1] + "\n", "letters a to z and the digits 2 to 7"),
+            (ALICE.peer_id[:-1] + "\u0660", "letters a to z and the digits 2 to 7"),  # a digit, in Arabic
+            ("\u212a" + ALICE.peer_id[1:], "letters a to z"),  # the Kelvin sign, which lower() turns into a k
+            (ALICE.peer_id[:-1] + "b", "last character"),
+        ],
+    )
+    def test_says_what_is_wrong(self, text: str, reason: str) -> None:
+        with pytest.raises(PeerIdError, match=reason):
+            identity.key_from_peer_id(text)
+
+    @quick
+    @given(st.text("abcxyz234567", min_size=52, max_size=52) | st.text("ab2A1=-\0\n\u0660\u212a\ud800", max_size=60))
+    def test_hostile_text(self, text: str) -> None:
+        try:
+            key = identity.key_from_peer_id(text)
+        except PeerIdError:
+            return
+        assert identity.peer_id_from_key(key) == text
+
+    def test_key_of_another_length(self) -> None:
+        with pytest.raises(PeerIdError, match="32 bytes, not 31"):
+            identity.peer_id_from_key(bytes(31))
+
+    def test_error_is_a_value_error(self) -> None:
+        assert issubclass(PeerIdError, ValueError)
+        assert issubclass(PeerIdError, WarpgateError)
+
+
+def key_file(directory: Path, content: bytes, mode: int = 0o600) -> Path:
+    file = directory / "node.key"
+    file.write_bytes(content)
+    file.chmod(mode)
+    return file
+
+
+@dataclass
+class FakeHost:
+    """What `identity` asks of a host: entropy, here of sevens, with something that happens before it is drawn."""
+
+    before_entropy: Callable[[], None] = lambda: None
+
+    def entropy(self, n: int) -> bytes:
+        self.before_entropy()
+        return b"\7" * n

@@ -1,0 +1,104 @@
+"""warpgate_trio: a Trio stream between any two programs on the internet, whatever NATs lie between them.
+
+The public names and nothing else; they are imported when first used, so that ``import warpgate_trio.sim`` costs no TLS.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .address import PeerAddress as PeerAddress
+    from .combos import RouteType as RouteType
+    from .config import NodeConfig as NodeConfig
+    from .config import Servers as Servers
+    from .config import load_config as load_config
+    from .errors import AddressError as AddressError
+    from .errors import ConfigError as ConfigError
+    from .errors import ConnectError as ConnectError
+    from .errors import PeerRefused as PeerRefused
+    from .errors import WarpgateError as WarpgateError
+    from .identity import Identity as Identity
+    from .inbound import PipeListener as PipeListener
+    from .inbound import anyone as anyone
+    from .link import PathInfo as PathInfo
+    from .link import Pipe as Pipe
+    from .node import Node as Node
+    from .node import open_node as open_node
+    from .plugin import IP4 as IP4
+    from .plugin import IP6 as IP6
+    from .report import ConnectReport as ConnectReport
+    from .report import Verdict as Verdict
+
+    NIC_BIND = RouteType.NIC_BIND
+    EXT_BIND = RouteType.EXT_BIND
+    LOOPBACK_BIND = RouteType.LOOPBACK_BIND
+
+__all__ = [
+    "EXT_BIND",
+    "IP4",
+    "IP6",
+    "LOOPBACK_BIND",
+    "NIC_BIND",
+    "AddressError",
+    "ConfigError",
+    "ConnectError",
+    "ConnectReport",
+    "Identity",
+    "Node",
+    "NodeConfig",
+    "PathInfo",
+    "PeerAddress",
+    "PeerRefused",
+    "Pipe",
+    "PipeListener",
+    "RouteType",
+    "Servers",
+    "Verdict",
+    "WarpgateError",
+    "anyone",
+    "load_config",
+    "open_node",
+]
+
+_HOME: Final[dict[str, str]] = {
+    "AddressError": "errors",
+    "ConfigError": "errors",
+    "ConnectError": "errors",
+    "ConnectReport": "report",
+    "IP4": "plugin",
+    "IP6": "plugin",
+    "Identity": "identity",
+    "Node": "node",
+    "NodeConfig": "config",
+    "PathInfo": "link",
+    "PeerAddress": "address",
+    "PeerRefused": "errors",
+    "Pipe": "link",
+    "PipeListener": "inbound",
+    "RouteType": "combos",
+    "Servers": "config",
+    "Verdict": "report",
+    "WarpgateError": "errors",
+    "anyone": "inbound",
+    "load_config": "config",
+    "open_node": "node",
+}
+_ROUTE_TYPES: Final = ("NIC_BIND", "EXT_BIND", "LOOPBACK_BIND")
+
+
+def __getattr__(name: str) -> object:  # PEP 562
+    value: object
+    if name in _ROUTE_TYPES:
+        value = import_module(".combos", __name__).RouteType[name]
+    elif name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,562 @@
+"""`PeerAddress`: the signed record in which a peer says where and how it can be reached, and its text form.
+
+Binary form, in which a record is signed, carried in signals and compared::
+
+    version u8 = 1 | Ed25519 public key, 32 | signature, 64 | body
+    body = msgpack array [sealing key, seq, issued_at, expires_at, host salt, host id, [signal URL...],
+                          [[interface index, [endpoint...]]...], nat or nil, [relay URL...], [capability...]]
+    endpoint = [transport, kind, address, prefix or nil, port, base or nil, observed_at or nil]
+
+The signature, context ``warpgate-trio address v1``, is over version, key and body.  Later releases append fields: a
+reader ignores trailing fields and skips endpoints whose transport or kind it does not know.  The record's bytes are
+kept as they came, so a reader hands on what it does not understand.
+
+Text form, for people to paste: ``wg1`` and, in base64url without padding, four bytes of checksum and the record.
+
+Records come from strangers.  Everything is bounded before it is parsed, the signature is checked before the body is
+looked at, and whatever comes in, only an `AddressError` comes out.  Every `PeerAddress` has been through these checks.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Annotated, Final, Literal, final
+
+import msgspec
+
+from .errors import AddressExpired, AddressForged, AddressMalformed, AddressNotYetValid, AddressUnsupported
+from .host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
+from .identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
+
+if TYPE_CHECKING:
+    from .host import Host, Interface
+
+__all__ = [
+    "MAX_RECORD",
+    "MAX_TEXT",
+    "AddressInterface",
+    "Endpoint",
+    "EndpointKind",
+    "PeerAddress",
+    "Transport",
+    "describe_interfaces",
+    "is_public",
+]
+
+MAX_RECORD: Final = 2048  # bytes; a record has to fit a signal several times over, and a QR code
+MAX_TEXT: Final = 2800  # characters; a record of MAX_RECORD bytes makes 2,739
+MAX_INTERFACES: Final = 16
+MAX_ENDPOINTS: Final = 16  # of one interface
+MAX_URLS: Final = 8  # signal servers, and relays
+MAX_CAPABILITIES: Final = 16
+MAX_NAT: Final = 512  # bytes
+
+_VERSION: Final = 1
+_CONTEXT: Final = b"warpgate-trio address v1"
+_BODY_START: Final = 1 + KEY_LENGTH + SIGNATURE_LENGTH
+_TEXT_PREFIX: Final = "wg1"
+_CHECKSUM_LENGTH: Final = 4  # one typo in 4e9 slips through, and then the signature finds it
+_TEXT = re.compile(r"wg1[A-Za-z0-9_-]*", re.ASCII)
+_LATEST: Final = 253_402_300_799  # the end of year 9999, the last second that a datetime can hold
+
+
+class Transport(IntEnum):
+    """What an endpoint speaks."""
+
+    TCP = 1
+    UDP = 2
+
+
+class EndpointKind(IntEnum):
+    """Where an endpoint is seen from."""
+
+    NIC = 1
+    """An address of an interface of the peer."""
+    EXT = 2
+    """A public address: an interface's own, or one that a server saw (server-reflexive)."""
+    MAPPED = 3
+    """An address that a router gave through a port mapping protocol."""
+
+
+@final
+class Endpoint(msgspec.Struct, frozen=True, array_like=True):
+    """One transport address of a peer.  `Endpoint.make` takes an `ip` in place of its bytes, and checks.
+
+    Attributes:
+      transport: TCP or UDP.
+      kind: NIC, EXT or MAPPED.
+      address: 4 or 16 bytes; `ip` and `af` read it.
+      prefix: the length of its network's prefix in bits, where it is known; tells a common network.
+      port: 1 to 65535.
+      base: for EXT and MAPPED, which NIC endpoint of the same interface it was derived from (RFC 8445's "base"), as an
+        index into the interface's endpoints.
+      observed_at: for EXT and MAPPED, when it was last seen to hold, in Unix seconds.
+    """
+
+    transport: Transport
+    kind: EndpointKind
+    address: bytes
+    prefix: int | None
+    port: int
+    base: int | None
+    observed_at: int | None
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        transport: Transport,
+        kind: EndpointKind,
+        ip: IPv4Address | IPv6Address | str,
+        port: int,
+        prefix: int | None = None,
+        base: int | None = None,
+        observed_at: int | None = None,
+    ) -> Endpoint:
+        """An endpoint from readable values; `AddressMalformed` or ValueError when one is out of its range."""
+        packed = ipaddress.ip_address(ip).packed
+        return _checked(cls(transport, kind, packed, prefix, port, base, observed_at))
+
+    @property
+    def ip(self) -> IPv4Address | IPv6Address:
+        return IPv4Address(self.address) if len(self.address) == 4 else IPv6Address(self.address)
+
+    @property
+    def af(self) -> Literal[4, 6]:
+        """The address family, 4 or 6."""
+        return 4 if len(self.address) == 4 else 6
+
+    def __str__(self) -> str:
+        where = f"{self.ip}:{self.port}" if self.af == 4 else f"[{self.ip}]:{self.port}"
+        return f"{self.kind.name.lower()} {self.transport.name.lower()} {where}"
+
+
+@final
+class AddressInterface(msgspec.Struct, frozen=True, array_like=True):
+    """The endpoints that belong to one interface of the peer; `index` is the peer's own number for it."""
+
+    index: int
+    endpoints: tuple[Endpoint, ...]
+
+
+# The body as it is parsed, limits included.  URLs and capabilities are shown to people, hence printable ASCII only.
+_Moment = Annotated[int, msgspec.Meta(ge=0, le=_LATEST)]
+_Url = Annotated[str, msgspec.Meta(max_length=256, pattern="^[!-~]+\\Z")]
+_Word = Annotated[str, msgspec.Meta(max_length=64, pattern="^[!-~]+\\Z")]
+_Urls = Annotated[tuple[_Url, ...], msgspec.Meta(max_length=MAX_URLS)]
+
+
+class _WireInterface(msgspec.Struct, frozen=True, array_like=True):
+    index: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+    endpoints: Annotated[tuple[msgspec.Raw, ...], msgspec.Meta(max_length=MAX_ENDPOINTS)]
+
+
+class _Body(msgspec.Struct, frozen=True, array_like=True):
+    sealing_key: Annotated[bytes, msgspec.Meta(min_length=KEY_LENGTH, max_length=KEY_LENGTH)]
+    seq: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    issued_at: _Moment
+    expires_at: _Moment
+    host_salt: Annotated[bytes, msgspec.Meta(min_length=HOST_SALT_LENGTH, max_length=HOST_SALT_LENGTH)]
+    host_id: Annotated[bytes, msgspec.Meta(min_length=HOST_ID_LENGTH, max_length=HOST_ID_LENGTH)]
+    signals: _Urls
+    interfaces: Annotated[tuple[_WireInterface, ...], msgspec.Meta(max_length=MAX_INTERFACES)]
+    nat: Annotated[bytes, msgspec.Meta(max_length=MAX_NAT)] | None
+    relays: _Urls
+    capabilities: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=MAX_CAPABILITIES)]
+
+
+class _EndpointHead(msgspec.Struct, frozen=True, array_like=True):
+    """What stays at the front of an endpoint of any transport and kind, now and later."""
+
+    transport: int
+    kind: int
+
+
+_decode_body = msgspec.msgpack.Decoder(_Body).decode
+_decode_head = msgspec.msgpack.Decoder(_EndpointHead).decode
+_decode_endpoint = msgspec.msgpack.Decoder(Endpoint).decode
+_TRANSPORTS: Final = frozenset(int(each) for each in Transport)
+_KINDS: Final = frozenset(int(each) for each in EndpointKind)
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class PeerAddress:
+    """What a peer published about itself, signed with its node key.
+
+    Made by `issue`, `from_bytes` and `from_text`, all of which check everything but the time (see `check_fresh`): an
+    instance is always authentic and within its limits.  Immutable; equal when the bytes are equal.
+
+    Attributes:
+      public_key: the peer's Ed25519 key, 32 bytes.
+      peer_id: the same as a peer id.
+      sealing_key: the X25519 key that messages to the peer are sealed to, 32 bytes.
+      seq: grows with every record that the peer issues; of two records the higher is the newer.
+      issued_at, expires_at: Unix seconds on the issuer's clock.
+      host_salt, host_id: which machine the peer runs on, for those who run on it too; see `is_same_host`.
+      signals: URLs of the servers through which the peer hears signals, the preferred one first.
+      interfaces: its interfaces with their endpoints.
+      nat: its NAT profile, opaque here, or None.
+      relays: URLs of relays that it can be met at.
+      capabilities: names of what it understands beyond the base protocol.
+    """
+
+    _record: bytes
+    public_key: bytes = field(compare=False)
+    peer_id: str = field(compare=False)
+    sealing_key: bytes = field(compare=False)
+    seq: int = field(compare=False)
+    issued_at: int = field(compare=False)
+    expires_at: int = field(compare=False)
+    host_salt: bytes = field(compare=False)
+    host_id: bytes = field(compare=False)
+    signals: tuple[str, ...] = field(compare=False)
+    interfaces: tuple[AddressInterface, ...] = field(compare=False)
+    nat: bytes | None = field(compare=False)
+    relays: tuple[str, ...] = field(compare=False)
+    capabilities: tuple[str, ...] = field(compare=False)
+
+    def __init__(self, *, _record: bytes) -> None:
+        # Not public, and the only way in: `_record` is within MAX_RECORD, of our version and of a good signature.
+        body, interfaces = _parse_body(_record[_BODY_START:])
+        key = _record[1 : 1 + KEY_LENGTH]
+        values = msgspec.structs.asdict(body) | {
+            "_record": _record,
+            "public_key": key,
+            "peer_id": peer_id_from_key(key),
+            "interfaces": interfaces,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def issue(
+        cls,
+        identity: Identity,
+        *,
+        seq: int,
+        issued_at: int,
+        expires_at: int,
+        host_salt: bytes,
+        host_id: bytes,
+        signals: Iterable[str] = (),
+        interfaces: Iterable[AddressInterface] = (),
+        nat: bytes | None = None,
+        relays: Iterable[str] = (),
+        capabilities: Iterable[str] = (),
+    ) -> PeerAddress:
+        """Sign a record of one's own.  Deterministic: the same values give the same bytes.
+
+        Raises `AddressMalformed`, a ValueError, for values over the limits: what a reader would refuse is never issued.
+        """
+        try:
+            body = msgspec.msgpack.encode(
+                (
+                    identity.sealing_key,
+                    seq,
+                    issued_at,
+                    expires_at,
+                    host_salt,
+                    host_id,
+                    tuple(signals),
+                    tuple(interfaces),
+                    nat,
+                    tuple(relays),
+                    tuple(capabilities),
+                )
+            )
+        except (OverflowError, UnicodeEncodeError) as error:  # beyond 64 bits; half of a surrogate pair
+            raise AddressMalformed(f"a value of the address cannot be written: {error}") from error
+        head = bytes([_VERSION]) + identity.public_key
+        record = head + identity.sign(_CONTEXT, head + body) + body
+        if len(record) > MAX_RECORD:
+            raise AddressMalformed(f"the address would have {len(record)} bytes, more than {MAX_RECORD}")
+        return cls(_record=record)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PeerAddress:
+        """Check and read a record, as `to_bytes` gives it.
+
+        Raises, in the order of the checks: `AddressMalformed` (too long or too short), `AddressUnsupported` (a version
+        of the future), `AddressForged` (the signature), `AddressMalformed` (the body).
+        """
+        if len(data) > MAX_RECORD:
+            raise AddressMalformed(f"the address has {len(data)} bytes, more than {MAX_RECORD}")
+        if not data:
+            raise AddressMalformed("the address is empty")
+        if data[0] != _VERSION:
+            raise AddressUnsupported(f"the address is of version {data[0]}; this release reads version {_VERSION}")
+        if len(data) <= _BODY_START:
+            raise AddressMalformed(f"the address ends after {len(data)} bytes, before its body")
+        record = bytes(data)
+        key = record[1 : 1 + KEY_LENGTH]
+        signature, body = record[1 + KEY_LENGTH : _BODY_START], record[_BODY_START:]
+        if not verify(key, signature, _CONTEXT, record[: 1 + KEY_LENGTH] + body):
+            raise AddressForged("the address is not signed by the peer that it names")
+        return cls(_record=record)
+
+    @classmethod
+    def from_text(cls, text: str) -> PeerAddress:
+        """Check and read the text form, as `str` gives it.  White space anywhere is skipped: a paste may be wrapped.
+
+        Raises `AddressMalformed` for what is no such text and for typos, `AddressUnsupported` for the text of another
+        version, and what `from_bytes` raises.
+        """
+        if len(text) > 2 * MAX_TEXT:  # room for wrapping and indenting
+            raise AddressMalformed(f"the text has {len(text)} characters, too many for an address")
+        joined = "".join(text.split())
+        if len(joined) > MAX_TEXT:
+            raise AddressMalformed(f"the text has {len(joined)} characters, more than {MAX_TEXT}")
+        if not joined.startswith(_TEXT_PREFIX):
+            if re.match("wg[0-9]", joined):
+                raise AddressUnsupported(f"the address starts with {joined[:3]!r}; this release reads {_TEXT_PREFIX!r}")
+            raise AddressMalformed(f"an address starts with {_TEXT_PREFIX!r}; was it copied whole?")
+        if not _TEXT.fullmatch(joined):
+            raise AddressMalformed("the text has characters that no address has: letters, digits, '-' and '_' only")
+        encoded = joined[len(_TEXT_PREFIX) :]
+        try:
+            payload = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+        except ValueError:  # a length that nothing encodes to
+            payload = b""
+        checksum, record = payload[:_CHECKSUM_LENGTH], payload[_CHECKSUM_LENGTH:]
+        # The second comparison: the unused bits at the end are zero, so that a record has one text.
+        if checksum != _checksum(record) or _base64url(payload) != encoded:
+            raise AddressMalformed("checksum does not match: was it copied whole?")
+        return cls.from_bytes(record)
+
+    def to_bytes(self) -> bytes:
+        """The record, exactly as it was signed."""
+        return self._record
+
+    @property
+    def text(self) -> str:
+        """The text form: one line without spaces, for people to paste."""
+        return _TEXT_PREFIX + _base64url(_checksum(self._record) + self._record)
+
+    def check_fresh(self, now: float, *, leeway: float = 300.0) -> None:
+        """Raise `AddressExpired` or `AddressNotYetValid` unless `now` lies within the record's time.
+
+        `now` is Unix seconds; `leeway`, in seconds, is granted on both ends, for clocks that differ.
+        """
+        if now >= self.expires_at + leeway:
+            late = now - self.expires_at
+            raise AddressExpired(f"the address of {self.peer_id} expired {late:.0f} s ago: ask for a fresh one")
+        if now < self.issued_at - leeway:
+            early = self.issued_at - now
+            raise AddressNotYetValid(f"the address of {self.peer_id} begins in {early:.0f} s: a clock is wrong")
+
+    def is_same_host(self, host: Host) -> bool:
+        """Whether the peer runs on the machine `host` and shares its loopback interface.
+
+        True cannot be forged by who does not know the machine's fingerprint, but a record can be copied: it adds
+        loopback to the addresses to try, and grants nothing.
+        """
+        return host_id(host.machine_fingerprint(), self.host_salt) == self.host_id
+
+    def endpoints(self) -> Iterator[tuple[int, Endpoint]]:
+        """Every endpoint with the index of its interface (`AddressInterface.index`), in the record's order."""
+        for interface in self.interfaces:
+            for endpoint in interface.endpoints:
+                yield interface.index, endpoint
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        count = sum(len(interface.endpoints) for interface in self.interfaces)
+        return f"<PeerAddress {self.peer_id} seq={self.seq} endpoints={count} signals={len(self.signals)}>"
+
+    def __reduce__(self) -> tuple[object, tuple[bytes]]:
+        return PeerAddress.from_bytes, (self._record,)
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode("ascii").rstrip("=")
+
+
+def _checksum(record: bytes) -> bytes:
+    return hashlib.sha256(_TEXT_PREFIX.encode() + record).digest()[:_CHECKSUM_LENGTH]
+
+
+def _parse_body(data: bytes) -> tuple[_Body, tuple[AddressInterface, ...]]:
+    try:
+        body = _decode_body(data)
+        interfaces = tuple(_parse_interface(each) for each in body.interfaces)
+    # Two more than msgspec documents: it lets the UTF-8 decoder's error through, and nesting ends in RecursionError.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise AddressMalformed(f"the body of the address does not follow the format: {error}") from error
+    if len({each.index for each in interfaces}) != len(interfaces):
+        raise AddressMalformed("the address lists an interface twice")
+    if body.expires_at <= body.issued_at:
+        raise AddressMalformed("the address expires before it was issued")
+    return body, interfaces
+
+
+def _parse_interface(wire: _WireInterface) -> AddressInterface:
+    """The endpoints that this release knows, with `base` pointing into what is left of them."""
+    known: list[Endpoint] = []
+    place: dict[int, int] = {}  # in the record -> here
+    for position, raw in enumerate(wire.endpoints):
+        head = _decode_head(raw)
+        if head.transport in _TRANSPORTS and head.kind in _KINDS:
+            place[position] = len(known)
+            known.append(_checked(_decode_endpoint(raw)))
+    result: list[Endpoint] = []
+    for endpoint in known:
+        base = endpoint.base
+        if base is not None:
+            if base >= len(wire.endpoints):
+                raise AddressMalformed(f"an endpoint is derived from number {base} of its interface, which has no such")
+            base = place.get(base)
+            # A base is local (RFC 8445 section 2), so bases never form a chain, let alone a ring.
+            if base is not None and known[base].kind is not EndpointKind.NIC:
+                raise AddressMalformed("an endpoint is derived from one that is not an interface's own")
+            endpoint = msgspec.structs.replace(endpoint, base=base)
+        result.append(endpoint)
+    return AddressInterface(wire.index, tuple(result))
+
+
+def _checked(endpoint: Endpoint) -> Endpoint:
+    """`endpoint`, if its values by themselves are in range."""
+    bits = 8 * len(endpoint.address)
+    if bits not in (32, 128):
+        raise AddressMalformed(f"an endpoint's address has 4 or 16 bytes, not {len(endpoint.address)}")
+    if bits == 128 and endpoint.address.startswith(_V4_MAPPED):
+        raise AddressMalformed("an endpoint hides an IPv4 address in an IPv6 one; it has to be written as IPv4")
+    if not 1 <= endpoint.port <= 65535:
+        raise AddressMalformed(f"an endpoint's port is 1 to 65535, not {endpoint.port}")
+    if endpoint.prefix is not None and not 0 <= endpoint.prefix <= bits:
+        raise AddressMalformed(f"a prefix of IPv{endpoint.af} is 0 to {bits} bits long, not {endpoint.prefix}")
+    if endpoint.base is not None and (endpoint.base < 0 or endpoint.kind is EndpointKind.NIC):
+        raise AddressMalformed("only an endpoint that is not an interface's own is derived from another (base)")
+    if endpoint.observed_at is not None and not 0 <= endpoint.observed_at <= _LATEST:
+        raise AddressMalformed(f"an endpoint was seen at {endpoint.observed_at}, which is no time")
+    return endpoint
+
+
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2; a system sends such a packet to the IPv4 address inside
+
+# Not reachable from elsewhere.  The documentation ranges (RFC 5737, RFC 3849) are deliberately absent: labs use them
+# as public addresses.
+_NOT_PUBLIC_V4: Final = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # "this network", RFC 1122; holds the unspecified address
+        "10.0.0.0/8",  # private, RFC 1918
+        "100.64.0.0/10",  # shared between a provider and its customers, RFC 6598
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, RFC 3927
+        "172.16.0.0/12",  # private, RFC 1918
+        "192.0.0.0/24",  # protocol assignments, RFC 6890; phones behind 464XLAT have 192.0.0.4
+        "192.168.0.0/16",  # private, RFC 1918
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and broadcast
+    )
+)
+_NOT_PUBLIC_V6: Final = tuple(
+    ipaddress.IPv6Network(network)
+    for network in (
+        "::/128",  # unspecified
+        "::1/128",  # loopback
+        "fc00::/7",  # unique local, RFC 4193
+        "fe80::/10",  # link-local
+        "fec0::/10",  # site-local, RFC 3879
+        "ff00::/8",  # multicast
+    )
+)
+
+
+def is_public(ip: IPv4Address | IPv6Address) -> bool:
+    """Whether an address can be reached from elsewhere, firewalls apart.
+
+    The documentation ranges count as public, since labs use them so.  Unlike `ip.is_global`, it is the same on every
+    version of Python.  An IPv4-mapped IPv6 address is what the IPv4 address in it is.
+    """
+    if isinstance(ip, IPv6Address):
+        mapped = ip.ipv4_mapped
+        return is_public(mapped) if mapped is not None else not any(ip in network for network in _NOT_PUBLIC_V6)
+    return not any(ip in network for network in _NOT_PUBLIC_V4)
+
+
+_MAX_V4_ADDRESSES: Final = 4  # of one interface; more are aliases that lead to the same place
+_MAX_V6_ADDRESSES: Final = 2  # of one interface; privacy extensions (RFC 8981) collect a dozen
+_MAX_DESCRIBED: Final = 32  # endpoints in all, at most 27 bytes each: leaves room for the rest of a record
+
+
+def describe_interfaces(
+    host_interfaces: Sequence[Interface],
+    *,
+    port_v4: int | None,
+    port_v6: int | None,
+    include_virtual: bool = False,
+) -> tuple[AddressInterface, ...]:
+    """What a node that listens on TCP publishes of its machine's interfaces (`Host.interfaces()`).
+
+    For each address of an interface that is neither loopback nor virtual: a NIC endpoint, and when `is_public` also an
+    EXT endpoint with the NIC one as its base.  Link-local and multicast addresses are left out.  A port of None leaves
+    its family out.  Of one interface at most 2 IPv6 and 4 IPv4 addresses are taken, public ones first; where a machine
+    has more than a record holds, interfaces with public addresses go first.  A machine that has nothing else publishes
+    its loopback, since its own programs can still reach each other.
+    """
+    described: list[tuple[bool, AddressInterface]] = []
+    for interface in host_interfaces:
+        if interface.is_loopback or (interface.is_virtual and not include_virtual):
+            continue
+        endpoints: list[Endpoint] = []
+        for version, port, most in ((4, port_v4, _MAX_V4_ADDRESSES), (6, port_v6, _MAX_V6_ADDRESSES)):
+            if port is None:
+                continue
+            usable = [each for each in interface.addresses if each.ip.version == version and _is_usable(each.ip)]
+            for address in sorted(usable, key=lambda each: not is_public(each.ip))[:most]:
+                nic = len(endpoints)
+                endpoints.append(
+                    Endpoint.make(
+                        transport=Transport.TCP,
+                        kind=EndpointKind.NIC,
+                        ip=address.ip,
+                        port=port,
+                        prefix=address.prefix,
+                    )
+                )
+                if is_public(address.ip):
+                    endpoints.append(
+                        Endpoint.make(
+                            transport=Transport.TCP,
+                            kind=EndpointKind.EXT,
+                            ip=address.ip,
+                            port=port,
+                            base=nic,
+                        )
+                    )
+        if endpoints:
+            has_public = any(endpoint.kind is EndpointKind.EXT for endpoint in endpoints)
+            described.append((has_public, AddressInterface(interface.index, tuple(endpoints))))
+    chosen: set[int] = set()
+    room = _MAX_DESCRIBED
+    for _, each in sorted(described, key=lambda pair: not pair[0]):
+        if len(each.endpoints) <= room and len(chosen) < MAX_INTERFACES:
+            chosen.add(each.index)
+            room -= len(each.endpoints)
+    found = tuple(each for _, each in described if each.index in chosen)
+    return found or _loopback_only(port_v4, port_v6)
+
+
+def _loopback_only(port_v4: int | None, port_v6: int | None) -> tuple[AddressInterface, ...]:
+    endpoints = tuple(
+        Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=port)
+        for ip, port in (("127.0.0.1", port_v4), ("::1", port_v6))
+        if port is not None
+    )
+    return (AddressInterface(0, endpoints),) if endpoints else ()
+
+
+def _is_usable(ip: IPv4Address | IPv6Address) -> bool:
+    mapped = ip.version == 6 and ip.packed.startswith(_V4_MAPPED)
+    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified or mapped)

@@ -1,0 +1,179 @@
+"""Every exception that the package raises on purpose.
+
+Trio's three resource errors (`trio.BusyResourceError`, `trio.ClosedResourceError`, `trio.BrokenResourceError`) are used
+unchanged on streams, with the real reason in ``__cause__``.  What stands here is what Trio has no word for.  The rule
+of the tree: a name says *what was wrong with what*, so that nobody has to read the message to decide what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import ConnectReport, Verdict
+
+__all__ = [
+    "AddressError",
+    "AddressExpired",
+    "AddressForged",
+    "AddressMalformed",
+    "AddressNotYetValid",
+    "AddressUnsupported",
+    "AttemptFailed",
+    "CarrierError",
+    "ConfigError",
+    "ConnectError",
+    "IdentityError",
+    "LocalProtocolError",
+    "PeerIdError",
+    "PeerRefused",
+    "PluginError",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "SealError",
+    "SignalError",
+    "SignalForged",
+    "SignalMalformed",
+    "SignalMisdirected",
+    "SignalUnavailable",
+    "SignalUnsupported",
+    "WarpgateError",
+    "WrongPeer",
+]
+
+
+class WarpgateError(Exception):
+    """The base of every exception that this package defines."""
+
+
+class ConfigError(WarpgateError, ValueError):
+    """The configuration cannot be used; the message names the key, its value and where it came from."""
+
+
+class IdentityError(ConfigError):
+    """The node's key file is missing, unreadable, readable by others, or holds no Ed25519 key."""
+
+
+class PeerIdError(WarpgateError, ValueError):
+    """A text is not a peer id (52 characters of lower-case base32)."""
+
+
+class SealError(WarpgateError):
+    """A sealed blob cannot be opened with our key, or a key cannot be sealed to."""
+
+
+class AddressError(WarpgateError, ValueError):
+    """A peer address cannot be used; the subclasses say why."""
+
+
+class AddressMalformed(AddressError):
+    """The text or record breaks a limit, the checksum, or the format."""
+
+
+class AddressUnsupported(AddressError):
+    """The record is of a version that this release does not know."""
+
+
+class AddressForged(AddressError):
+    """The signature of the record is not by the key that the record names."""
+
+
+class AddressExpired(AddressError):
+    """The record was good once; ask the peer for a fresh one."""
+
+
+class AddressNotYetValid(AddressError):
+    """The record was issued in our future: one of the two clocks is wrong."""
+
+
+class ProtocolError(WarpgateError):
+    """Bytes or calls that a protocol's state table does not allow.  Abstract: one side is always to blame.
+
+    See `LocalProtocolError` (you did it) and `RemoteProtocolError` (they did it); the split is h11's.
+    """
+
+    def __init__(self, message: str) -> None:
+        if type(self) is ProtocolError:
+            raise TypeError("ProtocolError is abstract: raise LocalProtocolError or RemoteProtocolError")
+        super().__init__(message)
+
+
+class LocalProtocolError(ProtocolError):
+    """This side asked for something that its protocol state does not allow: a bug here."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side sent something that its protocol state does not allow."""
+
+
+class SignalError(WarpgateError):
+    """A signal message was not accepted; the subclasses say why."""
+
+
+class SignalMalformed(SignalError):
+    """Over the size limit, truncated, not openable with our key, or not of the message's format."""
+
+
+class SignalUnsupported(SignalError):
+    """A version of the envelope that this release does not know."""
+
+
+class SignalForged(SignalError):
+    """The signature, or the sender's own address inside, does not belong to the key that the message names."""
+
+
+class SignalMisdirected(SignalError):
+    """Signed for another receiver: somebody re-sealed or re-addressed it."""
+
+
+class SignalUnavailable(SignalError):
+    """No signal server can carry a message now."""
+
+
+class CarrierError(WarpgateError):
+    """The encrypted carrier could not be set up on a path that did connect."""
+
+
+class WrongPeer(CarrierError):
+    """Something answered on the path, but not the peer that the address names."""
+
+
+class AttemptFailed(WarpgateError):
+    """A plugin's attempt ended without a path for a reason that it expected; one sentence, no traceback needed."""
+
+
+class PeerRefused(WarpgateError):
+    """The peer answered, and said no.  `reason` is a `warpgate_trio.link.RefuseReason`.
+
+    Raised inside attempts; at the end of a walk it shows as a `ConnectError` whose verdict says which no it was.
+    """
+
+    def __init__(self, reason: int, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PluginError(WarpgateError):
+    """A plugin breaks the plugin contract; with ``strict_plugins=True`` it reaches the caller."""
+
+
+class ConnectError(WarpgateError):
+    """No Pipe: raised by `Node.auto_connect` and `Node.connect` after every combo has been given up.
+
+    Attributes:
+      verdict: the one reason that explains most, a `Verdict`.
+      advice: one sentence on what would help.
+      report: the whole `ConnectReport`, every combo with its outcome and its times.
+    """
+
+    def __init__(self, report: ConnectReport) -> None:
+        super().__init__(f"{report.verdict.value}: {report.advice}")
+        self.report = report
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.report.verdict
+
+    @property
+    def advice(self) -> str:
+        return self.report.advice

@@ -1,0 +1,305 @@
+"""The only seam between the package and the machine (DESIGN 3).
+
+Sockets come from `trio.socket`.  Everything else that a machine answers is asked of a `Host`: its interfaces and
+routes, the wall clock, entropy, randomness, and which machine this is.  `current()` is the real machine unless a
+provider is installed for the running `trio.run`, as `trio.socket.set_custom_socket_factory` does it for sockets; with
+both installed, the code that users run is, line for line, the code that is simulated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import random
+import secrets
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, Protocol, final
+
+import psutil
+import trio
+
+__all__ = [
+    "HOST_ID_LENGTH",
+    "HOST_SALT_LENGTH",
+    "Host",
+    "Interface",
+    "InterfaceAddress",
+    "RealHost",
+    "current",
+    "host_id",
+    "set_provider",
+]
+
+HOST_SALT_LENGTH: Final = 8
+HOST_ID_LENGTH: Final = 16
+_FINGERPRINT_LENGTH: Final = 32  # of SHA-256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceAddress:
+    """One address of an interface.
+
+    Attributes:
+      ip: the address, without an IPv6 scope id (the interface's index is the scope).
+      prefix: the length of its network's prefix, in bits.
+    """
+
+    ip: IPv4Address | IPv6Address
+    prefix: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """A network interface that is up.
+
+    Attributes:
+      name: as the operating system calls it.
+      index: the kernel's number for it, unique on this machine (made up where the system does not say).
+      addresses: in the order in which the operating system lists them.
+      is_loopback: whether it leads only to this machine.
+      is_virtual: whether it leads only to containers or virtual machines on this machine, going by its name.
+    """
+
+    name: str
+    index: int
+    addresses: tuple[InterfaceAddress, ...]
+    is_loopback: bool
+    is_virtual: bool
+
+
+class Host(Protocol):
+    """What the package asks of a machine, sockets apart."""
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        """The interfaces that are up now, those without an address too."""
+        ...
+
+    def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
+        """The source address that the routing table picks for `dest`; None when there is no route.  Sends no packet."""
+        ...
+
+    def wall_time(self) -> float:
+        """Unix seconds, as this machine believes; it may be wrong and it may jump."""
+        ...
+
+    def entropy(self, n: int) -> bytes:
+        """`n` unpredictable bytes, fit for keys."""
+        ...
+
+    @property
+    def random(self) -> random.Random:
+        """Randomness for jitter and for choosing ports; never for secrets."""
+        ...
+
+    def machine_fingerprint(self) -> bytes:
+        """32 bytes that two processes share when they share a loopback interface.
+
+        It identifies the machine and never leaves it: what is published is a `host_id`, salted per record.
+        """
+        ...
+
+
+_provider: trio.lowlevel.RunVar[Callable[[], Host] | None] = trio.lowlevel.RunVar("warpgate_trio_host", default=None)
+
+
+def current() -> Host:
+    """The host that the calling code runs on.
+
+    Inside `trio.run` the provider of `set_provider` is asked, every time.  Without one, and outside of `trio.run`
+    (worker threads included), it is the real machine.
+    """
+    try:
+        provider = _provider.get()
+    except RuntimeError:  # not inside trio.run
+        return _REAL_HOST
+    return _REAL_HOST if provider is None else provider()
+
+
+def set_provider(provider: Callable[[], Host] | None) -> Callable[[], Host] | None:
+    """Answer `current` with `provider()` for the rest of this `trio.run`; None goes back to the real machine.
+
+    Returns what was installed before, to be put back, as `trio.socket.set_custom_socket_factory` does.  RuntimeError
+    outside of `trio.run`.
+    """
+    previous = _provider.get()
+    _provider.set(provider)
+    return previous
+
+
+def host_id(fingerprint: bytes, salt: bytes) -> bytes:
+    """The 16-byte id under which a record names its machine to other processes on the same machine.
+
+    Nobody without the fingerprint learns anything from it, nor that two records with different 8-byte salts are of one
+    machine.  ValueError for other lengths.
+    """
+    if len(fingerprint) != _FINGERPRINT_LENGTH or len(salt) != HOST_SALT_LENGTH:
+        raise ValueError(f"a host id is of a {_FINGERPRINT_LENGTH}-byte fingerprint and a {HOST_SALT_LENGTH}-byte salt")
+    return hmac.digest(fingerprint, b"warpgate-trio host id v1\0" + salt, "sha256")[:HOST_ID_LENGTH]
+
+
+@final
+class RealHost:
+    """The machine that this process runs on."""
+
+    __slots__ = ("_random",)
+
+    def __init__(self) -> None:
+        self._random = random.Random()
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        addresses = {
+            name: [(entry.address, entry.netmask) for entry in entries if entry.family in _IP_FAMILIES]
+            for name, entries in psutil.net_if_addrs().items()
+        }
+        flags = {name: set(stats.flags.split(",")) for name, stats in psutil.net_if_stats().items() if stats.isup}
+        return _interfaces(addresses, flags, _kernel_index)
+
+    def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
+        # Connecting a datagram socket only looks up the route: it neither sends nor waits, hence no trio.socket, which
+        # could not be asked outside of trio.run either.  Port 9 (discard), since some systems refuse port 0.
+        if dest.is_unspecified:  # Linux would take it for this machine
+            return None
+        family = socket.AF_INET if dest.version == 4 else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((str(dest), 9))
+                source = _parse_ip(probe.getsockname()[0])
+        except OSError:  # no route, no such family on this machine, or a destination that nothing can be sent to
+            return None
+        return None if source.is_unspecified else source
+
+    def wall_time(self) -> float:
+        return time.time()
+
+    def entropy(self, n: int) -> bytes:
+        return secrets.token_bytes(n)
+
+    @property
+    def random(self) -> random.Random:
+        return self._random
+
+    def machine_fingerprint(self) -> bytes:
+        # Machine ids are copied with images and containers; a boot id tells two running copies apart, and a network
+        # namespace tells containers apart, which have the host's boot id and each a loopback interface of their own.
+        parts = (_machine_id(), _read_line("/proc/sys/kernel/random/boot_id"), _network_namespace())
+        return hashlib.sha256("\0".join(("warpgate-trio fingerprint v1", *parts)).encode()).digest()
+
+
+_REAL_HOST: Final = RealHost()
+
+_IP_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+
+# Shell patterns, in lower case, for the names of interfaces that lead only to containers and virtual machines on this
+# machine.  A peer elsewhere cannot reach an address on one, and often has an interface with the very same address.
+_VIRTUAL_NAMES: Final = (
+    "docker*",  # docker0, docker_gwbridge
+    "br-" + 12 * "[0-9a-f]",  # Docker's user-defined networks; another br-*, such as OpenWrt's br-lan, is a real one
+    "veth[!e]*",  # one end of a cable into a container; not Hyper-V's "vEthernet (...)", which may be the real adapter
+    "virbr*",  # libvirt's NAT networks
+    "vmnet*",  # VMware's host-only and NAT networks
+    "vmware network adapter vmnet*",  # the same on Windows
+    "vboxnet*",  # VirtualBox's host-only networks
+    "virtualbox host-only*",  # the same on Windows
+    "cni*",  # Kubernetes and Podman bridges of the container network interface
+    "flannel*",  # Kubernetes' overlay between the nodes of a cluster
+    "podman*",  # podman0 and further Podman bridges
+)
+
+# Kernel indexes are small (and 32 bits wide at most); those that we make up start above.
+_FIRST_INVENTED_INDEX: Final = 1 << 20
+
+
+def _is_virtual(name: str) -> bool:
+    return any(fnmatchcase(name.lower(), pattern) for pattern in _VIRTUAL_NAMES)
+
+
+def _interfaces(
+    addresses: Mapping[str, Sequence[tuple[str, str | None]]],
+    flags: Mapping[str, set[str]],
+    index_of: Callable[[str], int | None],
+) -> tuple[Interface, ...]:
+    """What psutil says, (address, netmask) pairs by name and flags by name of those that are up, as `Interface`s."""
+    merged: dict[str, list[InterfaceAddress]] = {name: [] for name in flags}
+    for name, pairs in addresses.items():
+        # An address with a label ("eth0:backup", Linux) is listed apart; it is of the interface before the colon.
+        owner = name if name in flags else name.partition(":")[0]
+        if owner in merged:
+            found = [InterfaceAddress(ip=_parse_ip(text), prefix=_prefix(text, mask)) for text, mask in pairs]
+            merged[owner] += [address for address in found if address not in merged[owner]]
+    result: list[Interface] = []
+    for position, (name, found) in enumerate(merged.items()):
+        index = index_of(name)
+        result.append(
+            Interface(
+                name=name,
+                index=_FIRST_INVENTED_INDEX + position if index is None else index,
+                addresses=tuple(found),
+                # Windows has no flags: there, an interface with nothing but loopback addresses is one.
+                is_loopback="loopback" in flags[name] or bool(found and all(each.ip.is_loopback for each in found)),
+                is_virtual=_is_virtual(name),
+            )
+        )
+    return tuple(sorted(result, key=lambda interface: interface.index))
+
+
+def _kernel_index(name: str) -> int | None:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:  # it has just gone, or Windows, where psutil's friendly names are not the ones that this call knows
+        return None
+
+
+def _parse_ip(text: str) -> IPv4Address | IPv6Address:
+    return ip_address(text.partition("%")[0])
+
+
+def _prefix(address: str, mask: str | None) -> int:
+    ip = _parse_ip(address)
+    if not mask:
+        # Point-to-point IPv4 has no network.  On Windows psutil gives no IPv6 masks; networks are /64 (RFC 4291 2.5.1).
+        return 32 if ip.version == 4 else 64
+    return int(_parse_ip(mask)).bit_count()
+
+
+def _machine_id() -> str:
+    """An id of this installation."""
+    if sys.platform == "win32":
+        import winreg
+
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Cryptography") as key:
+                return str(winreg.QueryValueEx(key, "MachineGuid")[0])
+        except OSError:
+            return f"mac-{uuid.getnode():012x}"
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostid"):
+        if text := _read_line(path):
+            return text
+    # macOS, and systems without a machine id: the MAC address.  Without one this is a random number per process, and
+    # two processes on this machine then do not recognise each other, which costs them the loopback combos, no more.
+    return f"mac-{uuid.getnode():012x}"
+
+
+def _read_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.readline(256).strip()
+    except OSError:
+        return ""
+
+
+def _network_namespace() -> str:
+    if sys.platform != "linux":
+        return ""
+    try:  # of this thread, for which its sockets are made; setns(2) and unshare(2) change one thread
+        status = os.stat("/proc/thread-self/ns/net")
+    except OSError:  # no /proc
+        return ""
+    return f"{status.st_dev}:{status.st_ino}"

@@ -1,0 +1,350 @@
+"""A node's identity: one Ed25519 key, and everything that follows from it.
+
+The node key is the only secret that a node keeps.  The rest is computed from it, so that one 32-byte seed is a whole
+identity and nothing can get out of step with it:
+
+* the *peer id*, the public key in base32, the name under which others know the node;
+* the X25519 *sealing key* (HKDF of the seed), to which others encrypt signal messages with HPKE (RFC 9180);
+* the self-signed *certificate* of the node's TLS and QUIC carriers, the same bytes on every start.
+
+Every signature is over ``context + NUL + data``, where the context names the purpose and a version.  A context holds no
+NUL, so two purposes can never produce the same signed bytes (the separation of RFC 8032 section 8.5).
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final, NoReturn, final
+
+import platformdirs
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from . import host
+from .errors import IdentityError, PeerIdError, SealError
+
+__all__ = [
+    "KEY_LENGTH",
+    "PEER_ID_LENGTH",
+    "SEAL_OVERHEAD",
+    "SESSION_ID_LENGTH",
+    "SIGNATURE_LENGTH",
+    "Identity",
+    "check_proof",
+    "default_key_file",
+    "key_from_peer_id",
+    "peer_id_from_key",
+    "prove",
+    "seal",
+    "verify",
+]
+
+KEY_LENGTH: Final = 32  # of seeds and of Ed25519 and X25519 public keys (RFC 8032, RFC 7748)
+SIGNATURE_LENGTH: Final = 64  # of an Ed25519 signature (RFC 8032)
+SESSION_ID_LENGTH: Final = 16
+PEER_ID_LENGTH: Final = 52  # 256 bits in groups of 5, without padding
+SEAL_OVERHEAD: Final = 48  # the encapsulated X25519 key (32) before, the AES-GCM tag (16) after the ciphertext
+
+_SEALING_INFO: Final = b"warpgate-trio x25519 v1"
+_PROOF_CONTEXT: Final = b"warpgate-trio proof v1"
+_SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
+
+_MAX_KEY_FILE: Final = 16_384  # a PKCS #8 Ed25519 key is 119 bytes of PEM; whatever is larger is another file
+_NOT_BEFORE: Final = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_NOT_AFTER: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5: no end
+_BASE32 = re.compile(r"[a-z2-7]*", re.ASCII)
+
+
+@final
+class Identity:
+    """A node key and what it can do.  Made by `from_seed`, `generate`, `load` or `load_or_create`.
+
+    Attributes:
+      peer_id: the name of this identity, 52 characters of lower-case base32.
+      public_key: the Ed25519 public key, 32 bytes.
+      sealing_key: the X25519 public key that others `seal` to, 32 bytes.
+
+    It is immutable, cannot be pickled, and its repr shows the peer id only.
+    """
+
+    __slots__ = ("_sealing", "_signing", "peer_id", "public_key", "sealing_key")
+
+    peer_id: Final[str]
+    public_key: Final[bytes]
+    sealing_key: Final[bytes]
+    _signing: Final[Ed25519PrivateKey]
+    _sealing: Final[X25519PrivateKey]
+
+    def __init__(self, *, _seed: bytes) -> None:
+        if len(_seed) != KEY_LENGTH:
+            raise ValueError(f"a seed has {KEY_LENGTH} bytes, not {len(_seed)}")
+        derived = HKDF(algorithm=hashes.SHA256(), length=KEY_LENGTH, salt=None, info=_SEALING_INFO).derive(_seed)
+        self._signing = Ed25519PrivateKey.from_private_bytes(_seed)
+        self._sealing = X25519PrivateKey.from_private_bytes(derived)
+        self.public_key = self._signing.public_key().public_bytes_raw()
+        self.sealing_key = self._sealing.public_key().public_bytes_raw()
+        self.peer_id = peer_id_from_key(self.public_key)
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> Identity:
+        """The identity whose Ed25519 private key (RFC 8032) is these 32 bytes.  ValueError for another length."""
+        return cls(_seed=seed)
+
+    @classmethod
+    def generate(cls) -> Identity:
+        """A fresh identity, from the current host's entropy."""
+        return cls(_seed=host.current().entropy(KEY_LENGTH))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Identity:
+        """The identity in a key file (PEM, PKCS #8, not encrypted).
+
+        Raises `IdentityError` when the file is missing or unreadable, when on POSIX its mode lets the group or others
+        read or write it, and when it does not hold an Ed25519 private key.
+        """
+        file = Path(path)
+        identity = cls._load_if_present(file)
+        if identity is None:
+            raise IdentityError(f"there is no key file {file}")
+        return identity
+
+    @classmethod
+    def load_or_create(cls, path: str | os.PathLike[str]) -> Identity:
+        """The identity in a key file, which is first made (mode 0600, its directory 0700) when there is none.
+
+        The file appears whole or not at all, and of several processes that start at once one makes it and all of them
+        return the same identity.  Raises `IdentityError` as `load` does, and when the file cannot be made.
+        """
+        file = Path(path)
+        identity = cls._load_if_present(file)
+        if identity is not None:
+            return identity
+        created = cls.generate()
+        if _create_exclusively(file, created.private_key_pem()):
+            return created
+        return cls.load(file)  # somebody else was faster: theirs is the identity of this node
+
+    @classmethod
+    def _load_if_present(cls, file: Path) -> Identity | None:
+        pem = _read_private_file(file)
+        if pem is None:
+            return None
+        try:
+            key = serialization.load_pem_private_key(pem, password=None)
+        except TypeError as error:  # how the library says "encrypted"
+            raise IdentityError(f"the key in {file} is encrypted; a node key is stored without a password") from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise IdentityError(f"{file} does not hold a private key in PEM form") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise IdentityError(f"the key in {file} is not an Ed25519 key")
+        return cls(_seed=key.private_bytes_raw())
+
+    def sign(self, context: bytes, data: bytes) -> bytes:
+        """The Ed25519 signature (64 bytes) over ``context + NUL + data``.  ValueError for a context with a NUL."""
+        return self._signing.sign(_signed_bytes(context, data))
+
+    def open_sealed(self, blob: bytes, *, info: bytes) -> bytes:
+        """The plaintext that somebody `seal`\\ ed to our sealing key with the same `info`.
+
+        HPKE (RFC 9180) in base mode: it says nothing about who sealed it.  Raises `SealError` for everything that
+        was not sealed to us, was altered, or has another `info`.
+        """
+        try:
+            return _SUITE.decrypt(blob, self._sealing, info)
+        except (InvalidTag, ValueError) as error:
+            raise SealError(f"a blob of {len(blob)} bytes is not sealed to our key, or was altered") from error
+
+    def certificate_pem(self) -> bytes:
+        """The self-signed X.509 certificate of this identity in PEM.
+
+        A pure function of the key (fixed serial and dates; Ed25519 signatures are deterministic), so that every start
+        of a node shows the same bytes.  Peers pin its *key*; names and dates in it mean nothing.
+        """
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "warpgate-trio")])
+        builder = x509.CertificateBuilder(
+            issuer_name=name,
+            subject_name=name,
+            public_key=self._signing.public_key(),
+            serial_number=1,
+            not_valid_before=_NOT_BEFORE,
+            not_valid_after=_NOT_AFTER,
+        )
+        return builder.sign(self._signing, algorithm=None).public_bytes(serialization.Encoding.PEM)
+
+    def private_key_pem(self) -> bytes:
+        """The private key in PEM (PKCS #8, not encrypted): what a key file holds and TLS wants.  A secret."""
+        return self._signing.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    def __repr__(self) -> str:
+        return f"<Identity {self.peer_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Identity holds a private key and is not pickled or copied; keep its key file instead")
+
+
+def verify(public_key: bytes, signature: bytes, context: bytes, data: bytes) -> bool:
+    """Whether `signature` is `Identity.sign`'s over the same context and data, by the owner of `public_key`.
+
+    Every argument but the context may come from outside: keys and signatures of any length and content are answered
+    with False, never an exception.  ValueError for a context with a NUL, which is a mistake of the caller.
+    """
+    signed = _signed_bytes(context, data)
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, signed)
+    except (InvalidSignature, ValueError):  # ValueError: the key has another length
+        return False
+    return True
+
+
+def seal(sealing_key: bytes, plaintext: bytes, *, info: bytes) -> bytes:
+    """Encrypt to an X25519 public key, so that only its owner opens it (`Identity.open_sealed` with the same `info`).
+
+    HPKE (RFC 9180): X25519, HKDF-SHA256, AES-128-GCM, base mode, single shot.  The result is `SEAL_OVERHEAD` bytes
+    longer than the plaintext.  Raises `SealError` for a key of another length and for a low-order point (RFC 7748
+    section 6.1), with which everybody could open the blob.
+    """
+    try:
+        return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(sealing_key), info)
+    except ValueError as error:
+        raise SealError("the peer's sealing key is not a usable X25519 public key") from error
+
+
+def peer_id_from_key(key: bytes) -> str:
+    """The peer id of a 32-byte Ed25519 public key: lower-case base32 (RFC 4648) without padding, 52 characters.
+
+    Raises `PeerIdError` for another length.
+    """
+    if len(key) != KEY_LENGTH:
+        raise PeerIdError(f"a public key has {KEY_LENGTH} bytes, not {len(key)}")
+    return base64.b32encode(key).decode("ascii").rstrip("=").lower()
+
+
+def key_from_peer_id(text: str) -> bytes:
+    """The Ed25519 public key that a peer id stands for; the inverse of `peer_id_from_key`.
+
+    Only the canonical form is accepted, so that equal keys have equal ids.  Raises `PeerIdError` with what is wrong.
+    """
+    if len(text) != PEER_ID_LENGTH:
+        raise PeerIdError(f"a peer id has {PEER_ID_LENGTH} characters, not {len(text)}")
+    if not _BASE32.fullmatch(text):
+        if text.isascii() and _BASE32.fullmatch(text.lower()):
+            raise PeerIdError("a peer id is written in lower case")
+        raise PeerIdError("a peer id consists of the letters a to z and the digits 2 to 7")
+    key = base64.b32decode(text.upper() + "====")
+    if peer_id_from_key(key) != text:  # 52 characters hold 260 bits: the last 4 have to be zero
+        raise PeerIdError("the last character of the peer id is wrong; was it copied whole?")
+    return key
+
+
+def default_key_file() -> Path:
+    """Where the node key of this user is kept unless the configuration says otherwise."""
+    return platformdirs.user_config_path("warpgate-trio", appauthor=False) / "node.key"
+
+
+def prove(identity: Identity, *, server_key: bytes, session_id: bytes) -> bytes:
+    """The client's proof of who it is inside a carrier (DESIGN 4.2): a 64-byte signature.
+
+    It signs the Ed25519 key of the carrier's server end, which the client has pinned, and the 16-byte session id.
+    Only that server can read it, so it needs neither a challenge nor a time.  ValueError for other lengths.
+    """
+    if len(server_key) != KEY_LENGTH or len(session_id) != SESSION_ID_LENGTH:
+        raise ValueError(f"a proof is over a {KEY_LENGTH}-byte key and a {SESSION_ID_LENGTH}-byte session id")
+    return identity.sign(_PROOF_CONTEXT, server_key + session_id)
+
+
+def check_proof(*, client_key: bytes, server_key: bytes, session_id: bytes, signature: bytes) -> bool:
+    """Whether `signature` is `prove`'s, by the owner of `client_key`, for this server and session.  Never raises."""
+    if len(server_key) != KEY_LENGTH or len(session_id) != SESSION_ID_LENGTH:
+        return False
+    return verify(client_key, signature, _PROOF_CONTEXT, server_key + session_id)
+
+
+def _signed_bytes(context: bytes, data: bytes) -> bytes:
+    if b"\0" in context:
+        raise ValueError("a signature context holds no NUL byte: NUL ends it")
+    return context + b"\0" + data
+
+
+def _read_private_file(file: Path) -> bytes | None:
+    """The content of a file that nobody but its owner may read, or None when there is no such file."""
+    # A FIFO in the file's place must not block us (O_NONBLOCK); the rest is asked of the open file, not of its name.
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(file, flags)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise IdentityError(f"the key file {file} cannot be read: {_reason(error)}") from error
+    try:
+        with open(descriptor, "rb") as opened:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise IdentityError(f"the key file {file} is not a regular file")
+            if os.name == "posix" and status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise IdentityError(f"the key file {file} is open to others (mode {mode:04o}); run: chmod 600 {file}")
+            content = opened.read(_MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise IdentityError(f"the key file {file} cannot be read: {_reason(error)}") from error
+    if len(content) > _MAX_KEY_FILE:
+        raise IdentityError(f"{file} is too large to be a key file")
+    return content
+
+
+def _create_exclusively(file: Path, content: bytes) -> bool:
+    """Make `file` with `content`, whole and readable by its owner only; False when it exists by now."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Written beside the target under a name that nobody guesses, then put in place by an operation that fails when
+        # the target exists: link(2) on POSIX (rename would replace it), rename on Windows (which does not replace).
+        temporary = file.with_name(f".{file.name}.{host.current().entropy(8).hex()}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            with open(descriptor, "wb") as opened:
+                opened.write(content)
+                opened.flush()
+                os.fsync(descriptor)
+            if os.name == "posix":
+                os.link(temporary, file)
+            else:
+                os.rename(temporary, file)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(file.parent)
+    except (OSError, ValueError) as error:
+        raise IdentityError(f"the key file {file} cannot be made: {_reason(error)}") from error
+    return True
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a new name in `directory` survive a power cut; Windows has no such call."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems do not sync directories
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
