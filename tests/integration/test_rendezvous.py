@@ -1,0 +1,509 @@
+"""The rendezvous server and a channel to it, over real sockets and real TLS, with all that either can do wrong."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.certificates import Authority
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.errors import ConfigError, SignalUnavailable, SignalUnsupported
+from warpgate_trio.identity import Identity
+from warpgate_trio.servers import rendezvous_core as core
+from warpgate_trio.servers.rendezvous import RendezvousLimits, RendezvousServer, open_rendezvous, serve_rendezvous
+from warpgate_trio.signal import Delivery, SignalChannel, open_channel, websocket_channel
+from warpgate_trio.websocket import (
+    WebSocket,
+    WebSocketClosed,
+    open_background_nursery,
+    open_websocket,
+    serve_websocket,
+)
+
+ALICE = Identity.from_seed(bytes(range(32)))
+BOB = Identity.from_seed(bytes(range(32, 64)))
+
+
+@pytest.fixture(autouse=True)
+async def _bounded(nursery: trio.Nursery) -> None:
+    async def alarm() -> None:
+        await trio.sleep(5)
+        raise trio.TooSlowError
+
+    nursery.start_soon(alarm)
+
+
+@asynccontextmanager
+async def channel_to(server: RendezvousServer | str, identity: Identity) -> AsyncGenerator[SignalChannel]:
+    url = server if isinstance(server, str) else server.url
+    async with open_channel(ServerUrl.parse(url), identity) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def by_hand(server: RendezvousServer, identity: Identity | None = None) -> AsyncGenerator[WebSocket]:
+    """A client that does what the test says; registered when it has an identity, else just challenged."""
+    async with open_websocket(server.url, max_message=2 * core.MAX_FRAME, close_timeout=0.05) as websocket:
+        challenge = core.decode_from_server(await websocket.receive())
+        assert isinstance(challenge, core.Challenge)
+        if identity is not None:
+            await websocket.send(core.register(identity, challenge).encode())
+            assert core.decode_from_server(await websocket.receive()) == core.Registered()
+        yield websocket
+
+
+@asynccontextmanager
+async def server_that(handler: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[str]:
+    """A WebSocket server that is no rendezvous server, or a bad one; yields its URL."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with open_background_nursery() as nursery:
+        await nursery.start(
+            partial(serve_websocket, handler, listeners, max_message=100_000, handshake_timeout=5, close_timeout=0.01)
+        )
+        yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+
+
+async def expect_error(websocket: WebSocket, code: core.ErrorCode) -> str:
+    error = core.decode_from_server(await websocket.receive())
+    assert isinstance(error, core.Error)
+    assert error.code == code
+    with pytest.raises(WebSocketClosed):
+        await websocket.receive()
+    return error.text
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """For what happens in another task some time after a socket told its kernel."""
+    while not condition():
+        await trio.sleep(0.001)
+
+
+# --- what it is for ---
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_payload_from_alice_to_bob(host: str, tls: bool, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    trust = authority.client() if tls else None
+    async with open_rendezvous(host=host, ssl_context=authority.server(host) if tls else None) as server:
+        assert server.url.startswith("wss://" if tls else "ws://")
+        url = ServerUrl.parse(server.url)
+        async with (
+            open_channel(url, ALICE, ssl_context=trust) as alice,
+            open_channel(url, BOB, ssl_context=trust) as bob,
+        ):
+            assert alice.url == server.url
+            assert alice.rtt is not None
+            assert 0 < alice.rtt < 1
+            for payload in (b"x", bytes(core.MAX_PAYLOAD)):
+                assert await alice.send(BOB.public_key, payload) is Delivery.DELIVERED
+                assert await bob.receive() == payload
+            assert server.statistics().connections == server.statistics().mailboxes == 2
+        await wait_until(lambda: server.statistics().connections == 0)
+        assert server.statistics().mailboxes == 0
+
+
+async def test_every_connection_of_a_key_gets_a_copy() -> None:
+    async with open_rendezvous() as server:
+        async with channel_to(server, BOB) as one, channel_to(server, BOB) as two, channel_to(server, ALICE) as alice:
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            assert await one.receive() == await two.receive() == b"x"
+
+
+async def test_nobody_home() -> None:
+    async with open_rendezvous() as server, channel_to(server, ALICE) as alice:
+        assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+        async with channel_to(server, BOB):
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+        await wait_until(lambda: server.statistics().mailboxes == 1)
+        assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+
+
+async def test_many_sends_at_once() -> None:
+    async with open_rendezvous() as server, channel_to(server, ALICE) as alice, channel_to(server, BOB) as bob:
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(alice.send, BOB.public_key, bytes([number]))
+        assert sorted([await bob.receive() for _ in range(50)]) == [bytes([number]) for number in range(50)]
+
+
+async def test_all_addresses() -> None:
+    async with open_rendezvous(host=None) as server:
+        assert len(server.urls) == 2
+        assert server.port == ServerUrl.parse(server.url).port
+        for url in server.urls:
+            local = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+            async with channel_to(local, ALICE):
+                pass
+
+
+async def test_serve_with_start() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(serve_rendezvous)
+        async with channel_to(server, ALICE):
+            assert repr(server) == f"<RendezvousServer {server.url}>"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_port_in_use() -> None:
+    async with open_rendezvous() as server:
+        with pytest.raises(OSError, match="(?i)in use"):
+            async with open_rendezvous(port=server.port):
+                pytest.fail("two servers on one port")
+
+
+async def test_the_bodys_exception_leaves_bare() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with open_rendezvous() as server, channel_to(server, ALICE):
+            raise ZeroDivisionError
+
+
+async def test_nothing_of_a_payload_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with open_rendezvous() as server, channel_to(server, ALICE) as alice, channel_to(server, BOB) as bob:
+        await alice.send(BOB.public_key, b"confidential")
+        await bob.receive()
+        await alice.send(bytes(32), b"confidential")
+    assert "confidential" not in caplog.text
+    assert BOB.public_key.hex() not in caplog.text
+
+
+# --- the server against its clients ---
+
+
+async def test_a_wrong_signature() -> None:
+    async with open_rendezvous() as server:
+        async with by_hand(server) as websocket:
+            await websocket.send(core.Register(BOB.public_key, bytes(64)).encode())
+            text = await expect_error(websocket, core.ErrorCode.BAD_SIGNATURE)
+        assert "not by the key" in text
+        assert server.statistics().mailboxes == 0
+
+
+async def test_challenges_differ() -> None:
+    """Or a registration could be repeated."""
+    async with open_rendezvous() as server:
+        challenges = []
+        for _ in range(2):
+            async with open_websocket(server.url, max_message=100) as websocket:
+                challenges.append(await websocket.receive())
+        assert challenges[0] != challenges[1]
+
+
+@pytest.mark.parametrize("frame", [b"\x00", core.Send(1, bytes(32), b"x").encode(), bytes(core.MAX_FRAME)])
+async def test_a_frame_out_of_turn(frame: bytes) -> None:
+    async with open_rendezvous() as server, by_hand(server) as websocket:
+        await websocket.send(frame)
+        await expect_error(websocket, core.ErrorCode.PROTOCOL)
+
+
+async def test_a_frame_over_the_limit() -> None:
+    async with open_rendezvous() as server, by_hand(server, ALICE) as websocket:
+        await websocket.send(bytes(core.MAX_FRAME + 1))
+        with pytest.raises(WebSocketClosed, match="1009"):
+            await websocket.receive()
+
+
+async def test_no_registration() -> None:
+    async with open_rendezvous(limits=RendezvousLimits(registration=0.05)) as server, by_hand(server) as websocket:
+        await expect_error(websocket, core.ErrorCode.SLOW)
+
+
+async def test_silence() -> None:
+    async with open_rendezvous(limits=RendezvousLimits(silence=0.1)) as server:
+        async with by_hand(server, ALICE) as silent, by_hand(server, BOB) as pinging:
+            async with open_background_nursery() as nursery:
+
+                async def ping() -> None:
+                    while True:
+                        await pinging.ping()
+                        await trio.sleep(0.01)
+
+                nursery.start_soon(ping)
+                await expect_error(silent, core.ErrorCode.SLOW)
+            assert server.statistics().mailboxes == 1
+
+
+async def test_too_many_sends() -> None:
+    async with open_rendezvous(limits=RendezvousLimits(send_burst=2, sends_per_second=0.1)) as server:
+        async with channel_to(server, ALICE) as alice:
+            await alice.send(BOB.public_key, b"x")
+            await alice.send(BOB.public_key, b"x")
+            with pytest.raises(SignalUnavailable, match=r"more SENDs than this server allows \(code 4\)"):
+                await alice.send(BOB.public_key, b"x")
+            with pytest.raises(SignalUnavailable, match="more SENDs"):
+                await alice.send(BOB.public_key, b"x")
+            with pytest.raises(SignalUnavailable, match="more SENDs"):
+                await alice.receive()
+
+
+async def test_the_oldest_connection_is_replaced() -> None:
+    async with open_rendezvous(limits=RendezvousLimits(connections_per_key=1)) as server:
+        async with by_hand(server, BOB) as ghost, channel_to(server, BOB) as bob, channel_to(server, ALICE) as alice:
+            await expect_error(ghost, core.ErrorCode.REPLACED)
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            assert await bob.receive() == b"x"
+
+
+async def test_connections_are_limited() -> None:
+    async with open_rendezvous(limits=RendezvousLimits(connections_per_address=1)) as server:
+        async with channel_to(server, ALICE):
+            with pytest.raises((SignalUnavailable, OSError)):
+                async with channel_to(server, BOB):
+                    pytest.fail("a second connection from the address")
+
+
+@asynccontextmanager
+async def bob_who_does_not_read(server: RendezvousServer) -> AsyncGenerator[None]:
+    """Registered, with a small receive buffer that nobody empties."""
+    listener = trio.socket.socket()
+    with listener:
+        # A forwarder between Bob and the server, which stops to read once Bob is registered.
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        stopped = trio.Event()
+
+        async def forward(source: trio.SocketStream, sink: trio.SocketStream, stop: trio.Event | None) -> None:
+            async for data in source:
+                await sink.send_all(data)
+                if stop is not None and stop.is_set():
+                    await trio.sleep_forever()
+
+        async def serve() -> None:
+            client = trio.SocketStream((await listener.accept())[0])
+            to_server = trio.socket.socket()
+            to_server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await to_server.connect(("127.0.0.1", server.port))
+            upstream = trio.SocketStream(to_server)
+            async with client, upstream, trio.open_nursery() as nursery:
+                nursery.start_soon(forward, client, upstream, None)
+                nursery.start_soon(forward, upstream, client, stopped)
+
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(serve)
+            url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
+            async with open_websocket(url, max_message=core.MAX_FRAME, close_timeout=0) as websocket:
+                challenge = core.decode_from_server(await websocket.receive())
+                assert isinstance(challenge, core.Challenge)
+                await websocket.send(core.register(BOB, challenge).encode())
+                assert core.decode_from_server(await websocket.receive()) == core.Registered()
+                stopped.set()
+                yield
+
+
+async def test_a_slow_receiver_blocks_nobody_else() -> None:
+    limits = RendezvousLimits(queue=3, send_burst=10_000)
+    async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
+        async with bob_who_does_not_read(server):
+            for _ in range(2000):
+                delivery = await alice.send(BOB.public_key, bytes(core.MAX_PAYLOAD))
+                if delivery is Delivery.FULL:
+                    break
+            else:
+                pytest.fail("never full")
+            assert server.statistics().queued == 3
+            assert await alice.send(ALICE.public_key, b"x") is Delivery.DELIVERED
+            assert await alice.receive() == b"x"
+        await wait_until(lambda: server.statistics().connections == 1)
+        assert server.statistics().queued == 0
+
+
+async def test_a_receiver_that_never_reads_is_closed() -> None:
+    limits = RendezvousLimits(queue=3, send_burst=10_000, write=0.05)
+    async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
+        async with bob_who_does_not_read(server):
+            while await alice.send(BOB.public_key, bytes(core.MAX_PAYLOAD)) is Delivery.DELIVERED:
+                pass
+            await wait_until(lambda: server.statistics().connections == 1)
+            assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+
+
+# --- the channel against its servers ---
+
+
+async def test_no_transport_for_the_scheme() -> None:
+    with pytest.raises(ConfigError, match=r"stun:192\.0\.2\.1: no signal transport for 'stun'; there is .*ws, wss"):
+        open_channel(ServerUrl.parse("stun:192.0.2.1"), ALICE)
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([], "closed"),
+        ([b"\xff"], "no frame of a rendezvous server: ff"),
+        ([b""], "no frame of a rendezvous server: empty"),
+        ([core.Registered().encode()], "sent Registered where Challenge was due"),
+        ([core.Error(9, "full up").encode()], r"the server refused: full up \(code 9\)"),
+        ([core.Challenge(bytes(32)).encode(), core.Message(b"x").encode()], "sent Message where Registered was due"),
+        ([core.Challenge(bytes(32)).encode(), b"\x03\x00"], "REGISTERED frame of 2 bytes"),
+    ],
+)
+async def test_no_rendezvous_server(frames: list[bytes], words: str) -> None:
+    async def handler(websocket: WebSocket) -> None:
+        for frame in frames:
+            await websocket.send(frame)
+
+    async with server_that(handler) as url:
+        with pytest.raises(SignalUnavailable, match=words):
+            async with channel_to(url, ALICE):
+                pytest.fail("opened")
+
+
+async def test_a_server_of_the_future() -> None:
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(core.Challenge(bytes(32), version=2).encode())
+
+    async with server_that(handler) as url:
+        with pytest.raises(SignalUnsupported, match="version 2"):
+            async with channel_to(url, ALICE):
+                pytest.fail("opened")
+
+
+async def test_a_server_that_says_nothing() -> None:
+    async def handler(websocket: WebSocket) -> None:
+        await trio.sleep_forever()
+
+    async with server_that(handler) as url:
+        with trio.move_on_after(0.05) as scope:
+            async with channel_to(url, ALICE):
+                pytest.fail("opened")
+        assert scope.cancelled_caught
+
+
+@asynccontextmanager
+async def registered_with(behaviour: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[SignalChannel]:
+    """A channel to a server that registers everybody and then does as the test says."""
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(core.Challenge(bytes(32)).encode())
+        await websocket.receive()
+        await websocket.send(core.Registered().encode())
+        await behaviour(websocket)
+
+    async with server_that(handler) as url, channel_to(url, ALICE) as channel:
+        yield channel
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (b"\xff", "no frame of a rendezvous server"),
+        (core.Challenge(bytes(32)).encode(), "the server sent Challenge again"),
+        (core.Registered().encode(), "the server sent Registered again"),
+        (core.Error(3, "silent").encode(), r"the server closed: silent \(code 3\)"),
+        (b"\x05\x00", "SENT frame of 2 bytes, not 7"),
+        (b"", "empty"),
+    ],
+)
+async def test_a_server_that_goes_mad(frame: bytes, words: str) -> None:
+    async def behaviour(websocket: WebSocket) -> None:
+        await websocket.send(frame)
+        await websocket.receive()
+
+    async with registered_with(behaviour) as channel:
+        with pytest.raises(SignalUnavailable, match=words):
+            await channel.receive()
+        with pytest.raises(SignalUnavailable, match=words):
+            await channel.send(bytes(32), b"x")
+
+
+async def test_a_server_that_leaves_ends_pending_sends() -> None:
+    async def behaviour(websocket: WebSocket) -> None:
+        await websocket.receive()
+
+    async with registered_with(behaviour) as channel:
+        with pytest.raises(SignalUnavailable, match="closed"):
+            await channel.send(bytes(32), b"x")
+
+
+async def test_an_answer_that_nobody_waits_for() -> None:
+    async def behaviour(websocket: WebSocket) -> None:
+        await websocket.send(core.Sent(77, 1).encode())
+        frame = core.decode_from_client(await websocket.receive())
+        assert isinstance(frame, core.Send)
+        await websocket.send(core.Sent(frame.id, core.QUEUE_FULL).encode())
+        await websocket.receive()
+
+    async with registered_with(behaviour) as channel:
+        assert await channel.send(bytes(32), b"x") is Delivery.FULL
+
+
+@pytest.mark.slow("0.2 s of it is the polite close, which a dead server does not answer either")
+async def test_a_server_without_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel still acknowledges, so TCP would notice nothing."""
+    monkeypatch.setattr(websocket_channel, "PING_INTERVAL", 0.01)
+    monkeypatch.setattr(websocket_channel, "PONG_TIMEOUT", 0.02)
+
+    async def behaviour(websocket: WebSocket) -> None:
+        await trio.sleep_forever()  # two messages that nobody takes, and no task reads the pings behind them
+
+    async with registered_with(behaviour) as channel:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(_send_in_vain, channel)
+            with pytest.raises(SignalUnavailable, match="no pong within 0 s"):
+                await channel.receive()
+
+
+async def _send_in_vain(channel: SignalChannel) -> None:
+    with pytest.raises(SignalUnavailable):
+        await channel.send(bytes(32), bytes(1000))
+
+
+async def test_payloads_that_nobody_receives_are_dropped() -> None:
+    async def behaviour(websocket: WebSocket) -> None:
+        for number in range(70):
+            await websocket.send(core.Message(bytes([number])).encode())
+        await websocket.receive()
+        await websocket.send(core.Sent(0, 1).encode())
+        await websocket.receive()
+
+    async with registered_with(behaviour) as channel:
+        assert await channel.send(bytes(32), b"x") is Delivery.DELIVERED  # all 70 came before the answer
+        assert isinstance(channel, websocket_channel.WebSocketChannel)
+        assert channel.dropped == 6
+        assert [await channel.receive() for _ in range(64)] == [bytes([number]) for number in range(64)]
+
+
+async def test_a_cancelled_send_and_receive_leave_the_channel_whole() -> None:
+    async with open_rendezvous() as server, channel_to(server, ALICE) as alice:
+        for steps in range(12):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(alice.send, BOB.public_key, b"x")
+                nursery.start_soon(alice.receive)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        assert await alice.send(ALICE.public_key, b"y") is Delivery.DELIVERED
+        assert await alice.receive() == b"y"
+
+
+@pytest.mark.parametrize(("key", "payload"), [(bytes(31), b"x"), (bytes(32), b""), (bytes(32), bytes(16_385))])
+async def test_wrong_lengths(key: bytes, payload: bytes) -> None:
+    async with open_rendezvous() as server, channel_to(server, ALICE) as alice:
+        with pytest.raises(ValueError, match="bytes, not"):
+            await alice.send(key, payload)
+
+
+async def test_cancelled_at_any_step_of_the_opening() -> None:
+    async with open_rendezvous() as server:
+        for steps in range(0, 80, 4):
+            async with trio.open_nursery() as nursery:
+
+                async def attempt() -> None:
+                    async with channel_to(server, ALICE):
+                        await trio.sleep_forever()
+
+                nursery.start_soon(attempt)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        await wait_until(lambda: server.statistics().connections == 0)

@@ -1,0 +1,491 @@
+"""The hub of a node: servers that come, go, lie and hang, and what a send makes of those that are left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.certificates import Authority
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.errors import ConfigError, SignalUnavailable
+from warpgate_trio.identity import Identity
+from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+from warpgate_trio.signal import Delivery, ServerState, SignalHub
+from warpgate_trio.signal import hub as hub_module
+from warpgate_trio.websocket import open_background_nursery
+
+ALICE = Identity.from_seed(bytes(range(32)))
+BOB = Identity.from_seed(bytes(range(32, 64)))
+
+
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.01)
+
+
+@asynccontextmanager
+async def hub_for(
+    identity: Identity, *urls: str, ca_file: Path | None = None, connected: bool = True
+) -> AsyncGenerator[SignalHub]:
+    """A running hub; bounds the body."""
+    hub = SignalHub(identity, [ServerUrl.parse(url) for url in urls], ca_file=ca_file)
+    with trio.fail_after(5):
+        async with open_background_nursery() as nursery:
+            await nursery.start(hub.run)
+            if connected:
+                await hub.wait_connected()
+            yield hub
+
+
+@asynccontextmanager
+async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncGenerator[str]:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await handler(stream)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with open_background_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve, listeners)
+        yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+
+
+async def says_nothing(stream: trio.SocketStream) -> None:
+    await trio.sleep_forever()
+
+
+async def free_port() -> int:
+    with trio.socket.socket() as sock:
+        await sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """For what other tasks do in their own time."""
+    while not condition():
+        await trio.sleep(0.001)
+
+
+def states(hub: SignalHub) -> list[ServerState]:
+    return [status.state for status in hub.status()]
+
+
+# --- one server ---
+
+
+async def test_from_hub_to_hub_and_back() -> None:
+    async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice, hub_for(BOB, server.url) as bob:
+        assert await alice.send(BOB.public_key, b"request") is Delivery.DELIVERED
+        request = await bob.receive()
+        assert (request.payload, request.via) == (b"request", server.url)
+        assert await bob.send(ALICE.public_key, b"reply", via=request.via) is Delivery.DELIVERED
+        assert (await alice.receive()).payload == b"reply"
+        (status,) = alice.status()
+        assert (status.url, status.state, status.last_error) == (server.url, ServerState.CONNECTED, None)
+        assert status.rtt == alice.rtt
+        assert alice.rtt is not None
+        assert 0 < alice.rtt < 1
+
+
+async def test_nobody_home() -> None:
+    async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
+        assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+
+
+async def test_the_same_server_twice_is_one_server() -> None:
+    async with open_rendezvous() as server:
+        async with hub_for(ALICE, server.url, server.url + "/", server.url.replace("//", "//me@")) as alice:
+            assert len(alice.status()) == 1
+
+
+async def test_servers_that_differ_in_a_secret_are_told_apart() -> None:
+    async with open_rendezvous() as server:
+        async with hub_for(ALICE, server.url + "/?key=a", server.url + "/?key=b") as alice:
+            await wait_until(lambda: states(alice) == [ServerState.CONNECTED] * 2)
+            first, second = (status.url for status in alice.status())
+            assert first != second
+            assert "key=a" not in first
+
+
+async def test_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with open_rendezvous(ssl_context=authority.server("127.0.0.1")) as server:
+        async with hub_for(ALICE, server.url, ca_file=authority.ca_file) as alice:
+            assert await alice.send(ALICE.public_key, b"x") is Delivery.DELIVERED
+            assert (await alice.receive()).payload == b"x"
+
+
+async def test_an_unknown_authority(tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    async with open_rendezvous(ssl_context=authority.server("127.0.0.1")) as server:
+        async with hub_for(ALICE, server.url, ca_file=other.ca_file, connected=False) as alice:
+            await wait_until(lambda: states(alice) == [ServerState.WAITING])
+            assert "CERTIFICATE_VERIFY_FAILED" in (alice.status()[0].last_error or "")
+
+
+@pytest.mark.parametrize("content", [None, "not a certificate"])
+def test_a_useless_ca_file(content: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=r"servers\.ca_file = .*ca\.pem"):
+        SignalHub(ALICE, [], ca_file=file)
+
+
+def test_no_transport() -> None:
+    with pytest.raises(ConfigError, match=r"stun:192\.0\.2\.1"):
+        SignalHub(ALICE, [ServerUrl.parse("stun:192.0.2.1")])
+
+
+# --- servers that come and go ---
+
+
+async def test_a_server_that_is_missing_at_the_start() -> None:
+    port = await free_port()
+    async with hub_for(ALICE, f"ws://127.0.0.1:{port}", connected=False) as alice:
+        await wait_until(lambda: states(alice) == [ServerState.WAITING])
+        assert "all attempts to connect" in (alice.status()[0].last_error or "")
+        async with open_rendezvous(port=port):
+            await alice.wait_connected()
+            assert alice.status()[0].last_error is None
+
+
+async def test_a_send_waits_for_the_first_server() -> None:
+    port = await free_port()
+    async with hub_for(ALICE, f"ws://127.0.0.1:{port}", connected=False) as alice:
+        async with open_background_nursery() as nursery:
+            answers: list[Delivery] = []
+
+            async def send() -> None:
+                answers.append(await alice.send(BOB.public_key, b"x"))
+
+            nursery.start_soon(send)
+            await wait_until(lambda: states(alice) == [ServerState.WAITING])
+            assert answers == []
+            async with open_rendezvous(port=port):
+                await wait_until(lambda: answers == [Delivery.NOBODY_HOME])
+
+
+async def test_a_server_that_is_killed_and_restarted() -> None:
+    port = await free_port()
+    url = f"ws://127.0.0.1:{port}"
+    async with hub_for(ALICE, url, connected=False) as alice:
+        for _ in range(3):
+            async with open_rendezvous(port=port):
+                await alice.wait_connected()
+                assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+            await wait_until(lambda: states(alice) != [ServerState.CONNECTED])
+            assert alice.rtt is None
+            assert alice.status()[0].last_error
+
+
+async def test_a_send_when_the_server_is_killed() -> None:
+    async def swallow(stream: trio.SocketStream) -> None:
+        pass
+
+    async with tcp_server(swallow) as url, hub_for(ALICE, url, connected=False) as alice:
+        with trio.move_on_after(0.05) as scope:
+            await alice.send(BOB.public_key, b"x")
+        assert scope.cancelled_caught, "it goes on waiting for a server"
+
+
+async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.05)
+    async with tcp_server(says_nothing) as url, hub_for(ALICE, url, connected=False) as alice:
+        assert states(alice) == [ServerState.CONNECTING]
+        await wait_until(lambda: states(alice) == [ServerState.WAITING])
+        assert alice.status()[0].last_error == "no answer within 0 s"
+
+
+async def test_a_server_that_sends_garbage() -> None:
+    async def garbage(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+
+    async with tcp_server(garbage) as url, hub_for(ALICE, url, connected=False) as alice:
+        await wait_until(lambda: states(alice) == [ServerState.WAITING])
+        assert "WebSocket handshake failed" in (alice.status()[0].last_error or "")
+
+
+async def test_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_rendezvous() as server:
+        real = hub_module.open_channel
+        attempts = 0
+
+        def open_channel(*args: object, **kwargs: object) -> object:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1:
+                raise ZeroDivisionError
+            return real(*args, **kwargs)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(hub_module, "open_channel", open_channel)
+        async with hub_for(ALICE, server.url):
+            pass
+    assert "ZeroDivisionError" in caplog.text
+
+
+# --- several servers ---
+
+
+async def test_one_of_two_servers_is_dead() -> None:
+    async with tcp_server(says_nothing) as dead, open_rendezvous() as server:
+        async with hub_for(ALICE, dead, server.url) as alice, hub_for(BOB, server.url, dead) as bob:
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            assert (await bob.receive()).via == server.url
+            assert await alice.send(bytes(32), b"x") is Delivery.NOBODY_HOME
+
+
+async def test_the_best_answer_counts() -> None:
+    """Bob is on one of the two servers that Alice is on; both are asked."""
+    async with open_rendezvous() as one, open_rendezvous() as two:
+        async with hub_for(ALICE, one.url, two.url) as alice, hub_for(BOB, two.url):
+            await wait_until(lambda: states(alice) == [ServerState.CONNECTED] * 2)
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            assert await alice.send(bytes(32), b"x") is Delivery.NOBODY_HOME
+            assert one.statistics().sends >= 1
+
+
+async def test_a_message_by_two_servers_comes_twice() -> None:
+    """Only the inbox, which opens the seal, can know."""
+    async with open_rendezvous() as one, open_rendezvous() as two:
+        async with hub_for(ALICE, one.url, two.url) as alice, hub_for(BOB, one.url, two.url) as bob:
+            await wait_until(lambda: states(alice) + states(bob) == [ServerState.CONNECTED] * 4)
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            assert {(await bob.receive()).via, (await bob.receive()).via} == {one.url, two.url}
+
+
+# --- visits ---
+
+
+async def test_a_visit_and_the_reply_by_it() -> None:
+    async with open_rendezvous() as ours, open_rendezvous() as theirs:
+        async with hub_for(ALICE, ours.url) as alice, hub_for(BOB, theirs.url) as bob:
+            assert await alice.send(BOB.public_key, b"request", hints=[theirs.url]) is Delivery.DELIVERED
+            request = await bob.receive()
+            assert request.payload == b"request"
+            # Bob needs no hint: Alice is registered where he is.
+            assert await bob.send(ALICE.public_key, b"reply") is Delivery.DELIVERED
+            reply = await alice.receive()
+            assert (reply.payload, reply.via) == (b"reply", theirs.url)
+            # ... and she, by `via`, none either from now on.
+            assert await alice.send(BOB.public_key, b"more") is Delivery.NOBODY_HOME
+            assert await alice.send(BOB.public_key, b"more", via=reply.via) is Delivery.DELIVERED
+            visit = alice.status()[1]
+            assert (visit.url, visit.state, visit.visiting) == (theirs.url, ServerState.CONNECTED, True)
+
+
+async def test_a_visit_without_servers_of_our_own() -> None:
+    async with open_rendezvous() as theirs, hub_for(BOB, theirs.url), hub_for(ALICE, connected=False) as alice:
+        assert await alice.send(BOB.public_key, b"x", hints=[theirs.url]) is Delivery.DELIVERED
+
+
+async def test_no_visit_when_a_common_server_delivers() -> None:
+    async with open_rendezvous() as common, open_rendezvous() as theirs:
+        async with hub_for(ALICE, common.url) as alice, hub_for(BOB, common.url, theirs.url):
+            hints = [theirs.url, common.url]
+            assert await alice.send(BOB.public_key, b"x", hints=hints) is Delivery.DELIVERED
+            assert len(alice.status()) == 1
+            assert await alice.send(bytes(32), b"x", hints=hints) is Delivery.NOBODY_HOME
+            assert len(alice.status()) == 2
+
+
+async def test_without_hints_nobody_is_visited() -> None:
+    async with open_rendezvous() as ours, open_rendezvous() as theirs:
+        async with hub_for(ALICE, ours.url) as alice, hub_for(BOB, theirs.url):
+            assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+            assert theirs.statistics().connections == 1
+
+
+async def test_an_idle_visit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "VISIT_IDLE", 0.05)
+    async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
+        for _ in range(2):
+            assert await alice.send(BOB.public_key, b"x", hints=[theirs.url]) is Delivery.NOBODY_HOME
+            await wait_until(lambda: alice.status() == ())
+            await wait_until(lambda: theirs.statistics().connections == 0)
+
+
+async def test_at_most_four_visits() -> None:
+    async with open_background_nursery() as nursery:
+        servers: list[RendezvousServer] = []
+
+        async def serve(task_status: trio.TaskStatus[None]) -> None:
+            async with open_rendezvous() as server:
+                servers.append(server)
+                task_status.started()
+                await trio.sleep_forever()
+
+        for _ in range(6):
+            await nursery.start(serve)
+        async with hub_for(ALICE, connected=False) as alice:
+            hints = [server.url for server in servers]
+            # Of six hints four are used,
+            assert await alice.send(BOB.public_key, b"x", hints=hints) is Delivery.NOBODY_HOME
+            assert {status.url for status in alice.status()} == set(hints[:4])
+            # and a new visit ends that which was idle for longest.
+            assert await alice.send(BOB.public_key, b"x", hints=hints[:1]) is Delivery.NOBODY_HOME
+            assert await alice.send(BOB.public_key, b"x", hints=hints[5:]) is Delivery.NOBODY_HOME
+            urls = [status.url for status in alice.status()]
+            assert len(urls) == 4
+            assert {hints[0], hints[5]} <= set(urls)
+
+
+async def test_busy_visits_are_not_ended() -> None:
+    async with tcp_server(says_nothing) as dead, open_rendezvous() as theirs:
+        async with hub_for(ALICE, connected=False) as alice, open_background_nursery() as nursery:
+            hints = [f"{dead}/{number}" for number in range(4)]
+            nursery.start_soon(partial(alice.send, BOB.public_key, b"x", hints=hints))
+            await wait_until(lambda: len(alice.status()) == 4)
+            with pytest.raises(SignalUnavailable, match="4 servers of peers are being visited already"):
+                await alice.send(BOB.public_key, b"x", hints=[theirs.url])
+
+
+async def test_useless_hints() -> None:
+    dead = f"ws://127.0.0.1:{await free_port()}"
+    hints = ["", "nonsense", "ws://", "http://x", "stun:192.0.2.1", "ws://[::1", "\x00", dead]
+    async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
+        assert await alice.send(BOB.public_key, b"x", hints=hints) is Delivery.NOBODY_HOME
+    async with hub_for(ALICE, connected=False) as alice:
+        with pytest.raises(SignalUnavailable, match="all attempts to connect"):
+            await alice.send(BOB.public_key, b"x", hints=hints)
+        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+            await alice.send(BOB.public_key, b"x", hints=hints[:-1])
+
+
+async def test_a_dead_hint_does_not_hold_up_a_server_that_comes() -> None:
+    port = await free_port()
+    async with tcp_server(says_nothing) as dead, hub_for(ALICE, f"ws://127.0.0.1:{port}", connected=False) as alice:
+        await wait_until(lambda: states(alice) == [ServerState.WAITING])
+        async with open_rendezvous(port=port), hub_for(BOB, f"ws://127.0.0.1:{port}"):
+            assert await alice.send(BOB.public_key, b"x", hints=[dead]) is Delivery.DELIVERED
+
+
+# --- bounds and ends ---
+
+
+async def test_without_any_server() -> None:
+    async with hub_for(ALICE, connected=False) as alice:
+        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+            await alice.send(BOB.public_key, b"x")
+        with pytest.raises(SignalUnavailable, match="no signal server is configured"):
+            await alice.wait_connected()
+        assert alice.rtt is None
+        assert alice.status() == ()
+
+
+@pytest.mark.parametrize(("key", "payload"), [(bytes(33), b"x"), (bytes(32), b""), (bytes(32), bytes(16_385))])
+async def test_wrong_lengths(key: bytes, payload: bytes) -> None:
+    async with hub_for(ALICE, connected=False) as alice:
+        with pytest.raises(ValueError, match="bytes, not"):
+            await alice.send(key, payload)
+
+
+async def test_a_full_inbox_drops_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_INBOX", 2)
+    async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
+        for number in range(4):
+            await alice.send(ALICE.public_key, bytes([number]))
+        await wait_until(lambda: alice.dropped == 2)
+        assert [(await alice.receive()).payload for _ in range(2)] == [b"\x00", b"\x01"]
+
+
+async def test_the_end_of_a_hub() -> None:
+    async with open_rendezvous() as server:
+        async with hub_for(ALICE, server.url) as alice, hub_for(BOB, server.url) as bob:
+            await alice.send(BOB.public_key, b"x", hints=[server.url])
+            await wait_until(lambda: bob.status()[0].state is ServerState.CONNECTED)
+        start = trio.current_time()
+        with trio.fail_after(1):
+            await wait_until(lambda: server.statistics().connections == 0)
+        assert trio.current_time() - start < 0.2
+        for hub in (alice, bob):
+            with pytest.raises(SignalUnavailable, match="not running"):
+                await hub.send(BOB.public_key, b"x")
+            with pytest.raises(SignalUnavailable, match="has ended"):
+                await hub.wait_connected()
+        with pytest.raises(SignalUnavailable, match="has ended"):
+            await alice.receive()
+
+
+async def test_not_started() -> None:
+    with pytest.raises(SignalUnavailable, match="not running"):
+        await SignalHub(ALICE, []).send(BOB.public_key, b"x")
+
+
+async def test_cancelled_at_any_step() -> None:
+    async with open_rendezvous() as ours, open_rendezvous() as theirs:
+
+        async def live() -> None:
+            async with hub_for(ALICE, ours.url) as alice:
+                await alice.send(BOB.public_key, b"x", hints=[theirs.url])
+                await trio.sleep_forever()
+
+        for steps in range(0, 160, 8):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(live)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        await wait_until(lambda: ours.statistics().connections + theirs.statistics().connections == 0)
+
+
+# --- the pauses between attempts ---
+
+
+async def test_back_off(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.2)
+    attempts: list[float] = []
+
+    def open_channel(*args: object, **kwargs: object) -> NoReturn:
+        attempts.append(trio.current_time())
+        raise OSError("refused")
+
+    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
+    with trio.move_on_after(200):
+        await hub.run()
+    pauses = [later - earlier for earlier, later in zip(attempts, attempts[1:], strict=False)]
+    longest = [min(0.2 * 2**number, 30.0) for number in range(len(pauses))]
+    assert len(pauses) > 10
+    assert all(most / 2 - 1e-9 <= pause <= most + 1e-9 for pause, most in zip(pauses, longest, strict=True))
+    assert len({round(pause / most, 6) for pause, most in zip(pauses, longest, strict=True)}) > 5, "no jitter"
+
+
+async def test_a_connection_that_held_starts_the_pauses_afresh(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.2)
+    held_for = [0.0, 0.0, 0.0, 60.0, 0.0]
+    ended: list[float] = []
+    began: list[float] = []
+
+    class Channel:
+        url, rtt = "ws://192.0.2.1", 0.1
+
+        async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+            raise NotImplementedError
+
+        async def receive(self) -> bytes:
+            await trio.sleep(held_for[len(began) - 1] if len(began) <= len(held_for) else math.inf)
+            ended.append(trio.current_time())
+            raise SignalUnavailable("gone")
+
+    @asynccontextmanager
+    async def open_channel(*args: object, **kwargs: object) -> AsyncGenerator[Channel]:
+        began.append(trio.current_time())
+        yield Channel()
+
+    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    with trio.move_on_after(300):
+        await SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")]).run()
+    pauses = [start - end for start, end in zip(began[1:], ended, strict=False)]
+    for pause, most in zip(pauses, [0.2, 0.4, 0.8, 0.2, 0.4], strict=True):
+        assert most / 2 - 1e-9 <= pause <= most + 1e-9

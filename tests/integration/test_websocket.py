@@ -1,0 +1,599 @@
+"""WebSockets over real sockets and real TLS: what arrives, what breaks, and that nothing stays open.
+
+Every test is watched by the fixture that fails it for a socket left open.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import hashlib
+import re
+import struct
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.certificates import Authority
+from warpgate_trio.errors import ConfigError
+from warpgate_trio.websocket import (
+    ConnectionLimits,
+    WebSocket,
+    WebSocketClosed,
+    WebSocketError,
+    _subscriber,
+    open_background_nursery,
+    open_websocket,
+    serve_websocket,
+)
+
+LIMIT = 10_000
+Handler = Callable[[WebSocket], Awaitable[None]]
+
+
+async def echo(websocket: WebSocket) -> None:
+    while True:
+        await websocket.send(await websocket.receive())
+
+
+async def hold(websocket: WebSocket) -> None:
+    await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def server(
+    handler: Handler,
+    *,
+    host: str = "127.0.0.1",
+    authority: Authority | None = None,
+    certificate_for: str | None = None,
+    handshake_timeout: float = 5.0,
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008
+) -> AsyncGenerator[str]:
+    """Serve for the time of the body; yields the URL.  Everything in the body is bounded."""
+    listeners = await trio.open_tcp_listeners(0, host=host)
+    port = listeners[0].socket.getsockname()[1]
+    context = authority.server(certificate_for or host) if authority else None
+    with trio.fail_after(5):
+        async with open_background_nursery() as nursery:
+            await nursery.start(
+                partial(
+                    serve_websocket,
+                    handler,
+                    listeners,
+                    ssl_context=context,
+                    max_message=LIMIT,
+                    handshake_timeout=handshake_timeout,
+                    limits=limits,
+                    close_timeout=0.05,
+                )
+            )
+            yield f"{'wss' if authority else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@asynccontextmanager
+async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncGenerator[str]:
+    """A server that speaks whatever its handler does; yields the URL."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                await handler(stream)
+            except trio.BrokenResourceError:
+                pass
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    with trio.fail_after(5):
+        async with open_background_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, serve, listeners)
+            yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+
+
+async def accept_by_hand(stream: trio.SocketStream) -> bytes:
+    """The server's side of RFC 6455, section 4.2.2, without a library; returns the request."""
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += await stream.receive_some()
+    found = re.search(rb"(?i)sec-websocket-key: (\S+)", request)
+    assert found
+    digest = hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    await stream.send_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+    )
+    return request
+
+
+@asynccontextmanager
+async def connect_by_hand(url: str) -> AsyncGenerator[trio.SocketStream]:
+    """A client's handshake without a library."""
+    async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as stream:
+        await stream.send_all(
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 101")
+        yield stream
+
+
+async def wait_closed(stream: trio.SocketStream) -> bytes:
+    """What still comes, until the other side has closed."""
+    received = b""
+    try:
+        async for data in stream:
+            received += data
+    except trio.BrokenResourceError:
+        pass
+    return received
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+# --- what works ---
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_echo(host: str, tls: bool, authority: Authority) -> None:
+    async with server(echo, host=host, authority=authority if tls else None) as url:
+        async with open_websocket(url, ssl_context=authority.client() if tls else None, max_message=LIMIT) as websocket:
+            for message in (b"hello", b"", bytes(LIMIT)):
+                await websocket.send(message)
+                assert await websocket.receive() == message
+            await websocket.ping()
+            assert websocket.remote == url
+
+
+async def test_a_host_name(authority: Authority) -> None:
+    async with server(echo, authority=authority, certificate_for="localhost") as url:
+        name = url.replace("127.0.0.1", "localhost")
+        async with open_websocket(name, ssl_context=authority.client(), max_message=LIMIT) as websocket:
+            await websocket.ping()
+
+
+async def test_path_and_login_reach_the_server() -> None:
+    requests = []
+
+    async def handler(stream: trio.SocketStream) -> None:
+        requests.append(await accept_by_hand(stream))
+
+    async with tcp_server(handler) as url:
+        async with open_websocket(url.replace("//", "//me:s%40crt@") + "/a/b?c=d", max_message=LIMIT) as websocket:
+            assert "s%40crt" not in repr(websocket)
+    assert requests[0].startswith(b"GET /a/b?c=d HTTP/1.1\r\n")
+    assert b"Basic " + base64.b64encode(b"me:s@crt") in requests[0]
+
+
+async def test_the_server_sees_path_and_client() -> None:
+    seen = []
+
+    async def handler(websocket: WebSocket) -> None:
+        seen.append((websocket.path, websocket.remote))
+
+    async with server(handler) as url:
+        async with open_websocket(url + "/relay?x=1", max_message=LIMIT) as websocket:
+            with pytest.raises(WebSocketClosed) as closed:
+                await websocket.receive()
+    assert closed.value.code == 1000
+    assert seen[0][0] == "/relay?x=1"
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", seen[0][1])
+
+
+async def test_messages_sent_before_the_close_still_arrive() -> None:
+    async def handler(websocket: WebSocket) -> None:
+        for number in range(3):
+            await websocket.send(bytes([number]))
+
+    async with server(handler) as url, open_websocket(url, max_message=LIMIT) as websocket:
+        assert [await websocket.receive() for _ in range(3)] == [b"\x00", b"\x01", b"\x02"]
+        for _ in range(2):
+            with pytest.raises(WebSocketClosed):
+                await websocket.receive()
+        with pytest.raises(WebSocketClosed):
+            await websocket.send(b"late")
+        with pytest.raises(WebSocketClosed):
+            await websocket.ping()
+
+
+async def test_a_cancelled_receive_loses_nothing() -> None:
+    async with server(echo) as url, open_websocket(url, max_message=LIMIT) as websocket:
+        with trio.move_on_after(0):
+            await websocket.receive()
+        await websocket.send(b"kept")
+        for _ in range(3):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await websocket.receive()
+        assert await websocket.receive() == b"kept"
+
+
+async def test_the_bodys_exception_leaves_bare() -> None:
+    async with server(echo) as url:
+        with pytest.raises(ZeroDivisionError):
+            async with open_websocket(url, max_message=LIMIT):
+                raise ZeroDivisionError
+
+
+# --- what does not ---
+
+
+async def test_nobody_listens() -> None:
+    async with tcp_server(wait_closed_quietly) as url:
+        pass
+    with pytest.raises(OSError, match="all attempts to connect"):
+        async with open_websocket(url, max_message=LIMIT):
+            pass
+
+
+async def test_not_the_url_of_a_websocket() -> None:
+    for url in ("stun:127.0.0.1", "http://127.0.0.1", "ws//x"):
+        with pytest.raises(ConfigError):
+            async with open_websocket(url, max_message=LIMIT):
+                pass
+
+
+async def wait_closed_quietly(stream: trio.SocketStream) -> None:
+    await wait_closed(stream)
+
+
+async def _hangs_up(stream: trio.SocketStream) -> None:
+    pass
+
+
+async def _reads_and_hangs_up(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+
+
+async def _speaks_garbage(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"\x00\xff" * 300)
+    await wait_closed(stream)
+
+
+async def _is_a_web_server(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nnope\n")
+    await wait_closed(stream)
+
+
+async def _sends_a_body_without_end(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")
+    while True:
+        await stream.send_all(bytes(65536))
+
+
+async def _accepts_wrongly(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: AAAA\r\n\r\n"
+    )
+    await wait_closed(stream)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (_hangs_up, "handshake failed"),
+        (_reads_and_hangs_up, "handshake failed: the server hung up"),
+        (_speaks_garbage, "handshake failed"),
+        (_is_a_web_server, "refused with HTTP status 404"),
+        (_sends_a_body_without_end, "bytes that never make a message"),
+        (_accepts_wrongly, "handshake failed"),
+    ],
+)
+async def test_no_websocket_server(behaviour: Callable[[trio.SocketStream], Awaitable[None]], words: str) -> None:
+    async with tcp_server(behaviour) as url:
+        with pytest.raises(WebSocketError, match=words):
+            async with open_websocket(url, max_message=LIMIT):
+                pytest.fail("opened")
+
+
+async def test_a_server_that_says_nothing_is_left_at_the_callers_deadline() -> None:
+    async with tcp_server(wait_closed_quietly) as url:
+        with trio.move_on_after(0.05) as scope:
+            async with open_websocket(url, max_message=LIMIT):
+                pytest.fail("opened")
+        assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_cancelled_at_any_step_of_the_opening(tls: bool, authority: Authority) -> None:
+    opened = 0
+    context = authority.client()
+    async with server(echo, authority=authority if tls else None) as url:
+
+        async def attempt(scope: trio.CancelScope) -> None:
+            nonlocal opened
+            with scope:
+                async with open_websocket(url, ssl_context=context if tls else None, max_message=LIMIT):
+                    opened += 1
+                    await trio.sleep_forever()
+
+        for steps in range(0, 60, 3):
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+                nursery.start_soon(attempt, scope)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+    gc.collect()  # a stream that was dropped and not closed warns here
+
+
+async def test_a_certificate_of_an_unknown_authority(authority: Authority, tmp_path: Path) -> None:
+    other = Authority(tmp_path, "other")
+    async with server(echo, authority=authority) as url:
+        with pytest.raises(WebSocketError, match=r"TLS handshake failed.*CERTIFICATE_VERIFY_FAILED"):
+            async with open_websocket(url, ssl_context=other.client(), max_message=LIMIT):
+                pytest.fail("opened")
+        # ... which the platform does not know either.
+        with pytest.raises(WebSocketError, match="CERTIFICATE_VERIFY_FAILED"):
+            async with open_websocket(url, max_message=LIMIT):
+                pytest.fail("opened")
+
+
+async def test_a_certificate_for_another_host(authority: Authority) -> None:
+    async with server(echo, authority=authority, certificate_for="other.example") as url:
+        with pytest.raises(WebSocketError, match=r"TLS handshake failed.*127\.0\.0\.1"):
+            async with open_websocket(url, ssl_context=authority.client(), max_message=LIMIT):
+                pytest.fail("opened")
+
+
+async def test_tls_to_a_server_without(authority: Authority) -> None:
+    async with server(echo) as url:
+        with pytest.raises(WebSocketError, match="TLS handshake failed"):
+            async with open_websocket(url.replace("ws:", "wss:"), ssl_context=authority.client(), max_message=LIMIT):
+                pytest.fail("opened")
+
+
+async def test_a_silent_peer_delays_the_exit_by_the_close_timeout() -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await trio.sleep_forever()
+
+    async with tcp_server(handler) as url:
+        async with open_websocket(url, max_message=LIMIT, close_timeout=0.05):
+            start = trio.current_time()
+        assert 0.04 < trio.current_time() - start < 0.5
+
+
+async def test_a_cancelled_exit_waits_for_nobody() -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await trio.sleep_forever()
+
+    async with tcp_server(handler) as url:
+        with trio.CancelScope() as scope:
+            async with open_websocket(url, max_message=LIMIT, close_timeout=30):
+                scope.cancel()
+
+
+async def test_a_message_over_the_limit() -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.send_all(b"\x82\x7e" + struct.pack("!H", LIMIT + 1) + bytes(LIMIT + 1))
+        await wait_closed(stream)
+
+    async with tcp_server(handler) as url, open_websocket(url, max_message=LIMIT) as websocket:
+        with pytest.raises(WebSocketClosed, match="1009") as closed:
+            await websocket.receive()
+        assert closed.value.code == 1009
+        with pytest.raises(ValueError, match="a message of 10001 bytes is over the limit of 10000"):
+            await websocket.send(bytes(LIMIT + 1))
+
+
+async def test_text() -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.send_all(b"\x81\x05hello")
+        await wait_closed(stream)
+
+    async with tcp_server(handler) as url, open_websocket(url, max_message=LIMIT, close_timeout=0.01) as websocket:
+        with pytest.raises(WebSocketError, match="text where only binary"):
+            await websocket.receive()
+
+
+@pytest.mark.parametrize("frames", [b"\xff\xff\xff\xff", b"\x82\x85abcdefghi", b"\x83\x00", b"\x89\x7e\xff\xff"])
+async def test_broken_frames(frames: bytes) -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.send_all(frames)
+        await wait_closed(stream)
+
+    async with tcp_server(handler) as url, open_websocket(url, max_message=LIMIT, close_timeout=0.01) as websocket:
+        with pytest.raises(WebSocketClosed):
+            await websocket.receive()
+
+
+async def test_a_ping_ends_with_the_connection() -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.receive_some()
+
+    async with tcp_server(handler) as url, open_websocket(url, max_message=LIMIT) as websocket:
+        with pytest.raises(WebSocketClosed):
+            await websocket.ping()
+
+
+async def test_a_send_that_is_cut_off_breaks_the_connection() -> None:
+    """Half a frame followed by another would be garbage to the peer: it must see an end instead."""
+    async with server(hold) as url, open_websocket(url, max_message=LIMIT, close_timeout=0.01) as websocket:
+        with trio.move_on_after(0.05) as scope:
+            while True:
+                await websocket.send(bytes(LIMIT))
+        assert scope.cancelled_caught
+        with pytest.raises(WebSocketClosed):
+            await websocket.send(b"x")
+
+
+async def test_a_send_that_is_cancelled_before_it_begins_does_no_harm() -> None:
+    async with server(echo) as url, open_websocket(url, max_message=LIMIT) as websocket:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await websocket.send(b"not sent")
+        await websocket.send(b"sent")
+        assert await websocket.receive() == b"sent"
+
+
+# --- the server against its clients ---
+
+
+async def test_a_handler_that_fails_ends_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(websocket: WebSocket) -> None:
+        if await websocket.receive() == b"fail":
+            raise ZeroDivisionError
+        await websocket.send(b"fine")
+
+    async with server(handler) as url:
+        async with open_websocket(url, max_message=LIMIT) as failing, open_websocket(url, max_message=LIMIT) as fine:
+            await failing.send(b"fail")
+            with pytest.raises(WebSocketClosed):
+                await failing.receive()
+            await fine.send(b"go")
+            assert await fine.receive() == b"fine"
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_the_servers_end_is_the_clients_end() -> None:
+    async with trio.open_nursery() as nursery:
+        closed = trio.Event()
+
+        async def client(url: str, task_status: trio.TaskStatus[None]) -> None:
+            async with open_websocket(url, max_message=LIMIT) as websocket:
+                task_status.started()
+                with pytest.raises(WebSocketClosed):
+                    await websocket.receive()
+                closed.set()
+
+        async with server(hold) as url:
+            await nursery.start(client, url)
+        with trio.fail_after(1):
+            await closed.wait()
+
+
+async def test_a_client_that_says_nothing() -> None:
+    async with server(echo, handshake_timeout=0.05) as url:
+        async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as stream:
+            assert await wait_closed(stream) == b""
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x16\x03\x01 something that speaks TLS",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000,
+    ],
+)
+async def test_no_websocket_client(request_bytes: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with server(echo) as url:
+        async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as stream:
+            try:
+                await stream.send_all(request_bytes)
+            except trio.BrokenResourceError:
+                pass
+            assert b"101" not in await wait_closed(stream)
+        async with open_websocket(url, max_message=LIMIT) as websocket:
+            await websocket.ping()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_empty_fragments_without_end() -> None:
+    """Each would make a message longer by nothing, and the server's memory by an entry."""
+    fragment = b"\x00\x80abcd"  # a continuation of length 0, masked
+    async with server(echo) as url, connect_by_hand(url) as stream:
+        await stream.send_all(b"\x02\x80abcd")
+        sent = 0
+        try:
+            while sent < 10_000_000:
+                await stream.send_all(fragment * 1000)
+                sent += 1000 * len(fragment)
+        except trio.BrokenResourceError:
+            pass
+        await wait_closed(stream)
+    assert sent < 10_000_000
+
+
+async def test_limits(caplog: pytest.LogCaptureFixture) -> None:
+    limits = ConnectionLimits(total=3, per_address=2)
+    async with server(echo, limits=limits) as url:
+        async with open_websocket(url, max_message=LIMIT), open_websocket(url, max_message=LIMIT):
+            with pytest.raises((WebSocketError, OSError)):
+                async with open_websocket(url, max_message=LIMIT):
+                    pytest.fail("a third from this address")
+            port = int(url.rpartition(":")[2])
+            async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2") as third:
+                await third.send_all(b"G")
+                async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.3") as fourth:
+                    assert await wait_closed(fourth) == b""
+        while True:  # the places are free again as soon as the server has seen the ends
+            try:
+                async with open_websocket(url, max_message=LIMIT) as websocket:
+                    await websocket.ping()
+                break
+            except (WebSocketError, OSError):
+                await trio.lowlevel.checkpoint()
+
+
+def test_who_counts_as_one_subscriber() -> None:
+    assert _subscriber("192.0.2.1") != _subscriber("192.0.2.2")
+    assert _subscriber("::ffff:192.0.2.1") == _subscriber("192.0.2.1")
+    assert _subscriber("2001:db8:1:2::3") == _subscriber("2001:db8:1:2:ffff::1")
+    assert _subscriber("2001:db8:1:2::3") != _subscriber("2001:db8:1:3::3")
+    assert _subscriber("fe80::1%eth0") == _subscriber("fe80::2%eth0")
+
+
+# --- the nursery behind it ---
+
+
+async def test_background_tasks_end_with_the_body() -> None:
+    ended = False
+
+    async def task() -> None:
+        nonlocal ended
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended = True
+
+    async with open_background_nursery() as nursery:
+        nursery.start_soon(task)
+        await trio.testing.wait_all_tasks_blocked()
+    assert ended
+
+
+async def test_a_group_of_the_body_stays_that_group() -> None:
+    group = ExceptionGroup("mine", [ValueError("a"), KeyError("b")])
+    with pytest.raises(ExceptionGroup) as raised:
+        async with open_background_nursery():
+            raise group
+    assert raised.value is group
+
+
+async def test_a_background_error_leaves_bare_and_both_do_not() -> None:
+    async def fail() -> None:
+        raise ValueError("background")
+
+    with pytest.raises(ValueError, match="background"):
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(fail)
+            await trio.sleep_forever()
+    with pytest.raises(ExceptionGroup):
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(fail)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise KeyError("body")

@@ -1,0 +1,64 @@
+"""Nurseries whose exceptions reach the caller bare.
+
+Trio wraps whatever leaves a nursery in a group.  A function whose nursery is nobody's business (its caller called a
+function that happens to use tasks) must not show that group; the recipe for it stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import trio
+
+__all__ = ["leaves", "open_background_nursery"]
+
+
+@asynccontextmanager
+async def open_background_nursery() -> AsyncGenerator[trio.Nursery]:
+    """Open a nursery for tasks that serve the body: they are cancelled when the body ends, however it ends.
+
+    What the body raises leaves bare, never wrapped in a group.  A background task that raises is a bug; its exception
+    cancels the body and leaves bare too when it is the only one.
+    """
+    body: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exc:
+                body = exc
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        own = {id(leaf) for leaf in leaves(body)} if body is not None else set()
+        others = [leaf for leaf in leaves(group) if id(leaf) not in own and not isinstance(leaf, trio.Cancelled)]
+        if not others and body is not None:
+            _raise(body)
+        if len(others) == 1 and (body is None or isinstance(body, trio.Cancelled)):
+            _raise(others[0])
+        raise
+
+
+def leaves(exc: BaseException) -> Iterator[BaseException]:
+    """The exceptions inside a group, however deep; the exception itself when it is none.
+
+    Trio rebuilds groups while it strips Cancelled, so identity holds for the leaves only.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from leaves(inner)
+    else:
+        yield exc
+
+
+def _raise(exc: BaseException) -> NoReturn:
+    """Raise `exc` as it was, without the group that it was found in as its context."""
+    context = exc.__context__
+    try:
+        raise exc
+    finally:
+        exc.__context__ = context
+        del exc, context  # no reference cycle through this frame

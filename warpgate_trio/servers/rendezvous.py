@@ -1,0 +1,225 @@
+"""The rendezvous server over WebSockets: the Trio shell of `warpgate_trio.servers.rendezvous_core`.
+
+Idle cost decides how many nodes one server can hold, so an idle connection has two tasks (trio-websocket's reader and
+its handler), one deadline, and no writer: a task that writes the queue exists only while there is something in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NoReturn, final
+
+import trio
+
+from .. import host as machine
+from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, open_background_nursery, serve_websocket
+from .rendezvous_core import (
+    DEFAULT_LIMITS,
+    MAX_FRAME,
+    ErrorCode,
+    RendezvousCore,
+    RendezvousLimits,
+    RendezvousStatistics,
+    ServerConnection,
+)
+
+__all__ = [
+    "Rendezvous",
+    "RendezvousLimits",
+    "RendezvousServer",
+    "RendezvousStatistics",
+    "open_rendezvous",
+    "serve_rendezvous",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class Rendezvous:
+    """The mailboxes without a listener: `handle` serves one WebSocket, whichever server it came in by."""
+
+    def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        self._core = RendezvousCore(limits)
+        self._outboxes: dict[ServerConnection, _Outbox] = {}
+
+    def statistics(self) -> RendezvousStatistics:
+        """What the mailboxes hold now and have done so far."""
+        return self._core.statistics()
+
+    async def handle(self, websocket: WebSocket) -> None:
+        """Serve one client until it leaves, breaks a rule, falls silent, or is replaced.  Nothing of a payload is
+        logged.
+        """
+        connection, challenge = self._core.connect(machine.current().entropy(32), trio.current_time())
+        try:
+            async with open_background_nursery() as nursery:
+                outbox = _Outbox(websocket, connection.queue, nursery, self.limits.write)
+                self._outboxes[connection] = outbox
+                await outbox.write(challenge)
+                await self._converse(websocket, connection, outbox)
+        except WebSocketClosed:
+            pass  # the usual end
+        except trio.TooSlowError:
+            logger.debug("%r does not read: closed", websocket)
+        finally:
+            self._outboxes.pop(connection, None)
+            self._core.disconnect(connection)
+
+    async def _converse(self, websocket: WebSocket, connection: ServerConnection, outbox: _Outbox) -> None:
+        registration_ends = trio.current_time() + self.limits.registration
+        while not connection.closing:
+            data = await self._next_frame(websocket, connection, registration_ends)
+            if data is None:
+                await outbox.write(
+                    self._core.fail(connection, ErrorCode.SLOW, "not registered in time, or silent for too long")
+                )
+                return
+            answer, woken = self._core.receive(connection, data, trio.current_time())
+            for other in woken:
+                self._outboxes[other].wake(last=other.closing)
+            if answer is not None:
+                # By this task, not through the queue: a client that does not read its answers is not read from either.
+                await outbox.write(answer)
+
+    async def _next_frame(
+        self, websocket: WebSocket, connection: ServerConnection, registration_ends: float
+    ) -> bytes | None:
+        """The next frame, or None when the client's time is up."""
+        while True:
+            deadline = registration_ends
+            if connection.key is not None:
+                # Pings never get as far as this task, so silence is measured where bytes come in.
+                deadline = websocket.last_heard + self.limits.silence
+            if deadline <= trio.current_time():
+                return None
+            with trio.CancelScope(deadline=deadline):
+                return await websocket.receive()
+
+
+@final
+class _Outbox:
+    """Writes to one client, each frame within `timeout` seconds."""
+
+    def __init__(self, websocket: WebSocket, queue: deque[bytes], nursery: trio.Nursery, timeout: float) -> None:
+        self._websocket = websocket
+        self._queue = queue
+        self._nursery = nursery
+        self._timeout = timeout
+        self._draining = False
+        self._last = False
+
+    async def write(self, frame: bytes) -> None:
+        with trio.fail_after(self._timeout):
+            await self._websocket.send(frame)
+
+    def wake(self, *, last: bool = False) -> None:
+        """The queue got longer; `last`: the connection ends once it is written."""
+        self._last = self._last or last
+        if not self._draining:
+            self._draining = True
+            self._nursery.start_soon(self._drain)
+
+    async def _drain(self) -> None:
+        try:
+            while self._queue:
+                await self.write(self._queue.popleft())
+        except (WebSocketClosed, trio.TooSlowError):
+            self._last = True  # the handler, which only reads, might not notice for long
+        self._draining = False
+        if self._last:
+            self._nursery.cancel_scope.cancel()
+
+
+@final
+class RendezvousServer:
+    """A running rendezvous server, made by `open_rendezvous` and `serve_rendezvous`."""
+
+    def __init__(self, rendezvous: Rendezvous, urls: tuple[str, ...], port: int) -> None:
+        self._rendezvous = rendezvous
+        self.urls = urls
+        """One URL per listening socket."""
+        self.port = port
+        """The port of the first listening socket."""
+
+    def __repr__(self) -> str:
+        return f"<RendezvousServer {' '.join(self.urls)}>"
+
+    @property
+    def url(self) -> str:
+        """The first of `urls`."""
+        return self.urls[0]
+
+    def statistics(self) -> RendezvousStatistics:
+        """What the server holds now and has done so far."""
+        return self._rendezvous.statistics()
+
+
+async def serve_rendezvous(
+    *,
+    host: str | None = "127.0.0.1",
+    port: int = 0,
+    ssl_context: ssl.SSLContext | None = None,
+    limits: RendezvousLimits = DEFAULT_LIMITS,
+    task_status: trio.TaskStatus[RendezvousServer] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve until cancelled; `nursery.start` returns the `RendezvousServer` once it listens.
+
+    Args:
+      host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each gets a port of its own).
+      port: 0 lets the system choose.
+      ssl_context: serve ``wss``.
+
+    Raises:
+      OSError: the address cannot be listened on.
+    """
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    try:
+        names = [listener.socket.getsockname() for listener in listeners]
+        scheme = "ws" if ssl_context is None else "wss"
+        urls = tuple(f"{scheme}://{f'[{name[0]}]' if ':' in name[0] else name[0]}:{name[1]}" for name in names)
+        rendezvous = Rendezvous(limits)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                partial(
+                    serve_websocket,
+                    rendezvous.handle,
+                    listeners,
+                    ssl_context=ssl_context,
+                    max_message=MAX_FRAME,
+                    handshake_timeout=limits.registration,
+                    limits=ConnectionLimits(total=limits.connections, per_address=limits.connections_per_address),
+                )
+            )
+            task_status.started(RendezvousServer(rendezvous, urls, names[0][1]))
+            await trio.sleep_forever()
+    finally:
+        for listener in listeners:
+            listener.socket.close()
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+@asynccontextmanager
+async def open_rendezvous(
+    *,
+    host: str | None = "127.0.0.1",
+    port: int = 0,
+    ssl_context: ssl.SSLContext | None = None,
+    limits: RendezvousLimits = DEFAULT_LIMITS,
+) -> AsyncGenerator[RendezvousServer]:
+    """Run a rendezvous server for the time of the body; arguments as for `serve_rendezvous`.
+
+    Raises:
+      OSError: the address cannot be listened on.
+      Whatever the body raises, bare.
+    """
+    async with open_background_nursery() as nursery:
+        yield await nursery.start(
+            partial(serve_rendezvous, host=host, port=port, ssl_context=ssl_context, limits=limits)
+        )

@@ -1,0 +1,71 @@
+"""Signals: small sealed messages between two nodes that have no path between them yet.
+
+A signal goes from node to server to node.  The rooms' parts, from the inside out:
+
+* `message` (no I/O): the envelope, signed by its sender over its receiver and sealed to it.  A server learns who talks
+  to whom, when, and how much.
+* `inbox` (no I/O): which opened messages count: time window, replays, rates, wrong clocks.
+* `core`: the messages that every node understands.  Plugins define their own as subclasses of `Message`.
+* `transport`: what a signal server must be able to do, and the table of URL schemes.
+* `websocket_channel`: the transport to our rendezvous server (`warpgate_trio.servers.rendezvous`).
+* `hub`: the owner of a node's channels; connects, reconnects, sends by all of them at once.
+
+The way of a message in:  ``hub.receive`` -> ``inbox.admit`` -> `open_message` -> ``inbox.check`` -> `decode_payload`.
+The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with our time plus ``clocks.offset(peer)`` ->
+``hub.send``.
+"""
+
+from __future__ import annotations
+
+from .core import CORE_MESSAGES, Cancel, Clock, Failed, RefusalReason, Refused
+from .hub import Incoming, ServerState, ServerStatus, SignalHub
+from .inbox import (
+    Accepted,
+    Inbox,
+    InboxLimits,
+    OutsideWindow,
+    Overloaded,
+    PeerClocks,
+    RateLimited,
+    Replayed,
+    TokenBucket,
+    TooOld,
+    Verdict,
+)
+from .message import MAX_SIGNAL, Envelope, Header, Message, decode_payload, open_message, seal_message, wire_name
+from .transport import Delivery, SignalChannel, open_channel
+
+__all__ = [
+    "CORE_MESSAGES",
+    "MAX_SIGNAL",
+    "Accepted",
+    "Cancel",
+    "Clock",
+    "Delivery",
+    "Envelope",
+    "Failed",
+    "Header",
+    "Inbox",
+    "InboxLimits",
+    "Incoming",
+    "Message",
+    "OutsideWindow",
+    "Overloaded",
+    "PeerClocks",
+    "RateLimited",
+    "RefusalReason",
+    "Refused",
+    "Replayed",
+    "ServerState",
+    "ServerStatus",
+    "SignalChannel",
+    "SignalHub",
+    "TokenBucket",
+    "TooOld",
+    "Verdict",
+    "decode_payload",
+    "open_channel",
+    "open_message",
+    "seal_message",
+    "wire_name",
+]

@@ -1,0 +1,69 @@
+"""The messages that every node understands, whatever plugins it has."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, final
+
+import msgspec
+
+from .message import Message, wire_name
+
+__all__ = ["CORE_MESSAGES", "OWNER", "Cancel", "Clock", "Failed", "RefusalReason", "Refused"]
+
+OWNER = "core"
+"""The part before the dot in the wire names of these messages; no plugin may have it for a name."""
+
+
+@final
+class Clock(Message, frozen=True):
+    """Reply to a message that was stamped outside our window: this is what our clock says.
+
+    Attributes:
+      time_ms: Unix milliseconds on the sender's clock.
+    """
+
+    time_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+
+
+@final
+class Cancel(Message, frozen=True):
+    """The session is over for its sender: the receiver ends whatever it does for it."""
+
+
+class RefusalReason(enum.StrEnum):
+    """Why a peer does not take part.  A reason that this release does not know reads as `OTHER`."""
+
+    NOT_AUTHORIZED = "not_authorized"
+    NOT_ACCEPTING = "not_accepting"  # nobody listens on this node, or it is closing
+    BUSY = "busy"  # later it may be possible: see `Refused.retry_after`
+    UNSUPPORTED = "unsupported"  # the plugin is not loaded there, or does not know this version of the message
+    OTHER = "other"
+
+    @classmethod
+    def _missing_(cls, value: object) -> RefusalReason:
+        return cls.OTHER
+
+
+@final
+class Refused(Message, frozen=True):
+    """The peer got the request, and will not do it.
+
+    Attributes:
+      reason: why.
+      retry_after: seconds after which to ask again; None: do not.
+    """
+
+    reason: RefusalReason
+    retry_after: Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)] | None = None
+
+
+@final
+class Failed(Message, frozen=True):
+    """The peer tried, and it did not work out.  No detail: it would describe the peer's network to whoever asks."""
+
+
+CORE_MESSAGES: dict[str, type[Message]] = {
+    wire_name(OWNER, message): message for message in (Clock, Cancel, Refused, Failed)
+}
+"""Wire name -> type."""

@@ -1,0 +1,434 @@
+"""The owner of all signal channels of a node.
+
+Theory of operation.  One task per configured server connects, registers, receives, and reconnects after a jittered
+back-off, for as long as the hub runs; a server that is down costs its own task a connection attempt now and then, and
+nobody else anything.  What arrives by any channel goes into one bounded queue.  De-duplication is not done here: the
+same message comes in by several servers as different or equal bytes, and only its id, inside the seal, tells
+(`warpgate_trio.signal.Inbox`).
+
+A `send` goes out by all connected channels at once, and the best answer counts.  When the peer's own servers (*hints*)
+are not among ours, the hub *visits* them: a channel, registered under our key like any other so that replies come in by
+it, which is closed when it has been idle for a minute.  A peer chooses its hints, so visiting means to open connections
+where a peer says; the caller decides per send whether the peer may.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TypeAlias, final
+
+import trio
+
+from .. import host as machine
+from ..config import ServerUrl
+from ..errors import ConfigError, SignalUnavailable, WarpgateError
+from ..identity import Identity
+from ..websocket import open_background_nursery
+from .message import MAX_SIGNAL
+from .transport import Delivery, SignalChannel, open_channel, supports
+
+__all__ = ["Incoming", "ServerState", "ServerStatus", "SignalHub"]
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for TCP, TLS, WebSocket and registration together: eight round trips of a bad satellite link."""
+BACKOFF_FIRST = 0.2
+BACKOFF_LIMIT = 30.0
+"""Seconds between attempts, doubling from the first to the limit, each shortened by up to half at random, so that the
+nodes of a restarted server do not come back in step."""
+_STABLE = 10.0  # A connection that held this long starts the next back-off afresh; one that did not was no success.
+MAX_VISITS = 4
+"""Channels to servers of peers that are open at a time."""
+VISIT_IDLE = 60.0
+"""Seconds after which a visiting channel without traffic is closed."""
+_INBOX = 256  # Payloads that wait for `receive`; 4 MiB at most.
+
+
+class ServerState(enum.Enum):
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    """Not connected; the next attempt comes after the back-off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatus:
+    """One server, as the hub sees it.
+
+    Attributes:
+      url: without a password.
+      rtt: seconds to the server and back; None when not connected.
+      last_error: one sentence on why it was last not connected.
+      visiting: the server of a peer, not one of the configuration.
+    """
+
+    url: str
+    state: ServerState
+    rtt: float | None
+    last_error: str | None
+    visiting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A payload that came in, still sealed; `via` names the channel, for the reply's `SignalHub.send`."""
+
+    payload: bytes
+    via: str
+
+
+@final
+class _Slot:
+    """One server and, when connected, its channel."""
+
+    def __init__(self, url: ServerUrl, *, visiting: bool) -> None:
+        self.url = url
+        self.key = url.redacted
+        self.place = _place(url)
+        self.visiting = visiting
+        self.state = ServerState.CONNECTING
+        self.channel: SignalChannel | None = None
+        self.last_error: str | None = None
+        self.scope: trio.CancelScope | None = None
+        self.last_used = trio.current_time() if visiting else 0.0
+        self.sending = 0
+        self.ended = False
+
+    def touch(self) -> None:
+        """There was traffic: a visit lasts a minute more."""
+        if self.visiting:
+            self.last_used = trio.current_time()
+            if self.channel is not None and self.scope is not None:
+                self.scope.deadline = self.last_used + VISIT_IDLE
+
+    def status(self) -> ServerStatus:
+        rtt = self.channel.rtt if self.channel is not None else None
+        return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.visiting)
+
+
+@final
+class SignalHub:
+    """All signal channels of one node.
+
+    Args:
+      identity: whose mailbox is opened on every server.
+      servers: the node's own servers; equal ones count once.
+      ca_file: PEM file of certificates that are trusted for TLS in addition to the platform's.
+
+    Raises:
+      ConfigError: a server's scheme has no transport, or `ca_file` cannot be used.
+    """
+
+    def __init__(self, identity: Identity, servers: Sequence[ServerUrl], *, ca_file: Path | None = None) -> None:
+        for url in servers:
+            if not supports(url):
+                raise ConfigError(f"{url.redacted}: no signal transport for the scheme {url.scheme!r}")
+        self._identity = identity
+        self._ca_file = ca_file
+        self._ssl_context: ssl.SSLContext | None = None
+        if ca_file is not None or any(url.scheme == "wss" for url in servers):
+            self._trust()  # so that a bad file is found now, not at the first connection
+        self._own = [_Slot(url, visiting=False) for url in {_place(url): url for url in servers}.values()]
+        for number, slot in enumerate(self._own):
+            if any(slot.key == other.key for other in self._own[:number]):
+                slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
+        self._visits: list[_Slot] = []
+        self._nursery: trio.Nursery | None = None
+        self._ended = False
+        self._changed = trio.Event()
+        self._arrived, self._incoming = trio.open_memory_channel[Incoming](_INBOX)
+        self.dropped = 0
+        """Payloads that came in while 256 waited for `receive`."""
+
+    # --- what the node does with it ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Keep the channels up until cancelled.  Started means running, not connected: see `wait_connected`."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for slot in self._own:
+                    nursery.start_soon(self._keep_connected, slot)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._ended = True
+            self._notify()
+            self._arrived.close()
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    async def receive(self) -> Incoming:
+        """The next payload from any server.  Cancelled: nothing is lost.
+
+        Raises:
+          SignalUnavailable: the hub has ended.
+        """
+        try:
+            return await self._incoming.receive()
+        except trio.EndOfChannel:
+            raise SignalUnavailable("the signal hub has ended") from None
+
+    async def wait_connected(self) -> None:
+        """Return once at least one of the node's own servers is connected; the caller bounds the time.
+
+        Raises:
+          SignalUnavailable: there is no server to wait for, or the hub has ended.
+        """
+        await self._first_connected()
+
+    def status(self) -> tuple[ServerStatus, ...]:
+        """Every server, the node's own first, then those visited now."""
+        return tuple(slot.status() for slot in (*self._own, *self._visits))
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds to the nearest connected server of our own and back; None: none is connected."""
+        return min(
+            (slot.channel.rtt for slot in self._own if slot.channel and slot.channel.rtt is not None), default=None
+        )
+
+    async def send(
+        self, receiver_key: bytes, payload: bytes, *, hints: Sequence[str] = (), via: str | None = None
+    ) -> Delivery:
+        """Send a sealed payload by every channel there is, and return the best that a server says about it.
+
+        Returns at the first `Delivery.DELIVERED`, else when all servers have answered.  When no server is connected
+        yet, waits for the first; the caller bounds the time with its own scope.  Cancelled: the payload may or may not
+        have gone out.
+
+        Args:
+          receiver_key: the receiver's 32-byte Ed25519 key.
+          payload: 1 to 16,384 bytes.
+          hints: URLs of the receiver's servers.  Those that are not ours are visited, at once when we are connected to
+            none of them, else when those that we are connected to have not delivered.  Useless hints are passed over.
+          via: the channel that a request came in by (`Incoming.via`), for its reply; only a visited one needs to be
+            named.
+
+        Raises:
+          SignalUnavailable: there is no server, or none could take the payload.
+          ValueError: a length is wrong.
+        """
+        if len(receiver_key) != 32:
+            raise ValueError(f"a receiver's key has 32 bytes, not {len(receiver_key)}")
+        if not 1 <= len(payload) <= MAX_SIGNAL:
+            raise ValueError(f"a payload has 1 to {MAX_SIGNAL} bytes, not {len(payload)}")
+        if self._nursery is None:
+            await trio.lowlevel.checkpoint()
+            raise SignalUnavailable("the signal hub is not running")
+        urls = _usable(hints)
+        ready = [slot for slot in self._own if slot.channel is not None]
+        ready += [slot for slot in self._visits if slot.channel is not None and (slot.key == via or slot.place in urls)]
+        known = any(slot.place in urls for slot in ready)
+        ours = {slot.place for slot in (*self._own, *ready)}
+        strange = [url for place, url in urls.items() if place not in ours]
+
+        race = _Race()
+        async with open_background_nursery() as nursery:
+            for slot in ready:
+                race.enter(nursery, partial(self._send_by, slot, receiver_key, payload))
+            if self._own and all(slot.visiting for slot in ready):
+                race.enter(nursery, partial(self._send_by_first, receiver_key, payload), late=True)
+            if known:
+                await race.wait_over()
+            if race.best is not Delivery.DELIVERED:
+                for url in strange:
+                    race.enter(nursery, partial(self._send_by_visit, url, receiver_key, payload))
+                await race.wait_over()
+        if race.best is None:
+            raise SignalUnavailable("; ".join(race.failures) or "there is no signal server to send by")
+        return race.best
+
+    # --- parts of a send: each returns a Delivery or raises SignalUnavailable ---
+
+    async def _send_by(self, slot: _Slot, receiver_key: bytes, payload: bytes) -> Delivery:
+        channel = slot.channel
+        if channel is None:
+            raise SignalUnavailable(f"{slot.key}: {slot.last_error or 'not connected'}")
+        slot.touch()
+        slot.sending += 1
+        try:
+            return await channel.send(receiver_key, payload)
+        finally:
+            slot.sending -= 1
+            slot.touch()
+
+    async def _send_by_first(self, receiver_key: bytes, payload: bytes) -> Delivery:
+        return await self._send_by(await self._first_connected(), receiver_key, payload)
+
+    async def _send_by_visit(self, url: ServerUrl, receiver_key: bytes, payload: bytes) -> Delivery:
+        slot = next((slot for slot in self._visits if slot.place == _place(url)), None) or self._start_visit(url)
+        while slot.channel is None and not slot.ended:
+            await self._changed.wait()
+        return await self._send_by(slot, receiver_key, payload)
+
+    async def _first_connected(self) -> _Slot:
+        if not self._own:
+            await trio.lowlevel.checkpoint()
+            raise SignalUnavailable("no signal server is configured")
+        while not self._ended:
+            for slot in self._own:
+                if slot.channel is not None:
+                    await trio.lowlevel.checkpoint()
+                    return slot
+            await self._changed.wait()
+        raise SignalUnavailable("the signal hub has ended")
+
+    # --- channels ---
+
+    def _start_visit(self, url: ServerUrl) -> _Slot:
+        if self._nursery is None:
+            raise SignalUnavailable("the signal hub has ended")
+        if len(self._visits) >= MAX_VISITS:
+            idle = [slot for slot in self._visits if slot.channel is not None and not slot.sending]
+            if not idle:
+                raise SignalUnavailable(f"{url.redacted}: {MAX_VISITS} servers of peers are being visited already")
+            self._leave(min(idle, key=lambda slot: slot.last_used))
+        slot = _Slot(url, visiting=True)
+        self._visits.append(slot)
+        self._nursery.start_soon(self._visit, slot)
+        return slot
+
+    async def _visit(self, slot: _Slot) -> None:
+        try:
+            await self._hold(slot)
+        finally:
+            self._leave(slot)
+
+    def _leave(self, slot: _Slot) -> None:
+        slot.ended = True
+        slot.channel = None
+        if slot in self._visits:
+            self._visits.remove(slot)
+        if slot.scope is not None:
+            slot.scope.cancel()
+        self._notify()
+
+    async def _keep_connected(self, slot: _Slot) -> None:
+        pause = BACKOFF_FIRST
+        while True:
+            held = await self._hold(slot)
+            if held >= _STABLE:
+                pause = BACKOFF_FIRST
+            slot.state = ServerState.WAITING
+            await trio.sleep(pause * (1 - machine.current().random.random() / 2))
+            pause = min(2 * pause, BACKOFF_LIMIT)
+
+    async def _hold(self, slot: _Slot) -> float:
+        """One connection, from its opening to its end, whatever ends it.  Returns for how long it was connected."""
+        since = math.inf
+        slot.state = ServerState.CONNECTING
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT) as slot.scope:
+                context = self._trust() if slot.url.tls else None
+                async with open_channel(slot.url, self._identity, ssl_context=context) as channel:
+                    slot.scope.deadline = math.inf
+                    slot.channel = channel
+                    slot.state = ServerState.CONNECTED
+                    slot.last_error = None
+                    since = trio.current_time()
+                    slot.touch()
+                    self._notify()
+                    logger.debug("connected to %s", slot.key)
+                    try:
+                        while True:
+                            self._take(slot, await channel.receive())
+                    finally:
+                        slot.channel = None
+            slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s" if since == math.inf else "idle"
+        except (OSError, WarpgateError) as exc:
+            slot.last_error = f"{exc} ({exc.__cause__})" if isinstance(exc, OSError) and exc.__cause__ else str(exc)
+            logger.debug("not connected to %s: %s", slot.key, slot.last_error)
+        except Exception as exc:
+            slot.last_error = f"unexpected {type(exc).__name__}"
+            logger.exception("the signal channel to %s failed", slot.key)
+        finally:
+            slot.scope = None
+            self._notify()
+        return max(0.0, trio.current_time() - since)
+
+    def _take(self, slot: _Slot, payload: bytes) -> None:
+        slot.touch()
+        try:
+            self._arrived.send_nowait(Incoming(payload, slot.key))
+        except trio.WouldBlock:
+            self.dropped += 1
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _trust(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            context = ssl.create_default_context()
+            if self._ca_file is not None:
+                try:
+                    context.load_verify_locations(cafile=self._ca_file)
+                except OSError as exc:  # ssl.SSLError is one
+                    raise ConfigError(
+                        f"servers.ca_file = {str(self._ca_file)!r}: no certificates to be read: {exc}"
+                    ) from exc
+            self._ssl_context = context
+        return self._ssl_context
+
+
+@final
+class _Race:
+    """The answers to one send: the best so far, and whether a better one may come."""
+
+    def __init__(self) -> None:
+        self.best: Delivery | None = None
+        self.failures: list[str] = []
+        self._running = 0
+        self._late = 0
+        self._changed = trio.Event()
+
+    def enter(self, nursery: trio.Nursery, attempt: Callable[[], Awaitable[Delivery]], *, late: bool = False) -> None:
+        """Start an attempt; a late one is waited for only while nobody else has answered."""
+        self._late += late
+        self._running += not late
+        nursery.start_soon(self._run, attempt, late)
+
+    async def _run(self, attempt: Callable[[], Awaitable[Delivery]], late: bool) -> None:
+        try:
+            answer = await attempt()
+            self.best = answer if self.best is None else max(self.best, answer)
+        except SignalUnavailable as exc:
+            self.failures.append(str(exc))
+        self._late -= late
+        self._running -= not late
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_over(self) -> None:
+        while self.best is not Delivery.DELIVERED and (self._running or (self._late and self.best is None)):
+            await self._changed.wait()
+
+
+_Place: TypeAlias = tuple[str, str, int, str]
+
+
+def _place(url: ServerUrl) -> _Place:
+    """What makes two URLs the same server: a hint does not carry the login that our own configuration has."""
+    return (url.scheme, url.host, url.port, url.target)
+
+
+def _usable(hints: Sequence[str]) -> dict[_Place, ServerUrl]:
+    """The first few hints that we can make something of.  They were written by a peer: nothing in them may raise."""
+    urls: dict[_Place, ServerUrl] = {}
+    for hint in hints:
+        try:
+            url = ServerUrl.parse(hint)
+        except ConfigError:
+            continue
+        if supports(url) and len(urls) < MAX_VISITS:
+            urls.setdefault(_place(url), url)
+    return urls

@@ -1,0 +1,107 @@
+"""What a signal transport is: the small interface that stands between `SignalHub` and a server's own protocol.
+
+A channel is one connection of one node to one signal server, registered under the node's key.  Everything above it
+(which server, racing, de-duplication, reconnecting) is the hub's; everything below (frames, topics, pings) is the
+transport's.
+"""
+
+from __future__ import annotations
+
+import enum
+import ssl
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol, TypeAlias
+
+from ..config import ServerUrl
+from ..errors import ConfigError
+from ..identity import Identity
+
+__all__ = ["Delivery", "SignalChannel", "open_channel", "supports"]
+
+
+class Delivery(enum.IntEnum):
+    """What a server did with a payload; the higher, the better."""
+
+    NOBODY_HOME = 0
+    """The server knows that the receiver is not there."""
+    FULL = 1
+    """The receiver is there, but takes nothing at the moment: try again."""
+    QUEUED = 2
+    """The server took it, and tells no more than that."""
+    DELIVERED = 3
+    """It was handed to at least one connection of the receiver."""
+
+
+class SignalChannel(Protocol):
+    """One open, registered connection to a signal server."""
+
+    @property
+    def url(self) -> str:
+        """The server, without a password."""
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round-trip time between us and the server in seconds; None: not measured yet."""
+
+    async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+        """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key.
+
+        Any number of tasks may send.  Cancelled: the payload may or may not go out; the channel stays usable.
+
+        Raises:
+          SignalUnavailable: the channel is gone.
+          ValueError: a length is wrong.
+        """
+
+    async def receive(self) -> bytes:
+        """The next payload for us.  Cancelled: nothing is lost.  One task receives, and quickly: the channel's buffer
+        is small.
+
+        Raises:
+          SignalUnavailable: the channel is gone.
+        """
+
+
+Opener: TypeAlias = Callable[[ServerUrl, Identity, ssl.SSLContext | None], AbstractAsyncContextManager[SignalChannel]]
+
+
+def _websocket(
+    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None
+) -> AbstractAsyncContextManager[SignalChannel]:
+    from .websocket_channel import open_websocket_channel
+
+    return open_websocket_channel(url, identity, ssl_context=ssl_context)
+
+
+# URL scheme -> opener.  Openers import their transport when first used: a node without MQTT servers never loads MQTT.
+_OPENERS: Final[dict[str, Opener]] = {"ws": _websocket, "wss": _websocket}
+
+
+def supports(url: ServerUrl) -> bool:
+    """Whether there is a transport for the URL's scheme."""
+    return url.scheme in _OPENERS
+
+
+def open_channel(
+    url: ServerUrl, identity: Identity, *, ssl_context: ssl.SSLContext | None = None
+) -> AbstractAsyncContextManager[SignalChannel]:
+    """Connect to a signal server and register our key, for the time of the ``async with``.
+
+    No timeout is built in: bound the opening with a scope of your own, whose deadline you move once you are in.
+
+    Args:
+      ssl_context: trust for the TLS schemes; the platform's by default.
+
+    Raises (all but the first when it is entered):
+      ConfigError: no transport for the URL's scheme.
+      OSError: the server cannot be reached.
+      SignalUnavailable: it was reached, and refused us, broke off, or is no signal server.
+      SignalUnsupported: it speaks a version of its protocol that this release does not know.
+    """
+    opener = _OPENERS.get(url.scheme)
+    if opener is None:
+        raise ConfigError(
+            f"{url.redacted}: no signal transport for {url.scheme!r}; there is {', '.join(sorted(_OPENERS))}"
+        )
+    return opener(url, identity, ssl_context)

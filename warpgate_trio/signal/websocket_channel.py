@@ -1,0 +1,206 @@
+"""A signal channel to our rendezvous server (`warpgate_trio.servers.rendezvous_core` has the protocol).
+
+Three tasks serve an open channel: one reads and sorts what comes in, one writes (so that a cancelled `send` never cuts
+a frame in half), one pings.  When any of them finds the connection dead, all of it is: pending sends and receives end
+with `SignalUnavailable`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TypeVar, final
+
+import trio
+
+from ..config import ServerUrl
+from ..errors import RemoteProtocolError, SignalUnavailable
+from ..identity import Identity
+from ..servers import rendezvous_core as wire
+from ..websocket import WebSocket, WebSocketError, open_background_nursery, open_websocket
+from .transport import Delivery
+
+__all__ = ["WebSocketChannel", "open_websocket_channel"]
+
+PING_INTERVAL = 30.0
+"""Seconds between pings: a third of the silence that the server allows, and under the minute of the shortest TCP timers
+of middleboxes that matter."""
+PONG_TIMEOUT = 10.0
+"""Seconds without a pong after which the server counts as gone: TCP alone would notice after a quarter of an hour."""
+_INBOX = 64
+_OUTBOX = 16
+
+
+@final
+class WebSocketChannel:
+    """A registered connection to a rendezvous server: a `warpgate_trio.signal.SignalChannel`."""
+
+    def __init__(self, websocket: WebSocket, url: str, rtt: float) -> None:
+        self._websocket = websocket
+        self._url = url
+        self._rtt = rtt
+        self._failure: str | None = None
+        self._next_id = 0
+        self._waiting: dict[int, _Waiter] = {}
+        self._outgoing, self._to_write = trio.open_memory_channel[bytes](_OUTBOX)
+        self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
+        self.dropped = 0
+        """Payloads that came while 64 waited to be received."""
+
+    def __repr__(self) -> str:
+        return f"<WebSocketChannel to {self._url}>"
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def rtt(self) -> float:
+        return self._rtt
+
+    async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+        if len(receiver_key) != 32:
+            raise ValueError(f"a receiver's key has 32 bytes, not {len(receiver_key)}")
+        if not 1 <= len(payload) <= wire.MAX_PAYLOAD:
+            raise ValueError(f"a payload has 1 to {wire.MAX_PAYLOAD} bytes, not {len(payload)}")
+        if self._failure is not None:
+            await trio.lowlevel.checkpoint()
+            raise SignalUnavailable(self._failure)
+        number = self._next_id
+        self._next_id = (number + 1) % 2**32
+        waiter = self._waiting[number] = _Waiter()
+        try:
+            await self._outgoing.send(wire.Send(number, receiver_key, payload).encode())
+            await waiter.done.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            del self._waiting[number]
+        if waiter.count is None:
+            raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed")
+        if waiter.count == wire.QUEUE_FULL:
+            return Delivery.FULL
+        return Delivery.DELIVERED if waiter.count else Delivery.NOBODY_HOME
+
+    async def receive(self) -> bytes:
+        try:
+            return await self._incoming.receive()
+        except trio.EndOfChannel:
+            raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed") from None
+
+    # --- tasks ---
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                frame = wire.decode_from_server(await self._websocket.receive())
+                if isinstance(frame, wire.Message):
+                    try:
+                        self._arrived.send_nowait(frame.payload)
+                    except trio.WouldBlock:
+                        self.dropped += 1
+                elif isinstance(frame, wire.Sent):
+                    self._answer(frame)
+                elif isinstance(frame, wire.Error):
+                    return self._fail(f"the server closed: {frame.text} (code {frame.code})")
+                else:
+                    return self._fail(f"the server sent {type(frame).__name__} again")
+        except (WebSocketError, RemoteProtocolError) as exc:
+            self._fail(str(exc))
+
+    async def _write(self) -> None:
+        try:
+            async for frame in self._to_write:
+                await self._websocket.send(frame)
+        except WebSocketError as exc:
+            self._fail(str(exc))
+
+    async def _ping(self) -> None:
+        try:
+            while True:
+                with trio.fail_after(PONG_TIMEOUT):
+                    start = trio.current_time()
+                    await self._websocket.ping()
+                self._measured(trio.current_time() - start)
+                await trio.sleep(PING_INTERVAL)
+        except trio.TooSlowError:
+            self._fail(f"no pong within {PONG_TIMEOUT:.0f} s")
+        except WebSocketError as exc:
+            self._fail(str(exc))
+
+    def _answer(self, frame: wire.Sent) -> None:
+        waiter = self._waiting.get(frame.id)  # None: whoever sent it was cancelled
+        if waiter is not None:
+            waiter.count = frame.count
+            waiter.done.set()
+
+    def _measured(self, sample: float) -> None:
+        self._rtt += (sample - self._rtt) / 8  # RFC 6298's alpha
+
+    def _fail(self, why: str) -> None:
+        """The connection is dead: wake everybody who waits for it."""
+        if self._failure is None:
+            self._failure = f"{self._url}: {why}"
+        self._close()
+
+    def _close(self) -> None:
+        # The sending ends: whoever receives gets what is there still, then the end.
+        self._outgoing.close()
+        self._arrived.close()
+        for waiter in self._waiting.values():
+            waiter.done.set()
+
+
+@final
+class _Waiter:
+    __slots__ = ("count", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.count: int | None = None
+
+
+@asynccontextmanager
+async def open_websocket_channel(
+    url: ServerUrl, identity: Identity, *, ssl_context: ssl.SSLContext | None = None
+) -> AsyncGenerator[WebSocketChannel]:
+    """Open a channel to the rendezvous server at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
+    opened = False
+    try:
+        async with open_websocket(url, ssl_context=ssl_context, max_message=wire.MAX_FRAME) as websocket:
+            channel = WebSocketChannel(websocket, url.redacted, await _register(websocket, identity))
+            async with open_background_nursery() as nursery:
+                nursery.start_soon(channel._read)
+                nursery.start_soon(channel._write)
+                nursery.start_soon(channel._ping)
+                opened = True
+                try:
+                    yield channel
+                finally:
+                    channel._close()
+    except (WebSocketError, RemoteProtocolError) as exc:
+        if opened:
+            raise  # the body's own
+        raise SignalUnavailable(f"{url.redacted}: {exc}") from exc
+
+
+async def _register(websocket: WebSocket, identity: Identity) -> float:
+    """Open our mailbox; returns the round-trip time of the exchange in seconds."""
+    challenge = _expect(wire.Challenge, await websocket.receive())
+    start = trio.current_time()
+    await websocket.send(wire.register(identity, challenge).encode())
+    _expect(wire.Registered, await websocket.receive())
+    return trio.current_time() - start
+
+
+_Frame = TypeVar("_Frame", wire.Challenge, wire.Registered)
+
+
+def _expect(kind: type[_Frame], data: bytes) -> _Frame:
+    frame = wire.decode_from_server(data)
+    if isinstance(frame, wire.Error):
+        raise RemoteProtocolError(f"the server refused: {frame.text} (code {frame.code})")
+    if not isinstance(frame, kind):
+        raise RemoteProtocolError(f"the server sent {type(frame).__name__} where {kind.__name__} was due")
+    return frame

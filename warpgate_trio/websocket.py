@@ -1,0 +1,557 @@
+"""WebSockets that carry binary messages: the only module that imports trio-websocket.
+
+Theory of operation.  trio-websocket speaks the protocol; what it leaves to its caller, and what this module therefore
+owns, is
+
+* **The TCP stream.**  We open it, wrap it in TLS, and close it on every way out.  trio-websocket never closes the
+  client's socket after a close with code 1009, nor when it is cancelled in the middle of the handshake.
+* **The reader's end.**  trio-websocket starts one reader task per connection.  When that task ends during the handshake
+  (the server hung up, or sent garbage), the waiting opener is not told; when a pong can no longer come, `ping` is not
+  told either. `_Reader` watches the task, keeps its exception from cancelling the user's code, and wakes whoever waits
+  for what it can no longer bring.
+* **Framing under cancellation.**  A frame that was cut off halfway makes everything behind it nonsense, so a cancelled
+  write breaks the connection instead of corrupting it (`_Wire.send_all`).
+* **A memory bound.**  ``max_message`` bounds what a message may hold, not how many empty fragments may announce it.
+  `_Wire` therefore counts the bytes that came in since the last whole message.
+
+No timeout hides in here.  The caller bounds `open_websocket`, `WebSocket.send`, `WebSocket.receive` and
+`WebSocket.ping` with its own scope; the two timeouts that a server and an exit cannot do without, ``handshake_timeout``
+and ``close_timeout``, are arguments.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv6Address, ip_address
+from typing import NoReturn, cast, final
+
+import trio
+import trio_websocket
+
+from .config import ServerUrl
+from .errors import ConfigError, WarpgateError
+
+__all__ = [
+    "ConnectionLimits",
+    "WebSocket",
+    "WebSocketClosed",
+    "WebSocketError",
+    "open_background_nursery",
+    "open_websocket",
+    "serve_websocket",
+]
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 0.2
+"""Seconds that a polite close may take: enough for a peer on the same continent, and nobody waits for more on the way
+out.
+"""
+
+_RECEIVE_SIZE = 65536  # Largest read.  trio-websocket's own default, 4 KiB, costs a relay three quarters of its speed.
+_BUDGET_EXTRA = 65536  # What a peer may send beyond its messages: headers of the handshake, frame headers, pings.
+_BUDGET_RATE = 64.0  # ... and per second: a ping every second (10 bytes, as sent here) stays well inside.
+
+
+class WebSocketError(WarpgateError):
+    """The WebSocket handshake failed (TLS and its certificate included), or the peer broke the protocol."""
+
+
+class WebSocketClosed(WebSocketError):
+    """No more messages: the connection has ended.
+
+    Attributes:
+      code: the close code of RFC 6455 section 7.4; 1006 when the connection was lost without one.
+      reason: what the peer said about it; may be empty.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"the WebSocket is closed (code {code}{': ' if reason else ''}{reason})")
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """How many connections a server holds at once; what is over the limit is closed before TLS costs anything.
+
+    Attributes:
+      total: connections in all.
+      per_address: connections from one IPv4 address or one IPv6 /64 (what one subscriber usually has).
+    """
+
+    total: int = 16_384
+    per_address: int = 256
+
+
+_DEFAULT_LIMITS = ConnectionLimits()
+
+
+@asynccontextmanager
+async def open_background_nursery() -> AsyncGenerator[trio.Nursery]:
+    """Open a nursery for tasks that serve the body: they are cancelled when the body ends, however it ends.
+
+    What the body raises leaves bare, never wrapped in a group.  A background task that raises is a bug; its exception
+    cancels the body and leaves bare too when it is the only one.
+    """
+    body: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exc:
+                body = exc
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        own = {id(leaf) for leaf in _leaves(body)} if body is not None else set()
+        others = [leaf for leaf in _leaves(group) if id(leaf) not in own and not isinstance(leaf, trio.Cancelled)]
+        if not others and body is not None:
+            _raise(body)
+        if len(others) == 1 and (body is None or isinstance(body, trio.Cancelled)):
+            _raise(others[0])
+        raise
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    # Trio rebuilds groups while it strips Cancelled, so identity holds for the leaves only.
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield exc
+
+
+def _raise(exc: BaseException) -> NoReturn:
+    """Raise `exc` as it was, without the group that it was found in as its context."""
+    context = exc.__context__
+    try:
+        raise exc
+    finally:
+        exc.__context__ = context
+        del exc, context  # no reference cycle through this frame
+
+
+@final
+class _Wire(trio.abc.Stream):
+    """The byte stream under one WebSocket: bounds what comes in, and breaks when a write was cut off."""
+
+    def __init__(self, stream: trio.abc.Stream, *, max_message: int) -> None:
+        self._stream = stream
+        self._cut_off = False
+        # Behind the last message that the application took there can be one in trio-websocket's queue, one that its
+        # reader is trying to queue, and one that is arriving.
+        self._budget_full = 3 * max_message + _BUDGET_EXTRA + _RECEIVE_SIZE
+        self._budget = float(self._budget_full)
+        self.last_heard = trio.current_time()
+        self.fault = ""
+
+    def message_taken(self) -> None:
+        self._budget = float(self._budget_full)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._cut_off:
+            raise trio.BrokenResourceError("an earlier write was cancelled halfway")
+        await trio.lowlevel.checkpoint_if_cancelled()  # a send that was cancelled before it began does no harm
+        self._cut_off = True
+        await self._stream.send_all(data)
+        self._cut_off = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = bytes(await self._stream.receive_some(max_bytes))
+        now = trio.current_time()
+        self._budget = min(self._budget_full, self._budget + (now - self.last_heard) * _BUDGET_RATE) - len(data)
+        self.last_heard = now
+        if self._budget < 0:
+            self.fault = "the peer sends bytes that never make a message"
+            raise trio.BrokenResourceError(self.fault)
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@final
+class _Reader:
+    """What trio-websocket gets for a nursery, so that we learn when and how the reader task ended that it spawns.
+
+    trio-websocket calls `start_soon` once and nothing else of a nursery.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._scopes: set[trio.CancelScope] = set()
+        self.ended = False
+        self.error: Exception | None = None
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._run, reader)
+
+    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except Exception as exc:  # wsproto and h11 errors included: they end this connection and nothing else
+            self.error = exc
+        finally:
+            self.ended = True
+            for scope in self._scopes:
+                scope.cancel()
+
+    @contextmanager
+    def needed(self) -> Generator[None]:
+        """Cancel the body when the reader ends: what the body waits for will not come."""
+        with trio.CancelScope() as scope:
+            if self.ended:
+                scope.cancel()
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+    def as_nursery(self) -> trio.Nursery:
+        return cast(trio.Nursery, self)
+
+
+@final
+class WebSocket(trio.abc.AsyncResource):
+    """One open WebSocket connection, made by `open_websocket` and `serve_websocket`.
+
+    Any number of tasks may `send` and `ping`; one task receives.  At most one whole message waits inside; then the peer
+    feels TCP's back-pressure.
+    """
+
+    def __init__(
+        self,
+        connection: trio_websocket.WebSocketConnection,
+        reader: _Reader,
+        wire: _Wire,
+        *,
+        max_message: int,
+        close_timeout: float,
+        remote: str,
+    ) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._wire = wire
+        self._max_message = max_message
+        self._close_timeout = close_timeout
+        self._ping_number = 0
+        self._remote = remote
+
+    def __repr__(self) -> str:
+        return f"<WebSocket with {self._remote}>"
+
+    @property
+    def path(self) -> str:
+        """The requested path with its query, as it stands in the URL: chosen by the client, so hostile on a server."""
+        return self._connection.path or "/"
+
+    @property
+    def remote(self) -> str:
+        """Who is at the other end: the URL that was opened, or the client's ``ip:port``.  For logs."""
+        return self._remote
+
+    @property
+    def last_heard(self) -> float:
+        """When the last byte of any kind, pongs included, came in (`trio.current_time`)."""
+        return self._wire.last_heard
+
+    async def send(self, data: bytes) -> None:
+        """Send one binary message.
+
+        Cancelled before the first byte is out: nothing happened.  Cancelled while the peer does not read: the
+        connection is broken, as half a frame cannot be taken back.  Who may be cancelled at any time should hand its
+        messages to a task that is not.
+
+        Raises:
+          ValueError: `data` is longer than ``max_message``.
+          WebSocketClosed: the connection has ended.
+        """
+        if len(data) > self._max_message:
+            raise ValueError(f"a message of {len(data)} bytes is over the limit of {self._max_message}")
+        try:
+            await self._connection.send_message(data)
+        except trio_websocket.ConnectionClosed:
+            raise self._closed() from None
+        except Exception as exc:
+            # wsproto refuses to send after a close frame that trio-websocket has not noticed yet.
+            raise self._closed() from exc
+
+    async def receive(self) -> bytes:
+        """Return the next binary message.  Cancelled: nothing is lost.
+
+        Raises:
+          WebSocketClosed: there is no further message, whoever ended the connection.
+          WebSocketError: the peer sent text.
+        """
+        try:
+            message = await self._connection.get_message()
+        except trio_websocket.ConnectionClosed:
+            raise self._closed() from self._reader.error
+        self._wire.message_taken()
+        if isinstance(message, str):
+            raise WebSocketError("the peer sent text where only binary messages are spoken")
+        return message
+
+    async def ping(self) -> None:
+        """Send a ping and return when its pong is in, or that of a later ping.
+
+        Raises:
+          WebSocketClosed: the connection ended before the pong came.
+        """
+        self._ping_number = (self._ping_number + 1) % 2**32
+        payload = self._ping_number.to_bytes(4, "big")
+        answered = False
+        with self._reader.needed():
+            try:
+                await self._connection.ping(payload)
+            except trio_websocket.ConnectionClosed:
+                raise self._closed() from None
+            answered = True
+        if not answered:
+            raise self._closed() from self._reader.error
+
+    async def aclose(self) -> None:
+        """Close: a close frame, at most ``close_timeout`` seconds for its answer, then TCP.  Cancelled: TCP at once."""
+        try:
+            with trio.move_on_after(self._close_timeout):
+                await self._connection.aclose()
+        except trio.Cancelled:
+            raise
+        except Exception as exc:
+            # A silent, dead or confused peer: the polite part failed, the connection is closed below all the same.
+            logger.debug("%r: no clean close: %r", self, exc)
+        finally:
+            await trio.aclose_forcefully(self._wire)
+
+    def _closed(self) -> WebSocketClosed:
+        reason = self._connection.closed
+        if reason is None:
+            return WebSocketClosed(1006, str(self._reader.error or ""))
+        return WebSocketClosed(reason.code, self._wire.fault or reason.reason or "")
+
+
+@asynccontextmanager
+async def open_websocket(
+    url: ServerUrl | str,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    max_message: int,
+    close_timeout: float = CLOSE_TIMEOUT,
+) -> AsyncGenerator[WebSocket]:
+    """Open a WebSocket to `url` (``ws://`` or ``wss://``) for the time of the body.
+
+    No timeout is built in: bound the opening with a scope of your own, whose deadline you move once you are in.
+
+    Args:
+      ssl_context: for ``wss``; the platform's trust by default.  The host name (or IP literal) is verified.
+      max_message: bytes in one message, sent or received; a peer that sends more is closed with code 1009.
+      close_timeout: seconds that an exit which is not a cancellation may wait for the peer's close frame.
+
+    Raises:
+      OSError: no TCP connection (name resolution included).
+      WebSocketError: TLS or WebSocket handshake refused, broken or answered with nonsense.
+      ConfigError: `url` is no URL of a WebSocket.
+      Whatever the body raises, bare.
+    """
+    target = ServerUrl.parse(url) if isinstance(url, str) else url
+    if target.scheme not in ("ws", "wss"):
+        raise ConfigError(f"{target.redacted}: not the URL of a WebSocket")
+    stream: trio.abc.Stream = await trio.open_tcp_stream(target.host, target.port)
+    if target.scheme == "wss":
+        context = ssl_context if ssl_context is not None else ssl.create_default_context()
+        stream = trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
+    wire = _Wire(stream, max_message=max_message)
+    try:
+        await _finish_tls(stream, target.redacted)
+        async with open_background_nursery() as nursery:
+            reader = _Reader(nursery)
+            connection = await _open_client(reader, wire, target, max_message=max_message)
+            websocket = WebSocket(
+                connection,
+                reader,
+                wire,
+                max_message=max_message,
+                close_timeout=close_timeout,
+                remote=target.redacted,
+            )
+            try:
+                yield websocket
+            finally:
+                await websocket.aclose()
+    finally:
+        await trio.aclose_forcefully(wire)
+
+
+async def _finish_tls(stream: trio.abc.Stream, name: str) -> None:
+    # Done apart from the first write, since trio-websocket would swallow the reason why a certificate was refused.
+    if isinstance(stream, trio.SSLStream):
+        try:
+            await stream.do_handshake()
+        except trio.BrokenResourceError as exc:
+            raise WebSocketError(f"{name}: TLS handshake failed: {exc.__cause__ or exc}") from exc
+
+
+async def _open_client(
+    reader: _Reader, wire: _Wire, target: ServerUrl, *, max_message: int
+) -> trio_websocket.WebSocketConnection:
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    headers: list[tuple[bytes, bytes]] = []
+    if target.username is not None:
+        credentials = f"{target.username}:{target.password or ''}".encode()
+        headers.append((b"Authorization", b"Basic " + base64.b64encode(credentials)))
+    with reader.needed():
+        return await trio_websocket.wrap_client_stream(
+            reader.as_nursery(),
+            cast(trio.SocketStream, wire),  # annotated more narrowly than what WebSocketConnection takes: any Stream
+            f"{host}:{target.port}",
+            target.target,
+            extra_headers=headers,
+            max_message_size=max_message,
+            receive_buffer_size=_RECEIVE_SIZE,
+        )
+    error = reader.error
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        raise WebSocketError(f"{target.redacted}: refused with HTTP status {error.status_code}") from error
+    reason = wire.fault or (f"{error}" if error is not None else "the server hung up or is no WebSocket server")
+    raise WebSocketError(f"{target.redacted}: WebSocket handshake failed: {reason}") from error
+
+
+async def serve_websocket(
+    handler: Callable[[WebSocket], Awaitable[None]],
+    listeners: Sequence[trio.SocketListener],
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    max_message: int,
+    handshake_timeout: float,
+    limits: ConnectionLimits = _DEFAULT_LIMITS,
+    close_timeout: float = CLOSE_TIMEOUT,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve WebSockets on `listeners` until cancelled; each connection gets one task that runs `handler`.
+
+    A connection ends when its handler returns.  What a handler raises ends its connection and is logged; it never ends
+    the server.  Being cancelled closes every connection at once, without close frames.
+
+    Args:
+      ssl_context: for ``wss``.
+      max_message: bytes in one message; a client that sends more is closed with code 1009.
+      handshake_timeout: seconds from the TCP connection to the end of the WebSocket handshake, TLS included.
+      limits: connections held at once; further ones are closed unanswered.
+      close_timeout: seconds that a client gets to answer our close frame.
+    """
+    gate = _Gate(limits)
+    serve_one = partial(
+        _serve_one,
+        handler,
+        gate=gate,
+        ssl_context=ssl_context,
+        max_message=max_message,
+        handshake_timeout=handshake_timeout,
+        close_timeout=close_timeout,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve_one, list(listeners))
+        task_status.started()
+        await trio.sleep_forever()
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+async def _serve_one(
+    handler: Callable[[WebSocket], Awaitable[None]],
+    socket_stream: trio.SocketStream,
+    *,
+    gate: _Gate,
+    ssl_context: ssl.SSLContext | None,
+    max_message: int,
+    handshake_timeout: float,
+    close_timeout: float,
+) -> None:
+    stream: trio.abc.Stream = socket_stream
+    try:
+        try:
+            host, port, *_ = socket_stream.socket.getpeername()
+        except OSError:
+            return  # gone before we looked
+        with gate.admit(host) as admitted:
+            if not admitted:
+                return
+            if ssl_context is not None:
+                stream = trio.SSLStream(socket_stream, ssl_context, server_side=True, https_compatible=True)
+            wire = _Wire(stream, max_message=max_message)
+            async with open_background_nursery() as nursery:
+                reader = _Reader(nursery)
+                connection: trio_websocket.WebSocketConnection | None = None
+                with trio.move_on_after(handshake_timeout), reader.needed():
+                    await _finish_tls(stream, "client")
+                    request = await trio_websocket.wrap_server_stream(
+                        reader.as_nursery(), wire, max_message_size=max_message, receive_buffer_size=_RECEIVE_SIZE
+                    )
+                    connection = await request.accept()
+                if connection is None:
+                    return
+                remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                websocket = WebSocket(
+                    connection, reader, wire, max_message=max_message, close_timeout=close_timeout, remote=remote
+                )
+                try:
+                    await handler(websocket)
+                finally:
+                    await websocket.aclose()
+    except WebSocketError as exc:
+        logger.debug("a client's connection ended: %s", exc)
+    except trio_websocket.ConnectionClosed:
+        logger.debug("a client left during the handshake")
+    except Exception:
+        logger.exception("the handler of a WebSocket failed; its connection is closed")
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+@final
+class _Gate:
+    """Counts the connections of a server, in all and per subscriber."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self._limits = limits
+        self._total = 0
+        self._per_address: dict[str, int] = {}
+
+    @contextmanager
+    def admit(self, host: str) -> Generator[bool]:
+        """Hold one place for `host` during the body; yields False, and holds none, when there is none."""
+        key = _subscriber(host)
+        held = self._per_address.get(key, 0)
+        if self._total >= self._limits.total or held >= self._limits.per_address:
+            logger.debug("a connection over the limit is closed")
+            yield False
+            return
+        self._total += 1
+        self._per_address[key] = held + 1
+        try:
+            yield True
+        finally:
+            self._total -= 1
+            self._per_address[key] -= 1
+            if not self._per_address[key]:
+                del self._per_address[key]
+
+
+def _subscriber(host: str) -> str:
+    # Whoever has one IPv6 address has its whole /64 (RFC 6177), so the /64 is what a limit has to count.
+    ip = ip_address(host.partition("%")[0])
+    if isinstance(ip, IPv6Address):
+        mapped = ip.ipv4_mapped
+        return str(mapped) if mapped is not None else ip.packed[:8].hex()
+    return str(ip)
