@@ -1,0 +1,71 @@
+"""The interface that a Link needs of a carrier."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Buffer", "Carrier", "SocketAddress"]
+
+Buffer = bytes | bytearray | memoryview
+SocketAddress = tuple[str, int]
+"""An IP literal and a port."""
+
+
+class Carrier(Protocol):
+    """An encrypted, ordered byte stream; see the room's page for the division of labour.
+
+    Attributes:
+      dialer: True on the side that dialled, which is the TLS or QUIC client and the one that pins the other's key.
+      server_key: the Ed25519 public key (32 bytes) of the side that was dialled: our own on that side.
+      name: ``"tls"`` or ``"quic"``.
+      idle_interval: seconds of silence after which the Link asks for a sign of life (DESIGN §4.2).
+      local, remote: socket addresses of the path.
+    """
+
+    @property
+    def dialer(self) -> bool: ...
+    @property
+    def server_key(self) -> bytes: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def idle_interval(self) -> float: ...
+    @property
+    def local(self) -> SocketAddress: ...
+    @property
+    def remote(self) -> SocketAddress: ...
+
+    @property
+    def owed(self) -> bool:
+        """Whether ciphertext waits to be sent."""
+
+    def feed(self, *parts: Buffer) -> None:
+        """Encrypt ``parts``, in order, into what the carrier owes.  Synchronous; nothing is sent.
+
+        Raises:
+          trio.BrokenResourceError: the carrier cannot encrypt any more.
+        """
+
+    async def flush(self) -> None:
+        """Send what is owed; a checkpoint always.  After a cancellation the rest is still owed, in order.
+
+        Raises:
+          trio.BrokenResourceError: the path is gone.
+          trio.ClosedResourceError: this side closed the carrier.
+        """
+
+    async def receive(self) -> list[bytes]:
+        """Wait for plaintext and return it in pieces, none of them empty; ``[]`` means the peer's clean end.
+
+        Cancelling it loses nothing.
+
+        Raises:
+          trio.BrokenResourceError: the path is gone, was cut without a clean end, or carried forged bytes.
+          trio.ClosedResourceError: this side closed the carrier.
+        """
+
+    def feed_end(self) -> None:
+        """Owe the clean end (close_notify); nothing may be fed after it."""
+
+    def close_nowait(self) -> None:
+        """Close the socket now, without a goodbye.  Idempotent; wakes whoever waits in `flush` or `receive`."""

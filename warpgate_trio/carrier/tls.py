@@ -1,0 +1,280 @@
+"""TLS 1.3 from the standard library over memory BIOs: the carrier of every TCP path.
+
+Why memory BIOs and not `trio.SSLStream` or an `ssl.SSLSocket`: one code path serves real and virtual sockets; a
+half-close loses nothing (``unwrap`` on a socket does, with peer data in the kernel); a cancelled write keeps its
+ciphertext instead of tearing a record; and it is faster (DESIGN §4.1 has the figures).
+
+What is switched off, and why: session tickets (`num_tickets = 0`) and with them resumption and 0-RTT, because a
+resumed session proves no key and early data can be replayed; everything below TLS 1.3; SNI, which would tell a watcher
+who is being called.
+
+Trust has nothing to do with certificate authorities.  The dialled side shows a self-signed certificate over its Ed25519
+node key; TLS makes it prove that it holds the key; the dialler compares *the key* with the one in the peer's signed
+address.  The dialler itself is proven one layer up, by the Link's PROOF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import tempfile
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, final
+
+import trio
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from ..errors import CarrierError, WrongPeer
+
+if TYPE_CHECKING:
+    from ..identity import Identity
+    from ._carrier import Buffer, SocketAddress
+
+__all__ = ["ByteSocket", "TlsCarrier", "TlsContexts"]
+
+RECEIVE_MIN: Final = 16 * 1024
+"""First ``recv`` size: one TLS record.  It doubles while the kernel fills it, so that an idle Link stays small."""
+RECEIVE_MAX: Final = 128 * 1024
+"""Largest ``recv`` size: 1.3 x the throughput of `trio.SSLStream`, which reads 32 KiB at a time (DESIGN §4.1)."""
+RECORD: Final = 16 * 1024
+"""One TLS record carries at most this much plaintext (RFC 8446 §5.1), and ``SSLObject.read`` returns at most one."""
+IDLE_INTERVAL: Final = 60.0
+"""Seconds of silence on TCP before a PING (DESIGN §4.2): well under the 2 h 4 min that RFC 5382 asks of TCP mappings,
+and under the few minutes that real NATs give them."""
+
+
+class ByteSocket(Protocol):
+    """The part of `trio.socket.SocketType` that a byte-stream carrier uses."""
+
+    def send(self, data: memoryview, /) -> Awaitable[int]: ...
+    def recv(self, size: int, /) -> Awaitable[bytes]: ...
+    def close(self) -> None: ...
+
+
+@final
+class TlsContexts:
+    """The two `ssl.SSLContext` of a node, built once: the dialled side's, with our certificate, and the dialler's."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.public_key: Final = identity.public_key
+        self.server: Final = _context(ssl.PROTOCOL_TLS_SERVER)
+        self.server.num_tickets = 0
+        _load_certificate(self.server, identity.private_key_pem() + identity.certificate_pem())
+        self.client: Final = _context(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _context(protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # not "anyone": the key is compared after the handshake, see the module's page
+    context.options |= ssl.OP_NO_TICKET
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
+    """``load_cert_chain`` takes file names only: give it an anonymous file, or a private one that is removed."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("warpgate-trio", os.MFD_CLOEXEC), "wb") as memory:
+            memory.write(pem)
+            memory.flush()
+            with contextlib.suppress(OSError):  # no /proc: fall through to the private file
+                context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
+                return
+    with tempfile.TemporaryDirectory(prefix="warpgate-trio-") as directory:  # 0700
+        path = Path(directory) / "node.pem"
+        path.write_bytes(pem)
+        context.load_cert_chain(path)
+
+
+@final
+class TlsCarrier:
+    """One TLS 1.3 connection over a connected TCP socket, which it owns; made by `dial` and `serve`."""
+
+    name: Final = "tls"
+    idle_interval: Final = IDLE_INTERVAL
+
+    def __init__(
+        self,
+        sock: ByteSocket,
+        context: ssl.SSLContext,
+        *,
+        dialer: bool,
+        server_key: bytes,
+        local: SocketAddress,
+        remote: SocketAddress,
+    ) -> None:
+        self._sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialer)
+        self._unsent = memoryview(b"")
+        self._closed = False
+        self._receive_size = RECEIVE_MIN
+        self.dialer: Final = dialer
+        self.server_key: Final = server_key
+        self.local: Final = local
+        self.remote: Final = remote
+
+    @classmethod
+    async def dial(cls, sock: trio.socket.SocketType, contexts: TlsContexts, *, peer_key: bytes) -> TlsCarrier:
+        """Be the TLS client on a connected socket and pin the other side's key.
+
+        The socket belongs to the carrier from the call on: it is closed if the handshake fails or is cancelled.
+
+        Raises:
+          WrongPeer: the handshake went well, with somebody else's key.
+          CarrierError: there was no TLS 1.3 handshake to be had.
+        """
+        carrier = cls(sock, contexts.client, dialer=True, server_key=peer_key, **_ends(sock))
+        with carrier._closing_on_error():
+            await carrier._handshake()
+            if carrier._certificate_key() != peer_key:
+                raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
+        return carrier
+
+    @classmethod
+    async def serve(cls, sock: trio.socket.SocketType, contexts: TlsContexts) -> TlsCarrier:
+        """Be the TLS server on an accepted socket; who dialled is for the Link to find out.
+
+        Ownership as in `dial`.
+
+        Raises:
+          CarrierError: there was no TLS 1.3 handshake to be had.
+        """
+        carrier = cls(sock, contexts.server, dialer=False, server_key=contexts.public_key, **_ends(sock))
+        with carrier._closing_on_error():
+            await carrier._handshake()
+        return carrier
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close_nowait()
+            raise
+
+    async def _handshake(self) -> None:
+        try:
+            while True:
+                try:
+                    self._tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    await self.flush()
+                else:
+                    await self.flush()
+                    return
+                data = await self._sock.recv(RECEIVE_MIN)
+                if not data:
+                    raise CarrierError(f"{_show(self.remote)} closed the connection during the TLS handshake")
+                self._incoming.write(data)
+        except ssl.SSLError as error:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self.flush()  # the alert, so that the other side learns why
+            raise CarrierError(f"no TLS 1.3 with {_show(self.remote)}: {error.reason or error}") from error
+        except trio.BrokenResourceError as error:
+            raise CarrierError(f"{_show(self.remote)} broke off during the TLS handshake") from error
+        except OSError as error:
+            raise CarrierError(f"{_show(self.remote)} broke off during the TLS handshake: {error}") from error
+
+    def _certificate_key(self) -> bytes | None:
+        der = self._tls.getpeercert(binary_form=True)
+        if der is None:
+            return None
+        try:
+            key = x509.load_der_x509_certificate(der).public_key()
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            return None
+        return key.public_bytes_raw() if isinstance(key, Ed25519PublicKey) else None
+
+    @property
+    def owed(self) -> bool:
+        return bool(self._unsent) or bool(self._outgoing.pending)
+
+    def feed(self, *parts: Buffer) -> None:
+        try:
+            for part in parts:
+                if part:
+                    self._tls.write(part)
+        except ssl.SSLError as error:
+            raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
+
+    async def flush(self) -> None:
+        if not self.owed:
+            await trio.lowlevel.checkpoint()
+        try:
+            while True:
+                while self._unsent:
+                    # Not `SocketStream.send_all`: that one cannot tell, when cancelled, how much it sent.
+                    self._unsent = self._unsent[await self._sock.send(self._unsent) :]
+                if not self._outgoing.pending:
+                    return
+                self._unsent = memoryview(self._outgoing.read())
+        except OSError as error:
+            raise self._socket_error(error) from error
+
+    async def receive(self) -> list[bytes]:
+        pieces: list[bytes] = []
+        while True:
+            ended = self._decrypt_into(pieces)
+            if pieces or ended:
+                return pieces
+            try:
+                data = await self._sock.recv(self._receive_size)
+            except OSError as error:
+                raise self._socket_error(error) from error
+            if not data:
+                raise trio.BrokenResourceError("the connection was cut")
+            if len(data) == self._receive_size:
+                self._receive_size = min(2 * self._receive_size, RECEIVE_MAX)
+            elif 4 * len(data) < self._receive_size:
+                self._receive_size = max(self._receive_size // 2, RECEIVE_MIN)
+            self._incoming.write(data)
+
+    def _decrypt_into(self, pieces: list[bytes]) -> bool:
+        """Take every whole record out of the BIO; True at the peer's close_notify."""
+        read = self._tls.read
+        try:
+            while piece := read(RECORD):
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError as error:
+            if pieces:  # what came before the fault is good; the fault comes again on the next call
+                return False
+            raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
+        return True
+
+    def feed_end(self) -> None:
+        # `unwrap` writes close_notify, then asks for the peer's; we go on reading ourselves.
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.unwrap()
+
+    def close_nowait(self) -> None:
+        self._closed = True
+        self._sock.close()
+
+    def _socket_error(self, error: OSError) -> Exception:
+        if self._closed:
+            return trio.ClosedResourceError("this carrier was closed")
+        return trio.BrokenResourceError(f"the connection broke: {error.strerror or error}")
+
+
+def _ends(sock: trio.socket.SocketType) -> dict[str, SocketAddress]:
+    try:
+        local, remote = sock.getsockname(), sock.getpeername()
+        sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)  # a frame is never worth waiting for
+    except OSError as error:  # the other side is gone already
+        sock.close()
+        raise CarrierError(f"the connection broke before TLS began: {error}") from error
+    return {"local": (local[0], local[1]), "remote": (remote[0], remote[1])}
+
+
+def _show(address: SocketAddress) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

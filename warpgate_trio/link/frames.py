@@ -1,0 +1,389 @@
+"""The Link's wire format: frames of a fixed 12-byte header and a bounded payload, all integers big-endian.
+
+    0        1        2                 4                          8                         12
+    | type   | flags  | reserved        | channel                  | payload length          | payload ...
+
+Channel 0 is the Pipe that the COMMIT made; the session's initiator opens odd channels, its responder even ones.
+Flags and reserved bytes are sent as zero and ignored; a payload may be longer than this release expects (within its
+bound) and the rest is ignored: that is how the format grows.  An unknown frame type below 0x80 is an error, one from
+0x80 on is skipped.
+
+Room for moving a live Link to a better carrier (DESIGN §4.2): every Link has an id (in COMMIT), both sides count every
+channel's bytes from zero, CREDIT carries an absolute offset and FIN the final one, so a later RESUME(link id, offsets)
+needs no new notions; types 0x20 and 0x21 are kept for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, final
+
+from ..errors import RemoteProtocolError
+
+__all__ = [
+    "HEADER_SIZE",
+    "LINK_VERSION",
+    "MAX_DATA",
+    "MAX_LABEL",
+    "MAX_REASON_TEXT",
+    "Accept",
+    "Commit",
+    "Credit",
+    "Data",
+    "Fin",
+    "Frame",
+    "FrameReader",
+    "FrameType",
+    "GoAway",
+    "Item",
+    "Open",
+    "Ping",
+    "Pong",
+    "Proof",
+    "Refuse",
+    "RefuseReason",
+    "Reset",
+    "ResetCode",
+    "data_header",
+    "decode",
+    "encode",
+    "parse_header",
+]
+
+LINK_VERSION: Final = 1
+HEADER: Final = struct.Struct("!BBHII")
+HEADER_SIZE: Final = HEADER.size
+MAX_DATA: Final = 256 * 1024
+"""Most payload of one DATA frame: what a sender encrypts in one go, and the unit in which channels take turns."""
+MAX_CONTROL: Final = 1024
+"""Most payload of any other frame; the largest real one (a REFUSE with its text) is a quarter of it."""
+MAX_LABEL: Final = 255
+"""Bytes of UTF-8 in an OPEN label."""
+MAX_REASON_TEXT: Final = 200
+"""Bytes of UTF-8 in a REFUSE text."""
+
+
+class FrameType(IntEnum):
+    """What a frame says; who may send it and when stands in `warpgate_trio.link.states`."""
+
+    PROOF = 0x01
+    COMMIT = 0x02
+    ACCEPT = 0x03
+    REFUSE = 0x04
+    OPEN = 0x05
+    DATA = 0x06
+    CREDIT = 0x07
+    FIN = 0x08
+    RESET = 0x09
+    PING = 0x0A
+    PONG = 0x0B
+    GOAWAY = 0x0C
+
+
+class RefuseReason(IntEnum):
+    """Why a COMMIT or an OPEN got no Pipe."""
+
+    UNAUTHORIZED = 1
+    """The peer's ``authorize`` said no: this ends the walk."""
+    NOT_ACCEPTING = 2
+    """The peer does not listen (any more)."""
+    BUSY = 3
+    """The peer's queue of Pipes, or its budget for channels, is full: try later."""
+    SESSION_SPENT = 4
+    """The session already gave the peer's application its one Pipe."""
+    UNSUPPORTED = 5
+    """A protocol version that the peer does not know."""
+
+
+class ResetCode(IntEnum):
+    """Why a channel ended before its FIN."""
+
+    CLOSED = 0
+    """The application closed the Pipe: it reads no more."""
+    OVERRUN = 1
+    """More bytes came than credit was given."""
+    LINK_LOST = 2
+    """Not on the wire: the local word for a channel whose Link broke."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """The dialler says who it is: `signature` is `warpgate_trio.identity.prove` over the server's key and the session.
+
+    `attempt_id` tells the listener which of its attempts this carrier answers; nothing is decided by it.
+    """
+
+    client_key: bytes
+    session_id: bytes
+    attempt_id: bytes
+    signature: bytes
+    version: int = LINK_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The initiator chooses this carrier; `epoch` counts the session's commits, `credit` is its first window."""
+
+    session_id: bytes
+    link_id: bytes
+    epoch: int
+    credit: int
+    version: int = LINK_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accept:
+    """The responder takes the COMMIT (channel 0) or the OPEN; `credit` is its window as an absolute offset."""
+
+    channel: int
+    credit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The responder does not; `text` is for people."""
+
+    channel: int
+    reason: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """A further Pipe on this Link."""
+
+    channel: int
+    credit: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """The receiver lets the sender go up to this absolute offset of the channel."""
+
+    channel: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fin:
+    """No byte of this channel comes after `final_offset`."""
+
+    channel: int
+    final_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """The sender of this frame reads no more of the channel, and without a FIN before it will write no more either."""
+
+    channel: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong:
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoAway:
+    """The last frame of its sender."""
+
+    code: int = 0
+
+
+Frame = Proof | Commit | Accept | Refuse | Open | Credit | Fin | Reset | Ping | Pong | GoAway
+
+_PROOF = struct.Struct("!H32s16s16s64s")
+_COMMIT = struct.Struct("!H16s16sIQ")
+_U64 = struct.Struct("!Q")
+_U16 = struct.Struct("!H")
+
+
+def data_header(channel: int, size: int) -> bytes:
+    """The header of a DATA frame; the payload follows it on the carrier without being copied into one buffer first."""
+    return HEADER.pack(FrameType.DATA, 0, 0, channel, size)
+
+
+def encode(frame: Frame) -> bytes:
+    """One whole frame, header and payload."""
+    kind, channel, payload = _ENCODERS[type(frame)](frame)
+    return HEADER.pack(kind, 0, 0, channel, len(payload)) + payload
+
+
+def _text(text: str, limit: int) -> bytes:
+    """UTF-8, cut at a character boundary within `limit` bytes."""
+    return text.encode()[:limit].decode(errors="ignore").encode()
+
+
+_ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
+    Proof: lambda f: (
+        FrameType.PROOF,
+        0,
+        _PROOF.pack(f.version, f.client_key, f.session_id, f.attempt_id, f.signature),
+    ),
+    Commit: lambda f: (FrameType.COMMIT, 0, _COMMIT.pack(f.version, f.session_id, f.link_id, f.epoch, f.credit)),
+    Accept: lambda f: (FrameType.ACCEPT, f.channel, _U64.pack(f.credit)),
+    Refuse: lambda f: (FrameType.REFUSE, f.channel, _U16.pack(f.reason) + _text(f.text, MAX_REASON_TEXT)),
+    Open: lambda f: (FrameType.OPEN, f.channel, _U64.pack(f.credit) + _text(f.label, MAX_LABEL)),
+    Credit: lambda f: (FrameType.CREDIT, f.channel, _U64.pack(f.limit)),
+    Fin: lambda f: (FrameType.FIN, f.channel, _U64.pack(f.final_offset)),
+    Reset: lambda f: (FrameType.RESET, f.channel, _U16.pack(f.code)),
+    Ping: lambda f: (FrameType.PING, 0, _U64.pack(f.token)),
+    Pong: lambda f: (FrameType.PONG, 0, _U64.pack(f.token)),
+    GoAway: lambda f: (FrameType.GOAWAY, 0, _U16.pack(f.code)),
+}
+
+
+def parse_header(header: bytes | bytearray) -> tuple[int, int, int]:
+    """``(type, channel, payload length)`` of the 12 header bytes, the length already within its bound.
+
+    Raises:
+      RemoteProtocolError: a length over the bound of its type, or an unknown type below 0x80.
+    """
+    kind, _flags, _reserved, channel, length = HEADER.unpack(header)
+    if length > (MAX_DATA if kind == FrameType.DATA else MAX_CONTROL):
+        raise RemoteProtocolError(f"a frame of type 0x{kind:02x} announces {length} bytes")
+    if kind not in _KNOWN and kind < 0x80:
+        raise RemoteProtocolError(f"unknown frame type 0x{kind:02x}")
+    return kind, channel, length
+
+
+_KNOWN: Final = frozenset(FrameType)
+
+
+def decode(kind: int, channel: int, payload: bytes) -> Frame | None:
+    """The frame of a header and its payload (never DATA); ``None`` for a type that is to be skipped.
+
+    Raises:
+      RemoteProtocolError: the payload is shorter than its type needs, or its text is not UTF-8.
+    """
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        return None
+    try:
+        return decoder(channel, payload)
+    except (struct.error, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"a malformed {FrameType(kind).name} frame: {error}") from error
+
+
+def _decode_proof(_channel: int, payload: bytes) -> Proof:
+    version, key, session, attempt, signature = _PROOF.unpack_from(payload)
+    return Proof(version=version, client_key=key, session_id=session, attempt_id=attempt, signature=signature)
+
+
+def _decode_commit(_channel: int, payload: bytes) -> Commit:
+    version, session, link, epoch, credit = _COMMIT.unpack_from(payload)
+    return Commit(version=version, session_id=session, link_id=link, epoch=epoch, credit=credit)
+
+
+def _u64(payload: bytes) -> int:
+    value: int = _U64.unpack_from(payload)[0]
+    return value
+
+
+def _u16(payload: bytes) -> int:
+    value: int = _U16.unpack_from(payload)[0]
+    return value
+
+
+_DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
+    FrameType.PROOF: _decode_proof,
+    FrameType.COMMIT: _decode_commit,
+    FrameType.ACCEPT: lambda c, p: Accept(channel=c, credit=_u64(p)),
+    FrameType.REFUSE: lambda c, p: Refuse(channel=c, reason=_u16(p), text=p[2 : 2 + MAX_REASON_TEXT].decode()),
+    FrameType.OPEN: lambda c, p: Open(channel=c, credit=_u64(p), label=p[8 : 8 + MAX_LABEL].decode()),
+    FrameType.CREDIT: lambda c, p: Credit(channel=c, limit=_u64(p)),
+    FrameType.FIN: lambda c, p: Fin(channel=c, final_offset=_u64(p)),
+    FrameType.RESET: lambda c, p: Reset(channel=c, code=_u16(p)),
+    FrameType.PING: lambda _, p: Ping(token=_u64(p)),
+    FrameType.PONG: lambda _, p: Pong(token=_u64(p)),
+    FrameType.GOAWAY: lambda _, p: GoAway(code=_u16(p)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Payload of consecutive DATA frames of one channel, in the pieces it came in."""
+
+    channel: int
+    pieces: list[bytes | memoryview]
+    size: int
+
+
+Item = Frame | Data
+"""What a `FrameReader` finds."""
+
+
+@final
+class FrameReader:
+    """Cuts a byte stream into frames without copying DATA.  Holds at most one control payload (1 KiB) itself."""
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+        self._kind = -1  # -1: in a header
+        self._channel = 0
+        self._missing = 0  # bytes of payload still to come
+
+    def feed(self, pieces: list[bytes]) -> list[Item]:
+        """Raises `RemoteProtocolError` at the first fault; the reader must not be fed after that."""
+        found: list[Item] = []
+        run: list[bytes | memoryview] = []
+        run_channel, run_size = self._channel, 0
+
+        def end_run() -> None:
+            nonlocal run, run_size
+            if run:
+                found.append(Data(run_channel, run, run_size))
+                run, run_size = [], 0
+
+        for piece in pieces:
+            size = len(piece)
+            if (
+                self._kind == FrameType.DATA and size <= self._missing
+            ):  # the bulk of a transfer: whole records of payload
+                run.append(piece)
+                run_size += size
+                self._missing -= size
+                if not self._missing:
+                    self._kind = -1
+                continue
+            view = memoryview(piece)
+            while view:
+                if self._kind == FrameType.DATA:
+                    part, view = view[: self._missing], view[self._missing :]
+                    run.append(part)
+                    run_size += len(part)
+                    self._missing -= len(part)
+                    if not self._missing:
+                        self._kind = -1
+                    continue
+                wanted = (HEADER_SIZE if self._kind < 0 else self._missing) - len(self._partial)
+                self._partial += view[:wanted]
+                view = view[wanted:]
+                if self._kind < 0 and len(self._partial) == HEADER_SIZE:
+                    self._kind, self._channel, self._missing = parse_header(self._partial)
+                    self._partial.clear()
+                    if self._kind == FrameType.DATA and self._channel != run_channel:
+                        end_run()
+                        run_channel = self._channel
+                    if self._kind == FrameType.DATA and not self._missing:
+                        self._kind = -1  # an empty DATA frame says nothing
+                if self._kind >= 0 and self._kind != FrameType.DATA and len(self._partial) == self._missing:
+                    frame = decode(self._kind, self._channel, bytes(self._partial))
+                    self._partial.clear()
+                    self._kind = -1
+                    if frame is not None:
+                        end_run()
+                        found.append(frame)
+        end_run()
+        return found

@@ -1,0 +1,453 @@
+"""The Trio shell of a Link: it owns the carrier, its one write lock and its one reader, and turns channels into Pipes.
+
+Who writes.  ``send_all`` encrypts and flushes in the sender's own task, under the write lock, so that a bulk transfer
+costs no task switch.  Everything else (credit, FIN, RESET, PING, what a cancelled sender left behind) is sent by the
+driver's write loop when it is poked.  The reader never writes, so two peers that only send cannot deadlock.
+
+Life.  The handshake (`prove` or `hear_proof`, `commit` or `hear_commit` and `accept`) runs inline, in the task of the
+attempt that wants the Link: whatever ends that task closes the carrier.  From ACCEPT on `drive` runs in a nursery of
+the node.  It shields itself and ends when the last Pipe was closed here, when the peer or the path is gone, or within
+the goodbye time after the node said `end_nowait` (DESIGN §4.4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer
+from ..identity import check_proof, peer_id_from_key, prove
+from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, data_header
+from .pipe import PathInfo, Pipe
+from .protocol import EARLY_DATA_LIMIT, Channel, LinkProtocol
+from .states import LinkState
+
+if TYPE_CHECKING:
+    from ..carrier import Carrier
+    from ..identity import Identity
+
+__all__ = ["Link"]
+
+logger = logging.getLogger(__name__)
+
+OpenHandler = Callable[[Pipe], RefuseReason | None]
+"""Takes a Pipe that the peer opened; a reason instead of None refuses it."""
+
+
+def refuse_all(_pipe: Pipe) -> RefuseReason:
+    """The `OpenHandler` of a node that does not listen."""
+    return RefuseReason.NOT_ACCEPTING
+
+
+@final
+class Link:
+    """One side of the session between two peers on one carrier.  Attributes are for reading.
+
+    Attributes:
+      peer_key: the peer's Ed25519 key, proven.
+      session_id: 16 bytes that name the call that this Link belongs to.
+      attempt_id: 16 bytes that name the attempt the dialler made it for, from `hear_proof` on.
+      link_id: 16 bytes, from COMMIT on.
+      path: how the Link came about; set by the attempt that made it.
+    """
+
+    def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
+        self.carrier: Final = carrier
+        self.protocol: Final = LinkProtocol(
+            dialer=carrier.dialer,
+            initiator=initiator,
+            now=trio.current_time(),
+            idle_interval=carrier.idle_interval,
+        )
+        self.peer_key = peer_key
+        self.session_id = session_id
+        self.attempt_id = b""
+        self.link_id = b""
+        self.path: PathInfo | None = None
+        self._write_lock: Final = trio.Lock()
+        self._poked = trio.Event()
+        self._pipes: set[Channel] = set()
+        self._scope: Final = trio.CancelScope()
+        self._ending = False
+        self._goodbye: float | None = None  # None: not driven yet
+        self._on_open: OpenHandler = refuse_all
+
+    def __repr__(self) -> str:
+        return f"<Link to {peer_id_from_key(self.peer_key)[:8]}… {self.protocol.state.value}>"
+
+    # -- the handshake, in the attempt's task ------------------------------------------------------------------------
+
+    @classmethod
+    async def prove(
+        cls,
+        carrier: Carrier,
+        identity: Identity,
+        *,
+        peer_key: bytes,
+        session_id: bytes,
+        attempt_id: bytes,
+        initiator: bool,
+    ) -> Link:
+        """The dialler's start: say who we are.  Closes the carrier on any failure, like all of the handshake."""
+        link = cls(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
+        signature = prove(identity, server_key=carrier.server_key, session_id=session_id)
+        with link._closing_on_error():
+            link.protocol.send_proof(
+                Proof(
+                    client_key=identity.public_key,
+                    session_id=session_id,
+                    attempt_id=attempt_id,
+                    signature=signature,
+                )
+            )
+            await link._flush_outbox()
+        return link
+
+    @classmethod
+    async def hear_proof(cls, carrier: Carrier) -> Link:
+        """The listener's start: learn who dialled.  The session's roles are for the caller to settle (`become`).
+
+        Raises:
+          WrongPeer: the proof does not hold.
+          RemoteProtocolError, trio.BrokenResourceError: no proof came.
+        """
+        link = cls(carrier, peer_key=bytes(32), session_id=bytes(16), initiator=None)
+        with link._closing_on_error():
+            while (proof := link.protocol.proof) is None:
+                await link._pump()
+            if proof.version != LINK_VERSION:
+                raise RemoteProtocolError(f"the peer speaks version {proof.version} of the link protocol")
+            if not check_proof(
+                client_key=proof.client_key,
+                server_key=carrier.server_key,
+                session_id=proof.session_id,
+                signature=proof.signature,
+            ):
+                raise WrongPeer("the dialler's proof does not hold")
+            link.peer_key, link.session_id, link.attempt_id = proof.client_key, proof.session_id, proof.attempt_id
+        return link
+
+    def become(self, *, initiator: bool) -> None:
+        """Settle, after `hear_proof`, which side of the session we are; raises `RemoteProtocolError` like a read."""
+        with self._closing_on_error():
+            self.protocol.become(initiator=initiator, now=trio.current_time())
+
+    async def commit(self, *, epoch: int, link_id: bytes, early_data: bytes = b"", patience: float) -> Pipe:
+        """The initiator's choice of this Link; returns its Pipe when the peer accepted.
+
+        Args:
+          epoch: counts the session's commits from 1.
+          early_data: at most 64 KiB that the peer's application gets with the Pipe.
+          patience: seconds without any sign of life from the peer after which it counts as gone; it is asked for one
+            all along, so a peer that takes its time to authorize is not given up.
+
+        Raises:
+          PeerRefused: the peer said no.
+          trio.BrokenResourceError: the peer is gone, or silent for `patience`.
+          RemoteProtocolError: it answered nonsense.
+        """
+        if len(early_data) > EARLY_DATA_LIMIT:
+            raise ValueError(
+                f"early_data is {len(early_data)} bytes; at most {EARLY_DATA_LIMIT} may ride with a COMMIT"
+            )
+        with self._closing_on_error():
+            protocol = self.protocol
+            channel = protocol.send_commit(
+                session_id=self.session_id, link_id=link_id, epoch=epoch, now=trio.current_time()
+            )
+            self.link_id = link_id
+            self.carrier.feed(protocol.take_outbox())
+            if early_data:
+                protocol.note_data_sent(channel, len(early_data))
+                self.carrier.feed(data_header(0, len(early_data)), early_data)
+            await self.carrier.flush()
+            while protocol.state is LinkState.COMMITTED:
+                with trio.move_on_after(patience / 3) as scope:
+                    await self._pump()
+                if scope.cancelled_caught:
+                    if protocol.silence(trio.current_time()) > patience:
+                        raise trio.BrokenResourceError(f"the peer fell silent for {patience:g} s after the commit")
+                    protocol.send_ping(trio.current_time())
+                await self._flush_outbox()
+            if protocol.refusal is not None:
+                raise self.refused(protocol.refusal)
+            if protocol.state is not LinkState.OPEN:
+                raise trio.BrokenResourceError("the peer ended the link before it accepted")
+            return self._pipe(channel)
+
+    async def hear_commit(self) -> Commit:
+        """The responder waits to be chosen.  Losers of a race end here, with `trio.BrokenResourceError`."""
+        with self._closing_on_error():
+            while (commit := self.protocol.commit) is None:
+                await self._pump()
+                await self._flush_outbox()
+                if self.protocol.state is LinkState.ENDED:
+                    raise trio.BrokenResourceError("the peer went away without a commit")
+            self.link_id = commit.link_id
+            return commit
+
+    async def while_waiting(self, decide: Callable[[], Awaitable[bool]]) -> bool:
+        """Run `decide` while answering the initiator's PINGs; raises `trio.BrokenResourceError` if it goes away."""
+        outcome: list[bool] = []
+        failure: list[Exception] = []
+
+        async def listen(scope: trio.CancelScope) -> None:
+            try:
+                while self.protocol.state is not LinkState.ENDED:
+                    await self._pump()
+                    await self._flush_outbox()
+                failure.append(trio.BrokenResourceError("the peer went away"))
+            except (trio.BrokenResourceError, ProtocolError) as error:
+                failure.append(error)
+            scope.cancel()
+
+        async def run(scope: trio.CancelScope) -> None:
+            try:
+                outcome.append(await decide())
+            except Exception as error:
+                failure.append(error)
+            scope.cancel()
+
+        with self._closing_on_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen, nursery.cancel_scope)
+                nursery.start_soon(run, nursery.cancel_scope)
+            if failure:
+                raise failure[0]
+            return outcome[0]
+
+    def accept(self) -> Pipe:
+        """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
+        channel = self.protocol.send_accept(now=trio.current_time())
+        self.carrier.feed(self.protocol.take_outbox())
+        return self._pipe(channel)
+
+    async def refuse(self, reason: RefuseReason, text: str = "") -> None:
+        """Say no, and close; the caller bounds it."""
+        try:
+            self.protocol.send_refuse(reason, text)
+            await self._flush_outbox()
+            self.carrier.feed_end()
+            await self.carrier.flush()
+            while await self.carrier.receive():  # let the peer read it before the socket goes: a reset would eat it
+                pass
+        except (trio.BrokenResourceError, ProtocolError):
+            pass  # it does not want to hear it
+        finally:
+            self.carrier.close_nowait()
+
+    def close_nowait(self) -> None:
+        """Drop the Link without a goodbye: the end of one that lost its race."""
+        self._fail(trio.ClosedResourceError("this link was closed"))
+
+    def refused(self, refusal: Refuse) -> PeerRefused:
+        """The exception for a REFUSE frame."""
+        try:
+            name = RefuseReason(refusal.reason).name.lower().replace("_", " ")
+        except ValueError:
+            name = f"reason {refusal.reason}"
+        return PeerRefused(refusal.reason, f"the peer refused: {name}" + (f" ({refusal.text})" if refusal.text else ""))
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._fail(error if isinstance(error, Exception) else trio.ClosedResourceError("the attempt was cancelled"))
+            raise
+
+    # -- the driver, in the node's nursery ---------------------------------------------------------------------------
+
+    async def drive(self, *, on_open: OpenHandler, goodbye: float) -> None:
+        """Run the Link until it ends.  Never raises, and is not cancelled from outside: see `end_nowait`.
+
+        Args:
+          on_open: gets the Pipes that the peer opens.
+          goodbye: seconds for the last words once the Link ends here.
+        """
+        self._on_open = on_open
+        self._goodbye = goodbye
+        self._scope.shield = True
+        with self._scope:
+            if self._ending:  # everything was closed before the driver had its first turn
+                self._bound_goodbye()
+            self.protocol.send_ping(trio.current_time())  # the round trip, for credit and for `Pipe.path`
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._guard, self._write_loop)
+                await self._guard(self._read_loop)
+                nursery.cancel_scope.cancel()
+        self._fail(trio.BrokenResourceError("the link ended"))
+
+    async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await loop()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as error:
+            logger.debug("%r: %s", self, error)
+            self._fail(error)
+            self._scope.cancel()
+        except Exception as error:
+            logger.exception("%r: the driver failed", self)
+            self._fail(error)
+            self._scope.cancel()
+
+    async def _read_loop(self) -> None:
+        while self.protocol.state is not LinkState.ENDED:
+            await self._pump()
+        self._bound_goodbye()
+        while await self.carrier.receive():  # until the peer has closed too: closing first could eat our last words
+            pass
+
+    async def _write_loop(self) -> None:
+        self._poked.set()
+        while True:
+            with trio.CancelScope(deadline=self.protocol.next_timer()):
+                await self._poked.wait()
+            self._poked = trio.Event()
+            if not self.protocol.handle_timer(trio.current_time()):
+                raise trio.BrokenResourceError("the peer has not been heard for too long")
+            if self._ending:
+                self.protocol.send_go_away()
+            async with self._write_lock:
+                if self.protocol.has_outbox:
+                    self.carrier.feed(self.protocol.take_outbox())
+                if self._ending:
+                    self.carrier.feed_end()
+                if self.carrier.owed:
+                    await self.carrier.flush()
+            if self._ending:
+                return
+
+    async def _pump(self) -> None:
+        """Read once and let the protocol see it."""
+        pieces = await self.carrier.receive()
+        if not pieces:
+            raise trio.BrokenResourceError("the peer closed the connection")
+        protocol = self.protocol
+        protocol.receive(pieces, trio.current_time())
+        for channel in protocol.take_touched():
+            if channel.observer is not None:
+                channel.observer.wake()
+        for opened in protocol.take_opened():
+            self._answer_open(opened.channel)
+        if protocol.has_outbox:
+            self._poked.set()
+
+    def _answer_open(self, channel: Channel) -> None:
+        reason = RefuseReason.NOT_ACCEPTING if self._ending else self._on_open(self._pipe(channel))
+        if reason is None:
+            self.protocol.accept_channel(channel)
+        else:
+            self._pipes.discard(channel)
+            channel.closed_here = True
+            self.protocol.refuse_channel(channel, reason)
+
+    def end_nowait(self) -> None:
+        """Close every Pipe of the Link and let the driver say goodbye, within its goodbye time from now."""
+        for channel in list(self._pipes):
+            self.close_channel(channel)
+        self._end()
+
+    def _end(self) -> None:
+        self._ending = True
+        self._poked.set()
+        self._bound_goodbye()
+
+    def _bound_goodbye(self) -> None:
+        if self._goodbye is not None:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._goodbye)
+
+    def _fail(self, failure: Exception) -> None:
+        """The Link is over: break what is open, wake everybody, close the socket.  Idempotent."""
+        self.protocol.break_all(failure)
+        self.carrier.close_nowait()
+        for channel in self.protocol.take_touched():
+            if channel.observer is not None:
+                channel.observer.wake()
+
+    # -- for the Pipes -----------------------------------------------------------------------------------------------
+
+    def _pipe(self, channel: Channel) -> Pipe:
+        self._pipes.add(channel)
+        return Pipe(self, channel)
+
+    async def send_data(self, channel: Channel, data: memoryview) -> None:
+        """Put one DATA frame on the carrier; a checkpoint always.  The caller has checked the credit."""
+        try:
+            self._write_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._write_lock.acquire()
+        try:
+            if len(data) > channel.sendable:  # it changed while we waited for the lock
+                await trio.lowlevel.checkpoint()
+                raise trio.BrokenResourceError(f"pipe broken: {channel.failure}")
+            self.protocol.note_data_sent(channel, len(data))
+            if self.protocol.has_outbox:
+                self.carrier.feed(self.protocol.take_outbox())
+            self.carrier.feed(data_header(channel.id, len(data)), data)
+            await self.carrier.flush()
+        except trio.Cancelled:
+            self._poked.set()  # the rest of the record goes out without us
+            raise
+        except trio.BrokenResourceError as error:
+            self._fail(error)
+            raise
+        finally:
+            self._write_lock.release()
+
+    def finish(self, channel: Channel) -> None:
+        """Half-close a channel."""
+        self.protocol.finish(channel)
+        self._poked.set()
+
+    def note_read(self, channel: Channel, size: int) -> None:
+        """The application read; credit follows."""
+        self.protocol.note_read(channel, size, trio.current_time())
+        if self.protocol.has_outbox:
+            self._poked.set()
+
+    def close_channel(self, channel: Channel) -> None:
+        """Close a channel here; the last one ends the Link."""
+        self.protocol.close_channel(channel)
+        if channel.observer is not None:
+            channel.observer.wake()
+        self._pipes.discard(channel)
+        if self._pipes:
+            self._poked.set()
+        else:
+            self._end()
+
+    async def open_pipe(self, label: str) -> Pipe:
+        """See `Pipe.open_pipe`."""
+        if len(label.encode()) > MAX_LABEL:
+            raise ValueError(f"a label is at most {MAX_LABEL} bytes of UTF-8")
+        if self.protocol.state is not LinkState.OPEN:
+            raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
+        try:
+            channel = self.protocol.open_channel(label, now=trio.current_time())
+        except ProtocolError as error:
+            raise PeerRefused(RefuseReason.BUSY, str(error)) from error
+        pipe = self._pipe(channel)
+        self._poked.set()
+        try:
+            await pipe.wait_ready()
+        except BaseException:
+            pipe.close_nowait()
+            raise
+        return pipe
+
+    def live_path(self) -> PathInfo:
+        """`path` with the round trip of now."""
+        assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
+        return dataclasses.replace(self.path, rtt=self.protocol.rtt)
+
+    async def _flush_outbox(self) -> None:
+        """Send what the protocol has to say, inline: handshake only, where nobody else writes."""
+        if self.protocol.has_outbox:
+            self.carrier.feed(self.protocol.take_outbox())
+        if self.carrier.owed:
+            await self.carrier.flush()

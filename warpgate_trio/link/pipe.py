@@ -1,0 +1,249 @@
+"""Pipe: what the application holds.  One channel of a Link, as a `trio.abc.HalfCloseableStream`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from ..identity import peer_id_from_key
+from .frames import MAX_DATA
+from .states import DirectionState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..carrier import Carrier
+    from ..report import ConnectReport
+    from .link import Link
+    from .protocol import Channel
+
+__all__ = ["PathInfo", "Pipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathInfo:
+    """How a Pipe travels.
+
+    Attributes:
+      phase: the walk's phase that found the path, ``"direct"`` … ``"relay"``; None for a pinned auxiliary plugin.
+      plugin: the plugin's name.
+      af: 4 or 6.
+      route_type: ``"NIC_BIND"``, ``"EXT_BIND"`` or ``"LOOPBACK_BIND"``.
+      carrier: ``"tls"`` or ``"quic"``.
+      local, remote: the path's two socket addresses as (IP, port).
+      rtt: smoothed round trip of the Link's own PINGs in seconds, None before the first answer.
+    """
+
+    phase: str | None
+    plugin: str
+    af: int
+    route_type: str
+    carrier: str
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    rtt: float | None = None
+
+
+@final
+class _Conflict:
+    """At most one task inside; the next one gets `trio.BusyResourceError` (trio's own helper is private)."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._held = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        if self._held:
+            raise trio.BusyResourceError(self._message)
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+
+@final
+class Pipe(trio.abc.HalfCloseableStream):
+    """An encrypted, authenticated, flow-controlled byte stream to one peer.
+
+    Made by `Node.auto_connect`, `Node.connect`, the node's listener and `open_pipe`, never by its constructor.
+    Beyond the contract of `trio.abc.HalfCloseableStream` it promises: a cancelled `receive_some` loses nothing; a
+    cancelled `send_all` has sent some prefix of its data, and the stream goes on whole; ``b""`` means that the peer
+    called `send_eof` or `aclose`, and nothing else; at most 8 MiB wait here for a reader that does not read.
+
+    Attributes:
+      peer_id: who is at the other end, proven.
+      label: what the peer or you gave to `open_pipe`; ``""`` for the Pipe that a walk made.
+      report: how the walk went; None on the side that was called.
+    """
+
+    def __init__(self, link: Link, channel: Channel) -> None:
+        self._link = link
+        self._channel = channel
+        self._sending: Final = _Conflict("another task is using this pipe for send")
+        self._receiving: Final = _Conflict("another task is using this pipe for receive")
+        self._changed: Final = trio.lowlevel.ParkingLot()
+        channel.observer = self
+        self.peer_id: Final = peer_id_from_key(link.peer_key)
+        self.label: Final = channel.label
+        self.report: ConnectReport | None = None
+
+    def __repr__(self) -> str:
+        path = self._link.path
+        via = "" if path is None else f" by {path.plugin} to {path.remote[0]}:{path.remote[1]}"
+        state = " closed" if self._channel.closed_here else ""
+        return f"<Pipe to {self.peer_id[:8]}…{via}{state}>"
+
+    @property
+    def path(self) -> PathInfo:
+        """How this Pipe travels now."""
+        return self._link.live_path()
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round trip to the peer in seconds, None before it was measured."""
+        return self._link.protocol.rtt
+
+    def wake(self) -> None:
+        """Something about the channel changed (called by the Link)."""
+        self._changed.unpark_all()
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def _check_send(self) -> None:
+        channel = self._channel
+        if channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        if channel.outgoing is DirectionState.FINISHED:
+            raise trio.ClosedResourceError("send_eof was called on this pipe")
+        if channel.outgoing is DirectionState.ABANDONED:
+            raise trio.BrokenResourceError(f"pipe broken: {channel.failure}") from channel.failure
+
+    async def _wait_sendable(self) -> None:
+        self._check_send()
+        while not self._channel.sendable:
+            await self._changed.park()
+            self._check_send()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`; blocks while the peer's application does not read.
+
+        A cancelled call has sent a prefix, possibly all, of `data`; later calls continue after it.
+
+        Raises:
+          trio.BusyResourceError: another task is sending.
+          trio.BrokenResourceError: the peer closed its end, or the path is gone.
+          trio.ClosedResourceError: you closed the Pipe, or called `send_eof`, before or during the call.
+        """
+        with self._sending.held():
+            self._check_send()
+            view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+            if not view:
+                await trio.lowlevel.checkpoint()
+                self._check_send()
+            channel, link = self._channel, self._link
+            while view:
+                if not channel.sendable:
+                    await self._wait_sendable()
+                size = min(channel.sendable, len(view), MAX_DATA)
+                try:
+                    await link.send_data(channel, view[:size])
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._check_send()  # says it in the Pipe's own terms
+                    raise
+                view = view[size:]
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the peer has given credit; errors as in `send_all`."""
+        with self._sending.held():
+            await trio.lowlevel.checkpoint()
+            await self._wait_sendable()
+
+    async def send_eof(self) -> None:
+        """Say that no more comes from here; receiving goes on.  Idempotent; errors as in `send_all`."""
+        with self._sending.held():
+            if self._channel.closed_here or self._channel.outgoing is not DirectionState.FINISHED:
+                self._check_send()
+                self._link.finish(self._channel)
+            await trio.lowlevel.checkpoint()
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Wait for data and return between 1 and `max_bytes` of it; ``b""`` at the peer's end of stream.
+
+        Raises:
+          trio.BusyResourceError: another task is receiving.
+          trio.BrokenResourceError: the stream ended without the peer having ended it.
+          trio.ClosedResourceError: you closed the Pipe before or during the call.
+        """
+        if max_bytes is not None:
+            if not isinstance(max_bytes, int):
+                raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
+            if max_bytes < 1:
+                raise ValueError("max_bytes must be at least 1")
+        with self._receiving.held():
+            channel = self._channel
+            if channel.closed_here:
+                raise trio.ClosedResourceError("this pipe was closed")
+            # No checkpoint between the take and the return: what is taken is delivered.
+            if channel.buffered or channel.incoming is not DirectionState.FLOWING:
+                await trio.lowlevel.checkpoint()
+            while not channel.buffered:
+                if channel.closed_here:
+                    raise trio.ClosedResourceError("this pipe was closed")
+                if channel.incoming is DirectionState.FINISHED:
+                    return b""
+                if channel.incoming is DirectionState.ABANDONED:
+                    raise trio.BrokenResourceError(f"pipe broken: {channel.failure}") from channel.failure
+                await self._changed.park()
+            data = channel.take(max_bytes)
+            self._link.note_read(channel, len(data))
+            return data
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    async def open_pipe(self, label: str = "") -> Pipe:
+        """Open a further, independent Pipe to the same peer on the same Link: one round trip, no walk.
+
+        It comes out of the peer's ``node.listener``, with `label` (at most 255 bytes of UTF-8).
+
+        Raises:
+          PeerRefused: the peer does not listen or has no room.
+          trio.BrokenResourceError: the path is gone.
+          trio.ClosedResourceError: this Pipe was closed.
+          ValueError: the label is too long.
+        """
+        if self._channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        return await self._link.open_pipe(label)
+
+    def close_nowait(self) -> None:
+        """The synchronous core of `aclose`: local calls fail from now on, the peer is told in the background."""
+        self._link.close_channel(self._channel)
+        self._changed.unpark_all()
+
+    async def aclose(self) -> None:
+        """Close both directions.  What was sent still arrives and then reads as EOF; the peer's sends break.
+
+        Does not wait for the peer; the node's own tasks say goodbye, for at most ``budgets.goodbye``.
+        """
+        self.close_nowait()
+        await trio.lowlevel.checkpoint()
+
+    async def wait_ready(self) -> None:
+        """Wait for the peer's answer to an OPEN (used by the Link)."""
+        while not self._channel.accepted:
+            if self._channel.refusal is not None:
+                raise self._link.refused(self._channel.refusal)
+            self._check_send()
+            await self._changed.park()
+
+    @property
+    def carrier(self) -> Carrier:
+        """The carrier that the Pipe's Link travels on, for tests and diagnosis."""
+        return self._link.carrier

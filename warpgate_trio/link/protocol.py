@@ -1,0 +1,563 @@
+"""The session between two peers on one carrier, without I/O: plaintext and ``now`` in, events and control frames out.
+
+`LinkProtocol` owns the Link's state, its channels and their credit.  The shell around it (`warpgate_trio.link.link`)
+owns the carrier: it feeds what it reads to `receive`, sends `take_outbox` whenever there is any, and puts DATA on the
+carrier itself after `note_data_sent`, so that payload is never copied here.
+
+Credit (DESIGN §4.2).  A sender may go up to an absolute offset; the receiver moves it when the *application* has
+read, so a reader that stops holds at most one window.  The window starts at 1 MiB and doubles, up to 8 MiB, while a
+half of it is used up within two round trips: that is when the window, not the path, is what limits the speed.  All
+windows of a Link together stay under 64 MiB.  Who sends past its limit has its channel reset.
+
+What is ignored on purpose: frames of channels that ended, because the two sides' ends cross on the wire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Protocol, final
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from .frames import (
+    Accept,
+    Commit,
+    Credit,
+    Data,
+    Fin,
+    Frame,
+    FrameReader,
+    FrameType,
+    GoAway,
+    Item,
+    Open,
+    Ping,
+    Pong,
+    Proof,
+    Refuse,
+    RefuseReason,
+    Reset,
+    ResetCode,
+    encode,
+)
+from .states import DirectionState, LinkState, Role, next_direction_state, next_link_state
+
+__all__ = ["EARLY_DATA_LIMIT", "Channel", "ChannelOpened", "LinkProtocol", "Observer"]
+
+WINDOW_MIN: Final = 1024 * 1024
+WINDOW_MAX: Final = 8 * 1024 * 1024
+WINDOWS_TOTAL: Final = 64 * 1024 * 1024
+"""What one peer can make this side hold, whatever the number of channels."""
+MAX_CHANNELS: Final = 256
+"""Channels alive at once on a Link: bounds what a peer can make us remember."""
+EARLY_DATA_LIMIT: Final = 64 * 1024
+"""Bytes that may ride behind a COMMIT before it is accepted (DESIGN §4.2)."""
+MAX_OUTBOX: Final = 2048
+"""Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
+MISSES: Final = 3
+"""Idle intervals without a sign of life after which a Link is dead (DESIGN §4.2)."""
+
+
+class Observer(Protocol):
+    """Whoever waits for a channel: told after `LinkProtocol.receive` when anything about it changed."""
+
+    def wake(self) -> None: ...
+
+
+@final
+class Channel:
+    """One channel's two directions and the bytes that wait to be read.  Fields change in `LinkProtocol` only."""
+
+    __slots__ = (
+        "accepted",
+        "buffer",
+        "buffered",
+        "closed_here",
+        "consumed",
+        "failure",
+        "granted_at",
+        "id",
+        "incoming",
+        "label",
+        "observer",
+        "outgoing",
+        "receive_limit",
+        "received",
+        "refusal",
+        "send_limit",
+        "sent",
+        "window",
+    )
+
+    def __init__(self, number: int, label: str, *, window: int, receive_limit: int, now: float) -> None:
+        self.id: Final = number
+        self.label: Final = label
+        self.outgoing = DirectionState.IDLE
+        self.incoming = DirectionState.IDLE
+        self.sent = 0
+        self.send_limit = 0
+        self.received = 0
+        self.consumed = 0
+        self.receive_limit = receive_limit
+        self.window = window
+        self.granted_at = now
+        self.buffer: deque[bytes | memoryview] = deque()
+        self.buffered = 0
+        self.accepted = False
+        self.refusal: Refuse | None = None
+        self.closed_here = False
+        self.failure: Exception | None = None
+        """Why a direction was abandoned that this side did not close."""
+        self.observer: Observer | None = None
+
+    @property
+    def sendable(self) -> int:
+        """Bytes that credit allows now."""
+        return self.send_limit - self.sent if self.outgoing is DirectionState.FLOWING else 0
+
+    @property
+    def done(self) -> bool:
+        """Both directions have ended (what was received may still wait to be read)."""
+        ends = (DirectionState.FINISHED, DirectionState.ABANDONED)
+        return self.outgoing in ends and self.incoming in ends
+
+    def take(self, max_bytes: int | None) -> bytes:
+        """Up to `max_bytes` (all for None) of what was received."""
+        buffer = self.buffer
+        if max_bytes is None or self.buffered <= max_bytes:
+            data = bytes(buffer[0]) if len(buffer) == 1 else b"".join(buffer)
+            buffer.clear()
+            self.buffered = 0
+            return data
+        pieces: list[bytes | memoryview] = []
+        missing = max_bytes
+        while missing:
+            piece = buffer.popleft()
+            if len(piece) > missing:
+                view = memoryview(piece)
+                buffer.appendleft(view[missing:])
+                piece = view[:missing]
+            pieces.append(piece)
+            missing -= len(piece)
+        self.buffered -= max_bytes
+        return b"".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOpened:
+    """The peer asks for a further Pipe: answer with `LinkProtocol.accept_channel` or `refuse_channel`."""
+
+    channel: Channel
+
+
+@final
+class LinkProtocol:
+    """One side of a Link.
+
+    Args:
+      dialer: this side dialled the carrier.
+      initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read (DESIGN §4.2).
+      now: a monotonic time in seconds, as in every method.
+      idle_interval: seconds of silence before a PING.
+    """
+
+    def __init__(self, *, dialer: bool, initiator: bool | None, now: float, idle_interval: float) -> None:
+        self.state = LinkState.FRESH
+        self.channels: dict[int, Channel] = {}
+        self.proof: Proof | None = None
+        self.commit: Commit | None = None
+        self.refusal: Refuse | None = None
+        self.rtt: float | None = None
+        self.failure: Exception | None = None
+        self._dialer = dialer
+        self._initiator = initiator
+        self._reader = FrameReader()
+        self._held: list[Item] = []
+        self._outbox: list[bytes] = []
+        self._credits: dict[int, int] = {}
+        self._pong: int | None = None
+        self._touched: list[Channel] = []
+        self._opened: list[ChannelOpened] = []
+        self._next_id = 0
+        self._highest_theirs = 0
+        self._windows = 0
+        self._idle_interval = idle_interval
+        self._heard_at = now
+        self._pinged_at: float | None = None
+        self._pings = 0
+        self._misses = 0
+
+    # -- roles and state ---------------------------------------------------------------------------------------------
+
+    def become(self, *, initiator: bool, now: float) -> None:
+        """Settle who called, once a listener has read the PROOF and looked its session up.
+
+        What came right behind the PROOF waited for this, since the table cannot judge it before; so this raises what
+        `receive` raises.
+        """
+        if self._initiator is not None and self._initiator is not initiator:
+            raise LocalProtocolError("the session's roles are settled already")
+        self._initiator = initiator
+        held, self._held = self._held, []
+        self._take_items(held, now)
+
+    def _roles(self, *, ours: bool) -> frozenset[Role]:
+        roles = {Role.DIALER if self._dialer is ours else Role.LISTENER}
+        if self._initiator is not None:
+            roles.add(Role.INITIATOR if self._initiator is ours else Role.RESPONDER)
+        return frozenset(roles)
+
+    def _step(self, kind: FrameType, *, ours: bool) -> None:
+        self.state = next_link_state(self.state, self._roles(ours=ours), kind, ours=ours)
+
+    # -- handshake, our part -----------------------------------------------------------------------------------------
+
+    def send_proof(self, proof: Proof) -> None:
+        self._step(FrameType.PROOF, ours=True)
+        self.proof = proof
+        self._outbox.append(encode(proof))
+
+    def send_commit(self, *, session_id: bytes, link_id: bytes, epoch: int, now: float) -> Channel:
+        """Choose this carrier; the main channel may carry `EARLY_DATA_LIMIT` bytes at once."""
+        self._step(FrameType.COMMIT, ours=True)
+        channel = self._add_channel(0, "", receive_limit=WINDOW_MIN, now=now)
+        channel.outgoing, channel.send_limit = DirectionState.FLOWING, EARLY_DATA_LIMIT
+        self._next_id = 1
+        self.commit = Commit(session_id=session_id, link_id=link_id, epoch=epoch, credit=channel.receive_limit)
+        self._outbox.append(encode(self.commit))
+        return channel
+
+    def send_accept(self, *, now: float) -> Channel:
+        """Take the COMMIT; returns the main channel, with the early data in it."""
+        self._step(FrameType.ACCEPT, ours=True)
+        channel = self.channels[0]
+        channel.outgoing = DirectionState.FLOWING
+        channel.accepted = True
+        channel.receive_limit = channel.received + channel.window
+        channel.granted_at = now
+        self._outbox.append(encode(Accept(channel=0, credit=channel.receive_limit)))
+        return channel
+
+    def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
+        """Say no to the session; the Link ends."""
+        self._step(FrameType.REFUSE, ours=True)
+        self._outbox.append(encode(Refuse(channel=0, reason=reason, text=text)))
+
+    def send_go_away(self) -> None:
+        """The last frame of this side; a no-op where there is nobody to tell."""
+        if self.state in (LinkState.PROVEN, LinkState.COMMITTED, LinkState.OPEN):
+            self._step(FrameType.GOAWAY, ours=True)
+            self._outbox.append(encode(GoAway()))
+
+    def send_ping(self, now: float) -> None:
+        """Ask for a sign of life, which also measures the round trip; one question at a time."""
+        if self._pinged_at is None and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
+            self._pinged_at = now
+            self._pings += 1
+            self._outbox.append(encode(Ping(token=self._pings)))
+
+    # -- channels, our part ------------------------------------------------------------------------------------------
+
+    def open_channel(self, label: str, *, now: float) -> Channel:
+        """Ask for a further Pipe.  Raises `LocalProtocolError` when the Link is not open or has no room for it."""
+        self._step(FrameType.OPEN, ours=True)
+        if len(self.channels) >= MAX_CHANNELS or not self._room():
+            raise LocalProtocolError(f"this link has its {MAX_CHANNELS} channels already")
+        number = self._next_id or 2
+        self._next_id = number + 2
+        channel = self._add_channel(number, label, receive_limit=WINDOW_MIN, now=now)
+        self._outbox.append(encode(Open(channel=number, credit=channel.receive_limit, label=label)))
+        return channel
+
+    def accept_channel(self, channel: Channel) -> None:
+        channel.outgoing = channel.incoming = DirectionState.FLOWING
+        channel.accepted = True
+        self._outbox.append(encode(Accept(channel=channel.id, credit=channel.receive_limit)))
+
+    def refuse_channel(self, channel: Channel, reason: RefuseReason) -> None:
+        channel.outgoing = channel.incoming = DirectionState.ABANDONED
+        self._forget(channel)
+        self._outbox.append(encode(Refuse(channel=channel.id, reason=reason)))
+
+    def note_data_sent(self, channel: Channel, size: int) -> None:
+        """Account for a DATA frame that the shell puts on the carrier now."""
+        if size > channel.sendable:
+            raise LocalProtocolError("more data than credit")
+        channel.sent += size
+
+    def finish(self, channel: Channel) -> None:
+        """Half-close: no more data from us.  Idempotent, and silent where that direction has ended otherwise."""
+        if channel.outgoing is DirectionState.FLOWING:
+            channel.outgoing = next_direction_state(channel.outgoing, FrameType.FIN, ours=True)
+            self._outbox.append(encode(Fin(channel=channel.id, final_offset=channel.sent)))
+            self._forget_if_done(channel)
+
+    def close_channel(self, channel: Channel) -> None:
+        """Both ends: FIN where our data is whole, RESET where the peer could still send.  Idempotent."""
+        if channel.closed_here:
+            return
+        channel.closed_here = True
+        channel.buffer.clear()
+        channel.buffered = 0
+        if self.state is LinkState.ENDED:
+            return
+        self.finish(channel)
+        if channel.incoming in (DirectionState.FLOWING, DirectionState.IDLE):
+            self._abandon(channel, ResetCode.CLOSED)
+
+    def _abandon(self, channel: Channel, code: ResetCode) -> None:
+        channel.incoming = next_direction_state(channel.incoming, FrameType.RESET, ours=True)
+        if channel.outgoing in (DirectionState.FLOWING, DirectionState.IDLE):
+            channel.outgoing = next_direction_state(channel.outgoing, FrameType.RESET, ours=True)
+        self._credits.pop(channel.id, None)
+        self._outbox.append(encode(Reset(channel=channel.id, code=code)))
+        self._forget_if_done(channel)
+
+    def note_read(self, channel: Channel, size: int, now: float) -> None:
+        """The application read `size` bytes: give the sender credit again when half a window is used up."""
+        channel.consumed += size
+        if channel.incoming is not DirectionState.FLOWING or self.state is not LinkState.OPEN:
+            return
+        if channel.receive_limit - channel.consumed > channel.window // 2:
+            return
+        if (
+            self.rtt is not None
+            and now - channel.granted_at < 2 * self.rtt
+            and channel.window < WINDOW_MAX
+            and self._windows + channel.window <= WINDOWS_TOTAL
+        ):
+            self._windows += channel.window
+            channel.window *= 2
+        channel.granted_at = now
+        channel.receive_limit = channel.consumed + channel.window
+        self._credits[channel.id] = channel.receive_limit
+
+    def _room(self) -> bool:
+        return self._windows + WINDOW_MIN <= WINDOWS_TOTAL
+
+    def _add_channel(self, number: int, label: str, *, receive_limit: int, now: float) -> Channel:
+        channel = Channel(number, label, window=WINDOW_MIN, receive_limit=receive_limit, now=now)
+        self._windows += channel.window
+        self.channels[number] = channel
+        return channel
+
+    def _forget(self, channel: Channel) -> None:
+        if self.channels.pop(channel.id, None) is not None:
+            self._windows -= channel.window
+            self._credits.pop(channel.id, None)
+
+    def _forget_if_done(self, channel: Channel) -> None:
+        if channel.done:
+            self._forget(channel)
+
+    # -- the outbox --------------------------------------------------------------------------------------------------
+
+    @property
+    def has_outbox(self) -> bool:
+        return bool(self._outbox or self._credits or self._pong is not None)
+
+    def take_outbox(self) -> bytes:
+        """Every control frame that is due, in order; they go out before the next DATA."""
+        frames = self._outbox
+        self._outbox = []
+        if self._pong is not None:
+            frames.append(encode(Pong(token=self._pong)))
+            self._pong = None
+        if self._credits:
+            frames += [encode(Credit(channel=number, limit=limit)) for number, limit in self._credits.items()]
+            self._credits.clear()
+        return b"".join(frames)
+
+    # -- input -------------------------------------------------------------------------------------------------------
+
+    def receive(self, pieces: list[bytes], now: float) -> None:
+        """Take plaintext from the carrier.  What it changed is in `take_touched` and `take_opened`.
+
+        Raises:
+          RemoteProtocolError: the peer broke the protocol; the Link is over and its carrier must be closed.
+        """
+        self._heard_at = now
+        self._misses = 0
+        self._take_items(self._reader.feed(pieces), now)
+        if len(self._outbox) > MAX_OUTBOX:
+            raise RemoteProtocolError("the peer makes us answer but does not read the answers")
+
+    def _take_items(self, items: list[Item], now: float) -> None:
+        for index, item in enumerate(items):
+            if self.state is LinkState.ENDED:
+                return
+            if self._initiator is None and self.state is not LinkState.FRESH:
+                self._held += items[index:]
+                return
+            if isinstance(item, Data):
+                self._receive_data(item)
+            else:
+                self._receive_frame(item, now)
+
+    def _receive_data(self, data: Data) -> None:
+        if self.state is not LinkState.OPEN:
+            self._step(FrameType.DATA, ours=False)
+        channel = self.channels.get(data.channel)
+        if channel is None:
+            self._check_was_open(data.channel)
+            return
+        if channel.incoming is not DirectionState.FLOWING:
+            channel.incoming = next_direction_state(channel.incoming, FrameType.DATA, ours=False)
+            return
+        channel.received += data.size
+        if channel.received > channel.receive_limit:
+            channel.failure = RemoteProtocolError("the peer sent more than it had credit for")
+            self._abandon(channel, ResetCode.OVERRUN)
+        else:
+            channel.buffer.extend(data.pieces)
+            channel.buffered += data.size
+        self._touched.append(channel)
+
+    def _check_was_open(self, number: int) -> None:
+        """A frame for a channel that we do not know: fine if it ended, an error if it never was."""
+        ours = number != 0 and (number % 2 == 1) is bool(self._initiator)
+        highest = (self._next_id or 2) - 2 if ours else self._highest_theirs
+        if number > highest:
+            raise RemoteProtocolError(f"a frame for channel {number}, which was never opened")
+
+    def _receive_frame(self, frame: Frame, now: float) -> None:
+        kind = _KIND[type(frame)]
+        self._step(kind, ours=False)
+        if isinstance(frame, Ping):
+            self._pong = frame.token
+        elif isinstance(frame, Pong):
+            self._on_pong(frame, now)
+        elif isinstance(frame, Proof):
+            self.proof = frame
+        elif isinstance(frame, Commit):
+            self._on_commit(frame, now)
+        elif isinstance(frame, GoAway):
+            self.break_all(RemoteProtocolError("the peer ended the link"))
+        elif isinstance(frame, Open):
+            self._on_open(frame, now)
+        elif isinstance(frame, Refuse) and self.state is LinkState.ENDED:
+            self.refusal = frame
+        else:
+            self._on_channel_frame(frame, kind)
+
+    def _on_pong(self, frame: Pong, now: float) -> None:
+        if self._pinged_at is not None and frame.token == self._pings:
+            sample = max(now - self._pinged_at, 1e-6)
+            self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample  # RFC 6298 §2
+            self._pinged_at = None
+
+    def _on_commit(self, frame: Commit, now: float) -> None:
+        self.commit = frame
+        channel = self._add_channel(0, "", receive_limit=EARLY_DATA_LIMIT, now=now)
+        channel.incoming = DirectionState.FLOWING
+        channel.send_limit = frame.credit
+        self._next_id = 2
+
+    def _on_open(self, frame: Open, now: float) -> None:
+        number = frame.channel
+        if number == 0 or (number % 2 == 1) is bool(self._initiator) or number <= self._highest_theirs:
+            raise RemoteProtocolError(f"OPEN of channel {number}, which is not the peer's next one")
+        self._highest_theirs = number
+        channel = Channel(number, frame.label, window=WINDOW_MIN, receive_limit=WINDOW_MIN, now=now)
+        channel.send_limit = frame.credit
+        if len(self.channels) >= MAX_CHANNELS or not self._room():
+            self.refuse_channel(channel, RefuseReason.BUSY)
+            return
+        self._windows += channel.window
+        self.channels[number] = channel
+        self._opened.append(ChannelOpened(channel))
+
+    def _on_channel_frame(self, frame: Accept | Refuse | Credit | Fin | Reset, kind: FrameType) -> None:
+        channel = self.channels.get(frame.channel)
+        if channel is None:
+            self._check_was_open(frame.channel)
+            return
+        if isinstance(frame, Accept):
+            ours = channel.id == 0 or (channel.id % 2 == 1) is bool(self._initiator)
+            if channel.accepted or not ours:
+                raise RemoteProtocolError(f"ACCEPT of channel {channel.id}, which nobody asked for")
+            channel.accepted = True
+            channel.incoming = next_direction_state(channel.incoming, kind, ours=False)
+            if channel.outgoing is DirectionState.IDLE:
+                channel.outgoing = next_direction_state(channel.outgoing, kind, ours=False)
+            channel.send_limit = max(channel.send_limit, frame.credit)
+        elif isinstance(frame, Refuse):
+            channel.refusal = frame
+            channel.outgoing = next_direction_state(channel.outgoing, kind, ours=False)
+            channel.incoming = next_direction_state(channel.incoming, kind, ours=False)
+        elif isinstance(frame, Credit):
+            channel.outgoing = next_direction_state(channel.outgoing, kind, ours=False)
+            channel.send_limit = max(channel.send_limit, frame.limit)
+        elif isinstance(frame, Fin):
+            channel.incoming = next_direction_state(channel.incoming, kind, ours=False)
+            if channel.incoming is DirectionState.FINISHED and frame.final_offset != channel.received:
+                raise RemoteProtocolError(f"FIN at {frame.final_offset} after {channel.received} bytes")
+        else:
+            self._on_reset(channel, frame)
+        self._touched.append(channel)
+        self._forget_if_done(channel)
+
+    def _on_reset(self, channel: Channel, frame: Reset) -> None:
+        reason = "closed its end" if frame.code == ResetCode.CLOSED else f"reset the channel (code {frame.code})"
+        channel.failure = channel.failure or RemoteProtocolError(f"the peer {reason}")
+        channel.outgoing = next_direction_state(channel.outgoing, FrameType.RESET, ours=False)
+        channel.incoming = next_direction_state(channel.incoming, FrameType.RESET, ours=False)
+
+    def take_touched(self) -> list[Channel]:
+        """Channels about which anything changed since the last call; one may be named more than once."""
+        touched, self._touched = self._touched, []
+        return touched
+
+    def take_opened(self) -> list[ChannelOpened]:
+        opened, self._opened = self._opened, []
+        return opened
+
+    # -- ends and timers ---------------------------------------------------------------------------------------------
+
+    def break_all(self, failure: Exception) -> None:
+        """The Link is over: every direction that had not ended is broken by `failure`.  Idempotent."""
+        self.state = LinkState.ENDED
+        self.failure = self.failure or failure
+        for channel in list(self.channels.values()):
+            for direction in ("outgoing", "incoming"):
+                if getattr(channel, direction) in (DirectionState.FLOWING, DirectionState.IDLE):
+                    setattr(channel, direction, DirectionState.ABANDONED)
+                    channel.failure = channel.failure or failure
+            self._touched.append(channel)
+        self.channels.clear()
+        self._credits.clear()
+        self._pong = None
+
+    def next_timer(self) -> float:
+        """When `handle_timer` wants to be called."""
+        return self._heard_at + (1 + self._misses) * self._idle_interval
+
+    def handle_timer(self, now: float) -> bool:
+        """Send a PING where one is due; False when the peer missed too many and the Link is dead."""
+        if now < self.next_timer():
+            return True
+        if self._misses >= MISSES:
+            return False
+        self._misses += 1
+        self._pinged_at = None  # an unanswered question must not stop the next one
+        self.send_ping(now)
+        return True
+
+    def silence(self, now: float) -> float:
+        """Seconds since the peer was last heard."""
+        return now - self._heard_at
+
+
+_KIND: Final[dict[type, FrameType]] = {
+    Proof: FrameType.PROOF,
+    Commit: FrameType.COMMIT,
+    Accept: FrameType.ACCEPT,
+    Refuse: FrameType.REFUSE,
+    Open: FrameType.OPEN,
+    Credit: FrameType.CREDIT,
+    Fin: FrameType.FIN,
+    Reset: FrameType.RESET,
+    Ping: FrameType.PING,
+    Pong: FrameType.PONG,
+    GoAway: FrameType.GOAWAY,
+}
