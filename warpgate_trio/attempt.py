@@ -1,0 +1,423 @@
+"""One plugin's run, on either side, from its start to a Pipe or to nothing left.
+
+An attempt is what stands between a plugin and the node: it gives the plugin its context, bounds it, turns what the
+plugin made into a committed Pipe, and closes everything else.  Its life is one function call, `make_pipe` for the
+initiator's side and `answer` for the responder's; whatever the plugin opened in the attempt's nursery ends before
+that call returns.
+
+The winner's way out (DESIGN §5): on ACCEPT, `Session.win` records the Pipe, moves the Link's driver to the node's
+nursery and cancels the phase, in one synchronous step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Final, Protocol, final
+
+import trio
+
+from .errors import (
+    AttemptFailed,
+    CarrierError,
+    PeerRefused,
+    ProtocolError,
+    SignalError,
+    SignalUnavailable,
+    WrongPeer,
+)
+from .link import Link, PathInfo, Pipe, RefuseReason
+from .nurseries import open_background_nursery
+from .signal import Clock, Delivery, Failed, Message, RefusalReason, Refused
+
+if TYPE_CHECKING:
+    from .address import Endpoint, PeerAddress
+    from .carrier import Carrier
+    from .combos import Combo, RouteType
+    from .dispatch import AttemptKey, Signals
+    from .identity import Identity
+    from .plugin import NodeView, Plugin
+    from .report import Recorder
+
+__all__ = ["EXPECTED", "Attempt", "AttemptHome", "ClockOff", "Session"]
+
+logger = logging.getLogger(__name__)
+
+EXPECTED: Final = (
+    AttemptFailed,
+    CarrierError,
+    PeerRefused,
+    ProtocolError,
+    SignalError,
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.TooSlowError,
+)
+"""What an attempt may end with without a traceback in the log: networks do that."""
+
+
+class ClockOff(AttemptFailed):
+    """The peer refuses our signals for their time, even after we corrected it by what the peer said."""
+
+
+class AttemptHome(Protocol):
+    """What an attempt needs of its node."""
+
+    @property
+    def view(self) -> NodeView: ...
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def signals(self) -> Signals: ...
+
+    def register_attempt(self, key: AttemptKey, attempt: Attempt) -> None:
+        """Links and messages for `key` go to this attempt from now on."""
+
+    def forget_attempt(self, key: AttemptKey) -> None: ...
+
+    def adopt_link(self, link: Link, tasks: list[Callable[[], Awaitable[object]]]) -> None:
+        """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""
+
+    def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
+        """Run a task for at most ``budgets.goodbye``, even while the node closes."""
+
+
+@final
+class Session:
+    """One call of `auto_connect`, on the initiator's side: at most one Pipe comes of it.
+
+    Attributes:
+      commit_lock: commits are made one at a time (DESIGN §4.2).
+      pipe: the result.
+      refusal: the peer's no, which ends the walk.
+      scope: the running phase's cancel scope.
+      broke_off, clock_off, signalled, answered, best_delivery, no_signal: what was learned, for the verdict.
+    """
+
+    def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
+        self.peer: Final = peer
+        self.id = session_id
+        self.recorder: Final = recorder
+        self.early_data: Final = early_data
+        self.commit_lock: Final = trio.Lock()
+        self.epoch = 0
+        self.pipe: Pipe | None = None
+        self.refusal: PeerRefused | None = None
+        self.spent = False
+        self.scope: trio.CancelScope | None = None
+        self.broke_off = False
+        self.wrong_peer = False
+        self.clock_off = False
+        self.signalled = False
+        self.answered = False
+        self.best_delivery: Delivery | None = None
+        self.no_signal = False
+
+    def win(self, pipe: Pipe) -> None:
+        """Record the result and end the phase.  No checkpoint before or after."""
+        self.pipe = pipe
+        if self.scope is not None:
+            self.scope.cancel(reason="another combo has won")
+
+    def learn_refusal(self, refusal: PeerRefused) -> None:
+        """The peer was reached and said no: other paths lead to the same answer."""
+        if refusal.reason == RefuseReason.SESSION_SPENT:
+            self.spent = True
+        else:
+            self.refusal = self.refusal or refusal
+        if self.scope is not None:
+            self.scope.cancel(reason="the peer refused")
+
+
+@final
+class Attempt:
+    """One run of a plugin; its fields are what `warpgate_trio.plugin.Plugin` shows to it.
+
+    Args:
+      session: on the initiator's side; None makes this a responder's attempt (`inbound`).
+      via: on the responder's side, the channel that the request came in by.
+    """
+
+    def __init__(
+        self,
+        home: AttemptHome,
+        *,
+        peer: PeerAddress,
+        session_id: bytes,
+        attempt_id: bytes,
+        plugin: str,
+        phase: str | None,
+        af: int,
+        route_type: RouteType,
+        target: Endpoint,
+        source: IPv4Address | IPv6Address | None,
+        session: Session | None,
+        via: str | None = None,
+    ) -> None:
+        self._home = home
+        self._session = session
+        self._plugin = plugin
+        self._phase = phase
+        self._via = via
+        self._arrivals, self._inbox = trio.open_memory_channel[Link | Message](16)
+        self._adopted: list[Callable[[], Awaitable[object]]] = []
+        self._nursery: trio.Nursery | None = None
+        self._last_sent: Message | None = None
+        self._corrected = False
+        self.won = False
+        self.node: Final = home.view
+        self.peer: Final = peer
+        self.session_id: Final = session_id
+        self.attempt_id: Final = attempt_id
+        self.af: Final = af
+        self.route_type: Final = route_type
+        self.target: Final = target
+        self.source: Final = source
+        self.inbound: Final = session is None
+
+    @classmethod
+    def of_combo(cls, home: AttemptHome, session: Session, combo: Combo, attempt_id: bytes) -> Attempt:
+        """The initiator's attempt at one combo."""
+        return cls(
+            home,
+            peer=session.peer,
+            session_id=session.id,
+            attempt_id=attempt_id,
+            plugin=combo.plugin,
+            phase=combo.phase,
+            af=combo.af,
+            route_type=combo.route_type,
+            target=combo.target,
+            source=combo.source,
+            session=session,
+        )
+
+    @property
+    def key(self) -> AttemptKey:
+        return (self.peer.public_key, self.session_id, self.attempt_id)
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise RuntimeError("an attempt has its nursery while it runs")
+        return self._nursery
+
+    # -- the initiator's side ----------------------------------------------------------------------------------------
+
+    async def make_pipe(self, factory: Callable[[Attempt], Plugin]) -> Pipe:
+        """Run the plugin, commit what it makes, and win the session.
+
+        Raises whatever ended the attempt, bare.
+        """
+        session = self._session
+        assert session is not None
+        link: Link | None = None
+        try:
+            async with self._running():
+                made = await factory(self).run()
+                link = await self._proven(made)
+                return await self._commit(link, session)
+        except PeerRefused as refusal:
+            session.learn_refusal(refusal)
+            raise
+        except WrongPeer:
+            session.wrong_peer = True
+            raise
+        finally:
+            if link is not None and not self.won:
+                link.close_nowait()
+
+    async def _proven(self, made: Carrier | Link) -> Link:
+        if isinstance(made, Link):
+            return made
+        identity = self._home.identity
+        if made.dialer:
+            return await Link.prove(
+                made,
+                identity,
+                peer_key=self.peer.public_key,
+                session_id=self.session_id,
+                attempt_id=self.attempt_id,
+                initiator=not self.inbound,
+            )
+        link = await Link.hear_proof(made)
+        if link.peer_key != self.peer.public_key or link.session_id != self.session_id:
+            link.close_nowait()
+            raise WrongPeer("somebody else dialled on this path")
+        link.become(initiator=not self.inbound)
+        return link
+
+    async def _commit(self, link: Link, session: Session) -> Pipe:
+        budgets = self.node.budgets
+        async with session.commit_lock:
+            session.epoch += 1
+            if session.scope is not None:  # the phase's budget is for finding paths: a commit under way may finish
+                session.scope.deadline = max(session.scope.deadline, trio.current_time() + budgets.commit)
+            try:
+                pipe = await link.commit(
+                    epoch=session.epoch,
+                    link_id=session.id[:8] + session.epoch.to_bytes(8, "big"),
+                    early_data=session.early_data,
+                    patience=budgets.commit,
+                )
+            except (trio.BrokenResourceError, ProtocolError):
+                session.broke_off = True
+                raise
+            # No checkpoint from the ACCEPT to here: the lock's release is none either.
+            link.path = self._path(link.carrier)
+            self.won = True
+            self._home.adopt_link(link, self._adopted)
+            session.win(pipe)
+        return pipe
+
+    def _path(self, carrier: Carrier) -> PathInfo:
+        return PathInfo(
+            phase=self._phase,
+            plugin=self._plugin,
+            af=self.af,
+            route_type=self.route_type.name,
+            carrier=carrier.name,
+            local=carrier.local,
+            remote=carrier.remote,
+        )
+
+    # -- the responder's side ----------------------------------------------------------------------------------------
+
+    async def answer(
+        self,
+        factory: Callable[[Attempt], Plugin],
+        request: Message,
+        decide: Callable[[Link, list[Callable[[], Awaitable[object]]]], Awaitable[bool]],
+    ) -> None:
+        """Run the plugin for a peer's request.
+
+        `decide` hears the COMMIT on the Link that came of it; when it returns True it has accepted and adopted the
+        Link, and the tasks that the plugin gave for it.
+        """
+        accepted = False
+        link: Link | None = None
+        try:
+            async with self._running():
+                link = await self._proven(await factory(self).run(request))
+                link.path = self._path(link.carrier)
+                accepted = await decide(link, self._adopted)
+        finally:
+            if link is not None and not accepted:
+                link.close_nowait()
+
+    # -- both sides --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None]:
+        """Registered, with a nursery that is cancelled at the end; Links that came too late are closed."""
+        self._home.register_attempt(self.key, self)
+        try:
+            async with open_background_nursery() as self._nursery:
+                yield
+        finally:
+            self._home.forget_attempt(self.key)
+            self._arrivals.close()
+            with suppress(trio.WouldBlock, trio.EndOfChannel):
+                while True:
+                    late = self._inbox.receive_nowait()
+                    if isinstance(late, Link):
+                        late.close_nowait()
+
+    def deliver(self, arrival: Link | Message) -> None:
+        """A Link or a message for this attempt; a Link that finds no room is closed, a message is dropped."""
+        try:
+            self._arrivals.send_nowait(arrival)
+        except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
+            if isinstance(arrival, Link):
+                arrival.close_nowait()
+
+    async def send_signal(self, message: Message) -> None:
+        """See `Plugin.send_signal`."""
+        session = self._session
+        self._last_sent = message
+        try:
+            delivery = await self._home.signals.send(
+                self.peer,
+                message,
+                owner=self._plugin,
+                session=self.session_id,
+                attempt=self.attempt_id,
+                via=self._via,
+                visit=not self.inbound,
+            )
+        except SignalUnavailable:
+            if session is not None:
+                session.no_signal = True
+            raise
+        if session is not None:
+            session.signalled = True
+            if session.best_delivery is None or delivery > session.best_delivery:
+                session.best_delivery = delivery
+        if delivery is Delivery.NOBODY_HOME:
+            raise AttemptFailed("the signal servers know no such peer: it is not connected to them")
+        if delivery is Delivery.FULL:
+            raise AttemptFailed("the peer's mailbox is full: it does not read its signals")
+
+    async def _receive(self) -> Link | Message:
+        """The next arrival; core messages become exceptions, a clock reply makes us send again."""
+        session = self._session
+        while True:
+            arrival = await self._inbox.receive()
+            if isinstance(arrival, Link):
+                return arrival
+            if session is not None and not isinstance(arrival, Clock):
+                session.answered = True
+            if isinstance(arrival, Clock):
+                if self._corrected or self._last_sent is None:
+                    if session is not None:
+                        session.clock_off = True
+                    raise ClockOff("the peer refuses our signals for their time, after a correction too")
+                self._corrected = True
+                if session is not None:
+                    session.recorder.note(
+                        "our clock and the peer's differ; the signals were corrected", trio.current_time()
+                    )
+                await self.send_signal(self._last_sent)
+            elif isinstance(arrival, Refused):
+                raise _refusal(arrival)
+            elif isinstance(arrival, Failed):
+                raise AttemptFailed("the peer tried, and it did not work there")
+            else:
+                return arrival
+
+    async def receive_signal(self) -> Message:
+        """See `Plugin.receive_signal`."""
+        while True:
+            arrival = await self._receive()
+            if not isinstance(arrival, Link):
+                return arrival
+            arrival.close_nowait()  # a plugin that waits for messages has no use for it
+
+    async def wait_inbound(self) -> Link:
+        """See `Plugin.wait_inbound`."""
+        while True:
+            arrival = await self._receive()
+            if isinstance(arrival, Link):
+                return arrival
+
+    def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
+        """See `Plugin.adopt`."""
+        self._adopted.append(task)
+
+    def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
+        """See `Plugin.goodbye`."""
+        self._home.say_goodbye(task)
+
+
+def _refusal(refused: Refused) -> PeerRefused:
+    reasons = {
+        RefusalReason.NOT_AUTHORIZED: RefuseReason.UNAUTHORIZED,
+        RefusalReason.NOT_ACCEPTING: RefuseReason.NOT_ACCEPTING,
+        RefusalReason.BUSY: RefuseReason.BUSY,
+        RefusalReason.UNSUPPORTED: RefuseReason.UNSUPPORTED,
+    }
+    reason = reasons.get(refused.reason, RefuseReason.NOT_ACCEPTING)
+    return PeerRefused(reason, f"the peer refused by signal: {refused.reason.value.replace('_', ' ')}")

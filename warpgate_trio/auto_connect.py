@@ -1,0 +1,216 @@
+"""The phase walk: direct → punch → spray → relay, each phase one nursery, the first Pipe wins.
+
+`walk` plans the pair's combos, then for each phase opens one nursery and starts every combo of the phase as a child
+task. The task that gets its COMMIT accepted records the Pipe and cancels the phase in one step
+(`warpgate_trio.attempt.Session`); later phases never start.  When no phase had a Pipe to give, the hopeless combos
+get one last round, and then the verdict is made from what was learned on the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .attempt import EXPECTED, Attempt, AttemptHome, Session
+from .combos import Combo, Likelihood
+from .errors import ConnectError
+from .link import Pipe, RefuseReason
+from .nurseries import leaves
+from .plugin import PHASES, Plugin
+from .report import Outcome, Verdict
+from .signal import Delivery
+
+if TYPE_CHECKING:
+    from .config import Budgets
+
+__all__ = ["PlannedWalk", "walk"]
+
+logger = logging.getLogger(__name__)
+
+Factory = Callable[[Attempt], Plugin]
+
+
+@final
+class PlannedWalk:
+    """What a walk needs besides the session: who runs the combos, and for how long.
+
+    Args:
+      home: the node.
+      factories: plugin name -> maker of its instances.
+      combos: the plan.
+      phases: those to take, in order; None among them stands for the plugins without a phase (a pinned call).
+      strict: let a plugin's unexpected exception out.
+      ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
+    """
+
+    def __init__(
+        self,
+        home: AttemptHome,
+        *,
+        factories: Mapping[str, Factory],
+        combos: Sequence[Combo],
+        phases: Sequence[str | None] = PHASES,
+        strict: bool = False,
+        ceiling: float | None = None,
+        has_relay: bool = False,
+    ) -> None:
+        self.home: Final = home
+        self.factories: Final = factories
+        self.combos: Final = combos
+        self.phases: Final = phases
+        self.strict: Final = strict
+        self.ceiling: Final = ceiling
+        self.has_relay: Final = has_relay
+
+
+async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pipe:
+    """Take the phases until one gives a Pipe.
+
+    Args:
+      timeout: seconds for all of it.
+
+    Raises:
+      ConnectError: there is no Pipe; its report says why.
+    """
+    recorder = session.recorder
+    for combo in planned.combos:
+        recorder.planned(combo)
+    timed_out = False
+    try:
+        with trio.move_on_after(timeout) as whole:
+            for phase in planned.phases:
+                await _run_phase(planned, session, phase, [c for c in planned.combos if c.phase == phase])
+                if _over(session):
+                    break
+            else:
+                await _last_round(planned, session)
+        timed_out = whole.cancelled_caught
+    except BaseException:
+        if session.pipe is not None:  # cancelled, or a strict plugin's error, after the win: nobody will get the Pipe
+            session.pipe.close_nowait()
+        raise
+    if session.pipe is not None:
+        session.pipe.report = recorder.finish(Verdict.CONNECTED, trio.current_time())
+        return session.pipe
+    verdict = decide_verdict(session, planned, timed_out=timed_out)
+    raise ConnectError(recorder.finish(verdict, trio.current_time()))
+
+
+def _over(session: Session) -> bool:
+    return session.pipe is not None or session.refusal is not None or session.spent
+
+
+async def _last_round(planned: PlannedWalk, session: Session) -> None:
+    """Every hopeless combo once: a profile can be wrong, and there is nothing left to lose."""
+    hopeless = [c for c in planned.combos if c.likelihood is Likelihood.HOPELESS]
+    if hopeless:
+        await _run_combos(planned, session, None, hopeless, planned.home.view.budgets.direct_max)
+
+
+async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo]) -> None:
+    chosen = [combo for combo in combos if combo.likelihood is not Likelihood.HOPELESS]
+    if chosen:
+        budgets, rtt = planned.home.view.budgets, planned.home.view.signal_rtt
+        budget = planned.ceiling if phase is None or planned.ceiling is not None else phase_budget(phase, budgets, rtt)
+        await _run_combos(planned, session, phase, chosen, budget)
+
+
+async def _run_combos(
+    planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo], budget: float | None
+) -> None:
+    """One nursery, every combo a child task; ends with the last of them, with the first Pipe, or with the budget."""
+    session.recorder.phase(phase or "last round", trio.current_time())
+    with trio.CancelScope() as scope:
+        session.scope = scope
+        if budget is not None:
+            scope.deadline = trio.current_time() + budget
+        try:
+            async with trio.open_nursery() as nursery:
+                for combo in combos:
+                    nursery.start_soon(_run_combo, planned, session, combo)
+        except BaseExceptionGroup as group:  # strict plugins only: the tasks catch what they expect
+            errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
+            if len(errors) == 1:
+                raise errors[0] from None
+            raise
+        finally:
+            session.scope = None
+
+
+async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> None:
+    if combo.delay:
+        await trio.sleep(combo.delay)  # pacing, see `Combo.delay`
+    recorder = session.recorder
+    recorder.started(combo, trio.current_time())
+    attempt = Attempt.of_combo(planned.home, session, combo, planned.home.view.host.entropy(16))
+    cancelled_at: float | None = None
+    try:
+        await attempt.make_pipe(planned.factories[combo.plugin])
+    except trio.Cancelled:
+        cancelled_at = trio.current_time()
+        raise
+    except Exception as error:
+        expected = isinstance(error, EXPECTED)
+        outcome = Outcome.TIMED_OUT if isinstance(error, trio.TooSlowError) else Outcome.FAILED
+        recorder.ended(combo, outcome, trio.current_time(), error=describe(error))
+        log = logger.debug if expected else logger.warning
+        log("%s over %s failed: %s", combo.plugin, combo.target, error, exc_info=not expected)
+        if not expected and planned.strict:
+            raise
+    finally:
+        if session.pipe is not None and attempt.won:
+            recorder.ended(combo, Outcome.WON, trio.current_time())
+        elif cancelled_at is not None:
+            outcome = Outcome.LOST if _over(session) else Outcome.TIMED_OUT
+            recorder.ended(combo, outcome, trio.current_time())
+
+
+def describe(error: BaseException) -> str:
+    """One sentence for the report."""
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, EXPECTED) else f"{type(error).__name__}: {text}"
+
+
+def phase_budget(phase: str, budgets: Budgets, signal_rtt: float | None) -> float:
+    """Seconds that a phase may take (DESIGN §8); without a measured round trip, its largest."""
+    if phase == "direct":
+        if signal_rtt is None:
+            return budgets.direct_max
+        return min(max(3 * signal_rtt, budgets.direct_min), budgets.direct_max)
+    if phase == "punch":
+        return budgets.punch
+    if phase == "spray":
+        return budgets.spray
+    return budgets.relay_base + 12 * (signal_rtt if signal_rtt is not None else budgets.direct_max / 3)
+
+
+_BY_REFUSAL: Final = {
+    RefuseReason.UNAUTHORIZED: Verdict.REFUSED,
+    RefuseReason.NOT_ACCEPTING: Verdict.NOT_ACCEPTING,
+    RefuseReason.BUSY: Verdict.BUSY,
+    RefuseReason.UNSUPPORTED: Verdict.UNSUPPORTED,
+}
+
+
+def decide_verdict(session: Session, planned: PlannedWalk, *, timed_out: bool) -> Verdict:
+    """The one reason that explains most: what the peer itself said, then what was seen, then what was missing."""
+    if session.refusal is not None:
+        return _BY_REFUSAL.get(RefuseReason(session.refusal.reason), Verdict.NOT_ACCEPTING)
+    if not planned.combos:
+        return Verdict.NOTHING_TO_TRY
+    if timed_out:
+        return Verdict.TIMED_OUT
+    if session.broke_off or session.spent:
+        return Verdict.BROKE_OFF
+    if session.clock_off:
+        return Verdict.CLOCK_OFF
+    if session.wrong_peer:
+        return Verdict.WRONG_PEER
+    if session.answered:
+        return Verdict.NO_RELAY_CONFIGURED if not planned.has_relay else Verdict.UNREACHABLE
+    if session.best_delivery is None:
+        return Verdict.NO_SIGNAL if session.no_signal else Verdict.UNREACHABLE
+    return Verdict.PEER_OFFLINE if session.best_delivery <= Delivery.NOBODY_HOME else Verdict.PEER_SILENT

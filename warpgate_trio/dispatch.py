@@ -1,0 +1,269 @@
+"""Signals of one node: what it says to peers, and who gets what they say.
+
+Outward, a message is stamped (on the receiver's clock, as far as that is known), signed, sealed and given to the hub.
+Inward, a blob passes the checks of `warpgate_trio.signal` in order of their cost, and then belongs to exactly one of:
+
+* ``core`` messages about the clock or the end of a session;
+* the attempt that waits for it: same peer, same session, same attempt;
+* the plugin whose first message it is, which makes a new attempt on the responder's side;
+* nobody: the sender hears ``Refused(unsupported)``.
+
+Nothing that a stranger sends can do more than be counted: each fault is logged at debug level and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
+
+import trio
+
+from .errors import SignalError
+from .plugin import Clock
+from .signal import (
+    Accepted,
+    Cancel,
+    Delivery,
+    Envelope,
+    Failed,
+    Inbox,
+    Incoming,
+    Message,
+    OutsideWindow,
+    RefusalReason,
+    Refused,
+    SignalHub,
+    TooOld,
+    decode_payload,
+    open_message,
+    seal_message,
+    wire_name,
+)
+from .signal import Clock as ClockReply
+from .signal.core import CORE_MESSAGES, OWNER
+
+if TYPE_CHECKING:
+    from .address import PeerAddress
+    from .host import Host
+    from .identity import Identity
+
+__all__ = ["AttemptKey", "Mailbox", "Request", "Signals", "WallClock"]
+
+logger = logging.getLogger(__name__)
+
+AttemptKey = tuple[bytes, bytes, bytes]
+"""Peer's key, session id, attempt id: what a reply must match to reach an attempt."""
+
+
+class Mailbox(Protocol):
+    """An attempt, as far as incoming messages are concerned."""
+
+    def deliver(self, message: Message) -> None:
+        """Take a message of the peer; must not block or raise."""
+
+
+@final
+class Request:
+    """A message that no attempt waits for: somebody starts something here."""
+
+    __slots__ = ("envelope", "message", "via")
+
+    def __init__(self, envelope: Envelope, message: Message, via: str) -> None:
+        self.envelope: Final = envelope
+        self.message: Final = message
+        self.via: Final = via
+
+
+@final
+class WallClock(Clock):
+    """The machine's clock.  (The NTP correction of `warpgate_trio.clock` goes in here.)"""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def now(self) -> float:
+        return self._host.wall_time()
+
+
+@final
+class Signals:
+    """See the module's page.
+
+    Args:
+      messages: wire name -> message type, of every plugin of the node.
+      own_address: what to put into the next message.
+      on_request: takes a plugin's first message; must not block.
+      on_cancel: the peer (key) ends a session (id); must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        host: Host,
+        hub: SignalHub,
+        clock: Clock,
+        messages: Mapping[str, type[Message]],
+        own_address: Callable[[], PeerAddress],
+        on_request: Callable[[Request], None],
+        on_cancel: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._identity = identity
+        self._host = host
+        self._hub = hub
+        self._clock = clock
+        self._types: Mapping[str, type[Message]] = {**messages, **CORE_MESSAGES}
+        self._own_address = own_address
+        self._on_request = on_request
+        self._on_cancel = on_cancel
+        self._inbox: Final = Inbox(clock.now())
+        self._mailboxes: dict[AttemptKey, Mailbox] = {}
+        self._replies, self._due = trio.open_memory_channel[Callable[[], Awaitable[None]]](64)
+        self.counters: Final[Counter[str]] = Counter()
+        """How many messages ended how; the keys are outcomes, never names of peers."""
+
+    # -- outward -----------------------------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        peer: PeerAddress,
+        message: Message,
+        *,
+        owner: str,
+        session: bytes,
+        attempt: bytes | None,
+        in_reply_to: bytes | None = None,
+        generation: int = 0,
+        via: str | None = None,
+        visit: bool = False,
+    ) -> Delivery:
+        """Say something to a peer, by every server that reaches it.
+
+        Args:
+          owner: the plugin's name, or ``"core"``.
+          via: the channel that the request came in by, for replies.
+          visit: whether the servers that the peer's address names may be visited; only for peers that the
+            application asked for.
+
+        Raises:
+          SignalUnavailable: no server could take it.
+        """
+        message_id = self._host.entropy(16)
+        now = self._clock.now()
+        blob = seal_message(
+            self._identity,
+            peer,
+            self._own_address(),
+            wire_name=wire_name(owner, type(message)),
+            payload=message,
+            message_id=message_id,
+            session=session,
+            attempt=attempt,
+            in_reply_to=in_reply_to,
+            generation=generation,
+            time_ms=int((now + self._inbox.clocks.offset(peer.public_key)) * 1000),
+        )
+        self._inbox.clocks.note_sent(message_id, peer.public_key, now)
+        self.counters["sent"] += 1
+        return await self._hub.send(peer.public_key, blob, hints=peer.signals if visit else (), via=via)
+
+    def reply_soon(self, request: Envelope, via: str, message: Message) -> None:
+        """Answer a request from a task of our own; dropped when 64 answers wait already."""
+
+        async def reply() -> None:
+            try:
+                await self.send(
+                    request.sender_address,
+                    message,
+                    owner=OWNER,
+                    session=request.header.session,
+                    attempt=request.header.attempt,
+                    in_reply_to=request.header.message_id,
+                    via=via,
+                )
+            except SignalError as error:
+                logger.debug("no reply to %s: %s", request.sender_address.peer_id[:8], error)
+
+        try:
+            self._replies.send_nowait(reply)
+        except trio.WouldBlock:
+            self.counters["replies_dropped"] += 1
+
+    def attach(self, key: AttemptKey, mailbox: Mailbox) -> None:
+        """From now on messages of this peer, session and attempt go to `mailbox`."""
+        self._mailboxes[key] = mailbox
+
+    def detach(self, key: AttemptKey) -> None:
+        """Forget a mailbox."""
+        self._mailboxes.pop(key, None)
+
+    # -- inward ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> NoReturn:
+        """Take what the hub receives, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(_REPLIERS):
+                nursery.start_soon(self._reply_loop)
+            while True:
+                self.handle(await self._hub.receive())
+
+    async def _reply_loop(self) -> None:
+        async for reply in self._due:
+            with trio.move_on_after(_REPLY_PATIENCE):
+                await reply()
+
+    def handle(self, incoming: Incoming) -> None:
+        """Check and route one blob.  Never raises for what is in it."""
+        now = self._clock.now()
+        if not self._inbox.admit(now):
+            self.counters["rate_limited"] += 1
+            return
+        try:
+            envelope = open_message(self._identity, incoming.payload)
+        except SignalError as error:
+            self.counters[type(error).__name__] += 1
+            logger.debug("a signal by %s is dropped: %s", incoming.via, error)
+            return
+        verdict = self._inbox.check(envelope.header, now)
+        self.counters[type(verdict).__name__] += 1
+        if isinstance(verdict, OutsideWindow | TooOld) and verdict.needs_clock_reply:
+            self.reply_soon(envelope, incoming.via, ClockReply(time_ms=int(now * 1000)))
+        if not isinstance(verdict, Accepted):
+            logger.debug("a signal of %s is dropped: %s", envelope.sender_address.peer_id[:8], verdict)
+            return
+        self._route(envelope, incoming.via, now)
+
+    def _route(self, envelope: Envelope, via: str, now: float) -> None:
+        header = envelope.header
+        kind = self._types.get(header.type)
+        if kind is None:
+            self.counters["unknown_type"] += 1
+            self.reply_soon(envelope, via, Refused(reason=RefusalReason.UNSUPPORTED))
+            return
+        try:
+            message = decode_payload(envelope, kind)
+        except SignalError as error:
+            self.counters[type(error).__name__] += 1
+            logger.debug("a %s of %s is dropped: %s", header.type, envelope.sender_address.peer_id[:8], error)
+            return
+        if isinstance(message, ClockReply):
+            offset = self._inbox.clocks.on_clock_reply(header.sender, header.in_reply_to, message.time_ms, now)
+            if offset is None:
+                return
+            logger.info("the clock of %s differs from ours by %.1f s", envelope.sender_address.peer_id[:8], offset)
+        if isinstance(message, Cancel):
+            self._on_cancel(header.sender, header.session)
+            return
+        mailbox = self._mailboxes.get((header.sender, header.session, header.attempt or b""))
+        if mailbox is not None:
+            mailbox.deliver(message)
+        elif not isinstance(message, ClockReply | Refused | Failed):
+            self._on_request(Request(envelope, message, via))
+
+
+_REPLIERS: Final = 4
+"""Tasks that send answers: a slow server must not hold up the answers to others."""
+_REPLY_PATIENCE: Final = 5.0
+"""Seconds for one answer: after that whoever asked has given up (``budgets.signal``)."""

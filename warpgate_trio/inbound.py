@@ -1,0 +1,362 @@
+"""The called side: who is let in, and how their Pipes reach the application.
+
+Three ways lead here: a TCP connection to the node's listening port, a Link that a plugin made for a peer's request,
+and an OPEN on a Link that stands.  All end in one bounded queue, which `PipeListener` shows as a `trio.abc.Listener`.
+
+Agreement (DESIGN §4.2): the initiator commits one carrier of a session at a time, so all that is to be seen to here
+is that a session gives *one* Pipe.  `_SessionState` remembers that for longer than a walk can last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .carrier import TlsCarrier
+from .errors import CarrierError, ProtocolError, WrongPeer
+from .identity import peer_id_from_key
+from .link import Link, PathInfo, Pipe, RefuseReason
+from .link.frames import LINK_VERSION
+from .nurseries import open_background_nursery
+
+if TYPE_CHECKING:
+    from .carrier import TlsContexts
+    from .config import Budgets
+
+__all__ = ["Authorize", "Inbound", "PipeListener", "anyone", "open_listening_sockets"]
+
+logger = logging.getLogger(__name__)
+
+Authorize = Callable[[str], Awaitable[bool]]
+"""``await authorize(peer_id)``: whether that peer may have Pipes.
+
+The id is proven; the call is bounded by ``budgets.authorize``; what it raises counts as no."""
+
+
+async def anyone(peer_id: str) -> bool:
+    """The `Authorize` rule that lets everybody in, in words: ``open_node(authorize=anyone)``."""
+    await trio.lowlevel.checkpoint()
+    return True
+
+
+MAX_WAITING_PIPES: Final = 64
+"""Pipes that wait for ``listener.accept()``; the next peer hears BUSY, as a full backlog does it to TCP."""
+MAX_HANDSHAKES: Final = 256
+"""Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
+MAX_SESSIONS: Final = 4096
+"""Remembered sessions; one costs about 300 bytes."""
+SESSION_MEMORY: Final = 120.0
+"""Seconds for which a session is remembered: several times ``budgets.total``."""
+
+
+@final
+class PipeListener(trio.abc.Listener[Pipe]):
+    """The Pipes that peers open to this node; for `trio.serve_listeners` or a loop over `accept`."""
+
+    def __init__(self) -> None:
+        self._arrivals, self._waiting = trio.open_memory_channel[Pipe](MAX_WAITING_PIPES)
+        self._closed = False
+
+    async def accept(self) -> Pipe:
+        """The next Pipe.  Cancelling loses none.
+
+        Raises:
+          trio.ClosedResourceError: the listener or its node was closed.  Nothing else, whatever peers do.
+        """
+        while True:
+            try:
+                pipe = await self._waiting.receive()
+            except (trio.EndOfChannel, trio.ClosedResourceError):
+                raise trio.ClosedResourceError("this listener was closed") from None
+            return pipe
+
+    def room(self) -> RefuseReason | None:
+        """None when a Pipe can be put in, else what to tell the peer."""
+        if self._closed:
+            return RefuseReason.NOT_ACCEPTING
+        stats = self._arrivals.statistics()
+        free = stats.current_buffer_used < MAX_WAITING_PIPES or stats.tasks_waiting_receive > 0
+        return None if free else RefuseReason.BUSY
+
+    def put(self, pipe: Pipe) -> None:
+        """Hand over an accepted Pipe; `room` was asked in the same step."""
+        self._arrivals.send_nowait(pipe)
+
+    def close_nowait(self) -> None:
+        """Stop accepting; Pipes that nobody took are closed."""
+        if self._closed:
+            return
+        self._closed = True
+        while True:
+            try:
+                self._waiting.receive_nowait().close_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                break
+        self._arrivals.close()
+
+    async def aclose(self) -> None:
+        """Stop accepting; peers hear NOT_ACCEPTING from now on.  The node stays open."""
+        self.close_nowait()
+        await trio.lowlevel.checkpoint()
+
+
+@final
+class _SessionState:
+    __slots__ = ("accepted", "authorized", "seen_at")
+
+    def __init__(self, now: float) -> None:
+        self.seen_at = now
+        self.authorized: bool | None = None
+        self.accepted: tuple[int, Link] | None = None
+
+
+@final
+class Inbound:
+    """Serves connections and decides about commits.  Owns no nursery: its `serve_*` run in the node's.
+
+    Args:
+      authorize: None for a node that does not listen.
+      take_link: offers a proven Link to the attempt of ours that it answers; False when there is none.
+      adopt: drives an accepted Link in the node.
+      on_accepted: told the peer's key and the session that has its Pipe.
+    """
+
+    def __init__(
+        self,
+        *,
+        contexts: TlsContexts,
+        budgets: Budgets,
+        authorize: Authorize | None,
+        take_link: Callable[[Link], bool],
+        adopt: Callable[[Link, list[Callable[[], Awaitable[object]]]], None],
+        on_accepted: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._contexts = contexts
+        self._budgets = budgets
+        self._authorize = authorize
+        self._take_link = take_link
+        self._adopt = adopt
+        self._on_accepted = on_accepted
+        self._sessions: OrderedDict[tuple[bytes, bytes], _SessionState] = OrderedDict()
+        self._handshakes = 0
+        self.listener: Final = PipeListener()
+        if authorize is None:
+            self.listener.close_nowait()
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    async def serve_socket(self, sock: trio.socket.SocketType) -> None:
+        """Accept connections until the socket is closed; what goes wrong with one of them stays with it."""
+        async with open_background_nursery() as nursery:
+            while True:
+                try:
+                    connection, _ = await sock.accept()
+                except trio.ClosedResourceError:
+                    return
+                except OSError as error:
+                    # EMFILE and the like: the connection stays in the backlog, so wait for something to be closed.
+                    logger.warning("cannot accept a connection: %s", error)
+                    await trio.sleep(_ACCEPT_PAUSE)
+                    continue
+                if self._handshakes >= MAX_HANDSHAKES:
+                    connection.close()
+                    continue
+                self._handshakes += 1
+                nursery.start_soon(self._serve_connection, connection)
+
+    async def _serve_connection(self, connection: trio.socket.SocketType) -> None:
+        link: Link | None = None
+        kept = False
+        try:
+            with trio.move_on_after(self._budgets.handshake):
+                carrier = await TlsCarrier.serve(connection, self._contexts)
+                link = await Link.hear_proof(carrier)
+                if self._take_link(link):
+                    kept = True
+                    return
+                link.become(initiator=False)
+                link.path = _direct_path(carrier)
+                kept = await self.decide(link, [])
+        except (CarrierError, WrongPeer, ProtocolError, OSError, trio.BrokenResourceError) as error:
+            logger.debug("an inbound connection ended: %s", error)
+        except Exception:
+            logger.exception("an inbound connection failed")
+        finally:
+            self._handshakes -= 1
+            if not kept:
+                connection.close()
+                if link is not None:
+                    link.close_nowait()
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    async def decide(self, link: Link, tasks: list[Callable[[], Awaitable[object]]]) -> bool:
+        """Hear the COMMIT on a proven Link, and accept or refuse it.
+
+        True: the Pipe is in the listener's queue and the node drives the Link.
+
+        Raises:
+          trio.BrokenResourceError, ProtocolError: the initiator chose another carrier, or went away.
+        """
+        commit = await link.hear_commit()
+        if commit.version != LINK_VERSION:
+            return await self._refuse(link, RefuseReason.UNSUPPORTED)
+        if self._authorize is None:
+            return await self._refuse(link, RefuseReason.NOT_ACCEPTING)
+        state = self._session(link.peer_key, link.session_id)
+        if self._spent(state, commit.epoch):
+            return await self._refuse(link, RefuseReason.SESSION_SPENT)
+        if not await link.while_waiting(lambda: self.authorize(link.peer_key, link.session_id)):
+            return await self._refuse(link, RefuseReason.UNAUTHORIZED)
+        if self._spent(state, commit.epoch):  # two commits of one session can wait for one decision
+            return await self._refuse(link, RefuseReason.SESSION_SPENT)
+        reason = self.listener.room()
+        if reason is not None:
+            return await self._refuse(link, reason)
+        # No checkpoint from here on: the ACCEPT, the Pipe and the driver come together or not at all.
+        pipe = link.accept()
+        state.accepted = (commit.epoch, link)
+        self._adopt(link, tasks)
+        self.listener.put(pipe)
+        self._on_accepted(link.peer_key, link.session_id)
+        return True
+
+    def _spent(self, state: _SessionState, epoch: int) -> bool:
+        """Whether the session has had its Pipe; a newer commit means that the initiator never saw that one."""
+        if state.accepted is None:
+            return False
+        if epoch > state.accepted[0]:
+            state.accepted[1].end_nowait()
+        return True
+
+    async def _refuse(self, link: Link, reason: RefuseReason) -> bool:
+        logger.info("refused %s…: %s", peer_id_from_key(link.peer_key)[:8], reason.name.lower())
+        with trio.move_on_after(self._budgets.goodbye):
+            await link.refuse(reason)
+        return False
+
+    async def authorize(self, peer_key: bytes, session_id: bytes) -> bool:
+        """The application's answer about a peer, asked once per session."""
+        state = self._session(peer_key, session_id)
+        if state.authorized is None:
+            state.authorized = await self._ask(peer_id_from_key(peer_key))
+        return state.authorized
+
+    async def _ask(self, peer_id: str) -> bool:
+        if self._authorize is None:
+            return False
+        try:
+            with trio.fail_after(self._budgets.authorize):
+                return bool(await self._authorize(peer_id))
+        except trio.TooSlowError:
+            logger.warning("authorize took more than %g s; %s… is refused", self._budgets.authorize, peer_id[:8])
+        except Exception:
+            logger.exception("authorize failed; %s… is refused", peer_id[:8])
+        return False
+
+    def take_opened(self, pipe: Pipe) -> RefuseReason | None:
+        """The peer opened a further Pipe on a Link of ours (`Link.drive`)."""
+        reason = self.listener.room()
+        if reason is None:
+            self.listener.put(pipe)
+        return reason
+
+    # -- sessions ----------------------------------------------------------------------------------------------------
+
+    def _session(self, peer_key: bytes, session_id: bytes) -> _SessionState:
+        now = trio.current_time()
+        key = (peer_key, session_id)
+        state = self._sessions.get(key)
+        if state is None:
+            state = self._sessions[key] = _SessionState(now)
+            while self._sessions:
+                oldest = next(iter(self._sessions.values()))
+                if len(self._sessions) <= MAX_SESSIONS and now - oldest.seen_at < SESSION_MEMORY:
+                    break
+                self._sessions.popitem(last=False)
+        return state
+
+    def is_spent(self, peer_key: bytes, session_id: bytes) -> bool:
+        """Whether the session has had its Pipe."""
+        state = self._sessions.get((peer_key, session_id))
+        return state is not None and state.accepted is not None
+
+
+def _direct_path(carrier: TlsCarrier) -> PathInfo:
+    """A connection to our port is a `direct_connect` of the peer's; its own record says by which route."""
+    from ipaddress import ip_address
+
+    remote = ip_address(carrier.remote[0].partition("%")[0])
+    mapped = getattr(remote, "ipv4_mapped", None)
+    route = "LOOPBACK_BIND" if remote.is_loopback else "NIC_BIND" if remote.is_private else "EXT_BIND"
+    return PathInfo(
+        phase="direct",
+        plugin="direct_connect",
+        af=4 if remote.version == 4 or mapped is not None else 6,
+        route_type=route,
+        carrier=carrier.name,
+        local=carrier.local,
+        remote=carrier.remote,
+    )
+
+
+_ACCEPT_PAUSE: Final = 0.1
+"""Seconds; the same as `trio.serve_listeners` sleeps in this case."""
+_BACKLOG: Final = 128
+
+
+async def open_listening_sockets(port: int) -> list[trio.socket.SocketType]:
+    """Sockets that listen on all IPv4 and all IPv6 addresses, on one port where both families exist.
+
+    Port 0 takes any port that is free in both.  A machine without one of the families gets one socket.
+
+    Raises:
+      OSError: the port is taken, or there is no network at all.
+    """
+    for last_try in (*([False] * 9), True):
+        sockets: list[trio.socket.SocketType] = []
+        try:
+            for family, host in ((trio.socket.AF_INET, "0.0.0.0"), (trio.socket.AF_INET6, "::")):
+                wanted = sockets[0].getsockname()[1] if sockets else port
+                sock = await _listen(family, host, wanted)
+                if sock is not None:
+                    sockets.append(sock)
+        except OSError:
+            for sock in sockets:
+                sock.close()
+            if port or last_try:  # with port 0 the second family may find the first one's port taken
+                raise
+            continue
+        if not sockets:
+            raise OSError("this machine has neither IPv4 nor IPv6")
+        return sockets
+    raise AssertionError("the last try returns or raises")
+
+
+async def _listen(family: int, host: str, port: int) -> trio.socket.SocketType | None:
+    """None when the machine does not have the family."""
+    try:
+        sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        if family == trio.socket.AF_INET6:
+            sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, True)
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, True)
+        await sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        import errno
+
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,421 @@
+"""Plugins: one traversal technique each, yours included (DESIGN §5, the seed's "Plugins").
+
+A plugin is a class with the `register` decorator.  For every valid combo of a walk one instance is made, and its `run`
+turns one possible path into a `Carrier` (or a `Link` that a dialler has already proven itself on), or raises.  What
+becomes of it, the race, the commit, the report and the closing, is the walk's business.
+
+Plugins are found through the entry-point group ``warpgate.strategies``: an entry point names a module, importing it
+runs the decorators.  ``docs/writing_a_plugin.md`` is the guide.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, TypeVar, final
+
+import msgspec
+import trio
+
+from .address import Endpoint, PeerAddress, Transport
+from .combos import Aim, RouteType, Technique
+from .errors import ConfigError, PluginError
+from .signal import Message, wire_name
+
+if TYPE_CHECKING:
+    from .attempt import Attempt
+    from .carrier import Carrier, TlsContexts
+    from .config import Budgets
+    from .host import Host
+    from .link import Link
+
+__all__ = [
+    "IP4",
+    "IP6",
+    "PHASES",
+    "TCP",
+    "UDP",
+    "Aim",
+    "Clock",
+    "LoadedPlugins",
+    "Message",
+    "NodeView",
+    "PathRequest",
+    "Phase",
+    "Plugin",
+    "PluginStatus",
+    "RouteType",
+    "load_plugins",
+    "plugin_registry",
+    "register",
+]
+
+logger = logging.getLogger(__name__)
+
+IP4: Final = 4
+IP6: Final = 6
+TCP: Final = Transport.TCP
+UDP: Final = Transport.UDP
+
+Phase = Literal["direct", "punch", "spray", "relay"]
+PHASES: Final[tuple[Phase, ...]] = ("direct", "punch", "spray", "relay")
+"""In the order in which a walk takes them."""
+
+ENTRY_POINT_GROUP: Final = "warpgate.strategies"
+
+
+class PathRequest(Message, frozen=True):
+    """The base of a plugin's first signal: it names the path that the initiator's combo is about.
+
+    The responder's side judges the path by the same rules before its plugin's `run` is called, so a stranger cannot
+    aim it anywhere (DESIGN §9.9).
+
+    Attributes:
+      af: 4 or 6.
+      route_type: a `RouteType`.
+      address, port: the endpoint that the responder is to dial, from the initiator's signed address; empty and 0
+      where the
+        responder is dialled itself.
+    """
+
+    af: Literal[4, 6]
+    route_type: RouteType
+    address: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+
+class Clock(ABC):
+    """The node's idea of wall-clock time."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """Unix seconds, corrected as well as the node knows."""
+
+
+class NodeView(ABC):
+    """What a plugin may see of the node it works for; read-only.
+
+    Attributes:
+      peer_id: the node's own id.
+      address: the `PeerAddress` that the node publishes now.
+      host: the machine (`warpgate_trio.host.Host`).
+      tls: the node's TLS contexts, for `TlsCarrier.dial` and `TlsCarrier.serve`.
+      budgets: what the configuration says about time.
+      clock: the corrected wall clock.
+      signal_rtt: seconds that a signal to a peer and its answer take at least, None while no server is connected.
+    """
+
+    peer_id: str
+    address: PeerAddress
+    host: Host
+    tls: TlsContexts
+    budgets: Budgets
+    clock: Clock
+    signal_rtt: float | None
+
+
+class Plugin(ABC):
+    """One run of a technique, on one side, for one combo.
+
+    Class attributes, all declared by the plugin:
+
+    ====================  ===========================================================================================
+    ``name``              unique; what reports, logs and wire names show
+    ``transport``         `TCP` or `UDP`: which endpoints of an address it can use
+    ``route_types``       the `RouteType` it can use
+    ``timeout``           ceiling in seconds for a pinned call (`Node.connect`); a walk has its phases' budgets
+    ``proto_messages``    the `Message` types of its own that it sends and understands
+    ``aim``               `Aim.PEER` when it dials the peer's endpoints, `Aim.OURS` when it asks to be dialled
+    ``phase``             set by `register`
+    ====================  ===========================================================================================
+
+    Instance attributes and methods, what `run` works with:
+
+    ====================  ===========================================================================================
+    ``node``              `NodeView`
+    ``peer``              the peer's `PeerAddress`, authentic
+    ``af``, ``route_type``  of this combo
+    ``src``               address to bind before dialling, or None for the routing table's choice
+    ``dest``              the `Endpoint` to dial; ours, when the plugin asks to be dialled
+    ``session_id``        16 bytes that both sides share; ``attempt_id`` 16 more for this run
+    ``inbound``           True on the responder's side
+    ``nursery``           for background work; cancelled when the attempt ends
+    ``send_signal``       send a `Message` to the other side's run of this attempt
+    ``receive_signal``    the next `Message` from there
+    ``wait_inbound``      the `Link` of a peer that dialled us for this attempt
+    ``budget``            seconds until this attempt is ended from outside
+    ``clock``, ``nat``    corrected wall clock; our NAT profile (None: not measured)
+    ``adopt``             give a task a life beyond the attempt, with the winner's Link
+    ``goodbye``           hand in what is still to be said over the network after the attempt
+    ====================  ===========================================================================================
+    """
+
+    name: ClassVar[str]
+    phase: ClassVar[str | None] = None
+    transport: ClassVar[Transport] = TCP
+    route_types: ClassVar[frozenset[RouteType]] = frozenset(RouteType)
+    timeout: ClassVar[float] = 10.0
+    proto_messages: ClassVar[tuple[type[Message], ...]] = ()
+    aim: ClassVar[Aim] = Aim.PEER
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    @abstractmethod
+    async def run(self, reply: Message | None = None) -> Carrier | Link:
+        """Make a path.
+
+        Args:
+          reply: on the responder's side (`inbound`), the message that asked for it; else None.
+
+        Raises:
+          AttemptFailed: it did not work, for a reason that the technique expects.  So may OSError, CarrierError,
+            trio.BrokenResourceError, trio.TooSlowError and signal errors be left to escape.  Any other exception is
+            logged with its traceback; none of them ends more than this combo.
+        """
+
+    @classmethod
+    def setup(cls, node: NodeView) -> AbstractAsyncContextManager[Callable[[Attempt], Plugin]]:
+        """Per-node state: override it with an async context manager that yields the factory of the instances.
+
+        It is entered when the node opens and left when the node closes.  An exception in it disables the plugin.
+        """
+        return _NoSetup(cls)
+
+    # -- what run() sees ---------------------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> NodeView:
+        return self._attempt.node
+
+    @property
+    def peer(self) -> PeerAddress:
+        return self._attempt.peer
+
+    @property
+    def af(self) -> int:
+        return self._attempt.af
+
+    @property
+    def route_type(self) -> RouteType:
+        return self._attempt.route_type
+
+    @property
+    def src(self) -> IPv4Address | IPv6Address | None:
+        return self._attempt.source
+
+    @property
+    def dest(self) -> Endpoint:
+        return self._attempt.target
+
+    @property
+    def session_id(self) -> bytes:
+        return self._attempt.session_id
+
+    @property
+    def attempt_id(self) -> bytes:
+        return self._attempt.attempt_id
+
+    @property
+    def inbound(self) -> bool:
+        return self._attempt.inbound
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        return self._attempt.nursery
+
+    @property
+    def clock(self) -> Clock:
+        return self._attempt.node.clock
+
+    @property
+    def nat(self) -> bytes | None:
+        return self._attempt.node.address.nat
+
+    @property
+    def budget(self) -> float:
+        """Seconds that this attempt has at most from now; a walk may end it earlier, when another combo wins."""
+        return max(trio.current_effective_deadline() - trio.current_time(), 0.0)
+
+    async def send_signal(self, message: Message) -> None:
+        """Send a message to the peer's run of this attempt; the first one starts it there.
+
+        Returns when a server has taken it.
+
+        Raises:
+          SignalUnavailable: no server could.
+          AttemptFailed: the servers know that the peer is not there.
+        """
+        await self._attempt.send_signal(message)
+
+    async def receive_signal(self) -> Message:
+        """The next message of the peer's run of this attempt.
+
+        Raises:
+          PeerRefused: the peer does not take part.
+          AttemptFailed: its run failed.
+        """
+        return await self._attempt.receive_signal()
+
+    async def wait_inbound(self) -> Link:
+        """Wait for the peer to dial our listener for this attempt; errors as in `receive_signal`."""
+        return await self._attempt.wait_inbound()
+
+    def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
+        """Run `task` in the node, for as long as the Link lives that this attempt makes; only if it wins."""
+        self._attempt.adopt(task)
+
+    def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
+        """Run `task` in the node when this attempt has ended, for at most ``budgets.goodbye`` seconds."""
+        self._attempt.goodbye(task)
+
+
+@final
+class _NoSetup(AbstractAsyncContextManager[Callable[["Attempt"], Plugin]]):
+    def __init__(self, plugin: type[Plugin]) -> None:
+        self._plugin = plugin
+
+    async def __aenter__(self) -> Callable[[Attempt], Plugin]:
+        return self._plugin
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+plugin_registry: Final[dict[str, type[Plugin]]] = {}
+"""Every class that `register` has taken, by name, in the order of registration."""
+
+_P = TypeVar("_P", bound=type[Plugin])
+
+
+def register(*, phase: Phase | None) -> Callable[[_P], _P]:
+    """Class decorator: declare a plugin for a phase of the walk; ``phase=None`` keeps it out of the walk.
+
+    Raises:
+      PluginError: a declaration is missing or wrong, or the name is another plugin's.
+    """
+
+    def decorate(cls: _P) -> _P:
+        if phase is not None and phase not in PHASES:
+            raise PluginError(f"{cls.__name__}: unknown phase {phase!r}; there are {', '.join(PHASES)}")
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not name.isidentifier() or name == "core":
+            raise PluginError(f"{cls.__name__}: a plugin's name is an identifier, not {name!r}")
+        for message in cls.proto_messages:
+            if not (isinstance(message, type) and issubclass(message, Message)):
+                raise PluginError(f"{name}: proto_messages holds {message!r}, which is no Message type")
+        other = plugin_registry.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise PluginError(f"the plugin name {name!r} is taken by {other.__module__}.{other.__qualname__}")
+        cls.phase = phase
+        plugin_registry[name] = cls
+        return cls
+
+    return decorate
+
+
+def technique_of(plugin: type[Plugin]) -> Technique:
+    """What the planner needs to know of a plugin."""
+    return Technique(
+        name=plugin.name,
+        phase=plugin.phase,
+        transport=plugin.transport,
+        route_types=frozenset(plugin.route_types),
+        aim=plugin.aim,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginStatus:
+    """One line of ``node.plugins``: a plugin, or an entry point that gave none; `problem` is None when all is well."""
+
+    name: str
+    phase: str | None = None
+    source: str = ""
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPlugins:
+    """The plugins of one node.
+
+    Attributes:
+      plugins: by name.
+      messages: wire name -> (plugin, message type).
+      problems: what was skipped, and why.
+    """
+
+    plugins: Mapping[str, type[Plugin]]
+    messages: Mapping[str, tuple[type[Plugin], type[Message]]]
+    problems: tuple[PluginStatus, ...]
+
+
+def load_plugins(
+    select: Iterable[str | type[Plugin]] | None = None,
+    *,
+    entry_points: Sequence[importlib.metadata.EntryPoint] | None = None,
+) -> LoadedPlugins:
+    """Import every advertised plugin and choose among them.
+
+    What cannot be imported, or whose name or message is taken, is skipped, logged, and listed in
+    `LoadedPlugins.problems`.
+
+    Args:
+      select: names of registered plugins, or plugin classes; None takes every plugin that is registered.
+      entry_points: instead of those of the installed packages.
+
+    Raises:
+      ConfigError: there is no plugin at all, or `select` names one that does not exist.
+    """
+    if entry_points is None:
+        entry_points = tuple(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+    problems: list[PluginStatus] = []
+    for point in sorted(entry_points, key=lambda each: each.name):
+        try:
+            point.load()
+        except Exception as error:  # whatever somebody's module raises when it is imported
+            logger.warning("plugin %s (%s) is skipped: %s", point.name, point.value, error, exc_info=True)
+            problems.append(
+                PluginStatus(name=point.name, source=point.value, problem=f"{type(error).__name__}: {error}")
+            )
+    chosen: dict[str, type[Plugin]] = {}
+    for item in plugin_registry if select is None else select:
+        if isinstance(item, str):
+            if item not in plugin_registry:
+                known = ", ".join(sorted(plugin_registry)) or "none is installed"
+                raise ConfigError(f"there is no plugin {item!r} ({known})")
+            chosen[item] = plugin_registry[item]
+        else:
+            chosen[item.name] = item
+    messages: dict[str, tuple[type[Plugin], type[Message]]] = {}
+    for name, plugin in list(chosen.items()):
+        own: dict[str, tuple[type[Plugin], type[Message]]] = {}
+        try:
+            for message in plugin.proto_messages:
+                own[wire_name(name, message)] = (plugin, message)
+        except ValueError as error:
+            problems.append(PluginStatus(name=name, phase=plugin.phase, source=_source(plugin), problem=str(error)))
+            logger.warning("plugin %s is skipped: %s", name, error)
+            del chosen[name]
+            continue
+        messages.update(own)
+    if not chosen:
+        raise ConfigError(f"no plugin could be loaded from the entry points of {ENTRY_POINT_GROUP!r}: see the log")
+    return LoadedPlugins(plugins=chosen, messages=messages, problems=tuple(problems))
+
+
+def _source(plugin: type[Plugin]) -> str:
+    return f"{plugin.__module__}.{plugin.__qualname__}"
+
+
+def status_of(loaded: LoadedPlugins) -> tuple[PluginStatus, ...]:
+    """``node.plugins``: what is there, then what was skipped."""
+    present = [PluginStatus(name=name, phase=p.phase, source=_source(p)) for name, p in loaded.plugins.items()]
+    return (*present, *loaded.problems)

@@ -1,0 +1,222 @@
+"""What a walk did and why it ended: the typed answer to "why are these two peers (not) connected?".
+
+`Recorder` is written to while the walk goes on; `Recorder.finish` freezes it into the `ConnectReport` that
+`ConnectError` and `Pipe.report` carry.  All of it is plain data: ``msgspec.to_builtins(report)`` is what the command
+line prints as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Final, final
+
+import msgspec
+
+from .combos import Combo
+
+__all__ = ["ADVICE", "ComboReport", "ConnectReport", "Outcome", "Recorder", "Verdict", "WalkEvent"]
+
+
+class Verdict(Enum):
+    """The one reason that explains most of a walk's end."""
+
+    CONNECTED = "connected"
+    REFUSED = "refused"
+    """The peer's ``authorize`` said no."""
+    NOT_ACCEPTING = "not_accepting"
+    """The peer was reached and does not take Pipes."""
+    BUSY = "busy"
+    """The peer was reached and has no room now."""
+    UNSUPPORTED = "unsupported"
+    """The peer speaks a version of the protocol that this release does not."""
+    WRONG_PEER = "wrong_peer"
+    """Every path that opened led to another node."""
+    NOTHING_TO_TRY = "nothing_to_try"
+    """No combo was valid: no common address family, or the options exclude everything."""
+    CLOCK_OFF = "clock_off"
+    """Signals are refused for their time, and correcting it did not help."""
+    NO_SIGNAL = "no_signal"
+    """No signal server that the two share could be reached, and no direct path worked."""
+    PEER_OFFLINE = "peer_offline"
+    """The signal servers are there, the peer is not; no direct path worked."""
+    PEER_SILENT = "peer_silent"
+    """Signals were handed to the peer, which never answered; no direct path worked."""
+    BROKE_OFF = "broke_off"
+    """A path was found and proven, and then broke before the peer accepted."""
+    TIMED_OUT = "timed_out"
+    """The time that the caller or ``budgets.total`` gave was over."""
+    UNREACHABLE = "unreachable"
+    """Nothing answered on any path that was tried."""
+    NO_RELAY_CONFIGURED = "no_relay_configured"
+    """Everything direct failed, the peer answers signals, and there is no relay to fall back to."""
+
+
+ADVICE: Final = {
+    Verdict.CONNECTED: "Nothing to do.",
+    Verdict.REFUSED: "Ask the peer to allow your id (its authorize rule, or `--allow` on its command line).",
+    Verdict.NOT_ACCEPTING: "Start the peer as a listener: authorize=… in code, `warpgate-trio listen` in a shell.",
+    Verdict.BUSY: "Try again in a moment: the peer's queue of incoming pipes is full.",
+    Verdict.UNSUPPORTED: "Update warpgate-trio on both sides to a common version.",
+    Verdict.WRONG_PEER: "Ask the peer for its current address: another node answers at the one you have.",
+    Verdict.NOTHING_TO_TRY: "Check that both sides have IPv4 or IPv6 in common, and that no option excludes it.",
+    Verdict.CLOCK_OFF: "Set the clocks: yours and the peer's differ by more than five minutes.",
+    Verdict.NO_SIGNAL: "Check the [servers] section and your connection: no signal server could be reached.",
+    Verdict.PEER_OFFLINE: "Check that the peer is running and that both sides use the same signal server.",
+    Verdict.PEER_SILENT: "Check the peer: its signal server took the messages, but it does not answer.",
+    Verdict.BROKE_OFF: "Try again: the path that had been found broke before the peer accepted.",
+    Verdict.TIMED_OUT: "Give it more time (timeout=… or budgets.total); the report shows the slow step.",
+    Verdict.UNREACHABLE: "Check that the peer is running and that no firewall stands between; see the report's paths.",
+    Verdict.NO_RELAY_CONFIGURED: "Run `warpgate-trio serve` on a machine with a public address; name it in [servers].",
+}
+
+
+class Outcome(Enum):
+    """How one combo ended."""
+
+    WON = "won"
+    LOST = "lost"
+    """Another combo won while this one was under way."""
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    """Its phase's budget, the plugin's ceiling or the overall deadline was over."""
+    NOT_STARTED = "not_started"
+    """Another combo won before this one's turn."""
+    HOPELESS = "hopeless"
+    """Known to be impossible; skipped, or tried only in the last round."""
+
+
+class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One combo's fate; times in milliseconds from the start of the walk.
+
+    `target` is the socket address that was dialled, by us or (for `reverse_connect`) by the peer.
+    """
+
+    phase: str | None
+    plugin: str
+    af: int
+    route: str
+    target: str
+    likelihood: str
+    outcome: Outcome
+    error: str | None = None
+    started_ms: float | None = None
+    ended_ms: float | None = None
+    cleanup_ms: float | None = None
+
+
+class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole walk.
+
+    Attributes:
+      peer: the peer's id.
+      session: 32 hex digits that both sides' logs name.
+      verdict, advice: the one reason, and one sentence on what would help.
+      elapsed_ms: from the call to the accepted Pipe or to giving up.
+      combos: every combo that was planned, in the order of their plan.
+      notes: what else is worth knowing, one sentence each (dead servers, a corrected clock, plugins that were skipped).
+    """
+
+    peer: str
+    session: str
+    verdict: Verdict
+    advice: str
+    elapsed_ms: float
+    combos: tuple[ComboReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def winner(self) -> ComboReport | None:
+        """The combo that made the Pipe."""
+        return next((combo for combo in self.combos if combo.outcome is Outcome.WON), None)
+
+
+class WalkEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a walk, for live views.
+
+    `kind` is ``"phase"``, ``"combo_started"``, ``"combo_ended"`` or ``"note"``.
+    """
+
+    kind: str
+    at_ms: float
+    phase: str | None = None
+    combo: ComboReport | None = None
+    text: str = ""
+
+
+@final
+class Recorder:
+    """Collects a walk.  Every method takes ``now``, a monotonic time in seconds.
+
+    Args:
+      on_event: called with each `WalkEvent`, synchronously; it must not block.
+    """
+
+    def __init__(
+        self, *, peer: str, session: str, now: float, on_event: Callable[[WalkEvent], None] | None = None
+    ) -> None:
+        self._peer = peer
+        self._session = session
+        self._began = now
+        self._on_event = on_event
+        self._rows: dict[Combo, ComboReport] = {}
+        self._notes: list[str] = []
+
+    def _ms(self, now: float) -> float:
+        return round((now - self._began) * 1000, 3)
+
+    def _emit(self, event: WalkEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def planned(self, combo: Combo) -> None:
+        """A combo of the plan that has not started."""
+        hopeless = combo.likelihood.value == "hopeless"
+        self._rows[combo] = ComboReport(
+            phase=combo.phase,
+            plugin=combo.plugin,
+            af=combo.af,
+            route=combo.route_type.name,
+            target=str(combo.target),
+            likelihood=combo.likelihood.value,
+            outcome=Outcome.HOPELESS if hopeless else Outcome.NOT_STARTED,
+            error=combo.why if hopeless else None,
+        )
+
+    def phase(self, name: str, now: float) -> None:
+        self._emit(WalkEvent(kind="phase", at_ms=self._ms(now), phase=name))
+
+    def started(self, combo: Combo, now: float) -> None:
+        row = self._rows[combo] = msgspec.structs.replace(
+            self._rows[combo], started_ms=self._ms(now), outcome=Outcome.TIMED_OUT
+        )
+        self._emit(WalkEvent(kind="combo_started", at_ms=self._ms(now), phase=combo.phase, combo=row))
+
+    def ended(
+        self, combo: Combo, outcome: Outcome, now: float, *, error: str | None = None, cleanup: float | None = None
+    ) -> None:
+        row = self._rows[combo] = msgspec.structs.replace(
+            self._rows[combo],
+            outcome=outcome,
+            error=error,
+            ended_ms=self._ms(now),
+            cleanup_ms=None if cleanup is None else round(cleanup * 1000, 3),
+        )
+        self._emit(WalkEvent(kind="combo_ended", at_ms=self._ms(now), phase=combo.phase, combo=row))
+
+    def note(self, text: str, now: float) -> None:
+        """One sentence for `ConnectReport.notes`; a repeated one is kept once."""
+        if text not in self._notes:
+            self._notes.append(text)
+            self._emit(WalkEvent(kind="note", at_ms=self._ms(now), text=text))
+
+    def finish(self, verdict: Verdict, now: float) -> ConnectReport:
+        return ConnectReport(
+            peer=self._peer,
+            session=self._session,
+            verdict=verdict,
+            advice=ADVICE[verdict],
+            elapsed_ms=self._ms(now),
+            combos=tuple(self._rows.values()),
+            notes=tuple(self._notes),
+        )

@@ -1,0 +1,185 @@
+"""The called side of plugins: a peer's first signal becomes an attempt here, if it may (DESIGN §9.9).
+
+In the order of what it costs a stranger to get there: rates and numbers, the application's `authorize`, the path that
+the request names.  A path is judged by the rules that our own combos are judged by, and what is only *perhaps* a good
+idea for ourselves is refused to a peer: a private address outside our own networks would let it feel around in a
+network that it cannot see.  Failures go back without detail.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .address import Endpoint
+from .attempt import EXPECTED, Attempt, AttemptHome
+from .combos import Facts, Likelihood, Route, RouteType, find_source, judge
+from .plugin import PathRequest, Plugin, technique_of
+from .signal import Failed, RefusalReason, Refused, TokenBucket
+
+if TYPE_CHECKING:
+    from .dispatch import Request
+    from .inbound import Inbound
+
+__all__ = ["Responder"]
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS: Final = 64
+"""Attempts on behalf of peers at once, in all."""
+MAX_ATTEMPTS_PER_PEER: Final = 16
+"""A walk asks once per own address; two dual-stack interfaces make four."""
+DIALS_PER_MINUTE: Final = 60
+"""Per peer, and as many at once after a quiet minute."""
+MAX_PEERS: Final = 1024
+"""Peers whose rate is remembered."""
+
+
+@final
+class Responder:
+    """Runs attempts for peers.  Owns no nursery: `start` puts them into the node's.
+
+    Args:
+      factories: plugin name -> its class and the maker of its instances.
+      ours: this side of the pair, as the planner sees it, for a peer's endpoints.
+    """
+
+    def __init__(
+        self,
+        home: AttemptHome,
+        inbound: Inbound,
+        *,
+        factories: Mapping[str, tuple[type[Plugin], Callable[[Attempt], Plugin]]],
+        ours: Callable[[], Route],
+        start: Callable[[Callable[[], Awaitable[object]]], None],
+        listening: bool,
+    ) -> None:
+        self._home = home
+        self._inbound = inbound
+        self._factories = factories
+        self._ours = ours
+        self._start = start
+        self._listening = listening
+        self._work: dict[tuple[bytes, bytes], set[trio.CancelScope]] = {}
+        self._running: Counter[bytes] = Counter()
+        self._buckets: dict[bytes, TokenBucket] = {}
+
+    def take(self, request: Request) -> None:
+        """A peer's first message for an attempt; refuses, or starts a task.  Does not block."""
+        header = request.envelope.header
+        entry = self._factories.get(header.type.partition(".")[0])
+        if entry is None:
+            self._refuse(request, RefusalReason.UNSUPPORTED)
+        elif not self._listening:
+            self._refuse(request, RefusalReason.NOT_ACCEPTING)
+        elif header.attempt is None or self._inbound.is_spent(header.sender, header.session):
+            logger.debug("a %s for no attempt, or for a session that is over", header.type)
+        elif (
+            self._running.total() >= MAX_ATTEMPTS
+            or self._running[header.sender] >= MAX_ATTEMPTS_PER_PEER
+            or not self._bucket(header.sender).take(trio.current_time())
+        ):
+            self._refuse(request, RefusalReason.BUSY, retry_after=60.0 / DIALS_PER_MINUTE)
+        else:
+            plugin, factory = entry
+            self._running[header.sender] += 1
+            self._start(lambda: self._serve(request, plugin, factory))
+
+    def _refuse(self, request: Request, reason: RefusalReason, *, retry_after: float | None = None) -> None:
+        self._home.signals.reply_soon(request.envelope, request.via, Refused(reason=reason, retry_after=retry_after))
+
+    def _bucket(self, peer: bytes) -> TokenBucket:
+        bucket = self._buckets.pop(peer, None)
+        if bucket is None:
+            bucket = TokenBucket(DIALS_PER_MINUTE / 60, DIALS_PER_MINUTE, trio.current_time())
+        self._buckets[peer] = bucket  # at the end: the first one is the least recently used
+        if len(self._buckets) > MAX_PEERS:
+            del self._buckets[next(iter(self._buckets))]
+        return bucket
+
+    async def _serve(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
+        header = request.envelope.header
+        key = (header.sender, header.session)
+        with trio.CancelScope() as scope:
+            work = self._work.setdefault(key, set())
+            work.add(scope)
+            try:
+                if not await self._inbound.authorize(header.sender, header.session):
+                    self._refuse(request, RefusalReason.NOT_AUTHORIZED)
+                else:
+                    await self._attempt(request, plugin, factory)
+            finally:
+                self._running[header.sender] -= 1
+                if not self._running[header.sender]:
+                    del self._running[header.sender]
+                work.discard(scope)
+                if not work:
+                    self._work.pop(key, None)
+
+    async def _attempt(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
+        header = request.envelope.header
+        peer = request.envelope.sender_address
+        try:
+            target, source, af, route_type = self._path(request, plugin)
+            attempt = Attempt(
+                self._home,
+                peer=peer,
+                session_id=header.session,
+                attempt_id=header.attempt or b"",
+                plugin=plugin.name,
+                phase=plugin.phase,
+                af=af,
+                route_type=route_type,
+                target=target,
+                source=source,
+                session=None,
+                via=request.via,
+            )
+            with trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
+                await attempt.answer(factory, request.message, self._inbound.decide)
+        except Exception as error:
+            expected = isinstance(error, EXPECTED)
+            log = logger.debug if expected else logger.warning
+            log("%s for %s… failed: %s", plugin.name, peer.peer_id[:8], error, exc_info=not expected)
+            if not self._inbound.is_spent(header.sender, header.session):
+                self._home.signals.reply_soon(request.envelope, request.via, Failed())
+
+    def _path(
+        self, request: Request, plugin: type[Plugin]
+    ) -> tuple[Endpoint, IPv4Address | IPv6Address | None, int, RouteType]:
+        """The judged path of a request.  Raises OSError: it must not, or cannot, be taken."""
+        message, peer = request.message, request.envelope.sender_address
+        if not isinstance(message, PathRequest):
+            raise OSError(f"{plugin.name}'s first message names no path")
+        theirs, ours = Route(interfaces=peer.interfaces), self._ours()
+        same_host = peer.is_same_host(self._home.view.host)
+        why = "the endpoint is not in its sender's address"
+        for endpoint in theirs.endpoints():
+            if (endpoint.address, endpoint.port) != (message.address, message.port):
+                continue
+            source = find_source(endpoint, ours)
+            facts = Facts(
+                technique=technique_of(plugin),
+                af=message.af,
+                route_type=message.route_type,
+                target=endpoint,
+                target_side=theirs,
+                dialler=ours,
+                same_host=same_host,
+                source=source,
+            )
+            likelihood, why = judge(facts)
+            elsewhere = message.route_type is RouteType.NIC_BIND and likelihood is not Likelihood.LIKELY
+            if likelihood not in (Likelihood.INVALID, Likelihood.HOPELESS) and not elsewhere:
+                return endpoint, None if same_host else source, message.af, message.route_type
+        raise OSError(f"not dialled for a peer: {why}")
+
+    def cancel(self, peer: bytes, session: bytes) -> None:
+        """The peer ends the session, or it got its Pipe: stop whatever looks for another path."""
+        for scope in self._work.get((peer, session), ()):
+            scope.cancel(reason="the session is over")
