@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPECTED", "Attempt", "AttemptHome", "ClockOff", "Session"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 EXPECTED: Final = (
     AttemptFailed,
@@ -106,7 +106,7 @@ class Session:
         self.epoch = 0
         self.pipe: Pipe | None = None
         self.refusal: PeerRefused | None = None
-        self.spent = False
+        self.spent: bool = False
         self.scope: trio.CancelScope | None = None
         self.broke_off = False
         self.wrong_peer = False
@@ -167,7 +167,7 @@ class Attempt:
         self._nursery: trio.Nursery | None = None
         self._last_sent: Message | None = None
         self._corrected = False
-        self.won = False
+        self.won: bool = False
         self.node: Final = home.view
         self.peer: Final = peer
         self.session_id: Final = session_id

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AttemptKey", "Mailbox", "Request", "Signals", "WallClock"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 AttemptKey = tuple[bytes, bytes, bytes]
 """Peer's key, session id, attempt id: what a reply must match to reach an attempt."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Authorize", "Inbound", "PipeListener", "anyone", "open_listening_sockets"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Authorize = Callable[[str], Awaitable[bool]]
 """``await authorize(peer_id)``: whether that peer may have Pipes.

@@ -36,6 +36,7 @@ from .link import Link, Pipe
 from .nurseries import open_background_nursery
 from .plugin import (
     PHASES,
+    Clock,
     LoadedPlugins,
     NodeView,
     Phase,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Node", "open_node"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 ADDRESS_LIFETIME: Final = 7 * 24 * 3600
 """Seconds for which a published address is good: long enough to be pasted into a chat and used the next days."""
@@ -75,7 +76,7 @@ class _View(NodeView):
         self.host = host
         self.tls = tls
         self.budgets = budgets
-        self.clock = WallClock(host)
+        self.clock: Clock = WallClock(host)
 
     @property
     def peer_id(self) -> str:  # type: ignore[override]  # read-only here, declared as plain attributes for plugins

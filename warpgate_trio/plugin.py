@@ -55,7 +55,7 @@ __all__ = [
     "register",
 ]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 IP4: Final = 4
 IP6: Final = 6

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Responder"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 64
 """Attempts on behalf of peers at once, in all."""

@@ -220,7 +220,7 @@ class _Reader:
                 self._scopes.discard(scope)
 
     def as_nursery(self) -> trio.Nursery:
-        return cast(trio.Nursery, self)
+        return cast(trio.Nursery, cast(object, self))
 
 
 @final
@@ -414,7 +414,9 @@ async def _open_client(
     with reader.needed():
         return await trio_websocket.wrap_client_stream(
             reader.as_nursery(),
-            cast(trio.SocketStream, wire),  # annotated more narrowly than what WebSocketConnection takes: any Stream
+            cast(
+                trio.SocketStream, cast(object, wire)
+            ),  # annotated more narrowly than what WebSocketConnection takes: any Stream
             f"{host}:{target.port}",
             target.target,
             extra_headers=headers,

@@ -82,7 +82,7 @@ async def expect_error(websocket: WebSocket, code: core.ErrorCode) -> str:
 async def wait_until(condition: Callable[[], bool]) -> None:
     """For what happens in another task some time after a socket told its kernel."""
     while not condition():
-        await trio.sleep(0.001)
+        await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 # --- what it is for ---
@@ -155,7 +155,7 @@ async def test_serve_with_start() -> None:
 
 async def test_a_port_in_use() -> None:
     async with open_rendezvous() as server:
-        with pytest.raises(OSError, match="(?i)in use"):
+        with pytest.raises(OSError, match=r"(?i)in use"):
             async with open_rendezvous(port=server.port):
                 pytest.fail("two servers on one port")
 

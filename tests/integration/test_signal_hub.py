@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from warpgate_trio.identity import Identity
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
 from warpgate_trio.signal import hub as hub_module
+from warpgate_trio.signal import open_channel as real_open_channel
 from warpgate_trio.websocket import open_background_nursery
 
 ALICE = Identity.from_seed(bytes(range(32)))
@@ -71,7 +73,7 @@ async def free_port() -> int:
 async def wait_until(condition: Callable[[], bool]) -> None:
     """For what other tasks do in their own time."""
     while not condition():
-        await trio.sleep(0.001)
+        await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 def states(hub: SignalHub) -> list[ServerState]:
@@ -216,7 +218,6 @@ async def test_a_server_that_sends_garbage() -> None:
 
 async def test_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     async with open_rendezvous() as server:
-        real = hub_module.open_channel
         attempts = 0
 
         def open_channel(*args: object, **kwargs: object) -> object:
@@ -224,7 +225,7 @@ async def test_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch, cap
             attempts += 1
             if attempts == 1:
                 raise ZeroDivisionError
-            return real(*args, **kwargs)  # type: ignore[arg-type]
+            return real_open_channel(*args, **kwargs)  # type: ignore[arg-type]
 
         monkeypatch.setattr(hub_module, "open_channel", open_channel)
         async with hub_for(ALICE, server.url):
@@ -452,7 +453,7 @@ async def test_back_off(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPat
     hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
     with trio.move_on_after(200):
         await hub.run()
-    pauses = [later - earlier for earlier, later in zip(attempts, attempts[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
     longest = [min(0.2 * 2**number, 30.0) for number in range(len(pauses))]
     assert len(pauses) > 10
     assert all(most / 2 - 1e-9 <= pause <= most + 1e-9 for pause, most in zip(pauses, longest, strict=True))

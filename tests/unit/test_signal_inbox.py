@@ -35,11 +35,11 @@ def message(
     *,
     sender: bytes = ALICE,
     message_id: bytes | None = None,
-    type: str = "core.Cancel",
+    wire_name: str = "core.Cancel",
     in_reply_to: bytes | None = None,
 ) -> Header:
     return Header(
-        type=type,
+        type=wire_name,
         sender=sender,
         receiver=US,
         message_id=message_id or next(_ids).to_bytes(16, "big"),
@@ -97,7 +97,7 @@ def test_clock_replies_in_all_are_limited() -> None:
 
 
 def test_a_clock_reply_is_never_answered_with_one() -> None:
-    assert running().check(message(T - 1000, type="core.Clock"), T) == OutsideWindow(needs_clock_reply=False)
+    assert running().check(message(T - 1000, wire_name="core.Clock"), T) == OutsideWindow(needs_clock_reply=False)
 
 
 # --- replays ---
@@ -232,7 +232,7 @@ def test_a_wrong_clock_is_corrected() -> None:
     inbox = running()
     request = b"q" * 16
     inbox.clocks.note_sent(request, BOB, T)
-    reply = message(T + 3600.5, sender=BOB, type="core.Clock", in_reply_to=request)
+    reply = message(T + 3600.5, sender=BOB, wire_name="core.Clock", in_reply_to=request)
     assert inbox.check(reply, T + 1) == Accepted()
     assert inbox.clocks.on_clock_reply(BOB, request, reply.time_ms, T + 1) == pytest.approx(3600.0)
     assert inbox.clocks.offset(BOB) == pytest.approx(3600.0)
@@ -250,7 +250,7 @@ def test_a_wrong_clock_is_corrected() -> None:
 def test_a_clock_reply_that_was_not_asked_for(sender: bytes, in_reply_to: bytes | None, later: float) -> None:
     inbox = running()
     inbox.clocks.note_sent(b"q" * 16, BOB, T)
-    reply = message(T + 3600, sender=sender, type="core.Clock", in_reply_to=in_reply_to)
+    reply = message(T + 3600, sender=sender, wire_name="core.Clock", in_reply_to=in_reply_to)
     assert inbox.check(reply, T + later) == OutsideWindow(needs_clock_reply=False)
     assert inbox.clocks.on_clock_reply(sender, in_reply_to, reply.time_ms, T + later) is None
     assert inbox.clocks.offset(sender) == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, final
 
 import msgspec
@@ -158,17 +159,13 @@ def test_size_limit_is_the_servers_too() -> None:
 
 
 def test_largest_message() -> None:
-    room = MAX_SIGNAL - len(sealed(Blob(b""), wire_name="t.Blob"))
-    room -= 4  # the two binaries, data and payload, get lengths of 16 bits
-    while True:
-        try:
-            blob = sealed(Blob(bytes(room + 1)), wire_name="t.Blob")
-        except ValueError as exc:
-            assert str(exc) == "the message would have 16385 bytes, over the limit of 16384"
-            break
-        room += 1
-        assert len(decode_payload(open_message(BOB, blob), Blob).data) == room
-    assert len(sealed(Blob(bytes(room)), wire_name="t.Blob")) == MAX_SIGNAL
+    empty = len(sealed(Blob(bytes(300)), wire_name="t.Blob")) - 300  # lengths take two bytes from 256 on
+    room = MAX_SIGNAL - empty
+    blob = sealed(Blob(bytes(room)), wire_name="t.Blob")
+    assert len(blob) == MAX_SIGNAL
+    assert decode_payload(open_message(BOB, blob), Blob) == Blob(bytes(room))
+    with pytest.raises(ValueError, match="the message would have 16385 bytes, over the limit of 16384"):
+        sealed(Blob(bytes(room + 1)), wire_name="t.Blob")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +204,7 @@ def test_sealing_refuses_a_foreign_address() -> None:
 
 def test_wire_name() -> None:
     assert wire_name("tcp_punch", Blob) == "tcp_punch.Blob"
-    with pytest.raises(ValueError, match="not 'a b.Blob'"):
+    with pytest.raises(ValueError, match=r"not 'a b\.Blob'"):
         wire_name("a b", Blob)
 
 
@@ -394,10 +391,8 @@ def test_hostile_plaintexts(data: bytes) -> None:
 @given(st.binary(max_size=300), st.integers(0, len(GOLDEN_BODY)), st.integers(0, 20))
 def test_hostile_signed_bodies(data: bytes, position: int, cut: int) -> None:
     body = GOLDEN_BODY[:position] + data + GOLDEN_BODY[position + cut :]
-    try:
+    with suppress(SignalError):
         open_message(BOB, sealed_body(body))
-    except SignalError:
-        pass
 
 
 @settings(deadline=None)

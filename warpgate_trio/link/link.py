@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Link"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 OpenHandler = Callable[[Pipe], RefuseReason | None]
 """Takes a Pipe that the peer opened; a reason instead of None refuses it."""
@@ -66,8 +66,8 @@ class Link:
         )
         self.peer_key = peer_key
         self.session_id = session_id
-        self.attempt_id = b""
-        self.link_id = b""
+        self.attempt_id: bytes = b""
+        self.link_id: bytes = b""
         self.path: PathInfo | None = None
         self._write_lock: Final = trio.Lock()
         self._poked = trio.Event()

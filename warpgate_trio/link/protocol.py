@@ -92,20 +92,20 @@ class Channel:
     def __init__(self, number: int, label: str, *, window: int, receive_limit: int, now: float) -> None:
         self.id: Final = number
         self.label: Final = label
-        self.outgoing = DirectionState.IDLE
-        self.incoming = DirectionState.IDLE
-        self.sent = 0
-        self.send_limit = 0
-        self.received = 0
-        self.consumed = 0
-        self.receive_limit = receive_limit
-        self.window = window
-        self.granted_at = now
+        self.outgoing: DirectionState = DirectionState.IDLE
+        self.incoming: DirectionState = DirectionState.IDLE
+        self.sent: int = 0
+        self.send_limit: int = 0
+        self.received: int = 0
+        self.consumed: int = 0
+        self.receive_limit: int = receive_limit
+        self.window: int = window
+        self.granted_at: float = now
         self.buffer: deque[bytes | memoryview] = deque()
-        self.buffered = 0
-        self.accepted = False
+        self.buffered: int = 0
+        self.accepted: bool = False
         self.refusal: Refuse | None = None
-        self.closed_here = False
+        self.closed_here: bool = False
         self.failure: Exception | None = None
         """Why a direction was abandoned that this side did not close."""
         self.observer: Observer | None = None
@@ -162,7 +162,7 @@ class LinkProtocol:
     """
 
     def __init__(self, *, dialer: bool, initiator: bool | None, now: float, idle_interval: float) -> None:
-        self.state = LinkState.FRESH
+        self.state: LinkState = LinkState.FRESH
         self.channels: dict[int, Channel] = {}
         self.proof: Proof | None = None
         self.commit: Commit | None = None

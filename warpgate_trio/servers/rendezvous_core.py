@@ -283,14 +283,15 @@ class ServerConnection:
     """One client's state on the server.  Made by `RendezvousCore.connect`; `queue` is what waits to be written to it.
 
     The shell writes `queue` from the left, and closes the connection once `closing` is set and the queue is written.
+    `key` is None until it is registered; the rest is the core's own.
     """
 
-    __slots__ = ("_nonce", "_tokens", "_tokens_at", "closing", "key", "queue")
+    __slots__ = ("closing", "key", "nonce", "queue", "tokens", "tokens_at")
 
     def __init__(self, nonce: bytes, tokens: float, now: float) -> None:
-        self._nonce: bytes | None = nonce
-        self._tokens = tokens
-        self._tokens_at = now
+        self.nonce: bytes | None = nonce
+        self.tokens = tokens
+        self.tokens_at = now
         self.key: bytes | None = None
         self.queue: deque[bytes] = deque()
         self.closing = False
@@ -298,9 +299,7 @@ class ServerConnection:
 
 @final
 class RendezvousCore:
-    """All mailboxes of one server.  Frames and `now` (any monotonic clock, seconds) in; answers and fuller queues
-    out.
-    """
+    """All mailboxes of one server.  Frames and `now` (seconds of a monotonic clock) in, answers and fuller queues out."""
 
     def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
@@ -359,7 +358,7 @@ class RendezvousCore:
         )
 
     def _register(self, connection: ServerConnection, frame: Register) -> tuple[bytes | None, list[ServerConnection]]:
-        nonce, connection._nonce = connection._nonce, None  # one try per challenge
+        nonce, connection.nonce = connection.nonce, None  # one try per challenge
         if nonce is None:
             return self.fail(connection, ErrorCode.PROTOCOL, "REGISTER a second time"), []
         if not verify(frame.key, frame.signature, _CONTEXT, nonce + frame.key):
@@ -397,12 +396,12 @@ class RendezvousCore:
         return Sent(frame.id, count).encode(), took
 
     def _take_token(self, connection: ServerConnection, now: float) -> bool:
-        earned = max(0.0, now - connection._tokens_at) * self.limits.sends_per_second
-        connection._tokens = min(float(self.limits.send_burst), connection._tokens + earned)
-        connection._tokens_at = now
-        if connection._tokens < 1.0:
+        earned = max(0.0, now - connection.tokens_at) * self.limits.sends_per_second
+        connection.tokens = min(float(self.limits.send_burst), connection.tokens + earned)
+        connection.tokens_at = now
+        if connection.tokens < 1.0:
             return False
-        connection._tokens -= 1.0
+        connection.tokens -= 1.0
         return True
 
     def _leave_mailbox(self, connection: ServerConnection) -> None:

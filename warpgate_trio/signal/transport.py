@@ -39,10 +39,12 @@ class SignalChannel(Protocol):
     @property
     def url(self) -> str:
         """The server, without a password."""
+        ...
 
     @property
     def rtt(self) -> float | None:
         """Smoothed round-trip time between us and the server in seconds; None: not measured yet."""
+        ...
 
     async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
         """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key.
@@ -53,6 +55,7 @@ class SignalChannel(Protocol):
           SignalUnavailable: the channel is gone.
           ValueError: a length is wrong.
         """
+        ...
 
     async def receive(self) -> bytes:
         """The next payload for us.  Cancelled: nothing is lost.  One task receives, and quickly: the channel's buffer
@@ -61,6 +64,7 @@ class SignalChannel(Protocol):
         Raises:
           SignalUnavailable: the channel is gone.
         """
+        ...
 
 
 Opener: TypeAlias = Callable[[ServerUrl, Identity, ssl.SSLContext | None], AbstractAsyncContextManager[SignalChannel]]

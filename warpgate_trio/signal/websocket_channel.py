@@ -100,12 +100,14 @@ class WebSocketChannel:
                         self._arrived.send_nowait(frame.payload)
                     except trio.WouldBlock:
                         self.dropped += 1
+                    except trio.ClosedResourceError:
+                        return  # closed while this one was on its way
                 elif isinstance(frame, wire.Sent):
                     self._answer(frame)
                 elif isinstance(frame, wire.Error):
-                    return self._fail(f"the server closed: {frame.text} (code {frame.code})")
+                    raise RemoteProtocolError(f"the server closed: {frame.text} (code {frame.code})")
                 else:
-                    return self._fail(f"the server sent {type(frame).__name__} again")
+                    raise RemoteProtocolError(f"the server sent {type(frame).__name__} again")
         except (WebSocketError, RemoteProtocolError) as exc:
             self._fail(str(exc))
 
