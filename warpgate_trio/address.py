@@ -21,22 +21,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Annotated, Final, Literal, final
+from typing import TYPE_CHECKING, Annotated, Final, final
 
 import msgspec
 
+from .endpoint import LATEST, check_endpoint
+from .endpoint import MAX_INTERFACES as MAX_INTERFACES
+from .endpoint import AddressInterface as AddressInterface
+from .endpoint import Endpoint as Endpoint
+from .endpoint import EndpointKind as EndpointKind
+from .endpoint import Transport as Transport
 from .errors import AddressExpired, AddressForged, AddressMalformed, AddressNotYetValid, AddressUnsupported
 from .host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
 from .identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
+from .interfaces import describe_interfaces as describe_interfaces
+from .interfaces import is_public as is_public
 
 if TYPE_CHECKING:
-    from .host import Host, Interface
+    from .host import Host
 
 __all__ = [
     "MAX_RECORD",
@@ -52,7 +57,6 @@ __all__ = [
 
 MAX_RECORD: Final = 2048  # bytes; a record has to fit a signal several times over, and a QR code
 MAX_TEXT: Final = 2800  # characters; a record of MAX_RECORD bytes makes 2,739
-MAX_INTERFACES: Final = 16
 MAX_ENDPOINTS: Final = 16  # of one interface
 MAX_URLS: Final = 8  # signal servers, and relays
 MAX_CAPABILITIES: Final = 16
@@ -64,90 +68,10 @@ _BODY_START: Final = 1 + KEY_LENGTH + SIGNATURE_LENGTH
 _TEXT_PREFIX: Final = "wg1"
 _CHECKSUM_LENGTH: Final = 4  # one typo in 4e9 slips through, and then the signature finds it
 _TEXT = re.compile(r"wg1[A-Za-z0-9_-]*", re.ASCII)
-_LATEST: Final = 253_402_300_799  # the end of year 9999, the last second that a datetime can hold
-
-
-class Transport(IntEnum):
-    """What an endpoint speaks."""
-
-    TCP = 1
-    UDP = 2
-
-
-class EndpointKind(IntEnum):
-    """Where an endpoint is seen from."""
-
-    NIC = 1
-    """An address of an interface of the peer."""
-    EXT = 2
-    """A public address: an interface's own, or one that a server saw (server-reflexive)."""
-    MAPPED = 3
-    """An address that a router gave through a port mapping protocol."""
-
-
-@final
-class Endpoint(msgspec.Struct, frozen=True, array_like=True):
-    """One transport address of a peer.  `Endpoint.make` takes an `ip` in place of its bytes, and checks.
-
-    Attributes:
-      transport: TCP or UDP.
-      kind: NIC, EXT or MAPPED.
-      address: 4 or 16 bytes; `ip` and `af` read it.
-      prefix: the length of its network's prefix in bits, where it is known; tells a common network.
-      port: 1 to 65535.
-      base: for EXT and MAPPED, which NIC endpoint of the same interface it was derived from (RFC 8445's "base"), as an
-        index into the interface's endpoints.
-      observed_at: for EXT and MAPPED, when it was last seen to hold, in Unix seconds.
-    """
-
-    transport: Transport
-    kind: EndpointKind
-    address: bytes
-    prefix: int | None
-    port: int
-    base: int | None
-    observed_at: int | None
-
-    @classmethod
-    def make(
-        cls,
-        *,
-        transport: Transport,
-        kind: EndpointKind,
-        ip: IPv4Address | IPv6Address | str,
-        port: int,
-        prefix: int | None = None,
-        base: int | None = None,
-        observed_at: int | None = None,
-    ) -> Endpoint:
-        """An endpoint from readable values; `AddressMalformed` or ValueError when one is out of its range."""
-        packed = ipaddress.ip_address(ip).packed
-        return _checked(cls(transport, kind, packed, prefix, port, base, observed_at))
-
-    @property
-    def ip(self) -> IPv4Address | IPv6Address:
-        return IPv4Address(self.address) if len(self.address) == 4 else IPv6Address(self.address)
-
-    @property
-    def af(self) -> Literal[4, 6]:
-        """The address family, 4 or 6."""
-        return 4 if len(self.address) == 4 else 6
-
-    def __str__(self) -> str:
-        where = f"{self.ip}:{self.port}" if self.af == 4 else f"[{self.ip}]:{self.port}"
-        return f"{self.kind.name.lower()} {self.transport.name.lower()} {where}"
-
-
-@final
-class AddressInterface(msgspec.Struct, frozen=True, array_like=True):
-    """The endpoints that belong to one interface of the peer; `index` is the peer's own number for it."""
-
-    index: int
-    endpoints: tuple[Endpoint, ...]
 
 
 # The body as it is parsed, limits included.  URLs and capabilities are shown to people, hence printable ASCII only.
-_Moment = Annotated[int, msgspec.Meta(ge=0, le=_LATEST)]
+_Moment = Annotated[int, msgspec.Meta(ge=0, le=LATEST)]
 _Url = Annotated[str, msgspec.Meta(max_length=256, pattern="^[!-~]+\\Z")]
 _Word = Annotated[str, msgspec.Meta(max_length=64, pattern="^[!-~]+\\Z")]
 _Urls = Annotated[tuple[_Url, ...], msgspec.Meta(max_length=MAX_URLS)]
@@ -407,7 +331,7 @@ def _parse_interface(wire: _WireInterface) -> AddressInterface:
         head = _decode_head(raw)
         if head.transport in _TRANSPORTS and head.kind in _KINDS:
             place[position] = len(known)
-            known.append(_checked(_decode_endpoint(raw)))
+            known.append(check_endpoint(_decode_endpoint(raw)))
     result: list[Endpoint] = []
     for endpoint in known:
         base = endpoint.base
@@ -421,142 +345,3 @@ def _parse_interface(wire: _WireInterface) -> AddressInterface:
             endpoint = msgspec.structs.replace(endpoint, base=base)
         result.append(endpoint)
     return AddressInterface(wire.index, tuple(result))
-
-
-def _checked(endpoint: Endpoint) -> Endpoint:
-    """`endpoint`, if its values by themselves are in range."""
-    bits = 8 * len(endpoint.address)
-    if bits not in (32, 128):
-        raise AddressMalformed(f"an endpoint's address has 4 or 16 bytes, not {len(endpoint.address)}")
-    if bits == 128 and endpoint.address.startswith(_V4_MAPPED):
-        raise AddressMalformed("an endpoint hides an IPv4 address in an IPv6 one; it has to be written as IPv4")
-    if not 1 <= endpoint.port <= 65535:
-        raise AddressMalformed(f"an endpoint's port is 1 to 65535, not {endpoint.port}")
-    if endpoint.prefix is not None and not 0 <= endpoint.prefix <= bits:
-        raise AddressMalformed(f"a prefix of IPv{endpoint.af} is 0 to {bits} bits long, not {endpoint.prefix}")
-    if endpoint.base is not None and (endpoint.base < 0 or endpoint.kind is EndpointKind.NIC):
-        raise AddressMalformed("only an endpoint that is not an interface's own is derived from another (base)")
-    if endpoint.observed_at is not None and not 0 <= endpoint.observed_at <= _LATEST:
-        raise AddressMalformed(f"an endpoint was seen at {endpoint.observed_at}, which is no time")
-    return endpoint
-
-
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2; a system sends such a packet to the IPv4 address inside
-
-# Not reachable from elsewhere.  The documentation ranges (RFC 5737, RFC 3849) are deliberately absent: labs use them
-# as public addresses.
-_NOT_PUBLIC_V4: Final = tuple(
-    ipaddress.IPv4Network(network)
-    for network in (
-        "0.0.0.0/8",  # "this network", RFC 1122; holds the unspecified address
-        "10.0.0.0/8",  # private, RFC 1918
-        "100.64.0.0/10",  # shared between a provider and its customers, RFC 6598
-        "127.0.0.0/8",  # loopback
-        "169.254.0.0/16",  # link-local, RFC 3927
-        "172.16.0.0/12",  # private, RFC 1918
-        "192.0.0.0/24",  # protocol assignments, RFC 6890; phones behind 464XLAT have 192.0.0.4
-        "192.168.0.0/16",  # private, RFC 1918
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
-    )
-)
-_NOT_PUBLIC_V6: Final = tuple(
-    ipaddress.IPv6Network(network)
-    for network in (
-        "::/128",  # unspecified
-        "::1/128",  # loopback
-        "fc00::/7",  # unique local, RFC 4193
-        "fe80::/10",  # link-local
-        "fec0::/10",  # site-local, RFC 3879
-        "ff00::/8",  # multicast
-    )
-)
-
-
-def is_public(ip: IPv4Address | IPv6Address) -> bool:
-    """Whether an address can be reached from elsewhere, firewalls apart.
-
-    The documentation ranges count as public, since labs use them so.  Unlike `ip.is_global`, it is the same on every
-    version of Python.  An IPv4-mapped IPv6 address is what the IPv4 address in it is.
-    """
-    if isinstance(ip, IPv6Address):
-        mapped = ip.ipv4_mapped
-        return is_public(mapped) if mapped is not None else not any(ip in network for network in _NOT_PUBLIC_V6)
-    return not any(ip in network for network in _NOT_PUBLIC_V4)
-
-
-_MAX_V4_ADDRESSES: Final = 4  # of one interface; more are aliases that lead to the same place
-_MAX_V6_ADDRESSES: Final = 2  # of one interface; privacy extensions (RFC 8981) collect a dozen
-_MAX_DESCRIBED: Final = 32  # endpoints in all, at most 27 bytes each: leaves room for the rest of a record
-
-
-def describe_interfaces(
-    host_interfaces: Sequence[Interface],
-    *,
-    port_v4: int | None,
-    port_v6: int | None,
-    include_virtual: bool = False,
-) -> tuple[AddressInterface, ...]:
-    """What a node that listens on TCP publishes of its machine's interfaces (`Host.interfaces()`).
-
-    For each address of an interface that is neither loopback nor virtual: a NIC endpoint, and when `is_public` also an
-    EXT endpoint with the NIC one as its base.  Link-local and multicast addresses are left out.  A port of None leaves
-    its family out.  Of one interface at most 2 IPv6 and 4 IPv4 addresses are taken, public ones first; where a machine
-    has more than a record holds, interfaces with public addresses go first.  A machine that has nothing else publishes
-    its loopback, since its own programs can still reach each other.
-    """
-    described: list[tuple[bool, AddressInterface]] = []
-    for interface in host_interfaces:
-        if interface.is_loopback or (interface.is_virtual and not include_virtual):
-            continue
-        endpoints: list[Endpoint] = []
-        for version, port, most in ((4, port_v4, _MAX_V4_ADDRESSES), (6, port_v6, _MAX_V6_ADDRESSES)):
-            if port is None:
-                continue
-            usable = [each for each in interface.addresses if each.ip.version == version and _is_usable(each.ip)]
-            for address in sorted(usable, key=lambda each: not is_public(each.ip))[:most]:
-                nic = len(endpoints)
-                endpoints.append(
-                    Endpoint.make(
-                        transport=Transport.TCP,
-                        kind=EndpointKind.NIC,
-                        ip=address.ip,
-                        port=port,
-                        prefix=address.prefix,
-                    )
-                )
-                if is_public(address.ip):
-                    endpoints.append(
-                        Endpoint.make(
-                            transport=Transport.TCP,
-                            kind=EndpointKind.EXT,
-                            ip=address.ip,
-                            port=port,
-                            base=nic,
-                        )
-                    )
-        if endpoints:
-            has_public = any(endpoint.kind is EndpointKind.EXT for endpoint in endpoints)
-            described.append((has_public, AddressInterface(interface.index, tuple(endpoints))))
-    chosen: set[int] = set()
-    room = _MAX_DESCRIBED
-    for _, each in sorted(described, key=lambda pair: not pair[0]):
-        if len(each.endpoints) <= room and len(chosen) < MAX_INTERFACES:
-            chosen.add(each.index)
-            room -= len(each.endpoints)
-    found = tuple(each for _, each in described if each.index in chosen)
-    return found or _loopback_only(port_v4, port_v6)
-
-
-def _loopback_only(port_v4: int | None, port_v6: int | None) -> tuple[AddressInterface, ...]:
-    endpoints = tuple(
-        Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=port)
-        for ip, port in (("127.0.0.1", port_v4), ("::1", port_v6))
-        if port is not None
-    )
-    return (AddressInterface(0, endpoints),) if endpoints else ()
-
-
-def _is_usable(ip: IPv4Address | IPv6Address) -> bool:
-    mapped = ip.version == 6 and ip.packed.startswith(_V4_MAPPED)
-    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified or mapped)

@@ -9,26 +9,27 @@ line, ``WARPGATE_*`` environment variables, a file that the user names, the user
 
 Every value goes through one table, `_READERS`, wherever it comes from.  So a value is checked in one way, and every
 error is a `ConfigError` of one sentence that names the source, the dotted key and the value, with passwords masked.
+A reader that is handed something else raises `Unfit`, which `_read_value` turns into that sentence.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, TypeAlias, final
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, final
 
 import msgspec
 import platformdirs
 import tomli_w
 
 from .errors import ConfigError
+from .server_url import MASK, Unfit, nearest, read_turn, read_url, shown_value
+from .server_url import ServerUrl as ServerUrl
+from .server_url import TurnServer as TurnServer
 
 __all__ = [
     "Budgets",
@@ -41,137 +42,6 @@ __all__ = [
     "default_config_file",
     "load_config",
 ]
-
-_DEFAULT_PORTS: Final[Mapping[str, int]] = {
-    "ws": 80,
-    "wss": 443,
-    "mqtt": 1883,
-    "mqtts": 8883,
-    "stun": 3478,
-    "stuns": 5349,
-    "turn": 3478,
-    "turns": 5349,
-    "ntp": 123,
-}
-# RFC 7064 and RFC 7065 have no "//", no path, and for TURN one parameter.
-_OPAQUE_SCHEMES: Final = frozenset({"stun", "stuns", "turn", "turns"})
-_WITH_PATH: Final = frozenset({"ws", "wss", "mqtt", "mqtts"})
-_WITH_LOGIN: Final = _WITH_PATH | {"turn", "turns"}
-
-_MASK: Final = "***"
-_PRINTABLE = re.compile(r"[!-~]+", re.ASCII)
-_URL = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>//)?(?:(?P<login>[^@/?#]*)@)?"
-    r"(?P<host>\[[^\]]*\]|[^:/?#@\[\]]*)(?::(?P<port>[^/?#]*))?(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
-)
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # RFC 1035 2.3.1, and the underscore that many have in local names
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?", re.ASCII)
-
-
-@final
-class ServerUrl(msgspec.Struct, frozen=True):
-    """Where a server is and how to talk to it.  Made by `parse`; `str` gives the URL back, in its normal form.
-
-    Attributes:
-      scheme: ws, wss, mqtt, mqtts, stun, stuns, turn, turns or ntp.
-      host: a DNS name in lower case, or an IPv4 or IPv6 address without brackets.
-      port: the scheme's own where the URL names none.
-      username, password: of the server, or None.
-      path: starts with "/", or is empty.
-      params: the query, as pairs.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    username: str | None = None
-    password: str | None = None
-    path: str = ""
-    params: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> ServerUrl:
-        """Read ``ws://``, ``wss://``, ``mqtt://``, ``mqtts://`` and ``ntp://`` URLs, and ``stun:``, ``turn:`` URIs.
-
-        The latter are of RFC 7064 and RFC 7065: ``stun:host:port``, ``turn:host:port?transport=tcp``.  Login names and
-        passwords are percent-encoded, IPv6 addresses in brackets.  Raises `ConfigError` with what is wrong.
-        """
-        try:
-            return _parse_url(text)
-        except _Unfit as error:
-            raise ConfigError(f"{_shown(text)}: {error}") from None
-
-    @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted with TLS from its start."""
-        return self.scheme in ("wss", "mqtts", "stuns", "turns")
-
-    @property
-    def target(self) -> str:
-        """Path and query, as the first line of an HTTP request has them: never empty."""
-        return (self.path or "/") + self._query
-
-    @property
-    def transport(self) -> Literal["tcp", "udp"]:
-        """What carries it: TCP (under TLS too) or UDP; for TURN the URI's `transport`, UDP when it names none."""
-        named = dict(self.params).get("transport", "udp") if self.scheme == "turn" else ""
-        return "udp" if self.scheme in ("stun", "ntp") or named == "udp" else "tcp"
-
-    @property
-    def redacted(self) -> str:
-        """The URL without what may be secret, for logs: the password, and the values of the query but `transport`."""
-        params = tuple((name, value if name == "transport" else _MASK) for name, value in self.params)
-        hidden = msgspec.structs.replace(self, password=None if self.password is None else _MASK, params=params)
-        return str(hidden).replace(quote(_MASK, safe=""), _MASK)
-
-    @property
-    def _query(self) -> str:
-        return f"?{urlencode(self.params)}" if self.params else ""
-
-    def __str__(self) -> str:
-        login = ""
-        if self.username is not None:
-            login = quote(self.username, safe="")
-            if self.password is not None:
-                login += ":" + quote(self.password, safe="")
-            login += "@"
-        slashes = "" if self.scheme in _OPAQUE_SCHEMES else "//"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == _DEFAULT_PORTS.get(self.scheme) else f":{self.port}"
-        return f"{self.scheme}:{slashes}{login}{host}{port}{self.path}{self._query}"
-
-    def __repr__(self) -> str:
-        return f"ServerUrl({self.redacted!r})"
-
-
-@final
-class TurnServer(msgspec.Struct, frozen=True):
-    """A TURN server and the long-term credentials (RFC 8489 section 9.2) for it.
-
-    Attributes:
-      url: a turn or turns URL.  Text is accepted, also with the login in it: ``turn:name:password@host``.
-      username, password: both or neither.
-    """
-
-    url: ServerUrl
-    username: str | None = None
-    password: str | None = None
-
-    if TYPE_CHECKING:  # what __post_init__ makes true: text is accepted for the URL
-
-        def __init__(self, url: ServerUrl | str, username: str | None = None, password: str | None = None) -> None: ...
-
-    def __post_init__(self) -> None:
-        try:
-            values = _turn_values(self.url, self.username, self.password)
-        except _Unfit as error:
-            raise ConfigError(f"TURN server {_shown(self.url)}: {error}") from None
-        for name, value in zip(self.__struct_fields__, values, strict=True):
-            msgspec.structs.force_setattr(self, name, value)
-
-    def __repr__(self) -> str:
-        password = None if self.password is None else _MASK
-        return f"TurnServer({self.url.redacted!r}, username={self.username!r}, password={password!r})"
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -359,7 +229,7 @@ def load_config(
         if name.startswith("WARPGATE_") and name not in _NOT_KEYS:
             key = _ENVIRONMENT.get(name)
             if key is None:
-                raise ConfigError(f"environment: unknown variable {name}; {_nearest(name, _ENVIRONMENT)}")
+                raise ConfigError(f"environment: unknown variable {name}; {nearest(name, _ENVIRONMENT)}")
             values[key] = _read_value(key, text, _Source(f"environment {name}", cwd, text=True))
     for key, value in (overrides or {}).items():
         if value is not None:
@@ -368,17 +238,6 @@ def load_config(
 
 
 # ------------------------------------------------------------------------------------------------- reading one value
-
-
-class _Unfit(Exception):
-    """A value does not fit; the text says what is expected.  Always turned into a `ConfigError`.
-
-    `item` is the one of a list that does not fit, with its position.
-    """
-
-    def __init__(self, message: str, *, item: tuple[int, object] | None = None) -> None:
-        super().__init__(message)
-        self.item = item
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,21 +257,21 @@ def _read_value(key: str, value: object, source: _Source) -> object:
     prefix = f"{source.name}: " if source.name else ""
     reader = _READERS.get(key)
     if reader is None:
-        raise ConfigError(f"{prefix}unknown key {key}; {_nearest(key, _READERS)}")
+        raise ConfigError(f"{prefix}unknown key {key}; {nearest(key, _READERS)}")
     try:
         return reader(value, source)
-    except _Unfit as error:
+    except Unfit as error:
         if error.item is not None:
             position, value = error.item
             key = f"{key}[{position}]"
-        raise ConfigError(f"{prefix}{key} = {_shown(value)}: {error}") from None
+        raise ConfigError(f"{prefix}{key} = {shown_value(value)}: {error}") from None
 
 
 def _read_port(value: object, source: _Source) -> int:
     if source.text and isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value, re.ASCII):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
-        raise _Unfit("expected a port number, 0 to 65535")
+        raise Unfit("expected a port number, 0 to 65535")
     return value
 
 
@@ -424,7 +283,7 @@ def _read_seconds(value: object, source: _Source) -> float:
             value = None
     # The upper bound also keeps out infinity, and nan compares with nothing.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise _Unfit("expected a number of seconds above 0")
+        raise Unfit("expected a number of seconds above 0")
     return float(value)
 
 
@@ -432,7 +291,7 @@ def _read_flag(value: object, source: _Source) -> bool:
     if source.text and isinstance(value, str):
         value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
     if not isinstance(value, bool):
-        raise _Unfit("expected true or false")
+        raise Unfit("expected true or false")
     return value
 
 
@@ -440,7 +299,7 @@ def _read_path(value: object, source: _Source) -> Path | None:
     if value is None or (source.text and value == ""):
         return None
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise _Unfit("expected a path")
+        raise Unfit("expected a path")
     path = _expanded(Path(value))
     return path if source.base_dir is None else source.base_dir / path
 
@@ -449,11 +308,11 @@ def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise _Unfit("the home directory that '~' stands for is not known") from None
+        raise Unfit("the home directory that '~' stands for is not known") from None
 
 
 def _read_urls(*schemes: str) -> _Reader:
-    return _read_list(lambda item: _read_url(item, *schemes), f"{' and '.join(schemes)} URLs")
+    return _read_list(lambda item: read_url(item, *schemes), f"{' and '.join(schemes)} URLs")
 
 
 def _read_list(read: Callable[[object], object], expected: str) -> _Reader:
@@ -461,121 +320,16 @@ def _read_list(read: Callable[[object], object], expected: str) -> _Reader:
         if source.text and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-            raise _Unfit(f"expected a list of {expected}")
+            raise Unfit(f"expected a list of {expected}")
         items: list[object] = []
         for position, item in enumerate(value):
             try:
                 items.append(read(item))
-            except _Unfit as error:
-                raise _Unfit(str(error), item=(position, item)) from None
+            except Unfit as error:
+                raise Unfit(str(error), item=(position, item)) from None
         return tuple(items)
 
     return reader
-
-
-def _read_url(value: object, *schemes: str) -> ServerUrl:
-    if isinstance(value, str):
-        value = _parse_url(value)
-    if not isinstance(value, ServerUrl) or value.scheme not in schemes:
-        raise _Unfit(f"expected a URL with the scheme {' or '.join(schemes)}")
-    return value
-
-
-def _read_turn(value: object) -> TurnServer:
-    if isinstance(value, TurnServer):
-        return value
-    table = value if isinstance(value, Mapping) else {"url": value}
-    known = TurnServer.__struct_fields__
-    for name in table:
-        if name not in known:
-            raise _Unfit(f"unknown key {name}; {_nearest(str(name), known)}")
-    if "url" not in table:
-        raise _Unfit("a TURN server needs a url")
-    url, username, password = _turn_values(table["url"], table.get("username"), table.get("password"))
-    return TurnServer(url, username, password)
-
-
-def _turn_values(url: object, username: object, password: object) -> tuple[ServerUrl, str | None, str | None]:
-    """URL without login, username and password of a TURN server, from a URL with or without a login."""
-    server = _read_url(url, "turn", "turns")
-    if server.username is not None:
-        if username is not None or password is not None:
-            raise _Unfit("the login is given twice, in the URL and beside it")
-        username, password = server.username, server.password
-        server = msgspec.structs.replace(server, username=None, password=None)
-    if username is None and password is None:
-        return server, None, None
-    if not (isinstance(username, str) and isinstance(password, str) and username and password):
-        raise _Unfit("expected both a username and a password, as texts, or neither")
-    return server, username, password
-
-
-def _parse_url(text: str) -> ServerUrl:
-    if not _PRINTABLE.fullmatch(text):  # before all else: no control characters, which would end up in a request
-        raise _Unfit("a URL has printable ASCII characters only, without spaces")
-    match = _URL.fullmatch(text)
-    if match is None:
-        raise _Unfit("expected scheme://host:port, or for STUN and TURN scheme:host:port")
-    scheme = match["scheme"].lower()
-    if scheme not in _DEFAULT_PORTS:
-        raise _Unfit(f"expected one of the schemes {', '.join(_DEFAULT_PORTS)}")
-    if (match["slashes"] is None) != (scheme in _OPAQUE_SCHEMES):
-        raise _Unfit(f"expected {scheme}:host:port" if scheme in _OPAQUE_SCHEMES else f"expected {scheme}://host:port")
-    port = match["port"] or ("" if match["port"] is not None else str(_DEFAULT_PORTS[scheme]))
-    if not re.fullmatch("[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
-        hint = "; in a login, write : / ? # and @ percent-encoded" if "@" in text else ""
-        raise _Unfit(f"the port is 1 to 65535{hint}")
-    username, password = _parse_login(match["login"])
-    path, query = match["path"] or "", match["query"] or ""
-    if username is not None and scheme not in _WITH_LOGIN:
-        raise _Unfit(f"a {scheme} URL has no login")
-    if path and scheme not in _WITH_PATH:
-        raise _Unfit(f"a {scheme} URL has no path")
-    try:
-        params = tuple(parse_qsl(query, keep_blank_values=True, errors="strict"))
-    except ValueError:
-        raise _Unfit("the query after '?' is not percent-encoded UTF-8") from None
-    if scheme not in _WITH_PATH and query:
-        _check_params(scheme, params)
-    return ServerUrl(scheme, _parse_host(match["host"]), int(port), username, password, path, params)
-
-
-def _parse_login(text: str | None) -> tuple[str | None, str | None]:
-    if text is None:
-        return None, None
-    name, colon, password = text.partition(":")
-    try:
-        decoded = unquote(name, errors="strict"), unquote(password, errors="strict")
-    except UnicodeDecodeError:
-        raise _Unfit("the login before '@' is not percent-encoded UTF-8") from None
-    if not decoded[0] or not "".join(decoded).isprintable():
-        raise _Unfit("the login before '@' needs a name, and has no control characters")
-    return decoded[0], decoded[1] if colon else None
-
-
-def _parse_host(text: str) -> str:
-    host = text.lower()
-    try:
-        if host.startswith("["):
-            return str(IPv6Address(host[1:-1])) if "%" not in host else _no_host()
-        if re.fullmatch(r"(.*\.)?[0-9]+", host):  # a name that ends like an IPv4 address has to be one
-            return str(IPv4Address(host))
-    except ValueError:
-        return _no_host()
-    return host if _HOST_NAME.fullmatch(host) else _no_host()
-
-
-def _no_host() -> NoReturn:
-    raise _Unfit("the host is a DNS name, an IPv4 address, or an IPv6 address in brackets")
-
-
-def _check_params(scheme: str, params: tuple[tuple[str, str], ...]) -> None:
-    if scheme not in ("turn", "turns"):
-        raise _Unfit(f"a {scheme} URL has no query")
-    if params not in ((("transport", "udp"),), (("transport", "tcp"),)):
-        raise _Unfit("the only query of a TURN URL is transport=udp or transport=tcp")
-    if scheme == "turns" and params[0][1] == "udp":
-        raise _Unfit("TURN over DTLS (turns with transport=udp) is not supported")
 
 
 _Reader: TypeAlias = Callable[[object, _Source], object]
@@ -587,7 +341,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "servers.websocket": _read_urls("ws", "wss"),
     "servers.mqtt": _read_urls("mqtt", "mqtts"),
     "servers.stun": _read_urls("stun", "stuns"),
-    "servers.turn": _read_list(_read_turn, "TURN servers"),
+    "servers.turn": _read_list(read_turn, "TURN servers"),
     "servers.ntp": _read_urls("ntp"),
     "servers.ca_file": _read_path,
     "servers.public_servers": _read_flag,
@@ -608,7 +362,7 @@ def _read_file(path: Path, cwd: Path) -> dict[str, object]:
     try:
         path = cwd / _expanded(path)
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError, _Unfit) as error:  # ValueError: not UTF-8, or a NUL in the path
+    except (OSError, ValueError, Unfit) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ConfigError(f"the configuration file {path} cannot be read: {reason}") from error
     return _read_toml(text, _Source(str(path), path.parent))
@@ -623,9 +377,9 @@ def _read_toml(text: str, source: _Source) -> dict[str, object]:
     values: dict[str, object] = {}
     for section, table in tables.items():
         if section not in _SECTIONS:
-            raise ConfigError(f"{source.name}: unknown key {section}; {_nearest(section, (*_SECTIONS, *_READERS))}")
+            raise ConfigError(f"{source.name}: unknown key {section}; {nearest(section, (*_SECTIONS, *_READERS))}")
         if not isinstance(table, dict):
-            raise ConfigError(f"{source.name}: {section} = {_shown(table)}: expected a table, [{section}]")
+            raise ConfigError(f"{source.name}: {section} = {shown_value(table)}: expected a table, [{section}]")
         for name, value in table.items():
             values[f"{section}.{name}"] = _read_value(f"{section}.{name}", value, source)
     return values
@@ -649,30 +403,6 @@ def _plain(value: object, redact: bool) -> object:
     if isinstance(value, msgspec.Struct):
         fields = {name: each for name, each in msgspec.structs.asdict(value).items() if each is not None}
         if redact and "password" in fields:
-            fields["password"] = _MASK
+            fields["password"] = MASK
         return {name: _plain(each, redact) for name, each in fields.items()}
     return str(value) if isinstance(value, Path) else value
-
-
-def _shown(value: object) -> str:
-    """A value for an error: short, and without what looks like a secret in it."""
-    if isinstance(value, str):
-        text = re.sub(r"(:(?://)?).*@", rf"\1{_MASK}@", value, count=1, flags=re.DOTALL)
-        shown = repr(re.sub(r"\?(?!transport=).*", f"?{_MASK}", text, count=1, flags=re.DOTALL))
-    elif isinstance(value, Mapping):
-        items = (f"{name}: {_MASK if name == 'password' else _shown(each)}" for name, each in value.items())
-        shown = f"{{{', '.join(items)}}}"
-    elif isinstance(value, list | tuple):
-        shown = f"[{', '.join(map(_shown, value))}]"
-    elif isinstance(value, int) and abs(value) >= 2**64:  # Python refuses to print very large ones
-        shown = "a huge number"
-    else:
-        shown = repr(value)
-    return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
-
-
-_MOST_SHOWN: Final = 200  # characters of a value in an error
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return f"the nearest known one is {difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]}"

@@ -666,7 +666,7 @@ class TestDescribeInterfaces:
 
     def test_virtual_interfaces_on_request(self) -> None:
         interfaces = [interface(4, "172.17.0.1/16", is_virtual=True)]
-        assert describe_interfaces(interfaces, port_v4=1, port_v6=1) == ()
+        assert shown(describe_interfaces(interfaces, port_v4=1, port_v6=1)) == ONLY_LOOPBACK
         assert len(describe_interfaces(interfaces, port_v4=1, port_v6=1, include_virtual=True)) == 1
 
     def test_a_family_without_a_port_is_left_out(self) -> None:
@@ -694,7 +694,18 @@ class TestDescribeInterfaces:
         assert len(issue(interfaces=found, signals=signals).to_bytes()) <= MAX_RECORD
 
     def test_ipv4_mapped_addresses_are_left_out(self) -> None:
-        assert describe_interfaces([interface(2, "::ffff:198.51.100.7/128")], port_v4=1, port_v6=1) == ()
+        mapped = interface(2, "::ffff:198.51.100.7/128")
+        assert shown(describe_interfaces([mapped], port_v4=1, port_v6=1)) == ONLY_LOOPBACK
+
+    def test_a_machine_without_a_network_publishes_loopback(self) -> None:
+        assert shown(describe_interfaces([], port_v4=1, port_v6=2)) == [
+            "0 nic tcp 127.0.0.1:1 /None None",
+            "0 nic tcp [::1]:2 /None None",
+        ]
+        assert describe_interfaces([], port_v4=None, port_v6=None) == ()
+
+
+ONLY_LOOPBACK = ["0 nic tcp 127.0.0.1:1 /None None", "0 nic tcp [::1]:1 /None None"]
 
 
 def interface(index: int, *addresses: str, is_loopback: bool = False, is_virtual: bool = False) -> Interface:

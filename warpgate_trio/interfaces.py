@@ -1,0 +1,137 @@
+"""What a machine's interfaces tell a peer: which of their addresses are public, and which are worth publishing.
+
+A machine has more addresses than a record has room for: bridges of virtual machines, a dozen temporary IPv6 addresses
+(RFC 8981), aliases.  Each one that is published costs whoever dials a connection attempt, and those that nobody else
+can reach cost it for nothing.  So `describe_interfaces` takes a few per interface, public ones first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING, Final
+
+from .endpoint import MAX_INTERFACES, AddressInterface, Endpoint, EndpointKind, Transport
+
+if TYPE_CHECKING:
+    from .host import Interface
+
+__all__ = ["describe_interfaces", "is_public"]
+
+# Not reachable from elsewhere.  The documentation ranges (RFC 5737, RFC 3849) are deliberately absent: labs use them
+# as public addresses.
+_NOT_PUBLIC_V4: Final = tuple(
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # "this network", RFC 1122; holds the unspecified address
+        "10.0.0.0/8",  # private, RFC 1918
+        "100.64.0.0/10",  # shared between a provider and its customers, RFC 6598
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, RFC 3927
+        "172.16.0.0/12",  # private, RFC 1918
+        "192.0.0.0/24",  # protocol assignments, RFC 6890; phones behind 464XLAT have 192.0.0.4
+        "192.168.0.0/16",  # private, RFC 1918
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and broadcast
+    )
+)
+_NOT_PUBLIC_V6: Final = tuple(
+    IPv6Network(network)
+    for network in (
+        "::/128",  # unspecified
+        "::1/128",  # loopback
+        "fc00::/7",  # unique local, RFC 4193
+        "fe80::/10",  # link-local
+        "fec0::/10",  # site-local, RFC 3879
+        "ff00::/8",  # multicast
+    )
+)
+
+
+def is_public(ip: IPv4Address | IPv6Address) -> bool:
+    """Whether an address can be reached from elsewhere, firewalls apart.
+
+    The documentation ranges count as public, since labs use them so.  Unlike `ip.is_global`, it is the same on every
+    version of Python.  An IPv4-mapped IPv6 address is what the IPv4 address in it is.
+    """
+    if isinstance(ip, IPv6Address):
+        mapped = ip.ipv4_mapped
+        return is_public(mapped) if mapped is not None else not any(ip in network for network in _NOT_PUBLIC_V6)
+    return not any(ip in network for network in _NOT_PUBLIC_V4)
+
+
+_MAX_V4_ADDRESSES: Final = 4  # of one interface; more are aliases that lead to the same place
+_MAX_V6_ADDRESSES: Final = 2  # of one interface; privacy extensions (RFC 8981) collect a dozen
+_MAX_DESCRIBED: Final = 32  # endpoints in all, at most 27 bytes each: leaves room for the rest of a record
+
+
+def describe_interfaces(
+    host_interfaces: Sequence[Interface],
+    *,
+    port_v4: int | None,
+    port_v6: int | None,
+    include_virtual: bool = False,
+) -> tuple[AddressInterface, ...]:
+    """What a node that listens on TCP publishes of its machine's interfaces (`Host.interfaces()`).
+
+    For each address of an interface that is neither loopback nor virtual: a NIC endpoint, and when `is_public` also an
+    EXT endpoint with the NIC one as its base.  Link-local and multicast addresses are left out.  A port of None leaves
+    its family out.  Of one interface at most 2 IPv6 and 4 IPv4 addresses are taken, public ones first; where a machine
+    has more than a record holds, interfaces with public addresses go first.  A machine that has nothing else publishes
+    its loopback, since its own programs can still reach each other.
+    """
+    described: list[tuple[bool, AddressInterface]] = []
+    for interface in host_interfaces:
+        if interface.is_loopback or (interface.is_virtual and not include_virtual):
+            continue
+        endpoints: list[Endpoint] = []
+        for version, port, most in ((4, port_v4, _MAX_V4_ADDRESSES), (6, port_v6, _MAX_V6_ADDRESSES)):
+            if port is None:
+                continue
+            usable = [each for each in interface.addresses if each.ip.version == version and _is_usable(each.ip)]
+            for address in sorted(usable, key=lambda each: not is_public(each.ip))[:most]:
+                nic = len(endpoints)
+                endpoints.append(
+                    Endpoint.make(
+                        transport=Transport.TCP,
+                        kind=EndpointKind.NIC,
+                        ip=address.ip,
+                        port=port,
+                        prefix=address.prefix,
+                    )
+                )
+                if is_public(address.ip):
+                    endpoints.append(
+                        Endpoint.make(
+                            transport=Transport.TCP,
+                            kind=EndpointKind.EXT,
+                            ip=address.ip,
+                            port=port,
+                            base=nic,
+                        )
+                    )
+        if endpoints:
+            has_public = any(endpoint.kind is EndpointKind.EXT for endpoint in endpoints)
+            described.append((has_public, AddressInterface(interface.index, tuple(endpoints))))
+    chosen: set[int] = set()
+    room = _MAX_DESCRIBED
+    for _, each in sorted(described, key=lambda pair: not pair[0]):
+        if len(each.endpoints) <= room and len(chosen) < MAX_INTERFACES:
+            chosen.add(each.index)
+            room -= len(each.endpoints)
+    found = tuple(each for _, each in described if each.index in chosen)
+    return found or _loopback_only(port_v4, port_v6)
+
+
+def _loopback_only(port_v4: int | None, port_v6: int | None) -> tuple[AddressInterface, ...]:
+    endpoints = tuple(
+        Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=port)
+        for ip, port in (("127.0.0.1", port_v4), ("::1", port_v6))
+        if port is not None
+    )
+    return (AddressInterface(0, endpoints),) if endpoints else ()
+
+
+def _is_usable(ip: IPv4Address | IPv6Address) -> bool:
+    mapped = isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None
+    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified or mapped)
