@@ -12,8 +12,9 @@ nursery and cancels the phase, in one synchronous step.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Protocol, final
 
@@ -25,7 +26,6 @@ from .errors import (
     PeerRefused,
     ProtocolError,
     SignalError,
-    SignalUnavailable,
     WrongPeer,
 )
 from .link import Link, PathInfo, Pipe, RefuseReason
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .plugin import NodeView, Plugin
     from .report import Recorder
 
-__all__ = ["EXPECTED", "Attempt", "AttemptHome", "ClockOff", "Session"]
+__all__ = ["EXPECTED", "Attempt", "AttemptHome", "Session"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -57,10 +57,6 @@ EXPECTED: Final = (
     trio.TooSlowError,
 )
 """What an attempt may end with without a traceback in the log: networks do that."""
-
-
-class ClockOff(AttemptFailed):
-    """The peer refuses our signals for their time, even after we corrected it by what the peer said."""
 
 
 class AttemptHome(Protocol):
@@ -94,7 +90,9 @@ class Session:
       pipe: the result.
       refusal: the peer's no, which ends the walk.
       scope: the running phase's cancel scope.
-      broke_off, clock_off, signalled, answered, best_delivery, no_signal: what was learned, for the verdict.
+      over_at: when the session was decided.
+      attempts: those under way.
+      broke_off, wrong_peer, clock_corrected, signal_tried, signalled, answered, best_delivery: what was learned, for the verdict.
     """
 
     def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
@@ -108,19 +106,20 @@ class Session:
         self.refusal: PeerRefused | None = None
         self.spent: bool = False
         self.scope: trio.CancelScope | None = None
+        self.over_at: float | None = None
         self.broke_off = False
         self.wrong_peer = False
-        self.clock_off = False
+        self.clock_corrected = False
+        self.attempts: set[Attempt] = set()
         self.signalled = False
         self.answered = False
         self.best_delivery: Delivery | None = None
-        self.no_signal = False
+        self.signal_tried = False
 
     def win(self, pipe: Pipe) -> None:
         """Record the result and end the phase.  No checkpoint before or after."""
         self.pipe = pipe
-        if self.scope is not None:
-            self.scope.cancel(reason="another combo has won")
+        self._end_phase("another combo has won")
 
     def learn_refusal(self, refusal: PeerRefused) -> None:
         """The peer was reached and said no: other paths lead to the same answer."""
@@ -128,8 +127,28 @@ class Session:
             self.spent = True
         else:
             self.refusal = self.refusal or refusal
+        self._end_phase("the peer refused")
+
+    @contextmanager
+    def budget_suspended(self) -> Iterator[None]:
+        """While a commit is under way the phase's budget does not run: it is for finding paths, and one was found.
+
+        The commit has a bound of its own (the peer's silence), and the walk's deadline stands.
+        """
+        scope = self.scope
+        if scope is None:
+            yield
+            return
+        deadline, scope.deadline = scope.deadline, math.inf
+        try:
+            yield
+        finally:
+            scope.deadline = deadline
+
+    def _end_phase(self, reason: str) -> None:
+        self.over_at = trio.current_time()
         if self.scope is not None:
-            self.scope.cancel(reason="the peer refused")
+            self.scope.cancel(reason=reason)
 
 
 @final
@@ -215,6 +234,7 @@ class Attempt:
         session = self._session
         assert session is not None
         link: Link | None = None
+        session.attempts.add(self)
         try:
             async with self._running():
                 made = await factory(self).run()
@@ -227,6 +247,7 @@ class Attempt:
             session.wrong_peer = True
             raise
         finally:
+            session.attempts.discard(self)
             if link is not None and not self.won:
                 link.close_nowait()
 
@@ -251,18 +272,16 @@ class Attempt:
         return link
 
     async def _commit(self, link: Link, session: Session) -> Pipe:
-        budgets = self.node.budgets
         async with session.commit_lock:
             session.epoch += 1
-            if session.scope is not None:  # the phase's budget is for finding paths: a commit under way may finish
-                session.scope.deadline = max(session.scope.deadline, trio.current_time() + budgets.commit)
             try:
-                pipe = await link.commit(
-                    epoch=session.epoch,
-                    link_id=session.id[:8] + session.epoch.to_bytes(8, "big"),
-                    early_data=session.early_data,
-                    patience=budgets.commit,
-                )
+                with session.budget_suspended():
+                    pipe = await link.commit(
+                        epoch=session.epoch,
+                        link_id=session.id[:8] + session.epoch.to_bytes(8, "big"),
+                        early_data=session.early_data,
+                        patience=self.node.budgets.commit,
+                    )
             except (trio.BrokenResourceError, ProtocolError):
                 session.broke_off = True
                 raise
@@ -338,20 +357,17 @@ class Attempt:
         """See `Plugin.send_signal`."""
         session = self._session
         self._last_sent = message
-        try:
-            delivery = await self._home.signals.send(
-                self.peer,
-                message,
-                owner=self._plugin,
-                session=self.session_id,
-                attempt=self.attempt_id,
-                via=self._via,
-                visit=not self.inbound,
-            )
-        except SignalUnavailable:
-            if session is not None:
-                session.no_signal = True
-            raise
+        if session is not None:
+            session.signal_tried = True
+        delivery = await self._home.signals.send(
+            self.peer,
+            message,
+            owner=self._plugin,
+            session=self.session_id,
+            attempt=self.attempt_id,
+            via=self._via,
+            visit=not self.inbound,
+        )
         if session is not None:
             session.signalled = True
             if session.best_delivery is None or delivery > session.best_delivery:
@@ -371,22 +387,29 @@ class Attempt:
             if session is not None and not isinstance(arrival, Clock):
                 session.answered = True
             if isinstance(arrival, Clock):
-                if self._corrected or self._last_sent is None:
-                    if session is not None:
-                        session.clock_off = True
-                    raise ClockOff("the peer refuses our signals for their time, after a correction too")
-                self._corrected = True
-                if session is not None:
-                    session.recorder.note(
-                        "our clock and the peer's differ; the signals were corrected", trio.current_time()
-                    )
-                await self.send_signal(self._last_sent)
+                await self._correct_clock(arrival)
             elif isinstance(arrival, Refused):
                 raise _refusal(arrival)
             elif isinstance(arrival, Failed):
                 raise AttemptFailed("the peer tried, and it did not work there")
             else:
                 return arrival
+
+    async def _correct_clock(self, reply: Clock) -> None:
+        """The peer says what time it is there; `Signals` has noted it, so what was refused can be said again, once.
+
+        The peer answers one message in ten seconds so, whatever it refuses: the session's other attempts hear of it here.
+        """
+        session = self._session
+        if self._corrected or self._last_sent is None:
+            return
+        self._corrected = True
+        if session is not None and not session.clock_corrected:
+            session.clock_corrected = True
+            session.recorder.note("our clock and the peer's differ; the signals were corrected", trio.current_time())
+            for other in session.attempts - {self}:
+                other.deliver(reply)
+        await self.send_signal(self._last_sent)
 
     async def receive_signal(self) -> Message:
         """See `Plugin.receive_signal`."""

@@ -89,14 +89,14 @@ async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pip
                 await _last_round(planned, session)
         timed_out = whole.cancelled_caught
     except BaseException:
-        if session.pipe is not None:  # cancelled, or a strict plugin's error, after the win: nobody will get the Pipe
+        if session.pipe is not None:  # cancelled, or a strict plugin's error, after the win: nobody gets the Pipe
             session.pipe.close_nowait()
         raise
     if session.pipe is not None:
-        session.pipe.report = recorder.finish(Verdict.CONNECTED, trio.current_time())
+        session.pipe.report = recorder.finish(Verdict.CONNECTED, trio.current_time(), session_id=session.id)
         return session.pipe
     verdict = decide_verdict(session, planned, timed_out=timed_out)
-    raise ConnectError(recorder.finish(verdict, trio.current_time()))
+    raise ConnectError(recorder.finish(verdict, trio.current_time(), session_id=session.id))
 
 
 def _over(session: Session) -> bool:
@@ -112,21 +112,27 @@ async def _last_round(planned: PlannedWalk, session: Session) -> None:
 
 async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo]) -> None:
     chosen = [combo for combo in combos if combo.likelihood is not Likelihood.HOPELESS]
-    if chosen:
-        budgets, rtt = planned.home.view.budgets, planned.home.view.signal_rtt
-        budget = planned.ceiling if phase is None or planned.ceiling is not None else phase_budget(phase, budgets, rtt)
-        await _run_combos(planned, session, phase, chosen, budget)
+    if not chosen:
+        return
+    view = planned.home.view
+    if planned.ceiling is not None:
+        budget = planned.ceiling
+    else:
+        budget = phase_budget(phase, view.budgets, view.signal_rtt)
+        later = planned.phases[planned.phases.index(phase) + 1 :]
+        if not any(c.phase in later and c.likelihood is not Likelihood.HOPELESS for c in planned.combos):
+            budget = max(budget, view.budgets.signal)  # nothing comes after it that would be worth hurrying for
+    await _run_combos(planned, session, phase, chosen, budget)
 
 
 async def _run_combos(
-    planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo], budget: float | None
+    planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo], budget: float
 ) -> None:
     """One nursery, every combo a child task; ends with the last of them, with the first Pipe, or with the budget."""
     session.recorder.phase(phase or "last round", trio.current_time())
     with trio.CancelScope() as scope:
         session.scope = scope
-        if budget is not None:
-            scope.deadline = trio.current_time() + budget
+        scope.deadline = trio.current_time() + budget
         try:
             async with trio.open_nursery() as nursery:
                 for combo in combos:
@@ -146,11 +152,11 @@ async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> No
     recorder = session.recorder
     recorder.started(combo, trio.current_time())
     attempt = Attempt.of_combo(planned.home, session, combo, planned.home.view.host.entropy(16))
-    cancelled_at: float | None = None
+    cancelled = False
     try:
         await attempt.make_pipe(planned.factories[combo.plugin])
     except trio.Cancelled:
-        cancelled_at = trio.current_time()
+        cancelled = True
         raise
     except Exception as error:
         expected = isinstance(error, EXPECTED)
@@ -161,11 +167,13 @@ async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> No
         if not expected and planned.strict:
             raise
     finally:
-        if session.pipe is not None and attempt.won:
-            recorder.ended(combo, Outcome.WON, trio.current_time())
-        elif cancelled_at is not None:
+        now = trio.current_time()
+        if attempt.won:
+            recorder.ended(combo, Outcome.WON, now)
+        elif cancelled:
+            since = session.over_at if session.over_at is not None else trio.current_effective_deadline()
             outcome = Outcome.LOST if _over(session) else Outcome.TIMED_OUT
-            recorder.ended(combo, outcome, trio.current_time())
+            recorder.ended(combo, outcome, now, cleanup=max(now - since, 0.0))
 
 
 def describe(error: BaseException) -> str:
@@ -174,7 +182,7 @@ def describe(error: BaseException) -> str:
     return text if isinstance(error, EXPECTED) else f"{type(error).__name__}: {text}"
 
 
-def phase_budget(phase: str, budgets: Budgets, signal_rtt: float | None) -> float:
+def phase_budget(phase: str | None, budgets: Budgets, signal_rtt: float | None) -> float:
     """Seconds that a phase may take (DESIGN §8); without a measured round trip, its largest."""
     if phase == "direct":
         if signal_rtt is None:
@@ -187,7 +195,7 @@ def phase_budget(phase: str, budgets: Budgets, signal_rtt: float | None) -> floa
     return budgets.relay_base + 12 * (signal_rtt if signal_rtt is not None else budgets.direct_max / 3)
 
 
-_BY_REFUSAL: Final = {
+_BY_REFUSAL: Final[Mapping[int, Verdict]] = {
     RefuseReason.UNAUTHORIZED: Verdict.REFUSED,
     RefuseReason.NOT_ACCEPTING: Verdict.NOT_ACCEPTING,
     RefuseReason.BUSY: Verdict.BUSY,
@@ -198,19 +206,19 @@ _BY_REFUSAL: Final = {
 def decide_verdict(session: Session, planned: PlannedWalk, *, timed_out: bool) -> Verdict:
     """The one reason that explains most: what the peer itself said, then what was seen, then what was missing."""
     if session.refusal is not None:
-        return _BY_REFUSAL.get(RefuseReason(session.refusal.reason), Verdict.NOT_ACCEPTING)
+        return _BY_REFUSAL.get(session.refusal.reason, Verdict.NOT_ACCEPTING)
     if not planned.combos:
         return Verdict.NOTHING_TO_TRY
     if timed_out:
         return Verdict.TIMED_OUT
     if session.broke_off or session.spent:
         return Verdict.BROKE_OFF
-    if session.clock_off:
-        return Verdict.CLOCK_OFF
     if session.wrong_peer:
         return Verdict.WRONG_PEER
+    if session.clock_corrected and not session.answered:
+        return Verdict.CLOCK_OFF  # it told us its time, we went by that, and it heard no more of us
     if session.answered:
         return Verdict.NO_RELAY_CONFIGURED if not planned.has_relay else Verdict.UNREACHABLE
     if session.best_delivery is None:
-        return Verdict.NO_SIGNAL if session.no_signal else Verdict.UNREACHABLE
+        return Verdict.NO_SIGNAL if session.signal_tried else Verdict.UNREACHABLE
     return Verdict.PEER_OFFLINE if session.best_delivery <= Delivery.NOBODY_HOME else Verdict.PEER_SILENT

@@ -13,6 +13,7 @@ No scope that spans the body is shielded, so the body can be cancelled as always
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -29,10 +30,10 @@ from .carrier import TlsContexts
 from .combos import Combo, Route, RouteType, plan_combos
 from .config import Budgets, NodeConfig
 from .dispatch import AttemptKey, Signals, WallClock
-from .errors import ConfigError, SignalError
+from .errors import ConfigError, ConnectError, SignalError
 from .identity import Identity, default_key_file
 from .inbound import Authorize, Inbound, PipeListener, open_listening_sockets
-from .link import Link, Pipe
+from .link import EARLY_DATA_LIMIT, Link, Pipe
 from .nurseries import open_background_nursery
 from .plugin import (
     PHASES,
@@ -295,13 +296,12 @@ class Node:
         combos = self._combos(
             [kind], address, None if af is None else [af], None if route_type is None else [route_type]
         )
-        ceiling = kind.timeout if timeout is None else timeout
         return await self._walk(
             address,
             combos,
             phases=[kind.phase],
-            timeout=ceiling,
-            ceiling=ceiling,
+            timeout=math.inf if timeout is None else timeout,
+            ceiling=kind.timeout,
             early_data=early_data,
             on_event=on_event,
         )
@@ -349,9 +349,9 @@ class Node:
         early_data: bytes,
         on_event: Callable[[WalkEvent], None] | None,
     ) -> Pipe:
-        session_id = self._host.entropy(16)
-        recorder = Recorder(peer=peer.peer_id, session=session_id.hex(), now=trio.current_time(), on_event=on_event)
-        session = Session(peer, session_id, recorder, early_data=early_data)
+        if len(early_data) > EARLY_DATA_LIMIT:
+            raise ValueError(f"early_data is {len(early_data)} bytes; at most {EARLY_DATA_LIMIT} may ride with a commit")
+        recorder = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
         planned = PlannedWalk(
             self,
             factories={name: factory for name, (_, factory) in self._factories.items()},
@@ -360,11 +360,20 @@ class Node:
             strict=self._strict,
             ceiling=ceiling,
         )
-        try:
-            return await walk(planned, session, timeout=timeout)
-        finally:
-            if session.signalled and session.pipe is None:
-                self.say_goodbye(partial(self._send_cancel, session))
+        deadline = trio.current_time() + timeout
+        while True:
+            session = Session(peer, self._host.entropy(16), recorder, early_data=early_data)
+            try:
+                return await walk(planned, session, timeout=deadline - trio.current_time())
+            except ConnectError:
+                # The peer's application has had its one Pipe of this session, on a carrier that died before we heard of
+                # it.  That Pipe is broken there by now; a new session may give a new one.
+                if not session.spent:
+                    raise
+                recorder.note("a path broke between the peer's accept and ours; tried again", trio.current_time())
+            finally:
+                if session.signalled and session.pipe is None:
+                    self.say_goodbye(partial(self._send_cancel, session))
 
     async def _send_cancel(self, session: Session) -> None:
         try:

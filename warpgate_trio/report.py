@@ -153,10 +153,9 @@ class Recorder:
     """
 
     def __init__(
-        self, *, peer: str, session: str, now: float, on_event: Callable[[WalkEvent], None] | None = None
+        self, *, peer: str, now: float, on_event: Callable[[WalkEvent], None] | None = None
     ) -> None:
         self._peer = peer
-        self._session = session
         self._began = now
         self._on_event = on_event
         self._rows: dict[Combo, ComboReport] = {}
@@ -210,10 +209,10 @@ class Recorder:
             self._notes.append(text)
             self._emit(WalkEvent(kind="note", at_ms=self._ms(now), text=text))
 
-    def finish(self, verdict: Verdict, now: float) -> ConnectReport:
+    def finish(self, verdict: Verdict, now: float, *, session_id: bytes) -> ConnectReport:
         return ConnectReport(
             peer=self._peer,
-            session=self._session,
+            session=session_id.hex(),
             verdict=verdict,
             advice=ADVICE[verdict],
             elapsed_ms=self._ms(now),

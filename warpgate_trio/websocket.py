@@ -24,7 +24,7 @@ from __future__ import annotations
 import base64
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,18 +36,18 @@ import trio_websocket
 
 from .config import ServerUrl
 from .errors import ConfigError, WarpgateError
+from .nurseries import open_background_nursery
 
 __all__ = [
     "ConnectionLimits",
     "WebSocket",
     "WebSocketClosed",
     "WebSocketError",
-    "open_background_nursery",
     "open_websocket",
     "serve_websocket",
 ]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 0.2
 """Seconds that a polite close may take: enough for a peer on the same continent, and nobody waits for more on the way
@@ -93,52 +93,6 @@ class ConnectionLimits:
 _DEFAULT_LIMITS = ConnectionLimits()
 
 
-@asynccontextmanager
-async def open_background_nursery() -> AsyncGenerator[trio.Nursery]:
-    """Open a nursery for tasks that serve the body: they are cancelled when the body ends, however it ends.
-
-    What the body raises leaves bare, never wrapped in a group.  A background task that raises is a bug; its exception
-    cancels the body and leaves bare too when it is the only one.
-    """
-    body: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                yield nursery
-            except BaseException as exc:
-                body = exc
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        own = {id(leaf) for leaf in _leaves(body)} if body is not None else set()
-        others = [leaf for leaf in _leaves(group) if id(leaf) not in own and not isinstance(leaf, trio.Cancelled)]
-        if not others and body is not None:
-            _raise(body)
-        if len(others) == 1 and (body is None or isinstance(body, trio.Cancelled)):
-            _raise(others[0])
-        raise
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    # Trio rebuilds groups while it strips Cancelled, so identity holds for the leaves only.
-    if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield exc
-
-
-def _raise(exc: BaseException) -> NoReturn:
-    """Raise `exc` as it was, without the group that it was found in as its context."""
-    context = exc.__context__
-    try:
-        raise exc
-    finally:
-        exc.__context__ = context
-        del exc, context  # no reference cycle through this frame
-
-
 @final
 class _Wire(trio.abc.Stream):
     """The byte stream under one WebSocket: bounds what comes in, and breaks when a write was cut off."""
@@ -150,8 +104,8 @@ class _Wire(trio.abc.Stream):
         # reader is trying to queue, and one that is arriving.
         self._budget_full = 3 * max_message + _BUDGET_EXTRA + _RECEIVE_SIZE
         self._budget = float(self._budget_full)
-        self.last_heard = trio.current_time()
-        self.fault = ""
+        self.last_heard: float = trio.current_time()
+        self.fault: str = ""
 
     def message_taken(self) -> None:
         self._budget = float(self._budget_full)
@@ -191,7 +145,7 @@ class _Reader:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._scopes: set[trio.CancelScope] = set()
-        self.ended = False
+        self.ended: bool = False
         self.error: Exception | None = None
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:

@@ -17,7 +17,8 @@ from typing import NoReturn, final
 import trio
 
 from .. import host as machine
-from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, open_background_nursery, serve_websocket
+from ..nurseries import open_background_nursery
+from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
 from .rendezvous_core import (
     DEFAULT_LIMITS,
     MAX_FRAME,
@@ -37,7 +38,7 @@ __all__ = [
     "serve_rendezvous",
 ]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @final

@@ -290,16 +290,16 @@ class ServerConnection:
 
     def __init__(self, nonce: bytes, tokens: float, now: float) -> None:
         self.nonce: bytes | None = nonce
-        self.tokens = tokens
-        self.tokens_at = now
+        self.tokens: float = tokens
+        self.tokens_at: float = now
         self.key: bytes | None = None
         self.queue: deque[bytes] = deque()
-        self.closing = False
+        self.closing: bool = False
 
 
 @final
 class RendezvousCore:
-    """All mailboxes of one server.  Frames and `now` (seconds of a monotonic clock) in, answers and fuller queues out."""
+    """All mailboxes of one server.  Frames and `now` (monotonic seconds) in, answers and fuller queues out."""
 
     def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits

@@ -30,13 +30,13 @@ from .. import host as machine
 from ..config import ServerUrl
 from ..errors import ConfigError, SignalUnavailable, WarpgateError
 from ..identity import Identity
-from ..websocket import open_background_nursery
+from ..nurseries import open_background_nursery
 from .message import MAX_SIGNAL
 from .transport import Delivery, SignalChannel, open_channel, supports
 
 __all__ = ["Incoming", "ServerState", "ServerStatus", "SignalHub"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP, TLS, WebSocket and registration together: eight round trips of a bad satellite link."""
@@ -145,7 +145,7 @@ class SignalHub:
         self._ended = False
         self._changed = trio.Event()
         self._arrived, self._incoming = trio.open_memory_channel[Incoming](_INBOX)
-        self.dropped = 0
+        self.dropped: int = 0
         """Payloads that came in while 256 waited for `receive`."""
 
     # --- what the node does with it ---

@@ -234,7 +234,7 @@ class Inbox:
     def __init__(
         self, started_at: float, limits: InboxLimits = _DEFAULT_LIMITS, clocks: PeerClocks | None = None
     ) -> None:
-        self.clocks = clocks if clocks is not None else PeerClocks()
+        self.clocks: PeerClocks = clocks if clocks is not None else PeerClocks()
         self._limits = limits
         self._horizon = started_at - START_SLACK
         self._ids: set[bytes] = set()

@@ -17,8 +17,9 @@ import trio
 from ..config import ServerUrl
 from ..errors import RemoteProtocolError, SignalUnavailable
 from ..identity import Identity
+from ..nurseries import open_background_nursery
 from ..servers import rendezvous_core as wire
-from ..websocket import WebSocket, WebSocketError, open_background_nursery, open_websocket
+from ..websocket import WebSocket, WebSocketError, open_websocket
 from .transport import Delivery
 
 __all__ = ["WebSocketChannel", "open_websocket_channel"]
@@ -45,7 +46,7 @@ class WebSocketChannel:
         self._waiting: dict[int, _Waiter] = {}
         self._outgoing, self._to_write = trio.open_memory_channel[bytes](_OUTBOX)
         self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
-        self.dropped = 0
+        self.dropped: int = 0
         """Payloads that came while 64 waited to be received."""
 
     def __repr__(self) -> str:

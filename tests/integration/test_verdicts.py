@@ -1,0 +1,312 @@
+"""Every verdict, end to end: what has to happen for a walk to end with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+import pytest
+import trio
+
+from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from warpgate_trio import EXT_BIND, ConnectError, PeerAddress, PeerRefused, Verdict, anyone
+from warpgate_trio.carrier import TlsCarrier, TlsContexts
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.report import ADVICE, Outcome, WalkEvent
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import SignalHub
+from warpgate_trio.nurseries import open_background_nursery
+
+PRODUCED: set[Verdict] = set()
+
+
+@asynccontextmanager
+async def expect(verdict: Verdict) -> AsyncGenerator[None]:
+    with pytest.raises(ConnectError) as caught:
+        yield
+    report = caught.value.report
+    assert caught.value.verdict is report.verdict is verdict, report
+    assert caught.value.advice == ADVICE[verdict]
+    assert str(caught.value).startswith(verdict.value)
+    msgspec.json.encode(report)
+    assert report.winner is None
+
+
+@asynccontextmanager
+async def impostor(serve: Callable[[trio.socket.SocketType], Awaitable[None]]) -> AsyncGenerator[int]:
+    """A TCP server on loopback in place of Bob's node; yields its port."""
+    listener = trio.socket.socket()
+    await listener.bind(("127.0.0.1", 0))
+    listener.listen(16)
+
+    async def one(sock: trio.socket.SocketType) -> None:
+        try:
+            await serve(sock)
+        except (OSError, trio.BrokenResourceError):
+            pass
+        finally:
+            sock.close()
+
+    async with open_background_nursery() as nursery:
+
+        async def accept() -> None:
+            with suppress(trio.ClosedResourceError):
+                while True:
+                    sock, _ = await listener.accept()
+                    nursery.start_soon(one, sock)
+
+        nursery.start_soon(accept)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.close()
+
+
+async def committed(sock: trio.socket.SocketType) -> Link:
+    """Bob's side by hand, up to the COMMIT."""
+    link = await Link.hear_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
+    link.become(initiator=False)
+    await link.hear_commit()
+    return link
+
+
+async def test_connected() -> None:
+    async with pair() as both:
+        async with await both.alice.auto_connect(both.bob.address) as pipe:
+            report = pipe.report
+            assert report is not None
+            assert report.verdict is Verdict.CONNECTED
+            assert report.winner is not None
+            assert report.winner.plugin == pipe.path.plugin == "direct_connect"
+            assert {c.outcome for c in report.combos} <= {Outcome.WON, Outcome.LOST, Outcome.NOT_STARTED}
+            assert report.peer == both.bob.peer_id
+            msgspec.json.encode(report)
+
+
+async def test_refused_on_the_link() -> None:
+    async def nobody(peer_id: str) -> bool:
+        assert peer_id == ALICE.peer_id
+        return False
+
+    async with pair(authorize=nobody) as both, expect(Verdict.REFUSED):
+        await both.alice.connect(both.bob.address, plugin="direct_connect")
+
+
+async def test_refused_by_signal() -> None:
+    async def nobody(_: str) -> bool:
+        return False
+
+    async with pair(authorize=nobody) as both, expect(Verdict.REFUSED):
+        await both.alice.connect(both.bob.address, plugin="reverse_connect")
+
+
+async def test_an_authorize_that_fails_or_dawdles_is_a_no(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: str) -> bool:
+        raise RuntimeError("the user's own bug")
+
+    async with pair(authorize=broken, budgets=QUICK) as both, expect(Verdict.REFUSED):
+        await both.alice.auto_connect(both.bob.address)
+    assert "the user's own bug" in caplog.text
+    async with (
+        pair(authorize=lambda _: trio.sleep_forever(), budgets=QUICK) as both,  # type: ignore[arg-type, return-value]
+        expect(Verdict.REFUSED),
+    ):
+        await both.alice.auto_connect(both.bob.address)
+
+
+@pytest.mark.parametrize("plugin", ["direct_connect", "reverse_connect"])
+async def test_not_accepting(plugin: str) -> None:
+    async with pair(authorize=None) as both, expect(Verdict.NOT_ACCEPTING):
+        await both.alice.connect(both.bob.address, plugin=plugin)
+
+
+async def test_not_accepting_after_the_listener_was_closed() -> None:
+    async with pair() as both:
+        await both.bob.listener.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await both.bob.listener.accept()
+        async with expect(Verdict.NOT_ACCEPTING):
+            await both.alice.auto_connect(both.bob.address)
+
+
+async def test_busy() -> None:
+    async with pair() as both:
+        async with await both.alice.auto_connect(both.bob.address) as pipe:
+            opened = []
+            with pytest.raises(PeerRefused) as refused:
+                for _ in range(100):
+                    opened.append(await pipe.open_pipe())
+            assert refused.value.reason == RefuseReason.BUSY
+            assert len(opened) == 63  # with the first one, as many as wait for accept()
+            async with expect(Verdict.BUSY):
+                await both.alice.auto_connect(both.bob.address)
+
+
+async def test_unsupported() -> None:
+    async def serve(sock: trio.socket.SocketType) -> None:
+        await (await committed(sock)).refuse(RefuseReason.UNSUPPORTED)
+
+    async with impostor(serve) as port, loopback_node(ALICE, config()) as alice, expect(Verdict.UNSUPPORTED):
+        await alice.auto_connect(address_of(BOB, port=port))
+
+
+async def test_a_refusal_of_a_later_version_is_a_refusal() -> None:
+    async def serve(sock: trio.socket.SocketType) -> None:
+        await (await committed(sock)).refuse(99)  # type: ignore[arg-type]
+
+    async with impostor(serve) as port, loopback_node(ALICE, config()) as alice, expect(Verdict.NOT_ACCEPTING):
+        await alice.auto_connect(address_of(BOB, port=port))
+
+
+async def test_wrong_peer() -> None:
+    """Carol answers on what was Bob's port."""
+    async with (
+        loopback_node(CAROL, config(), authorize=anyone) as carol,
+        loopback_node(ALICE, config()) as alice,
+    ):
+        port = next(endpoint.port for _, endpoint in carol.address.endpoints())
+        async with expect(Verdict.WRONG_PEER):
+            await alice.auto_connect(address_of(BOB, port=port))
+
+
+async def test_nothing_to_try() -> None:
+    async with pair() as both, expect(Verdict.NOTHING_TO_TRY):
+        await both.alice.auto_connect(both.bob.address, route_types=[EXT_BIND])
+
+
+async def test_no_signal() -> None:
+    dead = f"ws://127.0.0.1:{await closed_port()}"
+    async with loopback_node(ALICE, config(dead, budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL):
+        await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]))
+
+
+async def test_no_signal_without_any_server() -> None:
+    async with loopback_node(ALICE, config(budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL):
+        await alice.auto_connect(address_of(BOB, port=await closed_port()))
+
+
+async def test_peer_offline() -> None:
+    async with open_rendezvous() as server, loopback_node(ALICE, config(server, budgets=QUICK)) as alice:
+        await alice.wait_signals()
+        async with expect(Verdict.PEER_OFFLINE):
+            await alice.auto_connect(address_of(BOB, port=await closed_port()))
+
+
+@asynccontextmanager
+async def mute_bob(url: str) -> AsyncGenerator[SignalHub]:
+    """Bob is registered, takes messages, and says nothing."""
+    hub = SignalHub(BOB, [ServerUrl.parse(url)])
+    async with open_background_nursery() as nursery:
+        await nursery.start(hub.run)
+        await hub.wait_connected()
+        yield hub
+
+
+async def test_peer_silent() -> None:
+    async with open_rendezvous() as server, loopback_node(ALICE, config(server, budgets=QUICK)) as alice:
+        await alice.wait_signals()
+        async with mute_bob(f"ws://127.0.0.1:{server.port}"), expect(Verdict.PEER_SILENT):
+            await alice.auto_connect(address_of(BOB, port=await closed_port()))
+
+
+async def test_no_relay_configured() -> None:
+    """Bob answers signals and tries, but neither side can be dialled."""
+    async with pair(budgets=QUICK) as both:
+        for node in (both.alice, both.bob):
+            for sock in node._sockets:
+                sock.close()
+        async with expect(Verdict.NO_RELAY_CONFIGURED):
+            await both.alice.auto_connect(both.bob.address)
+
+
+async def test_broke_off() -> None:
+    async def serve(sock: trio.socket.SocketType) -> None:
+        (await committed(sock)).close_nowait()
+
+    async with impostor(serve) as port, loopback_node(ALICE, config()) as alice, expect(Verdict.BROKE_OFF):
+        await alice.auto_connect(address_of(BOB, port=port))
+
+
+async def test_broke_off_by_silence_after_the_commit() -> None:
+    async def serve(sock: trio.socket.SocketType) -> None:
+        await committed(sock)
+        await trio.sleep_forever()
+
+    async with (
+        impostor(serve) as port,
+        loopback_node(ALICE, config(budgets=QUICK)) as alice,
+        expect(Verdict.BROKE_OFF),
+    ):
+        await alice.auto_connect(address_of(BOB, port=port))
+
+
+async def test_timed_out() -> None:
+    """Something takes the connection and never says a word."""
+
+    async def serve(_: trio.socket.SocketType) -> None:
+        await trio.sleep_forever()
+
+    async with impostor(serve) as port, loopback_node(ALICE, config()) as alice:
+        with trio.fail_after(1):
+            async with expect(Verdict.TIMED_OUT):
+                await alice.auto_connect(address_of(BOB, port=port), timeout=0.1)
+
+
+async def test_unreachable() -> None:
+    async with loopback_node(ALICE, config()) as alice, expect(Verdict.UNREACHABLE):
+        await alice.connect(address_of(BOB, port=await closed_port()), plugin="direct_connect")
+
+
+async def test_a_clock_that_is_off_is_corrected() -> None:
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=anyone) as bob,
+        loopback_node(ALICE, config(server), host=LoopbackHost(skew=3600)) as alice,
+    ):
+        await alice.wait_signals()
+        await bob.wait_signals()
+        # One hour apart: Bob says what time it is there, Alice corrects herself and gets through.
+        async with await alice.connect(bob.address, plugin="reverse_connect") as pipe:
+            assert pipe.report is not None
+            assert pipe.report.notes == ("our clock and the peer's differ; the signals were corrected",)
+
+
+async def test_clock_off() -> None:
+    """The hour becomes three between the peer's word about the time and the second try."""
+    host = LoopbackHost(skew=3600)
+
+    def leap(event: WalkEvent) -> None:
+        if event.kind == "note":
+            host.skew = 3 * 3600
+
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=anyone) as bob,
+        loopback_node(ALICE, config(server, budgets=QUICK), host=host) as alice,
+    ):
+        await alice.wait_signals()
+        await bob.wait_signals()
+        async with expect(Verdict.CLOCK_OFF):
+            await alice.auto_connect(bob.address, plugins=["reverse_connect"], on_event=leap)
+
+
+async def test_the_peers_answer_survives_unknown_addresses() -> None:
+    async with loopback_node(ALICE, config()) as alice:
+        own = alice.address
+        with pytest.raises(ValueError, match="own address"):
+            await alice.auto_connect(own)
+        with pytest.raises(ValueError, match="no plugin 'nonsense'"):
+            await alice.connect(address_of(BOB, port=1), plugin="nonsense")
+        with pytest.raises(ValueError, match="no plugin 'nonsense'"):
+            await alice.auto_connect(address_of(BOB, port=1), plugins=["nonsense"])
+        with pytest.raises(ValueError, match="no phase 'nonsense'"):
+            await alice.auto_connect(address_of(BOB, port=1), phases=["nonsense"])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="early_data"):
+            await alice.auto_connect(address_of(BOB, port=1), early_data=bytes(65537))
+
+
+def test_addresses_are_checked_before_the_walk() -> None:
+    assert issubclass(ConnectError, Exception)
+    assert PeerAddress.from_text(str(address_of(BOB, port=1))).peer_id == BOB.peer_id

@@ -1,0 +1,172 @@
+"""Nodes for tests: on loopback alone, ephemeral, with a rendezvous server of their own when they want one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import final
+
+import trio
+
+from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
+from warpgate_trio import host as machine
+from warpgate_trio.address import Endpoint
+from warpgate_trio.config import Budgets, ListenConfig
+from warpgate_trio.host import Host, Interface, InterfaceAddress
+from warpgate_trio.plugin import Plugin
+from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+
+ALICE = Identity.from_seed(b"alice" + bytes(27))
+BOB = Identity.from_seed(b"bob" + bytes(29))
+CAROL = Identity.from_seed(b"carol" + bytes(27))
+
+QUICK = Budgets(direct_min=0.1, direct_max=0.15, signal=0.15, commit=0.15, authorize=0.1, handshake=0.5, goodbye=0.2)
+"""Budgets under which even a walk that fails in the end stays within a quarter of a second."""
+
+
+@final
+class LoopbackHost:
+    """A machine that has nothing but loopback: no test packet can leave it.
+
+    `skew` is what its wall clock is off; `fingerprint` tells machines apart.
+    """
+
+    def __init__(self, *, skew: float = 0.0, fingerprint: bytes = bytes(32), seed: int = 0) -> None:
+        self._real = machine.RealHost()
+        self.skew = skew
+        self._fingerprint = fingerprint
+        self.random = random.Random(seed)
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        addresses = (
+            InterfaceAddress(ip=ip_address("127.0.0.1"), prefix=8),
+            InterfaceAddress(ip=ip_address("::1"), prefix=128),
+        )
+        return (Interface(name="lo", index=1, addresses=addresses, is_loopback=True, is_virtual=False),)
+
+    def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
+        return dest if dest.is_loopback else None
+
+    def wall_time(self) -> float:
+        return self._real.wall_time() + self.skew
+
+    def entropy(self, n: int) -> bytes:
+        return self._real.entropy(n)
+
+    def machine_fingerprint(self) -> bytes:
+        return self._fingerprint
+
+
+def config(*servers: RendezvousServer | str, budgets: Budgets | None = None, port: int = 0) -> NodeConfig:
+    urls = [server if isinstance(server, str) else f"ws://127.0.0.1:{server.port}" for server in servers]
+    return NodeConfig(
+        servers=Servers(websocket=urls),
+        budgets=Budgets() if budgets is None else budgets,
+        listen=ListenConfig(port=port),
+    )
+
+
+@asynccontextmanager
+async def on_host(host: Host) -> AsyncGenerator[None]:
+    """Nodes that are opened inside run on `host`; that of the surroundings comes back at the end."""
+    old = machine.set_provider(lambda: host)
+    try:
+        yield
+    finally:
+        machine.set_provider(old)
+
+
+@asynccontextmanager
+async def loopback_node(
+    identity: Identity,
+    node_config: NodeConfig,
+    *,
+    authorize: Callable[[str], Awaitable[bool]] | None = None,
+    host: Host | None = None,
+    plugins: Iterable[str | type[Plugin]] | None = None,
+    strict_plugins: bool = True,
+) -> AsyncGenerator[Node]:
+    async with (
+        on_host(LoopbackHost() if host is None else host),
+        open_node(
+            node_config, identity=identity, authorize=authorize, plugins=plugins, strict_plugins=strict_plugins
+        ) as node,
+    ):
+        yield node
+
+
+@dataclass(frozen=True)
+class Pair:
+    alice: Node
+    bob: Node
+    server: RendezvousServer
+
+
+@asynccontextmanager
+async def pair(
+    *,
+    authorize: Callable[[str], Awaitable[bool]] | None = anyone,
+    budgets: Budgets | None = None,
+    plugins: Iterable[str | type[Plugin]] | None = None,
+) -> AsyncGenerator[Pair]:
+    """Alice, who calls, and Bob, who listens, on one machine, both connected to one rendezvous server."""
+    chosen = None if plugins is None else list(plugins)
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server, budgets=budgets), authorize=authorize, plugins=chosen) as bob,
+        loopback_node(ALICE, config(server, budgets=budgets), plugins=chosen) as alice,
+    ):
+        await bob.wait_signals()
+        await alice.wait_signals()
+        yield Pair(alice, bob, server)
+
+
+@asynccontextmanager
+async def pipes(**options: object) -> AsyncGenerator[tuple[Pipe, Pipe, Pair]]:
+    """Alice's end and Bob's end of one Pipe."""
+    async with pair(**options) as both:  # type: ignore[arg-type]
+        ours = await both.alice.auto_connect(both.bob.address)
+        theirs = await both.bob.listener.accept()
+        async with ours, theirs:
+            yield ours, theirs, both
+
+
+def address_of(
+    identity: Identity, *, port: int, signals: Iterable[str] = (), host: Host | None = None, now: float | None = None
+) -> PeerAddress:
+    """An address on this machine's loopback that points wherever the test wants."""
+    from warpgate_trio.address import AddressInterface, EndpointKind, Transport
+
+    host = LoopbackHost() if host is None else host
+    issued = int(host.wall_time() if now is None else now)
+    endpoint = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip="127.0.0.1", port=port)
+    return PeerAddress.issue(
+        identity,
+        seq=issued,
+        issued_at=issued,
+        expires_at=issued + 3600,
+        host_salt=bytes(8),
+        host_id=machine.host_id(host.machine_fingerprint(), bytes(8)),
+        signals=tuple(signals),
+        interfaces=(AddressInterface(1, (endpoint,)),),
+    )
+
+
+async def closed_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    sock = trio.socket.socket()
+    await sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    sock.close()
+    return port
+
+
+async def echo(pipe: Pipe) -> None:
+    """Send everything back, until the peer's end."""
+    async with pipe:
+        async for data in pipe:
+            await pipe.send_all(data)
+        await pipe.send_eof()
