@@ -11,7 +11,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format dist lab-deps clean
+.PHONY: help demo test lint format bench dist lab-deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-17s%s\n", $$1, $$2 }'
@@ -28,6 +28,10 @@ lint: ## ruff, mypy, import-linter, the house rules, type completeness
 format: ## let ruff lay out the code and mend what it can
 	@sh tools/in_venv.sh dev ruff check --fix-only .
 	@sh tools/in_venv.sh dev ruff format .
+
+bench: ## run every benchmark (minutes; see benchmarks/README.md)
+	@for each in connect_time round_trips pipe_throughput many_pipes idle_node; do \
+		sh tools/in_venv.sh dev python -m benchmarks.$$each || exit 1; done
 
 dist: ## build sdist and wheel, and try the wheel in empty environments
 	@sh tools/in_venv.sh dev python tools/dist.py
