@@ -51,10 +51,16 @@ class RouteType(IntEnum):
 
 
 class Likelihood(Enum):
+    """What the rules think of a combo; it orders the work, and only INVALID forbids it."""
+
     INVALID = "invalid"
+    """Does not exist for this pair."""
     HOPELESS = "hopeless"
+    """Known to fail: tried once, in a last round."""
     DOUBTFUL = "doubtful"
+    """Not known to work, nor to fail."""
     LIKELY = "likely"
+    """There is evidence for it."""
 
 
 class Aim(Enum):
@@ -263,6 +269,8 @@ SAME_HOST_DELAY: Final = 0.05
 """Non-loopback combos on one machine wait for loopback: ten times what a loopback walk takes here (4 ms)."""
 ASK_DELAY: Final = 0.02
 """Asking to be dialled waits for dialling where that is likely: under the 30 ms that DESIGN §8 allows over the RTTs."""
+TWIN_DELAY: Final = 0.05
+"""A public address of a machine in our own network is reached by NIC_BIND and by EXT_BIND: the same dialling twice."""
 MAX_COMBOS: Final = 32
 """Of one phase: a peer's record with 256 endpoints must not make us dial 256 times.  The likely ones come first."""
 
@@ -322,20 +330,25 @@ def _combo(facts: Facts, likelihood: Likelihood, why: str) -> Combo:
         target=facts.target,
         source=None if facts.same_host else facts.source,
         likelihood=likelihood,
-        delay=SAME_HOST_DELAY if facts.same_host and facts.route_type is not RouteType.LOOPBACK_BIND else 0.0,
+        delay=0.0,
         why=why,
     )
 
 
 def _with_delays(combos: list[Combo], asking: set[str]) -> list[Combo]:
-    """Asking waits where there is likely dialling in the same phase; on one machine only loopback goes at once."""
+    """Who holds back for whom; see the three constants."""
     loopback = any(combo.route_type is RouteType.LOOPBACK_BIND for combo in combos)
     likely = {c.phase for c in combos if c.plugin not in asking and c.likelihood is Likelihood.LIKELY}
+    aimed_at: set[tuple[str, bytes, int]] = set()
     delayed = []
-    for combo in combos:
-        delay = combo.delay if loopback else 0.0
+    for combo in combos:  # NIC_BIND comes before EXT_BIND in `RouteType`
+        delay = SAME_HOST_DELAY if loopback and combo.route_type is not RouteType.LOOPBACK_BIND else 0.0
         if combo.plugin in asking and combo.phase in likely:
             delay += ASK_DELAY
+        aim = (combo.plugin, combo.target.address, combo.target.port)
+        if aim in aimed_at:
+            delay += TWIN_DELAY
+        aimed_at.add(aim)
         delayed.append(dataclasses.replace(combo, delay=delay))
     return delayed
 

@@ -38,7 +38,7 @@ __all__ = ["ByteSocket", "TlsCarrier", "TlsContexts"]
 
 RECEIVE_MIN: Final = 16 * 1024
 """First ``recv`` size: one TLS record.  It doubles while the kernel fills it, so that an idle Link stays small."""
-RECEIVE_MAX: Final = 128 * 1024
+RECEIVE_MAX: Final = 256 * 1024
 """Largest ``recv`` size: 1.3 x the throughput of `trio.SSLStream`, which reads 32 KiB at a time (DESIGN §4.1)."""
 RECORD: Final = 16 * 1024
 """One TLS record carries at most this much plaintext (RFC 8446 §5.1), and ``SSLObject.read`` returns at most one."""
@@ -114,6 +114,7 @@ class TlsCarrier:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialer)
         self._unsent = memoryview(b"")
         self._closed = False
+        self._fault: ssl.SSLError | None = None
         self._receive_size = RECEIVE_MIN
         self.dialer: Final = dialer
         self.server_key: Final = server_key
@@ -244,10 +245,13 @@ class TlsCarrier:
                 pieces.append(piece)
         except ssl.SSLWantReadError:
             return False
+        except ssl.SSLZeroReturnError:  # how the peer's close_notify reads once we have sent ours
+            return True
         except ssl.SSLError as error:
+            self._fault = fault = self._fault or error  # OpenSSL names the reason once; later errors say nothing
             if pieces:  # what came before the fault is good; the fault comes again on the next call
-                return False
-            raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
+                return True
+            raise trio.BrokenResourceError(f"TLS: {fault.reason or fault}") from fault
         return True
 
     def feed_end(self) -> None:

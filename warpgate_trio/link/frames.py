@@ -5,8 +5,8 @@
 
 Channel 0 is the Pipe that the COMMIT made; the session's initiator opens odd channels, its responder even ones.
 Flags and reserved bytes are sent as zero and ignored; a payload may be longer than this release expects (within its
-bound) and the rest is ignored: that is how the format grows.  An unknown frame type below 0x80 is an error, one from
-0x80 on is skipped.
+bound) and the rest is ignored: that is how the format grows, and why texts carry their length.  An unknown frame type
+below 0x80 is an error, one from 0x80 on is skipped.
 
 Room for moving a live Link to a better carrier (DESIGN §4.2): every Link has an id (in COMMIT), both sides count every
 channel's bytes from zero, CREDIT carries an absolute offset and FIN the final one, so a later RESUME(link id, offsets)
@@ -207,6 +207,8 @@ _PROOF = struct.Struct("!H32s16s16s64s")
 _COMMIT = struct.Struct("!H16s16sIQ")
 _U64 = struct.Struct("!Q")
 _U16 = struct.Struct("!H")
+_REFUSE = struct.Struct("!HB")
+_OPEN = struct.Struct("!QB")
 
 
 def data_header(channel: int, size: int) -> bytes:
@@ -220,9 +222,10 @@ def encode(frame: Frame) -> bytes:
     return HEADER.pack(kind, 0, 0, channel, len(payload)) + payload
 
 
-def _text(text: str, limit: int) -> bytes:
-    """UTF-8, cut at a character boundary within `limit` bytes."""
-    return text.encode()[:limit].decode(errors="ignore").encode()
+def _with_text(head: struct.Struct, value: int, text: str, limit: int) -> bytes:
+    """A number, a text's length, and the text in UTF-8, cut at a character boundary within `limit` bytes."""
+    data = text.encode()[:limit].decode(errors="ignore").encode()
+    return head.pack(value, len(data)) + data
 
 
 _ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
@@ -233,8 +236,8 @@ _ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
     ),
     Commit: lambda f: (FrameType.COMMIT, 0, _COMMIT.pack(f.version, f.session_id, f.link_id, f.epoch, f.credit)),
     Accept: lambda f: (FrameType.ACCEPT, f.channel, _U64.pack(f.credit)),
-    Refuse: lambda f: (FrameType.REFUSE, f.channel, _U16.pack(f.reason) + _text(f.text, MAX_REASON_TEXT)),
-    Open: lambda f: (FrameType.OPEN, f.channel, _U64.pack(f.credit) + _text(f.label, MAX_LABEL)),
+    Refuse: lambda f: (FrameType.REFUSE, f.channel, _with_text(_REFUSE, f.reason, f.text, MAX_REASON_TEXT)),
+    Open: lambda f: (FrameType.OPEN, f.channel, _with_text(_OPEN, f.credit, f.label, MAX_LABEL)),
     Credit: lambda f: (FrameType.CREDIT, f.channel, _U64.pack(f.limit)),
     Fin: lambda f: (FrameType.FIN, f.channel, _U64.pack(f.final_offset)),
     Reset: lambda f: (FrameType.RESET, f.channel, _U16.pack(f.code)),
@@ -296,12 +299,30 @@ def _u16(payload: bytes) -> int:
     return value
 
 
+def _value_and_text(head: struct.Struct, payload: bytes) -> tuple[int, str]:
+    value, length = head.unpack_from(payload)
+    text = payload[head.size : head.size + length]
+    if len(text) < length:
+        raise struct.error(f"a text of {length} bytes has {len(text)}")
+    return value, text.decode()
+
+
+def _decode_refuse(channel: int, payload: bytes) -> Refuse:
+    reason, text = _value_and_text(_REFUSE, payload)
+    return Refuse(channel=channel, reason=reason, text=text)
+
+
+def _decode_open(channel: int, payload: bytes) -> Open:
+    credit, label = _value_and_text(_OPEN, payload)
+    return Open(channel=channel, credit=credit, label=label)
+
+
 _DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
     FrameType.PROOF: _decode_proof,
     FrameType.COMMIT: _decode_commit,
     FrameType.ACCEPT: lambda c, p: Accept(channel=c, credit=_u64(p)),
-    FrameType.REFUSE: lambda c, p: Refuse(channel=c, reason=_u16(p), text=p[2 : 2 + MAX_REASON_TEXT].decode()),
-    FrameType.OPEN: lambda c, p: Open(channel=c, credit=_u64(p), label=p[8 : 8 + MAX_LABEL].decode()),
+    FrameType.REFUSE: _decode_refuse,
+    FrameType.OPEN: _decode_open,
     FrameType.CREDIT: lambda c, p: Credit(channel=c, limit=_u64(p)),
     FrameType.FIN: lambda c, p: Fin(channel=c, final_offset=_u64(p)),
     FrameType.RESET: lambda c, p: Reset(channel=c, code=_u16(p)),

@@ -24,12 +24,13 @@ from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer
 from ..identity import check_proof, peer_id_from_key, prove
 from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, data_header
 from .pipe import PathInfo, Pipe
-from .protocol import EARLY_DATA_LIMIT, Channel, LinkProtocol
+from .protocol import EARLY_DATA_LIMIT, LinkProtocol
 from .states import LinkState
 
 if TYPE_CHECKING:
     from ..carrier import Carrier
     from ..identity import Identity
+    from .channel import Channel
 
 __all__ = ["Link"]
 
@@ -95,8 +96,8 @@ class Link:
     ) -> Link:
         """The dialler's start: say who we are.  Closes the carrier on any failure, like all of the handshake."""
         link = cls(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
-        signature = prove(identity, server_key=carrier.server_key, session_id=session_id)
         with link._closing_on_error():
+            signature = prove(identity, server_key=carrier.server_key, session_id=session_id)
             link.protocol.send_proof(
                 Proof(
                     client_key=identity.public_key,
@@ -167,13 +168,13 @@ class Link:
                 self.carrier.feed(data_header(0, len(early_data)), early_data)
             await self.carrier.flush()
             while protocol.state is LinkState.COMMITTED:
+                await self._flush_outbox()  # not after the read: from the ACCEPT on there is no checkpoint
                 with trio.move_on_after(patience / 3) as scope:
                     await self._pump()
                 if scope.cancelled_caught:
-                    if protocol.silence(trio.current_time()) > patience:
+                    if protocol.silence(trio.current_time()) >= patience:
                         raise trio.BrokenResourceError(f"the peer fell silent for {patience:g} s after the commit")
                     protocol.send_ping(trio.current_time())
-                await self._flush_outbox()
             if protocol.refusal is not None:
                 raise self.refused(protocol.refusal)
             if protocol.state is not LinkState.OPEN:
@@ -181,18 +182,28 @@ class Link:
             return self._pipe(channel)
 
     async def hear_commit(self) -> Commit:
-        """The responder waits to be chosen.  Losers of a race end here, with `trio.BrokenResourceError`."""
+        """The responder waits to be chosen.
+
+        Raises:
+          trio.BrokenResourceError: the peer is gone, or chose another carrier: how the losers of a race end.
+          RemoteProtocolError: the COMMIT is for another session than the PROOF was.
+        """
         with self._closing_on_error():
             while (commit := self.protocol.commit) is None:
                 await self._pump()
                 await self._flush_outbox()
                 if self.protocol.state is LinkState.ENDED:
                     raise trio.BrokenResourceError("the peer went away without a commit")
+            if commit.version == LINK_VERSION and commit.session_id != self.session_id:
+                raise RemoteProtocolError("the COMMIT names another session than the PROOF")
             self.link_id = commit.link_id
             return commit
 
     async def while_waiting(self, decide: Callable[[], Awaitable[bool]]) -> bool:
-        """Run `decide` while answering the initiator's PINGs; raises `trio.BrokenResourceError` if it goes away."""
+        """Run `decide` while answering the initiator's PINGs.
+
+        Raises `trio.BrokenResourceError` if the initiator goes away, and what `decide` raises.
+        """
         outcome: list[bool] = []
         failure: list[Exception] = []
 
@@ -202,7 +213,7 @@ class Link:
                     await self._pump()
                     await self._flush_outbox()
                 failure.append(trio.BrokenResourceError("the peer went away"))
-            except (trio.BrokenResourceError, ProtocolError) as error:
+            except Exception as error:
                 failure.append(error)
             scope.cancel()
 
@@ -251,7 +262,8 @@ class Link:
             name = RefuseReason(refusal.reason).name.lower().replace("_", " ")
         except ValueError:
             name = f"reason {refusal.reason}"
-        return PeerRefused(refusal.reason, f"the peer refused: {name}" + (f" ({refusal.text})" if refusal.text else ""))
+        text = "".join(filter(str.isprintable, refusal.text))  # it is shown to people, perhaps on a terminal
+        return PeerRefused(refusal.reason, f"the peer refused: {name}" + (f" ({text})" if text else ""))
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -279,6 +291,7 @@ class Link:
             self.protocol.send_ping(trio.current_time())  # the round trip, for credit and for `Pipe.path`
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._guard, self._write_loop)
+                nursery.start_soon(self._guard, self._watch)
                 await self._guard(self._read_loop)
                 nursery.cancel_scope.cancel()
         self._fail(trio.BrokenResourceError("the link ended"))
@@ -296,6 +309,7 @@ class Link:
             self._scope.cancel()
 
     async def _read_loop(self) -> None:
+        self._answer_opens()  # the peer may have opened a Pipe right behind its ACCEPT
         while self.protocol.state is not LinkState.ENDED:
             await self._pump()
         self._bound_goodbye()
@@ -305,22 +319,29 @@ class Link:
     async def _write_loop(self) -> None:
         self._poked.set()
         while True:
-            with trio.CancelScope(deadline=self.protocol.next_timer()):
-                await self._poked.wait()
+            await self._poked.wait()
             self._poked = trio.Event()
-            if not self.protocol.handle_timer(trio.current_time()):
-                raise trio.BrokenResourceError("the peer has not been heard for too long")
-            if self._ending:
-                self.protocol.send_go_away()
             async with self._write_lock:
+                ending = self._ending  # asked once: it may become true while we wait for the socket
+                if ending:
+                    self.protocol.send_go_away()
                 if self.protocol.has_outbox:
                     self.carrier.feed(self.protocol.take_outbox())
-                if self._ending:
+                if ending:
                     self.carrier.feed_end()
                 if self.carrier.owed:
                     await self.carrier.flush()
-            if self._ending:
+            if ending:
                 return
+
+    async def _watch(self) -> None:
+        """Ask for signs of life.  A task of its own, since a peer that does not read holds the write loop up."""
+        while True:
+            await trio.sleep_until(self.protocol.next_timer())
+            if not self.protocol.handle_timer(trio.current_time()):
+                raise trio.BrokenResourceError("the peer has not been heard for too long")
+            if self.protocol.has_outbox:
+                self._poked.set()
 
     async def _pump(self) -> None:
         """Read once and let the protocol see it."""
@@ -332,10 +353,14 @@ class Link:
         for channel in protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
-        for opened in protocol.take_opened():
-            self._answer_open(opened.channel)
+        if self._goodbye is not None:
+            self._answer_opens()
         if protocol.has_outbox:
             self._poked.set()
+
+    def _answer_opens(self) -> None:
+        for opened in self.protocol.take_opened():
+            self._answer_open(opened.channel)
 
     def _answer_open(self, channel: Channel) -> None:
         reason = RefuseReason.NOT_ACCEPTING if self._ending else self._on_open(self._pipe(channel))

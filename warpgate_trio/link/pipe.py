@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from ..carrier import Carrier
     from ..report import ConnectReport
+    from .channel import Channel
     from .link import Link
-    from .protocol import Channel
 
 __all__ = ["PathInfo", "Pipe"]
 

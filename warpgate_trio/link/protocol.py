@@ -7,18 +7,19 @@ carrier itself after `note_data_sent`, so that payload is never copied here.
 Credit (DESIGN §4.2).  A sender may go up to an absolute offset; the receiver moves it when the *application* has
 read, so a reader that stops holds at most one window.  The window starts at 1 MiB and doubles, up to 8 MiB, while a
 half of it is used up within two round trips: that is when the window, not the path, is what limits the speed.  All
-windows of a Link together stay under 64 MiB.  Who sends past its limit has its channel reset.
+windows of a Link together, and what ended channels still hold unread, stay under 64 MiB; each of the 256 channels can
+always have 128 KiB of that, so many channels start smaller.  Who sends past its limit has its channel reset.
 
 What is ignored on purpose: frames of channels that ended, because the two sides' ends cross on the wire.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from typing import Final, Protocol, final
+from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+from .channel import LOOSE_PIECES, Channel
 from .frames import (
     Accept,
     Commit,
@@ -42,12 +43,14 @@ from .frames import (
 )
 from .states import DirectionState, LinkState, Role, next_direction_state, next_link_state
 
-__all__ = ["EARLY_DATA_LIMIT", "Channel", "ChannelOpened", "LinkProtocol", "Observer"]
+__all__ = ["EARLY_DATA_LIMIT", "ChannelOpened", "LinkProtocol"]
 
 WINDOW_MIN: Final = 1024 * 1024
 WINDOW_MAX: Final = 8 * 1024 * 1024
 WINDOWS_TOTAL: Final = 64 * 1024 * 1024
 """What one peer can make this side hold, whatever the number of channels."""
+WINDOW_FLOOR: Final = 128 * 1024
+"""Kept free for every channel that is still to come: `MAX_CHANNELS` of them are half of `WINDOWS_TOTAL`."""
 MAX_CHANNELS: Final = 256
 """Channels alive at once on a Link: bounds what a peer can make us remember."""
 EARLY_DATA_LIMIT: Final = 64 * 1024
@@ -56,91 +59,6 @@ MAX_OUTBOX: Final = 2048
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
 MISSES: Final = 3
 """Idle intervals without a sign of life after which a Link is dead (DESIGN §4.2)."""
-
-
-class Observer(Protocol):
-    """Whoever waits for a channel: told after `LinkProtocol.receive` when anything about it changed."""
-
-    def wake(self) -> None: ...
-
-
-@final
-class Channel:
-    """One channel's two directions and the bytes that wait to be read.  Fields change in `LinkProtocol` only."""
-
-    __slots__ = (
-        "accepted",
-        "buffer",
-        "buffered",
-        "closed_here",
-        "consumed",
-        "failure",
-        "granted_at",
-        "id",
-        "incoming",
-        "label",
-        "observer",
-        "outgoing",
-        "receive_limit",
-        "received",
-        "refusal",
-        "send_limit",
-        "sent",
-        "window",
-    )
-
-    def __init__(self, number: int, label: str, *, window: int, receive_limit: int, now: float) -> None:
-        self.id: Final = number
-        self.label: Final = label
-        self.outgoing: DirectionState = DirectionState.IDLE
-        self.incoming: DirectionState = DirectionState.IDLE
-        self.sent: int = 0
-        self.send_limit: int = 0
-        self.received: int = 0
-        self.consumed: int = 0
-        self.receive_limit: int = receive_limit
-        self.window: int = window
-        self.granted_at: float = now
-        self.buffer: deque[bytes | memoryview] = deque()
-        self.buffered: int = 0
-        self.accepted: bool = False
-        self.refusal: Refuse | None = None
-        self.closed_here: bool = False
-        self.failure: Exception | None = None
-        """Why a direction was abandoned that this side did not close."""
-        self.observer: Observer | None = None
-
-    @property
-    def sendable(self) -> int:
-        """Bytes that credit allows now."""
-        return self.send_limit - self.sent if self.outgoing is DirectionState.FLOWING else 0
-
-    @property
-    def done(self) -> bool:
-        """Both directions have ended (what was received may still wait to be read)."""
-        ends = (DirectionState.FINISHED, DirectionState.ABANDONED)
-        return self.outgoing in ends and self.incoming in ends
-
-    def take(self, max_bytes: int | None) -> bytes:
-        """Up to `max_bytes` (all for None) of what was received."""
-        buffer = self.buffer
-        if max_bytes is None or self.buffered <= max_bytes:
-            data = bytes(buffer[0]) if len(buffer) == 1 else b"".join(buffer)
-            buffer.clear()
-            self.buffered = 0
-            return data
-        pieces: list[bytes | memoryview] = []
-        missing = max_bytes
-        while missing:
-            piece = buffer.popleft()
-            if len(piece) > missing:
-                view = memoryview(piece)
-                buffer.appendleft(view[missing:])
-                piece = view[:missing]
-            pieces.append(piece)
-            missing -= len(piece)
-        self.buffered -= max_bytes
-        return b"".join(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +136,13 @@ class LinkProtocol:
         self._outbox.append(encode(proof))
 
     def send_commit(self, *, session_id: bytes, link_id: bytes, epoch: int, now: float) -> Channel:
-        """Choose this carrier; the main channel may carry `EARLY_DATA_LIMIT` bytes at once."""
+        """Choose this carrier; the main channel may carry `EARLY_DATA_LIMIT` bytes at once.
+
+        `silence` counts from here on: a carrier that waited for its turn was not asked for signs of life.
+        """
         self._step(FrameType.COMMIT, ours=True)
-        channel = self._add_channel(0, "", receive_limit=WINDOW_MIN, now=now)
+        self._heard_at = now
+        channel = self._add_channel(0, "", window=WINDOW_MIN, receive_limit=WINDOW_MIN, now=now)
         channel.outgoing, channel.send_limit = DirectionState.FLOWING, EARLY_DATA_LIMIT
         self._next_id = 1
         self.commit = Commit(session_id=session_id, link_id=link_id, epoch=epoch, credit=channel.receive_limit)
@@ -261,15 +183,18 @@ class LinkProtocol:
     def open_channel(self, label: str, *, now: float) -> Channel:
         """Ask for a further Pipe.  Raises `LocalProtocolError` when the Link is not open or has no room for it."""
         self._step(FrameType.OPEN, ours=True)
-        if len(self.channels) >= MAX_CHANNELS or not self._room():
-            raise LocalProtocolError(f"this link has its {MAX_CHANNELS} channels already")
+        window = self._first_window()
+        if not window:
+            raise LocalProtocolError("this link has no room for a further channel")
         number = self._next_id or 2
         self._next_id = number + 2
-        channel = self._add_channel(number, label, receive_limit=WINDOW_MIN, now=now)
+        channel = self._add_channel(number, label, window=window, receive_limit=window, now=now)
         self._outbox.append(encode(Open(channel=number, credit=channel.receive_limit, label=label)))
         return channel
 
     def accept_channel(self, channel: Channel) -> None:
+        if channel.done:  # closed again before it was answered
+            return
         channel.outgoing = channel.incoming = DirectionState.FLOWING
         channel.accepted = True
         self._outbox.append(encode(Accept(channel=channel.id, credit=channel.receive_limit)))
@@ -301,6 +226,9 @@ class LinkProtocol:
         channel.buffered = 0
         if self.state is LinkState.ENDED:
             return
+        if channel.done:
+            self._release(channel, channel.window)
+            return
         self.finish(channel)
         if channel.incoming in (DirectionState.FLOWING, DirectionState.IDLE):
             self._abandon(channel, ResetCode.CLOSED)
@@ -316,7 +244,11 @@ class LinkProtocol:
     def note_read(self, channel: Channel, size: int, now: float) -> None:
         """The application read `size` bytes: give the sender credit again when half a window is used up."""
         channel.consumed += size
-        if channel.incoming is not DirectionState.FLOWING or self.state is not LinkState.OPEN:
+        if self.state is not LinkState.OPEN:
+            return
+        if channel.incoming is not DirectionState.FLOWING:
+            if channel.done:
+                self._release(channel, size)
             return
         if channel.receive_limit - channel.consumed > channel.window // 2:
             return
@@ -324,7 +256,7 @@ class LinkProtocol:
             self.rtt is not None
             and now - channel.granted_at < 2 * self.rtt
             and channel.window < WINDOW_MAX
-            and self._windows + channel.window <= WINDOWS_TOTAL
+            and channel.window <= self._spare()
         ):
             self._windows += channel.window
             channel.window *= 2
@@ -332,19 +264,32 @@ class LinkProtocol:
         channel.receive_limit = channel.consumed + channel.window
         self._credits[channel.id] = channel.receive_limit
 
-    def _room(self) -> bool:
-        return self._windows + WINDOW_MIN <= WINDOWS_TOTAL
+    def _spare(self) -> int:
+        """What windows may still take once every channel to come has its floor."""
+        return WINDOWS_TOTAL - self._windows - WINDOW_FLOOR * (MAX_CHANNELS - len(self.channels))
 
-    def _add_channel(self, number: int, label: str, *, receive_limit: int, now: float) -> Channel:
-        channel = Channel(number, label, window=WINDOW_MIN, receive_limit=receive_limit, now=now)
-        self._windows += channel.window
+    def _first_window(self) -> int:
+        """The window of one more channel; 0 when there is no room for it."""
+        if len(self.channels) >= MAX_CHANNELS:
+            return 0
+        if self._spare() + WINDOW_FLOOR >= WINDOW_MIN:
+            return WINDOW_MIN
+        return WINDOW_FLOOR if self._windows + WINDOW_FLOOR <= WINDOWS_TOTAL else 0
+
+    def _add_channel(self, number: int, label: str, *, window: int, receive_limit: int, now: float) -> Channel:
+        channel = Channel(number, label, window=window, receive_limit=receive_limit, now=now)
+        self._windows += window
         self.channels[number] = channel
         return channel
 
     def _forget(self, channel: Channel) -> None:
         if self.channels.pop(channel.id, None) is not None:
-            self._windows -= channel.window
+            self._release(channel, channel.window - channel.buffered)  # the rest as it is read
             self._credits.pop(channel.id, None)
+
+    def _release(self, channel: Channel, size: int) -> None:
+        channel.window -= size
+        self._windows -= size
 
     def _forget_if_done(self, channel: Channel) -> None:
         if channel.done:
@@ -406,11 +351,15 @@ class LinkProtocol:
             return
         channel.received += data.size
         if channel.received > channel.receive_limit:
+            if not channel.accepted:
+                raise RemoteProtocolError(f"more than {EARLY_DATA_LIMIT} bytes of early data")
             channel.failure = RemoteProtocolError("the peer sent more than it had credit for")
             self._abandon(channel, ResetCode.OVERRUN)
         else:
             channel.buffer.extend(data.pieces)
             channel.buffered += data.size
+            if len(channel.buffer) > LOOSE_PIECES:
+                channel.compact()
         self._touched.append(channel)
 
     def _check_was_open(self, number: int) -> None:
@@ -448,7 +397,7 @@ class LinkProtocol:
 
     def _on_commit(self, frame: Commit, now: float) -> None:
         self.commit = frame
-        channel = self._add_channel(0, "", receive_limit=EARLY_DATA_LIMIT, now=now)
+        channel = self._add_channel(0, "", window=WINDOW_MIN, receive_limit=EARLY_DATA_LIMIT, now=now)
         channel.incoming = DirectionState.FLOWING
         channel.send_limit = frame.credit
         self._next_id = 2
@@ -458,13 +407,12 @@ class LinkProtocol:
         if number == 0 or (number % 2 == 1) is bool(self._initiator) or number <= self._highest_theirs:
             raise RemoteProtocolError(f"OPEN of channel {number}, which is not the peer's next one")
         self._highest_theirs = number
-        channel = Channel(number, frame.label, window=WINDOW_MIN, receive_limit=WINDOW_MIN, now=now)
-        channel.send_limit = frame.credit
-        if len(self.channels) >= MAX_CHANNELS or not self._room():
-            self.refuse_channel(channel, RefuseReason.BUSY)
+        window = self._first_window()
+        if not window:
+            self._outbox.append(encode(Refuse(channel=number, reason=RefuseReason.BUSY)))
             return
-        self._windows += channel.window
-        self.channels[number] = channel
+        channel = self._add_channel(number, frame.label, window=window, receive_limit=window, now=now)
+        channel.send_limit = frame.credit
         self._opened.append(ChannelOpened(channel))
 
     def _on_channel_frame(self, frame: Accept | Refuse | Credit | Fin | Reset, kind: FrameType) -> None:
@@ -509,8 +457,9 @@ class LinkProtocol:
         return touched
 
     def take_opened(self) -> list[ChannelOpened]:
+        """What to answer; who took its OPEN back at once wants no answer any more."""
         opened, self._opened = self._opened, []
-        return opened
+        return [each for each in opened if not each.channel.done]
 
     # -- ends and timers ---------------------------------------------------------------------------------------------
 
