@@ -92,7 +92,8 @@ class Session:
       scope: the running phase's cancel scope.
       over_at: when the session was decided.
       attempts: those under way.
-      broke_off, wrong_peer, clock_corrected, signal_tried, signalled, answered, best_delivery: what was learned, for the verdict.
+      broke_off, wrong_peer, clock_corrected, signal_tried, signalled, answered, best_delivery: what was learned, for
+      the verdict.
     """
 
     def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
@@ -398,7 +399,8 @@ class Attempt:
     async def _correct_clock(self, reply: Clock) -> None:
         """The peer says what time it is there; `Signals` has noted it, so what was refused can be said again, once.
 
-        The peer answers one message in ten seconds so, whatever it refuses: the session's other attempts hear of it here.
+        The peer answers one message in ten seconds so, whatever it refuses: the session's other attempts hear of it
+        here.
         """
         session = self._session
         if self._corrected or self._last_sent is None:

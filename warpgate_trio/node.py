@@ -350,7 +350,7 @@ class Node:
         on_event: Callable[[WalkEvent], None] | None,
     ) -> Pipe:
         if len(early_data) > EARLY_DATA_LIMIT:
-            raise ValueError(f"early_data is {len(early_data)} bytes; at most {EARLY_DATA_LIMIT} may ride with a commit")
+            raise ValueError(f"early_data is {len(early_data)} bytes; a commit carries at most {EARLY_DATA_LIMIT}")
         recorder = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
         planned = PlannedWalk(
             self,
@@ -438,7 +438,7 @@ class Node:
         async with AsyncExitStack() as stack:
             keepers = await stack.enter_async_context(open_background_nursery())
             hub_scope = trio.CancelScope(shield=True)
-            keepers.start_soon(_shielded, hub_scope, self._hub.run)
+            await keepers.start(_run_shielded, hub_scope, self._hub)
             stack.callback(hub_scope.cancel)
             self._link_nursery = await stack.enter_async_context(open_background_nursery())
             self._services = await stack.enter_async_context(open_background_nursery())
@@ -472,9 +472,10 @@ class Node:
             link.end_nowait()
 
 
-async def _shielded(scope: trio.CancelScope, task: Callable[[], Awaitable[object]]) -> None:
+async def _run_shielded(scope: trio.CancelScope, hub: SignalHub, *, task_status: trio.TaskStatus[None]) -> None:
+    """The hub, until `scope` is cancelled: goodbyes go through it while the node is being cancelled."""
     with scope:
-        await task()
+        await hub.run(task_status=task_status)
 
 
 async def _logged(task: Callable[[], Awaitable[object]]) -> None:

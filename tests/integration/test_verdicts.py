@@ -14,10 +14,10 @@ from warpgate_trio import EXT_BIND, ConnectError, PeerAddress, PeerRefused, Verd
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.report import ADVICE, Outcome, WalkEvent
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import SignalHub
-from warpgate_trio.nurseries import open_background_nursery
 
 PRODUCED: set[Verdict] = set()
 
@@ -109,10 +109,12 @@ async def test_an_authorize_that_fails_or_dawdles_is_a_no(caplog: pytest.LogCapt
     async with pair(authorize=broken, budgets=QUICK) as both, expect(Verdict.REFUSED):
         await both.alice.auto_connect(both.bob.address)
     assert "the user's own bug" in caplog.text
-    async with (
-        pair(authorize=lambda _: trio.sleep_forever(), budgets=QUICK) as both,  # type: ignore[arg-type, return-value]
-        expect(Verdict.REFUSED),
-    ):
+
+    async def dawdling(_: str) -> bool:
+        await trio.sleep_forever()
+        return True
+
+    async with pair(authorize=dawdling, budgets=QUICK) as both, expect(Verdict.REFUSED):
         await both.alice.auto_connect(both.bob.address)
 
 

@@ -1,0 +1,515 @@
+"""A node's promises: who owns what, who is let in, and what is left when it goes (DESIGN §4.2, §4.4)."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import ip_address
+
+import pytest
+import trio
+import trio.testing
+
+from tests.nodes import (
+    ALICE,
+    BOB,
+    CAROL,
+    QUICK,
+    LoopbackHost,
+    address_of,
+    config,
+    echo,
+    loopback_node,
+    pair,
+    pipes,
+)
+from warpgate_strategies.reverse_connect import DialMe
+from warpgate_trio import (
+    IP4,
+    LOOPBACK_BIND,
+    ConfigError,
+    ConnectError,
+    Node,
+    NodeConfig,
+    PeerAddress,
+    PeerRefused,
+    Verdict,
+    anyone,
+    open_node,
+)
+from warpgate_trio.address import (
+    AddressExpired,
+    AddressForged,
+    AddressMalformed,
+    AddressNotYetValid,
+    AddressUnsupported,
+)
+from warpgate_trio.carrier import TlsCarrier, TlsContexts
+from warpgate_trio.host import Interface, InterfaceAddress
+from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
+
+# -- life and death ----------------------------------------------------------------------------------------------------
+
+
+async def test_leaving_the_node_closes_its_pipes() -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob, trio.open_nursery() as nursery:
+        async with loopback_node(ALICE, config()) as alice:
+            ours = await alice.auto_connect(bob.address)
+            theirs = await bob.listener.accept()
+
+            async def blocked() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await ours.receive_some()
+
+            nursery.start_soon(blocked)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        with pytest.raises(trio.ClosedResourceError):
+            await ours.send_all(b"x")
+        with pytest.raises(trio.ClosedResourceError):
+            await ours.open_pipe()
+        assert await theirs.receive_some() == b""
+        with pytest.raises(trio.ClosedResourceError, match="node was closed"):
+            await alice.auto_connect(bob.address)
+
+
+async def test_a_cancelled_node_still_says_goodbye() -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        with trio.CancelScope() as scope:
+            async with loopback_node(ALICE, config()) as alice:
+                pipe = await alice.auto_connect(bob.address)
+                await pipe.send_all(b"last words")
+                theirs = await bob.listener.accept()
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        with trio.fail_after(1):
+            assert await theirs.receive_some() == b"last words"
+            assert await theirs.receive_some() == b""
+
+
+async def test_goodbyes_are_bounded() -> None:
+    """A peer that neither reads nor closes keeps nobody waiting for longer than the goodbye time."""
+
+    async def stubborn(sock: trio.socket.SocketType) -> None:
+        link = await Link.hear_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
+        link.become(initiator=False)
+        await link.hear_commit()
+        link.accept()
+        await link.carrier.flush()
+        await trio.sleep_forever()
+
+    listener = trio.socket.socket()
+    await listener.bind(("127.0.0.1", 0))
+    listener.listen(1)
+    async with trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            sock, _ = await listener.accept()
+            with sock:
+                await stubborn(sock)
+
+        nursery.start_soon(serve)
+        async with loopback_node(ALICE, config(budgets=QUICK)) as alice:
+            await alice.auto_connect(address_of(BOB, port=listener.getsockname()[1]))
+            closing = trio.current_time()
+        elapsed = trio.current_time() - closing
+        assert QUICK.goodbye * 0.9 < elapsed < QUICK.goodbye + 0.3
+        listener.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_exceptions_leave_the_node_bare() -> None:
+    class Own(Exception):
+        pass
+
+    with pytest.raises(Own):
+        async with loopback_node(ALICE, config()):
+            raise Own
+    group = ExceptionGroup("the user's own", [Own()])
+    with pytest.raises(ExceptionGroup) as caught:
+        async with loopback_node(ALICE, config()):
+            raise group
+    assert caught.value is group
+
+
+async def test_a_path_that_is_cut_breaks_its_pipe_alone() -> None:
+    async with pipes() as (ours, theirs, both):
+        other = await both.alice.auto_connect(both.bob.address)
+        others_end = await both.bob.listener.accept()
+        ours.carrier.close_nowait()
+        with pytest.raises(trio.BrokenResourceError):
+            await theirs.receive_some()
+        with pytest.raises(trio.BrokenResourceError):
+            await ours.send_all(b"x")
+        await other.send_all(b"fine")
+        assert await others_end.receive_some() == b"fine"
+        await other.aclose()
+        await others_end.aclose()
+
+
+async def test_a_taken_port_is_a_configuration_error() -> None:
+    async with loopback_node(BOB, config()) as bob:
+        port = next(endpoint.port for _, endpoint in bob.address.endpoints())
+        with pytest.raises(ConfigError, match=rf"listen.port = {port}: .*in use"):
+            async with loopback_node(ALICE, config(port=port)):
+                pytest.fail("two nodes on one port")
+
+
+async def test_the_default_node_needs_no_configuration() -> None:
+    async with open_node(identity=ALICE) as node:
+        assert isinstance(node.address, PeerAddress)
+        assert node.peer_id == ALICE.peer_id
+        assert node.signal_servers == ()
+        assert {plugin.name for plugin in node.plugins} >= {"direct_connect", "reverse_connect"}
+        assert all(plugin.problem is None for plugin in node.plugins)
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_address_follows_the_machine() -> None:
+    class Roaming(LoopbackHost):  # type: ignore[misc]  # final for everybody else
+        where = "192.0.2.7"
+
+        def interfaces(self) -> tuple[Interface, ...]:
+            address = InterfaceAddress(ip=ip_address(self.where), prefix=24)
+            return (Interface(name="eth0", index=2, addresses=(address,), is_loopback=False, is_virtual=False),)
+
+    host = Roaming()
+    async with loopback_node(ALICE, config(), host=host) as alice:
+        first = alice.address
+        assert alice.address is first
+        host.where = "198.51.100.9"
+        second = alice.address
+        assert second.seq > first.seq
+        assert {str(endpoint.ip) for _, endpoint in second.endpoints()} == {"198.51.100.9"}
+        host.skew += 4 * 24 * 3600  # more than half of its life later
+        assert alice.address.expires_at > second.expires_at
+
+
+async def test_bad_addresses_are_refused_before_anything_is_tried() -> None:
+    async with loopback_node(ALICE, config()) as alice:
+        now = LoopbackHost().wall_time()
+        good = address_of(BOB, port=1)
+        record = bytearray(good.to_bytes())
+        record[-1] ^= 1
+        with pytest.raises(AddressForged):
+            PeerAddress.from_bytes(bytes(record))
+        record = bytearray(good.to_bytes())
+        record[0] = 2
+        with pytest.raises(AddressUnsupported):
+            PeerAddress.from_bytes(bytes(record))
+        with pytest.raises(AddressMalformed, match="checksum"):
+            await alice.auto_connect(str(good)[:-1])
+        with pytest.raises(AddressMalformed):
+            await alice.auto_connect("not an address")
+        with pytest.raises(AddressExpired):
+            await alice.auto_connect(address_of(BOB, port=1, now=now - 8 * 24 * 3600))
+        with pytest.raises(AddressNotYetValid):
+            await alice.auto_connect(address_of(BOB, port=1, now=now + 3600))
+
+
+# -- one session, one Pipe ---------------------------------------------------------------------------------------------
+
+
+async def dial(bob: Node, session_id: bytes, *, caller: object = ALICE) -> Link:
+    """A caller by hand, up to the proof."""
+    port = next(endpoint.port for _, endpoint in bob.address.endpoints())
+    sock = trio.socket.socket()
+    await sock.connect(("127.0.0.1", port))
+    carrier = await TlsCarrier.dial(sock, TlsContexts(ALICE), peer_key=BOB.public_key)
+    return await Link.prove(
+        carrier, ALICE, peer_key=BOB.public_key, session_id=session_id, attempt_id=bytes(16), initiator=True
+    )
+
+
+async def test_a_session_gives_one_pipe() -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        first, second = await dial(bob, b"s" * 16), await dial(bob, b"s" * 16)
+        await first.commit(epoch=1, link_id=bytes(16), patience=1)
+        theirs = await bob.listener.accept()
+        with pytest.raises(PeerRefused) as refused:
+            await second.commit(epoch=2, link_id=bytes(16), patience=1)
+        assert refused.value.reason == RefuseReason.SESSION_SPENT
+        # A second commit means that the caller never saw the first one's ACCEPT: that Pipe is over.
+        with pytest.raises(trio.ClosedResourceError):
+            await theirs.receive_some()
+        with trio.move_on_after(0.02):
+            await bob.listener.accept()
+            pytest.fail("a second Pipe of one session")
+        first.close_nowait()
+
+
+async def test_two_commits_wait_for_one_decision() -> None:
+    decide = trio.Event()
+    asked = 0
+
+    async def slow(_: str) -> bool:
+        nonlocal asked
+        asked += 1
+        await decide.wait()
+        return True
+
+    async with loopback_node(BOB, config(), authorize=slow) as bob:
+        links = [await dial(bob, b"s" * 16) for _ in range(2)]
+        outcomes: list[object] = []
+
+        async def commit(link: Link, epoch: int) -> None:
+            try:
+                outcomes.append(await link.commit(epoch=epoch, link_id=bytes(16), patience=1))
+            except PeerRefused as refusal:
+                outcomes.append(refusal.reason)
+            except trio.BrokenResourceError:  # accepted, and ended at once by the newer commit
+                outcomes.append("ended")
+
+        async with trio.open_nursery() as nursery:
+            for epoch, link in enumerate(links, 1):
+                nursery.start_soon(commit, link, epoch)
+            while asked < 2:
+                await trio.testing.wait_all_tasks_blocked(0.005)
+            decide.set()
+        assert outcomes.count(RefuseReason.SESSION_SPENT) == 1
+        for link in links:
+            link.close_nowait()
+
+
+async def test_a_spent_session_is_tried_again_as_a_new_one() -> None:
+    """The ACCEPT is lost with its carrier: the walk goes on; the application there has a broken Pipe and a good one."""
+    async with loopback_node(BOB, config(), authorize=anyone) as bob, loopback_node(ALICE, config()) as alice:
+        real = alice._host.entropy
+        lost = await dial(bob, b"s" * 16)
+        await lost.commit(epoch=1, link_id=bytes(16), patience=1)
+        lost.close_nowait()
+        spent = [b"s" * 16]
+
+        class Stuck(LoopbackHost):  # type: ignore[misc]
+            def entropy(self, n: int) -> bytes:
+                return spent.pop() if spent else real(n)
+
+        alice._host = Stuck()
+        async with await alice.auto_connect(bob.address, afs=[IP4]) as pipe:
+            assert pipe.report is not None
+            assert pipe.report.notes == ("a path broke between the peer's accept and ours; tried again",)
+
+
+# -- further Pipes, early data -----------------------------------------------------------------------------------------
+
+
+async def test_open_pipe_in_both_directions() -> None:
+    async with (
+        loopback_node(BOB, config(), authorize=anyone) as bob,
+        loopback_node(ALICE, config(), authorize=anyone) as alice,
+    ):
+        async with await alice.auto_connect(bob.address) as ours:
+            theirs = await bob.listener.accept()
+            async with await theirs.open_pipe("from bob") as back:
+                arrived = await alice.listener.accept()
+                assert (arrived.label, arrived.peer_id, arrived.path.plugin) == (
+                    "from bob",
+                    BOB.peer_id,
+                    "direct_connect",
+                )
+                await back.send_all(b"hi")
+                assert await arrived.receive_some() == b"hi"
+                await arrived.aclose()
+            async with await ours.open_pipe("from alice") as forth:
+                arrived = await bob.listener.accept()
+                assert arrived.label == forth.label == "from alice"
+                await arrived.aclose()
+            await theirs.aclose()
+
+
+async def test_open_pipe_towards_a_node_that_does_not_listen() -> None:
+    async with pipes() as (_, theirs, _both):
+        with pytest.raises(PeerRefused) as refused:
+            await theirs.open_pipe()
+        assert refused.value.reason == RefuseReason.NOT_ACCEPTING
+
+
+async def test_early_data_comes_with_the_pipe() -> None:
+    async with pair() as both:
+        data = bytes(range(256)) * 256  # 64 KiB, all that is allowed
+        async with await both.alice.auto_connect(both.bob.address, early_data=data) as ours:
+            await ours.send_all(b"more")
+            await ours.send_eof()
+            theirs = await both.bob.listener.accept()
+            assert b"".join([piece async for piece in theirs]) == data + b"more"
+            await theirs.aclose()
+
+
+async def test_serve_listeners_is_enough_for_a_server() -> None:
+    async with pair() as both, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, echo, [both.bob.listener])
+        for _ in range(3):
+            async with await both.alice.auto_connect(both.bob.address) as pipe:
+                await pipe.send_all(b"hello")
+                await pipe.send_eof()
+                assert b"".join([piece async for piece in pipe]) == b"hello"
+        nursery.cancel_scope.cancel()
+
+
+async def test_connect_pins_plugin_family_and_route() -> None:
+    async with pair() as both:
+        pipe = await both.alice.connect(both.bob.address, plugin="direct_connect", af=IP4, route_type=LOOPBACK_BIND)
+        async with pipe:
+            assert (pipe.path.plugin, pipe.path.af, pipe.path.route_type) == ("direct_connect", 4, "LOOPBACK_BIND")
+            assert pipe.report is not None
+            assert len(pipe.report.combos) == 1
+        async with await both.alice.connect(both.bob.address, plugin="reverse_connect", af=IP4) as pipe:
+            assert pipe.path.plugin == "reverse_connect"
+            assert pipe.path.rtt is None or pipe.path.rtt > 0
+
+
+# -- strangers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow("waits for the handshake budget of the silent ones")
+async def test_garbage_and_silence_on_the_port_cost_nothing() -> None:
+    async with loopback_node(BOB, config(budgets=QUICK), authorize=anyone) as bob:
+        port = next(endpoint.port for _, endpoint in bob.address.endpoints())
+        streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(20)]
+        for stream in streams[:10]:
+            await stream.send_all(b"GET / HTTP/1.1\r\n\r\n" * 100)
+        async with loopback_node(ALICE, config()) as alice, await alice.auto_connect(bob.address):
+            pass
+        for stream in streams:
+            with trio.fail_after(2 * QUICK.handshake):
+                try:
+                    while await stream.receive_some():
+                        pass
+                except trio.BrokenResourceError:
+                    pass
+            await stream.aclose()
+        assert bob._inbound._handshakes == 0
+
+
+async def test_handshakes_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warpgate_trio.inbound.MAX_HANDSHAKES", 3)
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        port = next(endpoint.port for _, endpoint in bob.address.endpoints())
+        streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
+        while bob._inbound._handshakes < 3:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as one_too_many:
+            with trio.fail_after(1):
+                assert await one_too_many.receive_some() == b""
+        for stream in streams:
+            await stream.aclose()
+        while bob._inbound._handshakes:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+class Mailbox:
+    def __init__(self) -> None:
+        self.send, self.receive = trio.open_memory_channel[Message](8)
+
+    def deliver(self, message: Message) -> None:
+        self.send.send_nowait(message)
+
+
+async def request(node: Node, to: PeerAddress, message: Message, *, session: bytes = b"S" * 16) -> Message:
+    """Send a plugin's first message by hand, and return what comes back."""
+    mailbox = Mailbox()
+    key = (to.public_key, session, b"A" * 16)
+    node.signals.attach(key, mailbox)
+    await node.signals.send(to, message, owner="reverse_connect", session=session, attempt=b"A" * 16)
+    with trio.fail_after(1):
+        return await mailbox.receive.receive()
+
+
+async def test_a_node_dials_only_what_the_asking_peer_has_signed() -> None:
+    async with pair() as both:
+        own = next(endpoint for _, endpoint in both.alice.address.endpoints())
+        elsewhere = DialMe(af=4, route_type=LOOPBACK_BIND, address=own.address, port=own.port ^ 1)
+        assert isinstance(await request(both.alice, both.bob.address, elsewhere), Failed)
+        bobs_own = next(endpoint for _, endpoint in both.bob.address.endpoints())
+        itself = DialMe(af=4, route_type=LOOPBACK_BIND, address=bobs_own.address, port=bobs_own.port)
+        assert isinstance(await request(both.alice, both.bob.address, itself), Failed)
+
+
+async def test_loopback_is_dialled_for_peers_of_this_machine_only() -> None:
+    async with pair() as both:
+        async with loopback_node(
+            CAROL, config(both.server), host=LoopbackHost(fingerprint=b"another machine" + bytes(17))
+        ) as carol:
+            await carol.wait_signals()
+            own = next(endpoint for _, endpoint in carol.address.endpoints())
+            message = DialMe(af=4, route_type=LOOPBACK_BIND, address=own.address, port=own.port)
+            assert isinstance(await request(carol, both.bob.address, message), Failed)
+
+
+@pytest.mark.slow("61 sealed requests and their answers")
+async def test_requests_of_one_peer_are_bounded() -> None:
+    async with pair() as both:
+        nowhere = DialMe(af=4, route_type=LOOPBACK_BIND, address=bytes(4), port=9)
+        answers = [
+            await request(both.alice, both.bob.address, nowhere, session=bytes([number]) * 16) for number in range(61)
+        ]
+        assert isinstance(answers[0], Failed)
+        last = answers[-1]
+        assert isinstance(last, Refused)
+        assert last.reason is RefusalReason.BUSY
+        assert last.retry_after
+
+
+async def test_a_message_that_nobody_knows_is_answered() -> None:
+    class Strange(Message, frozen=True):
+        pass
+
+    async with pair() as both:
+        answer = await request(both.alice, both.bob.address, Strange())
+        assert isinstance(answer, Refused)
+        assert answer.reason is RefusalReason.UNSUPPORTED
+
+
+async def test_accept_errors_of_the_machine_do_not_end_the_node(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    """EMFILE: the connection waits in the backlog, and so does the node, for a moment."""
+    from warpgate_trio.inbound import Inbound
+
+    calls = 0
+
+    class Exhausted:
+        async def accept(self) -> object:
+            nonlocal calls
+            calls += 1
+            await trio.lowlevel.checkpoint()
+            if calls < 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            raise trio.ClosedResourceError
+
+    inbound = Inbound(
+        contexts=TlsContexts(BOB),
+        budgets=QUICK,
+        authorize=anyone,
+        take_link=lambda _: False,
+        adopt=lambda *_: None,
+        on_accepted=lambda *_: None,
+    )
+    await inbound.serve_socket(Exhausted())  # type: ignore[arg-type]
+    assert calls == 3
+    assert caplog.text.count("Too many open files") == 2
+
+
+async def test_no_configuration_at_all_reaches_the_peer_through_its_address() -> None:
+    """The caller has no servers of its own: the listener's address names one, and that is enough to be called back."""
+    async with pair() as both:
+        async with loopback_node(CAROL, NodeConfig()) as carol:
+            async with await carol.connect(both.bob.address, plugin="reverse_connect") as pipe:
+                assert pipe.peer_id == both.bob.peer_id
+
+
+async def test_a_refused_walk_asks_once_and_stops() -> None:
+    asked = 0
+
+    async def nobody(_: str) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    async with pair(authorize=nobody) as both:
+        with pytest.raises(ConnectError) as caught:
+            await both.alice.auto_connect(both.bob.address)
+        assert caught.value.verdict is Verdict.REFUSED
+    assert asked == 1
