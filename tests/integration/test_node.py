@@ -36,14 +36,14 @@ from warpgate_trio import (
     anyone,
     open_node,
 )
-from warpgate_trio.address import (
+from warpgate_trio.carrier import TlsCarrier, TlsContexts
+from warpgate_trio.errors import (
     AddressExpired,
     AddressForged,
     AddressMalformed,
     AddressNotYetValid,
     AddressUnsupported,
 )
-from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
