@@ -43,6 +43,7 @@ __all__ = [
     "Identity",
     "check_proof",
     "default_key_file",
+    "is_usable_key",
     "key_from_peer_id",
     "peer_id_from_key",
     "prove",
@@ -195,13 +196,34 @@ class Identity:
         raise TypeError("an Identity holds a private key and is not pickled or copied; keep its key file instead")
 
 
+_P: Final = 2**255 - 19
+_ORDER_8_Y: Final = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+# The y coordinates of the eight points of edwards25519 (RFC 8032 section 5.1) whose order divides 8: of orders 1, 2, 4, 8.
+_SMALL_ORDER_Y: Final = frozenset({1, _P - 1, 0, _ORDER_8_Y, _P - _ORDER_8_Y})
+
+
+def is_usable_key(public_key: bytes) -> bool:
+    """Whether 32 bytes can be somebody's Ed25519 key: canonical, and not a point of small order.
+
+    With a key of small order there are signatures that hold for (nearly) every message, so such a key would be an identity
+    that everybody owns.  RFC 8032 leaves it to the protocol to refuse them.
+    """
+    if len(public_key) != KEY_LENGTH:
+        return False
+    y = int.from_bytes(public_key, "little") & (2**255 - 1)  # without the sign of x
+    return y < _P and y not in _SMALL_ORDER_Y
+
+
 def verify(public_key: bytes, signature: bytes, context: bytes, data: bytes) -> bool:
     """Whether `signature` is `Identity.sign`'s over the same context and data, by the owner of `public_key`.
 
     Every argument but the context may come from outside: keys and signatures of any length and content are answered
-    with False, never an exception.  ValueError for a context with a NUL, which is a mistake of the caller.
+    with False, never an exception.  A key of small order is nobody's (`is_usable_key`).  ValueError for a context with a
+    NUL, which is a mistake of the caller.
     """
     signed = _signed_bytes(context, data)
+    if not is_usable_key(public_key):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, signed)
     except (InvalidSignature, ValueError):  # ValueError: the key has another length
@@ -246,6 +268,8 @@ def key_from_peer_id(text: str) -> bytes:
     key = base64.b32decode(text.upper() + "====")
     if peer_id_from_key(key) != text:  # 52 characters hold 260 bits: the last 4 have to be zero
         raise PeerIdError("the last character of the peer id is wrong; was it copied whole?")
+    if not is_usable_key(key):
+        raise PeerIdError("this peer id belongs to a key that everybody could use")
     return key
 
 

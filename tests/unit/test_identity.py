@@ -404,3 +404,65 @@ class FakeHost:
     def entropy(self, n: int) -> bytes:
         self.before_entropy()
         return b"\7" * n
+
+
+# -- keys of small order -----------------------------------------------------------------------------------------------
+
+P = 2**255 - 19
+D = -121665 * pow(121666, -1, P) % P
+L = 2**252 + 27742317777372353535851937790883648493  # the order of the base point, RFC 8032 section 5.1
+
+Point = tuple[int, int]
+
+
+def add(a: Point, b: Point) -> Point:
+    (x1, y1), (x2, y2) = a, b
+    product = D * x1 * x2 * y1 * y2
+    x3 = (x1 * y2 + x2 * y1) * pow(1 + product, -1, P)
+    y3 = (y1 * y2 + x1 * x2) * pow(1 - product, -1, P)
+    return x3 % P, y3 % P
+
+
+def times(n: int, point: Point) -> Point:
+    result = (0, 1)
+    while n:
+        if n & 1:
+            result = add(result, point)
+        point = add(point, point)
+        n >>= 1
+    return result
+
+
+def small_order_points() -> set[Point]:
+    """All eight, found by multiplying points of the curve by the order of the base point."""
+    found: set[Point] = set()
+    y = 2
+    while len(found) < 8:
+        square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+        x = pow(square, (P + 3) // 8, P)
+        if x * x % P != square:
+            x = x * pow(2, (P - 1) // 4, P) % P
+        if x * x % P == square:
+            point = times(L, (x, y))
+            found |= {times(n, point) for n in range(8)}
+        y += 1
+    return found
+
+
+def test_a_key_of_small_order_is_nobodys() -> None:
+    """With such a key some signatures hold for every message: it would be an identity that everybody owns."""
+    for x, y in small_order_points():
+        key = (y | (x & 1) << 255).to_bytes(32, "little")
+        assert not is_usable_key(key)
+        with pytest.raises(PeerIdError, match="everybody"):
+            key_from_peer_id(peer_id_from_key(key))
+        for forged in (key + bytes(32), bytes(64), (1).to_bytes(32, "little") + bytes(32)):
+            assert not any(verify(key, forged, b"context", bytes([n])) for n in range(64))
+
+
+def test_a_key_has_one_encoding() -> None:
+    for y in (P, P + 1, P + 2, 2**255 - 1):
+        assert not is_usable_key(y.to_bytes(32, "little"))
+        assert not is_usable_key((y | 1 << 255).to_bytes(32, "little"))
+    assert is_usable_key(Identity.from_seed(bytes(32)).public_key)
+    assert not is_usable_key(bytes(31))
