@@ -15,15 +15,18 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
+from .carrier import Carrier
 from .errors import (
     AttemptFailed,
     CarrierError,
     PeerRefused,
+    PluginError,
     ProtocolError,
     SignalError,
     WrongPeer,
@@ -34,14 +37,13 @@ from .signal import Clock, Delivery, Failed, Message, RefusalReason, Refused
 
 if TYPE_CHECKING:
     from .address import Endpoint, PeerAddress
-    from .carrier import Carrier
     from .combos import Combo, RouteType
     from .dispatch import AttemptKey, Signals
     from .identity import Identity
     from .plugin import NodeView, Plugin
     from .report import Recorder
 
-__all__ = ["EXPECTED", "Attempt", "AttemptHome", "Session"]
+__all__ = ["EXPECTED", "Attempt", "AttemptHome", "Session", "Way"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -76,6 +78,9 @@ class AttemptHome(Protocol):
 
     def adopt_link(self, link: Link, tasks: list[Callable[[], Awaitable[object]]]) -> None:
         """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""
+
+    def learn_address(self, address: PeerAddress) -> None:
+        """Remember where a peer is, if that is news."""
 
     def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""
@@ -153,12 +158,31 @@ class Session:
 
 
 @final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What a plugin is to work on: the judged path of a combo, or of a peer's request.
+
+    Attributes:
+      af: 4 or 6.
+      target: the endpoint to dial; ours, where the plugin asks to be dialled.
+      source: the address to bind before, or None for the routing table's choice.
+    """
+
+    af: int
+    route_type: RouteType
+    target: Endpoint
+    source: IPv4Address | IPv6Address | None
+
+
+@final
 class Attempt:
     """One run of a plugin; its fields are what `warpgate_trio.plugin.Plugin` shows to it.
 
     Args:
-      session: on the initiator's side; None makes this a responder's attempt (`inbound`).
-      via: on the responder's side, the channel that the request came in by.
+      way: None for a plugin that makes no path, such as `get_addr`.
+      session: the walk that this attempt is part of; None where it belongs to none.
+      inbound: on the responder's side.
+      via: there, the channel that the request came in by.
     """
 
     def __init__(
@@ -170,17 +194,16 @@ class Attempt:
         attempt_id: bytes,
         plugin: str,
         phase: str | None,
-        af: int,
-        route_type: RouteType,
-        target: Endpoint,
-        source: IPv4Address | IPv6Address | None,
-        session: Session | None,
+        way: Way | None,
+        session: Session | None = None,
+        inbound: bool = False,
         via: str | None = None,
     ) -> None:
         self._home = home
         self._session = session
         self._plugin = plugin
         self._phase = phase
+        self._way = way
         self._via = via
         self._arrivals, self._inbox = trio.open_memory_channel[Link | Message](16)
         self._adopted: list[Callable[[], Awaitable[object]]] = []
@@ -189,14 +212,10 @@ class Attempt:
         self._corrected = False
         self.won: bool = False
         self.node: Final = home.view
-        self.peer: Final = peer
+        self.peer = peer
         self.session_id: Final = session_id
         self.attempt_id: Final = attempt_id
-        self.af: Final = af
-        self.route_type: Final = route_type
-        self.target: Final = target
-        self.source: Final = source
-        self.inbound: Final = session is None
+        self.inbound: Final = inbound
 
     @classmethod
     def of_combo(cls, home: AttemptHome, session: Session, combo: Combo, attempt_id: bytes) -> Attempt:
@@ -208,16 +227,19 @@ class Attempt:
             attempt_id=attempt_id,
             plugin=combo.plugin,
             phase=combo.phase,
-            af=combo.af,
-            route_type=combo.route_type,
-            target=combo.target,
-            source=combo.source,
+            way=Way(af=combo.af, route_type=combo.route_type, target=combo.target, source=combo.source),
             session=session,
         )
 
     @property
     def key(self) -> AttemptKey:
         return (self.peer.public_key, self.session_id, self.attempt_id)
+
+    @property
+    def way(self) -> Way:
+        if self._way is None:
+            raise PluginError(f"{self._plugin} makes no path, so it has no address family, route or target")
+        return self._way
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -238,8 +260,7 @@ class Attempt:
         session.attempts.add(self)
         try:
             async with self._running():
-                made = await factory(self).run()
-                link = await self._proven(made)
+                link = await self._proven(await factory(self).run())
                 return await self._commit(link, session)
         except PeerRefused as refusal:
             session.learn_refusal(refusal)
@@ -252,9 +273,16 @@ class Attempt:
             if link is not None and not self.won:
                 link.close_nowait()
 
-    async def _proven(self, made: Carrier | Link) -> Link:
+    async def ask(self, factory: Callable[[Attempt], Plugin]) -> object:
+        """Run an auxiliary plugin, which makes no path, and return what it returns; errors come out bare."""
+        async with self._running():
+            return await factory(self).run()
+
+    async def _proven(self, made: object) -> Link:
         if isinstance(made, Link):
             return made
+        if not isinstance(made, Carrier):
+            raise PluginError(f"{self._plugin}.run() returned {made!r}, which is neither a Carrier nor a Link")
         identity = self._home.identity
         if made.dialer:
             return await Link.prove(
@@ -297,8 +325,8 @@ class Attempt:
         return PathInfo(
             phase=self._phase,
             plugin=self._plugin,
-            af=self.af,
-            route_type=self.route_type.name,
+            af=self.way.af,
+            route_type=self.way.route_type.name,
             carrier=carrier.name,
             local=carrier.local,
             remote=carrier.remote,
@@ -312,7 +340,7 @@ class Attempt:
         request: Message,
         decide: Callable[[Link, list[Callable[[], Awaitable[object]]]], Awaitable[bool]],
     ) -> None:
-        """Run the plugin for a peer's request.
+        """Run the plugin for a peer's request; one without a way (an auxiliary plugin's) ends with its run.
 
         `decide` hears the COMMIT on the Link that came of it; when it returns True it has accepted and adopted the
         Link, and the tasks that the plugin gave for it.
@@ -321,7 +349,10 @@ class Attempt:
         link: Link | None = None
         try:
             async with self._running():
-                link = await self._proven(await factory(self).run(request))
+                made = await factory(self).run(request)
+                if self._way is None:
+                    return
+                link = await self._proven(made)
                 link.path = self._path(link.carrier)
                 accepted = await decide(link, self._adopted)
         finally:

@@ -96,6 +96,7 @@ class Signals:
       own_address: what to put into the next message.
       on_request: takes a plugin's first message; must not block.
       on_cancel: the peer (key) ends a session (id); must not block.
+      on_address: told the address of a peer that answers something we asked.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Signals:
         own_address: Callable[[], PeerAddress],
         on_request: Callable[[Request], None],
         on_cancel: Callable[[bytes, bytes], None],
+        on_address: Callable[[PeerAddress], None],
     ) -> None:
         self._identity = identity
         self._host = host
@@ -118,6 +120,7 @@ class Signals:
         self._own_address = own_address
         self._on_request = on_request
         self._on_cancel = on_cancel
+        self._on_address = on_address
         self._inbox: Final = Inbox(clock.now())
         self._mailboxes: dict[AttemptKey, Mailbox] = {}
         self._replies, self._due = trio.open_memory_channel[Callable[[], Awaitable[None]]](64)
@@ -258,6 +261,7 @@ class Signals:
             return
         mailbox = self._mailboxes.get((header.sender, header.session, header.attempt or b""))
         if mailbox is not None:
+            self._on_address(envelope.sender_address)
             mailbox.deliver(message)
         elif not isinstance(message, ClockReply | Refused | Failed):
             self._on_request(Request(envelope, message, via))

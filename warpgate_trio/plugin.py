@@ -78,9 +78,9 @@ class PathRequest(Message, frozen=True):
     Attributes:
       af: 4 or 6.
       route_type: a `RouteType`.
-      address, port: the endpoint that the responder is to dial, from the initiator's signed address; empty and 0
-      where the
-        responder is dialled itself.
+      address, port: the endpoint that the responder is to dial.  It has to be one of the sender's signed address, and
+        the rules have to allow it; else the sender hears that the run failed.  A request that names no endpoint
+        (empty and 0), for techniques in which nobody is dialled, is not built yet and fails the same way.
     """
 
     af: Literal[4, 6]
@@ -117,6 +117,10 @@ class NodeView(ABC):
     budgets: Budgets
     clock: Clock
     signal_rtt: float | None
+
+    @abstractmethod
+    def known_address(self, peer_key: bytes) -> PeerAddress | None:
+        """The newest address that the node has learned of a peer (its Ed25519 key); None when it has learned none."""
 
 
 class Plugin(ABC):
@@ -167,11 +171,15 @@ class Plugin(ABC):
         self._attempt = attempt
 
     @abstractmethod
-    async def run(self, reply: Message | None = None) -> Carrier | Link:
+    async def run(self, reply: Message | None = None) -> Carrier | Link | PeerAddress | None:
         """Make a path.
 
         Args:
           reply: on the responder's side (`inbound`), the message that asked for it; else None.
+
+        Returns:
+          A `Carrier`, or a `Link` that the peer has proven itself on; it belongs to the attempt from then on, which closes it
+          unless it wins.  Auxiliary plugins (``phase=None``) return what they are for, or None.
 
         Raises:
           AttemptFailed: it did not work, for a reason that the technique expects.  So may OSError, CarrierError,
@@ -199,19 +207,19 @@ class Plugin(ABC):
 
     @property
     def af(self) -> int:
-        return self._attempt.af
+        return self._attempt.way.af
 
     @property
     def route_type(self) -> RouteType:
-        return self._attempt.route_type
+        return self._attempt.way.route_type
 
     @property
     def src(self) -> IPv4Address | IPv6Address | None:
-        return self._attempt.source
+        return self._attempt.way.source
 
     @property
     def dest(self) -> Endpoint:
-        return self._attempt.target
+        return self._attempt.way.target
 
     @property
     def session_id(self) -> bytes:
@@ -267,11 +275,17 @@ class Plugin(ABC):
         return await self._attempt.wait_inbound()
 
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
-        """Run `task` in the node, for as long as the Link lives that this attempt makes; only if it wins."""
+        """Run `task` in the node, for as long as the Link lives that this attempt makes; only if it wins.
+
+        It is started by the ACCEPT and cancelled when the Link has ended.  What it raises is logged, no more.
+        """
         self._attempt.adopt(task)
 
     def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
-        """Run `task` in the node when this attempt has ended, for at most ``budgets.goodbye`` seconds."""
+        """Run `task` in the node, from now on and for at most ``budgets.goodbye`` seconds, whatever ends this attempt.
+
+        For what is still to be said over the network; hand it in on the way out.  It runs while the node closes, too.
+        """
         self._attempt.goodbye(task)
 
 

@@ -89,7 +89,8 @@ class Outcome(Enum):
 class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
     """One combo's fate; times in milliseconds from the start of the walk.
 
-    `target` is the socket address that was dialled, by us or (for `reverse_connect`) by the peer.
+    `target` is the endpoint that was dialled, by us or (for `reverse_connect`) by the peer: kind, transport, address,
+    as in ``"nic tcp 192.168.1.9:4433"``.  `cleanup_ms` is what a combo took to end after it was told to.
     """
 
     phase: str | None
@@ -152,9 +153,7 @@ class Recorder:
       on_event: called with each `WalkEvent`, synchronously; it must not block.
     """
 
-    def __init__(
-        self, *, peer: str, now: float, on_event: Callable[[WalkEvent], None] | None = None
-    ) -> None:
+    def __init__(self, *, peer: str, now: float, on_event: Callable[[WalkEvent], None] | None = None) -> None:
         self._peer = peer
         self._began = now
         self._on_event = on_event
@@ -183,9 +182,11 @@ class Recorder:
         )
 
     def phase(self, name: str, now: float) -> None:
+        """A phase begins."""
         self._emit(WalkEvent(kind="phase", at_ms=self._ms(now), phase=name))
 
     def started(self, combo: Combo, now: float) -> None:
+        """A planned combo's attempt begins; if nobody says how it ended, its time was over."""
         row = self._rows[combo] = msgspec.structs.replace(
             self._rows[combo], started_ms=self._ms(now), outcome=Outcome.TIMED_OUT
         )
@@ -194,6 +195,7 @@ class Recorder:
     def ended(
         self, combo: Combo, outcome: Outcome, now: float, *, error: str | None = None, cleanup: float | None = None
     ) -> None:
+        """An attempt ended; `cleanup` is the seconds that it took to end after it was told to."""
         row = self._rows[combo] = msgspec.structs.replace(
             self._rows[combo],
             outcome=outcome,
@@ -210,6 +212,7 @@ class Recorder:
             self._emit(WalkEvent(kind="note", at_ms=self._ms(now), text=text))
 
     def finish(self, verdict: Verdict, now: float, *, session_id: bytes) -> ConnectReport:
+        """The report as it stands now."""
         return ConnectReport(
             peer=self._peer,
             session=session_id.hex(),

@@ -11,13 +11,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .address import Endpoint
-from .attempt import EXPECTED, Attempt, AttemptHome
+from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Facts, Likelihood, Route, RouteType, find_source, judge
 from .plugin import PathRequest, Plugin, technique_of
 from .signal import Failed, RefusalReason, Refused, TokenBucket
@@ -112,6 +110,7 @@ class Responder:
                 if not await self._inbound.authorize(header.sender, header.session):
                     self._refuse(request, RefusalReason.NOT_AUTHORIZED)
                 else:
+                    self._home.learn_address(request.envelope.sender_address)
                     await self._attempt(request, plugin, factory)
             finally:
                 self._running[header.sender] -= 1
@@ -125,7 +124,6 @@ class Responder:
         header = request.envelope.header
         peer = request.envelope.sender_address
         try:
-            target, source, af, route_type = self._path(request, plugin)
             attempt = Attempt(
                 self._home,
                 peer=peer,
@@ -133,11 +131,8 @@ class Responder:
                 attempt_id=header.attempt or b"",
                 plugin=plugin.name,
                 phase=plugin.phase,
-                af=af,
-                route_type=route_type,
-                target=target,
-                source=source,
-                session=None,
+                way=self._way(request, plugin),
+                inbound=True,
                 via=request.via,
             )
             with trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
@@ -149,11 +144,15 @@ class Responder:
             if not self._inbound.is_spent(header.sender, header.session):
                 self._home.signals.reply_soon(request.envelope, request.via, Failed())
 
-    def _path(
-        self, request: Request, plugin: type[Plugin]
-    ) -> tuple[Endpoint, IPv4Address | IPv6Address | None, int, RouteType]:
-        """The judged path of a request.  Raises OSError: it must not, or cannot, be taken."""
+    def _way(self, request: Request, plugin: type[Plugin]) -> Way | None:
+        """The judged path of a request; None for an auxiliary plugin, which makes none.
+
+        Raises:
+          OSError: the path must not, or cannot, be taken.
+        """
         message, peer = request.message, request.envelope.sender_address
+        if plugin.phase is None and not isinstance(message, PathRequest):
+            return None
         if not isinstance(message, PathRequest):
             raise OSError(f"{plugin.name}'s first message names no path")
         theirs, ours = Route(interfaces=peer.interfaces), self._ours()
@@ -176,7 +175,12 @@ class Responder:
             likelihood, why = judge(facts)
             elsewhere = message.route_type is RouteType.NIC_BIND and likelihood is not Likelihood.LIKELY
             if likelihood not in (Likelihood.INVALID, Likelihood.HOPELESS) and not elsewhere:
-                return endpoint, None if same_host else source, message.af, message.route_type
+                return Way(
+                    af=message.af,
+                    route_type=message.route_type,
+                    target=endpoint,
+                    source=None if same_host else source,
+                )
         raise OSError(f"not dialled for a peer: {why}")
 
     def cancel(self, peer: bytes, session: bytes) -> None:

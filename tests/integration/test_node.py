@@ -276,7 +276,7 @@ async def test_two_commits_wait_for_one_decision() -> None:
 async def test_a_spent_session_is_tried_again_as_a_new_one() -> None:
     """The ACCEPT is lost with its carrier: the walk goes on; the application there has a broken Pipe and a good one."""
     async with loopback_node(BOB, config(), authorize=anyone) as bob, loopback_node(ALICE, config()) as alice:
-        real = alice._host.entropy
+        real = alice._runtime.host.entropy
         lost = await dial(bob, b"s" * 16)
         await lost.commit(epoch=1, link_id=bytes(16), patience=1)
         lost.close_nowait()
@@ -286,7 +286,7 @@ async def test_a_spent_session_is_tried_again_as_a_new_one() -> None:
             def entropy(self, n: int) -> bytes:
                 return spent.pop() if spent else real(n)
 
-        alice._host = Stuck()
+        alice._runtime.host = Stuck()
         async with await alice.auto_connect(bob.address, afs=[IP4]) as pipe:
             assert pipe.report is not None
             assert pipe.report.notes == ("a path broke between the peer's accept and ours; tried again",)
@@ -380,7 +380,7 @@ async def test_garbage_and_silence_on_the_port_cost_nothing() -> None:
                 except trio.BrokenResourceError:
                     pass
             await stream.aclose()
-        assert bob._inbound._handshakes == 0
+        assert bob._runtime.inbound._handshakes == 0
 
 
 async def test_handshakes_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,14 +388,14 @@ async def test_handshakes_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch)
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
         streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
-        while bob._inbound._handshakes < 3:
+        while bob._runtime.inbound._handshakes < 3:
             await trio.testing.wait_all_tasks_blocked(0.001)
         async with await trio.open_tcp_stream("127.0.0.1", port) as one_too_many:
             with trio.fail_after(1):
                 assert await one_too_many.receive_some() == b""
         for stream in streams:
             await stream.aclose()
-        while bob._inbound._handshakes:
+        while bob._runtime.inbound._handshakes:
             await trio.testing.wait_all_tasks_blocked(0.001)
 
 
@@ -411,8 +411,8 @@ async def request(node: Node, to: PeerAddress, message: Message, *, session: byt
     """Send a plugin's first message by hand, and return what comes back."""
     mailbox = Mailbox()
     key = (to.public_key, session, b"A" * 16)
-    node.signals.attach(key, mailbox)
-    await node.signals.send(to, message, owner="reverse_connect", session=session, attempt=b"A" * 16)
+    node._runtime.signals.attach(key, mailbox)
+    await node._runtime.signals.send(to, message, owner="reverse_connect", session=session, attempt=b"A" * 16)
     with trio.fail_after(1):
         return await mailbox.receive.receive()
 

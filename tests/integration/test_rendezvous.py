@@ -16,13 +16,13 @@ from tests.certificates import Authority
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable, SignalUnsupported
 from warpgate_trio.identity import Identity
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers import rendezvous_core as core
 from warpgate_trio.servers.rendezvous import RendezvousLimits, RendezvousServer, open_rendezvous, serve_rendezvous
 from warpgate_trio.signal import Delivery, SignalChannel, open_channel, websocket_channel
 from warpgate_trio.websocket import (
     WebSocket,
     WebSocketClosed,
-    open_background_nursery,
     open_websocket,
     serve_websocket,
 )

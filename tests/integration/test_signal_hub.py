@@ -18,11 +18,11 @@ from tests.certificates import Authority
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable
 from warpgate_trio.identity import Identity
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
 from warpgate_trio.signal import hub as hub_module
 from warpgate_trio.signal import open_channel as real_open_channel
-from warpgate_trio.websocket import open_background_nursery
 
 ALICE = Identity.from_seed(bytes(range(32)))
 BOB = Identity.from_seed(bytes(range(32, 64)))

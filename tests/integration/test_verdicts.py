@@ -217,7 +217,7 @@ async def test_no_relay_configured() -> None:
     """Bob answers signals and tries, but neither side can be dialled."""
     async with pair(budgets=QUICK) as both:
         for node in (both.alice, both.bob):
-            for sock in node._sockets:
+            for sock in node._runtime._sockets:
                 sock.close()
         async with expect(Verdict.NO_RELAY_CONFIGURED):
             await both.alice.auto_connect(both.bob.address)

@@ -20,13 +20,13 @@ import trio
 
 from tests.certificates import Authority
 from warpgate_trio.errors import ConfigError
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.websocket import (
     ConnectionLimits,
     WebSocket,
     WebSocketClosed,
     WebSocketError,
     _subscriber,
-    open_background_nursery,
     open_websocket,
     serve_websocket,
 )
@@ -148,6 +148,37 @@ async def test_echo(host: str, tls: bool, authority: Authority) -> None:
                 assert await websocket.receive() == message
             await websocket.ping()
             assert websocket.remote == url
+
+
+async def test_a_long_conversation() -> None:
+    """The bound on what comes in between two messages is none on messages."""
+    async with server(echo) as url, open_websocket(url, max_message=LIMIT) as websocket:
+        for _ in range(40):
+            await websocket.send(bytes(LIMIT))
+            assert len(await websocket.receive()) == LIMIT
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_aclose_closes_tcp_whether_or_not_the_peer_answers(cancelled: bool) -> None:
+    ended = trio.Event()
+
+    async def handler(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.send_all(b"\x82\x7e" + struct.pack("!H", LIMIT + 1) + bytes(LIMIT + 1))  # over the limit: 1009
+        await wait_closed(stream)
+        ended.set()
+
+    async with tcp_server(handler) as url, open_websocket(url, max_message=LIMIT, close_timeout=0.01) as websocket:
+        with pytest.raises(WebSocketClosed):
+            await websocket.receive()
+        with trio.CancelScope() as scope:
+            if cancelled:
+                scope.cancel()
+            await websocket.aclose()
+        await ended.wait()
+        await websocket.aclose()
+        with pytest.raises(WebSocketClosed):
+            await websocket.send(b"x")
 
 
 async def test_a_host_name(authority: Authority) -> None:

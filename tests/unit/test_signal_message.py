@@ -374,20 +374,20 @@ def _fails_cleanly(data: bytes, wrap: Callable[[bytes], bytes]) -> None:
         pytest.fail("nobody signed this")
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=300))
 def test_hostile_blobs(data: bytes) -> None:
     _fails_cleanly(data, lambda data: data)
     _fails_cleanly(data, lambda data: b"\x01" + data)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=300))
 def test_hostile_plaintexts(data: bytes) -> None:
     _fails_cleanly(data, lambda data: b"\x01" + seal(BOB.sealing_key, data, info=CONTEXT))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=300), st.integers(0, len(GOLDEN_BODY)), st.integers(0, 20))
 def test_hostile_signed_bodies(data: bytes, position: int, cut: int) -> None:
     body = GOLDEN_BODY[:position] + data + GOLDEN_BODY[position + cut :]
@@ -395,7 +395,7 @@ def test_hostile_signed_bodies(data: bytes, position: int, cut: int) -> None:
         open_message(BOB, sealed_body(body))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     st.binary(min_size=16, max_size=16),
     st.none() | st.binary(min_size=16, max_size=16),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Buffer", "Carrier", "SocketAddress"]
 
@@ -11,6 +11,7 @@ SocketAddress = tuple[str, int]
 """An IP literal and a port."""
 
 
+@runtime_checkable
 class Carrier(Protocol):
     """An encrypted, ordered byte stream; see the room's page for the division of labour.
 

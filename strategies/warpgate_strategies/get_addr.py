@@ -1,0 +1,46 @@
+"""``get_addr``: ask a peer, over the signal channel, for its present address (auxiliary, the seed's "Auxiliary plugins").
+
+Every signal carries its sender's current signed address, and the node learns it; so the question and the answer are empty.
+A walk asks when the address that it was given has expired, or does not lead anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.plugin import Message, Plugin, register
+
+if TYPE_CHECKING:
+    from warpgate_trio.address import PeerAddress
+
+__all__ = ["AddressIs", "AskAddress", "GetAddr"]
+
+
+@final
+class AskAddress(Message, frozen=True):
+    """Where are you now?"""
+
+
+@final
+class AddressIs(Message, frozen=True):
+    """Where I am stands in the envelope."""
+
+
+@final
+@register(phase=None)
+class GetAddr(Plugin):
+    name = "get_addr"
+    timeout = 10.0
+    proto_messages = (AskAddress, AddressIs)
+
+    async def run(self, reply: Message | None = None) -> PeerAddress | None:
+        if self.inbound:
+            await self.send_signal(AddressIs())
+            return None
+        await self.send_signal(AskAddress())
+        await self.receive_signal()
+        fresh = self.node.known_address(self.peer.public_key)
+        if fresh is None:
+            raise AttemptFailed("the peer answered without an address that could be used")
+        return fresh

@@ -1,0 +1,317 @@
+"""What a node is made of, and the owner of its nurseries (DESIGN §4.4).  `Node` is the face that applications see.
+
+Three nurseries, one inside the other; what is further in ends earlier:
+
+    keepers    the signal hub: goodbyes still need it
+      links      Link drivers and goodbyes: each shields itself, under a deadline that starts when the node closes
+        services   accept loops, dispatch, attempts on behalf of peers: cancelled as soon as the body is left
+          (the body of ``async with open_node()``)
+
+No scope that spans the body is shielded, so the body can be cancelled as always.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from . import host as machine
+from .address import PeerAddress, describe_interfaces
+from .attempt import Attempt
+from .carrier import TlsContexts
+from .combos import Route
+from .dispatch import AttemptKey, Signals, WallClock
+from .errors import ConfigError
+from .inbound import Authorize, Inbound
+from .link import Link
+from .nurseries import open_background_nursery
+from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
+from .responder import Responder
+from .signal import SignalHub
+
+if TYPE_CHECKING:
+    from .config import Budgets, NodeConfig
+    from .host import Host
+    from .identity import Identity
+
+__all__ = ["NodeRuntime"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+ADDRESS_LIFETIME: Final = 7 * 24 * 3600
+"""Seconds for which a published address is good: long enough to be pasted into a chat and used the next days."""
+MAX_HINTS: Final = 4
+"""Signal servers named in the address: each costs its length in a text that people copy."""
+MAX_KNOWN: Final = 1024
+"""Peers whose addresses are remembered; a record is about 300 bytes."""
+HOST_SALT: Final = 8
+"""Bytes of salt in the host id (`warpgate_trio.host.host_id`)."""
+
+
+@final
+class _View(NodeView):
+    """What plugins see; live."""
+
+    def __init__(self, runtime: NodeRuntime, host: Host, tls: TlsContexts, budgets: Budgets, hub: SignalHub) -> None:
+        self._runtime = runtime
+        self._hub = hub
+        self.host = host
+        self.tls = tls
+        self.budgets = budgets
+        self.clock: Clock = WallClock(host)
+
+    @property
+    def peer_id(self) -> str:  # type: ignore[override]  # read-only here, declared as plain attributes for plugins
+        return self._runtime.identity.peer_id
+
+    @property
+    def address(self) -> PeerAddress:  # type: ignore[override]
+        return self._runtime.address
+
+    def known_address(self, peer_key: bytes) -> PeerAddress | None:
+        return self._runtime.known_address(peer_key)
+
+    @property
+    def signal_rtt(self) -> float | None:  # type: ignore[override]
+        rtt = self._hub.rtt
+        return None if rtt is None else 2 * rtt  # to the server and from there to the peer, and back
+
+
+@final
+class NodeRuntime:
+    """Everything behind a `Node`; also the `AttemptHome` of its attempts.
+
+    Attributes:
+      factories: plugin name -> its class and the maker of its instances, once `run` was entered.
+      problems: plugins whose `setup` failed.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        config: NodeConfig,
+        host: Host,
+        loaded: LoadedPlugins,
+        authorize: Authorize | None,
+        sockets: Sequence[trio.socket.SocketType],
+        strict_plugins: bool,
+    ) -> None:
+        self.config: Final = config
+        self.host: Final = host
+        self.strict: Final = strict_plugins
+        self.loaded: Final = loaded
+        self.problems: Final[list[PluginStatus]] = []
+        self.factories: Final[dict[str, tuple[type[Plugin], Callable[[Attempt], Plugin]]]] = {}
+        self._attempts: dict[AttemptKey, Attempt] = {}
+        self._links: set[Link] = set()
+        self._known: OrderedDict[bytes, PeerAddress] = OrderedDict()
+        self.closing: bool = False
+        self._ports = _ports(sockets)
+        self._sockets = sockets
+        self._address: PeerAddress | None = None
+        self._salt = host.entropy(HOST_SALT)
+        self.hub: Final = SignalHub(identity, config.servers.websocket, ca_file=config.servers.ca_file)
+        contexts = TlsContexts(identity)
+        self.inbound: Final = Inbound(
+            contexts=contexts,
+            budgets=config.budgets,
+            authorize=authorize,
+            take_link=self._take_link,
+            adopt=self.adopt_link,
+            on_accepted=self._on_cancel,
+        )
+        self.identity: Final = identity
+        self.view: Final = _View(self, host, contexts, config.budgets, self.hub)
+        self.signals: Final = Signals(
+            identity=identity,
+            host=host,
+            hub=self.hub,
+            clock=self.view.clock,
+            messages={name: kind for name, (_, kind) in loaded.messages.items()},
+            own_address=lambda: self.address,
+            on_request=lambda request: self._responder.take(request),
+            on_cancel=self._on_cancel,
+            on_address=self.learn_address,
+        )
+        self._responder = Responder(
+            self,
+            self.inbound,
+            factories=self.factories,
+            ours=lambda: Route(interfaces=self.address.interfaces),
+            start=self._start_service,
+            listening=authorize is not None,
+        )
+        self._services: trio.Nursery | None = None
+        self._link_nursery: trio.Nursery | None = None
+
+    # -- addresses, ours and our peers' ----------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> PeerAddress:
+        """The record that peers need to find this node; re-issued when the machine's addresses change, or when it ages.
+
+        ``str(node.address)`` is the text form to pass on.
+        """
+        interfaces = describe_interfaces(self.host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6))
+        now = int(self.view.clock.now())
+        known = self._address
+        if (
+            known is None
+            or known.interfaces != interfaces
+            or not known.issued_at <= now + 60  # the clock was set back
+            or now > known.issued_at + ADDRESS_LIFETIME // 2
+        ):
+            hints = [url.redacted for url in self.config.servers.websocket][:MAX_HINTS]
+            known = self._address = PeerAddress.issue(
+                self.identity,
+                seq=max(now, known.seq + 1 if known is not None else 0),
+                issued_at=now,
+                expires_at=now + ADDRESS_LIFETIME,
+                host_salt=self._salt,
+                host_id=machine.host_id(self.host.machine_fingerprint(), self._salt),
+                signals=tuple(hints),
+                interfaces=interfaces,
+            )
+        return known
+
+    def known_address(self, peer_key: bytes) -> PeerAddress | None:
+        """The newest address that was learned of a peer: from its answers, or because it told us and is authorized."""
+        return self._known.get(peer_key)
+
+    def learn_address(self, address: PeerAddress) -> None:
+        """Remember an address if it is newer than what is known; of 1,024 peers, those heard of last."""
+        known = self._known.get(address.public_key)
+        if known is None or address.seq > known.seq:
+            self._known.pop(address.public_key, None)
+            self._known[address.public_key] = address
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+
+    # -- AttemptHome -------------------------------------------------------------------------------------------------
+
+    def register_attempt(self, key: AttemptKey, attempt: Attempt) -> None:
+        self._attempts[key] = attempt
+        self.signals.attach(key, attempt)
+
+    def forget_attempt(self, key: AttemptKey) -> None:
+        self._attempts.pop(key, None)
+        self.signals.detach(key)
+
+    def adopt_link(self, link: Link, tasks: Sequence[Callable[[], Awaitable[object]]]) -> None:
+        assert self._link_nursery is not None
+        self._links.add(link)
+        self._link_nursery.start_soon(self._drive, link, tasks)
+        if self.closing:
+            link.end_nowait()
+
+    def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
+        assert self._link_nursery is not None
+        self._link_nursery.start_soon(self._goodbye, task)
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    async def _drive(self, link: Link, tasks: Sequence[Callable[[], Awaitable[object]]]) -> None:
+        try:
+            async with open_background_nursery() as nursery:
+                for task in tasks:
+                    nursery.start_soon(_logged, task)
+                await link.drive(on_open=self.inbound.take_opened, goodbye=self.config.budgets.goodbye)
+        finally:
+            self._links.discard(link)
+
+    async def _goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
+        with trio.move_on_after(self.config.budgets.goodbye, shield=True):
+            await _logged(task)
+
+    def _start_service(self, task: Callable[[], Awaitable[object]]) -> None:
+        if self._services is not None and not self.closing:
+            self._services.start_soon(task)
+
+    def _take_link(self, link: Link) -> bool:
+        attempt = self._attempts.get((link.peer_key, link.session_id, link.attempt_id))
+        if attempt is None:
+            return False
+        link.become(initiator=not attempt.inbound)
+        attempt.deliver(link)
+        return True
+
+    def _on_cancel(self, peer: bytes, session: bytes) -> None:
+        self._responder.cancel(peer, session)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[None]:
+        """The nurseries around the body of `open_node`; see the module's page."""
+        async with AsyncExitStack() as stack:
+            keepers = await stack.enter_async_context(open_background_nursery())
+            hub_scope = trio.CancelScope(shield=True)
+            await keepers.start(_run_shielded, hub_scope, self.hub)
+            stack.callback(hub_scope.cancel)
+            self._link_nursery = await stack.enter_async_context(open_background_nursery())
+            self._services = await stack.enter_async_context(open_background_nursery())
+            stack.callback(self._close_nowait)
+            for name, plugin in self.loaded.plugins.items():
+                await self._set_up(stack, name, plugin)
+            for sock in self._sockets:
+                self._services.start_soon(self.inbound.serve_socket, sock)
+            self._services.start_soon(self.signals.run)
+            yield
+
+    async def _set_up(self, stack: AsyncExitStack, name: str, plugin: type[Plugin]) -> None:
+        try:
+            factory = await stack.enter_async_context(plugin.setup(self.view))
+        except Exception as error:
+            if self.strict:
+                raise
+            logger.warning("plugin %s is disabled: its setup failed", name, exc_info=True)
+            problem = f"setup failed: {type(error).__name__}: {error}"
+            self.problems.append(PluginStatus(name=name, phase=plugin.phase, problem=problem))
+        else:
+            self.factories[name] = (plugin, factory)
+
+    def _close_nowait(self) -> None:
+        """Nothing new from here on; what stands has its goodbye time."""
+        self.closing = True
+        for sock in self._sockets:
+            sock.close()
+        self.inbound.listener.close_nowait()
+        for link in list(self._links):
+            link.end_nowait()
+
+    async def ask(self, peer: PeerAddress, plugin: str) -> object:
+        """Run an auxiliary plugin towards a peer; errors come out bare."""
+        if plugin not in self.factories:
+            raise ConfigError(f"this node has no plugin {plugin!r}")
+        attempt = Attempt(
+            self,
+            peer=peer,
+            session_id=self.host.entropy(16),
+            attempt_id=self.host.entropy(16),
+            plugin=plugin,
+            phase=None,
+            way=None,
+        )
+        return await attempt.ask(self.factories[plugin][1])
+
+
+async def _run_shielded(scope: trio.CancelScope, hub: SignalHub, *, task_status: trio.TaskStatus[None]) -> None:
+    """The hub, until `scope` is cancelled: goodbyes go through it while the node is being cancelled."""
+    with scope:
+        await hub.run(task_status=task_status)
+
+
+async def _logged(task: Callable[[], Awaitable[object]]) -> None:
+    """A plugin's background task: what it raises is its own affair."""
+    try:
+        await task()
+    except Exception:
+        logger.exception("a background task of a plugin failed")
+
+
+def _ports(sockets: Sequence[trio.socket.SocketType]) -> dict[int, int]:
+    return {4 if sock.family == trio.socket.AF_INET else 6: sock.getsockname()[1] for sock in sockets}
