@@ -5,16 +5,15 @@ plugin made into a committed Pipe, and closes everything else.  Its life is one 
 initiator's side and `answer` for the responder's; whatever the plugin opened in the attempt's nursery ends before
 that call returns.
 
-The winner's way out (DESIGN §5): on ACCEPT, `Session.win` records the Pipe, moves the Link's driver to the node's
-nursery and cancels the phase, in one synchronous step.
+The winner's way out (DESIGN §5): on ACCEPT the Link's driver moves to the node's nursery, the session records the
+Pipe, and the phase is cancelled, in one synchronous step.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Protocol, final
@@ -41,9 +40,9 @@ if TYPE_CHECKING:
     from .dispatch import AttemptKey, Signals
     from .identity import Identity
     from .plugin import NodeView, Plugin
-    from .report import Recorder
+    from .session import Session
 
-__all__ = ["EXPECTED", "Attempt", "AttemptHome", "Session", "Way"]
+__all__ = ["EXPECTED", "Attempt", "AttemptHome", "Way"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -79,82 +78,17 @@ class AttemptHome(Protocol):
     def adopt_link(self, link: Link, tasks: list[Callable[[], Awaitable[object]]]) -> None:
         """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""
 
+    def plan(self, peer: PeerAddress, plugins: Sequence[str]) -> Sequence[Combo]:
+        """The valid combos of these plugins with a peer."""
+
+    def factory(self, plugin: str) -> Callable[[Attempt], Plugin]:
+        """The maker of a plugin's instances."""
+
     def learn_address(self, address: PeerAddress) -> None:
         """Remember where a peer is, if that is news."""
 
     def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""
-
-
-@final
-class Session:
-    """One call of `auto_connect`, on the initiator's side: at most one Pipe comes of it.
-
-    Attributes:
-      commit_lock: commits are made one at a time (DESIGN §4.2).
-      pipe: the result.
-      refusal: the peer's no, which ends the walk.
-      scope: the running phase's cancel scope.
-      over_at: when the session was decided.
-      attempts: those under way.
-      broke_off, wrong_peer, clock_corrected, signal_tried, signalled, answered, best_delivery: what was learned, for
-      the verdict.
-    """
-
-    def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
-        self.peer: Final = peer
-        self.id = session_id
-        self.recorder: Final = recorder
-        self.early_data: Final = early_data
-        self.commit_lock: Final = trio.Lock()
-        self.epoch = 0
-        self.pipe: Pipe | None = None
-        self.refusal: PeerRefused | None = None
-        self.spent: bool = False
-        self.scope: trio.CancelScope | None = None
-        self.over_at: float | None = None
-        self.broke_off = False
-        self.wrong_peer = False
-        self.clock_corrected = False
-        self.attempts: set[Attempt] = set()
-        self.signalled = False
-        self.answered = False
-        self.best_delivery: Delivery | None = None
-        self.signal_tried = False
-
-    def win(self, pipe: Pipe) -> None:
-        """Record the result and end the phase.  No checkpoint before or after."""
-        self.pipe = pipe
-        self._end_phase("another combo has won")
-
-    def learn_refusal(self, refusal: PeerRefused) -> None:
-        """The peer was reached and said no: other paths lead to the same answer."""
-        if refusal.reason == RefuseReason.SESSION_SPENT:
-            self.spent = True
-        else:
-            self.refusal = self.refusal or refusal
-        self._end_phase("the peer refused")
-
-    @contextmanager
-    def budget_suspended(self) -> Iterator[None]:
-        """While a commit is under way the phase's budget does not run: it is for finding paths, and one was found.
-
-        The commit has a bound of its own (the peer's silence), and the walk's deadline stands.
-        """
-        scope = self.scope
-        if scope is None:
-            yield
-            return
-        deadline, scope.deadline = scope.deadline, math.inf
-        try:
-            yield
-        finally:
-            scope.deadline = deadline
-
-    def _end_phase(self, reason: str) -> None:
-        self.over_at = trio.current_time()
-        if self.scope is not None:
-            self.scope.cancel(reason=reason)
 
 
 @final
@@ -172,6 +106,12 @@ class Way:
     route_type: RouteType
     target: Endpoint
     source: IPv4Address | IPv6Address | None
+
+    @classmethod
+    def of(cls, combo: Combo) -> Way | None:
+        if combo.target is None:
+            return None
+        return cls(af=combo.af, route_type=combo.route_type, target=combo.target, source=combo.source)
 
 
 @final
@@ -227,7 +167,7 @@ class Attempt:
             attempt_id=attempt_id,
             plugin=combo.plugin,
             phase=combo.phase,
-            way=Way(af=combo.af, route_type=combo.route_type, target=combo.target, source=combo.source),
+            way=Way.of(combo),
             session=session,
         )
 
@@ -278,6 +218,53 @@ class Attempt:
         async with self._running():
             return await factory(self).run()
 
+    async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
+        """See `Plugin.race`."""
+        session = self._session
+        assert session is not None
+        found: list[Link] = []
+        errors: list[Exception] = []
+
+        async def one(combo: Combo, delay: float) -> None:
+            await trio.sleep(delay)  # pacing: a quick candidate spares the others their work
+            attempt = Attempt.of_combo(self._home, session, combo, self.node.host.entropy(16))
+            try:
+                link = await attempt.make_link(self._home.factory(combo.plugin))
+            except Exception as error:
+                if not isinstance(error, EXPECTED):
+                    logger.warning("%s failed", combo.plugin, exc_info=True)
+                session.wrong_peer = session.wrong_peer or isinstance(error, WrongPeer)
+                errors.append(error)
+                return
+            if found:
+                link.close_nowait()
+            else:
+                found.append(link)
+                nursery.cancel_scope.cancel(reason="another plugin was first")
+
+        async with trio.open_nursery() as nursery:
+            for combo in self._home.plan(self.peer, plugins):
+                nursery.start_soon(one, combo, combo.delay + stagger * plugins.index(combo.plugin))
+        if found:
+            return found[0]
+        for error in errors:
+            if isinstance(error, PeerRefused):
+                raise error
+        raise AttemptFailed("none of them made a path: " + "; ".join(str(error) for error in errors))
+
+    async def make_link(self, factory: Callable[[Attempt], Plugin]) -> Link:
+        """Run the plugin up to a proven Link, for somebody else to commit."""
+        link: Link | None = None
+        try:
+            async with self._running():
+                link = await self._proven(await factory(self).run())
+                link.path = self._path(link.carrier)
+            return link
+        except BaseException:
+            if link is not None:
+                link.close_nowait()
+            raise
+
     async def _proven(self, made: object) -> Link:
         if isinstance(made, Link):
             return made
@@ -315,7 +302,7 @@ class Attempt:
                 session.broke_off = True
                 raise
             # No checkpoint from the ACCEPT to here: the lock's release is none either.
-            link.path = self._path(link.carrier)
+            link.path = link.path or self._path(link.carrier)
             self.won = True
             self._home.adopt_link(link, self._adopted)
             session.win(pipe)

@@ -9,21 +9,23 @@ get one last round, and then the verdict is made from what was learned on the wa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .attempt import EXPECTED, Attempt, AttemptHome, Session
+from .attempt import EXPECTED, Attempt, AttemptHome
 from .combos import Combo, Likelihood
 from .errors import ConnectError
 from .link import Pipe, RefuseReason
 from .nurseries import leaves
 from .plugin import PHASES, Plugin
 from .report import Outcome, Verdict
+from .session import Session
 from .signal import Delivery
 
 if TYPE_CHECKING:
+    from .address import PeerAddress
     from .config import Budgets
 
 __all__ = ["PlannedWalk", "walk"]
@@ -31,6 +33,9 @@ __all__ = ["PlannedWalk", "walk"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 Factory = Callable[[Attempt], Plugin]
+
+REFRESH_DELAY: Final = 0.1
+"""Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
 
 
 @final
@@ -44,6 +49,8 @@ class PlannedWalk:
       phases: those to take, in order; None among them stands for the plugins without a phase (a pinned call).
       strict: let a plugin's unexpected exception out.
       ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
+      refresh: asks the peer for its present address; None where the address is to be taken as it is.
+      replan: the combos with another address of the peer.
     """
 
     def __init__(
@@ -56,14 +63,18 @@ class PlannedWalk:
         strict: bool = False,
         ceiling: float | None = None,
         has_relay: bool = False,
+        refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
+        replan: Callable[[PeerAddress], Sequence[Combo]] = lambda _: (),
     ) -> None:
         self.home: Final = home
         self.factories: Final = factories
-        self.combos: Final = combos
+        self.combos: Final = list(combos)
         self.phases: Final = phases
         self.strict: Final = strict
         self.ceiling: Final = ceiling
         self.has_relay: Final = has_relay
+        self.refresh: Final = refresh
+        self.replan: Final = replan
 
 
 async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pipe:
@@ -137,6 +148,8 @@ async def _run_combos(
             async with trio.open_nursery() as nursery:
                 for combo in combos:
                     nursery.start_soon(_run_combo, planned, session, combo)
+                if planned.refresh is not None and not session.refreshed:
+                    nursery.start_soon(_refresh_address, planned, session, phase, nursery)
         except BaseExceptionGroup as group:  # strict plugins only: the tasks catch what they expect
             errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
             if len(errors) == 1:
@@ -144,6 +157,29 @@ async def _run_combos(
             raise
         finally:
             session.scope = None
+
+
+async def _refresh_address(planned: PlannedWalk, session: Session, phase: str | None, nursery: trio.Nursery) -> None:
+    """A walk that takes a while may be on its way to where the peer was: ask where it is, and go there too."""
+    assert planned.refresh is not None
+    await trio.sleep(REFRESH_DELAY)
+    try:
+        fresh = await planned.refresh(session.peer)
+    except EXPECTED as error:
+        logger.debug("the address could not be refreshed: %s", error)
+        return
+    session.refreshed = True
+    if fresh.seq <= session.peer.seq:
+        return
+    session.peer = fresh
+    session.recorder.note("the peer's address was old; it told us the present one", trio.current_time())
+    tried = {(combo.plugin, combo.route_type, combo.target) for combo in planned.combos}
+    for combo in planned.replan(fresh):
+        if (combo.plugin, combo.route_type, combo.target) not in tried:
+            planned.combos.append(combo)
+            session.recorder.planned(combo)
+            if combo.phase == phase and combo.likelihood is not Likelihood.HOPELESS:
+                nursery.start_soon(_run_combo, planned, session, combo)
 
 
 async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> None:

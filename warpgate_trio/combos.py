@@ -35,6 +35,7 @@ __all__ = [
     "Technique",
     "find_source",
     "judge",
+    "pathless_combo",
     "plan_combos",
 ]
 
@@ -113,7 +114,8 @@ class Combo:
     """One thing to try.
 
     Attributes:
-      target: what is dialled: the peer's endpoint, or ours for a plugin that asks to be dialled.
+      target: what is dialled: the peer's endpoint, or ours for a plugin that asks to be dialled; None for a plugin that
+        works on no particular path.
       source: the address to bind before dialling, where the target's network is one that the dialling side is in.
       delay: seconds that the combo's task holds back.
       why: the sentence behind its likelihood.
@@ -123,7 +125,7 @@ class Combo:
     plugin: str
     af: int
     route_type: RouteType
-    target: Endpoint
+    target: Endpoint | None
     source: IPv4Address | IPv6Address | None
     likelihood: Likelihood
     delay: float
@@ -321,6 +323,21 @@ def plan_combos(
     return kept
 
 
+def pathless_combo(plugin: str, phase: str | None) -> Combo:
+    """The one combo of a plugin that works on no particular path."""
+    return Combo(
+        phase=phase,
+        plugin=plugin,
+        af=0,
+        route_type=RouteType.EXT_BIND,
+        target=None,
+        source=None,
+        likelihood=Likelihood.DOUBTFUL,
+        delay=0.0,
+        why="the plugin chooses its own paths",
+    )
+
+
 def _combo(facts: Facts, likelihood: Likelihood, why: str) -> Combo:
     return Combo(
         phase=facts.technique.phase,
@@ -345,6 +362,7 @@ def _with_delays(combos: list[Combo], asking: set[str]) -> list[Combo]:
         delay = SAME_HOST_DELAY if loopback and combo.route_type is not RouteType.LOOPBACK_BIND else 0.0
         if combo.plugin in asking and combo.phase in likely:
             delay += ASK_DELAY
+        assert combo.target is not None
         aim = (combo.plugin, combo.target.address, combo.target.port)
         if aim in aimed_at:
             delay += TWIN_DELAY

@@ -198,15 +198,15 @@ class Identity:
 
 _P: Final = 2**255 - 19
 _ORDER_8_Y: Final = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
-# The y coordinates of the eight points of edwards25519 (RFC 8032 section 5.1) whose order divides 8: of orders 1, 2, 4, 8.
+# The y coordinates of the eight points of edwards25519 (RFC 8032 section 5.1) whose order divides 8.
 _SMALL_ORDER_Y: Final = frozenset({1, _P - 1, 0, _ORDER_8_Y, _P - _ORDER_8_Y})
 
 
 def is_usable_key(public_key: bytes) -> bool:
     """Whether 32 bytes can be somebody's Ed25519 key: canonical, and not a point of small order.
 
-    With a key of small order there are signatures that hold for (nearly) every message, so such a key would be an identity
-    that everybody owns.  RFC 8032 leaves it to the protocol to refuse them.
+    With a key of small order there are signatures that hold for (nearly) every message, so such a key would be an
+    identity that everybody owns.  RFC 8032 leaves it to the protocol to refuse them.
     """
     if len(public_key) != KEY_LENGTH:
         return False
@@ -218,8 +218,8 @@ def verify(public_key: bytes, signature: bytes, context: bytes, data: bytes) -> 
     """Whether `signature` is `Identity.sign`'s over the same context and data, by the owner of `public_key`.
 
     Every argument but the context may come from outside: keys and signatures of any length and content are answered
-    with False, never an exception.  A key of small order is nobody's (`is_usable_key`).  ValueError for a context with a
-    NUL, which is a mistake of the caller.
+    with False, never an exception.  A key of small order is nobody's (`is_usable_key`).  ValueError for a context with
+    a NUL, which is a mistake of the caller.
     """
     signed = _signed_bytes(context, data)
     if not is_usable_key(public_key):

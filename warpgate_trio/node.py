@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from ipaddress import ip_address
 from typing import final
 
 import trio
 
 from . import host as machine
 from .address import PeerAddress
-from .attempt import Session
-from .auto_connect import PlannedWalk, walk
-from .combos import Combo, Route, RouteType, plan_combos
+from .auto_connect import Factory, PlannedWalk, walk
+from .combos import Combo, RouteType
 from .config import NodeConfig
 from .errors import AddressExpired, AttemptFailed, ConfigError, ConnectError, PeerRefused, SignalError
 from .identity import Identity, default_key_file
 from .inbound import Authorize, PipeListener, open_listening_sockets
 from .link import EARLY_DATA_LIMIT, Pipe
-from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of, technique_of
+from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
 from .report import Recorder, WalkEvent
 from .runtime import NodeRuntime
+from .session import Session
 from .signal import Cancel, ServerStatus
 from .signal.core import OWNER
 
@@ -148,11 +147,13 @@ class Node:
         for phase in wanted:
             if phase not in PHASES:
                 raise ValueError(f"there is no phase {phase!r}; there are {', '.join(PHASES)}")
-        combos = [c for c in self._combos(chosen, address, afs, route_types) if c.phase in wanted]
+        names = [kind.name for kind in chosen if kind.phase in wanted]
+        combos = self._runtime.plan(address, names, afs, route_types)
         return await self._walk(
             address,
             combos,
             phases=[phase for phase in PHASES if phase in wanted],
+            replan=lambda fresh: self._runtime.plan(fresh, names, afs, route_types),
             timeout=self._runtime.config.budgets.total if timeout is None else timeout,
             early_data=early_data,
             on_event=on_event,
@@ -162,7 +163,7 @@ class Node:
         self,
         peer: PeerAddress | str,
         *,
-        plugin: str,
+        plugin: str | Sequence[str],
         af: int | None = None,
         route_type: RouteType | None = None,
         early_data: bytes = b"",
@@ -172,22 +173,27 @@ class Node:
         """Connect with one named plugin, and nothing else (the seed's "Running a single named plugin").
 
         Args:
+          plugin: its name; or several names, which are raced by `fan_out`.
           af, route_type: pin these too; None tries what the pair has.
           timeout: seconds; the plugin's own ceiling when None.
 
         Raises as `auto_connect`.
         """
         address = await self._current_address(peer)
-        if plugin not in self._runtime.factories:
-            raise ValueError(f"this node has no plugin {plugin!r}")
-        kind, _ = self._runtime.factories[plugin]
-        combos = self._combos(
-            [kind], address, None if af is None else [af], None if route_type is None else [route_type]
+        name, candidates = (plugin, None) if isinstance(plugin, str) else ("fan_out", tuple(plugin))
+        for each in (name, *(candidates or ())):
+            if each not in self._runtime.factories:
+                raise ValueError(f"this node has no plugin {each!r}")
+        kind, maker = self._runtime.factories[name]
+        factory: Callable[..., Plugin] = maker
+        combos = self._runtime.plan(
+            address, [name], None if af is None else [af], None if route_type is None else [route_type]
         )
         return await self._walk(
             address,
             combos,
             phases=[kind.phase],
+            factories={name: factory if candidates is None else partial(factory, candidates=candidates)},
             timeout=math.inf if timeout is None else timeout,
             ceiling=kind.timeout,
             early_data=early_data,
@@ -215,33 +221,14 @@ class Node:
                 raise expired from None
         return address
 
-    def _combos(
-        self,
-        plugins: Iterable[type[Plugin]],
-        peer: PeerAddress,
-        afs: Collection[int] | None,
-        route_types: Collection[RouteType] | None,
-    ) -> list[Combo]:
-        reaches = frozenset(
-            endpoint.address
-            for _, endpoint in peer.endpoints()
-            if self._runtime.host.source_address(ip_address(endpoint.address)) is not None
-        )
-        return plan_combos(
-            [technique_of(plugin) for plugin in plugins],
-            ours=Route(interfaces=self.address.interfaces, reaches=reaches),
-            peers=Route(interfaces=peer.interfaces),
-            same_host=peer.is_same_host(self._runtime.host),
-            afs=afs,
-            route_types=route_types,
-        )
-
     async def _walk(
         self,
         peer: PeerAddress,
         combos: Sequence[Combo],
         *,
         phases: Sequence[str | None],
+        factories: Mapping[str, Factory] | None = None,
+        replan: Callable[[PeerAddress], Sequence[Combo]] | None = None,
         timeout: float,
         ceiling: float | None = None,
         early_data: bytes,
@@ -252,11 +239,13 @@ class Node:
         recorder = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
         planned = PlannedWalk(
             self._runtime,
-            factories={name: factory for name, (_, factory) in self._runtime.factories.items()},
+            factories=factories or {name: factory for name, (_, factory) in self._runtime.factories.items()},
             combos=combos,
             phases=phases,
             strict=self._runtime.strict,
             ceiling=ceiling,
+            refresh=None if replan is None else self.refresh_address,
+            replan=replan or (lambda _: ()),
         )
         deadline = trio.current_time() + timeout
         while True:

@@ -135,6 +135,7 @@ class Plugin(ABC):
     ``timeout``           ceiling in seconds for a pinned call (`Node.connect`); a walk has its phases' budgets
     ``proto_messages``    the `Message` types of its own that it sends and understands
     ``aim``               `Aim.PEER` when it dials the peer's endpoints, `Aim.OURS` when it asks to be dialled
+    ``pathless``          True when it works on no particular address family, route and endpoint (`fan_out`)
     ``phase``             set by `register`
     ====================  ===========================================================================================
 
@@ -154,6 +155,7 @@ class Plugin(ABC):
     ``wait_inbound``      the `Link` of a peer that dialled us for this attempt
     ``budget``            seconds until this attempt is ended from outside
     ``clock``, ``nat``    corrected wall clock; our NAT profile (None: not measured)
+    ``race``              run other plugins, and take the first path that one of them makes
     ``adopt``             give a task a life beyond the attempt, with the winner's Link
     ``goodbye``           hand in what is still to be said over the network after the attempt
     ====================  ===========================================================================================
@@ -166,6 +168,7 @@ class Plugin(ABC):
     timeout: ClassVar[float] = 10.0
     proto_messages: ClassVar[tuple[type[Message], ...]] = ()
     aim: ClassVar[Aim] = Aim.PEER
+    pathless: ClassVar[bool] = False
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -178,8 +181,8 @@ class Plugin(ABC):
           reply: on the responder's side (`inbound`), the message that asked for it; else None.
 
         Returns:
-          A `Carrier`, or a `Link` that the peer has proven itself on; it belongs to the attempt from then on, which closes it
-          unless it wins.  Auxiliary plugins (``phase=None``) return what they are for, or None.
+          A `Carrier`, or a `Link` that the peer has proven itself on; it belongs to the attempt from then on, which
+          closes it unless it wins.  Auxiliary plugins (``phase=None``) return what they are for, or None.
 
         Raises:
           AttemptFailed: it did not work, for a reason that the technique expects.  So may OSError, CarrierError,
@@ -273,6 +276,19 @@ class Plugin(ABC):
     async def wait_inbound(self) -> Link:
         """Wait for the peer to dial our listener for this attempt; errors as in `receive_signal`."""
         return await self._attempt.wait_inbound()
+
+    async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
+        """Run other plugins towards the peer, every valid combo of theirs, and return the first proven Link.
+
+        Args:
+          plugins: their names, in the order in which they start.
+          stagger: seconds between two starts.
+
+        Raises:
+          AttemptFailed: none of them made a path.
+          PeerRefused: the peer said no to one of them.
+        """
+        return await self._attempt.race(plugins, stagger=stagger)
 
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run `task` in the node, for as long as the Link lives that this attempt makes; only if it wins.

@@ -175,7 +175,7 @@ class Recorder:
             plugin=combo.plugin,
             af=combo.af,
             route=combo.route_type.name,
-            target=str(combo.target),
+            target="" if combo.target is None else str(combo.target),
             likelihood=combo.likelihood.value,
             outcome=Outcome.HOPELESS if hopeless else Outcome.NOT_STARTED,
             error=combo.why if hopeless else None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
 
@@ -24,13 +24,13 @@ from . import host as machine
 from .address import PeerAddress, describe_interfaces
 from .attempt import Attempt
 from .carrier import TlsContexts
-from .combos import Route
+from .combos import Combo, Route, RouteType, pathless_combo, plan_combos
 from .dispatch import AttemptKey, Signals, WallClock
 from .errors import ConfigError
 from .inbound import Authorize, Inbound
 from .link import Link
 from .nurseries import open_background_nursery
-from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
+from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
 from .responder import Responder
 from .signal import SignalHub
 
@@ -150,14 +150,11 @@ class NodeRuntime:
         self._services: trio.Nursery | None = None
         self._link_nursery: trio.Nursery | None = None
 
-    # -- addresses, ours and our peers' ----------------------------------------------------------------------------------
+    # -- addresses, ours and our peers' --------------------------------------------------------------------------------
 
     @property
     def address(self) -> PeerAddress:
-        """The record that peers need to find this node; re-issued when the machine's addresses change, or when it ages.
-
-        ``str(node.address)`` is the text form to pass on.
-        """
+        """What the node publishes now; re-issued when the machine's addresses change, or when it ages."""
         interfaces = describe_interfaces(self.host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6))
         now = int(self.view.clock.now())
         known = self._address
@@ -193,7 +190,32 @@ class NodeRuntime:
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
 
+    def plan(
+        self,
+        peer: PeerAddress,
+        plugins: Sequence[str],
+        afs: Collection[int] | None = None,
+        route_types: Collection[RouteType] | None = None,
+    ) -> list[Combo]:
+        """The valid combos of these plugins with a peer, on this machine's routes as they are now."""
+        kinds = [self.factories[name][0] for name in plugins]
+        reaches = frozenset(
+            endpoint.address for _, endpoint in peer.endpoints() if self.host.source_address(endpoint.ip) is not None
+        )
+        combos = plan_combos(
+            [technique_of(kind) for kind in kinds if not kind.pathless],
+            ours=Route(interfaces=self.address.interfaces, reaches=reaches),
+            peers=Route(interfaces=peer.interfaces),
+            same_host=peer.is_same_host(self.host),
+            afs=afs,
+            route_types=route_types,
+        )
+        return combos + [pathless_combo(kind.name, kind.phase) for kind in kinds if kind.pathless]
+
     # -- AttemptHome -------------------------------------------------------------------------------------------------
+
+    def factory(self, plugin: str) -> Callable[[Attempt], Plugin]:
+        return self.factories[plugin][1]
 
     def register_attempt(self, key: AttemptKey, attempt: Attempt) -> None:
         self._attempts[key] = attempt

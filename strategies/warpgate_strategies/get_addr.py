@@ -1,6 +1,6 @@
-"""``get_addr``: ask a peer, over the signal channel, for its present address (auxiliary, the seed's "Auxiliary plugins").
+"""``get_addr``: ask a peer, over the signal channel, for its present address (the seed's "Auxiliary plugins").
 
-Every signal carries its sender's current signed address, and the node learns it; so the question and the answer are empty.
+Every signal carries its sender's current signed address, and the node learns it; so question and answer are empty.
 A walk asks when the address that it was given has expired, or does not lead anywhere.
 """
 

@@ -1,0 +1,200 @@
+"""get_addr, return_addr and fan_out, and what a walk does with a fresh address."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from warpgate_trio import ConnectError, Node, PeerRefused, Pipe, Verdict, anyone
+from warpgate_trio.errors import AddressExpired, AttemptFailed, SignalUnavailable
+from warpgate_trio.servers.rendezvous import open_rendezvous
+
+
+async def test_get_addr_returns_the_present_address() -> None:
+    async with pair() as both:
+        old = address_of(BOB, port=1, now=LoopbackHost().wall_time() - 60)
+        assert await both.alice.refresh_address(old) == both.bob.address
+        assert await both.alice.refresh_address(str(old)) == both.bob.address
+
+
+async def test_get_addr_is_for_those_who_may_connect() -> None:
+    async def nobody(_: str) -> bool:
+        return False
+
+    async with pair(authorize=nobody) as both:
+        with pytest.raises(PeerRefused):
+            await both.alice.refresh_address(both.bob.address)
+    async with pair(authorize=None) as both:
+        with pytest.raises(PeerRefused):
+            await both.alice.refresh_address(both.bob.address)
+
+
+async def test_get_addr_of_a_peer_that_is_not_there() -> None:
+    async with open_rendezvous() as server, loopback_node(ALICE, config(server)) as alice:
+        await alice.wait_signals()
+        with pytest.raises(AttemptFailed, match="know no such peer"):
+            await alice.refresh_address(address_of(BOB, port=1))
+    async with loopback_node(ALICE, config()) as alice:
+        with pytest.raises(SignalUnavailable):
+            await alice.refresh_address(address_of(BOB, port=1))
+    dead = f"ws://127.0.0.1:{await closed_port()}"
+    async with loopback_node(ALICE, config(dead)) as alice:
+        with pytest.raises(trio.TooSlowError):
+            await alice.refresh_address(address_of(BOB, port=1), timeout=0.05)
+
+
+async def test_a_stale_address_is_refreshed_and_the_walk_goes_on() -> None:
+    """The address that Alice has leads nowhere any more; Bob is asked, and reached where he is."""
+    async with pair() as both:
+        stale = address_of(BOB, port=await closed_port(), now=LoopbackHost().wall_time() - 60)
+        async with await both.alice.auto_connect(stale, plugins=["direct_connect"]) as pipe:
+            report = pipe.report
+            assert report is not None
+            assert report.notes == ("the peer's address was old; it told us the present one",)
+            assert report.winner is not None
+            assert report.winner.target.endswith(f":{pipe.path.remote[1]}")
+        # The next walk begins where the first one ended.
+        async with await both.alice.auto_connect(stale, plugins=["direct_connect"]) as pipe:
+            assert pipe.report is not None
+            assert pipe.report.notes == ()
+
+
+async def test_an_expired_address_is_refreshed_before_the_walk() -> None:
+    async with pair() as both:
+        expired = address_of(BOB, port=await closed_port(), now=LoopbackHost().wall_time() - 8 * 24 * 3600)
+        async with await both.alice.auto_connect(expired) as pipe:
+            assert pipe.peer_id == both.bob.peer_id
+
+
+async def test_an_expired_address_that_cannot_be_refreshed_says_so() -> None:
+    async with open_rendezvous() as server, loopback_node(ALICE, config(server)) as alice:
+        await alice.wait_signals()
+        with pytest.raises(AddressExpired):
+            await alice.auto_connect(address_of(BOB, port=1, now=LoopbackHost().wall_time() - 8 * 24 * 3600))
+
+
+async def test_return_addr_tells_those_who_would_let_us_in() -> None:
+    async with pair() as both:
+        await both.alice.announce_address(both.bob.address)
+        key = both.alice.address.public_key
+        with trio.fail_after(1):
+            while both.bob._runtime.known_address(key) is None:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert both.bob._runtime.known_address(key) == both.alice.address
+
+    async def not_carol(peer_id: str) -> bool:
+        return peer_id != CAROL.peer_id
+
+    async with pair(authorize=not_carol) as both, loopback_node(CAROL, config(both.server)) as carol:
+        await carol.wait_signals()
+        await carol.announce_address(both.bob.address)
+        with pytest.raises(PeerRefused):
+            await carol.refresh_address(both.bob.address)  # an answer that comes after the one before was dealt with
+        assert both.bob._runtime.known_address(carol.address.public_key) is None
+
+
+async def test_learned_addresses_are_bounded_and_never_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warpgate_trio.runtime.MAX_KNOWN", 2)
+    async with loopback_node(ALICE, config()) as alice:
+        now = LoopbackHost().wall_time()
+        new, old = address_of(BOB, port=1, now=now), address_of(BOB, port=2, now=now - 60)
+        alice._runtime.learn_address(new)
+        alice._runtime.learn_address(old)
+        assert alice._runtime.known_address(BOB.public_key) == new
+        for identity in (CAROL, ALICE):
+            alice._runtime.learn_address(address_of(identity, port=1))
+        assert alice._runtime.known_address(BOB.public_key) is None
+
+
+async def test_fan_out_races_named_plugins() -> None:
+    async with pair() as both:
+        async with await both.alice.connect(both.bob.address, plugin=["reverse_connect", "direct_connect"]) as pipe:
+            assert pipe.path.plugin in ("reverse_connect", "direct_connect")
+            report = pipe.report
+            assert report is not None
+            assert [combo.plugin for combo in report.combos] == ["fan_out"]
+        async with await both.alice.connect(both.bob.address, plugin="fan_out") as pipe:
+            assert pipe.path.plugin == "direct_connect"
+
+
+async def test_fan_out_takes_the_one_that_works() -> None:
+    async with pair() as both:
+        for sock in both.bob._runtime._sockets:
+            sock.close()
+        async with await both.alice.connect(both.bob.address, plugin=["direct_connect", "reverse_connect"]) as pipe:
+            assert pipe.path.plugin == "reverse_connect"
+
+
+async def test_fan_out_that_fails_says_why() -> None:
+    async with loopback_node(ALICE, config(budgets=QUICK)) as alice:
+        with pytest.raises(ConnectError) as caught:
+            await alice.connect(address_of(BOB, port=await closed_port()), plugin=["direct_connect"])
+        (combo,) = caught.value.report.combos
+        assert combo.error is not None
+        assert combo.error.startswith("none of them made a path: ")
+        assert "refused" in combo.error
+        with pytest.raises(ValueError, match="no plugin 'nonsense'"):
+            await alice.connect(address_of(BOB, port=1), plugin=["direct_connect", "nonsense"])
+
+
+async def test_fan_out_reports_a_refusal() -> None:
+    async def nobody(_: str) -> bool:
+        return False
+
+    async with pair(authorize=nobody) as both:
+        with pytest.raises(ConnectError) as caught:
+            await both.alice.connect(both.bob.address, plugin=["reverse_connect"])
+        assert caught.value.verdict is Verdict.REFUSED
+
+
+@pytest.mark.slow("a hundred times two connects, about 15 ms each")
+async def test_glare() -> None:
+    """Both call each other at the same moment: two sessions and two Pipes each time, and no deadlock."""
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=anyone) as bob,
+        loopback_node(ALICE, config(server), authorize=anyone) as alice,
+    ):
+        await alice.wait_signals()
+        await bob.wait_signals()
+        made: list[Pipe] = []
+
+        async def call(ours: Node, theirs: Node) -> None:
+            made.append(await ours.auto_connect(theirs.address))
+
+        with trio.fail_after(60):
+            for _ in range(100):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call, alice, bob)
+                    nursery.start_soon(call, bob, alice)
+                made += [await alice.listener.accept(), await bob.listener.accept()]
+                assert len(made) == 4
+                for pipe in made:
+                    await pipe.aclose()
+                made.clear()
+
+
+@pytest.mark.slow("ten walks at once on one core")
+async def test_ten_calls_at_once_give_ten_pipes() -> None:
+    async with pair() as both:
+        ours: list[Pipe] = []
+
+        async def call() -> None:
+            ours.append(await both.alice.auto_connect(both.bob.address))
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(call)
+            theirs = [await both.bob.listener.accept() for _ in range(10)]
+        for number, pipe in enumerate(ours):
+            await pipe.send_all(bytes([number]))
+        heard = {await pipe.receive_some() for pipe in theirs}
+        assert heard == {bytes([number]) for number in range(10)}
+        with trio.move_on_after(0.02):
+            await both.bob.listener.accept()
+            pytest.fail("an eleventh Pipe")
+        for pipe in (*ours, *theirs):
+            await pipe.aclose()

@@ -1,0 +1,95 @@
+"""One call of `auto_connect`, as all of its attempts share it: at most one Pipe comes of it (DESIGN §4.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .link import Pipe, RefuseReason
+
+if TYPE_CHECKING:
+    from .address import PeerAddress
+    from .attempt import Attempt
+    from .errors import PeerRefused
+    from .report import Recorder
+    from .signal import Delivery
+
+__all__ = ["Session"]
+
+
+@final
+class Session:
+    """One call of `auto_connect`, on the initiator's side: at most one Pipe comes of it.
+
+    Attributes:
+      peer: its address, the newest that is known.
+      refreshed: the peer was asked for that.
+      commit_lock: commits are made one at a time (DESIGN §4.2).
+      pipe: the result.
+      refusal: the peer's no, which ends the walk.
+      scope: the running phase's cancel scope.
+      over_at: when the session was decided.
+      attempts: those under way.
+      broke_off, wrong_peer, clock_corrected, signal_tried, signalled, answered, best_delivery: what was learned, for
+      the verdict.
+    """
+
+    def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
+        self.peer = peer
+        self.refreshed: bool = False
+        self.id = session_id
+        self.recorder: Final = recorder
+        self.early_data: Final = early_data
+        self.commit_lock: Final = trio.Lock()
+        self.epoch = 0
+        self.pipe: Pipe | None = None
+        self.refusal: PeerRefused | None = None
+        self.spent: bool = False
+        self.scope: trio.CancelScope | None = None
+        self.over_at: float | None = None
+        self.broke_off = False
+        self.wrong_peer = False
+        self.clock_corrected = False
+        self.attempts: set[Attempt] = set()
+        self.signalled = False
+        self.answered = False
+        self.best_delivery: Delivery | None = None
+        self.signal_tried = False
+
+    def win(self, pipe: Pipe) -> None:
+        """Record the result and end the phase.  No checkpoint before or after."""
+        self.pipe = pipe
+        self._end_phase("another combo has won")
+
+    def learn_refusal(self, refusal: PeerRefused) -> None:
+        """The peer was reached and said no: other paths lead to the same answer."""
+        if refusal.reason == RefuseReason.SESSION_SPENT:
+            self.spent = True
+        else:
+            self.refusal = self.refusal or refusal
+        self._end_phase("the peer refused")
+
+    @contextmanager
+    def budget_suspended(self) -> Iterator[None]:
+        """While a commit is under way the phase's budget does not run: it is for finding paths, and one was found.
+
+        The commit has a bound of its own (the peer's silence), and the walk's deadline stands.
+        """
+        scope = self.scope
+        if scope is None:
+            yield
+            return
+        deadline, scope.deadline = scope.deadline, math.inf
+        try:
+            yield
+        finally:
+            scope.deadline = deadline
+
+    def _end_phase(self, reason: str) -> None:
+        self.over_at = trio.current_time()
+        if self.scope is not None:
+            self.scope.cancel(reason=reason)
