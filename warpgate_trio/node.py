@@ -244,7 +244,7 @@ class Node:
             phases=phases,
             strict=self._runtime.strict,
             ceiling=ceiling,
-            refresh=None if replan is None else self.refresh_address,
+            refresh=self.refresh_address if replan is not None and "get_addr" in self._runtime.factories else None,
             replan=replan or (lambda _: ()),
         )
         deadline = trio.current_time() + timeout
