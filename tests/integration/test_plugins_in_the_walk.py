@@ -15,13 +15,14 @@ from warpgate_trio.attempt import Attempt
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.link import Link
-from warpgate_trio.plugin import Message, NodeView, PathRequest, Plugin, plugin_registry, register
+from warpgate_trio.plugin import Message, NodeView, PathRequest, Plugin, load_plugins, plugin_registry, register
 from warpgate_trio.report import Outcome
 
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    """Plugins of a test end with it."""
+    """Plugins of a test end with it; the built-in ones, registered when they are first imported, stay."""
+    load_plugins()
     before = dict(plugin_registry)
     yield
     plugin_registry.clear()
