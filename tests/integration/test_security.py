@@ -1,0 +1,196 @@
+"""What a stranger cannot do to a node (DESIGN §6, §9.9); the threat model in docs/ names each of these tests."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import ip_address
+
+import pytest
+import trio
+import trio.testing
+
+from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node, pair
+from warpgate_strategies.reverse_connect import DialMe
+from warpgate_trio import LOOPBACK_BIND, NIC_BIND, Identity, Node, PeerAddress, anyone
+from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
+from warpgate_trio.host import host_id
+from warpgate_trio.identity import seal
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import Cancel, Incoming, Message, open_message, seal_message, wire_name
+
+CONTEXT = b"warpgate-trio signal v1"
+
+
+def sealed(
+    sender: Identity,
+    receiver: PeerAddress,
+    own: PeerAddress,
+    message: Message,
+    *,
+    owner: str = "reverse_connect",
+    message_id: bytes = bytes(16),
+    time: float | None = None,
+) -> bytes:
+    return seal_message(
+        sender,
+        receiver,
+        own,
+        wire_name=wire_name(owner, type(message)),
+        payload=message,
+        message_id=message_id,
+        session=b"S" * 16,
+        attempt=b"A" * 16,
+        time_ms=int(1000 * (LoopbackHost().wall_time() if time is None else time)),
+    )
+
+
+def give(node: Node, blob: bytes) -> str:
+    """Hand a node a blob as a server would; returns the outcome that it counted."""
+    counters = node._runtime.signals.counters
+    before = counters.copy()
+    node._runtime.signals.handle(Incoming(blob, "ws://127.0.0.1:1"))
+    changed = counters - before
+    return "+".join(sorted(changed)) or "nothing"
+
+
+async def test_messages_cannot_be_replayed() -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        blob = sealed(ALICE, bob.address, address_of(ALICE, port=1), Cancel(), owner="core")
+        assert give(bob, blob) == "Accepted"
+        assert give(bob, blob) == "Replayed"
+        # Sealed again, the same signed message is still the same message.
+        plaintext = BOB.open_sealed(blob[1:], info=CONTEXT)
+        again = blob[:1] + seal(bob.address.sealing_key, plaintext, info=CONTEXT)
+        assert again != blob
+        assert give(bob, again) == "Replayed"
+        for when in (LoopbackHost().wall_time() - 400, LoopbackHost().wall_time() + 400):
+            another = int(when).to_bytes(16, "big")
+            old = sealed(
+                ALICE, bob.address, address_of(ALICE, port=1), Cancel(), owner="core", time=when, message_id=another
+            )
+            assert "OutsideWindow" in give(bob, old)
+
+
+async def test_a_message_from_before_the_start_is_refused() -> None:
+    """Whether it was seen before the restart cannot be known."""
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        earlier = LoopbackHost().wall_time() - 60
+        blob = sealed(ALICE, bob.address, address_of(ALICE, port=1), Cancel(), owner="core", time=earlier)
+        assert give(bob, blob) == "TooOld"
+
+
+async def test_messages_cannot_be_readdressed_or_resealed() -> None:
+    """Carol passes on to Bob what Alice said to her."""
+    carols = address_of(CAROL, port=1)
+    blob = sealed(ALICE, carols, address_of(ALICE, port=1), Cancel(), owner="core")
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        assert give(bob, blob) == "SignalMalformed"  # sealed to Carol: Bob cannot even open it
+        plaintext = CAROL.open_sealed(blob[1:], info=CONTEXT)
+        resealed = blob[:1] + seal(bob.address.sealing_key, plaintext, info=CONTEXT)
+        assert give(bob, resealed) == "SignalMisdirected"
+
+
+async def test_nobody_speaks_for_another() -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        # Carol signs, but shows Alice's address as hers.
+        with pytest.raises(ValueError, match="not the sender's"):
+            sealed(CAROL, bob.address, address_of(ALICE, port=1), Cancel(), owner="core")
+        blob = sealed(CAROL, bob.address, address_of(CAROL, port=1), Cancel(), owner="core")
+        plaintext = bytearray(BOB.open_sealed(blob[1:], info=CONTEXT))
+        at = plaintext.index(CAROL.public_key)
+        plaintext[at : at + 32] = ALICE.public_key
+        forged = blob[:1] + seal(bob.address.sealing_key, bytes(plaintext), info=CONTEXT)
+        assert give(bob, forged) == "SignalForged"
+        assert open_message(BOB, blob).header.sender == CAROL.public_key
+
+
+@pytest.mark.parametrize("blob", [b"", b"\x01", bytes(16385), b"\x01" + bytes(200), b"\x09" + bytes(200)])
+async def test_garbage_is_counted_and_dropped(blob: bytes) -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        assert give(bob, blob) in ("SignalMalformed", "SignalUnsupported")
+
+
+async def test_a_flood_is_bounded_before_it_is_decrypted() -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        outcomes = [give(bob, b"\x01" + bytes(200)) for _ in range(1000)]
+        assert outcomes.count("SignalMalformed") < 400
+        assert outcomes[-1] == "rate_limited"
+
+
+async def connected(listener: trio.socket.SocketType) -> bool:
+    """Whether anybody connects within a moment."""
+    with trio.move_on_after(0.05):
+        sock, _ = await listener.accept()
+        sock.close()
+        return True
+    return False
+
+
+async def test_a_stranger_makes_a_node_dial_nothing() -> None:
+    """Not even an address that he has signed as his own."""
+
+    async def nobody(_: str) -> bool:
+        return False
+
+    victim = trio.socket.socket()
+    await victim.bind(("127.0.0.1", 0))
+    victim.listen(1)
+    port = victim.getsockname()[1]
+    async with pair(authorize=nobody) as both:
+        own = address_of(CAROL, port=port)
+        dial_me = DialMe(af=4, route_type=LOOPBACK_BIND, address=ip_address("127.0.0.1").packed, port=port)
+        assert give(both.bob, sealed(CAROL, both.bob.address, own, dial_me)) == "Accepted"
+        assert not await connected(victim)
+    async with pair() as both:  # the same from somebody who is authorized: that is what reverse_connect is for
+        assert give(both.bob, sealed(CAROL, both.bob.address, own, dial_me, message_id=b"2" * 16)) == "Accepted"
+        assert await connected(victim)
+    victim.close()
+
+
+async def test_a_peer_cannot_have_a_foreign_network_scanned() -> None:
+    """A private address outside the node's own networks is not dialled for anybody, signed or not."""
+
+    class InALan(LoopbackHost):  # type: ignore[misc]  # final for everybody else
+        dialled = False
+
+        def source_address(self, dest: object) -> None:
+            return None
+
+    host = InALan()
+    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone, host=host) as bob:
+        for address, route in (("10.20.30.40", NIC_BIND), ("192.168.77.1", NIC_BIND), ("169.254.1.1", NIC_BIND)):
+            ip = ip_address(address)
+            with suppress(ValueError):
+                own = PeerAddress.issue(
+                    CAROL,
+                    seq=1,
+                    issued_at=int(host.wall_time()),
+                    expires_at=int(host.wall_time()) + 60,
+                    host_salt=bytes(8),
+                    host_id=host_id(b"another" + bytes(25), bytes(8)),
+                    interfaces=(
+                        AddressInterface(
+                            1,
+                            (Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=22, prefix=24),),
+                        ),
+                    ),
+                )
+                request = DialMe(af=4, route_type=route, address=ip.packed, port=22)
+                outcome = give(bob, sealed(CAROL, bob.address, own, request, message_id=ip.packed * 4))
+                assert outcome == "Accepted"
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert bob._runtime.signals.counters["sent"] >= 2  # "failed", to each, and nothing else happened
+
+
+async def test_a_colliding_private_address_does_not_pass_for_the_peer() -> None:
+    """Alice and the real Bob are in two homes with the same network; at Bob's address there, Carol answers."""
+    async with (
+        loopback_node(CAROL, config(), authorize=anyone) as carol,
+        loopback_node(ALICE, config()) as alice,
+    ):
+        port = next(endpoint.port for _, endpoint in carol.address.endpoints())
+        with pytest.raises(Exception, match="wrong_peer"):
+            await alice.auto_connect(address_of(BOB, port=port), early_data=b"a secret for Bob")
+        with trio.move_on_after(0.02):
+            await carol.listener.accept()
+            pytest.fail("Carol got a Pipe that was meant for Bob")
