@@ -10,7 +10,7 @@ is that a session gives *one* Pipe.  `_SessionState` remembers that for longer t
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, final
 
@@ -49,6 +49,8 @@ MAX_HANDSHAKES: Final = 256
 """Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
 MAX_SESSIONS: Final = 4096
 """Remembered sessions; one costs about 300 bytes."""
+REFUSED: Final = "refused_"
+"""Prefix of the counters of refusals."""
 SESSION_MEMORY: Final = 120.0
 """Seconds for which a session is remembered: several times ``budgets.total``."""
 
@@ -81,6 +83,11 @@ class PipeListener(trio.abc.Listener[Pipe]):
         stats = self._arrivals.statistics()
         free = stats.current_buffer_used < MAX_WAITING_PIPES or stats.tasks_waiting_receive > 0
         return None if free else RefuseReason.BUSY
+
+    @property
+    def waiting(self) -> int:
+        """Pipes that nobody has taken yet."""
+        return self._arrivals.statistics().current_buffer_used
 
     def put(self, pipe: Pipe) -> None:
         """Hand over an accepted Pipe; `room` was asked in the same step."""
@@ -143,6 +150,8 @@ class Inbound:
         self._on_accepted = on_accepted
         self._sessions: OrderedDict[tuple[bytes, bytes], _SessionState] = OrderedDict()
         self._handshakes = 0
+        self.counters: Final[Counter[str]] = Counter()
+        """``accepted``, ``handshakes_failed``, and refusals by ``refused_REASON``."""
         self.listener: Final = PipeListener()
         if authorize is None:
             self.listener.close_nowait()
@@ -188,6 +197,7 @@ class Inbound:
         finally:
             self._handshakes -= 1
             if not kept:
+                self.counters["handshakes_failed"] += 1
                 connection.close()
                 if link is not None:
                     link.close_nowait()
@@ -222,6 +232,7 @@ class Inbound:
         state.accepted = (commit.epoch, link)
         self._adopt(link, tasks)
         self.listener.put(pipe)
+        self.counters["accepted"] += 1
         self._on_accepted(link.peer_key, link.session_id)
         return True
 
@@ -234,6 +245,7 @@ class Inbound:
         return True
 
     async def _refuse(self, link: Link, reason: RefuseReason) -> bool:
+        self.count_refusal(reason.name)
         logger.info("refused %s…: %s", peer_id_from_key(link.peer_key)[:8], reason.name.lower())
         with trio.move_on_after(self._budgets.goodbye):
             await link.refuse(reason)
@@ -263,7 +275,19 @@ class Inbound:
         reason = self.listener.room()
         if reason is None:
             self.listener.put(pipe)
+            self.counters["accepted"] += 1
+        else:
+            self.count_refusal(reason.name)
         return reason
+
+    def count_refusal(self, reason: str) -> None:
+        """Somebody was told no."""
+        self.counters[f"{REFUSED}{reason.lower()}"] += 1
+
+    @property
+    def handshakes(self) -> int:
+        """Connections before their commit."""
+        return self._handshakes
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 

@@ -21,11 +21,12 @@ from .identity import Identity, default_key_file
 from .inbound import Authorize, PipeListener, open_listening_sockets
 from .link import EARLY_DATA_LIMIT, Pipe
 from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
-from .report import Recorder, WalkEvent
+from .report import Recorder, Verdict, WalkEvent
 from .runtime import NodeRuntime
 from .session import Session
 from .signal import Cancel, ServerStatus
 from .signal.core import OWNER
+from .stats import NodeStats
 
 __all__ = ["Node", "open_node"]
 
@@ -93,6 +94,10 @@ class Node:
         address = PeerAddress.from_text(peer) if isinstance(peer, str) else peer
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
             await self._runtime.ask(address, "return_addr")
+
+    def stats(self) -> NodeStats:
+        """The node's counters as they are now."""
+        return self._runtime.stats()
 
     @property
     def signal_servers(self) -> tuple[ServerStatus, ...]:
@@ -251,11 +256,14 @@ class Node:
         while True:
             session = Session(peer, self._runtime.host.entropy(16), recorder, early_data=early_data)
             try:
-                return await walk(planned, session, timeout=deadline - trio.current_time())
-            except ConnectError:
+                pipe = await walk(planned, session, timeout=deadline - trio.current_time())
+                self._runtime.walks[Verdict.CONNECTED.value] += 1
+                return pipe
+            except ConnectError as error:
                 # The peer's application has had its one Pipe of this session, on a carrier that died before we heard of
                 # it.  That Pipe is broken there by now; a new session may give a new one.
                 if not session.spent:
+                    self._runtime.walks[error.verdict.value] += 1
                     raise
                 recorder.note("a path broke between the peer's accept and ours; tried again", trio.current_time())
             finally:

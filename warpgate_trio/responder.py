@@ -89,6 +89,7 @@ class Responder:
             self._start(lambda: self._serve(request, plugin, factory))
 
     def _refuse(self, request: Request, reason: RefusalReason, *, retry_after: float | None = None) -> None:
+        self._inbound.count_refusal(reason.value)
         self._home.signals.reply_soon(request.envelope, request.via, Refused(reason=reason, retry_after=retry_after))
 
     def _bucket(self, peer: bytes) -> TokenBucket:

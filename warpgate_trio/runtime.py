@@ -13,7 +13,7 @@ No scope that spans the body is shielded, so the body can be cancelled as always
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
@@ -27,12 +27,13 @@ from .carrier import TlsContexts
 from .combos import Combo, Route, RouteType, pathless_combo, plan_combos
 from .dispatch import AttemptKey, Signals, WallClock
 from .errors import ConfigError
-from .inbound import Authorize, Inbound
+from .inbound import REFUSED, Authorize, Inbound
 from .link import Link
 from .nurseries import open_background_nursery
 from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
 from .responder import Responder
 from .signal import SignalHub
+from .stats import NodeStats
 
 if TYPE_CHECKING:
     from .config import Budgets, NodeConfig
@@ -89,6 +90,7 @@ class NodeRuntime:
     Attributes:
       factories: plugin name -> its class and the maker of its instances, once `run` was entered.
       problems: plugins whose `setup` failed.
+      walks: how calls ended, by verdict.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class NodeRuntime:
         self.factories: Final[dict[str, tuple[type[Plugin], Callable[[Attempt], Plugin]]]] = {}
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._links: set[Link] = set()
+        self.walks: Final[Counter[str]] = Counter()
         self._known: OrderedDict[bytes, PeerAddress] = OrderedDict()
         self.closing: bool = False
         self._ports = _ports(sockets)
@@ -211,6 +214,22 @@ class NodeRuntime:
             route_types=route_types,
         )
         return combos + [pathless_combo(kind.name, kind.phase) for kind in kinds if kind.pathless]
+
+    def stats(self) -> NodeStats:
+        counters = self.inbound.counters
+        return NodeStats(
+            walks=dict(self.walks),
+            pipes_made=self.walks["connected"],
+            pipes_accepted=counters["accepted"],
+            refused={k.removeprefix(REFUSED): n for k, n in counters.items() if k.startswith(REFUSED)},
+            handshakes_failed=counters["handshakes_failed"],
+            links=len(self._links),
+            attempts=len(self._attempts),
+            handshakes=self.inbound.handshakes,
+            waiting_pipes=self.inbound.listener.waiting,
+            signals=dict(self.signals.counters),
+            signals_dropped=self.hub.dropped,
+        )
 
     # -- AttemptHome -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,113 @@
+"""What a node tells about itself: counters, logs without secrets, events."""
+
+from __future__ import annotations
+
+import base64
+import logging
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from tests.nodes import ALICE, BOB, config, echo, loopback_node, pair
+from warpgate_trio import ConnectError, Identity, Node, anyone
+from warpgate_trio.report import WalkEvent
+from warpgate_trio.servers.rendezvous import open_rendezvous
+
+
+async def test_stats_count_and_are_frozen() -> None:
+    async def only_alice(peer_id: str) -> bool:
+        return peer_id == ALICE.peer_id
+
+    async with pair(authorize=only_alice) as both:
+        before = both.bob.stats()
+        async with await both.alice.auto_connect(both.bob.address) as pipe:
+            async with await pipe.open_pipe():
+                stats = both.bob.stats()
+                assert (stats.pipes_accepted, stats.links, stats.waiting_pipes, stats.attempts) == (2, 1, 2, 0)
+                assert both.alice.stats().pipes_made == 1
+        async with loopback_node(Identity.generate(), config(both.server)) as stranger:
+            await stranger.wait_signals()
+            for plugin in ("direct_connect", "reverse_connect"):
+                with pytest.raises(ConnectError):
+                    await stranger.connect(both.bob.address, plugin=plugin, af=4)
+            assert stranger.stats().walks == {"refused": 2}
+        stats = both.bob.stats()
+        assert stats.refused == {"unauthorized": 1, "not_authorized": 1}
+        assert stats.signals["Accepted"] >= 1
+        assert before.pipes_accepted == 0  # a snapshot
+        with pytest.raises(AttributeError):
+            stats.links = 7  # type: ignore[misc]
+        assert both.bob.peer_id.encode() not in msgspec.json.encode(stats)
+
+
+async def test_failed_handshakes_are_counted() -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        port = next(endpoint.port for _, endpoint in bob.address.endpoints())
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"no TLS at all")
+            await stream.receive_some()
+        with trio.fail_after(1):
+            while not bob.stats().handshakes_failed:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert bob.stats().handshakes == 0
+
+
+async def test_events_tell_the_walk_as_it_happens() -> None:
+    events: list[WalkEvent] = []
+    async with pair() as both:
+        async with await both.alice.auto_connect(both.bob.address, on_event=events.append) as pipe:
+            assert pipe.report is not None
+    assert [event.phase for event in events if event.kind == "phase"] == ["direct"]
+    assert [event.at_ms for event in events] == sorted(event.at_ms for event in events)
+    started = [event.combo for event in events if event.kind == "combo_started"]
+    ended = [event.combo for event in events if event.kind == "combo_ended"]
+    assert len(started) == len(ended)
+    assert [combo.outcome.value for combo in ended if combo is not None].count("won") == 1
+
+
+async def everything(server_url: str, bob: Node, alice: Node) -> None:
+    """A run that touches all there is."""
+    for plugin in ("direct_connect", "reverse_connect"):
+        async with await alice.connect(bob.address, plugin=plugin, af=4, early_data=b"PAYLOAD-EARLY") as pipe:
+            await pipe.send_all(b"PAYLOAD-SENT")
+            await pipe.send_eof()
+            assert b"".join([data async for data in pipe]) == b"PAYLOAD-EARLYPAYLOAD-SENT"
+    await alice.refresh_address(bob.address)
+    await alice.announce_address(bob.address)
+
+
+async def test_a_debug_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    """Keys, payloads and passwords, in any of the forms in which they could slip into a line."""
+    caplog.set_level(logging.DEBUG)
+    secrets = [b"PAYLOAD-EARLY", b"PAYLOAD-SENT", b"hunter2"]
+    seeds = [b"alice" + bytes(27), b"bob" + bytes(29)]
+    for identity, seed in zip((ALICE, BOB), seeds, strict=True):
+        assert Identity.from_seed(seed).peer_id == identity.peer_id
+        pem = identity.private_key_pem()
+        secrets += [seed, pem, pem.splitlines()[1]]
+    async with open_rendezvous() as server:
+        url = f"ws://user:hunter2@127.0.0.1:{server.port}"
+        async with (
+            loopback_node(BOB, config(url), authorize=anyone) as bob,
+            loopback_node(ALICE, config(url)) as alice,
+            trio.open_nursery() as nursery,
+        ):
+            await alice.wait_signals()
+            await bob.wait_signals()
+            nursery.start_soon(trio.serve_listeners, echo, [bob.listener])
+            await everything(url, bob, alice)
+            logging.getLogger("warpgate_trio").debug("%r %r %r", alice, alice.signal_servers, alice.plugins)
+            nursery.cancel_scope.cancel()
+    log = "\n".join(record.getMessage() + str(record.exc_text or "") for record in caplog.records)
+    assert "warpgate_trio" in {record.name.partition(".")[0] for record in caplog.records}
+    for secret in secrets:
+        forms = (
+            secret.decode("latin-1"),
+            repr(secret)[2:-1],
+            secret.hex(),
+            base64.b64encode(secret).decode().rstrip("="),
+        )
+        for form in forms:
+            assert form not in log, form

@@ -1,0 +1,446 @@
+"""Connections to MQTT brokers: the only module that imports aiomqtt and trio-asyncio.
+
+Theory of operation.  `aiomqtt` (the present name of asyncio-mqtt, upon paho) speaks the protocol; it wants an asyncio
+loop, which trio-asyncio gives it.  Both are strangers in a Trio program, so this module keeps them in a box:
+
+* **Imported when a connection is opened, not before.**  ``import trio_asyncio`` changes ``asyncio.run`` and the loop
+  policy of the whole process, warns about its own future on 3.12 and 3.13, and fails on 3.14.  A program that names no
+  MQTT server never sees any of it; `check_available` answers without importing.
+* **The asyncio loop lives in a task of its own**, a child of whoever opened the connection.  ``open_loop()`` makes its
+  loop the current one of the task that enters it; that must not be the caller's.
+* **The network is Trio's.**  paho connects, and does its TLS handshake, in a blocking call in a thread, which nothing
+  can cancel: a broker that is a black hole would hold its caller for paho's own five seconds.  Therefore we open the
+  TCP and TLS stream ourselves, and paho connects to *us*: to a loopback port that takes one connection, behind which a
+  pair of tasks (`_Bridge`) carries the bytes on.  What is left to a thread is a connect to 127.0.0.1, which takes
+  microseconds, and the name resolution inside `trio.open_tcp_stream`, which Trio abandons when it is cancelled.  The
+  bridge serves for three things more.  It bounds what comes in (`warpgate_trio.mqtt_packets`); it knows when the broker
+  has hung up, which aiomqtt does not tell to those who wait for an answer; and it makes paho close its socket, since
+  a half-closed bridge is the one signal for that which needs no private name of paho's.
+* **One forwarder, never cancelled while the connection lives,** moves messages from aiomqtt to a memory channel:
+  aiomqtt loses messages when its iterator is cancelled.  Who receives from the channel may be cancelled at any time.
+* **DISCONNECT on every way out,** cancellation included, under a shield of at most ``close_timeout``; after that the
+  stream is closed whatever happened, and all sockets with it.
+
+The loopback port is open for the moment between two lines of this program.  Another local program that takes the one
+connection gets a tunnel to a broker that it could have called itself, without the login, which paho sends; we get a
+connection that fails, and try again.
+
+Sessions are clean ones under a random client id: nothing of us stays at the broker when the connection has ended.
+No timeout hides in here but ``close_timeout``: the caller bounds opening, `publish` and `receive` with its own scope.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import ssl
+import sys
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
+
+import trio
+
+from . import host as machine
+from .errors import ConfigError, RemoteProtocolError, WarpgateError
+from .mqtt_packets import PacketFilter
+from .nurseries import open_background_nursery
+from .server_url import ServerUrl
+
+if TYPE_CHECKING:
+    import aiomqtt
+
+__all__ = ["MqttConnection", "MqttError", "Publication", "check_available", "open_mqtt"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+# paho names topics and client ids at debug level, and what a hostile broker does as warnings; here is what it may say.
+_quiet: Final = logging.getLogger(f"{__name__}.client")
+_quiet.setLevel(logging.CRITICAL)
+
+CLOSE_TIMEOUT = 0.2
+"""Seconds that DISCONNECT, and the broker's closing after it, may take on the way out."""
+KEEPALIVE: Final = 60
+"""Seconds of silence after which paho pings.  The broker drops a client that was silent for half as long again."""
+_INBOX: Final = 64  # Messages that wait for `receive`; a further one is dropped.
+_OUTBOX: Final = 64  # Publications that wait for the broker's acknowledgement; a further one is refused.
+_PACKAGES: Final = ("aiomqtt", "trio_asyncio")
+
+_T = TypeVar("_T")
+
+
+class MqttError(WarpgateError):
+    """The broker refused us, broke off, broke the protocol, or could not be asked; TLS included."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message that came in by a subscription."""
+
+    topic: str
+    payload: bytes
+
+
+class _Loop(Protocol):
+    """What we use of a trio-asyncio loop (the package has no types)."""
+
+    async def run_aio_coroutine(self, coro: Coroutine[Any, Any, _T]) -> _T: ...
+
+    def set_exception_handler(self, handler: Callable[[object, dict[str, object]], None]) -> None: ...
+
+
+def check_available() -> None:
+    """Whether this Python can do MQTT.  Imports nothing.
+
+    Raises:
+      ConfigError: it cannot; the message says why.
+    """
+    if sys.version_info >= (3, 14):
+        raise ConfigError("MQTT servers cannot be used on Python 3.14 or newer, where trio-asyncio does not run")
+    missing = [name.replace("_", "-") for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"MQTT servers cannot be used without the package {' and '.join(missing)}")
+
+
+def _load() -> tuple[Any, Any]:
+    """The two modules.  See the module's page before you call this from anywhere else."""
+    check_available()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of asyncio's child watchers, which are gone in 3.14
+            import trio_asyncio
+
+        import aiomqtt
+    except (ImportError, AttributeError) as error:  # the latter is how trio-asyncio fails on a Python that is too new
+        raise ConfigError(f"MQTT servers cannot be used: trio-asyncio or aiomqtt does not import: {error}") from error
+    return aiomqtt, trio_asyncio
+
+
+@final
+class MqttConnection:
+    """An open connection to a broker, made by `open_mqtt`.  Any number of tasks may publish; one receives."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._failure: str | None = None
+        self._scopes: set[trio.CancelScope] = set()
+        self._client: aiomqtt.Client | None = None
+        self._loop: _Loop | None = None
+        self._arrived, self._incoming = trio.open_memory_channel[Publication](_INBOX)
+        self.dropped: int = 0
+        """Messages that came while 64 waited to be received."""
+
+    def __repr__(self) -> str:
+        return f"<MqttConnection to {self._name}>"
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Publish with QoS 1; returns when the broker has acknowledged.
+
+        Cancelled: the message may or may not go out.
+
+        Raises:
+          MqttError: the connection has ended, or 64 messages wait for an acknowledgement already.
+        """
+        await self._call(lambda client: client.publish(topic, payload, qos=1, timeout=math.inf))
+
+    async def subscribe(self, topic: str) -> None:
+        """Subscribe with QoS 1; returns when the broker has acknowledged.
+
+        Raises:
+          MqttError: the broker refuses, or the connection has ended.
+        """
+        granted = await self._call(lambda client: client.subscribe(topic, qos=1, timeout=math.inf))
+        if any((code if isinstance(code, int) else code.value) >= 128 for code in granted):  # MQTT 3.1.1, 3.9.3
+            raise MqttError("the broker refuses the subscription")
+
+    async def receive(self) -> Publication:
+        """The next message.  Cancelled: nothing is lost.
+
+        Raises:
+          MqttError: the connection has ended, and all that had come in was received.
+        """
+        try:
+            return await self._incoming.receive()
+        except trio.EndOfChannel:
+            raise MqttError(self._failure or "the connection is closed") from None
+
+    async def _call(self, ask: Callable[[aiomqtt.Client], Coroutine[Any, Any, _T]]) -> _T:
+        """Let aiomqtt do something; ends when the connection does, which aiomqtt alone would not notice."""
+        if self._failure is not None or self._client is None or self._loop is None:
+            await trio.lowlevel.checkpoint()
+            raise MqttError(self._failure or "the connection is closed")
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                return await self._loop.run_aio_coroutine(ask(self._client))
+            except Exception as error:  # aiomqtt.MqttError; whatever else it may be is this call's failure as well
+                raise MqttError(str(error)) from error
+            finally:
+                self._scopes.discard(scope)
+        raise MqttError(self._failure or "the connection is closed")
+
+    # --- the task behind it ---
+
+    async def _run(
+        self,
+        stream: trio.abc.Stream,
+        packets: PacketFilter,
+        make_client: Callable[[int], aiomqtt.Client],
+        open_loop: Callable[[], Any],
+        *,
+        close_timeout: float,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=1)
+        bridge = _Bridge(stream, listener, packets)
+        opened = False
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(bridge.run)
+            try:
+                # Nothing may be raised through `open_loop`: its nurseries would wrap it.
+                async with open_loop() as self._loop:
+                    assert self._loop is not None
+                    self._loop.set_exception_handler(_note)
+                    self._client = make_client(listener.socket.getsockname()[1])
+                    try:
+                        if await self._connect(self._client, bridge, close_timeout):
+                            opened = True
+                            task_status.started()
+                            await self._loop.run_aio_coroutine(_forward(self._client, self._take))
+                            self._fail(bridge.reason)
+                    finally:
+                        self._fail("the connection is closed")
+                        with trio.move_on_after(close_timeout, shield=True):
+                            if opened:
+                                await self._disconnect(self._client)
+                                await bridge.wait_closed()
+            finally:
+                self._client = self._loop = None
+                bridge.stop()
+        if not opened:
+            raise MqttError(self._failure or "the connection is closed")
+
+    async def _connect(self, client: aiomqtt.Client, bridge: _Bridge, close_timeout: float) -> bool:
+        """CONNECT and CONNACK; False, with the reason noted, when it comes to nothing."""
+        assert self._loop is not None
+        connected = False
+
+        async def hang_up_when_cancelled() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                if not connected:
+                    bridge.hang_up(close_timeout)
+
+        # aiomqtt must not be cancelled while paho has a socket: on_disconnect then raises CancelledError, and the
+        # socket stays open.  So a cancelled opening ends as a lost one does: paho's socket first, and then aiomqtt.
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(hang_up_when_cancelled)
+            try:
+                with bridge.until_paho_closed:
+                    await self._loop.run_aio_coroutine(client.__aenter__())
+                    connected = True
+                    return True
+                self._fail(bridge.reason)
+            except Exception as error:  # aiomqtt.MqttError; OSError from the loopback
+                self._fail(bridge.refusal or str(error))
+        return False
+
+    async def _disconnect(self, client: aiomqtt.Client) -> None:
+        assert self._loop is not None
+        with suppress(Exception):  # aiomqtt.MqttError: it is over already
+            await self._loop.run_aio_coroutine(client.__aexit__(None, None, None))
+
+    def _take(self, message: aiomqtt.Message) -> None:
+        if message.retain:
+            return  # kept by the broker since nobody knows when; we retain nothing
+        payload = message.payload
+        try:
+            self._arrived.send_nowait(Publication(message.topic.value, bytes(payload)))  # type: ignore[arg-type]
+        except trio.WouldBlock:
+            self.dropped += 1
+        except trio.ClosedResourceError:
+            pass
+
+    def _fail(self, why: str) -> None:
+        """It is over: wake everybody who waits for it."""
+        if self._failure is None:
+            self._failure = why
+        self._arrived.close()
+        for scope in self._scopes:
+            scope.cancel()
+
+
+async def _forward(client: aiomqtt.Client, take: Callable[[aiomqtt.Message], None]) -> None:
+    """Asyncio's side: every message, until the connection ends, however it ends."""
+    with suppress(Exception):
+        async for message in client.messages:
+            take(message)
+
+
+def _note(_: object, context: dict[str, object]) -> None:
+    """What asyncio's tasks and callbacks raise where nobody waits for it: paho's own problems with a dead socket."""
+    logger.debug("in the MQTT client: %s: %r", context.get("message"), context.get("exception"))
+
+
+@final
+class _Bridge:
+    """Carries bytes between paho, which connects to `listener`, and the broker's stream.
+
+    It shields itself, as the goodbyes go over it; `stop` ends it.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, listener: trio.SocketListener, packets: PacketFilter) -> None:
+        self._stream = stream
+        self._listener = listener
+        self._packets = packets
+        self._local: trio.SocketStream | None = None
+        self._scope = trio.CancelScope(shield=True)
+        self._paho_closed = trio.Event()
+        self._broker_closed = trio.Event()
+        self._reason: str | None = None
+        self._hanging_up = False
+        self.until_paho_closed: Final = trio.CancelScope(shield=True)
+        """Is cancelled when paho has closed its socket: what is waited for in here will not come."""
+
+    @property
+    def refusal(self) -> str | None:
+        """What the broker's CONNACK said against us."""
+        return self._packets.refusal
+
+    @property
+    def reason(self) -> str:
+        """Why the connection has ended."""
+        return self.refusal or self._reason or "the connection to the broker was lost"
+
+    async def run(self) -> None:
+        with self._scope:
+            async with self._listener:
+                self._local = await self._listener.accept()
+            if self._hanging_up:
+                _say_end(self._local)
+            async with self._local, trio.open_nursery() as nursery:
+                nursery.start_soon(self._to_broker, self._local)
+                nursery.start_soon(self._from_broker, self._local)
+
+    def hang_up(self, patience: float) -> None:
+        """Let paho read to the end and close its socket, for which it is given `patience` seconds."""
+        self._hanging_up = True
+        self.until_paho_closed.deadline = trio.current_time() + patience
+        if self._local is not None:
+            _say_end(self._local)
+
+    async def wait_closed(self) -> None:
+        """Wait until what paho wrote at last has gone out and the broker has closed; perhaps in vain."""
+        await self._paho_closed.wait()
+        await self._broker_closed.wait()
+
+    def stop(self) -> None:
+        """Drop everything at once."""
+        self._scope.cancel()
+
+    async def _to_broker(self, local: trio.SocketStream) -> None:
+        broken = False
+        with suppress(trio.BrokenResourceError):
+            async for data in local:
+                if not broken:
+                    try:
+                        await self._stream.send_all(data)
+                    except trio.BrokenResourceError as error:
+                        self._ended(f"the connection to the broker broke: {error.__cause__ or error}")
+                        broken = True
+        self._paho_closed.set()
+        self.until_paho_closed.cancel()
+
+    async def _from_broker(self, local: trio.SocketStream) -> None:
+        try:
+            async for data in self._stream:
+                passed = self._packets.feed(bytes(data))
+                with suppress(trio.BrokenResourceError):  # paho has closed; the broker's end is still to come
+                    await local.send_all(passed)
+            self._ended("the broker closed the connection")
+        except trio.BrokenResourceError as error:
+            self._ended(f"the connection to the broker broke: {error.__cause__ or error}")
+        except RemoteProtocolError as error:
+            self._ended(str(error))
+        self._broker_closed.set()
+        _say_end(local)
+
+    def _ended(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason
+
+
+def _say_end(local: trio.SocketStream) -> None:
+    # Not `send_eof`, which refuses while another task is sending; that one may as well fail.
+    with suppress(OSError):
+        local.socket.shutdown(trio.socket.SHUT_WR)
+
+
+@asynccontextmanager
+async def open_mqtt(
+    url: ServerUrl, *, ssl_context: ssl.SSLContext | None = None, max_payload: int, close_timeout: float = CLOSE_TIMEOUT
+) -> AsyncGenerator[MqttConnection]:
+    """Connect to the broker at `url` (``mqtt://`` or ``mqtts://``) for the time of the body.
+
+    No timeout is built in: bound the opening with a scope of your own, whose deadline you move once you are in.
+    Cancelled at any time: it ends within `close_timeout`.
+
+    Args:
+      url: with the login, if the broker wants one; path and query are the caller's affair.
+      ssl_context: for ``mqtts``; the platform's trust by default.  The host name (or IP literal) is verified.
+      max_payload: messages that are longer come in empty.
+      close_timeout: seconds for DISCONNECT and for the broker's answer to it, which is to close.
+
+    Raises:
+      ConfigError: no MQTT on this Python (see `check_available`), or `url` is no URL of a broker.
+      OSError: no TCP connection (name resolution included).
+      MqttError: TLS failed, or the broker refused us, broke off, or does not speak MQTT.
+      Whatever the body raises, bare.
+    """
+    if url.scheme not in ("mqtt", "mqtts"):
+        raise ConfigError(f"{url.redacted}: not the URL of an MQTT broker")
+    aiomqtt, trio_asyncio = _load()
+    make_client = partial(
+        aiomqtt.Client,
+        "127.0.0.1",
+        identifier=f"wg{machine.current().entropy(10).hex()}",  # MQTT 3.1.1, 3.1.3.1: 23 letters and digits are safe
+        username=url.username,
+        password=url.password,
+        clean_session=True,
+        keepalive=KEEPALIVE,
+        timeout=math.inf,
+        max_queued_incoming_messages=_INBOX,
+        max_queued_outgoing_messages=_OUTBOX,
+        socket_options=[(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)],  # of the way to the bridge
+        logger=_quiet,
+    )
+    stream: trio.abc.Stream = await trio.open_tcp_stream(url.host, url.port)
+    if url.scheme == "mqtts":
+        context = ssl_context if ssl_context is not None else ssl.create_default_context()
+        stream = trio.SSLStream(stream, context, server_hostname=url.host, https_compatible=True)
+    try:
+        if isinstance(stream, trio.SSLStream):
+            try:
+                await stream.do_handshake()
+            except trio.BrokenResourceError as error:
+                raise MqttError(f"TLS handshake failed: {error.__cause__ or error}") from error
+        connection = MqttConnection(url.redacted)
+        run = partial(
+            connection._run,
+            stream,
+            PacketFilter(max_payload=max_payload),
+            make_client,
+            trio_asyncio.open_loop,
+            close_timeout=close_timeout,
+        )
+        async with open_background_nursery() as nursery:
+            await nursery.start(run)
+            yield connection
+    finally:
+        await trio.aclose_forcefully(stream)
