@@ -91,6 +91,13 @@ class AttemptHome(Protocol):
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""
 
 
+_FINAL_REFUSALS: Final = {
+    RefusalReason.NOT_AUTHORIZED: RefuseReason.UNAUTHORIZED,
+    RefusalReason.NOT_ACCEPTING: RefuseReason.NOT_ACCEPTING,
+}
+"""What every other attempt would hear too; a plugin that the peer lacks, or a limit on requests, is no such answer."""
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
@@ -240,11 +247,17 @@ class Attempt:
                 link.close_nowait()
             else:
                 found.append(link)
+                self._adopted += attempt._adopted
                 nursery.cancel_scope.cancel(reason="another plugin was first")
 
-        async with trio.open_nursery() as nursery:
-            for combo in self._home.plan(self.peer, plugins):
-                nursery.start_soon(one, combo, combo.delay + stagger * plugins.index(combo.plugin))
+        try:
+            async with trio.open_nursery() as nursery:
+                for combo in self._home.plan(self.peer, plugins):
+                    nursery.start_soon(one, combo, combo.delay + stagger * plugins.index(combo.plugin))
+        except BaseException:
+            for link in found:  # cancelled from outside, in the moment of the win
+                link.close_nowait()
+            raise
         if found:
             return found[0]
         for error in errors:
@@ -377,7 +390,7 @@ class Attempt:
         session = self._session
         self._last_sent = message
         if session is not None:
-            session.signal_tried = True
+            session.signalled = True  # before it is: cancelled in between, it may have been heard all the same
         delivery = await self._home.signals.send(
             self.peer,
             message,
@@ -387,10 +400,8 @@ class Attempt:
             via=self._via,
             visit=not self.inbound,
         )
-        if session is not None:
-            session.signalled = True
-            if session.best_delivery is None or delivery > session.best_delivery:
-                session.best_delivery = delivery
+        if session is not None and (session.best_delivery is None or delivery > session.best_delivery):
+            session.best_delivery = delivery
         if delivery is Delivery.NOBODY_HOME:
             raise AttemptFailed("the signal servers know no such peer: it is not connected to them")
         if delivery is Delivery.FULL:
@@ -408,11 +419,21 @@ class Attempt:
             if isinstance(arrival, Clock):
                 await self._correct_clock(arrival)
             elif isinstance(arrival, Refused):
-                raise _refusal(arrival)
+                raise self._refused(arrival)
             elif isinstance(arrival, Failed):
                 raise AttemptFailed("the peer tried, and it did not work there")
             else:
                 return arrival
+
+    def _refused(self, refused: Refused) -> Exception:
+        """What a refusal by signal means: no to us ends the walk, no to this request only the attempt."""
+        text = f"the peer refused by signal: {refused.reason.value.replace('_', ' ')}"
+        final = _FINAL_REFUSALS.get(refused.reason)
+        if final is not None:
+            return PeerRefused(final, text)
+        if self._session is not None:
+            self._session.turned_down = refused.reason
+        return AttemptFailed(text)
 
     async def _correct_clock(self, reply: Clock) -> None:
         """The peer says what time it is there; `Signals` has noted it, so what was refused can be said again, once.
@@ -453,14 +474,3 @@ class Attempt:
     def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         """See `Plugin.goodbye`."""
         self._home.say_goodbye(task)
-
-
-def _refusal(refused: Refused) -> PeerRefused:
-    reasons = {
-        RefusalReason.NOT_AUTHORIZED: RefuseReason.UNAUTHORIZED,
-        RefusalReason.NOT_ACCEPTING: RefuseReason.NOT_ACCEPTING,
-        RefusalReason.BUSY: RefuseReason.BUSY,
-        RefusalReason.UNSUPPORTED: RefuseReason.UNSUPPORTED,
-    }
-    reason = reasons.get(refused.reason, RefuseReason.NOT_ACCEPTING)
-    return PeerRefused(reason, f"the peer refused by signal: {refused.reason.value.replace('_', ' ')}")

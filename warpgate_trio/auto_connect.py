@@ -9,6 +9,7 @@ get one last round, and then the verdict is made from what was learned on the wa
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, final
 
@@ -22,7 +23,7 @@ from .nurseries import leaves
 from .plugin import PHASES, Plugin
 from .report import Outcome, Verdict
 from .session import Session
-from .signal import Delivery
+from .signal import Delivery, RefusalReason
 
 if TYPE_CHECKING:
     from .address import PeerAddress
@@ -214,7 +215,14 @@ async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> No
 
 def describe(error: BaseException) -> str:
     """One sentence for the report."""
-    text = str(error) or type(error).__name__
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        if (
+            error.strerror.startswith("Error connecting to (") and error.errno is not None
+        ):  # Trio's wrapping of the reason
+            text = os.strerror(error.errno)
+    text = text or type(error).__name__
     return text if isinstance(error, EXPECTED) else f"{type(error).__name__}: {text}"
 
 
@@ -253,8 +261,10 @@ def decide_verdict(session: Session, planned: PlannedWalk, *, timed_out: bool) -
         return Verdict.WRONG_PEER
     if session.clock_corrected and not session.answered:
         return Verdict.CLOCK_OFF  # it told us its time, we went by that, and it heard no more of us
+    if session.turned_down is not None:
+        return Verdict.BUSY if session.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
     if session.answered:
         return Verdict.NO_RELAY_CONFIGURED if not planned.has_relay else Verdict.UNREACHABLE
     if session.best_delivery is None:
-        return Verdict.NO_SIGNAL if session.signal_tried else Verdict.UNREACHABLE
+        return Verdict.NO_SIGNAL if session.signalled else Verdict.UNREACHABLE
     return Verdict.PEER_OFFLINE if session.best_delivery <= Delivery.NOBODY_HOME else Verdict.PEER_SILENT

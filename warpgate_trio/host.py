@@ -8,10 +8,12 @@ both installed, the code that users run is, line for line, the code that is simu
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import hmac
 import os
 import random
+import re
 import secrets
 import socket
 import sys
@@ -19,7 +21,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Protocol, final
 
@@ -217,8 +218,11 @@ _VIRTUAL_NAMES: Final = (
 _FIRST_INVENTED_INDEX: Final = 1 << 20
 
 
+_is_virtual_name = re.compile("|".join(fnmatch.translate(pattern) for pattern in _VIRTUAL_NAMES)).match
+
+
 def _is_virtual(name: str) -> bool:
-    return any(fnmatchcase(name.lower(), pattern) for pattern in _VIRTUAL_NAMES)
+    return _is_virtual_name(name.lower()) is not None
 
 
 def _interfaces(

@@ -9,9 +9,11 @@ is that a session gives *one* Pipe.  `_SessionState` remembers that for longer t
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -312,8 +314,6 @@ class Inbound:
 
 def _direct_path(carrier: TlsCarrier) -> PathInfo:
     """A connection to our port is a `direct_connect` of the peer's; its own record says by which route."""
-    from ipaddress import ip_address
-
     remote = ip_address(carrier.remote[0].partition("%")[0])
     mapped = getattr(remote, "ipv4_mapped", None)
     route = "LOOPBACK_BIND" if remote.is_loopback else "NIC_BIND" if remote.is_private else "EXT_BIND"
@@ -342,23 +342,28 @@ async def open_listening_sockets(port: int) -> list[trio.socket.SocketType]:
       OSError: the port is taken, or there is no network at all.
     """
     for last_try in (*([False] * 9), True):
-        sockets: list[trio.socket.SocketType] = []
         try:
-            for family, host in ((trio.socket.AF_INET, "0.0.0.0"), (trio.socket.AF_INET6, "::")):
-                wanted = sockets[0].getsockname()[1] if sockets else port
-                sock = await _listen(family, host, wanted)
-                if sock is not None:
-                    sockets.append(sock)
+            return await _listen_on_both(port)
         except OSError:
-            for sock in sockets:
-                sock.close()
             if port or last_try:  # with port 0 the second family may find the first one's port taken
                 raise
-            continue
+    raise AssertionError("the last try returns or raises")
+
+
+async def _listen_on_both(port: int) -> list[trio.socket.SocketType]:
+    sockets: list[trio.socket.SocketType] = []
+    try:
+        for family, host in ((trio.socket.AF_INET, "0.0.0.0"), (trio.socket.AF_INET6, "::")):
+            sock = await _listen(family, host, sockets[0].getsockname()[1] if sockets else port)
+            if sock is not None:
+                sockets.append(sock)
         if not sockets:
             raise OSError("this machine has neither IPv4 nor IPv6")
-        return sockets
-    raise AssertionError("the last try returns or raises")
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
 
 
 async def _listen(family: int, host: str, port: int) -> trio.socket.SocketType | None:
@@ -373,14 +378,9 @@ async def _listen(family: int, host: str, port: int) -> trio.socket.SocketType |
         sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, True)
         await sock.bind((host, port))
         sock.listen(_BACKLOG)
-    except OSError as error:
+    except BaseException as error:
         sock.close()
-        import errno
-
-        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        if isinstance(error, OSError) and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             return None
-        raise
-    except BaseException:
-        sock.close()
         raise
     return sock

@@ -24,7 +24,7 @@ from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
 from .report import Recorder, Verdict, WalkEvent
 from .runtime import NodeRuntime
 from .session import Session
-from .signal import Cancel, ServerStatus
+from .signal import Cancel, ServerState, ServerStatus
 from .signal.core import OWNER
 from .stats import NodeStats
 
@@ -271,6 +271,8 @@ class Node:
                     self._runtime.say_goodbye(partial(self._send_cancel, session))
 
     async def _send_cancel(self, session: Session) -> None:
+        if not any(server.state is ServerState.CONNECTED for server in self.signal_servers):
+            return  # the peer did not hear the beginning either
         try:
             await self._runtime.signals.send(
                 session.peer, Cancel(), owner=OWNER, session=session.id, attempt=None, visit=False

@@ -26,9 +26,10 @@ from .address import Endpoint, PeerAddress, Transport
 from .combos import Aim, RouteType, Technique
 from .errors import ConfigError, PluginError
 from .signal import Message, wire_name
+from .signal.core import OWNER
 
 if TYPE_CHECKING:
-    from .attempt import Attempt
+    from .attempt import Attempt as Attempt
     from .carrier import Carrier, TlsContexts
     from .config import Budgets
     from .host import Host
@@ -335,12 +336,7 @@ def register(*, phase: Phase | None) -> Callable[[_P], _P]:
     def decorate(cls: _P) -> _P:
         if phase is not None and phase not in PHASES:
             raise PluginError(f"{cls.__name__}: unknown phase {phase!r}; there are {', '.join(PHASES)}")
-        name = getattr(cls, "name", None)
-        if not isinstance(name, str) or not name.isidentifier() or name == "core":
-            raise PluginError(f"{cls.__name__}: a plugin's name is an identifier, not {name!r}")
-        for message in cls.proto_messages:
-            if not (isinstance(message, type) and issubclass(message, Message)):
-                raise PluginError(f"{name}: proto_messages holds {message!r}, which is no Message type")
+        name = _checked_name(cls)
         other = plugin_registry.get(name)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise PluginError(f"the plugin name {name!r} is taken by {other.__module__}.{other.__qualname__}")
@@ -349,6 +345,17 @@ def register(*, phase: Phase | None) -> Callable[[_P], _P]:
         return cls
 
     return decorate
+
+
+def _checked_name(cls: type[Plugin]) -> str:
+    """The plugin's name; `PluginError` when its declaration is missing something or wrong."""
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name.isidentifier() or name == OWNER:
+        raise PluginError(f"{cls.__name__}: a plugin's name is an identifier, not {name!r}")
+    for message in cls.proto_messages:
+        if not (isinstance(message, type) and issubclass(message, Message)):
+            raise PluginError(f"{name}: proto_messages holds {message!r}, which is no Message type")
+    return name
 
 
 def technique_of(plugin: type[Plugin]) -> Technique:
@@ -403,6 +410,7 @@ def load_plugins(
 
     Raises:
       ConfigError: there is no plugin at all, or `select` names one that does not exist.
+      PluginError: a class in `select` is not declared as it should be.
     """
     if entry_points is None:
         entry_points = tuple(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
@@ -423,13 +431,16 @@ def load_plugins(
                 raise ConfigError(f"there is no plugin {item!r} ({known})")
             chosen[item] = plugin_registry[item]
         else:
-            chosen[item.name] = item
+            chosen[_checked_name(item)] = item
     messages: dict[str, tuple[type[Plugin], type[Message]]] = {}
     for name, plugin in list(chosen.items()):
         own: dict[str, tuple[type[Plugin], type[Message]]] = {}
         try:
             for message in plugin.proto_messages:
-                own[wire_name(name, message)] = (plugin, message)
+                wire = wire_name(name, message)
+                if wire in own:
+                    raise ValueError(f"two of its messages would be {wire!r} on the wire")
+                own[wire] = (plugin, message)
         except ValueError as error:
             problems.append(PluginStatus(name=name, phase=plugin.phase, source=_source(plugin), problem=str(error)))
             logger.warning("plugin %s is skipped: %s", name, error)

@@ -167,7 +167,7 @@ class NodeRuntime:
             or not known.issued_at <= now + 60  # the clock was set back
             or now > known.issued_at + ADDRESS_LIFETIME // 2
         ):
-            hints = [url.redacted for url in self.config.servers.websocket][:MAX_HINTS]
+            hints = [str(url.without_login) for url in self.config.servers.websocket][:MAX_HINTS]
             known = self._address = PeerAddress.issue(
                 self.identity,
                 seq=max(now, known.seq + 1 if known is not None else 0),
@@ -291,8 +291,11 @@ class NodeRuntime:
         async with AsyncExitStack() as stack:
             keepers = await stack.enter_async_context(open_background_nursery())
             hub_scope = trio.CancelScope(shield=True)
-            await keepers.start(_run_shielded, hub_scope, self.hub)
             stack.callback(hub_scope.cancel)
+            with trio.CancelScope(
+                shield=True
+            ):  # a cancelled `start` would wait for its child, which does not hear of it
+                await keepers.start(_run_shielded, hub_scope, self.hub)
             self._link_nursery = await stack.enter_async_context(open_background_nursery())
             self._services = await stack.enter_async_context(open_background_nursery())
             stack.callback(self._close_nowait)

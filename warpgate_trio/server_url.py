@@ -113,6 +113,11 @@ class ServerUrl(msgspec.Struct, frozen=True):
         return "udp" if self.scheme in ("stun", "ntp") or named == "udp" else "tcp"
 
     @property
+    def without_login(self) -> ServerUrl:
+        """The same server for everybody: what a node publishes."""
+        return msgspec.structs.replace(self, username=None, password=None)
+
+    @property
     def redacted(self) -> str:
         """The URL without what may be secret, for logs: the password, and the values of the query but `transport`."""
         params = tuple((name, value if name == "transport" else MASK) for name, value in self.params)

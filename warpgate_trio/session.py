@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .attempt import Attempt
     from .errors import PeerRefused
     from .report import Recorder
-    from .signal import Delivery
+    from .signal import Delivery, RefusalReason
 
 __all__ = ["Session"]
 
@@ -28,19 +28,21 @@ class Session:
     Attributes:
       peer: its address, the newest that is known.
       refreshed: the peer was asked for that.
+      turned_down: why the peer would not do what one attempt asked of it.
       commit_lock: commits are made one at a time (DESIGN §4.2).
       pipe: the result.
       refusal: the peer's no, which ends the walk.
       scope: the running phase's cancel scope.
       over_at: when the session was decided.
       attempts: those under way.
-      broke_off, wrong_peer, clock_corrected, signal_tried, signalled, answered, best_delivery: what was learned, for
+      broke_off, wrong_peer, clock_corrected, signalled, answered, best_delivery: what was learned, for
       the verdict.
     """
 
     def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
         self.peer = peer
         self.refreshed: bool = False
+        self.turned_down: RefusalReason | None = None
         self.id = session_id
         self.recorder: Final = recorder
         self.early_data: Final = early_data
@@ -58,7 +60,6 @@ class Session:
         self.signalled = False
         self.answered = False
         self.best_delivery: Delivery | None = None
-        self.signal_tried = False
 
     def win(self, pipe: Pipe) -> None:
         """Record the result and end the phase.  No checkpoint before or after."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, final
 from warpgate_trio.plugin import Message, Plugin, register
 
 if TYPE_CHECKING:
-    from warpgate_trio.attempt import Attempt
     from warpgate_trio.link import Link
+    from warpgate_trio.plugin import Attempt
 
 __all__ = ["FanOut"]
 

@@ -1,0 +1,223 @@
+"""Two peers as processes: `listen` and `connect`, their bytes, their JSON and their exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.end_to_end.conftest import Server
+from tests.end_to_end.processes import on_terminal, ran, started
+from warpgate_trio.identity import Identity
+
+pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
+
+PIPE = subprocess.PIPE
+
+
+async def test_three_processes(server: Server, tmp_path: Path) -> None:
+    somebody, caller = Identity.generate().peer_id, Identity.load_or_create(tmp_path / "caller.key").peer_id
+    async with started(
+        "listen", "--config", server.config, "--ephemeral", "--allow", somebody, "--allow", caller, "--echo", "--json"
+    ) as listen:
+        ready = await listen.event()
+        assert ready["signals"] == [server.url]
+        connect = await ran(
+            "connect", ready["address"], "--config", server.config, "--key-file", tmp_path / "caller.key",
+            "--echo-test", "1000000", "--json",
+        )  # fmt: skip
+        assert connect.process.returncode == 0, connect.stderr_text
+        assert connect.out.count(b"\n") == 1
+        connected = await connect.event()
+        assert connected["phase"] == "direct"
+        assert connected["peer"] == ready["peer"]
+        assert connected["echo_ok"] is True
+        assert 0 < connected["connect_ms"] < connected["first_byte_ms"]
+        assert connected["mb_per_s"] > 0
+        (won,) = [combo for combo in connected["report"]["combos"] if combo["outcome"] == "won"]
+        for key in ("phase", "plugin", "af", "route"):
+            assert won[key] == connected[key]
+        assert "1,000,000 bytes came back unchanged" in connect.stderr_text
+        assert await listen.code() == 0, "it serves one peer"
+        pipe = await listen.event(1)
+        assert pipe["peer"] == caller
+        assert (pipe["plugin"], pipe["af"]) == (connected["plugin"], connected["af"])
+
+
+async def test_ten_megabytes_each_way_are_byte_exact(tmp_path: Path) -> None:
+    to_listener, to_caller = os.urandom(10_000_000), os.urandom(10_000_000)
+    source = tmp_path / "from a regular file"
+    source.write_bytes(to_listener)
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        address = await listen.address()
+        with source.open("rb") as file:
+            async with started("connect", address, "--ephemeral", "-q", stdin=file.fileno()) as connect:
+                await listen.stdin.send_all(to_caller)
+                await listen.stdin.aclose()
+                assert await connect.code() == 0
+                assert await listen.code() == 0
+                assert connect.out == to_caller
+                assert listen.out == to_listener
+                assert connect.err == b""
+
+
+async def test_bytes_pass_at_once_and_half_close_leaves_the_other_way_open() -> None:
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        address = await listen.address()
+        async with started("connect", address, "--ephemeral", stdin=PIPE) as connect:
+            await connect.stdin.send_all(b"to the listener\n")
+            await listen.wait_out(b"to the listener\n")
+            await listen.stdin.send_all(b"to the caller\n")
+            await connect.wait_out(b"to the caller\n")
+            await connect.stdin.send_all(b"the caller's last")
+            await connect.stdin.aclose()
+            await listen.wait_out(b"the caller's last")
+            await listen.stdin.send_all(b"the listener's last")
+            await listen.stdin.aclose()
+            assert await connect.code() == 0
+            assert await listen.code() == 0
+            assert connect.out == b"to the caller\nthe listener's last"
+            assert listen.out == b"to the listener\nthe caller's last"
+
+
+async def test_a_peer_that_closed_ends_it_though_stdin_is_open_and_silent() -> None:
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        connect = await ran("connect", await listen.address(), "--ephemeral", "--json")
+        assert connect.process.returncode == 0
+        event = await connect.event()
+        assert (event["echo_ok"], event["first_byte_ms"], event["mb_per_s"]) == (None, None, None)
+        assert await listen.code() == 0
+
+
+async def test_keep_open_echoes_side_by_side_and_survives_who_breaks(server: Server) -> None:
+    async with started(
+        "listen", "--config", server.config, "--ephemeral", "--allow-any", "--echo", "--keep-open", "--json"
+    ) as listen:
+        address = (await listen.event())["address"]
+        async with started("connect", address, "--ephemeral", stdin=PIPE) as rude:
+            await listen.event(1)
+            await rude.stdin.send_all(b"x")
+            await rude.wait_out(b"x")
+            pinned = ("--plugin", "direct_connect", "--af", "4", "--route", "loopback")
+            beside = await ran("connect", address, "--ephemeral", *pinned, "--echo-test", "100000")
+            assert beside.process.returncode == 0, beside.stderr_text
+            rude.process.kill()
+            await listen.wait_err("pipe broken")
+        after = await ran(
+            "connect", address, "--config", server.config, "--ephemeral", "--json", "--plugin", "reverse_connect"
+        )
+        assert after.process.returncode == 0, after.stderr_text
+        assert (await after.event())["plugin"] == "reverse_connect"
+        assert (await listen.event(3))["event"] == "pipe"
+        listen.process.terminate()
+        assert await listen.code() == 0, "SIGTERM is a service's proper end"
+
+
+async def test_keep_open_joins_one_peer_after_the_other() -> None:
+    async with started("listen", "--ephemeral", "--allow-any", "--keep-open", stdin=PIPE) as listen:
+        address = await listen.address()
+        async with started("connect", address, "--ephemeral", stdin=PIPE) as first:
+            await listen.stdin.send_all(b"for the first")
+            await first.wait_out(b"for the first")
+            first.interrupt()
+            assert await first.code() == 130
+        async with started("connect", address, "--ephemeral", stdin=PIPE) as second:
+            await second.stdin.send_all(b"from the second")
+            await listen.wait_out(b"from the second")
+            await listen.stdin.send_all(b"for the second")
+            await second.wait_out(b"for the second")
+        listen.interrupt()
+        assert await listen.code() == 130
+
+
+# -- endings -----------------------------------------------------------------------------------------------------------
+
+
+async def test_refused_is_3_and_says_what_would_let_it_in(tmp_path: Path) -> None:
+    caller = Identity.load_or_create(tmp_path / "caller.key").peer_id
+    async with started("listen", "--ephemeral", "--allow", Identity.generate().peer_id) as listen:
+        address = await listen.address()
+        connect = await ran("connect", address, "--key-file", tmp_path / "caller.key", "--json")
+        assert connect.process.returncode == 3
+        assert (await connect.event())["verdict"] == "refused"
+        await listen.wait_err(f"--allow {caller}")
+
+
+@pytest.mark.needs("linux")
+async def test_no_path_is_1_with_table_and_advice() -> None:
+    async with started("listen", "--ephemeral", "--allow-any") as listen:
+        address = await listen.address()
+    connect = await ran("connect", address, "--ephemeral", "--json", "--timeout", "3")
+    assert connect.process.returncode == 1
+    failed = await connect.event()
+    assert failed["report"]["verdict"] == failed["verdict"]
+    assert connect.out.count(b"\n") == 1
+    assert "\nphase   plugin" in connect.stderr_text
+    assert connect.stderr_text.splitlines()[-1] == f"error: {failed['error']}"
+    assert failed["advice"] in failed["error"]
+    async with on_terminal("connect", address, "--ephemeral", "--plugin", "direct_connect", "--af", "4") as terminal:
+        assert await terminal.command.code() == 1
+    assert "direct_connect" in terminal.text
+    assert "───" in terminal.text
+
+
+async def test_a_pipe_that_breaks_is_4() -> None:
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        async with started("connect", await listen.address(), "--ephemeral", stdin=PIPE) as connect:
+            await connect.stdin.send_all(b"hello")
+            await listen.wait_out(b"hello")
+            listen.process.kill()
+            assert await connect.code() == 4
+            assert connect.stderr_text.splitlines()[-1].startswith("error: pipe broken")
+
+
+async def test_a_peer_that_does_not_echo_is_4() -> None:
+    async with started("listen", "--ephemeral", "--allow-any") as listen:  # stdin is empty: it ends at once
+        connect = await ran("connect", await listen.address(), "--ephemeral", "--echo-test", "1000", "--json")
+        assert connect.process.returncode == 4
+        event = await connect.event()
+        assert (event["echo_ok"], event["mb_per_s"], event["first_byte_ms"]) == (False, None, None)
+        assert event["error"] == "echo test failed: the peer ended after 0 of 1000 bytes"
+        await listen.code()
+
+
+async def test_a_stdout_that_nobody_reads_ends_it_quietly() -> None:
+    reading, writing = os.pipe()
+    try:
+        async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+            address = await listen.address()
+            async with started("connect", address, "--ephemeral", "-q", stdin=PIPE, stdout=writing) as connect:
+                os.close(writing)
+                writing = -1
+                await listen.stdin.send_all(b"head takes this")
+                assert await trio.to_thread.run_sync(os.read, reading, 100) == b"head takes this"
+                os.close(reading)
+                reading = -1
+                await listen.stdin.send_all(b"and has gone")
+                assert await connect.code() == 0
+                assert connect.err == b""
+    finally:
+        for descriptor in (reading, writing):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+async def test_sigterm_is_130_where_it_leaves_work_undone() -> None:
+    async with started("listen", "--ephemeral", "--allow-any") as listen:
+        await listen.address()
+        listen.process.terminate()
+        assert await listen.code() == 130
+        assert listen.stderr_text.splitlines()[-1] == "interrupted"
+
+
+async def test_a_dead_server_is_said(tmp_path: Path) -> None:
+    """Takes the 3 s that a server has to answer."""
+    config = tmp_path / "config.toml"
+    config.write_text('[servers]\nwebsocket = ["ws://127.0.0.1:9"]\n', encoding="utf-8")
+    async with started("listen", "--config", config, "--ephemeral", "--allow-any", "--json") as listen:
+        assert (await listen.event())["signals"] == []
+        assert "warning: no signal server answers yet" in listen.stderr_text
+        assert "ws://127.0.0.1:9" in listen.stderr_text

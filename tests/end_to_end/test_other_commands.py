@@ -1,0 +1,59 @@
+"""`demo` and `serve` as processes; what needs no process of its own is in tests/unit/test_cli_main.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.certificates import Authority
+from tests.end_to_end.processes import on_terminal, ran, started
+from warpgate_trio.config import NodeConfig
+
+pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
+
+
+async def test_demo() -> None:
+    started_at = trio.current_time()
+    demo = await ran("demo")
+    assert demo.process.returncode == 0, demo.stderr_text
+    assert trio.current_time() - started_at < 5
+    assert demo.out == b""
+    for word in ("ws://127.0.0.1:", "alice dials bob", "reverse_connect", "MB/s", "won"):
+        assert word in demo.stderr_text
+    assert "\x1b" not in demo.stderr_text
+
+
+@pytest.mark.needs("linux")
+async def test_demo_on_a_terminal_has_a_progress_bar() -> None:
+    async with on_terminal("demo") as terminal:
+        assert await terminal.command.code() == 0
+    assert "67.1/67.1 MB" in terminal.text
+    assert "━" in terminal.text
+    assert "won" in terminal.text
+
+
+async def test_serve_prints_a_configuration_to_paste_and_ends_at_sigint() -> None:
+    async with started("serve", "--port", "0") as serve:
+        await serve.wait_err("until interrupted")
+        config = NodeConfig.from_toml(serve.out.decode(), base_dir="/")
+        urls = [str(url) for url in config.servers.websocket]
+        assert urls
+        assert not any("0.0.0.0" in url or "[::]" in url for url in urls)
+        serve.interrupt()
+        assert await serve.code() == 130
+
+
+async def test_serve_over_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.server("127.0.0.1")
+    pem = tmp_path / "127.0.0.1.pem"
+    files = ("--tls-cert", pem, "--tls-key", pem)
+    async with started("serve", "--host", "127.0.0.1", "--port", "0", *files, "--json") as serve:
+        (url,) = (await serve.event())["servers"]["websocket"]
+        assert url.startswith("wss://127.0.0.1:")
+        config = tmp_path / "config.toml"
+        config.write_text(f'[servers]\nwebsocket = ["{url}"]\nca_file = "{authority.ca_file.name}"\n', encoding="utf-8")
+        async with started("listen", "--ephemeral", "--config", config, "--allow-any", "--json") as listen:
+            assert (await listen.event())["signals"] == [url]

@@ -1,0 +1,219 @@
+"""Cancelled anywhere, nothing stays: no task, no socket, no server-side session.
+
+Each operation is cancelled at its k-th checkpoint for every k (`tests.cancel_sweep`), and the walks, which are many
+tasks, also at every step of all tasks together.  That no socket is left open is the business of the tests' leak check;
+that no task is left, of the nurseries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import final
+
+import pytest
+import trio
+import trio.testing
+
+from tests.cancel_sweep import cuts
+from tests.nodes import ALICE, BOB, Pair, config, loopback_node, pair
+from warpgate_trio import Node, anyone, open_node
+from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+from warpgate_trio.signal import Inbox, InboxLimits
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what other tasks do after a cancellation: closing, telling the peer."""
+    with trio.fail_after(5):
+        while not condition():
+            await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+async def nothing_left(both: Pair) -> None:
+    """Pipes that Bob was given before the cancellation struck read as ended; then both nodes are as new."""
+    await until(lambda: not both.alice.stats().links and not both.alice.stats().attempts)
+    while both.bob.stats().waiting_pipes:
+        await (await both.bob.listener.accept()).aclose()
+    await until(
+        lambda: not both.bob.stats().links and not both.bob.stats().attempts and not both.bob.stats().handshakes
+    )
+
+
+@final
+class _AllTasks(trio.abc.Instrument):
+    """Cancels a scope when the tasks of the run have made so many steps in all."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+        self.scope = trio.CancelScope()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.scope.cancel()
+
+
+def all_task_cuts() -> Iterator[_AllTasks]:
+    """Scopes that are cancelled ever later, until one is not cancelled in time."""
+    for steps in range(1, 20_000):
+        cut = _AllTasks(steps)
+        yield cut
+        if not cut.scope.cancelled_caught:
+            return
+    raise AssertionError("it does not come to its end")
+
+
+@pytest.mark.slow("opens a node once for each of its checkpoints")
+async def test_open_node() -> None:
+    async with open_rendezvous() as server:
+        for cut in cuts():
+            with cut:
+                async with open_node(config(server), identity=ALICE, authorize=anyone) as node:
+                    await node.wait_signals()
+                    await trio.lowlevel.checkpoint()
+            await until(lambda: server.statistics().connections == 0)
+
+
+@pytest.mark.parametrize("plugin", ["direct_connect", "reverse_connect"])
+@pytest.mark.slow("one connect for each of its checkpoints")
+async def test_connect(plugin: str) -> None:
+    async with pair() as both:
+        for cut in cuts():
+            with cut:
+                await (await both.alice.connect(both.bob.address, plugin=plugin, af=4)).aclose()
+            await nothing_left(both)
+
+
+@pytest.fixture
+def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many requests in a second are what the limits are made against."""
+    limits = InboxLimits(rate=1e6, burst=10**6, sender_rate=1e6, sender_burst=10**6)
+    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    monkeypatch.setattr("warpgate_trio.responder.DIALS_PER_MINUTE", 10**6)
+
+
+@pytest.mark.usefixtures("unlimited")
+@pytest.mark.parametrize("plugin", ["direct_connect", "reverse_connect"])
+@pytest.mark.slow("some hundred connects, each cancelled one task step later than the one before")
+async def test_connect_at_any_tasks_step(plugin: str) -> None:
+    async with pair() as both:
+        for cut in all_task_cuts():
+            trio.lowlevel.add_instrument(cut)
+            with cut.scope:
+                await (await both.alice.connect(both.bob.address, plugin=plugin, af=4)).aclose()
+            trio.lowlevel.remove_instrument(cut)
+            await nothing_left(both)
+
+
+@pytest.mark.slow("some hundred walks, each cancelled one task step later than the one before")
+async def test_auto_connect_at_any_tasks_step() -> None:
+    async with pair() as both:
+        for cut in all_task_cuts():
+            trio.lowlevel.add_instrument(cut)
+            with cut.scope:
+                await (await both.alice.auto_connect(both.bob.address, early_data=b"early")).aclose()
+            trio.lowlevel.remove_instrument(cut)
+            await nothing_left(both)
+
+
+@pytest.mark.slow("one walk for each of its checkpoints")
+async def test_auto_connect() -> None:
+    async with pair() as both:
+        for cut in cuts():
+            with cut:
+                await (await both.alice.auto_connect(both.bob.address)).aclose()
+            await nothing_left(both)
+
+
+async def test_accept_loses_no_pipe() -> None:
+    async with pair() as both:
+        accepted = 0
+        for cut in cuts():
+            made = await both.alice.auto_connect(both.bob.address, afs=[4])
+            with cut:
+                theirs = await both.bob.listener.accept()
+                accepted += 1
+                await theirs.aclose()
+            if cut.caught and both.bob.stats().waiting_pipes:
+                await (await both.bob.listener.accept()).aclose()
+                accepted += 1
+            await made.aclose()
+        assert accepted == both.bob.stats().pipes_accepted
+
+
+async def test_open_pipe() -> None:
+    async with pair() as both, await both.alice.auto_connect(both.bob.address) as pipe:
+        await (await both.bob.listener.accept()).send_all(b"x")
+        for cut in cuts():
+            with cut:
+                await (await pipe.open_pipe("again")).aclose()
+            await until(lambda: len(pipe._link.protocol.channels) == 1)
+            while both.bob.stats().waiting_pipes:
+                await (await both.bob.listener.accept()).aclose()
+        assert await pipe.receive_some() == b"x"
+
+
+async def test_pipe_operations_leave_the_pipe_whole() -> None:
+    async with pair() as both, await both.alice.auto_connect(both.bob.address) as ours:
+        theirs = await both.bob.listener.accept()
+        sent = bytearray()
+        for cut in cuts():
+            with cut:
+                await ours.send_all(b"0123456789")
+            await ours.send_all(b"|")
+            got = bytearray()
+            while not got.endswith(b"|"):
+                got += await theirs.receive_some()
+            assert b"0123456789".startswith(got[:-1])
+            sent += got
+        for cut in cuts():
+            await ours.send_all(b"abc")
+            received = b""
+            with cut:
+                received = await theirs.receive_some()
+            if not received:
+                received = await theirs.receive_some()
+            assert received == b"abc"
+        await theirs.aclose()
+
+
+async def test_refresh_address() -> None:
+    async with pair() as both:
+        for cut in cuts():
+            with cut:
+                assert await both.alice.refresh_address(both.bob.address) == both.bob.address
+            await nothing_left(both)
+
+
+async def test_a_cancelled_walk_ends_the_peers_work() -> None:
+    """The peer hears of it, and stops dialling for a session that is over."""
+
+    async def dawdling(_: str) -> bool:
+        await trio.sleep_forever()
+        return True
+
+    async with pair(authorize=dawdling) as both:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def call() -> None:
+                    await both.alice.connect(both.bob.address, plugin="reverse_connect", af=4)
+
+                nursery.start_soon(call)
+                await until(lambda: bool(both.bob._runtime._responder._work))
+                scope.cancel()
+        assert scope.cancelled_caught
+        await until(lambda: not both.bob._runtime._responder._work)
+
+
+async def leave(node: Node, server: RendezvousServer) -> None:
+    await node.wait_signals()
+    assert server.statistics().connections >= 1
+
+
+async def test_a_closed_node_leaves_nothing_on_the_server() -> None:
+    async with open_rendezvous() as server:
+        async with loopback_node(BOB, config(server)) as bob:
+            await leave(bob, server)
+        await until(lambda: server.statistics().connections == 0)
+        assert server.statistics().mailboxes == 0

@@ -1,0 +1,279 @@
+"""The command line in one process: options, errors and exit codes of what is over before a node is opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.processes import checked_event
+from warpgate_trio.address import PeerAddress
+from warpgate_trio.cli.connect import PHASES as PHASES_OF_CONNECT
+from warpgate_trio.cli.group import call
+from warpgate_trio.identity import Identity
+from warpgate_trio.plugin import PHASES
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Commands set up the package's loggers; other tests want them as they were."""
+    loggers = [logging.getLogger(name) for name in ("warpgate_trio", "warpgate_strategies")]
+    before = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+
+
+def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
+    return str(
+        PeerAddress.issue(identity, seq=1, issued_at=1, expires_at=expires_at, host_salt=bytes(8), host_id=bytes(16))
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["frobnicate"], "no such command 'frobnicate'"),
+        (["lisen"], "the nearest is 'listen'"),
+        (["listen"], "--allow PEER_ID"),
+        (["listen"], "--allow-any"),
+        (["listen", "--allow-any", "--allow", "x"], "exclude each other"),
+        (["listen", "--allow", "x"], "--allow x: a peer id has 52 characters"),
+        (["listen", "--allow-any", "--ephemeral", "--key-file", "f"], "exclude each other"),
+        (["listen", "--allow-any", "--port", "70000"], "70000"),
+        (["connect"], "ADDRESS"),
+        (["connect", "wg1", "--af", "5"], "'5'"),
+        (["connect", "wg1", "--route", "sideways"], "'sideways'"),
+        (["connect", "wg1", "--phases", "direct,brute"], "'brute' is no phase; there are direct, punch, spray, relay"),
+        (["connect", "wg1", "--phases", ","], "at least one of"),
+        (["connect", "wg1", "--plugin", "p", "--phases", "direct"], "give one of them"),
+        (["connect", "wg1", "--timeout", "0"], "--timeout"),
+        (["connect", "wg1", "--echo-test", "0"], "--echo-test"),
+        (["serve", "--tls-cert", "f"], "go together"),
+        (["serve", "--tls-cert", "/none", "--tls-key", "/none"], "No such file"),
+        (["id", "--config", "/none/config.toml"], "/none/config.toml"),
+    ],
+)
+def test_wrong_usage_is_2_and_one_sentence(words: list[str], said: str, capfd: Capture) -> None:
+    assert call(words) == 2
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert said in shown.err
+
+
+def test_help_and_version(capfd: Capture) -> None:
+    assert call(["--version"]) == 0
+    assert capfd.readouterr().out.startswith("warpgate-trio ")
+    assert call(["--help"]) == 0
+    shown = capfd.readouterr().out
+    for command in ("demo", "serve", "listen", "connect", "id", "config"):
+        assert f"  {command} " in shown
+        assert call([command, "--help"]) == 0
+
+
+def test_phases_are_those_of_the_walk() -> None:
+    assert PHASES_OF_CONNECT == PHASES
+
+
+@pytest.mark.slow("starts an interpreter")
+def test_version_and_wrong_usage_import_next_to_nothing() -> None:
+    script = (
+        "import sys; from warpgate_trio.cli.group import call; call(['--version']); call(['nonsense']);"
+        "heavy = {'trio', 'cryptography', 'rich', 'msgspec'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.slow("starts an interpreter")
+def test_an_interrupt_while_it_starts_is_130_without_a_traceback() -> None:
+    script = (
+        "import signal; from warpgate_trio.cli import main;"
+        "main.reserve_standard_descriptors = lambda: signal.raise_signal(signal.SIGINT); main.main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.slow("starts an interpreter")
+def test_closed_standard_descriptors_are_not_handed_out() -> None:
+    """A shell's ``<&- >&-``: what is opened next must not become stdin or stdout."""
+    script = (
+        "import os; from warpgate_trio.cli.main import reserve_standard_descriptors; os.closerange(0, 2);"
+        "reserve_standard_descriptors(); d = os.open(os.devnull, os.O_RDONLY); assert d > 2, d"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# -- id and config -----------------------------------------------------------------------------------------------------
+
+
+def test_id_makes_its_key_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert call(["id"]) == 0
+    peer_id = capfd.readouterr().out.strip()
+    key_file = tmp_path / "warpgate-trio" / "node.key"
+    assert Identity.load(key_file).peer_id == peer_id
+    assert call(["id", "--json"]) == 0
+    event = checked_event(capfd.readouterr().out)
+    assert (event["peer"], event["key_file"]) == (peer_id, str(key_file))
+    assert call(["id", "--json", "--ephemeral"]) == 0
+    event = checked_event(capfd.readouterr().out)
+    assert event["peer"] != peer_id
+    assert event["key_file"] is None
+
+
+@pytest.mark.needs("linux")
+def test_a_key_that_others_can_read_is_2(tmp_path: Path, capfd: Capture) -> None:
+    key_file = tmp_path / "node.key"
+    Identity.load_or_create(key_file)
+    key_file.chmod(0o644)
+    assert call(["id", "--key-file", str(key_file)]) == 2
+    assert str(key_file) in capfd.readouterr().err
+
+
+def test_config_show_names_its_sources_and_masks_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text(
+        '[servers]\nmqtt = ["mqtts://me:hunter2@broker.example"]\n'
+        'turn = [{ url = "turn:turn.example", username = "u", password = "hunter2" }]\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("WARPGATE_LISTEN_PORT", "4433")
+    assert call(["config", "--show", "--config", str(file), "--ephemeral"]) == 0
+    text = capfd.readouterr().out
+    assert "hunter2" not in text
+    values = tomllib.loads(text)
+    assert values["listen"]["port"] == 4433
+    assert values["identity"]["ephemeral"] is True
+    for source in ("identity.ephemeral", "WARPGATE_LISTEN_PORT", str(file), "config.toml (not there)"):
+        assert source in text
+
+
+# -- connect, before anything is tried ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda good: "hello", "wg1"),
+        (lambda good: good[:-7] + "AAAAAAA", "checksum"),
+        (lambda good: good[: len(good) // 2], "checksum"),
+        (lambda good: issue(Identity.generate(), expires_at=1_000_000), "expired"),
+    ],
+)
+def test_a_bad_address_is_2(spoil: Callable[[str], str], said: str, capfd: Capture) -> None:
+    assert call(["connect", spoil(issue(Identity.generate())), "--ephemeral", "--json"]) == 2
+    shown = capfd.readouterr()
+    event = checked_event(shown.out)
+    assert (event["verdict"], event["report"]) == ("bad_address", None)
+    assert shown.err.splitlines()[-1] == f"error: {event['error']}"
+    assert said in event["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[servers]\nwebsockets = ["ws://a"]\n', "the nearest known one is servers.websocket"),
+        ("[listen\n", "config.toml"),
+        ('[servers]\nwebsocket = ["http://a"]\n', "http"),
+    ],
+)
+def test_a_bad_configuration_is_2(text: str, said: str, tmp_path: Path, capfd: Capture) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text, encoding="utf-8")
+    assert call(["connect", "wg1", "--config", str(file), "--json"]) == 2
+    shown = capfd.readouterr()
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert checked_event(shown.out)["verdict"] == "bad_configuration"
+
+
+def test_ones_own_address_and_an_unknown_plugin_are_2(tmp_path: Path, capfd: Capture) -> None:
+    key_file = tmp_path / "node.key"
+    own = issue(Identity.load_or_create(key_file))
+    assert call(["connect", own, "--key-file", str(key_file), "--json"]) == 2
+    shown = capfd.readouterr()
+    assert checked_event(shown.out)["verdict"] == "bad_usage"
+    assert "own address" in shown.err
+    assert call(["connect", own, "--ephemeral", "--plugin", "carrier_pigeon"]) == 2
+    assert "no plugin 'carrier_pigeon'" in capfd.readouterr().err
+
+
+def test_an_address_without_endpoints_is_no_path(capfd: Capture) -> None:
+    words = ["--plugin", "direct_connect", "--ephemeral", "--json", "-q"]
+    assert call(["connect", issue(Identity.generate()), *words]) == 1
+    shown = capfd.readouterr()
+    assert checked_event(shown.out)["verdict"] == "nothing_to_try"
+    assert shown.err.count("\n") == 1
+
+
+# -- serve -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_2(capfd: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert call(["serve", "--host", "127.0.0.1", "--port", str(port)]) == 2
+    assert capfd.readouterr().err == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+def test_certificates_that_are_none_are_2(tmp_path: Path, capfd: Capture) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    assert call(["serve", "--tls-cert", str(empty), "--tls-key", str(empty)]) == 2
+    assert "cannot be used" in capfd.readouterr().err
+
+
+# -- what goes wrong here ----------------------------------------------------------------------------------------------
+
+
+def test_a_fault_of_the_program_is_70_without_a_traceback(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("warpgate_trio.cli.show._sources", fail)
+    assert call(["config"]) == 70
+    assert capfd.readouterr().err == (
+        "error: a fault of warpgate-trio itself, RuntimeError: a bug; --debug shows where\n"
+    )
+    assert call(["config", "--debug"]) == 70
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_interrupt_outside_of_trio_is_130(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("warpgate_trio.cli.show._sources", interrupt)
+    assert call(["config"]) == 130
+    assert capfd.readouterr().err.strip() == "interrupted"
+
+
+def test_a_stdout_that_nobody_reads_is_no_error(capfd: Capture) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    kept = os.dup(1)
+    try:
+        os.dup2(writing, 1)
+        assert call(["config"]) == 0
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(writing)
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,407 @@
+"""The command line's parts without processes: stdio joined to a stream, the echo test, events, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+
+from tests.end_to_end.processes import SCHEMAS, checked_event
+from warpgate_trio.cli import events
+from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
+from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, exit_code_of_verdict, explain
+from warpgate_trio.cli.options import Settings
+from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
+from warpgate_trio.cli.runner import run, run_both
+from warpgate_trio.cli.serve import configuration, reachable_urls
+from warpgate_trio.cli.stdio import StandardOutput, join, open_standard_input
+from warpgate_trio.config import NodeConfig
+from warpgate_trio.errors import ConnectError
+from warpgate_trio.host import Interface, InterfaceAddress
+from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent
+
+PEER = "a" * 52
+COMBO = ComboReport(
+    phase="direct",
+    plugin="direct_connect",
+    af=4,
+    route="NIC_BIND",
+    target="nic tcp 192.0.2.7:4433",
+    likelihood="likely",
+    outcome=Outcome.FAILED,
+    error="refused",
+    started_ms=1.0,
+    ended_ms=12.345,
+)
+
+
+def report(verdict: Verdict, *combos: ComboReport) -> ConnectReport:
+    return ConnectReport(
+        peer=PEER, session="0" * 32, verdict=verdict, advice=ADVICE[verdict], elapsed_ms=1.5, combos=combos
+    )
+
+
+# -- exit codes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_every_verdict_has_an_exit_code(verdict: Verdict) -> None:
+    expected = {
+        Verdict.CONNECTED: 0,
+        Verdict.REFUSED: 3,
+        Verdict.NOT_ACCEPTING: 3,
+        Verdict.BUSY: 3,
+    }.get(verdict, 1)
+    assert exit_code_of_verdict(verdict.value) == expected
+    if verdict is not Verdict.CONNECTED:
+        code, sentence = explain(ConnectError(report(verdict)))
+        assert code == expected
+        assert ADVICE[verdict] in sentence
+
+
+def test_what_has_been_said_already_is_not_said_again() -> None:
+    assert explain(CommandFailed(ExitCode.BROKEN, "it broke")) == (4, "it broke")
+    assert explain(OutputClosed()) == (0, "")
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_knows_every_verdict() -> None:
+    schema = json.loads((SCHEMAS / "failed.json").read_text(encoding="utf-8"))
+    known = set(schema["properties"]["verdict"]["enum"])
+    assert known == {verdict.value for verdict in Verdict} - {"connected"} | {
+        "bad_address", "bad_configuration", "bad_usage"
+    }  # fmt: skip
+
+
+def test_every_event_follows_its_schema() -> None:
+    import msgspec
+
+    path: dict[str, Any] = {"phase": "direct", "plugin": "p", "af": 4, "route": "NIC_BIND"}
+    plain = msgspec.to_builtins(report(Verdict.UNREACHABLE, COMBO))
+    for event in (
+        events.ListenReady(address="wg1AAAA", peer=PEER, signals=["ws://a"]),
+        events.ServeReady(servers={"websocket": ["ws://a"]}),
+        events.PipeOpened(peer=PEER, **path),
+        events.PipeOpened(peer=PEER, **{**path, "phase": None}),
+        events.Connected(peer=PEER, **path, connect_ms=1.0, report=plain),
+        events.Connected(
+            peer=PEER, **path, connect_ms=1.0, first_byte_ms=2.0, echo_ok=True, mb_per_s=3.0, report=plain
+        ),
+        events.Failed(verdict="unreachable", advice="a", report=plain, error="e"),
+        events.Failed(verdict="bad_address", advice="a", report=None, error="e"),
+        events.Identified(peer=PEER, key_file=None),
+    ):
+        line = events.encode(event)
+        assert line.count(b"\n") == 1
+        assert line.startswith(b'{"event":"')
+        checked = checked_event(line)
+        schema = json.loads((SCHEMAS / f"{checked['event']}.json").read_text(encoding="utf-8"))
+        assert checked.keys() <= schema["properties"].keys(), "every key is documented"
+
+
+# -- the echo test -----------------------------------------------------------------------------------------------------
+
+
+@given(total=st.integers(1, 3000), cuts=st.lists(st.integers(1, 700), min_size=1), block=st.integers(9, 600))
+def test_numbered_bytes_are_the_same_however_they_are_cut(total: int, cuts: list[int], block: int) -> None:
+    sent = Numbered(block)
+    whole = bytearray()
+    while len(whole) < total:
+        whole += sent.part(len(whole), total - len(whole))
+    check = NumberedCheck(sent, total)
+    position, turn = 0, 0
+    while position < total:
+        size = cuts[turn % len(cuts)]
+        check.feed(bytes(whole[position : position + size]))
+        position, turn = position + size, turn + 1
+    assert check.received == total
+    with pytest.raises(EchoFailed, match="more came back"):
+        check.feed(b"x")
+
+
+@given(total=st.integers(1, 3000), data=st.data())
+def test_one_wrong_byte_is_found(total: int, data: st.DataObject) -> None:
+    sent = Numbered(64)
+    whole = bytearray()
+    while len(whole) < total:
+        whole += sent.part(len(whole), total - len(whole))
+    position = data.draw(st.integers(0, total - 1))
+    whole[position] ^= 1
+    with pytest.raises(EchoFailed, match="differs"):
+        NumberedCheck(sent, total).feed(whole)
+
+
+def test_blocks_that_change_places_are_found() -> None:
+    sent = Numbered(64)
+    swapped = bytes(sent.part(64, 64)) + bytes(sent.part(0, 64))
+    with pytest.raises(EchoFailed, match="differs"):
+        NumberedCheck(sent, 128).feed(swapped)
+
+
+async def test_an_echo_that_works() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    test = EchoTest(near, 1_000_000)
+    echoed: list[int] = []
+
+    async def peer() -> None:
+        echoed.append(await echo(far))
+
+    await run_both(peer, test.run)
+    assert echoed == [1_000_000]
+    assert test.first_byte_at is not None
+    assert test.mb_per_s is not None
+    assert test.mb_per_s > 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "the peer ended after 0 of 100 bytes"),
+        (b"wrong", "differs"),
+        (bytes(200), "more came back"),
+    ],
+)
+async def test_an_echo_that_does_not(answer: bytes, said: str) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    await far.send_all(answer)
+    await far.send_eof()
+    with pytest.raises(EchoFailed, match=said):
+        await EchoTest(near, 100).run()
+
+
+async def test_a_peer_that_says_nothing_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    near, _far = trio.testing.memory_stream_pair()
+    started = trio.current_time()
+    with pytest.raises(EchoFailed, match="nothing more came back for 10 s"):
+        await EchoTest(near, 100).run()
+    assert trio.current_time() - started == pytest.approx(STALL)
+
+
+# -- stdin and stdout --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipes() -> Iterator[tuple[int, int, int, int]]:
+    """Stdin's two ends and stdout's two ends: (read, write, read, write)."""
+    ends = [*os.pipe(), *os.pipe()]
+    yield (ends[0], ends[1], ends[2], ends[3])
+    for end in ends:
+        with suppress(OSError):
+            os.close(end)
+
+
+async def _written(descriptor: int, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += await trio.to_thread.run_sync(os.read, descriptor, count)
+    return data
+
+
+async def test_join_copies_both_ways_and_half_closes(pipes: tuple[int, int, int, int]) -> None:
+    stdin, typing, reading, stdout = pipes
+    near, far = trio.testing.memory_stream_pair()
+    async with open_standard_input(stdin) as source, trio.open_nursery() as nursery:
+        nursery.start_soon(join, near, source, StandardOutput(stdout))
+        os.write(typing, b"out")
+        assert await far.receive_some(3) == b"out"
+        os.close(typing)
+        assert await far.receive_some() == b""
+        await far.send_all(b"still coming")
+        assert await _written(reading, 12) == b"still coming"
+        await far.send_eof()
+
+
+async def test_join_raises_when_the_stream_breaks_but_delivers_what_came(pipes: tuple[int, int, int, int]) -> None:
+    stdin, typing, reading, stdout = pipes
+    near, far = trio.testing.memory_stream_pair()
+    await far.send_all(b"last words")
+    await far.aclose()
+    os.write(typing, b"to nobody")
+    async with open_standard_input(stdin) as source:
+        with pytest.raises(trio.BrokenResourceError):
+            await join(near, source, StandardOutput(stdout))
+    assert await _written(reading, 10) == b"last words"
+
+
+async def test_a_closed_output_is_told_apart(pipes: tuple[int, int, int, int]) -> None:
+    stdin, typing, reading, stdout = pipes
+    near, far = trio.testing.memory_stream_pair()
+    os.close(reading)
+    await far.send_all(b"for nobody")
+    async with open_standard_input(stdin) as source:
+        with pytest.raises(OutputClosed):
+            await join(near, source, StandardOutput(stdout))
+        os.close(typing)
+
+
+async def test_a_cancelled_read_of_stdin_loses_nothing(pipes: tuple[int, int, int, int]) -> None:
+    stdin, typing, _, _ = pipes
+    async with open_standard_input(stdin) as source:
+        with trio.move_on_after(0):
+            await source.read()
+        os.write(typing, b"kept")
+        assert await source.read() == b"kept"
+        os.close(typing)
+        assert await source.read() == b""
+        assert await source.read() == b""
+
+
+async def test_descriptors_that_are_non_blocking_are_waited_for(pipes: tuple[int, int, int, int]) -> None:
+    stdin, typing, reading, stdout = pipes
+    os.set_blocking(stdin, False)
+    os.set_blocking(stdout, False)
+    data = os.urandom(300_000)
+    async with open_standard_input(stdin) as source, trio.open_nursery() as nursery:
+        nursery.start_soon(StandardOutput(stdout).write, data)
+        assert await _written(reading, len(data)) == data
+        with trio.move_on_after(0.01):
+            await source.read()
+        os.close(typing)
+        assert await source.read() == b""
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_cancels_the_command_and_lets_it_clean_up() -> None:
+    cleaned: list[str] = []
+
+    async def command() -> ExitCode:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
+        finally:
+            cleaned.append("up")
+        return ExitCode.OK
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(CommandFailed) as caught:
+        run(command)
+    assert caught.value.code == 130
+    assert cleaned == ["up"]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_sigterm_is_the_proper_end_of_a_service() -> None:
+    async def command() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await trio.sleep_forever()
+
+    assert run(command, service=True) == 0
+    with pytest.raises(CommandFailed):
+        run(command)
+
+
+def test_what_a_command_raises_leaves_bare() -> None:
+    async def command() -> None:
+        async with trio.open_nursery():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(command)
+
+    async def other() -> None:
+        raise ValueError("bare")
+
+    with pytest.raises(ValueError, match="bare"):
+        run(other)
+
+
+# -- what a user sees --------------------------------------------------------------------------------------------------
+
+
+async def test_a_walk_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    async with watching_walk(Settings()) as take:
+        take(WalkEvent(kind="phase", at_ms=0.1, phase="direct"))
+        take(WalkEvent(kind="combo_started", at_ms=1.0, combo=COMBO))
+        take(WalkEvent(kind="combo_ended", at_ms=12.3, combo=COMBO))
+        take(WalkEvent(kind="note", at_ms=13.0, text="a server is dead"))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "      0.1 ms  phase direct",
+        "     12.3 ms  direct_connect IPv4 nic 192.0.2.7:4433: failed",
+        "     13.0 ms  note: a server is dead",
+    ]
+    async with watching_walk(Settings(quiet=True)) as take:
+        take(WalkEvent(kind="note", at_ms=13.0, text="nobody hears"))
+    assert capsys.readouterr().err == ""
+
+
+def test_tables_have_aligned_columns_and_no_markup_of_strangers() -> None:
+    row = format_combo(COMBO)
+    assert row == ("direct", "direct_connect", "4", "nic", "192.0.2.7:4433", "12.3", "failed")
+    lines = plain_table(("a", "bb"), [("xxx", "y"), ("z", "[red]")]).splitlines()
+    assert lines == ["a    bb", "---  -----", "xxx  y", "z    [red]"]
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(file=StringIO(), width=120)
+    console.print(rich_table(("a", "outcome"), [("[::1]:99", "[red]no[/]")]))
+    assert isinstance(console.file, StringIO)
+    assert "[::1]:99" in console.file.getvalue()
+    assert "[red]no[/]" in console.file.getvalue()
+
+
+def test_each_reason_is_said_once_and_not_at_length() -> None:
+    import msgspec
+
+    refused = "[Errno 111] Error connecting to ('192.0.2.7', 4433): Connection refused"
+    same = [msgspec.structs.replace(COMBO, error=refused, target=f"nic tcp 192.0.2.7:{port}") for port in (1, 2)]
+    other = msgspec.structs.replace(COMBO, plugin="reverse_connect", error="x" * 1000)
+    lines = format_errors(report(Verdict.UNREACHABLE, *same, other, msgspec.structs.replace(COMBO, error=None)))
+    assert lines[0] == "2 × direct_connect: Connection refused"
+    assert lines[1].startswith("1 × reverse_connect: xxx")
+    assert len(lines[1]) < 150
+    assert len(lines) == 2
+
+
+# -- serve -------------------------------------------------------------------------------------------------------------
+
+
+def _interface(name: str, *addresses: str, virtual: bool = False) -> Interface:
+    return Interface(
+        name=name,
+        index=1,
+        addresses=tuple(InterfaceAddress(ip=ip_address(text), prefix=24) for text in addresses),
+        is_loopback=name == "lo",
+        is_virtual=virtual,
+    )
+
+
+def test_a_wildcard_becomes_the_addresses_of_the_machine() -> None:
+    interfaces = (
+        _interface("lo", "127.0.0.1", "::1"),
+        _interface("eth0", "10.0.0.5", "2001:db8::5", "fe80::1"),
+        _interface("eth1", "203.0.113.5"),
+        _interface("docker0", "172.17.0.1", virtual=True),
+    )
+    both = ["ws://0.0.0.0:8765", "ws://[::]:8765"]
+    assert reachable_urls(both, interfaces) == [
+        "ws://203.0.113.5:8765",
+        "ws://[2001:db8::5]:8765",
+        "ws://10.0.0.5:8765",
+    ]
+    assert reachable_urls(both, interfaces[:1]) == ["ws://127.0.0.1:8765", "ws://[::1]:8765"]
+    assert reachable_urls(["wss://10.0.0.5:1"], interfaces) == ["wss://10.0.0.5:1"]
+
+
+def test_the_configuration_to_paste_says_when_it_is_for_one_network_only() -> None:
+    text = configuration(["ws://10.0.0.5:8765"])
+    assert "no public address" in text
+    (url,) = NodeConfig.from_toml(text, base_dir="/").servers.websocket
+    assert str(url) == "ws://10.0.0.5:8765"
+    assert "no public address" not in configuration(["ws://10.0.0.5:8765", "ws://[2001:db8::5]:8765"])

@@ -1,0 +1,584 @@
+"""The documentation against the code: tables of numbers, states, frames, keys and verdicts, links, and the examples."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import enum
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import tomllib
+import types
+from collections.abc import Awaitable, Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+import trio
+
+import warpgate_trio
+from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
+from tests.nodes import config as node_config
+from warpgate_trio import combos, config, inbound, plugin
+from warpgate_trio.carrier import tls
+from warpgate_trio.cli.exits import exit_code_of_verdict
+from warpgate_trio.errors import ConfigError, ProtocolError
+from warpgate_trio.link import frames, protocol, states
+from warpgate_trio.plugin import Message, Plugin, load_plugins, plugin_registry
+from warpgate_trio.report import ADVICE, Outcome, Verdict
+from warpgate_trio.servers import rendezvous_core
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import inbox
+from warpgate_trio.signal.transport import supports
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md")) + sorted(ROOT.glob("*.md"))
+
+Row = dict[str, str]
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def tables(text: str) -> Iterator[list[Row]]:
+    """Every table of a page, a row as column -> cell; a cell keeps its Markdown."""
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        head, rule, *rows = (
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
+        )
+        assert all(set(cell) <= {"-"} for cell in rule), block
+        assert all(len(row) == len(head) for row in rows), block
+        yield [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def table(text: str, *columns: str) -> list[Row]:
+    """The one table with these first columns."""
+    (found,) = [rows for rows in tables(text) if rows and tuple(rows[0])[: len(columns)] == columns]
+    return found
+
+
+def bare(cell: str) -> str:
+    return cell.strip("`")
+
+
+def code(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """As GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = page("README.md")
+    assert [path.name for path in DOCS.glob("*.md") if path.name != "README.md" and f"({path.name})" not in index] == []
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "s": 1, "/s": 1}
+
+
+def resolve(dotted: str) -> object:
+    """``link.protocol.WINDOW_MIN``, ``config.Budgets.total``: a constant, or the default of a field."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(["warpgate_trio", *parts[:end]]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[end:]:
+            value = default_of(value, name) if inspect.isclass(value) else getattr(value, name)
+        return value
+    raise AssertionError(dotted)
+
+
+def default_of(kind: type, name: str) -> object:
+    if dataclasses.is_dataclass(kind):
+        return next(field.default for field in dataclasses.fields(kind) if field.name == name)
+    if issubclass(kind, msgspec.Struct):
+        return next(field.default for field in msgspec.structs.fields(kind) if field.name == name)
+    return getattr(kind, name)
+
+
+def number(text: str) -> float:
+    digits, _, unit = text.partition(" ")
+    return float(digits) * (UNITS[unit] if unit else 1)
+
+
+CONSTANTS = [
+    (path.name, bare(row["constant"]), row["value"])
+    for path in sorted(DOCS.glob("*.md"))
+    for rows in tables(path.read_text(encoding="utf-8"))
+    for row in rows
+    if "constant" in row
+]
+
+
+@pytest.mark.parametrize(("name", "constant", "value"), CONSTANTS, ids=[f"{c[0]}-{c[1]}" for c in CONSTANTS])
+def test_a_number_is_the_codes(name: str, constant: str, value: str) -> None:
+    assert resolve(constant) == number(value)
+
+
+NO_BOUNDS = {
+    # Versions, names, and what a format fixes.
+    *("endpoint.LATEST", "host.HOST_ID_LENGTH", "host.HOST_SALT_LENGTH", "identity.KEY_LENGTH"),
+    *("identity.PEER_ID_LENGTH", "identity.SEAL_OVERHEAD", "identity.SESSION_ID_LENGTH", "identity.SIGNATURE_LENGTH"),
+    *("link.frames.HEADER_SIZE", "link.frames.LINK_VERSION", "runtime.HOST_SALT", "plugin.IP4", "plugin.IP6"),
+    *("servers.rendezvous_core.MAX_FRAME", "servers.rendezvous_core.QUEUE_FULL", "servers.rendezvous_core.VERSION"),
+    "signal.message.VERSION",
+}
+
+
+MQTT_IS_BUILT = supports(config.ServerUrl.parse("mqtt://broker.example"))
+
+
+def public_numbers() -> Iterator[str]:
+    """Every number that a module of the package has for a public constant, and every field of a class of limits."""
+    for info in pkgutil.walk_packages(warpgate_trio.__path__, "warpgate_trio."):
+        if info.name.split(".")[1] in ("cli", "sim", "testing"):
+            continue  # no bounds of a running node
+        if "mqtt" in info.name and not MQTT_IS_BUILT:
+            continue
+        module = importlib.import_module(info.name)
+        short = info.name.removeprefix("warpgate_trio.")
+        source = inspect.getsource(module) if Path(str(module.__file__)).read_bytes().strip() else ""
+        for node in ast.parse(source).body:
+            targets: list[ast.expr] = node.targets if isinstance(node, ast.Assign) else []
+            target = node.target if isinstance(node, ast.AnnAssign) else targets[0] if targets else None
+            if isinstance(target, ast.Name) and re.fullmatch("[A-Z][A-Z0-9_]*", target.id):
+                value = getattr(module, target.id)
+                if isinstance(value, int | float) and not isinstance(value, bool | enum.Enum):
+                    yield f"{short}.{target.id}"
+        for name, kind in vars(module).items():
+            if name.endswith("Limits") and dataclasses.is_dataclass(kind) and kind.__module__ == info.name:
+                yield from (f"{short}.{name}.{field.name}" for field in dataclasses.fields(kind))
+
+
+def test_every_bound_is_in_the_architecture() -> None:
+    rows = [bare(row["constant"]) for row in table(page("architecture.md"), "constant", "value", "why")]
+    assert len(set(rows)) == len(rows)
+    assert set(public_numbers()) - NO_BOUNDS == set(rows)
+
+
+def test_every_budget_is_among_the_timeouts() -> None:
+    rows = table(page("back_pressure_and_timeouts.md"), "who waits")
+    named = {bare(row["constant"]).removeprefix("config.Budgets.") for row in rows if "Budgets" in row["constant"]}
+    assert named == set(config.Budgets.__struct_fields__)
+
+
+def test_what_the_numbers_add_up_to() -> None:
+    text = page("back_pressure_and_timeouts.md")
+    limits = inbox.InboxLimits()
+    assert (1 + protocol.MISSES) * tls.IDLE_INTERVAL == 240
+    assert "240 s after the last byte" in text
+    assert 2 * protocol.MAX_CHANNELS * protocol.WINDOW_FLOOR == protocol.WINDOWS_TOTAL
+    assert inbound.MAX_HANDSHAKES * protocol.EARLY_DATA_LIMIT == 16 * 2**20
+    assert "16 MiB of early data" in text
+    assert inbound.MAX_WAITING_PIPES * protocol.WINDOW_MIN == 64 * 2**20
+    assert "one window each, since credit is given with ACCEPT: 64 MiB" in text
+    assert 2 * inbox.WINDOW * limits.rate + limits.burst < limits.ids  # what architecture.md says of ids
+
+
+# -- states, frames, rules ---------------------------------------------------------------------------------------------
+
+
+def generated(text: str, name: str) -> str:
+    match = re.search(rf"<!-- generated: {name} -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def link_states() -> str:
+    lines = ["| state | frame | who | next |", "| --- | --- | --- | --- |"]
+    for state in states.LinkState:
+        rows: dict[tuple[str, str], list[str]] = {}
+        for kind in frames.FrameType:
+            after, who = None, []
+            for role in states.Role:
+                try:
+                    after = states.next_link_state(state, frozenset({role}), kind, ours=False)
+                except ProtocolError:
+                    continue
+                who.append(role.value)
+            if after is not None:
+                key = ("either" if len(who) == len(states.Role) else ", ".join(who), after.name)
+                rows.setdefault(key, []).append(kind.name)
+        lines += [f"| {state.name} | {', '.join(kinds)} | {who} | {after} |" for (who, after), kinds in rows.items()]
+        if not rows:
+            lines.append(f"| {state.name} | none | | |")
+    return "\n".join(lines) + "\n"
+
+
+def direction_states() -> str:
+    lines = ["| state | frame | next |", "| --- | --- | --- |"]
+    for state in states.DirectionState:
+        rows: dict[str, list[str]] = {}
+        for kind in frames.FrameType:
+            try:
+                after = states.next_direction_state(state, kind, ours=False)
+            except ProtocolError:
+                continue
+            rows.setdefault(after.name, []).append(kind.name)
+        lines += [f"| {state.name} | {', '.join(kinds)} | {after} |" for after, kinds in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(("name", "render"), [("link states", link_states), ("direction states", direction_states)])
+def test_the_state_tables(name: str, render: Callable[[], str]) -> None:
+    assert generated(page("architecture.md"), name) == render()
+
+
+def last_field(layout: str) -> int:
+    """Where a layout such as ``0 version u16 · 2 key 32`` ends; text and bytes without a width count as nothing."""
+    if not (match := re.search(r"(?:^|· )(\d+) [^·]*?(?:u(\d+)|(\d+))?$", layout)):
+        return 0
+    offset, bits, width = (int(each) if each else 0 for each in match.groups())
+    return offset + bits // 8 + width
+
+
+SAMPLES: dict[str, frames.Frame] = {
+    "PROOF": frames.Proof(client_key=bytes(32), session_id=bytes(16), attempt_id=bytes(16), signature=bytes(64)),
+    "COMMIT": frames.Commit(session_id=bytes(16), link_id=bytes(16), epoch=1, credit=1),
+    "ACCEPT": frames.Accept(channel=1, credit=1),
+    "REFUSE": frames.Refuse(channel=1, reason=1),
+    "OPEN": frames.Open(channel=1, credit=1, label=""),
+    "CREDIT": frames.Credit(channel=1, limit=1),
+    "FIN": frames.Fin(channel=1, final_offset=1),
+    "RESET": frames.Reset(channel=1, code=1),
+    "PING": frames.Ping(token=1),
+    "PONG": frames.Pong(token=1),
+    "GOAWAY": frames.GoAway(),
+}
+
+
+def test_the_link_frames() -> None:
+    rows = table(page("architecture.md"), "type", "frame", "channel")
+    assert [(bare(row["type"]), row["frame"]) for row in rows] == [(f"0x{k:02x}", k.name) for k in frames.FrameType]
+    for row in rows:
+        if row["frame"] == "DATA":
+            continue
+        encoded = frames.encode(SAMPLES[row["frame"]])
+        assert encoded[0] == int(bare(row["type"]), 16)
+        layout = re.sub(r" · \d+ (text|label) ≤ \d+$", "", row["payload, by offset"])  # empty in the samples
+        layout = layout.partition(":")[0] if "limit" in layout else layout
+        assert len(encoded) - frames.HEADER_SIZE == last_field(layout), row
+        assert (int.from_bytes(encoded[4:8], "big") == 0) == (row["channel"] == "0")
+
+
+def test_the_refuse_reasons() -> None:
+    rows = table(page("architecture.md"), "refuse reason")
+    assert {int(row["refuse reason"]): row["name"] for row in rows} == {r.value: r.name for r in frames.RefuseReason}
+
+
+def test_the_rendezvous_frames() -> None:
+    rows = table(page("architecture.md"), "type", "frame", "from")
+    expected = [
+        *((code, kind.__name__.upper(), "server") for code, kind in rendezvous_core._FROM_SERVER.items()),
+        *((code, kind.__name__.upper(), "client") for code, kind in rendezvous_core._FROM_CLIENT.items()),
+    ]
+    assert [(int(bare(row["type"]), 16), row["frame"], row["from"]) for row in rows] == sorted(expected)
+    for code in rendezvous_core.ErrorCode:
+        assert re.search(rf"\b{code.value} {code.name.lower().replace('_', ' ')}\b", page("architecture.md"))
+
+
+def test_the_rules_of_the_planner() -> None:
+    rows = table(page("architecture.md"), "rule", "opinion")
+    assert [f"_{bare(row['rule'])}" for row in rows] == [rule.__name__ for rule in combos.RULES]
+    for row in rows:
+        assert row["opinion"].partition(":")[0] in {each.value for each in combos.Likelihood}
+
+
+# -- configuration -----------------------------------------------------------------------------------------------------
+
+
+def shown_default(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return "`[]`" if value == () else f"`{value}`"
+
+
+def test_every_key_with_its_default_and_variable() -> None:
+    defaults = config.NodeConfig()
+    expected = [
+        (f"`{section}.{key}`", shown_default(getattr(getattr(defaults, section), key)))
+        for section in config.NodeConfig.__struct_fields__
+        for key in getattr(defaults, section).__struct_fields__
+    ]
+    rows = table(page("configuration.md"), "key", "default", "environment", "meaning")
+    assert [(row["key"], row["default"]) for row in rows] == expected
+    for row in rows:
+        assert bare(row["environment"]) == "WARPGATE_" + bare(row["key"]).upper().replace(".", "_")
+
+
+def test_what_is_not_built_is_called_so() -> None:
+    rows = {bare(row["key"]): row["meaning"] for row in table(page("configuration.md"), "key", "default")}
+    assert ("*Read, not used yet*" in rows["servers.mqtt"]) is not MQTT_IS_BUILT
+    assert ("no MQTT transport" in page("architecture.md")) is not MQTT_IS_BUILT
+    shipped = {kind.phase for kind in load_plugins().plugins.values()}
+    for phase in ("punch", "spray"):
+        assert ("it has no plugins yet" in rows[f"budgets.{phase}"]) is (phase not in shipped)
+    assert ("it has no plugins yet" in rows["budgets.relay_base"]) is ("relay" not in shipped)
+
+
+def test_every_variable_is_known_and_no_other() -> None:
+    samples = {"key_file": "k", "ephemeral": "1", "port": "1", "ca_file": "c", "public_servers": "0"}
+    urls = {"websocket": "ws://a", "mqtt": "mqtt://a", "stun": "stun:a", "turn": "turn:a", "ntp": "ntp://a"}
+    for row in table(page("configuration.md"), "key", "default", "environment"):
+        name = bare(row["key"]).partition(".")[2]
+        value = (samples | urls).get(name, "1")
+        changed = config.load_config(env={bare(row["environment"]): value})
+        section = bare(row["key"]).partition(".")[0]
+        assert getattr(getattr(changed, section), name) not in (None, ())
+    for name in ("WARPGATE_REQUIRE", "WARPGATE_PYTHON"):
+        assert config.load_config(env={name: "x"}) == config.load_config(env={})
+    with pytest.raises(ConfigError, match="unknown variable WARPGATE_OTHER"):
+        config.load_config(env={"WARPGATE_OTHER": "1"})
+
+
+def test_the_configuration_file_and_the_code_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = code(page("configuration.md"), "toml")
+    parsed = config.NodeConfig.from_toml(text, base_dir=tmp_path)
+    assert set(tomllib.loads(text)) == set(config.NodeConfig.__struct_fields__)
+    assert parsed.servers.turn[0].username == "u"
+    (tmp_path / "node.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    (program,) = code(page("configuration.md"), "python")
+    exec(compile(program, "configuration.md", "exec"), names)
+    assert names["config"] == parsed
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_verdict_with_its_advice_and_exit_code() -> None:
+    rows = table(page("verdicts.md"), "verdict")
+    assert {bare(row["verdict"]) for row in rows} == {verdict.value for verdict in Verdict}
+    assert len(rows) == len(Verdict)
+    for row in rows:
+        verdict = Verdict(bare(row["verdict"]))
+        assert row["advice"] == ADVICE[verdict]
+        assert int(row["exit"]) == exit_code_of_verdict(verdict.value)
+
+
+def test_every_outcome() -> None:
+    rows = table(page("verdicts.md"), "outcome", "meaning")
+    assert [bare(row["outcome"]) for row in rows] == [outcome.value for outcome in Outcome]
+
+
+# -- plugins -----------------------------------------------------------------------------------------------------------
+
+GUIDE = "writing_a_plugin.md"
+DECLARED = ("name", "phase", "transport", "route_types", "timeout", "proto_messages", "aim", "pathless")
+
+
+def test_what_a_plugin_declares() -> None:
+    rows = table(page(GUIDE), "attribute", "default", "meaning")
+    assert [bare(row["attribute"]) for row in rows] == list(DECLARED)
+    for name in ("timeout", "proto_messages", "pathless"):
+        (row,) = [each for each in rows if bare(each["attribute"]) == name]
+        assert bare(row["default"]) == str(getattr(Plugin, name))
+    assert get_args(plugin.Phase) == tuple(re.findall(r'"(\w+)"', rows[1]["meaning"]))
+
+
+def test_what_run_sees_is_in_the_table_and_nothing_else() -> None:
+    named = {bare(row["`self.…`"]) for row in table(page(GUIDE), "`self.…`")}
+    members = {name for name in dir(Plugin) if not name.startswith("_")}
+    assert named == members - set(DECLARED) - {"run", "setup"}
+
+
+def test_what_a_node_shows_is_in_the_table_and_nothing_else() -> None:
+    named = {bare(row["`self.node.…`"]) for row in table(page(GUIDE), "`self.node.…`")}
+    methods = {name for name in vars(plugin.NodeView) if not name.startswith("_")}
+    assert named == set(plugin.NodeView.__annotations__) | methods
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    load_plugins()  # a module is imported once: what its import registers now is to stay
+    kept = dict(plugin_registry)
+    yield
+    plugin_registry.clear()
+    plugin_registry.update(kept)
+
+
+@pytest.fixture
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> Iterator[types.ModuleType]:
+    """The guide's plugin, installed from its own text as the guide says."""
+    program, test = code(page(GUIDE), "python")
+    (project,) = code(page(GUIDE), "toml")
+    ((name, value),) = tomllib.loads(project)["project"]["entry-points"][plugin.ENTRY_POINT_GROUP].items()
+    for text in (program, test):
+        file_name = text.partition("\n")[0].removeprefix("# ").partition(",")[0]
+        (tmp_path / file_name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loaded = load_plugins(entry_points=[EntryPoint(name=name, value=value, group=plugin.ENTRY_POINT_GROUP)])
+    assert loaded.problems == ()
+    assert loaded.plugins["doorbell"].__module__ == value
+    yield sys.modules[value]
+    for module in [value, f"test_{value}"]:
+        sys.modules.pop(module, None)
+
+
+async def test_the_guides_own_test_passes(guide: types.ModuleType) -> None:
+    test: Any = importlib.import_module(f"test_{guide.__name__}")
+    async with on_host(LoopbackHost()):
+        await test.test_doorbell()
+
+
+async def test_the_guides_plugin_opens_and_closes_its_door(
+    guide: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+    closed = trio.Event()
+
+    async def note_open(self: object, door: object) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.append(("open", str(door)))
+
+    async def note_close(self: object, door: object) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.append(("close", str(door)))
+        closed.set()
+
+    doors: Any = vars(guide)["Doors"]
+    monkeypatch.setattr(doors, "open", note_open)
+    monkeypatch.setattr(doors, "close", note_close)
+    async with pair(plugins=["doorbell"]) as both:
+        async with await both.alice.auto_connect(both.bob.address, afs=[4]) as pipe:
+            assert pipe.report is not None
+            assert pipe.report.winner is not None
+            door = pipe.report.winner.target
+            with trio.fail_after(1):
+                await closed.wait()
+    assert seen == [("open", door), ("close", door)]
+
+
+class Look(plugin.PathRequest, frozen=True):
+    """Please look too."""
+
+
+def looker(seen: dict[bool, dict[str, object]], finished: list[str]) -> type[Plugin]:
+    """A plugin that notes what each row of the guide's table holds, then connects as `reverse_connect` does."""
+
+    class Looker(Plugin):
+        name = "looker"
+        proto_messages = (Look,)
+        aim = plugin.Aim.OURS
+
+        async def run(self, reply: Message | None = None) -> Any:
+            from warpgate_strategies.direct_connect import dial
+
+            names = [bare(row["`self.…`"]) for row in table(page(GUIDE), "`self.…`")]
+            seen[self.inbound] = {name: getattr(self, name) for name in names} | {"reply": reply}
+            self.adopt(self._work("adopted"))
+            self.goodbye(self._work("goodbye"))
+            self.nursery.start_soon(trio.sleep_forever)
+            if self.inbound:
+                return await dial(self)
+            dest = self.dest
+            await self.send_signal(Look(af=dest.af, route_type=self.route_type, address=dest.address, port=dest.port))
+            return await self.wait_inbound()
+
+        def _work(self, what: str) -> Callable[[], Awaitable[None]]:
+            async def work() -> None:
+                try:
+                    finished.append(what)
+                    await trio.sleep_forever()
+                finally:
+                    finished.append(f"{what} ended")
+
+            return work
+
+    return plugin.register(phase="punch")(Looker)
+
+
+async def test_what_both_halves_see(registry: None) -> None:
+    seen: dict[bool, dict[str, object]] = {}
+    finished: list[str] = []
+    kind = looker(seen, finished)
+    budgets = config.Budgets(goodbye=0.05)
+    async with pair(plugins=[kind], budgets=budgets) as both:
+        async with await both.alice.connect(both.bob.address, plugin="looker", af=4) as pipe:
+            alice, bob = seen[False], seen[True]
+            for name in ("session_id", "attempt_id", "af", "route_type", "dest"):
+                assert alice[name] == bob[name]
+            assert alice["peer"] == both.bob.address
+            assert bob["peer"] == both.alice.address
+            assert (alice["inbound"], bob["inbound"]) == (False, True)
+            assert alice["reply"] is None
+            assert isinstance(bob["reply"], Look)
+            assert alice["src"] is bob["src"] is None  # one machine
+            assert alice["nat"] is bob["nat"] is None
+            for each in (alice["budget"], bob["budget"]):
+                assert isinstance(each, float)
+                assert 9 < each <= 10
+            for each, node in ((alice, both.alice), (bob, both.bob)):
+                view: Any = each["node"]
+                assert (view.peer_id, view.address) == (node.peer_id, node.address)
+                assert view.budgets == budgets
+                assert view.clock is each["clock"]
+            assert pipe.path.phase == "punch"
+            await trio.testing.wait_all_tasks_blocked()
+            assert sorted(finished) == ["adopted", "adopted", "goodbye", "goodbye"]
+    assert sorted(finished) == 2 * ["adopted"] + 2 * ["adopted ended"] + 2 * ["goodbye"] + 2 * ["goodbye ended"]
+
+
+async def test_a_plugin_that_the_peer_lacks_fails_alone(registry: None) -> None:
+    """What the guide says of a combo has to hold here too: it fails, the others go on."""
+    seen: dict[bool, dict[str, object]] = {}
+    kind = looker(seen, [])
+    asked = trio.Event()
+
+    class Patient(Plugin):
+        """Dials once the other plugin has been answered."""
+
+        name = "patient"
+
+        async def run(self, reply: Message | None = None) -> Any:
+            from warpgate_strategies.direct_connect import dial
+
+            with trio.move_on_after(0.1):
+                await asked.wait()
+            return await dial(self)
+
+    plugin.register(phase="punch")(Patient)
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, node_config(server), authorize=warpgate_trio.anyone, plugins=["direct_connect"]) as bob,
+        loopback_node(
+            ALICE, node_config(server, budgets=config.Budgets(goodbye=0.05)), plugins=[kind, Patient]
+        ) as alice,
+    ):
+        await bob.wait_signals()
+        await alice.wait_signals()
+        async with await alice.auto_connect(bob.address, afs=[4]) as pipe:
+            assert pipe.path.plugin == "patient"

@@ -1,0 +1,289 @@
+"""``warpgate-trio connect``: call a peer, and join stdin and stdout to the Pipe, or test it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, final
+
+import click
+
+from .exits import CommandFailed, ExitCode, OutputClosed, UsageProblem
+from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+
+if TYPE_CHECKING:
+    from ..address import PeerAddress
+    from ..config import NodeConfig
+    from ..errors import ConnectError
+    from ..link import Pipe
+    from ..node import Node
+
+__all__ = ["connect"]
+
+ROUTES: Final = ("nic", "ext", "loopback")
+PHASES: Final = ("direct", "punch", "spray", "relay")  # `plugin.PHASES`, without importing it; a test compares them
+
+
+def _read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    for name in names:
+        if name not in PHASES:
+            raise click.BadParameter(f"{name!r} is no phase; there are {', '.join(PHASES)}")
+    if not names:
+        raise click.BadParameter(f"name at least one of {', '.join(PHASES)}")
+    return names
+
+
+@click.command(short_help="Connect to a peer; join stdin and stdout to it, or test the path.")
+@click.argument("address")
+@node_options
+@click.option(
+    "--echo-test", type=click.IntRange(min=1), metavar="BYTES", help="Send BYTES to a peer that echoes, and compare."
+)
+@json_option
+@click.option("--plugin", metavar="P", help="Use this plugin and nothing else.")
+@click.option("--af", type=click.Choice(("4", "6")), help="Use IPv4 only, or IPv6 only.")
+@click.option("--route", type=click.Choice(ROUTES), help="Use routes of one kind only.")
+@click.option("--phases", callback=_read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
+@common_options
+@pass_settings
+def connect(
+    settings: Settings,
+    *,
+    address: str,
+    node_options: NodeOptions,
+    echo_test: int | None,
+    plugin: str | None,
+    af: str | None,
+    route: str | None,
+    phases: tuple[str, ...] | None,
+    timeout: float | None,
+) -> int:
+    """Connect to the peer at ADDRESS, the text wg1… that its `listen` has printed.
+
+    stdin and stdout are joined to the Pipe; the end of stdin is the end of what is sent, and receiving goes on.  With
+    --echo-test the Pipe is measured instead.  With --json one line on stdout says how it went.
+    """
+    if plugin is not None and phases is not None:
+        raise click.UsageError("--plugin names one technique, --phases chooses among many: give one of them")
+    from ..errors import AddressError, ConfigError
+    from .runner import run
+
+    settings.start_logging()
+    call = _Call(
+        settings,
+        address=address,
+        echo_test=echo_test,
+        plugin=plugin,
+        af=None if af is None else int(af),
+        route=route,
+        phases=phases,
+        timeout=timeout,
+    )
+    try:
+        return run(partial(call.run, node_options.load()))
+    except (AddressError, ConfigError, UsageProblem) as error:
+        call.print_unusable(error)
+        raise
+
+
+@final
+class _Call:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        address: str,
+        echo_test: int | None,
+        plugin: str | None,
+        af: int | None,
+        route: str | None,
+        phases: tuple[str, ...] | None,
+        timeout: float | None,
+    ) -> None:
+        self._settings = settings
+        self._address = address
+        self._echo_test = echo_test
+        self._plugin = plugin
+        self._af = af
+        self._route = route
+        self._phases = phases
+        self._timeout = timeout
+
+    async def run(self, config: NodeConfig) -> ExitCode:
+        import trio
+
+        from ..address import PeerAddress
+        from ..errors import ConnectError
+        from ..node import open_node
+
+        peer = PeerAddress.from_text(self._address)  # before anything is opened for it
+        if config.servers.websocket:
+            import_module("..signal.websocket_channel", __package__)  # 50 ms that would fall into the walk
+        async with open_node(config) as node:
+            self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
+            called_at = trio.current_time()
+            try:
+                pipe = await self._dial(node, peer)
+            except ConnectError as error:
+                await self._print_failed(error)
+                raise
+            async with pipe:
+                connect_ms = _ms(trio.current_time() - called_at)
+                path = pipe.path
+                self._settings.say(
+                    f"connected in {connect_ms:.1f} ms by {path.plugin}, IPv{path.af} {path.route_type}, "
+                    f"to {path.remote[0]} port {path.remote[1]}"
+                )
+                if self._echo_test is not None:
+                    await self._run_echo_test(pipe, self._echo_test, called_at, connect_ms)
+                elif self._settings.json:
+                    await self._print_connected(pipe, connect_ms)
+                else:
+                    await _join(pipe)
+        return ExitCode.OK
+
+    async def _dial(self, node: Node, peer: PeerAddress) -> Pipe:
+        from ..combos import RouteType
+        from .render import watching_walk
+
+        route_type = None if self._route is None else RouteType[f"{self._route.upper()}_BIND"]
+        async with watching_walk(self._settings) as on_event:
+            try:
+                if self._plugin is not None:
+                    return await node.connect(
+                        peer,
+                        plugin=self._plugin,
+                        af=self._af,
+                        route_type=route_type,
+                        timeout=self._timeout,
+                        on_event=on_event,
+                    )
+                return await node.auto_connect(
+                    peer,
+                    phases=None if self._phases is None else [p for p in PHASES if p in self._phases],
+                    afs=None if self._af is None else [self._af],
+                    route_types=None if route_type is None else [route_type],
+                    timeout=self._timeout,
+                    on_event=on_event,
+                )
+            except ValueError as error:
+                from ..errors import WarpgateError
+
+                if isinstance(error, WarpgateError):
+                    raise
+                raise UsageProblem(str(error)) from error  # of `Node`: our own address, no such plugin
+
+    async def _run_echo_test(self, pipe: Pipe, total: int, called_at: float, connect_ms: float) -> None:
+        import trio
+
+        from .echo_test import EchoFailed, EchoTest
+        from .render import format_bytes
+
+        test = EchoTest(pipe, total)
+        problem: str | None = None
+        try:
+            await test.run()
+        except EchoFailed as error:
+            problem = f"echo test failed: {error}"
+        except trio.BrokenResourceError as error:
+            problem = f"echo test failed: {error}"
+        first = None if test.first_byte_at is None else _ms(test.first_byte_at - called_at)
+        rate = None if test.mb_per_s is None or problem is not None else round(test.mb_per_s, 3)
+        if self._settings.json:
+            await self._print_connected(
+                pipe, connect_ms, first_byte_ms=first, echo_ok=problem is None, mb_per_s=rate, error=problem
+            )
+        if problem is not None:
+            raise CommandFailed(ExitCode.BROKEN, problem)
+        self._settings.say(
+            f"{format_bytes(total)} came back unchanged at {rate:.1f} MB/s, the first after {first:.1f} ms"
+        )
+
+    async def _print_connected(
+        self,
+        pipe: Pipe,
+        connect_ms: float,
+        *,
+        first_byte_ms: float | None = None,
+        echo_ok: bool | None = None,
+        mb_per_s: float | None = None,
+        error: str | None = None,
+    ) -> None:
+        import msgspec
+
+        from .events import Connected, encode
+        from .stdio import StandardOutput
+
+        path = pipe.path
+        event = Connected(
+            peer=pipe.peer_id,
+            phase=path.phase,
+            plugin=path.plugin,
+            af=path.af,
+            route=path.route_type,
+            connect_ms=connect_ms,
+            first_byte_ms=first_byte_ms,
+            echo_ok=echo_ok,
+            mb_per_s=mb_per_s,
+            report=msgspec.to_builtins(pipe.report),
+            error=error,
+        )
+        await StandardOutput().write(encode(event))
+
+    async def _print_failed(self, error: ConnectError) -> None:
+        from .render import show_report
+
+        show_report(self._settings, error.report)
+        if self._settings.json:
+            import msgspec
+
+            from .events import Failed, encode
+            from .exits import explain
+            from .stdio import StandardOutput
+
+            event = Failed(
+                verdict=error.verdict.value,
+                advice=error.advice,
+                report=msgspec.to_builtins(error.report),
+                error=explain(error)[1],
+            )
+            await StandardOutput().write(encode(event))
+
+    def print_unusable(self, error: Exception) -> None:
+        """The one line of --json where nothing could be tried."""
+        if not self._settings.json:
+            return
+        from ..errors import AddressError
+        from .events import Failed, encode
+        from .exits import explain
+
+        if isinstance(error, AddressError):
+            verdict, advice = "bad_address", "Ask the peer for its current address, and copy it whole."
+        elif isinstance(error, UsageProblem):
+            verdict, advice = "bad_usage", "Call it differently: see `warpgate-trio connect --help`."
+        else:
+            verdict, advice = "bad_configuration", "Mend the configuration: see `warpgate-trio config --show`."
+        line = encode(Failed(verdict=verdict, advice=advice, report=None, error=explain(error)[1]))
+        with suppress(OutputClosed):  # then only the exit code tells
+            self._settings.put(line)
+
+
+async def _join(pipe: Pipe) -> None:
+    import trio
+
+    from .stdio import StandardOutput, join, open_standard_input
+
+    async with open_standard_input() as source:
+        try:
+            await join(pipe, source, StandardOutput())
+        except trio.BrokenResourceError as error:
+            raise CommandFailed(ExitCode.BROKEN, str(error)) from error
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

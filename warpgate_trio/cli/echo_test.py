@@ -1,0 +1,138 @@
+"""``--echo-test``: bytes that tell their position go out, and have to come back the same.
+
+The bytes are blocks of one random body behind a running number, so that making and checking them costs two copies,
+and a block that is lost, doubled or swapped shows, which it would not in a repeated pattern.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final, final
+
+import trio
+
+from .. import host
+from .runner import run_both
+
+__all__ = ["STALL", "EchoFailed", "EchoTest", "Numbered", "NumberedCheck", "echo"]
+
+BLOCK: Final = 256 * 1024
+_NUMBER: Final = 8
+STALL: Final = 10.0
+"""Seconds without a single echoed byte after which the peer is taken for one that does not echo."""
+_LINGER: Final = 5.0
+"""Seconds to wait for the peer's end of stream when everything has come back; it is not part of the result."""
+
+
+class EchoFailed(Exception):
+    """The echo is not what was sent; one sentence."""
+
+
+@final
+class Numbered:
+    """An endless stream of bytes of which any part can be made again."""
+
+    def __init__(self, block: int = BLOCK) -> None:
+        self._body = host.current().random.randbytes(block - _NUMBER)
+        self._size = block
+
+    def part(self, start: int, length: int) -> memoryview:
+        """The bytes from `start` on: at least one, at most `length`, never beyond the block they are in."""
+        index, offset = divmod(start, self._size)
+        block = memoryview(index.to_bytes(_NUMBER, "big") + self._body)
+        return block[offset : offset + length]
+
+
+@final
+class NumberedCheck:
+    """Compares what comes with the first `total` bytes of `Numbered`."""
+
+    def __init__(self, sent: Numbered, total: int) -> None:
+        self._sent = sent
+        self._total = total
+        self.received: int = 0
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Raises `EchoFailed` at the first byte that is wrong or too many."""
+        view = memoryview(data)
+        if self.received + len(view) > self._total:
+            raise EchoFailed(f"more came back than the {self._total} bytes that were sent")
+        while view:
+            expected = self._sent.part(self.received, len(view))
+            if view[: len(expected)] != expected:
+                raise EchoFailed(f"what came back differs within {len(expected)} bytes from byte {self.received} on")
+            self.received += len(expected)
+            view = view[len(expected) :]
+
+
+@final
+class EchoTest:
+    """One test on one Pipe.
+
+    Attributes:
+      first_byte_at: when the first byte came back, a `trio.current_time`; None as long as none has.
+      mb_per_s: once all have.
+    """
+
+    def __init__(self, pipe: trio.abc.HalfCloseableStream, total: int) -> None:
+        self._pipe = pipe
+        self._total = total
+        self._sent = Numbered(min(BLOCK, max(total, 64)))
+        self.first_byte_at: float | None = None
+        self.mb_per_s: float | None = None
+
+    async def run(self) -> None:
+        """Send and compare.
+
+        Raises:
+          EchoFailed: the echo is wrong, too short, or does not come.
+          trio.BrokenResourceError: the Pipe broke.
+        """
+        started = trio.current_time()
+
+        async def receive() -> None:
+            await self._receive()
+            self.mb_per_s = self._total / max(trio.current_time() - started, 1e-9) / 1e6
+            with trio.move_on_after(_LINGER):
+                if await self._pipe.receive_some():
+                    raise EchoFailed(f"more came back than the {self._total} bytes that were sent")
+
+        await run_both(receive, self._send)
+
+    async def _send(self) -> None:
+        position = 0
+        while position < self._total:
+            part = self._sent.part(position, self._total - position)
+            await self._pipe.send_all(part)
+            position += len(part)
+        await self._pipe.send_eof()
+
+    async def _receive(self) -> None:
+        check = NumberedCheck(self._sent, self._total)
+        with trio.CancelScope(deadline=trio.current_time() + STALL) as patience:
+            while check.received < self._total:
+                data = await self._pipe.receive_some()
+                now = trio.current_time()
+                patience.deadline = now + STALL
+                if self.first_byte_at is None and data:
+                    self.first_byte_at = now
+                if not data:
+                    raise EchoFailed(f"the peer ended after {check.received} of {self._total} bytes")
+                check.feed(data)
+        if patience.cancelled_caught:
+            raise EchoFailed(f"nothing more came back for {STALL:g} s, after {check.received} of {self._total} bytes")
+
+
+async def echo(pipe: trio.abc.HalfCloseableStream) -> int:
+    """Send back what comes until the peer ends; returns the number of bytes.
+
+    Raises:
+      trio.BrokenResourceError: the Pipe broke before the peer had ended.
+    """
+    total = 0
+    async for data in pipe:
+        await pipe.send_all(data)
+        total += len(data)
+    with suppress(trio.BrokenResourceError):  # it has all it wanted, and was faster with closing than we
+        await pipe.send_eof()
+    return total

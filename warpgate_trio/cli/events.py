@@ -1,0 +1,99 @@
+"""The JSON lines on stdout, one type per event; docs/schemas/ has the JSON Schema of each.
+
+Keys are only ever added.  Times are in milliseconds, rates in 10^6 bytes per second.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["Connected", "Failed", "Identified", "ListenReady", "PipeOpened", "ServeReady", "encode"]
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """A line."""
+
+
+class ListenReady(_Event, frozen=True, kw_only=True, tag="ready"):
+    """`listen` can be called.
+
+    Attributes:
+      address: what `connect` wants, ``wg1…``.
+      peer: the node's id.
+      signals: the signal servers that are connected; without one only a peer with a direct path gets through.
+    """
+
+    address: str
+    peer: str
+    signals: list[str]
+
+
+class ServeReady(_Event, frozen=True, kw_only=True, tag="ready"):
+    """`serve` is up: the URLs of its servers, by key of ``[servers]``."""
+
+    servers: dict[str, list[str]]
+
+
+class PipeOpened(_Event, frozen=True, kw_only=True, tag="pipe"):
+    """`listen` accepted a Pipe."""
+
+    peer: str
+    phase: str | None
+    plugin: str
+    af: int
+    route: str
+
+
+class Connected(_Event, frozen=True, kw_only=True, tag="connected"):
+    """`connect` had a Pipe.
+
+    Attributes:
+      connect_ms: from the call to the accepted Pipe.
+      first_byte_ms: from the call to the first echoed byte; null without --echo-test.
+      echo_ok: whether every byte came back as it was sent; null without --echo-test.
+      mb_per_s: from the first byte sent to the last one echoed; null where that never came.
+      report: the whole walk, a `ConnectReport`.
+      error: what went wrong after the Pipe was there; null when nothing did.
+    """
+
+    peer: str
+    phase: str | None
+    plugin: str
+    af: int
+    route: str
+    connect_ms: float
+    first_byte_ms: float | None = None
+    echo_ok: bool | None = None
+    mb_per_s: float | None = None
+    report: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class Failed(_Event, frozen=True, kw_only=True, tag="failed"):
+    """`connect` has no Pipe.
+
+    Attributes:
+      verdict: a `Verdict`'s value, or ``"bad_address"`` or ``"bad_configuration"`` where nothing was tried.
+      advice: one sentence on what would help.
+      report: the whole walk; null where nothing was tried.
+      error: the sentence that stderr has.
+    """
+
+    verdict: str
+    advice: str
+    report: dict[str, Any] | None
+    error: str
+
+
+class Identified(_Event, frozen=True, kw_only=True, tag="id"):
+    """`id`: the node's id and where its key is; `key_file` is null with --ephemeral."""
+
+    peer: str
+    key_file: str | None
+
+
+def encode(event: _Event) -> bytes:
+    """The line of an event, with its end."""
+    return msgspec.json.encode(event) + b"\n"

@@ -1,0 +1,91 @@
+"""Exit codes, and the one sentence that a user gets for an exception."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ..errors import ConnectError
+
+__all__ = ["CommandFailed", "ExitCode", "OutputClosed", "UsageProblem", "exit_code_of_verdict", "explain"]
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    NO_PATH = 1
+    USAGE = 2
+    """Of the command line, of the configuration, or of an address."""
+    REFUSED = 3
+    """The peer was reached and said no."""
+    BROKEN = 4
+    """There was a Pipe, and it broke, or the echo was wrong."""
+    INTERNAL = 70
+    """A fault of this program (EX_SOFTWARE of sysexits.h)."""
+    INTERRUPTED = 130
+    """SIGINT, as shells count it; also SIGTERM where work was left undone."""
+
+
+class CommandFailed(Exception):
+    """A command's own failure: one sentence and its exit code.  `shown`: the user has been told already."""
+
+    def __init__(self, code: ExitCode, message: str, *, shown: bool = False) -> None:
+        super().__init__(message)
+        self.code: Final = code
+        self.shown: Final = shown
+
+
+class UsageProblem(CommandFailed):
+    """What was asked for cannot be done like that."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.USAGE, message)
+
+
+class OutputClosed(Exception):
+    """Nobody reads our stdout any more: the program ends, without a complaint, as `cat` in a pipeline does."""
+
+
+_REFUSALS: Final = frozenset({"refused", "not_accepting", "busy"})
+
+
+def exit_code_of_verdict(verdict: str) -> ExitCode:
+    """The exit code for a `Verdict`'s value: REFUSED where the peer itself said no."""
+    if verdict == "connected":
+        return ExitCode.OK
+    return ExitCode.REFUSED if verdict in _REFUSALS else ExitCode.NO_PATH
+
+
+def explain(error: BaseException) -> tuple[ExitCode, str]:
+    """The exit code for an exception and one sentence about it, empty where there is nothing to say."""
+    import click
+
+    from ..errors import AddressError, ConfigError, ConnectError, PeerIdError
+
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return ExitCode.INTERRUPTED, "interrupted"
+    if isinstance(error, OutputClosed):
+        return ExitCode.OK, ""
+    if isinstance(error, CommandFailed):
+        return error.code, "" if error.shown else str(error)
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx is not None else "warpgate-trio"
+        return ExitCode.USAGE, f"{_sentence(error.format_message())}; see {where} --help"
+    if isinstance(error, click.ClickException):
+        return ExitCode.USAGE, error.format_message()
+    if isinstance(error, AddressError):
+        return ExitCode.USAGE, f"the address cannot be used: {error}"
+    if isinstance(error, ConfigError | PeerIdError):
+        return ExitCode.USAGE, str(error)
+    if isinstance(error, ConnectError):
+        return exit_code_of_verdict(error.verdict.value), _no_pipe(error)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return ExitCode.INTERNAL, f"a fault of warpgate-trio itself, {text}; --debug shows where"
+
+
+def _no_pipe(error: ConnectError) -> str:
+    return f"no pipe to {error.report.peer[:8]}… ({error.verdict.value}). {error.advice}"
+
+
+def _sentence(text: str) -> str:
+    return text.removesuffix(".")

@@ -1,0 +1,200 @@
+"""``warpgate-trio listen``: be there for peers that call."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import click
+
+from .exits import CommandFailed, ExitCode
+from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+
+if TYPE_CHECKING:
+    from ..config import NodeConfig
+    from ..link import Pipe
+    from ..node import Node
+    from .stdio import StandardInput
+
+__all__ = ["listen"]
+
+SIGNAL_PATIENCE: Final = 3.0
+"""Seconds to wait for a signal server before the address is printed all the same."""
+
+
+@click.command(short_help="Wait for a peer; join stdin and stdout to it, or echo.")
+@node_options
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="N", help="The TCP port; the system's choice if not given."
+)
+@click.option("--allow", multiple=True, metavar="PEER_ID", help="Let this peer in; may be given several times.")
+@click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
+@click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
+@click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
+@json_option
+@common_options
+@pass_settings
+def listen(
+    settings: Settings,
+    *,
+    node_options: NodeOptions,
+    allow: tuple[str, ...],
+    allow_any: bool,
+    echo: bool,
+    keep_open: bool,
+) -> int:
+    """Print this node's address, wait for a peer, and join stdin and stdout to its Pipe.
+
+    Peers are let in by their id, which `warpgate-trio id` prints on their machine.
+    """
+    if not allow and not allow_any:
+        raise click.UsageError(
+            "say who may connect: --allow PEER_ID for a peer that you know (its `warpgate-trio id` prints the id; the "
+            "option may be repeated), or --allow-any for everybody who has the address"
+        )
+    if allow and allow_any:
+        raise click.UsageError("--allow and --allow-any exclude each other")
+    from ..errors import PeerIdError
+    from ..identity import key_from_peer_id
+    from .runner import run
+
+    for peer_id in allow:
+        try:
+            key_from_peer_id(peer_id)
+        except PeerIdError as error:
+            raise click.UsageError(f"--allow {peer_id}: {error}") from error
+    settings.start_logging()
+    listening = _Listening(settings, allowed=None if allow_any else frozenset(allow), echo=echo, keep_open=keep_open)
+    return run(partial(listening.run, node_options.load()), service=keep_open)
+
+
+@final
+class _Listening:
+    def __init__(self, settings: Settings, *, allowed: frozenset[str] | None, echo: bool, keep_open: bool) -> None:
+        from .stdio import StandardOutput
+
+        self._settings = settings
+        self._allowed = allowed
+        self._echo = echo
+        self._keep_open = keep_open
+        self._output = StandardOutput()
+
+    async def run(self, config: NodeConfig) -> ExitCode:
+        from ..node import open_node
+        from .stdio import open_standard_input
+
+        async with open_node(config, authorize=self._authorize) as node, open_standard_input() as source:
+            await self._announce(node, config)
+            if self._keep_open:
+                await self._serve_all(node, source)
+            else:
+                pipe = await self._accept(node)
+                await node.listener.aclose()  # whoever comes now hears that we accept no more
+                await self._serve(pipe, source)
+        return ExitCode.OK
+
+    async def _authorize(self, peer_id: str) -> bool:
+        import trio
+
+        await trio.lowlevel.checkpoint()
+        if self._allowed is None or peer_id in self._allowed:
+            return True
+        self._settings.say(f"refused {peer_id}; --allow {peer_id} would let it in")
+        return False
+
+    async def _announce(self, node: Node, config: NodeConfig) -> None:
+        """Print the address once peers can reach us by it."""
+        from ..signal.hub import ServerState
+        from .events import ListenReady, encode
+
+        if config.servers.websocket:
+            await self._wait_signals(node)
+        connected = [server.url for server in node.signal_servers if server.state is ServerState.CONNECTED]
+        address = str(node.address)
+        if self._settings.json:
+            await self._output.write(encode(ListenReady(address=address, peer=node.peer_id, signals=connected)))
+        else:
+            many = "peers until interrupted" if self._keep_open else "one peer"
+            self._settings.say(f"listening as {node.peer_id} for {many}; the address for `warpgate-trio connect`:")
+            self._settings.say(address, always=True)
+        if not config.servers.websocket:
+            self._settings.say(
+                "no signal server is configured: only peers that can dial this machine directly will get through"
+            )
+
+    async def _wait_signals(self, node: Node) -> None:
+        import trio
+
+        with trio.move_on_after(SIGNAL_PATIENCE) as patience:
+            await node.wait_signals()
+        if patience.cancelled_caught:
+            reasons = "; ".join(f"{server.url}: {server.last_error or 'no answer'}" for server in node.signal_servers)
+            self._settings.warn(f"no signal server answers yet, only direct paths work until one does ({reasons})")
+
+    async def _accept(self, node: Node) -> Pipe:
+        from .events import PipeOpened, encode
+
+        pipe = await node.listener.accept()
+        try:
+            path = pipe.path
+            self._settings.say(
+                f"pipe from {pipe.peer_id} by {path.plugin}, IPv{path.af} {path.route_type}, "
+                f"from {path.remote[0]} port {path.remote[1]}"
+            )
+            if self._settings.json:
+                event = PipeOpened(
+                    peer=pipe.peer_id, phase=path.phase, plugin=path.plugin, af=path.af, route=path.route_type
+                )
+                await self._output.write(encode(event))
+        except BaseException:
+            pipe.close_nowait()
+            raise
+        return pipe
+
+    async def _serve_all(self, node: Node, source: StandardInput) -> None:
+        """Echoes run side by side; stdin and stdout can be joined to one peer at a time, the next one waits."""
+        from ..nurseries import open_background_nursery
+
+        async with open_background_nursery() as nursery:
+            while True:
+                pipe = await self._accept(node)
+                if self._echo or self._settings.json:
+                    nursery.start_soon(self._serve_one_of_many, pipe, source)
+                else:
+                    await self._serve_one_of_many(pipe, source)
+
+    async def _serve_one_of_many(self, pipe: Pipe, source: StandardInput) -> None:
+        try:
+            await self._serve(pipe, source)
+        except CommandFailed as error:
+            self._settings.say(f"{pipe.peer_id[:8]}…: {error}")
+
+    async def _serve(self, pipe: Pipe, source: StandardInput) -> None:
+        import trio
+
+        from .echo_test import echo
+        from .render import format_bytes
+        from .stdio import join
+
+        async with pipe:
+            try:
+                if self._echo:
+                    count = await echo(pipe)
+                    self._settings.say(f"echoed {format_bytes(count)} to {pipe.peer_id[:8]}…")
+                elif self._settings.json:
+                    await _drain(pipe)
+                else:
+                    await join(pipe, source, self._output)
+            except trio.BrokenResourceError as error:
+                raise CommandFailed(ExitCode.BROKEN, str(error)) from error
+
+
+async def _drain(pipe: Pipe) -> None:
+    """With --json stdout is for events: what the peer sends is read to its end, so that it can end."""
+    import trio
+
+    async for _ in pipe:
+        pass
+    with suppress(trio.BrokenResourceError):  # it has closed already
+        await pipe.send_eof()

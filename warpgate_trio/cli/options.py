@@ -1,0 +1,170 @@
+"""What several commands have in common: options, what they say to the user, and the configuration they make of it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .exits import OutputClosed
+
+if TYPE_CHECKING:
+    from ..config import NodeConfig
+
+__all__ = ["NodeOptions", "Settings", "common_options", "json_option", "node_options", "pass_settings"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Settings:
+    """How this run talks to its user.  Everything here goes to stderr; stdout is for Pipe bytes or JSON lines."""
+
+    quiet: bool = False
+    verbose: int = 0
+    debug: bool = False
+    json: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody watches: a terminal that can be redrawn."""
+        return not self.quiet and _is_terminal()
+
+    def say(self, text: str = "", *, always: bool = False) -> None:
+        """Tell the user, unless --quiet."""
+        if always or not self.quiet:
+            with suppress(OSError):  # nobody listens there; that ends nothing
+                click.echo(text, err=True)
+
+    def put(self, data: bytes) -> None:
+        """Write to stdout, outside of Trio.  Raises `OutputClosed`."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(1, view) :]
+        except OSError as error:
+            raise OutputClosed from error
+
+    def warn(self, text: str) -> None:
+        """Tell the user of something that may matter, even with --quiet."""
+        self.say(f"warning: {text}", always=True)
+
+    def start_logging(self) -> None:
+        """The package's log: warnings, with -v what happens, with -vv everything.  Tracebacks only with --debug."""
+        level = logging.DEBUG if self.verbose > 1 or self.debug else logging.INFO if self.verbose else logging.WARNING
+        handler = _LogToStderr(self)
+        package = logging.getLogger("warpgate_trio")
+        for logger in (package, logging.getLogger("warpgate_strategies")):
+            logger.setLevel(logging.ERROR if self.quiet else level)
+            logger.propagate = False
+            logger.handlers[:] = [handler]
+
+
+class _LogToStderr(logging.Handler):
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._tracebacks = settings.debug
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name = record.name.removeprefix("warpgate_trio.")
+        text = f"{record.levelname.lower()}: {name}: {record.getMessage()}"
+        if record.exc_info and self._tracebacks:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        self._settings.say(text, always=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def pass_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Hand the function this run's `Settings` as its first argument."""
+    return click.make_pass_decorator(Settings, ensure=True)(function)
+
+
+def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(ctx.ensure_object(Settings), name, value)
+
+    return callback
+
+
+def common_options(function: _F) -> _F:
+    """-q, -v and --debug."""
+    options = (
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.", callback=_set("quiet")),
+        click.option(
+            "-v", "--verbose", count=True, help="Log what happens to stderr; twice for all.", callback=_set("verbose")
+        ),
+        click.option("--debug", is_flag=True, help="Like -vv, with tracebacks.", callback=_set("debug")),
+    )
+    for option in reversed(options):
+        function = _unexposed(option, function)
+    return function
+
+
+def json_option(function: _F) -> _F:
+    """--json."""
+    option = click.option(
+        "--json", is_flag=True, help="One JSON object per line on stdout, for programs.", callback=_set("json")
+    )
+    return _unexposed(option, function)
+
+
+def _unexposed(option: Callable[[_F], _F], function: _F) -> _F:
+    decorated = option(function)
+    parameters: list[click.Parameter] = getattr(decorated, "__click_params__")  # noqa: B009  # click's own attribute
+    parameters[-1].expose_value = False
+    return decorated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions:
+    """What the command line says about the node."""
+
+    config_file: Path | None
+    key_file: Path | None
+    ephemeral: bool
+    port: int | None = None
+
+    def overrides(self) -> dict[str, object]:
+        """By dotted key, for `load_config`."""
+        named: dict[str, object] = {"listen.port": self.port}
+        if self.key_file is not None:
+            named |= {"identity.key_file": self.key_file, "identity.ephemeral": False}
+        if self.ephemeral:
+            named["identity.ephemeral"] = True
+        return {key: value for key, value in named.items() if value is not None}
+
+    def load(self) -> NodeConfig:
+        """The configuration from everywhere.  Raises `ConfigError`."""
+        from ..config import load_config
+
+        return load_config(file=self.config_file, overrides=self.overrides())
+
+
+def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--config, --key-file and --ephemeral, which reach the function as one argument, `node_options`."""
+
+    @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F", help="Configuration file.")
+    @click.option("--key-file", type=click.Path(path_type=Path), metavar="F", help="Where the node's key is kept.")
+    @click.option("--ephemeral", is_flag=True, help="A fresh identity for this run only; no key file.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, config_file: Path | None, key_file: Path | None, ephemeral: bool, **kwargs: Any) -> Any:
+        if ephemeral and key_file is not None:
+            raise click.UsageError("--ephemeral and --key-file exclude each other")
+        port = kwargs.pop("port", None)
+        options = NodeOptions(config_file=config_file, key_file=key_file, ephemeral=ephemeral, port=port)
+        return function(*args, node_options=options, **kwargs)
+
+    return wrapper

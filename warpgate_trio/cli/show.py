@@ -1,0 +1,76 @@
+"""``warpgate-trio id`` and ``warpgate-trio config``: who this node is, and what it is configured with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from .exits import ExitCode
+from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+
+__all__ = ["config_command", "id_command"]
+
+
+@click.command("id", short_help="Print this node's peer id, which others --allow.")
+@node_options
+@json_option
+@common_options
+@pass_settings
+def id_command(settings: Settings, *, node_options: NodeOptions) -> int:
+    """Print this node's peer id; its key is made on first use."""
+    from ..identity import Identity, default_key_file
+
+    settings.start_logging()
+    identity = node_options.load().identity
+    if identity.ephemeral:
+        file = None
+        peer_id = Identity.generate().peer_id
+        settings.say("this identity is ephemeral: the next run has another one")
+    else:
+        file = identity.key_file or default_key_file()
+        peer_id = Identity.load_or_create(file).peer_id
+    if settings.json:
+        from .events import Identified, encode
+
+        settings.put(encode(Identified(peer=peer_id, key_file=None if file is None else str(file))))
+    else:
+        settings.put(f"{peer_id}\n".encode())
+    return ExitCode.OK
+
+
+@click.command("config", short_help="Show the configuration in effect.")
+@click.option("--show", is_flag=True, help="Print it as TOML, secrets masked (what happens without this option, too).")
+@node_options
+@common_options
+@pass_settings
+def config_command(settings: Settings, *, show: bool, node_options: NodeOptions) -> int:
+    """Print the configuration in effect as TOML, passwords masked, and where it comes from."""
+    settings.start_logging()
+    loaded = node_options.load()
+    comments = "".join(f"# {line}\n" for line in _sources(node_options))
+    settings.put(f"{comments}\n{loaded.to_toml(redact=True)}".encode())
+    return ExitCode.OK
+
+
+def _sources(options: NodeOptions) -> list[str]:
+    """Where values come from, the strongest first."""
+    from ..config import default_config_file
+    from ..identity import default_key_file
+
+    overrides = sorted(options.overrides())
+    ignored = {"WARPGATE_CONFIG", "WARPGATE_REQUIRE", "WARPGATE_PYTHON"}
+    variables = sorted(name for name in os.environ if name.startswith("WARPGATE_") and name not in ignored)
+    named = options.config_file or os.environ.get("WARPGATE_CONFIG")
+    via = "--config" if options.config_file is not None else "WARPGATE_CONFIG"
+    user_file = default_config_file()
+    return [
+        "the configuration in effect, from these sources, the strongest first:",
+        f"  command line: {', '.join(overrides) or 'nothing'}",
+        f"  environment: {', '.join(variables) or 'nothing'}",
+        f"  file: {Path(named).absolute()} ({via})" if named else "  file: none (--config or WARPGATE_CONFIG name one)",
+        f"  user's file: {user_file}{'' if user_file.is_file() else ' (not there)'}",
+        "  defaults: the rest",
+        f"a key file that is not named is {default_key_file()}",
+    ]
