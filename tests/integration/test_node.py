@@ -273,7 +273,7 @@ async def test_two_commits_wait_for_one_decision() -> None:
             link.close_nowait()
 
 
-async def test_a_spent_session_is_tried_again_as_a_new_one() -> None:
+async def test_a_spent_session_is_tried_again_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ACCEPT is lost with its carrier: the walk goes on; the application there has a broken Pipe and a good one."""
     async with loopback_node(BOB, config(), authorize=anyone) as bob, loopback_node(ALICE, config()) as alice:
         real = alice._runtime.host.entropy
@@ -286,7 +286,7 @@ async def test_a_spent_session_is_tried_again_as_a_new_one() -> None:
             def entropy(self, n: int) -> bytes:
                 return spent.pop() if spent else real(n)
 
-        alice._runtime.host = Stuck()
+        monkeypatch.setattr(alice._runtime, "host", Stuck())
         async with await alice.auto_connect(bob.address, afs=[IP4]) as pipe:
             assert pipe.report is not None
             assert pipe.report.notes == ("a path broke between the peer's accept and ours; tried again",)
