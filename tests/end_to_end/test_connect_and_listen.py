@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.end_to_end.conftest import Server
-from tests.end_to_end.processes import on_terminal, ran, started
+from tests.end_to_end.processes import checked_event, on_terminal, ran, started
 from warpgate_trio.identity import Identity
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
@@ -221,3 +221,20 @@ async def test_a_dead_server_is_said(tmp_path: Path) -> None:
         assert (await listen.event())["signals"] == []
         assert "warning: no signal server answers yet" in listen.stderr_text
         assert "ws://127.0.0.1:9" in listen.stderr_text
+
+
+async def test_ping_exits_with_the_kind_of_path(tmp_path: Path) -> None:
+    async with started("listen", "--ephemeral", "--echo", "--keep-open", "--json") as listen:
+        address = (await listen.event())["address"]
+        await listen.wait_err("warning: everybody who has the address may connect")
+        ping = await ran("ping", address, "--ephemeral", "--count", "2", "--interval", "0", "--json")
+        assert ping.process.returncode == 0
+        pongs = [checked_event(line) for line in bytes(ping.out).splitlines()]
+        assert [pong["number"] for pong in pongs] == [1, 2]
+        plain = await ran("ping", address, "--ephemeral", "--count", "1")
+        assert plain.process.returncode == 0
+        assert plain.out == b""
+        assert "1 round trips, median" in plain.stderr_text
+    gone = await ran("ping", address, "--ephemeral", "--timeout", "1")
+    assert gone.process.returncode == 2
+    assert "no path to" in gone.stderr_text

@@ -84,3 +84,27 @@ async def test_pipes_of_one_link_end_one_by_one() -> None:
         for pipe in theirs:
             await pipe.aclose()
         await (await both.bob.listener.accept()).aclose()
+
+
+async def test_ping_measures_and_proves_arrival() -> None:
+    async with pair() as both, await both.alice.auto_connect(both.bob.address) as ours:
+        theirs = await both.bob.listener.accept()
+        await ours.send_all(bytes(500_000))
+        with trio.fail_after(1):
+            assert await ours.ping() > 0
+        assert theirs._channel.received == 500_000
+        rtts: list[float] = []
+
+        async def ping() -> None:
+            rtts.append(await theirs.ping())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ping)
+        assert len(rtts) == 5
+        await theirs.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await theirs.ping()
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(1):
+            while True:
+                await ours.ping()

@@ -276,11 +276,12 @@ class _Call:
 async def _join(pipe: Pipe) -> None:
     import trio
 
-    from .stdio import StandardOutput, join, open_standard_input
+    from .stdio import StandardOutput, join, open_standard_input, wait_delivered
 
     async with open_standard_input() as source:
         try:
             await join(pipe, source, StandardOutput())
+            await wait_delivered(pipe)
         except trio.BrokenResourceError as error:
             raise CommandFailed(ExitCode.BROKEN, str(error)) from error
 

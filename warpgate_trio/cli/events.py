@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Connected", "Failed", "Identified", "ListenReady", "PipeOpened", "ServeReady", "encode"]
+__all__ = ["Connected", "Failed", "Identified", "ListenReady", "PipeOpened", "Pong", "ServeReady", "encode"]
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -44,6 +44,18 @@ class PipeOpened(_Event, frozen=True, kw_only=True, tag="pipe"):
     plugin: str
     af: int
     route: str
+
+
+class Pong(_Event, frozen=True, kw_only=True, tag="pong"):
+    """`ping` measured a round trip: the `number`-th, of `rtt_ms`."""
+
+    peer: str
+    phase: str | None
+    plugin: str
+    af: int
+    route: str
+    number: int
+    rtt_ms: float
 
 
 class Connected(_Event, frozen=True, kw_only=True, tag="connected"):

@@ -29,9 +29,9 @@ class ExitCode(IntEnum):
 class CommandFailed(Exception):
     """A command's own failure: one sentence and its exit code.  `shown`: the user has been told already."""
 
-    def __init__(self, code: ExitCode, message: str, *, shown: bool = False) -> None:
+    def __init__(self, code: int, message: str, *, shown: bool = False) -> None:
         super().__init__(message)
-        self.code: Final = code
+        self.code: Final[int] = code
         self.shown: Final = shown
 
 
@@ -56,7 +56,7 @@ def exit_code_of_verdict(verdict: str) -> ExitCode:
     return ExitCode.REFUSED if verdict in _REFUSALS else ExitCode.NO_PATH
 
 
-def explain(error: BaseException) -> tuple[ExitCode, str]:
+def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an exception and one sentence about it, empty where there is nothing to say."""
     import click
 

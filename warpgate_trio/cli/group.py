@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "serve": ("serve", "serve"),
     "listen": ("listen", "listen"),
     "connect": ("connect", "connect"),
+    "ping": ("ping", "ping"),
     "id": ("show", "id_command"),
     "config": ("show", "config_command"),
 }
@@ -69,7 +70,7 @@ def call(argv: Sequence[str] | None = None) -> int:
     return ExitCode.OK if code is None else int(code)
 
 
-def _tell(settings: Settings, error: BaseException) -> ExitCode:
+def _tell(settings: Settings, error: BaseException) -> int:
     code, sentence = explain(error)
     if settings.debug and not isinstance(error, click.ClickException):
         import traceback

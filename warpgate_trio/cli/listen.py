@@ -29,7 +29,7 @@ SIGNAL_PATIENCE: Final = 3.0
     "--port", type=click.IntRange(0, 65535), metavar="N", help="The TCP port; the system's choice if not given."
 )
 @click.option("--allow", multiple=True, metavar="PEER_ID", help="Let this peer in; may be given several times.")
-@click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
+@click.option("--allow-any", is_flag=True, help="Let everybody in who has the address, without a warning.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
 @json_option
@@ -48,11 +48,6 @@ def listen(
 
     Peers are let in by their id, which `warpgate-trio id` prints on their machine.
     """
-    if not allow and not allow_any:
-        raise click.UsageError(
-            "say who may connect: --allow PEER_ID for a peer that you know (its `warpgate-trio id` prints the id; the "
-            "option may be repeated), or --allow-any for everybody who has the address"
-        )
     if allow and allow_any:
         raise click.UsageError("--allow and --allow-any exclude each other")
     from ..errors import PeerIdError
@@ -65,7 +60,9 @@ def listen(
         except PeerIdError as error:
             raise click.UsageError(f"--allow {peer_id}: {error}") from error
     settings.start_logging()
-    listening = _Listening(settings, allowed=None if allow_any else frozenset(allow), echo=echo, keep_open=keep_open)
+    if not allow and not allow_any:
+        settings.warn("everybody who has the address may connect; --allow PEER_ID lets in only that peer")
+    listening = _Listening(settings, allowed=frozenset(allow) or None, echo=echo, keep_open=keep_open)
     return run(partial(listening.run, node_options.load()), service=keep_open)
 
 
@@ -175,7 +172,7 @@ class _Listening:
 
         from .echo_test import echo
         from .render import format_bytes
-        from .stdio import join
+        from .stdio import join, wait_delivered
 
         async with pipe:
             try:
@@ -186,6 +183,7 @@ class _Listening:
                     await _drain(pipe)
                 else:
                     await join(pipe, source, self._output)
+                    await wait_delivered(pipe)
             except trio.BrokenResourceError as error:
                 raise CommandFailed(ExitCode.BROKEN, str(error)) from error
 

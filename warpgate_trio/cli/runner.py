@@ -19,7 +19,7 @@ from .exits import CommandFailed, ExitCode
 __all__ = ["run", "run_both"]
 
 
-def run(command: Callable[[], Awaitable[ExitCode | None]], *, service: bool = False) -> ExitCode:
+def run(command: Callable[[], Awaitable[int | None]], *, service: bool = False) -> int:
     """Run a command and return its exit code.
 
     Args:
@@ -39,9 +39,9 @@ def run(command: Callable[[], Awaitable[ExitCode | None]], *, service: bool = Fa
         raise
 
 
-async def _supervised(command: Callable[[], Awaitable[ExitCode | None]], service: bool) -> ExitCode:
+async def _supervised(command: Callable[[], Awaitable[int | None]], service: bool) -> int:
     received: list[int] = []
-    code: ExitCode | None = None
+    code: int | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as arrivals, trio.CancelScope() as scope:
         async with open_background_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, arrivals, received, scope)

@@ -12,8 +12,8 @@ import errno
 import math
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Final, final
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -21,7 +21,10 @@ from ..nurseries import open_background_nursery
 from .exits import OutputClosed
 from .runner import run_both
 
-__all__ = ["StandardInput", "StandardOutput", "join", "open_standard_input"]
+if TYPE_CHECKING:
+    from ..link import Pipe
+
+__all__ = ["StandardInput", "StandardOutput", "join", "open_standard_input", "wait_delivered"]
 
 CHUNK: Final = 256 * 1024
 """Bytes per read: pipes give at most 64 KiB, files as much as is asked for."""
@@ -117,6 +120,14 @@ async def join(pipe: trio.abc.HalfCloseableStream, source: StandardInput, sink: 
       OutputClosed: nobody reads stdout any more.
     """
     await _Joint(pipe, source, sink).run()
+
+
+async def wait_delivered(pipe: Pipe) -> None:
+    """Wait until the peer's node has all that was sent: on a slow line much of it is still in this machine's buffers,
+    and the goodbyes of a node are bounded.  A peer that has closed already had what it wanted.
+    """
+    with suppress(trio.BrokenResourceError):
+        await pipe.ping()
 
 
 @final

@@ -72,6 +72,7 @@ class Link:
         self.path: PathInfo | None = None
         self._write_lock: Final = trio.Lock()
         self._poked = trio.Event()
+        self._answers: Final = trio.lowlevel.ParkingLot()
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
         self._ending = False
@@ -177,9 +178,9 @@ class Link:
                     protocol.send_ping(trio.current_time())
             if protocol.refusal is not None:
                 raise self.refused(protocol.refusal)
-            if protocol.state is not LinkState.OPEN:
+            if not channel.accepted:
                 raise trio.BrokenResourceError("the peer ended the link before it accepted")
-            return self._pipe(channel)
+            return self._pipe(channel)  # also when its whole life, data and end, came in one read
 
     async def hear_commit(self) -> Commit:
         """The responder waits to be chosen.
@@ -190,8 +191,8 @@ class Link:
         """
         with self._closing_on_error():
             while (commit := self.protocol.commit) is None:
+                await self._flush_outbox()  # first: a PING may have come with the PROOF
                 await self._pump()
-                await self._flush_outbox()
                 if self.protocol.state is LinkState.ENDED:
                     raise trio.BrokenResourceError("the peer went away without a commit")
             if commit.version == LINK_VERSION and commit.session_id != self.session_id:
@@ -210,8 +211,8 @@ class Link:
         async def listen(scope: trio.CancelScope) -> None:
             try:
                 while self.protocol.state is not LinkState.ENDED:
+                    await self._flush_outbox()  # first: a PING may have come with the COMMIT
                     await self._pump()
-                    await self._flush_outbox()
                 failure.append(trio.BrokenResourceError("the peer went away"))
             except Exception as error:
                 failure.append(error)
@@ -353,6 +354,7 @@ class Link:
         for channel in protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
+        self._answers.unpark_all()
         if self._goodbye is not None:
             self._answer_opens()
         if protocol.has_outbox:
@@ -390,6 +392,7 @@ class Link:
         """The Link is over: break what is open, wake everybody, close the socket.  Idempotent."""
         self.protocol.break_all(failure)
         self.carrier.close_nowait()
+        self._answers.unpark_all()
         for channel in self.protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
@@ -407,9 +410,8 @@ class Link:
         except trio.WouldBlock:
             await self._write_lock.acquire()
         try:
-            if len(data) > channel.sendable:  # it changed while we waited for the lock
-                await trio.lowlevel.checkpoint()
-                raise trio.BrokenResourceError(f"pipe broken: {channel.failure}")
+            if len(data) > channel.sendable:  # the channel ended while we waited for the lock; the Link is well
+                raise trio.ClosedResourceError("this channel ended")
             self.protocol.note_data_sent(channel, len(data))
             if self.protocol.has_outbox:
                 self.carrier.feed(self.protocol.take_outbox())
@@ -464,6 +466,19 @@ class Link:
             pipe.close_nowait()
             raise
         return pipe
+
+    async def ping(self) -> float:
+        """See `Pipe.ping`."""
+        protocol = self.protocol
+        if protocol.state is LinkState.OPEN:
+            began = trio.current_time()
+            token = protocol.ask(began)
+            self._poked.set()
+            while protocol.answered < token and protocol.state is LinkState.OPEN:
+                await self._answers.park()
+            if protocol.answered >= token:
+                return trio.current_time() - began
+        raise trio.BrokenResourceError(f"pipe broken: {protocol.failure}") from protocol.failure
 
     def live_path(self) -> PathInfo:
         """`path` with the round trip of now."""

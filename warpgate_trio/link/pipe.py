@@ -222,6 +222,20 @@ class Pipe(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("this pipe was closed")
         return await self._link.open_pipe(label)
 
+    async def ping(self) -> float:
+        """Measure the round trip to the peer's node now, in seconds.
+
+        When it returns, all that was sent on this Pipe before the call has arrived at the peer's node; whether its
+        application has read it is another matter.  Waits for as long as the caller's scope allows.
+
+        Raises:
+          trio.BrokenResourceError: the path is gone, or the peer ended the Link.
+          trio.ClosedResourceError: you closed the Pipe.
+        """
+        if self._channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        return await self._link.ping()
+
     def close_nowait(self) -> None:
         """The synchronous core of `aclose`: local calls fail from now on, the peer is told in the background."""
         self._link.close_channel(self._channel)

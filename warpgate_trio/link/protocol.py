@@ -103,6 +103,7 @@ class LinkProtocol:
         self._heard_at = now
         self._pinged_at: float | None = None
         self._pings = 0
+        self.answered: int = 0
         self._misses = 0
 
     # -- roles and state ---------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ class LinkProtocol:
 
     def send_accept(self, *, now: float) -> Channel:
         """Take the COMMIT; returns the main channel, with the early data in it."""
-        self._step(FrameType.ACCEPT, ours=True)
+        self._answer_commit(FrameType.ACCEPT)
         channel = self.channels[0]
         channel.outgoing = DirectionState.FLOWING
         channel.accepted = True
@@ -162,8 +163,13 @@ class LinkProtocol:
 
     def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
         """Say no to the session; the Link ends."""
-        self._step(FrameType.REFUSE, ours=True)
+        self._answer_commit(FrameType.REFUSE)
         self._outbox.append(encode(Refuse(channel=0, reason=reason, text=text)))
+
+    def _answer_commit(self, kind: FrameType) -> None:
+        if self.state is LinkState.OPEN:  # where the table knows the same frames as answers to an OPEN
+            raise LocalProtocolError(f"{kind.name} of a commit that was answered before")
+        self._step(kind, ours=True)
 
     def send_go_away(self) -> None:
         """The last frame of this side; a no-op where there is nobody to tell."""
@@ -177,6 +183,17 @@ class LinkProtocol:
             self._pinged_at = now
             self._pings += 1
             self._outbox.append(encode(Ping(token=self._pings)))
+
+    def ask(self, now: float) -> int:
+        """A PING on somebody's behalf, whatever else is under way; `answered` reaches the token that it returns.
+
+        The peer answers in order, so by then it has read everything that was sent before.
+        """
+        self._step(FrameType.PING, ours=True)
+        self._pinged_at = now
+        self._pings += 1
+        self._outbox.append(encode(Ping(token=self._pings)))
+        return self._pings
 
     # -- channels, our part ------------------------------------------------------------------------------------------
 
@@ -390,6 +407,8 @@ class LinkProtocol:
             self._on_channel_frame(frame, kind)
 
     def _on_pong(self, frame: Pong, now: float) -> None:
+        if frame.token <= self._pings:
+            self.answered = max(self.answered, frame.token)
         if self._pinged_at is not None and frame.token == self._pings:
             sample = max(now - self._pinged_at, 1e-6)
             self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample  # RFC 6298 §2

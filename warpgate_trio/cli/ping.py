@@ -1,0 +1,107 @@
+"""``warpgate-trio ping``: is there a path to a peer, of what kind, and how long is it?"""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import suppress
+from enum import IntEnum
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from .exits import CommandFailed
+from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+
+if TYPE_CHECKING:
+    from ..config import NodeConfig
+    from ..link import Pipe
+
+__all__ = ["PathKind", "ping"]
+
+
+class PathKind(IntEnum):
+    """What `ping` exits with: scripts ask for the kind of path, not for how a command ended."""
+
+    DIRECT = 0
+    RELAYED = 1
+    NONE = 2
+
+
+@click.command(short_help="Is there a path to a peer, direct or relayed, and how long is it?")
+@click.argument("address")
+@node_options
+@click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Round trips to measure.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0), default=0.2, show_default=True, metavar="S", help="Seconds between two."
+)
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
+@json_option
+@common_options
+@pass_settings
+def ping(
+    settings: Settings, *, address: str, node_options: NodeOptions, count: int, interval: float, timeout: float | None
+) -> int:
+    """Connect to the peer at ADDRESS, measure the round trip on the path that was found, and close.
+
+    Exits with 0 when the path is direct, with 1 when it is relayed, with 2 when there is none.
+    """
+    from ..errors import ConnectError
+    from .render import show_report
+    from .runner import run
+
+    settings.start_logging()
+    try:
+        return run(partial(_ping, settings, node_options.load(), address, count, interval, timeout))
+    except ConnectError as error:
+        show_report(settings, error.report)
+        raise CommandFailed(
+            PathKind.NONE,
+            f"no path to {error.report.peer[:8]}… ({error.verdict.value}). {error.advice}",
+        ) from error
+
+
+async def _ping(
+    settings: Settings, config: NodeConfig, address: str, count: int, interval: float, timeout: float | None
+) -> PathKind:
+    import trio
+
+    from ..node import open_node
+
+    async with open_node(config) as node:
+        async with await node.auto_connect(address, timeout=timeout) as pipe:
+            times: list[float] = []
+            try:
+                for number in range(count):
+                    if number:
+                        await trio.sleep(interval)  # what --interval asks for
+                    times.append(1000 * await pipe.ping())
+                    await _print(settings, pipe, number + 1, times[-1])
+            except trio.BrokenResourceError as error:
+                raise CommandFailed(PathKind.NONE, f"the path broke: {error}") from error
+            with suppress(statistics.StatisticsError):
+                settings.say(f"{count} round trips, median {statistics.median(times):.2f} ms")
+            return PathKind.RELAYED if pipe.path.phase == "relay" else PathKind.DIRECT
+
+
+async def _print(settings: Settings, pipe: Pipe, number: int, rtt_ms: float) -> None:
+    from .events import Pong, encode
+    from .stdio import StandardOutput
+
+    path = pipe.path
+    if settings.json:
+        event = Pong(
+            peer=pipe.peer_id,
+            phase=path.phase,
+            plugin=path.plugin,
+            af=path.af,
+            route=path.route_type,
+            number=number,
+            rtt_ms=round(rtt_ms, 3),
+        )
+        await StandardOutput().write(encode(event))
+    else:
+        settings.say(
+            f"{pipe.peer_id[:8]}… by {path.plugin}, IPv{path.af} {path.route_type}, "
+            f"at {path.remote[0]} port {path.remote[1]}: {rtt_ms:.2f} ms"
+        )
