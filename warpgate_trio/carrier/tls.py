@@ -40,6 +40,9 @@ RECEIVE_MIN: Final = 16 * 1024
 """First ``recv`` size: one TLS record.  It doubles while the kernel fills it, so that an idle Link stays small."""
 RECEIVE_MAX: Final = 256 * 1024
 """Largest ``recv`` size: 1.3 x the throughput of `trio.SSLStream`, which reads 32 KiB at a time (DESIGN §4.1)."""
+UNSENT_MAX: Final = 128 * 1024
+"""Bytes that the kernel takes before it has sent what it took: what a channel waits for behind another one's bulk, and
+what is still to go out when a Pipe is closed.  Linux alone would take megabytes."""
 RECORD: Final = 16 * 1024
 """One TLS record carries at most this much plaintext (RFC 8446 §5.1), and ``SSLObject.read`` returns at most one."""
 IDLE_INTERVAL: Final = 60.0
@@ -273,6 +276,8 @@ def _ends(sock: trio.socket.SocketType) -> dict[str, SocketAddress]:
     try:
         local, remote = sock.getsockname(), sock.getpeername()
         sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)  # a frame is never worth waiting for
+        with contextlib.suppress(OSError, AttributeError):  # not every system has it
+            sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, UNSENT_MAX)
     except OSError as error:  # the other side is gone already
         sock.close()
         raise CarrierError(f"the connection broke before TLS began: {error}") from error

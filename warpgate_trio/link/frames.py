@@ -57,7 +57,7 @@ LINK_VERSION: Final = 1
 HEADER: Final = struct.Struct("!BBHII")
 HEADER_SIZE: Final = HEADER.size
 MAX_DATA: Final = 256 * 1024
-"""Most payload of one DATA frame: what a sender encrypts in one go, and the unit in which channels take turns."""
+"""Most payload of one DATA frame that is read: room for a sender that finds larger frames better than we do."""
 MAX_CONTROL: Final = 1024
 """Most payload of any other frame; the largest real one (a REFUSE with its text) is a quarter of it."""
 MAX_LABEL: Final = 255

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from ..identity import peer_id_from_key
-from .frames import MAX_DATA
 from .states import DirectionState
 
 if TYPE_CHECKING:
@@ -21,6 +20,11 @@ if TYPE_CHECKING:
     from .link import Link
 
 __all__ = ["PathInfo", "Pipe"]
+
+
+SEND_CHUNK: Final = 64 * 1024
+"""Bytes that are encrypted before they are sent, and after which another channel may have its turn.  256 KiB at a time are
+slower by a quarter (``benchmarks/pipe_throughput.py``): the receiver could be decrypting meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +153,7 @@ class Pipe(trio.abc.HalfCloseableStream):
             while view:
                 if not channel.sendable:
                     await self._wait_sendable()
-                size = min(channel.sendable, len(view), MAX_DATA)
+                size = min(channel.sendable, len(view), SEND_CHUNK)
                 try:
                     await link.send_data(channel, view[:size])
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
