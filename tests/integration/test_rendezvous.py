@@ -88,7 +88,7 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 # --- what it is for ---
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.needs("ipv6"))])
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_payload_from_alice_to_bob(host: str, tls: bool, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
@@ -135,6 +135,7 @@ async def test_many_sends_at_once() -> None:
         assert sorted([await bob.receive() for _ in range(50)]) == [bytes([number]) for number in range(50)]
 
 
+@pytest.mark.needs("ipv6")
 async def test_all_addresses() -> None:
     async with open_rendezvous(host=None) as server:
         assert len(server.urls) == 2

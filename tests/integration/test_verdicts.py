@@ -74,7 +74,7 @@ async def committed(sock: trio.socket.SocketType) -> Link:
 
 async def test_connected() -> None:
     async with pair() as both:
-        async with await both.alice.auto_connect(both.bob.address) as pipe:
+        async with await both.alice.auto_connect(both.bob.address, afs=[4]) as pipe:
             report = pipe.report
             assert report is not None
             assert report.verdict is Verdict.CONNECTED

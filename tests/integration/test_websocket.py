@@ -138,7 +138,7 @@ def authority(tmp_path: Path) -> Authority:
 # --- what works ---
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.needs("ipv6"))])
 @pytest.mark.parametrize("tls", [False, True])
 async def test_echo(host: str, tls: bool, authority: Authority) -> None:
     async with server(echo, host=host, authority=authority if tls else None) as url:
