@@ -115,11 +115,12 @@ class PipeListener(trio.abc.Listener[Pipe]):
 
 @final
 class _SessionState:
-    __slots__ = ("accepted", "authorized", "seen_at")
+    __slots__ = ("accepted", "asking", "authorized", "seen_at")
 
     def __init__(self, now: float) -> None:
         self.seen_at = now
         self.authorized: bool | None = None
+        self.asking: trio.Event | None = None
         self.accepted: tuple[int, Link] | None = None
 
 
@@ -256,8 +257,16 @@ class Inbound:
     async def authorize(self, peer_key: bytes, session_id: bytes) -> bool:
         """The application's answer about a peer, asked once per session."""
         state = self._session(peer_key, session_id)
-        if state.authorized is None:
-            state.authorized = await self._ask(peer_id_from_key(peer_key))
+        while state.authorized is None:
+            if state.asking is not None:  # on another carrier of the session, or for a request by signal
+                await state.asking.wait()
+                continue
+            state.asking = trio.Event()
+            try:
+                state.authorized = await self._ask(peer_id_from_key(peer_key))
+            finally:
+                state.asking.set()
+                state.asking = None
         return state.authorized
 
     async def _ask(self, peer_id: str) -> bool:

@@ -265,9 +265,11 @@ async def test_two_commits_wait_for_one_decision() -> None:
         async with trio.open_nursery() as nursery:
             for epoch, link in enumerate(links, 1):
                 nursery.start_soon(commit, link, epoch)
-            while asked < 2:
+            while not asked:
                 await trio.testing.wait_all_tasks_blocked(0.005)
+            await trio.testing.wait_all_tasks_blocked(0.01)
             decide.set()
+        assert asked == 1
         assert outcomes.count(RefuseReason.SESSION_SPENT) == 1
         for link in links:
             link.close_nowait()
