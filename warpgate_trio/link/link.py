@@ -442,6 +442,7 @@ class Link:
         self.protocol.close_channel(channel)
         if channel.observer is not None:
             channel.observer.wake()
+        self._answers.unpark_all()
         self._pipes.discard(channel)
         if self._pipes:
             self._poked.set()
@@ -467,17 +468,19 @@ class Link:
             raise
         return pipe
 
-    async def ping(self) -> float:
+    async def ping(self, channel: Channel) -> float:
         """See `Pipe.ping`."""
         protocol = self.protocol
-        if protocol.state is LinkState.OPEN:
+        if protocol.state is LinkState.OPEN and not channel.closed_here:
             began = trio.current_time()
             token = protocol.ask(began)
             self._poked.set()
-            while protocol.answered < token and protocol.state is LinkState.OPEN:
+            while protocol.answered < token and protocol.state is LinkState.OPEN and not channel.closed_here:
                 await self._answers.park()
             if protocol.answered >= token:
                 return trio.current_time() - began
+        if channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
         raise trio.BrokenResourceError(f"pipe broken: {protocol.failure}") from protocol.failure
 
     def live_path(self) -> PathInfo:

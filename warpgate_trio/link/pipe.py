@@ -23,8 +23,8 @@ __all__ = ["PathInfo", "Pipe"]
 
 
 SEND_CHUNK: Final = 64 * 1024
-"""Bytes that are encrypted before they are sent, and after which another channel may have its turn.  256 KiB at a time are
-slower by a quarter (``benchmarks/pipe_throughput.py``): the receiver could be decrypting meanwhile."""
+"""Bytes that are encrypted before they are sent, and after which another channel may have its turn.  256 KiB at a time
+are slower by a quarter (``benchmarks/pipe_throughput.py``): the receiver could be decrypting meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,9 +236,7 @@ class Pipe(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: the path is gone, or the peer ended the Link.
           trio.ClosedResourceError: you closed the Pipe.
         """
-        if self._channel.closed_here:
-            raise trio.ClosedResourceError("this pipe was closed")
-        return await self._link.ping()
+        return await self._link.ping(self._channel)
 
     def close_nowait(self) -> None:
         """The synchronous core of `aclose`: local calls fail from now on, the peer is told in the background."""

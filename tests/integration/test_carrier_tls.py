@@ -1,0 +1,484 @@
+"""The TLS carrier on real sockets: whose key it is, what breaks a handshake, and what a stream may rely on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import ssl
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import trio
+import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import NameOID
+
+from tests.cancel_sweep import cuts
+from tests.links import ALICE, BOB, CONTEXTS, FAMILIES, MALLORY, Sockets, carriers, connect_sockets, wired_sockets
+from tests.wire import Fault, Script
+from warpgate_trio.carrier import TlsCarrier, TlsContexts
+from warpgate_trio.carrier.tls import IDLE_INTERVAL, RECEIVE_MAX, RECEIVE_MIN
+from warpgate_trio.errors import CarrierError, WrongPeer
+
+
+async def receive_exactly(carrier: TlsCarrier, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        pieces = await carrier.receive()
+        assert pieces, "the peer ended the stream"
+        assert all(pieces)
+        received += b"".join(pieces)
+    return received
+
+
+async def outcomes(
+    sockets: Sockets,
+    dial: Callable[[], Awaitable[object]],
+    serve: Callable[[], Awaitable[object]],
+) -> list[object]:
+    """What became of both ends: a carrier or an exception each."""
+    found: list[object] = [None, None]
+
+    async def run(index: int, end: Callable[[], Awaitable[object]]) -> None:
+        try:
+            found[index] = await end()
+        except Exception as error:
+            found[index] = error
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, 0, dial)
+            nursery.start_soon(run, 1, serve)
+    for sock, outcome in zip(sockets, found, strict=True):
+        if isinstance(outcome, TlsCarrier):
+            outcome.close_nowait()
+        assert sock.fileno() == -1, "a failed handshake closes its socket"
+    return found
+
+
+def dialing(sockets: Sockets, key: bytes = BOB.public_key) -> Callable[[], Awaitable[object]]:
+    return lambda: TlsCarrier.dial(sockets[0], CONTEXTS[ALICE], peer_key=key)
+
+
+def serving(sockets: Sockets) -> Callable[[], Awaitable[object]]:
+    return lambda: TlsCarrier.serve(sockets[1], CONTEXTS[BOB])
+
+
+# --- who it is ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_both_ends_know_what_they_hold(family: int) -> None:
+    dialer, server = await carriers(await connect_sockets(family))
+    assert (dialer.dialer, server.dialer) == (True, False)
+    assert dialer.server_key == server.server_key == BOB.public_key
+    assert dialer.name == server.name == "tls"
+    assert dialer.idle_interval == server.idle_interval == IDLE_INTERVAL
+    assert (dialer.local, dialer.remote) == (server.remote, server.local)
+    for sender, receiver in ((dialer, server), (server, dialer)):
+        sender.feed(b"he", b"", bytearray(b"ll"), memoryview(b"o"))
+        assert sender.owed
+        await sender.flush()
+        assert not sender.owed
+        assert await receive_exactly(receiver, 5) == b"hello"
+    dialer.close_nowait()
+    server.close_nowait()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_another_nodes_key(family: int) -> None:
+    sockets = await connect_sockets(family)
+    host, port = sockets[0].getpeername()[:2]
+    dialed, _ = await outcomes(sockets, dialing(sockets, MALLORY.public_key), serving(sockets))
+    assert isinstance(dialed, WrongPeer)
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    assert str(dialed) == f"{where} answered with another node's key"
+
+
+def server_with(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, folder: Path) -> ssl.SSLContext:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.datetime(2000, 1, 1))
+        .not_valid_after(datetime.datetime(2100, 1, 1))
+        .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    )
+    pem = folder / "server.pem"
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
+
+
+async def test_a_certificate_that_is_not_ed25519_is_nobodys(tmp_path: Path) -> None:
+    context = server_with(ec.generate_private_key(ec.SECP256R1()), tmp_path)
+    sockets = await connect_sockets()
+
+    async def serve() -> None:
+        stream = trio.SSLStream(trio.SocketStream(sockets[1]), context, server_side=True)
+        async with stream:
+            await stream.do_handshake()
+
+    dialed, _ = await outcomes(sockets, dialing(sockets), serve)
+    assert isinstance(dialed, WrongPeer)
+
+
+async def test_a_certificate_that_cannot_be_read_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(_der: bytes) -> NoReturn:
+        raise ValueError("what is this?")
+
+    monkeypatch.setattr(x509, "load_der_x509_certificate", unreadable)
+    sockets = await connect_sockets()
+    dialed, _ = await outcomes(sockets, dialing(sockets), serving(sockets))
+    assert isinstance(dialed, WrongPeer)
+
+
+# --- what TLS it is ---
+
+
+async def test_a_client_of_tls_1_2_is_refused() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    sockets = await connect_sockets()
+
+    async def dial() -> None:
+        async with trio.SSLStream(trio.SocketStream(sockets[0]), context) as stream:
+            await stream.do_handshake()
+
+    dialed, served = await outcomes(sockets, dial, serving(sockets))
+    assert isinstance(dialed, trio.BrokenResourceError)
+    assert isinstance(dialed.__cause__, ssl.SSLError)
+    assert dialed.__cause__.reason == "TLSV1_ALERT_PROTOCOL_VERSION"  # it is told why
+    assert isinstance(served, CarrierError)
+    assert str(served).endswith("UNSUPPORTED_PROTOCOL")
+
+
+async def test_a_server_of_tls_1_2_is_refused(tmp_path: Path) -> None:
+    context = server_with(ed25519.Ed25519PrivateKey.generate(), tmp_path)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    sockets = await connect_sockets()
+
+    async def serve() -> None:
+        async with trio.SSLStream(trio.SocketStream(sockets[1]), context, server_side=True) as stream:
+            await stream.do_handshake()
+
+    dialed, _ = await outcomes(sockets, dialing(sockets), serve)
+    assert isinstance(dialed, CarrierError)
+    assert not isinstance(dialed, WrongPeer)
+
+
+async def test_no_tickets_no_resumption_no_name_of_who_is_called() -> None:
+    contexts = TlsContexts(BOB)
+    names: list[str | None] = []
+    contexts.server.sni_callback = lambda _tls, name, _context: names.append(name)
+    sockets = await connect_sockets()
+    ends: list[TlsCarrier] = []
+
+    async def serve() -> None:
+        ends.append(await TlsCarrier.serve(sockets[1], contexts))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        dialer = await TlsCarrier.dial(sockets[0], CONTEXTS[ALICE], peer_key=BOB.public_key)
+    ends[0].feed(b"x")
+    await ends[0].flush()
+    await dialer.receive()  # tickets would have come before it
+    assert names == [None]
+    assert contexts.server.num_tickets == 0
+    assert dialer._tls.session is None or not dialer._tls.session.has_ticket
+    assert dialer._tls.version() == "TLSv1.3"
+    assert dialer._tls.session_reused is False
+    dialer.close_nowait()
+    ends[0].close_nowait()
+
+
+@pytest.mark.needs("linux")
+def test_the_key_never_touches_the_disk_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **keywords: object) -> NoReturn:
+        raise AssertionError("a folder for the key")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    TlsContexts(ALICE)
+
+
+async def test_elsewhere_the_key_is_in_a_private_file_that_is_gone_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    modes: list[int] = []
+    write = Path.write_bytes
+
+    def note(path: Path, data: bytes) -> int:
+        modes.append(path.parent.stat().st_mode & 0o777)
+        return write(path, data)
+
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", note)
+    contexts = TlsContexts(BOB)
+    assert modes == [0o700]
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    sockets = await connect_sockets()
+    dialed, served = await outcomes(sockets, dialing(sockets), lambda: TlsCarrier.serve(sockets[1], contexts))
+    assert isinstance(dialed, TlsCarrier)
+    assert isinstance(served, TlsCarrier)
+
+
+# --- handshakes that fail ---
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello", bytes(100), b"\x80" * 70_000]
+)
+@pytest.mark.parametrize("dialer", [True, False])
+async def test_garbage(garbage: bytes, dialer: bool) -> None:
+    sockets = await connect_sockets()
+    other = sockets[1 if dialer else 0]
+
+    async def garble() -> None:
+        with other:
+            await trio.SocketStream(other).send_all(garbage)
+            while await other.recv(1000):
+                pass
+
+    ends = (dialing(sockets), garble) if dialer else (garble, serving(sockets))
+    found = await outcomes(sockets, *ends)
+    error = found[0 if dialer else 1]
+    assert isinstance(error, CarrierError)
+    assert str(error).startswith("no TLS 1.3 with 127.0.0.1:")
+
+
+@pytest.mark.parametrize("dialer", [True, False])
+async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialer: bool) -> None:
+    sockets = await connect_sockets()
+    ours, other = sockets if dialer else reversed(sockets)
+    with other, trio.move_on_after(0.01) as scope:
+        await (dialing(sockets) if dialer else serving(sockets))()
+    assert scope.cancelled_caught
+    assert ours.fileno() == -1
+
+
+# The client's part of a handshake is 301 bytes, 237 of them the first flight; the server's 589.
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.END])
+@pytest.mark.parametrize(("there", "back"), [(0, None), (1, None), (200, None), (300, None), (None, 0), (None, 588)])
+async def test_a_peer_that_vanishes_in_the_handshake(fault: Fault, there: int | None, back: int | None) -> None:
+    scripts = [None if after is None else Script(fault, after) for after in (there, back)]
+    async with wired_sockets(there=scripts[0], back=scripts[1]) as sockets:
+        dialed, served = await outcomes(sockets, dialing(sockets), serving(sockets))
+    if there == 300:  # the client is done before the server is
+        assert isinstance(dialed, TlsCarrier)
+        dialed = served
+    for outcome in (dialed, served):
+        assert isinstance(outcome, CarrierError)
+        assert re.search(r"during the TLS handshake|the connection broke before TLS began", str(outcome))
+
+
+async def test_a_handshake_is_cancelled_at_each_of_its_checkpoints() -> None:
+    for dialer in (True, False):
+        for cut in cuts():
+            sockets = await connect_sockets()
+            ours, other = sockets if dialer else reversed(sockets)
+            end = dialing(sockets) if dialer else serving(sockets)
+            counterpart = serving(sockets) if dialer else dialing(sockets)
+            async with trio.open_nursery() as nursery:
+
+                async def play(counterpart: Callable[[], Awaitable[object]] = counterpart) -> None:
+                    try:
+                        carrier = await counterpart()
+                    except CarrierError:
+                        return
+                    assert isinstance(carrier, TlsCarrier)
+                    carrier.close_nowait()
+
+                nursery.start_soon(play)
+                with cut:
+                    made = await end()
+                    assert isinstance(made, TlsCarrier)
+                    made.close_nowait()
+                assert ours.fileno() == -1
+            assert other.fileno() == -1
+
+
+async def test_a_socket_that_is_not_connected() -> None:
+    sock = trio.socket.socket()
+    with pytest.raises(CarrierError, match="the connection broke before TLS began: "):
+        await TlsCarrier.dial(sock, CONTEXTS[ALICE], peer_key=BOB.public_key)
+    assert sock.fileno() == -1
+
+
+# --- the stream ---
+
+
+async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
+    dialer, server = await carriers(await connect_sockets(buffers=65536))
+    message = bytes(range(256)) * 512
+    for part in range(8):
+        dialer.feed(message)
+        with trio.move_on_after(0.002):
+            await dialer.flush()
+        dialer.feed(b"after %d" % part)
+    assert dialer.owed  # 1 MiB is more than these sockets take
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await dialer.flush()
+    assert scope.cancelled_caught
+    expected = b"".join(message + b"after %d" % part for part in range(8))
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dialer.flush)
+            assert await receive_exactly(server, len(expected)) == expected
+    dialer.close_nowait()
+    server.close_nowait()
+
+
+async def test_a_cancelled_receive_loses_nothing() -> None:
+    dialer, server = await carriers()
+    received = b""
+    sent = b""
+    for number in range(50):
+        dialer.feed(b"%d " % number)
+        sent += b"%d " % number
+        await dialer.flush()
+        with trio.CancelScope() as scope:
+            if number % 2:
+                scope.cancel()
+            received += b"".join(await server.receive())
+    received += await receive_exactly(server, len(sent) - len(received))
+    assert received == sent
+    dialer.close_nowait()
+    server.close_nowait()
+
+
+async def test_flush_is_a_checkpoint_with_and_without_anything_owed() -> None:
+    dialer, server = await carriers()
+    with trio.testing.assert_checkpoints():
+        await dialer.flush()
+    dialer.feed(b"x")
+    with trio.testing.assert_checkpoints():
+        await dialer.flush()
+    dialer.close_nowait()
+    server.close_nowait()
+
+
+async def test_the_clean_end_is_told_from_a_cut() -> None:
+    dialer, server = await carriers()
+    dialer.feed(b"last words")
+    dialer.feed_end()
+    await dialer.flush()
+    assert await receive_exactly(server, 10) == b"last words"
+    assert [await server.receive() for _ in range(2)] == [[], []]
+    with pytest.raises(trio.BrokenResourceError, match="TLS: "):
+        dialer.feed(b"more")
+    server.feed(b"the other half is open")  # half-close
+    server.feed_end()
+    await server.flush()
+    assert await receive_exactly(dialer, 22) == b"the other half is open"
+    assert [await dialer.receive() for _ in range(2)] == [[], []]
+    server.close_nowait()
+    dialer.close_nowait()
+
+    dialer, server = await carriers()
+    dialer.feed(b"last words")
+    await dialer.flush()
+    dialer.close_nowait()
+    assert await receive_exactly(server, 10) == b"last words"
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError, match="the connection was cut"):
+            await server.receive()
+    server.close_nowait()
+
+
+async def test_a_connection_that_breaks() -> None:
+    async with wired_sockets(there=Script(Fault.CUT, 2000)) as sockets:
+        dialer, server = await carriers(sockets)
+        dialer.feed(bytes(1 << 23))
+        with pytest.raises(trio.BrokenResourceError, match="the connection broke: "):
+            await dialer.flush()
+        with pytest.raises(trio.BrokenResourceError, match=r"the connection (broke: |was cut)"):
+            while True:
+                await server.receive()
+        dialer.close_nowait()
+        server.close_nowait()
+
+
+async def test_forged_bytes_break_it_and_what_came_before_is_good() -> None:
+    async with wired_sockets(back=Script(Fault.GARBLE, 0)) as sockets:
+        dialed, served = await outcomes(sockets, dialing(sockets), serving(sockets))
+        assert isinstance(dialed, CarrierError)
+        assert isinstance(served, CarrierError)
+    dialer, server = await carriers()
+    server.feed(b"good")
+    good = server._outgoing.read()
+    server.feed(b"bad")
+    bad = bytearray(server._outgoing.read())
+    bad[-1] ^= 1
+    await trio.SocketStream(server._sock).send_all(good + bad)  # type: ignore[arg-type]
+    assert await dialer.receive() == [b"good"]
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError, match="TLS: DECRYPTION_FAILED_OR_BAD_RECORD_MAC"):
+            await dialer.receive()
+    with pytest.raises(trio.BrokenResourceError, match="TLS: "):
+        dialer.feed(b"x")
+    dialer.close_nowait()
+    server.close_nowait()
+
+
+async def test_a_carrier_that_was_closed_here() -> None:
+    dialer, server = await carriers(await connect_sockets(buffers=65536))
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await dialer.receive()
+
+        async def flush() -> None:
+            dialer.feed(bytes(1 << 20))
+            with pytest.raises(trio.ClosedResourceError):
+                await dialer.flush()
+
+        nursery.start_soon(receive)
+        nursery.start_soon(flush)
+        await trio.testing.wait_all_tasks_blocked()
+        dialer.close_nowait()
+        dialer.close_nowait()
+    with pytest.raises(trio.ClosedResourceError):
+        await dialer.receive()
+    with pytest.raises(trio.ClosedResourceError):
+        await dialer.flush()
+    server.close_nowait()
+
+
+async def test_reads_grow_with_the_traffic_and_shrink_again() -> None:
+    dialer, server = await carriers()
+    sizes = set()
+    async with trio.open_nursery() as nursery:
+        dialer.feed(bytes(1 << 22))
+        nursery.start_soon(dialer.flush)
+        received = 0
+        while received < 1 << 22:
+            received += sum(map(len, await server.receive()))
+            sizes.add(server._receive_size)
+    assert max(sizes) == RECEIVE_MAX
+    for _ in range(5):
+        dialer.feed(b"x")
+        await dialer.flush()
+        await server.receive()
+    assert server._receive_size == RECEIVE_MIN
+    dialer.close_nowait()
+    server.close_nowait()

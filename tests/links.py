@@ -1,0 +1,215 @@
+"""Both ends of a Link on real sockets on loopback, at every stage: sockets, carriers, proven Links, Pipes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, final
+
+import pytest
+import trio
+
+from tests.wire import Script, open_wire
+from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
+from warpgate_trio.identity import Identity
+from warpgate_trio.link import Link, PathInfo, Pipe, RefuseReason
+from warpgate_trio.link.frames import Frame, FrameReader, Item, encode
+
+ALICE: Final = Identity.from_seed(b"alice".ljust(32))
+BOB: Final = Identity.from_seed(b"bob".ljust(32))
+MALLORY: Final = Identity.from_seed(b"mallory".ljust(32))
+CONTEXTS: Final = {identity: TlsContexts(identity) for identity in (ALICE, BOB, MALLORY)}
+SESSION, ATTEMPT, LINK_ID = b"session.........", b"attempt.........", b"link............"
+
+FAMILIES: Final = [
+    pytest.param(trio.socket.AF_INET, id="ipv4"),
+    pytest.param(trio.socket.AF_INET6, id="ipv6", marks=pytest.mark.needs("ipv6")),
+]
+
+Sockets = tuple[trio.socket.SocketType, trio.socket.SocketType]
+
+
+async def connect_sockets(family: int = trio.socket.AF_INET, *, buffers: int | None = None) -> Sockets:
+    """A TCP connection: the end that dialled, and the end that was accepted.
+
+    `buffers` is what the kernel may hold at each end; by itself it takes megabytes before a sender blocks.
+    """
+    with trio.socket.socket(family) as listener:
+        if buffers is not None:  # the accepted socket inherits them
+            listener.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, buffers)
+            listener.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, buffers)
+        await listener.bind(("::1" if family == trio.socket.AF_INET6 else "127.0.0.1", 0))
+        listener.listen(1)
+        dialed = trio.socket.socket(family)
+        if buffers is not None:
+            dialed.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, buffers)
+            dialed.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, buffers)
+        await dialed.connect(listener.getsockname())
+        accepted, _ = await listener.accept()
+    return dialed, accepted
+
+
+@asynccontextmanager
+async def wired_sockets(*, there: Script | None = None, back: Script | None = None) -> AsyncGenerator[Sockets]:
+    """The same with a faulty wire in between."""
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        async with open_wire(listener.getsockname(), there=there, back=back) as wire:
+            dialed = trio.socket.socket()
+            accepted, _ = await listener.accept()
+            await dialed.connect(wire.address)
+            with dialed, accepted:
+                yield dialed, accepted
+
+
+async def carriers(sockets: Sockets | None = None) -> tuple[TlsCarrier, TlsCarrier]:
+    """Alice's end, who dialled, and Bob's."""
+    dialed, accepted = sockets or await connect_sockets()
+    ends: list[TlsCarrier] = []
+
+    async def serve() -> None:
+        ends.append(await TlsCarrier.serve(accepted, CONTEXTS[BOB]))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        dialer = await TlsCarrier.dial(dialed, CONTEXTS[ALICE], peer_key=BOB.public_key)
+    return dialer, ends[0]
+
+
+async def alice_proves(carrier: Carrier, *, initiator: bool = True) -> Link:
+    return await Link.prove(
+        carrier,
+        ALICE,
+        peer_key=BOB.public_key,
+        session_id=SESSION,
+        attempt_id=ATTEMPT,
+        initiator=initiator,
+    )
+
+
+async def proven_links(sockets: Sockets | None = None) -> tuple[Link, Link]:
+    """Alice's Link, who dialled and calls, and Bob's."""
+    dialed, accepted = await carriers(sockets)
+    alice = await alice_proves(dialed)
+    bob = await Link.hear_proof(accepted)
+    bob.become(initiator=False)
+    return alice, bob
+
+
+def a_path(carrier: Carrier) -> PathInfo:
+    return PathInfo(
+        phase="direct",
+        plugin="direct_connect",
+        af=4,
+        route_type="LOOPBACK_BIND",
+        carrier=carrier.name,
+        local=carrier.local,
+        remote=carrier.remote,
+    )
+
+
+@final
+@dataclass(slots=True)
+class End:
+    """One end of an open Link, driven."""
+
+    link: Link
+    pipe: Pipe
+    opened: list[Pipe] = field(default_factory=list)
+    """Pipes that the peer opened."""
+    refusal: RefuseReason | None = None
+    """What the peer's next OPEN is answered with."""
+    ended: trio.Event = field(default_factory=trio.Event)
+    _arrived: trio.Event = field(default_factory=trio.Event)
+
+    async def drive(self, goodbye: float) -> None:
+        await self.link.drive(on_open=self.on_open, goodbye=goodbye)
+        self.ended.set()
+
+    def on_open(self, pipe: Pipe) -> RefuseReason | None:
+        if self.refusal is None:
+            self.opened.append(pipe)
+            self._arrived.set()
+        return self.refusal
+
+    async def accept(self) -> Pipe:
+        """The next Pipe that the peer opened."""
+        while not self.opened:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return self.opened.pop(0)
+
+
+async def open_ends(
+    nursery: trio.Nursery, sockets: Sockets | None = None, *, early_data: bytes = b"", goodbye: float = 1.0
+) -> tuple[End, End]:
+    """Alice's end and Bob's of an accepted Link, driven in `nursery`."""
+    alice, bob = await proven_links(sockets)
+    pipes: list[Pipe] = []
+
+    async def answer() -> None:
+        await bob.hear_commit()
+        pipes.append(bob.accept())
+        bob.path = a_path(bob.carrier)
+        ends.append(End(bob, pipes[0]))
+        nursery.start_soon(partial(ends[0].drive, goodbye))
+
+    ends: list[End] = []
+    async with trio.open_nursery() as handshake:
+        handshake.start_soon(answer)
+        pipe = await alice.commit(epoch=1, link_id=LINK_ID, early_data=early_data, patience=2.0)
+    alice.path = a_path(alice.carrier)
+    end = End(alice, pipe)
+    nursery.start_soon(partial(end.drive, goodbye))
+    return end, ends[0]
+
+
+@asynccontextmanager
+async def linked(
+    sockets: Sockets | None = None, *, early_data: bytes = b"", goodbye: float = 1.0, limit: float = 5.0
+) -> AsyncGenerator[tuple[End, End]]:
+    """The same with a nursery of their own; both Links have ended when the body is left, within `limit` seconds."""
+    with trio.fail_after(limit):
+        async with trio.open_nursery() as nursery:
+            ends = await open_ends(nursery, sockets, early_data=early_data, goodbye=goodbye)
+            try:
+                yield ends
+            finally:
+                for end in ends:
+                    end.link.end_nowait()
+
+
+@final
+class RawPeer:
+    """The other end of a Link, played by the test: it says any frame at any time, and shows what it hears."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self.carrier = carrier
+        self._reader = FrameReader()
+        self._heard: list[Item] = []
+
+    async def say(self, *frames: Frame | bytes) -> None:
+        """Send frames, or bytes, so that they arrive in one read where they are small."""
+        self.carrier.feed(b"".join(each if isinstance(each, bytes) else encode(each) for each in frames))
+        await self.carrier.flush()
+
+    async def hear(self) -> Item | None:
+        """The next item, None at the clean end."""
+        while not self._heard:
+            pieces = await self.carrier.receive()
+            if not pieces:
+                return None
+            self._heard += self._reader.feed(pieces)
+        return self._heard.pop(0)
+
+    async def hear_until_end(self) -> list[Item]:
+        heard: list[Item] = []
+        while (item := await self.hear()) is not None:
+            heard.append(item)
+        return heard
+
+    def close(self) -> None:
+        self.carrier.close_nowait()
