@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
@@ -12,8 +11,6 @@ from ..identity import peer_id_from_key
 from .states import DirectionState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..carrier import Carrier
     from ..report import ConnectReport
     from .channel import Channel
@@ -59,15 +56,13 @@ class _Conflict:
         self._message = message
         self._held = False
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         if self._held:
             raise trio.BusyResourceError(self._message)
         self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
 
 
 @final
@@ -143,7 +138,7 @@ class Pipe(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: the peer closed its end, or the path is gone.
           trio.ClosedResourceError: you closed the Pipe, or called `send_eof`, before or during the call.
         """
-        with self._sending.held():
+        with self._sending:
             self._check_send()
             view = memoryview(data).cast("B") if len(data) else memoryview(b"")
             if not view:
@@ -163,13 +158,13 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the peer has given credit; errors as in `send_all`."""
-        with self._sending.held():
+        with self._sending:
             await trio.lowlevel.checkpoint()
             await self._wait_sendable()
 
     async def send_eof(self) -> None:
         """Say that no more comes from here; receiving goes on.  Idempotent; errors as in `send_all`."""
-        with self._sending.held():
+        with self._sending:
             if self._channel.closed_here or self._channel.outgoing is not DirectionState.FINISHED:
                 self._check_send()
                 self._link.finish(self._channel)
@@ -190,7 +185,7 @@ class Pipe(trio.abc.HalfCloseableStream):
                 raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
             if max_bytes < 1:
                 raise ValueError("max_bytes must be at least 1")
-        with self._receiving.held():
+        with self._receiving:
             channel = self._channel
             if channel.closed_here:
                 raise trio.ClosedResourceError("this pipe was closed")
