@@ -1,0 +1,64 @@
+"""What theory says about NATs, written without a look at the simulator's NAT code (research E.1 and E.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, lgamma
+
+from warpgate_trio.sim import Behavior, Filtering, Mapping
+
+_MAPPINGS = [Mapping.EIM, Mapping.ADM, Mapping.APDM]
+_FILTERS = [Filtering.EIF, Filtering.ADF, Filtering.APDF]
+
+
+def stacked(layers: Sequence[Behavior]) -> tuple[Mapping, Filtering]:
+    """What a stack of NATs looks like from outside: mapped as the most dependent of them, filtered as the strictest."""
+    mapping = max((one.mapping for one in layers), key=_MAPPINGS.index, default=Mapping.EIM)
+    filtering = max((one.filtering for one in layers), key=_FILTERS.index, default=Filtering.EIF)
+    return mapping, filtering
+
+
+def _gets_in(layers: Sequence[Behavior], peer_is_eim: bool) -> bool:
+    """Whether a peer's packet to the endpoint that a server saw can be the first that arrives behind `layers`.
+
+    A layer that filters nothing lets it in, whatever it maps: the mapping that the server saw is there.  Any other
+    must know the peer *in that mapping*, so it and all layers inside of it must use one mapping for server and peer;
+    and to be known by port too, the peer must come from the endpoint that it announced.  For NATs of the classic
+    kinds this is the predicate of research E.1.
+    """
+    one_mapping = True
+    for layer in reversed(layers):  # from the innermost out
+        one_mapping = one_mapping and layer.mapping is Mapping.EIM
+        knows = layer.filtering is Filtering.ADF or peer_is_eim
+        if layer.filtering is not Filtering.EIF and not (one_mapping and knows):
+            return False
+    return True
+
+
+def punch_possible(a: Sequence[Behavior], b: Sequence[Behavior], *, a_leads: bool = False) -> bool:
+    """Whether two hosts behind these NATs, outermost first, hear from each other by sending to what was signalled.
+
+    `a_leads`: a's packets arrive before b sends any.  It matters in one case: b's NATs are not EIM and let a's packet
+    in on the announced port.  Then b's answer comes from that port if it is the first thing that b sends to a, and
+    else from the port of what it has sent before, which a port-dependent filter of a does not know.
+
+    Preconditions: the hosts have different outermost addresses; pooling is paired; no port is another host's, and no
+    quota is reached; symmetric NATs do not happen to preserve ports; nothing is `local`.
+    """
+    eim_a = all(one.mapping is Mapping.EIM for one in a)
+    eim_b = all(one.mapping is Mapping.EIM for one in b)
+    into_a, into_b = _gets_in(a, eim_b), _gets_in(b, eim_a)
+    answered_by_b = eim_b or not eim_a or a_leads
+    answered_by_a = eim_a or not eim_b
+    return (into_b and answered_by_b) or (into_a and answered_by_a) or (into_a and into_b)
+
+
+def birthday(sockets: int, probes: int, ports: int) -> float:
+    """The chance that one of `probes` different ports is one of `sockets` different ones among `ports`."""
+    if sockets + probes > ports:
+        return 1.0
+
+    def log_choose(n: int, k: int) -> float:
+        return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+
+    return 1 - exp(log_choose(ports - sockets, probes) - log_choose(ports, probes))

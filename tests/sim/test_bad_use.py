@@ -1,0 +1,203 @@
+"""What bad use gets: a clear error, and a way to see what happened."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from tests.sim.programs import bound, reaches
+from tests.sim.worlds import run
+from warpgate_trio.sim import (
+    Link,
+    Network,
+    presets,
+    simulate,
+)
+
+
+def test_wrong_clocks_are_refused() -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="virtual time"):
+            async with Network():
+                raise AssertionError
+
+    trio.run(main)
+    trio.run(main, clock=trio.testing.MockClock())
+
+
+def test_a_network_is_entered_once() -> None:
+    net = Network()
+
+    async def main() -> None:
+        async with net:
+            pass
+
+    simulate(main)
+    with pytest.raises(RuntimeError, match="entered once"):
+        simulate(main)
+
+
+def test_building_mistakes() -> None:
+    async def world(net: Network) -> None:
+        net.host("a", address="11.0.0.5")
+        with pytest.raises(ValueError, match="already"):
+            net.host("a")
+        with pytest.raises(ValueError, match="taken by a"):
+            net.host("b", address="11.0.0.5")
+        with pytest.raises(ValueError, match="does not belong"):
+            net.host("c", address="192.0.2.1")
+        with pytest.raises(ValueError, match="does not appear"):
+            net.host("d", address="nonsense")
+        assert list(net.hosts) == ["a"]
+        assert net.host("d").ip == "11.0.0.1"  # and as if nothing had been
+        with pytest.raises(ValueError, match="no host has"):
+            net.add_name("x", "11.7.7.7")
+        with pytest.raises(LookupError, match="no IPv6"):
+            _ = net.hosts["a"].ip6
+        with pytest.raises(RuntimeError, match="no IPv4 NAT"):
+            router = net.lan("plain").router
+            assert router is not None
+            router.change_address()
+        with pytest.raises(ValueError, match="no IPv4 block"):
+            net.lan("home", nat=presets.OPEN).lan("inner")
+        with pytest.raises(OSError, match="no sockets of address family"), net.hosts["a"]:
+            trio.socket.socket(socket.AF_UNIX)
+
+    run(world)
+
+
+def test_a_thread_under_the_simulated_clock() -> None:
+    async def main() -> None:
+        async with Network() as net:
+            net.host("a")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, lambda: __import__("time").sleep(0.05))
+                with trio.move_on_after(10):
+                    while True:
+                        await trio.testing.wait_all_tasks_blocked()
+                        net.wire.after(0.01, lambda: None)
+                        await trio.sleep(0.1)
+                nursery.cancel_scope.cancel()
+
+    with pytest.raises(RuntimeError, match="thread"):
+        simulate(main)
+
+
+def test_a_real_socket_under_the_simulated_clock() -> None:
+    left, right = socket.socketpair()
+
+    async def main() -> None:
+        async with Network() as net:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.socket.from_stdlib_socket(left).recv, 1)
+                for n in range(100):
+                    net.wire.after(n, lambda: None)
+                await trio.sleep(1000)
+
+    with left, right, pytest.raises(RuntimeError, match="real socket"):
+        simulate(main)
+
+
+def test_a_run_that_hangs_says_what_it_was_doing() -> None:
+    async def main() -> None:
+        async with Network(seed=5, time_limit=100) as net:
+            a, b = await bound(net.host("alice"), 1), await bound(net.host("bob"), 2)
+            await a.sendto(b"anybody?", (b.host.ip, 2))  # type: ignore[attr-defined]
+            await a.recvfrom(10)
+
+    with pytest.raises(trio.TooSlowError) as caught:
+        simulate(main)
+    text = str(caught.value)
+    for part in ("100 virtual seconds", "seed 5", "alice", "UDP 11.0.0.1:1 > 11.0.0.2:2"):
+        assert part in text
+
+
+def test_the_bodys_exception_comes_out_bare_with_an_explanation() -> None:
+    async def main() -> None:
+        async with Network(seed=77) as net:
+            net.lan("home", nat=presets.CGN)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        simulate(main)
+    (note,) = caught.value.__notes__
+    assert "seed 77" in note
+    assert "router home 11.0.0.1 NAT cgn" in note
+
+
+def test_a_group_of_exceptions_comes_out_as_it_is() -> None:
+    async def fail() -> None:
+        raise KeyError("mine")
+
+    async def main() -> None:
+        async with Network(), trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        simulate(main)
+    assert [type(one) for one in caught.value.exceptions] == [KeyError]
+
+
+async def test_a_network_in_a_test_of_pytest_trio(autojump_clock: trio.testing.MockClock) -> None:
+    async with Network() as net:
+        a, b = await bound(net.host("a", link=Link(latency=1)), 1), await bound(net.host("b"), 1)
+        assert await reaches(a, b, ("11.0.0.2", 1))
+        assert trio.current_time() == 1
+        a.close()
+        b.close()
+
+
+def test_a_failure_of_the_wire_comes_out_bare() -> None:
+    async def main() -> None:
+        async with Network() as net:
+            net.wire.after(1, lambda: 1 // 0)
+            await trio.sleep_forever()
+
+    with pytest.raises(ZeroDivisionError):
+        simulate(main)
+
+
+def test_cancelling_from_outside() -> None:
+    async def main() -> bool:
+        with trio.move_on_after(3) as scope:
+            async with Network():
+                await trio.sleep_forever()
+        return scope.cancelled_caught
+
+    assert simulate(main)
+
+
+def test_real_sockets_are_back_after_a_network() -> None:
+    async def main() -> None:
+        async with Network():
+            pass
+        with trio.socket.socket() as sock:
+            assert sock.fileno() < 1000
+
+    simulate(main)
+
+
+def test_netstat_lists_what_is_there() -> None:
+    async def world(net: Network) -> None:
+        lan = net.lan("home", nat=presets.LINUX)
+        a = await bound(lan.host("a"), 1000)
+        await a.sendto(b"x", ("11.9.9.9", 9))
+        async with trio.open_nursery() as nursery:
+            with lan.hosts[0]:
+                nursery.start_soon(trio.sleep_forever, name="sleeper")
+            found = net.netstat()
+            assert found
+            assert [line for line in found.sockets if "UdpSocket on a" in line]
+            assert found.tasks == ("sleeper on a",)
+            assert found.mappings == ("home UDP 10.0.1.1:1000 = 11.0.0.1:1000 for 11.9.9.9:9",)
+            assert "sleeper on a" in str(found)
+            nursery.cancel_scope.cancel()
+        a.close()
+        assert not net.netstat()
+        await trio.sleep(40)
+        assert str(net.netstat()) == "nothing\n"
+
+    run(world)

@@ -1,0 +1,201 @@
+"""Links and their luck, and schedules of faults."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from tests.sim.programs import bound, receive
+from tests.sim.worlds import run
+from warpgate_trio.sim import (
+    Fault,
+    Kind,
+    Link,
+    Network,
+    presets,
+)
+
+
+# Links
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"loss": 1.5}, "share"),
+        ({"latency": -1}, "seconds"),
+        ({"bandwidth": 0}, "bits per second"),
+        ({"mtu": 10}, "MTU"),
+    ],
+)
+def test_links_that_make_no_sense(wrong: dict[str, float], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Link(**wrong)  # type: ignore[arg-type]
+
+
+async def burst(net: Network, link: Link, count: int) -> list[tuple[float, int]]:
+    """(Arrival, number) of datagrams that set out together."""
+    a, b = await bound(net.host("a", link=(link, Link())), 1), await bound(net.host("b"), 1)
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+    for number in range(count):
+        await a.sendto(number.to_bytes(2, "big") + bytes(98), (b.host.ip, 1))  # type: ignore[attr-defined]
+    arrivals = []
+    while (found := await receive(b, 60)) is not None:
+        arrivals.append((trio.current_time(), int.from_bytes(found[0][:2], "big")))
+    a.close()
+    b.close()
+    return arrivals
+
+
+def test_jitter_spreads_and_keeps_the_order() -> None:
+    found = run(lambda net: burst(net, Link(latency=1, jitter=0.5), 200))
+    assert [n for _, n in found] == list(range(200))
+    assert all(1 <= when <= 1.5 for when, _ in found)
+    assert len({when for when, _ in found}) > 3
+
+
+def test_reordering_holds_some_back() -> None:
+    found = run(lambda net: burst(net, Link(latency=1, reorder=0.3, reorder_by=0.2), 200))
+    late = [n for when, n in found if when > 1.1]
+    assert 30 < len(late) < 90
+    assert sorted(n for _, n in found) == list(range(200))
+    assert [n for _, n in found] != list(range(200))
+
+
+def test_loss_and_duplication_come_in_the_share_that_was_asked_for() -> None:
+    found = run(lambda net: burst(net, Link(loss=0.2, duplicate=0.1), 1000))
+    numbers = [n for _, n in found]
+    assert 750 < len(set(numbers)) < 850
+    assert 50 < len(numbers) - len(set(numbers)) < 110
+
+
+def test_bandwidth_queues_and_drops() -> None:
+    link = Link(bandwidth=128 * 8 * 10, queue=128 * 20)  # ten datagrams a second, twenty may wait
+    found = run(lambda net: burst(net, link, 50))
+    assert [n for _, n in found] == list(range(20))
+    assert found[0][0] == pytest.approx(0.1)
+    assert found[-1][0] == pytest.approx(2.0)
+
+
+# Luck
+def test_bystanders_change_nobodys_luck() -> None:
+    """Streams of random numbers are named after what they are for."""
+
+    async def lonely(net: Network) -> list[tuple[float, int]]:
+        return await burst(net, Link(latency=0.1, jitter=0.1, loss=0.3, duplicate=0.2), 100)
+
+    async def crowded(net: Network) -> list[tuple[float, int]]:
+        noisy = await bound(net.lan("home", nat=presets.LINUX_SYMMETRIC, uplink=Link(loss=0.5)).host("noisy"), 5)
+
+        async def chatter() -> None:
+            for n in range(50):
+                await noisy.sendto(b"x", ("11.9.9.9", 1 + n))
+                await trio.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chatter)
+            found = await burst(net, Link(latency=0.1, jitter=0.1, loss=0.3, duplicate=0.2), 100)
+        noisy.close()
+        return found
+
+    assert [n for _, n in run(lonely)] == [n for _, n in run(crowded)]
+
+
+# Faults
+def test_faults_print_as_the_code_that_makes_them() -> None:
+    fault = Fault(at=1.5, target="home:up", kind=Kind.LOSS, until=3, value=0.25)
+    assert repr(fault) == "Fault(at=1.5, target='home:up', kind=Kind.LOSS, until=3, value=0.25)"
+    assert eval(repr(fault)) == fault
+    assert eval(repr(Fault(at=0, target="a", kind=Kind.REBOOT))) == Fault(at=0, target="a", kind=Kind.REBOOT)
+
+
+def test_bad_faults_are_refused() -> None:
+    with pytest.raises(ValueError, match="lasts"):
+        Fault(at=2, until=1, target="a", kind=Kind.LOSS)
+    with pytest.raises(ValueError, match="no sense"):
+        Fault(at=2, target="a", kind=Kind.LOSS, value=2)
+
+    async def world(net: Network) -> None:
+        net.host("a")
+        with pytest.raises(ValueError, match="there is no 'b'"):
+            net.schedule([Fault(at=0, target="b", kind=Kind.LOSS)])
+        with pytest.raises(ValueError, match="there is no 'a:side'"):
+            net.schedule([Fault(at=0, target="a:side", kind=Kind.LOSS)])
+        with pytest.raises(ValueError, match="no router"):
+            net.schedule([Fault(at=0, target="a", kind=Kind.REBIND)])
+
+    run(world)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (Kind.LOSS, 1.0, [1, 0, 0, 1]),
+        (Kind.BLACKHOLE, 0.0, [1, 0, 0, 1]),
+        (Kind.DUPLICATE, 1.0, [1, 2, 2, 1]),
+        (Kind.MTU_BLACKHOLE, 100.0, [1, 1, 0, 1]),
+    ],
+)
+def test_faults_of_links(kind: Kind, value: float, expected: list[int]) -> None:
+    async def world(net: Network) -> None:
+        a, b = await bound(net.host("a"), 1), await bound(net.host("b"), 1)
+        net.schedule([Fault(at=10, until=20, target="a:up", kind=kind, value=value)])
+        counts = []
+        for when, size in ((5, 10), (12, 10), (14, 200), (25, 200)):
+            await trio.sleep_until(when)
+            await a.sendto(bytes(size), (b.host.ip, 1))  # type: ignore[attr-defined]
+            await trio.sleep(0.5)
+            counts.append(0)
+            while b.is_readable():
+                await b.recv(1000)
+                counts[-1] += 1
+        assert counts == expected
+        a.close()
+        b.close()
+
+    run(world)
+
+
+def test_delay_and_reordering() -> None:
+    async def world(net: Network) -> None:
+        a, b = await bound(net.host("a", link=Link(latency=0.1)), 1), await bound(net.host("b"), 1)
+        to = (b.host.ip, 1)  # type: ignore[attr-defined]
+        net.schedule([Fault(at=0, until=1, target="a", kind=Kind.DELAY, value=0.4)])
+        await trio.sleep(0.5)
+        await a.sendto(b"x", to)
+        assert await receive(b, 5) is not None
+        assert trio.current_time() == pytest.approx(1.0)
+        net.schedule([Fault(at=0, until=0.5, target="a", kind=Kind.REORDER, value=1)])
+        await trio.sleep(0.4)
+        await a.sendto(b"first", to)
+        await trio.sleep(0.105)
+        await a.sendto(b"second", to)
+        assert await receive(b, 5) == (b"first", (a.host.ip, 1))  # type: ignore[attr-defined]
+        a.close()
+        b.close()
+
+    run(world)
+
+
+def test_faults_of_routers() -> None:
+    async def world(net: Network) -> None:
+        lan = net.lan("home", nat=presets.LINUX)
+        a, b = await bound(lan.host("a"), 1000), await bound(net.host("b"), 1)
+        to = (b.host.ip, 1)  # type: ignore[attr-defined]
+        net.schedule(
+            [Fault(at=10, until=20, target="home", kind=Kind.REBOOT), Fault(at=30, target="home", kind=Kind.REBIND)]
+        )
+        seen = []
+        for when in (5, 15, 25, 35):
+            await trio.sleep_until(when)
+            await a.sendto(b"?", to)
+            found = await receive(b, 1)
+            seen.append(None if found is None else found[1])
+        assert seen[0] == seen[2] is not None
+        assert seen[1] is None
+        assert seen[3] not in (None, seen[0])
+        a.close()
+        b.close()
+
+    run(world)

@@ -1,0 +1,955 @@
+"""One suite of behaviours, on the kernel's loopback and on the simulator: what passes on one passes on the other.
+
+A behaviour is an async function that talks to 127.0.0.1 or ::1 through trio.socket and asserts what it sees.  Those
+that rest on errnos of Linux run on the kernel only there.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from warpgate_trio.sim import Network, simulate
+
+BEHAVIOURS: list[Callable[[], Awaitable[None]]] = []
+L4 = "127.0.0.1"
+
+
+def behaviour(fn: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    BEHAVIOURS.append(fn)
+    return fn
+
+
+def on_kernel(fn: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with trio.fail_after(20):
+            await fn()
+
+    trio.run(main)
+
+
+def on_simulator(fn: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with Network(time_limit=3600) as net:
+            await net.host("alone").run(fn)
+            assert not net.netstat(), str(net.netstat())
+
+    simulate(main)
+
+
+def fails_with(*codes: int) -> pytest.RaisesExc[OSError]:
+    return pytest.RaisesExc(OSError, check=lambda error: error.errno in codes)
+
+
+def stream(family: int = socket.AF_INET) -> trio.socket.SocketType:
+    return trio.socket.socket(family, socket.SOCK_STREAM)
+
+
+def datagram(family: int = socket.AF_INET) -> trio.socket.SocketType:
+    return trio.socket.socket(family, socket.SOCK_DGRAM)
+
+
+async def listening(family: int = socket.AF_INET, host: str = L4) -> trio.socket.SocketType:
+    sock = stream(family)
+    await sock.bind((host, 0))
+    sock.listen()
+    return sock
+
+
+async def pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    """Two connected stream sockets."""
+    with await listening() as listener:
+        client = stream()
+        await client.connect(listener.getsockname())
+        server, address = await listener.accept()
+        assert address == client.getsockname()
+        return client, server
+
+
+async def free_port(kind: int) -> int:
+    with trio.socket.socket(socket.AF_INET, kind) as sock:
+        await sock.bind((L4, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+async def blocks(fn: Callable[[], Awaitable[object]], seconds: float = 0.05) -> bool:
+    with trio.move_on_after(seconds) as scope:
+        await fn()
+    return scope.cancelled_caught
+
+
+# TCP
+
+
+@behaviour
+async def tcp_connect_and_names() -> None:
+    a, b = await pair()
+    with a, b:
+        assert a.getpeername() == b.getsockname()
+        assert b.getpeername() == a.getsockname()
+        assert a.family == socket.AF_INET
+        assert a.type == b.type == socket.SOCK_STREAM
+        assert a.fileno() != -1
+
+
+@behaviour
+async def tcp_carries_bytes_both_ways() -> None:
+    a, b = await pair()
+    with a, b:
+        assert await a.send(b"hello") == 5
+        assert await b.recv(100) == b"hello"
+        await b.send(bytearray(b"and"))
+        await b.send(memoryview(b" back"))
+        got = b""
+        while len(got) < 8:
+            got += await a.recv(3)
+        assert got == b"and back"
+
+
+@behaviour
+async def tcp_peek_leaves_the_bytes() -> None:
+    a, b = await pair()
+    with a, b:
+        await a.send(b"xyz")
+        assert await b.recv(2, socket.MSG_PEEK) == b"xy"
+        assert await b.recv(9) == b"xyz"
+
+
+@behaviour
+async def tcp_recv_into_and_recvfrom_and_recvmsg() -> None:
+    a, b = await pair()
+    with a, b:
+        await a.send(b"12345678")
+        buffer = bytearray(4)
+        assert await b.recv_into(buffer, 2) == 2
+        assert buffer == b"12\0\0"
+        data, address = await b.recvfrom(2)
+        assert (data, address) == (b"34", None)
+        data, ancillary, _, address = await b.recvmsg(2)
+        assert (data, ancillary, address) == (b"56", [], None)
+        with pytest.raises(ValueError, match="buffer"):
+            await b.recv_into(buffer, 5)
+
+
+@behaviour
+async def tcp_sendmsg_joins_buffers() -> None:
+    a, b = await pair()
+    with a, b:
+        assert await a.sendmsg([b"one", b"two"]) == 6
+        assert await b.recv(10) == b"onetwo"
+
+
+@behaviour
+async def tcp_connection_refused() -> None:
+    port = await free_port(socket.SOCK_STREAM)
+    with stream() as sock:
+        with fails_with(errno.ECONNREFUSED):
+            await sock.connect((L4, port))
+        assert sock.fileno() != -1
+        with fails_with(errno.ECONNABORTED):
+            await sock.connect((L4, port))
+        with fails_with(errno.ECONNREFUSED):  # as good as new
+            await sock.connect((L4, port))
+
+
+@behaviour
+async def tcp_socket_may_try_again_after_a_refusal() -> None:
+    with stream() as sock:
+        await sock.bind((L4, await free_port(socket.SOCK_STREAM)))
+        name = sock.getsockname()
+        port = await free_port(socket.SOCK_STREAM)
+        with fails_with(errno.ECONNREFUSED):
+            await sock.connect((L4, port))
+        with await listening() as listener:
+            with fails_with(errno.ECONNABORTED):  # Linux: this one only clears the socket
+                await sock.connect(listener.getsockname())
+            await sock.connect(listener.getsockname())
+            assert sock.getsockname() == name
+
+
+@behaviour
+async def tcp_operations_in_the_wrong_state() -> None:
+    with stream() as sock:
+        with fails_with(errno.ENOTCONN):
+            await sock.recv(1)
+        with fails_with(errno.EPIPE):
+            await sock.send(b"x")
+        with fails_with(errno.ENOTCONN):
+            sock.getpeername()
+        with fails_with(errno.ENOTCONN):
+            sock.shutdown(socket.SHUT_WR)
+        with fails_with(errno.EINVAL):
+            await sock.accept()
+        assert sock.getsockname() == ("0.0.0.0", 0)
+    with await listening() as listener:
+        with fails_with(errno.EISCONN):
+            await listener.connect((L4, 1))
+        with fails_with(errno.ENOTCONN):
+            await listener.recv(1)
+    a, b = await pair()
+    with a, b:
+        with fails_with(errno.EISCONN):
+            await b.connect(a.getsockname())
+        with fails_with(errno.EINVAL):
+            a.listen()
+        with fails_with(errno.EINVAL):
+            await a.accept()
+        with fails_with(errno.EINVAL):
+            await a.bind((L4, 0))
+
+
+@behaviour
+async def everything_is_a_checkpoint() -> None:
+    with await listening() as listener, stream() as sock, datagram() as a, datagram() as b:
+        with trio.testing.assert_checkpoints():
+            await sock.connect(listener.getsockname())
+        with trio.testing.assert_checkpoints():
+            accepted, _ = await listener.accept()
+        with accepted:
+            with trio.testing.assert_checkpoints():
+                await sock.send(b"x")
+            with trio.testing.assert_checkpoints():
+                await accepted.recv(1)
+            with trio.testing.assert_checkpoints():
+                await accepted.wait_writable()
+        with trio.testing.assert_checkpoints():
+            await a.bind((L4, 0))
+        with trio.testing.assert_checkpoints():
+            await a.sendto(b"x", a.getsockname())
+        with trio.testing.assert_checkpoints():
+            await a.recvfrom(1)
+        with trio.testing.assert_checkpoints():
+            await b.connect(a.getsockname())
+        with trio.testing.assert_checkpoints():
+            await b.send(b"x")
+        with trio.testing.assert_checkpoints():
+            await a.recv(1)
+
+
+@behaviour
+async def tcp_zero_bytes() -> None:
+    a, b = await pair()
+    with a, b:
+        assert await a.send(b"") == 0
+        assert await a.recv(0) == b""
+
+
+@behaviour
+async def tcp_half_close() -> None:
+    a, b = await pair()
+    with a, b:
+        await a.send(b"last words")
+        a.shutdown(socket.SHUT_WR)
+        assert a.did_shutdown_SHUT_WR
+        assert await b.recv(100) == b"last words"
+        assert await b.recv(100) == b""
+        assert await b.recv(100) == b""
+        with fails_with(errno.EPIPE):
+            await a.send(b"more")
+        await b.send(b"answer")
+        assert await a.recv(100) == b"answer"
+
+
+@behaviour
+async def tcp_shutdown_for_reading() -> None:
+    a, b = await pair()
+    with a, b:
+        a.shutdown(socket.SHUT_RD)
+        assert not a.did_shutdown_SHUT_WR
+        assert await a.recv(1) == b""
+        await a.send(b"still")
+        assert await b.recv(9) == b"still"
+
+
+@behaviour
+async def tcp_close_is_end_of_stream() -> None:
+    a, b = await pair()
+    with b:
+        await a.send(b"bye")
+        a.close()
+        assert await b.recv(9) == b"bye"
+        assert await b.recv(9) == b""
+
+
+@behaviour
+async def tcp_writing_to_a_closed_peer() -> None:
+    a, b = await pair()
+    with b:
+        a.close()
+        assert await b.recv(1) == b""
+        await b.send(b"x")
+        with fails_with(errno.EPIPE, errno.ECONNRESET):
+            for _ in range(100):
+                await b.send(b"x")
+                await trio.sleep(0.01)
+
+
+@behaviour
+async def tcp_close_with_unread_data_resets() -> None:
+    a, b = await pair()
+    with b:
+        await b.send(b"never read")
+        await trio.sleep(0.01)
+        a.close()
+        with fails_with(errno.ECONNRESET):
+            await b.recv(1)
+        assert await b.recv(1) == b""
+        with fails_with(errno.EPIPE):
+            await b.send(b"x")
+
+
+@behaviour
+async def tcp_linger_zero_resets() -> None:
+    a, b = await pair()
+    with b:
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        a.close()
+        with fails_with(errno.ECONNRESET):
+            await b.recv(1)
+
+
+@behaviour
+async def tcp_data_before_a_reset_can_be_read() -> None:
+    a, b = await pair()
+    with b:
+        await a.send(b"kept")
+        await trio.sleep(0.01)
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        a.close()
+        await trio.sleep(0.01)
+        with fails_with(errno.ECONNRESET):
+            while await b.recv(100):
+                pass
+
+
+@behaviour
+async def tcp_so_error_shows_an_error_once() -> None:
+    a, b = await pair()
+    with b:
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        a.close()
+        await trio.sleep(0.01)
+        assert b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        assert b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert await b.recv(1) == b""
+
+
+@behaviour
+async def tcp_backpressure() -> None:
+    a, b = await pair()
+    with a, b:
+        sent = 0
+        while sent < 1 << 26:
+            with trio.move_on_after(0.05) as scope:
+                sent += await a.send(bytes(1 << 16))
+            if scope.cancelled_caught:
+                break
+        assert sent < 1 << 26
+        assert await blocks(a.wait_writable)
+        got = 0
+        while got < sent:
+            got += len(await b.recv(1 << 20))
+        assert got == sent
+        await a.wait_writable()
+
+
+@behaviour
+async def tcp_a_big_transfer_is_intact() -> None:
+    a, b = await pair()
+    data = bytes(range(256)) * 4096
+    with a, b:
+
+        async def send() -> None:
+            with memoryview(data) as view:
+                at = 0
+                while at < len(data):
+                    at += await a.send(view[at:])
+            a.shutdown(socket.SHUT_WR)
+
+        got = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while chunk := await b.recv(50000):
+                got += chunk
+        assert got == data
+
+
+@behaviour
+async def tcp_closing_wakes_the_reader_and_the_acceptor() -> None:
+    a, b = await pair()
+    listener = await listening()
+
+    async def expect_closed(fn: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await fn()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_closed, partial(a.recv, 1))
+        nursery.start_soon(expect_closed, listener.accept)
+        await trio.testing.wait_all_tasks_blocked()
+        a.close()
+        listener.close()
+    with fails_with(errno.EBADF):
+        await a.recv(1)
+    with fails_with(errno.EBADF):
+        await a.send(b"x")
+    with fails_with(errno.EBADF):
+        a.getsockname()
+    with fails_with(errno.EBADF):
+        listener.listen()
+    assert a.fileno() == -1
+    a.close()
+    b.close()
+
+
+@behaviour
+async def tcp_two_readers_are_one_too_many() -> None:
+    a, b = await pair()
+    with a, b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.recv, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await a.recv(1)
+            nursery.cancel_scope.cancel()
+
+
+@behaviour
+async def tcp_cancelling_connect_closes_the_socket() -> None:
+    sock = stream()
+    with await listening() as listener, trio.CancelScope() as scope:
+        scope.cancel()
+        await sock.connect(listener.getsockname())
+    assert scope.cancelled_caught
+    assert sock.fileno() == -1
+
+
+@behaviour
+async def tcp_cancelling_recv_loses_nothing() -> None:
+    a, b = await pair()
+    with a, b:
+        assert await blocks(lambda: b.recv(10))
+        await a.send(b"x")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await b.recv(10)
+        assert await b.recv(10) == b"x"
+
+
+@behaviour
+async def tcp_wrong_arguments() -> None:
+    a, b = await pair()
+    with a, b:
+        with pytest.raises(TypeError):
+            await a.recv(1.5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="negative"):
+            await a.recv(-1)
+        with pytest.raises(TypeError):
+            await a.send("text")  # type: ignore[arg-type]
+    with stream() as sock:
+        with pytest.raises(ValueError, match="address"):
+            await sock.connect("127.0.0.1")
+        with pytest.raises(ValueError, match="address"):
+            await sock.bind((L4, 1, 2))
+        with pytest.raises(OverflowError):
+            await sock.bind((L4, 70000))
+
+
+@behaviour
+async def tcp_bind_rules() -> None:
+    with await listening() as listener:
+        port = listener.getsockname()[1]
+        with stream() as sock:
+            with fails_with(errno.EADDRINUSE):
+                await sock.bind((L4, port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with fails_with(errno.EADDRINUSE):  # somebody listens
+                await sock.bind(("0.0.0.0", port))
+            await sock.bind(("127.0.0.2", port))  # another address
+            with fails_with(errno.EINVAL):
+                await sock.bind((L4, 0))
+    with stream() as sock, fails_with(errno.EADDRNOTAVAIL):
+        await sock.bind(("192.0.2.77", 0))
+
+
+@behaviour
+async def tcp_reuse_options() -> None:
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        with stream() as first, stream() as second, stream() as plain:
+            first.setsockopt(socket.SOL_SOCKET, option, 1)
+            second.setsockopt(socket.SOL_SOCKET, option, 1)
+            await first.bind((L4, 0))
+            await second.bind(first.getsockname())
+            with fails_with(errno.EADDRINUSE):
+                await plain.bind(first.getsockname())
+            first.listen()
+            if option == socket.SO_REUSEADDR:
+                with fails_with(errno.EADDRINUSE):
+                    second.listen()
+            else:
+                second.listen()
+
+
+@behaviour
+async def tcp_reuse_must_be_said_before_the_first_bind() -> None:
+    with stream() as first, stream() as second:
+        await first.bind((L4, 0))
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with fails_with(errno.EADDRINUSE):
+            await second.bind(first.getsockname())
+
+
+@behaviour
+async def tcp_a_listener_beside_a_connected_socket_on_one_port() -> None:
+    with await listening() as far, stream() as near, stream() as listener:
+        for sock in (near, listener):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        await near.bind((L4, 0))
+        await listener.bind(near.getsockname())
+        listener.listen()
+        await near.connect(far.getsockname())
+        with stream() as caller:
+            await caller.connect(listener.getsockname())
+            (await listener.accept())[0].close()
+
+
+@behaviour
+async def tcp_the_same_pair_of_endpoints_is_taken() -> None:
+    with await listening() as far, stream() as first, stream() as second:
+        for sock in (first, second):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        await first.bind((L4, 0))
+        await second.bind(first.getsockname())
+        await first.connect(far.getsockname())
+        with fails_with(errno.EADDRNOTAVAIL):
+            await second.connect(far.getsockname())
+
+
+@behaviour
+async def tcp_a_socket_can_connect_to_itself() -> None:
+    with stream() as sock:
+        await sock.bind((L4, 0))
+        await sock.connect(sock.getsockname())
+        await sock.send(b"echo")
+        assert await sock.recv(9) == b"echo"
+
+
+@behaviour
+async def tcp_wildcards() -> None:
+    with await listening(host="0.0.0.0") as listener, stream() as sock:
+        assert listener.getsockname()[0] == "0.0.0.0"
+        await sock.connect(("0.0.0.0", listener.getsockname()[1]))
+        assert sock.getpeername()[0] == L4
+        accepted, _ = await listener.accept()
+        with accepted:
+            assert accepted.getsockname()[0] == L4
+
+
+@behaviour
+async def tcp_dual_stack() -> None:
+    with stream(socket.AF_INET6) as listener, stream() as sock:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        await listener.bind(("::", 0))
+        listener.listen()
+        await sock.connect((L4, listener.getsockname()[1]))
+        accepted, address = await listener.accept()
+        with accepted:
+            assert address[0] == "::ffff:127.0.0.1"
+            assert len(address) == 4
+            assert accepted.getsockname()[0] == "::ffff:127.0.0.1"
+
+
+@behaviour
+async def tcp_v6only() -> None:
+    with stream(socket.AF_INET6) as listener, stream() as sock, stream() as other:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await listener.bind(("::", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with fails_with(errno.ECONNREFUSED):
+            await sock.connect((L4, port))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another test may have left a TIME-WAIT there
+        await other.bind(("0.0.0.0", port))
+        with fails_with(errno.EINVAL):
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+
+
+@behaviour
+async def tcp_over_ipv6() -> None:
+    with await listening(socket.AF_INET6, "::1") as listener, stream(socket.AF_INET6) as sock:
+        await sock.connect(listener.getsockname())
+        assert sock.getpeername()[:2] == listener.getsockname()[:2]
+        assert len(sock.getsockname()) == 4
+        (await listener.accept())[0].close()
+
+
+@behaviour
+async def tcp_closed_listener_resets_what_waits() -> None:
+    listener = await listening()
+    with stream() as sock:
+        await sock.connect(listener.getsockname())
+        listener.close()
+        with fails_with(errno.ECONNRESET):
+            await sock.recv(1)
+
+
+@behaviour
+async def tcp_a_port_in_use_by_an_accepted_connection() -> None:
+    listener = await listening()
+    with stream() as sock:
+        await sock.connect(listener.getsockname())
+        accepted, _ = await listener.accept()
+        name = listener.getsockname()
+        listener.close()
+        with accepted, stream() as other:
+            with fails_with(errno.EADDRINUSE):
+                await other.bind(name)
+
+
+@behaviour
+async def tcp_options() -> None:
+    with await listening() as listener, stream() as sock:
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
+        assert struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 4)) == (1,)
+        assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == 64
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 5)
+        assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == 5
+        with fails_with(errno.EINVAL):
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 0)
+        with fails_with(errno.EINVAL):
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 256)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 30000)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 60000
+        with fails_with(errno.ENOPROTOOPT):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_ERROR, 1)
+        with pytest.raises(TypeError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, None)  # type: ignore[call-overload]
+
+
+@behaviour
+async def tcp_is_readable() -> None:
+    a, b = await pair()
+    with a, b:
+        assert not b.is_readable()
+        await a.send(b"x")
+        await trio.sleep(0.01)
+        assert b.is_readable()
+
+
+@behaviour
+async def tcp_backlog_can_be_changed() -> None:
+    with await listening() as listener:
+        listener.listen(1)
+        listener.listen(100)
+
+
+# UDP
+
+
+@behaviour
+async def udp_send_and_receive() -> None:
+    with datagram() as a, datagram() as b:
+        await a.bind((L4, 0))
+        await b.bind((L4, 0))
+        assert await a.sendto(b"one", b.getsockname()) == 3
+        assert await a.sendto(b"", b.getsockname()) == 0
+        assert await a.sendto(b"two", 0, b.getsockname()) == 3
+        assert await b.recvfrom(100) == (b"one", a.getsockname())
+        assert await b.recvfrom(100) == (b"", a.getsockname())
+        assert await b.recv(2) == b"tw"  # the rest of the datagram is gone
+        assert not b.is_readable()
+
+
+@behaviour
+async def udp_is_bound_by_sending() -> None:
+    with datagram() as a, datagram() as b:
+        await b.bind((L4, 0))
+        await a.sendto(b"x", b.getsockname())
+        assert a.getsockname()[0] == "0.0.0.0"
+        assert a.getsockname()[1] != 0
+        assert (await b.recvfrom(1))[1] == (L4, a.getsockname()[1])
+
+
+@behaviour
+async def udp_connected() -> None:
+    with datagram() as a, datagram() as b, datagram() as stranger:
+        await b.bind((L4, 0))
+        await stranger.bind((L4, 0))
+        await a.connect(b.getsockname())
+        assert a.getpeername() == b.getsockname()
+        assert a.getsockname()[0] == L4
+        await a.send(b"hello")
+        data, source = await b.recvfrom(9)
+        assert (data, source) == (b"hello", a.getsockname())
+        await stranger.sendto(b"not for you", a.getsockname())
+        await b.sendto(b"for you", a.getsockname())
+        assert await a.recv(99) == b"for you"
+        await a.connect(stranger.getsockname())
+        assert a.getpeername() == stranger.getsockname()
+
+
+@behaviour
+async def udp_refusal_shows_on_connected_sockets_only() -> None:
+    port = await free_port(socket.SOCK_DGRAM)
+    with datagram() as connected, datagram() as plain:
+        await connected.connect((L4, port))
+        await connected.send(b"x")
+        with fails_with(errno.ECONNREFUSED):
+            await connected.recv(1)
+        await connected.send(b"x")
+        await trio.sleep(0.01)
+        with fails_with(errno.ECONNREFUSED):
+            await connected.send(b"x")
+        await connected.send(b"x")
+        await trio.sleep(0.01)
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+        await plain.sendto(b"x", (L4, port))
+        assert await blocks(lambda: plain.recv(1))
+        await plain.sendto(b"x", (L4, port))
+
+
+@behaviour
+async def udp_errors() -> None:
+    with datagram() as sock:
+        with fails_with(errno.EDESTADDRREQ):
+            await sock.send(b"x")
+        with fails_with(errno.ENOTCONN):
+            sock.getpeername()
+        with fails_with(errno.ENOTCONN):
+            sock.shutdown(socket.SHUT_WR)
+        with fails_with(errno.EMSGSIZE):
+            await sock.sendto(bytes(65508), (L4, 9))
+        with fails_with(errno.EINVAL):
+            await sock.sendto(b"x", (L4, 0))
+        with fails_with(errno.EOPNOTSUPP):
+            sock.listen()
+        with fails_with(errno.EOPNOTSUPP):
+            await sock.accept()
+        with fails_with(errno.EACCES):
+            await sock.sendto(b"x", ("255.255.255.255", 9))
+        with pytest.raises(ValueError, match="address"):
+            await sock.sendto(b"x")  # type: ignore[call-overload]
+        with pytest.raises(TypeError):
+            await sock.sendto(b"x", 0, 0, (L4, 9))  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match="address"):
+            await sock.sendto(b"x", "nobody")
+    with fails_with(errno.EBADF):
+        await sock.sendto(b"x", (L4, 9))
+    with fails_with(errno.EBADF):
+        await sock.recvfrom(1)
+
+
+@behaviour
+async def udp_from_loopback_to_elsewhere() -> None:
+    with datagram() as sock:
+        await sock.bind((L4, 0))
+        with fails_with(errno.EINVAL, errno.ENETUNREACH):
+            await sock.sendto(b"x", ("192.0.2.1", 9))
+
+
+@behaviour
+async def udp_biggest_datagram() -> None:
+    with datagram() as a, datagram() as b:
+        await b.bind((L4, 0))
+        await a.sendto(bytes(65507), b.getsockname())
+        assert len((await b.recvfrom(1 << 17))[0]) == 65507
+
+
+@behaviour
+async def udp_receive_buffer_has_an_end() -> None:
+    with datagram() as a, datagram() as b:
+        await b.bind((L4, 0))
+        b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20000)
+        for _ in range(1000):
+            await a.sendto(bytes(100), b.getsockname())
+        await trio.sleep(0.01)
+        count = 0
+        while b.is_readable():
+            await b.recv(100)
+            count += 1
+        assert 10 < count < 500
+
+
+@behaviour
+async def udp_reuse() -> None:
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        with datagram() as first, datagram() as second, datagram() as plain:
+            first.setsockopt(socket.SOL_SOCKET, option, 1)
+            second.setsockopt(socket.SOL_SOCKET, option, 1)
+            await first.bind((L4, 0))
+            await second.bind(first.getsockname())
+            with fails_with(errno.EADDRINUSE):
+                await plain.bind(first.getsockname())
+            if option == socket.SO_REUSEADDR:
+                await plain.sendto(b"x", first.getsockname())
+                await trio.sleep(0.01)
+                assert second.is_readable()  # the last one that was bound
+                assert not first.is_readable()
+
+
+@behaviour
+async def udp_specific_address_wins() -> None:
+    with datagram() as wide, datagram() as narrow, datagram() as sender:
+        for sock in (wide, narrow):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        await narrow.bind((L4, 0))
+        await wide.bind(("0.0.0.0", narrow.getsockname()[1]))
+        await sender.sendto(b"x", narrow.getsockname())
+        await trio.sleep(0.01)
+        assert narrow.is_readable()
+        assert not wide.is_readable()
+
+
+@behaviour
+async def udp_recv_into_and_recvmsg_and_sendmsg() -> None:
+    with datagram() as a, datagram() as b:
+        await a.bind((L4, 0))
+        await b.bind((L4, 0))
+        assert await a.sendmsg([b"12", b"34"], [], 0, b.getsockname()) == 4
+        buffer = bytearray(10)
+        count, source = await b.recvfrom_into(buffer)
+        assert (count, bytes(buffer[:4]), source) == (4, b"1234", a.getsockname())
+        await a.sendto(b"long one", b.getsockname())
+        data, ancillary, flags, source = await b.recvmsg(4)
+        assert (data, ancillary, source) == (b"long", [], a.getsockname())
+        assert flags & socket.MSG_TRUNC
+        await a.sendto(b"abc", b.getsockname())
+        assert await b.recv_into(buffer) == 3
+
+
+@behaviour
+async def udp_closing_wakes_the_reader() -> None:
+    sock = datagram()
+    await sock.bind((L4, 0))
+
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await sock.recvfrom(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        sock.close()
+
+
+@behaviour
+async def udp_dual_stack() -> None:
+    with datagram(socket.AF_INET6) as six, datagram() as four:
+        six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        await six.bind(("::", 0))
+        await four.bind((L4, 0))
+        await four.sendto(b"x", (L4, six.getsockname()[1]))
+        _, source = await six.recvfrom(1)
+        assert source == ("::ffff:127.0.0.1", four.getsockname()[1], 0, 0)
+        await six.sendto(b"y", source)
+        assert await four.recvfrom(1) == (b"y", (L4, six.getsockname()[1]))
+
+
+@behaviour
+async def udp_over_ipv6() -> None:
+    with datagram(socket.AF_INET6) as a, datagram(socket.AF_INET6) as b:
+        await b.bind(("::1", 0))
+        await a.sendto(b"x", b.getsockname())
+        data, source = await b.recvfrom(9)
+        assert data == b"x"
+        assert source[0] == "::1"
+        assert len(source) == 4
+
+
+@behaviour
+async def udp_multicast_group_membership() -> None:
+    with datagram() as sock:
+        request = socket.inet_aton("239.255.255.250") + socket.inet_aton("0.0.0.0")
+        with fails_with(errno.EINVAL):
+            bad = socket.inet_aton("10.1.1.1") + socket.inet_aton("0.0.0.0")
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, bad)
+        with fails_with(errno.EADDRNOTAVAIL, errno.ENODEV):
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, request)
+
+
+@behaviour
+async def sockets_of_no_such_kind() -> None:
+    with fails_with(errno.EPROTONOSUPPORT):
+        trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_UDP)
+    with fails_with(errno.EPROTONOSUPPORT):
+        trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_TCP)
+
+
+@behaviour
+async def names_of_this_machine() -> None:
+    found = await trio.socket.getaddrinfo("localhost", 80, socket.AF_INET, socket.SOCK_STREAM)
+    assert found[0][4] == (L4, 80)
+    with await listening() as listener, stream() as sock:
+        await sock.connect(("localhost", listener.getsockname()[1]))
+        (await listener.accept())[0].close()
+
+
+# Streams
+
+
+@behaviour
+async def stream_laws() -> None:
+    async def maker() -> tuple[trio.SocketStream, trio.SocketStream]:
+        a, b = await pair()
+        return trio.SocketStream(a), trio.SocketStream(b)
+
+    # No clogged maker: the kernel's buffers are elastic (test_carries.py has it, for the simulator).
+    await trio.testing.check_half_closeable_stream(maker, None)
+
+
+@behaviour
+async def stream_errors() -> None:
+    a, b = await pair()
+    one, two = trio.SocketStream(a), trio.SocketStream(b)
+    await one.send_eof()
+    await one.send_eof()
+    with pytest.raises(trio.ClosedResourceError):
+        await one.send_all(b"x")
+    assert await two.receive_some() == b""
+    await two.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await two.receive_some()
+    await one.aclose()
+
+
+@behaviour
+async def serving() -> None:
+    async def echo(client: trio.SocketStream) -> None:
+        async for chunk in client:
+            await client.send_all(chunk)
+
+    async with trio.open_nursery() as nursery:
+        listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, echo, 0, host=L4))
+        port = listeners[0].socket.getsockname()[1]
+        async with await trio.open_tcp_stream(L4, port) as client:
+            await client.send_all(b"hello")
+            assert await client.receive_some() == b"hello"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fn", BEHAVIOURS, ids=lambda fn: fn.__name__)
+def test_simulator(fn: Callable[[], Awaitable[None]]) -> None:
+    on_simulator(fn)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the simulator follows Linux")
+@pytest.mark.parametrize("fn", BEHAVIOURS, ids=lambda fn: fn.__name__)
+def test_kernel(fn: Callable[[], Awaitable[None]]) -> None:
+    on_kernel(fn)

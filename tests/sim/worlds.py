@@ -1,0 +1,23 @@
+"""Small worlds for the simulator's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from warpgate_trio.sim import Network, simulate
+
+T = TypeVar("T")
+
+
+def run(world: Callable[[Network], Awaitable[T]], *, seed: int = 0, limit: float = 86400.0, ipv6: bool = False) -> T:
+    """Run `world(net)` in a network of its own, which must leave no socket and no task behind."""
+
+    async def main() -> T:
+        async with Network(seed, time_limit=limit, ipv6=ipv6) as net:
+            result = await world(net)
+            left = net.netstat()
+            assert not left, str(left)
+            return result
+
+    return simulate(main, seed=seed)

@@ -1,0 +1,208 @@
+"""TCP connections and listeners of a host: the state machine of tcp.py, its timers, and the tasks that wait for it.
+
+A `Connection` outlives its socket until the goodbyes are said.  After each step it sends what the endpoint wants sent,
+moves the timer, wakes who can go on, and leaves the host's tables when it is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING, Final, final
+
+from .addr import Endpoint
+from .packet import Icmp, Packet
+from .ports import Binding, os_error
+from .slots import Slot
+from .tcp import TcpEndpoint
+from .tcp_states import Options, State
+
+if TYPE_CHECKING:
+    from .host import Host
+
+TCP_IP_HEADERS: Final = 40
+TCP_IP6_HEADERS: Final = 60
+
+
+@final
+class Connection:
+    """One end of a TCP connection on a host.
+
+    Attributes:
+      endpoint: its state machine.
+      readable, writable: where the socket's tasks wait.
+    """
+
+    __slots__ = (
+        "_acking",
+        "_binding",
+        "_timer",
+        "endpoint",
+        "host",
+        "listener",
+        "owns_binding",
+        "readable",
+        "writable",
+    )
+
+    def __init__(
+        self, host: Host, binding: Binding, local: Endpoint, remote: Endpoint, options: Options, *, owns_binding: bool
+    ) -> None:
+        headers = TCP_IP6_HEADERS if ":" in local[0] else TCP_IP_HEADERS
+        iss = host.random.getrandbits(32)
+        mss = host.mtu_to(remote[0]) - headers
+        self.host = host
+        self.endpoint = TcpEndpoint(local, remote, iss=iss, mss=mss, options=options)
+        self.readable = Slot("reading from")
+        self.writable = Slot("writing to")
+        self.listener: Listener | None = None
+        self.owns_binding = owns_binding
+        self._binding = binding
+        self._timer = inf
+        self._acking = False
+        host.stack.connections[local, remote] = self
+
+    @property
+    def key(self) -> tuple[Endpoint, Endpoint]:
+        return self.endpoint.local, self.endpoint.remote
+
+    def receive(self, packet: Packet) -> None:
+        """Take a segment."""
+        self.endpoint.receive(packet, self.host.net.wire.now)
+        self.pump()
+
+    def icmp(self, error: Icmp, mtu: int) -> None:
+        """Take an ICMP error."""
+        self.endpoint.icmp(error, mtu, self.host.net.wire.now)
+        self.pump()
+
+    def pump(self) -> None:
+        """Carry out what the endpoint decided."""
+        endpoint = self.endpoint
+        if endpoint.out:
+            out, endpoint.out = endpoint.out, []
+            for packet in out:
+                self.host.reply(packet)
+        if endpoint.ack_due and not self._acking:
+            self._acking = True
+            self.host.net.wire.at_end_of_instant(self._flush_ack)
+        if endpoint.deadline < self._timer:
+            self._timer = endpoint.deadline
+            self.host.net.wire.at(endpoint.deadline, self._tick, endpoint.deadline)
+        if self.listener is not None:
+            self.listener.progressed(self)
+        if endpoint.readable:
+            self.readable.wake()
+        if not endpoint.opening and (endpoint.has_room or not endpoint.may_send):
+            self.writable.wake()
+        if endpoint.state is State.CLOSED:
+            self.forget()
+
+    def forget(self) -> None:
+        """Leave the host's tables."""
+        stack = self.host.stack
+        if stack.connections.get(self.key) is self:
+            del stack.connections[self.key]
+        if self.owns_binding:
+            stack.release(self._binding)
+
+    def close(self) -> None:
+        """The program closes its socket."""
+        self.endpoint.close(self.host.net.wire.now)
+        self.pump()
+        self.readable.close()
+        self.writable.close()
+
+    def abort(self) -> None:
+        """The program closes its socket with SO_LINGER 0, or its listener is gone: reset."""
+        self.endpoint.abort()
+        self.pump()
+        self.readable.close()
+        self.writable.close()
+
+    def _flush_ack(self) -> None:
+        self._acking = False
+        self.endpoint.flush_ack(self.host.net.wire.now)
+        if self.endpoint.out:
+            self.pump()
+
+    def _tick(self, due: float) -> None:
+        if self._timer == due:
+            self._timer = inf
+        endpoint = self.endpoint
+        if endpoint.state is not State.CLOSED and endpoint.deadline <= due:
+            endpoint.tick(due)
+        self.pump()
+
+
+@final
+class Listener:
+    """A listening TCP socket: connections that are opening, and those that wait to be accepted."""
+
+    __slots__ = ("_backlog", "_opening", "binding", "closed", "host", "options", "queue", "readable")
+
+    def __init__(self, host: Host, binding: Binding, options: Options, backlog: int, readable: Slot) -> None:
+        self.host = host
+        self.binding = binding
+        self.options = options
+        self.readable = readable
+        self.queue: deque[Connection] = deque()
+        self.closed = False
+        self._backlog = backlog
+        self._opening: set[tuple[Endpoint, Endpoint]] = set()
+
+    def set_backlog(self, backlog: int) -> None:
+        self._backlog = backlog
+
+    def receive(self, syn: Packet) -> None:
+        """Take a SYN.  With the queue full it is dropped, as Linux does: the client tries again."""
+        if len(self.queue) > self._backlog:
+            self.host.drop(syn, "backlog full")
+            return
+        options = Options(self.options.ttl, self.options.send_buffer, self.options.receive_buffer)
+        share = Binding(
+            syn.dst[0],
+            syn.dst[1],
+            reuse_address=self.binding.reuse_address,
+            reuse_port=self.binding.reuse_port,
+        )
+        connection = Connection(self.host, share, syn.dst, syn.src, options, owns_binding=True)
+        self.host.stack.tcp_ports.add(share)
+        connection.listener = self
+        self._opening.add(connection.key)
+        connection.endpoint.accept(syn, self.host.net.wire.now)
+        connection.pump()
+
+    def progressed(self, connection: Connection) -> None:
+        """Note what became of a connection that came through this listener."""
+        state = connection.endpoint.state
+        if state is State.SYN_RECEIVED:
+            return
+        self._opening.discard(connection.key)
+        connection.listener = None
+        if state is not State.CLOSED:
+            self.queue.append(connection)
+            self.readable.wake()
+
+    def accept(self) -> Connection:
+        """The oldest connection that waits; IndexError without one."""
+        return self.queue.popleft()
+
+    def close(self) -> None:
+        """Reset what nobody will accept."""
+        self.closed = True
+        connections = self.host.stack.connections
+        for key in sorted(self._opening):
+            if key in connections:
+                connections[key].listener = None
+                connections[key].abort()
+        for connection in self.queue:
+            connection.abort()
+        self.queue.clear()
+
+
+def check_free(host: Host, local: Endpoint, remote: Endpoint) -> None:
+    """OSError(EADDRNOTAVAIL) when these two endpoints are connected, or being connected, already."""
+    if (local, remote) in host.stack.connections:
+        raise os_error(errno.EADDRNOTAVAIL)

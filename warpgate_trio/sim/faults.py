@@ -1,0 +1,140 @@
+"""What goes wrong, and when, as a schedule.
+
+A `Fault` is one thing that happens to one target over a span of time.  A schedule is a tuple of them: it prints as
+the Python that makes it, a part of it is a schedule too, and it needs no luck of its own, so a property-based test
+can cut a failing one down to what matters.
+
+Targets are names: a host or a router by its name means its first link, both ways; ``"alice:up"`` and ``"alice:down"``
+mean one way.  What happens to routers (REBOOT, REBIND) needs a router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING, final
+
+from .host import Host
+from .link import Direction, Impairment
+from .router import Router
+
+if TYPE_CHECKING:
+    from .network import Network
+
+
+class Kind(Enum):
+    """What goes wrong; `Fault.value` is the share, the seconds or the bytes of it."""
+
+    LOSS = "loss"  # value: the share of packets
+    DUPLICATE = "duplicate"  # value: the share of packets
+    REORDER = "reorder"  # value: the share of packets
+    DELAY = "delay"  # value: seconds more
+    BLACKHOLE = "blackhole"  # everything vanishes
+    MTU_BLACKHOLE = "mtu-blackhole"  # value: bytes; larger packets vanish and nobody is told
+    REBOOT = "reboot"  # a router: down until `until`, and its mappings gone
+    REBIND = "rebind"  # a router: another outside address, mappings gone
+
+    def __repr__(self) -> str:
+        return f"Kind.{self.name}"
+
+
+_SHARES = (Kind.LOSS, Kind.DUPLICATE, Kind.REORDER)
+_OF_ROUTERS = (Kind.REBOOT, Kind.REBIND)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+      at, until: seconds after `Network.schedule`; REBIND happens at `at`.
+      target: whom it befalls.
+      kind, value: what it is.
+
+    ValueError for a span that ends before it begins, or a value that makes no sense.
+    """
+
+    at: float
+    target: str
+    kind: Kind
+    until: float = inf
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at <= self.until:
+            raise ValueError(f"a fault lasts from a time to a later one, not from {self.at} to {self.until}")
+        if self.value < 0 or (self.kind in _SHARES and self.value > 1):
+            raise ValueError(f"{self.value} makes no sense for {self.kind.value}")
+
+    def __repr__(self) -> str:
+        until = "" if self.until == inf else f", until={self.until!r}"
+        value = f", value={self.value!r}" if self.value else ""
+        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value})"
+
+    __str__ = __repr__
+
+
+def apply_faults(net: Network, faults: Iterable[Fault]) -> None:
+    """Put faults on a network's wire.  ValueError for a target that it does not have."""
+    for fault in faults:
+        host, directions = find_target(net, fault)
+        start = net.wire.now + fault.at
+        if fault.kind is Kind.REBIND:
+            net.wire.at(start, _rebind, host)
+            continue
+        impairment = _impairment(fault)
+        net.wire.at(start, _begin, directions, impairment)
+        if fault.until < inf:
+            net.wire.at(net.wire.now + fault.until, _end, directions, impairment)
+        if fault.kind is Kind.REBOOT:
+            net.wire.at(start, _reboot, host)
+
+
+def find_target(net: Network, fault: Fault) -> tuple[Host, list[Direction]]:
+    """The host that a fault is about, and the directions of its link."""
+    name, _, way = fault.target.partition(":")
+    host = net.hosts.get(name)
+    if host is None or way not in ("", "up", "down"):
+        known = ", ".join(net.hosts)
+        raise ValueError(f"{fault!r}: there is no {fault.target!r} here; there are {known}, with :up or :down")
+    if fault.kind in _OF_ROUTERS and not isinstance(host, Router):
+        raise ValueError(f"{fault!r}: {name} is no router")
+    link = host.interfaces[0]
+    return host, [d for d, word in ((link.tx, "up"), (link.rx, "down")) if way in ("", word)]
+
+
+def _impairment(fault: Fault) -> Impairment:
+    kind, value = fault.kind, fault.value
+    return Impairment(
+        loss=value if kind is Kind.LOSS else 0.0,
+        duplicate=value if kind is Kind.DUPLICATE else 0.0,
+        reorder=value if kind is Kind.REORDER else 0.0,
+        delay=value if kind is Kind.DELAY else 0.0,
+        blocked=kind in (Kind.BLACKHOLE, Kind.REBOOT),
+        mtu=value if kind is Kind.MTU_BLACKHOLE else inf,
+    )
+
+
+def _begin(directions: list[Direction], impairment: Impairment) -> None:
+    for direction in directions:
+        direction.impairments.append(impairment)
+        direction.recheck()
+
+
+def _end(directions: list[Direction], impairment: Impairment) -> None:
+    for direction in directions:
+        direction.impairments = [one for one in direction.impairments if one is not impairment]
+        direction.recheck()
+
+
+def _reboot(host: Host) -> None:
+    assert isinstance(host, Router)
+    host.reboot()
+
+
+def _rebind(host: Host) -> None:
+    assert isinstance(host, Router)
+    host.change_address()

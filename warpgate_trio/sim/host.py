@@ -1,0 +1,290 @@
+"""Hosts: interfaces, routes, a clock that may be wrong, seeded entropy, and the programs that run there.
+
+Which host a piece of code runs on is a context variable: `host.run(fn)` and ``with host:`` set it, and tasks inherit
+it from the task that starts them.  The socket factory and the resolver of the network ask for it, so unchanged
+programs are on the host that they were started on.
+
+A host receives what is addressed to one of its addresses and hands it to its `Stack`; what its stack sends goes to the
+interface that the routes name.  Packets to the host itself never leave it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar, Token
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple, final
+
+from .addr import BROADCAST, LOOPBACK4, LOOPBACK6, Prefix, is_loopback, is_multicast, is_v6
+from .link import DEFAULT_MTU, Direction
+from .packet import Icmp, Packet, icmp_error
+from .ports import os_error
+from .stack import Stack
+
+if TYPE_CHECKING:
+    from .network import Network
+    from .segment import Segment
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+LOOPBACK_MTU: Final = 65536
+DEFAULT4: Final = Prefix("0.0.0.0/0")
+DEFAULT6: Final = Prefix("::/0")
+_current: ContextVar[Host] = ContextVar("warpgate_sim_host")
+# Of the `with host:` blocks that this context is in: kept per context, since many tasks may be in blocks of one host.
+_blocks: ContextVar[tuple[Token[Host], ...]] = ContextVar("warpgate_sim_blocks", default=())
+
+
+def current_host() -> Host:
+    """The simulated host that the calling code runs on; RuntimeError on none."""
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError(
+            "this code runs on no simulated host: start it with host.run(fn), or below `with host:`"
+        ) from None
+
+
+def host_of(context_value: object) -> Host | None:
+    """The host in a task's context, given the task's `context`; for listings."""
+    get = getattr(context_value, "get", None)
+    found = get(_current) if get is not None else None
+    return found if isinstance(found, Host) else None
+
+
+@final
+class Interface:
+    """Where a host, or a router, is attached to a segment.
+
+    Attributes:
+      name, index: as on a real machine, ``eth0`` and 2.
+      addresses: (address, prefix) pairs.
+      tx, rx: the two ways of its link, towards the segment and from it.
+    """
+
+    def __init__(self, host: Host, segment: Segment, name: str, index: int, tx: Direction, rx: Direction) -> None:
+        self.host = host
+        self.segment = segment
+        self.name = name
+        self.index = index
+        self.tx = tx
+        self.rx = rx
+        self.addresses: list[tuple[str, Prefix]] = []
+        self.tap: Callable[[float, Packet, bool], object] | None = None  # for captures: (time, packet, outgoing)
+
+    def address(self, *, v6: bool) -> str | None:
+        """Its first address of a family."""
+        return next((address for address, _ in self.addresses if is_v6(address) == v6), None)
+
+    def send(self, packet: Packet, hop: str) -> None:
+        """Put a packet on the link, for the neighbour `hop`."""
+        if packet.size > self.tx.link.mtu and not packet.fragments:
+            self.host.too_big(packet, self)
+            return
+        if self.tap is not None:
+            self.tap(self.host.net.wire.now, packet, True)
+        self.segment.carry(self, packet, hop)
+
+    def deliver(self, packet: Packet) -> None:
+        """Take a packet from the link."""
+        if self.tap is not None:
+            self.tap(self.host.net.wire.now, packet, False)
+        self.host.receive(packet, self)
+
+
+class Route(NamedTuple):
+    """Packets to `prefix` leave through `interface`, for `gateway` or, without one, for their destination itself."""
+
+    prefix: Prefix
+    interface: Interface
+    gateway: str | None
+
+
+class Host:
+    """A machine.  Made by `Segment.host`, not directly.
+
+    Args:
+      clock_offset: seconds by which its wall clock is ahead of the true time.
+      clock_drift: seconds that its wall clock gains per second.
+    """
+
+    forwarding = False
+
+    def __init__(self, net: Network, name: str, *, clock_offset: float = 0.0, clock_drift: float = 0.0) -> None:
+        self.net = net
+        self.name = name
+        self.clock_offset = clock_offset
+        self.clock_drift = clock_drift
+        self.interfaces: list[Interface] = []
+        self.random: Random = net.rng(f"host:{name}:random")
+        self._entropy = net.rng(f"host:{name}:entropy")
+        self.own: dict[str, Interface | None] = {LOOPBACK4: None, LOOPBACK6: None}
+        self.routes: list[Route] = []
+        self._cache: dict[str, Route | None] = {}
+        self.path_mtu: dict[str, int] = {}
+        self.stack = Stack(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {' '.join(self.addresses)}>"
+
+    # Programs
+
+    async def run(self, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+        """Await `fn(*args)` on this host."""
+        token = _current.set(self)
+        try:
+            return await fn(*args)
+        finally:
+            _current.reset(token)
+
+    def __enter__(self) -> Host:
+        _blocks.set((*_blocks.get(), _current.set(self)))
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        *outer, token = _blocks.get()
+        _current.reset(token)
+        _blocks.set(tuple(outer))
+
+    def wall_time(self) -> float:
+        """Unix seconds, as this host believes."""
+        now = self.net.wire.now
+        return self.net.epoch + now * (1 + self.clock_drift) + self.clock_offset
+
+    def entropy(self, n: int) -> bytes:
+        """`n` bytes that look random and are the same for a seed and a host's name."""
+        return self._entropy.randbytes(n)
+
+    # Addresses and routes
+
+    @property
+    def addresses(self) -> list[str]:
+        """Its addresses without the loopback ones, in the order in which they were given."""
+        return [address for address, interface in self.own.items() if interface is not None]
+
+    @property
+    def ip(self) -> str:
+        """Its first IPv4 address; LookupError without one."""
+        return self._first(v6=False)
+
+    @property
+    def ip6(self) -> str:
+        """Its first IPv6 address; LookupError without one."""
+        return self._first(v6=True)
+
+    def _first(self, *, v6: bool) -> str:
+        for address in self.addresses:
+            if is_v6(address) == v6:
+                return address
+        raise LookupError(f"{self.name} has no IPv{6 if v6 else 4} address")
+
+    def add_address(self, interface: Interface, address: str, prefix: Prefix) -> None:
+        interface.addresses.append((address, prefix))
+        self.own[address] = interface
+        self.add_route(prefix, interface, None)
+
+    def remove_address(self, address: str) -> None:
+        """Take an address away; the sockets on it stay and find out."""
+        interface = self.own.pop(address)
+        if interface is not None:
+            interface.addresses = [pair for pair in interface.addresses if pair[0] != address]
+        self._cache.clear()
+
+    def add_route(self, prefix: Prefix, interface: Interface, gateway: str | None) -> None:
+        """The longest prefix wins, and among equals the first that was added."""
+        if any(r.prefix == prefix and r.interface is interface and r.gateway == gateway for r in self.routes):
+            return
+        self.routes.append(Route(prefix, interface, gateway))
+        self.routes.sort(key=lambda route: -route.prefix.bits)
+        self._cache.clear()
+
+    def default_route(self, interface: Interface, gateway: str) -> None:
+        self.add_route(DEFAULT6 if is_v6(gateway) else DEFAULT4, interface, gateway)
+
+    def route(self, dst: str) -> Route | None:
+        """The route to an address outside this host."""
+        try:
+            return self._cache[dst]
+        except KeyError:
+            # An interface without an address of the family is of no use for it.
+            usable = (r for r in self.routes if dst in r.prefix and r.interface.address(v6=is_v6(dst)))
+            found = next(usable, None)
+            if found is not None and (is_multicast(dst) or dst == BROADCAST):
+                found = found._replace(gateway=None)  # to all neighbours, not to the one that knows the way
+            self._cache[dst] = found
+            return found
+
+    def source_for(self, dst: str) -> str | None:
+        """The address from which packets to `dst` leave; None when there is no route."""
+        if dst in self.own or is_loopback(dst):
+            return dst
+        route = self.route(dst)
+        if route is None and (is_multicast(dst) or dst == BROADCAST) and self.interfaces:
+            return self.interfaces[0].address(v6=is_v6(dst))
+        return None if route is None else route.interface.address(v6=is_v6(dst))
+
+    def mtu_to(self, dst: str) -> int:
+        """The largest packet that is known to fit on the way to an address."""
+        if dst in self.own or is_loopback(dst):
+            return LOOPBACK_MTU
+        route = self.route(dst)
+        first = DEFAULT_MTU if route is None else route.interface.tx.link.mtu
+        return min(first, self.path_mtu.get(dst, first))
+
+    # Packets
+
+    def output(self, packet: Packet, interface: Interface | None = None) -> None:
+        """Send a packet of this host's own; OSError(ENETUNREACH) without a route.  `interface` is for multicast."""
+        net = self.net
+        dst = packet.dst[0]
+        net.trace.add(net.wire.now, self.name, "send", packet)
+        if dst in self.own or is_loopback(dst):
+            net.wire.after(0, self.receive, packet, None)
+            return
+        if interface is not None:
+            interface.send(packet, dst)
+            return
+        route = self.route(dst)
+        if route is not None:
+            route.interface.send(packet, route.gateway or dst)
+        elif self.interfaces and (is_multicast(dst) or dst == BROADCAST):
+            self.interfaces[0].send(packet, dst)
+        else:
+            raise os_error(errno.ENETUNREACH)
+
+    def reply(self, packet: Packet) -> None:
+        """Send what the stack itself has to say (a reset, an ICMP error), if there is a way."""
+        try:
+            self.output(packet)
+        except OSError:
+            self.drop(packet, "no route for the answer")
+
+    def receive(self, packet: Packet, interface: Interface | None) -> None:
+        """Take a packet that arrived on an interface, or from this host itself."""
+        dst = packet.dst[0]
+        if dst in self.own or interface is None or is_multicast(dst) or dst == BROADCAST:
+            net = self.net
+            net.trace.add(net.wire.now, self.name, "receive", packet)
+            self.stack.receive(packet, interface)
+        elif self.forwarding:
+            self.forward(packet, interface)
+        else:
+            self.drop(packet, "not for this host")
+
+    def forward(self, packet: Packet, interface: Interface) -> None:
+        """Pass on a packet for somebody else; only routers do."""
+        self.drop(packet, "not a router")
+
+    def drop(self, packet: Packet, why: str) -> None:
+        self.net.trace.add(self.net.wire.now, self.name, "drop", packet, why)
+
+    def too_big(self, packet: Packet, interface: Interface) -> None:
+        """A packet does not fit the link behind `interface`: tell its sender."""
+        self.drop(packet, "too big")
+        error = icmp_error(packet.src[0], Icmp.PACKET_TOO_BIG, packet, mtu=interface.tx.link.mtu)
+        self.net.wire.after(0, self.stack.receive, error, None)

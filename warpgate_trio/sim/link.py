@@ -1,0 +1,139 @@
+"""Links: what happens to a packet between an interface and its segment.
+
+A `Link` says what is configured, a `Direction` is one way of it with its queue, its random draws and the faults that
+are in force.  Draws come from a stream named after the direction, and nothing is drawn for a property that is zero,
+so that taking one link out of a world leaves the luck of all others as it was.
+
+Jitter never reorders: a packet arrives after the one before it, as on a real queue.  Reordering is a property of its
+own (a share of the packets is held back for a while).  Duplicates are drawn after loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from random import Random
+from typing import Final, final
+
+DEFAULT_MTU: Final = 1500
+MINIMUM_MTU: Final = 68  # RFC 791
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The properties of one way of a link.
+
+    Attributes:
+      latency: seconds from one end to the other.
+      jitter: seconds; each packet takes up to this much longer, uniformly drawn, in order.
+      loss, duplicate, reorder: the share of packets, 0 to 1, to which that happens.
+      reorder_by: seconds that a reordered packet is held back.
+      bandwidth: bits per second.
+      queue: bytes that may wait for a bandwidth to be free; more are dropped.
+      mtu: bytes of the largest packet, IP header included.
+
+    ValueError for values that make no sense.
+    """
+
+    latency: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    reorder_by: float = 0.01
+    bandwidth: float = inf
+    queue: int = 256 * 1024
+    mtu: int = DEFAULT_MTU
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "duplicate", "reorder"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
+        for name in ("latency", "jitter", "reorder_by"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} is a number of seconds, not {getattr(self, name)}")
+        if not self.bandwidth > 0:
+            raise ValueError(f"bandwidth is a positive number of bits per second, not {self.bandwidth}")
+        if self.mtu < MINIMUM_MTU:
+            raise ValueError(f"an MTU is at least {MINIMUM_MTU} bytes, not {self.mtu}")
+
+
+PERFECT: Final = Link()
+"""No delay, no limits."""
+
+
+@final
+@dataclass(slots=True)
+class Impairment:
+    """What a fault adds to a direction while it lasts."""
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    delay: float = 0.0
+    blocked: bool = False
+    mtu: float = inf  # larger packets vanish without a word
+
+
+@final
+class Direction:
+    """One way of one link."""
+
+    __slots__ = ("_busy_until", "_last", "_random", "impairments", "link", "name", "plain")
+
+    def __init__(self, name: str, link: Link, random: Random) -> None:
+        self.name = name
+        self._random = random
+        self._busy_until = 0.0  # when the last queued byte is on its way
+        self._last = 0.0  # the latest arrival so far
+        self.impairments: list[Impairment] = []
+        self.link = link
+        self.plain = False
+        self.configure(link)
+
+    def configure(self, link: Link) -> None:
+        """Take other properties from now on; packets under way are not affected."""
+        self.link = link
+        self.recheck()
+
+    def recheck(self) -> None:
+        """Note whether all that happens here is a fixed delay, which callers may then add up by themselves."""
+        link = self.link
+        noisy = link.jitter or link.loss or link.duplicate or link.reorder or link.bandwidth < inf
+        self.plain = not noisy and not self.impairments
+
+    def carry(self, size: int, now: float) -> tuple[float, ...] | str:
+        """When a packet of `size` bytes that sets out now arrives: once, twice, or a word on why it does not."""
+        link = self.link
+        if self.plain:
+            return (now + link.latency,)
+        chance = self._random.random
+        delay, loss, duplicate, reorder = link.latency, link.loss, link.duplicate, link.reorder
+        for fault in self.impairments:
+            if fault.blocked:
+                return "blackhole"
+            if size > fault.mtu:
+                return "mtu blackhole"
+            if fault.loss and chance() < fault.loss:
+                return "lost (fault)"
+            delay += fault.delay
+            duplicate = max(duplicate, fault.duplicate)
+            reorder = max(reorder, fault.reorder)
+        if loss and chance() < loss:
+            return "lost"
+        start = now
+        if link.bandwidth < inf:
+            start = max(now, self._busy_until)
+            if (start - now) * link.bandwidth / 8 + size > link.queue + 0.5:
+                return "queue full"
+            start += size * 8 / link.bandwidth
+            self._busy_until = start
+        arrival = start + delay
+        if link.jitter:
+            arrival += chance() * link.jitter
+        if reorder and chance() < reorder:
+            arrival += link.reorder_by  # and those behind it do not wait for it
+        else:
+            arrival = self._last = max(arrival, self._last)
+        return (arrival, arrival) if duplicate and chance() < duplicate else (arrival,)

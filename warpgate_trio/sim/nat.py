@@ -1,0 +1,371 @@
+"""A NAT, or a stateful firewall, as a pure state machine: a packet and the time in, a verdict out.
+
+From inside (`outbound`): the flow's session, else a session in the mapping that the mapping axis names, else a new
+mapping on a port that the allocation proposes and the conflict rule accepts.  From outside (`inbound`): the flow's
+session, else a forwarded port, else a mapping whose filter admits the sender, else the policy for what is
+unsolicited.
+
+Both ends of a session are unique.  That is what makes `Unsolicited.LOCAL` poisonous: the early packet of a peer is
+tracked as a flow of the router itself, with the outside port and the peer as its ends; when the inside host then
+sends to that peer, its port is taken *for that peer* and it gets another one, on which the peer does not expect it.
+
+With `identity` nothing is translated and the same rules make an IPv6 firewall (RFC 6092).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from math import inf
+from random import Random
+from typing import final
+
+from .addr import Endpoint, is_v6
+from .nat_axes import HOLD, Behavior, Conflict, Filtering, Hairpin, NatConfig, Pooling, Refresh, Unsolicited
+from .nat_axes import Mapping as Axis
+from .nat_ports import take
+from .nat_sessions import Key, Mapping, Phase, Session, Table
+from .nat_verdicts import Action, Forward, Verdict
+from .packet import ACK, ICMP, RST, SYN, TCP, UDP, Icmp, Packet, icmp_error, reset_for
+
+_TRIES = 1 << 16
+
+
+@final
+class Nat:
+    """One NAT box.
+
+    Args:
+      config: how it behaves.
+      addresses: its outside addresses; of none for `identity`.
+      random: for allocation and pooling.
+      reserved: whether the router itself uses a port, given transport and port.
+    """
+
+    def __init__(
+        self,
+        config: NatConfig,
+        addresses: Sequence[str],
+        random: Random,
+        *,
+        reserved: Callable[[int, int], bool] = lambda _proto, _port: False,
+    ) -> None:
+        self.config = config
+        self._random = random
+        self._reserved = reserved
+        self._forwards: dict[tuple[int, int], Forward] = {}
+        self.reset(addresses)
+
+    def reset(self, addresses: Sequence[str] | None = None) -> None:
+        """Forget every mapping and session, as after a reboot, and take other outside addresses.  Forwards stay."""
+        if addresses is not None:
+            self.addresses = list(addresses)
+        self.table = Table()
+        self._ports = {
+            UDP: self.config.udp.allocation.start(self._random),
+            TCP: self.config.tcp.allocation.start(self._random),
+        }
+        self._paired: dict[str, str] = {}
+        self._degraded: set[tuple[int, Endpoint]] = set()
+        self._held: dict[tuple[int, Endpoint, Endpoint], tuple[float, Packet]] = {}
+        self._resting: dict[tuple[int, Endpoint], float] = {}  # ports in hold-down
+
+    # Forwarded ports, for protocols that ask for them
+
+    def add_forward(self, proto: int, port: int, inside: Endpoint, *, expires: float = inf) -> Forward:
+        """Forward a port, or change where it goes.  ValueError when another inside host has it."""
+        known = self._forwards.get((proto, port))
+        if known is not None and known.inside[0] != inside[0]:
+            raise ValueError(f"port {port} is forwarded to {known.inside[0]} already")
+        made = self._forwards[proto, port] = Forward(proto=proto, port=port, inside=inside, expires=expires)
+        return made
+
+    def remove_forward(self, proto: int, port: int) -> None:
+        """Stop forwarding a port; its sessions go on."""
+        self._forwards.pop((proto, port), None)
+
+    def forwards(self, now: float) -> list[Forward]:
+        """What is forwarded."""
+        self._expire(now)
+        return list(self._forwards.values())
+
+    def mappings(self, now: float) -> list[Mapping]:
+        """What is mapped."""
+        self._expire(now)
+        return self.table.all_mappings()
+
+    def _expire(self, now: float) -> None:
+        if self.table.next_end <= now:
+            for mapping in self.table.expire(now):
+                if self.config.hold_down:
+                    self._resting[mapping.proto, mapping.outside] = now + self.config.hold_down
+        if self._forwards:
+            for key in [key for key, one in self._forwards.items() if one.expires <= now]:
+                del self._forwards[key]
+
+    def _behavior(self, proto: int) -> Behavior:
+        return self.config.tcp if proto == TCP else self.config.udp
+
+    # From inside
+
+    def outbound(self, packet: Packet, now: float) -> Verdict:
+        """Decide on a packet from inside that is to leave."""
+        self._expire(now)
+        if packet.proto == ICMP:
+            return self._icmp_out(packet)
+        dst = packet.dst
+        hairpin = dst[0] in self.addresses
+        behavior = self._behavior(packet.proto)
+        if hairpin and behavior.hairpin is not Hairpin.EXTERNAL:
+            return self._hairpin_plain(packet, behavior)
+        session = self.table.outbound.get((packet.proto, packet.src, dst))
+        note = ""
+        if session is None:
+            made = self._open(packet, behavior, now)
+            if isinstance(made, Verdict):
+                return made
+            session, note = made, "new session"
+        elif not behavior.simultaneous_open and session.crosses(packet):
+            return Verdict(Action.DROP, packet, "no simultaneous open")
+        self._touch(session, packet, behavior, now, outbound=True)
+        self._held.pop((packet.proto, session.outside, dst), None)
+        payload = self._rewrite_payload(packet, session.outside) if self.config.alg else None
+        translated = packet.rewritten(src=session.outside, payload=payload)
+        if not hairpin:
+            return Verdict(Action.FORWARD, translated, note)
+        back = self.inbound(translated, now)
+        if back.action is Action.REPLY:
+            back = self.inbound(back.packet, now)
+        if back.action is Action.FORWARD:
+            return Verdict(Action.HAIRPIN, back.packet, note)
+        return Verdict(Action.DROP, packet, back.note)
+
+    def _open(self, packet: Packet, behavior: Behavior, now: float) -> Session | Verdict:
+        """A session for a new flow from inside, or why there is none."""
+        proto, inside, remote = packet.proto, packet.src, packet.dst
+        if behavior.ports is not None and remote[1] not in behavior.ports:
+            return Verdict(Action.DROP, packet, "port not allowed")
+        if proto == TCP and not packet.flags & SYN and (packet.flags & RST or not behavior.loose):
+            return Verdict(Action.DROP, packet, "no session")
+        key = self._key(behavior, proto, inside, remote)
+        for mapping in self.table.mappings.get(key, ()):
+            if (proto, mapping.outside, remote) not in self.table.inbound:
+                return self._add(Session(proto, inside, mapping.outside, remote, mapping, now))
+        quota = self.config.quota
+        if quota is not None and self.table.used.get(inside[0], 0) >= quota:
+            return Verdict(Action.REPLY, icmp_error(remote[0], Icmp.ADMIN_PROHIBITED, packet), "quota used up")
+        outside = self._allocate(behavior, proto, inside, remote, now)
+        if outside is None:
+            return Verdict(Action.DROP, packet, "no port free")
+        # The allocation may have found that this endpoint is degraded now, so the key is asked for again.
+        mapping = Mapping(proto, self._key(behavior, proto, inside, remote), inside, outside)
+        self.table.add_mapping(mapping)
+        return self._add(Session(proto, inside, outside, remote, mapping, now))
+
+    def _add(self, session: Session) -> Session:
+        self.table.add(session)
+        return session
+
+    def _key(self, behavior: Behavior, proto: int, inside: Endpoint, remote: Endpoint) -> Key:
+        if behavior.mapping is Axis.APDM or (proto, inside) in self._degraded:
+            return proto, inside, remote
+        return (proto, inside) if behavior.mapping is Axis.EIM else (proto, inside, remote[0])
+
+    def _allocate(
+        self, behavior: Behavior, proto: int, inside: Endpoint, remote: Endpoint, now: float
+    ) -> Endpoint | None:
+        if self.config.identity:
+            return inside
+        address = self._outside_address(inside[0])
+        table = self.table
+        for port in take(self._ports[proto], inside, remote, _TRIES):
+            outside = (address, port)
+            if self._reserved(proto, port) or self._resting.get((proto, outside), 0.0) > now:
+                continue
+            forward = self._forwards.get((proto, port))
+            if forward is not None and forward.inside != inside:
+                continue
+            free = (proto, outside, remote) not in table.inbound
+            if behavior.conflict is Conflict.OVERLOAD:
+                if free:
+                    return outside
+                continue
+            if (proto, outside) in table.by_outside:
+                if behavior.conflict is Conflict.DROP:
+                    return None
+                if behavior.conflict is Conflict.DEGRADE:
+                    self._degraded.add((proto, inside))
+            elif free:
+                return outside
+        return None
+
+    def _outside_address(self, inside: str) -> str:
+        if len(self.addresses) == 1:
+            return self.addresses[0]
+        if self.config.pooling is Pooling.ARBITRARY:
+            return self._random.choice(self.addresses)
+        if inside not in self._paired:
+            self._paired[inside] = self._random.choice(self.addresses)
+        return self._paired[inside]
+
+    def _rewrite_payload(self, packet: Packet, outside: Endpoint) -> bytes | None:
+        if is_v6(packet.src[0]):
+            return None
+        return packet.payload.replace(socket.inet_aton(packet.src[0]), socket.inet_aton(outside[0]))
+
+    def _hairpin_plain(self, packet: Packet, behavior: Behavior) -> Verdict:
+        """Hairpinning that leaves the source alone: only the destination is looked up, and no filter applies."""
+        target = self._target(packet)
+        if behavior.hairpin is Hairpin.NONE or target is None:
+            return Verdict(Action.DROP, packet, "no hairpinning")
+        return Verdict(Action.HAIRPIN, packet.rewritten(dst=target))
+
+    def _target(self, packet: Packet) -> Endpoint | None:
+        forward = self._forwards.get((packet.proto, packet.dst[1]))
+        if forward is not None:
+            return forward.inside
+        mappings = self.table.by_outside.get((packet.proto, packet.dst))
+        return mappings[-1].inside if mappings else None
+
+    # From outside
+
+    def inbound(self, packet: Packet, now: float) -> Verdict:
+        """Decide on a packet from outside for one of the outside addresses."""
+        self._expire(now)
+        if packet.proto == ICMP:
+            return self._icmp_in(packet)
+        proto, outside, remote = packet.proto, packet.dst, packet.src
+        behavior = self._behavior(proto)
+        session = self.table.inbound.get((proto, outside, remote))
+        note = ""
+        if session is None:
+            session = self._admit(packet, behavior, now)
+            if session is None:
+                return self._unsolicited(packet, behavior, now)
+            note = "new session"
+        elif session.inside is None:
+            self._touch(session, packet, behavior, now, outbound=False)
+            return Verdict(Action.LOCAL, packet, "the router's own")
+        elif not behavior.simultaneous_open and session.crosses(packet):
+            return self._unsolicited(packet, behavior, now)
+        assert session.inside is not None
+        inside = session.inside
+        self._touch(session, packet, behavior, now, outbound=False)
+        return Verdict(Action.FORWARD, packet.rewritten(dst=inside), note)
+
+    def _admit(self, packet: Packet, behavior: Behavior, now: float) -> Session | None:
+        """A session for a flow that begins outside, if a forward or a mapping admits it."""
+        proto, outside, remote = packet.proto, packet.dst, packet.src
+        if proto == TCP and packet.flags & (SYN | ACK | RST) != SYN:
+            return None
+        forward = self._forwards.get((proto, outside[1]))
+        if forward is not None:
+            return self._enter(Session(proto, forward.inside, outside, remote, None, now), behavior)
+        for mapping in reversed(self.table.by_outside.get((proto, outside), ())):
+            filtering = behavior.filtering
+            if filtering is Filtering.EIF or (filtering is Filtering.ADF and remote[0] in mapping.peers):
+                return self._enter(Session(proto, mapping.inside, outside, remote, mapping, now), behavior)
+        return None
+
+    def _enter(self, session: Session, behavior: Behavior) -> Session | None:
+        """Begin a session from outside.
+
+        The inside endpoint may talk to that remote already, through another port.  Its packets keep to that one; a
+        connection tracker, which overloads ports because both ends of a flow must be unique, lets the new one not in.
+        """
+        taken = (session.proto, session.inside, session.remote) in self.table.outbound
+        return None if taken and behavior.conflict is Conflict.OVERLOAD else self._add(session)
+
+    def _unsolicited(self, packet: Packet, behavior: Behavior, now: float) -> Verdict:
+        policy = behavior.unsolicited
+        if policy is Unsolicited.LOCAL and not self.config.identity:
+            if packet.proto == UDP:
+                session = Session(UDP, None, packet.dst, packet.src, None, now)
+                self.table.add(session)
+                self._touch(session, packet, behavior, now, outbound=False)
+            return Verdict(Action.LOCAL, packet, "unsolicited, taken for the router's own")
+        if packet.flags & RST:
+            return Verdict(Action.DROP, packet, "unsolicited")
+        if policy is Unsolicited.RST:
+            return Verdict(Action.REPLY, reset_for(packet), "unsolicited, reset")
+        if policy is Unsolicited.ICMP:
+            error = icmp_error(packet.dst[0], behavior.unsolicited_icmp, packet)
+            return Verdict(Action.REPLY, error, "unsolicited, refused")
+        if policy is Unsolicited.HOLD and packet.flags & (SYN | ACK) == SYN:
+            self._held.setdefault((packet.proto, packet.dst, packet.src), (now + HOLD, packet))
+            return Verdict(Action.DROP, packet, "unsolicited, held", held=True)
+        return Verdict(Action.DROP, packet, "unsolicited")
+
+    @property
+    def next_due(self) -> float:
+        """When `release` has something to send; inf for never."""
+        return min((when for when, _ in self._held.values()), default=inf)
+
+    def release(self, now: float) -> list[Packet]:
+        """The ICMP errors for SYNs that were held and that nothing has crossed."""
+        due = [key for key, (when, _) in self._held.items() if when <= now]
+        packets = [self._held.pop(key)[1] for key in due]
+        return [icmp_error(p.dst[0], self.config.tcp.unsolicited_icmp, p) for p in packets]
+
+    def own(self, packet: Packet, now: float) -> None:
+        """Note a packet that the router itself sends, so that the answer is for the router."""
+        self._expire(now)
+        if packet.proto == ICMP or packet.flags & RST:
+            return
+        key = (packet.proto, packet.src, packet.dst)
+        session = self.table.inbound.get(key)
+        if session is None:
+            session = Session(packet.proto, None, packet.src, packet.dst, None, now)
+            self.table.add(session)
+        self._touch(session, packet, self._behavior(packet.proto), now, outbound=True)
+
+    # Time
+
+    def _touch(self, session: Session, packet: Packet, behavior: Behavior, now: float, *, outbound: bool) -> None:
+        """Follow a packet of a session and move the session's end."""
+        timers = self.config.timers
+        was = session.phase
+        new = session.expires == inf
+        session.see(packet, outbound=outbound)
+        phase = session.phase
+        if phase is Phase.RESET:
+            opening = was in (Phase.OPENING, Phase.CROSSED)
+            lifetime = timers.opening_reset if opening else timers.reset
+            if lifetime <= 0:
+                ended = self.table.remove(session)
+                if ended is not None and self.config.hold_down:
+                    self._resting[ended.proto, ended.outside] = now + self.config.hold_down
+            elif was is not phase:  # RFC 7857, section 7.1: it must not refresh
+                self.table.keep_until(session, min(session.expires, now + lifetime))
+            return
+        refreshes = behavior.refresh is Refresh.BOTH or (behavior.refresh is Refresh.OUT) is outbound
+        if new or phase is not was or refreshes:
+            self.table.keep_until(session, now + session.lifetime(timers, now))
+
+    # ICMP errors
+
+    def _icmp_in(self, packet: Packet) -> Verdict:
+        about = packet.about
+        assert about is not None
+        session = self.table.inbound.get((about.proto, about.src, about.dst))
+        if session is None:
+            return Verdict(Action.DROP, packet, "about no session")
+        if session.inside is None:
+            return Verdict(Action.LOCAL, packet)
+        if not self.config.icmp:
+            return Verdict(Action.DROP, packet, "ICMP not passed")
+        if self.config.icmp_kills:
+            self.table.remove(session)
+        inside = session.inside
+        return Verdict(Action.FORWARD, packet.rewritten(dst=(inside[0], 0), about=about.rewritten(src=inside)))
+
+    def _icmp_out(self, packet: Packet) -> Verdict:
+        about = packet.about
+        assert about is not None
+        session = self.table.outbound.get((about.proto, about.dst, about.src))
+        if session is None or not self.config.icmp:
+            return Verdict(Action.DROP, packet, "about no session" if session is None else "ICMP not passed")
+        if self.config.identity:
+            return Verdict(Action.FORWARD, packet)
+        outside = session.outside
+        return Verdict(Action.FORWARD, packet.rewritten(src=(outside[0], 0), about=about.rewritten(dst=outside)))

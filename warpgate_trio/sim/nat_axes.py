@@ -1,0 +1,171 @@
+"""What a NAT may do differently from another: one axis each, so that every combination can be asked for.
+
+The terms are those of RFC 4787 (UDP), RFC 5382 (TCP) and RFC 7857; `Unsolicited.LOCAL` is what a stock Linux router
+does whose firewall does not drop packets to itself.  A `Behavior` holds the axes of one transport, a `NatConfig` one
+of each transport and what they share.  The defaults are the friendliest NAT there is, so that what a world says about
+its NATs is what matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, final
+
+from .nat_ports import Allocation, Preserve
+from .packet import Icmp
+
+
+class Mapping(Enum):
+    """What a mapping is for (RFC 4787, section 4.1)."""
+
+    EIM = "endpoint-independent"
+    ADM = "address-dependent"
+    APDM = "address-and-port-dependent"
+
+
+class Filtering(Enum):
+    """From whom a mapping lets packets in (RFC 4787, section 5)."""
+
+    EIF = "endpoint-independent"
+    ADF = "address-dependent"
+    APDF = "address-and-port-dependent"
+
+
+class Conflict(Enum):
+    """What happens when the port that a mapping should get is another one's."""
+
+    NEXT = "next"  # the allocator goes on to the next candidate
+    OVERLOAD = "overload"  # shared, as long as the remote endpoints differ (Linux; RFC 4787 REQ-3 forbids it)
+    DEGRADE = "degrade"  # as NEXT, and that inside endpoint is address-and-port-dependent from then on (Ford 2005, 6.3)
+    DROP = "drop"  # no mapping
+
+
+class Hairpin(Enum):
+    """What becomes of a packet from inside to an outside address of the NAT (RFC 4787, section 6)."""
+
+    NONE = "none"
+    INTERNAL = "internal"  # delivered with the sender's inside endpoint as its source
+    EXTERNAL = "external"  # delivered with the sender's outside endpoint, REQ-9a
+
+
+class Refresh(Enum):
+    """Which packets keep a mapping alive (RFC 4787, REQ-6)."""
+
+    OUT = "out"
+    IN = "in"
+    BOTH = "both"
+
+
+class Unsolicited(Enum):
+    """The answer to a packet from outside that no mapping or filter admits (RFC 5382, REQ-4)."""
+
+    DROP = "drop"
+    RST = "rst"  # TCP only
+    ICMP = "icmp"
+    HOLD = "hold"  # TCP only: silence for six seconds, then ICMP, unless a SYN of ours crosses it
+    LOCAL = "local"  # handed to the router's own stack, which tracks it, and so takes the port away for that remote
+
+
+class Pooling(Enum):
+    """Which of several outside addresses an inside host gets (RFC 4787, section 4.1)."""
+
+    PAIRED = "paired"
+    ARBITRARY = "arbitrary"
+
+
+HOLD: Final = 6.0
+"""Seconds (RFC 5382, REQ-4)."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timers:
+    """Seconds after which a quiet session is forgotten.
+
+    Attributes:
+      udp: of UDP at first.
+      udp_stream: of UDP that was answered and is older than `udp_stream_after`.
+      opening: of TCP after a SYN from inside.
+      half_open: after the SYN of one side met the SYN or SYN-ACK of the other.
+      established, closing: after the handshake; after the first FIN.
+      reset: after a RST; `opening_reset` after a RST that answers a SYN.
+    """
+
+    udp: float = 300.0  # RFC 4787, REQ-5c
+    udp_stream: float = 300.0
+    udp_stream_after: float = 2.0
+    opening: float = 240.0  # RFC 5382, REQ-5
+    half_open: float = 240.0
+    established: float = 7440.0
+    closing: float = 240.0
+    reset: float = 240.0  # RFC 7857, section 2.2
+    opening_reset: float = 240.0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behavior:
+    """How a NAT treats one transport.
+
+    Attributes:
+      mapping, filtering, allocation, conflict, hairpin, refresh, unsolicited: see the enums.
+      unsolicited_icmp: which error the policies ICMP and HOLD send.
+      ports: destination ports that may be reached; None for all, empty for none.
+      simultaneous_open: of TCP: whether a SYN may meet a SYN (RFC 5382, REQ-2a).
+      loose: of TCP: whether a segment in mid-stream from inside makes a session (nf_conntrack_tcp_loose).
+
+    ValueError for RST or HOLD together with `udp=True` in `NatConfig`.
+    """
+
+    mapping: Mapping = Mapping.EIM
+    filtering: Filtering = Filtering.EIF
+    allocation: Allocation = field(default_factory=Preserve)
+    conflict: Conflict = Conflict.NEXT
+    hairpin: Hairpin = Hairpin.EXTERNAL
+    refresh: Refresh = Refresh.BOTH
+    unsolicited: Unsolicited = Unsolicited.DROP
+    unsolicited_icmp: Icmp = Icmp.PORT_UNREACHABLE
+    ports: Collection[int] | None = None
+    simultaneous_open: bool = True
+    loose: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatConfig:
+    """A NAT.
+
+    Attributes:
+      name: for people.
+      source: where this behaviour was observed or is required.
+      udp, tcp: per transport.
+      identity: translate nothing and only filter, as an IPv6 firewall does.
+      pooling: see the enum.
+      quota: mappings that one inside host may have at a time; beyond, packets are refused (RFC 6888, REQ-4).
+      hold_down: seconds for which a port is not used again (RFC 6888, REQ-8).
+      icmp: whether ICMP errors are translated and passed on.
+      icmp_kills: whether an ICMP error ends the session that it is about (against RFC 4787, REQ-12).
+      alg: whether the sender's inside address, found as four bytes in a payload, is replaced (Ford 2005, 5.3).
+      timers: see `Timers`.
+    """
+
+    name: str = "friendly"
+    source: str = "RFC 4787 and RFC 5382, at their most permissive"
+    udp: Behavior = field(default_factory=Behavior)
+    tcp: Behavior = field(default_factory=Behavior)
+    identity: bool = False
+    pooling: Pooling = Pooling.PAIRED
+    quota: int | None = None
+    hold_down: float = 0.0
+    icmp: bool = True
+    icmp_kills: bool = False
+    alg: bool = False
+    timers: Timers = field(default_factory=Timers)
+
+    def __post_init__(self) -> None:
+        if self.udp.unsolicited in (Unsolicited.RST, Unsolicited.HOLD):
+            raise ValueError(f"unsolicited UDP cannot be answered by {self.udp.unsolicited.name}, which is of TCP")
+        if self.quota is not None and self.quota < 1:
+            raise ValueError(f"a quota of {self.quota} mappings lets nobody out: use ports=() for that")

@@ -1,0 +1,221 @@
+"""How NATs choose outside ports (RFC 4787, section 4.2; RFC 7857, section 9).
+
+An `Allocation` says how and `start` makes the state that one NAT keeps for it.  A source yields candidates without
+end or until it has none left; the NAT takes the first that is free.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
+from typing import Final, Protocol, final
+
+from .addr import Endpoint
+
+ALL: Final = (1024, 65535)
+PortRange = tuple[int, int]
+"""First and last port."""
+
+_RANDOM_TRIES: Final = 128  # as in nf_nat_l4proto_unique_tuple; then one after another
+
+
+class PortSource(Protocol):
+    """The ports that one NAT would give out, best first."""
+
+    def candidates(self, inside: Endpoint, remote: Endpoint) -> Iterator[int]:
+        """Ports to try for a new mapping."""
+        ...
+
+
+class Allocation(Protocol):
+    """A way to choose ports."""
+
+    def start(self, random: Random) -> PortSource:
+        """Begin, with the NAT's own randomness."""
+        ...
+
+
+def _check(ports: PortRange) -> None:
+    if not 0 < ports[0] <= ports[1] <= 65535:
+        raise ValueError(f"a range of ports is (first, last) within 1 to 65535, not {ports}")
+
+
+def _around(start: int, ports: PortRange) -> Iterator[int]:
+    """All ports of a range, from `start` on and around."""
+    first, last = ports
+    yield from range(start, last + 1)
+    yield from range(first, start)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uniform:
+    """Any port of a range, uniformly."""
+
+    ports: PortRange = ALL
+    parity: bool = False  # RFC 4787, section 4.2.2: even stays even
+
+    def __post_init__(self) -> None:
+        _check(self.ports)
+
+    def start(self, random: Random) -> PortSource:
+        return _UniformSource(self, random)
+
+
+@final
+class _UniformSource:
+    def __init__(self, config: Uniform, random: Random) -> None:
+        self._config = config
+        self._random = random
+
+    def candidates(self, inside: Endpoint, remote: Endpoint) -> Iterator[int]:
+        first, last = self._config.ports
+        draw = self._random.randint
+        if self._config.parity:
+            want = inside[1] % 2
+            yield from (p for _ in range(_RANDOM_TRIES) if (p := draw(first, last)) % 2 == want)
+            yield from (p for p in _around(draw(first, last), (first, last)) if p % 2 == want)
+        for _ in range(_RANDOM_TRIES):
+            yield draw(first, last)
+        yield from _around(draw(first, last), (first, last))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preserve:
+    """The inside port, where it is free and in the range; else what `otherwise` says."""
+
+    otherwise: Allocation = field(default_factory=Uniform)
+    ports: PortRange = (1, 65535)
+
+    def __post_init__(self) -> None:
+        _check(self.ports)
+
+    def start(self, random: Random) -> PortSource:
+        return _PreserveSource(self, self.otherwise.start(random))
+
+
+@final
+class _PreserveSource:
+    def __init__(self, config: Preserve, otherwise: PortSource) -> None:
+        self._config = config
+        self._otherwise = otherwise
+
+    def candidates(self, inside: Endpoint, remote: Endpoint) -> Iterator[int]:
+        if self._config.ports[0] <= inside[1] <= self._config.ports[1]:
+            yield inside[1]
+        yield from self._otherwise.candidates(inside, remote)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequential:
+    """The last port plus `delta`; one counter for all, or one for each inside host."""
+
+    delta: int = 1
+    ports: PortRange = ALL
+    per_host: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.ports)
+        if self.delta == 0:
+            raise ValueError("a sequence of ports needs a step that is not 0")
+
+    def start(self, random: Random) -> PortSource:
+        return _SequentialSource(self, random)
+
+
+@final
+class _SequentialSource:
+    def __init__(self, config: Sequential, random: Random) -> None:
+        self._config = config
+        self._random = random
+        self._next: dict[str, int] = {}
+
+    def candidates(self, inside: Endpoint, remote: Endpoint) -> Iterator[int]:
+        first, last = self._config.ports
+        size = last - first + 1
+        whose = inside[0] if self._config.per_host else ""
+        if whose not in self._next:
+            self._next[whose] = self._random.randrange(size)
+        for _ in range(size):
+            offset = self._next[whose]
+            self._next[whose] = (offset + self._config.delta) % size
+            yield first + offset
+        yield from _around(first, (first, last))  # a delta that shares a factor with the size misses some
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Each inside host has a block of ports of its own (RFC 7422), from which `within` one is chosen."""
+
+    size: int = 1024
+    ports: PortRange = ALL
+    sequential: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.ports)
+        if not 1 <= self.size <= self.ports[1] - self.ports[0] + 1:
+            raise ValueError(f"a block of {self.size} ports does not fit into {self.ports}")
+
+    def start(self, random: Random) -> PortSource:
+        return _BlockSource(self, random)
+
+
+@final
+class _BlockSource:
+    def __init__(self, config: Block, random: Random) -> None:
+        self._config = config
+        self._random = random
+        count = (config.ports[1] - config.ports[0] + 1) // config.size
+        self._free = list(range(count))
+        random.shuffle(self._free)
+        self._sources: dict[str, PortSource] = {}
+
+    def candidates(self, inside: Endpoint, remote: Endpoint) -> Iterator[int]:
+        source = self._sources.get(inside[0])
+        if source is None:
+            if not self._free:
+                return iter(())
+            first = self._config.ports[0] + self._free.pop() * self._config.size
+            block = (first, first + self._config.size - 1)
+            way = Sequential(ports=block) if self._config.sequential else Uniform(ports=block)
+            source = self._sources[inside[0]] = way.start(self._random)
+        return source.candidates(inside, remote)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hash:
+    """A port that the inside endpoint decides, and with `remote` the remote one too; then the ones after it."""
+
+    ports: PortRange = ALL
+    remote: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.ports)
+
+    def start(self, random: Random) -> PortSource:
+        return _HashSource(self, random.getrandbits(32))
+
+
+@final
+class _HashSource:
+    def __init__(self, config: Hash, key: int) -> None:
+        self._config = config
+        self._key = key
+
+    def candidates(self, inside: Endpoint, remote: Endpoint) -> Iterator[int]:
+        first, last = self._config.ports
+        what = (self._key, inside, remote if self._config.remote else None)
+        start = first + zlib.crc32(repr(what).encode()) % (last - first + 1)
+        return _around(start, self._config.ports)
+
+
+def take(source: PortSource, inside: Endpoint, remote: Endpoint, limit: int) -> Iterator[int]:
+    """At most `limit` candidates."""
+    return islice(source.candidates(inside, remote), limit)

@@ -1,0 +1,243 @@
+"""What a NAT remembers: mappings, and the sessions in them.
+
+A session is one flow: (transport, inside endpoint, remote endpoint) seen from inside, (transport, outside endpoint,
+remote endpoint) seen from outside; both find it, and both are unique.  A mapping joins the sessions that share an
+outside endpoint because the NAT's mapping behaviour says so.  A session without an inside endpoint belongs to the
+router itself.
+
+Sessions of TCP follow the handshake as a connection tracker sees it, which is all that decides how long they live.
+"""
+
+from __future__ import annotations
+
+import heapq
+from enum import Enum
+from math import inf
+from typing import final
+
+from .addr import Endpoint
+from .nat_axes import Timers
+from .packet import ACK, FIN, RST, SYN, TCP, Packet
+
+Key = tuple[object, ...]
+
+
+class Phase(Enum):
+    """How far a session is."""
+
+    UDP = "udp"
+    OPENING = "syn-sent"  # a SYN from one side
+    CROSSED = "syn-sent-2"  # a SYN from both sides
+    HALF_OPEN = "syn-received"  # a SYN-ACK
+    ESTABLISHED = "established"
+    CLOSING = "closing"
+    RESET = "reset"
+
+
+@final
+class Mapping:
+    """An outside endpoint, and who uses it."""
+
+    __slots__ = ("inside", "key", "outside", "peers", "proto", "sessions")
+
+    def __init__(self, proto: int, key: Key, inside: Endpoint, outside: Endpoint) -> None:
+        self.proto = proto
+        self.key = key
+        self.inside = inside
+        self.outside = outside
+        self.sessions: dict[Endpoint, Session] = {}
+        self.peers: dict[str, int] = {}  # how many sessions there are with an address
+
+    def add(self, session: Session) -> None:
+        self.sessions[session.remote] = session
+        address = session.remote[0]
+        self.peers[address] = self.peers.get(address, 0) + 1
+
+    def remove(self, session: Session) -> None:
+        if self.sessions.pop(session.remote, None) is not None:
+            address = session.remote[0]
+            self.peers[address] -= 1
+            if not self.peers[address]:
+                del self.peers[address]
+
+
+@final
+class Session:
+    """One flow through a NAT.  `inside` is None for one of the router itself."""
+
+    __slots__ = ("_by_us", "answered", "created", "expires", "inside", "mapping", "outside", "phase", "proto", "remote")
+
+    def __init__(
+        self,
+        proto: int,
+        inside: Endpoint | None,
+        outside: Endpoint,
+        remote: Endpoint,
+        mapping: Mapping | None,
+        now: float,
+    ) -> None:
+        self.proto = proto
+        self.inside = inside
+        self.outside = outside
+        self.remote = remote
+        self.mapping = mapping
+        self.created = now
+        self.expires = inf
+        self.answered = False
+        self.phase = Phase.OPENING if proto == TCP else Phase.UDP
+        self._by_us = True  # whether the first SYN came from inside
+
+    def see(self, packet: Packet, *, outbound: bool) -> None:
+        """Follow a packet of this flow."""
+        if self.expires == inf:  # its first packet
+            self._by_us = outbound
+            if self.proto == TCP and not packet.flags & SYN:
+                self.phase = Phase.ESTABLISHED
+        if outbound is not self._by_us:
+            self.answered = True
+        if self.proto != TCP:
+            return
+        flags = packet.flags
+        if flags & RST:
+            self.phase = Phase.RESET
+        elif flags & SYN:
+            self._see_syn(flags, outbound)
+        elif flags & FIN:
+            self.phase = Phase.CLOSING
+        elif self.phase is Phase.HALF_OPEN:
+            self.phase = Phase.ESTABLISHED
+
+    def _see_syn(self, flags: int, outbound: bool) -> None:
+        if flags & ACK:
+            if self.phase in (Phase.OPENING, Phase.CROSSED):
+                self.phase = Phase.HALF_OPEN
+        elif self.phase is Phase.OPENING:
+            if outbound is not self._by_us:
+                self.phase = Phase.CROSSED
+        elif self.phase in (Phase.CLOSING, Phase.RESET):  # the ports are used again
+            self.phase = Phase.OPENING
+            self._by_us = outbound
+
+    def crosses(self, packet: Packet) -> bool:
+        """Whether a packet is part of a simultaneous open: a SYN from outside, or the SYN-ACK that answers it."""
+        if self.proto != TCP or not self._by_us or self.phase not in (Phase.OPENING, Phase.CROSSED):
+            return False
+        inbound = packet.src == self.remote
+        return packet.flags & (SYN | ACK) == (SYN if inbound else SYN | ACK)
+
+    def lifetime(self, timers: Timers, now: float) -> float:
+        """Seconds that it lives without a further packet."""
+        phase = self.phase
+        if phase is Phase.UDP:
+            stream = self.answered and now - self.created > timers.udp_stream_after
+            return timers.udp_stream if stream else timers.udp
+        if phase is Phase.RESET:
+            return timers.reset
+        if phase is Phase.OPENING:
+            return timers.opening
+        if phase is Phase.ESTABLISHED:
+            return timers.established
+        return timers.closing if phase is Phase.CLOSING else timers.half_open
+
+
+@final
+class Table:
+    """All sessions and mappings of one NAT.  Expiry is exact: `expire` is called before every look-up."""
+
+    __slots__ = ("_due", "_number", "by_outside", "inbound", "mappings", "outbound", "second", "used")
+
+    def __init__(self) -> None:
+        self.outbound: dict[tuple[int, Endpoint, Endpoint], Session] = {}
+        self.inbound: dict[tuple[int, Endpoint, Endpoint], Session] = {}
+        # Sessions whose inside endpoint already reached that remote from another port when a packet came in on theirs.
+        self.second: dict[tuple[int, Endpoint, Endpoint], list[Session]] = {}
+        self.mappings: dict[Key, list[Mapping]] = {}  # more than one where ports are overloaded
+        self.by_outside: dict[tuple[int, Endpoint], list[Mapping]] = {}
+        self.used: dict[str, int] = {}  # mappings of an inside host
+        self._due: list[tuple[float, int, Session]] = []
+        self._number = 0
+
+    @property
+    def next_end(self) -> float:
+        """When `expire` may have something to do."""
+        return self._due[0][0] if self._due else inf
+
+    def expire(self, now: float) -> list[Mapping]:
+        """Forget what has run out; returns the mappings that ended with it."""
+        due = self._due
+        ended: list[Mapping] = []
+        while due and due[0][0] <= now:
+            session = heapq.heappop(due)[2]
+            if self.inbound.get((session.proto, session.outside, session.remote)) is not session:
+                continue
+            if session.expires > now:
+                self._watch(session)
+            else:
+                gone = self.remove(session)
+                if gone is not None:
+                    ended.append(gone)
+        return ended
+
+    def _watch(self, session: Session) -> None:
+        self._number += 1
+        heapq.heappush(self._due, (session.expires, self._number, session))
+
+    def keep_until(self, session: Session, when: float) -> None:
+        """Set when a session ends."""
+        sooner = when < session.expires
+        session.expires = when
+        if sooner:
+            self._watch(session)
+
+    def add_mapping(self, mapping: Mapping) -> None:
+        self.mappings.setdefault(mapping.key, []).append(mapping)
+        self.by_outside.setdefault((mapping.proto, mapping.outside), []).append(mapping)
+        self.used[mapping.inside[0]] = self.used.get(mapping.inside[0], 0) + 1
+
+    def add(self, session: Session) -> None:
+        self.inbound[session.proto, session.outside, session.remote] = session
+        if session.inside is not None:
+            flow = (session.proto, session.inside, session.remote)
+            if self.outbound.setdefault(flow, session) is not session:
+                self.second.setdefault(flow, []).append(session)
+        if session.mapping is not None:
+            session.mapping.add(session)
+
+    def remove(self, session: Session) -> Mapping | None:
+        """Forget a session; returns its mapping when that ended with it."""
+        self.inbound.pop((session.proto, session.outside, session.remote), None)
+        if session.inside is not None:
+            flow = (session.proto, session.inside, session.remote)
+            second = self.second.get(flow)
+            if self.outbound.get(flow) is not session:
+                if second is not None and session in second:
+                    second.remove(session)
+            elif second:
+                self.outbound[flow] = second.pop(0)
+            else:
+                del self.outbound[flow]
+            if second is not None and not second:
+                del self.second[flow]
+        mapping = session.mapping
+        if mapping is None:
+            return None
+        mapping.remove(session)
+        if mapping.sessions:
+            return None
+        _remove(self.mappings, mapping.key, mapping)
+        _remove(self.by_outside, (mapping.proto, mapping.outside), mapping)
+        address = mapping.inside[0]
+        self.used[address] -= 1
+        if not self.used[address]:
+            del self.used[address]
+        return mapping
+
+    def all_mappings(self) -> list[Mapping]:
+        return [mapping for same in self.mappings.values() for mapping in same]
+
+
+def _remove(table: dict[Key, list[Mapping]] | dict[tuple[int, Endpoint], list[Mapping]], key: Key, it: Mapping) -> None:
+    same = table[key]  # type: ignore[index]
+    same.remove(it)
+    if not same:
+        del table[key]  # type: ignore[arg-type]

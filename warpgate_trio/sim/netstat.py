@@ -1,0 +1,98 @@
+"""What is still there: sockets, connections that say goodbye, mappings, tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from .host import host_of
+from .packet import PROTOCOL_NAMES, show
+from .router import Router
+from .tcp_states import State
+
+if TYPE_CHECKING:
+    from .network import Network
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Netstat:
+    """A listing of a network; false when programs have left nothing behind.
+
+    Attributes:
+      sockets: those that are not closed, one line each.
+      tasks: those that run on a host, besides the one that asks.
+      lingering: connections that their programs have closed and that are not done; TIME-WAIT ends after a minute.
+      mappings: of all NATs and firewalls; they end with their timers.
+    """
+
+    sockets: tuple[str, ...]
+    tasks: tuple[str, ...]
+    lingering: tuple[str, ...]
+    mappings: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.sockets or self.tasks)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{title}:\n" + "".join(f"  {line}\n" for line in lines)
+            for title, lines in (
+                ("sockets", self.sockets),
+                ("tasks", self.tasks),
+                ("lingering", self.lingering),
+                ("mappings", self.mappings),
+            )
+            if lines
+        ]
+        return "".join(parts) or "nothing\n"
+
+
+def netstat(net: Network) -> Netstat:
+    """List what a network holds now."""
+    return Netstat(
+        sockets=tuple(repr(sock) for sock in net.open_sockets()),
+        tasks=tuple(_tasks(net)),
+        lingering=tuple(_lingering(net)),
+        mappings=tuple(_mappings(net)),
+    )
+
+
+def _tasks(net: Network) -> Iterator[str]:
+    root = trio.lowlevel.current_root_task()
+    me = trio.lowlevel.current_task()
+    waiting = [] if root is None else [root]
+    while waiting:
+        task = waiting.pop()
+        for nursery in task.child_nurseries:
+            waiting.extend(sorted(nursery.child_tasks, key=lambda child: child.name, reverse=True))
+        host = host_of(task.context)
+        if host is not None and host.net is net and task is not me:
+            yield f"{task.name} on {host.name}"
+
+
+def _lingering(net: Network) -> Iterator[str]:
+    for host in net.hosts.values():
+        for (local, remote), connection in host.stack.connections.items():
+            state = connection.endpoint.state
+            if connection.endpoint.orphan or state is State.TIME_WAIT:
+                yield f"{host.name} {show(local)} > {show(remote)} {state.value}"
+
+
+def _mappings(net: Network) -> Iterator[str]:
+    now = net.wire.now
+    for host in net.hosts.values():
+        if not isinstance(host, Router):
+            continue
+        for box in (host.nat, host.firewall6):
+            if box is None:
+                continue
+            for mapping in box.mappings(now):
+                peers = ", ".join(show(remote) for remote in mapping.sessions)
+                name = PROTOCOL_NAMES[mapping.proto]
+                yield f"{host.name} {name} {show(mapping.inside)} = {show(mapping.outside)} for {peers}"
+            for forward in box.forwards(now):
+                yield f"{host.name} {PROTOCOL_NAMES[forward.proto]} {forward.port} forwarded to {show(forward.inside)}"

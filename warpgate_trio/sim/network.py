@@ -1,0 +1,333 @@
+"""A network: the world of one run.
+
+    async def main() -> None:
+        async with Network(seed=7) as net:
+            home = net.lan("home", nat=presets.LINUX)
+            alice = home.host("alice")
+            server = net.host("server", link=Link(latency=0.02))
+            ...
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))      # or simulate(main, seed=7)
+
+Entering it puts its sockets and its resolver behind `trio.socket`, for the run; code then runs on the host that it was
+started on.  An exception that leaves it takes along, as a note, one screen on what the network did (`explain`).
+
+Everything random in it comes from streams that are named after what they are for, so that a change in one
+place of a world does not reshuffle the luck of the others.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as stdlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, TypeVar, final
+
+import trio
+import trio.testing
+from trio.abc import SocketFactory
+
+from . import explain
+from .addr import Prefix, canonical
+from .determinism import deterministic
+from .faults import Fault, apply_faults
+from .host import Host, current_host
+from .link import PERFECT
+from .netstat import Netstat, netstat
+from .pcapng import Capture
+from .ports import os_error
+from .resolver import Resolver
+from .segment import Links, Segment
+from .tcp_socket import TcpSocket
+from .trace import Trace
+from .udp_socket import UdpSocket
+from .wire import Wire
+
+if TYPE_CHECKING:
+    from .nat_axes import NatConfig
+    from .sockets import VirtualSocket
+
+T = TypeVar("T")
+
+# Programs sort addresses by what they are for, so public ones must be public to `ipaddress` too, which rules the
+# documentation blocks out; nothing here ever leaves the process.
+INTERNET4: Final = "11.0.0.0/8"
+INTERNET6: Final = "2a0a::/32"
+_FIRST_NUMBER: Final = 100_000  # no real file descriptor
+_EPOCHS: Final = (1_735_689_600, 2_208_988_800)  # 2025 to 2039: a wall clock that starts at 0 hides bugs
+_CHECK_EVERY: Final = 64
+
+
+@final
+class _Factory(SocketFactory):
+    """Makes the sockets of whatever host the caller is on."""
+
+    def socket(
+        self,
+        family: int = stdlib.AF_INET,
+        type: int = stdlib.SOCK_STREAM,  # noqa: A002 (Trio's name)
+        proto: int = 0,
+    ) -> trio.socket.SocketType:
+        host = current_host()
+        kind = type & ~(getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0))
+        if family not in (stdlib.AF_INET, stdlib.AF_INET6):
+            raise OSError(errno.EAFNOSUPPORT, f"the simulator has no sockets of address family {family!r}")
+        if kind == stdlib.SOCK_STREAM:
+            if proto not in (0, stdlib.IPPROTO_TCP):
+                raise os_error(errno.EPROTONOSUPPORT)
+            return TcpSocket(host, stdlib.AddressFamily(family), proto)
+        if kind == stdlib.SOCK_DGRAM:
+            if proto not in (0, stdlib.IPPROTO_UDP):
+                raise os_error(errno.EPROTONOSUPPORT)
+            return UdpSocket(host, stdlib.AddressFamily(family), proto)
+        raise os_error(errno.ESOCKTNOSUPPORT)
+
+
+@final
+class Network:
+    """A simulated internet.
+
+    Args:
+      seed: decides everything random.
+      ipv6: whether its topmost segment has IPv6; hosts and LANs then get it too, unless they say otherwise.
+      hops: routers between two neighbours of the topmost segment.
+      link: of what is attached there, by default.
+      time_limit: virtual seconds after which a run has hung; then leaving it raises trio.TooSlowError with the last
+        packets.  A simulated program that waits for ever would otherwise wait for ever in earnest.
+      resolver_delay: seconds that a DNS answer takes.
+
+    Attributes:
+      internet: the topmost segment; `host` and `lan` are its.
+      names: DNS names and their addresses, to be added to with `add_name`.
+      epoch: the true Unix time at time 0 of the run's clock.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        ipv6: bool = False,
+        hops: int = 6,
+        link: Links = PERFECT,
+        time_limit: float = 7 * 86400.0,
+        resolver_delay: float = 0.0,
+    ) -> None:
+        self.seed = seed
+        self.wire = Wire()
+        self.trace = Trace()
+        self.hosts: dict[str, Host] = {}
+        self.names: dict[str, list[str]] = {}
+        self.resolver_delay = resolver_delay
+        self.faults: list[Fault] = []
+        self.epoch = self.rng("epoch").uniform(*_EPOCHS)
+        self.prefix6 = Prefix(INTERNET6) if ipv6 else None
+        self._numbers = {"lan": 0, "socket": _FIRST_NUMBER, "subnet": 0}
+        self._sockets: dict[int, VirtualSocket] = {}
+        self._captures: list[Capture] = []
+        self._time_limit = time_limit
+        self._used = False
+        self._wakes = 0
+        self._wire_failure: Exception | None = None
+        first6 = None if self.prefix6 is None else str(self.prefix6.subnet(64, 0))
+        self.internet = Segment(self, "internet", prefix4=INTERNET4, prefix6=first6, link=link, hops=hops, cloud=True)
+        self.segments: list[Segment] = [self.internet]
+
+    def __repr__(self) -> str:
+        return f"<Network seed={self.seed} hosts={len(self.hosts)}>"
+
+    # Building
+
+    def host(
+        self,
+        name: str,
+        *,
+        address: str | Sequence[str] | None = None,
+        link: Links | None = None,
+        ipv6: bool = True,
+        clock_offset: float = 0.0,
+        clock_drift: float = 0.0,
+    ) -> Host:
+        """Attach a host to the internet: `Segment.host`."""
+        return self.internet.host(
+            name, address=address, link=link, ipv6=ipv6, clock_offset=clock_offset, clock_drift=clock_drift
+        )
+
+    def lan(
+        self,
+        name: str,
+        *,
+        nat: NatConfig | None = None,
+        firewall6: NatConfig | None = None,
+        prefix4: str | None = None,
+        ipv6: bool = True,
+        addresses: int | Sequence[str] = 1,
+        uplink: Links | None = None,
+        link: Links = PERFECT,
+    ) -> Segment:
+        """Attach a LAN to the internet: `Segment.lan`."""
+        return self.internet.lan(
+            name,
+            nat=nat,
+            firewall6=firewall6,
+            prefix4=prefix4,
+            ipv6=ipv6,
+            addresses=addresses,
+            uplink=uplink,
+            link=link,
+        )
+
+    def add_name(self, name: str, *addresses: str) -> None:
+        """Let a DNS name stand for addresses; ValueError for an address that no host has."""
+        found = [canonical(address) for address in addresses]
+        for address in found:
+            if not any(address in host.own for host in self.hosts.values()):
+                raise ValueError(f"no host has the address {address}, so {name} cannot stand for it")
+        self.names.setdefault(name.lower(), []).extend(found)
+
+    def register(self, host: Host) -> None:
+        """Enter a host; ValueError when its name is taken."""
+        if host.name in self.hosts:
+            raise ValueError(f"there is a host {host.name!r} already")
+        self.hosts[host.name] = host
+
+    def rng(self, name: str) -> Random:
+        """The stream of random numbers for one purpose; it depends on the seed and the name alone."""
+        return Random(f"{self.seed}/{name}")
+
+    def private_prefix(self) -> Prefix:
+        """A block of private addresses that no other LAN of this network was given."""
+        self._numbers["lan"] += 1
+        number = self._numbers["lan"]
+        return Prefix(f"10.{number >> 8}.{number & 255}.0/24")
+
+    def next_number(self) -> int:
+        """A number for the next IPv6 subnet."""
+        self._numbers["subnet"] += 1
+        return self._numbers["subnet"]
+
+    # Running
+
+    async def __aenter__(self) -> Network:
+        clock = trio.lowlevel.current_clock()
+        if not isinstance(clock, trio.testing.MockClock) or clock.autojump_threshold > 0:
+            raise RuntimeError(
+                "a Network needs virtual time: trio.run(…, clock=trio.testing.MockClock(autojump_threshold=0)), "
+                "pytest-trio's autojump_clock, or warpgate_trio.sim.simulate"
+            )
+        if self._used:
+            raise RuntimeError("a Network is entered once; build a new one for another run")
+        self._used = True
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        self._limit_at = trio.current_time() + self._time_limit
+        self._nursery.cancel_scope.deadline = self._limit_at
+        self._resolver_before = trio.socket.set_custom_hostname_resolver(Resolver(self))
+        self._factory_before = trio.socket.set_custom_socket_factory(_Factory())
+        self.wire.on_wake = self._look_for_reality
+        self._wire_scope = trio.CancelScope()
+        self._nursery.start_soon(self._run_wire, name="the wire")
+        return self
+
+    async def _run_wire(self) -> None:
+        with self._wire_scope:
+            try:
+                await self.wire.run()
+            except Exception as failure:
+                self._wire_failure = failure
+                raise
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        trio.socket.set_custom_hostname_resolver(self._resolver_before)
+        trio.socket.set_custom_socket_factory(self._factory_before)
+        for capture in self._captures:
+            capture.close()
+        self._wire_scope.cancel()
+        if isinstance(exc, Exception):
+            exc.add_note(self.explain())
+        hung = self._nursery.cancel_scope.cancel_called and trio.current_time() >= self._limit_at
+        try:
+            await self._manager.__aexit__(exc_type, exc, traceback)
+        except BaseExceptionGroup:
+            # It holds what the body raised and what the wire raised, if it did; then the latter explains the former.
+            if self._wire_failure is not None:
+                raise self._wire_failure from None
+            return  # the body's own goes on, bare
+        if hung:
+            raise trio.TooSlowError(
+                f"nothing came to an end in {self._time_limit:g} virtual seconds\n\n{self.explain()}"
+            )
+
+    def _look_for_reality(self) -> None:
+        """RuntimeError when the run waits for a thread or a real socket, whose time the clock does not know."""
+        self._wakes += 1
+        if self._wakes % _CHECK_EVERY != 1:
+            return
+        if trio.to_thread.current_default_thread_limiter().borrowed_tokens:
+            raise RuntimeError("a thread runs under the simulated clock, which does not wait for threads")
+        statistics = trio.lowlevel.current_statistics().io_statistics
+        real = getattr(statistics, "tasks_waiting_read", 1) - 1 + getattr(statistics, "tasks_waiting_write", 0)
+        if real > 0:  # one is Trio's own
+            raise RuntimeError("a task waits for a real socket, for which the simulated clock does not wait")
+
+    def schedule(self, faults: Iterable[Fault]) -> None:
+        """Let things go wrong, at times that count from now.  ValueError for a target that is not there."""
+        found = tuple(faults)
+        apply_faults(self, found)
+        self.faults += found
+
+    # Sockets
+
+    def open_socket(self, sock: VirtualSocket) -> int:
+        """Enter a socket; returns its number."""
+        self._numbers["socket"] += 1
+        self._sockets[self._numbers["socket"]] = sock
+        return self._numbers["socket"]
+
+    def close_socket(self, number: int) -> None:
+        """Strike a socket off."""
+        self._sockets.pop(number, None)
+
+    def open_sockets(self) -> list[VirtualSocket]:
+        """The sockets that are not closed, oldest first."""
+        return list(self._sockets.values())
+
+    # Explaining
+
+    def netstat(self) -> Netstat:
+        """What is still there."""
+        return netstat(self)
+
+    def digest(self) -> str:
+        """A hash over everything that every packet did so far."""
+        return self.trace.digest()
+
+    def topology(self) -> str:
+        """The network as a tree."""
+        return explain.topology(self)
+
+    def ladder(self, last: int = 60, hosts: Iterable[str] = ()) -> str:
+        """The last packets, one line each, optionally only at some hosts."""
+        return explain.ladder(self.trace.latest(), last, tuple(hosts))
+
+    def explain(self) -> str:
+        """One screen on this world: seed, topology, faults, what is open, the last packets."""
+        return explain.explain(self)
+
+    def capture(self, path: str | Path) -> None:
+        """Write every packet from now on to a pcapng file with one interface for each of every host and router."""
+        capture = Capture(Path(path), self.epoch)
+        for host in self.hosts.values():
+            for interface in host.interfaces:
+                capture.tap(interface)
+        self._captures.append(capture)
+
+
+def simulate(fn: Callable[[], Awaitable[T]], *, seed: int = 0) -> T:
+    """`trio.run(fn)` in virtual time with a schedule that `seed` decides."""
+    with deterministic(seed):
+        return trio.run(fn, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,0 +1,210 @@
+"""Routers: hosts that pass packets on, with a NAT or a firewall per IP version between inside and outside.
+
+The order is that of Linux: a packet from outside is translated first and then loses a hop, one from inside loses a
+hop first, so one whose TTL ends at the NAT makes no mapping.  A packet that dies is reported to its sender.  A packet
+for the router itself is not forwarded, so its TTL does not matter.
+
+A router is a host too: programs run on it (`router.run`), such as a server that forwards ports on request, and what
+they bind is reachable from outside.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from .addr import BROADCAST, is_multicast, is_v6
+from .host import Host, Interface
+from .nat import Nat
+from .nat_axes import NatConfig
+from .nat_verdicts import Action, Verdict
+from .packet import ICMP, UDP, Icmp, Packet, icmp_error
+
+if TYPE_CHECKING:
+    from .network import Network
+    from .segment import Segment
+
+
+@final
+class Router(Host):
+    """A router between an outer segment and a LAN.  Made by `Segment.lan`, not directly.
+
+    Attributes:
+      outside, inside: its two interfaces.
+      nat: its IPv4 NAT, if it has one.
+      firewall6: its IPv6 firewall, if it has one.
+    """
+
+    forwarding = True
+
+    def __init__(self, net: Network, name: str) -> None:
+        super().__init__(net, name)
+        self.nat: Nat | None = None
+        self.firewall6: Nat | None = None
+
+    def connect(self, outside: Interface, lan: Segment, nat: NatConfig | None, firewall6: NatConfig | None) -> None:
+        """Put the router between a segment that it is on and a new one."""
+        self.outside = outside
+        net = self.net
+        inside_addresses = [prefix[-2] for prefix in (lan.prefix4, lan.prefix6) if prefix is not None]
+        self.inside = lan.attach(self, addresses=inside_addresses)
+        if nat is not None:
+            own = [address for address, _ in outside.addresses if not is_v6(address)]
+            self.nat = Nat(nat, own, net.rng(f"nat:{self.name}"), reserved=self._reserved)
+        elif lan.prefix4 is not None:
+            outside.segment.announce(lan.prefix4, outside)
+        if lan.prefix6 is not None:
+            outside.segment.announce(lan.prefix6, outside)
+        if firewall6 is not None:
+            self.firewall6 = Nat(firewall6, (), net.rng(f"firewall6:{self.name}"))
+
+    def _reserved(self, proto: int, port: int) -> bool:
+        return (self.stack.udp_ports if proto == UDP else self.stack.tcp_ports).is_used(port)
+
+    def addresses_on(self, segment: Segment) -> list[str]:
+        """Its addresses on a segment, one of each family: the gateways of the hosts there."""
+        interface = next(interface for interface in self.interfaces if interface.segment is segment)
+        found = [interface.address(v6=False), interface.address(v6=True)]
+        return [address for address in found if address is not None]
+
+    def _box(self, packet: Packet) -> Nat | None:
+        return self.firewall6 if is_v6(packet.dst[0]) else self.nat
+
+    # Packets
+
+    def receive(self, packet: Packet, interface: Interface | None) -> None:
+        box = self._box(packet)
+        dst = packet.dst[0]
+        if box is None or interface is None or is_multicast(dst) or dst == BROADCAST:
+            super().receive(packet, interface)
+        elif interface is self.outside:
+            self._from_outside(packet, interface, box)
+        elif dst in box.addresses and not self.stack.serves(packet):
+            self._from_inside(packet, interface, box)  # to be hairpinned
+        else:
+            super().receive(packet, interface)
+
+    def forward(self, packet: Packet, interface: Interface) -> None:
+        box = self._box(packet)
+        route = self.route(packet.dst[0])
+        if box is not None and interface is self.inside and (route is None or route.interface is self.outside):
+            self._from_inside(packet, interface, box)
+        else:
+            self._pass_on(packet, interface)
+
+    def _from_outside(self, packet: Packet, interface: Interface, box: Nat) -> None:
+        own, identity = packet.dst[0] in self.own, box.config.identity
+        if own and (identity or self.stack.serves(packet)):
+            super().receive(packet, interface)
+            return
+        if not own and not identity:
+            self.drop(packet, "nothing is translated to that address")
+            return
+        verdict = box.inbound(packet, self.net.wire.now)
+        self._note("in", packet, verdict)
+        if verdict.action is Action.FORWARD:
+            if packet.ttl <= 1:
+                self._expired(packet)
+            else:
+                self._emit(verdict.packet, packet.ttl - 1)
+        elif verdict.action is Action.LOCAL:
+            super().receive(packet, interface)
+        elif verdict.action is Action.REPLY:
+            self._emit(verdict.packet, verdict.packet.ttl)
+        elif verdict.held:
+            self.net.wire.at(box.next_due, self._release, box)
+
+    def _from_inside(self, packet: Packet, interface: Interface, box: Nat) -> None:
+        if packet.ttl <= 1:
+            self._expired(packet)
+            return
+        verdict = box.outbound(packet, self.net.wire.now)
+        self._note("out", packet, verdict)
+        if verdict.action in (Action.FORWARD, Action.HAIRPIN):
+            self._emit(verdict.packet, packet.ttl - 1)
+        elif verdict.action is Action.REPLY:
+            self._emit(verdict.packet, verdict.packet.ttl)
+
+    def _pass_on(self, packet: Packet, interface: Interface) -> None:
+        if packet.ttl <= 1:
+            self._expired(packet)
+        else:
+            self._emit(packet.rewritten(), packet.ttl - 1)
+
+    def _emit(self, packet: Packet, ttl: int) -> None:
+        """Send a packet that was made here, though not by this router's stack, towards its destination."""
+        packet.ttl = ttl
+        dst = packet.dst[0]
+        if dst in self.own:
+            self.net.wire.after(0, self.stack.receive, packet, None)
+            return
+        route = self.route(dst)
+        if route is None:
+            self.drop(packet, "no route")
+            self._tell(packet, Icmp.NET_UNREACHABLE)
+            return
+        route.interface.send(packet, route.gateway or dst)
+
+    def output(self, packet: Packet, interface: Interface | None = None) -> None:
+        box = self._box(packet)
+        if box is not None and not box.config.identity and packet.src[0] in box.addresses:
+            box.own(packet, self.net.wire.now)
+        super().output(packet, interface)
+
+    def too_big(self, packet: Packet, interface: Interface) -> None:
+        box = self._box(packet)
+        if box is not None and packet.src[0] in box.addresses and packet.proto != ICMP:
+            error = icmp_error(packet.src[0], Icmp.PACKET_TOO_BIG, packet, mtu=interface.tx.link.mtu)
+            verdict = box.inbound(error, self.net.wire.now)
+            if verdict.action is Action.FORWARD:
+                self.drop(packet, "too big")
+                self._emit(verdict.packet, verdict.packet.ttl)
+                return
+        if packet.src[0] in self.own:
+            super().too_big(packet, interface)
+            return
+        self.drop(packet, "too big")
+        self._tell(packet, Icmp.PACKET_TOO_BIG, mtu=interface.tx.link.mtu)
+
+    def _expired(self, packet: Packet) -> None:
+        self.drop(packet, "TTL expired")
+        self._tell(packet, Icmp.TIME_EXCEEDED)
+
+    def _tell(self, packet: Packet, error: Icmp, *, mtu: int = 0) -> None:
+        """Report to a packet's sender; nobody reports on reports (RFC 1122, section 3.2.2)."""
+        source = self.source_for(packet.src[0])
+        if source is not None and packet.proto != ICMP:
+            self.reply(icmp_error(source, error, packet, mtu=mtu))
+
+    def _release(self, box: Nat) -> None:
+        for packet in box.release(self.net.wire.now):
+            self.net.trace.add(self.net.wire.now, self.name, "in", packet, "held SYN refused")
+            self._emit(packet, packet.ttl)
+
+    def _note(self, way: str, packet: Packet, verdict: Verdict) -> None:
+        net = self.net
+        event = way if verdict.action in (Action.FORWARD, Action.LOCAL) else verdict.action.value
+        changed = verdict.packet if verdict.packet is not packet else None
+        net.trace.add(net.wire.now, self.name, event, packet, verdict.note, changed)
+
+    # What may happen to a router
+
+    def reboot(self) -> None:
+        """Forget every mapping; forwarded ports stay, as configuration does."""
+        for box in (self.nat, self.firewall6):
+            if box is not None:
+                box.reset()
+
+    def change_address(self, new: str | None = None) -> str:
+        """Get another outside IPv4 address, by default a free one, and forget every mapping; returns the address.
+
+        RuntimeError for a router without an IPv4 NAT.
+        """
+        if self.nat is None:
+            raise RuntimeError(f"{self.name} has no IPv4 NAT whose address could change")
+        segment = self.outside.segment
+        address = segment.free_address() if new is None else new
+        for old in [a for a, _ in self.outside.addresses if not is_v6(a)]:
+            segment.take_away(old)
+        segment.give(self.outside, address)
+        self.nat.reset([address])
+        return address

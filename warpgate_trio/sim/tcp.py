@@ -1,0 +1,400 @@
+"""One end of a TCP connection, as a pure state machine (RFC 9293, with the answers of Linux).
+
+Feed it with `connect`, `receive`, `icmp`, `tick`, `write`, `read`, `shutdown`, `close` and `abort`; each takes the
+time. What it wants sent collects in `out`; `deadline` is when it wants a `tick`.  `error` is an errno that the
+program is to see once.  Where the RFC leaves room, or Linux departs from it, Linux is followed, since that is what
+programs meet:
+
+* simultaneous open: a bare SYN in SYN-SENT makes SYN-RECEIVED, and the crossing SYN-ACK completes it;
+* SYNs go out at 0, 1, 2, 3, 4, 5, 7, 11, 19, 35 and 67 s and give up at 131 s (tcp_syn_retries 6 and
+  tcp_syn_linear_timeouts 4);
+* RST counts only at exactly the expected number, else it is challenged (RFC 5961), and so is a SYN;
+* an ICMP error ends a connection that is opening and does not touch one that is open;
+* closing with unread data, or data that comes after close, is a reset.
+
+An acknowledgement is not sent at once but noted in `ack_due`, so that the shell sends one for all that comes in an
+instant.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from math import inf
+from typing import Final, final
+
+from . import tcp_states as limits
+from .addr import Endpoint
+from .packet import ACK, FIN, PSH, RST, SYN, TCP, Icmp, Packet
+from .tcp_flow import Receiver, Sender, unwrap
+from .tcp_states import MAY_SEND, OPENING, Options, State
+
+_MASK: Final = 0xFFFFFFFF
+
+
+@final
+class TcpEndpoint:
+    """One end of a connection.
+
+    Attributes:
+      local, remote: its two endpoints.
+      state: where it stands.
+      out: packets to send, in order; the shell empties it.
+      deadline: when `tick` is due; inf for never.
+      error: the errno that the program has not seen yet, or 0.
+      ack_due: whether an acknowledgement is to go out at the end of this instant.
+    """
+
+    def __init__(self, local: Endpoint, remote: Endpoint, *, iss: int, mss: int, options: Options) -> None:
+        self.local = local
+        self.remote = remote
+        self.options = options
+        self.state = State.CLOSED
+        self.out: list[Packet] = []
+        self.deadline = inf
+        self.error = 0
+        self.ack_due = False
+        self.orphan = False  # whether the program has closed it
+        self.active = False
+        self.sender = Sender(iss, mss)
+        self.receiver = Receiver(0, options.receive_buffer)
+        self._iss = iss
+        self._retries = 0
+        self._read_shut = False
+
+    # What the program does
+
+    def connect(self, now: float) -> None:
+        """Open actively: send the SYN."""
+        self.active = True
+        self.state = State.SYN_SENT
+        self._send_syn(now)
+
+    def accept(self, syn: Packet, now: float) -> None:
+        """Open passively, on a SYN that came to a listener."""
+        self._take_syn(syn)
+        self.state = State.SYN_RECEIVED
+        self._send_syn(now)
+
+    def write(self, data: bytes | bytearray | memoryview, now: float) -> int:
+        """Queue bytes, as many as there is room for; returns how many."""
+        room = max(0, self.options.send_buffer - len(self.sender.buffer))
+        taken = data[:room]
+        self.sender.buffer += taken
+        self._push(now)
+        return len(taken)
+
+    def read(self, size: int, *, peek: bool = False) -> bytes:
+        """Bytes that came; b"" when there are none."""
+        buffer = self.receiver.buffer
+        data = bytes(memoryview(buffer)[:size])
+        if not peek and data:
+            del buffer[: len(data)]
+            if self.receiver.would_update(self.sender.mss) and self.state not in (State.TIME_WAIT, State.CLOSED):
+                self.ack_due = True
+        return data
+
+    def shutdown_write(self, now: float) -> None:
+        """Send a FIN after all that is queued."""
+        if self.state in limits.AFTER_SHUTDOWN:
+            self.state = limits.AFTER_SHUTDOWN[self.state]
+            self.sender.fin = True
+            self._push(now)
+
+    def shutdown_read(self) -> None:
+        """Let reads end after what has come."""
+        self._read_shut = True
+
+    def close(self, now: float) -> None:
+        """What close(2) does: FIN, or RST when data was left unread.  The rest goes on without the program."""
+        if self.orphan:
+            return
+        self.orphan = True
+        if self.state is State.SYN_SENT:
+            self._finish()
+        elif self.state is State.SYN_RECEIVED or (self.receiver.buffer and self.state is not State.TIME_WAIT):
+            self.abort()
+        elif self.state in MAY_SEND:
+            self.shutdown_write(now)
+        elif self.state is State.FIN_WAIT_2:
+            self.deadline = now + limits.FIN_TIMEOUT
+
+    def abort(self) -> None:
+        """Send a RST and forget the connection."""
+        if self.state not in (State.SYN_SENT, State.CLOSED, State.TIME_WAIT):
+            self._emit(RST | ACK, self.sender.next)
+        self._finish()
+
+    def take_error(self) -> int:
+        """The pending errno, which is shown once."""
+        error, self.error = self.error, 0
+        return error
+
+    @property
+    def opening(self) -> bool:
+        return self.state in OPENING
+
+    @property
+    def at_eof(self) -> bool:
+        """Whether nothing more will be read."""
+        return self._read_shut or self.receiver.finished or self.state is State.CLOSED
+
+    @property
+    def readable(self) -> bool:
+        """Whether a read would not wait."""
+        return bool(self.receiver.buffer or self.error) or (self.at_eof and not self.opening)
+
+    @property
+    def may_send(self) -> bool:
+        return self.state in MAY_SEND
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a write would take something."""
+        sender, options = self.sender, self.options
+        return len(sender.buffer) < options.send_buffer and sender.unsent < options.unsent_limit
+
+    # What the network does
+
+    def receive(self, packet: Packet, now: float) -> None:
+        """Take a segment for this connection."""
+        if self.state is State.SYN_SENT:
+            self._receive_in_syn_sent(packet, now)
+        elif self.state is not State.CLOSED:
+            self._receive(packet, now)
+
+    def icmp(self, error: Icmp, mtu: int, now: float) -> None:
+        """Take an ICMP error about a segment of ours."""
+        if error is Icmp.PACKET_TOO_BIG:
+            mss = max(mtu - 40 - (20 if ":" in self.local[0] else 0), 88)
+            if mss < self.sender.mss:
+                self.sender.shrink_mss(mss)
+                self._push(now)
+        elif self.state in OPENING and self.active:
+            self._fail(limits.ICMP_ERRNO[error])
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        if now < self.deadline:
+            return
+        self.deadline = inf
+        if self.state in (State.TIME_WAIT, State.FIN_WAIT_2):
+            self._finish()
+        elif self.state in OPENING:
+            gaps = limits.SYN_GAPS if self.state is State.SYN_SENT else limits.SYN_ACK_GAPS
+            self._retries += 1
+            if self._retries >= len(gaps):
+                self._fail(errno.ETIMEDOUT)
+            else:
+                self._send_syn(now)
+        elif self.sender.end > self.sender.una:
+            self._retries += 1
+            if self._retries > (limits.ORPHAN_RETRIES if self.orphan else limits.DATA_RETRIES):
+                self._fail(errno.ETIMEDOUT)
+                return
+            probe = self.sender.peer_window == 0
+            self.sender.timed_out()
+            self._push(now, probe=probe)
+
+    def flush_ack(self, now: float) -> None:
+        """Send the acknowledgement that is due, if no segment has carried it meanwhile."""
+        if self.ack_due and self.state not in (State.CLOSED, State.SYN_SENT):
+            self._emit(ACK, self.sender.next)
+        self.ack_due = False
+
+    # Segments in
+
+    def _receive_in_syn_sent(self, packet: Packet, now: float) -> None:
+        flags = packet.flags
+        if flags & ACK:
+            ack = unwrap(packet.ack, self._iss)
+            if ack != self._iss + 1:
+                if not flags & RST:
+                    self.out.append(Packet(TCP, self.local, self.remote, flags=RST, seq=packet.ack))
+                return
+        if flags & RST:
+            if flags & ACK:
+                self._fail(errno.ECONNREFUSED)
+            return
+        if not flags & SYN:
+            return
+        self._take_syn(packet)
+        self._retries = 0
+        if flags & ACK:
+            self.sender.acknowledged(self._iss + 1, now)
+            self._opened(now)
+            self.ack_due = True
+        else:  # both ends opened at once
+            self.state = State.SYN_RECEIVED
+            self._send_syn(now)
+
+    def _receive(self, packet: Packet, now: float) -> None:
+        receiver, flags = self.receiver, packet.flags
+        seq = unwrap(packet.seq, receiver.next)
+        length = len(packet.payload) + bool(flags & SYN) + bool(flags & FIN)
+        crossing = self.state is State.SYN_RECEIVED and flags & SYN and seq + 1 == receiver.next
+        if crossing and not flags & ACK:  # the peer's SYN again
+            self._send_syn(now, keep_timer=True)
+            return
+        if not crossing and not receiver.accepts(seq, length):
+            if not flags & RST:
+                self.ack_due = True
+                if self.state is State.TIME_WAIT and flags & FIN:
+                    self.deadline = now + limits.TIME_WAIT
+            return
+        if flags & RST:
+            if seq == receiver.next:
+                self._reset()
+            else:
+                self.ack_due = True
+            return
+        if flags & SYN and not crossing:
+            self.ack_due = True
+            return
+        if not flags & ACK or not self._take_ack(packet, now):
+            return
+        if self.state is State.CLOSED:
+            return
+        if packet.payload or flags & FIN:
+            self._take_data(packet, seq, now)
+        self._push(now)
+
+    def _take_ack(self, packet: Packet, now: float) -> bool:
+        """Process the acknowledgement; whether the rest of the segment counts."""
+        sender = self.sender
+        ack = unwrap(packet.ack, sender.una)
+        if self.state is State.SYN_RECEIVED:
+            if ack != self._iss + 1:
+                self.out.append(Packet(TCP, self.local, self.remote, flags=RST, seq=packet.ack))
+                return False
+            sender.acknowledged(ack, now)
+            sender.peer_window = packet.window
+            self._opened(now)
+            # The last SYN-ACK of a crossed open is answered, so that an end that lost the other one gets there too.
+            self.ack_due = self.ack_due or bool(packet.flags & SYN)
+            return True
+        if ack > sender.highest:
+            self.ack_due = True
+            return False
+        if ack < sender.una:  # overtaken by a later one, whose window counts
+            return True
+        was, sender.peer_window = sender.peer_window, packet.window
+        if was == 0 or packet.window == 0:
+            self._retries = 0  # a closed window is probed for as long as the peer answers
+            if ack == sender.una and was == 0:
+                sender.next = max(sender.una, sender.base)  # what probed the window was not taken
+        if ack > sender.una:
+            sender.acknowledged(ack, now)
+            self._retries = 0
+            self._rearm(now)
+            if sender.fin and ack == sender.end:
+                self._move(limits.AFTER_ACKNOWLEDGED, now)
+        elif was == packet.window and not packet.payload and not packet.flags & FIN:
+            self._take_duplicate(ack, now)
+        return True
+
+    def _take_duplicate(self, ack: int, now: float) -> None:
+        sender = self.sender
+        if ack == sender.una and sender.in_flight and sender.duplicate():
+            resume, sender.next = sender.next, sender.una
+            self._send_one(now)
+            sender.next = max(resume, sender.next)
+
+    def _take_data(self, packet: Packet, seq: int, now: float) -> None:
+        receiver = self.receiver
+        if self.orphan and packet.payload and seq + len(packet.payload) > receiver.next:
+            self.abort()  # data for a program that is gone
+            return
+        receiver.take(seq, packet.payload, fin=bool(packet.flags & FIN))
+        self.ack_due = True
+        if receiver.has_gap:  # RFC 5681, 4.2: at once, so that the sender can count them
+            self._emit(ACK, self.sender.next)
+        if receiver.finished:
+            self._move(limits.AFTER_PEERS_FIN, now)
+
+    def _take_syn(self, packet: Packet) -> None:
+        self.receiver = Receiver(packet.seq, self.options.receive_buffer)
+        self.sender.peer_window = packet.window
+
+    def _opened(self, now: float) -> None:
+        self.state = State.ESTABLISHED
+        self._retries = 0
+        self.deadline = inf
+        self._push(now)
+
+    # Ends
+
+    def _move(self, table: Mapping[State, State], now: float) -> None:
+        """Go where a table leads from this state."""
+        self.state = table.get(self.state, self.state)
+        if self.state is State.TIME_WAIT:
+            self.deadline = now + limits.TIME_WAIT
+        elif self.state is State.FIN_WAIT_2:
+            self.deadline = now + limits.FIN_TIMEOUT if self.orphan else inf
+        elif self.state is State.CLOSED:
+            self._finish()
+
+    def _reset(self) -> None:
+        # tcp_reset() in net/ipv4/tcp_input.c
+        if self.state is State.SYN_RECEIVED and not self.active:
+            self._finish()
+        else:
+            self._fail(errno.EPIPE if self.state is State.CLOSE_WAIT else errno.ECONNRESET)
+
+    def _fail(self, error: int) -> None:
+        if not self.orphan:
+            self.error = error
+        self._finish()
+
+    def _finish(self) -> None:
+        self.state = State.CLOSED
+        self.deadline = inf
+        self.ack_due = False
+
+    # Segments out
+
+    def _send_syn(self, now: float, *, keep_timer: bool = False) -> None:
+        answering = self.state is State.SYN_RECEIVED
+        self._emit(SYN | ACK if answering else SYN, self._iss)
+        self.sender.sent(self._iss + 1, now)
+        if not keep_timer:
+            gaps = limits.SYN_ACK_GAPS if answering else limits.SYN_GAPS
+            self.deadline = now + gaps[min(self._retries, len(gaps) - 1)]
+
+    def _push(self, now: float, *, probe: bool = False) -> None:
+        """Send what the windows allow."""
+        if self.state in OPENING or self.state in (State.CLOSED, State.TIME_WAIT):
+            return
+        if self._send_one(now, probe=probe):
+            while self._send_one(now):
+                pass
+        self._rearm(now, keep=True)
+
+    def _send_one(self, now: float, *, probe: bool = False) -> bool:
+        segment = self.sender.segment(probe=probe)
+        if segment is None:
+            return False
+        seq, data, fin = segment
+        self._emit(ACK | (PSH if data else 0) | (FIN if fin else 0), seq, data)
+        self.sender.sent(seq + len(data) + fin, now)
+        return True
+
+    def _rearm(self, now: float, *, keep: bool = False) -> None:
+        """Set the retransmission timer, which also probes a closed window."""
+        if self.state in (State.CLOSED, State.TIME_WAIT) or self.state in OPENING:
+            return
+        if self.sender.end > self.sender.una:
+            if not keep or self.deadline == inf:
+                self.deadline = now + self.sender.rto
+        elif self.state is not State.FIN_WAIT_2:
+            self.deadline = inf
+
+    def _emit(self, flags: int, seq: int, data: bytes = b"") -> None:
+        ack = window = 0
+        if flags & ACK:
+            ack = self.receiver.next & _MASK
+            self.ack_due = False
+        if not flags & RST:
+            window = self.receiver.advertise() if flags & ACK else self.options.receive_buffer
+        ttl = self.options.ttl
+        self.out.append(Packet(TCP, self.local, self.remote, data, ttl, flags, seq & _MASK, ack, window))

@@ -1,0 +1,73 @@
+"""The states of a TCP connection, its options, and the constants of Linux that bound each of them."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import Final, final
+
+from .packet import Icmp
+
+SYN_GAPS: Final = (1, 1, 1, 1, 1, 2, 4, 8, 16, 32, 64)
+SYN_ACK_GAPS: Final = (1, 2, 4, 8, 16, 32)  # tcp_synack_retries 5
+DATA_RETRIES: Final = 15  # tcp_retries2
+ORPHAN_RETRIES: Final = 8  # tcp_orphan_retries 0 stands for this
+TIME_WAIT: Final = 60.0
+FIN_TIMEOUT: Final = 60.0  # of a closed socket whose peer does not close
+
+ICMP_ERRNO: Final = {
+    Icmp.PORT_UNREACHABLE: errno.ECONNREFUSED,
+    Icmp.NET_UNREACHABLE: errno.ENETUNREACH,
+    Icmp.HOST_UNREACHABLE: errno.EHOSTUNREACH,
+    Icmp.ADMIN_PROHIBITED: errno.EHOSTUNREACH,
+    Icmp.TIME_EXCEEDED: errno.EHOSTUNREACH,
+}
+
+
+class State(Enum):
+    """RFC 9293, section 3.3.2."""
+
+    SYN_SENT = "SYN-SENT"
+    SYN_RECEIVED = "SYN-RECEIVED"
+    ESTABLISHED = "ESTABLISHED"
+    FIN_WAIT_1 = "FIN-WAIT-1"
+    FIN_WAIT_2 = "FIN-WAIT-2"
+    CLOSE_WAIT = "CLOSE-WAIT"
+    CLOSING = "CLOSING"
+    LAST_ACK = "LAST-ACK"
+    TIME_WAIT = "TIME-WAIT"
+    CLOSED = "CLOSED"
+
+
+AFTER_SHUTDOWN: Final = {State.ESTABLISHED: State.FIN_WAIT_1, State.CLOSE_WAIT: State.LAST_ACK}
+"""What the end of our own writing makes of a state."""
+
+AFTER_ACKNOWLEDGED: Final = {
+    State.FIN_WAIT_1: State.FIN_WAIT_2,
+    State.CLOSING: State.TIME_WAIT,
+    State.LAST_ACK: State.CLOSED,
+}
+"""What the acknowledgement of our FIN makes of a state."""
+
+AFTER_PEERS_FIN: Final = {
+    State.ESTABLISHED: State.CLOSE_WAIT,
+    State.FIN_WAIT_1: State.CLOSING,
+    State.FIN_WAIT_2: State.TIME_WAIT,
+}
+"""What the peer's FIN, with all before it, makes of a state."""
+
+OPENING: Final = (State.SYN_SENT, State.SYN_RECEIVED)
+MAY_SEND: Final = (State.ESTABLISHED, State.CLOSE_WAIT)
+
+
+@final
+@dataclass(slots=True)
+class Options:
+    """What a socket may set, at any time."""
+
+    ttl: int = 64
+    send_buffer: int = 256 * 1024
+    receive_buffer: int = 256 * 1024
+    unsent_limit: float = inf  # TCP_NOTSENT_LOWAT

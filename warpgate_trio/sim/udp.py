@@ -1,0 +1,81 @@
+"""The queue behind a bound UDP socket."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Final, final
+
+from .addr import BROADCAST, Endpoint
+from .packet import Icmp, Packet
+from .ports import Binding
+from .slots import Slot
+
+if TYPE_CHECKING:
+    from .host import Host, Interface
+
+DEFAULT_BUFFER: Final = 212992  # net.core.rmem_default
+_OVERHEAD: Final = 768  # what the kernel charges for a small datagram beside its bytes (skb truesize)
+
+_ICMP_ERRNO: Final = {
+    Icmp.PORT_UNREACHABLE: errno.ECONNREFUSED,
+    Icmp.ADMIN_PROHIBITED: errno.EHOSTUNREACH,
+    Icmp.HOST_UNREACHABLE: errno.EHOSTUNREACH,
+}
+
+
+@final
+class UdpPort:
+    """What a bound UDP socket has received.
+
+    Attributes:
+      peer: the endpoint that it is connected to.
+      error: an errno to show once; only a connected socket gets ICMP errors, and of those only the hard ones
+        (RFC 1122, 4.1.3.3; `icmp_err_convert` of Linux).
+      groups: (group, interface) pairs that were joined.
+    """
+
+    __slots__ = ("_used", "binding", "error", "groups", "host", "limit", "peer", "queue", "readable")
+
+    def __init__(self, host: Host, binding: Binding, readable: Slot, limit: int) -> None:
+        self.host = host
+        self.binding = binding
+        self.readable = readable
+        self.limit = limit
+        self.peer: Endpoint | None = None
+        self.error = 0
+        self.groups: set[tuple[str, Interface]] = set()
+        self.queue: deque[tuple[bytes, Endpoint]] = deque()
+        self._used = 0
+
+    def hears(self, group: str, interface: Interface | None) -> bool:
+        """Whether a packet to a group, or a broadcast, is for this socket."""
+        if not (self.binding.wildcard or self.binding.address == group):
+            return False
+        if group == BROADCAST:
+            return self.binding.any4
+        return any(g == group and (interface is None or i is interface) for g, i in self.groups)
+
+    def deliver(self, packet: Packet) -> None:
+        """Queue a datagram, or drop it when the buffer is full."""
+        cost = len(packet.payload) + _OVERHEAD
+        if self._used + cost > self.limit and self.queue:
+            self.host.drop(packet, "receive buffer full")
+            return
+        self._used += cost
+        self.queue.append((packet.payload, packet.src))
+        self.readable.wake()
+
+    def take(self, *, peek: bool) -> tuple[bytes, Endpoint]:
+        """The oldest datagram; IndexError without one."""
+        if peek:
+            return self.queue[0]
+        payload, source = self.queue.popleft()
+        self._used -= len(payload) + _OVERHEAD
+        return payload, source
+
+    def icmp(self, error: Icmp) -> None:
+        """Take an ICMP error about a datagram to the peer."""
+        if error in _ICMP_ERRNO:
+            self.error = _ICMP_ERRNO[error]
+            self.readable.wake()

@@ -1,0 +1,314 @@
+"""UDP sockets of simulated hosts."""
+
+from __future__ import annotations
+
+import errno
+import socket as stdlib
+from collections.abc import Iterable
+from operator import index
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, final
+
+import trio
+
+from .addr import BROADCAST, Endpoint, is_multicast, is_v6
+from .host import Interface
+from .options import IP, IP_MTU, IP_MTU_DISCOVER, IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO, SOL_SOCKET, Buffer, OptionSet
+from .packet import UDP, Packet
+from .ports import Binding, os_error
+from .slots import Slot
+from .sockets import VirtualSocket
+from .udp import UdpPort
+
+if TYPE_CHECKING:
+    from .host import Host
+
+_PEEK: Final = int(stdlib.MSG_PEEK)  # as an enum member, & costs a microsecond
+_ALWAYS_FITS: Final = 576  # smaller links are found out about only by what is larger than this
+_MAX_PAYLOAD: Final = {False: 65507, True: 65527}
+_JOIN: Final = {(IP, stdlib.IP_ADD_MEMBERSHIP), (IPV6, stdlib.IPV6_JOIN_GROUP)}
+_LEAVE: Final = {(IP, stdlib.IP_DROP_MEMBERSHIP), (IPV6, stdlib.IPV6_LEAVE_GROUP)}
+_MULTICAST_IF: Final = (IP, stdlib.IP_MULTICAST_IF)
+
+
+@final
+class UdpSocket(VirtualSocket):
+    """A datagram socket."""
+
+    _kind = stdlib.SOCK_DGRAM
+
+    def __init__(self, host: Host, family: stdlib.AddressFamily, proto: int) -> None:
+        super().__init__(host, family, proto, OptionSet(stream=False, v6=family == stdlib.AF_INET6))
+        self._readable = Slot("reading from")
+        self._port: UdpPort | None = None
+        self._multicast_from: Interface | None = None
+        self._shut_read = False
+        self._refresh_options()
+
+    def _refresh_options(self) -> None:
+        get = self._options.get
+        self._ttl = get(IP, stdlib.IP_TTL)
+        self._ttl6 = get(IPV6, stdlib.IPV6_UNICAST_HOPS) if self._v6 else 64
+        self._dont_fragment = get(IP, IP_MTU_DISCOVER) == PMTUDISC_DO
+        self._dont_fragment6 = self._v6 and get(IPV6, IPV6_MTU_DISCOVER) == PMTUDISC_DO
+        self._broadcast = bool(get(SOL_SOCKET, stdlib.SO_BROADCAST))
+        if self._port is not None:
+            self._port.limit = get(SOL_SOCKET, stdlib.SO_RCVBUF)
+
+    def _option_changed(self, level: int, optname: int, value: int) -> None:
+        self._refresh_options()
+
+    def _special_option(self, level: int, optname: int) -> int | None:
+        if (level, optname) == (IP, IP_MTU):
+            if self._port is None or self._port.peer is None:
+                raise os_error(errno.ENOTCONN)
+            return self.host.mtu_to(self._port.peer[0])
+        return super()._special_option(level, optname)
+
+    def _set_special(self, level: int, optname: int, value: int | Buffer) -> bool:
+        key = (level, optname)
+        if key == _MULTICAST_IF:
+            self._multicast_from = self._interface_for(value, v6=False)
+            return True
+        if key in _JOIN or key in _LEAVE:
+            if isinstance(value, int):
+                raise os_error(errno.EINVAL)
+            self._membership(bytes(memoryview(value)), join=key in _JOIN, v6=level == IPV6)
+            return True
+        return False
+
+    def _membership(self, request: bytes, *, join: bool, v6: bool) -> None:
+        size = 16 if v6 else 4
+        if len(request) < size + 4:
+            raise os_error(errno.EINVAL)
+        group = stdlib.inet_ntop(stdlib.AF_INET6 if v6 else stdlib.AF_INET, request[:size])
+        if not is_multicast(group):
+            raise os_error(errno.EINVAL)
+        interface = self._interface_for(request[size:], v6=v6)
+        port = self._bound()
+        if join:
+            port.groups.add((group, interface))
+        elif (group, interface) in port.groups:
+            port.groups.remove((group, interface))
+        else:
+            raise os_error(errno.EADDRNOTAVAIL)
+
+    def _interface_for(self, value: int | Buffer, *, v6: bool) -> Interface:
+        """The interface that an option names, by index or address; the first one for 0."""
+        data = value.to_bytes(4, "little") if isinstance(value, int) else bytes(memoryview(value))
+        interfaces = self.host.interfaces
+        if v6 or len(data) >= 12:
+            wanted = int.from_bytes(data[-4:], "little")
+            found = [i for i in interfaces if wanted in (0, i.index)]
+        else:
+            address = stdlib.inet_ntoa(data[:4])
+            found = [i for i in interfaces if address == "0.0.0.0" or self.host.own.get(address) is i]
+        if not found:
+            raise os_error(errno.ENODEV)
+        return found[0]
+
+    # Life
+
+    def _bound(self) -> UdpPort:
+        """The port of this socket, of any number when it was not bound."""
+        if self._port is None:
+            self._bind(self._new_binding(self._wildcard(), 0))
+        assert self._port is not None
+        return self._port
+
+    def _bind(self, binding: Binding) -> None:
+        old = self._port
+        port = UdpPort(self.host, binding, self._readable, self._options.get(SOL_SOCKET, stdlib.SO_RCVBUF))
+        if old is not None:  # groups were joined before bind
+            self.host.stack.remove_udp(old)
+            port.groups = old.groups
+        self.host.stack.add_udp(port)
+        self._port, self._binding = port, binding
+
+    def _close(self) -> None:
+        if self._port is not None:
+            self.host.stack.remove_udp(self._port)
+        self._readable.close()
+
+    def _take_error(self) -> int:
+        if self._port is None:
+            return 0
+        error, self._port.error = self._port.error, 0
+        return error
+
+    def _raise_pending(self) -> None:
+        error = self._take_error()
+        if error:
+            raise os_error(error)
+
+    async def connect(self, address: Any) -> None:
+        try:
+            endpoint = self._destination(await self._resolve(address, local=False))
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.close()
+            raise
+        self._check_open()
+        self._check_family(endpoint[0])
+        if endpoint[0] == BROADCAST and not self._broadcast:
+            raise os_error(errno.EACCES)
+        source = self._source(endpoint[0])
+        port = self._bound()
+        port.peer = endpoint
+        if port.binding.wildcard:  # as Linux does it, until the socket is closed
+            port.binding.address, port.binding.any4, port.binding.any6 = source, False, False
+
+    def getpeername(self) -> Any:
+        self._check_open()
+        if self._port is None or self._port.peer is None:
+            raise os_error(errno.ENOTCONN)
+        return self._show(self._port.peer)
+
+    def shutdown(self, flag: int) -> None:
+        self._check_open()
+        if flag not in (stdlib.SHUT_RD, stdlib.SHUT_WR, stdlib.SHUT_RDWR):
+            raise os_error(errno.EINVAL)
+        if self._port is None or self._port.peer is None:
+            raise os_error(errno.ENOTCONN)
+        if flag != stdlib.SHUT_RD:
+            self._shut_write = True
+        if flag != stdlib.SHUT_WR:
+            self._shut_read = True
+            self._readable.wake()
+
+    def listen(self, backlog: int = 128) -> None:
+        self._check_open()
+        raise os_error(errno.EOPNOTSUPP)
+
+    async def accept(self) -> Any:
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        raise os_error(errno.EOPNOTSUPP)
+
+    # Sending
+
+    def _transmit(self, data: bytes, dst: Endpoint | None) -> int:
+        self._check_open()
+        if self._shut_write:
+            raise os_error(errno.EPIPE)
+        port = self._port
+        if dst is None:
+            if port is None or port.peer is None:
+                raise os_error(errno.EDESTADDRREQ)
+            dst = port.peer
+        address, number_ = dst
+        v6 = is_v6(address)
+        if number_ == 0:
+            raise os_error(errno.EINVAL)
+        if len(data) > _MAX_PAYLOAD[v6]:
+            raise os_error(errno.EMSGSIZE)
+        if self._v6 and not v6:
+            self._check_family(address)
+        if port is None:
+            port = self._bound()
+        if port.error:
+            self._raise_pending()
+        source = self._source(address), port.binding.port
+        packet = Packet(UDP, source, dst, data, self._ttl6 if v6 else self._ttl)
+        if packet.size > _ALWAYS_FITS or self.host.path_mtu:
+            self._fit(packet, v6)
+        if address == BROADCAST or is_multicast(address):
+            self._send_to_many(packet, v6)
+        else:
+            self.host.net.wire.act(self.host.output, packet)
+        return len(data)
+
+    def _fit(self, packet: Packet, v6: bool) -> None:
+        """Cut a datagram up that is too big for the way, or refuse to."""
+        if packet.size > self.host.mtu_to(packet.dst[0]):
+            if self._dont_fragment6 if v6 else self._dont_fragment:
+                raise os_error(errno.EMSGSIZE)
+            packet.fragments = True
+
+    def _send_to_many(self, packet: Packet, v6: bool) -> None:
+        if packet.dst[0] == BROADCAST and not self._broadcast:
+            raise os_error(errno.EACCES)
+        get = self._options.get
+        if is_multicast(packet.dst[0]):
+            packet.ttl = get(IPV6, stdlib.IPV6_MULTICAST_HOPS) if v6 else get(IP, stdlib.IP_MULTICAST_TTL)
+            if get(IPV6, stdlib.IPV6_MULTICAST_LOOP) if v6 else get(IP, stdlib.IP_MULTICAST_LOOP):
+                out = self._multicast_from or next(iter(self.host.interfaces), None)
+                self.host.net.wire.after(0, self.host.stack.receive, packet, out)
+        if self._multicast_from is not None:
+            address = self._multicast_from.address(v6=v6)
+            if address is not None and self._binding is not None and self._binding.wildcard:
+                packet.src = (address, packet.src[1])
+        if packet.ttl > 0:
+            self.host.output(packet, self._multicast_from)
+
+    async def sendto(self, *args: Any) -> int:
+        dst = self._numeric(args[-1]) or await self._resolve(args[-1], local=False)
+        if not 2 <= len(args) <= 3:
+            raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args)} given)")
+        data = bytes(args[0])
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            return self._transmit(data, self._destination(dst))
+        finally:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def send(self, data: Buffer, flags: int = 0, /) -> int:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            return self._transmit(bytes(data), None)
+        finally:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def sendmsg(
+        self,
+        buffers: Iterable[Buffer],
+        ancdata: Iterable[tuple[int, int, Buffer]] = (),
+        flags: int = 0,
+        address: Any = None,
+        /,
+    ) -> int:
+        if list(ancdata):
+            raise NotImplementedError("simulated sockets carry no ancillary data")
+        data = b"".join(buffers)
+        return await (self.send(data, flags) if address is None else self.sendto(data, flags, address))
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+
+    # Receiving
+
+    def is_readable(self) -> bool:
+        port = self._port
+        return self._shut_read or (port is not None and bool(port.queue or port.error))
+
+    def _take(self, size: int, flags: int) -> tuple[bytes, Endpoint | None] | None:
+        self._check_open()
+        port = self._port
+        if port is not None:
+            if port.error:
+                self._raise_pending()
+            if port.queue:
+                payload, source = port.take(peek=bool(flags & _PEEK))
+                return payload[:size], source
+        return (b"", None) if self._shut_read else None
+
+    async def recvfrom(self, bufsize: SupportsIndex, flags: int = 0, /) -> tuple[bytes, Any]:
+        size = index(bufsize)
+        if size < 0:
+            raise ValueError("negative buffersize in recvfrom")
+        payload, source = await self._attempt(self._readable, lambda: self._take(size, flags))
+        return payload, None if source is None else self._show(source)
+
+    async def recv(self, buflen: SupportsIndex, flags: int = 0, /) -> bytes:
+        size = index(buflen)
+        if size < 0:
+            raise ValueError("negative buffersize in recv")
+        return (await self._attempt(self._readable, lambda: self._take(size, flags)))[0]
+
+    async def recvmsg(
+        self, bufsize: SupportsIndex, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        size = index(bufsize)
+        payload, source = await self._attempt(self._readable, lambda: self._take(1 << 16, flags))
+        note = stdlib.MSG_TRUNC if len(payload) > size else 0
+        return payload[:size], [], note, None if source is None else self._show(source)
