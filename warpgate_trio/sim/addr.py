@@ -73,8 +73,8 @@ class Prefix:
 
     def __init__(self, text: str) -> None:
         network = ip_network(text)
-        self.v6 = network.version == 6
-        self.bits = network.prefixlen
+        self.v6: bool = network.version == 6
+        self.bits: int = network.prefixlen
         self._shift = network.max_prefixlen - network.prefixlen
         self._first = int(network.network_address)
 

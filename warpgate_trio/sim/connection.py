@@ -52,12 +52,12 @@ class Connection:
         headers = TCP_IP6_HEADERS if ":" in local[0] else TCP_IP_HEADERS
         iss = host.random.getrandbits(32)
         mss = host.mtu_to(remote[0]) - headers
-        self.host = host
-        self.endpoint = TcpEndpoint(local, remote, iss=iss, mss=mss, options=options)
-        self.readable = Slot("reading from")
-        self.writable = Slot("writing to")
+        self.host: Host = host
+        self.endpoint: TcpEndpoint = TcpEndpoint(local, remote, iss=iss, mss=mss, options=options)
+        self.readable: Slot = Slot("reading from")
+        self.writable: Slot = Slot("writing to")
         self.listener: Listener | None = None
-        self.owns_binding = owns_binding
+        self.owns_binding: bool = owns_binding
         self._binding = binding
         self._timer = inf
         self._acking = False
@@ -143,12 +143,12 @@ class Listener:
     __slots__ = ("_backlog", "_opening", "binding", "closed", "host", "options", "queue", "readable")
 
     def __init__(self, host: Host, binding: Binding, options: Options, backlog: int, readable: Slot) -> None:
-        self.host = host
-        self.binding = binding
-        self.options = options
-        self.readable = readable
+        self.host: Host = host
+        self.binding: Binding = binding
+        self.options: Options = options
+        self.readable: Slot = readable
         self.queue: deque[Connection] = deque()
-        self.closed = False
+        self.closed: bool = False
         self._backlog = backlog
         self._opening: set[tuple[Endpoint, Endpoint]] = set()
 

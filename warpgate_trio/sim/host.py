@@ -125,7 +125,7 @@ class Host:
         self.routes: list[Route] = []
         self._cache: dict[str, Route | None] = {}
         self.path_mtu: dict[str, int] = {}
-        self.stack = Stack(self)
+        self.stack: Stack = Stack(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {' '.join(self.addresses)}>"

@@ -83,13 +83,13 @@ class Direction:
     __slots__ = ("_busy_until", "_last", "_random", "impairments", "link", "name", "plain")
 
     def __init__(self, name: str, link: Link, random: Random) -> None:
-        self.name = name
+        self.name: str = name
         self._random = random
         self._busy_until = 0.0  # when the last queued byte is on its way
         self._last = 0.0  # the latest arrival so far
         self.impairments: list[Impairment] = []
-        self.link = link
-        self.plain = False
+        self.link: Link = link
+        self.plain: bool = False
         self.configure(link)
 
     def configure(self, link: Link) -> None:

@@ -59,8 +59,8 @@ class Nat:
     def reset(self, addresses: Sequence[str] | None = None) -> None:
         """Forget every mapping and session, as after a reboot, and take other outside addresses.  Forwards stay."""
         if addresses is not None:
-            self.addresses = list(addresses)
-        self.table = Table()
+            self.addresses: list[str] = list(addresses)
+        self.table: Table = Table()
         self._ports = {
             UDP: self.config.udp.allocation.start(self._random),
             TCP: self.config.tcp.allocation.start(self._random),

@@ -41,10 +41,10 @@ class Mapping:
     __slots__ = ("inside", "key", "outside", "peers", "proto", "sessions")
 
     def __init__(self, proto: int, key: Key, inside: Endpoint, outside: Endpoint) -> None:
-        self.proto = proto
-        self.key = key
-        self.inside = inside
-        self.outside = outside
+        self.proto: int = proto
+        self.key: Key = key
+        self.inside: Endpoint = inside
+        self.outside: Endpoint = outside
         self.sessions: dict[Endpoint, Session] = {}
         self.peers: dict[str, int] = {}  # how many sessions there are with an address
 
@@ -76,14 +76,14 @@ class Session:
         mapping: Mapping | None,
         now: float,
     ) -> None:
-        self.proto = proto
-        self.inside = inside
-        self.outside = outside
-        self.remote = remote
-        self.mapping = mapping
-        self.created = now
-        self.expires = inf
-        self.answered = False
+        self.proto: int = proto
+        self.inside: Endpoint | None = inside
+        self.outside: Endpoint = outside
+        self.remote: Endpoint = remote
+        self.mapping: Mapping | None = mapping
+        self.created: float = now
+        self.expires: float = inf
+        self.answered: bool = False
         self.phase = Phase.OPENING if proto == TCP else Phase.UDP
         self._by_us = True  # whether the first SYN came from inside
 

@@ -116,14 +116,14 @@ class Network:
         resolver_delay: float = 0.0,
     ) -> None:
         self.seed = seed
-        self.wire = Wire()
-        self.trace = Trace()
+        self.wire: Wire = Wire()
+        self.trace: Trace = Trace()
         self.hosts: dict[str, Host] = {}
         self.names: dict[str, list[str]] = {}
         self.resolver_delay = resolver_delay
         self.faults: list[Fault] = []
-        self.epoch = self.rng("epoch").uniform(*_EPOCHS)
-        self.prefix6 = Prefix(INTERNET6) if ipv6 else None
+        self.epoch: float = self.rng("epoch").uniform(*_EPOCHS)
+        self.prefix6: Prefix | None = Prefix(INTERNET6) if ipv6 else None
         self._numbers = {"lan": 0, "socket": _FIRST_NUMBER, "subnet": 0}
         self._sockets: dict[int, VirtualSocket] = {}
         self._captures: list[Capture] = []
@@ -132,7 +132,9 @@ class Network:
         self._wakes = 0
         self._wire_failure: Exception | None = None
         first6 = None if self.prefix6 is None else str(self.prefix6.subnet(64, 0))
-        self.internet = Segment(self, "internet", prefix4=INTERNET4, prefix6=first6, link=link, hops=hops, cloud=True)
+        self.internet: Segment = Segment(
+            self, "internet", prefix4=INTERNET4, prefix6=first6, link=link, hops=hops, cloud=True
+        )
         self.segments: list[Segment] = [self.internet]
 
     def __repr__(self) -> str:

@@ -88,20 +88,20 @@ class Packet:
         mtu: int = 0,
         fragments: bool = False,
     ) -> None:
-        self.proto = proto
-        self.src = src
-        self.dst = dst
-        self.payload = payload
-        self.ttl = ttl
-        self.flags = flags
-        self.seq = seq
-        self.ack = ack
-        self.window = window
-        self.error = error
-        self.about = about
-        self.mtu = mtu
-        self.fragments = fragments
-        self.size = _HEADERS[proto] + len(payload) + (20 if ":" in src[0] else 0)
+        self.proto: int = proto
+        self.src: Endpoint = src
+        self.dst: Endpoint = dst
+        self.payload: bytes = payload
+        self.ttl: int = ttl
+        self.flags: int = flags
+        self.seq: int = seq
+        self.ack: int = ack
+        self.window: int = window
+        self.error: Icmp | None = error
+        self.about: Packet | None = about
+        self.mtu: int = mtu
+        self.fragments: bool = fragments
+        self.size: int = _HEADERS[proto] + len(payload) + (20 if ":" in src[0] else 0)
         if about is not None:
             self.size += min(about.size, _QUOTED)
 

@@ -36,13 +36,13 @@ class Binding:
     def __init__(
         self, address: str, port: int, *, v6only: bool = False, reuse_address: bool = False, reuse_port: bool = False
     ) -> None:
-        self.address = address
-        self.port = port
-        self.any6 = address == ANY6
-        self.any4 = address == ANY4 or (self.any6 and not v6only)
-        self.reuse_address = reuse_address
-        self.reuse_port = reuse_port
-        self.listening = False
+        self.address: str = address
+        self.port: int = port
+        self.any6: bool = address == ANY6
+        self.any4: bool = address == ANY4 or (self.any6 and not v6only)
+        self.reuse_address: bool = reuse_address
+        self.reuse_port: bool = reuse_port
+        self.listening: bool = False
 
     def covers(self, address: str) -> bool:
         """Whether packets to an address are for this binding."""

@@ -46,7 +46,7 @@ class Router(Host):
         self.outside = outside
         net = self.net
         inside_addresses = [prefix[-2] for prefix in (lan.prefix4, lan.prefix6) if prefix is not None]
-        self.inside = lan.attach(self, addresses=inside_addresses)
+        self.inside: Interface = lan.attach(self, addresses=inside_addresses)
         if nat is not None:
             own = [address for address, _ in outside.addresses if not is_v6(address)]
             self.nat = Nat(nat, own, net.rng(f"nat:{self.name}"), reserved=self._reserved)

@@ -51,8 +51,8 @@ class Segment:
     ) -> None:
         self.net = net
         self.name = name
-        self.prefix4 = None if prefix4 is None else Prefix(prefix4)
-        self.prefix6 = None if prefix6 is None else Prefix(prefix6)
+        self.prefix4: Prefix | None = None if prefix4 is None else Prefix(prefix4)
+        self.prefix6: Prefix | None = None if prefix6 is None else Prefix(prefix6)
         self.hops = hops
         self.cloud = cloud
         self.router: Router | None = None

@@ -38,8 +38,8 @@ class Stack:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.udp_ports = PortTable(host.random, stream=False)
-        self.tcp_ports = PortTable(host.random, stream=True)
+        self.udp_ports: PortTable = PortTable(host.random, stream=False)
+        self.tcp_ports: PortTable = PortTable(host.random, stream=True)
         self.udp: dict[int, list[UdpPort]] = {}
         self.listeners: dict[int, list[Listener]] = {}
         self.connections: dict[tuple[Endpoint, Endpoint], Connection] = {}

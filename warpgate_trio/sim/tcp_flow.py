@@ -52,15 +52,15 @@ class Sender:
     )
 
     def __init__(self, iss: int, mss: int) -> None:
-        self.una = iss  # the first sequence number that is not acknowledged
-        self.next = iss  # the next one to send
-        self.highest = iss  # one after the last that was ever sent
-        self.base = iss + 1  # the number of buffer[0]; the SYN is before it
-        self.buffer = bytearray()
-        self.fin = False  # whether a FIN follows the buffer
-        self.mss = mss
-        self.peer_window = 0
-        self.rto = FIRST_RTO
+        self.una: int = iss  # the first sequence number that is not acknowledged
+        self.next: int = iss  # the next one to send
+        self.highest: int = iss  # one after the last that was ever sent
+        self.base: int = iss + 1  # the number of buffer[0]; the SYN is before it
+        self.buffer: bytearray = bytearray()
+        self.fin: bool = False  # whether a FIN follows the buffer
+        self.mss: int = mss
+        self.peer_window: int = 0
+        self.rto: float = FIRST_RTO
         self._srtt = 0.0
         self._rttvar = 0.0
         self._timed: tuple[int, float] | None = None  # (number, when it was first sent)
@@ -180,9 +180,9 @@ class Receiver:
     __slots__ = ("_advertised", "_early", "buffer", "capacity", "fin", "next")
 
     def __init__(self, irs: int, capacity: int) -> None:
-        self.next = irs + 1  # the next number expected
-        self.capacity = capacity
-        self.buffer = bytearray()
+        self.next: int = irs + 1  # the next number expected
+        self.capacity: int = capacity
+        self.buffer: bytearray = bytearray()
         self.fin: int | None = None  # the number of the peer's FIN
         self._early: dict[int, bytes] = {}
         self._advertised = self.next  # the right edge of what was promised

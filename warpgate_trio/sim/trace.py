@@ -53,7 +53,7 @@ class Trace:
         self._batch: list[_Raw] = []
         self._ring: deque[_Raw] = deque(maxlen=_KEEP)
         self._hash = hashlib.blake2b(digest_size=16)
-        self.count = 0
+        self.count: int = 0
 
     def add(
         self, time: float, node: str, event: str, packet: Packet, note: str = "", became: Packet | None = None

@@ -38,12 +38,12 @@ class UdpPort:
     __slots__ = ("_used", "binding", "error", "groups", "host", "limit", "peer", "queue", "readable")
 
     def __init__(self, host: Host, binding: Binding, readable: Slot, limit: int) -> None:
-        self.host = host
-        self.binding = binding
-        self.readable = readable
-        self.limit = limit
+        self.host: Host = host
+        self.binding: Binding = binding
+        self.readable: Slot = readable
+        self.limit: int = limit
         self.peer: Endpoint | None = None
-        self.error = 0
+        self.error: int = 0
         self.groups: set[tuple[str, Interface]] = set()
         self.queue: deque[tuple[bytes, Endpoint]] = deque()
         self._used = 0
