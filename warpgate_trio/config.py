@@ -19,6 +19,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, final
 
@@ -108,6 +109,12 @@ class Servers(_Section, frozen=True, kw_only=True):
     ntp: tuple[ServerUrl, ...] = ()
     ca_file: Path | None = None
     public_servers: bool = True
+
+    @property
+    def signal(self) -> tuple[ServerUrl, ...]:
+        """All that carry signals, kinds in turn: of the few that an address has room for, each kind gets some."""
+        pairs = zip_longest(self.websocket, self.mqtt)
+        return tuple(url for pair in pairs for url in pair if url is not None)
 
     if TYPE_CHECKING:  # what __post_init__ makes true: texts are accepted for URLs
 

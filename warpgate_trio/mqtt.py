@@ -22,8 +22,8 @@ loop, which trio-asyncio gives it.  Both are strangers in a Trio program, so thi
   stream is closed whatever happened, and all sockets with it.
 
 The loopback port is open for the moment between two lines of this program.  Another local program that takes the one
-connection gets a tunnel to a broker that it could have called itself, without the login, which paho sends; we get a
-connection that fails, and try again.
+connection gets a tunnel to a broker that it could have called itself, without the login, which paho sends; we get an
+opening that fails or is given up, and try again.
 
 Sessions are clean ones under a random client id: nothing of us stays at the broker when the connection has ended.
 No timeout hides in here but ``close_timeout``: the caller bounds opening, `publish` and `receive` with its own scope.
@@ -54,7 +54,7 @@ from .server_url import ServerUrl
 if TYPE_CHECKING:
     import aiomqtt
 
-__all__ = ["MqttConnection", "MqttError", "Publication", "check_available", "open_mqtt"]
+__all__ = ["MqttConnection", "MqttError", "Publication", "check_available", "load_libraries", "open_mqtt"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -91,8 +91,6 @@ class _Loop(Protocol):
 
     async def run_aio_coroutine(self, coro: Coroutine[Any, Any, _T]) -> _T: ...
 
-    def set_exception_handler(self, handler: Callable[[object, dict[str, object]], None]) -> None: ...
-
 
 def check_available() -> None:
     """Whether this Python can do MQTT.  Imports nothing.
@@ -107,8 +105,15 @@ def check_available() -> None:
         raise ConfigError(f"MQTT servers cannot be used without the package {' and '.join(missing)}")
 
 
-def _load() -> tuple[Any, Any]:
-    """The two modules.  See the module's page before you call this from anywhere else."""
+def load_libraries() -> tuple[Any, Any]:
+    """Import aiomqtt and trio-asyncio, and return them; it takes 60 ms and more, the first time.
+
+    `open_mqtt` does it.  Whoever minds the time may do it before, if MQTT is going to be used: see the module's page
+    for what it does to asyncio.
+
+    Raises:
+      ConfigError: they do not import.
+    """
     check_available()
     try:
         with warnings.catch_warnings():
@@ -191,7 +196,7 @@ class MqttConnection:
         stream: trio.abc.Stream,
         packets: PacketFilter,
         make_client: Callable[[int], aiomqtt.Client],
-        open_loop: Callable[[], Any],
+        trio_asyncio: Any,
         *,
         close_timeout: float,
         task_status: trio.TaskStatus[None],
@@ -203,9 +208,9 @@ class MqttConnection:
             nursery.start_soon(bridge.run)
             try:
                 # Nothing may be raised through `open_loop`: its nurseries would wrap it.
-                async with open_loop() as self._loop:
-                    assert self._loop is not None
-                    self._loop.set_exception_handler(_note)
+                async with trio_asyncio.open_loop() as loop:
+                    _prepare(loop, trio_asyncio.TrioExecutor, on_connected=bridge.paho_connected.set)
+                    self._loop = loop
                     self._client = make_client(listener.socket.getsockname()[1])
                     try:
                         if await self._connect(self._client, bridge, close_timeout):
@@ -226,29 +231,33 @@ class MqttConnection:
             raise MqttError(self._failure or "the connection is closed")
 
     async def _connect(self, client: aiomqtt.Client, bridge: _Bridge, close_timeout: float) -> bool:
-        """CONNECT and CONNACK; False, with the reason noted, when it comes to nothing."""
+        """CONNECT and CONNACK; False, with the reason noted, when it comes to nothing.
+
+        aiomqtt must not be cancelled while paho has a socket: its on_disconnect then raises CancelledError, and the
+        socket stays open.  So a cancelled opening ends as a lost one does: paho's socket first, and then aiomqtt.
+        """
         assert self._loop is not None
-        connected = False
+        entering = True
 
         async def hang_up_when_cancelled() -> None:
             try:
                 await trio.sleep_forever()
             finally:
-                if not connected:
-                    bridge.hang_up(close_timeout)
+                if entering:
+                    await bridge.hang_up(close_timeout)
 
-        # aiomqtt must not be cancelled while paho has a socket: on_disconnect then raises CancelledError, and the
-        # socket stays open.  So a cancelled opening ends as a lost one does: paho's socket first, and then aiomqtt.
         async with open_background_nursery() as nursery:
             nursery.start_soon(hang_up_when_cancelled)
             try:
                 with bridge.until_paho_closed:
                     await self._loop.run_aio_coroutine(client.__aenter__())
-                    connected = True
                     return True
                 self._fail(bridge.reason)
             except Exception as error:  # aiomqtt.MqttError; OSError from the loopback
                 self._fail(bridge.refusal or str(error))
+            finally:
+                entering = False
+                bridge.paho_connected.set()
         return False
 
     async def _disconnect(self, client: aiomqtt.Client) -> None:
@@ -261,7 +270,7 @@ class MqttConnection:
             return  # kept by the broker since nobody knows when; we retain nothing
         payload = message.payload
         try:
-            self._arrived.send_nowait(Publication(message.topic.value, bytes(payload)))  # type: ignore[arg-type]
+            self._arrived.send_nowait(Publication(message.topic.value, bytes(payload)))
         except trio.WouldBlock:
             self.dropped += 1
         except trio.ClosedResourceError:
@@ -283,9 +292,45 @@ async def _forward(client: aiomqtt.Client, take: Callable[[aiomqtt.Message], Non
             take(message)
 
 
-def _note(_: object, context: dict[str, object]) -> None:
-    """What asyncio's tasks and callbacks raise where nobody waits for it: paho's own problems with a dead socket."""
-    logger.debug("in the MQTT client: %s: %r", context.get("message"), context.get("exception"))
+def _prepare(loop: Any, executor: type[Any], *, on_connected: Callable[[], None]) -> None:
+    """Three things that aiomqtt needs of a loop, and a loop of trio-asyncio does not have by itself.
+
+    * An exception that nobody waits for would end the loop; it is noted instead.
+    * The blocking connect, which aiomqtt gives to the loop's executor, tells when it has returned.
+    * aiomqtt asks for a writer in a callback that may run after paho has closed the socket.  By then the descriptor may
+      be anybody's; such a request is ignored.  A reader is there for as long as paho's socket is open.
+    """
+
+    def note(_: object, context: dict[str, object]) -> None:
+        logger.debug("in the MQTT client: %s: %r", context.get("message"), context.get("exception"))
+
+    class Executor(executor):  # type: ignore[misc]
+        async def submit(self, function: Callable[..., object], *args: object) -> object:
+            with trio.CancelScope(shield=True):
+                try:
+                    result = await trio.to_thread.run_sync(function, *args)
+                finally:
+                    on_connected()
+            return result
+
+    add_reader, remove_reader, add_writer = loop.add_reader, loop.remove_reader, loop.add_writer
+    open_descriptors: set[int] = set()
+
+    def note_reader(descriptor: int, callback: Callable[..., object], *args: object) -> None:
+        open_descriptors.add(descriptor)
+        add_reader(descriptor, callback, *args)
+
+    def forget_reader(descriptor: int) -> bool:
+        open_descriptors.discard(descriptor)
+        return bool(remove_reader(descriptor))
+
+    def add_writer_in_time(descriptor: int, callback: Callable[..., object], *args: object) -> None:
+        if descriptor in open_descriptors:
+            add_writer(descriptor, callback, *args)
+
+    loop.set_exception_handler(note)
+    loop.set_default_executor(Executor())
+    loop.add_reader, loop.remove_reader, loop.add_writer = note_reader, forget_reader, add_writer_in_time
 
 
 @final
@@ -301,10 +346,12 @@ class _Bridge:
         self._packets = packets
         self._local: trio.SocketStream | None = None
         self._scope = trio.CancelScope(shield=True)
+        self._accepted = trio.Event()
         self._paho_closed = trio.Event()
         self._broker_closed = trio.Event()
         self._reason: str | None = None
-        self._hanging_up = False
+        self.paho_connected: Final = trio.Event()
+        """Is to be set when paho's blocking connect has returned."""
         self.until_paho_closed: Final = trio.CancelScope(shield=True)
         """Is cancelled when paho has closed its socket: what is waited for in here will not come."""
 
@@ -322,21 +369,26 @@ class _Bridge:
         with self._scope:
             async with self._listener:
                 self._local = await self._listener.accept()
-            if self._hanging_up:
-                _say_end(self._local)
+                self._accepted.set()
             async with self._local, trio.open_nursery() as nursery:
                 nursery.start_soon(self._to_broker, self._local)
                 nursery.start_soon(self._from_broker, self._local)
 
-    def hang_up(self, patience: float) -> None:
+    async def hang_up(self, patience: float) -> None:
         """Let paho read to the end and close its socket, for which it is given `patience` seconds."""
-        self._hanging_up = True
-        self.until_paho_closed.deadline = trio.current_time() + patience
-        if self._local is not None:
-            _say_end(self._local)
+        with trio.CancelScope(shield=True):
+            await self.paho_connected.wait()  # microseconds; paho itself gives up after five seconds
+            with trio.move_on_after(patience):
+                await self._accepted.wait()
+                if self._local is not None:
+                    _say_end(self._local)
+                await self._paho_closed.wait()
+        self.until_paho_closed.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait until what paho wrote at last has gone out and the broker has closed; perhaps in vain."""
+        """Wait until paho has closed, what it wrote has gone out, and the broker has closed; perhaps in vain."""
+        if self._local is not None:
+            _say_end(self._local)  # for when paho stumbled over what it read, and did not close
         await self._paho_closed.wait()
         await self._broker_closed.wait()
 
@@ -358,10 +410,12 @@ class _Bridge:
         self.until_paho_closed.cancel()
 
     async def _from_broker(self, local: trio.SocketStream) -> None:
+        await self.paho_connected.wait()  # until then trio-asyncio swallows the cancellation that ends the opening
         try:
             async for data in self._stream:
                 passed = self._packets.feed(bytes(data))
-                with suppress(trio.BrokenResourceError):  # paho has closed; the broker's end is still to come
+                # paho has closed, or we have hung up; the broker's end is still to come.
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await local.send_all(passed)
             self._ended("the broker closed the connection")
         except trio.BrokenResourceError as error:
@@ -405,7 +459,7 @@ async def open_mqtt(
     """
     if url.scheme not in ("mqtt", "mqtts"):
         raise ConfigError(f"{url.redacted}: not the URL of an MQTT broker")
-    aiomqtt, trio_asyncio = _load()
+    aiomqtt, trio_asyncio = load_libraries()
     make_client = partial(
         aiomqtt.Client,
         "127.0.0.1",
@@ -436,7 +490,7 @@ async def open_mqtt(
             stream,
             PacketFilter(max_payload=max_payload),
             make_client,
-            trio_asyncio.open_loop,
+            trio_asyncio,
             close_timeout=close_timeout,
         )
         async with open_background_nursery() as nursery:

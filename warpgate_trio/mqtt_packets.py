@@ -4,8 +4,8 @@ MQTT 3.1.1 lets a packet be 256 MiB long, and whoever may publish to our topic (
 its size; the client library collects a packet whole before it shows it to anybody.  This filter stands between the
 broker's stream and the library.  It passes packets on as they are, with two exceptions:
 
-* What a broker has no reason to send to a client that subscribes with QoS 1 at most, or what is no MQTT at all, ends
-  the connection.
+* What a broker has no reason to send to a client that subscribes with QoS 1 at most, what the library would stumble
+  over, and what is no MQTT at all, ends the connection.
 * A PUBLISH that is too long is cut down to its topic and packet id.  The library acknowledges the empty rest, so that
   the broker forgets it.  To hang up instead would help the sender of a *retained* message: it would come again with
   every new connection.
@@ -108,22 +108,33 @@ class PacketFilter:
 
     def _begin_publish(self, passed: bytearray, body: int, size: int, *, with_id: bool) -> bool:
         buffer = self._buffer
+        if len(buffer) < body + 2 <= body + size:
+            return False
+        topic = int.from_bytes(buffer[body : body + 2], "big")
+        head = 2 + topic + 2 * with_id
+        if not 0 < topic <= _MAX_TOPIC or head > size:
+            raise RemoteProtocolError(f"the broker sent a message of {size} bytes with a topic of {topic}")
+        if len(buffer) < body + head:
+            return False
+        _check_topic(bytes(buffer[body + 2 : body + 2 + topic]))
         if size <= self._max_packet:
             self._pass = body + size
             return True
-        if len(buffer) < body + 2:
-            return False
-        topic = int.from_bytes(buffer[body : body + 2], "big")
-        if topic > _MAX_TOPIC:
-            raise RemoteProtocolError(f"the broker sent a message with a topic of {topic} bytes")
-        head = 2 + topic + 2 * with_id
-        if len(buffer) < body + head:
-            return False
         passed += bytes([buffer[0]]) + _encode_length(head) + buffer[body : body + head]
         del buffer[: body + head]
         self._skip = size - head
         self.cut += 1
         return True
+
+
+def _check_topic(topic: bytes) -> None:
+    """What the client library stumbles over, and then neither reads on nor closes its socket."""
+    try:
+        text = topic.decode()
+    except UnicodeDecodeError:
+        raise RemoteProtocolError("the broker sent a message whose topic is not UTF-8") from None
+    if any(char in text for char in "+#\0"):  # 3.3.2.1, 1.5.3
+        raise RemoteProtocolError("the broker sent a message whose topic has a wildcard or a null character")
 
 
 def _has_packet_id(flags: int) -> bool:

@@ -119,7 +119,7 @@ class NodeRuntime:
         self._sockets = sockets
         self._address: PeerAddress | None = None
         self._salt = host.entropy(HOST_SALT)
-        self.hub: Final = SignalHub(identity, config.servers.websocket, ca_file=config.servers.ca_file)
+        self.hub: Final = SignalHub(identity, config.servers.signal, ca_file=config.servers.ca_file)
         contexts = TlsContexts(identity)
         self.inbound: Final = Inbound(
             contexts=contexts,
@@ -167,7 +167,7 @@ class NodeRuntime:
             or not known.issued_at <= now + 60  # the clock was set back
             or now > known.issued_at + ADDRESS_LIFETIME // 2
         ):
-            hints = [str(url.without_login) for url in self.config.servers.websocket][:MAX_HINTS]
+            hints = [str(url.without_login) for url in self.config.servers.signal][:MAX_HINTS]
             known = self._address = PeerAddress.issue(
                 self.identity,
                 seq=max(now, known.seq + 1 if known is not None else 0),

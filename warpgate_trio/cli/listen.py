@@ -105,7 +105,7 @@ class _Listening:
         from ..signal.hub import ServerState
         from .events import ListenReady, encode
 
-        if config.servers.websocket:
+        if config.servers.signal:
             await self._wait_signals(node)
         connected = [server.url for server in node.signal_servers if server.state is ServerState.CONNECTED]
         address = str(node.address)
@@ -115,7 +115,7 @@ class _Listening:
             many = "peers until interrupted" if self._keep_open else "one peer"
             self._settings.say(f"listening as {node.peer_id} for {many}; the address for `warpgate-trio connect`:")
             self._settings.say(address, always=True)
-        if not config.servers.websocket:
+        if not config.servers.signal:
             self._settings.say(
                 "no signal server is configured: only peers that can dial this machine directly will get through"
             )

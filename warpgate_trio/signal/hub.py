@@ -6,10 +6,14 @@ nobody else anything.  What arrives by any channel goes into one bounded queue. 
 same message comes in by several servers as different or equal bytes, and only its id, inside the seal, tells
 (`warpgate_trio.signal.Inbox`).
 
-A `send` goes out by all connected channels at once, and the best answer counts.  When the peer's own servers (*hints*)
-are not among ours, the hub *visits* them: a channel, registered under our key like any other so that replies come in by
-it, which is closed when it has been idle for a minute.  A peer chooses its hints, so visiting means to open connections
-where a peer says; the caller decides per send whether the peer may.
+A `send` goes out by all connected channels at once, and the best answer counts.  Once a broker has taken a message, a
+server that hangs must not hold up its sender: `send` returns then, and what it began goes on for a little while behind
+its back.  A message whose channels all broke before they answered goes out by the next own channel that comes up, for
+as long as the caller waits.  So the tasks that send are the hub's, not the caller's.
+
+When the peer's own servers (*hints*) are not among ours, the hub *visits* them: a channel, registered under our key
+like any other so that replies come in by it, which is closed when it has been idle for a minute.  A peer chooses its
+hints, so visiting means to open connections where a peer says; the caller decides per send whether the peer may.
 """
 
 from __future__ import annotations
@@ -30,9 +34,8 @@ from .. import host as machine
 from ..config import ServerUrl
 from ..errors import ConfigError, SignalUnavailable, WarpgateError
 from ..identity import Identity
-from ..nurseries import open_background_nursery
 from .message import MAX_SIGNAL
-from .transport import Delivery, SignalChannel, open_channel, supports
+from .transport import Delivery, SignalChannel, check_supported, loads_asyncio, open_channel, supports
 
 __all__ = ["Incoming", "ServerState", "ServerStatus", "SignalHub"]
 
@@ -49,6 +52,7 @@ MAX_VISITS = 4
 """Channels to servers of peers that are open at a time."""
 VISIT_IDLE = 60.0
 """Seconds after which a visiting channel without traffic is closed."""
+_MAX_TRAILING = 64  # Sends that go on after a broker has queued them; the oldest gives way.
 _INBOX = 256  # Payloads that wait for `receive`; 4 MiB at most.
 
 
@@ -124,23 +128,24 @@ class SignalHub:
       ca_file: PEM file of certificates that are trusted for TLS in addition to the platform's.
 
     Raises:
-      ConfigError: a server's scheme has no transport, or `ca_file` cannot be used.
+      ConfigError: there is no transport for a server, or `ca_file` cannot be used.
     """
 
     def __init__(self, identity: Identity, servers: Sequence[ServerUrl], *, ca_file: Path | None = None) -> None:
         for url in servers:
-            if not supports(url):
-                raise ConfigError(f"{url.redacted}: no signal transport for the scheme {url.scheme!r}")
+            check_supported(url)
+        self._asyncio = any(loads_asyncio(url) for url in servers)
         self._identity = identity
         self._ca_file = ca_file
         self._ssl_context: ssl.SSLContext | None = None
-        if ca_file is not None or any(url.scheme == "wss" for url in servers):
+        if ca_file is not None or any(url.tls for url in servers):
             self._trust()  # so that a bad file is found now, not at the first connection
         self._own = [_Slot(url, visiting=False) for url in {_place(url): url for url in servers}.values()]
         for number, slot in enumerate(self._own):
             if any(slot.key == other.key for other in self._own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
         self._visits: list[_Slot] = []
+        self._trailing: list[_Race] = []
         self._nursery: trio.Nursery | None = None
         self._ended = False
         self._changed = trio.Event()
@@ -201,15 +206,17 @@ class SignalHub:
     ) -> Delivery:
         """Send a sealed payload by every channel there is, and return the best that a server says about it.
 
-        Returns at the first `Delivery.DELIVERED`, else when all servers have answered.  When no server is connected
-        yet, waits for the first; the caller bounds the time with its own scope.  Cancelled: the payload may or may not
-        have gone out.
+        Returns at the first `Delivery.DELIVERED` or `Delivery.QUEUED`, else when all servers have answered.  After
+        QUEUED, the other servers are still tried for up to ten seconds.  When no server is connected, or each one
+        breaks before it answers, waits for the next that comes up; the caller bounds the time with its own scope.
+        Cancelled: the payload may or may not have gone out.
 
         Args:
           receiver_key: the receiver's 32-byte Ed25519 key.
           payload: 1 to 16,384 bytes.
           hints: URLs of the receiver's servers.  Those that are not ours are visited, at once when we are connected to
-            none of them, else when those that we are connected to have not delivered.  Useless hints are passed over.
+            none of them, else when those that we are connected to have not delivered.  Useless hints are passed over,
+            and MQTT brokers by a node that has none itself.
           via: the channel that a request came in by (`Incoming.via`), for its reply; only a visited one needs to be
             named.
 
@@ -224,30 +231,57 @@ class SignalHub:
         if self._nursery is None:
             await trio.lowlevel.checkpoint()
             raise SignalUnavailable("the signal hub is not running")
-        urls = _usable(hints)
+        race = _Race()
+        self._nursery.start_soon(self._run_race, race, receiver_key, payload, self._usable(hints), via)
+        try:
+            await race.wait_answered()
+        finally:
+            self._let_go(race)
+        if race.best is None:
+            raise SignalUnavailable("; ".join(race.failures) or "there is no signal server to send by")
+        return race.best
+
+    def _let_go(self, race: _Race) -> None:
+        """The sender has what it wanted.  Only what a broker has queued is worth a further try elsewhere."""
+        if race.best is not Delivery.QUEUED:
+            race.scope.cancel()
+        elif not race.over.is_set():
+            race.scope.deadline = trio.current_time() + CONNECT_TIMEOUT
+            self._trailing = [each for each in self._trailing if not each.over.is_set()]
+            if len(self._trailing) >= _MAX_TRAILING:
+                self._trailing.pop(0).scope.cancel()
+            self._trailing.append(race)
+
+    # --- parts of a send: each returns a Delivery or raises SignalUnavailable ---
+
+    async def _run_race(
+        self, race: _Race, receiver_key: bytes, payload: bytes, urls: dict[_Place, ServerUrl], via: str | None
+    ) -> None:
         ready = [slot for slot in self._own if slot.channel is not None]
         ready += [slot for slot in self._visits if slot.channel is not None and (slot.key == via or slot.place in urls)]
         known = any(slot.place in urls for slot in ready)
         ours = {slot.place for slot in (*self._own, *ready)}
         strange = [url for place, url in urls.items() if place not in ours]
-
-        race = _Race()
-        async with open_background_nursery() as nursery:
-            for slot in ready:
-                race.enter(nursery, partial(self._send_by, slot, receiver_key, payload))
-            if self._own and all(slot.visiting for slot in ready):
-                race.enter(nursery, partial(self._send_by_first, receiver_key, payload), late=True)
-            if known:
-                await race.wait_over()
-            if race.best is not Delivery.DELIVERED:
-                for url in strange:
-                    race.enter(nursery, partial(self._send_by_visit, url, receiver_key, payload))
-                await race.wait_over()
-        if race.best is None:
-            raise SignalUnavailable("; ".join(race.failures) or "there is no signal server to send by")
-        return race.best
-
-    # --- parts of a send: each returns a Delivery or raises SignalUnavailable ---
+        try:
+            with race.scope:
+                async with trio.open_nursery() as nursery:
+                    for slot in ready:
+                        race.enter(nursery, partial(self._send_by, slot, receiver_key, payload))
+                    if self._own:
+                        tried = [slot.channel for slot in ready]
+                        race.enter(nursery, partial(self._send_by_next, tried, receiver_key, payload), late=True)
+                    if known:
+                        await race.wait_over()
+                    if race.best is not Delivery.DELIVERED:
+                        for url in strange:
+                            race.enter(nursery, partial(self._send_by_visit, url, receiver_key, payload))
+                        await race.wait_over()
+                    nursery.cancel_scope.cancel()
+        finally:
+            if self._ended:
+                race.failures.append("the signal hub has ended")
+            race.over.set()
+            race.notify()
 
     async def _send_by(self, slot: _Slot, receiver_key: bytes, payload: bytes) -> Delivery:
         channel = slot.channel
@@ -261,8 +295,17 @@ class SignalHub:
             slot.sending -= 1
             slot.touch()
 
-    async def _send_by_first(self, receiver_key: bytes, payload: bytes) -> Delivery:
-        return await self._send_by(await self._first_connected(), receiver_key, payload)
+    async def _send_by_next(self, tried: list[SignalChannel | None], receiver_key: bytes, payload: bytes) -> Delivery:
+        """By the next own channel that comes up; if it breaks, by the one after it."""
+        while True:
+            for slot in self._own:
+                if slot.channel is not None and slot.channel not in tried:
+                    tried.append(slot.channel)
+                    try:
+                        return await self._send_by(slot, receiver_key, payload)
+                    except SignalUnavailable as exc:
+                        logger.debug("not sent: %s", exc)
+            await self._changed.wait()
 
     async def _send_by_visit(self, url: ServerUrl, receiver_key: bytes, payload: bytes) -> Delivery:
         slot = next((slot for slot in self._visits if slot.place == _place(url)), None) or self._start_visit(url)
@@ -270,15 +313,14 @@ class SignalHub:
             await self._changed.wait()
         return await self._send_by(slot, receiver_key, payload)
 
-    async def _first_connected(self) -> _Slot:
+    async def _first_connected(self) -> None:
         if not self._own:
             await trio.lowlevel.checkpoint()
             raise SignalUnavailable("no signal server is configured")
         while not self._ended:
-            for slot in self._own:
-                if slot.channel is not None:
-                    await trio.lowlevel.checkpoint()
-                    return slot
+            if any(slot.channel is not None for slot in self._own):
+                await trio.lowlevel.checkpoint()
+                return
             await self._changed.wait()
         raise SignalUnavailable("the signal hub has ended")
 
@@ -366,6 +408,18 @@ class SignalHub:
         self._changed.set()
         self._changed = trio.Event()
 
+    def _usable(self, hints: Sequence[str]) -> dict[_Place, ServerUrl]:
+        """The first few hints that we can make something of.  A peer wrote them: nothing in them may raise."""
+        urls: dict[_Place, ServerUrl] = {}
+        for hint in hints:
+            try:
+                url = ServerUrl.parse(hint)
+            except ConfigError:
+                continue
+            if len(urls) < MAX_VISITS and (self._asyncio or not loads_asyncio(url)) and supports(url):
+                urls.setdefault(_place(url), url)
+        return urls
+
     def _trust(self) -> ssl.SSLContext:
         if self._ssl_context is None:
             context = ssl.create_default_context()
@@ -387,6 +441,8 @@ class _Race:
     def __init__(self) -> None:
         self.best: Delivery | None = None
         self.failures: list[str] = []
+        self.scope = trio.CancelScope()
+        self.over = trio.Event()
         self._running = 0
         self._late = 0
         self._changed = trio.Event()
@@ -403,13 +459,25 @@ class _Race:
             self.best = answer if self.best is None else max(self.best, answer)
         except SignalUnavailable as exc:
             self.failures.append(str(exc))
+        except Exception as exc:
+            self.failures.append(f"unexpected {type(exc).__name__}")
+            logger.exception("a signal could not be sent")
         self._late -= late
         self._running -= not late
+        self.notify()
+
+    def notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
     async def wait_over(self) -> None:
+        """Until nothing better can come."""
         while self.best is not Delivery.DELIVERED and (self._running or (self._late and self.best is None)):
+            await self._changed.wait()
+
+    async def wait_answered(self) -> None:
+        """Until there is an answer that the sender can go on with, or the race is over."""
+        while not self.over.is_set() and (self.best is None or self.best < Delivery.QUEUED):
             await self._changed.wait()
 
 
@@ -419,16 +487,3 @@ _Place: TypeAlias = tuple[str, str, int, str]
 def _place(url: ServerUrl) -> _Place:
     """What makes two URLs the same server: a hint does not carry the login that our own configuration has."""
     return (url.scheme, url.host, url.port, url.target)
-
-
-def _usable(hints: Sequence[str]) -> dict[_Place, ServerUrl]:
-    """The first few hints that we can make something of.  They were written by a peer: nothing in them may raise."""
-    urls: dict[_Place, ServerUrl] = {}
-    for hint in hints:
-        try:
-            url = ServerUrl.parse(hint)
-        except ConfigError:
-            continue
-        if supports(url) and len(urls) < MAX_VISITS:
-            urls.setdefault(_place(url), url)
-    return urls

@@ -17,7 +17,7 @@ from ..config import ServerUrl
 from ..errors import ConfigError
 from ..identity import Identity
 
-__all__ = ["Delivery", "SignalChannel", "open_channel", "supports"]
+__all__ = ["Delivery", "SignalChannel", "check_supported", "loads_asyncio", "open_channel", "supports"]
 
 
 class Delivery(enum.IntEnum):
@@ -78,13 +78,51 @@ def _websocket(
     return open_websocket_channel(url, identity, ssl_context=ssl_context)
 
 
+def _mqtt(
+    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None
+) -> AbstractAsyncContextManager[SignalChannel]:
+    from .mqtt_channel import open_mqtt_channel
+
+    return open_mqtt_channel(url, identity, ssl_context=ssl_context)
+
+
 # URL scheme -> opener.  Openers import their transport when first used: a node without MQTT servers never loads MQTT.
-_OPENERS: Final[dict[str, Opener]] = {"ws": _websocket, "wss": _websocket}
+_OPENERS: Final[dict[str, Opener]] = {"ws": _websocket, "wss": _websocket, "mqtt": _mqtt, "mqtts": _mqtt}
+
+
+def check_supported(url: ServerUrl) -> None:
+    """Whether a channel can be opened to a server like this one.  Loads nothing that `loads_asyncio` warns of.
+
+    Raises:
+      ConfigError: no transport for the URL's scheme, or not on this Python, or something else in the URL is wrong.
+    """
+    if url.scheme not in _OPENERS:
+        raise ConfigError(
+            f"{url.redacted}: no signal transport for {url.scheme!r}; there is {', '.join(sorted(_OPENERS))}"
+        )
+    if loads_asyncio(url):
+        from ..mqtt import check_available
+        from .mqtt_channel import check_mqtt_url
+
+        check_available()
+        check_mqtt_url(url)
 
 
 def supports(url: ServerUrl) -> bool:
-    """Whether there is a transport for the URL's scheme."""
-    return url.scheme in _OPENERS
+    """Whether `check_supported` has nothing against it."""
+    try:
+        check_supported(url)
+    except ConfigError:
+        return False
+    return True
+
+
+def loads_asyncio(url: ServerUrl) -> bool:
+    """Whether opening a channel to it changes asyncio for the whole process (`warpgate_trio.mqtt` says how).
+
+    Whoever configured such a server wants that; a peer's hint is no reason for it.
+    """
+    return url.scheme in ("mqtt", "mqtts")
 
 
 def open_channel(
@@ -98,14 +136,10 @@ def open_channel(
       ssl_context: trust for the TLS schemes; the platform's by default.
 
     Raises (all but the first when it is entered):
-      ConfigError: no transport for the URL's scheme.
+      ConfigError: as `check_supported`.
       OSError: the server cannot be reached.
       SignalUnavailable: it was reached, and refused us, broke off, or is no signal server.
       SignalUnsupported: it speaks a version of its protocol that this release does not know.
     """
-    opener = _OPENERS.get(url.scheme)
-    if opener is None:
-        raise ConfigError(
-            f"{url.redacted}: no signal transport for {url.scheme!r}; there is {', '.join(sorted(_OPENERS))}"
-        )
-    return opener(url, identity, ssl_context)
+    check_supported(url)
+    return _OPENERS[url.scheme](url, identity, ssl_context)

@@ -1,0 +1,424 @@
+"""Signals over MQTT, alone and beside WebSocket: what is promised, and what a server that fails costs the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.certificates import Authority
+from tests.nodes import ALICE, BOB
+from tests.servers_mqtt import PASSWORD, USER, Broker, free_port, make_mosquitto, open_wire
+from tests.servers_mqtt import amqtt as amqtt
+from tests.servers_mqtt import any_broker as any_broker
+from tests.servers_mqtt import libraries as libraries
+from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.errors import ConfigError, SignalUnavailable
+from warpgate_trio.identity import Identity, peer_id_from_key
+from warpgate_trio.mqtt import open_mqtt
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import Delivery, ServerState, SignalHub, mqtt_channel, open_channel
+from warpgate_trio.signal import hub as hub_module
+from warpgate_trio.signal.mqtt_channel import open_mqtt_channel
+
+CONNECTED, WAITING = ServerState.CONNECTED, ServerState.WAITING
+
+
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.01)
+
+
+@asynccontextmanager
+async def hub_for(
+    identity: Identity, *urls: object, ca_file: Path | None = None, connected: bool = True
+) -> AsyncGenerator[SignalHub]:
+    """A running hub; bounds the body."""
+    hub = SignalHub(identity, [ServerUrl.parse(str(url)) for url in urls], ca_file=ca_file)
+    with trio.fail_after(10):
+        async with open_background_nursery() as nursery:
+            await nursery.start(hub.run)
+            if connected:
+                await wait_until(lambda: states(hub) == [CONNECTED] * len(urls))
+            yield hub
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """For what other tasks and processes do in their own time."""
+    while not condition():  # noqa: ASYNC110  # there is no event that a process could set
+        await trio.sleep(0.001)
+
+
+def states(hub: SignalHub) -> list[ServerState]:
+    return [status.state for status in hub.status()]
+
+
+# --- one broker ---
+
+
+async def test_from_hub_to_hub_and_back(any_broker: Broker) -> None:
+    async with hub_for(ALICE, any_broker.url) as alice, hub_for(BOB, any_broker.url) as bob:
+        assert await alice.send(BOB.public_key, b"\x01request") is Delivery.QUEUED
+        request = await bob.receive()
+        assert (request.payload, request.via) == (b"\x01request", str(any_broker.url))
+        assert await bob.send(ALICE.public_key, b"\x01" * 16_384, via=request.via) is Delivery.QUEUED
+        assert (await alice.receive()).payload == b"\x01" * 16_384
+        assert alice.rtt is not None
+        assert 0 < alice.rtt < 1
+
+
+async def test_a_receiver_that_is_not_there_is_no_news(any_broker: Broker) -> None:
+    async with hub_for(ALICE, any_broker.url) as alice:
+        assert await alice.send(BOB.public_key, b"\x01") is Delivery.QUEUED
+
+
+async def test_golden_topic(any_broker: Broker) -> None:
+    """Two releases must find each other: the topic is a wire format."""
+    topic = "warpgate-trio/1/" + peer_id_from_key(ALICE.public_key)
+    assert topic == f"warpgate-trio/1/{ALICE.peer_id}"
+    async with open_mqtt(any_broker.url, max_payload=100) as raw, hub_for(ALICE, any_broker.url) as alice:
+        await raw.publish(topic, b"\x01x")
+        assert (await alice.receive()).payload == b"\x01x"
+        await raw.subscribe(f"warpgate-trio/1/{BOB.peer_id}")
+        await alice.send(BOB.public_key, b"\x01y")
+        assert (await raw.receive()).payload == b"\x01y"
+
+
+async def test_the_path_goes_before_the_topic(any_broker: Broker) -> None:
+    url = f"{any_broker.url}/some/team/"
+    async with open_mqtt(any_broker.url, max_payload=100) as raw, hub_for(ALICE, url) as alice:
+        await raw.publish(f"some/team/warpgate-trio/1/{ALICE.peer_id}", b"\x01x")
+        assert (await alice.receive()).payload == b"\x01x"
+
+
+@pytest.mark.parametrize("tail", ["/a+b", "/%20", "/$SYS", "/" + "a" * 129, "/?key=secret"])
+def test_urls_that_no_topic_can_start_with(tail: str) -> None:
+    with pytest.raises(ConfigError, match=r"^mqtt://broker\.example/"):
+        SignalHub(ALICE, [ServerUrl.parse(f"mqtt://broker.example{tail}")])
+
+
+async def test_what_is_no_signal_is_passed_over(any_broker: Broker) -> None:
+    """Empty, too long, and a forged echo of our own."""
+    topic = f"warpgate-trio/1/{ALICE.peer_id}"
+    async with open_mqtt(any_broker.url, max_payload=100_000) as raw, hub_for(ALICE, any_broker.url) as alice:
+        for payload in (b"", bytes(17), b"\0", b"\x01" * 16_385, b"\x01" * 100_000, b"\x01fine"):
+            await raw.publish(topic, payload)
+        assert (await alice.receive()).payload == b"\x01fine"
+
+
+@pytest.mark.parametrize(("key", "payload"), [(bytes(31), b"x"), (bytes(32), b""), (bytes(32), bytes(16_385))])
+async def test_wrong_lengths(any_broker: Broker, key: bytes, payload: bytes) -> None:
+    async with open_channel(any_broker.url, ALICE) as channel:
+        with pytest.raises(ValueError, match="bytes, not"):
+            await channel.send(key, payload)
+        assert channel.url == str(any_broker.url)
+        assert "MqttChannel" in repr(channel)
+
+
+async def test_a_channel_that_was_left(any_broker: Broker) -> None:
+    async with open_mqtt_channel(any_broker.url, ALICE) as channel:
+        pass
+    with pytest.raises(SignalUnavailable, match="the channel is closed"):
+        await channel.send(BOB.public_key, b"x")
+    with pytest.raises(SignalUnavailable, match="the channel is closed"):
+        await channel.receive()
+
+
+async def test_what_nobody_receives_is_dropped_and_counted(any_broker: Broker) -> None:
+    async with open_mqtt_channel(any_broker.url, ALICE) as channel:
+        for number in range(66):
+            await channel.send(ALICE.public_key, b"\x01%d" % number)
+        await wait_until(lambda: channel.dropped == 2)
+        assert [await channel.receive() for _ in range(64)] == [b"\x01%d" % number for number in range(64)]
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.slow("two TLS handshakes")
+async def test_tls_password_and_ca_file(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    broker = make_mosquitto(tmp_path, tls=authority, password=True)
+    try:
+        broker.start()
+        url = str(broker.url).replace("//", f"//{USER}:{PASSWORD.replace('/', '%2F')}@")
+        async with hub_for(ALICE, url, ca_file=authority.ca_file) as alice:
+            assert await alice.send(ALICE.public_key, b"\x01x") is Delivery.QUEUED
+            assert (await alice.receive()).payload == b"\x01x"
+            assert PASSWORD not in alice.status()[0].url
+        async with hub_for(ALICE, broker.url, ca_file=authority.ca_file, connected=False) as alice:
+            await wait_until(lambda: states(alice) == [WAITING])
+            assert "not authorized" in (alice.status()[0].last_error or "")
+    finally:
+        broker.kill()
+
+
+# --- a broker that comes and goes ---
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_that_is_missing_at_the_start(mosquitto: Broker) -> None:
+    mosquitto.kill()
+    async with hub_for(ALICE, mosquitto.url, connected=False) as alice:
+        await wait_until(lambda: states(alice) == [WAITING])
+        async with open_background_nursery() as nursery:
+            answers: list[Delivery] = []
+
+            async def send() -> None:
+                answers.append(await alice.send(ALICE.public_key, b"\x01x"))
+
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            assert answers == []
+            mosquitto.start()
+            assert (await alice.receive()).payload == b"\x01x"
+            await wait_until(lambda: answers == [Delivery.QUEUED])
+
+
+@pytest.mark.slow("four starts of a broker")
+@pytest.mark.needs("mosquitto")
+@pytest.mark.parametrize("how", ["kill", "stop"])
+async def test_a_broker_that_is_restarted(mosquitto: Broker, how: str) -> None:
+    async with hub_for(ALICE, mosquitto.url) as alice, hub_for(BOB, mosquitto.url) as bob:
+        for _ in range(2):
+            getattr(mosquitto, how)()
+            await wait_until(lambda: CONNECTED not in states(alice) + states(bob))
+            assert alice.rtt is None
+            mosquitto.start()
+            await wait_until(lambda: states(alice) + states(bob) == [CONNECTED] * 2)
+            assert await alice.send(BOB.public_key, b"\x01x") is Delivery.QUEUED
+            assert (await bob.receive()).payload == b"\x01x", "it has subscribed again"
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_message_in_flight_when_the_connection_breaks_is_published_again(mosquitto: Broker) -> None:
+    async with open_wire(mosquitto) as wire, hub_for(ALICE, wire.url) as alice, hub_for(BOB, mosquitto.url) as bob:
+        wire.swallow = True
+        async with open_background_nursery() as nursery:
+            answers: list[Delivery] = []
+
+            async def send() -> None:
+                answers.append(await alice.send(BOB.public_key, b"\x01x"))
+
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert answers == []
+            wire.swallow = False
+            wire.cut()
+            assert (await bob.receive()).payload == b"\x01x"
+            await wait_until(lambda: answers == [Delivery.QUEUED])
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_message_in_flight_when_the_broker_dies_is_published_again(mosquitto: Broker) -> None:
+    async with hub_for(ALICE, mosquitto.url) as alice:
+        mosquitto.freeze()
+        async with open_background_nursery() as nursery:
+            answers: list[Delivery] = []
+
+            async def send() -> None:
+                answers.append(await alice.send(ALICE.public_key, b"\x01x"))
+
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            mosquitto.kill()
+            await wait_until(lambda: states(alice) != [CONNECTED])
+            assert answers == []
+            mosquitto.start()
+            # Alice subscribes before she publishes, so her message to herself cannot miss her.
+            assert (await alice.receive()).payload == b"\x01x"
+            await wait_until(lambda: answers == [Delivery.QUEUED])
+
+
+@pytest.mark.slow("a frozen broker has to be given up first")
+@pytest.mark.needs("mosquitto")
+async def test_a_frozen_broker_is_left_and_found_again(mosquitto: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_channel, "PING_INTERVAL", 0.02)
+    monkeypatch.setattr(mqtt_channel, "PONG_TIMEOUT", 0.2)
+    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 1.0)
+    async with hub_for(ALICE, mosquitto.url) as alice:
+        mosquitto.freeze()
+        await wait_until(lambda: states(alice) != [CONNECTED])
+        assert "no echo within 0 s" in (alice.status()[0].last_error or "") or alice.status()[0].last_error is None
+        mosquitto.thaw()
+        await wait_until(lambda: states(alice) == [CONNECTED])
+        assert await alice.send(ALICE.public_key, b"\x01x") is Delivery.QUEUED
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_lost_subscription_is_noticed(mosquitto: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that answers everything, and delivers nothing to us any more."""
+    monkeypatch.setattr(mqtt_channel, "PING_INTERVAL", 0.02)
+    monkeypatch.setattr(mqtt_channel, "PONG_TIMEOUT", 0.1)
+    async with open_mqtt_channel(mosquitto.url, ALICE) as channel:
+        client = channel._connection._client
+        assert client is not None
+        await channel._connection._call(lambda client: client.unsubscribe(channel._topic))
+        with pytest.raises(SignalUnavailable, match="no echo within 0 s"):
+            await channel.receive()
+        with pytest.raises(SignalUnavailable, match="no echo within 0 s"):
+            await channel.send(BOB.public_key, b"x")
+
+
+async def test_a_broker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.05)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        url = f"mqtt://127.0.0.1:{listener.socket.getsockname()[1]}"
+        async with hub_for(ALICE, url, connected=False) as alice:
+            await wait_until(lambda: states(alice) == [WAITING])
+            assert alice.status()[0].last_error == "no answer within 0 s"
+
+
+@pytest.mark.needs("mosquitto")
+async def test_the_end_of_a_hub_leaves_nothing_at_the_broker(mosquitto: Broker) -> None:
+    async with hub_for(ALICE, mosquitto.url) as alice:
+        await alice.send(BOB.public_key, b"\x01x", hints=[f"mqtt://localhost:{mosquitto.port}"])
+    assert mosquitto.connections() == 0
+    with pytest.raises(SignalUnavailable, match="not running"):
+        await alice.send(BOB.public_key, b"x")
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.slow("as many hubs as a beginning has steps")
+async def test_a_hub_cancelled_at_any_step(mosquitto: Broker) -> None:
+    async def live() -> None:
+        async with hub_for(ALICE, mosquitto.url) as alice:
+            await alice.send(ALICE.public_key, b"\x01x")
+            await alice.receive()
+            await trio.sleep_forever()
+
+    for steps in range(0, 400, 10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(live)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    for milliseconds in range(0, 40, 2):
+        with trio.move_on_after(milliseconds / 1000):
+            await live()
+    with trio.fail_after(5):
+        await wait_until(lambda: mosquitto.connections() == 0)
+
+
+# --- several servers ---
+
+
+@pytest.mark.slow("leaving a frozen broker takes the goodbye's 0.2 s, for each hub")
+@pytest.mark.needs("mosquitto")
+async def test_two_brokers_and_one_is_dead(mosquitto: Broker, amqtt: Broker) -> None:
+    async with hub_for(ALICE, mosquitto.url, amqtt.url) as alice, hub_for(BOB, amqtt.url, mosquitto.url) as bob:
+        assert await alice.send(BOB.public_key, b"\x01both") is Delivery.QUEUED
+        assert {(await bob.receive()).via for _ in range(2)} == {str(mosquitto.url), str(amqtt.url)}
+        mosquitto.freeze()
+        assert await alice.send(BOB.public_key, b"\x01one") is Delivery.QUEUED
+        assert (await bob.receive()).via == str(amqtt.url)
+
+
+async def test_a_rendezvous_server_that_hangs_does_not_hold_up_a_broker(any_broker: Broker) -> None:
+    async with open_rendezvous() as server:
+        async with hub_for(ALICE, server.url, any_broker.url) as alice, hub_for(BOB, any_broker.url) as bob:
+            hanging = next(slot.channel for slot in alice._own if slot.url.scheme == "ws")
+            assert hanging is not None
+            release = trio.Event()
+            late: list[bytes] = []
+
+            async def hang(receiver_key: bytes, payload: bytes) -> Delivery:
+                await release.wait()
+                late.append(payload)
+                return Delivery.NOBODY_HOME
+
+            hanging.send = hang  # type: ignore[method-assign]
+            with trio.fail_after(1):
+                assert await alice.send(BOB.public_key, b"\x01x") is Delivery.QUEUED
+            assert (await bob.receive()).payload == b"\x01x"
+            release.set()
+            await wait_until(lambda: late == [b"\x01x"])  # it was not given up, and it did no harm
+
+
+async def test_what_goes_on_behind_a_senders_back_is_bounded(
+    any_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "_MAX_TRAILING", 3)
+    async with open_rendezvous() as server, hub_for(ALICE, server.url, any_broker.url) as alice:
+        hanging = next(slot.channel for slot in alice._own if slot.url.scheme == "ws")
+        assert hanging is not None
+        running: set[bytes] = set()
+
+        async def hang(receiver_key: bytes, payload: bytes) -> Delivery:
+            running.add(payload)
+            try:
+                await trio.sleep_forever()
+            finally:
+                running.discard(payload)
+            raise AssertionError
+
+        hanging.send = hang  # type: ignore[method-assign]
+        for number in range(5):
+            assert await alice.send(BOB.public_key, b"\x01%d" % number) is Delivery.QUEUED
+        await wait_until(lambda: running == {b"\x012", b"\x013", b"\x014"})
+        monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.01)
+        assert await alice.send(BOB.public_key, b"\x015") is Delivery.QUEUED
+        await wait_until(lambda: b"\x015" not in running)
+
+
+async def test_delivered_is_better_than_queued(any_broker: Broker) -> None:
+    async with open_rendezvous() as server:
+        urls = (server.url, any_broker.url)
+        async with hub_for(ALICE, *urls) as alice, hub_for(BOB, *urls) as bob:
+            for _ in range(5):
+                assert await alice.send(BOB.public_key, b"\x01x") >= Delivery.QUEUED
+                # Both bring it, or the rendezvous server was so fast that the broker was spared.
+                assert (await bob.receive()).payload == b"\x01x"
+
+
+# --- hints ---
+
+
+async def test_a_visit_to_a_peers_broker(any_broker: Broker) -> None:
+    """Alice and Bob share no server; she has MQTT, so his hint may be followed."""
+    async with hub_for(ALICE, f"mqtt://127.0.0.1:{free_port()}", connected=False) as alice:
+        async with hub_for(BOB, any_broker.url) as bob:
+            assert await alice.send(BOB.public_key, b"\x01request", hints=[str(any_broker.url)]) is Delivery.QUEUED
+            assert (await bob.receive()).payload == b"\x01request"
+            assert await bob.send(ALICE.public_key, b"\x01reply") is Delivery.QUEUED
+            reply = await alice.receive()
+            assert (reply.payload, reply.via) == (b"\x01reply", str(any_broker.url))
+            assert alice.status()[1].visiting
+
+
+async def test_a_node_without_mqtt_does_not_follow_hints_to_it(any_broker: Broker) -> None:
+    async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
+        hints = [str(any_broker.url), "mqtt://broker.example/?bad"]
+        assert await alice.send(BOB.public_key, b"\x01x", hints=hints) is Delivery.NOBODY_HOME
+        assert len(alice.status()) == 1
+
+
+async def test_peers_that_share_one_of_their_transports(any_broker: Broker) -> None:
+    async with open_rendezvous() as hers, open_rendezvous() as his:
+        async with hub_for(ALICE, hers.url, any_broker.url) as alice, hub_for(BOB, his.url, any_broker.url) as bob:
+            assert await alice.send(BOB.public_key, b"\x01x") is Delivery.QUEUED
+            assert (await bob.receive()).via == str(any_broker.url)
+            # With his hints she visits his server besides, behind the sender's back.
+            hints = [his.url, str(any_broker.url)]
+            assert await alice.send(BOB.public_key, b"\x01y", hints=hints) is Delivery.QUEUED
+            assert {(await bob.receive()).via for _ in range(2)} == {his.url, str(any_broker.url)}
+
+
+def test_a_hub_on_a_python_without_mqtt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+    with pytest.raises(ConfigError, match=r"Python 3\.14"):
+        SignalHub(ALICE, [ServerUrl.parse("mqtt://broker.example")])
+    SignalHub(ALICE, [ServerUrl.parse("ws://server.example")])
+
+
+def test_a_hub_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="aiomqtt"):
+        SignalHub(ALICE, [ServerUrl.parse("mqtt://broker.example")])

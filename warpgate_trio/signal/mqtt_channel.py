@@ -1,0 +1,200 @@
+"""A signal channel over an MQTT broker: any broker, or cluster of brokers, that speaks MQTT 3.1.1.
+
+Theory of operation.  A node listens on one topic, ``warpgate-trio/1/<its peer id>``, and publishes to those of its
+peers; a URL's path, where it has one, goes before that (``mqtts://broker.example/team`` -> ``team/warpgate-trio/1/…``),
+for brokers that give each user a part of the tree.  A broker learns who talks to whom; what is said is sealed.  It
+cannot vouch for anybody either: whoever may publish at all may publish to us, so what comes in is no more trusted than
+what a stranger sends.
+
+What is promised.  Everything goes with QoS 1, in clean sessions:
+
+* `send` returns `Delivery.QUEUED` when the broker has acknowledged; whether the receiver is there, MQTT 3.1.1 does not
+  tell.
+* What the broker had not acknowledged when the connection broke is unknown to it, or not, and `send` raises; the hub
+  then publishes it again by the next connection, for as long as its own caller waits.  A message may come twice;
+  the receiver's `Inbox` knows it by its id.
+* What the broker acknowledged, it hands to every connection that subscribes to the topic then.  It keeps nothing for
+  those that do not: when it crashes in between, or the receiver's connection is down, the message is lost, and its
+  sender learns that from the missing answer.  Sessions that outlive their connection would change this, and are not
+  wanted: they leave state on other people's brokers, would have to be taken over by name (two processes with one key
+  would evict each other forever), and would deliver messages of walks that are long over.
+
+Twice a minute the channel publishes to itself.  When that comes back, the broker is there and our subscription still
+holds, and we know the round-trip time; when it does not within ten seconds, the channel counts as dead, and the hub
+opens another, which subscribes again.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final, final
+
+import trio
+
+from .. import host as machine
+from ..errors import ConfigError, SignalUnavailable
+from ..identity import Identity, peer_id_from_key
+from ..mqtt import MqttConnection, MqttError, open_mqtt
+from ..nurseries import open_background_nursery
+from ..server_url import ServerUrl
+from .message import MAX_SIGNAL
+from .transport import Delivery
+
+__all__ = ["MqttChannel", "open_mqtt_channel"]
+
+PING_INTERVAL = 30.0
+"""Seconds between two messages to ourselves; under the minute of the shortest TCP timers of middleboxes that matter."""
+PONG_TIMEOUT = 10.0
+"""Seconds without one's own message after which the channel counts as dead."""
+_ROOT: Final = "warpgate-trio/1"
+_PING: Final = 0
+"""First byte of a message to ourselves; that of a signal is its version, which starts at 1."""
+_TOKEN: Final = 16
+_INBOX: Final = 64
+_MAX_PREFIX: Final = 128
+
+
+@final
+class MqttChannel:
+    """A subscription of our own topic at a broker: a `warpgate_trio.signal.SignalChannel`."""
+
+    def __init__(self, connection: MqttConnection, url: str, *, prefix: str, topic: str, rtt: float) -> None:
+        self._connection = connection
+        self._url = url
+        self._prefix = prefix
+        self._topic = topic
+        self._rtt = rtt
+        self._failure: str | None = None
+        self._ping: tuple[bytes, trio.Event] | None = None
+        self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
+        self.dropped: int = 0
+        """Payloads that came while 64 waited to be received."""
+
+    def __repr__(self) -> str:
+        return f"<MqttChannel to {self._url}>"
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def rtt(self) -> float:
+        return self._rtt
+
+    async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+        if len(receiver_key) != 32:
+            raise ValueError(f"a receiver's key has 32 bytes, not {len(receiver_key)}")
+        if not 1 <= len(payload) <= MAX_SIGNAL:
+            raise ValueError(f"a payload has 1 to {MAX_SIGNAL} bytes, not {len(payload)}")
+        if self._failure is not None:
+            await trio.lowlevel.checkpoint()
+            raise SignalUnavailable(self._failure)
+        try:
+            await self._connection.publish(_topic(self._prefix, receiver_key), payload)
+        except MqttError as exc:
+            raise SignalUnavailable(self._failure or f"{self._url}: {exc}") from exc
+        return Delivery.QUEUED
+
+    async def receive(self) -> bytes:
+        try:
+            return await self._incoming.receive()
+        except trio.EndOfChannel:
+            raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed") from None
+
+    # --- tasks ---
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await self._connection.receive()
+                payload = message.payload
+                if message.topic != self._topic or not 1 <= len(payload) <= MAX_SIGNAL:
+                    continue
+                if payload[0] == _PING:
+                    if self._ping is not None and payload[1:] == self._ping[0]:
+                        self._ping[1].set()
+                    continue
+                try:
+                    self._arrived.send_nowait(payload)
+                except trio.WouldBlock:
+                    self.dropped += 1
+        except MqttError as exc:
+            self._fail(str(exc))
+        except trio.ClosedResourceError:
+            pass  # closed while this one was on its way
+
+    async def _keep_alive(self) -> None:
+        try:
+            while True:
+                start = trio.current_time()
+                with trio.fail_after(PONG_TIMEOUT):
+                    await self._ping_once()
+                self._rtt += (trio.current_time() - start - self._rtt) / 8  # RFC 6298's alpha
+                await trio.sleep(PING_INTERVAL)
+        except trio.TooSlowError:
+            self._fail(f"no echo within {PONG_TIMEOUT:.0f} s")
+        except MqttError as exc:
+            self._fail(str(exc))
+
+    async def _ping_once(self) -> None:
+        token, echo = machine.current().entropy(_TOKEN), trio.Event()
+        self._ping = (token, echo)
+        await self._connection.publish(self._topic, bytes([_PING]) + token)
+        await echo.wait()
+        self._ping = None
+
+    def _fail(self, why: str) -> None:
+        """The connection is dead: wake everybody who waits for it."""
+        if self._failure is None:
+            self._failure = f"{self._url}: {why}"
+        self._arrived.close()
+
+
+@asynccontextmanager
+async def open_mqtt_channel(
+    url: ServerUrl, identity: Identity, *, ssl_context: ssl.SSLContext | None = None
+) -> AsyncGenerator[MqttChannel]:
+    """Open a channel to the broker at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
+    prefix = check_mqtt_url(url)
+    topic = _topic(prefix, identity.public_key)
+    opened = False
+    try:
+        async with open_mqtt(url, ssl_context=ssl_context, max_payload=MAX_SIGNAL) as connection:
+            start = trio.current_time()
+            await connection.subscribe(topic)
+            rtt = trio.current_time() - start
+            channel = MqttChannel(connection, url.redacted, prefix=prefix, topic=topic, rtt=rtt)
+            async with open_background_nursery() as nursery:
+                nursery.start_soon(channel._read)
+                nursery.start_soon(channel._keep_alive)
+                opened = True
+                try:
+                    yield channel
+                finally:
+                    channel._fail("the channel is closed")
+    except MqttError as exc:
+        if opened:
+            raise  # the body's own
+        raise SignalUnavailable(f"{url.redacted}: {exc}") from exc
+
+
+def check_mqtt_url(url: ServerUrl) -> str:
+    """What a URL puts before the topics, ``""`` or something that ends with "/".
+
+    Raises:
+      ConfigError: no topic can start with the path, or there is a query.
+    """
+    prefix = url.path.strip("/")
+    if url.params:
+        raise ConfigError(f"{url.redacted}: the URL of an MQTT broker has no query")
+    if len(prefix) > _MAX_PREFIX or any(char in prefix for char in "+#$%"):
+        raise ConfigError(
+            f"{url.redacted}: the path goes before MQTT topics: at most {_MAX_PREFIX} characters, without + # $ and %"
+        )
+    return f"{prefix}/" if prefix else ""
+
+
+def _topic(prefix: str, key: bytes) -> str:
+    return f"{prefix}{_ROOT}/{peer_id_from_key(key)}"
