@@ -24,7 +24,7 @@ from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
 from warpgate_trio.cli.runner import run, run_both
 from warpgate_trio.cli.serve import configuration, reachable_urls
-from warpgate_trio.cli.stdio import StandardOutput, join, open_standard_input
+from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_standard_input
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError
 from warpgate_trio.host import Interface, InterfaceAddress
@@ -209,6 +209,13 @@ async def _written(descriptor: int, count: int) -> bytes:
     return data
 
 
+async def _end_input(typing: int, source: StandardInput) -> None:
+    """So that the thread that reads it has ended before the test has."""
+    os.close(typing)
+    while await source.read():
+        pass
+
+
 async def test_join_copies_both_ways_and_half_closes(pipes: tuple[int, int, int, int]) -> None:
     stdin, typing, reading, stdout = pipes
     near, far = trio.testing.memory_stream_pair()
@@ -232,6 +239,7 @@ async def test_join_raises_when_the_stream_breaks_but_delivers_what_came(pipes: 
     async with open_standard_input(stdin) as source:
         with pytest.raises(trio.BrokenResourceError):
             await join(near, source, StandardOutput(stdout))
+        await _end_input(typing, source)
     assert await _written(reading, 10) == b"last words"
 
 
@@ -243,7 +251,7 @@ async def test_a_closed_output_is_told_apart(pipes: tuple[int, int, int, int]) -
     async with open_standard_input(stdin) as source:
         with pytest.raises(OutputClosed):
             await join(near, source, StandardOutput(stdout))
-        os.close(typing)
+        await _end_input(typing, source)
 
 
 async def test_a_cancelled_read_of_stdin_loses_nothing(pipes: tuple[int, int, int, int]) -> None:
