@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Final, final
 
 import click
@@ -122,8 +121,6 @@ class _Call:
         from ..node import open_node
 
         peer = PeerAddress.from_text(self._address)  # before anything is opened for it
-        if config.servers.websocket:
-            import_module("..signal.websocket_channel", __package__)  # 50 ms that would fall into the walk
         async with open_node(config) as node:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()

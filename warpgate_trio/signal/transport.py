@@ -100,7 +100,9 @@ def check_supported(url: ServerUrl) -> None:
         raise ConfigError(
             f"{url.redacted}: no signal transport for {url.scheme!r}; there is {', '.join(sorted(_OPENERS))}"
         )
-    if loads_asyncio(url):
+    if not loads_asyncio(url):
+        from . import websocket_channel as websocket_channel  # 50 ms that would fall into the node's first walk
+    else:
         from ..mqtt import check_available
         from .mqtt_channel import check_mqtt_url
 
