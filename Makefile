@@ -3,7 +3,7 @@
 # Paths are relative throughout, so that the checkout may lie under any name.
 
 # Branch coverage in percent that `make test` asks for.
-COVERAGE_MIN ?= 0
+COVERAGE_MIN ?= 94
 # What pytest is given: make test TESTS="tests/unit -k frames"
 TESTS ?=
 

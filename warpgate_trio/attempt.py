@@ -129,7 +129,7 @@ class Attempt:
       way: None for a plugin that makes no path, such as `get_addr`.
       session: the walk that this attempt is part of; None where it belongs to none.
       inbound: on the responder's side.
-      via: there, the channel that the request came in by.
+      via, request_id: there, the channel that the request came in by, and its message id.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class Attempt:
         session: Session | None = None,
         inbound: bool = False,
         via: str | None = None,
+        request_id: bytes | None = None,
     ) -> None:
         self._home = home
         self._session = session
@@ -152,6 +153,7 @@ class Attempt:
         self._phase = phase
         self._way = way
         self._via = via
+        self._request_id = request_id
         self._arrivals, self._inbox = trio.open_memory_channel[Link | Message](16)
         self._adopted: list[Callable[[], Awaitable[object]]] = []
         self._nursery: trio.Nursery | None = None
@@ -397,6 +399,7 @@ class Attempt:
             owner=self._plugin,
             session=self.session_id,
             attempt=self.attempt_id,
+            in_reply_to=self._request_id,
             via=self._via,
             visit=not self.inbound,
         )

@@ -144,7 +144,7 @@ async def _run_combos(
     session.recorder.phase(phase or "last round", trio.current_time())
     with trio.CancelScope() as scope:
         session.scope = scope
-        scope.deadline = trio.current_time() + budget
+        scope.deadline = session.phase_deadline = trio.current_time() + budget
         try:
             async with trio.open_nursery() as nursery:
                 for combo in combos:
@@ -169,7 +169,7 @@ async def _refresh_address(planned: PlannedWalk, session: Session, phase: str | 
     except EXPECTED as error:
         logger.debug("the address could not be refreshed: %s", error)
         return
-    session.refreshed = True
+    session.refreshed = session.answered = True
     if fresh.seq <= session.peer.seq:
         return
     session.peer = fresh
@@ -208,7 +208,7 @@ async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> No
         if attempt.won:
             recorder.ended(combo, Outcome.WON, now)
         elif cancelled:
-            since = session.over_at if session.over_at is not None else trio.current_effective_deadline()
+            since = session.over_at if session.over_at is not None else session.phase_deadline
             outcome = Outcome.LOST if _over(session) else Outcome.TIMED_OUT
             recorder.ended(combo, outcome, now, cleanup=max(now - since, 0.0))
 

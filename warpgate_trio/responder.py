@@ -135,6 +135,7 @@ class Responder:
                 way=self._way(request, plugin),
                 inbound=True,
                 via=request.via,
+                request_id=header.message_id,
             )
             with trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
                 await attempt.answer(factory, request.message, self._inbound.decide)

@@ -34,6 +34,7 @@ class Session:
       refusal: the peer's no, which ends the walk.
       scope: the running phase's cancel scope.
       over_at: when the session was decided.
+      phase_deadline: when the running phase's budget is over.
       attempts: those under way.
       broke_off, wrong_peer, clock_corrected, signalled, answered, best_delivery: what was learned, for
       the verdict.
@@ -53,6 +54,7 @@ class Session:
         self.spent: bool = False
         self.scope: trio.CancelScope | None = None
         self.over_at: float | None = None
+        self.phase_deadline: float = math.inf
         self.broke_off = False
         self.wrong_peer = False
         self.clock_corrected = False

@@ -32,6 +32,7 @@ async def expect(verdict: Verdict) -> AsyncGenerator[None]:
     assert str(caught.value).startswith(verdict.value)
     msgspec.json.encode(report)
     assert report.winner is None
+    assert all(combo.cleanup_ms is None or combo.cleanup_ms < 1000 for combo in report.combos), report
 
 
 @asynccontextmanager

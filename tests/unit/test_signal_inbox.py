@@ -72,6 +72,17 @@ def test_nothing_from_before_the_start() -> None:
     assert inbox.check(message(T - 1.999), T + 1) == Accepted()
 
 
+def test_an_answer_to_our_own_message_is_fresh_whatever_its_stamp() -> None:
+    """We have just started, ahead of the peer's clock; a stranger gains nothing by claiming to answer."""
+    asked, never_asked = b"A" * 16, b"N" * 16
+    inbox = Inbox(T, UNLIMITED)
+    inbox.clocks.note_sent(asked, ALICE, T + 1)
+    assert inbox.check(message(T - 10.0, in_reply_to=asked), T + 1) == Accepted()
+    assert isinstance(inbox.check(message(T - 10.0, in_reply_to=never_asked), T + 1), TooOld)
+    assert isinstance(inbox.check(message(T - 10.0, in_reply_to=asked, sender=BOB), T + 1), TooOld)
+    assert isinstance(inbox.check(message(T - 10.0, in_reply_to=asked), T + 100), TooOld)
+
+
 def test_one_clock_reply_per_sender_and_ten_seconds() -> None:
     inbox = running()
     late = T - 1000

@@ -260,7 +260,8 @@ class Inbox:
             stamp = now  # what it says about time is its point; `in_reply_to` proves that it is fresh
         elif abs(stamp - now) > WINDOW:
             return OutsideWindow(self._needs_clock_reply(header, now))
-        elif stamp <= self._horizon:
+        elif stamp <= self._horizon and not self.clocks.expects(header.sender, header.in_reply_to, now):
+            # An answer to what we have just asked is fresh, whatever our clock and the peer's make of its stamp.
             return TooOld(self._needs_clock_reply(header, now))
         if len(self._ids) >= self._limits.ids:
             return Overloaded()

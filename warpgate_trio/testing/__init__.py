@@ -1,0 +1,37 @@
+"""What tests of network programs need besides pytest and Trio's own helpers.
+
+* `hosts`: `simulated_hosts` lets whole nodes run in a `warpgate_trio.sim.Network`, unchanged.
+* `pipe_laws`: laws that a byte stream has to keep, for streams of your own.
+* `worlds`: worlds as plain data, `Topology` and `PeerPair`; `populations`: how common which NATs are.
+* `strategies`: Hypothesis strategies for all that, and for NATs, links and faults.  It needs the extra ``testing``
+  and is not imported by this module: ``from warpgate_trio.testing import strategies``.
+
+docs/simulator.md shows how they work together.
+"""
+
+from __future__ import annotations
+
+from .hosts import SimulatedHost, simulated_hosts
+from .pipe_laws import (
+    PipeMaker,
+    StreamMaker,
+    check_cancelled_receive,
+    check_cancelled_send,
+    check_early_eof,
+    check_max_bytes,
+    check_pipe,
+    check_send_copies,
+)
+
+__all__ = [
+    "PipeMaker",
+    "SimulatedHost",
+    "StreamMaker",
+    "check_cancelled_receive",
+    "check_cancelled_send",
+    "check_early_eof",
+    "check_max_bytes",
+    "check_pipe",
+    "check_send_copies",
+    "simulated_hosts",
+]

@@ -1,0 +1,358 @@
+"""Whole nodes, TLS and signals and all, in simulated worlds: who connects, how fast, and what is left.
+
+The nodes here are those that users run; only `simulated_hosts` tells that the machine is not real.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+
+import pytest
+import trio
+from hypothesis import Phase, given, note, settings
+from hypothesis import strategies as st
+
+from tests.nodes import ALICE, BOB
+from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
+from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
+from warpgate_trio.config import Budgets, ListenConfig
+from warpgate_trio.report import ConnectReport, Verdict
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.sim import Fault, Hairpin, Kind, Link, NatConfig, Network, presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.strategies import PeerPair, Place, fault_schedules, links, nats, peer_pairs
+
+PORT = 7000
+SIGNALS = 443  # what the strictest of firewalls lets out
+BUDGETS = Budgets()
+CONFIG = NodeConfig(
+    servers=Servers(websocket=[f"ws://server:{SIGNALS}"]), listen=ListenConfig(port=PORT), budgets=BUDGETS
+)
+WARM = 60.0  # more than clocks differ: a node takes what is stamped before its start for replayed
+PAYLOAD = bytes(range(256)) * 40
+
+Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
+
+
+# -- the oracle, which knows nothing of nodes --------------------------------------------------------------------------
+
+
+def reaches(dialler: Sequence[NatConfig], target: Sequence[NatConfig]) -> bool:
+    """Whether one who is behind these NATs (outermost first) can dial an address of the other's own interface.
+
+    It can where that address is on a network that the dialling side is in, or that its own NATs are connected to; and
+    where none of the NATs between forbids the port.
+    """
+    between = dialler[len(target) :]
+    return tuple(dialler[: len(target)]) == tuple(target) and _lets_out(between)
+
+
+def reaches_forwarded(dialler: Sequence[NatConfig], target: Sequence[NatConfig], shared: Sequence[NatConfig]) -> bool:
+    """Whether it can dial a port that all of the target's NATs forward: from behind one of them only by hairpinning."""
+    return (
+        bool(target)
+        and _lets_out(dialler[len(shared) :])
+        and (_lets_out(dialler) if not shared else shared[0].tcp.hairpin is Hairpin.EXTERNAL)
+    )
+
+
+def _lets_out(nats: Sequence[NatConfig]) -> bool:
+    return all(nat.tcp.ports is None or PORT in nat.tcp.ports for nat in nats)
+
+
+@dataclass(frozen=True)
+class Expected:
+    direct: bool
+    reverse: bool
+
+
+def expected(pair: PeerPair) -> Expected:
+    """Who can dial whom.  Equal NATs that are not the same one do not make one network, hence the markers.
+
+    Asked to dial back, a node goes only to public addresses and to those of its own network: whoever asks could
+    otherwise let it knock on doors in its neighbourhood.
+    """
+    alice = (*pair.shared, *(replace(nat, source="alice's") for nat in pair.alice.nats))
+    bob = (*pair.shared, *(replace(nat, source="bob's") for nat in pair.bob.nats))
+    forwarded = pair.bob.forwarded and reaches_forwarded(alice, bob, pair.shared)
+    return Expected(
+        direct=reaches(alice, bob) or forwarded, reverse=reaches(bob, alice) and (not alice or alice == bob)
+    )
+
+
+# -- the worlds --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one walk.
+
+    Attributes:
+      seconds: from the call to its Pipe or its error, and with a Pipe to its first echoed byte.
+      digest: of all packets.
+    """
+
+    connected: bool
+    report: ConnectReport
+    walk: float
+    seconds: float
+    digest: str
+
+
+def run(
+    pair: PeerPair,
+    connect: Connect = Node.auto_connect,
+    *,
+    early: bytes = b"",
+    data: bytes = PAYLOAD,
+    lossy: bool = False,
+    faults: tuple[Fault, ...] = (),
+) -> Result:
+    """Open both nodes and a rendezvous server, let alice connect to bob, and check all that holds for any world.
+
+    `early` is what `connect` sends as early data; bob's application echoes everything.  The `faults` begin with the
+    call; with any, an established Pipe may break.  Where the world is `lossy`, bob may have accepted what alice has
+    given up by then.
+    """
+
+    async def main() -> Result:
+        async with pair.build(time_limit=3600) as net, simulated_hosts():
+            mapped = pair.forward(net, "bob", PORT) if pair.bob.forwarded else None
+            with net.hosts["server"]:
+                async with open_rendezvous(host=None, port=SIGNALS):
+                    result = await _call(net, connect, mapped, early, data, lossy or bool(faults), faults)
+            left = net.netstat()
+            assert not left, str(left)
+            await trio.sleep(1000)  # TIME-WAIT is a minute, and TCP gives an orphan's last bytes up within minutes
+            assert net.netstat().lingering == ()
+            return result
+
+    return simulate(main, seed=pair.seed)
+
+
+async def _call(
+    net: Network,
+    connect: Connect,
+    mapped: str | None,
+    early: bytes,
+    data: bytes,
+    lossy: bool,
+    faults: tuple[Fault, ...],
+) -> Result:
+    accepted: list[Pipe] = []
+
+    async def serve(bob: Node) -> None:
+        while True:
+            pipe = await bob.listener.accept()
+            accepted.append(pipe)
+            async with pipe:
+                with suppress(trio.BrokenResourceError) if lossy else nullcontext():
+                    async for chunk in pipe:
+                        await pipe.send_all(chunk)
+                    await pipe.send_eof()
+
+    with net.hosts["bob"]:
+        async with open_node(CONFIG, identity=BOB, authorize=anyone) as bob, trio.open_nursery() as nursery:
+            nursery.start_soon(serve, bob)
+            await bob.wait_signals()
+            target = bob.address if mapped is None else with_mapped(bob.address, mapped)
+            with net.hosts["alice"]:
+                async with open_node(CONFIG, identity=ALICE) as alice:
+                    await alice.wait_signals()
+                    await trio.sleep(WARM)
+                    net.schedule(faults)
+                    began = trio.current_time()
+                    try:
+                        pipe = await connect(alice, target)
+                    except ConnectError as error:
+                        assert lossy or accepted == []
+                        took = trio.current_time() - began
+                        result = Result(False, error.report, took, took, "")
+                    else:
+                        walk = trio.current_time() - began
+                        echoed = walk
+                        with suppress(trio.BrokenResourceError) if faults else nullcontext():
+                            echoed = await first_echo(pipe, data, early)
+                        if not lossy:
+                            (theirs,) = accepted
+                            assert path_of(theirs) == path_of(pipe)
+                        assert pipe.report is not None
+                        result = Result(True, pipe.report, walk, echoed - began, "")
+            nursery.cancel_scope.cancel()
+    return replace(result, digest=net.digest())
+
+
+def path_of(pipe: Pipe) -> tuple[str | None, str, int, str]:
+    """What both ends must agree on; endpoints, and so the kind of route, look different from the two sides of a NAT."""
+    path = pipe.path
+    return path.phase, path.plugin, path.af, path.carrier
+
+
+async def first_echo(pipe: Pipe, data: bytes, early: bytes) -> float:
+    """Send everything, check that it comes back, and close; returns when the first of it came."""
+    async with pipe, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await pipe.send_all(data)
+            await pipe.send_eof()
+
+        nursery.start_soon(send)
+        received = await pipe.receive_some()
+        first = trio.current_time()
+        async for chunk in pipe:
+            received += chunk
+        assert received == early + data
+    return first
+
+
+def with_mapped(address: PeerAddress, ip: str) -> PeerAddress:
+    """Bob's address with the port that his router forwards, which a user has typed into it."""
+    (interface,) = address.interfaces
+    mapped = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.MAPPED, ip=ip, port=PORT, base=0)
+    return PeerAddress.issue(
+        BOB,
+        seq=address.seq,
+        issued_at=address.issued_at,
+        expires_at=address.expires_at,
+        host_salt=address.host_salt,
+        host_id=address.host_id,
+        signals=address.signals,
+        interfaces=[AddressInterface(interface.index, (*interface.endpoints, mapped))],
+        capabilities=address.capabilities,
+    )
+
+
+# -- who connects ------------------------------------------------------------------------------------------------------
+
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
+QUIET = links(max_latency=0.1, noisy=False)
+BEHIND = st.lists(nats(), min_size=1, max_size=2).map(tuple)
+REVERSIBLE = st.builds(  # rare among all pairs
+    PeerPair,
+    alice=st.builds(Place, link=QUIET, clock_offset=st.sampled_from((0.0, 20.0, -20.0))),
+    bob=st.builds(Place, nats=BEHIND, link=QUIET),
+    server=QUIET,
+    seed=st.integers(0, 1000),
+)
+EXAMPLES = 200
+FAILED_WITHIN = BUDGETS.signal + BUDGETS.direct_max + 0.001  # the phase, which waits for an answer, and the last round
+BROKEN_OFF_WITHIN = FAILED_WITHIN + BUDGETS.commit  # what was committed in the last moment may still be accepted
+NO_PATH = (
+    Verdict.NO_RELAY_CONFIGURED,
+    Verdict.NOTHING_TO_TRY,  # both have the same private address
+    Verdict.UNREACHABLE,  # nothing to ask the peer for
+    Verdict.PEER_SILENT,  # asked to dial, and still dialling when the time is up
+)
+
+
+@pytest.mark.slow(f"{EXAMPLES} worlds")
+def test_a_walk_connects_exactly_when_there_is_a_path() -> None:
+    tally: Counter[Expected] = Counter()
+
+    @settings(max_examples=EXAMPLES, phases=PHASES)
+    @given(st.one_of(peer_pairs(link=QUIET), peer_pairs(link=QUIET), peer_pairs(link=QUIET), REVERSIBLE))
+    def check(pair: PeerPair) -> None:
+        note(str(pair))
+        paths = expected(pair)
+        tally[paths] += 1
+        result = run(pair)
+        assert result.connected == (paths.direct or paths.reverse), result.report
+        if result.connected:
+            assert result.report.winner is not None
+            possible = [("direct_connect", paths.direct), ("reverse_connect", paths.reverse)]
+            assert result.report.winner.plugin in [plugin for plugin, works in possible if works]
+            assert result.walk <= BUDGETS.signal
+        else:
+            assert result.report.verdict in NO_PATH
+            assert result.walk <= FAILED_WITHIN
+
+    check()
+    print(f"{tally.total()} worlds: {dict(tally)}")
+    assert len(tally) == 4, f"some kind of pair was never drawn: {tally}"
+
+
+@pytest.mark.slow("40 worlds with loss, whose TCP waits and retransmits")
+@settings(max_examples=40, phases=PHASES)
+@given(peer_pairs(link=links(max_latency=0.05)))
+def test_noise_makes_no_path_and_garbles_nothing(pair: PeerPair) -> None:
+    note(str(pair))
+    paths = expected(pair)
+    result = run(pair, lossy=True)
+    assert result.connected <= (paths.direct or paths.reverse)
+    assert result.walk <= BROKEN_OFF_WITHIN
+
+
+@pytest.mark.slow("40 worlds with faults, whose TCP waits and retransmits")
+@settings(max_examples=40, phases=PHASES)
+@given(st.data(), peer_pairs(link=QUIET))
+def test_nothing_is_left_whatever_goes_wrong(data: st.DataObject, pair: PeerPair) -> None:
+    faults = data.draw(fault_schedules(pair.topology(), horizon=20.0))
+    note(str(pair))
+    paths = expected(pair)
+    result = run(pair, faults=faults)
+    rerouted = any(fault.kind in (Kind.REBIND, Kind.REBOOT) for fault in faults)
+    assert result.connected <= (paths.direct or paths.reverse) or rerouted
+    assert result.walk <= BROKEN_OFF_WITHIN
+
+
+# -- how fast ----------------------------------------------------------------------------------------------------------
+
+RTT = 0.1  # between any two of the three, as DESIGN 8 reckons
+NEAR = Link(latency=RTT / 4)
+OPEN = Place(link=NEAR)
+BEHIND_NAT = Place(link=NEAR, nats=(presets.LINUX,))
+
+
+@pytest.mark.parametrize(
+    ("alice", "bob", "plugin", "early", "round_trips"),
+    [
+        (OPEN, OPEN, "direct_connect", b"", 4),
+        (OPEN, OPEN, "direct_connect", b"hello", 3),
+        (BEHIND_NAT, OPEN, "direct_connect", b"", 4),
+        (BEHIND_NAT, replace(BEHIND_NAT, forwarded=True), "direct_connect", b"", 4),
+        (OPEN, BEHIND_NAT, "reverse_connect", b"", 5.5),
+    ],
+)
+def test_the_first_echoed_byte_is_there_in_time(
+    alice: Place, bob: Place, plugin: str, early: bytes, round_trips: float
+) -> None:
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        return await node.auto_connect(address, early_data=early)
+
+    result = run(PeerPair(alice=alice, bob=bob, server=NEAR), connect, early=early, data=b"ping")
+    assert result.report.winner is not None
+    assert result.report.winner.plugin == plugin
+    assert result.seconds == pytest.approx(round_trips * RTT, abs=0.001)
+
+
+# -- the same again ----------------------------------------------------------------------------------------------------
+
+PAIR = PeerPair(alice=replace(OPEN, clock_offset=12.0), bob=replace(BEHIND_NAT, nats=(presets.CGN, presets.LINUX)))
+
+
+@pytest.mark.slow("three whole worlds")
+def test_one_seed_gives_one_run_of_whole_nodes() -> None:
+    digests = [run(replace(PAIR, seed=seed)).digest for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.slow("two more interpreters that import everything")
+def test_another_process_with_another_hash_seed_sees_the_same() -> None:
+    program = "from tests.sim.test_nodes import PAIR, run; print(run(PAIR).digest)"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert seen == {run(PAIR).digest}

@@ -1,0 +1,252 @@
+"""`warpgate_trio.testing`: simulated hosts as `Host`s, worlds as data, the strategies, and the page about them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from ipaddress import ip_address
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.sim.oracles import punch_possible
+from warpgate_trio import host as machine
+from warpgate_trio.host import Host, InterfaceAddress, RealHost
+from warpgate_trio.sim import Behavior, Fault, Kind, Link, NatConfig, Network, Router, presets, simulate
+from warpgate_trio.testing import SimulatedHost, simulated_hosts
+from warpgate_trio.testing.strategies import (
+    POPULATIONS,
+    Lan,
+    Machine,
+    PeerPair,
+    Place,
+    Topology,
+    fault_schedules,
+    links,
+    nats,
+    peer_pairs,
+    population,
+    topologies,
+)
+
+# -- hosts -------------------------------------------------------------------------------------------------------------
+
+
+def test_code_is_on_the_host_that_it_was_started_on() -> None:
+    async def main() -> None:
+        async with Network(seed=7, ipv6=True) as net, simulated_hosts():
+            home = net.lan("home", nat=presets.LINUX)
+            alice, server = home.host("alice", clock_offset=5.0), net.host("server")
+            with alice:
+                here: Host = machine.current()
+                assert here.wall_time() == pytest.approx(net.epoch + 5)
+                loopback, eth0 = here.interfaces()
+                assert (loopback.is_loopback, eth0.is_loopback) == (True, False)
+                assert (eth0.name, eth0.index, eth0.is_virtual) == ("eth0", 2, False)
+                assert eth0.addresses == (
+                    InterfaceAddress(ip=ip_address(alice.ip), prefix=24),
+                    InterfaceAddress(ip=ip_address(alice.ip6), prefix=64),
+                )
+                assert here.source_address(ip_address(server.ip)) == ip_address(alice.ip)
+                assert here.source_address(ip_address("127.0.0.1")) == ip_address("127.0.0.1")
+                assert here.source_address(ip_address("0.0.0.0")) is None
+                fingerprint = here.machine_fingerprint()
+                assert fingerprint == machine.current().machine_fingerprint()
+                with server:
+                    assert machine.current().wall_time() == pytest.approx(net.epoch)
+                    assert len(machine.current().machine_fingerprint()) == 32
+                    assert machine.current().machine_fingerprint() != fingerprint
+                    # Hosts of a cloud are not in one network, whatever prefix the cloud has.
+                    assert {each.prefix for each in machine.current().interfaces()[1].addresses} == {32, 128}
+                assert "alice" in repr(machine.current())
+
+    simulate(main)
+
+
+def test_a_host_without_ipv6_has_no_way_there() -> None:
+    async def main() -> None:
+        async with Network() as net, simulated_hosts():
+            with net.host("alice"):
+                assert machine.current().source_address(ip_address("2a0a::1")) is None
+
+    simulate(main)
+
+
+def test_entropy_and_randomness_are_the_seeds() -> None:
+    def draw(seed: int, name: str) -> tuple[bytes, float]:
+        here = SimulatedHost(Network(seed).host(name))
+        return here.entropy(16), here.random.random()
+
+    assert draw(1, "a") == draw(1, "a")
+    assert len({draw(1, "a"), draw(2, "a"), draw(1, "b")}) == 3
+
+
+def test_a_host_asked_for_outside_any_host() -> None:
+    async def main() -> None:
+        async with Network() as net, simulated_hosts():
+            net.host("alice")
+            with pytest.raises(RuntimeError, match="a Host was asked for outside any simulated host"):
+                machine.current()
+
+    simulate(main)
+
+
+def test_the_real_machine_comes_back() -> None:
+    async def main() -> None:
+        with pytest.raises(KeyError):
+            async with simulated_hosts():
+                raise KeyError
+        assert isinstance(machine.current(), RealHost)
+
+    simulate(main)
+
+
+# -- worlds as data ----------------------------------------------------------------------------------------------------
+
+
+def router(net: Network, name: str) -> Router:
+    found = net.hosts[name]
+    assert isinstance(found, Router)
+    return found
+
+
+def test_a_topology_becomes_a_network() -> None:
+    home = Lan(name="home", nat=presets.LINUX, machines=(Machine(name="alice"),), prefix4="192.168.1.0/24")
+    street = Lan(name="street", nat=presets.CGN, lans=(home,), uplink=Link(latency=0.02))
+    world = Topology(machines=(Machine(name="server", clock_offset=3.0),), lans=(street,), seed=5)
+    assert (world.host_names(), world.router_names()) == (["server", "alice"], ["street", "home"])
+    net = world.build()
+    assert net.seed == 5
+    assert net.hosts["server"].clock_offset == 3.0
+    assert net.hosts["alice"].ip == "192.168.1.1"
+    assert router(net, "street").outside.tx.link.latency == 0.02
+    assert router(net, "home").ip in str(net.topology())
+    assert router(net, "home").outside.segment is router(net, "street").inside.segment
+
+
+def test_a_forwarded_port_is_reached_through_every_nat() -> None:
+    pair = PeerPair(bob=Place(nats=(presets.CGN, presets.LINUX), forwarded=True))
+
+    async def main() -> bytes:
+        async with pair.build() as net:
+            outside = pair.forward(net, "bob", 80)
+            assert outside == router(net, "bob-nat0").ip
+            with net.hosts["bob"]:
+                (listener,) = await trio.open_tcp_listeners(80, host="0.0.0.0")
+            async with listener:
+                with net.hosts["alice"]:
+                    async with await trio.open_tcp_stream(outside, 80) as stream, await listener.accept() as theirs:
+                        await stream.send_all(b"x")
+                        return bytes(await theirs.receive_some())
+
+    assert simulate(main) == b"x"
+
+
+def test_peers_with_only_shared_nats_are_on_one_lan() -> None:
+    net = PeerPair(shared=(presets.CGN, presets.LINUX)).build()
+    assert {net.hosts[name].interfaces[0].segment.name for name in ("alice", "bob")} == {"shared-nat1"}
+    assert net.hosts["server"].interfaces[0].segment is net.internet
+
+
+def test_a_pair_says_what_it_is() -> None:
+    pair = PeerPair(alice=Place(nats=(presets.CGN, presets.LINUX), clock_offset=-2.0), shared=(presets.OPEN,), seed=3)
+    assert str(pair) == "alice: cgn > linux, 0 ms, clock -2 s; bob: no NAT, 0 ms; both behind open; seed 3"
+
+
+# -- strategies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow("drawing a tree of LANs takes Hypothesis ten milliseconds")
+@settings(max_examples=50)
+@given(st.data())
+def test_every_world_can_be_built_and_broken(data: st.DataObject) -> None:
+    world = data.draw(topologies())
+    schedule = data.draw(fault_schedules(world, horizon=10))
+    assert all(fault.until <= 10 for fault in schedule)
+    net = world.build()
+    assert sorted([*world.host_names(), *world.router_names()]) == sorted(net.hosts)
+    assert schedule == eval(repr(schedule), {"Fault": Fault, "Kind": Kind})
+
+    async def main() -> None:
+        async with net:
+            net.schedule(schedule)
+            await trio.sleep(11)
+
+    simulate(main)
+
+
+@pytest.mark.slow("drawing NATs axis by axis takes Hypothesis ten milliseconds")
+@settings(max_examples=50)
+@given(peer_pairs() | population() | population("cellular"))
+def test_every_pair_can_be_built(pair: PeerPair) -> None:
+    assert {"alice", "bob", "server"} <= set(pair.build().hosts)
+
+
+@settings(max_examples=50)
+@given(nats(composed=False), links(max_latency=0.05, noisy=False))
+def test_what_options_leave_out(nat: NatConfig, link: Link) -> None:
+    assert nat in presets.NATS.values()
+    assert link == Link(latency=link.latency)
+    assert link.latency <= 0.05
+
+
+def works(alice: tuple[NatConfig, ...], bob: tuple[NatConfig, ...]) -> bool:
+    """By UDP and without a relay: one of both is open, or a punch is possible."""
+
+    def layers(nats: tuple[NatConfig, ...]) -> list[Behavior]:
+        return [nat.udp for nat in nats]
+
+    if presets.UDP_BLOCKED in (*alice, *bob):
+        return False
+    return not alice or not bob or punch_possible(layers(alice), layers(bob))
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("home", 0.948),
+        ("home-and-cgn", 0.924),
+        ("consumer", 0.812),
+        ("everybody", 0.729),
+        ("cellular", 0.461),
+        ("swarm-2011", 0.861),
+    ],
+)
+def test_a_population_connects_as_often_as_was_reckoned(name: str, share: float) -> None:
+    kinds = POPULATIONS[name].kinds
+    assert sum(weight for weight, _ in kinds) == pytest.approx(1)
+    found = sum(one * other for one, a in kinds for other, b in kinds if works(a, b))
+    assert found == pytest.approx(share, abs=0.001)
+
+
+def test_a_sample_has_its_shares() -> None:
+    random = Random(1)
+    drawn = Counter(POPULATIONS["cellular"].sample(random).nats for _ in range(5000))
+    assert drawn[(presets.LINUX_SYMMETRIC,)] / 5000 == pytest.approx(0.98 * 0.4, abs=0.02)
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "simulator.md"
+PROGRAMS = re.findall(
+    r"^```python\n# (\w+\.py).*?\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.slow("the page's property tests run a hundred worlds each")
+@pytest.mark.parametrize(("name", "program"), PROGRAMS, ids=[name for name, _ in PROGRAMS])
+def test_the_programs_of_the_page_run(name: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for each, text in PROGRAMS:
+        (tmp_path / each).write_text(text)
+    namespace: dict[str, object] = {}
+    exec(compile(program, name, "exec"), namespace)
+    tests = [each for key, each in namespace.items() if key.startswith("test_")]
+    for test in tests:
+        assert callable(test)
+        test()
+    assert tests or not name.startswith("test_")

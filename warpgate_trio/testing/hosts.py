@@ -1,0 +1,121 @@
+"""Simulated hosts as `warpgate_trio.host.Host`s: with `simulated_hosts`, whole nodes run in the simulator unchanged.
+
+The simulator knows nothing of this package.  It puts its sockets behind `trio.socket`; this module puts the rest of
+its machines (interfaces, routes, clocks, entropy) behind `warpgate_trio.host.current`.  Which machine answers is the
+simulator's own context variable, so a node has the host that it was opened on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from random import Random
+from typing import Final, final
+
+import trio
+
+from .. import sim
+from ..host import Host, Interface, InterfaceAddress, set_provider
+
+__all__ = ["SimulatedHost", "simulated_hosts"]
+
+_LOOPBACK: Final = Interface(
+    name="lo",
+    index=1,  # as on Linux; the simulator's own begin at 2
+    addresses=(
+        InterfaceAddress(ip=ip_address("127.0.0.1"), prefix=8),
+        InterfaceAddress(ip=ip_address("::1"), prefix=128),
+    ),
+    is_loopback=True,
+    is_virtual=False,
+)
+
+
+@final
+class SimulatedHost:
+    """A `warpgate_trio.host.Host` that is a host of a `warpgate_trio.sim.Network`.
+
+    Everything about it is the same for a network's seed and the host's name: its entropy too, which must therefore
+    never protect anything real.
+    """
+
+    __slots__ = ("machine",)
+
+    def __init__(self, machine: sim.Host) -> None:
+        self.machine: Final = machine
+
+    def __repr__(self) -> str:
+        return f"SimulatedHost({self.machine!r})"
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        attached = (
+            Interface(
+                name=each.name,
+                index=each.index,
+                addresses=tuple(
+                    _address(address, None if each.segment.cloud else prefix.bits) for address, prefix in each.addresses
+                ),
+                is_loopback=False,
+                is_virtual=False,
+            )
+            for each in self.machine.interfaces
+        )
+        return (_LOOPBACK, *attached)
+
+    def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
+        if dest.is_unspecified:  # as `RealHost`
+            return None
+        source = self.machine.source_for(str(dest))
+        return None if source is None else ip_address(source)
+
+    def wall_time(self) -> float:
+        return self.machine.wall_time()
+
+    def entropy(self, n: int) -> bytes:
+        return self.machine.entropy(n)
+
+    @property
+    def random(self) -> Random:
+        return self.machine.random
+
+    def machine_fingerprint(self) -> bytes:
+        # A host's name is unique in its network, and hosts of two networks never meet.
+        return hashlib.sha256(f"simulated host\0{self.machine.name}".encode()).digest()
+
+
+def _address(text: str, prefix: int | None) -> InterfaceAddress:
+    """Without a prefix its network is the address alone: the hosts of a cloud are routers apart, and no LAN."""
+    ip = ip_address(text)
+    return InterfaceAddress(ip=ip, prefix=ip.max_prefixlen if prefix is None else prefix)
+
+
+def _here() -> Host:
+    try:
+        return SimulatedHost(sim.current_host())
+    except RuntimeError:
+        raise RuntimeError(
+            "a Host was asked for outside any simulated host: inside simulated_hosts(), open nodes and servers "
+            "with host.run(fn), or below `with host:`"
+        ) from None
+
+
+@asynccontextmanager
+async def simulated_hosts() -> AsyncGenerator[None]:
+    """Let `warpgate_trio.host.current` answer with the simulated host that the calling code runs on::
+
+        async with Network(seed=7) as net, simulated_hosts():
+            with net.host("alice"):
+                async with open_node(...) as node:
+                    ...
+
+    What was installed before comes back at the end.  In between, code on no simulated host gets a RuntimeError, so
+    that the real machine's clock and addresses never leak into a simulated world.
+    """
+    await trio.lowlevel.checkpoint()
+    previous = set_provider(_here)
+    try:
+        yield
+    finally:
+        set_provider(previous)
