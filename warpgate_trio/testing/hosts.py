@@ -11,13 +11,15 @@ import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from random import Random
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from .. import sim
 from ..host import Host, Interface, InterfaceAddress, set_provider
+
+if TYPE_CHECKING:
+    from random import Random
 
 __all__ = ["SimulatedHost", "simulated_hosts"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from ..sim import NatConfig, presets
 from .worlds import Place
+
+if TYPE_CHECKING:
+    from random import Random
 
 __all__ = ["POPULATIONS", "Population"]
 
