@@ -6,6 +6,8 @@
 COVERAGE_MIN ?= 94
 # What pytest is given: make test TESTS="tests/unit -k frames"
 TESTS ?=
+# How many tests run at a time; 0 is one after the other, in this process.
+JOBS ?= 2
 
 PYTHON ?=
 export PYTHON
@@ -20,7 +22,7 @@ demo: ## set up, and watch two nodes find each other and move bytes
 	@sh tools/in_venv.sh run warpgate-trio demo
 
 test: lint ## everything that must hold: lint, then all tests with branch coverage
-	@sh tools/in_venv.sh dev pytest --cov --cov-fail-under=$(COVERAGE_MIN) $(TESTS)
+	@sh tools/in_venv.sh dev pytest -n $(JOBS) --cov --cov-fail-under=$(COVERAGE_MIN) $(TESTS)
 
 lint: ## ruff, mypy, import-linter, the house rules, type completeness
 	@sh tools/in_venv.sh dev python tools/lint.py
