@@ -271,6 +271,13 @@ class UdpSocket(VirtualSocket):
         data = b"".join(buffers)
         return await (self.send(data, flags) if address is None else self.sendto(data, flags, address))
 
+    def sendto_nowait(self, data: Buffer, address: Any, /) -> int:
+        """Send without a checkpoint, to an IP literal; what a `socket.socket` that does not block would do."""
+        dst = self._numeric(address)
+        if dst is None:
+            raise os_error(errno.EINVAL)
+        return self._transmit(bytes(data), self._destination(dst))
+
     async def wait_writable(self) -> None:
         await trio.lowlevel.checkpoint()
         self._check_open()
@@ -291,6 +298,22 @@ class UdpSocket(VirtualSocket):
                 payload, source = port.take(peek=bool(flags & _PEEK))
                 return payload[:size], source
         return (b"", None) if self._shut_read else None
+
+    def recvfrom_nowait(self, bufsize: int, /) -> tuple[bytes, Any]:
+        """What is there, without a checkpoint; BlockingIOError when nothing is."""
+        found = self._take(bufsize, 0)
+        if found is None:
+            raise os_error(errno.EAGAIN)
+        payload, source = found
+        return payload, None if source is None else self._show(source)
+
+    async def wait_readable(self) -> None:
+        """Like `trio.lowlevel.wait_readable`, which asks for a file descriptor."""
+        self._check_open()
+        if self.is_readable():
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._readable.wait()
 
     async def recvfrom(self, bufsize: SupportsIndex, flags: int = 0, /) -> tuple[bytes, Any]:
         size = index(bufsize)
