@@ -37,6 +37,10 @@ __all__ = [
     "SignalMisdirected",
     "SignalUnavailable",
     "SignalUnsupported",
+    "StunError",
+    "StunMalformed",
+    "StunRefused",
+    "StunTimeout",
     "WarpgateError",
     "WrongPeer",
 ]
@@ -128,6 +132,30 @@ class SignalMisdirected(SignalError):
 
 class SignalUnavailable(SignalError):
     """No signal server can carry a message now."""
+
+
+class StunError(WarpgateError):
+    """A STUN server told nothing that can be used; the subclasses say why.  Raised as itself: it cannot be reached."""
+
+
+class StunMalformed(StunError, ValueError):
+    """Bytes that are no STUN message, a value that is not of its format, or an answer that cannot be true."""
+
+
+class StunRefused(StunError):
+    """The server answered with an error.
+
+    Attributes:
+      code: of RFC 8489 section 14.8, 300 to 699.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StunTimeout(StunError):
+    """No answer came in time."""
 
 
 class CarrierError(WarpgateError):

@@ -1,0 +1,1 @@
+"""What this machine's NATs do, and how to ask: STUN, the NAT profile, port prediction, probes."""

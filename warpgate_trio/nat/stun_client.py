@@ -1,0 +1,287 @@
+"""Asking STUN servers, over UDP and TCP: the Trio shell of `warpgate_trio.nat.stun_transaction`.
+
+Law 1 of punching: the port that asked is the port that punches.  So the caller brings the socket or the stream, bound
+as it wants it, and keeps it; nothing here opens or closes one but `open_stun_stream`, whose stream is the caller's too.
+While a datagram socket is being asked over, nobody else may read from it; an owner that demultiplexes (RFC 9443) feeds
+`StunTransaction`s itself instead.
+
+Several servers over one socket are asked at once, each by its own transaction; that is the race, and also how one sees
+a mapping from two sides within one round trip.
+"""
+
+from __future__ import annotations
+
+import socket as stdlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from .. import host as machine
+from ..errors import StunError, StunMalformed, StunTimeout
+from .stun import TRANSACTION_ID_LENGTH, ChangeRequest, StreamReader, TransportAddress
+from .stun_transaction import (
+    DEFAULT_RTO,
+    LAST_WAIT,
+    STREAM_TIMEOUT,
+    TRIES,
+    StunAnswer,
+    StunTransaction,
+    binding_request,
+    plain_address,
+    read_binding_answer,
+)
+
+__all__ = [
+    "MAX_STREAM_ANSWER",
+    "new_transaction_id",
+    "open_stun_stream",
+    "query_all_udp",
+    "query_stream",
+    "query_udp",
+    "race_udp",
+    "resolve",
+    "share_port",
+]
+
+MAX_STREAM_ANSWER: Final = 2048
+"""Bytes of an answer over a stream: no Binding response is larger than a packet."""
+
+_RECEIVE_SIZE: Final = 2048  # of a datagram; a longer one is no answer, and is cut
+
+
+def new_transaction_id() -> bytes:
+    """12 bytes that nobody guesses."""
+    return machine.current().entropy(TRANSACTION_ID_LENGTH)
+
+
+async def query_udp(
+    sock: trio.socket.SocketType,
+    server: TransportAddress,
+    *,
+    rto: float = DEFAULT_RTO,
+    tries: int = TRIES,
+    last_wait: float = LAST_WAIT,
+    change: ChangeRequest | None = None,
+    source: TransportAddress | None = None,
+) -> StunAnswer:
+    """Ask one server from where it sees `sock`.
+
+    Args:
+      sock: a datagram socket of the server's family, that nobody else reads; bound or not.
+      server: address (no name: `resolve`) and port.
+      rto, tries, last_wait: RFC 8489 §6.2.1; with the defaults, a dead server costs 39.5 s.
+      change: ask for an answer from elsewhere (RFC 5780), which then must come from `source`: the server itself with
+        `StunAnswer.other_address` in place of what is to change.
+
+    Raises:
+      StunTimeout: no answer; with `change`, what most filters make of it.
+      StunRefused: the server answered with an error.
+      StunMalformed: the answer cannot be used.
+      StunError: the request cannot be sent; the OSError is its cause.
+    """
+    transaction = StunTransaction(
+        binding_request(new_transaction_id(), change=change),
+        server,
+        source=source,
+        rto=rto,
+        tries=tries,
+        last_wait=last_wait,
+    )
+    await _converse(sock, [transaction])
+    return read_binding_answer(transaction)
+
+
+async def query_all_udp(
+    sock: trio.socket.SocketType,
+    servers: Sequence[TransportAddress],
+    *,
+    rto: float = DEFAULT_RTO,
+    tries: int = TRIES,
+    last_wait: float = LAST_WAIT,
+) -> list[StunAnswer | StunError]:
+    """Ask all servers at once over one socket, requests leaving in order; what each said, in the same order."""
+    transactions = _transactions(servers, rto, tries, last_wait)
+    await _converse(sock, transactions)
+    return [_outcome(each) for each in transactions]
+
+
+async def race_udp(
+    sock: trio.socket.SocketType,
+    servers: Sequence[TransportAddress],
+    *,
+    rto: float = DEFAULT_RTO,
+    tries: int = TRIES,
+    last_wait: float = LAST_WAIT,
+) -> StunAnswer:
+    """Ask all servers at once over one socket; the first usable answer.
+
+    Raises:
+      StunError: the last server's, when none gave any.
+    """
+    if not servers:
+        raise StunError("there is no STUN server to ask")
+    transactions = _transactions(servers, rto, tries, last_wait)
+    await _converse(sock, transactions, first=True)
+    outcomes = [_outcome(each) for each in transactions if each.done]
+    for outcome in outcomes:
+        if isinstance(outcome, StunAnswer):
+            return outcome
+    error = outcomes[-1]
+    assert isinstance(error, StunError)
+    raise error
+
+
+def _transactions(
+    servers: Sequence[TransportAddress], rto: float, tries: int, last_wait: float
+) -> list[StunTransaction]:
+    return [
+        StunTransaction(binding_request(new_transaction_id()), server, rto=rto, tries=tries, last_wait=last_wait)
+        for server in servers
+    ]
+
+
+def _outcome(transaction: StunTransaction) -> StunAnswer | StunError:
+    try:
+        return read_binding_answer(transaction)
+    except StunError as error:
+        return error
+
+
+async def _converse(
+    sock: trio.socket.SocketType, transactions: Sequence[StunTransaction], *, first: bool = False
+) -> None:
+    """Send and receive until all are done; `first`: until one has a usable answer."""
+    for each in transactions:
+        each.start(trio.current_time())
+    while True:
+        for each in transactions:
+            if (request := each.due(trio.current_time())) is not None:
+                await _send(sock, request, each)
+        deadlines = [each.deadline for each in transactions if each.deadline is not None]
+        if not deadlines:
+            return
+        with trio.move_on_at(min(deadlines)):
+            while True:
+                data, address = await _receive(sock)
+                now = trio.current_time()
+                took = [each for each in transactions if each.receive(data, address, now)]
+                if any(first and isinstance(_outcome(each), StunAnswer) for each in took):
+                    return
+                if all(each.done for each in transactions):
+                    return
+
+
+async def _send(sock: trio.socket.SocketType, request: bytes, transaction: StunTransaction) -> None:
+    try:
+        await sock.sendto(request, transaction.server)
+    except OSError as error:
+        if transaction.sent > 1:
+            return  # it worked before; this one is lost like any other
+        failed = StunError(f"STUN server {transaction.server[0]} cannot be asked: {error.strerror or error}")
+        failed.__cause__ = error
+        transaction.fail(failed)
+
+
+async def _receive(sock: trio.socket.SocketType) -> tuple[bytes, TransportAddress]:
+    while True:
+        try:
+            data, address = await sock.recvfrom(_RECEIVE_SIZE)
+        except ConnectionError:
+            continue  # an ICMP error about an earlier datagram, as Windows tells it
+        return data, plain_address(address)
+
+
+async def query_stream(
+    stream: trio.abc.Stream, *, server: TransportAddress | None = None, timeout: float = STREAM_TIMEOUT
+) -> StunAnswer:
+    """Ask the server at the other end of `stream` from where it sees us; the stream stays open, for the next time.
+
+    After an error or a cancellation in the middle the stream is good for nothing but closing.
+
+    Args:
+      server: its address; may be left out for a `trio.SocketStream`.
+      timeout: seconds for the answer (RFC 8489 §6.2.2).
+
+    Raises:
+      StunTimeout, StunRefused, StunMalformed: as `query_udp`.
+      StunError: the connection broke or ended.
+    """
+    if server is None:
+        if not isinstance(stream, trio.SocketStream):
+            raise TypeError("server can be left out for a SocketStream only")
+        server = plain_address(stream.socket.getpeername())
+    transaction = StunTransaction(binding_request(new_transaction_id()), server, rto=timeout, tries=1, last_wait=1)
+    transaction.start(trio.current_time())
+    with trio.move_on_after(timeout) as scope:
+        try:
+            await _exchange(stream, transaction, server)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise StunError(f"the connection to STUN server {server[0]} broke") from error
+    if scope.cancelled_caught:
+        raise StunTimeout(f"no answer from STUN server {server[0]} within {timeout} s")
+    return read_binding_answer(transaction)
+
+
+async def _exchange(stream: trio.abc.Stream, transaction: StunTransaction, server: TransportAddress) -> None:
+    request = transaction.due(trio.current_time())
+    assert request is not None
+    await stream.send_all(request)
+    reader = StreamReader(most=MAX_STREAM_ANSWER)
+    strangers = 0
+    while data := await stream.receive_some(MAX_STREAM_ANSWER):
+        for message in reader.feed(bytes(data)):
+            if transaction.receive(message, server, trio.current_time()):
+                return
+            strangers += 1  # a late answer to an earlier request that was given up, but not for ever
+            if strangers > 16:
+                raise StunMalformed(f"STUN server {server[0]} sends messages that answer nothing")
+    raise StunError(f"STUN server {server[0]} closed the connection")
+
+
+@asynccontextmanager
+async def open_stun_stream(
+    server: TransportAddress, *, local: TransportAddress | None = None
+) -> AsyncGenerator[trio.SocketStream]:
+    """Connect to a server over TCP; the stream closes with the body.
+
+    Args:
+      local: address and port to connect from.  The port is shared (SO_REUSEADDR, SO_REUSEPORT, before the bind), so
+        that a listener and punching sockets, made alike, can have it too.
+
+    Raises:
+      StunError: it cannot be connected; the OSError is its cause.
+    """
+    sock = trio.socket.socket(trio.socket.AF_INET6 if ":" in server[0] else trio.socket.AF_INET)
+    with sock:
+        try:
+            if local is not None:
+                share_port(sock)
+                await sock.bind(local)
+            await sock.connect(server)
+        except OSError as error:
+            raise StunError(
+                f"STUN server {server[0]} port {server[1]} cannot be connected: {error.strerror or error}"
+            ) from error
+        yield trio.SocketStream(sock)
+
+
+def share_port(sock: trio.socket.SocketType) -> None:
+    """Let several sockets be bound to one local port, all of which must say so before their bind."""
+    sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+    if hasattr(stdlib, "SO_REUSEPORT"):
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
+
+
+async def resolve(host: str, port: int, *, family: int = stdlib.AF_UNSPEC) -> TransportAddress:
+    """The first address of a server's name; `family` picks IPv4 or IPv6.
+
+    Raises:
+      StunError: the name has none.
+    """
+    try:
+        found = await trio.socket.getaddrinfo(host, port, family=family, type=trio.socket.SOCK_DGRAM)
+    except OSError as error:
+        raise StunError(f"the address of STUN server {host} cannot be found: {error.strerror or error}") from error
+    return plain_address(found[0][4])

@@ -1,0 +1,281 @@
+"""The STUN server over UDP and TCP: the Trio shell of `warpgate_trio.servers.stun_core`.
+
+One task per UDP socket reads and answers; one per TCP listener accepts, and one per connection serves.  With a second
+address all four places are bound before the first answer, so that what OTHER-ADDRESS promises is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket as stdlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from ipaddress import ip_address
+from typing import Final, NoReturn, final
+
+import trio
+
+from ..errors import StunMalformed
+from ..nat.stun import StreamReader, TransportAddress
+from ..nat.stun_transaction import plain_address
+from ..nurseries import open_background_nursery
+from .stun_core import DEFAULT_LIMITS, MAX_REQUEST, StunCore, StunLimits, StunStatistics
+
+__all__ = ["DEFAULT_PORT", "StunLimits", "StunServer", "StunStatistics", "open_stun_server", "serve_stun"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+DEFAULT_PORT: Final = 3478
+"""RFC 8489 §18.6; a server with two addresses has the next port too."""
+
+_RECEIVE_SIZE: Final = MAX_REQUEST + 1
+_BIND_TRIES: Final = 20  # for a port that UDP chose and TCP may not get, or that lacks a free neighbour
+_Place = tuple[int, int]
+
+
+@final
+class StunServer:
+    """A running STUN server, made by `open_stun_server` and `serve_stun`."""
+
+    def __init__(self, core: StunCore, addresses: tuple[TransportAddress, ...]) -> None:
+        self._core = core
+        self.addresses = addresses
+        """Where it listens, over UDP and TCP alike.  With a second address: address 0 port 0, address 1 port 0, and the
+        two of port 1."""
+
+    def __repr__(self) -> str:
+        return f"<StunServer {' '.join(self.urls)}>"
+
+    @property
+    def address(self) -> TransportAddress:
+        """The first of `addresses`."""
+        return self.addresses[0]
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """``stun:host:port`` of each address."""
+        return tuple(f"stun:{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.addresses)
+
+    def statistics(self) -> StunStatistics:
+        """What it has done so far."""
+        return self._core.statistics()
+
+
+async def serve_stun(
+    *,
+    host: str | None = "127.0.0.1",
+    port: int = 0,
+    second_host: str | None = None,
+    limits: StunLimits = DEFAULT_LIMITS,
+    task_status: trio.TaskStatus[StunServer] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve until cancelled; `nursery.start` returns the `StunServer` once it listens.
+
+    Args:
+      host: the address to listen on; None: all, IPv4 and IPv6.
+      port: for UDP and TCP; 0 lets the system choose.
+      second_host: another address of this machine, of the same family as `host`: serve RFC 5780, on `port` and
+        `port` + 1 of both.
+
+    Raises:
+      OSError: an address cannot be listened on.
+      ValueError: `second_host` without an address in `host`, or of another family, or the same.
+    """
+    hosts = _hosts(host, second_host)
+    with ExitStack() as stack:
+        if second_host is None:
+            bound = await _bind(stack, [(each, 0) for each in hosts], port, optional=host is None)
+            keys: list[_Place] = [(0, 0)] * len(bound)
+        else:
+            keys = [(0, 0), (1, 0), (0, 1), (1, 1)]
+            bound = await _bind(stack, [(hosts[a], p) for a, p in keys], port)
+        addresses = tuple(plain_address(udp.getsockname()) for udp, _ in bound)
+        places = {} if second_host is None else dict(zip(keys, addresses, strict=True))
+        core = StunCore(places, limits)
+        sockets = {} if second_host is None else {key: udp for key, (udp, _) in zip(keys, bound, strict=True)}
+        connections = _Connections(core, limits)
+        async with trio.open_nursery() as nursery:
+            for key, (udp, listener) in zip(keys, bound, strict=True):
+                nursery.start_soon(_answer_datagrams, core, udp, key, sockets)
+                nursery.start_soon(connections.accept, listener, key, nursery)
+            task_status.started(StunServer(core, addresses))
+            await trio.sleep_forever()
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+@asynccontextmanager
+async def open_stun_server(
+    *,
+    host: str | None = "127.0.0.1",
+    port: int = 0,
+    second_host: str | None = None,
+    limits: StunLimits = DEFAULT_LIMITS,
+) -> AsyncGenerator[StunServer]:
+    """Run a STUN server for the time of the body; arguments and errors as for `serve_stun`.  What the body raises
+    leaves bare.
+    """
+    async with open_background_nursery() as nursery:
+        yield await nursery.start(partial(serve_stun, host=host, port=port, second_host=second_host, limits=limits))
+
+
+# --- Binding ----------------------------------------------------------------------------------------------------------
+
+
+def _hosts(host: str | None, second: str | None) -> list[str]:
+    if second is None:
+        return ["0.0.0.0", "::"] if host is None else [host]
+    if host is None:
+        raise ValueError("a second address needs a first one: the host")
+    one, two = ip_address(host), ip_address(second)
+    if one == two or one.version != two.version or one.is_unspecified or two.is_unspecified:
+        raise ValueError(f"{host} and {second} are not two addresses of one family")
+    return [host, second]
+
+
+async def _bind(
+    stack: ExitStack, wanted: Sequence[tuple[str, int]], port: int, *, optional: bool = False
+) -> list[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
+    """A UDP socket and a TCP listener for each (host, offset to the port), all or none.
+
+    `optional`: what the machine's lack of a family makes impossible may be left out, as long as something is left.
+    """
+    for attempt in range(1, _BIND_TRIES + 1):
+        with ExitStack() as trial:
+            try:
+                found = await _bind_once(trial, wanted, port, optional)
+            except OSError as error:
+                if port == 0 and error.errno == errno.EADDRINUSE and attempt < _BIND_TRIES:
+                    continue
+                raise
+            stack.push(trial.pop_all())
+            return found
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+async def _bind_once(
+    stack: ExitStack, wanted: Sequence[tuple[str, int]], port: int, optional: bool
+) -> list[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
+    found: list[tuple[trio.socket.SocketType, trio.socket.SocketType]] = []
+    for host, offset in wanted:
+        if port == 0 and found:
+            port = found[0][0].getsockname()[1]
+        at = (host, port + offset if port else 0)
+        if at[1] > 0xFFFF:
+            raise OSError(errno.EADDRINUSE, "there is no port above 65535 for a second one")
+        try:
+            udp = await _socket(stack, trio.socket.SOCK_DGRAM, at)
+            listener = await _socket(stack, trio.socket.SOCK_STREAM, (host, udp.getsockname()[1]))
+        except OSError as error:
+            if optional and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and host != wanted[-1][0]:
+                continue
+            if optional and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and found:
+                continue
+            raise
+        listener.listen(128)
+        found.append((udp, listener))
+    return found
+
+
+async def _socket(stack: ExitStack, kind: stdlib.SocketKind, at: TransportAddress) -> trio.socket.SocketType:
+    sock = trio.socket.socket(trio.socket.AF_INET6 if ":" in at[0] else trio.socket.AF_INET, kind)
+    stack.callback(sock.close)
+    if sock.family == trio.socket.AF_INET6:
+        sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
+    if kind == trio.socket.SOCK_STREAM:
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+    await sock.bind(at)
+    return sock
+
+
+# --- Serving ----------------------------------------------------------------------------------------------------------
+
+
+async def _answer_datagrams(
+    core: StunCore, sock: trio.socket.SocketType, place: _Place, sockets: dict[_Place, trio.socket.SocketType]
+) -> NoReturn:
+    while True:
+        try:
+            data, address = await sock.recvfrom(_RECEIVE_SIZE)
+        except OSError as error:
+            if sock.fileno() < 0:
+                raise
+            logger.debug("UDP: %s", error)  # an ICMP error about an earlier answer
+            continue
+        answer = core.datagram(data, plain_address(address), trio.current_time(), place=place)
+        if answer is None:
+            continue
+        # The scope of a link-local address is lost on the way through the core.
+        to = (answer.to[0], answer.to[1], *address[2:])
+        try:
+            await sockets.get(answer.place, sock).sendto(answer.data, to)
+        except OSError as error:
+            logger.debug("an answer could not be sent: %s", error)
+
+
+@final
+class _Connections:
+    """The TCP side."""
+
+    def __init__(self, core: StunCore, limits: StunLimits) -> None:
+        self._core = core
+        self._limits = limits
+        self._total = 0
+        self._per_address: Counter[str] = Counter()
+
+    async def accept(self, listener: trio.socket.SocketType, place: _Place, nursery: trio.Nursery) -> NoReturn:
+        accepting = trio.SocketListener(listener)
+        while True:
+            try:
+                stream = await accepting.accept()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                logger.error("no connection can be accepted: %s", error.strerror)
+                await trio.sleep(0.1)  # as trio.serve_listeners does: nothing tells when there is room again
+                continue
+            try:
+                source = plain_address(stream.socket.getpeername())
+            except OSError:  # gone already
+                stream.socket.close()
+                continue
+            if self._total >= self._limits.connections or (
+                self._per_address[source[0]] >= self._limits.connections_per_address
+            ):
+                stream.socket.close()
+                continue
+            self._total += 1
+            self._per_address[source[0]] += 1
+            nursery.start_soon(self._serve, stream, source, place)
+
+    async def _serve(self, stream: trio.SocketStream, source: TransportAddress, place: _Place) -> None:
+        try:
+            async with stream:
+                await self._converse(stream, source, place)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError, StunMalformed) as error:
+            logger.debug("TCP from %s: %s", source[0], error)
+        finally:
+            self._total -= 1
+            self._per_address[source[0]] -= 1
+            if not self._per_address[source[0]]:
+                del self._per_address[source[0]]
+
+    async def _converse(self, stream: trio.SocketStream, source: TransportAddress, place: _Place) -> None:
+        reader = StreamReader(most=MAX_REQUEST)
+        silent_since = trio.current_time()
+        while True:
+            with trio.fail_at(silent_since + self._limits.silence):
+                data = await stream.receive_some(_RECEIVE_SIZE)
+            if not data:
+                return
+            for message in reader.feed(bytes(data)):
+                if not self._core.admit(source, trio.current_time()):
+                    return
+                answer = self._core.stream_message(message, source, place=place)
+                if answer is None:
+                    return  # over TCP nothing gets lost or forged: it speaks something else
+                silent_since = trio.current_time()
+                with trio.fail_after(self._limits.write):
+                    await stream.send_all(answer)

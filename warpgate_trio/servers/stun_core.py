@@ -1,0 +1,249 @@
+"""The STUN server without I/O: what is answered to which request, from which of its addresses, and how often.
+
+Theory of operation.  The server tells whoever sends a Binding request from where it came.  With one address it is
+RFC 8489's Basic server; with a second address there are four places, two addresses times two ports, and it is RFC
+5780's: every answer names the place opposite (OTHER-ADDRESS), and over UDP a CHANGE-REQUEST has it answer from another
+place.
+
+What a stranger can make it do: to a UDP request, whose source may be forged, it says at most one answer of at most
+`MAX_ANSWER` bytes, to the address that the request came from and no other, as often as the source's rate allows, and
+all sources together theirs.  So PADDING, which asks for long answers, is refused as not understood; of RESPONSE-PORT
+(§7.5 there), which moves the answer to another port of the same address, the same rate is paid.  What is no STUN
+request gets no answer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import Any, Final, final
+
+from ..errors import StunMalformed
+from ..nat.stun import (
+    BINDING,
+    CHANGE_REQUEST,
+    ERROR_CODE,
+    HEADER_LENGTH,
+    MAPPED_ADDRESS,
+    MESSAGE_INTEGRITY,
+    MESSAGE_INTEGRITY_SHA256,
+    OTHER_ADDRESS,
+    RESPONSE_ORIGIN,
+    RESPONSE_PORT,
+    UNKNOWN_ATTRIBUTES,
+    USERHASH,
+    USERNAME,
+    XOR_MAPPED_ADDRESS,
+    Attribute,
+    AttributeValue,
+    ChangeRequest,
+    ErrorCode,
+    Message,
+    MessageClass,
+    TransportAddress,
+    decode,
+    encode,
+)
+
+__all__ = ["DEFAULT_LIMITS", "MAX_ANSWER", "MAX_REQUEST", "Answer", "StunCore", "StunLimits", "StunStatistics"]
+
+MAX_REQUEST: Final = 1500
+"""Bytes of a request: RFC 8489 §6.1 has them fit a packet."""
+MAX_ANSWER: Final = 116
+"""Bytes of an answer: the header, and four addresses of IPv6."""
+_MAX_UNKNOWN = 8  # types named in UNKNOWN-ATTRIBUTES
+
+_KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
+    # Credentials are not asked for, so they are understood and mean nothing.
+    {CHANGE_REQUEST, RESPONSE_PORT, USERNAME, USERHASH, MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256}
+)
+_KNOWN_ALONE: Final = _KNOWN - {CHANGE_REQUEST, RESPONSE_PORT}  # RFC 5780 §6.1: without a second address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StunLimits:
+    """What strangers can make the server do and hold.
+
+    Attributes:
+      rate, burst: requests per second of one source (IPv4 address or IPv6 /64), and at once after silence.
+      total_rate, total_burst: of all sources together, over UDP.
+      sources: sources whose rate is remembered; beyond, the longest silent one is forgotten.
+      connections, connections_per_address: over TCP.
+      silence: seconds without a request until a connection is closed.
+      write: seconds for a client to take an answer.
+    """
+
+    rate: float = 20.0
+    burst: int = 100
+    total_rate: float = 5000.0
+    total_burst: int = 10_000
+    sources: int = 4096
+    connections: int = 4096
+    connections_per_address: int = 64
+    silence: float = 300.0
+    write: float = 10.0
+
+
+DEFAULT_LIMITS: Final = StunLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StunStatistics:
+    """What the server has done so far."""
+
+    answered: int
+    refused: int
+    ignored: int
+    limited: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A datagram to send: from the place `(address, port)`, each 0 or 1, to `to`."""
+
+    data: bytes
+    to: TransportAddress
+    place: tuple[int, int]
+
+
+@final
+class _Bucket:
+    """A token bucket."""
+
+    __slots__ = ("_at", "_tokens")
+
+    def __init__(self, burst: int, now: float) -> None:
+        self._tokens = float(burst)
+        self._at = now
+
+    def take(self, rate: float, burst: int, now: float) -> bool:
+        self._tokens = min(float(burst), self._tokens + max(0.0, now - self._at) * rate)
+        self._at = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+@final
+class StunCore:
+    """What to answer.
+
+    Args:
+      places: the addresses of the four places by address and port, each 0 or 1; empty for a server with one address.
+    """
+
+    def __init__(
+        self, places: dict[tuple[int, int], TransportAddress] | None = None, limits: StunLimits = DEFAULT_LIMITS
+    ) -> None:
+        self._places = places or {}
+        self._limits = limits
+        self._sources: OrderedDict[bytes, _Bucket] = OrderedDict()
+        self._total: _Bucket | None = None
+        self._answered = self._refused = self._ignored = self._limited = 0
+
+    def statistics(self) -> StunStatistics:
+        return StunStatistics(
+            answered=self._answered, refused=self._refused, ignored=self._ignored, limited=self._limited
+        )
+
+    def datagram(
+        self, data: bytes, source: TransportAddress, now: float, *, place: tuple[int, int] = (0, 0)
+    ) -> Answer | None:
+        """What to say to a datagram that came to `place` from `source`; never raises."""
+        request = self._read(data)
+        if request is None:
+            return None
+        if self._total is None:
+            self._total = _Bucket(self._limits.total_burst, now)
+        # The source first: one that sends too much must not use up what all share.
+        if not self.admit(source, now):
+            return None
+        if not self._total.take(self._limits.total_rate, self._limits.total_burst, now):
+            self._limited += 1
+            return None
+        try:
+            error = self._error(request, _KNOWN if self._places else _KNOWN_ALONE)
+            change = request.get(CHANGE_REQUEST) or ChangeRequest()
+            port = request.get(RESPONSE_PORT)
+        except StunMalformed:
+            return Answer(self._bad_request(request), source, place)
+        if error is not None:
+            return Answer(error, source, place)
+        if port == 0:
+            return Answer(self._bad_request(request), source, place)
+        answering = (place[0] ^ change.ip, place[1] ^ change.port) if self._places else place
+        return Answer(
+            self._success(request, source, place, answering),
+            (source[0], source[1] if port is None else port),
+            answering,
+        )
+
+    def stream_message(self, data: bytes, source: TransportAddress, *, place: tuple[int, int] = (0, 0)) -> bytes | None:
+        """What to say to a message that came over TCP; the shell has asked `admit` first.  Never raises."""
+        request = self._read(data)
+        if request is None:
+            return None
+        # There is no connection in which another place could answer (RFC 5780 §6.1).
+        error = self._error(request, _KNOWN_ALONE)
+        return self._success(request, source, place, place) if error is None else error
+
+    def admit(self, source: TransportAddress, now: float) -> bool:
+        """Whether a source may ask now, which uses up one of its requests."""
+        key = _subscriber(source[0])
+        bucket = self._sources.get(key)
+        if bucket is None:
+            bucket = self._sources[key] = _Bucket(self._limits.burst, now)
+            if len(self._sources) > self._limits.sources:
+                self._sources.popitem(last=False)
+        self._sources.move_to_end(key)
+        if bucket.take(self._limits.rate, self._limits.burst, now):
+            return True
+        self._limited += 1
+        return False
+
+    def _read(self, data: bytes) -> Message | None:
+        try:
+            message = decode(data) if HEADER_LENGTH <= len(data) <= MAX_REQUEST else None
+        except StunMalformed:
+            message = None
+        if message is None or message.method != BINDING or message.message_class is not MessageClass.REQUEST:
+            self._ignored += 1
+            return None
+        return message
+
+    def _error(self, request: Message, known: frozenset[Attribute[Any]]) -> bytes | None:
+        unknown = request.unknown_required(known)
+        if not unknown:
+            return None
+        return self._refuse(request, 420, "Unknown Attribute", UNKNOWN_ATTRIBUTES(unknown[:_MAX_UNKNOWN]))
+
+    def _bad_request(self, request: Message) -> bytes:
+        return self._refuse(request, 400, "Bad Request")
+
+    def _refuse(self, request: Message, code: int, reason: str, *more: AttributeValue) -> bytes:
+        self._refused += 1
+        attributes = [ERROR_CODE(ErrorCode(code, reason)), *more]
+        return encode(BINDING, MessageClass.ERROR, request.transaction_id, attributes)
+
+    def _success(
+        self, request: Message, source: TransportAddress, place: tuple[int, int], answering: tuple[int, int]
+    ) -> bytes:
+        self._answered += 1
+        attributes = [XOR_MAPPED_ADDRESS(source)]
+        if self._places:
+            # MAPPED-ADDRESS too, so that clients can tell gateways that rewrite addresses in payloads (RFC 5780 §6.1).
+            opposite = self._places[1 - place[0], 1 - place[1]]
+            attributes += [
+                MAPPED_ADDRESS(source),
+                RESPONSE_ORIGIN(self._places[answering]),
+                OTHER_ADDRESS(opposite),
+            ]
+        return encode(BINDING, MessageClass.SUCCESS, request.transaction_id, attributes)
+
+
+def _subscriber(address: str) -> bytes:
+    """What one subscriber has: an IPv4 address, or an IPv6 /64 (RFC 6177)."""
+    ip = ip_address(address)
+    return ip.packed[:8] if isinstance(ip, IPv6Address) else ip.packed
