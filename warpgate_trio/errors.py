@@ -21,6 +21,7 @@ __all__ = [
     "AddressUnsupported",
     "AttemptFailed",
     "CarrierError",
+    "ClockUnavailable",
     "ConfigError",
     "ConnectError",
     "IdentityError",
@@ -156,6 +157,10 @@ class StunRefused(StunError):
 
 class StunTimeout(StunError):
     """No answer came in time."""
+
+
+class ClockUnavailable(WarpgateError):
+    """No time server answered, or those that did contradict each other; the message names each with its reason."""
 
 
 class CarrierError(WarpgateError):
