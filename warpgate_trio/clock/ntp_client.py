@@ -1,0 +1,204 @@
+"""The wall clock's error, asked of several time servers at once: the Trio shell of `ntp` and `estimate`.
+
+Theory of operation.  Each server has a task, and under it one for an address of either family, whichever answers first.
+A task asks until it has `SAMPLES` answers and keeps the one with the shortest round trip, which had the least to be
+wrong about; a server that limits its clients answers perhaps once, and nobody waits long for the second time.  As soon
+as a majority of *all* servers agrees, no further answer could change the result, and the rest is cancelled; when some
+do not answer, those that did are waited upon by `SETTLE` at most.  So a dead server costs nothing that matters.
+
+The times of sending and arrival are read from one clock that was set to the wall clock at the start and then follows
+Trio's: a wall clock that is moved in the middle spoils nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, final
+
+import trio
+
+from ..config import ServerUrl
+from ..errors import ClockUnavailable
+from ..host import Host
+from .estimate import ClockEstimate, Interval, Offset, intersect
+from .ntp import KissOfDeath, NtpExchange, NtpRejected, NtpSample, WrongOrigin
+
+__all__ = ["MAX_REQUESTS", "MAX_SERVERS", "RETRY", "SAMPLES", "SETTLE", "measure_offset"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+SAMPLES: Final = 3
+"""Answers wanted of each server: of three, one is rarely delayed.  More in a row is what servers limit."""
+MAX_REQUESTS: Final = 6
+"""Requests to one address in one measurement, lost ones included."""
+MAX_SERVERS: Final = 8
+"""Servers asked in one measurement, the first that are configured."""
+RETRY: Final = 1.0
+"""Seconds for a first answer before the request is repeated, as RFC 5905 lets a client wait at the least (its MINPOLL
+is for clients that stay)."""
+SETTLE: Final = 0.5
+"""Seconds after the first server is done in which the others may join: more than round trips on Earth take."""
+_MIN_AGAIN: Final = 0.05  # Seconds for a second and third answer at least; else three times what the first one took.
+
+
+@final
+@dataclass(slots=True)
+class _Reading:
+    """What became of one server."""
+
+    name: str
+    best: NtpSample | None = None
+    fault: str | None = None
+    done: bool = False
+
+
+async def measure_offset(servers: Sequence[ServerUrl], *, timeout: float, host: Host) -> ClockEstimate:
+    """Ask the time of `servers` (ntp URLs; the first `MAX_SERVERS`), at most `timeout` seconds in all.
+
+    Raises:
+      ClockUnavailable: no server answered, or no majority of those that did agrees; names each with its reason.
+      ValueError: a URL is of another scheme.
+    """
+    for url in servers:
+        if url.scheme != "ntp":
+            raise ValueError(f"{url.redacted} is no time server")
+    names = list(dict.fromkeys(str(url) for url in servers))[:MAX_SERVERS]
+    if not names:
+        raise ClockUnavailable("no time server is configured")
+    wall_at, started = host.wall_time(), trio.current_time()
+    readings = [_Reading(name) for name in names]
+
+    def local() -> float:
+        return wall_at + (trio.current_time() - started)
+
+    await _ask_all(readings, timeout, local, host)
+    offset = _agreed(readings, local())
+    faults = {each.name: each.fault for each in readings if each.best is None and each.fault is not None}
+    if offset is None:
+        for each in readings:
+            if each.best is not None:
+                faults[each.name] = f"answered {each.best.offset:+.3f} s, on which no majority agrees"
+        raise ClockUnavailable("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+    for name in offset.outvoted:
+        faults[name] = "outvoted: contradicts what most servers say"
+    for name, fault in faults.items():
+        logger.info("time server %s: %s", name, fault)
+    return ClockEstimate(
+        offset=offset.offset,
+        uncertainty=offset.uncertainty,
+        measured_at=trio.current_time(),
+        wall_at=local(),
+        servers=offset.agreeing,
+        faults=faults,
+    )
+
+
+async def _ask_all(readings: Sequence[_Reading], timeout: float, local: Callable[[], float], host: Host) -> None:
+    with trio.move_on_after(timeout) as scope:
+        async with trio.open_nursery() as nursery:
+
+            async def ask(reading: _Reading) -> None:
+                await _ask_server(reading, local, host)
+                reading.done = True
+                if reading.best is None:
+                    return
+                offset = _agreed(readings, local())
+                if offset is not None and len(offset.agreeing) * 2 > len(readings):
+                    nursery.cancel_scope.cancel()
+                nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + SETTLE)
+
+            for reading in readings:
+                nursery.start_soon(ask, reading)
+    for reading in readings:
+        if reading.best is None and not reading.done:
+            late = (
+                f"no answer within {timeout:g} s"
+                if scope.cancelled_caught
+                else f"not waited for: {SETTLE:g} s after another"
+            )
+            reading.fault = late if reading.fault is None else f"{late} ({reading.fault})"
+
+
+def _agreed(readings: Sequence[_Reading], now: float) -> Offset | None:
+    return intersect(
+        [
+            Interval(reading.name, reading.best.offset, reading.best.uncertainty).aged(now - reading.best.received_at)
+            for reading in readings
+            if reading.best is not None
+        ]
+    )
+
+
+async def _ask_server(reading: _Reading, local: Callable[[], float], host: Host) -> None:
+    """Ask one server by its first address of either family; what came of it is in `reading`."""
+    url = ServerUrl.parse(reading.name)
+    try:
+        found = await trio.socket.getaddrinfo(url.host, url.port, type=trio.socket.SOCK_DGRAM)
+    except OSError as error:
+        reading.fault = f"the name cannot be resolved: {error.strerror or error}"
+        return
+    first: dict[int, tuple[object, ...]] = {}
+    for family, _, _, _, address in found:
+        if family in (trio.socket.AF_INET, trio.socket.AF_INET6):
+            first.setdefault(family, address)
+    if not first:
+        reading.fault = "the name has no address"
+        return
+    async with trio.open_nursery() as nursery:
+        for family, address in first.items():
+            nursery.start_soon(
+                _race, nursery.cancel_scope, partial(_ask_address, reading, family, address, local, host)
+            )
+
+
+async def _race(scope: trio.CancelScope, ask: Callable[[], Awaitable[bool]]) -> None:
+    if await ask():
+        scope.cancel()
+
+
+async def _ask_address(
+    reading: _Reading, family: int, address: tuple[object, ...], local: Callable[[], float], host: Host
+) -> bool:
+    """Whether it answered well.  A server that says no, or is not there, is not asked twice."""
+    exchange = NtpExchange()
+    good = 0
+    try:
+        with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
+            await sock.connect(address)  # so that only its answers come in, and "port unreachable" is heard
+            for _ in range(MAX_REQUESTS):
+                wait = RETRY if reading.best is None else max(_MIN_AGAIN, 3 * reading.best.delay)
+                await sock.send(exchange.request(host.entropy(8), local()))
+                sample = None
+                with trio.move_on_after(wait):
+                    sample = await _next_sample(sock, exchange, reading, local)
+                if sample is not None:
+                    good += 1
+                    if reading.best is None or sample.delay < reading.best.delay:
+                        reading.best = sample
+                if good == SAMPLES or (good and sample is None):
+                    break
+    except (OSError, NtpRejected) as error:
+        if good == 0:
+            reading.fault = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        elif isinstance(error, KissOfDeath):
+            logger.debug("time server %s: %s, after %d answers", reading.name, error, good)
+        return good > 0
+    if good == 0:
+        late = f"no answer to {MAX_REQUESTS} requests"
+        reading.fault = late if reading.fault is None else f"{late} ({reading.fault})"
+    return good > 0
+
+
+async def _next_sample(
+    sock: trio.socket.SocketType, exchange: NtpExchange, reading: _Reading, local: Callable[[], float]
+) -> NtpSample:
+    while True:
+        data = await sock.recv(1024)
+        now = local()
+        try:
+            return exchange.receive(data, now)
+        except WrongOrigin as error:  # anybody can send that; the server's own answer may still come
+            reading.fault = str(error)
