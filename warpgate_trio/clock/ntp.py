@@ -7,8 +7,8 @@ an answer proves: that its author saw the request.  They are compared as they ca
 timestamps can be equal.  Each is good for one answer, so a replayed one is nothing.
 
 An answer gives four times: ours of sending (T1) and of arrival (T4), the server's of arrival (T2) and of sending (T3).
-The truth is then within half the round trip of ``((T2 - T1) + (T3 - T4)) / 2`` whatever the two directions took, give or
-take what the server itself may be off: its root dispersion and half its root delay, and the steps of its clock.
+The truth is then within half the round trip of ``((T2 - T1) + (T3 - T4)) / 2`` whatever the two directions took, give
+or take what the server itself may be off: its root dispersion and half its root delay, and the steps of its clock.
 
 NTP counts seconds in 32 bits from 1900, so that they begin again in 2036; a timestamp is taken to be of the era that
 is nearest to our own clock, which is right as long as that is less than 68 years off.
@@ -47,6 +47,7 @@ MAX_DISTANCE: Final = 16.0
 """Seconds of root delay / 2 + root dispersion from which a server has lost its way: MAXDISP of RFC 5905 section 7.2."""
 _MAX_PENDING: Final = 8  # Requests of one exchange that may still be answered.
 _ERA: Final = 2.0**32
+_DELTA: Final = float(ntplib.NTP.NTP_DELTA)
 _MIN_DELAY: Final = 1e-6  # A second of 2026 has steps of 0.24 µs as a float, and there are four of them.
 _ORIGIN: Final = slice(24, 32)
 _TRANSMIT: Final = slice(40, 48)
@@ -175,10 +176,10 @@ def _kiss_code(reference: int) -> str:
 
 def from_ntp(timestamp: float, near: float) -> float:
     """Unix seconds of an NTP timestamp, in the era that brings it nearest to `near`."""
-    unix = timestamp - ntplib.NTP.NTP_DELTA
+    unix = timestamp - _DELTA
     return unix + _ERA * math.floor((near - unix) / _ERA + 0.5)
 
 
 def to_ntp(unix: float) -> float:
     """The NTP timestamp of a Unix time, without its era."""
-    return (unix + ntplib.NTP.NTP_DELTA) % _ERA
+    return (unix + _DELTA) % _ERA

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, final
+from typing import Any, Final, final
 
 import trio
 
@@ -140,10 +140,10 @@ async def _ask_server(reading: _Reading, local: Callable[[], float], host: Host)
     except OSError as error:
         reading.fault = f"the name cannot be resolved: {error.strerror or error}"
         return
-    first: dict[int, tuple[object, ...]] = {}
-    for family, _, _, _, address in found:
-        if family in (trio.socket.AF_INET, trio.socket.AF_INET6):
-            first.setdefault(family, address)
+    first: dict[int, Any] = {}
+    for each, _, _, _, name in found:
+        if each in (trio.socket.AF_INET, trio.socket.AF_INET6):
+            first.setdefault(each, name)
     if not first:
         reading.fault = "the name has no address"
         return
@@ -159,9 +159,7 @@ async def _race(scope: trio.CancelScope, ask: Callable[[], Awaitable[bool]]) -> 
         scope.cancel()
 
 
-async def _ask_address(
-    reading: _Reading, family: int, address: tuple[object, ...], local: Callable[[], float], host: Host
-) -> bool:
+async def _ask_address(reading: _Reading, family: int, address: Any, local: Callable[[], float], host: Host) -> bool:
     """Whether it answered well.  A server that says no, or is not there, is not asked twice."""
     exchange = NtpExchange()
     good = 0

@@ -1,0 +1,146 @@
+"""The node's corrected wall clock, and the task that keeps it measured.
+
+`CorrectedClock` gives what plugins and signals are shown as the time: the host's wall clock and the newest
+`ClockEstimate`, with the uncertainty that goes with it.  Until there is an estimate it is the wall clock, and how wrong
+that is nobody knows: its uncertainty is infinite.
+
+`keep_measured` asks the time servers when it starts, again when the estimate has aged, when the wall clock was moved,
+and after a failure with growing patience, since servers on the internet must not be pressed (RFC 8633 section 3.3).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn, final
+
+import trio
+
+from ..config import ServerUrl
+from ..errors import ClockUnavailable
+from ..host import Host
+from .estimate import DRIFT, ClockEstimate
+from .ntp_client import measure_offset
+
+__all__ = [
+    "CHECK_INTERVAL",
+    "INTERVAL",
+    "MAX_UNCERTAINTY",
+    "MOVED",
+    "RETRY_FIRST",
+    "CorrectedClock",
+    "keep_measured",
+]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+INTERVAL: Final = 1024.0
+"""Seconds between measurements: 2^10, the usual longest poll of NTP clients; a clock drifts 15 ms in it."""
+RETRY_FIRST: Final = 16.0
+"""Seconds to the next measurement after a failure, doubling up to `INTERVAL`: the shortest poll of RFC 5905
+(MINPOLL)."""
+CHECK_INTERVAL: Final = 16.0
+"""Seconds between looks at whether the wall clock was moved; no packet is sent for it."""
+MOVED: Final = 0.1
+"""Seconds that wall clock and monotonic clock may come apart before the estimate is measured anew: more than a daemon
+slews in `CHECK_INTERVAL` (500 ppm), less than what a punch could not stand."""
+MAX_UNCERTAINTY: Final = 10.0
+"""Seconds: an estimate that may be further off than that is not used; no pair of peers could meet by it."""
+
+
+@final
+class CorrectedClock:
+    """Wall-clock time as well as the node knows it.  In shape a `warpgate_trio.plugin.Clock`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._estimate: ClockEstimate | None = None
+
+    @property
+    def estimate(self) -> ClockEstimate | None:
+        """The newest measurement; None before the first."""
+        return self._estimate
+
+    def now(self) -> float:
+        """Unix seconds, corrected as well as is known.  Wants to be called inside `trio.run`."""
+        wall = self._host.wall_time()
+        return wall if self._estimate is None else self._estimate.corrected(wall, trio.current_time())
+
+    def uncertainty(self, at: float | None = None) -> float:
+        """Seconds by which this clock may be wrong now or, with `at`, when it will show that time; infinite when
+        nothing was measured.
+        """
+        if self._estimate is None:
+            return math.inf
+        ahead = 0.0 if at is None else max(at - self.now(), 0.0)
+        return self._estimate.uncertainty_at(self._host.wall_time(), trio.current_time()) + DRIFT * ahead
+
+    def moved(self) -> float:
+        """Seconds by which the wall clock was moved since the measurement; 0.0 when there is none."""
+        if self._estimate is None:
+            return 0.0
+        return self._estimate.moved(self._host.wall_time(), trio.current_time())
+
+    def trio_time(self, instant: float) -> float:
+        """A Unix time of this clock as one of `trio.current_time`, for `trio.sleep_until` and deadlines."""
+        return trio.current_time() + (instant - self.now())
+
+    def update(self, estimate: ClockEstimate) -> float:
+        """Use a measurement from now on; returns the seconds by which that moved this clock.
+
+        One that may be more than `MAX_UNCERTAINTY` off, or is worse than what we have by now, changes nothing.
+        """
+        wall, monotonic = self._host.wall_time(), trio.current_time()
+        uncertainty = estimate.uncertainty_at(wall, monotonic)
+        if uncertainty > min(MAX_UNCERTAINTY, self.uncertainty()):
+            return 0.0
+        before = self.now()
+        self._estimate = estimate
+        return self.now() - before
+
+
+async def keep_measured(
+    clock: CorrectedClock,
+    servers: Sequence[ServerUrl],
+    *,
+    timeout: float,
+    host: Host,
+    on_step: Callable[[float], None] = lambda seconds: None,
+    on_failure: Callable[[ClockUnavailable], None] = lambda error: None,
+) -> NoReturn:
+    """Keep `clock` measured until cancelled; a service of the node.
+
+    Args:
+      timeout: seconds for one measurement.
+      on_step: told by how many seconds the clock was moved each time; must not block.
+      on_failure: told why a measurement failed, after it was logged; must not block.
+    """
+    pause = RETRY_FIRST
+    while True:
+        try:
+            estimate = await measure_offset(servers, timeout=timeout, host=host)
+        except ClockUnavailable as error:
+            logger.warning("no time server: %s", error)
+            on_failure(error)
+            await trio.sleep(pause * host.random.uniform(0.9, 1.1))  # not in step with the other nodes
+            pause = min(2 * pause, INTERVAL)
+            continue
+        pause = RETRY_FIRST
+        step = clock.update(estimate)
+        logger.info(
+            "the clock is %+.3f s ± %.3f s off, by %s", -estimate.offset, estimate.uncertainty, estimate.servers
+        )
+        if step:
+            on_step(step)
+        await _until_stale(clock, INTERVAL * host.random.uniform(0.9, 1.1))
+
+
+async def _until_stale(clock: CorrectedClock, seconds: float) -> None:
+    """Until the estimate has aged by `seconds`, or the wall clock was moved; for `CHECK_INTERVAL` in any case."""
+    ends = trio.current_time() + seconds
+    while True:
+        # Nobody tells when a clock is moved (but for timerfd, on Linux alone): one has to look.
+        await trio.sleep(CHECK_INTERVAL)
+        if trio.current_time() >= ends or abs(clock.moved()) > MOVED:
+            return
