@@ -250,3 +250,115 @@ def test_the_programs_of_the_page_run(name: str, program: str, tmp_path: Path, m
         assert callable(test)
         test()
     assert tests or not name.startswith("test_")
+
+
+# -- pairs at exact distances ------------------------------------------------------------------------------------------
+
+
+async def there_and_back(net: Network, asker: str, name: str, *, which: int = 0) -> float:
+    """Seconds for a datagram to an address of a machine and back."""
+
+    async def answer(sock: trio.socket.SocketType) -> None:
+        await sock.sendto(*await sock.recvfrom(100))
+
+    target = net.hosts[name]
+    async with trio.open_nursery() as nursery:
+        with target:
+            sock = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+        with sock, net.hosts[asker], trio.socket.socket(type=trio.socket.SOCK_DGRAM) as asking:
+            await sock.bind((target.addresses[which], 9))
+            nursery.start_soon(answer, sock)
+            began = trio.current_time()
+            await asking.sendto(b"ping", (target.addresses[which], 9))
+            _, source = await asking.recvfrom(100)
+            assert source == (target.addresses[which], 9)
+            return trio.current_time() - began
+
+
+def distances(pair: PeerPair, *ways: tuple[str, str]) -> list[float]:
+    async def main() -> list[float]:
+        async with pair.build() as net:
+            return [await there_and_back(net, *way) for way in ways]
+
+    return simulate(main, seed=pair.seed)
+
+
+@pytest.mark.parametrize("nat", [None, presets.LINUX, (presets.CGN, presets.LINUX)])
+def test_peers_and_servers_are_as_far_apart_as_was_asked(nat: NatConfig | tuple[NatConfig, ...] | None) -> None:
+    pair = PeerPair.between(nat, rtt=0.1, server_rtt=(0.03, 0.08))
+    ways = [
+        ("alice", "bob"),
+        *((peer, name) for peer in ("alice", "bob") for name in ("server", "stun", "stun2", "ntp")),
+    ]
+    assert distances(pair, *ways) == pytest.approx([0.1, *[0.03] * 4, *[0.08] * 4])
+    pair = PeerPair.between(nat, rtt=0.1, server_rtt=0.05)
+    assert distances(pair, ("alice", "bob"), ("alice", "server"), ("bob", "server")) == pytest.approx([0.1, 0.05, 0.05])
+    pair = PeerPair.between(nat, shared=(presets.CGN,), rtt=0.1)
+    assert distances(pair, ("alice", "bob"), ("alice", "server"), ("bob", "server")) == pytest.approx([0.1, 0.1, 0.1])
+
+
+def test_no_three_points_are_like_that() -> None:
+    with pytest.raises(ValueError, match="longer than the other two together"):
+        PeerPair.between(rtt=0.1, server_rtt=0.04)
+
+
+def test_a_stun_server_has_two_addresses() -> None:
+    async def main() -> None:
+        async with PeerPair.between(rtt=0.1).build() as net:
+            first, second = net.hosts["stun"].addresses
+            assert first != second
+            assert await there_and_back(net, "alice", "stun", which=1) == pytest.approx(0.1)
+            with net.hosts["alice"]:
+                found = await trio.socket.getaddrinfo("stun", 3478, type=trio.socket.SOCK_DGRAM)
+                assert [address[0] for *_, address in found] == [first]
+
+    simulate(main)
+
+
+def test_clocks_of_a_pair() -> None:
+    async def main() -> None:
+        pair = PeerPair.between(presets.LINUX, clock_offsets=(-3.0, 20.0), clock_drifts=(0.001, 0.0))
+        async with pair.build() as net:
+            await trio.sleep(1000)
+            true = net.hosts["ntp"].wall_time()
+            assert net.hosts["alice"].wall_time() - true == pytest.approx(-2.0)
+            assert net.hosts["bob"].wall_time() - true == pytest.approx(20.0)
+
+    simulate(main)
+
+
+def test_loss_is_of_a_whole_way() -> None:
+    sent = 4000
+
+    async def main() -> int:
+        async with PeerPair.between(presets.LINUX, loss=0.2, rtt=0.1, jitter=0.02).build() as net:
+            received = 0
+            with net.hosts["bob"], trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+                await sock.bind(("0.0.0.0", 9))
+                with net.hosts["alice"], trio.socket.socket(type=trio.socket.SOCK_DGRAM) as asking:
+                    for number in range(sent):
+                        await asking.sendto(b"", (net.hosts["bob"].ip, 9))
+                        if number % 100 == 99:  # more at once than a socket's buffer has room for would be lost too
+                            with trio.move_on_after(0.08):
+                                while True:
+                                    await sock.recvfrom(100)
+                                    received += 1
+            return received
+
+    assert simulate(main) / sent == pytest.approx(0.8, abs=0.03)
+
+
+def test_ipv6_firewalls_of_a_pair() -> None:
+    place = Place(nats=(presets.LINUX,), firewall6=presets.FIREWALL6)
+    pair = PeerPair(alice=place, bob=Place(), ipv6=True)
+
+    async def main() -> None:
+        async with pair.build() as net:
+            router = net.hosts["alice-nat0"]
+            assert isinstance(router, Router)
+            assert router.firewall6 is not None
+            assert router.firewall6.config == presets.FIREWALL6
+            assert net.hosts["alice"].ip6
+            assert net.hosts["bob"].ip6
+
+    simulate(main)

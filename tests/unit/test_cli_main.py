@@ -77,7 +77,7 @@ def test_help_and_version(capfd: Capture) -> None:
     assert capfd.readouterr().out.startswith("warpgate-trio ")
     assert call(["--help"]) == 0
     shown = capfd.readouterr().out
-    for command in ("demo", "serve", "listen", "connect", "ping", "id", "config"):
+    for command in ("demo", "serve", "listen", "connect", "ping", "simulate", "id", "config"):
         assert f"  {command} " in shown
         assert call([command, "--help"]) == 0
 

@@ -24,7 +24,7 @@ ROUTES: Final = ("nic", "ext", "loopback")
 PHASES: Final = ("direct", "punch", "spray", "relay")  # `plugin.PHASES`, without importing it; a test compares them
 
 
-def _read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     if value is None:
         return None
     names = tuple(name.strip() for name in value.split(",") if name.strip())
@@ -46,7 +46,7 @@ def _read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | 
 @click.option("--plugin", metavar="P", help="Use this plugin and nothing else.")
 @click.option("--af", type=click.Choice(("4", "6")), help="Use IPv4 only, or IPv6 only.")
 @click.option("--route", type=click.Choice(ROUTES), help="Use routes of one kind only.")
-@click.option("--phases", callback=_read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
+@click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @common_options
 @pass_settings

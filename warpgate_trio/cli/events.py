@@ -9,7 +9,18 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Connected", "Failed", "Identified", "ListenReady", "PipeOpened", "Pong", "ServeReady", "encode"]
+__all__ = [
+    "Connected",
+    "Failed",
+    "Identified",
+    "ListenReady",
+    "PipeOpened",
+    "Pong",
+    "Preset",
+    "ServeReady",
+    "Simulated",
+    "encode",
+]
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -104,6 +115,45 @@ class Identified(_Event, frozen=True, kw_only=True, tag="id"):
 
     peer: str
     key_file: str | None
+
+
+class Simulated(_Event, frozen=True, kw_only=True, tag="simulated"):
+    """`simulate` ran one world.
+
+    Attributes:
+      nat_a, nat_b: what the caller and the peer were behind, as on the command line.
+      verdict: a `Verdict`'s value.
+      phase, plugin: of the path; null without one.
+      connect_ms: from the call to the accepted Pipe; null without one.
+      first_byte_ms: from the call to the first echoed byte.
+      echo_ok: whether every byte came back as it was sent; null without a Pipe.
+      digest: a hash over everything that every packet did; equal for equal runs.
+      report: the whole walk; null with --matrix.
+    """
+
+    seed: int
+    nat_a: str
+    nat_b: str
+    rtt_ms: float
+    loss_percent: float
+    skew_s: float
+    verdict: str
+    phase: str | None
+    plugin: str | None
+    connect_ms: float | None
+    first_byte_ms: float | None
+    echo_ok: bool | None
+    digest: str
+    report: dict[str, Any] | None
+
+
+class Preset(_Event, frozen=True, kw_only=True, tag="preset"):
+    """`simulate --list`: a NAT, what it models and whence that is known, and its main axes per transport."""
+
+    name: str
+    models: str
+    udp: dict[str, str]
+    tcp: dict[str, str]
 
 
 def encode(event: _Event) -> bytes:

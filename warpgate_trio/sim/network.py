@@ -312,9 +312,10 @@ class Network:
         """The network as a tree."""
         return explain.topology(self)
 
-    def ladder(self, last: int = 60, hosts: Iterable[str] = ()) -> str:
-        """The last packets, one line each, optionally only at some hosts."""
-        return explain.ladder(self.trace.latest(), last, tuple(hosts))
+    def ladder(self, last: int = 60, hosts: Iterable[str] = (), *, since: float = 0.0) -> str:
+        """The last packets, one line each, optionally only at some hosts or from a time on."""
+        entries = [entry for entry in self.trace.latest() if entry.time >= since]
+        return explain.ladder(entries, last, tuple(hosts))
 
     def explain(self) -> str:
         """One screen on this world: seed, topology, faults, what is open, the last packets."""

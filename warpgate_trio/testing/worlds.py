@@ -22,16 +22,23 @@ PERFECT: Final = Link()
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A host to be: the arguments of `Segment.host`."""
+    """A host to be: the arguments of `Segment.host`.
+
+    Attributes:
+      addresses: how many IPv4 addresses it has; its name stands for the first of them.
+    """
 
     name: str
     link: Link = PERFECT
     clock_offset: float = 0.0
     clock_drift: float = 0.0
+    addresses: int = 1
 
     def attach(self, segment: Segment) -> None:
         """Make it a host of a segment."""
-        segment.host(self.name, link=self.link, clock_offset=self.clock_offset, clock_drift=self.clock_drift)
+        host = segment.host(self.name, link=self.link, clock_offset=self.clock_offset, clock_drift=self.clock_drift)
+        for _ in range(self.addresses - 1):
+            segment.give(host.interfaces[0], segment.free_address())
 
 
 @final
@@ -106,6 +113,8 @@ class Place:
       nats: it is behind these, outermost first; none for the internet itself.
       link: its uplink: the outermost router's, or without NATs its own.
       clock_offset: seconds by which its clock is wrong.
+      clock_drift: seconds that its clock gains per second.
+      firewall6: before its IPv6 addresses, at each of its NATs' routers; None lets everything through.
       forwarded: whether its NATs forward a TCP port to it.  Which port is the test's to say, after `PeerPair.build`:
         `PeerPair.forward`.
       prefix4: of its innermost LAN; None for one that no other LAN has.  Half the world's homes have 192.168.1.0/24.
@@ -114,6 +123,8 @@ class Place:
     nats: tuple[NatConfig, ...] = ()
     link: Link = PERFECT
     clock_offset: float = 0.0
+    clock_drift: float = 0.0
+    firewall6: NatConfig | None = None
     forwarded: bool = False
     prefix4: str | None = None
 
@@ -133,6 +144,8 @@ class PeerPair:
       shared: NATs that both are behind, outermost first.  With no NATs of their own, peers with shared ones are on one
         LAN.
       server: the link of the host ``"server"``, on the internet.
+      public: more machines on the internet, for whatever servers a test needs.
+      ipv6: whether there is IPv6 everywhere.
       seed: of the `Network`.
     """
 
@@ -140,7 +153,67 @@ class PeerPair:
     bob: Place = Place()
     shared: tuple[NatConfig, ...] = ()
     server: Link = PERFECT
+    public: tuple[Machine, ...] = ()
+    ipv6: bool = False
     seed: int = 0
+
+    @classmethod
+    def between(
+        cls,
+        alice: NatConfig | Sequence[NatConfig] | None = None,
+        bob: NatConfig | Sequence[NatConfig] | None = None,
+        *,
+        rtt: float = 0.05,
+        server_rtt: float | tuple[float, float] | None = None,
+        loss: float = 0.0,
+        jitter: float = 0.0,
+        clock_offsets: tuple[float, float] = (0.0, 0.0),
+        clock_drifts: tuple[float, float] = (0.0, 0.0),
+        shared: Sequence[NatConfig] = (),
+        seed: int = 0,
+    ) -> PeerPair:
+        """Two peers behind NATs of these kinds, at exact distances, with servers in the middle.
+
+        Besides ``"server"`` there are the public hosts ``"stun"``, which has two addresses (RFC 5780), ``"stun2"`` and
+        ``"ntp"``, as far away as it; they cost nothing until something runs there.
+
+        Args:
+          alice, bob: what each is behind: a NAT, several of them (outermost first), or nothing.
+          rtt: seconds from peer to peer and back.
+          server_rtt: seconds from alice, and from bob, to each server and back; one number for both, `rtt` when None.
+          loss: the share of packets that is lost between any two of them, one way.
+          jitter: seconds by which a packet may take longer, one way.
+          clock_offsets, clock_drifts: of alice's clock and of bob's; the servers' are right.
+          shared: what both are behind, outermost first.
+          seed: of the `Network`.
+
+        ValueError for distances that no three points have.
+        """
+        from_alice, from_bob = server_rtt if isinstance(server_rtt, tuple) else (server_rtt, server_rtt)
+        to_alice = rtt if from_alice is None else from_alice
+        to_bob = rtt if from_bob is None else from_bob
+        # Every way is two links, so the three latencies follow from the three distances.
+        latencies = (rtt + to_alice - to_bob) / 4, (rtt + to_bob - to_alice) / 4, (to_alice + to_bob - rtt) / 4
+        if min(latencies) < 0:
+            raise ValueError(
+                f"no server is {to_alice:g} s from alice and {to_bob:g} s from bob when they are {rtt:g} s apart: "
+                "one of the three is longer than the other two together"
+            )
+        near_a, near_b, near_s = (
+            Link(latency=latency, loss=1 - (1 - loss) ** 0.5, jitter=jitter / 2) for latency in latencies
+        )
+        places = [
+            Place(nats=_as_nats(nats), link=link, clock_offset=offset, clock_drift=drift)
+            for nats, link, offset, drift in zip(
+                (alice, bob), (near_a, near_b), clock_offsets, clock_drifts, strict=True
+            )
+        ]
+        servers = (
+            Machine(name="stun", link=near_s, addresses=2),
+            Machine(name="stun2", link=near_s),
+            Machine(name="ntp", link=near_s),
+        )
+        return cls(alice=places[0], bob=places[1], shared=tuple(shared), server=near_s, public=servers, seed=seed)
 
     def __str__(self) -> str:
         shared = f"; both behind {' > '.join(nat.name for nat in self.shared)}" if self.shared else ""
@@ -151,8 +224,13 @@ class PeerPair:
         machines: list[Machine] = []
         lans: list[Lan] = []
         for name, place in (("alice", self.alice), ("bob", self.bob)):
-            machine = Machine(name=name, link=PERFECT if place.nats else place.link, clock_offset=place.clock_offset)
-            found = _behind(place.nats, f"{name}-nat", machine, uplink=place.link, prefix4=place.prefix4)
+            machine = Machine(
+                name=name,
+                link=PERFECT if place.nats else place.link,
+                clock_offset=place.clock_offset,
+                clock_drift=place.clock_drift,
+            )
+            found = _behind(place, f"{name}-nat", machine)
             if isinstance(found, Lan):
                 lans.append(found)
             else:
@@ -161,7 +239,7 @@ class PeerPair:
             lans = [Lan(name=f"shared-nat{number}", nat=nat, machines=tuple(machines), lans=tuple(lans))]
             machines = []
         server = Machine(name="server", link=self.server)
-        return Topology(machines=(server, *machines), lans=tuple(lans), seed=self.seed)
+        return Topology(machines=(server, *self.public, *machines), lans=tuple(lans), ipv6=self.ipv6, seed=self.seed)
 
     def build(self, *, time_limit: float = 86400.0) -> Network:
         """Make the network, to be entered by the caller."""
@@ -181,19 +259,24 @@ class PeerPair:
         return inside
 
 
-def _behind(
-    nats: Sequence[NatConfig], name: str, machine: Machine, *, uplink: Link, prefix4: str | None
-) -> Lan | Machine:
-    """A machine behind NATs, outermost first."""
+def _as_nats(nats: NatConfig | Sequence[NatConfig] | None) -> tuple[NatConfig, ...]:
+    if nats is None:
+        return ()
+    return (nats,) if isinstance(nats, NatConfig) else tuple(nats)
+
+
+def _behind(place: Place, name: str, machine: Machine) -> Lan | Machine:
+    """A machine behind a place's NATs."""
     found: Lan | Machine = machine
-    for number, nat in reversed(list(enumerate(nats))):
+    for number, nat in reversed(list(enumerate(place.nats))):
         innermost = isinstance(found, Machine)
         found = Lan(
             name=f"{name}{number}",
             nat=nat,
+            firewall6=place.firewall6,
             machines=(found,) if isinstance(found, Machine) else (),
             lans=(found,) if isinstance(found, Lan) else (),
-            uplink=uplink if number == 0 else PERFECT,
-            prefix4=prefix4 if innermost else None,
+            uplink=place.link if number == 0 else PERFECT,
+            prefix4=place.prefix4 if innermost else None,
         )
     return found

@@ -1,0 +1,278 @@
+"""Whole walks in simulated worlds: two nodes, the servers that they use, and `auto_connect` from one to the other.
+
+`open_nodes` opens them in the world of a `PeerPair`; `walk` makes that world too, lets alice connect to bob in it and
+says what came of it; `simulate_walk` is that for programs without Trio around them::
+
+    pair = PeerPair.between(presets.LINUX, presets.RST, rtt=0.1, loss=0.01, seed=7)
+    result = simulate_walk(pair)
+    assert result.connected, result.explanation
+
+The nodes are those that users run: they have every plugin that is installed, and every phase that there is.  Which
+servers a world has is a tuple of `WorldServer`s, each a key of ``[servers]`` and a way to open one on a machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+import msgspec
+import trio
+
+from ..address import PeerAddress
+from ..config import ListenConfig, NodeConfig, Servers
+from ..errors import ConnectError
+from ..identity import Identity
+from ..inbound import anyone
+from ..link import Pipe
+from ..node import Node, open_node
+from ..nurseries import open_background_nursery
+from ..plugin import Plugin
+from ..report import ConnectReport
+from ..servers.rendezvous import open_rendezvous
+from ..sim import Host, Network, simulate
+from .hosts import simulated_hosts
+from .worlds import PeerPair
+
+__all__ = [
+    "ALICE",
+    "BOB",
+    "PORT",
+    "RENDEZVOUS",
+    "SERVERS",
+    "NodePair",
+    "Walk",
+    "WorldServer",
+    "open_nodes",
+    "simulate_walk",
+    "walk",
+]
+
+ALICE: Final = Identity.from_seed(b"alice" + bytes(27))
+BOB: Final = Identity.from_seed(b"bob" + bytes(29))
+"""Known identities, for worlds that are the same each time."""
+PORT: Final = 7000
+"""Where both nodes listen, so that a test can forward it."""
+SETTLE: Final = 5.0
+"""Seconds, of no cost, from opening the nodes to the call: signals are connected and servers asked by then."""
+SIGNALS_WITHIN: Final = 60.0
+"""Seconds to wait for signals; on a line that loses everything there will be none, and the walk shall say so."""
+PAYLOAD: Final = bytes(range(256)) * 40
+_LADDER: Final = 2000
+"""Lines; a trace keeps no more."""
+
+Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldServer:
+    """A server of a world.
+
+    Attributes:
+      key: of ``[servers]`` in the nodes' configuration.
+      url: what the nodes are told; its host name is a machine's.
+      machine: where it runs.
+      open: opens it, given that machine; called there.
+    """
+
+    key: str
+    url: str
+    machine: str
+    open: Callable[[Host], AbstractAsyncContextManager[object]]
+
+
+RENDEZVOUS: Final = WorldServer(
+    key="websocket",
+    url="ws://server:443",  # a port that the strictest of firewalls lets out
+    machine="server",
+    open=lambda _host: open_rendezvous(host=None, port=443),
+)
+SERVERS: Final = (RENDEZVOUS,)
+"""What a world has by default."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePair:
+    """Two nodes in a world."""
+
+    net: Network
+    alice: Node
+    bob: Node
+
+
+@asynccontextmanager
+async def open_nodes(
+    net: Network,
+    *,
+    config: NodeConfig | None = None,
+    servers: Collection[WorldServer] = SERVERS,
+    plugins: Iterable[str | type[Plugin]] | None = None,
+    authorize: Callable[[str], Awaitable[bool]] = anyone,
+) -> AsyncGenerator[NodePair]:
+    """Open servers and two nodes in a world that a `PeerPair` made, and wait for signals and for clocks to settle::
+
+        async with pair.build() as net, simulated_hosts(), open_nodes(net) as nodes:
+            async with await nodes.alice.auto_connect(nodes.bob.address) as pipe:
+                ...
+
+    The body is on alice's host; what bob does belongs below ``with net.hosts["bob"]:``.
+
+    Args:
+      config: of both nodes; its servers are replaced by the world's, and its port by `PORT`.
+      servers: what runs there.
+      plugins: those of both nodes; None for all that are installed.
+      authorize: bob's.
+    """
+    chosen = None if plugins is None else list(plugins)
+    urls: dict[str, list[str]] = {}
+    for server in servers:
+        urls.setdefault(server.key, []).append(server.url)
+    made = msgspec.structs.replace(
+        NodeConfig() if config is None else config,
+        servers=Servers(public_servers=False, **urls),  # type: ignore[arg-type]
+        listen=ListenConfig(port=PORT),
+    )
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            machine = net.hosts[server.machine]
+            stack.enter_context(machine)  # until the end: what was opened on a machine closes there
+            await stack.enter_async_context(server.open(machine))
+        stack.enter_context(net.hosts["bob"])
+        bob = await stack.enter_async_context(open_node(made, identity=BOB, authorize=authorize, plugins=chosen))
+        stack.enter_context(net.hosts["alice"])
+        alice = await stack.enter_async_context(open_node(made, identity=ALICE, plugins=chosen))
+        if made.servers.signal:
+            with trio.move_on_after(SIGNALS_WITHIN):
+                await bob.wait_signals()
+                await alice.wait_signals()
+        # A node takes what is stamped before its start for replayed: clocks that differ have to get beyond that.
+        await trio.sleep(SETTLE + abs(net.hosts["alice"].wall_time() - net.hosts["bob"].wall_time()))
+        yield NodePair(net=net, alice=alice, bob=bob)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """What came of a walk; times in seconds of the simulation.
+
+    Attributes:
+      report: of the walk, connected or not.
+      connect: from the call to the accepted Pipe; None without one.
+      first_byte: from the call to the first echoed byte; None where none came.
+      intact: whether everything was echoed as it was sent.
+      digest: the hash of the whole run (`Network.digest`).
+      explanation: one screen on the world and its last packets, as of the end of the walk.
+      ladder: the packets since the call, one line each.
+      left: sockets and tasks that were left behind; when it is not empty, that is a bug.
+    """
+
+    report: ConnectReport
+    connect: float | None = None
+    first_byte: float | None = None
+    intact: bool = False
+    digest: str = ""
+    explanation: str = ""
+    ladder: str = ""
+    left: str = ""
+
+    @property
+    def connected(self) -> bool:
+        return self.connect is not None
+
+
+async def walk(
+    pair: PeerPair,
+    connect: Connect = Node.auto_connect,
+    *,
+    config: NodeConfig | None = None,
+    servers: Collection[WorldServer] = SERVERS,
+    plugins: Iterable[str | type[Plugin]] | None = None,
+    payload: bytes = PAYLOAD,
+    capture: str | Path | None = None,
+    time_limit: float = 3600.0,
+) -> Walk:
+    """Let alice connect to bob in a world made for it, send `payload` through an echo there, and close everything.
+
+    Args:
+      connect: `Node.auto_connect`, or what has its place.
+      config, servers, plugins: of `open_nodes`.
+      payload: at least one byte.
+      capture: a pcapng file for all that passes.
+      time_limit: virtual seconds for all of it.
+
+    Raises:
+      trio.TooSlowError: the time limit has passed.
+      Exception: what a node or a plugin raises that is no `ConnectError`, with the world's explanation as a note.
+    """
+    async with pair.build(time_limit=time_limit) as net, simulated_hosts():
+        if capture is not None:
+            net.capture(capture)
+        async with (
+            open_nodes(net, config=config, servers=servers, plugins=plugins) as nodes,
+            open_background_nursery() as nursery,
+        ):
+            with net.hosts["bob"]:
+                nursery.start_soon(_serve_echo, nodes.bob)
+            began = trio.current_time()
+            try:
+                pipe = await connect(nodes.alice, nodes.bob.address)
+            except ConnectError as error:
+                result = Walk(report=error.report)
+            else:
+                assert pipe.report is not None
+                connected = trio.current_time()
+                first, intact = await _echo(pipe, payload)
+                result = Walk(
+                    report=pipe.report,
+                    connect=connected - began,
+                    first_byte=None if first is None else first - began,
+                    intact=intact,
+                )
+            result = replace(result, explanation=net.explain(), ladder=net.ladder(_LADDER, since=began))
+        left = net.netstat()
+        return replace(result, digest=net.digest(), left=str(left) if left else "")
+
+
+def simulate_walk(pair: PeerPair, connect: Connect = Node.auto_connect, **options: Any) -> Walk:
+    """`walk`, with the same options, in a run of its own whose schedule the pair's seed decides."""
+    return simulate(partial(walk, pair, connect, **options), seed=pair.seed)
+
+
+async def _serve_echo(node: Node) -> None:
+    """Send everything back, whoever comes."""
+
+    async def echo(pipe: Pipe) -> None:
+        async with pipe:
+            with suppress(trio.BrokenResourceError):
+                async for data in pipe:
+                    await pipe.send_all(data)
+                await pipe.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(echo, await node.listener.accept())
+
+
+async def _echo(pipe: Pipe, payload: bytes) -> tuple[float | None, bool]:
+    """When the first of `payload` came back, and whether all of it did; closes the Pipe."""
+    first: float | None = None
+    received = bytearray()
+
+    async def send() -> None:
+        with suppress(trio.BrokenResourceError):
+            await pipe.send_all(payload)
+            await pipe.send_eof()
+
+    async with pipe, trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        with suppress(trio.BrokenResourceError):
+            async for data in pipe:
+                first = trio.current_time() if first is None else first
+                received += data
+    return first, received == payload
