@@ -139,7 +139,33 @@ async def test_what_a_broker_kept_is_not_for_us(mosquitto: Broker) -> None:
             assert (await connection.receive()).payload == b"fresh"
 
 
-async def test_what_nobody_receives_is_dropped_and_counted(any_broker: Broker) -> None:
+async def test_a_burst_arrives_whole(any_broker: Broker) -> None:
+    """What the broker acknowledged arrives, though it comes faster than one task takes it."""
+    count, at_once = 360, 60
+    async with open_mqtt(any_broker.url) as bob, open_mqtt(any_broker.url) as alice, open_mqtt(any_broker.url) as carol:
+        await bob.subscribe("bob")
+        heard: list[bytes] = []
+
+        async def hear() -> None:
+            while True:
+                heard.append((await bob.receive()).payload)
+
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(hear)
+            for start in range(0, count, at_once):
+                async with trio.open_nursery() as burst:
+                    for number in range(start, start + at_once):
+                        burst.start_soon((alice, carol)[number % 2].publish, "bob", b"%d" % number)
+            with trio.move_on_after(5):
+                await wait_until(lambda: len(heard) == count)
+        assert sorted(heard, key=int) == [b"%d" % number for number in range(count)]
+        assert bob.dropped == 0
+
+
+async def test_what_nobody_receives_is_dropped_and_counted(
+    any_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warpgate_trio.mqtt._INBOX", 64)
     async with open_mqtt(any_broker.url) as connection:
         await connection.subscribe("t")
         for number in range(70):
