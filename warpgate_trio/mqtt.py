@@ -68,7 +68,9 @@ CLOSE_TIMEOUT = 0.2
 """Seconds that DISCONNECT, and the broker's closing after it, may take on the way out."""
 KEEPALIVE: Final = 60
 """Seconds of silence after which paho pings.  The broker drops a client that was silent for half as long again."""
-_INBOX: Final = 256  # Messages that wait for `receive`, 4 MiB at most; a further one is dropped.  paho reads many at once.
+_INBOX: Final = (
+    256  # Messages that wait for `receive`, 4 MiB at most; a further one is dropped.  paho reads many at once.
+)
 _OUTBOX: Final = 64  # Publications that wait for the broker's acknowledgement; a further one is refused.
 _PACKAGES: Final = ("aiomqtt", "trio_asyncio")
 

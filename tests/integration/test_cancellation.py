@@ -17,9 +17,13 @@ import trio.testing
 
 from tests.cancel_sweep import cuts
 from tests.nodes import ALICE, BOB, Pair, config, loopback_node, pair
-from warpgate_trio import Node, anyone, open_node
+from tests.servers_mqtt import Broker
+from tests.servers_mqtt import libraries as libraries
+from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from warpgate_trio import Node, NodeConfig, Servers, anyone, open_node
+from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
-from warpgate_trio.signal import Inbox, InboxLimits
+from warpgate_trio.signal import Inbox, InboxLimits, ServerState, open_channel
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -61,6 +65,70 @@ def all_task_cuts() -> Iterator[_AllTasks]:
         if not cut.scope.cancelled_caught:
             return
     raise AssertionError("it does not come to its end")
+
+
+async def wait_for_broker(condition: Callable[[], bool]) -> None:
+    """For what another process does in its own time."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110  # there is no event that a process could set
+            await trio.sleep(0.002)
+
+
+async def say_and_hear(url: ServerUrl) -> None:
+    """A channel's whole life."""
+    async with open_channel(url, ALICE) as channel:
+        await channel.send(ALICE.public_key, b"\x01x")
+        assert await channel.receive() == b"\x01x"
+
+
+@pytest.mark.slow("a channel for each step of its life")
+async def test_a_websocket_channel_at_any_tasks_step() -> None:
+    async with open_rendezvous() as server:
+        url = ServerUrl.parse(server.url)
+        for cut in cuts():
+            with cut:
+                await say_and_hear(url)
+            await until(lambda: server.statistics().connections == 0)
+        for steps in all_task_cuts():
+            trio.lowlevel.add_instrument(steps)
+            with steps.scope:
+                await say_and_hear(url)
+            trio.lowlevel.remove_instrument(steps)
+            await until(lambda: server.statistics().connections == 0)
+        assert server.statistics().mailboxes == 0
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.slow("a channel for each step of its life")
+async def test_an_mqtt_channel_at_any_tasks_step(mosquitto: Broker) -> None:
+    for cut in cuts():
+        with cut:
+            await say_and_hear(mosquitto.url)
+        await wait_for_broker(lambda: mosquitto.connections() == 0)
+    for steps in all_task_cuts():
+        trio.lowlevel.add_instrument(steps)
+        with steps.scope:
+            await say_and_hear(mosquitto.url)
+        trio.lowlevel.remove_instrument(steps)
+        await wait_for_broker(lambda: mosquitto.connections() == 0)
+    assert mosquitto.count("Sending SUBACK to wg") > 10, "many were cut after they had subscribed"
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.slow("a node with both transports for each step of its beginning")
+async def test_open_node_at_any_tasks_step_with_both_transports(mosquitto: Broker) -> None:
+    async with open_rendezvous() as server:
+        servers = Servers(websocket=[server.url], mqtt=[str(mosquitto.url)], public_servers=False)
+        for steps in all_task_cuts():
+            trio.lowlevel.add_instrument(steps)
+            with steps.scope:
+                async with loopback_node(ALICE, NodeConfig(servers=servers), authorize=anyone) as node:
+                    while any(each.state is not ServerState.CONNECTED for each in node.signal_servers):
+                        await node._runtime.hub._changed.wait()
+            trio.lowlevel.remove_instrument(steps)
+            await until(lambda: server.statistics().connections == 0)
+            await wait_for_broker(lambda: mosquitto.connections() == 0)
+        assert mosquitto.count("Sending SUBACK to wg") > 10
 
 
 @pytest.mark.slow("opens a node once for each of its checkpoints")
@@ -175,6 +243,37 @@ async def test_pipe_operations_leave_the_pipe_whole() -> None:
                 received = await theirs.receive_some()
             assert received == b"abc"
         await theirs.aclose()
+
+
+async def test_a_cancelled_end_of_a_pipe_is_an_end() -> None:
+    """`ping`, `send_eof` and `aclose`: asked for twice, cancelled or not, they are done once."""
+    async with pair() as both, await both.alice.auto_connect(both.bob.address) as first:
+        other = await both.bob.listener.accept()
+        for cut in cuts():
+            with cut:
+                await first.ping()
+        for cut in cuts():
+            ours = await first.open_pipe()
+            theirs = await both.bob.listener.accept()
+            await ours.send_all(b"last words")
+            with cut:
+                await ours.send_eof()
+            await ours.send_eof()
+            assert b"".join([data async for data in theirs]) == b"last words"
+            await ours.aclose()
+            await theirs.aclose()
+        for cut in cuts():
+            ours = await first.open_pipe()
+            theirs = await both.bob.listener.accept()
+            with cut:
+                await ours.aclose()
+            with pytest.raises(trio.ClosedResourceError):
+                await ours.send_all(b"x")
+            with trio.fail_after(1):
+                assert await theirs.receive_some() == b""
+            await theirs.aclose()
+        await until(lambda: len(first._link.protocol.channels) == 1)
+        await other.aclose()
 
 
 async def test_refresh_address() -> None:

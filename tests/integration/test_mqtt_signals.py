@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -234,6 +235,40 @@ async def test_a_message_in_flight_when_the_broker_dies_is_published_again(mosqu
             # Alice subscribes before she publishes, so her message to herself cannot miss her.
             assert (await alice.receive()).payload == b"\x01x"
             await wait_until(lambda: answers == [Delivery.QUEUED])
+
+
+@pytest.mark.slow("a connection that breaks every few messages, and has to come back each time")
+async def test_what_was_sent_has_arrived_however_often_the_connection_broke(
+    any_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alice's connection comes and goes, Bob's holds: nothing that `send` returned for is lost."""
+    monkeypatch.setattr(hub_module, "BACKOFF_LIMIT", 0.02)
+    chance = random.Random(4)
+    count = 60
+    heard: set[bytes] = set()
+    breaks = 0
+    async with open_wire(any_broker) as wire, hub_for(ALICE, wire.url) as alice, hub_for(BOB, any_broker.url) as bob:
+
+        async def hear() -> None:
+            while True:
+                heard.add((await bob.receive()).payload)
+
+        async def break_it() -> None:
+            nonlocal breaks
+            while True:
+                await trio.sleep(chance.uniform(0, 0.03))
+                breaks += states(alice) == [CONNECTED]
+                wire.cut()
+
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(hear)
+            nursery.start_soon(break_it)
+            for start in range(0, count, 4):
+                async with trio.open_nursery() as senders:
+                    for number in range(start, start + 4):
+                        senders.start_soon(alice.send, BOB.public_key, b"\x01%d" % number)
+            await wait_until(lambda: len(heard) == count)
+    assert breaks > 3
 
 
 @pytest.mark.slow("a frozen broker has to be given up first")
