@@ -36,6 +36,7 @@ from .endpoint import EndpointKind as EndpointKind
 from .endpoint import Transport as Transport
 from .errors import AddressExpired, AddressForged, AddressMalformed, AddressNotYetValid, AddressUnsupported
 from .host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
+from .nat.profile import NatProfiles
 from .identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
 from .interfaces import describe_interfaces as describe_interfaces
 from .interfaces import is_public as is_public
@@ -127,7 +128,7 @@ class PeerAddress:
       host_salt, host_id: which machine the peer runs on, for those who run on it too; see `is_same_host`.
       signals: URLs of the servers through which the peer hears signals, the preferred one first.
       interfaces: its interfaces with their endpoints.
-      nat: its NAT profile, opaque here, or None.
+      nat: its NAT profile as it stands in the record, or None; `nat_profiles` reads it.
       relays: URLs of relays that it can be met at.
       capabilities: names of what it understands beyond the base protocol.
     """
@@ -275,6 +276,11 @@ class PeerAddress:
         if now < self.issued_at - leeway:
             early = self.issued_at - now
             raise AddressNotYetValid(f"the address of {self.peer_id} begins in {early:.0f} s: a clock is wrong")
+
+    @property
+    def nat_profiles(self) -> NatProfiles:
+        """What the peer says of its NATs; a profile that cannot be read says nothing."""
+        return NatProfiles.of(self.nat, measured_at=self.issued_at)
 
     def is_same_host(self, host: Host) -> bool:
         """Whether the peer runs on the machine `host` and shares its loopback interface.

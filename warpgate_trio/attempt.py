@@ -105,18 +105,18 @@ class Way:
 
     Attributes:
       af: 4 or 6.
-      target: the endpoint to dial; ours, where the plugin asks to be dialled.
+      target: the endpoint to dial; ours, where the plugin asks to be dialled; None where both sides send at once.
       source: the address to bind before, or None for the routing table's choice.
     """
 
     af: int
     route_type: RouteType
-    target: Endpoint
+    target: Endpoint | None
     source: IPv4Address | IPv6Address | None
 
     @classmethod
     def of(cls, combo: Combo) -> Way | None:
-        if combo.target is None:
+        if not combo.af:  # a plugin that works on no particular path
             return None
         return cls(af=combo.af, route_type=combo.route_type, target=combo.target, source=combo.source)
 
@@ -295,7 +295,11 @@ class Attempt:
                 attempt_id=self.attempt_id,
                 initiator=not self.inbound,
             )
-        link = await Link.hear_proof(made)
+        return await self.hear_proof(made)
+
+    async def hear_proof(self, carrier: Carrier) -> Link:
+        """See `Plugin.hear_proof`."""
+        link = await Link.hear_proof(carrier)
         if link.peer_key != self.peer.public_key or link.session_id != self.session_id:
             link.close_nowait()
             raise WrongPeer("somebody else dialled on this path")

@@ -2,7 +2,7 @@
 
 A combo aims at one *target*: an endpoint that somebody listens on.  A plugin that dials out (`Aim.PEER`) takes the
 peer's endpoints as targets; one that asks to be dialled (`Aim.OURS`) takes our own, and the same rules judge them
-with the two sides exchanged.  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
+with the two sides exchanged.  (Where both sides send at once, `Aim.MEET`, there is no target: `warpgate_trio.meetings`.)  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
 
 * INVALID combos do not exist for the pair.
 * HOPELESS ones are known to fail; they cost nothing and are tried once, in a last round before giving up (DESIGN §8).
@@ -23,6 +23,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Final
 
 from .address import AddressInterface, Endpoint, EndpointKind, Transport, is_public
+from .nat.profile import NatProfile
 
 __all__ = [
     "RULES",
@@ -69,17 +70,26 @@ class Aim(Enum):
 
     PEER = "peer"
     OURS = "ours"
+    MEET = "meet"
+    """Nobody's: both send at once, from ports and to ports that they tell each other (`warpgate_trio.meetings`)."""
+
+
+Opinion = tuple[Likelihood, str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Technique:
-    """What the planner knows of a plugin."""
+    """What the planner knows of a plugin.
+
+    `outlook` says what it makes of our NAT, the peer's NAT, and an address family, where nobody is dialled.
+    """
 
     name: str
     phase: str | None
     transport: Transport
     route_types: frozenset[RouteType]
     aim: Aim
+    outlook: Callable[[NatProfile, NatProfile, int], Opinion] | None = None
 
 
 LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
@@ -114,8 +124,8 @@ class Combo:
     """One thing to try.
 
     Attributes:
-      target: what is dialled: the peer's endpoint, or ours for a plugin that asks to be dialled; None for a plugin that
-        works on no particular path.
+      target: what is dialled: the peer's endpoint, or ours for a plugin that asks to be dialled; None where both sides
+        send at once, and for a plugin that works on no particular path.
       source: the address to bind before dialling, where the target's network is one that the dialling side is in.
       delay: seconds that the combo's task holds back.
       why: the sentence behind its likelihood.
@@ -146,7 +156,6 @@ class Facts:
     source: IPv4Address | IPv6Address | None
 
 
-Opinion = tuple[Likelihood, str] | None
 INVALID: Final = Likelihood.INVALID
 
 
@@ -292,6 +301,8 @@ def plan_combos(
     """
     combos: list[Combo] = []
     for technique in techniques:
+        if technique.aim is Aim.MEET:
+            continue
         target_side, dialler = (peers, ours) if technique.aim is Aim.PEER else (ours, peers)
         for route_type in RouteType:
             if route_types is not None and route_type not in route_types:

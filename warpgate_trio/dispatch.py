@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 import trio
 
 from .errors import SignalError
-from .plugin import Clock
 from .signal import (
     Accepted,
     Cancel,
@@ -48,8 +47,9 @@ if TYPE_CHECKING:
     from .address import PeerAddress
     from .host import Host
     from .identity import Identity
+    from .plugin import Clock
 
-__all__ = ["AttemptKey", "Mailbox", "Request", "Signals", "WallClock"]
+__all__ = ["AttemptKey", "Mailbox", "Request", "Signals"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -74,17 +74,6 @@ class Request:
         self.envelope: Final = envelope
         self.message: Final = message
         self.via: Final = via
-
-
-@final
-class WallClock(Clock):
-    """The machine's clock.  (The NTP correction of `warpgate_trio.clock` goes in here.)"""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-
-    def now(self) -> float:
-        return self._host.wall_time()
 
 
 @final
@@ -201,6 +190,10 @@ class Signals:
     def detach(self, key: AttemptKey) -> None:
         """Forget a mailbox."""
         self._mailboxes.pop(key, None)
+
+    def clock_stepped(self, seconds: float) -> None:
+        """The node's clock was moved by so many seconds: a time server was heard."""
+        self._inbox.clock_stepped(seconds)
 
     # -- inward ------------------------------------------------------------------------------------------------------
 

@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, TypeVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol, TypeVar, final
 
 import msgspec
 import trio
 
 from .address import Endpoint, PeerAddress, Transport
-from .combos import Aim, RouteType, Technique
+from .combos import Aim, Likelihood, RouteType, Technique
 from .errors import ConfigError, PluginError
 from .signal import Message, wire_name
 from .signal.core import OWNER
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from .attempt import Attempt as Attempt
     from .carrier import Carrier, TlsContexts
     from .config import Budgets
+    from .datagrams import DatagramPath
     from .host import Host
     from .link import Link
+    from .nat.profile import NatProfile
+    from .nat.service import NatService
+    from .nat.udp_port import UdpPorts
 
 __all__ = [
     "IP4",
@@ -43,6 +47,7 @@ __all__ = [
     "UDP",
     "Aim",
     "Clock",
+    "Likelihood",
     "LoadedPlugins",
     "Message",
     "NodeView",
@@ -80,8 +85,8 @@ class PathRequest(Message, frozen=True):
       af: 4 or 6.
       route_type: a `RouteType`.
       address, port: the endpoint that the responder is to dial.  It has to be one of the sender's signed address, and
-        the rules have to allow it; else the sender hears that the run failed.  A request that names no endpoint
-        (empty and 0), for techniques in which nobody is dialled, is not built yet and fails the same way.
+        the rules have to allow it; else the sender hears that the run failed.  Empty and 0 for a plugin that dials
+        nobody (`Aim.MEET`).
     """
 
     af: Literal[4, 6]
@@ -90,12 +95,14 @@ class PathRequest(Message, frozen=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
-class Clock(ABC):
+class Clock(Protocol):
     """The node's idea of wall-clock time."""
 
-    @abstractmethod
     def now(self) -> float:
         """Unix seconds, corrected as well as the node knows."""
+
+    def uncertainty(self, at: float | None = None) -> float:
+        """Seconds by which that may be wrong; infinite while no time server was heard."""
 
 
 class NodeView(ABC):
@@ -109,6 +116,8 @@ class NodeView(ABC):
       budgets: what the configuration says about time.
       clock: the corrected wall clock.
       signal_rtt: seconds that a signal to a peer and its answer take at least, None while no server is connected.
+      udp_ports: opens UDP ports whose owner tasks live as long as the node.
+      nat: what is known of the node's NATs, and ports that are mapped already.
     """
 
     peer_id: str
@@ -118,6 +127,12 @@ class NodeView(ABC):
     budgets: Budgets
     clock: Clock
     signal_rtt: float | None
+    udp_ports: UdpPorts
+    nat: NatService
+
+    @abstractmethod
+    async def serve_quic(self, path: DatagramPath) -> Carrier:
+        """Be the QUIC server on a path, with the node's key; see `QuicCarrier.serve`."""
 
     @abstractmethod
     def known_address(self, peer_key: bytes) -> PeerAddress | None:
@@ -135,7 +150,8 @@ class Plugin(ABC):
     ``route_types``       the `RouteType` it can use
     ``timeout``           ceiling in seconds for a pinned call (`Node.connect`); a walk has its phases' budgets
     ``proto_messages``    the `Message` types of its own that it sends and understands
-    ``aim``               `Aim.PEER` when it dials the peer's endpoints, `Aim.OURS` when it asks to be dialled
+    ``aim``               `Aim.PEER` when it dials the peer's endpoints, `Aim.OURS` when it asks to be dialled,
+                          `Aim.MEET` when both sides send at once
     ``pathless``          True when it works on no particular address family, route and endpoint (`fan_out`)
     ``phase``             set by `register`
     ====================  ===========================================================================================
@@ -147,13 +163,14 @@ class Plugin(ABC):
     ``peer``              the peer's `PeerAddress`, authentic
     ``af``, ``route_type``  of this combo
     ``src``               address to bind before dialling, or None for the routing table's choice
-    ``dest``              the `Endpoint` to dial; ours, when the plugin asks to be dialled
+    ``dest``              the `Endpoint` to dial; ours, when the plugin asks to be dialled; PluginError with `Aim.MEET`
     ``session_id``        16 bytes that both sides share; ``attempt_id`` 16 more for this run
     ``inbound``           True on the responder's side
     ``nursery``           for background work; cancelled when the attempt ends
     ``send_signal``       send a `Message` to the other side's run of this attempt
     ``receive_signal``    the next `Message` from there
     ``wait_inbound``      the `Link` of a peer that dialled us for this attempt
+    ``hear_proof``        the `Link` on a carrier that the peer dialled, once it has proven itself there
     ``budget``            seconds until this attempt is ended from outside
     ``clock``, ``nat``    corrected wall clock; our NAT profile (None: not measured)
     ``race``              run other plugins, and take the first path that one of them makes
@@ -192,6 +209,15 @@ class Plugin(ABC):
         """
 
     @classmethod
+    def outlook(cls, ours: NatProfile, peers: NatProfile, af: int) -> tuple[Likelihood, str] | None:
+        """What the technique makes of two NATs, where nobody is dialled (`Aim.MEET`); None: no opinion.
+
+        Args:
+          ours, peers: what each side has measured; an axis that is unknown makes nothing hopeless.
+        """
+        return None
+
+    @classmethod
     def setup(cls, node: NodeView) -> AbstractAsyncContextManager[Callable[[Attempt], Plugin]]:
         """Per-node state: override it with an async context manager that yields the factory of the instances.
 
@@ -223,7 +249,10 @@ class Plugin(ABC):
 
     @property
     def dest(self) -> Endpoint:
-        return self._attempt.way.target
+        target = self._attempt.way.target
+        if target is None:
+            raise PluginError(f"{self.name} meets its peer, so there is no endpoint to dial")
+        return target
 
     @property
     def session_id(self) -> bytes:
@@ -277,6 +306,17 @@ class Plugin(ABC):
     async def wait_inbound(self) -> Link:
         """Wait for the peer to dial our listener for this attempt; errors as in `receive_signal`."""
         return await self._attempt.wait_inbound()
+
+    async def hear_proof(self, carrier: Carrier) -> Link:
+        """Wait until the peer has proven itself on a carrier that it dialled, and return the Link on it.
+
+        For a plugin that has several and does not know which one the peer will choose; return the first Link.
+
+        Raises:
+          WrongPeer: it was another node, or another session.
+          trio.BrokenResourceError, ProtocolError: the carrier ended first.
+        """
+        return await self._attempt.hear_proof(carrier)
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
         """Run other plugins towards the peer, every valid combo of theirs, and return the first proven Link.
@@ -366,6 +406,7 @@ def technique_of(plugin: type[Plugin]) -> Technique:
         transport=plugin.transport,
         route_types=frozenset(plugin.route_types),
         aim=plugin.aim,
+        outlook=plugin.outlook,
     )
 
 

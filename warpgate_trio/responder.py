@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .attempt import EXPECTED, Attempt, AttemptHome, Way
-from .combos import Facts, Likelihood, Route, RouteType, find_source, judge
+from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
+from .meetings import MeetingFacts, judge_meeting, meeting_source
 from .plugin import PathRequest, Plugin, technique_of
 from .signal import Failed, RefusalReason, Refused, TokenBucket
 
 if TYPE_CHECKING:
+    from .address import PeerAddress
     from .dispatch import Request
     from .inbound import Inbound
 
@@ -159,6 +161,8 @@ class Responder:
             raise OSError(f"{plugin.name}'s first message names no path")
         theirs, ours = Route(interfaces=peer.interfaces), self._ours()
         same_host = peer.is_same_host(self._home.view.host)
+        if plugin.aim is Aim.MEET:
+            return self._meeting(message, plugin, ours, theirs, peer, same_host)
         why = "the endpoint is not in its sender's address"
         for endpoint in theirs.endpoints():
             if (endpoint.address, endpoint.port) != (message.address, message.port):
@@ -184,6 +188,33 @@ class Responder:
                     source=None if same_host else source,
                 )
         raise OSError(f"not dialled for a peer: {why}")
+
+    def _meeting(
+        self,
+        message: PathRequest,
+        plugin: type[Plugin],
+        ours: Route,
+        theirs: Route,
+        peer: PeerAddress,
+        same_host: bool,
+    ) -> Way:
+        """The same for a plugin that dials nobody.  What is hopeless is for the caller to be sure of: it costs little."""
+        source = meeting_source(message.route_type, message.af, ours, theirs)
+        facts = MeetingFacts(
+            technique=technique_of(plugin),
+            af=message.af,
+            route_type=message.route_type,
+            ours=ours,
+            peers=theirs,
+            same_host=same_host,
+            our_nat=self._home.view.address.nat_profiles.get(None, message.af),
+            peer_nat=peer.nat_profiles.get(None, message.af),
+            source=source,
+        )
+        likelihood, why = judge_meeting(facts)
+        if likelihood is Likelihood.INVALID:
+            raise OSError(f"not done for a peer: {why}")
+        return Way(af=message.af, route_type=message.route_type, target=None, source=source)
 
     def cancel(self, peer: bytes, session: bytes) -> None:
         """The peer ends the session, or it got its Pipe: stop whatever looks for another path."""

@@ -24,11 +24,16 @@ from . import host as machine
 from .address import PeerAddress, describe_interfaces
 from .attempt import Attempt
 from .carrier import TlsContexts
+from .carrier.quic import QuicCarrier
+from .clock.corrected import CorrectedClock, keep_measured
 from .combos import Combo, Route, RouteType, pathless_combo, plan_combos
-from .dispatch import AttemptKey, Signals, WallClock
+from .dispatch import AttemptKey, Signals
 from .errors import ConfigError
 from .inbound import REFUSED, Authorize, Inbound
 from .link import Link
+from .meetings import plan_meetings
+from .nat.service import NatService
+from .nat.udp_port import UdpPorts
 from .nurseries import open_background_nursery
 from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
 from .responder import Responder
@@ -36,7 +41,9 @@ from .signal import SignalHub
 from .stats import NodeStats
 
 if TYPE_CHECKING:
+    from .carrier import Carrier
     from .config import Budgets, NodeConfig
+    from .datagrams import DatagramPath
     from .host import Host
     from .identity import Identity
 
@@ -48,6 +55,8 @@ ADDRESS_LIFETIME: Final = 7 * 24 * 3600
 """Seconds for which a published address is good: long enough to be pasted into a chat and used the next days."""
 MAX_HINTS: Final = 4
 """Signal servers named in the address: each costs its length in a text that people copy."""
+NTP_TIMEOUT: Final = 5.0
+"""Seconds for asking the time servers once: four samples of a server at the other end of a bad satellite link."""
 MAX_KNOWN: Final = 1024
 """Peers whose addresses are remembered; a record is about 300 bytes."""
 HOST_SALT: Final = 8
@@ -64,7 +73,9 @@ class _View(NodeView):
         self.host = host
         self.tls = tls
         self.budgets = budgets
-        self.clock: Clock = WallClock(host)
+        self.clock: Clock = runtime.clock
+        self.udp_ports = runtime.udp_ports
+        self.nat = runtime.nat
 
     @property
     def peer_id(self) -> str:  # type: ignore[override]  # read-only here, declared as plain attributes for plugins
@@ -76,6 +87,9 @@ class _View(NodeView):
 
     def known_address(self, peer_key: bytes) -> PeerAddress | None:
         return self._runtime.known_address(peer_key)
+
+    async def serve_quic(self, path: DatagramPath) -> Carrier:
+        return await QuicCarrier.serve(path, self._runtime.identity)
 
     @property
     def signal_rtt(self) -> float | None:  # type: ignore[override]
@@ -130,6 +144,9 @@ class NodeRuntime:
             on_accepted=self._on_cancel,
         )
         self.identity: Final = identity
+        self.clock: Final = CorrectedClock(host)
+        self.udp_ports: Final = UdpPorts()
+        self.nat: Final = NatService(self.udp_ports, config.servers.stun, host)
         self.view: Final = _View(self, host, contexts, config.budgets, self.hub)
         self.signals: Final = Signals(
             identity=identity,
@@ -159,11 +176,13 @@ class NodeRuntime:
     def address(self) -> PeerAddress:
         """What the node publishes now; re-issued when the machine's addresses change, or when it ages."""
         interfaces = describe_interfaces(self.host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6))
+        nat = self.nat.profiles.to_bytes(interfaces=len(interfaces))
         now = int(self.view.clock.now())
         known = self._address
         if (
             known is None
             or known.interfaces != interfaces
+            or known.nat != nat
             or not known.issued_at <= now + 60  # the clock was set back
             or now > known.issued_at + ADDRESS_LIFETIME // 2
         ):
@@ -177,6 +196,7 @@ class NodeRuntime:
                 host_id=machine.host_id(self.host.machine_fingerprint(), self._salt),
                 signals=tuple(hints),
                 interfaces=interfaces,
+                nat=nat,
             )
         return known
 
@@ -205,11 +225,19 @@ class NodeRuntime:
         reaches = frozenset(
             endpoint.address for _, endpoint in peer.endpoints() if self.host.source_address(endpoint.ip) is not None
         )
+        techniques = [technique_of(kind) for kind in kinds if not kind.pathless]
+        ours = Route(interfaces=self.address.interfaces, reaches=reaches)
+        peers = Route(interfaces=peer.interfaces)
+        same_host = peer.is_same_host(self.host)
         combos = plan_combos(
-            [technique_of(kind) for kind in kinds if not kind.pathless],
-            ours=Route(interfaces=self.address.interfaces, reaches=reaches),
-            peers=Route(interfaces=peer.interfaces),
-            same_host=peer.is_same_host(self.host),
+            techniques, ours=ours, peers=peers, same_host=same_host, afs=afs, route_types=route_types
+        ) + plan_meetings(
+            techniques,
+            ours=ours,
+            peers=peers,
+            same_host=same_host,
+            our_nat=self.address.nat_profiles,
+            peer_nat=peer.nat_profiles,
             afs=afs,
             route_types=route_types,
         )
@@ -292,6 +320,7 @@ class NodeRuntime:
             keepers = await stack.enter_async_context(open_background_nursery())
             hub_scope = trio.CancelScope(shield=True)
             stack.callback(hub_scope.cancel)
+            await stack.enter_async_context(self.udp_ports.running(keepers))
             with trio.CancelScope(
                 shield=True
             ):  # a cancelled `start` would wait for its child, which does not hear of it
@@ -304,7 +333,19 @@ class NodeRuntime:
             for sock in self._sockets:
                 self._services.start_soon(self.inbound.serve_socket, sock)
             self._services.start_soon(self.signals.run)
+            self._services.start_soon(self.nat.run)
+            if self.config.servers.ntp:
+                self._services.start_soon(self._keep_time)
             yield
+
+    async def _keep_time(self) -> None:
+        await keep_measured(
+            self.clock,
+            self.config.servers.ntp,
+            timeout=NTP_TIMEOUT,
+            host=self.host,
+            on_step=self.signals.clock_stepped,
+        )
 
     async def _set_up(self, stack: AsyncExitStack, name: str, plugin: type[Plugin]) -> None:
         try:

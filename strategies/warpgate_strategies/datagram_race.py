@@ -1,0 +1,180 @@
+"""From ports and candidates to one proven carrier over UDP; what `udp_punch` and `random_probe` share.
+
+`DatagramRace` feeds the connectivity checks of `warpgate_trio.nat.checks` with packets and time, and races what they
+find.  The initiator dials QUIC on the first pair that carries packets both ways, and on further ones a moment later if
+that does not lead to a handshake at once.  The responder serves QUIC on every pair on which it has heard the peer, and
+takes the one on which the peer proves itself: that is the one that the initiator has chosen.
+
+Ports belong to the race: those that the winner does not need are closed with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from warpgate_trio.carrier.quic import QuicCarrier
+from warpgate_trio.errors import CarrierError, ProtocolError
+from warpgate_trio.nat.checks import MAX_PACKETS, Outgoing, Pair, PathChecks
+from warpgate_trio.nat.probe import ProbeCodec
+from warpgate_trio.nurseries import open_background_nursery
+
+if TYPE_CHECKING:
+    from warpgate_trio.carrier import Carrier, SocketAddress
+    from warpgate_trio.link import Link
+    from warpgate_trio.nat.udp_port import UdpPath, UdpPort
+    from warpgate_trio.plugin import Plugin
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+__all__ = ["LINGER", "DatagramRace", "open_datagram_race"]
+
+LINGER: Final = 5.0
+"""Seconds for which the winner's port goes on answering probes (DESIGN §9.5): the peer may not have heard ours yet."""
+STAGGER: Final = 0.2
+"""Seconds from one dialling to the next: a handshake is one round trip, and nearly always the first one wins."""
+MAX_DIALS: Final = 4
+"""Pairs that are dialled in one race."""
+
+
+@asynccontextmanager
+async def open_datagram_race(
+    plugin: Plugin, secret: bytes, *, pace: float = 0.0, max_packets: int = MAX_PACKETS
+) -> AsyncGenerator[DatagramRace]:
+    """A race of one attempt; see the module's page.  Its arguments are those of `PathChecks`."""
+    race = DatagramRace(plugin, secret, pace=pace, max_packets=max_packets)
+    try:
+        async with open_background_nursery() as nursery:
+            race._nursery = nursery
+            nursery.start_soon(race._send_due)
+            yield race
+    finally:
+        race._end()
+
+
+@final
+class DatagramRace:
+    """See the module's page; made by `open_datagram_race`.
+
+    Attributes:
+      checks: its state; whoever changes it says so by `changed`.
+      ports: by the numbers that the checks know them by.
+    """
+
+    def __init__(self, plugin: Plugin, secret: bytes, *, pace: float, max_packets: int) -> None:
+        self._plugin = plugin
+        self._nursery: trio.Nursery | None = None
+        self._wake = trio.Event()
+        self._wins, self._won = trio.open_memory_channel["Carrier | Link"](1)
+        self._dials = 0
+        self._next_dial = -1.0
+        self._ends_at: float | None = None
+        self.ports: Final[list[UdpPort]] = []
+        self.checks: Final = PathChecks(
+            ProbeCodec(secret, initiator=not plugin.inbound),
+            entropy=plugin.node.host.entropy,
+            pace=pace,
+            max_packets=max_packets,
+            on_heard=self._heard,
+            on_confirmed=self._confirmed,
+        )
+
+    def use(self, port: UdpPort) -> int:
+        """Take a port for the race, which owns it from now on; its number in `Pair`s."""
+        number = len(self.ports)
+        self.ports.append(port)
+        port.listen_for_probes(partial(self._receive, number))
+        return number
+
+    def changed(self) -> None:
+        """The checks have something new to send."""
+        self._wake.set()
+
+    async def send_now(self) -> None:
+        """Send what is due, in this task: openers have to be on their way before the signal that tells of them."""
+        await self._send(self.checks.due(trio.current_time()))
+
+    async def first(self) -> Carrier | Link:
+        """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
+        return await self._won.receive()
+
+    # -- packets -----------------------------------------------------------------------------------------------------
+
+    def _receive(self, number: int, data: bytes, source: SocketAddress) -> list[tuple[bytes, SocketAddress]]:
+        now = trio.current_time()
+        if self._ends_at is not None and now > self._ends_at:
+            return []
+        answers = self.checks.receive(number, data, source, now)
+        self._wake.set()
+        return [(each.data, each.remote) for each in answers]
+
+    async def _send_due(self) -> None:
+        while True:
+            self._wake = trio.Event()
+            await self.send_now()
+            with trio.move_on_at(self.checks.next_time):
+                await self._wake.wait()
+
+    async def _send(self, packets: Iterable[Outgoing]) -> None:
+        for (number, hops), group in groupby(packets, key=lambda each: (each.socket, each.hops)):
+            port = self.ports[number]
+            if not port.closed:
+                await port.send([(each.data, each.remote) for each in group], hops=hops)
+
+    # -- what the checks find ----------------------------------------------------------------------------------------
+
+    def _heard(self, pair: Pair) -> None:
+        if self._plugin.inbound and self._nursery is not None:
+            # Before the next packet of the batch is looked at: it may be the first one of the handshake.
+            self._nursery.start_soon(self._serve, self.ports[pair[0]].open_path(pair[1]))
+
+    def _confirmed(self, pair: Pair, rtt: float) -> None:
+        if not self._plugin.inbound and self._nursery is not None and self._dials < MAX_DIALS:
+            self._dials += 1
+            self._nursery.start_soon(self._dial, pair, rtt)
+
+    async def _dial(self, pair: Pair, rtt: float) -> None:
+        at = self._next_dial = max(self._next_dial + STAGGER, trio.current_time())
+        await trio.sleep_until(at)  # pacing, as with the Happy Eyeballs of RFC 8305
+        path = self.ports[pair[0]].open_path(pair[1])
+        try:
+            carrier = await QuicCarrier.dial(path, peer_key=self._plugin.peer.public_key, initial_rtt=rtt)
+        except CarrierError as error:  # somebody else's key, too: other pairs may lead to the peer
+            logger.debug("no QUIC over %s: %s", pair[1], error)
+            return
+        self._finish(carrier)
+
+    async def _serve(self, path: UdpPath) -> None:
+        try:
+            carrier = await self._plugin.node.serve_quic(path)
+            link = await self._plugin.hear_proof(carrier)
+        except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            logger.debug("the peer chose another way than %s: %s", path.remote, error)
+            return
+        self._finish(link)
+
+    def _finish(self, winner: Carrier | Link) -> None:
+        try:
+            self._wins.send_nowait(winner)
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            winner.close_nowait()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Close what the winner does not need, and what nobody came for."""
+        self.checks.end()
+        self._ends_at = trio.current_time() + LINGER
+        self._wins.close()
+        try:
+            self._won.receive_nowait().close_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            pass
+        for port in self.ports:
+            port.release()

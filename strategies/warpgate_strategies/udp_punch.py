@@ -1,0 +1,142 @@
+"""``udp_punch``: meet over UDP, through the NATs of both sides (the seed's plugin; DESIGN §9.3 and 9.5).
+
+    initiator                                                                   responder
+     │ a port that a STUN server has seen                                        │
+     ├─ MeetByUdp(secret, where I am) ─────── by signal ────────────────────────►│ a port of its own
+     │◄ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ openers: die on the way, open my NAT for yours ─ ─ ┤
+     │◄─ MeetMeByUdp(where I am) ──────────── by signal ─────────────────────────┤
+     ├─ probes: open our NAT, and pass the other one ───────────────────────────►│
+     ├─ Go ────────────────────────────────── by signal ────────────────────────►│ probes too
+     │◄───────────────────────────────────────────────────────────────── answers ┤
+     ├─ QUIC, on the pair that answered ────────────────────────────────────────►│
+
+No clock is needed for it, since each side sends only after the other has said that its NAT is open.  Within one network,
+and on one machine, the same exchange opens the firewalls of the hosts.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, final
+
+import msgspec
+import trio
+
+from warpgate_trio.errors import AttemptFailed, SignalError
+from warpgate_trio.nat.candidates import Candidates, to_candidates
+from warpgate_trio.nat.outlook import punch_outlook
+from warpgate_trio.nat.probe import SECRET_LENGTH
+from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
+
+from .datagram_race import open_datagram_race
+from .meeting import admitted, local_ip, own_candidates
+
+if TYPE_CHECKING:
+    from warpgate_trio.carrier import Carrier
+    from warpgate_trio.link import Link
+    from warpgate_trio.nat.profile import NatProfile
+    from warpgate_trio.nat.udp_port import UdpPort
+
+    from .datagram_race import DatagramRace
+
+__all__ = ["Go", "MeetByUdp", "MeetMeByUdp", "UdpPunch"]
+
+Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECRET_LENGTH)]
+
+
+@final
+class MeetByUdp(PathRequest, frozen=True, kw_only=True):
+    """Let us meet: `secret` is the key of the probes, `candidates` are where the initiator is."""
+
+    secret: Secret
+    candidates: Candidates
+
+
+@final
+class MeetMeByUdp(Message, frozen=True):
+    """Where the responder is; its NATs are open for the initiator."""
+
+    candidates: Candidates
+
+
+@final
+class Go(Message, frozen=True):
+    """The initiator's NATs are open for the responder."""
+
+
+@final
+@register(phase="spray")
+class UdpPunch(Plugin):
+    name = "udp_punch"
+    transport = UDP
+    route_types = frozenset(RouteType)
+    timeout = 150.0
+    proto_messages = (MeetByUdp, MeetMeByUdp, Go)
+    aim = Aim.MEET
+
+    @classmethod
+    def outlook(cls, ours: NatProfile, peers: NatProfile, af: int) -> tuple[Likelihood, str]:
+        outlook = punch_outlook(ours.udp, peers.udp)
+        return Likelihood(outlook.chance.value), outlook.why
+
+    async def run(self, reply: Message | None = None) -> Carrier | Link:
+        if isinstance(reply, MeetByUdp):
+            return await self._answer(reply)
+        secret = self.node.host.entropy(SECRET_LENGTH)
+        async with open_datagram_race(self, secret) as race:
+            port = await self._port()
+            number = race.use(port)
+            await self.send_signal(
+                MeetByUdp(
+                    af=self.af,  # type: ignore[arg-type]  # 4 or 6
+                    route_type=self.route_type,
+                    secret=secret,
+                    candidates=to_candidates(own_candidates(self, port.local, port.mapped)),
+                )
+            )
+            theirs = await self.receive_signal()
+            if not isinstance(theirs, MeetMeByUdp):
+                raise AttemptFailed("the peer answered with something else")
+            self._aim(race, number, theirs.candidates)
+            race.checks.probe(trio.current_time())
+            await race.send_now()
+            self.nursery.start_soon(self._go)
+            return await race.first()
+
+    async def _go(self) -> None:
+        """Tell the peer that it may probe; and hear of it if the peer gives up."""
+        with suppress(SignalError, AttemptFailed):  # without it the pair may still work, by our probes alone
+            await self.send_signal(Go())
+        while True:
+            await self.receive_signal()
+
+    async def _answer(self, request: MeetByUdp) -> Carrier | Link:
+        async with open_datagram_race(self, request.secret) as race:
+            port = await self._port()
+            number = race.use(port)
+            self._aim(race, number, request.candidates)
+            await race.send_now()
+            await self.send_signal(
+                MeetMeByUdp(candidates=to_candidates(own_candidates(self, port.local, port.mapped)))
+            )
+            self.nursery.start_soon(self._wait_go, race)
+            return await race.first()
+
+    async def _wait_go(self, race: DatagramRace) -> None:
+        while not isinstance(await self.receive_signal(), Go):
+            pass
+        race.checks.probe(trio.current_time())
+        race.changed()
+
+    async def _port(self) -> UdpPort:
+        ip = local_ip(self)
+        if ip is not None:
+            return await self.node.udp_ports.open(ip)
+        return await self.node.nat.take_udp(4 if self.af == 4 else 6)
+
+    def _aim(self, race: DatagramRace, number: int, candidates: Candidates) -> None:
+        remotes = admitted(self, candidates, race.ports[number].mapped)
+        if not remotes:
+            raise AttemptFailed("the peer named no place that may be sent to")
+        race.checks.add([(number, remote) for remote in remotes], trio.current_time())
+        race.changed()

@@ -1,0 +1,186 @@
+"""Which combos a pair has for techniques in which both sides send at once (`Aim.MEET`), and how likely each is.  Pure.
+
+Nobody is dialled: each side finds out where its own packets come from, tells the other one, and both send.  So a combo
+has no target; it is a plugin, an address family and a route, and its rules ask what the *two* sides have in common.
+As in `warpgate_trio.combos`, the first rule that has an opinion decides, and the responder judges a peer's request by
+the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Literal
+
+from .address import EndpointKind, is_public
+from .combos import SAME_HOST_DELAY, Aim, Combo, Likelihood, Opinion, Route, RouteType, Technique, find_source
+from .nat.profile import NatProfile, NatProfiles
+
+FAMILIES: Final[tuple[Literal[4, 6], ...]] = (4, 6)
+
+__all__ = ["MEETING_RULES", "MeetingFacts", "judge_meeting", "meeting_source", "plan_meetings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeetingFacts:
+    """What a rule may look at.
+
+    Attributes:
+      ours, peers: the two sides; it makes no difference to a rule which is which.
+      our_nat, peer_nat: what each knows of its own NAT.
+      source: our own address in a network that both are in.
+    """
+
+    technique: Technique
+    af: int
+    route_type: RouteType
+    ours: Route
+    peers: Route
+    same_host: bool
+    our_nat: NatProfile
+    peer_nat: NatProfile
+    source: IPv4Address | IPv6Address | None
+
+
+def _unused_route(f: MeetingFacts) -> Opinion:
+    unused = f.route_type not in f.technique.route_types
+    return (Likelihood.INVALID, "the plugin does not use this route type") if unused else None
+
+
+def _no_common_family(f: MeetingFacts) -> Opinion:
+    common = _has_family(f.ours, f.af) and _has_family(f.peers, f.af)
+    return None if common else (Likelihood.INVALID, f"not both have an IPv{f.af} address")
+
+
+def _other_machines_loopback(f: MeetingFacts) -> Opinion:
+    other = f.route_type is RouteType.LOOPBACK_BIND and not f.same_host
+    return (Likelihood.INVALID, "loopback of another machine") if other else None
+
+
+def _no_common_network(f: MeetingFacts) -> Opinion:
+    apart = f.route_type is RouteType.NIC_BIND and f.source is None
+    return (Likelihood.INVALID, "the two have no network in common") if apart else None
+
+
+def _private_v6(f: MeetingFacts) -> Opinion:
+    """IPv6 has no NAT to speak of: where it leads outside at all, a public address says so."""
+    if f.route_type is RouteType.EXT_BIND and f.af == 6 and not (_is_public_v6(f.ours) and _is_public_v6(f.peers)):
+        return (Likelihood.INVALID, "not both have a public IPv6 address")
+    return None
+
+
+def _same_host(f: MeetingFacts) -> Opinion:
+    near = f.same_host and f.route_type is not RouteType.EXT_BIND
+    return (Likelihood.LIKELY, "both are on one machine") if near else None
+
+
+def _same_network(f: MeetingFacts) -> Opinion:
+    return (Likelihood.LIKELY, "both are in one network") if f.route_type is RouteType.NIC_BIND else None
+
+
+def _outlook(f: MeetingFacts) -> Opinion:
+    """What the plugin itself makes of the two NATs."""
+    return None if f.technique.outlook is None else f.technique.outlook(f.our_nat, f.peer_nat, f.af)
+
+
+def _unknown(_f: MeetingFacts) -> Opinion:
+    return (Likelihood.DOUBTFUL, "not known to work, nor to fail")
+
+
+MEETING_RULES: Final[tuple[Callable[[MeetingFacts], Opinion], ...]] = (
+    _unused_route,
+    _no_common_family,
+    _other_machines_loopback,
+    _no_common_network,
+    _private_v6,
+    _same_host,
+    _same_network,
+    _outlook,
+    _unknown,
+)
+"""In order; the first that has an opinion decides.  The last always has one."""
+
+
+def judge_meeting(facts: MeetingFacts) -> tuple[Likelihood, str]:
+    """A combo's likelihood and the sentence behind it."""
+    for rule in MEETING_RULES:
+        opinion = rule(facts)
+        if opinion is not None:
+            return opinion
+    raise AssertionError("the last rule always has an opinion")
+
+
+def plan_meetings(
+    techniques: Sequence[Technique],
+    *,
+    ours: Route,
+    peers: Route,
+    same_host: bool,
+    our_nat: NatProfiles,
+    peer_nat: NatProfiles,
+    afs: Collection[int] | None = None,
+    route_types: Collection[RouteType] | None = None,
+) -> list[Combo]:
+    """Every valid combo of the pair; of a technique at most one per family and route, so their number needs no bound.
+
+    `afs` and `route_types` leave only those.
+    """
+    combos: list[Combo] = []
+    for technique in techniques:
+        if technique.aim is not Aim.MEET:
+            continue
+        for route_type in RouteType if route_types is None else route_types:
+            for af in FAMILIES:
+                if afs is not None and af not in afs:
+                    continue
+                facts = MeetingFacts(
+                    technique=technique,
+                    af=af,
+                    route_type=route_type,
+                    ours=ours,
+                    peers=peers,
+                    same_host=same_host,
+                    our_nat=our_nat.get(None, af),
+                    peer_nat=peer_nat.get(None, af),
+                    source=meeting_source(route_type, af, ours, peers),
+                )
+                likelihood, why = judge_meeting(facts)
+                if likelihood is Likelihood.INVALID:
+                    continue
+                combos.append(
+                    Combo(
+                        phase=technique.phase,
+                        plugin=technique.name,
+                        af=af,
+                        route_type=route_type,
+                        target=None,
+                        source=facts.source,
+                        likelihood=likelihood,
+                        delay=SAME_HOST_DELAY if same_host and route_type is not RouteType.LOOPBACK_BIND else 0.0,
+                        why=why,
+                    )
+                )
+    return combos
+
+
+def meeting_source(
+    route_type: RouteType, af: int, ours: Route, peers: Route
+) -> IPv4Address | IPv6Address | None:
+    """Our own address in a network that one of the peer's interfaces is in, for NIC_BIND."""
+    if route_type is not RouteType.NIC_BIND:
+        return None
+    for endpoint in peers.endpoints():
+        if endpoint.kind is EndpointKind.NIC and endpoint.af == af:
+            source = find_source(endpoint, ours)
+            if source is not None:
+                return source
+    return None
+
+
+def _has_family(side: Route, af: int) -> bool:
+    return any(endpoint.af == af for endpoint in side.endpoints())
+
+
+def _is_public_v6(side: Route) -> bool:
+    return any(endpoint.af == 6 and is_public(endpoint.ip) for endpoint in side.endpoints())

@@ -1,0 +1,286 @@
+"""Connectivity checks between two peers over UDP: which of the possible paths carry packets both ways.  No I/O.
+
+The laws that this follows were measured on real NATs (DESIGN §9.3 to 9.5):
+
+* **Causality instead of clocks.**  A NAT that delivers packets to itself when nobody asked for them (``local``) keeps the
+  port of the first one that came too early, for as long as they go on coming.  So a side first sends *openers*, whose
+  TTL takes them through its own NATs and not to the peer's; then it tells the peer, by signal; only then does either
+  side send *probes* with full TTL.
+* **Any authenticated source is a candidate** (peer-reflexive, RFC 8445 §7.3.1.3): the port that a NAT shows to a peer is
+  often not the one that it showed to a STUN server.
+* **Who was heard is answered**, at once and with full TTL: its packet has passed our NAT, and an answer is no larger.
+
+A *pair* is one of our sockets and one remote address.  What may be sent to a pair follows from the stage:
+
+    stage     a pair that was announced      a pair that was heard       by
+    OPENING   openers                        probes                      `PathChecks.open`
+    PROBING   probes                         probes                      `PathChecks.probe`
+    ENDED     nothing                        answers only                `PathChecks.end`
+
+Everything unasked comes out of one packet budget per attempt, and every probe has a transaction of its own, so what
+is replayed or forged is told from what is fresh.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeVar, final
+
+from ..carrier import SocketAddress
+from .probe import Probe, ProbeCodec, ProbeKind
+
+__all__ = [
+    "MAX_PACKETS",
+    "OPENER_HOPS",
+    "Outgoing",
+    "Pair",
+    "PathChecks",
+    "Stage",
+]
+
+OPENER_HOPS: Final = 5
+"""TTL of an opener: past a home's NAT and a carrier's two or three hops further on, and not past the middle of a path
+between two homes, which is ten to twenty hops long."""
+OPENER_TIMES: Final = (0.0, 0.01, 0.03, 0.06)
+"""Seconds after the first one, so that several have gone before the peer's first probe can arrive (one and a half round
+trips later): at 5 % loss all four are lost once in 160,000 times.  Then one each `OPENER_PERIOD`."""
+OPENER_PERIOD: Final = 0.25
+PROBE_PERIOD: Final = 0.05
+"""Seconds between two probes of a pair: the Ta of RFC 8445 §14.2."""
+MAX_PROBES: Final = 40
+"""Probes of one pair that were not answered: two seconds' worth."""
+MAX_PACKETS: Final = 2048
+"""Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  80 bytes each."""
+CATCH_UP: Final = 0.005
+"""Seconds of its pace that a side which was woken late may make up for in one go."""
+MAX_HEARD: Final = 64
+"""Sources that are remembered as peer-reflexive candidates: two sides with 256 sockets meet in a handful of pairs."""
+MAX_ANSWERS: Final = 1024
+"""Answers to authenticated probes in one attempt, each as large as its probe."""
+MAX_TRANSACTIONS: Final = 4096
+"""Own probes whose answers are waited for, and as many ids of the peer's that are known for replays."""
+
+
+class Stage(Enum):
+    """How far the two sides have come; see the module's page."""
+
+    OPENING = "opening"
+    PROBING = "probing"
+    ENDED = "ended"
+
+
+Pair = tuple[int, SocketAddress]
+"""One of our sockets, by its number, and an address of the peer's."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A packet to send: from which socket, to where, and with which TTL (None: the usual)."""
+
+    socket: int
+    data: bytes
+    remote: SocketAddress
+    hops: int | None
+
+
+@final
+class _PairState:
+    __slots__ = ("answered", "due", "heard", "openers", "probes", "silent")
+
+    def __init__(self, *, silent: bool) -> None:
+        self.silent = silent  # opened for, never probed unless it is heard
+        self.openers = 0
+        self.probes = 0
+        self.heard = False
+        self.answered = False
+        self.due = math.inf
+
+
+@final
+class PathChecks:
+    """The checks of one attempt, on one side.
+
+    Args:
+      codec: makes and reads probes.
+      entropy: ``entropy(n)`` gives unpredictable bytes.
+      pace: seconds between two packets that nobody asked for; a burst of a thousand overruns queues and tables.
+      max_packets: of those.
+      on_heard: called with a pair on which an authentic probe of the peer came in, once per pair.
+      on_confirmed: called with a pair that carries packets both ways and its round trip in seconds, once per pair.
+
+    Attributes:
+      packets: openers and probes so far.
+      mapped: where the peer sees us, by socket, as its answers say.
+    """
+
+    def __init__(
+        self,
+        codec: ProbeCodec,
+        *,
+        entropy: Callable[[int], bytes],
+        pace: float = 0.0,
+        max_packets: int = MAX_PACKETS,
+        on_heard: Callable[[Pair], None] = lambda _: None,
+        on_confirmed: Callable[[Pair, float], None] = lambda *_: None,
+    ) -> None:
+        self._codec = codec
+        self._entropy = entropy
+        self._pace = pace
+        self._max_packets = max_packets
+        self._on_heard = on_heard
+        self._on_confirmed = on_confirmed
+        self._pairs: dict[Pair, _PairState] = {}
+        self._queue: list[tuple[float, int, Pair]] = []
+        self._order = 0
+        self._free_at = -math.inf  # when the pace lets the next packet go
+        self._sent: OrderedDict[bytes, tuple[Pair, float]] = OrderedDict()
+        self._seen: OrderedDict[bytes, Pair] = OrderedDict()
+        self._heard = 0
+        self._answers = 0
+        self.stage: Stage = Stage.OPENING
+        self.packets: int = 0
+        self.mapped: dict[int, SocketAddress] = {}
+
+    # -- what the attempt says ---------------------------------------------------------------------------------------
+
+    def add(self, pairs: Iterable[Pair], now: float, *, silent: bool = False) -> None:
+        """Announced pairs; those that are known already stay as they are.
+
+        Args:
+          silent: only opened for: the peer may come from there, and is not expected to be reached there.
+        """
+        for pair in pairs:
+            if pair not in self._pairs:
+                self._pairs[pair] = _PairState(silent=silent)
+                self._schedule(pair, now)
+
+    def probe(self, now: float) -> None:
+        """The peer has opened its NAT, and we ours: from now on probes go out."""
+        if self.stage is Stage.OPENING:
+            self.stage = Stage.PROBING
+            for pair, state in self._pairs.items():
+                if not state.silent:
+                    self._schedule(pair, now)
+
+    def end(self) -> None:
+        """Send nothing unasked any more; go on answering (DESIGN §9.5)."""
+        self.stage = Stage.ENDED
+        self._queue.clear()
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    @property
+    def next_time(self) -> float:
+        """When `due` has something to send; infinity when it has nothing to say unasked."""
+        return max(self._queue[0][0], self._free_at) if self._queue else math.inf
+
+    def due(self, now: float) -> list[Outgoing]:
+        """What is to be sent now."""
+        packets: list[Outgoing] = []
+        while self._queue and self._queue[0][0] <= now and self._free_at <= now:
+            at, _, pair = heapq.heappop(self._queue)
+            state = self._pairs[pair]
+            if at != state.due:
+                continue  # it was put off, or brought forward
+            state.due = math.inf
+            if self.packets >= self._max_packets:
+                self._queue.clear()
+                break
+            packet = self._unasked(pair, state, now)
+            if packet is not None:
+                packets.append(packet)
+                self.packets += 1
+                self._free_at = max(self._free_at, now - CATCH_UP) + self._pace
+        return packets
+
+    def _unasked(self, pair: Pair, state: _PairState, now: float) -> Outgoing | None:
+        if state.answered:
+            return None
+        if state.heard or (self.stage is Stage.PROBING and not state.silent):
+            if state.probes >= MAX_PROBES:
+                return None
+            state.probes += 1
+            self._schedule(pair, now + PROBE_PERIOD)
+            return Outgoing(*self._request(pair, now), None)
+        state.openers += 1
+        if not state.silent:
+            times = OPENER_TIMES
+            wait = times[state.openers] - times[state.openers - 1] if state.openers < len(times) else OPENER_PERIOD
+            self._schedule(pair, now + wait)
+        return Outgoing(*self._request(pair, now), OPENER_HOPS)
+
+    def _schedule(self, pair: Pair, at: float) -> None:
+        state = self._pairs[pair]
+        state.due = at
+        self._order += 1  # of packets that are due at one time, in the order in which they were asked for
+        heapq.heappush(self._queue, (at, self._order, pair))
+
+    def _request(self, pair: Pair, now: float) -> tuple[int, bytes, SocketAddress]:
+        transaction = self._entropy(12)
+        _remember(self._sent, transaction, (pair, now))
+        return pair[0], self._codec.request(transaction), pair[1]
+
+    # -- packets -----------------------------------------------------------------------------------------------------
+
+    def receive(self, socket: int, data: bytes, source: SocketAddress, now: float) -> list[Outgoing]:
+        """A datagram that looks like STUN; returns what is to be sent because of it.
+
+        What is not an authentic probe of the peer's changes nothing.
+        """
+        probe = self._codec.read(data)
+        if probe is None:
+            return []
+        if probe.kind is ProbeKind.RESPONSE:
+            self._answered(socket, probe, source, now)
+            return []
+        return self._asked(socket, probe, source, now)
+
+    def _answered(self, socket: int, probe: Probe, source: SocketAddress, now: float) -> None:
+        pair, sent_at = self._sent.get(probe.transaction, (None, now))
+        if pair != (socket, source):
+            return  # replayed, too old, or not where we sent to
+        del self._sent[probe.transaction]
+        if probe.mapped is not None:
+            self.mapped[socket] = probe.mapped
+        state = self._pairs[pair]
+        if not state.answered:
+            state.answered = True
+            if self.stage is not Stage.ENDED:
+                self._on_confirmed(pair, now - sent_at)
+
+    def _asked(self, socket: int, probe: Probe, source: SocketAddress, now: float) -> list[Outgoing]:
+        pair = (socket, source)
+        if self._seen.setdefault(probe.transaction, pair) != pair:
+            return []  # somebody else has said this before: a replay
+        _remember(self._seen, probe.transaction, pair)
+        if self._answers >= MAX_ANSWERS:
+            return []
+        state = self._pairs.get(pair)
+        if self.stage is not Stage.ENDED and (state is None or not state.heard):
+            if self._heard >= MAX_HEARD:
+                return []
+            self._heard += 1
+            if state is None:
+                state = self._pairs[pair] = _PairState(silent=False)
+            state.heard = True
+            if not state.answered:
+                self._schedule(pair, now)  # ours, the other way: RFC 8445's triggered check
+                self._free_at = min(self._free_at, now)
+            self._on_heard(pair)
+        self._answers += 1
+        return [Outgoing(socket, self._codec.response(probe.transaction, source), source, None)]
+
+
+_T = TypeVar("_T")
+
+
+def _remember(known: OrderedDict[bytes, _T], transaction: bytes, value: _T) -> None:
+    known[transaction] = value
+    if len(known) > MAX_TRANSACTIONS:
+        known.popitem(last=False)

@@ -1,0 +1,266 @@
+"""What a node knows of the NATs that it is behind, and the ports that it keeps open through them.
+
+A mapping takes a round trip to a STUN server to make and to learn.  A walk that needs one should not wait for it, so for
+each address family one UDP port and one TCP port are kept *warm*: mapped, and asked about again before a NAT forgets
+them.  An attempt takes a warm port for its own (`NatService.take_udp`, `take_tcp`), since what a port was used for stays
+in the NATs' tables, and another one takes its place.  Where none is warm, one is made on the spot.
+
+Everything here works with whatever servers there are: a dead one costs nothing, and without any the ports are just not
+mapped, which is enough between two machines that no NAT separates.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol, TypeVar, final
+
+import trio
+
+from ..address import is_public
+from ..carrier import SocketAddress
+from ..errors import StunError
+from ..host import Host
+from .profile import NatProfiles
+from .stun_client import resolve
+from .tcp_port import TcpPort
+from .udp_port import UdpPort, UdpPorts
+
+if TYPE_CHECKING:
+    from ..config import ServerUrl
+    from .stun_transaction import StunAnswer
+
+__all__ = ["KEEPALIVE", "NatService"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+Family = Literal[4, 6]
+FAMILIES: Final[tuple[Family, Family]] = (4, 6)
+
+KEEPALIVE: Final = 15.0
+"""Seconds between two questions about a warm port: RFC 8445 §11's Tr, half of the 30 s after which the least patient
+NATs forget a UDP mapping (RFC 4787 asks for two minutes)."""
+RTO: Final = 0.2
+"""Seconds to the first repetition of a question about a port that somebody waits for: RFC 8489's 0.5 s would be a third
+of the punch phase, and a server that is farther away than that is no help in it."""
+TRIES: Final = 3
+PATIENCE: Final = RTO * 2**TRIES
+"""Seconds for which such a question is waited for."""
+MAX_SERVERS: Final = 4
+"""That a port is mapped by: the second one shows whether its view is the first one's, more of them add little."""
+RETRY_FIRST: Final = 1.0
+"""Seconds before the next try when no server answers; doubles up to `RETRY_LAST`."""
+RETRY_LAST: Final = 60.0
+
+_PortT = TypeVar("_PortT", UdpPort, TcpPort)
+
+
+class _Asks(Protocol):
+    def __call__(self, server: SocketAddress, /) -> Awaitable[StunAnswer]: ...
+
+
+@final
+class NatService:
+    """See the module's page.
+
+    Args:
+      ports: the node's UDP ports.
+      servers: STUN servers, in order of preference.
+
+    Attributes:
+      profiles: what was measured of the NATs, by address family.
+    """
+
+    def __init__(self, ports: UdpPorts, servers: Sequence[ServerUrl], host: Host) -> None:
+        self._ports = ports
+        self._host = host
+        self._servers = [url for url in servers if url.scheme == "stun"]
+        self._warm_udp: dict[Family, UdpPort] = {}
+        self._warm_tcp: dict[Family, TcpPort] = {}
+        self._taken: dict[tuple[str, Family], trio.Event] = {}
+        self.profiles: NatProfiles = NatProfiles()
+
+    # -- for attempts ------------------------------------------------------------------------------------------------
+
+    async def take_udp(self, af: Family) -> UdpPort:
+        """A UDP port that leads to the internet, with `UdpPort.mapped` as far as servers told; the caller's to release.
+
+        Raises:
+          OSError: there is no address of this family, or no socket to be had.
+        """
+        warm = self._take("udp", self._warm_udp, af)
+        if warm is not None:
+            await trio.lowlevel.checkpoint()
+            return warm
+        return await self._open_udp(af)
+
+    async def take_tcp(self, af: Family) -> TcpPort:
+        """The same for TCP; the caller's to close."""
+        warm = self._take("tcp", self._warm_tcp, af)
+        if warm is not None:
+            await trio.lowlevel.checkpoint()
+            return warm
+        return await self._open_tcp(af)
+
+    def _take(self, kind: str, warm: dict[Family, _PortT], af: Family) -> _PortT | None:
+        port = warm.pop(af, None)
+        if port is None or port.closed:
+            return None
+        self._taken[kind, af].set()
+        return port
+
+    # -- the service -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep a port of each kind warm, until cancelled."""
+        if not self._servers:
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                for af in FAMILIES:
+                    nursery.start_soon(self._keep, "udp", self._warm_udp, af, self._open_udp, UdpPort.release)
+                    nursery.start_soon(self._keep, "tcp", self._warm_tcp, af, self._open_tcp, TcpPort.close)
+        finally:
+            for udp in self._warm_udp.values():
+                udp.release()
+            for tcp in self._warm_tcp.values():
+                tcp.close()
+
+    async def _keep(
+        self,
+        kind: str,
+        warm: dict[Family, _PortT],
+        af: Family,
+        make: Callable[[Family], Awaitable[_PortT]],
+        close: Callable[[_PortT], None],
+    ) -> NoReturn:
+        """Have a warm port of one kind at all times."""
+        pause = RETRY_FIRST
+        while True:
+            port: _PortT | None = None
+            try:
+                port = await make(af)
+                if not port.mapped:
+                    raise StunError("no server answers")
+            except (OSError, StunError) as error:
+                logger.debug("no warm %s port over IPv%d: %s", kind, af, error)
+                if port is not None:
+                    close(port)
+                await trio.sleep(pause)
+                pause = min(2 * pause, RETRY_LAST)
+                continue
+            pause = RETRY_FIRST
+            warm[af] = port
+            self._taken[kind, af] = trio.Event()
+            try:
+                await self._tend(kind, port, af)
+            finally:
+                if warm.get(af) is port:  # nobody took it: its mapping or its address is gone
+                    del warm[af]
+                    close(port)
+
+    async def _tend(self, kind: str, port: UdpPort | TcpPort, af: Family) -> None:
+        """Ask about a warm port now and then; returns when it was taken, or is of no use any more."""
+        taken = self._taken[kind, af]
+        servers = await self._resolve(af)
+        asked = [server for server in servers if server not in port.mapped]  # the first to answer was enough to begin
+        while True:
+            answered = await _ask_all(_asking(port), asked)
+            for silent in set(asked) - answered:
+                port.mapped.pop(silent, None)
+            if taken.is_set() or port.closed or not port.mapped:
+                return
+            with trio.move_on_after(KEEPALIVE):
+                await taken.wait()
+                return
+            asked = servers = await self._resolve(af)
+            try:
+                if self._bind_address(af, servers) != port.local[0]:
+                    return  # the machine has moved to another network
+            except OSError:
+                return
+
+    # -- making ports ------------------------------------------------------------------------------------------------
+
+    async def _open_udp(self, af: Family) -> UdpPort:
+        servers = await self._resolve(af)
+        port = await self._ports.open(self._bind_address(af, servers))
+        try:
+            await _ask_all(_asking(port), servers, enough=1)
+        except BaseException:
+            port.release()
+            raise
+        return port
+
+    async def _open_tcp(self, af: Family) -> TcpPort:
+        servers = await self._resolve(af)
+        port = await TcpPort.open(self._bind_address(af, servers))
+        try:
+            await _ask_all(_asking(port), servers, enough=1)
+        except BaseException:
+            port.close()
+            raise
+        return port
+
+    async def _resolve(self, af: Family) -> list[SocketAddress]:
+        """The servers' addresses of a family; those without one are left out."""
+        found: dict[SocketAddress, None] = {}
+        family = trio.socket.AF_INET if af == 4 else trio.socket.AF_INET6
+        for url in self._servers[:MAX_SERVERS]:
+            try:
+                found[await resolve(url.host, url.port, family=family)] = None
+            except StunError as error:
+                logger.debug("a STUN server is left out: %s", error)
+        return list(found)
+
+    def _bind_address(self, af: Family, servers: Sequence[SocketAddress]) -> str:
+        """Our address on the way to the servers; without them a public one of ours, or any."""
+        for host, _ in servers:
+            source = self._host.source_address(ip_address(host))
+            if source is not None:
+                return str(source)
+        ours = [
+            each.ip
+            for interface in self._host.interfaces()
+            if not interface.is_loopback and not interface.is_virtual
+            for each in interface.addresses
+            if each.ip.version == af and not each.ip.is_link_local
+        ]
+        if not ours:
+            raise OSError(f"this machine has no IPv{af} address")
+        return str(next((ip for ip in ours if is_public(ip)), ours[0]))
+
+
+def _asking(port: UdpPort | TcpPort) -> _Asks:
+    if isinstance(port, UdpPort):
+        return partial(port.query, rto=RTO, tries=TRIES)
+    return partial(port.query, timeout=PATIENCE)
+
+
+async def _ask_all(
+    ask: _Asks, servers: Sequence[SocketAddress], *, enough: int | None = None
+) -> set[SocketAddress]:
+    """Ask servers at once; returns those that have answered when all have or failed, or when `enough` have."""
+    answered: set[SocketAddress] = set()
+
+    async def one(server: SocketAddress) -> None:
+        try:
+            await ask(server)
+        except (StunError, OSError, trio.ClosedResourceError) as error:
+            logger.debug("%s", error)
+            return
+        answered.add(server)
+        if enough is not None and len(answered) >= enough:
+            nursery.cancel_scope.cancel(reason="enough servers have answered")
+
+    async with trio.open_nursery() as nursery:
+        for server in servers:
+            nursery.start_soon(one, server)
+    return answered
+
+
+def external_addresses(mapped: Mapping[SocketAddress, SocketAddress]) -> list[SocketAddress]:
+    """Where a port was seen, each once, the first server's view first."""
+    return list(dict.fromkeys(mapped.values()))

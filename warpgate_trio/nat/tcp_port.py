@@ -1,0 +1,144 @@
+"""One local TCP port, as punching wants it (DESIGN §9.1): a mapping, a listener, and sockets that connect from it.
+
+The mapping that a STUN server saw belongs to the local port, and lives as long as the connection to that server.  So
+that connection stays open, and everything else is bound to the same port:
+
+* a listener, open *before* the mapping is announced.  Where the peer's SYN comes in first, it is the listener that
+  answers; without one, full cone × symmetric never connects;
+* the sockets that connect to the peer.  Where both sides' SYNs cross, the two sockets become one connection (RFC 9293
+  §3.5); where the listener has won, connecting fails with EADDRNOTAVAIL, and the connection waits to be accepted.
+
+Every one of them says SO_REUSEADDR and SO_REUSEPORT before its bind: one that does not would forbid it to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Self, final
+
+import trio
+
+from ..carrier import SocketAddress
+from ..errors import StunError
+from .stun_client import query_stream, share_port
+from .stun_transaction import StunAnswer
+
+__all__ = ["BACKLOG", "TcpPort"]
+
+BACKLOG: Final = 16
+"""Connections that may wait to be accepted: a peer comes with a handful, and who else knows the port is a stranger."""
+
+
+@final
+class TcpPort:
+    """See the module's page; made by `open`, closed by `close`.
+
+    Attributes:
+      local: the address that all of its sockets are bound to.
+      mapped: where STUN servers saw it, the first server first; empty without servers.
+      mapped_at: when they were asked (`trio.current_time`).
+    """
+
+    def __init__(self, listener: trio.socket.SocketType, local: SocketAddress) -> None:
+        self._listener = listener
+        self._family = listener.family
+        self._streams: dict[SocketAddress, trio.SocketStream] = {}
+        self.local: Final = local
+        self.mapped: dict[SocketAddress, SocketAddress] = {}
+        self.mapped_at: float | None = None
+        self.closed: bool = False
+
+    def __repr__(self) -> str:
+        return f"<TcpPort {self.local}{', closed' if self.closed else ''}>"
+
+    @classmethod
+    async def open(cls, ip: str) -> Self:
+        """Bind and listen on a port that the system chooses; nothing is sent.
+
+        Raises:
+          OSError: the address is not ours, or there are too many files.
+        """
+        listener = trio.socket.socket(trio.socket.AF_INET6 if ":" in ip else trio.socket.AF_INET)
+        try:
+            share_port(listener)
+            await listener.bind((ip, 0))
+            listener.listen(BACKLOG)
+            name = listener.getsockname()
+            return cls(listener, (name[0], name[1]))
+        except BaseException:
+            listener.close()
+            raise
+
+    async def query(self, server: SocketAddress, *, timeout: float) -> StunAnswer:
+        """Ask a STUN server where it sees this port, over a connection that stays open; again over the same one.
+
+        Raises:
+          StunError: it cannot be reached, or did not tell.
+        """
+        stream = self._streams.get(server)
+        try:
+            if stream is None:
+                with trio.move_on_after(timeout) as scope:
+                    stream = self._streams[server] = trio.SocketStream(await self.connect(server))
+                if scope.cancelled_caught or stream is None:
+                    raise StunError(f"STUN server {server[0]} does not answer over TCP")
+            answer = await query_stream(stream, server=server, timeout=timeout)
+        except BaseException as error:
+            self._drop(server)
+            if isinstance(error, OSError):
+                raise StunError(f"STUN server {server[0]}: {error.strerror or error}") from error
+            raise
+        self.mapped[server] = answer.mapped
+        self.mapped_at = trio.current_time()
+        return answer
+
+    def _drop(self, server: SocketAddress) -> None:
+        self.mapped.pop(server, None)
+        stream = self._streams.pop(server, None)
+        if stream is not None:
+            stream.socket.close()
+
+    async def connect(self, remote: SocketAddress) -> trio.socket.SocketType:
+        """Connect from this port.
+
+        Raises:
+          OSError: refused, unreachable; EADDRNOTAVAIL: the peer's connection was accepted by the listener.
+        """
+        if self.closed:
+            raise trio.ClosedResourceError("the port was closed")
+        sock = trio.socket.socket(self._family)
+        try:
+            share_port(sock)
+            await sock.bind(self.local)
+            await sock.connect(remote)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def accept(self) -> tuple[trio.socket.SocketType, SocketAddress]:
+        """The next connection that came to this port, and from where.
+
+        Raises:
+          trio.ClosedResourceError: the port was closed.
+        """
+        try:
+            sock, remote = await self._listener.accept()
+        except OSError:
+            if self.closed:
+                raise trio.ClosedResourceError("the port was closed") from None
+            raise
+        return sock, (remote[0], remote[1])
+
+    def close(self) -> None:
+        """Close the listener and the connections to servers; sockets that were handed out are their owners'."""
+        if self.closed:
+            return
+        self.closed = True
+        self._listener.close()
+        for server in list(self._streams):
+            self._drop(server)
+
+    def servers(self) -> Sequence[SocketAddress]:
+        """Those to which a connection stands."""
+        return tuple(self._streams)

@@ -1,0 +1,313 @@
+"""One UDP port of ours and everything that goes through it (DESIGN §9.1 and 9.6).
+
+The port that asked a STUN server is the port that punches, and the port that carries QUIC afterwards: what a NAT lets
+in is tied to it.  So several conversations share a socket.  One owner task reads it and sorts what comes, first by
+source, then by the first byte (RFC 9443):
+
+    from a source that has a handler     to that handler (a TURN server, say)
+    0 to 3, with STUN's cookie           the answer to a request of ours, else to the checks that listen for probes
+    anything else                        to the path that was opened to the source; without one it is dropped
+
+A port outlives the attempt that used it exactly when a path of it was kept: `release` closes it now, or with its last
+path.  `UdpPorts` is the node's: it runs the owner tasks, and closes every port when the node has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .. import host as machine
+from ..carrier import SocketAddress
+from ..datagrams import BATCH, Datagram, DatagramSocket
+from ..errors import StunError
+from .stun import TRANSACTION_ID_LENGTH, looks_like_stun
+from .stun_transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+__all__ = ["MAX_PORTS", "MAX_QUEUED", "UdpPath", "UdpPort", "UdpPorts"]
+
+MAX_QUEUED: Final = 2048
+"""Datagrams that wait for the reader of a path: 3 MB, what a fast path delivers while its reader is busy for 30 ms.
+Beyond that they are dropped, as a full socket buffer does it."""
+MAX_PORTS: Final = 1024
+"""Open at a time in one node: two sprays of 256 sockets, and some hundred Links; the usual limit of a process's files."""
+
+Handler = Callable[[bytes, SocketAddress], Iterable[Datagram]]
+"""Takes a datagram and its source; what it returns is sent."""
+
+
+@final
+class UdpPath:
+    """The `DatagramPath` of one remote address through a `UdpPort`."""
+
+    def __init__(self, port: UdpPort, remote: SocketAddress) -> None:
+        self._port = port
+        self._waiting: deque[bytes] = deque()
+        self._arrived = trio.Event()
+        self._closed = False
+        self._broken = False
+        self.local: Final = port.local
+        self.remote: Final = remote
+        self.dropped: int = 0
+
+    async def send(self, datagrams: Sequence[bytes]) -> None:
+        self._check()
+        await self._port.send([(data, self.remote) for data in datagrams])
+
+    async def receive(self) -> list[bytes]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._waiting:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        while not self._waiting:
+            self._check()
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+
+    def close_nowait(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._port._forget(self)
+            self._arrived.set()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this path was closed")
+        if self._broken:
+            raise trio.BrokenResourceError("the port of this path was closed")
+
+    def _take(self, data: bytes) -> None:
+        if len(self._waiting) >= MAX_QUEUED:
+            self.dropped += 1
+            return
+        self._waiting.append(data)
+        self._arrived.set()
+
+    def _break(self) -> None:
+        self._broken = True
+        self._arrived.set()
+
+
+@final
+class UdpPort:
+    """One socket; made by `UdpPorts.open`, which runs its owner task.
+
+    Attributes:
+      local: its own address.
+      dropped: datagrams that belonged to nobody.
+      mapped: where STUN servers saw it last, by server.
+      mapped_at: when that was (`trio.current_time`).
+    """
+
+    def __init__(self, sock: DatagramSocket, *, on_close: Callable[[UdpPort], None]) -> None:
+        self._sock = sock
+        self._on_close = on_close
+        self._paths: dict[SocketAddress, UdpPath] = {}
+        self._handlers: dict[SocketAddress, Handler] = {}
+        self._probes: Handler | None = None
+        self._transactions: dict[bytes, tuple[StunTransaction, trio.Event]] = {}
+        self._released = False
+        self._closed = False
+        self.local: Final = sock.local
+        self.dropped: int = 0
+        self.mapped: dict[SocketAddress, SocketAddress] = {}
+        self.mapped_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<UdpPort {self.local}, {len(self._paths)} paths{', closed' if self._closed else ''}>"
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """What could not be sent, and why; see `DatagramSocket.errors`."""
+        return dict(self._sock.errors)
+
+    async def serve(self) -> None:
+        """The owner task: read and sort until the port is closed.
+
+        Shielded: when the node is cancelled, the goodbyes of its Links still need their sockets.  `UdpPorts` closes it.
+        """
+        with trio.CancelScope(shield=True):
+            try:
+                while not self._closed:
+                    answers: list[Datagram] = []
+                    for data, source in await self._sock.receive_batch():
+                        answers += self._sort(data, source)
+                    if answers:
+                        await self._sock.send_batch(answers)
+            except (trio.ClosedResourceError, trio.BrokenResourceError, OSError) as error:
+                if not self._closed:
+                    logger.info("UDP port %s broke: %s", self.local, error)
+            finally:
+                self.close_nowait()
+
+    def _sort(self, data: bytes, source: SocketAddress) -> Iterable[Datagram]:
+        handler = self._handlers.get(source)
+        if handler is not None:
+            return handler(data, source)
+        if looks_like_stun(data):
+            found = self._transactions.get(data[8 : 8 + TRANSACTION_ID_LENGTH])
+            if found is not None:
+                transaction, done = found
+                if transaction.receive(data, source, trio.current_time()) and transaction.done:
+                    done.set()
+                return ()
+            if self._probes is not None:
+                return self._probes(data, source)
+        elif (path := self._paths.get(source)) is not None:
+            path._take(data)
+            return ()
+        self.dropped += 1
+        return ()
+
+    async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
+        """Send a batch; a checkpoint always.  What cannot be sent is dropped.
+
+        Raises:
+          trio.ClosedResourceError: the port was closed.
+        """
+        await self._sock.send_batch(datagrams, hops=hops)
+
+    async def query(self, server: SocketAddress, *, rto: float, tries: int) -> StunAnswer:
+        """Ask a STUN server where it sees this port; the answer is kept in `mapped`.
+
+        Args:
+          rto, tries: RFC 8489 §6.2.1, with the last wait as long as the one before it.
+
+        Raises:
+          StunError: as `warpgate_trio.nat.stun_client.query_udp`.
+          trio.ClosedResourceError: the port was closed meanwhile.
+        """
+        transaction = StunTransaction(
+            binding_request(machine.current().entropy(TRANSACTION_ID_LENGTH)),
+            server,
+            rto=rto,
+            tries=tries,
+            last_wait=2**tries,
+        )
+        done = trio.Event()
+        self._transactions[transaction.transaction_id] = (transaction, done)
+        try:
+            transaction.start(trio.current_time())
+            while not transaction.done:
+                request = transaction.due(trio.current_time())
+                if request is not None:
+                    await self._sock.send_batch([(request, server)])
+                if transaction.deadline is not None:
+                    with trio.move_on_at(transaction.deadline):
+                        await done.wait()
+                if self._closed:
+                    raise trio.ClosedResourceError("the port was closed")
+        finally:
+            del self._transactions[transaction.transaction_id]
+        answer = read_binding_answer(transaction)
+        self.mapped[server] = answer.mapped
+        self.mapped_at = trio.current_time()
+        return answer
+
+    @contextmanager
+    def handler(self, source: SocketAddress, handler: Handler) -> Iterator[None]:
+        """Give everything that comes from `source` to `handler`, within the block."""
+        self._handlers[source] = handler
+        try:
+            yield
+        finally:
+            del self._handlers[source]
+
+    def listen_for_probes(self, handler: Handler | None) -> None:
+        """Give STUN packets that answer nothing of ours to `handler`, until another one or None takes its place."""
+        self._probes = handler
+
+    def open_path(self, remote: SocketAddress) -> UdpPath:
+        """A path to one remote address; ValueError when it has one."""
+        if remote in self._paths:
+            raise ValueError(f"there is a path to {remote} already")
+        if self._closed:
+            raise trio.ClosedResourceError("the port was closed")
+        path = self._paths[remote] = UdpPath(self, remote)
+        return path
+
+    def _forget(self, path: UdpPath) -> None:
+        if self._paths.get(path.remote) is path:
+            del self._paths[path.remote]
+        if self._released and not self._paths:
+            self.close_nowait()
+
+    def release(self) -> None:
+        """Whoever opened the port needs it no more: it closes with its last path, or now."""
+        self._released = True
+        if not self._paths:
+            self.close_nowait()
+
+    def close_nowait(self) -> None:
+        """Close it; what stands on it breaks.  Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._probes = None
+        self._sock.close()
+        for path in list(self._paths.values()):
+            path._break()
+        for _, done in self._transactions.values():
+            done.set()
+        self._on_close(self)
+
+
+@final
+class UdpPorts:
+    """The UDP ports of one node."""
+
+    def __init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+        self._ports: dict[UdpPort, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._ports)
+
+    @asynccontextmanager
+    async def running(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
+        """Ports can be opened within the block; their owner tasks run in `nursery`, and end with the block."""
+        self._nursery = nursery
+        try:
+            yield
+        finally:
+            self._nursery = None
+            for port in list(self._ports):
+                port.close_nowait()
+
+    async def open(self, ip: str, port: int = 0) -> UdpPort:
+        """A port on one of our addresses; it is the caller's to `release`.
+
+        Raises:
+          OSError: the address is not ours, the port is taken, or there are too many open already.
+        """
+        if self._nursery is None:
+            raise trio.ClosedResourceError("this node was closed")
+        if len(self._ports) >= MAX_PORTS:
+            raise OSError(f"{MAX_PORTS} UDP ports are open already")
+        sock = await DatagramSocket.bind((ip, port))
+        made = UdpPort(sock, on_close=self._forget)
+        self._ports[made] = None
+        try:
+            self._nursery.start_soon(made.serve, name=f"UDP port {made.local}")
+        except BaseException:
+            made.close_nowait()
+            raise
+        return made
+
+    def _forget(self, port: UdpPort) -> None:
+        self._ports.pop(port, None)
