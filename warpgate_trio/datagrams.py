@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final, runtime_checkable
 import trio
 
 if TYPE_CHECKING:
-    from .carrier import SocketAddress
+    from .carrier._carrier import SocketAddress
 
 __all__ = ["BATCH", "Datagram", "DatagramPath", "DatagramSocket", "NowaitSocket"]
 
@@ -47,7 +47,7 @@ MAX_ERRORS: Final = BATCH
 class DatagramPath(Protocol):
     """Datagrams to and from one peer over a socket that somebody else owns.
 
-    One task at a time may be in `send`, and one in `receive`.
+    One task at a time may be in `receive`, and one in `send`.
 
     Attributes:
       local, remote: socket addresses of the path; they only describe it.
@@ -73,6 +73,9 @@ class DatagramPath(Protocol):
 
         Raises as `send` does.
         """
+
+    def send_nowait(self, datagrams: Sequence[bytes]) -> None:
+        """Send a few last words without waiting, for who closes; what does not go at once is dropped.  Never raises."""
 
     def close_nowait(self) -> None:
         """Give the path back to its owner.  Idempotent; wakes whoever waits in `send` or `receive`."""
@@ -267,6 +270,14 @@ class DatagramSocket:
                 waited = True
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
+        """Send what goes without waiting, and drop the rest.  Never raises: a closed socket drops all."""
+        left = list(datagrams)
+        left.reverse()
+        if not self._closed:
+            self._send(left)
+            self.errors["EAGAIN"] += len(left)
 
     def _send(self, left: list[Datagram]) -> None:
         """Send from the end of `left` what goes without waiting."""

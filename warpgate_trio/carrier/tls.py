@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ..errors import CarrierError, WrongPeer
+from ._pinning import certificate_key
 
 if TYPE_CHECKING:
     from ..identity import Identity
@@ -137,7 +135,7 @@ class TlsCarrier:
         carrier = cls(sock, contexts.client, dialer=True, server_key=peer_key, **_ends(sock))
         with carrier._closing_on_error():
             await carrier._handshake()
-            if carrier._certificate_key() != peer_key:
+            if certificate_key(carrier._tls.getpeercert(binary_form=True)) != peer_key:
                 raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
         return carrier
 
@@ -185,16 +183,6 @@ class TlsCarrier:
             raise CarrierError(f"{_show(self.remote)} broke off during the TLS handshake") from error
         except OSError as error:
             raise CarrierError(f"{_show(self.remote)} broke off during the TLS handshake: {error}") from error
-
-    def _certificate_key(self) -> bytes | None:
-        der = self._tls.getpeercert(binary_form=True)
-        if der is None:
-            return None
-        try:
-            key = x509.load_der_x509_certificate(der).public_key()
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            return None
-        return key.public_bytes_raw() if isinstance(key, Ed25519PublicKey) else None
 
     @property
     def owed(self) -> bool:

@@ -1,0 +1,63 @@
+"""Paths of datagrams for a carrier's tests: a socket of one's own to one peer, and what may go wrong on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import trio
+
+from warpgate_trio.carrier._carrier import SocketAddress
+from warpgate_trio.datagrams import DatagramSocket
+
+Filter = Callable[[list[bytes]], list[bytes]]
+"""What becomes of a batch that is sent."""
+
+
+@final
+class SocketPath:
+    """A `DatagramPath` over a `DatagramSocket` that serves nobody else.
+
+    Attributes:
+      sent: the lengths of what was sent, when `keep` is set.
+      filter: changes what is sent, or drops it.
+    """
+
+    def __init__(self, sock: DatagramSocket, remote: SocketAddress) -> None:
+        self.sock = sock
+        self.local = sock.local
+        self.remote = remote
+        self.filter: Filter | None = None
+        self.sent: list[bytes] = []
+        self.keep = False
+
+    def _with_peer(self, datagrams: Sequence[bytes]) -> list[tuple[bytes, SocketAddress]]:
+        datagrams = list(datagrams)
+        if self.filter is not None:
+            datagrams = self.filter(datagrams)
+        if self.keep:
+            self.sent += datagrams
+        remote = self.remote
+        return [(datagram, remote) for datagram in datagrams]
+
+    async def send(self, datagrams: Sequence[bytes]) -> None:
+        await self.sock.send_batch(self._with_peer(datagrams))
+
+    def send_nowait(self, datagrams: Sequence[bytes]) -> None:
+        self.sock.send_nowait(self._with_peer(datagrams))
+
+    async def receive(self) -> list[bytes]:
+        while True:
+            batch = [data for data, source in await self.sock.receive_batch() if source == self.remote]
+            if batch:
+                return batch
+
+    def close_nowait(self) -> None:
+        self.sock.close()
+
+
+async def connect_paths(family: int = trio.socket.AF_INET) -> tuple[SocketPath, SocketPath]:
+    """Two ends of a path on loopback."""
+    host = "::1" if family == trio.socket.AF_INET6 else "127.0.0.1"
+    one, other = await DatagramSocket.bind((host, 0)), await DatagramSocket.bind((host, 0))
+    return SocketPath(one, other.local), SocketPath(other, one.local)

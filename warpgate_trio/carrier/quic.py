@@ -1,0 +1,245 @@
+"""QUIC over a path of datagrams: the carrier of every UDP path, and of relays.
+
+Who drives.  A QUIC connection wants to be fed and to be woken by its timers also while nobody reads or writes: to
+acknowledge, to retransmit, to give up.  There is no background task for that: *whoever waits drives*.  `receive` and
+`flush` wait for the connection to come on; the first of them that waits is the one that reads the path and keeps the
+timer, the other one parks, and takes over when the first has what it wants or is cancelled.  A driven Link always has
+its reader in `receive`, so its connection is always driven, by a task that has an owner already; and a handshake is
+driven by the task that wants it.  Between two steps of a handshake, while a proven Link waits for its turn to commit,
+nothing is driven: what arrives waits in the path, timers are late, and nothing is lost by it.
+
+What is sent.  `feed` hands plaintext to the connection; `flush` sends what congestion control and pacing let go, and
+waits while more than `UNSENT_MAX` has never been sent.  What is in flight, or cut off by a cancelled `flush`, is the
+connection's own affair.
+
+The end.  `receive` reports the peer's clean end at once if our own was not asked for yet (`feed_end`); otherwise when
+the peer has acknowledged all of ours, so that a Link that was told goodbye to may close its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from ..datagrams import BATCH, DatagramPath
+from ..errors import CarrierError, WrongPeer
+from .quic_protocol import QuicProtocol
+
+if TYPE_CHECKING:
+    from ..identity import Identity
+    from ._carrier import Buffer, SocketAddress
+
+__all__ = ["QuicCarrier"]
+
+UNSENT_MAX: Final = 256 * 1024
+"""Bytes that wait in the connection before a sender has to: enough that each acknowledgement finds something to send,
+and little enough that another channel's frame is not long behind them."""
+HELD_MAX: Final = 1024 * 1024
+"""Bytes of plaintext that nobody reads, after which a `flush` does not read the path any more: the Link's reader never
+lets it come to that, and a carrier without a reader must not fill memory."""
+IDLE_INTERVAL: Final = 25.0
+"""Seconds of silence on UDP before a PING (DESIGN §4.2): RFC 4787 asks two minutes of mappings, real NATs give 30 s."""
+
+
+@final
+class QuicCarrier:
+    """One QUIC connection over a path, which it owns; made by `dial` and `serve`."""
+
+    name: Final = "quic"
+    idle_interval: Final = IDLE_INTERVAL
+
+    def __init__(self, path: DatagramPath, protocol: QuicProtocol, *, dialer: bool, server_key: bytes) -> None:
+        self._path = path
+        self._protocol = protocol
+        self._sending = trio.Lock()
+        self._driving = False
+        self._changed: Final = trio.lowlevel.ParkingLot()
+        self._alarm = trio.CancelScope()
+        self._fed = True
+        self._closed = False
+        self.dialer: Final = dialer
+        self.server_key: Final = server_key
+        self.local: Final[SocketAddress] = path.local
+        self.remote: Final[SocketAddress] = path.remote
+
+    @classmethod
+    async def dial(cls, path: DatagramPath, *, peer_key: bytes, initial_rtt: float | None = None) -> QuicCarrier:
+        """Be the QUIC client on a path and pin the other side's key.
+
+        The path belongs to the carrier from the call on: it is closed if the handshake fails or is cancelled.  The end
+        of the handshake goes out with the first `flush` or `receive`, so that it rides with the first plaintext.
+
+        Args:
+          initial_rtt: the path's round trip in seconds, if something is known about it: the first retransmissions go
+            by it.
+
+        Raises:
+          WrongPeer: the handshake went well, with somebody else's key.
+          CarrierError: there was no handshake to be had.
+        """
+        protocol = QuicProtocol.dialing(now=trio.current_time(), initial_rtt=initial_rtt)
+        carrier = cls(path, protocol, dialer=True, server_key=peer_key)
+        with carrier._closing_on_error():
+            await carrier._handshake()
+            if protocol.peer_certificate_key != peer_key:
+                raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
+        return carrier
+
+    @classmethod
+    async def serve(cls, path: DatagramPath, identity: Identity, *, initial_rtt: float | None = None) -> QuicCarrier:
+        """Be the QUIC server on a path; who dialled is for the Link to find out.
+
+        It waits as long as it takes: datagrams that begin no handshake, or one that fails, may be anybody's, so they
+        say nothing about the peer.  Ownership and `initial_rtt` as in `dial`.
+
+        Raises:
+          CarrierError: the path broke.
+        """
+        protocol = QuicProtocol.serving(identity, initial_rtt=initial_rtt)
+        carrier = cls(path, protocol, dialer=False, server_key=identity.public_key)
+        with carrier._closing_on_error():
+            await carrier._handshake()
+        return carrier
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close_nowait()
+            raise
+
+    async def _handshake(self) -> None:
+        protocol = self._protocol
+        try:
+            while not protocol.ready:
+                self._raise_if_over()
+                await self._transmit()
+                await self._advance()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise CarrierError(f"no QUIC with {_show(self.remote)}: {error}") from error
+
+    # -- driving -----------------------------------------------------------------------------------------------------
+
+    async def _advance(self, *, reading: bool = True) -> None:
+        """Wait until something happened to the connection: by driving it, or beside the task that does."""
+        if self._driving or not (reading or self._protocol.held <= HELD_MAX):
+            await self._changed.park()
+            return
+        self._driving = True
+        try:
+            await self._drive()
+        finally:
+            self._driving = False
+            self._changed.unpark_all()
+
+    async def _drive(self) -> None:
+        """Wait for datagrams or for the timer, and let the connection see them."""
+        protocol = self._protocol
+        batch: list[bytes] = []
+        with trio.CancelScope(deadline=self._due()) as self._alarm:  # `_transmit` of another task may move it
+            try:
+                batch = await self._path.receive()
+            except trio.BrokenResourceError as error:
+                protocol.failure = protocol.failure or f"the path broke: {error}"
+            except trio.ClosedResourceError:
+                protocol.failure = protocol.failure or "the path was closed"
+        now = trio.current_time()
+        if batch:
+            protocol.receive(batch, now)
+        if self._due() <= now:
+            protocol.handle_timer(now)
+
+    def _due(self) -> float:
+        timer = self._protocol.timer()
+        return math.inf if timer is None else timer
+
+    async def _transmit(self) -> None:
+        """Send what may go now.  No checkpoint when that is nothing."""
+        try:
+            self._sending.acquire_nowait()
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            while datagrams := self._protocol.transmit(trio.current_time()):
+                for start in range(0, len(datagrams), BATCH):
+                    await self._path.send(datagrams[start : start + BATCH])
+        except trio.BrokenResourceError as error:
+            self._protocol.failure = self._protocol.failure or f"the path broke: {error}"
+        except trio.ClosedResourceError:
+            self._protocol.failure = self._protocol.failure or "the path was closed"
+        finally:
+            self._sending.release()
+        # No checkpoint since the connection had nothing more to send.
+        self._fed = False
+        self._alarm.deadline = self._due()
+
+    def _raise_if_over(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this carrier was closed")
+        if self._protocol.failure is not None:
+            raise trio.BrokenResourceError(self._protocol.failure)
+
+    # -- the carrier -------------------------------------------------------------------------------------------------
+
+    @property
+    def owed(self) -> bool:
+        return self._fed or self._protocol.backlog > UNSENT_MAX
+
+    def feed(self, *parts: Buffer) -> None:
+        protocol = self._protocol
+        if protocol.ending:
+            raise trio.BrokenResourceError("this carrier has said its end")
+        self._fed = True
+        for part in parts:
+            if protocol.failure is not None:
+                raise trio.BrokenResourceError(protocol.failure)
+            if part:
+                protocol.send(part)
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            await self._transmit()
+            self._raise_if_over()
+            if self._protocol.backlog <= UNSENT_MAX:
+                break
+            await self._advance(reading=False)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def receive(self) -> list[bytes]:
+        protocol = self._protocol
+        while True:
+            await self._transmit()  # acknowledgements too: the peer's end may wait for one
+            if pieces := protocol.take():
+                self._changed.unpark_all()
+                return pieces
+            if protocol.ended and not self._closed and self._owes_nothing():
+                return []
+            self._raise_if_over()
+            await self._advance()
+
+    def _owes_nothing(self) -> bool:
+        """Whether the path may go without the peer losing anything of ours."""
+        protocol = self._protocol
+        return not protocol.ending or protocol.delivered or protocol.failure is not None
+
+    def feed_end(self) -> None:
+        self._fed = True
+        self._protocol.send_end()
+
+    def close_nowait(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._path.send_nowait(self._protocol.close(trio.current_time()))
+            self._path.close_nowait()
+            self._changed.unpark_all()
+
+
+def _show(address: SocketAddress) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,326 @@
+"""One QUIC connection without I/O: datagrams, ``now`` and plaintext in, datagrams and plaintext out.  Wraps qh3.
+
+The stream.  Each side opens one unidirectional stream and never another: together they are the carrier's one
+bidirectional byte stream.  Two, because qh3 says of a stream of one's own whether the other side has acknowledged all
+of it, its end included (`open_outbound_streams`), and both sides have to know that before they may stop: there is no
+kernel here that goes on retransmitting for a socket that was closed.
+
+Trust is that of the TLS carrier: the dialled side proves with its self-signed certificate that it holds a key, the
+dialler compares the key; no certificate authority, no name, no ticket and so no resumption and no 0-RTT.
+
+What is fixed: QUIC version 1; datagrams of at most `DATAGRAM` bytes, never probed for more; the fixed bit always set,
+which tells QUIC from STUN on a shared socket (RFC 9443: greasing it, RFC 9287, has to be negotiated, and qh3 does not).
+With Ed25519 certificates all lengths are the same in each run.
+
+A listener that waits for its first datagram does not know yet which one is the dialler's.  Whoever can send with the
+peer's source address can forge a first flight (Initial keys come from what is in the packet), so a few starts may
+stand side by side; the first handshake to be completed, which takes hearing our answers, is the one.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, final
+
+from qh3.quic import events
+from qh3.quic.configuration import QuicConfiguration
+from qh3.quic.connection import QuicConnection, QuicConnectionError
+
+from ._pinning import certificate_key
+
+if TYPE_CHECKING:
+    from ..identity import Identity
+    from ._carrier import Buffer
+
+__all__ = ["QuicProtocol"]
+
+DATAGRAM: Final = 1200
+"""Bytes of every full datagram: the least that a path must carry (RFC 9000 §14).  With the headers of UDP and IPv6, and
+those of a relay's channel or a tunnel's, it is still within the 1,280 bytes of IPv6's smallest MTU."""
+WINDOW: Final = 8 * 1024 * 1024
+"""Bytes that the peer may send before we acknowledge: the Link's largest credit.  It also bounds what a hostile peer
+can make us hold out of order."""
+IDLE_TIMEOUT: Final = 100.0
+"""Seconds of silence that end the connection (RFC 9000 §10.1).  The Link, which asks every 25 s, gives up before that;
+the rest of it is for a carrier that waits for its commit."""
+MAX_STARTS: Final = 4
+"""First flights that a listener looks at side by side; see the module's page."""
+MAX_REASON: Final = 100
+"""Characters of the peer's reason for closing that are shown."""
+
+_ALPN: Final = "warpgate-trio"
+_ED25519: Final = 0x0807
+_PEER: Final = (
+    "192.0.2.1",
+    443,
+)  # qh3 wants an address with each datagram; ours come by one path, whatever its name is
+_CONNECTION_ID: Final = 8  # bytes; qh3's own default, here because `_destination` needs it
+_MISUSE: Final = 1  # the application error code for a peer that uses QUIC otherwise than we do
+
+_calling: ContextVar[bool] = ContextVar("_calling", default=False)
+
+
+class _NotOurs(logging.Filter):
+    """qh3 warns of every connection that a peer closes; ours are reported by the Link."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _calling.get()
+
+
+logging.getLogger("quic").addFilter(_NotOurs())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    token = _calling.set(True)
+    try:
+        yield
+    finally:
+        _calling.reset(token)
+
+
+def _configuration(*, dialer: bool, initial_rtt: float | None) -> QuicConfiguration:
+    configuration = QuicConfiguration(
+        alpn_protocols=[_ALPN],
+        connection_id_length=_CONNECTION_ID,
+        idle_timeout=IDLE_TIMEOUT,
+        is_client=dialer,
+        max_data=WINDOW,
+        max_stream_data=WINDOW,
+        max_datagram_frame_size=0,
+        max_datagram_size=DATAGRAM,
+        probe_datagram_size=False,
+    )
+    if initial_rtt is not None:
+        configuration.initial_rtt = initial_rtt
+    if dialer:
+        configuration.verify_mode = ssl.CERT_NONE  # not "anyone": see the module's page
+        configuration.verify_hostname = False
+        configuration.signature_algorithms = [_ED25519]  # which qh3 leaves out by itself
+    return configuration
+
+
+@final
+class QuicProtocol:
+    """One side of a connection; made by `dialing` and `serving`.  Every ``now`` is a monotonic time in seconds.
+
+    Attributes:
+      ready: the handshake is done on our side.
+      peer_certificate_key: the key that the dialled side has proven to hold, for the dialler.
+      ended: the peer's clean end was read, and everything before it.
+      ending: `send_end` was called.
+      failure: why the connection is over, or None.
+    """
+
+    def __init__(self, configuration: QuicConfiguration) -> None:
+        self._configuration = configuration
+        self._dialer = configuration.is_client
+        self._connection: QuicConnection | None = None
+        self._starts: dict[bytes, QuicConnection] = {}
+        self._last_words: list[bytes] = []  # of starts that failed
+        self._received: list[bytes] = []
+        self._stream, self._peer_stream = (2, 3) if self._dialer else (3, 2)  # RFC 9000 §2.1
+        self.held: int = 0
+        """Bytes that wait for `take`."""
+        self.ready: bool = False
+        self.ended: bool = False
+        self.ending: bool = False
+        self.failure: str | None = None
+
+    @classmethod
+    def dialing(cls, *, now: float, initial_rtt: float | None = None) -> QuicProtocol:
+        """The client.
+
+        Args:
+          initial_rtt: a guess at the round trip, in seconds, from what was sent on this path before; it is what the
+            first retransmissions go by (RFC 9002 §6.2.2: 1/3 s when nothing is known).
+        """
+        protocol = cls(_configuration(dialer=True, initial_rtt=initial_rtt))
+        protocol._connection = QuicConnection(configuration=protocol._configuration)
+        protocol._connection.connect(_PEER, now)
+        return protocol
+
+    @classmethod
+    def serving(cls, identity: Identity, *, initial_rtt: float | None = None) -> QuicProtocol:
+        """The server, which waits for a first flight."""
+        configuration = _configuration(dialer=False, initial_rtt=initial_rtt)
+        configuration.load_cert_chain(identity.certificate_pem(), identity.private_key_pem())
+        return cls(configuration)
+
+    # -- datagrams and time ------------------------------------------------------------------------------------------
+
+    def receive(self, datagrams: Sequence[bytes], now: float) -> None:
+        """Take datagrams as they came.  They may be anything: what is not the peer's is dropped."""
+        with _quietly():
+            if self._connection is None:
+                for datagram in datagrams:
+                    self._receive_start(datagram, now)
+                return
+            try:
+                self._connection.receive_many_datagrams(list(datagrams), _PEER, now)
+            except QuicConnectionError as error:
+                self._fail(f"QUIC: {error.reason_phrase}")
+            self._take_events(self._connection)
+
+    def transmit(self, now: float) -> list[bytes]:
+        """Datagrams to send now, as far as congestion control and pacing let them go."""
+        connections = self._starts.values() if self._connection is None else (self._connection,)
+        datagrams, self._last_words = self._last_words, []
+        for connection in connections:
+            try:
+                datagrams += [datagram for datagram, _ in connection.datagrams_to_send(now)]
+            except QuicConnectionError as error:
+                self._fail(f"QUIC: {error.reason_phrase}")
+        return datagrams
+
+    def timer(self) -> float | None:
+        """When `handle_timer` wants to be called; it moves with every call."""
+        if self._connection is not None:
+            return self._connection.get_timer()
+        return min((timer for each in self._starts.values() if (timer := each.get_timer()) is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Time has come: losses, acknowledgements, pacing, the idle timeout."""
+        with _quietly():
+            if self._connection is not None:
+                self._connection.handle_timer(now)
+                self._take_events(self._connection)
+                return
+            for key, connection in list(self._starts.items()):
+                connection.handle_timer(now)
+                self._look_at_start(key, connection, now)
+
+    # -- a listener's first datagrams --------------------------------------------------------------------------------
+
+    def _receive_start(self, datagram: bytes, now: float) -> None:
+        if self._connection is not None:  # the datagram before this one completed the handshake
+            self.receive([datagram], now)
+            return
+        destination = _destination(datagram)
+        if destination is None:
+            return
+        for key, connection in self._starts.items():
+            if destination in (key, connection.host_cid):
+                break
+        else:
+            if len(self._starts) >= MAX_STARTS or not _is_first(datagram):
+                return
+            key = destination
+            connection = self._starts[key] = QuicConnection(
+                configuration=self._configuration, original_destination_connection_id=destination
+            )
+        try:
+            connection.receive_datagram(datagram, _PEER, now)
+        except QuicConnectionError:
+            del self._starts[key]
+        else:
+            self._look_at_start(key, connection, now)
+
+    def _look_at_start(self, key: bytes, connection: QuicConnection, now: float) -> None:
+        seen: list[events.QuicEvent] = []
+        while (event := connection.next_event()) is not None:
+            seen.append(event)
+            if isinstance(event, events.HandshakeCompleted):
+                self._connection = connection
+                self._starts.clear()
+        if self._connection is connection:
+            for event in seen:
+                self._take_event(connection, event)
+            self._take_events(connection)
+        elif any(isinstance(event, events.ConnectionTerminated) for event in seen):
+            self._last_words += [datagram for datagram, _ in connection.datagrams_to_send(now)]  # tells it why
+            del self._starts[key]
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def _take_events(self, connection: QuicConnection) -> None:
+        while (event := connection.next_event()) is not None:
+            self._take_event(connection, event)
+
+    def _take_event(self, connection: QuicConnection, event: events.QuicEvent) -> None:
+        match event:
+            case events.StreamDataReceived() if event.stream_id == self._peer_stream:
+                if event.data:
+                    self._received.append(event.data)
+                    self.held += len(event.data)
+                self.ended = self.ended or event.end_stream
+            case events.HandshakeCompleted():
+                self.ready = True
+            case events.ConnectionTerminated():
+                reason = "".join(filter(str.isprintable, event.reason_phrase))[:MAX_REASON]  # it is shown to people
+                self._fail(f"the connection was cut: {reason or f'QUIC error {event.error_code:#x}'}")
+            case (
+                events.StreamDataReceived()
+                | events.StreamReset()
+                | events.StopSendingReceived()
+                | events.DatagramFrameReceived()
+            ):
+                connection.close(_MISUSE, reason_phrase="one stream each way")
+                self._fail("the peer uses QUIC otherwise than a carrier does")
+
+    def _fail(self, failure: str) -> None:
+        self.failure = self.failure or failure
+
+    # -- plaintext ---------------------------------------------------------------------------------------------------
+
+    @property
+    def peer_certificate_key(self) -> bytes | None:
+        certificate = None if self._connection is None else self._connection.get_peercert()
+        return None if certificate is None else certificate_key(bytes(certificate.public_bytes()))
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of plaintext that were never sent; what is in flight is not among them."""
+        return 0 if self._connection is None else self._connection.get_send_buffer_size(self._stream)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the peer has acknowledged everything, our end included."""
+        return self.ending and self._connection is not None and self._connection.open_outbound_streams == 0
+
+    def send(self, part: Buffer) -> None:
+        """Put plaintext on the stream; the handshake is done.  Nothing is sent before `transmit`."""
+        assert self._connection is not None
+        try:
+            self._connection.send_stream_data(self._stream, part)
+        except QuicConnectionError as error:
+            self._fail(f"QUIC: {error.reason_phrase}")
+
+    def send_end(self) -> None:
+        """Put the clean end on the stream.  Idempotent."""
+        if not self.ending and self._connection is not None:
+            self.ending = True
+            try:
+                self._connection.send_stream_data(self._stream, b"", True)
+            except QuicConnectionError as error:
+                self._fail(f"QUIC: {error.reason_phrase}")
+
+    def take(self) -> list[bytes]:
+        """The plaintext that was received since the last call, none of the pieces empty."""
+        received, self._received, self.held = self._received, [], 0
+        return received
+
+    def close(self, now: float) -> list[bytes]:
+        """End the connection now; the datagrams that tell the peer."""
+        for connection in self._starts.values() if self._connection is None else (self._connection,):
+            connection.close()
+        return self.transmit(now)
+
+
+def _destination(datagram: bytes) -> bytes | None:
+    """The destination connection id of a datagram's first packet (RFC 8999 §5)."""
+    if len(datagram) < 1 + _CONNECTION_ID:
+        return None
+    if not datagram[0] & 0x80:
+        return datagram[1 : 1 + _CONNECTION_ID]
+    length = datagram[5]
+    return datagram[6 : 6 + length] if 8 <= length <= 20 and len(datagram) > 6 + length else None
+
+
+def _is_first(datagram: bytes) -> bool:
+    """Whether this can be a client's first datagram: an Initial of version 1, padded (RFC 9000 §14.1, §17.2.2)."""
+    return len(datagram) >= DATAGRAM and datagram[0] & 0xF0 == 0xC0 and datagram[1:5] == b"\0\0\0\1"
