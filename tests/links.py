@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import Final, final
 import pytest
 import trio
 
+from tests.paths import SocketPath, connect_paths
 from tests.wire import Script, open_wire
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
+from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.identity import Identity
 from warpgate_trio.link import Link, PathInfo, Pipe, RefuseReason
 from warpgate_trio.link.frames import Frame, FrameReader, Item, encode
@@ -29,6 +32,7 @@ FAMILIES: Final = [
 ]
 
 Sockets = tuple[trio.socket.SocketType, trio.socket.SocketType]
+Paths = tuple[SocketPath, SocketPath]
 
 
 async def connect_sockets(family: int = trio.socket.AF_INET, *, buffers: int | None = None) -> Sockets:
@@ -79,6 +83,21 @@ async def carriers(sockets: Sockets | None = None) -> tuple[TlsCarrier, TlsCarri
     return dialer, ends[0]
 
 
+async def quic_carriers(paths: Paths | None = None) -> tuple[QuicCarrier, QuicCarrier]:
+    """The same over QUIC."""
+    dialed, accepted = paths or await connect_paths()
+    ends: list[QuicCarrier] = []
+
+    async def serve() -> None:
+        ends.append(await QuicCarrier.serve(accepted, BOB))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        dialer = await QuicCarrier.dial(dialed, peer_key=BOB.public_key)
+        await dialer.flush()
+    return dialer, ends[0]
+
+
 async def alice_proves(carrier: Carrier, *, initiator: bool = True) -> Link:
     return await Link.prove(
         carrier,
@@ -92,7 +111,12 @@ async def alice_proves(carrier: Carrier, *, initiator: bool = True) -> Link:
 
 async def proven_links(sockets: Sockets | None = None) -> tuple[Link, Link]:
     """Alice's Link, who dialled and calls, and Bob's."""
-    dialed, accepted = await carriers(sockets)
+    dialed: Carrier
+    accepted: Carrier
+    if sockets is None and os.environ.get("QUICTEST"):
+        dialed, accepted = await quic_carriers()
+    else:
+        dialed, accepted = await carriers(sockets)
     alice = await alice_proves(dialed)
     bob = await Link.hear_proof(accepted)
     bob.become(initiator=False)

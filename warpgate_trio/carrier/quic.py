@@ -158,14 +158,16 @@ class QuicCarrier:
         timer = self._protocol.timer()
         return math.inf if timer is None else timer
 
-    async def _transmit(self) -> None:
-        """Send what may go now.  No checkpoint when that is nothing."""
+    async def _transmit(self) -> bool:
+        """Send what may go now; whether that was anything, which is also whether it was a checkpoint."""
+        sent = False
         try:
             self._sending.acquire_nowait()
         except trio.WouldBlock:
             await self._sending.acquire()
         try:
             while datagrams := self._protocol.transmit(trio.current_time()):
+                sent = True
                 for start in range(0, len(datagrams), BATCH):
                     await self._path.send(datagrams[start : start + BATCH])
         except trio.BrokenResourceError as error:
@@ -177,6 +179,7 @@ class QuicCarrier:
         # No checkpoint since the connection had nothing more to send.
         self._fed = False
         self._alarm.deadline = self._due()
+        return sent
 
     def _raise_if_over(self) -> None:
         if self._closed:
@@ -202,14 +205,17 @@ class QuicCarrier:
                 protocol.send(part)
 
     async def flush(self) -> None:
+        waited = False
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
-            await self._transmit()
+            waited |= await self._transmit()
             self._raise_if_over()
             if self._protocol.backlog <= UNSENT_MAX:
                 break
             await self._advance(reading=False)
-        await trio.lowlevel.cancel_shielded_checkpoint()
+            waited = True
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def receive(self) -> list[bytes]:
         protocol = self._protocol

@@ -165,6 +165,8 @@ class QuicProtocol:
             except QuicConnectionError as error:
                 self._fail(f"QUIC: {error.reason_phrase}")
             self._take_events(self._connection)
+            if self.ready:
+                self._notice_close(self._connection)
 
     def transmit(self, now: float) -> list[bytes]:
         """Datagrams to send now, as far as congestion control and pacing let them go."""
@@ -261,6 +263,22 @@ class QuicProtocol:
             ):
                 connection.close(_MISUSE, reason_phrase="one stream each way")
                 self._fail("the peer uses QUIC otherwise than a carrier does")
+
+    def _notice_close(self, connection: QuicConnection) -> None:
+        """Learn at once that the peer closed the connection.
+
+        qh3 reports it only after the draining period (RFC 9000 §10.2.2), for which we have no use: the path is not used
+        again.  An empty write, which sends nothing, fails before.
+        """
+        try:
+            connection.send_stream_data(self._stream, b"")
+        except ValueError:  # we have said our end, and the connection stands
+            pass
+        except QuicConnectionError:
+            if (drained := connection.get_timer()) is not None:
+                connection.handle_timer(drained)
+                self._take_events(connection)
+            self._fail("the connection was cut")
 
     def _fail(self, failure: str) -> None:
         self.failure = self.failure or failure
