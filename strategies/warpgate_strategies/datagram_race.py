@@ -21,13 +21,14 @@ import trio
 
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.errors import CarrierError, ProtocolError
-from warpgate_trio.nat.checks import MAX_PACKETS, Outgoing, Pair, PathChecks
+from warpgate_trio.nat.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, PathChecks
 from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nurseries import open_background_nursery
 
 if TYPE_CHECKING:
-    from warpgate_trio.carrier import Carrier, SocketAddress
+    from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
+    from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.nat.udp_port import UdpPath, UdpPort
     from warpgate_trio.plugin import Plugin
 
@@ -45,10 +46,10 @@ MAX_DIALS: Final = 4
 
 @asynccontextmanager
 async def open_datagram_race(
-    plugin: Plugin, secret: bytes, *, pace: float = 0.0, max_packets: int = MAX_PACKETS
+    plugin: Plugin, secret: bytes, *, burst: int = MAX_PACKETS, pause: float = 0.0, max_probes: int = MAX_PROBES
 ) -> AsyncGenerator[DatagramRace]:
     """A race of one attempt; see the module's page.  Its arguments are those of `PathChecks`."""
-    race = DatagramRace(plugin, secret, pace=pace, max_packets=max_packets)
+    race = DatagramRace(plugin, secret, burst=burst, pause=pause, max_probes=max_probes)
     try:
         async with open_background_nursery() as nursery:
             race._nursery = nursery
@@ -67,20 +68,23 @@ class DatagramRace:
       ports: by the numbers that the checks know them by.
     """
 
-    def __init__(self, plugin: Plugin, secret: bytes, *, pace: float, max_packets: int) -> None:
+    def __init__(self, plugin: Plugin, secret: bytes, *, burst: int, pause: float, max_probes: int) -> None:
         self._plugin = plugin
         self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
+        self._sent = trio.Event()
         self._wins, self._won = trio.open_memory_channel["Carrier | Link"](1)
-        self._dials = 0
+        self._used: set[Pair] = set()
         self._next_dial = -1.0
         self._ends_at: float | None = None
         self.ports: Final[list[UdpPort]] = []
         self.checks: Final = PathChecks(
             ProbeCodec(secret, initiator=not plugin.inbound),
             entropy=plugin.node.host.entropy,
-            pace=pace,
-            max_packets=max_packets,
+            burst=burst,
+            pause=pause,
+            max_probes=max_probes,
+            allow=lambda ip: plugin.node.nat.allowance.take(ip, trio.current_time()),
             on_heard=self._heard,
             on_confirmed=self._confirmed,
         )
@@ -100,13 +104,20 @@ class DatagramRace:
         """Send what is due, in this task: openers have to be on their way before the signal that tells of them."""
         await self._send(self.checks.due(trio.current_time()))
 
+    async def wait_opened(self) -> None:
+        """Wait until an opener is on its way to every pair, at the pace that was asked for."""
+        self.changed()
+        while self.checks.unopened:
+            self._sent = trio.Event()
+            await self._sent.wait()
+
     async def first(self) -> Carrier | Link:
         """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
         return await self._won.receive()
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
-    def _receive(self, number: int, data: bytes, source: SocketAddress) -> list[tuple[bytes, SocketAddress]]:
+    def _receive(self, number: int, data: bytes, source: TransportAddress) -> list[tuple[bytes, TransportAddress]]:
         now = trio.current_time()
         if self._ends_at is not None and now > self._ends_at:
             return []
@@ -118,6 +129,7 @@ class DatagramRace:
         while True:
             self._wake = trio.Event()
             await self.send_now()
+            self._sent.set()
             with trio.move_on_at(self.checks.next_time):
                 await self._wake.wait()
 
@@ -130,18 +142,28 @@ class DatagramRace:
     # -- what the checks find ----------------------------------------------------------------------------------------
 
     def _heard(self, pair: Pair) -> None:
-        if self._plugin.inbound and self._nursery is not None:
-            # Before the next packet of the batch is looked at: it may be the first one of the handshake.
-            self._nursery.start_soon(self._serve, self.ports[pair[0]].open_path(pair[1]))
+        """The peer's packet came in on a pair, and so will ours there: it has opened its NAT by sending."""
+        self._try(pair, None)
 
     def _confirmed(self, pair: Pair, rtt: float) -> None:
-        if not self._plugin.inbound and self._nursery is not None and self._dials < MAX_DIALS:
-            self._dials += 1
-            self._nursery.start_soon(self._dial, pair, rtt)
+        self._try(pair, rtt)
 
-    async def _dial(self, pair: Pair, rtt: float) -> None:
+    def _try(self, pair: Pair, rtt: float | None) -> None:
+        if self._nursery is None or pair in self._used or self.ports[pair[0]].closed:
+            return
+        if self._plugin.inbound:
+            # Before the next packet of the batch is looked at: it may be the first one of the handshake.
+            self._nursery.start_soon(self._serve, self.ports[pair[0]].open_path(pair[1]))
+        elif len(self._used) < MAX_DIALS:
+            self._nursery.start_soon(self._dial, pair, rtt)
+        else:
+            return
+        self._used.add(pair)
+
+    async def _dial(self, pair: Pair, rtt: float | None) -> None:
         at = self._next_dial = max(self._next_dial + STAGGER, trio.current_time())
         await trio.sleep_until(at)  # pacing, as with the Happy Eyeballs of RFC 8305
+        await self.send_now()  # our own probe goes before the handshake: the peer takes that from a pair it has heard
         path = self.ports[pair[0]].open_path(pair[1])
         try:
             carrier = await QuicCarrier.dial(path, peer_key=self._plugin.peer.public_key, initial_rtt=rtt)

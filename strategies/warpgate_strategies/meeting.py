@@ -9,7 +9,7 @@ from warpgate_trio.nat.candidates import Candidate, admit
 from warpgate_trio.plugin import IP4, RouteType
 
 if TYPE_CHECKING:
-    from warpgate_trio.carrier import SocketAddress
+    from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.plugin import Plugin
 
 __all__ = ["LOOPBACK", "admitted", "local_ip", "own_candidates"]
@@ -25,8 +25,8 @@ def local_ip(plugin: Plugin) -> str | None:
 
 
 def own_candidates(
-    plugin: Plugin, local: SocketAddress, mapped: Mapping[SocketAddress, SocketAddress]
-) -> list[SocketAddress]:
+    plugin: Plugin, local: TransportAddress, mapped: Mapping[TransportAddress, TransportAddress]
+) -> list[TransportAddress]:
     """Where the peer may meet a port of ours: as servers saw it, or, where nothing is in between, as it is."""
     if plugin.route_type is not RouteType.EXT_BIND or plugin.af != IP4:
         return [*dict.fromkeys(mapped.values()), local] if plugin.route_type is RouteType.EXT_BIND else [local]
@@ -35,8 +35,8 @@ def own_candidates(
 
 
 def admitted(
-    plugin: Plugin, candidates: Sequence[Candidate], mapped: Mapping[SocketAddress, SocketAddress]
-) -> list[SocketAddress]:
+    plugin: Plugin, candidates: Sequence[Candidate], mapped: Mapping[TransportAddress, TransportAddress]
+) -> list[TransportAddress]:
     """The peer's candidates that may be sent to; see `warpgate_trio.nat.candidates.admit`."""
     ours = [endpoint for _, endpoint in plugin.node.address.endpoints()]
     return admit(

@@ -41,8 +41,9 @@ from warpgate_trio.plugin import TCP, Aim, Likelihood, Message, PathRequest, Plu
 from .meeting import admitted, local_ip, own_candidates
 
 if TYPE_CHECKING:
-    from warpgate_trio.carrier import Carrier, SocketAddress
+    from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
+    from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.nat.profile import NatProfile
 
 __all__ = ["MeetByTcp", "MeetMeByTcp", "TcpPunch"]
@@ -64,6 +65,8 @@ MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 MAX_CONNECTS: Final = 256
 """SYNs of one attempt, all candidates together."""
+MAX_OTHERS: Final = 3
+"""Connections to one candidate that were made and led to no handshake: somebody else is there."""
 MAX_HANDSHAKES: Final = 16
 """Connections on which TLS is under way: strangers may find the listener too."""
 
@@ -140,7 +143,7 @@ class TcpPunch(Plugin):
 
     # -- the two signals ---------------------------------------------------------------------------------------------
 
-    async def _ask(self, port: TcpPort) -> tuple[list[SocketAddress], float]:
+    async def _ask(self, port: TcpPort) -> tuple[list[TransportAddress], float]:
         """Say where we are; where the peer is, and in how many seconds we meet."""
         sent_at = self.clock.now()
         await self.send_signal(
@@ -165,7 +168,7 @@ class TcpPunch(Plugin):
 
     async def _answer(
         self, port: TcpPort, request: MeetByTcp, received_at: float
-    ) -> tuple[list[SocketAddress], float]:
+    ) -> tuple[list[TransportAddress], float]:
         """Say where we are, and name the instant: when our answer has arrived, a moment later."""
         theirs = admitted(self, request.candidates, port.mapped)
         sent_at = self.clock.now()
@@ -190,7 +193,7 @@ class TcpPunch(Plugin):
 
     # -- meeting -----------------------------------------------------------------------------------------------------
 
-    async def _meet(self, port: TcpPort, theirs: Sequence[SocketAddress], wait: float) -> Carrier | Link:
+    async def _meet(self, port: TcpPort, theirs: Sequence[TransportAddress], wait: float) -> Carrier | Link:
         starts_at = trio.current_time() + wait
         wins, won = trio.open_memory_channel["Carrier | Link"](1)
         race = _Race(self, port, wins)
@@ -224,25 +227,31 @@ class _Race:
 
     async def accept(self) -> None:
         """Take what comes to the port."""
+        assert self.nursery is not None
         while True:
             sock, remote = await self._port.accept()
-            self._start_handshake(sock, remote)
+            if self._handshakes < MAX_HANDSHAKES:
+                self.nursery.start_soon(self._handshake, sock, remote)
+            else:
+                sock.close()
 
-    async def knock(self, remote: SocketAddress, at: float) -> None:
+    async def knock(self, remote: TransportAddress, at: float) -> None:
         """From an instant on, connect to one candidate until that works."""
         await trio.sleep_until(at)
         random = self._plugin.node.host.random
-        while self._connects < MAX_CONNECTS:
+        others = 0
+        while self._connects < MAX_CONNECTS and others < MAX_OTHERS:
             self._connects += 1
             began = trio.current_time()
-            with trio.move_on_after(self._patience()):
+            with trio.move_on_after(self._patience()) as scope:
                 try:
                     sock = await self._port.connect(remote)
                 except OSError as error:
                     logger.debug("%s from %s: %s", remote, self._port.local, error)
                 else:
-                    self._start_handshake(sock, remote)
-                    return
+                    scope.deadline = math.inf
+                    await self._handshake(sock, remote)
+                    others += 1
             took = trio.current_time() - began
             await trio.sleep(MIN_PAUSE + random.random() * min(took, PATIENCE))  # DESIGN §9.2: within a round trip
 
@@ -250,17 +259,10 @@ class _Race:
         rtt = self._plugin.node.signal_rtt
         return PATIENCE if rtt is None else max(PATIENCE, 2 * rtt)
 
-    def _start_handshake(self, sock: trio.socket.SocketType, remote: SocketAddress) -> None:
-        assert self.nursery is not None
-        if self._handshakes >= MAX_HANDSHAKES:
-            sock.close()
-            return
-        self._handshakes += 1
-        self.nursery.start_soon(self._handshake, sock, remote)
-
-    async def _handshake(self, sock: trio.socket.SocketType, remote: SocketAddress) -> None:
+    async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
         plugin = self._plugin
         winner: Carrier | Link
+        self._handshakes += 1
         try:
             if plugin.inbound:
                 winner = await plugin.hear_proof(await TlsCarrier.serve(sock, plugin.node.tls))

@@ -14,7 +14,7 @@ from typing import Annotated, Final, final
 import msgspec
 
 from ..address import Endpoint, EndpointKind, is_public
-from ..carrier import SocketAddress
+from .stun import TransportAddress
 
 __all__ = ["MAX_CANDIDATES", "Candidate", "Candidates", "admit", "to_candidates"]
 
@@ -36,7 +36,7 @@ Candidates = Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=MAX_CANDID
 """As a signal carries them."""
 
 
-def to_candidates(addresses: Sequence[SocketAddress]) -> tuple[Candidate, ...]:
+def to_candidates(addresses: Sequence[TransportAddress]) -> tuple[Candidate, ...]:
     """For a signal: each once, in order, at most `MAX_CANDIDATES`."""
     distinct = list(dict.fromkeys((ip_address(host.partition("%")[0]).packed, port) for host, port in addresses))
     return tuple(Candidate(packed, port) for packed, port in distinct[:MAX_CANDIDATES])
@@ -49,8 +49,8 @@ def admit(
     loopback: bool,
     network_of: IPv4Address | IPv6Address | None,
     ours: Sequence[Endpoint],
-    mapped: Sequence[SocketAddress] = (),
-) -> list[SocketAddress]:
+    mapped: Sequence[TransportAddress] = (),
+) -> list[TransportAddress]:
     """Those of a peer's candidates that may be sent to.
 
     Args:
@@ -66,7 +66,7 @@ def admit(
         if endpoint.kind is EndpointKind.NIC and endpoint.prefix is not None and endpoint.af == af
     ]
     private_internet = any(not is_public(ip_address(host)) for host, _ in mapped)
-    admitted: dict[SocketAddress, None] = {}
+    admitted: dict[TransportAddress, None] = {}
     for candidate in candidates[:MAX_CANDIDATES]:
         if len(candidate.address) != (4 if af == 4 else 16):
             continue

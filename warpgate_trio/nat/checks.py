@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar, final
 
-from ..carrier import SocketAddress
+from .stun import TransportAddress
 from .probe import Probe, ProbeCodec, ProbeKind
 
 __all__ = [
@@ -56,8 +56,6 @@ MAX_PROBES: Final = 40
 """Probes of one pair that were not answered: two seconds' worth."""
 MAX_PACKETS: Final = 2048
 """Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  80 bytes each."""
-CATCH_UP: Final = 0.005
-"""Seconds of its pace that a side which was woken late may make up for in one go."""
 MAX_HEARD: Final = 64
 """Sources that are remembered as peer-reflexive candidates: two sides with 256 sockets meet in a handful of pairs."""
 MAX_ANSWERS: Final = 1024
@@ -74,7 +72,7 @@ class Stage(Enum):
     ENDED = "ended"
 
 
-Pair = tuple[int, SocketAddress]
+Pair = tuple[int, TransportAddress]
 """One of our sockets, by its number, and an address of the peer's."""
 
 
@@ -85,16 +83,17 @@ class Outgoing:
 
     socket: int
     data: bytes
-    remote: SocketAddress
+    remote: TransportAddress
     hops: int | None
 
 
 @final
 class _PairState:
-    __slots__ = ("answered", "due", "heard", "openers", "probes", "silent")
+    __slots__ = ("answered", "due", "heard", "openers", "probes", "silent", "waiting")
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent  # opened for, never probed unless it is heard
+        self.waiting = False  # for its first opener
         self.openers = 0
         self.probes = 0
         self.heard = False
@@ -109,8 +108,11 @@ class PathChecks:
     Args:
       codec: makes and reads probes.
       entropy: ``entropy(n)`` gives unpredictable bytes.
-      pace: seconds between two packets that nobody asked for; a burst of a thousand overruns queues and tables.
-      max_packets: of those.
+      burst, pause: of packets that nobody asked for, after `burst` of them there is a pause of so many seconds; a
+        thousand at once overrun queues and tables.
+      max_packets: of those in all.
+      max_probes: of those on one pair.
+      allow: asked about each of them, with the address that it goes to; what it refuses is not sent.
       on_heard: called with a pair on which an authentic probe of the peer came in, once per pair.
       on_confirmed: called with a pair that carries packets both ways and its round trip in seconds, once per pair.
 
@@ -124,41 +126,57 @@ class PathChecks:
         codec: ProbeCodec,
         *,
         entropy: Callable[[int], bytes],
-        pace: float = 0.0,
+        burst: int = MAX_PACKETS,
+        pause: float = 0.0,
         max_packets: int = MAX_PACKETS,
+        max_probes: int = MAX_PROBES,
+        allow: Callable[[str], bool] = lambda _: True,
         on_heard: Callable[[Pair], None] = lambda _: None,
         on_confirmed: Callable[[Pair, float], None] = lambda *_: None,
     ) -> None:
         self._codec = codec
         self._entropy = entropy
-        self._pace = pace
+        self._burst = burst
+        self._pause = pause
         self._max_packets = max_packets
+        self._max_probes = max_probes
+        self._allow = allow
         self._on_heard = on_heard
         self._on_confirmed = on_confirmed
         self._pairs: dict[Pair, _PairState] = {}
         self._queue: list[tuple[float, int, Pair]] = []
         self._order = 0
-        self._free_at = -math.inf  # when the pace lets the next packet go
+        self._free_at = -math.inf  # when the next burst may go
         self._sent: OrderedDict[bytes, tuple[Pair, float]] = OrderedDict()
         self._seen: OrderedDict[bytes, Pair] = OrderedDict()
+        self._unopened = 0
         self._heard = 0
         self._answers = 0
         self.stage: Stage = Stage.OPENING
         self.packets: int = 0
-        self.mapped: dict[int, SocketAddress] = {}
+        self.mapped: dict[int, TransportAddress] = {}
 
     # -- what the attempt says ---------------------------------------------------------------------------------------
 
-    def add(self, pairs: Iterable[Pair], now: float, *, silent: bool = False) -> None:
+    def add(self, pairs: Iterable[Pair], now: float, *, silent: bool = False, opening: bool = True) -> None:
         """Announced pairs; those that are known already stay as they are.
 
         Args:
-          silent: only opened for: the peer may come from there, and is not expected to be reached there.
+          silent: only opened for, once: the peer may come from there, and is not expected to be reached there.
+          opening: send openers; without, nothing goes out before `probe`.
         """
         for pair in pairs:
             if pair not in self._pairs:
-                self._pairs[pair] = _PairState(silent=silent)
-                self._schedule(pair, now)
+                state = self._pairs[pair] = _PairState(silent=silent)
+                if opening or self.stage is Stage.PROBING:
+                    self._schedule(pair, now)
+                    state.waiting = opening
+                    self._unopened += opening
+
+    @property
+    def unopened(self) -> int:
+        """Pairs that still wait for their first opener."""
+        return self._unopened if self.packets < self._max_packets else 0
 
     def probe(self, now: float) -> None:
         """The peer has opened its NAT, and we ours: from now on probes go out."""
@@ -183,27 +201,32 @@ class PathChecks:
     def due(self, now: float) -> list[Outgoing]:
         """What is to be sent now."""
         packets: list[Outgoing] = []
-        while self._queue and self._queue[0][0] <= now and self._free_at <= now:
+        if now < self._free_at:
+            return packets
+        while self._queue and self._queue[0][0] <= now and len(packets) < self._burst:
             at, _, pair = heapq.heappop(self._queue)
             state = self._pairs[pair]
             if at != state.due:
                 continue  # it was put off, or brought forward
             state.due = math.inf
+            self._unopened -= state.waiting
+            state.waiting = False
             if self.packets >= self._max_packets:
                 self._queue.clear()
                 break
             packet = self._unasked(pair, state, now)
-            if packet is not None:
+            if packet is not None and (state.heard or self._allow(pair[1][0])):
                 packets.append(packet)
                 self.packets += 1
-                self._free_at = max(self._free_at, now - CATCH_UP) + self._pace
+        if len(packets) == self._burst:
+            self._free_at = now + self._pause
         return packets
 
     def _unasked(self, pair: Pair, state: _PairState, now: float) -> Outgoing | None:
         if state.answered:
             return None
         if state.heard or (self.stage is Stage.PROBING and not state.silent):
-            if state.probes >= MAX_PROBES:
+            if state.probes >= self._max_probes:
                 return None
             state.probes += 1
             self._schedule(pair, now + PROBE_PERIOD)
@@ -221,14 +244,14 @@ class PathChecks:
         self._order += 1  # of packets that are due at one time, in the order in which they were asked for
         heapq.heappush(self._queue, (at, self._order, pair))
 
-    def _request(self, pair: Pair, now: float) -> tuple[int, bytes, SocketAddress]:
+    def _request(self, pair: Pair, now: float) -> tuple[int, bytes, TransportAddress]:
         transaction = self._entropy(12)
         _remember(self._sent, transaction, (pair, now))
         return pair[0], self._codec.request(transaction), pair[1]
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
-    def receive(self, socket: int, data: bytes, source: SocketAddress, now: float) -> list[Outgoing]:
+    def receive(self, socket: int, data: bytes, source: TransportAddress, now: float) -> list[Outgoing]:
         """A datagram that looks like STUN; returns what is to be sent because of it.
 
         What is not an authentic probe of the peer's changes nothing.
@@ -241,7 +264,7 @@ class PathChecks:
             return []
         return self._asked(socket, probe, source, now)
 
-    def _answered(self, socket: int, probe: Probe, source: SocketAddress, now: float) -> None:
+    def _answered(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> None:
         pair, sent_at = self._sent.get(probe.transaction, (None, now))
         if pair != (socket, source):
             return  # replayed, too old, or not where we sent to
@@ -254,7 +277,7 @@ class PathChecks:
             if self.stage is not Stage.ENDED:
                 self._on_confirmed(pair, now - sent_at)
 
-    def _asked(self, socket: int, probe: Probe, source: SocketAddress, now: float) -> list[Outgoing]:
+    def _asked(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> list[Outgoing]:
         pair = (socket, source)
         if self._seen.setdefault(probe.transaction, pair) != pair:
             return []  # somebody else has said this before: a replay
@@ -270,8 +293,9 @@ class PathChecks:
                 state = self._pairs[pair] = _PairState(silent=False)
             state.heard = True
             if not state.answered:
-                self._schedule(pair, now)  # ours, the other way: RFC 8445's triggered check
-                self._free_at = min(self._free_at, now)
+                # Ours, the other way, before all that waits: RFC 8445's triggered check.
+                self._schedule(pair, -math.inf)
+                self._free_at = -math.inf
             self._on_heard(pair)
         self._answers += 1
         return [Outgoing(socket, self._codec.response(probe.transaction, source), source, None)]

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, final
 
-from ..carrier import SocketAddress
 from ..errors import StunMalformed
-from .stun import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
+from .stun import BINDING, XOR_MAPPED_ADDRESS, MessageClass, TransportAddress, decode, encode
 
 __all__ = ["MAC_LENGTH", "SECRET_LENGTH", "Probe", "ProbeCodec", "ProbeKind"]
 
@@ -42,7 +41,7 @@ class Probe:
 
     kind: ProbeKind
     transaction: bytes
-    mapped: SocketAddress | None
+    mapped: TransportAddress | None
 
 
 @final
@@ -64,7 +63,7 @@ class ProbeCodec:
         """A probe."""
         return encode(BINDING, MessageClass.REQUEST, transaction, integrity_sha256=self._ours, sha256_length=MAC_LENGTH)
 
-    def response(self, transaction: bytes, mapped: SocketAddress) -> bytes:
+    def response(self, transaction: bytes, mapped: TransportAddress) -> bytes:
         """The answer to a probe that came from `mapped`."""
         return encode(
             BINDING,

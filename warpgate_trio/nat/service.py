@@ -12,7 +12,8 @@ mapped, which is enough between two machines that no NAT separates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol, TypeVar, final
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol, TypeVar, f
 import trio
 
 from ..address import is_public
-from ..carrier import SocketAddress
+from .stun import TransportAddress
 from ..errors import StunError
 from ..host import Host
+from .allowance import Allowance
 from .profile import NatProfiles
 from .stun_client import resolve
 from .tcp_port import TcpPort
@@ -58,7 +60,7 @@ _PortT = TypeVar("_PortT", UdpPort, TcpPort)
 
 
 class _Asks(Protocol):
-    def __call__(self, server: SocketAddress, /) -> Awaitable[StunAnswer]: ...
+    def __call__(self, server: TransportAddress, /) -> Awaitable[StunAnswer]: ...
 
 
 @final
@@ -71,6 +73,7 @@ class NatService:
 
     Attributes:
       profiles: what was measured of the NATs, by address family.
+      allowance: what may still be sent unasked, to whom.
     """
 
     def __init__(self, ports: UdpPorts, servers: Sequence[ServerUrl], host: Host) -> None:
@@ -80,6 +83,8 @@ class NatService:
         self._warm_udp: dict[Family, UdpPort] = {}
         self._warm_tcp: dict[Family, TcpPort] = {}
         self._taken: dict[tuple[str, Family], trio.Event] = {}
+        self._sprays: dict[str, bytes] = {}
+        self.allowance: Final = Allowance()
         self.profiles: NatProfiles = NatProfiles()
 
     # -- for attempts ------------------------------------------------------------------------------------------------
@@ -110,6 +115,23 @@ class NatService:
             return None
         self._taken[kind, af].set()
         return port
+
+    @contextmanager
+    def spraying(self, ip: str, session: bytes) -> Iterator[bool]:
+        """One spray at a time per external address of a peer; yields whether this one may go (DESIGN §9.8).
+
+        Two peers that spray at each other because both called would wait for each other: the lower session goes on.
+        """
+        other = self._sprays.get(ip)
+        if other is not None and other < session:
+            yield False
+            return
+        self._sprays[ip] = session
+        try:
+            yield True
+        finally:
+            if self._sprays.get(ip) == session:
+                del self._sprays[ip]
 
     # -- the service -------------------------------------------------------------------------------------------------
 
@@ -204,9 +226,9 @@ class NatService:
             raise
         return port
 
-    async def _resolve(self, af: Family) -> list[SocketAddress]:
+    async def _resolve(self, af: Family) -> list[TransportAddress]:
         """The servers' addresses of a family; those without one are left out."""
-        found: dict[SocketAddress, None] = {}
+        found: dict[TransportAddress, None] = {}
         family = trio.socket.AF_INET if af == 4 else trio.socket.AF_INET6
         for url in self._servers[:MAX_SERVERS]:
             try:
@@ -215,7 +237,7 @@ class NatService:
                 logger.debug("a STUN server is left out: %s", error)
         return list(found)
 
-    def _bind_address(self, af: Family, servers: Sequence[SocketAddress]) -> str:
+    def _bind_address(self, af: Family, servers: Sequence[TransportAddress]) -> str:
         """Our address on the way to the servers; without them a public one of ours, or any."""
         for host, _ in servers:
             source = self._host.source_address(ip_address(host))
@@ -240,12 +262,12 @@ def _asking(port: UdpPort | TcpPort) -> _Asks:
 
 
 async def _ask_all(
-    ask: _Asks, servers: Sequence[SocketAddress], *, enough: int | None = None
-) -> set[SocketAddress]:
+    ask: _Asks, servers: Sequence[TransportAddress], *, enough: int | None = None
+) -> set[TransportAddress]:
     """Ask servers at once; returns those that have answered when all have or failed, or when `enough` have."""
-    answered: set[SocketAddress] = set()
+    answered: set[TransportAddress] = set()
 
-    async def one(server: SocketAddress) -> None:
+    async def one(server: TransportAddress) -> None:
         try:
             await ask(server)
         except (StunError, OSError, trio.ClosedResourceError) as error:
@@ -261,6 +283,6 @@ async def _ask_all(
     return answered
 
 
-def external_addresses(mapped: Mapping[SocketAddress, SocketAddress]) -> list[SocketAddress]:
+def external_addresses(mapped: Mapping[TransportAddress, TransportAddress]) -> list[TransportAddress]:
     """Where a port was seen, each once, the first server's view first."""
     return list(dict.fromkeys(mapped.values()))

@@ -18,7 +18,7 @@ from typing import Final, Self, final
 
 import trio
 
-from ..carrier import SocketAddress
+from .stun import TransportAddress
 from ..errors import StunError
 from .stun_client import query_stream, share_port
 from .stun_transaction import StunAnswer
@@ -39,12 +39,12 @@ class TcpPort:
       mapped_at: when they were asked (`trio.current_time`).
     """
 
-    def __init__(self, listener: trio.socket.SocketType, local: SocketAddress) -> None:
+    def __init__(self, listener: trio.socket.SocketType, local: TransportAddress) -> None:
         self._listener = listener
         self._family = listener.family
-        self._streams: dict[SocketAddress, trio.SocketStream] = {}
+        self._streams: dict[TransportAddress, trio.SocketStream] = {}
         self.local: Final = local
-        self.mapped: dict[SocketAddress, SocketAddress] = {}
+        self.mapped: dict[TransportAddress, TransportAddress] = {}
         self.mapped_at: float | None = None
         self.closed: bool = False
 
@@ -69,7 +69,7 @@ class TcpPort:
             listener.close()
             raise
 
-    async def query(self, server: SocketAddress, *, timeout: float) -> StunAnswer:
+    async def query(self, server: TransportAddress, *, timeout: float) -> StunAnswer:
         """Ask a STUN server where it sees this port, over a connection that stays open; again over the same one.
 
         Raises:
@@ -92,13 +92,13 @@ class TcpPort:
         self.mapped_at = trio.current_time()
         return answer
 
-    def _drop(self, server: SocketAddress) -> None:
+    def _drop(self, server: TransportAddress) -> None:
         self.mapped.pop(server, None)
         stream = self._streams.pop(server, None)
         if stream is not None:
             stream.socket.close()
 
-    async def connect(self, remote: SocketAddress) -> trio.socket.SocketType:
+    async def connect(self, remote: TransportAddress) -> trio.socket.SocketType:
         """Connect from this port.
 
         Raises:
@@ -116,7 +116,7 @@ class TcpPort:
             raise
         return sock
 
-    async def accept(self) -> tuple[trio.socket.SocketType, SocketAddress]:
+    async def accept(self) -> tuple[trio.socket.SocketType, TransportAddress]:
         """The next connection that came to this port, and from where.
 
         Raises:
@@ -139,6 +139,6 @@ class TcpPort:
         for server in list(self._streams):
             self._drop(server)
 
-    def servers(self) -> Sequence[SocketAddress]:
+    def servers(self) -> Sequence[TransportAddress]:
         """Those to which a connection stands."""
         return tuple(self._streams)

@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .. import host as machine
-from ..carrier import SocketAddress
 from ..datagrams import BATCH, Datagram, DatagramSocket
 from ..errors import StunError
-from .stun import TRANSACTION_ID_LENGTH, looks_like_stun
+from .stun import TRANSACTION_ID_LENGTH, TransportAddress, looks_like_stun
 from .stun_transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ Beyond that they are dropped, as a full socket buffer does it."""
 MAX_PORTS: Final = 1024
 """Open at a time in one node: two sprays of 256 sockets, and some hundred Links; the usual limit of a process's files."""
 
-Handler = Callable[[bytes, SocketAddress], Iterable[Datagram]]
+Handler = Callable[[bytes, TransportAddress], Iterable[Datagram]]
 """Takes a datagram and its source; what it returns is sent."""
 
 
@@ -51,7 +50,7 @@ Handler = Callable[[bytes, SocketAddress], Iterable[Datagram]]
 class UdpPath:
     """The `DatagramPath` of one remote address through a `UdpPort`."""
 
-    def __init__(self, port: UdpPort, remote: SocketAddress) -> None:
+    def __init__(self, port: UdpPort, remote: TransportAddress) -> None:
         self._port = port
         self._waiting: deque[bytes] = deque()
         self._arrived = trio.Event()
@@ -74,6 +73,10 @@ class UdpPath:
             self._arrived = trio.Event()
             await self._arrived.wait()
         return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+
+    def send_nowait(self, datagrams: Sequence[bytes]) -> None:
+        if not self._closed and not self._broken:
+            self._port.send_nowait([(data, self.remote) for data in datagrams])
 
     def close_nowait(self) -> None:
         if not self._closed:
@@ -113,15 +116,15 @@ class UdpPort:
     def __init__(self, sock: DatagramSocket, *, on_close: Callable[[UdpPort], None]) -> None:
         self._sock = sock
         self._on_close = on_close
-        self._paths: dict[SocketAddress, UdpPath] = {}
-        self._handlers: dict[SocketAddress, Handler] = {}
+        self._paths: dict[TransportAddress, UdpPath] = {}
+        self._handlers: dict[TransportAddress, Handler] = {}
         self._probes: Handler | None = None
         self._transactions: dict[bytes, tuple[StunTransaction, trio.Event]] = {}
         self._released = False
         self._closed = False
         self.local: Final = sock.local
         self.dropped: int = 0
-        self.mapped: dict[SocketAddress, SocketAddress] = {}
+        self.mapped: dict[TransportAddress, TransportAddress] = {}
         self.mapped_at: float | None = None
 
     def __repr__(self) -> str:
@@ -155,7 +158,7 @@ class UdpPort:
             finally:
                 self.close_nowait()
 
-    def _sort(self, data: bytes, source: SocketAddress) -> Iterable[Datagram]:
+    def _sort(self, data: bytes, source: TransportAddress) -> Iterable[Datagram]:
         handler = self._handlers.get(source)
         if handler is not None:
             return handler(data, source)
@@ -182,7 +185,11 @@ class UdpPort:
         """
         await self._sock.send_batch(datagrams, hops=hops)
 
-    async def query(self, server: SocketAddress, *, rto: float, tries: int) -> StunAnswer:
+    def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
+        """Send what goes without waiting; the rest is dropped.  Never raises."""
+        self._sock.send_nowait(datagrams)
+
+    async def query(self, server: TransportAddress, *, rto: float, tries: int) -> StunAnswer:
         """Ask a STUN server where it sees this port; the answer is kept in `mapped`.
 
         Args:
@@ -220,7 +227,7 @@ class UdpPort:
         return answer
 
     @contextmanager
-    def handler(self, source: SocketAddress, handler: Handler) -> Iterator[None]:
+    def handler(self, source: TransportAddress, handler: Handler) -> Iterator[None]:
         """Give everything that comes from `source` to `handler`, within the block."""
         self._handlers[source] = handler
         try:
@@ -232,7 +239,7 @@ class UdpPort:
         """Give STUN packets that answer nothing of ours to `handler`, until another one or None takes its place."""
         self._probes = handler
 
-    def open_path(self, remote: SocketAddress) -> UdpPath:
+    def open_path(self, remote: TransportAddress) -> UdpPath:
         """A path to one remote address; ValueError when it has one."""
         if remote in self._paths:
             raise ValueError(f"there is a path to {remote} already")

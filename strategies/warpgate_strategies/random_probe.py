@@ -1,0 +1,232 @@
+"""``random_probe``: meet where one side's NAT gives out ports that nobody can tell (the seed's plugin; DESIGN §9.4).
+
+One side is *easy*: the world sees its one socket at one address and port.  The other is *hard*: each socket and each
+destination get a port of their own.  The easy side opens its NAT for K ports of the hard side's range, with packets that
+die on the way; then the hard side sends from N sockets to the easy side's one address.  They meet if one of the N ports
+is one of the K, which is a birthday problem (`warpgate_trio.nat.spray`).
+
+    initiator                                                        responder
+     ├─ SprayForMe(secret, where I am) ─── by signal ───────────────►│ decides who is easy, by both sides' profiles
+     │                                                               │
+     │  easy: opens K ports                                          │  easy: opens K ports
+     │◄───────────────────────── SprayAgreed(role, where I am) ──────┤
+     ├─ Opened ───────────────── only if the initiator is easy ─────►│
+     │  hard: probes from N sockets                                  │  hard: probes from N sockets
+     │◄──────────────────── answers, and QUIC as in udp_punch ──────►│
+
+Whichever side initiates, both roles come from the profiles that the two have measured.  A profile is a claim: it makes
+the work less or orders it, and never more than the caps of `warpgate_trio.nat.spray`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Final, final
+
+import msgspec
+import trio
+
+from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.nat.candidates import Candidates, to_candidates
+from warpgate_trio.nat.outlook import spray_outlook
+from warpgate_trio.nat.probe import SECRET_LENGTH
+from warpgate_trio.nat.spray import BURST, BURST_INTERVAL, Role, draw_ports, plan_both_hard, plan_spray, spray_roles
+from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
+
+from .datagram_race import open_datagram_race
+from .meeting import admitted, own_candidates
+
+if TYPE_CHECKING:
+    from warpgate_trio.carrier import Carrier
+    from warpgate_trio.link import Link
+    from warpgate_trio.nat.profile import NatProfile, TransportProfile
+
+    from .datagram_race import DatagramRace
+
+__all__ = ["Opened", "RandomProbe", "SprayAgreed", "SprayBusy", "SprayForMe"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+MAX_PROBES: Final = 4
+"""Of one of the N sockets: the first one that arrives will do, and 256 times 40 would be a flood."""
+RETRY_AFTER: Final = 2.0
+"""Seconds after which a spray that was in the way is over."""
+MAX_ADDRESSES: Final = 2
+"""External addresses of a peer that are sprayed at: a pool may have more, and one socket is behind one of them."""
+
+Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECRET_LENGTH)]
+
+
+class SprayRole(str, Enum):
+    """`Role` on the wire."""
+
+    EASY = "easy"
+    HARD = "hard"
+    BOTH = "both"
+
+
+@final
+class SprayForMe(PathRequest, frozen=True, kw_only=True):
+    """Let us spray: `secret` is the key of the probes, `candidates` are where servers see the initiator's socket."""
+
+    secret: Secret
+    candidates: Candidates
+
+
+@final
+class SprayAgreed(Message, frozen=True, kw_only=True):
+    """The responder's role and addresses; if it is easy, its NAT is open by now."""
+
+    role: SprayRole
+    candidates: Candidates
+
+
+@final
+class SprayBusy(Message, frozen=True, kw_only=True):
+    """Another spray at the initiator's address is under way; ask again after so many seconds."""
+
+    retry_after: Annotated[float, msgspec.Meta(gt=0, le=60)]
+
+
+@final
+class Opened(Message, frozen=True):
+    """The initiator, which is easy, has opened its NAT."""
+
+
+@final
+@register(phase="spray")
+class RandomProbe(Plugin):
+    name = "random_probe"
+    transport = UDP
+    route_types = frozenset({RouteType.EXT_BIND})
+    timeout = 150.0
+    proto_messages = (SprayForMe, SprayAgreed, SprayBusy, Opened)
+    aim = Aim.MEET
+
+    @classmethod
+    def outlook(cls, ours: NatProfile, peers: NatProfile, af: int) -> tuple[Likelihood, str]:
+        if af != 4:
+            return Likelihood.INVALID, "IPv6 firewalls translate no ports"
+        outlook = spray_outlook(ours.udp, peers.udp)
+        return Likelihood(outlook.chance.value), outlook.why
+
+    async def run(self, reply: Message | None = None) -> Carrier | Link:
+        secret = reply.secret if isinstance(reply, SprayForMe) else self.node.host.entropy(SECRET_LENGTH)
+        async with open_datagram_race(
+            self, secret, burst=BURST, pause=BURST_INTERVAL, max_probes=MAX_PROBES
+        ) as race:
+            port = await self.node.nat.take_udp(4)
+            number = race.use(port)
+            mine = to_candidates(own_candidates(self, port.local, port.mapped))
+            if isinstance(reply, SprayForMe):
+                return await self._answer(race, number, reply, mine)
+            return await self._ask(race, number, secret, mine)
+
+    # -- the initiator -----------------------------------------------------------------------------------------------
+
+    async def _ask(self, race: DatagramRace, number: int, secret: bytes, mine: Candidates) -> Carrier | Link:
+        request = SprayForMe(af=4, route_type=self.route_type, secret=secret, candidates=mine)
+        await self.send_signal(request)
+        answer = await self.receive_signal()
+        while isinstance(answer, SprayBusy):
+            await trio.sleep(answer.retry_after)  # it is the peer that says when
+            await self.send_signal(request)
+            answer = await self.receive_signal()
+        if not isinstance(answer, SprayAgreed):
+            raise AttemptFailed("the peer answered with something else")
+        role = _COUNTERPART[answer.role]
+        await self._prepare(race, number, role, answer.candidates)
+        if role is not Role.HARD:
+            await self.send_signal(Opened())
+        if role is not Role.EASY:
+            race.checks.probe(trio.current_time())
+            race.changed()
+        self.nursery.start_soon(self._listen_to_peer)
+        return await race.first()
+
+    async def _listen_to_peer(self) -> None:
+        """Hear of it if the peer gives up."""
+        while True:
+            await self.receive_signal()
+
+    # -- the responder -----------------------------------------------------------------------------------------------
+
+    async def _answer(self, race: DatagramRace, number: int, request: SprayForMe, mine: Candidates) -> Carrier | Link:
+        role = spray_roles(self._ours(), self._theirs(), we_are_lower=self.node.peer_id < self.peer.peer_id)
+        if role is None:
+            raise AttemptFailed("both sides keep their ports, so there is nothing to spray for")
+        target = request.candidates[0].address if request.candidates else b""
+        with self.node.nat.spraying(target.hex(), self.session_id) as free:
+            if not free:
+                await self.send_signal(SprayBusy(retry_after=RETRY_AFTER))
+                again = await self.receive_signal()
+                if not isinstance(again, SprayForMe):
+                    raise AttemptFailed("the peer answered with something else")
+                return await self._answer(race, number, again, mine)
+            await self._prepare(race, number, role, request.candidates)
+            await self.send_signal(SprayAgreed(role=SprayRole(role.value), candidates=mine))
+            self.nursery.start_soon(self._wait_opened, race, role)
+            return await race.first()
+
+    async def _wait_opened(self, race: DatagramRace, role: Role) -> None:
+        while True:
+            if isinstance(await self.receive_signal(), Opened) and role is not Role.EASY:
+                race.checks.probe(trio.current_time())
+                race.changed()
+
+    # -- both --------------------------------------------------------------------------------------------------------
+
+    def _ours(self) -> TransportProfile:
+        return self.node.address.nat_profiles.get(None, 4).udp
+
+    def _theirs(self) -> TransportProfile:
+        newest = self.node.known_address(self.peer.public_key) or self.peer
+        return newest.nat_profiles.get(None, 4).udp
+
+    async def _prepare(self, race: DatagramRace, number: int, role: Role, candidates: Candidates) -> None:
+        """Do what comes before the peer is told: openers of the easy side, sockets of the hard one."""
+        theirs = admitted(self, candidates, race.ports[number].mapped)
+        if not theirs:
+            raise AttemptFailed("the peer named no place that may be sent to")
+        now = trio.current_time()
+        if role is Role.EASY:
+            plan = plan_spray(self._theirs())
+            addresses = list(dict.fromkeys(ip for ip, _ in theirs))[:MAX_ADDRESSES]
+            ports = draw_ports(self.node.host.random, plan.openers, low=plan.low, high=plan.high)
+            logger.info("spray: %d openers to %s, ports %d to %d", len(ports), addresses, plan.low, plan.high)
+            # The mapped ports too: a NAT that is taken for hard may not be.
+            pairs = [*theirs, *((ip, port) for port in ports for ip in addresses)]
+            race.checks.add([(number, remote) for remote in pairs], now, silent=True)
+            await race.wait_opened()
+        elif role is Role.HARD:
+            plan = plan_spray(self._ours())
+            numbers = await self._open_sockets(race, plan.sockets)
+            logger.info("spray: %d sockets to %s", len(numbers), theirs[0])
+            race.checks.add([(each, theirs[0]) for each in numbers], now, opening=False)
+        else:
+            plan = plan_both_hard(self._ours(), self._theirs())
+            if not plan.worth_it:
+                raise AttemptFailed("both NATs are symmetric, and their ranges too large to meet in")
+            numbers = await self._open_sockets(race, plan.sockets)
+            ports = draw_ports(self.node.host.random, plan.openers, low=plan.low, high=plan.high)
+            ip = theirs[0][0]
+            pairs_ = [(numbers[index % len(numbers)], (ip, port)) for index, port in enumerate(ports)]
+            race.checks.add(pairs_, now)
+            await race.wait_opened()
+
+    async def _open_sockets(self, race: DatagramRace, count: int) -> Sequence[int]:
+        """As many as the system gives, at least one."""
+        ip = race.ports[0].local[0]
+        numbers: list[int] = []
+        with suppress(OSError):  # EMFILE, ENOBUFS: fewer of them are worth less, and not nothing
+            for _ in range(count):
+                numbers.append(race.use(await self.node.udp_ports.open(ip)))
+        if not numbers:
+            raise AttemptFailed("no socket could be opened")
+        return numbers
+
+
+_COUNTERPART: Final = {SprayRole.EASY: Role.HARD, SprayRole.HARD: Role.EASY, SprayRole.BOTH: Role.BOTH}

@@ -1,0 +1,168 @@
+"""Two whole nodes behind NATs in a simulated internet with every server: who meets, how, how fast, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+import trio
+
+from tests.nodes import ALICE, BOB
+from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
+from warpgate_trio.config import Budgets, ListenConfig
+from warpgate_trio.report import ConnectReport
+from warpgate_trio.servers.ntp import open_ntp
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.servers.stun import open_stun_server
+from warpgate_trio.sim import Network, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.worlds import PeerPair
+
+SIGNALS = 443
+WARM = 60.0
+Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What came of one walk.
+
+    Attributes:
+      report: `ConnectReport`, of a success or a failure.
+      walk: seconds from the call to the Pipe or the error.
+      echoed: seconds from the call to the first echoed byte; None without a Pipe.
+      phase_to_echo: the same from the start of the phase that won.
+    """
+
+    connected: bool
+    report: ConnectReport
+    walk: float
+    echoed: float | None
+    ladder: str = ""
+
+    @property
+    def plugin(self) -> str | None:
+        return None if self.report.winner is None else self.report.winner.plugin
+
+    @property
+    def phase_to_echo(self) -> float | None:
+        winner = self.report.winner
+        if self.echoed is None or winner is None or winner.started_ms is None:
+            return None
+        return self.echoed - winner.started_ms / 1000
+
+
+async def _auto(node: Node, address: PeerAddress) -> Pipe:
+    return await node.auto_connect(address)
+
+
+def meet(
+    pair: PeerPair,
+    connect: Connect = _auto,
+    *,
+    stun: bool = True,
+    ntp: bool = True,
+    budgets: Budgets | None = None,
+    warm: float = WARM,
+    inspect: Callable[[Network], None] | None = None,
+    ladder: bool = False,
+) -> Meeting:
+    """Open both nodes and all servers, let alice connect to bob, echo some data, close, and check that nothing is left."""
+
+    async def main() -> Meeting:
+        async with pair.build(time_limit=3600) as net, simulated_hosts(), AsyncExitStack() as stack:
+            with net.hosts["server"]:
+                await stack.enter_async_context(open_rendezvous(host=None, port=SIGNALS))
+            names = [host.ip for host in (net.hosts["stun"], net.hosts["stun2"])]
+            if stun:
+                with net.hosts["stun"] as host:
+                    first, second = _addresses(net, "stun")
+                    await stack.enter_async_context(open_stun_server(host=first, port=3478, second_host=second))
+                with net.hosts["stun2"]:
+                    await stack.enter_async_context(open_stun_server(host=names[1], port=3478))
+            if ntp:
+                with net.hosts["ntp"]:
+                    await stack.enter_async_context(open_ntp(host=None, port=123))
+            config = NodeConfig(
+                servers=Servers(
+                    websocket=[f"ws://server:{SIGNALS}"],
+                    stun=[f"stun:{name}:3478" for name in names] if stun else [],
+                    ntp=["ntp://ntp:123"] if ntp else [],
+                ),
+                listen=ListenConfig(port=7000),
+                budgets=budgets or Budgets(),
+            )
+            result = await _call(net, config, connect, warm, inspect, ladder)
+            await stack.aclose()
+            left = net.netstat()
+            assert not left, str(left)
+            return result
+
+    return simulate(main, seed=pair.seed)
+
+
+def _addresses(net: Network, name: str) -> tuple[str, str]:
+    host = net.hosts[name]
+    found = [address for each in host.interfaces for address, _ in each.addresses if ":" not in address]
+    return found[0], found[1]
+
+
+async def _call(
+    net: Network,
+    config: NodeConfig,
+    connect: Connect,
+    warm: float,
+    inspect: Callable[[Network], None] | None,
+    ladder: bool,
+) -> Meeting:
+    async def serve(bob: Node) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(echo, await bob.listener.accept())
+
+    async def echo(pipe: Pipe) -> None:
+        async with pipe:
+            with suppress(trio.BrokenResourceError):
+                async for chunk in pipe:
+                    await pipe.send_all(chunk)
+                await pipe.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        with net.hosts["bob"]:
+            async with open_node(config, identity=BOB, authorize=anyone, strict_plugins=True) as bob:
+                await bob.wait_signals()
+                with net.hosts["alice"]:
+                    async with open_node(config, identity=ALICE, authorize=anyone, strict_plugins=True) as alice:
+                        await alice.wait_signals()
+                        nursery.start_soon(serve, bob)
+                        await trio.sleep(warm)
+                        result = await _walk(net, alice, bob, connect)
+                        if inspect is not None:
+                            inspect(net)
+                nursery.cancel_scope.cancel()
+    return result
+
+
+async def _walk(net: Network, alice: Node, bob: Node, connect: Connect) -> Meeting:
+    began = trio.current_time()
+    try:
+        pipe = await connect(alice, bob.address)
+    except ConnectError as error:
+        return Meeting(False, error.report, trio.current_time() - began, None)
+    walk = trio.current_time() - began
+    assert pipe.report is not None
+    async with pipe:
+        await pipe.send_all(b"x")
+        assert await pipe.receive_some(1) == b"x"
+        echoed = trio.current_time() - began
+        payload = bytes(range(256)) * 64
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pipe.send_all, payload)
+            received = b""
+            while len(received) < len(payload):
+                received += await pipe.receive_some()
+        assert received == payload
+        await pipe.send_eof()
+        assert await pipe.receive_some() == b""
+    return Meeting(True, pipe.report, walk, echoed)
