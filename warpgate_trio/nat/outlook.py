@@ -1,0 +1,173 @@
+"""Whether two peers' NATs let them punch, or spray: the rules of research E.1 and E.2 over two profiles.  Pure.
+
+Theory of operation.  With M for mapping and F for filtering, a packet of A to the endpoint that B announced can be the
+first to get in at B when
+
+    D(A→B) = M_B is endpoint-independent, or B's next port is predicted,
+             and F_B is not by port, or A comes from where it said that it would (M_A independent, or predicted)
+
+and a pair can punch when D(A→B) or D(B→A), as the other side answers to the source that it sees.  A side that nothing
+translates is endpoint-independent by nature, so firewalls, IPv6's above all, always can.
+
+The logic is of three values.  HOPELESS takes two profiles in which everything that decides is known; an unknown never
+makes it, and neither does one's age (whose profile is stale passes `profile.UNKNOWN` in its place).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, final
+
+from .profile import Allocation, Filtering, TransportProfile, describe
+from .spray import Role, SprayPlan, plan_both_hard, plan_spray, spray_roles
+
+__all__ = ["Chance", "Outlook", "SprayOutlook", "punch_outlook", "spray_outlook"]
+
+LIKELY_SPRAY: Final = 0.5
+"""The computed chance from which a spray is likely rather than doubtful."""
+
+
+class Chance(Enum):
+    """What is to be expected; the values are those of `combos.Likelihood`."""
+
+    HOPELESS = "hopeless"
+    DOUBTFUL = "doubtful"
+    LIKELY = "likely"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is to be expected of a punch, and one sentence on why."""
+
+    chance: Chance
+    why: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SprayOutlook:
+    """What is to be expected of a spray.
+
+    Attributes:
+      chance, why: as in `Outlook`.
+      role: ours; None when there is nothing to spray for.
+      plan: what it takes; None when `role` is, and when it is not worth a packet.
+      probability: the computed one, by the profiles' claims.
+    """
+
+    chance: Chance
+    why: str
+    role: Role | None = None
+    plan: SprayPlan | None = None
+    probability: float = 0.0
+
+
+def _hopeless(why: str) -> Outlook:
+    return Outlook(chance=Chance.HOPELESS, why=why)
+
+
+def _doubtful(why: str) -> Outlook:
+    return Outlook(chance=Chance.DOUBTFUL, why=why)
+
+
+def _likely(why: str) -> Outlook:
+    return Outlook(chance=Chance.LIKELY, why=why)
+
+
+def _or(a: bool | None, b: bool | None) -> bool | None:
+    if a or b:
+        return True
+    return None if a is None or b is None else False
+
+
+def _and(a: bool | None, b: bool | None) -> bool | None:
+    if a is False or b is False:
+        return False
+    return None if a is None or b is None else True
+
+
+def _announced(profile: TransportProfile) -> bool | None:
+    """Whether packets of this side come from where it says that they will."""
+    independent = profile.endpoint_independent
+    if independent or profile.predictable:
+        return True
+    return independent if profile.allocation is not Allocation.UNKNOWN else None
+
+
+def _gets_in(source: TransportProfile, target: TransportProfile) -> bool | None:
+    """D(source→target)."""
+    by_port = (
+        None if target.filtering is Filtering.UNKNOWN else target.filtering is not Filtering.ADDRESS_AND_PORT_DEPENDENT
+    )
+    return _and(_announced(target), _or(by_port, _announced(source)))
+
+
+def _barred(ours: TransportProfile, peers: TransportProfile, shared_address: bool) -> Outlook | None:
+    """What decides before mapping and filtering do."""
+    if ours.blocked or peers.blocked:
+        side = "our" if ours.blocked else "the peer's"
+        return _hopeless(f"{side} network lets nothing of this transport out")
+    if shared_address:
+        if ours.hairpin is False and peers.hairpin is False:
+            return _hopeless("both are behind one NAT, which does not lead packets back in")
+        if not (ours.hairpin and peers.hairpin):
+            return _doubtful("both are behind one NAT, which may not lead packets back in")
+    return None
+
+
+def punch_outlook(ours: TransportProfile, peers: TransportProfile, *, shared_address: bool = False) -> Outlook:
+    """Whether the two can punch.  Symmetric in the two sides but for the sentence.
+
+    `shared_address`: both look the same from outside, so that their packets have to be led back by the NAT they share.
+    """
+    barred = _barred(ours, peers, shared_address)
+    if barred is not None:
+        return barred
+    possible = _or(_gets_in(ours, peers), _gets_in(peers, ours))
+    pair = f"{describe(ours)} with {describe(peers)}"
+    if possible is None:
+        return _doubtful(f"not enough is known of the NATs: {pair}")
+    if not possible:
+        return _hopeless(f"neither NAT lets the other's first packet in: {pair}")
+    guessed = sum(each.endpoint_independent is not True and each.predictable for each in (ours, peers))
+    if guessed == 2:
+        return _doubtful(f"both sides' next ports have to be predicted: {pair}")
+    return _likely(f"{'one next port has to be predicted' if guessed else 'the NATs allow it'}: {pair}")
+
+
+def spray_outlook(
+    ours: TransportProfile,
+    peers: TransportProfile,
+    *,
+    we_are_lower: bool = True,
+    shared_address: bool = False,
+) -> SprayOutlook:
+    """Whether a spray is worth it, which part is ours, and how large it is; for `we_are_lower` see `spray_roles`."""
+    barred = _barred(ours, peers, shared_address)
+    if barred is not None and barred.chance is Chance.HOPELESS:
+        return SprayOutlook(chance=barred.chance, why=barred.why)
+    role = spray_roles(ours, peers, we_are_lower=we_are_lower)
+    if role is None:
+        return SprayOutlook(chance=Chance.HOPELESS, why="both sides keep their ports: whatever works needs no spray")
+    if role is Role.BOTH:
+        plan = plan_both_hard(ours, peers)
+        if not plan.worth_it:
+            known = Allocation.UNKNOWN not in (ours.allocation, peers.allocation)
+            chance = Chance.HOPELESS if known else Chance.DOUBTFUL
+            size = "too large to meet in" if known else "not known, so that no packet is worth it"
+            return SprayOutlook(chance=chance, why=f"both NATs are symmetric, and their ranges {size}", role=role)
+    else:
+        plan = plan_spray(peers if role is Role.EASY else ours)
+    certain = ours.endpoint_independent is not None and peers.endpoint_independent is not None
+    likely = certain and plan.probability >= LIKELY_SPRAY and barred is None
+    return SprayOutlook(
+        chance=Chance.LIKELY if likely else Chance.DOUBTFUL,
+        why=f"{plan.probability:.1%} with {plan.sockets} sockets and {plan.openers} openers"
+        if certain
+        else "not known which side is symmetric, if any",
+        role=role,
+        plan=plan,
+        probability=plan.probability,
+    )
