@@ -1,0 +1,356 @@
+"""Measuring a NAT with whatever STUN servers there are: the Trio shell of `warpgate_trio.nat.classify`.
+
+Theory of operation, for one address of ours; UDP and TCP at once, each in three steps:
+
+1. Every server is asked from a socket of its own.  Once one has answered, the others get a few of its round trips
+   more, and those that are silent by then are left alone: a dead server costs next to nothing.
+2. Fresh sockets ask the nearest server one after another, `SPACING` apart, so that the NAT makes their mappings in a
+   known order; one more socket asks all servers.  Where one has a second address (RFC 5780), it is asked, over UDP,
+   to answer from there, *before anything is sent there*: a filter by address lets in whoever was sent to, and would
+   look like none.
+3. Only then the socket that asked all servers asks the second address and port too, for the mapping, and for whether
+   that address answers at all: else silence in step 2 has proven nothing.  And two sockets send to each other's
+   external endpoint, for hairpinning, each opening its own filter by that.
+
+One plain server gives the allocation, the range and the addresses; two give the mapping; RFC 5780 gives the filtering
+of UDP, while that of TCP, whose servers do not call back, stays unknown.  About 40 packets go out, at most
+`MAX_ALTERNATES` of them, repeated twice, to addresses that a server named.
+
+Nothing that servers do raises: what is wrong with them is an unknown.  Time is bounded by a few seconds of patience
+per step, and by the caller's scope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .. import host as machine
+from ..errors import StunError
+from .classify import Binding, NatObservations, classify, classify_mapping, classify_translated
+from .profile import Mapping, NatProfile, TransportProfile
+from .stun import ChangeRequest, TransportAddress
+from .stun_client import new_transaction_id, open_stun_stream, query_all_udp, query_stream, query_udp
+from .stun_transaction import StunAnswer, binding_request
+
+if TYPE_CHECKING:
+    from random import Random
+
+__all__ = ["measure_nat"]
+
+MAX_SERVERS: Final = 4
+"""Servers that are asked: two show a mapping, a third outvotes a liar, a fourth may be dead."""
+FRESH_UDP: Final = 16
+"""Fresh sockets, which are what the estimate of a port range rests on: at 16 it is within a quarter of the truth."""
+FRESH_TCP: Final = 8
+"""The same over TCP, where each is a whole connection, and ranges matter less: nobody sprays TCP."""
+SPACING: Final = 0.01
+"""Seconds between fresh sockets: more than what a home network reorders."""
+MAX_ALTERNATES: Final = 3
+"""Further endpoints of a server with a second address: the other port, the other address, and both."""
+RTO: Final = 0.2
+"""Seconds to the first repetition over UDP."""
+TRIES: Final = 3
+LAST_WAIT: Final = 3.0
+"""RTOs after the last request: 1.2 s in all, twice the round trip by satellite."""
+TCP_PATIENCE: Final = 3.0
+"""Seconds for a connection and its answer; a lost SYN is repeated after one."""
+GRACE: Final = 4.0
+"""Round trips of the first server to answer that the others get after it."""
+GRACE_MIN: Final = 0.5
+"""Seconds that they get at least: for one repetition."""
+HAIRPIN_WAIT: Final = 0.2
+"""Seconds after each of three packets to ourselves: they go no farther than the outermost NAT."""
+_LOCAL_PORTS: Final = (20000, 60000)  # drawn, as systems that hand out ports in a row look like an offset
+_BIND_TRIES: Final = 4
+
+
+async def measure_nat(local: str, servers: Sequence[TransportAddress], *, online: bool = False) -> NatProfile:
+    """What is between an address of ours and the internet.
+
+    Args:
+      local: an address of this host, no wildcard.
+      servers: STUN servers of its family; the first `MAX_SERVERS` are asked.
+      online: whether the caller knows the network to be there (a signal server answered), so that silence means
+        something.
+    """
+    chosen = list(dict.fromkeys(servers))[:MAX_SERVERS]
+    udp, tcp = _Udp(local, chosen), _Tcp(local, chosen)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(udp.run)
+        nursery.start_soon(tcp.run)
+    # That TCP is silent while UDP answers says that the servers have none, as is usual, and nothing of the NAT.
+    silent = not udp.bindings and not tcp.bindings
+    return NatProfile(
+        udp=udp.classify(online=online or bool(tcp.bindings)),
+        tcp=tcp.classify(online=online and silent),
+        measured_at=machine.current().wall_time(),
+    )
+
+
+class _Transport:
+    """What measuring UDP and measuring TCP share."""
+
+    def __init__(self, local: str, servers: Sequence[TransportAddress]) -> None:
+        self.local = local
+        self.servers = servers
+        self.bindings: list[Binding] = []
+        self.repeated: list[Binding] = []  # answered after a repetition: who knows when the mapping was made
+        self.other_address: bool | None = None
+        self.other_port: bool | None = None
+        self.hairpin: bool | None = None
+        self.random: Random = machine.current().random
+
+    def note(self, local: TransportAddress, answer: StunAnswer, at: float) -> None:
+        binding = Binding(local=local, server=answer.server, mapped=answer.mapped, at=at)
+        (self.repeated if answer.retransmitted else self.bindings).append(binding)
+
+    def classify(self, *, online: bool) -> TransportProfile:
+        if len(self.bindings) < len(self.repeated):  # a far server: every question was repeated, and none was lost
+            self.bindings = [*self.bindings, *self.repeated]
+        return classify(
+            NatObservations(
+                bindings=tuple(self.bindings),
+                asked=frozenset(self.servers),
+                online=online,
+                other_address=self.other_address,
+                other_port=self.other_port,
+                hairpin=self.hairpin,
+            )
+        )
+
+    def draw_port(self) -> int:
+        return self.random.randint(*_LOCAL_PORTS)
+
+    async def ask_each(self, ask: Callable[[TransportAddress], Awaitable[StunAnswer | None]]) -> list[StunAnswer]:
+        """Ask every server by `ask`; the answers of those that are there, the nearest first."""
+        answers: list[StunAnswer] = []
+
+        async def one(server: TransportAddress, delay: float) -> None:
+            await trio.sleep(delay)
+            started = trio.current_time()
+            answer = await ask(server)
+            if answer is not None:
+                answers.append(answer)
+                grace = max(GRACE_MIN, GRACE * (trio.current_time() - started))
+                scope.deadline = min(scope.deadline, trio.current_time() + grace)
+
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                for i, server in enumerate(self.servers):
+                    nursery.start_soon(one, server, i * SPACING)
+        return answers
+
+
+def _alternates(answers: Sequence[StunAnswer]) -> tuple[StunAnswer, list[TransportAddress]] | None:
+    """The nearest server with a second address, and its other endpoints: the port, the address, both."""
+    for answer in answers:
+        other = answer.other_address
+        if other is not None and other[1] != answer.server[1]:
+            (ip, port), (ip2, port2) = answer.server, other
+            return answer, [(ip, port2), (ip2, port), (ip2, port2)]
+    return None
+
+
+@final
+class _Udp(_Transport):
+    async def run(self) -> None:
+        with ExitStack() as stack:
+            first: dict[TransportAddress, trio.socket.SocketType] = {}
+
+            async def ask_first(server: TransportAddress) -> StunAnswer | None:
+                sock = await self.open(stack)
+                if sock is None:
+                    return None
+                first[server] = sock
+                return await self.ask(sock, server)
+
+            answers = await self.ask_each(ask_first)
+            if not answers:
+                return
+            nearest = answers[0].server
+            second = _alternates(answers)
+            mapper = await self.open(stack)
+            fresh: list[trio.socket.SocketType] = []
+            async with trio.open_nursery() as nursery:
+                if second is not None:
+                    nursery.start_soon(self.test_filter, stack, first[second[0].server], second[0])
+                if mapper is not None:
+                    await trio.sleep(SPACING)
+                    # One that is late gets a second chance where without it the mapping would stay unknown.
+                    there = [each.server for each in answers] if len(answers) > 1 else self.servers
+                    nursery.start_soon(self.ask_all, mapper, there)
+                for _ in range(FRESH_UDP - len(self.servers)):
+                    await trio.sleep(SPACING)
+                    sock = await self.open(stack)
+                    if sock is not None:
+                        fresh.append(sock)
+                        nursery.start_soon(self.ask, sock, nearest)
+            async with trio.open_nursery() as nursery:
+                if second is not None and mapper is not None:
+                    nursery.start_soon(self.ask_alternates, mapper, second[1])
+                nursery.start_soon(self.test_hairpin, fresh[-2:])
+
+    async def open(self, stack: ExitStack) -> trio.socket.SocketType | None:
+        """A bound socket; None when there is none to be had."""
+        family = trio.socket.AF_INET6 if ":" in self.local else trio.socket.AF_INET
+        try:
+            sock = stack.enter_context(trio.socket.socket(family, trio.socket.SOCK_DGRAM))
+        except OSError:
+            return None
+        for attempt in range(_BIND_TRIES):
+            try:
+                await sock.bind((self.local, 0 if attempt == _BIND_TRIES - 1 else self.draw_port()))
+            except OSError:
+                continue
+            return sock
+        return None
+
+    async def ask(self, sock: trio.socket.SocketType, server: TransportAddress) -> StunAnswer | None:
+        """Ask, and note the answer."""
+        at = trio.current_time()
+        try:
+            answer = await query_udp(sock, server, rto=RTO, tries=TRIES, last_wait=LAST_WAIT)
+        except (StunError, OSError):
+            return None
+        self.note(self.name(sock), answer, at)
+        return answer
+
+    def name(self, sock: trio.socket.SocketType) -> TransportAddress:
+        return self.local, sock.getsockname()[1]
+
+    async def ask_all(self, sock: trio.socket.SocketType, servers: Sequence[TransportAddress]) -> list[StunAnswer]:
+        """Ask several servers from one socket, and note the answers."""
+        at = trio.current_time()
+        try:
+            outcomes = await query_all_udp(sock, servers, rto=RTO, tries=TRIES, last_wait=LAST_WAIT)
+        except OSError:
+            return []
+        answers = [each for each in outcomes if isinstance(each, StunAnswer)]
+        for answer in answers:  # in the order of asking, which is what one `at` leaves
+            self.note(self.name(sock), answer, at)
+        return answers
+
+    async def test_filter(self, stack: ExitStack, asked: trio.socket.SocketType, answer: StunAnswer) -> None:
+        """Let a server answer from elsewhere: to a socket that has spoken to it, and on one port, alone."""
+        assert answer.other_address is not None
+        elsewhere = partial(
+            self.answered_elsewhere, asked, answer.server, ChangeRequest(ip=True, port=True), answer.other_address
+        )
+
+        async def other_address() -> None:
+            self.other_address = await elsewhere()
+
+        async def other_port() -> None:
+            assert answer.other_address is not None
+            sock = await self.open(stack)
+            if sock is not None and await self.ask(sock, answer.server) is not None:
+                there = (answer.server[0], answer.other_address[1])
+                self.other_port = await self.answered_elsewhere(sock, answer.server, ChangeRequest(port=True), there)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other_address)
+            nursery.start_soon(other_port)
+
+    async def answered_elsewhere(
+        self, sock: trio.socket.SocketType, server: TransportAddress, change: ChangeRequest, source: TransportAddress
+    ) -> bool | None:
+        try:
+            await query_udp(sock, server, rto=RTO, tries=TRIES, last_wait=LAST_WAIT, change=change, source=source)
+        except StunError as error:
+            return False if "no answer" in str(error) else None
+        except OSError:
+            return None
+        return True
+
+    async def ask_alternates(self, sock: trio.socket.SocketType, alternates: Sequence[TransportAddress]) -> None:
+        """The mapping by a server's other endpoints; where the other address is silent, silence proved nothing."""
+        answers = await self.ask_all(sock, alternates[:MAX_ALTERNATES])
+        alive = {each.server for each in answers}
+        if self.other_address is False and alternates[2] not in alive:
+            self.other_address = None
+        if self.other_port is False and alternates[0] not in alive:
+            self.other_port = None
+
+    async def test_hairpin(self, pair: Sequence[trio.socket.SocketType]) -> None:
+        """Let two sockets of ours send to each other's external endpoint.
+
+        It takes an endpoint-independent mapping: behind another, the packets come from, and would have to go to, ports
+        that nobody knows.
+        """
+        known = {each.local: each.mapped for each in (*self.bindings, *self.repeated)}
+        names = [self.name(sock) for sock in pair]
+        independent = classify_mapping([*self.bindings, *self.repeated]) is Mapping.ENDPOINT_INDEPENDENT
+        if len(pair) < 2 or not all(name in known for name in names) or not independent:
+            return
+        if not classify_translated([*self.bindings, *self.repeated]):
+            return
+        tokens = [binding_request(new_transaction_id()) for _ in pair]
+        came = trio.Event()
+
+        async def listen(sock: trio.socket.SocketType, token: bytes) -> None:
+            try:
+                while True:
+                    data, _ = await sock.recvfrom(len(token) + 1)
+                    if data == token:
+                        came.set()
+                        return
+            except OSError:
+                return
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, pair[0], tokens[1])
+            nursery.start_soon(listen, pair[1], tokens[0])
+            for _ in range(TRIES):
+                for sock, token, target in zip(pair, tokens, reversed(names), strict=True):
+                    try:
+                        await sock.sendto(token, known[target])
+                    except OSError:
+                        continue
+                with trio.move_on_after(HAIRPIN_WAIT):
+                    await came.wait()
+            nursery.cancel_scope.cancel()
+        self.hairpin = came.is_set()
+
+
+@final
+class _Tcp(_Transport):
+    async def run(self) -> None:
+        answers = await self.ask_each(self.ask_fresh)
+        if not answers:
+            return
+        second = _alternates(answers)
+        more = [] if second is None else second[1]
+        targets = list(dict.fromkeys([*(each.server for each in answers), *more]))
+        port = (self.local, self.draw_port())
+        # Connections from the one port stay until the last has answered, since they hold the mapping.
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            for target in targets:
+                nursery.start_soon(self.ask, stack, target, port)
+                await trio.sleep(SPACING)
+            for _ in range(FRESH_TCP - len(self.servers)):
+                nursery.start_soon(self.ask_fresh, answers[0].server)
+                await trio.sleep(SPACING)
+
+    async def ask_fresh(self, server: TransportAddress) -> StunAnswer | None:
+        """Ask from a port of its own."""
+        async with AsyncExitStack() as stack:
+            return await self.ask(stack, server, (self.local, self.draw_port()))
+        return None  # not reached: for mypy, to which an exit stack may swallow exceptions
+
+    async def ask(self, stack: AsyncExitStack, server: TransportAddress, local: TransportAddress) -> StunAnswer | None:
+        """Ask from a port; the connection, which holds the mapping, stays until the stack ends."""
+        at = trio.current_time()
+        with trio.move_on_after(TCP_PATIENCE):
+            try:
+                stream = await stack.enter_async_context(open_stun_stream(server, local=local))
+                answer = await query_stream(stream, timeout=TCP_PATIENCE)
+            except (StunError, OSError):
+                return None
+            self.note(local, answer, at)
+            return answer
+        return None
