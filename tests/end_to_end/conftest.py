@@ -25,7 +25,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    words = [*PROGRAM, "serve", "--host", "127.0.0.1", "--port", "0", "--json"]
+    words = [*PROGRAM, "serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--json"]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
         try:

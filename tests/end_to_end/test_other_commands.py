@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import trio
 from tests.certificates import Authority
 from tests.end_to_end.processes import on_terminal, ran, started
 from warpgate_trio.config import NodeConfig
+from warpgate_trio.nat.stun_client import query_udp
+from warpgate_trio.server_url import ServerUrl
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
 
@@ -35,14 +39,37 @@ async def test_demo_on_a_terminal_has_a_progress_bar() -> None:
 
 
 async def test_serve_prints_a_configuration_to_paste_and_ends_at_sigint() -> None:
-    async with started("serve", "--port", "0") as serve:
+    async with started("serve", "--port", "0", "--stun-port", "0") as serve:
         await serve.wait_err("until interrupted")
         config = NodeConfig.from_toml(serve.out.decode(), base_dir="/")
-        urls = [str(url) for url in config.servers.websocket]
-        assert urls
+        assert config.servers.websocket
+        assert config.servers.stun
+        urls = [str(url) for url in (*config.servers.websocket, *config.servers.stun)]
         assert not any("0.0.0.0" in url or "[::]" in url for url in urls)
         serve.interrupt()
         assert await serve.code() == 130
+
+
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+async def test_serve_answers_stun_on_two_addresses() -> None:
+    hosts = ("--host", "127.0.0.1", "--second-host", "127.0.0.2")
+    async with started("serve", *hosts, "--port", "0", "--stun-port", "0", "--json") as serve:
+        urls = [ServerUrl.parse(text) for text in (await serve.event())["servers"]["stun"]]
+        assert [url.host for url in urls] == ["127.0.0.1", "127.0.0.2"]
+        with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+            await sock.bind(("127.0.0.1", 0))
+            answer = await query_udp(sock, (urls[0].host, urls[0].port))
+            assert answer.mapped == sock.getsockname()
+        assert answer.other_address == ("127.0.0.2", urls[0].port + 1)
+
+
+async def test_serve_does_without_a_stun_port_that_nobody_asked_for() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        with suppress(OSError):  # taken by somebody else already
+            taken.bind(("127.0.0.1", 3478))
+        async with started("serve", "--host", "127.0.0.1", "--port", "0", "--json") as serve:
+            assert set((await serve.event())["servers"]) == {"websocket"}
+            await serve.wait_err("3478 for STUN")
 
 
 async def test_serve_over_tls(tmp_path: Path) -> None:
@@ -50,7 +77,7 @@ async def test_serve_over_tls(tmp_path: Path) -> None:
     authority.server("127.0.0.1")
     pem = tmp_path / "127.0.0.1.pem"
     files = ("--tls-cert", pem, "--tls-key", pem)
-    async with started("serve", "--host", "127.0.0.1", "--port", "0", *files, "--json") as serve:
+    async with started("serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", *files, "--json") as serve:
         (url,) = (await serve.event())["servers"]["websocket"]
         assert url.startswith("wss://127.0.0.1:")
         config = tmp_path / "config.toml"

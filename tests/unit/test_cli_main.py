@@ -60,6 +60,12 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["connect", "wg1", "--echo-test", "0"], "--echo-test"),
         (["serve", "--tls-cert", "f"], "go together"),
         (["serve", "--tls-cert", "/none", "--tls-key", "/none"], "No such file"),
+        (["serve", "--no-stun", "--stun-port", "0"], "--no-stun goes with neither"),
+        (["serve", "--second-host", "127.0.0.2"], "goes together with --host"),
+        (
+            ["serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--second-host", "::1"],
+            "not two addresses of one family",
+        ),
         (["id", "--config", "/none/config.toml"], "/none/config.toml"),
     ],
 )
@@ -229,6 +235,15 @@ def test_a_port_that_is_taken_is_2(capfd: Capture) -> None:
         port = taken.getsockname()[1]
         assert call(["serve", "--host", "127.0.0.1", "--port", str(port)]) == 2
     assert capfd.readouterr().err == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+def test_a_stun_port_that_is_taken_is_2_where_it_was_asked_for(capfd: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert call(["serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", str(port)]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == f"error: cannot listen on 127.0.0.1 port {port} for STUN: Address already in use\n"
 
 
 def test_certificates_that_are_none_are_2(tmp_path: Path, capfd: Capture) -> None:

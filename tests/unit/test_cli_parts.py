@@ -93,6 +93,7 @@ def test_every_event_follows_its_schema() -> None:
     for event in (
         events.ListenReady(address="wg1AAAA", peer=PEER, signals=["ws://a"]),
         events.ServeReady(servers={"websocket": ["ws://a"]}),
+        events.ServeReady(servers={"websocket": ["ws://a"], "stun": ["stun:[::1]:3478"]}),
         events.PipeOpened(peer=PEER, **path),
         events.PipeOpened(peer=PEER, **{**path, "phase": None}),
         events.Connected(peer=PEER, **path, connect_ms=1.0, report=plain),
@@ -405,11 +406,18 @@ def test_a_wildcard_becomes_the_addresses_of_the_machine() -> None:
     ]
     assert reachable_urls(both, interfaces[:1]) == ["ws://127.0.0.1:8765", "ws://[::1]:8765"]
     assert reachable_urls(["wss://10.0.0.5:1"], interfaces) == ["wss://10.0.0.5:1"]
+    assert reachable_urls(["wss://name.example:1"], interfaces) == ["wss://name.example:1"]
+    assert reachable_urls(["stun:0.0.0.0:3478", "stun:[::]:3478"], interfaces) == [
+        "stun:203.0.113.5:3478",
+        "stun:[2001:db8::5]:3478",
+        "stun:10.0.0.5:3478",
+    ]
 
 
 def test_the_configuration_to_paste_says_when_it_is_for_one_network_only() -> None:
-    text = configuration(["ws://10.0.0.5:8765"])
+    text = configuration({"websocket": ["ws://10.0.0.5:8765"], "stun": ["stun:10.0.0.5:3478"]})
     assert "no public address" in text
-    (url,) = NodeConfig.from_toml(text, base_dir="/").servers.websocket
-    assert str(url) == "ws://10.0.0.5:8765"
-    assert "no public address" not in configuration(["ws://10.0.0.5:8765", "ws://[2001:db8::5]:8765"])
+    servers = NodeConfig.from_toml(text, base_dir="/").servers
+    assert [str(url) for url in (*servers.websocket, *servers.stun)] == ["ws://10.0.0.5:8765", "stun:10.0.0.5"]
+    public = {"websocket": ["ws://10.0.0.5:8765", "ws://[2001:db8::5]:8765"]}
+    assert "no public address" not in configuration(public)

@@ -151,6 +151,8 @@ NO_BOUNDS = {
     *("link.frames.HEADER_SIZE", "link.frames.LINK_VERSION", "runtime.HOST_SALT", "plugin.IP4", "plugin.IP6"),
     *("servers.rendezvous_core.MAX_FRAME", "servers.rendezvous_core.QUEUE_FULL", "servers.rendezvous_core.VERSION"),
     "signal.message.VERSION",
+    *("nat.stun.BINDING", "nat.stun.HEADER_LENGTH", "nat.stun.MAGIC_COOKIE", "nat.stun.TRANSACTION_ID_LENGTH"),
+    "servers.stun.DEFAULT_PORT",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -14,39 +16,76 @@ from .options import Settings, common_options, json_option, pass_settings
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import trio
 
     from ..host import Interface
 
 __all__ = ["reachable_urls", "serve"]
 
 DEFAULT_PORT: Final = 8765
+DEFAULT_STUN_PORT: Final = 3478  # RFC 8489 §18.6
 MAX_URLS: Final = 4
 """URLs offered for one server: a node keeps a connection to each that is in its configuration."""
 
 
-@click.command(short_help="Run the rendezvous server that peers signal through.")
+@click.command(short_help="Run the servers that peers find each other by: rendezvous and STUN.")
 @click.option("--host", metavar="IP", help="Listen on this address only; on all of them if not given.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: the system's choice."
 )
 @click.option("--tls-cert", type=click.Path(path_type=Path), metavar="F", help="Serve wss: certificate chain, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="F", help="Its private key, PEM.")
+@click.option(
+    "--stun-port",
+    type=click.IntRange(0, 65535),
+    help=f"STUN over UDP and TCP; 0: the system's choice.  [default: {DEFAULT_STUN_PORT}, if it is free]",
+)
+@click.option(
+    "--second-host", metavar="IP", help="STUN on a second address too, so that peers can tell what their NATs filter."
+)
+@click.option("--no-stun", is_flag=True, help="The rendezvous server alone.")
 @json_option
 @common_options
 @pass_settings
-def serve(settings: Settings, *, host: str | None, port: int, tls_cert: Path | None, tls_key: Path | None) -> int:
+def serve(
+    settings: Settings,
+    *,
+    host: str | None,
+    port: int,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    stun_port: int | None,
+    second_host: str | None,
+    no_stun: bool,
+) -> int:
     """Serve until interrupted, and print a configuration to paste on the machines of both peers.
 
-    It sees who signals whom and when, never what: signals are sealed to their receiver.
+    The rendezvous server sees who signals whom and when, never what: signals are sealed to their receiver.  The STUN
+    server tells whoever asks from where it is seen, with --second-host on this port and the next of both addresses.
     """
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
+    if no_stun and (stun_port is not None or second_host is not None):
+        raise click.UsageError("--no-stun goes with neither --stun-port nor --second-host")
+    if second_host is not None and not host:
+        raise click.UsageError("--second-host goes together with --host, the first address")
     from .runner import run
 
     settings.start_logging()
     context = None if tls_cert is None or tls_key is None else _tls_context(tls_cert, tls_key)
-    return run(partial(_serve, settings, host, port, context), service=True)
+    stun = None if no_stun else _Stun(host or None, stun_port, second_host)
+    return run(partial(_serve, settings, host or None, port, context, stun), service=True)
+
+
+@dataclass(frozen=True)
+class _Stun:
+    """What is wanted of the STUN server."""
+
+    host: str | None
+    port: int | None
+    second_host: str | None
 
 
 def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -66,30 +105,57 @@ def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-async def _serve(settings: Settings, host: str | None, port: int, context: ssl.SSLContext | None) -> ExitCode:
+async def _serve(
+    settings: Settings, host: str | None, port: int, context: ssl.SSLContext | None, stun: _Stun | None
+) -> ExitCode:
     import trio
 
     from .. import host as machine
+    from ..nurseries import open_background_nursery
     from ..servers.rendezvous import serve_rendezvous
     from .events import ServeReady, encode
     from .stdio import StandardOutput
 
     output = StandardOutput()
-    try:
-        async with trio.open_nursery() as nursery:
-            server = await nursery.start(partial(serve_rendezvous, host=host or None, port=port, ssl_context=context))
-            urls = reachable_urls(server.urls, machine.current().interfaces())
-            if settings.json:
-                await output.write(encode(ServeReady(servers={"websocket": urls})))
-            else:
-                await output.write(configuration(urls).encode())
-                settings.say(f"serving on {', '.join(server.urls)} until interrupted")
-    except* OSError as group:
-        from ..nurseries import leaves
-
-        error = next(leaves(group))
-        raise UsageProblem(f"cannot listen on {host or 'all addresses'} port {port}: {_reason(error)}") from None
+    async with open_background_nursery() as nursery:
+        try:
+            server = await nursery.start(partial(serve_rendezvous, host=host, port=port, ssl_context=context))
+        except OSError as error:
+            raise UsageProblem(f"cannot listen on {host or 'all addresses'} port {port}: {_reason(error)}") from None
+        listening = {"websocket": server.urls}
+        if stun is not None and (stun_urls := await _start_stun(settings, stun, nursery)):
+            listening["stun"] = stun_urls
+        interfaces = machine.current().interfaces()
+        servers = {key: reachable_urls(urls, interfaces) for key, urls in listening.items()}
+        if settings.json:
+            await output.write(encode(ServeReady(servers=servers)))
+        else:
+            await output.write(configuration(servers).encode())
+            everything = ", ".join(url for urls in listening.values() for url in urls)
+            settings.say(f"serving on {everything} until interrupted")
+        await trio.sleep_forever()
     return ExitCode.OK
+
+
+async def _start_stun(settings: Settings, wanted: _Stun, nursery: trio.Nursery) -> tuple[str, ...]:
+    """The URLs of the STUN server; none where nobody has asked for one and its port is taken."""
+    from ..servers.stun import StunServer, serve_stun
+
+    port = DEFAULT_STUN_PORT if wanted.port is None else wanted.port
+    where = " and ".join(filter(None, (wanted.host or "all addresses", wanted.second_host)))
+    try:
+        server: StunServer = await nursery.start(
+            partial(serve_stun, host=wanted.host, port=port, second_host=wanted.second_host)
+        )
+    except ValueError as error:
+        raise UsageProblem(f"--second-host {wanted.second_host}: {error}") from None
+    except OSError as error:
+        problem = f"cannot listen on {where} port {port} for STUN: {_reason(error)}"
+        if wanted.port is not None or wanted.second_host is not None:
+            raise UsageProblem(problem) from None
+        settings.warn(f"{problem}; serving without it")
+        return ()
+    return server.urls
 
 
 def _reason(error: BaseException) -> str:
@@ -103,19 +169,24 @@ def reachable_urls(urls: Iterable[str], interfaces: Sequence[Interface]) -> list
     """
     found: dict[str, tuple[bool, bool, int]] = {}
     for url in urls:
-        scheme, _, rest = url.partition("://")
-        name, _, port = rest.rpartition(":")
+        prefix, name, port = _parts(url)
         try:
-            listening = ip_address(name.strip("[]"))
+            listening = ip_address(name)
         except ValueError:
             found.setdefault(url, (False, False, 0))
             continue
         for ip in _own_addresses(listening, interfaces) if listening.is_unspecified else [listening]:
-            text = f"{scheme}://{f'[{ip}]' if ip.version == 6 else ip}:{port}"
+            text = f"{prefix}{f'[{ip}]' if ip.version == 6 else ip}:{port}"
             found.setdefault(text, _rank(ip))
     ordered = sorted(found, key=lambda url: found[url])
     useful = [url for url in ordered if not found[url][0]]
     return (useful or ordered)[:MAX_URLS]
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """What stands before the host (``ws://``, ``stun:``), the host without brackets, the port."""
+    prefix, host, port = re.fullmatch(r"([a-z]+:(?://)?)(.*):(\d+)", url).groups()  # type: ignore[union-attr]
+    return prefix, host.strip("[]"), port
 
 
 def _rank(ip: IPv4Address | IPv6Address) -> tuple[bool, bool, int]:
@@ -136,17 +207,17 @@ def _own_addresses(
     ]
 
 
-def configuration(urls: Sequence[str]) -> str:
-    """What to paste, as TOML."""
+def configuration(servers: Mapping[str, Sequence[str]]) -> str:
+    """What to paste, as TOML: the URLs by key of ``[servers]``."""
     import tomli_w
 
     from ..address import is_public
 
     lines = ["# for config.toml on both peers' machines (`warpgate-trio config --show` says where it is)"]
-    hosts = [url.partition("://")[2].rpartition(":")[0].strip("[]") for url in urls]
+    hosts = [_parts(url)[1] for urls in servers.values() for url in urls]
     if not any(_is_public_name(name, is_public) for name in hosts):
         lines.append("# this machine has no public address: only peers in its own network reach this")
-    return "\n".join([*lines, tomli_w.dumps({"servers": {"websocket": list(urls)}})])
+    return "\n".join([*lines, tomli_w.dumps({"servers": {key: list(urls) for key, urls in servers.items()}})])
 
 
 def _is_public_name(name: str, is_public: object) -> bool:

@@ -47,6 +47,8 @@ __all__ = [
 
 MAX_STREAM_ANSWER: Final = 2048
 """Bytes of an answer over a stream: no Binding response is larger than a packet."""
+MAX_STRANGERS: Final = 16
+"""Messages in a stream that answer nothing we ask now: late answers to requests that were given up."""
 
 _RECEIVE_SIZE: Final = 2048  # of a datagram; a longer one is no answer, and is cut
 
@@ -234,8 +236,8 @@ async def _exchange(stream: trio.abc.Stream, transaction: StunTransaction, serve
         for message in reader.feed(bytes(data)):
             if transaction.receive(message, server, trio.current_time()):
                 return
-            strangers += 1  # a late answer to an earlier request that was given up, but not for ever
-            if strangers > 16:
+            strangers += 1
+            if strangers > MAX_STRANGERS:
                 raise StunMalformed(f"STUN server {server[0]} sends messages that answer nothing")
     raise StunError(f"STUN server {server[0]} closed the connection")
 

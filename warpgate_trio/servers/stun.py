@@ -56,8 +56,8 @@ class StunServer:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """``stun:host:port`` of each address."""
-        return tuple(f"stun:{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.addresses)
+        """``stun:host:port`` of each address; of the first port only where there are two."""
+        return tuple(f"stun:{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.addresses[:2])
 
     def statistics(self) -> StunStatistics:
         """What it has done so far."""
