@@ -4,8 +4,9 @@ Theory of operation.  A message is a 20-byte header (type, length, magic cookie,
 of type, length, value, padded to four bytes.  `decode` checks the frame alone and keeps values as bytes; an
 `Attribute` knows one type's format, and `message.get(XOR_MAPPED_ADDRESS)` gives its value typed, or raises `StunError`
 when that value is malformed.  So one hostile attribute that nobody asks for does no harm, and TURN (RFC 8656) brings
-its methods and attributes as further numbers and `Attribute`s, without a change here: a method is any number of 12
-bits, and `encode` takes whatever `Attribute(value)` makes.
+its methods and attributes as further numbers and `Attribute`s, without a change here: `encode` takes any method, and
+whatever `Attribute(value)` makes.  Of a method's 12 bits the upper four are kept free (IANA reserves those methods), so
+that the first byte of every message is 0 to 3 and STUN can share a socket with QUIC (RFC 7983, RFC 9443).
 
 A MAC covers everything in front of it, under the header's length as it was when the MAC was last (RFC 8489 §14.5,
 §14.6); what stands behind a MAC is therefore not authentic, and `decode` drops it (but for a stronger MAC and the
@@ -298,7 +299,7 @@ class Message:
     """A message as `decode` found it.
 
     Attributes:
-      method: `BINDING`, or another of 12 bits.
+      method: `BINDING`, or another of 8 bits.
       message_class: what it is.
       transaction_id: 12 bytes.
       attributes: type and value of each, in order.
@@ -387,11 +388,11 @@ def encode(
     Raises:
       ValueError: something does not fit its field.
     """
-    if len(transaction_id) != TRANSACTION_ID_LENGTH or not 0 <= method <= 0xFFF:
-        raise ValueError("a transaction id has 12 bytes, a method 12 bits")
+    if len(transaction_id) != TRANSACTION_ID_LENGTH or not 0 <= method <= 0xFF:
+        raise ValueError("a transaction id has 12 bytes, a method 8 bits")
     if sha256_length not in range(16, 33, 4):
         raise ValueError(f"a SHA-256 MAC of {sha256_length} bytes; 16, 20, 24, 28 or 32")
-    kind = (method & 0x00F) | (method & 0x070) << 1 | (method & 0xF80) << 2
+    kind = (method & 0x0F) | (method & 0x70) << 1 | (method & 0x80) << 2
     kind |= (message_class & 1) << 4 | (message_class & 2) << 7
     data = kind.to_bytes(2, "big") + bytes(2) + MAGIC_COOKIE.to_bytes(4, "big") + transaction_id
     data += b"".join(
@@ -430,7 +431,7 @@ def decode(data: bytes) -> Message:
         raise StunMalformed(f"a STUN message of {len(data)} bytes that says something else of its length")
     data = bytes(data)
     kind = int.from_bytes(data[:2], "big")
-    method = (kind & 0x000F) | (kind & 0x00E0) >> 1 | (kind & 0x3E00) >> 2
+    method = (kind & 0x000F) | (kind & 0x00E0) >> 1 | (kind & 0x0200) >> 2
     message_class = MessageClass((kind & 0x0010) >> 4 | (kind & 0x0100) >> 7)
     attributes: list[tuple[int, bytes]] = []
     offsets: dict[int, int] = {}
