@@ -71,6 +71,7 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     # The lab's servers and tools, by program.
     "mosquitto": program("mosquitto"),
     "turnserver": program("turnserver"),
+    "turnutils": program("turnutils_natdiscovery"),
     "chronyd": program("chronyd"),
     "miniupnpd": program("miniupnpd"),
     "nft": program("nft"),

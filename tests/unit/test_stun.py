@@ -44,7 +44,7 @@ from warpgate_trio.nat.stun import (
 )
 
 TID = bytes(range(12))
-KNOWN = (
+KNOWN: tuple[Attribute[Any], ...] = (
     MAPPED_ADDRESS,
     CHANGE_REQUEST,
     USERNAME,

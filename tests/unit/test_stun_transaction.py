@@ -252,9 +252,15 @@ def test_an_answer_that_says_nothing_of_use() -> None:
         read(opaque(0x0020, "XOR-MAPPED-ADDRESS")(b"abc"))
 
 
-@pytest.mark.parametrize("other", ["192.0.2.1", "127.0.0.1", "224.0.0.1", "2001:db8::1"])
-def test_another_address_that_cannot_be_asked_is_none(other: str) -> None:
-    assert read(XOR_MAPPED_ADDRESS(MAPPED), OTHER_ADDRESS((other, 3479))).other_address is None
+@pytest.mark.parametrize("other", ["8.8.8.8", "127.0.0.1", "10.0.0.1", "192.168.1.1", "224.0.0.1", "2600::1"])
+def test_another_address_that_cannot_be_or_must_not_be_asked_is_none(other: str) -> None:
+    answers = [XOR_MAPPED_ADDRESS(MAPPED), OTHER_ADDRESS((other, 3479))]
+    assert read(*answers, server=("8.8.8.8", 3478)).other_address is None
+
+
+def test_another_address_in_a_private_network() -> None:
+    answers = [XOR_MAPPED_ADDRESS(MAPPED), OTHER_ADDRESS(("10.0.0.2", 3479))]
+    assert read(*answers, server=("10.0.0.1", 3478)).other_address == ("10.0.0.2", 3479)
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"\1\1", b"\1\x11"]))

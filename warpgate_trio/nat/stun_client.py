@@ -11,6 +11,7 @@ a mapping from two sides within one round trip.
 
 from __future__ import annotations
 
+import os
 import socket as stdlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ __all__ = [
     "query_all_udp",
     "query_stream",
     "query_udp",
+    "race_tcp",
     "race_udp",
     "resolve",
     "share_port",
@@ -181,7 +183,7 @@ async def _send(sock: trio.socket.SocketType, request: bytes, transaction: StunT
     except OSError as error:
         if transaction.sent > 1:
             return  # it worked before; this one is lost like any other
-        failed = StunError(f"STUN server {transaction.server[0]} cannot be asked: {error.strerror or error}")
+        failed = StunError(f"STUN server {transaction.server[0]} cannot be asked: {_reason(error)}")
         failed.__cause__ = error
         transaction.fail(failed)
 
@@ -249,24 +251,80 @@ async def open_stun_stream(
     """Connect to a server over TCP; the stream closes with the body.
 
     Args:
-      local: address and port to connect from.  The port is shared (SO_REUSEADDR, SO_REUSEPORT, before the bind), so
-        that a listener and punching sockets, made alike, can have it too.
+      local: address and port to connect from.  The port is shared (`share_port`, before the bind), so that a listener
+        and punching sockets, made alike, can have it too.
 
     Raises:
       StunError: it cannot be connected; the OSError is its cause.
     """
-    sock = trio.socket.socket(trio.socket.AF_INET6 if ":" in server[0] else trio.socket.AF_INET)
-    with sock:
+    stream = await _connect(server, local)
+    try:
+        yield stream
+    finally:
+        stream.socket.close()
+
+
+@asynccontextmanager
+async def race_tcp(
+    servers: Sequence[TransportAddress], *, local: TransportAddress | None = None, timeout: float = STREAM_TIMEOUT
+) -> AsyncGenerator[tuple[StunAnswer, trio.SocketStream]]:
+    """Connect to all servers at once, from one local port if `local` says so, and ask them.
+
+    The first usable answer, and the stream that it came by, which is open until the body ends; the others are closed.
+
+    Raises:
+      StunError: the last server's, when none gave any.
+    """
+    errors: list[StunError] = [StunError("there is no STUN server to ask")]
+    won: list[tuple[StunAnswer, trio.SocketStream]] = []
+
+    async def run(server: TransportAddress) -> None:
         try:
-            if local is not None:
-                share_port(sock)
-                await sock.bind(local)
-            await sock.connect(server)
-        except OSError as error:
-            raise StunError(
-                f"STUN server {server[0]} port {server[1]} cannot be connected: {error.strerror or error}"
-            ) from error
-        yield trio.SocketStream(sock)
+            stream = await _connect(server, local)
+            try:
+                answer = await query_stream(stream, timeout=timeout)
+            except BaseException:
+                stream.socket.close()
+                raise
+        except StunError as error:
+            errors.append(error)
+            return
+        won.append((answer, stream))
+        nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for each in servers:
+                nursery.start_soon(run, each)
+        if not won:
+            raise errors[-1]
+        for _, stream in won[1:]:  # a dead heat
+            stream.socket.close()
+        yield won[0]
+    finally:
+        for _, stream in won:
+            stream.socket.close()
+
+
+async def _connect(server: TransportAddress, local: TransportAddress | None) -> trio.SocketStream:
+    sock = trio.socket.socket(trio.socket.AF_INET6 if ":" in server[0] else trio.socket.AF_INET)
+    try:
+        if local is not None:
+            share_port(sock)
+            await sock.bind(local)
+        await sock.connect(server)
+        return trio.SocketStream(sock)
+    except OSError as error:
+        sock.close()
+        raise StunError(f"STUN server {server[0]} port {server[1]} cannot be connected: {_reason(error)}") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _reason(error: OSError) -> str:
+    # Without what Trio puts in front, the address a second time.
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
 
 
 def share_port(sock: trio.socket.SocketType) -> None:

@@ -300,8 +300,8 @@ def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
     if reason := plausible(mapped, transaction.server):
         raise StunMalformed(f"STUN server {_shown(transaction.server)} says {_shown(mapped)}: {reason}")
     other = message.get(OTHER_ADDRESS)
-    if other is not None and (plausible(other, transaction.server) or other[0] == transaction.server[0]):
-        other = None  # what cannot be asked is as good as none, and must not be asked
+    if other is not None and not _may_be_asked(other, transaction.server):
+        other = None
     assert transaction.rtt is not None
     return StunAnswer(
         mapped=mapped,
@@ -313,6 +313,12 @@ def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
         response_origin=message.get(RESPONSE_ORIGIN),
         software=message.get(SOFTWARE),
     )
+
+
+def _may_be_asked(other: TransportAddress, server: TransportAddress) -> bool:
+    """Whether `other` can be another address of `server`; one outside must not send us knocking at doors inside."""
+    there, here = ip_address(other[0]), ip_address(server[0])
+    return plausible(other, server) is None and there != here and (here.is_private or not there.is_private)
 
 
 def _shown(address: TransportAddress) -> str:

@@ -48,8 +48,8 @@ from ..nat.stun import (
 
 __all__ = ["DEFAULT_LIMITS", "MAX_ANSWER", "MAX_REQUEST", "Answer", "StunCore", "StunLimits", "StunStatistics"]
 
-MAX_REQUEST: Final = 1500
-"""Bytes of a request: RFC 8489 §6.1 has them fit a packet."""
+MAX_REQUEST: Final = 2048
+"""Bytes of a request: a packet, and what a PADDING of RFC 5780 §7.6, itself a packet long, adds to it."""
 MAX_ANSWER: Final = 116
 """Bytes of an answer: the header, and four addresses of IPv6."""
 _MAX_UNKNOWN = 8  # types named in UNKNOWN-ATTRIBUTES
