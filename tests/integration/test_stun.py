@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.cancel_sweep import cuts
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
 from warpgate_trio.nat.stun import (
     BINDING,
@@ -271,6 +273,26 @@ async def test_cancelled_in_the_middle() -> None:
             assert (await query_udp(sock, server.address)).mapped == sock.getsockname()
 
 
+async def test_cancelled_anywhere() -> None:
+    """The fixtures of all tests count the sockets that are left."""
+    async with open_stun_server() as server, udp() as sock:
+        for cut in cuts():
+            with cut:
+                await race_udp(sock, [server.address, server.address])
+        for cut in cuts():
+            with cut:
+                async with open_stun_stream(server.address) as stream:
+                    await query_stream(stream)
+        for cut in cuts():
+            with cut:
+                async with race_tcp([("127.0.0.1", 1), server.address, server.address]) as (_, stream):
+                    await query_stream(stream)
+    for cut in cuts():
+        with cut:
+            async with open_stun_server():
+                await trio.lowlevel.checkpoint()
+
+
 async def test_a_silent_stream() -> None:
     async with fake_stream(stay_silent) as stream:
         with pytest.raises(StunTimeout, match=r"within 0\.02 s"):
@@ -409,6 +431,22 @@ async def test_a_server_survives_a_reset() -> None:
                 await stream.send_all(binding_request(bytes(12)) + b"\0")
         async with open_stun_stream(server.address) as stream:
             assert (await query_stream(stream)).mapped == stream.socket.getsockname()
+
+
+async def test_a_server_without_descriptors_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept, faults = trio.SocketListener.accept, [errno.EMFILE]
+
+    async def accept_or_fail(self: trio.SocketListener) -> trio.SocketStream:
+        if faults:
+            raise OSError(faults.pop(), "too many")
+        return await accept(self)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", accept_or_fail)
+    async with open_stun_server() as server, open_stun_stream(server.address) as stream:
+        assert (await query_stream(stream)).mapped == stream.socket.getsockname()
+    assert "no connection can be accepted: too many" in caplog.text
 
 
 async def test_a_port_that_is_taken() -> None:

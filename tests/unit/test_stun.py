@@ -187,7 +187,8 @@ filled = st.lists(st.sampled_from(list(VALUES)), max_size=8, unique_by=id).flatm
 keys = st.none() | st.binary(max_size=70)
 
 
-@settings(max_examples=60)
+@pytest.mark.slow("Hypothesis reads its table of Unicode first")
+@settings(max_examples=40)
 @given(
     method=st.integers(0, 0xFF),
     message_class=st.sampled_from(MessageClass),
@@ -379,6 +380,7 @@ def test_what_does_not_fit_is_not_encoded(make: Any) -> None:
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from([REQUEST, RESPONSE_4, message_of()]), max_size=5), st.integers(1, 50))
 def test_a_stream_is_cut_into_its_messages(messages: list[bytes], size: int) -> None:
     stream = b"".join(messages)

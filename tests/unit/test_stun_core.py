@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.nat.stun import (
@@ -171,6 +171,7 @@ attributes = st.lists(
 )
 
 
+@settings(max_examples=50)
 @given(
     st.binary(max_size=100)
     | attributes.map(lambda each: request(*each))

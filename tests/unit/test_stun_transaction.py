@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
@@ -87,6 +87,7 @@ def test_requests_are_repeated_as_the_rfc_says() -> None:
         transaction.response()
 
 
+@settings(max_examples=50)
 @given(st.floats(0.01, 10), st.integers(1, 9), st.floats(0.1, 20))
 def test_every_wait_is_the_callers(rto: float, tries: int, last_wait: float) -> None:
     times, given_up = sending_times(made(rto=rto, tries=tries, last_wait=last_wait))

@@ -75,7 +75,8 @@ async def serve_stun(
     """Serve until cancelled; `nursery.start` returns the `StunServer` once it listens.
 
     Args:
-      host: the address to listen on; None: all, IPv4 and IPv6.
+      host: the address to listen on; None: all, IPv4 and IPv6.  The kernel's routes then choose the address that a
+        UDP answer leaves from; on a machine with several in one network, clients that asked another one ignore it.
       port: for UDP and TCP; 0 lets the system choose.
       second_host: another address of this machine, of the same family as `host`: serve RFC 5780, on `port` and
         `port` + 1 of both.
