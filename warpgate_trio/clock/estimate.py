@@ -1,9 +1,12 @@
 """From what several servers say to one offset with an uncertainty.  No I/O, no clock.
 
 Theory of operation.  Each server's answer is an interval that the truth lies in if the server is right.  The servers
-that are right therefore have a point in common, and the estimate is what the largest such group has in common
-(Marzullo's algorithm, the selection of RFC 5905 section 11.2.1).  Only a majority can outvote: of two servers that
-contradict each other either may be the liar, and then there is no estimate, so that none of them moves our clock.
+that are right therefore have a point in common (Marzullo's algorithm, from which RFC 5905 section 11.2.1 has its
+selection).  The best guess is the middle of what most of them have in common.  The uncertainty is wider: a liar who
+takes care to agree with the others a little can pull that middle, so it covers every point on which *some* majority
+agrees, and the truth is one of those as long as most servers are right, whatever the rest says.  Only a majority can
+outvote: of two servers that contradict each other either may be the liar, and then there is no estimate, so that
+neither moves our clock.
 
 An estimate ages.  Between the oscillators of two machines lie up to `DRIFT` seconds per second, and it also stops being
 true when the wall clock is moved under it: by the machine's own time daemon, by hand, or by a sleep in which the
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final, final
 
 __all__ = ["DRIFT", "ClockEstimate", "Interval", "Offset", "intersect"]
@@ -45,7 +49,7 @@ class Offset:
     Attributes:
       offset: seconds to add to the local clock.
       uncertainty: seconds by which that may be wrong.
-      agreeing: the sources whose intervals have it in common.
+      agreeing: the sources that allow for some of what lies within that.
       outvoted: the others.
     """
 
@@ -56,27 +60,23 @@ class Offset:
 
 
 def intersect(intervals: Sequence[Interval]) -> Offset | None:
-    """What most of the intervals have in common; None when no majority of them has anything, or there is none.
-
-    Two groups of the same size may both be a majority, when some server is in both: then all from the one to the other.
-    """
+    """The offset that most intervals have in common; None when no majority of them has any, or there is none."""
     edges = sorted(
         [(each.offset - each.uncertainty, 0) for each in intervals]  # where edges meet, an interval begins first
         + [(each.offset + each.uncertainty, 1) for each in intervals]
     )
-    best = depth = 0
-    low = high = 0.0
-    for position, (edge, ends) in enumerate(edges):
-        depth += -1 if ends else 1
-        if not ends and depth >= best:
-            low = edge if depth > best else low
-            best, high = depth, edges[position + 1][0]
-    if best * 2 <= len(intervals):
+    depths = accumulate(-1 if ends else 1 for _, ends in edges)
+    stretches = [(depth, low, high) for depth, (low, _), (high, _) in zip(depths, edges, edges[1:], strict=False)]
+    agreed = [stretch for stretch in stretches if stretch[0] * 2 > len(intervals)]
+    if not agreed:
         return None
-    right = [i.offset - i.uncertainty <= high and i.offset + i.uncertainty >= low for i in intervals]
+    deepest = [stretch for stretch in agreed if stretch[0] == max(agreed)[0]]
+    offset = (deepest[0][1] + deepest[-1][2]) / 2  # of two groups that are as large: from the one to the other
+    low, high = agreed[0][1], agreed[-1][2]
+    right = [each.offset - each.uncertainty <= high and each.offset + each.uncertainty >= low for each in intervals]
     return Offset(
-        (low + high) / 2,
-        (high - low) / 2,
+        offset,
+        max(offset - low, high - offset),
         tuple(each.source for each, agrees in zip(intervals, right, strict=True) if agrees),
         tuple(each.source for each, agrees in zip(intervals, right, strict=True) if not agrees),
     )
