@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from warpgate_trio.clock.estimate import DRIFT, ClockEstimate, Interval, Offset, intersect
+
+approx: Any = pytest.approx  # stands for a float in what is compared with ==
 
 
 def intervals(*pairs: tuple[float, float]) -> list[Interval]:
@@ -18,7 +22,7 @@ def test_nobody() -> None:
 
 
 def test_one_server_is_believed() -> None:
-    assert intersect(intervals((5, 0.1))) == Offset(pytest.approx(5), pytest.approx(0.1), ("a",), ())
+    assert intersect(intervals((5, 0.1))) == Offset(approx(5), approx(0.1), ("a",), ())
 
 
 def test_what_two_have_in_common() -> None:
@@ -33,7 +37,7 @@ def test_of_two_that_contradict_each_other_none_moves_the_clock() -> None:
 
 def test_a_liar_is_outvoted() -> None:
     assert intersect(intervals((0, 0.1), (1e9, 1e-6), (0.1, 0.1))) == Offset(
-        pytest.approx(0.05), pytest.approx(0.05), ("a", "c"), ("b",)
+        approx(0.05), approx(0.05), ("a", "c"), ("b",)
     )
     found = intersect(intervals((-3, 0.1), (0, 0.1), (0.02, 0.1), (7, 2), (0.04, 0.1)))
     assert found is not None
@@ -105,7 +109,7 @@ def test_an_estimate_ages() -> None:
     assert ESTIMATE.corrected(WALL, MONOTONIC) == WALL + 30
     assert ESTIMATE.uncertainty_at(WALL, MONOTONIC) == 0.02
     assert ESTIMATE.corrected(WALL + 1000, MONOTONIC + 1000) == WALL + 1030
-    assert ESTIMATE.uncertainty_at(WALL + 1000, MONOTONIC + 1000) == pytest.approx(0.02 + 0.015)
+    assert ESTIMATE.uncertainty_at(WALL + 1000, MONOTONIC + 1000) == approx(0.02 + 0.015)
 
 
 def test_the_machines_daemon_sets_the_clock_right() -> None:
@@ -126,4 +130,4 @@ def test_whichever_clock_is_right_the_truth_is_within(offset: float, jump: float
     wall, monotonic = WALL + age + jump, MONOTONIC + age
     truth = wall + offset if slept else WALL + offset + age
     assert abs(estimate.corrected(wall, monotonic) - truth) <= estimate.uncertainty_at(wall, monotonic) + 1e-5
-    assert estimate.moved(wall, monotonic) == pytest.approx(jump, abs=1e-5)
+    assert estimate.moved(wall, monotonic) == approx(jump, abs=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from ipaddress import ip_address
+from typing import Any
 
 import ntplib
 import pytest
@@ -22,6 +23,8 @@ from warpgate_trio.clock.ntp import (
 )
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.servers.ntp_core import NtpLimits, NtpResponder
+
+approx: Any = pytest.approx  # stands for a float in what is compared with ==
 
 NONCE = bytes.fromhex("0123456789abcdef")
 NOW = 1_800_000_000.0  # Unix
@@ -83,9 +86,9 @@ def test_offset_delay_and_uncertainty_are_rfc_5905s() -> None:
         answer(received=NOW + 10.06, sent=NOW + 10.07, root_delay=0.5, dispersion=0.25, precision=-10, stratum=3),
         NOW + 0.17,
     )
-    assert sample.offset == pytest.approx(9.98, abs=1e-6)
-    assert sample.delay == pytest.approx(0.16, abs=1e-6)
-    assert sample.uncertainty == pytest.approx(0.08 + 0.25 + 0.25 + 2**-10, abs=1e-5)
+    assert sample.offset == approx(9.98, abs=1e-6)
+    assert sample.delay == approx(0.16, abs=1e-6)
+    assert sample.uncertainty == approx(0.08 + 0.25 + 0.25 + 2**-10, abs=1e-5)
     assert (sample.stratum, sample.received_at) == (3, NOW + 0.17)
 
 
@@ -118,8 +121,8 @@ def test_an_answer_to_an_earlier_request_counts_from_that_one() -> None:
     exchange.request(NONCE, NOW)
     exchange.request(b"another.", NOW + 1)
     sample = exchange.receive(answer(received=NOW + 0.6, sent=NOW + 0.6), NOW + 1.2)
-    assert sample.delay == pytest.approx(1.2, abs=1e-6)
-    assert sample.offset == pytest.approx(0, abs=1e-6)
+    assert sample.delay == approx(1.2, abs=1e-6)
+    assert sample.offset == approx(0, abs=1e-6)
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -229,12 +232,12 @@ def test_seconds_that_begin_again_in_2036() -> None:
     assert from_ntp(0, ERA_1 - 5) == ERA_1
     assert from_ntp(2**32 - 1, ERA_1 + 5) == ERA_1 - 1
     sample = asked(ERA_1 - 1).receive(answer(received=ERA_1 + 1, sent=ERA_1 + 1), ERA_1 - 1)
-    assert sample.offset == pytest.approx(2, abs=1e-6)
+    assert sample.offset == approx(2, abs=1e-6)
 
 
 @given(st.floats(0, 1e10), st.floats(-6e7, 6e7))
 def test_a_time_survives_the_format(unix: float, off: float) -> None:
-    assert from_ntp(to_ntp(unix), unix + off) == pytest.approx(unix, abs=1e-5)
+    assert from_ntp(to_ntp(unix), unix + off) == approx(unix, abs=1e-5)
 
 
 # -- the server --------------------------------------------------------------------------------------------------------
@@ -265,7 +268,7 @@ def test_client_and_server_understand_each_other() -> None:
     assert answered is not None
     sample = exchange.receive(answered, NOW - 6.5)
     assert sample == NtpSample(
-        offset=pytest.approx(6.875), delay=pytest.approx(0.25), uncertainty=pytest.approx(0.135, abs=1e-4),
+        offset=approx(6.875), delay=approx(0.25), uncertainty=approx(0.135, abs=1e-4),
         stratum=3, received_at=NOW - 6.5,
     )  # fmt: skip
 

@@ -1,0 +1,158 @@
+"""Time over real sockets: our client and our server, each with chrony at the other end, and ntplib's own client."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import ntplib
+import pytest
+import trio
+
+from tests.requirements import find_program
+from warpgate_trio import host as machine
+from warpgate_trio.clock.estimate import ClockEstimate
+from warpgate_trio.clock.ntp_client import measure_offset
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.errors import ClockUnavailable
+from warpgate_trio.servers.ntp import open_ntp
+
+PATIENCE = 10.0
+CONFIGURATION = """\
+port {port}
+bindaddress 127.0.0.1
+allow 127.0.0.1
+local stratum {stratum}
+cmdport 0
+pidfile {folder}/{stratum}.pid
+"""
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def chrony(folder: Path, *, stratum: int = 10) -> AsyncGenerator[ServerUrl]:
+    """A chronyd that serves this machine's clock on loopback and, with -x, never touches it."""
+    port = free_port()
+    configuration = folder / f"{stratum}.conf"
+    configuration.write_text(CONFIGURATION.format(port=port, stratum=stratum, folder=folder))
+    program = find_program("chronyd")
+    assert program is not None
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            partial(
+                trio.run_process,
+                [program, "-x", "-d", "-u", "root", "-f", str(configuration)],
+                capture_stderr=True,
+                check=False,
+            )
+        )
+        try:
+            yield ServerUrl.parse(f"ntp://127.0.0.1:{port}")
+        finally:
+            process.terminate()
+
+
+async def answered(url: ServerUrl) -> ClockEstimate:
+    """Ask until it listens, and has a time to give."""
+    while True:
+        try:
+            return await measure_offset([url], timeout=2, host=machine.current())
+        except ClockUnavailable:
+            await trio.sleep(0.02)
+
+
+@pytest.mark.slow("chronyd takes a moment to start, in which a request is refused")
+@pytest.mark.needs("chronyd", "root")
+async def test_our_client_asks_chrony(tmp_path: Path) -> None:
+    async with chrony(tmp_path) as url:
+        with trio.fail_after(PATIENCE):
+            estimate = await answered(url)
+    assert abs(estimate.offset) <= estimate.uncertainty < 0.1
+    assert estimate.servers == (str(url),)
+
+
+@pytest.mark.slow("chronyd starts, asks and ends")
+@pytest.mark.needs("chronyd", "root")
+async def test_chrony_asks_our_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = 1234.5
+    program = find_program("chronyd")
+    assert program is not None
+    wall = machine.current().wall_time
+    monkeypatch.setattr(machine.RealHost, "wall_time", lambda self: wall() + wrong)
+    async with open_ntp() as server:
+        done = await trio.run_process(
+            [
+                *(program, "-Q", "-d", "-t", "8", "-u", "root"),
+                *(f"server 127.0.0.1 port {server.port} iburst maxsamples 1", f"pidfile {tmp_path}/pid", "cmdport 0"),
+            ],
+            capture_stderr=True,
+            capture_stdout=True,
+            check=False,
+        )
+        assert server.statistics().answered >= 1
+    said = (done.stderr + done.stdout).decode()
+    assert done.returncode == 0, said
+    found = re.search(r"System clock wrong by (-?[0-9.]+) seconds \(ignored\)", said)
+    assert found is not None, said
+    assert float(found[1]) == pytest.approx(wrong, abs=0.05)
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+async def test_ntplibs_client_asks_our_server(version: int) -> None:
+    async with open_ntp() as server:
+        stats = await trio.to_thread.run_sync(
+            partial(ntplib.NTPClient().request, "127.0.0.1", port=server.port, version=version, timeout=5)
+        )
+    assert abs(stats.offset) < 0.05
+    assert (stats.mode, stats.version, stats.stratum, stats.leap) == (4, version, 10, 0)
+    assert stats.orig_timestamp <= stats.recv_timestamp <= stats.tx_timestamp <= stats.dest_timestamp
+
+
+async def test_our_client_asks_our_server() -> None:
+    async with open_ntp() as server, open_ntp(stratum=2) as other:
+        urls = [ServerUrl.parse(each.url) for each in (server, other)]
+        estimate = await measure_offset(urls, timeout=5, host=machine.current())
+    assert abs(estimate.offset) < 0.01
+    assert estimate.servers == tuple(str(url) for url in urls)
+    assert 0.01 <= estimate.uncertainty < 0.05
+
+
+@pytest.mark.needs("ipv6")
+async def test_ipv6() -> None:
+    async with open_ntp(host="::1") as server:
+        assert server.url == f"ntp://[::1]:{server.port}"
+        estimate = await measure_offset([ServerUrl.parse(server.url)], timeout=5, host=machine.current())
+    assert estimate.servers == (server.url,)
+
+
+async def test_nobody_listens() -> None:
+    url = ServerUrl.parse(f"ntp://127.0.0.1:{free_port()}")
+    with trio.fail_after(1), pytest.raises(ClockUnavailable, match="refused"):
+        await measure_offset([url], timeout=5, host=machine.current())
+
+
+async def test_an_address_that_is_taken() -> None:
+    async with open_ntp() as server:
+        with pytest.raises(OSError, match="in use"):
+            async with open_ntp(port=server.port):
+                pass
+
+
+async def test_a_server_survives_what_it_is_sent() -> None:
+    async with open_ntp() as server:
+        with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
+            await sock.connect(("127.0.0.1", server.port))
+            for junk in (b"", b"\x23", bytes(48), b"\xff" * 1400):
+                await sock.send(junk)
+        url = ServerUrl.parse(server.url)
+        assert (await measure_offset([url], timeout=5, host=machine.current())).servers
+        assert server.statistics().ignored == 4
