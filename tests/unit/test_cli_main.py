@@ -59,6 +59,7 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["connect", "wg1", "--timeout", "0"], "--timeout"),
         (["connect", "wg1", "--echo-test", "0"], "--echo-test"),
         (["serve", "--tls-cert", "f"], "go together"),
+        (["serve", "--ntp-port", "1123", "--no-ntp"], "exclude each other"),
         (["serve", "--tls-cert", "/none", "--tls-key", "/none"], "No such file"),
         (["serve", "--no-stun", "--stun-port", "0"], "--no-stun goes with neither"),
         (["serve", "--second-host", "127.0.0.2"], "goes together with --host"),
@@ -244,6 +245,13 @@ def test_a_stun_port_that_is_taken_is_2_where_it_was_asked_for(capfd: Capture) -
     said = capfd.readouterr()
     assert said.out == ""
     assert said.err == f"error: cannot listen on 127.0.0.1 port {port} for STUN: Address already in use\n"
+def test_a_time_servers_port_that_is_taken_is_2(capfd: Capture) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert call(["serve", "--host", "127.0.0.1", "--port", "0", "--ntp-port", str(port)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot listen on 127.0.0.1 UDP port {port}: Address already in use (--no-ntp")
 
 
 def test_certificates_that_are_none_are_2(tmp_path: Path, capfd: Capture) -> None:

@@ -19,16 +19,17 @@ from hypothesis import given
 from tests.end_to_end.processes import SCHEMAS, checked_event
 from warpgate_trio.cli import events
 from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
-from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, exit_code_of_verdict, explain
+from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
 from warpgate_trio.cli.runner import run, run_both
-from warpgate_trio.cli.serve import configuration, reachable_urls
+from warpgate_trio.cli.serve import configuration, reachable_urls, start_ntp
 from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_standard_input
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent
+from warpgate_trio.servers.ntp import open_ntp
 
 PEER = "a" * 52
 COMBO = ComboReport(
@@ -421,3 +422,25 @@ def test_the_configuration_to_paste_says_when_it_is_for_one_network_only() -> No
     assert [str(url) for url in (*servers.websocket, *servers.stun)] == ["ws://10.0.0.5:8765", "stun:10.0.0.5"]
     public = {"websocket": ["ws://10.0.0.5:8765", "ws://[2001:db8::5]:8765"]}
     assert "no public address" not in configuration(public)
+    text = configuration({"websocket": ["ws://10.0.0.5:8765"]})
+    assert "no public address" in text
+    (url,) = NodeConfig.from_toml(text, base_dir="/").servers.websocket
+    assert str(url) == "ws://10.0.0.5:8765"
+    public = ["ws://10.0.0.5:8765", "ws://[2001:db8::5]:8765"]
+    assert "no public address" not in configuration({"websocket": public})
+
+
+async def test_the_time_server_takes_the_first_port_that_it_can_have(capfd: pytest.CaptureFixture[str]) -> None:
+    async with open_ntp() as one, open_ntp() as other, trio.open_nursery() as nursery:
+        (url,) = await start_ntp(Settings(), nursery, "127.0.0.1", (one.port, 0))
+        assert url.startswith("ntp://127.0.0.1:")
+        assert capfd.readouterr().err == ""
+        assert await start_ntp(Settings(), nursery, "127.0.0.1", (one.port, other.port)) == ()
+        assert capfd.readouterr().err == (
+            f"no time server: cannot listen on 127.0.0.1 UDP port {other.port}: Address already in use\n"
+        )
+        assert await start_ntp(Settings(), nursery, "127.0.0.1", ()) == ()
+        assert capfd.readouterr().err == ""
+        with pytest.raises(UsageProblem, match="--no-ntp does without"):
+            await start_ntp(Settings(), nursery, "127.0.0.1", (one.port,))
+        nursery.cancel_scope.cancel()

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     import trio
 
     from ..host import Interface
+    from ..servers.ntp import NtpServer
 
-__all__ = ["reachable_urls", "serve"]
+__all__ = ["reachable_urls", "serve", "start_ntp"]
 
 DEFAULT_PORT: Final = 8765
 DEFAULT_STUN_PORT: Final = 3478  # RFC 8489 §18.6
+NTP_PORTS: Final = (123, 1123)
+"""Of the time server: NTP's own, and one that everybody may have."""
 MAX_URLS: Final = 4
 """URLs offered for one server: a node keeps a connection to each that is in its configuration."""
 
@@ -46,6 +49,12 @@ MAX_URLS: Final = 4
     "--second-host", metavar="IP", help="STUN on a second address too, so that peers can tell what their NATs filter."
 )
 @click.option("--no-stun", is_flag=True, help="The rendezvous server alone.")
+    "--ntp-port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    help=f"UDP port of the time server; if not given {NTP_PORTS[0]}, else {NTP_PORTS[1]}, else there is none.",
+)
+@click.option("--no-ntp", is_flag=True, help="Run no time server.")
 @json_option
 @common_options
 @pass_settings
@@ -71,6 +80,19 @@ def serve(
         raise click.UsageError("--no-stun goes with neither --stun-port nor --second-host")
     if second_host is not None and not host:
         raise click.UsageError("--second-host goes together with --host, the first address")
+    ntp_port: int | None,
+    no_ntp: bool,
+) -> int:
+    """Serve until interrupted, and print a configuration to paste on the machines of both peers.
+
+    It sees who signals whom and when, never what: signals are sealed to their receiver.  Beside it a time server tells
+    the peers this machine's clock, so that they can punch at one instant.
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
+    if no_ntp and ntp_port is not None:
+        raise click.UsageError("--ntp-port and --no-ntp exclude each other")
+    ntp_ports = () if no_ntp else NTP_PORTS if ntp_port is None else (ntp_port,)
     from .runner import run
 
     settings.start_logging()
@@ -86,6 +108,7 @@ class _Stun:
     host: str | None
     port: int | None
     second_host: str | None
+    return run(partial(_serve, settings, host, port, context, ntp_ports), service=True)
 
 
 def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -107,11 +130,13 @@ def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 async def _serve(
     settings: Settings, host: str | None, port: int, context: ssl.SSLContext | None, stun: _Stun | None
+    settings: Settings, host: str | None, port: int, context: ssl.SSLContext | None, ntp_ports: Sequence[int]
 ) -> ExitCode:
     import trio
 
     from .. import host as machine
     from ..nurseries import open_background_nursery
+    from ..nurseries import leaves
     from ..servers.rendezvous import serve_rendezvous
     from .events import ServeReady, encode
     from .stdio import StandardOutput
@@ -156,6 +181,50 @@ async def _start_stun(settings: Settings, wanted: _Stun, nursery: trio.Nursery) 
         settings.warn(f"{problem}; serving without it")
         return ()
     return server.urls
+    try:
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(partial(serve_rendezvous, host=host or None, port=port, ssl_context=context))
+            interfaces = machine.current().interfaces()
+            listening = list(server.urls)
+            servers = {"websocket": reachable_urls(server.urls, interfaces)}
+            if ntp := await start_ntp(settings, nursery, host, ntp_ports):
+                listening += ntp
+                servers["ntp"] = reachable_urls(ntp, interfaces)
+            if settings.json:
+                await output.write(encode(ServeReady(servers=servers)))
+            else:
+                await output.write(configuration(servers).encode())
+                settings.say(f"serving on {', '.join(listening)} until interrupted")
+    except* UsageProblem as group:
+        raise next(leaves(group)) from None
+    except* OSError as group:
+        error = next(leaves(group))
+        raise UsageProblem(f"cannot listen on {host or 'all addresses'} port {port}: {_reason(error)}") from None
+    return ExitCode.OK
+
+
+async def start_ntp(
+    settings: Settings, nursery: trio.Nursery, host: str | None, ports: Sequence[int]
+) -> tuple[str, ...]:
+    """The URLs of the time server on the first of `ports` that can be had; none where the user did not insist on one.
+
+    Another time server often has port 123, and some systems let only root have it.
+    """
+    from ..servers.ntp import serve_ntp
+
+    why = ""
+    for port in ports:
+        try:
+            server: NtpServer = await nursery.start(partial(serve_ntp, host=host or None, port=port))
+        except OSError as error:
+            why = f"cannot listen on {host or 'all addresses'} UDP port {port}: {_reason(error)}"
+            if len(ports) == 1:
+                raise UsageProblem(f"{why} (--no-ntp does without a time server)") from None
+        else:
+            return server.urls
+    if ports:
+        settings.say(f"no time server: {why}")
+    return ()
 
 
 def _reason(error: BaseException) -> str:
@@ -209,12 +278,14 @@ def _own_addresses(
 
 def configuration(servers: Mapping[str, Sequence[str]]) -> str:
     """What to paste, as TOML: the URLs by key of ``[servers]``."""
+    """What to paste, as TOML: URLs by key of ``[servers]``."""
     import tomli_w
 
     from ..address import is_public
 
     lines = ["# for config.toml on both peers' machines (`warpgate-trio config --show` says where it is)"]
     hosts = [_parts(url)[1] for urls in servers.values() for url in urls]
+    hosts = [url.partition("://")[2].rpartition(":")[0].strip("[]") for urls in servers.values() for url in urls]
     if not any(_is_public_name(name, is_public) for name in hosts):
         lines.append("# this machine has no public address: only peers in its own network reach this")
     return "\n".join([*lines, tomli_w.dumps({"servers": {key: list(urls) for key, urls in servers.items()}})])
