@@ -23,8 +23,8 @@ from ..clock.ntp import PACKET_SIZE, to_ntp
 __all__ = ["DEFAULT_LIMITS", "DISPERSION", "STRATUM", "NtpLimits", "NtpResponder", "NtpStatistics"]
 
 STRATUM: Final = 10
-"""How far from a reference clock we say to be: what chrony and ntpd say of a clock that nothing disciplines.  Every real
-server is preferred to it, and it is under the 16 of one that must not be used."""
+"""How far from a reference clock we say to be: what chrony says of a clock that nothing disciplines.  Every real server
+is preferred to it, and it is under the 16 of one that must not be used."""
 DISPERSION: Final = 0.01
 """Seconds that our clock is said to be off: what a machine with a time daemon on the internet keeps to.  Without one
 nobody knows, and the high stratum says that."""
