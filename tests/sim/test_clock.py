@@ -18,7 +18,7 @@ from tests.sim.worlds import run
 from warpgate_trio import host as machine
 from warpgate_trio.clock.corrected import CHECK_INTERVAL, INTERVAL, RETRY_FIRST, CorrectedClock, keep_measured
 from warpgate_trio.clock.estimate import ClockEstimate
-from warpgate_trio.clock.ntp_client import MAX_REQUESTS, SAMPLES, SETTLE, measure_offset
+from warpgate_trio.clock.ntp_client import MAX_REQUESTS, MAX_SERVERS, SAMPLES, SETTLE, measure_offset
 from warpgate_trio.clock.peer_offset import combine, from_signal
 from warpgate_trio.clock.rendezvous import boundaries_to_serve, boundary_rendezvous, bucket_ports
 from warpgate_trio.config import ServerUrl
@@ -329,6 +329,61 @@ def test_what_does_not_carry_the_origin_is_no_answer(say: Say) -> None:
         server = await liar(nursery, net, "server", say)
         with pytest.raises(ClockUnavailable, match=r"no answer within 2 s .*answers no request of ours"):
             await ask(net.host("client"), urls(server), timeout=2)
+
+    world(body)
+
+
+# -- being stopped, and being bounded --------------------------------------------------------------------------------
+
+
+def test_a_measurement_can_be_cancelled_anywhere() -> None:
+    """`run` checks that no socket is left."""
+
+    async def body(net: Network, nursery: trio.Nursery) -> None:
+        server = await time_server(nursery, net, "server", link=Link(latency=0.02))
+        silent = await liar(nursery, net, "silent", lambda right: None)
+        client = net.host("client")
+        for hundredths in range(0, 70, 2):
+            with trio.move_on_after(hundredths / 100) as scope:
+                await ask(client, urls(server, silent, "no.such.name"))
+            assert scope.cancelled_caught is (hundredths / 100 < SAMPLES * 0.04 + SETTLE)
+            assert not [line for line in str(net.netstat()).splitlines() if "client" in line]
+
+    world(body)
+
+
+def test_a_flood_of_forged_answers_only_delays() -> None:
+    async def body(net: Network, nursery: trio.Nursery) -> None:
+        forged = 0
+
+        def flood(right: bytes) -> bytes:
+            nonlocal forged
+            forged += 1
+            return right[:24] + forged.to_bytes(8, "big") + right[32:]
+
+        server = await liar(nursery, net, "server", flood)
+        good = await time_server(nursery, net, "good")
+        estimate = await ask(net.host("client", clock_offset=2), urls(server, good))
+        assert estimate.offset == pytest.approx(-2, abs=0.01)
+        assert forged <= MAX_REQUESTS
+
+    world(body)
+
+
+def test_no_more_servers_are_asked_than_agreed() -> None:
+    async def body(net: Network, nursery: trio.Nursery) -> None:
+        asked: list[int] = []
+        servers = []
+        for number in range(MAX_SERVERS + 2):
+
+            def note(right: bytes, number: int = number) -> None:
+                asked.append(number)
+
+            servers.append(await liar(nursery, net, f"server{number}", note))
+        with pytest.raises(ClockUnavailable):
+            await ask(net.host("client"), urls(*servers, servers[0]), timeout=30)
+        assert sorted(set(asked)) == list(range(MAX_SERVERS))
+        assert len(asked) == MAX_SERVERS * MAX_REQUESTS
 
     world(body)
 
