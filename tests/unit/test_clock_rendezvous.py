@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from warpgate_trio.clock.estimate import DRIFT
 from warpgate_trio.clock.peer_offset import PeerOffset, combine, from_signal
 from warpgate_trio.clock.rendezvous import (
     AVOIDED_PORTS,
@@ -168,7 +169,7 @@ def test_what_no_ports_are_made_of(secret: bytes, bucket: int, n: int, low: int,
 
 def test_four_timestamps() -> None:
     found = from_signal(100.0, 130.2, 130.3, 100.5, resolution=0.001)
-    assert found == PeerOffset(approx(30.0), approx(0.201), "signal")
+    assert found == PeerOffset(approx(30.0), approx(0.201, abs=1e-4), "signal")
     assert found.to_peer(100.0) == approx(130.0)
     assert found.to_ours(130.0) == approx(100.0)
 
@@ -178,14 +179,22 @@ def test_the_peers_clock_is_within_half_the_round_trip(true: float, there: float
     sent = 1.8e9
     found = from_signal(sent, sent + there + true, sent + there + held + true, sent + there + held + back)
     assert abs(found.offset - true) <= found.uncertainty + 1e-6
-    assert found.uncertainty == approx((there + back) / 2, abs=1e-6)
+    drifted = 2 * DRIFT * (there + held + back)
+    assert found.uncertainty == approx((there + back) / 2 + drifted, abs=2e-6)
+
+
+def test_a_peer_whose_clock_runs_faster_than_ours_held_it_for_a_little_longer_than_we_waited() -> None:
+    found = from_signal(1.8e9, 1.8e9, 1.8e9 + 10.0009, 1.8e9 + 10)
+    assert found.uncertainty >= abs(found.offset - 0.00045) - 1e-6
+    with pytest.raises(ValueError, match="no round trip"):
+        from_signal(1.8e9, 1.8e9, 1.8e9 + 10.1, 1.8e9 + 10)
 
 
 def test_timestamps_of_whole_milliseconds() -> None:
     """Cut off, two of a loopback's may lie in the wrong order; the resolution allows for it, and it is in the bound."""
     assert from_signal(0.0009, 0.001, 0.001, 0.0008, resolution=0.001).uncertainty >= 0.001
     with pytest.raises(ValueError, match="no round trip"):
-        from_signal(0.0009, 0.001, 0.001, 0.0008)
+        from_signal(0.0009, 0.001, 0.001, 0.0008, resolution=0)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +202,7 @@ def test_timestamps_of_whole_milliseconds() -> None:
     [
         (0, 5, 4, 1),  # sent before it came
         (0, 5, 8, 1),  # held longer than we waited
+        (1, 5, 5, 0),  # answered before it was sent
         (0, math.nan, 1, 1),
         (0, math.inf, math.inf, 1),
     ],

@@ -13,9 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Final, Literal, final
+
+from .estimate import DRIFT
 
 __all__ = ["PeerOffset", "combine", "from_signal"]
+
+_MAX_RATE: Final = (
+    1e-3  # Two clocks that are both being slewed, in opposite directions, by the 500 ppm that daemons use.
+)
 
 
 @final
@@ -37,14 +43,15 @@ class PeerOffset:
 
 
 def from_signal(
-    sent: float, peer_received: float, peer_sent: float, received: float, *, resolution: float = 0.0
+    sent: float, peer_received: float, peer_sent: float, received: float, *, resolution: float = 1e-6
 ) -> PeerOffset:
     """The offset from one signal and its answer.
 
     Args:
       sent, received: ours, on our corrected clock: when the signal was sent, when its answer came.
       peer_received, peer_sent: the peer's, on its own: when the signal came, when the answer was sent.
-      resolution: seconds between two values that a timestamp can have: 0.001 for those of an envelope.
+      resolution: seconds between two values that a timestamp can have: 0.001 for those of an envelope, under a
+        microsecond for a float.
 
     Raises:
       ValueError: the times are no round trip: one is not a number, the peer claims to have held the signal for less
@@ -53,10 +60,11 @@ def from_signal(
     if not all(map(math.isfinite, (sent, peer_received, peer_sent, received))):
         raise ValueError("a timestamp is not a finite number")
     held, waited = peer_sent - peer_received, received - sent
-    if held < -resolution or waited - held < -2 * resolution:
+    if waited < -resolution or held < -resolution or waited - held < -2 * resolution - _MAX_RATE * abs(waited):
         raise ValueError(f"no round trip: the peer held for {held:.3f} s what took {waited:.3f} s")
     offset = ((peer_received - sent) + (peer_sent - received)) / 2
-    return PeerOffset(offset, max(waited - held, 0.0) / 2 + resolution, "signal")
+    uncertainty = max(waited - held, 0.0) / 2 + resolution + 2 * DRIFT * max(waited, 0.0)
+    return PeerOffset(offset, uncertainty, "signal")
 
 
 def combine(ours: float | None, theirs: float | None, signal: PeerOffset | None) -> PeerOffset | None:
