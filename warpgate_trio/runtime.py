@@ -146,7 +146,9 @@ class NodeRuntime:
         self.identity: Final = identity
         self.clock: Final = CorrectedClock(host)
         self.udp_ports: Final = UdpPorts()
-        self.nat: Final = NatService(self.udp_ports, config.servers.stun, host)
+        self.nat: Final = NatService(
+            self.udp_ports, config.servers.stun, host, is_online=lambda: self.hub.rtt is not None
+        )
         self.view: Final = _View(self, host, contexts, config.budgets, self.hub)
         self.signals: Final = Signals(
             identity=identity,

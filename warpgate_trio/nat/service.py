@@ -5,6 +5,9 @@ each address family one UDP port and one TCP port are kept *warm*: mapped, and a
 them.  An attempt takes a warm port for its own (`NatService.take_udp`, `take_tcp`), since what a port was used for stays
 in the NATs' tables, and another one takes its place.  Where none is warm, one is made on the spot.
 
+The profile of the NATs (`warpgate_trio.nat.measure`) is measured in the background: when the node opens, when the machine
+has moved to another network, when an attempt has seen something that contradicts it, and before it is too old to go by.
+
 Everything here works with whatever servers there are: a dead one costs nothing, and without any the ports are just not
 mapped, which is enough between two machines that no NAT separates.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol, TypeVar, final
@@ -25,7 +28,8 @@ from .stun import TransportAddress
 from ..errors import StunError
 from ..host import Host
 from .allowance import Allowance
-from .profile import NatProfiles
+from .measure import measure_nat
+from .profile import PROFILE_LIFETIME, UNKNOWN, NatProfile, NatProfiles, describe
 from .stun_client import resolve
 from .tcp_port import TcpPort
 from .udp_port import UdpPort, UdpPorts
@@ -70,19 +74,24 @@ class NatService:
     Args:
       ports: the node's UDP ports.
       servers: STUN servers, in order of preference.
+      is_online: whether something beyond the NATs answers, so that silence means something.
 
     Attributes:
       profiles: what was measured of the NATs, by address family.
       allowance: what may still be sent unasked, to whom.
     """
 
-    def __init__(self, ports: UdpPorts, servers: Sequence[ServerUrl], host: Host) -> None:
+    def __init__(
+        self, ports: UdpPorts, servers: Sequence[ServerUrl], host: Host, *, is_online: Callable[[], bool]
+    ) -> None:
         self._ports = ports
         self._host = host
+        self._is_online = is_online
         self._servers = [url for url in servers if url.scheme == "stun"]
         self._warm_udp: dict[Family, UdpPort] = {}
         self._warm_tcp: dict[Family, TcpPort] = {}
         self._taken: dict[tuple[str, Family], trio.Event] = {}
+        self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
         self._sprays: dict[str, bytes] = {}
         self.allowance: Final = Allowance()
         self.profiles: NatProfiles = NatProfiles()
@@ -144,11 +153,36 @@ class NatService:
                 for af in FAMILIES:
                     nursery.start_soon(self._keep, "udp", self._warm_udp, af, self._open_udp, UdpPort.release)
                     nursery.start_soon(self._keep, "tcp", self._warm_tcp, af, self._open_tcp, TcpPort.close)
+                    nursery.start_soon(self._keep_measured, af)
         finally:
             for udp in self._warm_udp.values():
                 udp.release()
             for tcp in self._warm_tcp.values():
                 tcp.close()
+
+    def doubt(self, af: Family) -> None:
+        """Something contradicts the profile of a family: measure it anew."""
+        self._doubted[af].set()
+
+    async def _keep_measured(self, af: Family) -> NoReturn:
+        """Have a profile of one family at all times, as soon as there is a way to get one."""
+        pause = RETRY_FIRST
+        while True:
+            self._doubted[af] = trio.Event()
+            servers = await self._resolve(af)
+            profile: NatProfile | None = None
+            if servers:
+                with suppress(OSError):
+                    profile = await measure_nat(self._bind_address(af, servers), servers, online=self._is_online())
+            known = {key: value for key, value in self.profiles if key[1] != af}
+            if profile is not None:
+                logger.info("IPv%d: UDP %s; TCP %s", af, describe(profile.udp), describe(profile.tcp))
+                known[None, af] = profile
+            self.profiles = NatProfiles(known)
+            found = profile is not None and profile.udp != UNKNOWN
+            pause = RETRY_FIRST if found else min(2 * pause, RETRY_LAST)
+            with trio.move_on_after(PROFILE_LIFETIME / 2 if found else pause):
+                await self._doubted[af].wait()
 
     async def _keep(
         self,
@@ -200,7 +234,8 @@ class NatService:
             asked = servers = await self._resolve(af)
             try:
                 if self._bind_address(af, servers) != port.local[0]:
-                    return  # the machine has moved to another network
+                    self.doubt(af)  # the machine has moved to another network
+                    return
             except OSError:
                 return
 
