@@ -27,7 +27,8 @@ import trio
 from benchmarks._nodes import spread
 from warpgate_trio import Identity, PeerAddress
 from warpgate_trio import host as machine
-from warpgate_trio.dispatch import Request, Signals, WallClock
+from warpgate_trio.clock.corrected import CorrectedClock
+from warpgate_trio.dispatch import Request, Signals
 from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Inbox, InboxLimits, Incoming, Message, SignalHub, seal_message
@@ -197,7 +198,7 @@ async def per_second(count: int) -> float:
         identity=receiver,
         host=host,
         hub=SignalHub(receiver, []),
-        clock=WallClock(host),
+        clock=CorrectedClock(host),
         messages={"bench.Ping": Ping},
         own_address=lambda: own,
         on_request=requests.append,

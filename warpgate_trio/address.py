@@ -36,10 +36,10 @@ from .endpoint import EndpointKind as EndpointKind
 from .endpoint import Transport as Transport
 from .errors import AddressExpired, AddressForged, AddressMalformed, AddressNotYetValid, AddressUnsupported
 from .host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
-from .nat.profile import NatProfiles
 from .identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
 from .interfaces import describe_interfaces as describe_interfaces
 from .interfaces import is_public as is_public
+from .nat.profile import NatProfiles
 
 if TYPE_CHECKING:
     from .host import Host

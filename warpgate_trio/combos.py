@@ -2,7 +2,8 @@
 
 A combo aims at one *target*: an endpoint that somebody listens on.  A plugin that dials out (`Aim.PEER`) takes the
 peer's endpoints as targets; one that asks to be dialled (`Aim.OURS`) takes our own, and the same rules judge them
-with the two sides exchanged.  (Where both sides send at once, `Aim.MEET`, there is no target: `warpgate_trio.meetings`.)  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
+with the two sides exchanged.  (Where both sides send at once, `Aim.MEET`, there is no target:
+`warpgate_trio.meetings`.)  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
 
 * INVALID combos do not exist for the pair.
 * HOPELESS ones are known to fail; they cost nothing and are tried once, in a last round before giving up (DESIGN §8).

@@ -164,9 +164,7 @@ def plan_meetings(
     return combos
 
 
-def meeting_source(
-    route_type: RouteType, af: int, ours: Route, peers: Route
-) -> IPv4Address | IPv6Address | None:
+def meeting_source(route_type: RouteType, af: int, ours: Route, peers: Route) -> IPv4Address | IPv6Address | None:
     """Our own address in a network that one of the peer's interfaces is in, for NIC_BIND."""
     if route_type is not RouteType.NIC_BIND:
         return None

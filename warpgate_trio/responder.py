@@ -198,7 +198,7 @@ class Responder:
         peer: PeerAddress,
         same_host: bool,
     ) -> Way:
-        """The same for a plugin that dials nobody.  What is hopeless is for the caller to be sure of: it costs little."""
+        """The same for a plugin that dials nobody.  What is hopeless is done all the same: it costs little."""
         source = meeting_source(message.route_type, message.af, ours, theirs)
         facts = MeetingFacts(
             technique=technique_of(plugin),

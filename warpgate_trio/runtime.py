@@ -74,8 +74,8 @@ class _View(NodeView):
         self.tls = tls
         self.budgets = budgets
         self.clock: Clock = runtime.clock
-        self.udp_ports = runtime.udp_ports
-        self.nat = runtime.nat
+        self.udp_ports: UdpPorts = runtime.udp_ports
+        self.nat: NatService = runtime.nat
 
     @property
     def peer_id(self) -> str:  # type: ignore[override]  # read-only here, declared as plain attributes for plugins

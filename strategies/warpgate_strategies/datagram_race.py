@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, final
@@ -194,9 +194,7 @@ class DatagramRace:
         self.checks.end()
         self._ends_at = trio.current_time() + LINGER
         self._wins.close()
-        try:
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
             self._won.receive_nowait().close_nowait()
-        except (trio.WouldBlock, trio.EndOfChannel):
-            pass
         for port in self.ports:
             port.release()

@@ -47,5 +47,3 @@ def admitted(
         ours=ours,
         mapped=tuple(mapped.values()),
     )
-
-

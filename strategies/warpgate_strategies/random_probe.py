@@ -1,9 +1,9 @@
 """``random_probe``: meet where one side's NAT gives out ports that nobody can tell (the seed's plugin; DESIGN §9.4).
 
 One side is *easy*: the world sees its one socket at one address and port.  The other is *hard*: each socket and each
-destination get a port of their own.  The easy side opens its NAT for K ports of the hard side's range, with packets that
-die on the way; then the hard side sends from N sockets to the easy side's one address.  They meet if one of the N ports
-is one of the K, which is a birthday problem (`warpgate_trio.nat.spray`).
+destination get a port of their own.  The easy side opens its NAT for K ports of the hard side's range, with packets
+that die on the way; then the hard side sends from N sockets to the easy side's one address.  They meet if one of the N
+ports is one of the K, which is a birthday problem (`warpgate_trio.nat.spray`).
 
     initiator                                                        responder
      ├─ SprayForMe(secret, where I am) ─── by signal ───────────────►│ decides who is easy, by both sides' profiles
@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Final, final
 
 import msgspec
@@ -60,14 +59,6 @@ MAX_ADDRESSES: Final = 2
 Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECRET_LENGTH)]
 
 
-class SprayRole(str, Enum):
-    """`Role` on the wire."""
-
-    EASY = "easy"
-    HARD = "hard"
-    BOTH = "both"
-
-
 @final
 class SprayForMe(PathRequest, frozen=True, kw_only=True):
     """Let us spray: `secret` is the key of the probes, `candidates` are where servers see the initiator's socket."""
@@ -80,7 +71,7 @@ class SprayForMe(PathRequest, frozen=True, kw_only=True):
 class SprayAgreed(Message, frozen=True, kw_only=True):
     """The responder's role and addresses; if it is easy, its NAT is open by now."""
 
-    role: SprayRole
+    role: Role
     candidates: Candidates
 
 
@@ -115,9 +106,7 @@ class RandomProbe(Plugin):
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         secret = reply.secret if isinstance(reply, SprayForMe) else self.node.host.entropy(SECRET_LENGTH)
-        async with open_datagram_race(
-            self, secret, burst=BURST, pause=BURST_INTERVAL, max_probes=MAX_PROBES
-        ) as race:
+        async with open_datagram_race(self, secret, burst=BURST, pause=BURST_INTERVAL, max_probes=MAX_PROBES) as race:
             port = await self.node.nat.take_udp(4)
             number = race.use(port)
             mine = to_candidates(own_candidates(self, port.local, port.mapped))
@@ -167,7 +156,7 @@ class RandomProbe(Plugin):
                     raise AttemptFailed("the peer answered with something else")
                 return await self._answer(race, number, again, mine)
             await self._prepare(race, number, role, request.candidates)
-            await self.send_signal(SprayAgreed(role=SprayRole(role.value), candidates=mine))
+            await self.send_signal(SprayAgreed(role=role, candidates=mine))
             self.nursery.start_soon(self._wait_opened, race, role)
             return await race.first()
 
@@ -229,4 +218,4 @@ class RandomProbe(Plugin):
         return numbers
 
 
-_COUNTERPART: Final = {SprayRole.EASY: Role.HARD, SprayRole.HARD: Role.EASY, SprayRole.BOTH: Role.BOTH}
+_COUNTERPART: Final = {Role.EASY: Role.HARD, Role.HARD: Role.EASY, Role.BOTH: Role.BOTH}

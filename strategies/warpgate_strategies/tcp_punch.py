@@ -43,8 +43,8 @@ from .meeting import admitted, local_ip, own_candidates
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.nat.profile import NatProfile
+    from warpgate_trio.nat.stun import TransportAddress
 
 __all__ = ["MeetByTcp", "MeetMeByTcp", "TcpPunch"]
 

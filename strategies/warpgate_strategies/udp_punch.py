@@ -10,8 +10,8 @@
      │◄───────────────────────────────────────────────────────────────── answers ┤
      ├─ QUIC, on the pair that answered ────────────────────────────────────────►│
 
-No clock is needed for it, since each side sends only after the other has said that its NAT is open.  Within one network,
-and on one machine, the same exchange opens the firewalls of the hosts.
+No clock is needed for it, since each side sends only after the other has said that its NAT is open.  Within one
+network, and on one machine, the same exchange opens the firewalls of the hosts.
 """
 
 from __future__ import annotations
@@ -116,9 +116,7 @@ class UdpPunch(Plugin):
             number = race.use(port)
             self._aim(race, number, request.candidates)
             await race.send_now()
-            await self.send_signal(
-                MeetMeByUdp(candidates=to_candidates(own_candidates(self, port.local, port.mapped)))
-            )
+            await self.send_signal(MeetMeByUdp(candidates=to_candidates(own_candidates(self, port.local, port.mapped))))
             self.nursery.start_soon(self._wait_go, race)
             return await race.first()
 

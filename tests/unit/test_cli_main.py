@@ -245,11 +245,13 @@ def test_a_stun_port_that_is_taken_is_2_where_it_was_asked_for(capfd: Capture) -
     said = capfd.readouterr()
     assert said.out == ""
     assert said.err == f"error: cannot listen on 127.0.0.1 port {port} for STUN: Address already in use\n"
+
+
 def test_a_time_servers_port_that_is_taken_is_2(capfd: Capture) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        assert call(["serve", "--host", "127.0.0.1", "--port", "0", "--ntp-port", str(port)]) == 2
+        assert call(["serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--ntp-port", str(port)]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: cannot listen on 127.0.0.1 UDP port {port}: Address already in use (--no-ntp")
 

@@ -422,12 +422,6 @@ def test_the_configuration_to_paste_says_when_it_is_for_one_network_only() -> No
     assert [str(url) for url in (*servers.websocket, *servers.stun)] == ["ws://10.0.0.5:8765", "stun:10.0.0.5"]
     public = {"websocket": ["ws://10.0.0.5:8765", "ws://[2001:db8::5]:8765"]}
     assert "no public address" not in configuration(public)
-    text = configuration({"websocket": ["ws://10.0.0.5:8765"]})
-    assert "no public address" in text
-    (url,) = NodeConfig.from_toml(text, base_dir="/").servers.websocket
-    assert str(url) == "ws://10.0.0.5:8765"
-    public = ["ws://10.0.0.5:8765", "ws://[2001:db8::5]:8765"]
-    assert "no public address" not in configuration({"websocket": public})
 
 
 async def test_the_time_server_takes_the_first_port_that_it_can_have(capfd: pytest.CaptureFixture[str]) -> None:

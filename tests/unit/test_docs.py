@@ -153,7 +153,7 @@ NO_BOUNDS = {
     "signal.message.VERSION",
     *("nat.stun.BINDING", "nat.stun.HEADER_LENGTH", "nat.stun.MAGIC_COOKIE", "nat.stun.TRANSACTION_ID_LENGTH"),
     "servers.stun.DEFAULT_PORT",
-    *("signal.message.VERSION", "clock.ntp.PACKET_SIZE"),
+    "clock.ntp.PACKET_SIZE",
 }
 
 

@@ -33,7 +33,7 @@ MAX_URLS: Final = 4
 """URLs offered for one server: a node keeps a connection to each that is in its configuration."""
 
 
-@click.command(short_help="Run the servers that peers find each other by: rendezvous and STUN.")
+@click.command(short_help="Run the servers that peers find each other by: rendezvous, STUN, time.")
 @click.option("--host", metavar="IP", help="Listen on this address only; on all of them if not given.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: the system's choice."
@@ -48,7 +48,8 @@ MAX_URLS: Final = 4
 @click.option(
     "--second-host", metavar="IP", help="STUN on a second address too, so that peers can tell what their NATs filter."
 )
-@click.option("--no-stun", is_flag=True, help="The rendezvous server alone.")
+@click.option("--no-stun", is_flag=True, help="Run no STUN server.")
+@click.option(
     "--ntp-port",
     type=click.IntRange(0, 65535),
     metavar="N",
@@ -68,11 +69,14 @@ def serve(
     stun_port: int | None,
     second_host: str | None,
     no_stun: bool,
+    ntp_port: int | None,
+    no_ntp: bool,
 ) -> int:
     """Serve until interrupted, and print a configuration to paste on the machines of both peers.
 
     The rendezvous server sees who signals whom and when, never what: signals are sealed to their receiver.  The STUN
     server tells whoever asks from where it is seen, with --second-host on this port and the next of both addresses.
+    The time server tells the peers this machine's clock, so that they can punch at one instant.
     """
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
@@ -80,16 +84,6 @@ def serve(
         raise click.UsageError("--no-stun goes with neither --stun-port nor --second-host")
     if second_host is not None and not host:
         raise click.UsageError("--second-host goes together with --host, the first address")
-    ntp_port: int | None,
-    no_ntp: bool,
-) -> int:
-    """Serve until interrupted, and print a configuration to paste on the machines of both peers.
-
-    It sees who signals whom and when, never what: signals are sealed to their receiver.  Beside it a time server tells
-    the peers this machine's clock, so that they can punch at one instant.
-    """
-    if (tls_cert is None) != (tls_key is None):
-        raise click.UsageError("--tls-cert and --tls-key go together")
     if no_ntp and ntp_port is not None:
         raise click.UsageError("--ntp-port and --no-ntp exclude each other")
     ntp_ports = () if no_ntp else NTP_PORTS if ntp_port is None else (ntp_port,)
@@ -98,7 +92,7 @@ def serve(
     settings.start_logging()
     context = None if tls_cert is None or tls_key is None else _tls_context(tls_cert, tls_key)
     stun = None if no_stun else _Stun(host or None, stun_port, second_host)
-    return run(partial(_serve, settings, host or None, port, context, stun), service=True)
+    return run(partial(_serve, settings, host or None, port, context, stun, ntp_ports), service=True)
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,6 @@ class _Stun:
     host: str | None
     port: int | None
     second_host: str | None
-    return run(partial(_serve, settings, host, port, context, ntp_ports), service=True)
 
 
 def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -129,14 +122,17 @@ def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 async def _serve(
-    settings: Settings, host: str | None, port: int, context: ssl.SSLContext | None, stun: _Stun | None
-    settings: Settings, host: str | None, port: int, context: ssl.SSLContext | None, ntp_ports: Sequence[int]
+    settings: Settings,
+    host: str | None,
+    port: int,
+    context: ssl.SSLContext | None,
+    stun: _Stun | None,
+    ntp_ports: Sequence[int],
 ) -> ExitCode:
     import trio
 
     from .. import host as machine
     from ..nurseries import open_background_nursery
-    from ..nurseries import leaves
     from ..servers.rendezvous import serve_rendezvous
     from .events import ServeReady, encode
     from .stdio import StandardOutput
@@ -150,6 +146,8 @@ async def _serve(
         listening = {"websocket": server.urls}
         if stun is not None and (stun_urls := await _start_stun(settings, stun, nursery)):
             listening["stun"] = stun_urls
+        if ntp_urls := await start_ntp(settings, nursery, host, ntp_ports):
+            listening["ntp"] = ntp_urls
         interfaces = machine.current().interfaces()
         servers = {key: reachable_urls(urls, interfaces) for key, urls in listening.items()}
         if settings.json:
@@ -181,26 +179,6 @@ async def _start_stun(settings: Settings, wanted: _Stun, nursery: trio.Nursery) 
         settings.warn(f"{problem}; serving without it")
         return ()
     return server.urls
-    try:
-        async with trio.open_nursery() as nursery:
-            server = await nursery.start(partial(serve_rendezvous, host=host or None, port=port, ssl_context=context))
-            interfaces = machine.current().interfaces()
-            listening = list(server.urls)
-            servers = {"websocket": reachable_urls(server.urls, interfaces)}
-            if ntp := await start_ntp(settings, nursery, host, ntp_ports):
-                listening += ntp
-                servers["ntp"] = reachable_urls(ntp, interfaces)
-            if settings.json:
-                await output.write(encode(ServeReady(servers=servers)))
-            else:
-                await output.write(configuration(servers).encode())
-                settings.say(f"serving on {', '.join(listening)} until interrupted")
-    except* UsageProblem as group:
-        raise next(leaves(group)) from None
-    except* OSError as group:
-        error = next(leaves(group))
-        raise UsageProblem(f"cannot listen on {host or 'all addresses'} port {port}: {_reason(error)}") from None
-    return ExitCode.OK
 
 
 async def start_ntp(
@@ -278,14 +256,12 @@ def _own_addresses(
 
 def configuration(servers: Mapping[str, Sequence[str]]) -> str:
     """What to paste, as TOML: the URLs by key of ``[servers]``."""
-    """What to paste, as TOML: URLs by key of ``[servers]``."""
     import tomli_w
 
     from ..address import is_public
 
     lines = ["# for config.toml on both peers' machines (`warpgate-trio config --show` says where it is)"]
     hosts = [_parts(url)[1] for urls in servers.values() for url in urls]
-    hosts = [url.partition("://")[2].rpartition(":")[0].strip("[]") for urls in servers.values() for url in urls]
     if not any(_is_public_name(name, is_public) for name in hosts):
         lines.append("# this machine has no public address: only peers in its own network reach this")
     return "\n".join([*lines, tomli_w.dumps({"servers": {key: list(urls) for key, urls in servers.items()}})])

@@ -89,7 +89,12 @@ def admit(
 
 def _is_edge(ip: IPv4Address | IPv6Address, network: object) -> bool:
     """Whether it is its network's own or broadcast address, which no host has (/31 and /32 have neither)."""
-    return ip.version == 4 and ip in (
-        getattr(network, "network_address", None),
-        getattr(network, "broadcast_address", None),
-    ) and getattr(network, "prefixlen", 32) < 31
+    return (
+        ip.version == 4
+        and ip
+        in (
+            getattr(network, "network_address", None),
+            getattr(network, "broadcast_address", None),
+        )
+        and getattr(network, "prefixlen", 32) < 31
+    )

@@ -2,12 +2,12 @@
 
 The laws that this follows were measured on real NATs (DESIGN §9.3 to 9.5):
 
-* **Causality instead of clocks.**  A NAT that delivers packets to itself when nobody asked for them (``local``) keeps the
-  port of the first one that came too early, for as long as they go on coming.  So a side first sends *openers*, whose
-  TTL takes them through its own NATs and not to the peer's; then it tells the peer, by signal; only then does either
-  side send *probes* with full TTL.
-* **Any authenticated source is a candidate** (peer-reflexive, RFC 8445 §7.3.1.3): the port that a NAT shows to a peer is
-  often not the one that it showed to a STUN server.
+* **Causality instead of clocks.**  A NAT that delivers packets to itself when nobody asked for them (``local``) keeps
+  the port of the first one that came too early, for as long as they go on coming.  So a side first sends *openers*,
+  whose TTL takes them through its own NATs and not to the peer's; then it tells the peer, by signal; only then does
+  either side send *probes* with full TTL.
+* **Any authenticated source is a candidate** (peer-reflexive, RFC 8445 §7.3.1.3): the port that a NAT shows to a peer
+  is often not the one that it showed to a STUN server.
 * **Who was heard is answered**, at once and with full TTL: its packet has passed our NAT, and an answer is no larger.
 
 A *pair* is one of our sockets and one remote address.  What may be sent to a pair follows from the stage:
@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar, final
 
-from .stun import TransportAddress
 from .probe import Probe, ProbeCodec, ProbeKind
+from .stun import TransportAddress
 
 __all__ = [
     "MAX_PACKETS",

@@ -1,4 +1,4 @@
-"""The packets by which two peers look for a way between them: STUN Binding messages under a key of the session.  No I/O.
+"""The packets by which two peers look for a way: STUN Binding messages under a key of the session.  No I/O.
 
 They are STUN (RFC 8489), so that they pass where STUN passes and one owner of a socket can tell them from QUIC by the
 first byte (RFC 9443), and carry a MESSAGE-INTEGRITY-SHA256 cut to 16 bytes.  The keys come from a secret that the two
@@ -56,7 +56,9 @@ class ProbeCodec:
     def __init__(self, secret: bytes, *, initiator: bool) -> None:
         if len(secret) != SECRET_LENGTH:
             raise ValueError(f"a probe secret has {SECRET_LENGTH} bytes, not {len(secret)}")
-        keys = [hmac.digest(secret, b"warpgate-trio probe v1 " + side, "sha256") for side in (b"initiator", b"responder")]
+        keys = [
+            hmac.digest(secret, b"warpgate-trio probe v1 " + side, "sha256") for side in (b"initiator", b"responder")
+        ]
         self._ours, self._theirs = keys if initiator else reversed(keys)
 
     def request(self, transaction: bytes) -> bytes:

@@ -1,12 +1,12 @@
 """What a node knows of the NATs that it is behind, and the ports that it keeps open through them.
 
-A mapping takes a round trip to a STUN server to make and to learn.  A walk that needs one should not wait for it, so for
-each address family one UDP port and one TCP port are kept *warm*: mapped, and asked about again before a NAT forgets
-them.  An attempt takes a warm port for its own (`NatService.take_udp`, `take_tcp`), since what a port was used for stays
-in the NATs' tables, and another one takes its place.  Where none is warm, one is made on the spot.
+A mapping takes a round trip to a STUN server to make and to learn.  A walk that needs one should not wait for it, so
+for each address family one UDP port and one TCP port are kept *warm*: mapped, and asked about again before a NAT
+forgets them.  An attempt takes a warm port for its own (`NatService.take_udp`, `take_tcp`), since what a port was used
+for stays in the NATs' tables, and another one takes its place.  Where none is warm, one is made on the spot.
 
-The profile of the NATs (`warpgate_trio.nat.measure`) is measured in the background: when the node opens, when the machine
-has moved to another network, when an attempt has seen something that contradicts it, and before it is too old to go by.
+The profile of the NATs (`warpgate_trio.nat.measure`) is measured in the background: when the node opens, when the
+machine has moved to another network, when an attempt has seen what contradicts it, and before it is too old to go by.
 
 Everything here works with whatever servers there are: a dead one costs nothing, and without any the ports are just not
 mapped, which is enough between two machines that no NAT separates.
@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol, TypeVar, f
 import trio
 
 from ..address import is_public
-from .stun import TransportAddress
 from ..errors import StunError
 from ..host import Host
 from .allowance import Allowance
 from .measure import measure_nat
 from .profile import PROFILE_LIFETIME, UNKNOWN, NatProfile, NatProfiles, describe
+from .stun import TransportAddress
 from .stun_client import resolve
 from .tcp_port import TcpPort
 from .udp_port import UdpPort, UdpPorts

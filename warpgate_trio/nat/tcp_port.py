@@ -18,8 +18,8 @@ from typing import Final, Self, final
 
 import trio
 
-from .stun import TransportAddress
 from ..errors import StunError
+from .stun import TransportAddress
 from .stun_client import query_stream, share_port
 from .stun_transaction import StunAnswer
 

@@ -18,14 +18,12 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from .. import host as machine
 from ..datagrams import BATCH, Datagram, DatagramSocket
-from ..errors import StunError
 from .stun import TRANSACTION_ID_LENGTH, TransportAddress, looks_like_stun
 from .stun_transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
 
@@ -40,7 +38,7 @@ MAX_QUEUED: Final = 2048
 """Datagrams that wait for the reader of a path: 3 MB, what a fast path delivers while its reader is busy for 30 ms.
 Beyond that they are dropped, as a full socket buffer does it."""
 MAX_PORTS: Final = 1024
-"""Open at a time in one node: two sprays of 256 sockets, and some hundred Links; the usual limit of a process's files."""
+"""Open at a time in one node: two sprays of 256 sockets and some hundred Links; a process's usual limit of files."""
 
 Handler = Callable[[bytes, TransportAddress], Iterable[Datagram]]
 """Takes a datagram and its source; what it returns is sent."""
