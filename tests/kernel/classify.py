@@ -1,0 +1,291 @@
+"""What a NAT is, as two hosts behind it and three machines outside find out: RFC 5780's questions, over UDP and TCP.
+
+``python -m tests.kernel.classify`` (root) asks them of every kind of `tests.kernel.nats` and compares with what is
+declared there.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, final
+
+import trio
+
+from tests.kernel.lab import BYSTANDER, SECOND, SERVER, Home, Host, Lab
+from tests.kernel.namespaces import SocketsOfNamespaces
+from tests.kernel.nats import NATS, Nat, Transport, nat
+from tests.kernel.wire import Wire
+
+KINDS: Final = [
+    *(name for name in NATS if name != "open"),
+    *(f"port-restricted/{policy}" for policy in ("reject", "local")),
+    "full-cone/local",
+    "symmetric/rst",
+    "symmetric/local",
+]
+WAIT: Final = 0.4
+"""Seconds for what may never come: eight round trips."""
+REPLY: Final = 2.0
+"""Seconds for what has to come, on a busy machine."""
+SAMPLES: Final = 12
+"""Fresh mappings in a row."""
+Endpoint = tuple[str, int]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was seen of one transport; None where it does not get out."""
+
+    mapping: str | None
+    filtering: str | None
+    allocation: str | None
+    ports: tuple[int, int] | None
+    unsolicited: str
+    hairpin: bool | None
+
+    def contradicts(self, declared: Nat, transport: Transport) -> list[str]:
+        """In what it differs from what was declared."""
+        if not declared.udp and transport == "udp":
+            wanted: list[tuple[str, object, object]] = [("mapping", self.mapping, None)]
+        else:
+            wanted = [
+                ("mapping", self.mapping, declared.mapping),
+                ("filtering", self.filtering, declared.filtering),
+                ("allocation", self.allocation, _visible(declared)),
+                ("hairpin", self.hairpin, declared.hairpin),
+            ]
+            if self.ports is not None and not (self.ports[0] in declared.ports and self.ports[1] in declared.ports):
+                wanted.append(("ports", self.ports, declared.ports))
+            wanted.append(("unsolicited", self.unsolicited, _answer(declared, transport)))
+        return [f"{name}: {found}, not {meant}" for name, found, meant in wanted if found != meant]
+
+    def __str__(self) -> str:
+        if self.mapping is None:
+            return "blocked"
+        ports = "" if self.ports is None else f" {self.ports[0]}–{self.ports[1]}"
+        hairpin = ", hairpin" if self.hairpin else ""
+        return f"{self.mapping}/{self.filtering}, {self.allocation}{ports}, {self.unsolicited}{hairpin}"
+
+
+def _visible(declared: Nat) -> str:
+    # From outside a hash looks like chance: different inside ports, different outside ports, no step between them.
+    return "random" if declared.allocation == "hash" else declared.allocation
+
+
+def _answer(declared: Nat, transport: Transport) -> str:
+    udp = {"drop": "silence", "rst": "silence", "reject": "refused", "local": "refused, poisoned"}
+    tcp = {"drop": "silence", "rst": "refused", "reject": "refused", "local": "refused"}
+    if declared.unsolicited == "local" and (declared.mapping, declared.allocation) != ("EIM", "preserving"):
+        udp["local"] = "refused"  # poison shows where the port would have been the same
+    return (udp if transport == "udp" else tcp)[declared.unsolicited]
+
+
+@final
+class Udp:
+    """UDP sockets for `classify`."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    async def socket(self, host: Host, port: int, ip: str = "0.0.0.0") -> trio.socket.SocketType:
+        with host:
+            sock = self._stack.enter_context(trio.socket.socket(type=trio.socket.SOCK_DGRAM))
+        await sock.bind((ip, port))
+        return sock
+
+    async def serve(self, host: Host, port: int) -> trio.socket.SocketType:
+        return await self.socket(host, port, host.ip)
+
+    async def seen(self, client: trio.socket.SocketType, server: trio.socket.SocketType) -> Endpoint | None:
+        """From where a server sees a client."""
+        await client.sendto(b"?", server.getsockname())
+        while (got := await _receive(server, REPLY)) is not None:
+            if got[0] == b"?":
+                return got[1]
+        return None
+
+    async def gets_in(self, client: trio.socket.SocketType, sender: trio.socket.SocketType, to: Endpoint) -> bool:
+        """Whether what a machine outside sends to an outside endpoint comes to the client."""
+        await sender.sendto(b"!", to)
+        return await _receive(client, WAIT) is not None
+
+    async def answer_to_stranger(self, host: Host, to: Endpoint, port: int) -> str:
+        """What a packet for no mapping gets; sent from `port`."""
+        with await self.socket(host, port) as sock:
+            await sock.connect(to)  # so that ICMP errors show
+            await sock.send(b"!")
+            with trio.move_on_after(WAIT):
+                try:
+                    await sock.recv(1)
+                except ConnectionRefusedError:
+                    return "refused"
+        return "silence"
+
+
+async def _receive(sock: trio.socket.SocketType, within: float) -> tuple[bytes, Endpoint] | None:
+    with trio.move_on_after(within):
+        data, source = await sock.recvfrom(100)
+        return data, source
+    return None
+
+
+@final
+class Tcp:
+    """TCP sockets for `classify`; all that share a port say so."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    async def socket(self, host: Host, port: int, ip: str = "0.0.0.0") -> trio.socket.SocketType:
+        with host:
+            sock = self._stack.enter_context(trio.socket.socket())
+        for option in (trio.socket.SO_REUSEADDR, trio.socket.SO_REUSEPORT):
+            sock.setsockopt(trio.socket.SOL_SOCKET, option, 1)
+        await sock.bind((ip, port))
+        return sock
+
+    async def serve(self, host: Host, port: int) -> trio.socket.SocketType:
+        sock = await self.socket(host, port, host.ip)
+        sock.listen()
+        return sock
+
+    async def seen(self, host: Host, port: int, server: trio.socket.SocketType) -> Endpoint | None:
+        """From where a server sees a client that connects from a port; the connection stays."""
+        client = await self.socket(host, port)
+        with trio.move_on_after(REPLY):
+            await client.connect(server.getsockname())
+            accepted, source = await server.accept()
+            self._stack.enter_context(accepted)
+            return (source[0], source[1])
+        return None
+
+    async def dial(self, host: Host, ip: str, port: int, to: Endpoint) -> str:
+        """What a connect from outside meets: connected, refused, silence."""
+        with await self.socket(host, port, ip) as sock, trio.move_on_after(WAIT):
+            try:
+                await sock.connect(to)
+            except OSError as error:
+                return "refused" if error.errno == errno.ECONNREFUSED else errno.errorcode[error.errno or 0]
+            return "connected"
+        return "silence"
+
+
+async def classify(lab: Lab, home: Home, transport: Transport) -> Finding:
+    """Ask everything about one transport; the home has two hosts."""
+    with ExitStack() as stack:
+        return await (_udp(lab, home, Udp(stack)) if transport == "udp" else _tcp(lab, home, Tcp(stack)))
+
+
+async def _udp(lab: Lab, home: Home, tools: Udp) -> Finding:
+    servers = [await tools.serve(host, port) for host in (lab.server, lab.second_server) for port in (3478, 3479)]
+    unsolicited = await tools.answer_to_stranger(lab.bystander, (home.outside, 40_000), 7000)
+    client = await tools.socket(home.host, 40_000)
+    stranger = await tools.serve(lab.bystander, 7000)
+    if await tools.seen(client, servers[0]) is None:
+        return Finding(None, None, None, None, unsolicited, None)
+    seen = [await tools.seen(client, server) for server in servers]
+    found = await tools.seen(client, stranger)
+    if len(set(seen)) == 1 and found != seen[0]:
+        unsolicited += ", poisoned"  # the router's own stack remembers the stranger's flow, which holds the port
+    fresh = await tools.socket(home.host, 40_001)
+    told = await tools.seen(fresh, servers[0])
+    assert told is not None
+    heard = [await tools.gets_in(fresh, server, told) for server in (servers[1], servers[2])]
+    assert home.second is not None
+    other = await tools.socket(home.second, 40_002)
+    outside = await tools.seen(other, servers[0])
+    assert outside is not None
+    await fresh.sendto(b"?", outside)
+    got = await _receive(other, WAIT)
+    samples = []
+    for number in range(SAMPLES):
+        sample = await tools.seen(await tools.socket(home.host, 41_000 + 7 * number), servers[0])
+        samples.append((41_000 + 7 * number, sample))
+    allocation, ports = _allocation(samples)
+    return Finding(_mapping(seen), _filtering(heard), allocation, ports, unsolicited, got == (b"?", told))
+
+
+async def _tcp(lab: Lab, home: Home, tools: Tcp) -> Finding:
+    servers = [await tools.serve(host, port) for host in (lab.server, lab.second_server) for port in (3478, 3479)]
+    unsolicited = await tools.dial(lab.bystander, BYSTANDER, 7000, (home.outside, 40_000))
+    seen = [await tools.seen(home.host, 40_000, server) for server in servers]
+    told = await tools.seen(home.host, 40_001, servers[0])
+    assert told is not None
+    await tools.serve(Host(home.host.machine, "0.0.0.0"), 40_001)
+    heard = [
+        await tools.dial(host, ip, 7001, told) == "connected"
+        for host, ip in ((lab.server, SERVER), (lab.second_server, SECOND))
+    ]
+    assert home.second is not None
+    outside = await tools.seen(home.second, 40_002, servers[0])
+    assert outside is not None
+    await tools.serve(Host(home.second.machine, "0.0.0.0"), 40_002)
+    hairpin = await tools.dial(home.host, "0.0.0.0", 40_003, outside) == "connected"
+    samples = []
+    for number in range(SAMPLES):
+        port = 41_000 + 7 * number
+        samples.append((port, await tools.seen(home.host, port, servers[0])))
+    allocation, ports = _allocation(samples)
+    return Finding(_mapping(seen), _filtering(heard), allocation, ports, unsolicited, hairpin)
+
+
+def _mapping(seen: list[Endpoint | None]) -> str:
+    """From what (first address, first port), (first, second), (second, first) and (second, second) saw."""
+    one, two, three, four = seen
+    if one == two == three == four:
+        return "EIM"
+    return "ADM" if one == two and three == four else "APDM"
+
+
+def _filtering(heard: list[bool]) -> str:
+    """From whether the same address with another port, and another address, got in."""
+    near, far = heard
+    return "EIF" if far else "ADF" if near else "APDF"
+
+
+def _allocation(samples: list[tuple[int, Endpoint | None]]) -> tuple[str, tuple[int, int]]:
+    inside = [port for port, _ in samples]
+    outside = [endpoint[1] for _, endpoint in samples if endpoint is not None]
+    ports = (min(outside), max(outside))
+    if inside == outside:
+        return "preserving", ports
+    steps = {after - before for before, after in pairwise(outside)}
+    return "sequential" if len(steps) == 1 else "random", ports
+
+
+async def survey(kinds: list[str], *, limit: int = 6) -> dict[tuple[str, Transport], tuple[Finding, list[str]]]:
+    """Classify kinds of NAT, `limit` at a time: what was found, and in what it contradicts the declaration."""
+    trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
+    found: dict[tuple[str, Transport], tuple[Finding, list[str]]] = {}
+    slots = trio.CapacityLimiter(limit)
+    transports: tuple[Transport, ...] = ("udp", "tcp")
+
+    async def one(kind: str) -> None:
+        async with slots:
+            for transport in transports:
+                with Lab(wire) as lab:
+                    finding = await classify(lab, lab.home(kind, second=True), transport)
+                found[kind, transport] = finding, finding.contradicts(nat(kind), transport)
+
+    with Wire() as wire:
+        async with trio.open_nursery() as nursery:
+            for kind in kinds:
+                nursery.start_soon(one, kind)
+    return {(kind, transport): found[kind, transport] for kind in kinds for transport in transports}
+
+
+def main(kinds: list[str]) -> int:
+    failed = False
+    for (kind, transport), (finding, problems) in trio.run(survey, kinds).items():
+        failed |= bool(problems)
+        print(f"{kind:<24}{transport}  {'NOT AS DECLARED' if problems else 'ok':<4}{finding}  {'; '.join(problems)}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or KINDS))
