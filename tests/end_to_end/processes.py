@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -120,9 +120,14 @@ async def started(
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
     env: dict[str, str] | None = None,
+    within: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> AsyncGenerator[Command]:
-    """Run a command for the time of the body, and kill it at its end if it is still there."""
-    words = [*PROGRAM, *map(str, arguments)]
+    """Run a command for the time of the body, and kill it at its end if it is still there.
+
+    `within` are the words of a command that runs another, put in front; `pass_fds` what it inherits.
+    """
+    words = [*within, *PROGRAM, *map(str, arguments)]
     run = partial(
         trio.run_process,
         words,
@@ -130,6 +135,7 @@ async def started(
         stdout=stdout,
         stderr=stderr,
         env=environment(env),
+        pass_fds=pass_fds,
         check=False,
         deliver_cancel=_kill,
     )

@@ -131,9 +131,9 @@ class Lab:
         self._machines.append(machine)
         return machine
 
-    def _on_the_internet(self, name: str, *addresses: str) -> Namespace:
+    def _on_the_internet(self, name: str, *addresses: str, device: str = "eth0") -> Namespace:
         machine = self._machine(name)
-        self._devices.append(self.internet.attach(machine, "wan", self._delay, *addresses))
+        self._devices.append(self.internet.attach(machine, device, self._delay, *addresses))
         return machine
 
     def _home_open(self, wanted: Nat, name: str, outside: str) -> Home:
@@ -143,7 +143,7 @@ class Lab:
         return Home(wanted, outside, Host(machine, outside), None, None)
 
     def _home_nat(self, wanted: Nat, name: str, outside: str, lan: str, hosts: int) -> Home:
-        router = self._on_the_internet(f"nat-{name}", outside)
+        router = self._on_the_internet(f"nat-{name}", outside, device="wan")
         router.set_sysctl(ROUTER_SETTINGS)
         if os.path.exists("/proc/sys/net/bridge"):
             router.set_sysctl(BRIDGE_SETTINGS)

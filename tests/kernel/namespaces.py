@@ -1,7 +1,8 @@
 """Machines that are network namespaces without names, so that nothing of them outlives the process that made them.
 
-A namespace is held by a descriptor: it is gone when that is closed and no process and no socket is left in it. What the lab configures it configures by moving its own thread there for a moment, which Linux allows to each thread
-separately; a command that runs on a machine is started from there, too, or through ``nsenter``.
+A namespace is held by a descriptor: it is gone when that is closed and no process and no socket is left in it. What the
+lab configures it configures by moving its own thread there for a moment, which Linux allows to each thread separately;
+a command that runs on a machine is started from there, too, or through ``nsenter``.
 """
 
 from __future__ import annotations

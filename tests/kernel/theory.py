@@ -1,19 +1,21 @@
 """Which pairs of NATs two peers get through, and how: written from the definitions of RFC 4787, not from any program.
 
 Every peer has one endpoint that a server saw and the other peer was told. For a first packet from X to reach Y, the
-told endpoint has to be where Y is for X too, so Y maps independently of the endpoint (or its next port can be foretold);
-and Y's filter has to pass it: by then Y has sent to X's told endpoint, so the filter passes X's address, and X's port if
-that is the told one. One packet that arrives is enough, since its receiver answers to where it came from.
+told endpoint has to be where Y is for X too, so Y maps independently of the endpoint (or its next port is foretold);
+and Y's filter has to pass it: by then Y has sent to X's told endpoint, so the filter passes X's address, and X's port
+if that is the told one. One packet that arrives is enough, since its receiver answers to where it came from.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from tests.kernel.nats import Nat, Transport
 
 Phase = Literal["direct", "punch", "spray", "relay"]
+PHASES: Final[tuple[Phase, ...]] = ("direct", "punch", "spray", "relay")
 
 SPRAY_SOCKETS: Final = 256
 SPRAY_PROBES: Final = 1024
@@ -48,22 +50,33 @@ def can_punch(a: Nat, b: Nat, transport: Transport, *, foretelling: bool = False
     return arrives(a, b, foretelling=foretelling) or arrives(b, a, foretelling=foretelling)
 
 
-def expected_phase(a: Nat, b: Nat, transport: Transport | None = None, *, known_forward: bool = False) -> Phase:
-    """The phase in which a library that does all that is possible connects the pair.
+def possible(phase: Phase, a: Nat, b: Nat, transport: Transport | None = None, *, known_forward: bool = False) -> bool:
+    """Whether a library that does all that can be done connects the pair in a phase.
 
     Args:
       transport: the only one that there is between the peers; None for both.
       known_forward: whether a node behind a forwarded port has been told so.
     """
     transports: tuple[Transport, ...] = ("udp", "tcp") if transport is None else (transport,)
-    reachable = a.is_open or b.is_open or (known_forward and (a.forwards or b.forwards))
-    if reachable and "tcp" in transports:  # today's carrier of the direct phase; one of the two dials the other
-        return "direct"
-    if any(can_punch(a, b, each, foretelling=True) for each in transports):
-        return "punch"
-    if "udp" in transports and spray_chance(a, b) >= SPRAY_WORTH:
-        return "spray"
-    return "relay"
+    if phase == "direct":
+        # One of the two dials the other, over TCP, whichever can be reached.
+        reachable = a.is_open or b.is_open or (known_forward and (a.forwards or b.forwards))
+        return reachable and "tcp" in transports
+    if phase == "punch":
+        return any(can_punch(a, b, each, foretelling=True) for each in transports)
+    if phase == "spray":
+        return "udp" in transports and spray_chance(a, b) >= SPRAY_WORTH
+    return True
+
+
+def expected_phase(
+    a: Nat, b: Nat, transport: Transport | None = None, *, phases: Sequence[Phase] = PHASES, known_forward: bool = False
+) -> Phase | None:
+    """The first of some phases in which the pair connects."""
+    for phase in PHASES:
+        if phase in phases and possible(phase, a, b, transport, known_forward=known_forward):
+            return phase
+    return None
 
 
 def spray_chance(a: Nat, b: Nat, *, sockets: int = SPRAY_SOCKETS, probes: int = SPRAY_PROBES) -> float:

@@ -1,7 +1,8 @@
 """The internet between the homes: TUN devices whose packets this process carries, since not every kernel has netem.
 
 Each outside device has an access line with a delay; a packet takes the sender's and the receiver's. On its way it
-passes routers, so that one with a small TTL dies in the middle and its sender hears of it (RFC 1812, section 5.3.1). IPv4 only.
+passes routers, so that one with a small TTL dies in the middle and its sender hears of it (RFC 1812, section 5.3.1).
+IPv4 only.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ signalling is a Python variable), send to it every so often, and answer to where
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, final
@@ -172,6 +173,18 @@ class Side:
     sockets: list[trio.socket.SocketType] = field(default_factory=list)
 
 
+@contextmanager
+def _sides(a: Place, b: Place) -> Generator[tuple[Side, Side]]:
+    """Both peers; whatever they opened is closed at the end."""
+    sides = (Side(a), Side(b))
+    try:
+        yield sides
+    finally:
+        for side in sides:
+            for sock in side.sockets:
+                sock.close()
+
+
 async def punch_udp(
     server: Place,
     a: Place,
@@ -183,7 +196,13 @@ async def punch_udp(
     patience: float = PATIENCE,
 ) -> bool:
     """Whether both hear from each other.  B begins `skew` seconds later; `openers` is the TTL of what is sent first."""
-    sides = (Side(a), Side(b))
+    with _sides(a, b) as sides:
+        return await _punch_udp(server, sides, port=port, skew=skew, openers=openers, patience=patience)
+
+
+async def _punch_udp(
+    server: Place, sides: tuple[Side, Side], *, port: int, skew: float, openers: int | None, patience: float
+) -> bool:
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_addresses, server, port)
         for side in sides:
@@ -206,8 +225,6 @@ async def punch_udp(
                     targets = {other.seen: None}
                     probing.start_soon(_probe, side, targets, delay)
                     probing.start_soon(_listen, side, targets)
-        for side in sides:
-            side.sockets[0].close()
         nursery.cancel_scope.cancel()
     return all(side.heard.is_set() for side in sides)
 
@@ -245,22 +262,28 @@ async def punch_tcp(
     patience: float = PATIENCE,
 ) -> bool:
     """Whether the two sides get a connection over which both can talk."""
-    sides = (Side(a), Side(b))
+    with _sides(a, b) as sides:
+        return await _punch_tcp(server, sides, port=port, skew=skew, listeners=listeners, patience=patience)
+
+
+async def _punch_tcp(
+    server: Place, sides: tuple[Side, Side], *, port: int, skew: float, listeners: bool, patience: float
+) -> bool:
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_addresses, server, port)
         listening: list[trio.socket.SocketType] = []
         for side in sides:
             known = reusable(side.host)
+            side.sockets.append(known)
             await known.bind(("0.0.0.0", port))
             await known.connect((server.ip, port))
             side.seen = parse(await known.recv(100))
-            side.sockets.append(known)
             listener = reusable(side.host)
+            side.sockets.append(listener)
             await listener.bind(("0.0.0.0", port))
             if listeners:
                 listener.listen()
             listening.append(listener)
-            side.sockets.append(listener)
         with trio.move_on_after(patience + skew):
             async with trio.open_nursery() as trying:
                 trying.start_soon(_until_both, sides, trying)
@@ -270,9 +293,6 @@ async def punch_tcp(
                 if listeners:
                     for side, listener in zip(sides, listening, strict=True):
                         trying.start_soon(_accept, side, listener, trying)
-        for side in sides:
-            for sock in side.sockets:
-                sock.close()
         nursery.cancel_scope.cancel()
     return all(side.heard.is_set() for side in sides)
 

@@ -1,0 +1,225 @@
+"""Pairs of NATs against theory: ``python -m tests.kernel.matrix`` (root).
+
+    --program bare        small programs that punch (the default), over UDP and over TCP
+    --program package     `warpgate-trio` itself, in --phases
+    --kinds K,K,…         of tests.kernel.nats, NAME or NAME/drop, /rst, /reject, /local
+    --transport udp|tcp|any
+    --skew S              seconds by which B begins later, of --program bare
+    --phases P,P,…        what --program package may take
+    --jobs N              pairs at a time; most of the time is waiting
+    --cell CELL           one cell, written as in the output; may be given several times
+    --logs FOLDER         what the programs printed
+    --json                one JSON object, cell to answer, instead of the table
+
+The exit code is 1 when something is not as theory says. It runs in a process namespace of its own, so that nothing of
+it is left when it ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, final
+
+import trio
+
+from tests.kernel.nats import NATS, Transport, nat
+from tests.kernel.programs import punches
+from tests.kernel.run import Outcome, pair
+from tests.kernel.theory import PHASES, Phase, can_punch, expected_phase
+from tests.kernel.wire import Wire
+
+JOBS: Final = 6
+KINDS: Final = [name for name in NATS if name not in ("forwarded", "full-cone-hairpin")]
+"""All but two that are no different for a pair: nobody is told of the forwarded port, no two homes share an address."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One pair and what is tried between it.
+
+    Attributes:
+      transport: the only one between the peers; None, for the package, where both are there.
+      phases: of the package.
+      skew: seconds by which B begins later, of the small programs.
+    """
+
+    program: Literal["bare", "package"]
+    a: str
+    b: str
+    transport: Transport | None
+    phases: tuple[Phase, ...] = ()
+    skew: float = 0.0
+
+    def __str__(self) -> str:
+        last = ",".join(self.phases) or (f"skew={self.skew:g}" if self.skew else "")
+        return " ".join([self.program, self.transport or "any", self.a, self.b, *([last] if last else [])])
+
+    @staticmethod
+    def parse(text: str) -> Cell:
+        """What `str` made."""
+        program, transport, a, b, *rest = text.split()
+        if program not in ("bare", "package"):
+            raise ValueError(f"there is no program {program!r}")
+        last = rest[0] if rest else ""
+        if program == "bare":
+            return Cell("bare", a, b, _transport(transport), skew=float(last.removeprefix("skew=") or 0))
+        return Cell("package", a, b, _transport(transport), _phases(last))
+
+    @property
+    def expected(self) -> str | None:
+        """The phase in which they connect, None if they do not."""
+        a, b = nat(self.a), nat(self.b)
+        if self.program == "package":
+            return expected_phase(a, b, self.transport, phases=self.phases)
+        assert self.transport is not None
+        return "punch" if can_punch(a, b, self.transport) else None
+
+
+def _phases(words: str) -> tuple[Phase, ...]:
+    return tuple(phase for phase in PHASES if phase in words.split(","))
+
+
+def _transport(word: str) -> Transport | None:
+    return "udp" if word == "udp" else "tcp" if word == "tcp" else None
+
+
+def cells(
+    program: Literal["bare", "package"],
+    kinds: Sequence[str],
+    transports: Iterable[Transport | None],
+    phases: tuple[Phase, ...] = (),
+    skew: float = 0.0,
+) -> list[Cell]:
+    """Every pair of some kinds; the small programs are the same on both sides, so that there one order is enough."""
+    return [
+        Cell(program, a, b, transport, phases, skew)
+        for transport in transports
+        for n, a in enumerate(kinds)
+        for b in (kinds if program == "package" else kinds[n:])
+    ]
+
+
+async def answer(cell: Cell, wire: Wire, logs: Path | None = None) -> dict[str, Any]:
+    """Ask one cell: the phase (None: they did not connect), and more for whoever wonders why."""
+    started = time.monotonic()
+    if cell.program == "bare":
+        assert cell.transport is not None
+        found = "punch" if await punches(wire, cell.a, cell.b, cell.transport, skew=cell.skew) else None
+        return {"phase": found, "text": found or "no", "seconds": round(time.monotonic() - started, 2)}
+    if logs is not None:
+        logs = logs / str(cell).replace("/", "-").replace(" ", "_")
+        logs.mkdir(parents=True, exist_ok=True)
+    outcome: Outcome = await pair(
+        cell.a, cell.b, phases=cell.phases, transport=cell.transport, wire=wire, logs=logs, **PACKAGE
+    )
+    return {
+        "phase": outcome.phase,
+        "text": str(outcome),
+        "seconds": round(time.monotonic() - started, 2),
+        "event": outcome.event,
+        "stderr": outcome.stderr,
+    }
+
+
+PACKAGE: dict[str, Any] = {}
+"""More for `tests.kernel.run.pair`, for all cells."""
+
+
+async def ask(
+    wanted: Sequence[Cell], *, jobs: int = JOBS, logs: Path | None = None, show: bool = False
+) -> dict[Cell, dict[str, Any]]:
+    """Ask cells, some at a time."""
+    found: dict[Cell, dict[str, Any]] = {}
+    slots = trio.CapacityLimiter(jobs)
+
+    async def one(cell: Cell) -> None:
+        async with slots:
+            try:
+                found[cell] = await answer(cell, wire, logs)
+            except Exception as error:  # one broken cell should not cost the others
+                found[cell] = {"phase": f"error: {error!r}", "text": f"error: {error!r}", "seconds": 0.0}
+        if show:
+            print(line(cell, found[cell]), flush=True)
+
+    with Wire() as wire:
+        async with trio.open_nursery() as nursery:
+            for cell in wanted:
+                nursery.start_soon(one, cell)
+    return {cell: found[cell] for cell in wanted}
+
+
+def line(cell: Cell, found: dict[str, Any]) -> str:
+    verdict = "ok" if found["phase"] == cell.expected else f"NOT AS EXPECTED ({cell.expected or 'no'})"
+    return f"{cell!s:<60} {found['seconds']:5.1f} s  {found['text']:<40} {verdict}"
+
+
+def table(found: dict[Cell, dict[str, Any]]) -> str:
+    """Squares, one for each program, transport and choice of phases: A in rows, B in columns."""
+    squares: dict[tuple[Any, ...], dict[tuple[str, str], str]] = {}
+    for cell, what in found.items():
+        mark = (what["phase"] or "-")[:6] + ("" if what["phase"] == cell.expected else " !")
+        squares.setdefault((cell.program, cell.transport or "any", *cell.phases), {})[cell.a, cell.b] = mark
+    lines = []
+    for title, marks in squares.items():
+        rows, columns = (list(dict.fromkeys(pair[n] for pair in marks)) for n in (0, 1))
+        width = max(map(len, rows))
+        lines += ["", " ".join(title)]
+        lines += [f"{'':{width}}  " + " ".join(f"{number:>8}" for number in range(1, len(columns) + 1))]
+        for a in rows:
+            number = columns.index(a) + 1 if a in columns else 0
+            lines.append(f"{a:{width}}{number:>3} " + " ".join(f"{marks.get((a, b), ''):>8}" for b in columns))
+        lines += [f"  {number} {b}" for number, b in enumerate(columns, 1) if b not in rows]
+    return "\n".join(lines)
+
+
+def enclosed(*arguments: str) -> list[str]:
+    """The command for this module in a process namespace, whose end is the end of all that it started."""
+    words = ["unshare", "--fork", "--pid", "--kill-child", "--mount-proc", sys.executable, "-m", "tests.kernel.matrix"]
+    return [*words, *arguments]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kernel.matrix", description=__doc__)
+    parser.add_argument("--program", choices=("bare", "package"), default="bare")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--transport", choices=("udp", "tcp", "any"))
+    parser.add_argument("--phases", default="direct")
+    parser.add_argument("--skew", type=float, default=0.0)
+    parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument("--cell", action="append", default=[])
+    parser.add_argument("--logs", type=Path)
+    parser.add_argument("--second-host", action="store_true", help="give the package's server its second address")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    PACKAGE["second_host"] = options.second_host
+    if options.cell:
+        wanted = [Cell.parse(text) for text in options.cell]
+    else:
+        bare = options.program == "bare"
+        either: list[Transport | None] = ["udp", "tcp"] if bare else [None]
+        transports = [_transport(options.transport)] if options.transport else either
+        phases = () if bare else _phases(options.phases)
+        wanted = cells(options.program, options.kinds.split(","), transports, phases, options.skew if bare else 0.0)
+    found = trio.run(lambda: ask(wanted, jobs=options.jobs, logs=options.logs, show=not options.json))
+    if options.json:
+        print(json.dumps({str(cell): what for cell, what in found.items()}))
+    else:
+        print(table(found))
+        wrong = [cell for cell, what in found.items() if what["phase"] != cell.expected]
+        print(f"\n{len(found) - len(wrong)} of {len(found)} as theory says")
+    return int(any(what["phase"] != cell.expected for cell, what in found.items()))
+
+
+if __name__ == "__main__":
+    if os.getpid() != 1:
+        command = enclosed(*sys.argv[1:])
+        os.execvp(command[0], command)
+    sys.exit(main(sys.argv[1:]))

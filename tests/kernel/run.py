@@ -1,0 +1,161 @@
+"""Commands on the lab's machines, and `warpgate-trio` between two homes, as its users run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import trio
+
+from tests.end_to_end.processes import Command, started
+from tests.kernel.lab import RTT, SECOND, SERVER, Host, Lab
+from tests.kernel.nats import FORWARDED, Nat, Transport
+from tests.kernel.wire import Wire
+
+ECHO: Final = 1000
+NODE_SERVERS: Final = ("websocket", "mqtt", "stun", "ntp")
+"""What `serve` announces and a node's configuration takes as a list of URLs."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call of one home to the other went.
+
+    Attributes:
+      code: of `connect`.
+      event: the line of `connect --json`.
+      listened: the lines of `listen --json`, and `served` those of `serve --json`.
+      stderr: what each program had to say, by its name.
+    """
+
+    code: int
+    event: dict[str, Any]
+    listened: list[dict[str, Any]]
+    served: list[dict[str, Any]]
+    stderr: dict[str, str]
+
+    @property
+    def phase(self) -> str | None:
+        """The phase in which they connected and echoed; None when they did not."""
+        return self.event["phase"] if self.code == 0 and self.event["echo_ok"] is not False else None
+
+    @property
+    def verdict(self) -> str | None:
+        """Why they did not connect."""
+        verdict: str | None = self.event.get("verdict")
+        return verdict
+
+    def __str__(self) -> str:
+        if self.event["event"] == "connected":
+            return f"{self.phase} by {self.event['plugin']}, {self.event['connect_ms']:.0f} ms"
+        return f"no: {self.verdict}"
+
+
+async def run_on(host: Host, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run any command on a machine of the lab, to its end; stdout and stderr are kept, its code is not judged."""
+    machine = host.machine
+    return await trio.run_process(
+        machine.command(words), pass_fds=[machine.fd], capture_stdout=True, capture_stderr=True, check=False, env=env
+    )
+
+
+@asynccontextmanager
+async def program_on(host: Host, *arguments: str | Path, home: Path, logs: Path | None) -> AsyncGenerator[Command]:
+    """`warpgate-trio` on a machine, for the time of the body."""
+    machine, name = host.machine, arguments[0]
+    async with started(*arguments, within=machine.command(()), pass_fds=[machine.fd], env=_private(home)) as command:
+        try:
+            yield command
+        finally:
+            if logs is not None:
+                (logs / f"{name}.out").write_bytes(command.out)
+                (logs / f"{name}.err").write_bytes(command.err)
+
+
+def _private(home: Path) -> dict[str, str]:
+    """Neither keys nor settings of whoever runs the lab."""
+    return dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"), str(home))
+
+
+async def pair(
+    kind_a: Nat | str,
+    kind_b: Nat | str,
+    *,
+    phases: Sequence[str] = (),
+    transport: Transport | None = None,
+    rtt: float = RTT,
+    echo: int = ECHO,
+    wire: Wire | None = None,
+    second_host: bool = False,
+    serve: Sequence[str] = (),
+    listen: Sequence[str] = (),
+    connect: Sequence[str] = (),
+    settings: str = "",
+    logs: Path | None = None,
+) -> Outcome:
+    """`connect` in home A to `listen` in home B, with `serve` outside.
+
+    Args:
+      phases: for ``--phases``; all if empty.
+      transport: the only one that there is between the homes.
+      echo: bytes to echo; 0 for no test.
+      second_host: give the server its second address, ``--second-host``.
+      serve, listen, connect: more arguments, in front of which ours stand.
+      settings: more lines for the configuration of both nodes.
+      logs: a folder for what the programs print.
+    """
+    async with AsyncExitStack() as stack:
+        if wire is None:
+            wire = stack.enter_context(Wire())
+        lab = stack.enter_context(Lab(wire, rtt=rtt, only=transport))
+        a, b = lab.home(kind_a), lab.home(kind_b)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warpgate-lab-")))
+        hosts = ["--host", SERVER, *(["--second-host", SECOND] if second_host else [])]
+        server = await stack.enter_async_context(
+            program_on(lab.server, "serve", *hosts, "--json", *serve, home=folder, logs=logs)
+        )
+        config = folder / "config.toml"
+        config.write_text(configuration((await server.event())["servers"], settings), encoding="utf-8")
+        port = ["--port", str(FORWARDED)] if b.nat.forwards else []
+        words = ["--config", str(config), "--echo", "--allow-any", "--json"]
+        listener = await stack.enter_async_context(
+            program_on(b.host, "listen", *words, *port, *listen, home=folder, logs=logs)
+        )
+        address = (await listener.event())["address"]
+        test = ["--echo-test", str(echo)] if echo else []
+        only = ["--phases", ",".join(phases)] if phases else []
+        words = [address, "--config", str(config), *test, "--json", *only]
+        caller = await stack.enter_async_context(
+            program_on(a.host, "connect", *words, *connect, home=folder, logs=logs)
+        )
+        event = await caller.event()
+        code = await caller.code()
+        if code:
+            listener.interrupt()
+        await listener.code()
+        server.interrupt()
+        await server.code()
+        return Outcome(
+            code,
+            event,
+            _lines(listener.out),
+            _lines(server.out),
+            {"serve": server.stderr_text, "listen": listener.stderr_text, "connect": caller.stderr_text},
+        )
+
+
+def _lines(out: bytes | bytearray) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in bytes(out).splitlines()]
+
+
+def configuration(servers: dict[str, list[str]], more: str = "") -> str:
+    """A node's, for what `serve` announced."""
+    lines = [f"{name} = {json.dumps(servers[name])}" for name in NODE_SERVERS if servers.get(name)]
+    return "\n".join(["[servers]", "public_servers = false", *lines, "[identity]", "ephemeral = true", more, ""])
