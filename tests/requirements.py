@@ -63,11 +63,21 @@ def network_namespaces() -> str | None:
     return None if tried.returncode == 0 else "this machine lets nobody make a network namespace"
 
 
+def tun() -> str | None:
+    """TUN devices can be made: the wire of the kernel lab."""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/net/tun cannot be opened ({error.strerror or error})"
+    return None
+
+
 REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "linux": linux,
     "root": root,
     "ipv6": ipv6,
     "network_namespaces": network_namespaces,
+    "tun": tun,
     # The lab's servers and tools, by program.
     "mosquitto": program("mosquitto"),
     "turnserver": program("turnserver"),

@@ -7,7 +7,8 @@ declared there.
 from __future__ import annotations
 
 import errno
-import sys
+import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,8 @@ from typing import Final, final
 
 import trio
 
-from tests.kernel.lab import BYSTANDER, SECOND, SERVER, Home, Host, Lab
+from tests.kernel.enclosed import run_enclosed
+from tests.kernel.lab import BYSTANDER, SECOND, SERVER, Home, Host, Lab, open_lab
 from tests.kernel.namespaces import SocketsOfNamespaces
 from tests.kernel.nats import NATS, Nat, Transport, nat
 from tests.kernel.wire import Wire
@@ -258,7 +260,7 @@ def _allocation(samples: list[tuple[int, Endpoint | None]]) -> tuple[str, tuple[
     return "sequential" if len(steps) == 1 else "random", ports
 
 
-async def survey(kinds: list[str], *, limit: int = 6) -> dict[tuple[str, Transport], tuple[Finding, list[str]]]:
+async def survey(kinds: Sequence[str], *, limit: int = 16) -> dict[tuple[str, Transport], tuple[Finding, list[str]]]:
     """Classify kinds of NAT, `limit` at a time: what was found, and in what it contradicts the declaration."""
     trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
     found: dict[tuple[str, Transport], tuple[Finding, list[str]]] = {}
@@ -268,8 +270,8 @@ async def survey(kinds: list[str], *, limit: int = 6) -> dict[tuple[str, Transpo
     async def one(kind: str) -> None:
         async with slots:
             for transport in transports:
-                with Lab(wire) as lab:
-                    finding = await classify(lab, lab.home(kind, second=True), transport)
+                async with open_lab(wire, kind, second=True) as lab:
+                    finding = await classify(lab, lab.homes[0], transport)
                 found[kind, transport] = finding, finding.contradicts(nat(kind), transport)
 
     with Wire() as wire:
@@ -279,13 +281,17 @@ async def survey(kinds: list[str], *, limit: int = 6) -> dict[tuple[str, Transpo
     return {(kind, transport): found[kind, transport] for kind in kinds for transport in transports}
 
 
-def main(kinds: list[str]) -> int:
-    failed = False
-    for (kind, transport), (finding, problems) in trio.run(survey, kinds).items():
-        failed |= bool(problems)
-        print(f"{kind:<24}{transport}  {'NOT AS DECLARED' if problems else 'ok':<4}{finding}  {'; '.join(problems)}")
-    return int(failed)
+def main(arguments: Sequence[str]) -> int:
+    kinds = [word for word in arguments if word != "--json"] or KINDS
+    found = trio.run(survey, kinds)
+    if "--json" in arguments:
+        problems = {f"{kind} {transport}": wrong for (kind, transport), (_, wrong) in found.items()}
+        print(json.dumps(problems))
+        return int(any(problems.values()))
+    for (kind, transport), (finding, wrong) in found.items():
+        print(f"{kind:<24}{transport}  {finding!s:<60} {'NOT AS DECLARED: ' if wrong else 'ok'}{'; '.join(wrong)}")
+    return int(any(wrong for _, wrong in found.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or KINDS))
+    run_enclosed("tests.kernel.classify", main)

@@ -12,9 +12,13 @@ NAT: its host is on the internet itself. Everything belongs to this process and 
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, final
+
+import trio
 
 from tests.kernel.namespaces import Namespace
 from tests.kernel.nats import Nat, Transport, nat, restriction
@@ -63,9 +67,42 @@ class Home:
     router: Namespace | None
 
 
+@asynccontextmanager
+async def open_lab(
+    wire: Wire,
+    *kinds: Nat | str,
+    second: bool = False,
+    rtt: float = RTT,
+    hops: int = HOPS,
+    only: Transport | None = None,
+) -> AsyncGenerator[Lab]:
+    """A lab with homes of some kinds.
+
+    It is built and taken down in threads, because the kernel takes a tenth of a second for either, mostly waiting,
+    which would hold up every other lab of this process.
+    """
+
+    def build() -> Lab:
+        lab = Lab(wire, rtt=rtt, hops=hops, only=only)
+        try:
+            for kind in kinds:
+                lab.home(kind, second=second)
+        except BaseException:
+            lab.close()
+            raise
+        return lab
+
+    lab = await trio.to_thread.run_sync(build)
+    try:
+        yield lab
+    finally:
+        with trio.CancelScope(shield=True):  # it ends: the kernel is asked to forget
+            await trio.to_thread.run_sync(lab.close)
+
+
 @final
 class Lab:
-    """An internet, and what is on it; a context manager, at whose end it is taken down.
+    """An internet, and what is on it, until `close`; `open_lab` makes one.
 
     Args:
       wire: carries its packets; several labs may share one.
@@ -90,14 +127,6 @@ class Lab:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         for device in self._devices:

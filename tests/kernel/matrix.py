@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,13 +27,15 @@ from typing import Any, Final, Literal, final
 
 import trio
 
+from tests.kernel.enclosed import run_enclosed
 from tests.kernel.nats import NATS, Transport, nat
 from tests.kernel.programs import punches
 from tests.kernel.run import Outcome, pair
 from tests.kernel.theory import PHASES, Phase, can_punch, expected_phase
 from tests.kernel.wire import Wire
 
-JOBS: Final = 6
+JOBS: Final = {"bare": 12, "package": 4}
+"""Pairs at a time, by program, on two cores: the small programs wait most of the time, the package starts processes."""
 KINDS: Final = [name for name in NATS if name not in ("forwarded", "full-cone-hairpin")]
 """All but two that are no different for a pair: nobody is told of the forwarded port, no two homes share an address."""
 
@@ -47,14 +47,15 @@ class Cell:
 
     Attributes:
       transport: the only one between the peers; None, for the package, where both are there.
+      a, b: the kinds of their NATs.
       phases: of the package.
       skew: seconds by which B begins later, of the small programs.
     """
 
     program: Literal["bare", "package"]
+    transport: Transport | None
     a: str
     b: str
-    transport: Transport | None
     phases: tuple[Phase, ...] = ()
     skew: float = 0.0
 
@@ -70,8 +71,8 @@ class Cell:
             raise ValueError(f"there is no program {program!r}")
         last = rest[0] if rest else ""
         if program == "bare":
-            return Cell("bare", a, b, _transport(transport), skew=float(last.removeprefix("skew=") or 0))
-        return Cell("package", a, b, _transport(transport), _phases(last))
+            return Cell("bare", _transport(transport), a, b, skew=float(last.removeprefix("skew=") or 0))
+        return Cell("package", _transport(transport), a, b, _phases(last))
 
     @property
     def expected(self) -> str | None:
@@ -95,12 +96,13 @@ def cells(
     program: Literal["bare", "package"],
     kinds: Sequence[str],
     transports: Iterable[Transport | None],
+    *,
     phases: tuple[Phase, ...] = (),
     skew: float = 0.0,
 ) -> list[Cell]:
     """Every pair of some kinds; the small programs are the same on both sides, so that there one order is enough."""
     return [
-        Cell(program, a, b, transport, phases, skew)
+        Cell(program, transport, a, b, phases, skew)
         for transport in transports
         for n, a in enumerate(kinds)
         for b in (kinds if program == "package" else kinds[n:])
@@ -134,14 +136,14 @@ PACKAGE: dict[str, Any] = {}
 
 
 async def ask(
-    wanted: Sequence[Cell], *, jobs: int = JOBS, logs: Path | None = None, show: bool = False
+    wanted: Sequence[Cell], *, jobs: int | None = None, logs: Path | None = None, show: bool = False
 ) -> dict[Cell, dict[str, Any]]:
-    """Ask cells, some at a time."""
+    """Ask cells, `jobs` at a time."""
     found: dict[Cell, dict[str, Any]] = {}
-    slots = trio.CapacityLimiter(jobs)
+    slots = {program: trio.CapacityLimiter(jobs or usual) for program, usual in JOBS.items()}
 
     async def one(cell: Cell) -> None:
-        async with slots:
+        async with slots[cell.program]:
             try:
                 found[cell] = await answer(cell, wire, logs)
             except Exception as error:  # one broken cell should not cost the others
@@ -174,16 +176,10 @@ def table(found: dict[Cell, dict[str, Any]]) -> str:
         lines += ["", " ".join(title)]
         lines += [f"{'':{width}}  " + " ".join(f"{number:>8}" for number in range(1, len(columns) + 1))]
         for a in rows:
-            number = columns.index(a) + 1 if a in columns else 0
+            number = str(columns.index(a) + 1) if a in columns else ""
             lines.append(f"{a:{width}}{number:>3} " + " ".join(f"{marks.get((a, b), ''):>8}" for b in columns))
         lines += [f"  {number} {b}" for number, b in enumerate(columns, 1) if b not in rows]
     return "\n".join(lines)
-
-
-def enclosed(*arguments: str) -> list[str]:
-    """The command for this module in a process namespace, whose end is the end of all that it started."""
-    words = ["unshare", "--fork", "--pid", "--kill-child", "--mount-proc", sys.executable, "-m", "tests.kernel.matrix"]
-    return [*words, *arguments]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -193,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--transport", choices=("udp", "tcp", "any"))
     parser.add_argument("--phases", default="direct")
     parser.add_argument("--skew", type=float, default=0.0)
-    parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument("--jobs", type=int)
     parser.add_argument("--cell", action="append", default=[])
     parser.add_argument("--logs", type=Path)
     parser.add_argument("--second-host", action="store_true", help="give the package's server its second address")
@@ -207,7 +203,9 @@ def main(arguments: Sequence[str]) -> int:
         either: list[Transport | None] = ["udp", "tcp"] if bare else [None]
         transports = [_transport(options.transport)] if options.transport else either
         phases = () if bare else _phases(options.phases)
-        wanted = cells(options.program, options.kinds.split(","), transports, phases, options.skew if bare else 0.0)
+        wanted = cells(
+            options.program, options.kinds.split(","), transports, phases=phases, skew=options.skew if bare else 0.0
+        )
     found = trio.run(lambda: ask(wanted, jobs=options.jobs, logs=options.logs, show=not options.json))
     if options.json:
         print(json.dumps({str(cell): what for cell, what in found.items()}))
@@ -219,7 +217,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if os.getpid() != 1:
-        command = enclosed(*sys.argv[1:])
-        os.execvp(command[0], command)
-    sys.exit(main(sys.argv[1:]))
+    run_enclosed("tests.kernel.matrix", main)

@@ -17,8 +17,8 @@ Transport = Literal["udp", "tcp"]
 
 FORWARDED: Final = 36_100
 """The port that the kind `forwarded` forwards, UDP and TCP, to the same port of the first host behind it."""
-HASHED: Final = range(30_000, 34_096)
-SEQUENCE: Final = range(50_000, 54_096)
+HASHED: Final = range(30_000, 32_048)
+SEQUENCE: Final = range(50_000, 52_048)
 BLOCK: Final = range(50_000, 51_000)
 ALL_PORTS: Final = range(1024, 65_536)
 

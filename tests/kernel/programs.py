@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from tests.kernel.lab import Lab
+from tests.kernel.lab import open_lab
 from tests.kernel.namespaces import SocketsOfNamespaces
 from tests.kernel.nats import Transport
 from tests.kernel.wire import Wire
@@ -29,8 +29,8 @@ async def punches(
 ) -> bool:
     """Whether two peers with one port each come to talk; B begins `skew` seconds later."""
     trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
-    with Lab(wire) as lab:
-        a, b = lab.home(kind_a).host, lab.home(kind_b).host
+    async with open_lab(wire, kind_a, kind_b) as lab:
+        a, b = (home.host for home in lab.homes)
         # Where a server does not even answer, there is nothing to tell the peer.
         with trio.move_on_after(2 * PATIENCE + skew):
             if transport == "udp":

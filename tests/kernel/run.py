@@ -14,7 +14,7 @@ from typing import Any, Final, final
 import trio
 
 from tests.end_to_end.processes import Command, started
-from tests.kernel.lab import RTT, SECOND, SERVER, Host, Lab
+from tests.kernel.lab import RTT, SECOND, SERVER, Host, open_lab
 from tests.kernel.nats import FORWARDED, Nat, Transport
 from tests.kernel.wire import Wire
 
@@ -114,8 +114,8 @@ async def pair(
     async with AsyncExitStack() as stack:
         if wire is None:
             wire = stack.enter_context(Wire())
-        lab = stack.enter_context(Lab(wire, rtt=rtt, only=transport))
-        a, b = lab.home(kind_a), lab.home(kind_b)
+        lab = await stack.enter_async_context(open_lab(wire, kind_a, kind_b, rtt=rtt, only=transport))
+        a, b = lab.homes
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warpgate-lab-")))
         hosts = ["--host", SERVER, *(["--second-host", SECOND] if second_host else [])]
         server = await stack.enter_async_context(

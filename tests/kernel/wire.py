@@ -109,7 +109,7 @@ class Wire(threading.Thread):
             self._poll.unregister(device.fd)
             del self._devices[device.fd]
             device.closed = True
-            os.close(device.fd)
+        os.close(device.fd)  # waits for the kernel; the wire need not
 
     def run(self) -> None:
         try:

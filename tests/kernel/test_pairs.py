@@ -1,0 +1,66 @@
+"""Pairs of homes on the kernel connect as theory says: bare punching, and the package in the phases that it has.
+
+These are some of the pairs, so that a run stays under a minute; ``python -m tests.kernel.matrix`` asks all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from tests.kernel.matrix import Cell, cells
+from tests.kernel.theory import Phase
+
+PROGRAM = "tests.kernel.matrix"
+BUILT: Final[tuple[Phase, ...]] = ("direct",)
+"""The phases that the package has plugins for."""
+LATE: Final = 0.3
+"""Seconds of skew: six round trips, so that B's first packet comes long after A's first one was turned away."""
+
+
+def _bare() -> list[Cell]:
+    kinds = ("full-cone", "address-restricted", "port-restricted", "hash-eim", "block-eim", "sequential", "symmetric")
+    rude = ("port-restricted/reject", "port-restricted/local", "rst-box", "symmetric/local")
+    more = [
+        Cell("bare", transport, a, b)
+        for transport in ("udp", "tcp")
+        for a, b in (
+            ("open", "symmetric"),
+            ("open", "udp-blocked"),
+            ("address-restricted", "address-dependent"),
+            ("port-restricted", "address-dependent"),
+            ("port-restricted", "udp-blocked"),
+            ("block-symmetric", "block-symmetric"),
+        )
+    ]
+    return cells("bare", kinds, ("udp", "tcp")) + cells("bare", rude, ("udp", "tcp"), skew=LATE) + more
+
+
+def _package() -> list[Cell]:
+    pairs = (
+        ("open", "open"),
+        ("open", "symmetric"),
+        ("symmetric", "open"),
+        ("udp-blocked", "open"),
+        ("port-restricted", "full-cone"),
+        ("port-restricted", "symmetric"),
+    )
+    return [Cell("package", None, a, b, BUILT) for a, b in pairs]
+
+
+QUESTIONS = [*_bare(), *_package()]
+
+
+def words(questions: list[str]) -> list[str]:
+    return [f"--cell={question}" for question in questions]
+
+
+@pytest.mark.slow("real time: half a minute, all in the first test")
+@pytest.mark.needs("network_namespaces", "nft", "tun")
+def test_pair_connects_as_theory_says(question: Cell, answer: dict[str, Any]) -> None:
+    assert answer["phase"] == question.expected, f"{answer['text']}\n{answer.get('stderr', {}).get('connect', '')}"
+
+
+def test_cells_are_read_as_they_are_written() -> None:
+    assert [Cell.parse(str(cell)) for cell in QUESTIONS] == QUESTIONS
