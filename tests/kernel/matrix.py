@@ -7,8 +7,11 @@
     --skew S              seconds by which B begins later, of --program bare
     --phases P,P,…        what --program package may take
     --jobs N              pairs at a time; most of the time is waiting
+    --repeat N            ask each cell so often; the answer is the phase if it was always the same
     --cell CELL           one cell, written as in the output; may be given several times
-    --logs FOLDER         what the programs printed
+    --logs FOLDER         what the programs printed, the wire carried, and the NATs knew (--program package)
+    --second-host, --rtt S, --settings TOML, --serve ARG, --listen ARG, --connect ARG
+                          more for --program package: see tests.kernel.run.pair
     --json                one JSON object, cell to answer, instead of the table
 
 The exit code is 1 when something is not as theory says. It runs in a process namespace of its own, so that nothing of
@@ -19,7 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +33,7 @@ from typing import Any, Final, Literal, final
 import trio
 
 from tests.kernel.enclosed import run_enclosed
+from tests.kernel.lab import RTT
 from tests.kernel.nats import NATS, Transport, nat
 from tests.kernel.programs import punches
 from tests.kernel.run import Outcome, pair
@@ -126,9 +132,26 @@ async def answer(cell: Cell, wire: Wire, logs: Path | None = None) -> dict[str, 
         "phase": outcome.phase,
         "text": str(outcome),
         "seconds": round(time.monotonic() - started, 2),
+        "first_byte_ms": outcome.event.get("first_byte_ms"),
         "event": outcome.event,
         "stderr": outcome.stderr,
     }
+
+
+async def answers(cell: Cell, wire: Wire, logs: Path | None, repeat: int) -> dict[str, Any]:
+    """Ask one cell some times, one after the other."""
+    try:
+        found = [await answer(cell, wire, logs and logs / str(n)) for n in range(repeat)]
+    except Exception as error:  # one broken cell should not cost the others
+        return {"phase": f"error: {error!r}", "text": f"error: {error!r}", "seconds": 0.0}
+    if repeat == 1:
+        return found[0]
+    phases = Counter(each["phase"] for each in found)
+    text = ", ".join(f"{phase or 'no'} {count}/{repeat}" for phase, count in phases.most_common())
+    if times := [each["first_byte_ms"] for each in found if each.get("first_byte_ms")]:
+        text += f", first byte {statistics.median(times):.0f} ms"
+    odd = next((each for each in found if each["phase"] != cell.expected), found[0])
+    return {**odd, "text": text, "seconds": sum(each["seconds"] for each in found)}
 
 
 PACKAGE: dict[str, Any] = {}
@@ -136,7 +159,7 @@ PACKAGE: dict[str, Any] = {}
 
 
 async def ask(
-    wanted: Sequence[Cell], *, jobs: int | None = None, logs: Path | None = None, show: bool = False
+    wanted: Sequence[Cell], *, jobs: int | None = None, logs: Path | None = None, repeat: int = 1, show: bool = False
 ) -> dict[Cell, dict[str, Any]]:
     """Ask cells, `jobs` at a time."""
     found: dict[Cell, dict[str, Any]] = {}
@@ -144,10 +167,7 @@ async def ask(
 
     async def one(cell: Cell) -> None:
         async with slots[cell.program]:
-            try:
-                found[cell] = await answer(cell, wire, logs)
-            except Exception as error:  # one broken cell should not cost the others
-                found[cell] = {"phase": f"error: {error!r}", "text": f"error: {error!r}", "seconds": 0.0}
+            found[cell] = await answers(cell, wire, logs, repeat)
         if show:
             print(line(cell, found[cell]), flush=True)
 
@@ -183,7 +203,9 @@ def table(found: dict[Cell, dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.kernel.matrix", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kernel.matrix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--program", choices=("bare", "package"), default="bare")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--transport", choices=("udp", "tcp", "any"))
@@ -192,10 +214,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--cell", action="append", default=[])
     parser.add_argument("--logs", type=Path)
-    parser.add_argument("--second-host", action="store_true", help="give the package's server its second address")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--second-host", action="store_true")
+    parser.add_argument("--rtt", type=float, default=RTT)
+    parser.add_argument("--settings", default="")
+    for program in ("serve", "listen", "connect"):
+        parser.add_argument(f"--{program}", action="append", default=[], metavar="ARG")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    PACKAGE["second_host"] = options.second_host
+    for name in ("second_host", "rtt", "settings", "serve", "listen", "connect"):
+        PACKAGE[name] = getattr(options, name)
     if options.cell:
         wanted = [Cell.parse(text) for text in options.cell]
     else:
@@ -206,7 +234,9 @@ def main(arguments: Sequence[str]) -> int:
         wanted = cells(
             options.program, options.kinds.split(","), transports, phases=phases, skew=options.skew if bare else 0.0
         )
-    found = trio.run(lambda: ask(wanted, jobs=options.jobs, logs=options.logs, show=not options.json))
+    found = trio.run(
+        lambda: ask(wanted, jobs=options.jobs, logs=options.logs, repeat=options.repeat, show=not options.json)
+    )
     if options.json:
         print(json.dumps({str(cell): what for cell, what in found.items()}))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from typing import Any, Final, final
 import trio
 
 from tests.end_to_end.processes import Command, started
-from tests.kernel.lab import RTT, SECOND, SERVER, Host, open_lab
+from tests.kernel.lab import RTT, SECOND, SERVER, Host, Lab, open_lab
 from tests.kernel.nats import FORWARDED, Nat, Transport
 from tests.kernel.wire import Wire
 
 ECHO: Final = 1000
+TRACE: Final = 100_000
+"""Packets that are remembered for the logs."""
 NODE_SERVERS: Final = ("websocket", "mqtt", "stun", "ntp")
 """What `serve` announces and a node's configuration takes as a list of URLs."""
 
@@ -109,13 +112,16 @@ async def pair(
       second_host: give the server its second address, ``--second-host``.
       serve, listen, connect: more arguments, in front of which ours stand.
       settings: more lines for the configuration of both nodes.
-      logs: a folder for what the programs print.
+      logs: a folder for what the programs print, what the wire carried, and what the NATs knew at the end.
     """
     async with AsyncExitStack() as stack:
         if wire is None:
             wire = stack.enter_context(Wire())
         lab = await stack.enter_async_context(open_lab(wire, kind_a, kind_b, rtt=rtt, only=transport))
         a, b = lab.homes
+        if logs is not None:
+            stack.push_async_callback(_keep, lab, logs)
+            lab.internet.trace = deque(maxlen=TRACE)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warpgate-lab-")))
         hosts = ["--host", SERVER, *(["--second-host", SECOND] if second_host else [])]
         server = await stack.enter_async_context(
@@ -149,6 +155,17 @@ async def pair(
             _lines(server.out),
             {"serve": server.stderr_text, "listen": listener.stderr_text, "connect": caller.stderr_text},
         )
+
+
+async def _keep(lab: Lab, logs: Path) -> None:
+    """What the wire carried, and what the NATs know at the end."""
+    assert lab.internet.trace is not None
+    (logs / "wire").write_text("\n".join(lab.internet.trace) + "\n", encoding="utf-8")
+    for home in lab.homes:
+        if home.router is not None:
+            flows = home.router.sh("cat", "/proc/thread-self/net/nf_conntrack")
+            rules = home.router.sh("nft", "list", "ruleset")
+            (logs / home.router.name).write_text(f"{flows}\n{rules}", encoding="utf-8")
 
 
 def _lines(out: bytes | bytearray) -> list[dict[str, Any]]:

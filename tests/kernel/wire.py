@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -54,6 +55,8 @@ class Segment:
         self.owners: dict[bytes, Device] = {}
         self.drop: Callable[[bytes], bool] | None = None
         """Asked for every packet, as it was sent, whether it is lost."""
+        self.trace: deque[str] | None = None
+        """Takes a line for every packet, as it enters the wire, with what becomes of it."""
 
     def attach(self, machine: Namespace, name: str, delay: float, *addresses: str) -> Device:
         """Give a machine an interface with public addresses, a default route, and a line of `delay` seconds."""
@@ -135,15 +138,23 @@ class Wire(threading.Thread):
                 return
             if packet[0] >> 4 != 4:
                 continue
-            segment = device.segment
-            if segment.drop is not None and segment.drop(packet):
-                continue
-            target = segment.owners.get(packet[16:20])
-            if packet[8] <= segment.hops:
-                if answer := time_exceeded(packet):
-                    self._push(2 * device.delay, device, answer)
-            elif target is not None:
-                self._push(device.delay + target.delay, target, aged(packet, segment.hops))
+            fate = self._carry(device, packet)
+            if device.segment.trace is not None:
+                device.segment.trace.append(f"{time.monotonic():.4f} {describe(packet)}{fate}")
+
+    def _carry(self, device: Device, packet: bytes) -> str:
+        segment = device.segment
+        target = segment.owners.get(packet[16:20])
+        if segment.drop is not None and segment.drop(packet):
+            return " LOST"
+        if packet[8] <= segment.hops:
+            if answer := time_exceeded(packet):
+                self._push(2 * device.delay, device, answer)
+            return " DIED"
+        if target is None:
+            return " LEADS NOWHERE"
+        self._push(device.delay + target.delay, target, aged(packet, segment.hops))
+        return ""
 
     def _push(self, delay: float, target: Device, packet: bytes) -> None:
         self.carried += 1
@@ -156,6 +167,24 @@ class Wire(threading.Thread):
             if not target.closed:
                 with suppress(OSError):  # its interface is down or full: a packet may get lost
                     os.write(target.fd, packet)
+
+
+_FLAGS: Final = {2: "SYN", 16: "ACK", 4: "RST", 1: "FIN"}
+
+
+def describe(packet: bytes) -> str:
+    """An IPv4 packet in a few words."""
+    size = (packet[0] & 15) * 4
+    source, destination = (socket.inet_ntoa(packet[at : at + 4]) for at in (12, 16))
+    ttl, rest = packet[8], packet[size:]
+    if packet[9] == socket.IPPROTO_ICMP:
+        return f"ICMP {source} > {destination} type {rest[0]} code {rest[1]}"
+    ports = struct.unpack("!HH", rest[:4])
+    text = f"{source}:{ports[0]} > {destination}:{ports[1]} ttl {ttl}"
+    if packet[9] == socket.IPPROTO_TCP:
+        flags = "+".join(name for bit, name in _FLAGS.items() if rest[13] & bit)
+        return f"TCP  {text} {flags} {len(rest) - (rest[12] >> 4) * 4}"
+    return f"UDP  {text} {len(rest) - 8}"
 
 
 def checksum(data: bytes | bytearray) -> int:
