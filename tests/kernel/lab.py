@@ -178,21 +178,30 @@ class Lab:
             router.set_sysctl(BRIDGE_SETTINGS)
         behind = [Host(self._machine(f"{name}{n or ''}"), f"{lan}.{100 + n}") for n in range(hosts)]
         router.ip_commands(
-            "link add lan type bridge",
+            f"link add lan address {_mac(0)} type bridge",
             f"addr add {lan}.1/24 dev lan",
             "link set lan up",
             *(
                 command
                 for n, host in enumerate(behind)
                 for command in (
-                    f"link add port{n} type veth peer name eth0 netns {host.machine.path}",
+                    f"link add port{n} type veth peer name eth0 address {_mac(n + 1)} netns {host.machine.path}",
                     f"link set port{n} master lan up",
+                    f"neigh add {host.ip} lladdr {_mac(n + 1)} dev lan nud permanent",
                 )
             ),
         )
         for host in behind:
             host.machine.ip_commands(
-                f"addr add {host.ip}/24 dev eth0", "link set eth0 up", f"route add default via {lan}.1"
+                f"addr add {host.ip}/24 dev eth0",
+                "link set eth0 up",
+                f"route add default via {lan}.1",
+                f"neigh add {lan}.1 lladdr {_mac(0)} dev eth0 nud permanent",
             )
         router.rules(wanted.rules(outside, behind[0].ip, only=self._only, servers=(SERVER, SECOND)))
         return Home(wanted, outside, behind[0], behind[1] if hosts > 1 else None, router)
+
+
+def _mac(number: int) -> str:
+    # Known beforehand, so that nobody's first packet waits for ARP: some tests are about whose comes first.
+    return f"02:00:00:00:00:{number:02x}"

@@ -12,10 +12,10 @@ import trio
 
 from tests.kernel.lab import RTT, Lab, open_lab
 from tests.kernel.namespaces import SocketsOfNamespaces
-from tests.kernel.nats import NATS
+from tests.kernel.nats import FORWARDED, NATS, Transport
 from tests.kernel.run import run_on
 from tests.kernel.wire import ROUTER, Wire, aged, checksum, time_exceeded
-from tests.sim.programs import bound, receive
+from tests.sim.programs import bound, receive, reusable
 
 _IP_RECVERR = 11  # of Linux; Python has no name for it
 
@@ -53,15 +53,13 @@ class TestInTheKernel:
             async with open_lab(wire, "open", "port-restricted") as lab:
                 for home in lab.homes:
                     with await bound(home.host) as client, await bound(lab.server, 9) as server:
-                        took = 0.0
-                        for _ in range(2):  # the first one waits for ARP
-                            sent = trio.current_time()
-                            await client.sendto(b"?", (lab.server.ip, 9))
-                            got = await receive(server, 5)
-                            assert got is not None
-                            await server.sendto(b"!", got[1])
-                            assert await receive(client, 5) is not None
-                            took = trio.current_time() - sent
+                        sent = trio.current_time()
+                        await client.sendto(b"?", (lab.server.ip, 9))
+                        got = await receive(server, 5)
+                        assert got is not None
+                        await server.sendto(b"!", got[1])
+                        assert await receive(client, 5) is not None
+                        took = trio.current_time() - sent
                         assert RTT <= took < 3 * RTT  # a busy machine may be late
 
     async def test_a_small_ttl_dies_between_the_nats(self) -> None:
@@ -79,6 +77,40 @@ class TestInTheKernel:
                     await client.sendto(b"late", (lab.server.ip, 9))
                     got = await receive(server, 5)
                     assert got == (b"late", (lab.homes[0].outside, 40_000))
+
+    async def test_a_forwarded_port_leads_to_the_first_host(self) -> None:
+        trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
+        with Wire() as wire:
+            async with open_lab(wire, "forwarded") as lab:
+                home = lab.homes[0]
+                with await bound(home.host, FORWARDED) as inside, await bound(lab.bystander) as stranger:
+                    await stranger.sendto(b"hello", (home.outside, FORWARDED))
+                    got = await receive(inside, 5)
+                    assert got is not None
+                    await inside.sendto(b"hello you", got[1])
+                    assert await receive(stranger, 5) == (b"hello you", (home.outside, FORWARDED))
+
+    @pytest.mark.parametrize("only", ["udp", "tcp"])
+    @pytest.mark.parametrize("kind", ["open", "full-cone"])
+    async def test_one_transport_alone(self, only: Transport, kind: str) -> None:
+        trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
+        with Wire() as wire:
+            async with open_lab(wire, kind, only=only) as lab:
+                host = lab.homes[0].host
+                with await bound(lab.server, 9) as udp, await bound(host) as client:
+                    await client.sendto(b"?", (lab.server.ip, 9))
+                    got = await receive(udp, 5 if only == "udp" else 4 * RTT)
+                    if got is not None:
+                        await udp.sendto(b"!", got[1])
+                        got = await receive(client, 5)
+                    assert (got is not None) == (only == "udp")
+                for place, reachable in ((lab.server, True), (lab.bystander, only == "tcp")):
+                    with reusable(place) as listener, reusable(host) as caller:
+                        await listener.bind(("0.0.0.0", 9))
+                        listener.listen()
+                        with trio.move_on_after(5 if reachable else 4 * RTT) as patience:
+                            await caller.connect((place.ip, 9))
+                        assert patience.cancelled_caught != reachable
 
     async def test_commands_run_on_a_machine(self) -> None:
         with Wire() as wire:

@@ -30,6 +30,7 @@ ROUTER: Final = "198.51.100.1"
 QUEUE: Final = 10_000
 """Packets that wait in a device for the wire: a spray's burst and more; the kernel's own default is 500."""
 _READS: Final = 64  # packets of one device before the others' turn
+_NICE: Final = -20  # the network does not wait for programs
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
 
@@ -115,6 +116,8 @@ class Wire(threading.Thread):
         os.close(device.fd)  # waits for the kernel; the wire need not
 
     def run(self) -> None:
+        with suppress(OSError):  # where it may not, a busy machine makes the delays longer
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             while not self._stop:
                 with self._lock:

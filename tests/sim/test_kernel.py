@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kernel.enclosed import enclosed
 from tests.sim.cells import CELLS, Cell, config
 from tests.sim.programs import LINK
 from tests.sim.worlds import run
@@ -43,15 +43,14 @@ def simulated(cell: Cell) -> Any:
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """What the kernel says; asked once."""
-    command = ["unshare", "--mount", "--net", sys.executable, "-m", "tests.sim.kernel_lab"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(enclosed("tests.sim.kernel_lab"), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout)
     return answers
 
 
 @pytest.mark.slow("real time: a second for most cells, all in the first test")
-@pytest.mark.needs("network_namespaces", "nft")
+@pytest.mark.needs("network_namespaces", "nft", "tun")
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_kernel_and_simulator_agree(cell: Cell, measured: dict[str, Any]) -> None:
     kernel, simulator = measured[str(cell)], simulated(cell)
