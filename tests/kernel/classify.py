@@ -31,8 +31,10 @@ KINDS: Final = [
 ]
 WAIT: Final = 0.4
 """Seconds for what may never come: eight round trips."""
-REPLY: Final = 2.0
-"""Seconds for what has to come, on a busy machine."""
+REPLY: Final = 1.0
+"""Seconds for what should come, on a busy machine."""
+TRIES: Final = 3
+"""Of what should come; also of a whole kind, since what comes late looks like what never comes."""
 SAMPLES: Final = 12
 """Fresh mappings in a row."""
 Endpoint = tuple[str, int]
@@ -93,6 +95,7 @@ class Udp:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+        self._asked = 0
 
     async def socket(self, host: Host, port: int, ip: str = "0.0.0.0") -> trio.socket.SocketType:
         with host:
@@ -105,10 +108,15 @@ class Udp:
 
     async def seen(self, client: trio.socket.SocketType, server: trio.socket.SocketType) -> Endpoint | None:
         """From where a server sees a client."""
-        await client.sendto(b"?", server.getsockname())
-        while (got := await _receive(server, REPLY)) is not None:
-            if got[0] == b"?":
-                return got[1]
+        self._asked += 1
+        question = b"%d" % self._asked
+        for _ in range(TRIES):
+            await client.sendto(question, server.getsockname())
+            with trio.move_on_after(REPLY):
+                while True:
+                    data, source = await server.recvfrom(100)
+                    if data == question:  # and not one that came late
+                        return source[0], source[1]
         return None
 
     async def gets_in(self, client: trio.socket.SocketType, sender: trio.socket.SocketType, to: Endpoint) -> bool:
@@ -159,7 +167,7 @@ class Tcp:
     async def seen(self, host: Host, port: int, server: trio.socket.SocketType) -> Endpoint | None:
         """From where a server sees a client that connects from a port; the connection stays."""
         client = await self.socket(host, port)
-        with trio.move_on_after(REPLY):
+        with trio.move_on_after(TRIES * REPLY):
             await client.connect(server.getsockname())
             accepted, source = await server.accept()
             self._stack.enter_context(accepted)
@@ -195,13 +203,11 @@ async def _udp(lab: Lab, home: Home, tools: Udp) -> Finding:
     if len(set(seen)) == 1 and found != seen[0]:
         unsolicited += ", poisoned"  # the router's own stack remembers the stranger's flow, which holds the port
     fresh = await tools.socket(home.host, 40_001)
-    told = await tools.seen(fresh, servers[0])
-    assert told is not None
+    told = _needed(await tools.seen(fresh, servers[0]))
     heard = [await tools.gets_in(fresh, server, told) for server in (servers[1], servers[2])]
     assert home.second is not None
     other = await tools.socket(home.second, 40_002)
-    outside = await tools.seen(other, servers[0])
-    assert outside is not None
+    outside = _needed(await tools.seen(other, servers[0]))
     await fresh.sendto(b"?", outside)
     got = await _receive(other, WAIT)
     samples = []
@@ -216,16 +222,14 @@ async def _tcp(lab: Lab, home: Home, tools: Tcp) -> Finding:
     servers = [await tools.serve(host, port) for host in (lab.server, lab.second_server) for port in (3478, 3479)]
     unsolicited = await tools.dial(lab.bystander, BYSTANDER, 7000, (home.outside, 40_000))
     seen = [await tools.seen(home.host, 40_000, server) for server in servers]
-    told = await tools.seen(home.host, 40_001, servers[0])
-    assert told is not None
+    told = _needed(await tools.seen(home.host, 40_001, servers[0]))
     await tools.serve(Host(home.host.machine, "0.0.0.0"), 40_001)
     heard = [
         await tools.dial(host, ip, 7001, told) == "connected"
         for host, ip in ((lab.server, SERVER), (lab.second_server, SECOND))
     ]
     assert home.second is not None
-    outside = await tools.seen(home.second, 40_002, servers[0])
-    assert outside is not None
+    outside = _needed(await tools.seen(home.second, 40_002, servers[0]))
     await tools.serve(Host(home.second.machine, "0.0.0.0"), 40_002)
     hairpin = await tools.dial(home.host, "0.0.0.0", 40_003, outside) == "connected"
     samples = []
@@ -234,6 +238,16 @@ async def _tcp(lab: Lab, home: Home, tools: Tcp) -> Finding:
         samples.append((port, await tools.seen(home.host, port, servers[0])))
     allocation, ports = _allocation(samples)
     return Finding(_mapping(seen), _filtering(heard), allocation, ports, unsolicited, hairpin)
+
+
+class Unanswered(Exception):
+    """What has to come did not."""
+
+
+def _needed(endpoint: Endpoint | None) -> Endpoint:
+    if endpoint is None:
+        raise Unanswered
+    return endpoint
 
 
 def _mapping(seen: list[Endpoint | None]) -> str:
@@ -252,7 +266,7 @@ def _filtering(heard: list[bool]) -> str:
 
 def _allocation(samples: list[tuple[int, Endpoint | None]]) -> tuple[str, tuple[int, int]]:
     inside = [port for port, _ in samples]
-    outside = [endpoint[1] for _, endpoint in samples if endpoint is not None]
+    outside = [_needed(endpoint)[1] for _, endpoint in samples]
     ports = (min(outside), max(outside))
     if inside == outside:
         return "preserving", ports
@@ -270,9 +284,15 @@ async def survey(kinds: Sequence[str], *, limit: int = 16) -> dict[tuple[str, Tr
     async def one(kind: str) -> None:
         async with slots:
             for transport in transports:
-                async with open_lab(wire, kind, second=True) as lab:
-                    finding = await classify(lab, lab.homes[0], transport)
-                found[kind, transport] = finding, finding.contradicts(nat(kind), transport)
+                for _ in range(TRIES):
+                    async with open_lab(wire, kind, second=True) as lab:
+                        try:
+                            finding = await classify(lab, lab.homes[0], transport)
+                        except Unanswered:
+                            finding = Finding(None, None, None, None, "no answers any more", None)
+                    found[kind, transport] = finding, finding.contradicts(nat(kind), transport)
+                    if not found[kind, transport][1]:
+                        break
 
     with Wire() as wire:
         async with trio.open_nursery() as nursery:
