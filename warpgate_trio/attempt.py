@@ -320,6 +320,9 @@ class Attempt:
             except (trio.BrokenResourceError, ProtocolError):
                 session.broke_off = True
                 raise
+            except PeerRefused as refusal:
+                session.learn_refusal(refusal)  # before the lock passes on, to a carrier that would hear the same
+                raise
             # No checkpoint from the ACCEPT to here: the lock's release is none either.
             link.path = link.path or self._path(link.carrier)
             self.won = True

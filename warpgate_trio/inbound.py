@@ -4,17 +4,19 @@ Three ways lead here: a TCP connection to the node's listening port, a Link that
 and an OPEN on a Link that stands.  All end in one bounded queue, which `PipeListener` shows as a `trio.abc.Listener`.
 
 Agreement (DESIGN §4.2): the initiator commits one carrier of a session at a time, so all that is to be seen to here
-is that a session gives *one* Pipe.  `_SessionState` remembers that for longer than a walk can last.
+is that a session gives *one* Pipe.  `_Accepted` remembers that for longer than a walk can last; it is kept apart from
+what is undecided, which any stranger can make us remember, and forget.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
@@ -50,7 +52,7 @@ MAX_WAITING_PIPES: Final = 64
 MAX_HANDSHAKES: Final = 256
 """Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
 MAX_SESSIONS: Final = 4096
-"""Remembered sessions; one costs about 300 bytes."""
+"""Remembered sessions, undecided ones and accepted ones each; one costs about 300 bytes."""
 REFUSED: Final = "refused_"
 """Prefix of the counters of refusals."""
 SESSION_MEMORY: Final = 120.0
@@ -113,15 +115,32 @@ class PipeListener(trio.abc.Listener[Pipe]):
         await trio.lowlevel.checkpoint()
 
 
+_SessionKey = tuple[bytes, bytes]
+"""Peer's key, session id."""
+
+
 @final
-class _SessionState:
-    __slots__ = ("accepted", "asking", "authorized", "seen_at")
+class _Question:
+    """What `authorize` said about a session's peer, or is being asked."""
+
+    __slots__ = ("asking", "authorized", "since")
 
     def __init__(self, now: float) -> None:
-        self.seen_at = now
+        self.since = now
         self.authorized: bool | None = None
         self.asking: trio.Event | None = None
-        self.accepted: tuple[int, Link] | None = None
+
+
+@final
+class _Accepted:
+    """A session that has had its Pipe.  Its Link, once over, is not kept for that: it holds 30 KiB of TLS."""
+
+    __slots__ = ("epoch", "link", "since")
+
+    def __init__(self, now: float, epoch: int, link: Link) -> None:
+        self.since = now
+        self.epoch = epoch
+        self.link = weakref.ref(link)
 
 
 @final
@@ -151,7 +170,8 @@ class Inbound:
         self._take_link = take_link
         self._adopt = adopt
         self._on_accepted = on_accepted
-        self._sessions: OrderedDict[tuple[bytes, bytes], _SessionState] = OrderedDict()
+        self._questions: OrderedDict[_SessionKey, _Question] = OrderedDict()
+        self._accepted: OrderedDict[_SessionKey, _Accepted] = OrderedDict()
         self._handshakes = 0
         self.counters: Final[Counter[str]] = Counter()
         """``accepted``, ``handshakes_failed``, and refusals by ``refused_REASON``."""
@@ -184,7 +204,7 @@ class Inbound:
         link: Link | None = None
         kept = False
         try:
-            with trio.move_on_after(self._budgets.handshake):
+            with trio.move_on_after(self._budgets.handshake) as handshake:
                 carrier = await TlsCarrier.serve(connection, self._contexts)
                 link = await Link.hear_proof(carrier)
                 if self._take_link(link):
@@ -192,6 +212,8 @@ class Inbound:
                     return
                 link.become(initiator=False)
                 link.path = _direct_path(carrier)
+                await link.hear_commit()
+            if link is not None and not handshake.cancelled_caught:  # what is left has bounds of its own
                 kept = await self.decide(link, [])
         except (CarrierError, WrongPeer, ProtocolError, OSError, trio.BrokenResourceError) as error:
             logger.debug("an inbound connection ended: %s", error)
@@ -220,31 +242,33 @@ class Inbound:
             return await self._refuse(link, RefuseReason.UNSUPPORTED)
         if self._authorize is None:
             return await self._refuse(link, RefuseReason.NOT_ACCEPTING)
-        state = self._session(link.peer_key, link.session_id)
-        if self._spent(state, commit.epoch):
+        if self._had_its_pipe(link, commit.epoch):
             return await self._refuse(link, RefuseReason.SESSION_SPENT)
         if not await link.while_waiting(lambda: self.authorize(link.peer_key, link.session_id)):
             return await self._refuse(link, RefuseReason.UNAUTHORIZED)
-        if self._spent(state, commit.epoch):  # two commits of one session can wait for one decision
+        if self._had_its_pipe(link, commit.epoch):  # two commits of one session can wait for one decision
             return await self._refuse(link, RefuseReason.SESSION_SPENT)
         reason = self.listener.room()
         if reason is not None:
             return await self._refuse(link, reason)
         # No checkpoint from here on: the ACCEPT, the Pipe and the driver come together or not at all.
         pipe = link.accept()
-        state.accepted = (commit.epoch, link)
+        now = trio.current_time()
+        _remember(self._accepted, (link.peer_key, link.session_id), _Accepted(now, commit.epoch, link), now)
         self._adopt(link, tasks)
         self.listener.put(pipe)
         self.counters["accepted"] += 1
         self._on_accepted(link.peer_key, link.session_id)
         return True
 
-    def _spent(self, state: _SessionState, epoch: int) -> bool:
-        """Whether the session has had its Pipe; a newer commit means that the initiator never saw that one."""
-        if state.accepted is None:
+    def _had_its_pipe(self, link: Link, epoch: int) -> bool:
+        """Whether the session has; a newer commit means that the initiator never saw that one."""
+        accepted = self._accepted.get((link.peer_key, link.session_id))
+        if accepted is None:
             return False
-        if epoch > state.accepted[0]:
-            state.accepted[1].end_nowait()
+        first = accepted.link()
+        if first is not None and epoch > accepted.epoch:
+            first.end_nowait()
         return True
 
     async def _refuse(self, link: Link, reason: RefuseReason) -> bool:
@@ -256,18 +280,23 @@ class Inbound:
 
     async def authorize(self, peer_key: bytes, session_id: bytes) -> bool:
         """The application's answer about a peer, asked once per session."""
-        state = self._session(peer_key, session_id)
-        while state.authorized is None:
-            if state.asking is not None:  # on another carrier of the session, or for a request by signal
-                await state.asking.wait()
+        key = (peer_key, session_id)
+        question = self._questions.get(key)
+        if question is None:
+            now = trio.current_time()
+            question = _Question(now)
+            _remember(self._questions, key, question, now)
+        while question.authorized is None:
+            if question.asking is not None:  # on another carrier of the session, or for a request by signal
+                await question.asking.wait()
                 continue
-            state.asking = trio.Event()
+            question.asking = trio.Event()
             try:
-                state.authorized = await self._ask(peer_id_from_key(peer_key))
+                question.authorized = await self._ask(peer_id_from_key(peer_key))
             finally:
-                state.asking.set()
-                state.asking = None
-        return state.authorized
+                question.asking.set()
+                question.asking = None
+        return question.authorized
 
     async def _ask(self, peer_id: str) -> bool:
         if self._authorize is None:
@@ -280,6 +309,15 @@ class Inbound:
         except Exception:
             logger.exception("authorize failed; %s… is refused", peer_id[:8])
         return False
+
+    async def admit(self, link: Link) -> bool:
+        """Whether a peer that *we* called may open Pipes to this node (`Link.drive`)."""
+        if self._authorize is None:
+            return True  # to hear that this node does not listen
+        admitted = await self.authorize(link.peer_key, link.session_id)
+        if not admitted:
+            self.count_refusal(RefuseReason.UNAUTHORIZED.name)
+        return admitted
 
     def take_opened(self, pipe: Pipe) -> RefuseReason | None:
         """The peer opened a further Pipe on a Link of ours (`Link.drive`)."""
@@ -300,25 +338,19 @@ class Inbound:
         """Connections before their commit."""
         return self._handshakes
 
-    # -- sessions ----------------------------------------------------------------------------------------------------
-
-    def _session(self, peer_key: bytes, session_id: bytes) -> _SessionState:
-        now = trio.current_time()
-        key = (peer_key, session_id)
-        state = self._sessions.get(key)
-        if state is None:
-            state = self._sessions[key] = _SessionState(now)
-            while self._sessions:
-                oldest = next(iter(self._sessions.values()))
-                if len(self._sessions) <= MAX_SESSIONS and now - oldest.seen_at < SESSION_MEMORY:
-                    break
-                self._sessions.popitem(last=False)
-        return state
-
     def is_spent(self, peer_key: bytes, session_id: bytes) -> bool:
         """Whether the session has had its Pipe."""
-        state = self._sessions.get((peer_key, session_id))
-        return state is not None and state.accepted is not None
+        return (peer_key, session_id) in self._accepted
+
+
+_Remembered = TypeVar("_Remembered", _Question, _Accepted)
+
+
+def _remember(table: OrderedDict[_SessionKey, _Remembered], key: _SessionKey, what: _Remembered, now: float) -> None:
+    """Put something at the end, and let what is too old or too much fall out at the beginning."""
+    table[key] = what
+    while len(table) > MAX_SESSIONS or now - next(iter(table.values())).since >= SESSION_MEMORY:
+        table.popitem(last=False)
 
 
 def _direct_path(carrier: TlsCarrier) -> PathInfo:

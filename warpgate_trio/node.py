@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import final
+from typing import Final, final
 
 import trio
 
@@ -31,6 +30,9 @@ from .stats import NodeStats
 __all__ = ["Node", "open_node"]
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+MAX_SESSIONS: Final = 4
+"""Sessions of one call: a new one follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
 
 
 @final
@@ -180,7 +182,7 @@ class Node:
         Args:
           plugin: its name; or several names, which are raced by `fan_out`.
           af, route_type: pin these too; None tries what the pair has.
-          timeout: seconds; the plugin's own ceiling when None.
+          timeout: seconds; None stands for the plugin's own ceiling, and ``budgets.total`` more for the peer's answer.
 
         Raises as `auto_connect`.
         """
@@ -199,7 +201,7 @@ class Node:
             combos,
             phases=[kind.phase],
             factories={name: factory if candidates is None else partial(factory, candidates=candidates)},
-            timeout=math.inf if timeout is None else timeout,
+            timeout=kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout,
             ceiling=kind.timeout,
             early_data=early_data,
             on_event=on_event,
@@ -253,22 +255,24 @@ class Node:
             replan=replan or (lambda _: ()),
         )
         deadline = trio.current_time() + timeout
-        while True:
+        for left in reversed(range(MAX_SESSIONS)):
             session = Session(peer, self._runtime.host.entropy(16), recorder, early_data=early_data)
             try:
-                pipe = await walk(planned, session, timeout=deadline - trio.current_time())
+                with self._runtime.call():
+                    pipe = await walk(planned, session, timeout=max(deadline - trio.current_time(), 0.0))
                 self._runtime.walks[Verdict.CONNECTED.value] += 1
                 return pipe
             except ConnectError as error:
                 # The peer's application has had its one Pipe of this session, on a carrier that died before we heard of
                 # it.  That Pipe is broken there by now; a new session may give a new one.
-                if not session.spent:
+                if not session.spent or not left:
                     self._runtime.walks[error.verdict.value] += 1
                     raise
                 recorder.note("a path broke between the peer's accept and ours; tried again", trio.current_time())
             finally:
                 if session.signalled and session.pipe is None:
                     self._runtime.say_goodbye(partial(self._send_cancel, session))
+        raise AssertionError("the last session returns or raises")
 
     async def _send_cancel(self, session: Session) -> None:
         if not any(server.state is ServerState.CONNECTED for server in self.signal_servers):

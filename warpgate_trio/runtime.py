@@ -4,6 +4,7 @@ Three nurseries, one inside the other; what is further in ends earlier:
 
     keepers    the signal hub: goodbyes still need it
       links      Link drivers and goodbyes: each shields itself, under a deadline that starts when the node closes
+        (what plugins have set up: left when no attempt is under way any more)
         services   accept loops, dispatch, attempts on behalf of peers: cancelled as soon as the body is left
           (the body of ``async with open_node()``)
 
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -126,6 +127,8 @@ class NodeRuntime:
         self.factories: Final[dict[str, tuple[type[Plugin], Callable[[Attempt], Plugin]]]] = {}
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._links: set[Link] = set()
+        self._calls: set[trio.CancelScope] = set()
+        self._calls_over = trio.Event()
         self.walks: Final[Counter[str]] = Counter()
         self._known: OrderedDict[bytes, PeerAddress] = OrderedDict()
         self.closing: bool = False
@@ -276,25 +279,61 @@ class NodeRuntime:
 
     def adopt_link(self, link: Link, tasks: Sequence[Callable[[], Awaitable[object]]]) -> None:
         assert self._link_nursery is not None
+        if self.closing:  # a call that this end has overtaken: there is nobody any more to have the Pipe
+            link.close_nowait()
+            return
         self._links.add(link)
         self._link_nursery.start_soon(self._drive, link, tasks)
-        if self.closing:
-            link.end_nowait()
 
     def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         assert self._link_nursery is not None
-        self._link_nursery.start_soon(self._goodbye, task)
+        try:
+            self._link_nursery.start_soon(self._goodbye, task)
+        except RuntimeError:  # Trio's word for a nursery that has ended; `_wait_calls` has waited for as long as it may
+            logger.debug("a goodbye came after the end of its node")
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """The time of one call of the application, which need not be made in the body: it ends with the node.
+
+        Raises:
+          trio.ClosedResourceError: the node was left, before or meanwhile.
+        """
+        if self.closing:
+            raise trio.ClosedResourceError("this node was closed")
+        with trio.CancelScope() as scope:
+            self._calls.add(scope)
+            try:
+                yield
+            finally:
+                self._calls.discard(scope)
+                if self.closing and not self._calls:
+                    self._calls_over.set()
+        if scope.cancelled_caught:
+            raise trio.ClosedResourceError("this node was closed")
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
     async def _drive(self, link: Link, tasks: Sequence[Callable[[], Awaitable[object]]]) -> None:
+        """The Link and what carries it, a plugin's tasks: shielded together, since its goodbyes go through them."""
         try:
             async with open_background_nursery() as nursery:
+                nursery.cancel_scope.shield = True  # `drive` bounds itself, and cancels the others when it ends
                 for task in tasks:
-                    nursery.start_soon(_logged, task)
-                await link.drive(on_open=self.inbound.take_opened, goodbye=self.config.budgets.goodbye)
+                    nursery.start_soon(_carry, task, link)
+                await link.drive(
+                    on_open=self.inbound.take_opened,
+                    admit=self.inbound.admit,
+                    goodbye=self.config.budgets.goodbye,
+                )
         finally:
             self._links.discard(link)
+
+    async def _wait_calls(self) -> None:
+        """Calls that were cancelled by this end still use their plugins, and may have goodbyes to say."""
+        if self._calls:
+            with trio.move_on_after(self.config.budgets.goodbye, shield=True):
+                await self._calls_over.wait()
 
     async def _goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         with trio.move_on_after(self.config.budgets.goodbye, shield=True):
@@ -328,10 +367,11 @@ class NodeRuntime:
             ):  # a cancelled `start` would wait for its child, which does not hear of it
                 await keepers.start(_run_shielded, hub_scope, self.hub)
             self._link_nursery = await stack.enter_async_context(open_background_nursery())
-            self._services = await stack.enter_async_context(open_background_nursery())
-            stack.callback(self._close_nowait)
             for name, plugin in self.loaded.plugins.items():
                 await self._set_up(stack, name, plugin)
+            stack.push_async_callback(self._wait_calls)
+            self._services = await stack.enter_async_context(open_background_nursery())
+            stack.callback(self._close_nowait)
             for sock in self._sockets:
                 self._services.start_soon(self.inbound.serve_socket, sock)
             self._services.start_soon(self.signals.run)
@@ -367,6 +407,8 @@ class NodeRuntime:
         for sock in self._sockets:
             sock.close()
         self.inbound.listener.close_nowait()
+        for scope in list(self._calls):
+            scope.cancel(reason="the node was left")
         for link in list(self._links):
             link.end_nowait()
 
@@ -383,13 +425,23 @@ class NodeRuntime:
             phase=None,
             way=None,
         )
-        return await attempt.ask(self.factories[plugin][1])
+        with self.call():
+            return await attempt.ask(self.factories[plugin][1])
 
 
 async def _run_shielded(scope: trio.CancelScope, hub: SignalHub, *, task_status: trio.TaskStatus[None]) -> None:
     """The hub, until `scope` is cancelled: goodbyes go through it while the node is being cancelled."""
     with scope:
         await hub.run(task_status=task_status)
+
+
+async def _carry(task: Callable[[], Awaitable[object]], link: Link) -> None:
+    """What a plugin has work for a Link: a failure is the Link's, as that of its own driver."""
+    try:
+        await task()
+    except Exception:
+        logger.exception("a task that carries %r failed", link)
+        link.close_nowait()
 
 
 async def _logged(task: Callable[[], Awaitable[object]]) -> None:

@@ -93,6 +93,7 @@ class Session:
             scope.deadline = deadline
 
     def _end_phase(self, reason: str) -> None:
-        self.over_at = trio.current_time()
+        if self.over_at is None:
+            self.over_at = trio.current_time()
         if self.scope is not None:
             self.scope.cancel(reason=reason)

@@ -16,6 +16,7 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -38,6 +39,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 OpenHandler = Callable[[Pipe], RefuseReason | None]
 """Takes a Pipe that the peer opened; a reason instead of None refuses it."""
+Admit = Callable[["Link"], Awaitable[bool]]
+"""Decides, at its first OPEN, whether a peer that was called here may open Pipes; no means UNAUTHORIZED."""
 
 
 def refuse_all(_pipe: Pipe) -> RefuseReason:
@@ -78,6 +81,8 @@ class Link:
         self._ending = False
         self._goodbye: float | None = None  # None: not driven yet
         self._on_open: OpenHandler = refuse_all
+        self._admitted: bool | None = None
+        self._first_open = trio.Event()
 
     def __repr__(self) -> str:
         return f"<Link to {peer_id_from_key(self.peer_key)[:8]}… {self.protocol.state.value}>"
@@ -236,6 +241,7 @@ class Link:
     def accept(self) -> Pipe:
         """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
         channel = self.protocol.send_accept(now=trio.current_time())
+        self._admitted = True  # that is what was decided
         self.carrier.feed(self.protocol.take_outbox())
         return self._pipe(channel)
 
@@ -276,15 +282,18 @@ class Link:
 
     # -- the driver, in the node's nursery ---------------------------------------------------------------------------
 
-    async def drive(self, *, on_open: OpenHandler, goodbye: float) -> None:
+    async def drive(self, *, on_open: OpenHandler, admit: Admit | None = None, goodbye: float) -> None:
         """Run the Link until it ends.  Never raises, and is not cancelled from outside: see `end_nowait`.
 
         Args:
           on_open: gets the Pipes that the peer opens.
+          admit: asked before the first of them where the peer was called by us, so that nobody has decided about it
+            yet; None lets it.
           goodbye: seconds for the last words once the Link ends here.
         """
         self._on_open = on_open
         self._goodbye = goodbye
+        self._admitted = self._admitted or (None if admit is not None else True)
         self._scope.shield = True
         with self._scope:
             if self._ending:  # everything was closed before the driver had its first turn
@@ -293,6 +302,8 @@ class Link:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._guard, self._write_loop)
                 nursery.start_soon(self._guard, self._watch)
+                if admit is not None and not self._admitted:
+                    nursery.start_soon(self._guard, partial(self._decide_admission, admit))
                 await self._guard(self._read_loop)
                 nursery.cancel_scope.cancel()
         self._fail(trio.BrokenResourceError("the link ended"))
@@ -360,12 +371,27 @@ class Link:
         if protocol.has_outbox:
             self._poked.set()
 
+    async def _decide_admission(self, admit: Admit) -> None:
+        await self._first_open.wait()
+        self._admitted = await admit(self)
+        self._answer_opens()
+        self._poked.set()
+
     def _answer_opens(self) -> None:
+        if self._admitted is None:  # they wait in the protocol, where their number is bounded
+            if self.protocol.has_opened:
+                self._first_open.set()
+            return
         for opened in self.protocol.take_opened():
             self._answer_open(opened.channel)
 
     def _answer_open(self, channel: Channel) -> None:
-        reason = RefuseReason.NOT_ACCEPTING if self._ending else self._on_open(self._pipe(channel))
+        if self._ending:
+            reason: RefuseReason | None = RefuseReason.NOT_ACCEPTING
+        elif not self._admitted:
+            reason = RefuseReason.UNAUTHORIZED
+        else:
+            reason = self._on_open(self._pipe(channel))
         if reason is None:
             self.protocol.accept_channel(channel)
         else:

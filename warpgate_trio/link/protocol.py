@@ -433,6 +433,8 @@ class LinkProtocol:
         channel = self._add_channel(number, frame.label, window=window, receive_limit=window, now=now)
         channel.send_limit = frame.credit
         self._opened.append(ChannelOpened(channel))
+        if len(self._opened) > 2 * MAX_CHANNELS:  # whoever takes its OPENs back while we decide
+            self._opened = self.take_opened()
 
     def _on_channel_frame(self, frame: Accept | Refuse | Credit | Fin | Reset, kind: FrameType) -> None:
         channel = self.channels.get(frame.channel)
@@ -474,6 +476,11 @@ class LinkProtocol:
         """Channels about which anything changed since the last call; one may be named more than once."""
         touched, self._touched = self._touched, []
         return touched
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether an OPEN of the peer waits for its answer."""
+        return bool(self._opened)
 
     def take_opened(self) -> list[ChannelOpened]:
         """What to answer; who took its OPEN back at once wants no answer any more."""
