@@ -86,11 +86,12 @@ class Session:
         if scope is None:
             yield
             return
+        began = trio.current_time()
         deadline, scope.deadline = scope.deadline, math.inf
         try:
             yield
         finally:
-            scope.deadline = deadline
+            scope.deadline = self.phase_deadline = deadline + trio.current_time() - began
 
     def _end_phase(self, reason: str) -> None:
         if self.over_at is None:

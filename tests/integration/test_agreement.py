@@ -252,6 +252,47 @@ async def test_a_session_that_is_spent_when_the_time_is_over() -> None:
             await alice.auto_connect(address_of(BOB, port=port), timeout=0.15, on_event=dawdle)
 
 
+@pytest.mark.slow("the first carrier outlasts the phase's budget")
+async def test_a_carrier_that_waited_has_its_turn_when_the_first_one_dies() -> None:
+    """However long that took: the phase's budget is for finding paths, and this one was found."""
+    commits = 0
+
+    @register(phase="direct")
+    class Twin(Plugin):
+        name = "twin"
+
+        async def run(self, reply: Message | None = None) -> Carrier:
+            return await dial_target(self)
+
+    async def serve(sock: trio.socket.SocketType) -> None:
+        nonlocal commits
+        link = await committed(sock)
+        commits += 1
+        if commits == 1:
+
+            async def dawdle() -> bool:
+                await trio.sleep(1.5 * QUICK.direct_max)
+                return True
+
+            await link.while_waiting(dawdle)
+            link.close_nowait()
+            return
+        link.accept()
+        await link.carrier.flush()
+        await trio.sleep_forever()
+
+    try:
+        async with (
+            impostor(serve) as port,
+            loopback_node(ALICE, config(budgets=QUICK), plugins=["direct_connect", Twin]) as alice,
+        ):
+            pipe = await alice.auto_connect(address_of(BOB, port=port))
+            assert commits == 2
+            pipe.carrier.close_nowait()
+    finally:
+        del plugin_registry["twin"]
+
+
 async def test_after_a_refusal_no_other_carrier_commits() -> None:
     """The second carrier is proven and waits for its turn when the refusal comes."""
     proven = trio.Event()
