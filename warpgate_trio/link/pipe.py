@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["PathInfo", "Pipe"]
 
 
-SEND_CHUNK: Final = 64 * 1024
-"""Bytes that are encrypted before they are sent, and after which another channel may have its turn.  256 KiB at a time
-are slower by a quarter (``benchmarks/pipe_throughput.py``): the receiver could be decrypting meanwhile."""
+SEND_CHUNK: Final = 128 * 1024
+"""Bytes that are encrypted before they are sent, and after which another channel may have its turn: no more than the
+kernel holds unsent (`carrier.tls.UNSENT_MAX`).  A chunk costs a pass through Trio's loop, so that 64 KiB are a fifth
+slower where both cores are busy; the receiver decrypts meanwhile, so that 256 KiB are slower where they are free."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
