@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 
 import trio
 
-from .errors import SignalError
+from .errors import SealError, SignalError, SignalMalformed
 from .signal import (
     Accepted,
     Cancel,
@@ -42,6 +42,7 @@ from .signal import (
 )
 from .signal import Clock as ClockReply
 from .signal.core import CORE_MESSAGES, OWNER
+from .signal.message import MAX_TIME_MS
 
 if TYPE_CHECKING:
     from .address import PeerAddress
@@ -141,22 +142,27 @@ class Signals:
 
         Raises:
           SignalUnavailable: no server could take it.
+          SignalMalformed: nothing can be sealed to the peer's address.
         """
         message_id = self._host.entropy(16)
         now = self._clock.now()
-        blob = seal_message(
-            self._identity,
-            peer,
-            self._own_address(),
-            wire_name=wire_name(owner, type(message)),
-            payload=message,
-            message_id=message_id,
-            session=session,
-            attempt=attempt,
-            in_reply_to=in_reply_to,
-            generation=generation,
-            time_ms=int((now + self._inbox.clocks.offset(peer.public_key)) * 1000),
-        )
+        stamp = int((now + self._inbox.clocks.offset(peer.public_key)) * 1000)
+        try:
+            blob = seal_message(
+                self._identity,
+                peer,
+                self._own_address(),
+                wire_name=wire_name(owner, type(message)),
+                payload=message,
+                message_id=message_id,
+                session=session,
+                attempt=attempt,
+                in_reply_to=in_reply_to,
+                generation=generation,
+                time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us the offset, and may have lied
+            )
+        except SealError as error:  # the peer chose the key, too
+            raise SignalMalformed(f"nothing can be sealed to {peer.peer_id[:8]}…: {error}") from error
         self._inbox.clocks.note_sent(message_id, peer.public_key, now)
         self.counters["sent"] += 1
         return await self._hub.send(peer.public_key, blob, hints=peer.signals if visit else (), via=via)
@@ -177,6 +183,8 @@ class Signals:
                 )
             except SignalError as error:
                 logger.debug("no reply to %s: %s", request.sender_address.peer_id[:8], error)
+            except Exception:  # strangers make us answer: whatever comes of that must not end the node
+                logger.exception("an answer could not be sent")
 
         try:
             self._replies.send_nowait(reply)
@@ -211,7 +219,14 @@ class Signals:
                 await reply()
 
     def handle(self, incoming: Incoming) -> None:
-        """Check and route one blob.  Never raises for what is in it."""
+        """Check and route one blob.  Never raises, whatever is in it."""
+        try:
+            self._handle(incoming)
+        except Exception:  # strangers choose what comes here: a bug of ours must not end the node
+            self.counters["unhandled"] += 1
+            logger.exception("a signal could not be handled")
+
+    def _handle(self, incoming: Incoming) -> None:
         now = self._clock.now()
         if not self._inbox.admit(now):
             self.counters["rate_limited"] += 1

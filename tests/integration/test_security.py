@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 
 import pytest
@@ -13,10 +14,24 @@ from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loo
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, NIC_BIND, Identity, Node, PeerAddress, anyone
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
+from warpgate_trio.errors import SignalMalformed
 from warpgate_trio.host import host_id
 from warpgate_trio.identity import seal
-from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.signal import Cancel, Incoming, Message, open_message, seal_message, wire_name
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.server_url import ServerUrl
+from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+from warpgate_trio.signal import (
+    Cancel,
+    Clock,
+    Delivery,
+    Envelope,
+    Incoming,
+    Message,
+    SignalHub,
+    open_message,
+    seal_message,
+    wire_name,
+)
 
 CONTEXT = b"warpgate-trio signal v1"
 
@@ -29,6 +44,7 @@ def sealed(
     *,
     owner: str = "reverse_connect",
     message_id: bytes = bytes(16),
+    in_reply_to: bytes | None = None,
     time: float | None = None,
 ) -> bytes:
     return seal_message(
@@ -40,6 +56,7 @@ def sealed(
         message_id=message_id,
         session=b"S" * 16,
         attempt=b"A" * 16,
+        in_reply_to=in_reply_to,
         time_ms=int(1000 * (LoopbackHost().wall_time() if time is None else time)),
     )
 
@@ -115,6 +132,93 @@ async def test_a_flood_is_bounded_before_it_is_decrypted() -> None:
         outcomes = [give(bob, b"\x01" + bytes(200)) for _ in range(1000)]
         assert outcomes.count("SignalMalformed") < 400
         assert outcomes[-1] == "rate_limited"
+
+
+class Unheard(Message, frozen=True):
+    """Of a plugin that nobody has: whoever says it gets an answer, without being let in."""
+
+
+@asynccontextmanager
+async def hub_of(identity: Identity, server: RendezvousServer) -> AsyncGenerator[SignalHub]:
+    hub = SignalHub(identity, [ServerUrl.parse(f"ws://127.0.0.1:{server.port}")])
+    async with open_background_nursery() as nursery:
+        await nursery.start(hub.run)
+        await hub.wait_connected()
+        yield hub
+
+
+async def ask(hub: SignalHub, sender: Identity, node: Node, message_id: bytes) -> Envelope:
+    """Send a node something that it does not know, and return its answer."""
+    own = address_of(sender, port=1)
+    await hub.send(node.address.public_key, sealed(sender, node.address, own, Unheard(), message_id=message_id))
+    with trio.fail_after(1):
+        return open_message(sender, (await hub.receive()).payload)
+
+
+async def test_an_address_that_nothing_can_be_sealed_to_harms_only_its_owner() -> None:
+    """A stranger signs an address whose sealing key is a point of small order, and says something to be answered."""
+    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
+        await bob.wait_signals()
+        mallory = Identity.generate()
+        mallory.sealing_key = bytes(32)  # type: ignore[misc]
+        outcome = give(bob, sealed(mallory, bob.address, address_of(mallory, port=1), Unheard()))
+        assert outcome == "Accepted+unknown_type"
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert "sent" not in bob.stats().signals
+        async with hub_of(ALICE, server) as hub:
+            assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
+    async with loopback_node(ALICE, config("ws://127.0.0.1:1")) as alice:  # ... and when we are the ones who call
+        with pytest.raises(SignalMalformed, match="sealing key"):
+            await alice.refresh_address(address_of(mallory, port=1))
+
+
+@pytest.mark.parametrize("claimed", [0, 2**53 - 1])
+async def test_a_peer_that_lies_about_its_clock_harms_only_itself(claimed: int) -> None:
+    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
+        await bob.wait_signals()
+        async with hub_of(CAROL, server) as hub:
+            answer = await ask(hub, CAROL, bob, b"1" * 16)
+            lie = sealed(
+                CAROL,
+                bob.address,
+                address_of(CAROL, port=1),
+                Clock(time_ms=claimed),
+                owner="core",
+                message_id=b"2" * 16,
+                in_reply_to=answer.header.message_id,
+            )
+            assert give(bob, lie) == "Accepted"
+            # What she says now is stamped by the clock that she claims to have, as far as a stamp can say it.
+            own, now = address_of(CAROL, port=1), max(claimed - 100, 0) / 1000
+            for message_id in (b"3" * 16, b"4" * 16):
+                more = sealed(CAROL, bob.address, own, Unheard(), message_id=message_id, time=now)
+                assert give(bob, more) == "Accepted+unknown_type"
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        async with hub_of(ALICE, server) as hub:
+            assert (await ask(hub, ALICE, bob, b"5" * 16)).header.type == "core.Refused"
+
+
+async def test_a_signal_that_fails_in_a_way_that_nobody_foresaw_does_not_end_the_node(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
+        await bob.wait_signals()
+        with monkeypatch.context() as patch:
+
+            async def broken(*args: object, **kwargs: object) -> Delivery:
+                raise KeyError("a bug")
+
+            patch.setattr(bob._runtime.signals, "send", broken)
+            give(bob, sealed(CAROL, bob.address, address_of(CAROL, port=1), Unheard()))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            patch.undo()
+            patch.setattr(bob._runtime.signals, "_on_request", None)
+            dial_me = DialMe(af=4, route_type=LOOPBACK_BIND, address=bytes(4), port=9)
+            give(bob, sealed(CAROL, bob.address, address_of(CAROL, port=1), dial_me, message_id=b"2" * 16))
+        assert "an answer could not be sent" in caplog.text
+        assert "a signal could not be handled" in caplog.text
+        async with hub_of(ALICE, server) as hub:
+            assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
 
 
 async def connected(listener: trio.socket.SocketType) -> bool:

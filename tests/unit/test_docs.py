@@ -150,10 +150,10 @@ NO_BOUNDS = {
     *("identity.PEER_ID_LENGTH", "identity.SEAL_OVERHEAD", "identity.SESSION_ID_LENGTH", "identity.SIGNATURE_LENGTH"),
     *("link.frames.HEADER_SIZE", "link.frames.LINK_VERSION", "runtime.HOST_SALT", "plugin.IP4", "plugin.IP6"),
     *("servers.rendezvous_core.MAX_FRAME", "servers.rendezvous_core.QUEUE_FULL", "servers.rendezvous_core.VERSION"),
-    "signal.message.VERSION",
     *("nat.stun.BINDING", "nat.stun.HEADER_LENGTH", "nat.stun.MAGIC_COOKIE", "nat.stun.TRANSACTION_ID_LENGTH"),
     "servers.stun.DEFAULT_PORT",
     "clock.ntp.PACKET_SIZE",
+    *("signal.message.MAX_TIME_MS", "signal.message.VERSION"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, final
 
 import msgspec
 
-from .message import Message, wire_name
+from .message import MAX_TIME_MS, Message, wire_name
 
 __all__ = ["CORE_MESSAGES", "OWNER", "Cancel", "Clock", "Failed", "RefusalReason", "Refused"]
 
@@ -23,7 +23,7 @@ class Clock(Message, frozen=True):
       time_ms: Unix milliseconds on the sender's clock.
     """
 
-    time_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+    time_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
 
 
 @final

@@ -42,6 +42,8 @@ __all__ = ["MAX_SIGNAL", "Envelope", "Header", "Message", "decode_payload", "ope
 MAX_SIGNAL: Final = 16_384
 """Bytes in a whole blob: several times what a full address and a plugin's message take; every broker carries it."""
 VERSION: Final = 1
+MAX_TIME_MS: Final = 2**53 - 1
+"""Of a stamp, and of what a peer says its clock is: whole numbers up to here survive in every language."""
 
 _CONTEXT = b"warpgate-trio signal v1"
 _SIGNATURE = 64
@@ -110,7 +112,7 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     attempt: _Id | None
     in_reply_to: _Id | None
     generation: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
-    time_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+    time_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
     address: bytes
     payload: bytes
 
