@@ -40,7 +40,7 @@ import ssl
 import sys
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
@@ -71,7 +71,8 @@ KEEPALIVE: Final = 60
 _INBOX: Final = (
     256  # Messages that wait for `receive`, 4 MiB at most; a further one is dropped.  paho reads many at once.
 )
-_OUTBOX: Final = 64  # Publications that wait for the broker's acknowledgement; a further one is refused.
+_OUTBOX: Final = 64  # Publications that wait for the broker's acknowledgement; a further one waits for its turn.
+_UNACKNOWLEDGED: Final = 1024  # ... and those whose callers were cancelled, 16 MiB at most; a further one is refused.
 _PACKAGES: Final = ("aiomqtt", "trio_asyncio")
 
 _T = TypeVar("_T")
@@ -140,6 +141,7 @@ class MqttConnection:
         self._scopes: set[trio.CancelScope] = set()
         self._client: aiomqtt.Client | None = None
         self._loop: _Loop | None = None
+        self._turns = trio.Semaphore(_OUTBOX)
         self._arrived, self._incoming = trio.open_memory_channel[Publication](_INBOX)
         self.dropped: int = 0
         """Messages that came while 256 waited to be received."""
@@ -148,14 +150,14 @@ class MqttConnection:
         return f"<MqttConnection to {self._name}>"
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """Publish with QoS 1; returns when the broker has acknowledged.
+        """Publish with QoS 1; returns when the broker has acknowledged.  64 do so at a time, others wait for their turn.
 
         Cancelled: the message may or may not go out.
 
         Raises:
-          MqttError: the connection has ended, or 64 messages wait for an acknowledgement already.
+          MqttError: the connection has ended, or the broker has left very many messages unacknowledged.
         """
-        await self._call(lambda client: client.publish(topic, payload, qos=1, timeout=math.inf))
+        await self._call(lambda client: client.publish(topic, payload, qos=1, timeout=math.inf), turns=self._turns)
 
     async def subscribe(self, topic: str) -> None:
         """Subscribe with QoS 1; returns when the broker has acknowledged.
@@ -178,15 +180,19 @@ class MqttConnection:
         except trio.EndOfChannel:
             raise MqttError(self._failure or "the connection is closed") from None
 
-    async def _call(self, ask: Callable[[aiomqtt.Client], Coroutine[Any, Any, _T]]) -> _T:
+    async def _call(
+        self, ask: Callable[[aiomqtt.Client], Coroutine[Any, Any, _T]], *, turns: trio.Semaphore | None = None
+    ) -> _T:
         """Let aiomqtt do something; ends when the connection does, which aiomqtt alone would not notice."""
         if self._failure is not None or self._client is None or self._loop is None:
             await trio.lowlevel.checkpoint()
             raise MqttError(self._failure or "the connection is closed")
+        client, loop = self._client, self._loop
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
-                return await self._loop.run_aio_coroutine(ask(self._client))
+                async with turns or nullcontext():
+                    return await loop.run_aio_coroutine(ask(client))
             except Exception as error:  # aiomqtt.MqttError; whatever else it may be is this call's failure as well
                 raise MqttError(str(error)) from error
             finally:
@@ -495,7 +501,7 @@ async def open_mqtt(
         clean_session=True,
         keepalive=KEEPALIVE,
         timeout=math.inf,
-        max_queued_outgoing_messages=_OUTBOX,
+        max_queued_outgoing_messages=_UNACKNOWLEDGED,
         socket_options=[(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)],  # of the way to the bridge
         logger=_quiet,
     )

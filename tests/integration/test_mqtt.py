@@ -139,6 +139,7 @@ async def test_what_a_broker_kept_is_not_for_us(mosquitto: Broker) -> None:
             assert (await connection.receive()).payload == b"fresh"
 
 
+@pytest.mark.slow("some hundred messages, which amqtt takes its time for")
 async def test_a_burst_arrives_whole(any_broker: Broker) -> None:
     """What the broker acknowledged arrives, though it comes faster than one task takes it."""
     count, at_once = 360, 60
@@ -287,15 +288,50 @@ async def test_a_frozen_broker(mosquitto: Broker) -> None:
 
 
 @pytest.mark.needs("mosquitto")
-async def test_too_many_publications_in_flight(mosquitto: Broker) -> None:
+async def test_many_publications_at_once_wait_for_their_turn(mosquitto: Broker) -> None:
+    async with open_mqtt(mosquitto.url, close_timeout=0.01) as connection:
+        mosquitto.freeze()
+        done = 0
+
+        async def publish() -> None:
+            nonlocal done
+            await connection.publish("t", b"x")
+            done += 1
+
+        async with open_background_nursery() as nursery:
+            for _ in range(150):
+                nursery.start_soon(publish)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            mosquitto.thaw()
+            await wait_until(lambda: done == 150)
+
+            mosquitto.freeze()  # whoever waits for a turn hears of the end as well
+            async with trio.open_nursery() as waiting:
+
+                async def doomed() -> None:
+                    with pytest.raises(MqttError):
+                        await connection.publish("t", b"x")
+
+                for _ in range(80):
+                    waiting.start_soon(doomed)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                mosquitto.kill()
+
+
+@pytest.mark.needs("mosquitto")
+async def test_what_a_broker_leaves_unacknowledged_is_bounded(
+    mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warpgate_trio.mqtt._UNACKNOWLEDGED", 8)
     async with open_mqtt(mosquitto.url, close_timeout=0.01) as connection:
         mosquitto.freeze()
         async with open_background_nursery() as nursery:
-            for _ in range(64):
+            for _ in range(8):
                 nursery.start_soon(connection.publish, "t", b"x")
             await trio.testing.wait_all_tasks_blocked(0.02)
-            with pytest.raises(MqttError):
-                await connection.publish("t", b"x")
+            nursery.cancel_scope.cancel()
+        with pytest.raises(MqttError):
+            await connection.publish("t", b"x")
 
 
 async def test_a_black_hole() -> None:

@@ -81,6 +81,19 @@ async def test_a_receiver_that_is_not_there_is_no_news(any_broker: Broker) -> No
         assert await alice.send(BOB.public_key, b"\x01") is Delivery.QUEUED
 
 
+@pytest.mark.slow("some hundred messages, which amqtt takes its time for")
+async def test_many_signals_at_once(any_broker: Broker) -> None:
+    """More than a connection takes at a time: none is refused, none waits for a reconnection that does not come."""
+    count = 200
+    async with hub_for(ALICE, any_broker.url) as alice, hub_for(BOB, any_broker.url) as bob:
+        async with open_background_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(alice.send, BOB.public_key, b"\x01x")
+            for _ in range(count):
+                assert (await bob.receive()).payload == b"\x01x"
+        assert bob.dropped == 0
+
+
 async def test_golden_topic(any_broker: Broker) -> None:
     """Two releases must find each other: the topic is a wire format."""
     topic = "warpgate-trio/1/" + peer_id_from_key(ALICE.public_key)
