@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast, final
 
 import pytest
 import trio
@@ -18,7 +19,13 @@ from warpgate_trio.errors import ConfigError, SignalUnavailable, SignalUnsupport
 from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers import rendezvous_core as core
-from warpgate_trio.servers.rendezvous import RendezvousLimits, RendezvousServer, open_rendezvous, serve_rendezvous
+from warpgate_trio.servers.rendezvous import (
+    Rendezvous,
+    RendezvousLimits,
+    RendezvousServer,
+    open_rendezvous,
+    serve_rendezvous,
+)
 from warpgate_trio.signal import Delivery, SignalChannel, open_channel, websocket_channel
 from warpgate_trio.websocket import (
     WebSocket,
@@ -508,3 +515,48 @@ async def test_cancelled_at_any_step_of_the_opening() -> None:
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
         await wait_until(lambda: server.statistics().connections == 0)
+
+
+@final
+class Scripted:
+    """What the server's handler needs of a `WebSocket`; what the client says comes when the test says."""
+
+    last_heard = 0.0
+
+    def __init__(self) -> None:
+        self.says, self._to_server = trio.open_memory_channel[bytes](8)
+        self.heard: list[bytes] = []
+
+    async def send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.heard.append(data)
+
+    async def receive(self) -> bytes:
+        self.last_heard = trio.current_time()
+        try:
+            return await self._to_server.receive()
+        except trio.EndOfChannel:
+            raise WebSocketClosed(1006, "") from None
+
+    async def register(self, identity: Identity) -> None:
+        await wait_until(lambda: len(self.heard) == 1)
+        challenge = core.decode_from_server(self.heard[0])
+        assert isinstance(challenge, core.Challenge)
+        self.says.send_nowait(core.register(identity, challenge).encode())
+        await wait_until(lambda: len(self.heard) == 2)
+
+
+@pytest.mark.parametrize("_", range(20))  # Trio shuffles the tasks of a step; one order of two is the one that matters
+async def test_a_receiver_that_leaves_at_the_same_moment_does_not_cost_the_sender_its_connection(_: int) -> None:
+    rendezvous = Rendezvous()
+    async with open_background_nursery() as nursery:
+        alice, bob = Scripted(), Scripted()
+        for each in (alice, bob):
+            nursery.start_soon(rendezvous.handle, cast(WebSocket, cast(object, each)))
+        await alice.register(ALICE)
+        await bob.register(BOB)
+        bob.says.close()
+        alice.says.send_nowait(core.Send(7, BOB.public_key, b"x").encode())
+        await wait_until(lambda: len(alice.heard) == 3)
+        assert isinstance(core.decode_from_server(alice.heard[2]), core.Sent)
+        assert rendezvous.statistics().connections == 1

@@ -63,15 +63,17 @@ class Rendezvous:
             async with open_background_nursery() as nursery:
                 outbox = _Outbox(websocket, connection.queue, nursery, self.limits.write)
                 self._outboxes[connection] = outbox
-                await outbox.write(challenge)
-                await self._converse(websocket, connection, outbox)
+                try:
+                    await outbox.write(challenge)
+                    await self._converse(websocket, connection, outbox)
+                finally:
+                    # Before the nursery closes: somebody may send to this mailbox in that very moment, and wake us.
+                    del self._outboxes[connection]
+                    self._core.disconnect(connection)
         except WebSocketClosed:
             pass  # the usual end
         except trio.TooSlowError:
             logger.debug("%r does not read: closed", websocket)
-        finally:
-            self._outboxes.pop(connection, None)
-            self._core.disconnect(connection)
 
     async def _converse(self, websocket: WebSocket, connection: ServerConnection, outbox: _Outbox) -> None:
         registration_ends = trio.current_time() + self.limits.registration
