@@ -190,6 +190,8 @@ class Inbound:
                 except trio.ClosedResourceError:
                     return
                 except OSError as error:
+                    if error.errno == errno.EBADF:  # closed between two accepts
+                        return
                     # EMFILE and the like: the connection stays in the backlog, so wait for something to be closed.
                     logger.warning("cannot accept a connection: %s", error)
                     await trio.sleep(_ACCEPT_PAUSE)

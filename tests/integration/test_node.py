@@ -118,6 +118,48 @@ async def test_goodbyes_are_bounded() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("plugin", ["direct_connect", "reverse_connect", "get_addr"])
+async def test_calls_that_outlive_the_node_end_with_it(plugin: str) -> None:
+    """A task outside of the node's block waits for a connection; the block is left."""
+    started = trio.Event()
+    outcomes: list[str] = []
+
+    async def dawdling(_: str) -> bool:
+        started.set()
+        await trio.sleep_forever()
+        return True
+
+    async with pair(authorize=dawdling) as both, trio.open_nursery() as nursery:
+
+        async def call(alice: Node) -> None:
+            with pytest.raises(trio.ClosedResourceError, match="this node was closed"):
+                if plugin == "get_addr":
+                    await alice.refresh_address(both.bob.address)
+                else:
+                    await alice.connect(both.bob.address, plugin=plugin, af=4)
+            outcomes.append("ended")
+
+        async with loopback_node(CAROL, config(both.server)) as carol:
+            await carol.wait_signals()
+            nursery.start_soon(call, carol)
+            await started.wait()
+        assert outcomes == ["ended"]
+        with pytest.raises(trio.ClosedResourceError):
+            await carol.refresh_address(both.bob.address)
+        with trio.fail_after(1):  # it has said that the session is over
+            while plugin == "reverse_connect" and both.bob._runtime._responder._work:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+async def test_a_socket_that_was_closed_between_two_accepts_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        closed = trio.socket.socket()
+        closed.close()
+        with trio.fail_after(1):
+            await bob._runtime.inbound.serve_socket(closed)
+    assert "cannot accept" not in caplog.text
+
+
 async def test_exceptions_leave_the_node_bare() -> None:
     class Own(Exception):
         pass
