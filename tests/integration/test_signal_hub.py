@@ -416,6 +416,40 @@ async def test_the_end_of_a_hub() -> None:
             await alice.receive()
 
 
+@pytest.mark.parametrize("_", range(10))  # Trio shuffles the tasks of a step
+async def test_sends_in_the_moment_of_the_end(_: int) -> None:
+    """One that waits, and one that comes at each step, hear of it and of nothing else."""
+    hub = SignalHub(ALICE, [ServerUrl.parse("ws://127.0.0.1:1")])
+    heard: list[str] = []
+
+    async def wait() -> None:
+        with pytest.raises(SignalUnavailable) as caught:
+            await hub.send(BOB.public_key, b"x")
+        heard.append(str(caught.value))
+
+    async def once() -> None:
+        with pytest.raises(SignalUnavailable):
+            await hub.send(BOB.public_key, b"x")
+        heard.append("came")
+
+    async def come_at_each_step() -> None:
+        while "came" not in heard:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(once)
+                for _step in range(3):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        async with open_background_nursery() as hubs:
+            await hubs.start(hub.run)
+            nursery.start_soon(wait)
+            nursery.start_soon(come_at_each_step)
+            for _step in range(5):
+                await trio.lowlevel.checkpoint()
+    assert sorted(heard) == ["came", "the signal hub has ended"]
+
+
 async def test_not_started() -> None:
     with pytest.raises(SignalUnavailable, match="not running"):
         await SignalHub(ALICE, []).send(BOB.public_key, b"x")

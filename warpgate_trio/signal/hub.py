@@ -163,9 +163,11 @@ class SignalHub:
                 for slot in self._own:
                     nursery.start_soon(self._keep_connected, slot)
                 task_status.started()
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # before it closes: somebody may send in that very moment
         finally:
-            self._nursery = None
             self._ended = True
             self._notify()
             self._arrived.close()
@@ -277,9 +279,10 @@ class SignalHub:
                             race.enter(nursery, partial(self._send_by_visit, url, receiver_key, payload))
                         await race.wait_over()
                     nursery.cancel_scope.cancel()
+        except BaseException:  # cancelled, one or a group of them, and not by the race's own scope
+            race.failures.append("the signal hub has ended")
+            raise
         finally:
-            if self._ended:
-                race.failures.append("the signal hub has ended")
             race.over.set()
             race.notify()
 
