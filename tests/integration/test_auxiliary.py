@@ -7,8 +7,12 @@ import trio
 import trio.testing
 
 from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from warpgate_strategies.fan_out import STAGGER
 from warpgate_trio import ConnectError, Node, PeerRefused, Pipe, Verdict, anyone
+from warpgate_trio.carrier import Carrier
 from warpgate_trio.errors import AddressExpired, AttemptFailed, SignalUnavailable
+from warpgate_trio.link import Link
+from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
 
@@ -125,6 +129,51 @@ async def test_fan_out_takes_the_one_that_works() -> None:
             sock.close()
         async with await both.alice.connect(both.bob.address, plugin=["direct_connect", "reverse_connect"]) as pipe:
             assert pipe.path.plugin == "reverse_connect"
+
+
+async def test_fan_out_starts_its_candidates_one_after_the_other(autojump_clock: trio.testing.MockClock) -> None:
+    """What starts later spares its work when an earlier one is quick; no start waits for an earlier one's failure."""
+    starts: list[tuple[str, float]] = []
+
+    def candidate(number: int) -> type[Plugin]:
+        @register(phase="direct")
+        class Candidate(Plugin):
+            name = f"candidate_{number}"
+            pathless = True
+
+            async def run(self, reply: Message | None = None) -> Carrier | Link:
+                starts.append((self.name, trio.current_time()))
+                await trio.sleep_forever()
+                raise AssertionError
+
+        return Candidate
+
+    before = dict(plugin_registry)
+    names = [f"candidate_{number}" for number in range(3)]
+    plugins: list[str | type[Plugin]] = ["fan_out", *(candidate(number) for number in range(3))]
+    try:
+        async with loopback_node(ALICE, config(), plugins=plugins) as alice:
+            begin = trio.current_time()
+            with pytest.raises(ConnectError):
+                await alice.connect(address_of(BOB, port=1), plugin=names, timeout=1)
+    finally:
+        plugin_registry.clear()
+        plugin_registry.update(before)
+    assert [name for name, _ in starts] == names
+    assert [at - begin for _, at in starts] == pytest.approx([0, STAGGER, 2 * STAGGER])
+
+
+async def test_the_auxiliary_plugins_are_in_no_walk() -> None:
+    async with pair() as both:
+        phases = {each.name: each.phase for each in both.alice.plugins}
+        assert {name: phases[name] for name in ("get_addr", "return_addr", "fan_out")} == {
+            "get_addr": None,
+            "return_addr": None,
+            "fan_out": None,
+        }
+        async with await both.alice.auto_connect(both.bob.address) as pipe:
+            assert pipe.report is not None
+            assert not {combo.plugin for combo in pipe.report.combos} & {"get_addr", "return_addr", "fan_out"}
 
 
 async def test_fan_out_that_fails_says_why() -> None:
