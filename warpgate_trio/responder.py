@@ -17,6 +17,7 @@ import trio
 
 from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
+from .interfaces import is_public
 from .meetings import MeetingFacts, judge_meeting, meeting_source
 from .plugin import PathRequest, Plugin, technique_of
 from .signal import Failed, RefusalReason, Refused, TokenBucket
@@ -179,7 +180,9 @@ class Responder:
                 source=source,
             )
             likelihood, why = judge(facts)
-            elsewhere = message.route_type is RouteType.NIC_BIND and likelihood is not Likelihood.LIKELY
+            # The kind is the peer's word: a private address that it calls EXT or MAPPED is no less private.
+            near = same_host or source is not None
+            elsewhere = not near and (message.route_type is RouteType.NIC_BIND or not is_public(endpoint.ip))
             if likelihood not in (Likelihood.INVALID, Likelihood.HOPELESS) and not elsewhere:
                 return Way(
                     af=message.af,

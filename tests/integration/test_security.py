@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
 import pytest
@@ -12,12 +12,14 @@ import trio.testing
 
 from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node, pair
 from warpgate_strategies.reverse_connect import DialMe
-from warpgate_trio import LOOPBACK_BIND, NIC_BIND, Identity, Node, PeerAddress, anyone
+from warpgate_trio import LOOPBACK_BIND, Identity, Node, PeerAddress, anyone
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
-from warpgate_trio.errors import SignalMalformed
-from warpgate_trio.host import host_id
+from warpgate_trio.carrier import Carrier
+from warpgate_trio.errors import AttemptFailed, SignalMalformed
+from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import seal
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.plugin import Plugin, RouteType
 from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.signal import (
@@ -251,39 +253,93 @@ async def test_a_stranger_makes_a_node_dial_nothing() -> None:
     victim.close()
 
 
-async def test_a_peer_cannot_have_a_foreign_network_scanned() -> None:
-    """A private address outside the node's own networks is not dialled for anybody, signed or not."""
+FORBIDDEN = (
+    "10.20.30.40",  # private, in other networks than ours
+    "172.16.0.1",
+    "192.168.77.1",
+    "100.64.0.1",  # a carrier's NAT
+    "127.0.0.1",  # ours
+    "169.254.169.254",  # link-local; clouds answer there
+    "224.0.0.251",  # multicast
+    "255.255.255.255",
+    "0.0.0.0",
+    "fd00::1",
+    "fe80::1",
+    "ff02::1",
+    "::1",
+    "::",
+    "::ffff:192.168.77.1",
+    "::ffff:169.254.169.254",
+    "::ffff:127.0.0.1",
+)
 
-    class InALan(LoopbackHost):  # type: ignore[misc]  # final for everybody else
-        dialled = False
 
-        def source_address(self, dest: object) -> None:
-            return None
+def signed(identity: Identity, address: str, kind: EndpointKind, *, port: int = 22) -> PeerAddress:
+    """An address that its owner, on another machine, claims to have."""
+    now = int(LoopbackHost().wall_time())
+    endpoint = Endpoint.make(transport=Transport.TCP, kind=kind, ip=ip_address(address), port=port, prefix=None)
+    return PeerAddress.issue(
+        identity,
+        seq=now,
+        issued_at=now,
+        expires_at=now + 60,
+        host_salt=bytes(8),
+        host_id=host_id(b"another" + bytes(25), bytes(8)),
+        interfaces=(AddressInterface(1, (endpoint,)),),
+    )
 
-    host = InALan()
-    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone, host=host) as bob:
-        for address, route in (("10.20.30.40", NIC_BIND), ("192.168.77.1", NIC_BIND), ("169.254.1.1", NIC_BIND)):
+
+async def test_a_peer_cannot_have_a_foreign_network_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not the asking peer's to give is dialled for nobody, signed or not, by whatever name it goes."""
+    dialled: list[str] = []
+
+    async def dial(plugin: Plugin) -> Carrier:
+        await trio.lowlevel.checkpoint()
+        dialled.append(str(plugin.dest.ip))
+        raise AttemptFailed("recorded")
+
+    class Routed(LoopbackHost):  # type: ignore[misc]  # final for everybody else
+        """It has a network of its own, and a way to everywhere."""
+
+        def interfaces(self) -> tuple[Interface, ...]:
+            own = (
+                InterfaceAddress(ip=ip_address("10.0.0.5"), prefix=24),
+                InterfaceAddress(ip=ip_address("2001:db8:5::5"), prefix=64),
+            )
+            lan = Interface(name="eth0", index=2, addresses=own, is_loopback=False, is_virtual=False)
+            return (*super().interfaces(), lan)
+
+        def source_address(self, dest: object) -> object:
+            return ip_address("10.0.0.5")
+
+    monkeypatch.setattr("warpgate_strategies.reverse_connect.dial", dial)
+    number = 0
+    async with loopback_node(BOB, config(), authorize=anyone, host=Routed()) as bob:  # type: ignore[arg-type]
+
+        async def request(address: str, kind: EndpointKind, route: RouteType) -> None:
+            nonlocal number
+            number += 1
+            identity = Identity.generate()
+            try:
+                own = signed(identity, address, kind)
+            except ValueError:
+                return  # nobody can even sign that
             ip = ip_address(address)
-            with suppress(ValueError):
-                own = PeerAddress.issue(
-                    CAROL,
-                    seq=1,
-                    issued_at=int(host.wall_time()),
-                    expires_at=int(host.wall_time()) + 60,
-                    host_salt=bytes(8),
-                    host_id=host_id(b"another" + bytes(25), bytes(8)),
-                    interfaces=(
-                        AddressInterface(
-                            1,
-                            (Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=22, prefix=24),),
-                        ),
-                    ),
-                )
-                request = DialMe(af=4, route_type=route, address=ip.packed, port=22)
-                outcome = give(bob, sealed(CAROL, bob.address, own, request, message_id=ip.packed * 4))
-                assert outcome == "Accepted"
-        await trio.testing.wait_all_tasks_blocked(0.02)
-        assert bob._runtime.signals.counters["sent"] >= 2  # "failed", to each, and nothing else happened
+            message = DialMe(af=ip.version, route_type=route, address=ip.packed, port=22)
+            blob = sealed(identity, bob.address, own, message, message_id=number.to_bytes(16, "big"))
+            assert give(bob, blob) == "Accepted"
+            await trio.testing.wait_all_tasks_blocked()
+
+        for address in FORBIDDEN:
+            for kind in EndpointKind:
+                for route in RouteType:
+                    await request(address, kind, route)
+        assert dialled == []
+        # What a peer may ask for: a public address of its own, and one in a network that we are in ourselves.
+        await request("203.0.113.9", EndpointKind.EXT, RouteType.EXT_BIND)
+        await request("2001:db8:6::9", EndpointKind.EXT, RouteType.EXT_BIND)
+        await request("10.0.0.77", EndpointKind.NIC, RouteType.NIC_BIND)
+        assert dialled == ["203.0.113.9", "2001:db8:6::9", "10.0.0.77"]
 
 
 async def test_a_colliding_private_address_does_not_pass_for_the_peer() -> None:
