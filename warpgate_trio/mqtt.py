@@ -150,7 +150,7 @@ class MqttConnection:
         return f"<MqttConnection to {self._name}>"
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """Publish with QoS 1; returns when the broker has acknowledged.  64 do so at a time, others wait for their turn.
+        """Publish with QoS 1; returns when the broker has acknowledged.  64 at a time, others wait for their turn.
 
         Cancelled: the message may or may not go out.
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import base64
 import logging
+from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 import pytest
 import trio
 import trio.testing
 
-from tests.nodes import ALICE, BOB, config, echo, loopback_node, pair
-from warpgate_trio import ConnectError, Identity, Node, anyone
+from tests.certificates import Authority
+from tests.nodes import ALICE, BOB, LoopbackHost, config, echo, loopback_node, on_host, pair
+from tests.servers_mqtt import PASSWORD, USER, make_mosquitto
+from tests.servers_mqtt import libraries as libraries
+from warpgate_strategies.direct_connect import DirectConnect
+from warpgate_strategies.reverse_connect import ReverseConnect
+from warpgate_trio import ConnectError, Identity, Node, NodeConfig, Servers, anyone
+from warpgate_trio.cli.options import Settings
+from warpgate_trio.cli.ping import PathKind, _ping
+from warpgate_trio.config import IdentityConfig
 from warpgate_trio.report import WalkEvent
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
@@ -81,7 +91,7 @@ async def everything(server_url: str, bob: Node, alice: Node) -> None:
 async def test_a_debug_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     """Keys, payloads and passwords, in any of the forms in which they could slip into a line."""
     caplog.set_level(logging.DEBUG)
-    secrets = [b"PAYLOAD-EARLY", b"PAYLOAD-SENT", b"hunter2"]
+    secrets = [b"PAYLOAD-EARLY", b"PAYLOAD-SENT", b"hunter2", b"user:hunter2"]  # the last one as HTTP sends it
     seeds = [b"alice" + bytes(27), b"bob" + bytes(29)]
     for identity, seed in zip((ALICE, BOB), seeds, strict=True):
         assert Identity.from_seed(seed).peer_id == identity.peer_id
@@ -100,6 +110,47 @@ async def test_a_debug_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> 
             await everything(url, bob, alice)
             logging.getLogger("warpgate_trio").debug("%r %r %r", alice, alice.signal_servers, alice.plugins)
             nursery.cancel_scope.cancel()
+    find_secrets(caplog, secrets)
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.slow("a broker with TLS and a password file, and four TLS handshakes with it")
+async def test_a_debug_log_of_mqtt_holds_no_secret(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """As above, by a broker that wants TLS and a login; and once more with a login that it refuses."""
+    caplog.set_level(logging.DEBUG)
+    authority = Authority(tmp_path)
+    broker = make_mosquitto(tmp_path, tls=authority, password=True)
+    try:
+        broker.start()
+        for password in (PASSWORD, "another-secret"):
+            login = f"{USER}:{quote(password, safe='')}"
+            url = str(broker.url).replace("//", f"//{login}@")
+            servers = Servers(mqtt=[url], public_servers=False, ca_file=authority.ca_file)
+            async with (
+                loopback_node(BOB, NodeConfig(servers=servers), authorize=anyone) as bob,
+                loopback_node(ALICE, NodeConfig(servers=servers)) as alice,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(trio.serve_listeners, echo, [bob.listener])
+                if password == PASSWORD:
+                    await alice.wait_signals()
+                    await bob.wait_signals()
+                    await everything(url, bob, alice)
+                else:
+                    with trio.fail_after(5):
+                        while not any(each.last_error for each in alice.signal_servers):  # noqa: ASYNC110  # no event
+                            await trio.sleep(0.002)
+                logging.getLogger("warpgate_trio").debug("%r %r", alice.signal_servers, alice.address)
+                assert password not in str(alice.address)
+                nursery.cancel_scope.cancel()
+    finally:
+        broker.kill()
+    secrets = [b"PAYLOAD-EARLY", b"PAYLOAD-SENT", PASSWORD.encode(), quote(PASSWORD, safe="").encode()]
+    find_secrets(caplog, [*secrets, b"another-secret", b"alice" + bytes(27), ALICE.private_key_pem()])
+
+
+def find_secrets(caplog: pytest.LogCaptureFixture, secrets: list[bytes]) -> None:
+    """None of them stands in the log, in any form."""
     log = "\n".join(record.getMessage() + str(record.exc_text or "") for record in caplog.records)
     assert "warpgate_trio" in {record.name.partition(".")[0] for record in caplog.records}
     for secret in secrets:
@@ -111,3 +162,13 @@ async def test_a_debug_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> 
         )
         for form in forms:
             assert form not in log, form
+
+
+@pytest.mark.parametrize(("phase", "code"), [("direct", 0), ("relay", 1)])
+async def test_ping_exits_with_the_kind_of_path(phase: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 is no path at all (`test_connect_and_listen.py`)."""
+    for plugin in (DirectConnect, ReverseConnect):
+        monkeypatch.setattr(plugin, "phase", phase)
+    async with loopback_node(BOB, config(), authorize=anyone) as bob, on_host(LoopbackHost()):
+        caller = NodeConfig(servers=Servers(public_servers=False), identity=IdentityConfig(ephemeral=True))
+        assert await _ping(Settings(quiet=True), caller, str(bob.address), 1, 0, 2) == PathKind(code) == code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 import pytest
 import trio
@@ -309,8 +309,8 @@ async def test_a_peer_cannot_have_a_foreign_network_scanned(monkeypatch: pytest.
             lan = Interface(name="eth0", index=2, addresses=own, is_loopback=False, is_virtual=False)
             return (*super().interfaces(), lan)
 
-        def source_address(self, dest: object) -> object:
-            return ip_address("10.0.0.5")
+        def source_address(self, dest: object) -> IPv4Address:
+            return IPv4Address("10.0.0.5")
 
     monkeypatch.setattr("warpgate_strategies.reverse_connect.dial", dial)
     number = 0
