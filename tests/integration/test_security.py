@@ -314,7 +314,7 @@ async def test_a_peer_cannot_have_a_foreign_network_scanned(monkeypatch: pytest.
 
     monkeypatch.setattr("warpgate_strategies.reverse_connect.dial", dial)
     number = 0
-    async with loopback_node(BOB, config(), authorize=anyone, host=Routed()) as bob:  # type: ignore[arg-type]
+    async with loopback_node(BOB, config(), authorize=anyone, host=Routed()) as bob:
 
         async def request(address: str, kind: EndpointKind, route: RouteType) -> None:
             nonlocal number
