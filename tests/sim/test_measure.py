@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
+from random import Random
 
 import pytest
 import trio
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from tests.sim.worlds import run
 from warpgate_trio.nat.measure import measure_nat
 from warpgate_trio.nat.profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
-from warpgate_trio.nat.stun import TransportAddress
+from warpgate_trio.nat.stun import (
+    BINDING,
+    OTHER_ADDRESS,
+    XOR_MAPPED_ADDRESS,
+    MessageClass,
+    TransportAddress,
+    decode,
+    encode,
+)
 from warpgate_trio.servers.stun import serve_stun
-from warpgate_trio.sim import Behavior, Block, Hairpin, Link, NatConfig, Network, Preserve, Sequential, Uniform, presets
+from warpgate_trio.sim import (
+    Behavior,
+    Block,
+    Conflict,
+    Hairpin,
+    Hash,
+    Link,
+    NatConfig,
+    Network,
+    Preserve,
+    Sequential,
+    Uniform,
+    presets,
+)
 from warpgate_trio.sim import Filtering as SimFiltering
 from warpgate_trio.sim import Mapping as Axis
 from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.strategies import nats
 
 PORT = 3478
 FIRST, SECOND, PLAIN, DEAD = "11.9.0.1", "11.9.0.2", "11.9.1.1", "11.9.2.1"
@@ -99,6 +126,30 @@ def test_every_combination_of_the_axes(mapping: Axis, filtering: SimFiltering, a
     check(measure(NatConfig(udp=behavior, tcp=behavior))[0].udp, behavior, filtering=True)
 
 
+@settings(max_examples=30, deadline=None)
+@given(nats(), st.integers(0, 99))
+@pytest.mark.slow("thirty whole measurements, a dozen milliseconds each")
+def test_any_nat_is_measured_as_it_behaves(config: NatConfig, seed: int) -> None:
+    """Of a NAT that keeps one port for several mappings, each with its own remote, outside sees one mapping.
+
+    And one that drops or degrades on a conflict, and whose second mapping of a socket always is one, is not as
+    configured any more.
+    """
+    assume(config.udp.ports is None)
+    profile, _ = measure(config, seed=seed)
+    for found, behavior, filtering in ((profile.udp, config.udp, True), (profile.tcp, config.tcp, False)):
+        keeps = isinstance(behavior.allocation, Preserve) and behavior.conflict is Conflict.OVERLOAD
+        steady = isinstance(behavior.allocation, Hash) and behavior.conflict is Conflict.OVERLOAD
+        assert found.translated is True
+        assert found.blocked is False
+        if keeps or (steady and not behavior.allocation.remote):  # type: ignore[union-attr]  # it is a Hash
+            assert found.mapping is Mapping.ENDPOINT_INDEPENDENT
+        elif behavior.conflict in (Conflict.NEXT, Conflict.OVERLOAD) or behavior.mapping is Axis.EIM:
+            assert found.mapping is MAPPINGS[behavior.mapping]
+        if filtering:
+            assert found.filtering in (FILTERS[behavior.filtering], Filtering.UNKNOWN)
+
+
 def test_two_plain_servers_give_the_mapping_and_honest_unknowns() -> None:
     for config in (presets.LINUX, presets.LINUX_SYMMETRIC):
         profile, _ = measure(config, [(PLAIN, PORT), (SECOND, PORT + 7), (DEAD, PORT)])
@@ -130,6 +181,92 @@ def test_blocked_is_said_with_evidence_only() -> None:
     assert (profile.udp.blocked, profile.tcp.blocked) == (None, None)
     profile, _ = measure(presets.WEB_ONLY, online=True)
     assert (profile.udp.blocked, profile.tcp.blocked) == (True, True)
+
+
+@pytest.mark.parametrize("firewall", presets.FIREWALLS6.values(), ids=lambda c: c.name)
+def test_an_ipv6_firewall_translates_nothing(firewall: NatConfig) -> None:
+    found: list[NatProfile] = []
+
+    async def world(net: Network) -> None:
+        server = net.host("server")
+        client = net.lan("home", nat=presets.LINUX, firewall6=firewall).host("c")
+        async with simulated_hosts():
+            async with trio.open_nursery() as nursery:
+                with server:
+                    await nursery.start(partial(serve_stun, host=None, port=PORT))
+                with client:
+                    found.append(await measure_nat(client.ip6, [(server.ip6, PORT)]))
+                nursery.cancel_scope.cancel()
+
+    run(world, ipv6=True)
+    for profile in (found[0].udp, found[0].tcp):
+        assert (profile.translated, profile.blocked) == (False, False)
+        assert (profile.mapping, profile.filtering) == (Mapping.ENDPOINT_INDEPENDENT, Filtering.UNKNOWN)
+
+
+Lie = Callable[[bytes, TransportAddress, Random], list[bytes]]
+
+
+def lying(request: bytes, _source: TransportAddress, random: Random) -> list[bytes]:
+    """Another address and port each time, and itself for the other address."""
+    token = decode(request).transaction_id
+    where = (f"11.77.{random.randrange(256)}.9", random.randint(1, 65535))
+    other = OTHER_ADDRESS((f"11.78.0.{random.randrange(1, 255)}", random.randint(1, 65535)))
+    return [encode(BINDING, MessageClass.SUCCESS, token, [XOR_MAPPED_ADDRESS(where), other])]
+
+
+def impossible(request: bytes, _source: TransportAddress, _random: Random) -> list[bytes]:
+    token = decode(request).transaction_id
+    return [encode(BINDING, MessageClass.SUCCESS, token, [XOR_MAPPED_ADDRESS(("255.255.255.255", 0))])]
+
+
+def noise(request: bytes, _source: TransportAddress, random: Random) -> list[bytes]:
+    return [random.randbytes(random.randrange(64)), request, b"\x01\x01" + request[2:20]]
+
+
+@pytest.mark.parametrize("lie", [lying, impossible, noise])
+@pytest.mark.parametrize("honest", [0, 1, 2])
+def test_servers_that_lie_make_unknowns_at_worst(lie: Lie, honest: int) -> None:
+    found: list[NatProfile] = []
+
+    async def liar(sock: trio.socket.SocketType, random: Random) -> None:
+        while True:
+            data, source = await sock.recvfrom(2048)
+            for answer in lie(data, source, random):
+                await sock.sendto(answer, source)
+
+    async def world(net: Network) -> None:
+        bad, good = net.host("bad"), [net.host(f"good{i}") for i in range(honest)]
+        client = net.lan("home", nat=presets.LINUX).host("c")
+        async with simulated_hosts():
+            async with trio.open_nursery() as nursery:
+                for host in good:
+                    with host:
+                        await nursery.start(partial(serve_stun, host=None, port=PORT))
+                with bad, trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+                    await sock.bind(("0.0.0.0", PORT))
+                    nursery.start_soon(liar, sock, Random(1))
+                    with client:
+                        servers = [(host.ip, PORT) for host in (bad, *good)]
+                        found.append(await measure_nat(client.ip, servers, online=True))
+                    nursery.cancel_scope.cancel()
+
+    run(world)
+    udp = found[0].udp
+    assert udp.filtering is Filtering.UNKNOWN
+    if honest == 2:
+        assert udp.mapping is Mapping.ENDPOINT_INDEPENDENT
+        assert udp.allocation is Allocation.PRESERVING
+        assert len(udp.external) == 1
+
+
+async def test_without_sockets_there_is_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> trio.socket.SocketType:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(trio.socket, "socket", full)
+    profile = await measure_nat("127.0.0.1", [("127.0.0.1", PORT)])
+    assert (profile.udp, profile.tcp) == (UNKNOWN, UNKNOWN)
 
 
 def test_without_servers() -> None:

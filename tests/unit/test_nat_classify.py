@@ -218,6 +218,12 @@ class TestClassify:
         assert classify(NatObservations(asked=asked)).blocked is None
         assert classify(NatObservations(asked=frozenset(SERVERS[:1]), online=True)).blocked is None
 
+    def test_who_is_outvoted_is_believed_in_nothing(self) -> None:
+        lies = [replace(each, server=SERVERS[3]) for each in fresh_sockets([9, 99, 999, 9999])]
+        bindings = (*one_socket([40000, 40000, 40000, 666]), *(replace(each, at=9.0) for each in lies))
+        profile = classify(NatObservations(bindings=bindings))
+        assert (profile.allocation, profile.external) == (Allocation.PRESERVING, (ip_address(OUT),))
+
     def test_no_nat(self) -> None:
         ours = [replace(each, local=(OUT, 500)) for each in one_socket([500, 500, 500, 500])]
         profile = classify(NatObservations(bindings=tuple(ours), other_address=False, other_port=False))

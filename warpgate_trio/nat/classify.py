@@ -84,7 +84,9 @@ class NatObservations:
 
 def classify(observations: NatObservations) -> TransportProfile:
     """The profile that the observations add up to.  Never raises: nonsense from servers makes unknowns."""
-    bindings = _credible(observations.bindings)
+    credible = _credible(observations.bindings)
+    outvoted = _outvoted(credible)
+    bindings = [each for each in credible if each.server[0] not in outvoted]
     if not bindings:
         blocked = True if observations.online and len(observations.asked) >= 2 else None
         return TransportProfile(blocked=blocked)
@@ -128,6 +130,33 @@ def _credible(bindings: Iterable[Binding]) -> list[Binding]:
     return list(first.values())
 
 
+def _by_socket(bindings: Iterable[Binding]) -> dict[TransportAddress, list[Binding]]:
+    found: dict[TransportAddress, list[Binding]] = {}
+    for each in bindings:
+        found.setdefault(each.local, []).append(each)
+    return found
+
+
+def _witnesses(bindings: Iterable[Binding]) -> dict[TransportAddress, set[str]]:
+    """For each endpoint that one socket was seen as, the addresses of the servers that saw it."""
+    found: dict[TransportAddress, set[str]] = {}
+    for each in bindings:
+        found.setdefault(each.mapped, set()).add(each.server[0])
+    return found
+
+
+def _outvoted(bindings: Sequence[Binding]) -> set[str]:
+    """The servers that saw another endpoint of a socket than most did: nothing that they say is worth anything."""
+    found: set[str] = set()
+    for asked in _by_socket(bindings).values():
+        witnesses = list(_witnesses(asked).values())
+        servers = set().union(*witnesses)
+        most = max(witnesses, key=len)
+        if len(most) > 1 and 2 * len(most) > len(servers):
+            found |= servers - most
+    return found
+
+
 def _external(bindings: Sequence[Binding]) -> tuple[IpAddress, ...]:
     """The addresses that servers saw, those that most servers saw first."""
     seen = Counter(address for address, _ in {(each.mapped[0], each.server[0]) for each in bindings})
@@ -143,10 +172,8 @@ def classify_translated(bindings: Sequence[Binding]) -> bool | None:
 
 def classify_mapping(bindings: Sequence[Binding]) -> Mapping:
     """The mapping, by the sockets that asked more than one server."""
-    by_socket: dict[TransportAddress, list[Binding]] = {}
-    for each in bindings:
-        by_socket.setdefault(each.local, []).append(each)
-    votes = Counter(vote for each in by_socket.values() if (vote := _mapping_of_one(each)) is not Mapping.UNKNOWN)
+    by_socket = _by_socket(bindings).values()
+    votes = Counter(vote for each in by_socket if (vote := _mapping_of_one(each)) is not Mapping.UNKNOWN)
     if not votes:
         return Mapping.UNKNOWN
     (mapping, most), *others = votes.most_common(2)
@@ -156,10 +183,7 @@ def classify_mapping(bindings: Sequence[Binding]) -> Mapping:
 def _mapping_of_one(bindings: Sequence[Binding]) -> Mapping:
     """The mapping, by what servers saw of one socket."""
     servers = {each.server[0] for each in bindings}
-    witnesses: dict[TransportAddress, set[str]] = {}
-    for each in bindings:
-        witnesses.setdefault(each.mapped, set()).add(each.server[0])
-    agreeing = max(len(each) for each in witnesses.values())
+    agreeing = max(len(each) for each in _witnesses(bindings).values())
     if agreeing > 1:
         # That two servers agree by chance, or by a lie, is out of the question; more dissenters than that is nonsense.
         return Mapping.ENDPOINT_INDEPENDENT if 2 * agreeing > len(servers) else Mapping.UNKNOWN

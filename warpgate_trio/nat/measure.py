@@ -4,10 +4,10 @@ Theory of operation, for one address of ours; UDP and TCP at once, each in three
 
 1. Every server is asked from a socket of its own.  Once one has answered, the others get a few of its round trips
    more, and those that are silent by then are left alone: a dead server costs next to nothing.
-2. Fresh sockets ask the nearest server one after another, `SPACING` apart, so that the NAT makes their mappings in a
-   known order; one more socket asks all servers.  Where one has a second address (RFC 5780), it is asked, over UDP,
-   to answer from there, *before anything is sent there*: a filter by address lets in whoever was sent to, and would
-   look like none.
+2. Fresh sockets ask one after another, `SPACING` apart, so that the NAT makes their mappings in a known order; they ask
+   the two nearest servers in turn, in case one lies.  One more socket asks all servers.  Where one has a second address
+   (RFC 5780), it is asked, over UDP, to answer from there, *before anything is sent there*: a filter by address lets in
+   whoever was sent to, and would look like none.
 3. Only then the socket that asked all servers asks the second address and port too, for the mapping, and for whether
    that address answers at all: else silence in step 2 has proven nothing.  And two sockets send to each other's
    external endpoint, for hairpinning, each opening its own filter by that.
@@ -172,7 +172,6 @@ class _Udp(_Transport):
             answers = await self.ask_each(ask_first)
             if not answers:
                 return
-            nearest = answers[0].server
             second = _alternates(answers)
             mapper = await self.open(stack)
             fresh: list[trio.socket.SocketType] = []
@@ -184,12 +183,12 @@ class _Udp(_Transport):
                     # One that is late gets a second chance where without it the mapping would stay unknown.
                     there = [each.server for each in answers] if len(answers) > 1 else self.servers
                     nursery.start_soon(self.ask_all, mapper, there)
-                for _ in range(FRESH_UDP - len(self.servers)):
+                for i in range(FRESH_UDP - len(self.servers)):
                     await trio.sleep(SPACING)
                     sock = await self.open(stack)
                     if sock is not None:
                         fresh.append(sock)
-                        nursery.start_soon(self.ask, sock, nearest)
+                        nursery.start_soon(self.ask, sock, answers[i % min(2, len(answers))].server)
             async with trio.open_nursery() as nursery:
                 if second is not None and mapper is not None:
                     nursery.start_soon(self.ask_alternates, mapper, second[1])
@@ -325,15 +324,16 @@ class _Tcp(_Transport):
             return
         second = _alternates(answers)
         more = [] if second is None else second[1]
-        targets = list(dict.fromkeys([*(each.server for each in answers), *more]))
+        there = [each.server for each in answers] if len(answers) > 1 else self.servers  # as over UDP
+        targets = list(dict.fromkeys([*there, *more]))
         port = (self.local, self.draw_port())
         # Connections from the one port stay until the last has answered, since they hold the mapping.
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             for target in targets:
                 nursery.start_soon(self.ask, stack, target, port)
                 await trio.sleep(SPACING)
-            for _ in range(FRESH_TCP - len(self.servers)):
-                nursery.start_soon(self.ask_fresh, answers[0].server)
+            for i in range(FRESH_TCP - len(self.servers)):
+                nursery.start_soon(self.ask_fresh, answers[i % min(2, len(answers))].server)
                 await trio.sleep(SPACING)
 
     async def ask_fresh(self, server: TransportAddress) -> StunAnswer | None:
