@@ -138,11 +138,12 @@ def test_any_nat_is_measured_as_it_behaves(config: NatConfig, seed: int) -> None
     assume(config.udp.ports is None)
     profile, _ = measure(config, seed=seed)
     for found, behavior, filtering in ((profile.udp, config.udp, True), (profile.tcp, config.tcp, False)):
-        keeps = isinstance(behavior.allocation, Preserve) and behavior.conflict is Conflict.OVERLOAD
-        steady = isinstance(behavior.allocation, Hash) and behavior.conflict is Conflict.OVERLOAD
+        same = isinstance(behavior.allocation, Preserve) or (
+            isinstance(behavior.allocation, Hash) and not behavior.allocation.remote
+        )
         assert found.translated is True
         assert found.blocked is False
-        if keeps or (steady and not behavior.allocation.remote):  # type: ignore[union-attr]  # it is a Hash
+        if same and behavior.conflict is Conflict.OVERLOAD:
             assert found.mapping is Mapping.ENDPOINT_INDEPENDENT
         elif behavior.conflict in (Conflict.NEXT, Conflict.OVERLOAD) or behavior.mapping is Axis.EIM:
             assert found.mapping is MAPPINGS[behavior.mapping]
