@@ -35,6 +35,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 Factory = Callable[[Attempt], Plugin]
 
+PHASE_SLACK: Final = 0.5
+"""Seconds of a punch beyond its round trips, of which it takes seven, or three and a half of a signal's: a lost SYN."""
 REFRESH_DELAY: Final = 0.1
 """Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
 
@@ -233,9 +235,9 @@ def phase_budget(phase: str | None, budgets: Budgets, signal_rtt: float | None) 
             return budgets.direct_max
         return min(max(3 * signal_rtt, budgets.direct_min), budgets.direct_max)
     if phase == "punch":
-        return budgets.punch
+        return max(budgets.punch, 4 * (signal_rtt or 0.0) + PHASE_SLACK)
     if phase == "spray":
-        return budgets.spray
+        return max(budgets.spray, 5 * (signal_rtt or 0.0) + 4 * PHASE_SLACK)
     return budgets.relay_base + 12 * (signal_rtt if signal_rtt is not None else budgets.direct_max / 3)
 
 

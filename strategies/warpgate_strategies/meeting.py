@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from warpgate_trio.nat.candidates import Candidate, admit
 from warpgate_trio.plugin import IP4, RouteType
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.plugin import Plugin
 
-__all__ = ["LOOPBACK", "admitted", "local_ip", "own_candidates"]
+__all__ = ["LOOPBACK", "admitted", "family_of", "local_ip", "own_candidates"]
 
 LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 
@@ -24,14 +24,26 @@ def local_ip(plugin: Plugin) -> str | None:
     return None if plugin.src is None else str(plugin.src)
 
 
+def family_of(plugin: Plugin) -> Literal[4, 6]:
+    """The combo's address family, as a type checker likes it."""
+    return 4 if plugin.af == IP4 else 6
+
+
 def own_candidates(
-    plugin: Plugin, local: TransportAddress, mapped: Mapping[TransportAddress, TransportAddress]
+    plugin: Plugin,
+    local: TransportAddress,
+    mapped: Mapping[TransportAddress, TransportAddress],
+    predicted: Sequence[TransportAddress] = (),
 ) -> list[TransportAddress]:
-    """Where the peer may meet a port of ours: as servers saw it, or, where nothing is in between, as it is."""
-    if plugin.route_type is not RouteType.EXT_BIND or plugin.af != IP4:
-        return [*dict.fromkeys(mapped.values()), local] if plugin.route_type is RouteType.EXT_BIND else [local]
-    seen = list(dict.fromkeys(mapped.values()))
-    return seen or [local]
+    """Where the peer may meet a port of ours, the likeliest first.
+
+    Across the internet as servers saw it, or as it is where none did and nothing may be in between; `predicted` is
+    where a NAT without a fixed mapping will show it to the peer.
+    """
+    if plugin.route_type is not RouteType.EXT_BIND:
+        return [local]
+    seen = [*predicted, *mapped.values()]
+    return list(dict.fromkeys(seen)) or [local]
 
 
 def admitted(

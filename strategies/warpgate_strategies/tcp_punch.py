@@ -38,7 +38,7 @@ from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import TCP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
-from .meeting import admitted, local_ip, own_candidates
+from .meeting import admitted, family_of, local_ip, own_candidates
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
@@ -118,10 +118,13 @@ class TcpPunch(Plugin):
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         received_at = self.clock.now()
         async with self._open_port() as port:
+            across = self.route_type is RouteType.EXT_BIND
+            predicted = await self.node.nat.predict_tcp(family_of(self)) if across else []
+            mine = to_candidates(own_candidates(self, port.local, port.mapped, predicted))
             if isinstance(reply, MeetByTcp):
-                theirs, wait = await self._answer(port, reply, received_at)
+                theirs, wait = await self._answer(port, mine, reply, received_at)
             else:
-                theirs, wait = await self._ask(port)
+                theirs, wait = await self._ask(port, mine)
             if not theirs:
                 raise AttemptFailed("the peer named no place that may be sent to")
             self.nursery.start_soon(self._listen_to_peer)
@@ -130,7 +133,7 @@ class TcpPunch(Plugin):
     @asynccontextmanager
     async def _open_port(self) -> AsyncGenerator[TcpPort]:
         ip = local_ip(self)
-        port = await (self.node.nat.take_tcp(4 if self.af == 4 else 6) if ip is None else TcpPort.open(ip))
+        port = await (self.node.nat.take_tcp(family_of(self)) if ip is None else TcpPort.open(ip))
         try:
             yield port
         finally:
@@ -143,14 +146,14 @@ class TcpPunch(Plugin):
 
     # -- the two signals ---------------------------------------------------------------------------------------------
 
-    async def _ask(self, port: TcpPort) -> tuple[list[TransportAddress], float]:
+    async def _ask(self, port: TcpPort, mine: Candidates) -> tuple[list[TransportAddress], float]:
         """Say where we are; where the peer is, and in how many seconds we meet."""
         sent_at = self.clock.now()
         await self.send_signal(
             MeetByTcp(
-                af=self.af,  # type: ignore[arg-type]  # 4 or 6
+                af=family_of(self),
                 route_type=self.route_type,
-                candidates=to_candidates(own_candidates(self, port.local, port.mapped)),
+                candidates=mine,
                 sent_at=sent_at,
                 uncertainty=_finite(self.clock.uncertainty()),
             )
@@ -167,7 +170,7 @@ class TcpPunch(Plugin):
         return admitted(self, answer.candidates, port.mapped), _bounded(wait)
 
     async def _answer(
-        self, port: TcpPort, request: MeetByTcp, received_at: float
+        self, port: TcpPort, mine: Candidates, request: MeetByTcp, received_at: float
     ) -> tuple[list[TransportAddress], float]:
         """Say where we are, and name the instant: when our answer has arrived, a moment later."""
         theirs = admitted(self, request.candidates, port.mapped)
@@ -175,7 +178,7 @@ class TcpPunch(Plugin):
         wait = self._one_way(request, received_at) + LEAD
         await self.send_signal(
             MeetMeByTcp(
-                candidates=to_candidates(own_candidates(self, port.local, port.mapped)),
+                candidates=mine,
                 received_at=received_at,
                 sent_at=sent_at,
                 uncertainty=_finite(self.clock.uncertainty()),

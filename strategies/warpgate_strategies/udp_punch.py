@@ -29,12 +29,13 @@ from warpgate_trio.nat.probe import SECRET_LENGTH
 from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
 from .datagram_race import open_datagram_race
-from .meeting import admitted, local_ip, own_candidates
+from .meeting import admitted, family_of, local_ip, own_candidates
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
     from warpgate_trio.nat.profile import NatProfile
+    from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.nat.udp_port import UdpPort
 
     from .datagram_race import DatagramRace
@@ -84,14 +85,14 @@ class UdpPunch(Plugin):
             return await self._answer(reply)
         secret = self.node.host.entropy(SECRET_LENGTH)
         async with open_datagram_race(self, secret) as race:
-            port = await self._port()
+            port, predicted = await self._port()
             number = race.use(port)
             await self.send_signal(
                 MeetByUdp(
-                    af=self.af,  # type: ignore[arg-type]  # 4 or 6
+                    af=family_of(self),
                     route_type=self.route_type,
                     secret=secret,
-                    candidates=to_candidates(own_candidates(self, port.local, port.mapped)),
+                    candidates=to_candidates(own_candidates(self, port.local, port.mapped, predicted)),
                 )
             )
             theirs = await self.receive_signal()
@@ -112,11 +113,13 @@ class UdpPunch(Plugin):
 
     async def _answer(self, request: MeetByUdp) -> Carrier | Link:
         async with open_datagram_race(self, request.secret) as race:
-            port = await self._port()
+            port, predicted = await self._port()
             number = race.use(port)
             self._aim(race, number, request.candidates)
             await race.send_now()
-            await self.send_signal(MeetMeByUdp(candidates=to_candidates(own_candidates(self, port.local, port.mapped))))
+            await self.send_signal(
+                MeetMeByUdp(candidates=to_candidates(own_candidates(self, port.local, port.mapped, predicted)))
+            )
             self.nursery.start_soon(self._wait_go, race)
             return await race.first()
 
@@ -126,11 +129,18 @@ class UdpPunch(Plugin):
         race.checks.probe(trio.current_time())
         race.changed()
 
-    async def _port(self) -> UdpPort:
+    async def _port(self) -> tuple[UdpPort, list[TransportAddress]]:
+        """A port to meet at, and where the peer will see it if that is not where servers saw it."""
         ip = local_ip(self)
         if ip is not None:
-            return await self.node.udp_ports.open(ip)
-        return await self.node.nat.take_udp(4 if self.af == 4 else 6)
+            return await self.node.udp_ports.open(ip), []
+        family = family_of(self)
+        port = await self.node.nat.take_udp(family)
+        try:
+            return port, await self.node.nat.predict_udp(family)
+        except BaseException:
+            port.release()
+            raise
 
     def _aim(self, race: DatagramRace, number: int, candidates: Candidates) -> None:
         remotes = admitted(self, candidates, race.ports[number].mapped)

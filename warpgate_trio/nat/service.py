@@ -15,7 +15,7 @@ mapped, which is enough between two machines that no NAT separates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -27,8 +27,10 @@ from ..address import is_public
 from ..errors import StunError
 from ..host import Host
 from .allowance import Allowance
+from .classify import Binding
 from .measure import measure_nat
-from .profile import PROFILE_LIFETIME, UNKNOWN, NatProfile, NatProfiles, describe
+from .prediction import predict_ports
+from .profile import PROFILE_LIFETIME, UNKNOWN, Allocation, NatProfile, NatProfiles, TransportProfile, describe
 from .stun import TransportAddress
 from .stun_client import resolve
 from .tcp_port import TcpPort
@@ -54,6 +56,8 @@ of the punch phase, and a server that is farther away than that is no help in it
 TRIES: Final = 3
 PATIENCE: Final = RTO * 2**TRIES
 """Seconds for which such a question is waited for."""
+MAX_PREDICTED: Final = 8
+"""Ports of a prediction that a peer is told: what a busy home allocates between a question and a punch, twice over."""
 MAX_SERVERS: Final = 4
 """That a port is mapped by: the second one shows whether its view is the first one's, more of them add little."""
 RETRY_FIRST: Final = 1.0
@@ -117,6 +121,32 @@ class NatService:
             await trio.lowlevel.checkpoint()
             return warm
         return await self._open_tcp(af)
+
+    async def predict_udp(self, af: Family) -> list[TransportAddress]:
+        """Where the next new mapping of ours over UDP will be seen, the likeliest first.
+
+        Empty unless the NAT gives each destination a port of its own and they follow one another.  Then a server is
+        asked where the sequence stands, from a socket of its own, which takes a round trip.
+        """
+        profile = self.profiles.get(None, af).udp
+        if not _follows_a_sequence(profile):
+            return []
+        port = await self._open_udp(af)
+        try:
+            return _next_mappings(profile, port)
+        finally:
+            port.release()
+
+    async def predict_tcp(self, af: Family) -> list[TransportAddress]:
+        """The same over TCP, which takes two round trips."""
+        profile = self.profiles.get(None, af).tcp
+        if not _follows_a_sequence(profile):
+            return []
+        port = await self._open_tcp(af)
+        try:
+            return _next_mappings(profile, port)
+        finally:
+            port.close()
 
     def _take(self, kind: str, warm: dict[Family, _PortT], af: Family) -> _PortT | None:
         port = warm.pop(af, None)
@@ -318,6 +348,14 @@ async def _ask_all(
     return answered
 
 
-def external_addresses(mapped: Mapping[TransportAddress, TransportAddress]) -> list[TransportAddress]:
-    """Where a port was seen, each once, the first server's view first."""
-    return list(dict.fromkeys(mapped.values()))
+def _follows_a_sequence(profile: TransportProfile) -> bool:
+    return profile.endpoint_independent is False and profile.allocation is Allocation.SEQUENTIAL
+
+
+def _next_mappings(profile: TransportProfile, port: UdpPort | TcpPort) -> list[TransportAddress]:
+    """From what servers have just seen of a fresh port to what comes next."""
+    samples = [Binding(local=port.local, server=server, mapped=mapped) for server, mapped in port.mapped.items()]
+    if not samples:
+        return []
+    ip = samples[-1].mapped[0]
+    return [(ip, each.port) for each in predict_ports(profile, samples, count=MAX_PREDICTED)]
