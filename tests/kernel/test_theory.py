@@ -53,7 +53,9 @@ def test_expected_phases(a: str, b: str, phase: str) -> None:
 
 
 def test_one_transport_alone_may_need_a_later_phase() -> None:
-    assert expected_phase(nat("open"), nat("open"), "udp") == "punch"
+    assert expected_phase(nat("open"), nat("open"), "udp") == "spray"
+    assert expected_phase(nat("port-restricted"), nat("full-cone"), "udp") == "spray"
+    assert expected_phase(nat("udp-blocked"), nat("full-cone"), "udp") == "relay"
     assert expected_phase(nat("port-restricted"), nat("symmetric"), "tcp") == "relay"
     assert expected_phase(nat("symmetric"), nat("symmetric"), phases=("direct", "punch")) is None
 

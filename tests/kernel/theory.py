@@ -62,9 +62,9 @@ def possible(phase: Phase, a: Nat, b: Nat, transport: Transport | None = None, *
         # One of the two dials the other, over TCP, whichever can be reached.
         reachable = a.is_open or b.is_open or (known_forward and (a.forwards or b.forwards))
         return reachable and "tcp" in transports
-    if phase == "punch":
-        return any(can_punch(a, b, each, foretelling=True) for each in transports)
-    if phase == "spray":
+    if phase == "punch":  # over TCP
+        return "tcp" in transports and can_punch(a, b, "tcp", foretelling=True)
+    if phase == "spray":  # over UDP, where to punch is to hit with the first probe
         return "udp" in transports and spray_chance(a, b) >= SPRAY_WORTH
     return True
 
