@@ -33,6 +33,7 @@ from .errors import ConfigError
 from .inbound import REFUSED, Authorize, Inbound
 from .link import Link
 from .meetings import plan_meetings
+from .nat.profile import NatProfiles
 from .nat.service import NatService
 from .nat.udp_port import UdpPorts
 from .nurseries import open_background_nursery
@@ -58,6 +59,8 @@ MAX_HINTS: Final = 4
 """Signal servers named in the address: each costs its length in a text that people copy."""
 NTP_TIMEOUT: Final = 5.0
 """Seconds for asking the time servers once: four samples of a server at the other end of a bad satellite link."""
+MAX_TEXT: Final = 600
+"""Characters of an address as people pass it on, above which what is not needed is left out."""
 MAX_KNOWN: Final = 1024
 """Peers whose addresses are remembered; a record is about 300 bytes."""
 HOST_SALT: Final = 8
@@ -135,6 +138,7 @@ class NodeRuntime:
         self._ports = _ports(sockets)
         self._sockets = sockets
         self._address: PeerAddress | None = None
+        self._published: NatProfiles | None = None
         self._salt = host.entropy(HOST_SALT)
         self.hub: Final = SignalHub(identity, config.servers.signal, ca_file=config.servers.ca_file)
         contexts = TlsContexts(identity)
@@ -181,28 +185,34 @@ class NodeRuntime:
     def address(self) -> PeerAddress:
         """What the node publishes now; re-issued when the machine's addresses change, or when it ages."""
         interfaces = describe_interfaces(self.host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6))
-        nat = self.nat.profiles.to_bytes(interfaces=len(interfaces))
+        nat = self.nat.profiles
         now = int(self.view.clock.now())
         known = self._address
         if (
             known is None
             or known.interfaces != interfaces
-            or known.nat != nat
+            or self._published is not nat
             or not known.issued_at <= now + 60  # the clock was set back
             or now > known.issued_at + ADDRESS_LIFETIME // 2
         ):
             hints = [str(url.without_login) for url in self.config.servers.signal][:MAX_HINTS]
-            known = self._address = PeerAddress.issue(
-                self.identity,
-                seq=max(now, known.seq + 1 if known is not None else 0),
-                issued_at=now,
-                expires_at=now + ADDRESS_LIFETIME,
-                host_salt=self._salt,
-                host_id=machine.host_id(self.host.machine_fingerprint(), self._salt),
-                signals=tuple(hints),
-                interfaces=interfaces,
-                nat=nat,
-            )
+            self._published = nat
+            for external in (True, False):  # where peers would meet us is worth a few characters, and not a longer text
+                known = PeerAddress.issue(
+                    self.identity,
+                    seq=max(now, self._address.seq + 1 if self._address is not None else 0),
+                    issued_at=now,
+                    expires_at=now + ADDRESS_LIFETIME,
+                    host_salt=self._salt,
+                    host_id=machine.host_id(self.host.machine_fingerprint(), self._salt),
+                    signals=tuple(hints),
+                    interfaces=interfaces,
+                    nat=nat.to_bytes(interfaces=len(interfaces), external=external),
+                )
+                if len(str(known)) <= MAX_TEXT:
+                    break
+            self._address = known
+            assert known is not None
         return known
 
     def known_address(self, peer_key: bytes) -> PeerAddress | None:

@@ -14,41 +14,40 @@ initiator knows that clock by the time servers that both have asked, or by the f
 is less uncertain.  Where a NAT answers a SYN that comes too early with a RST, both sides try again after about a round
 trip, with jitter: a fixed longer period would keep them apart for ever, as it was measured.
 
-Which socket it becomes is left to the systems: one that connects, or the listener, where the peer's SYN came first.
-Whatever is established is a candidate; on each the initiator is the TLS client, and the first handshake wins.
+Where the answer comes late or not at all, both sides still know two instants more: boundaries of the shared time, B and
+B + 1, and for each some ports that follow from a secret of the request (`warpgate_trio.clock.rendezvous`).  They meet
+there if both NATs preserve ports and the initiator knows from the peer's record where the peer is seen.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Final, final
 
 import msgspec
 import trio
 
-from warpgate_trio.carrier import TlsCarrier
 from warpgate_trio.clock.peer_offset import combine, from_signal
-from warpgate_trio.errors import AttemptFailed, CarrierError, ProtocolError
+from warpgate_trio.clock.rendezvous import Boundary, boundary_rendezvous, bucket_ports, can_meet
+from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.nat.candidates import Candidates, to_candidates
 from warpgate_trio.nat.outlook import punch_outlook
+from warpgate_trio.nat.profile import Allocation
 from warpgate_trio.nat.tcp_port import TcpPort
-from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.plugin import TCP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
+from warpgate_trio.plugin import IP4, TCP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
 from .meeting import admitted, family_of, local_ip, own_candidates
+from .stream_race import StreamRace, open_stream_race
 
 if TYPE_CHECKING:
+    from warpgate_trio.address import PeerAddress
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
     from warpgate_trio.nat.profile import NatProfile
-    from warpgate_trio.nat.stun import TransportAddress
 
 __all__ = ["MeetByTcp", "MeetMeByTcp", "TcpPunch"]
-
-logger: logging.Logger = logging.getLogger(__name__)
 
 LEAD: Final = 0.01
 """Seconds that the instant is put after the signal's expected arrival: signals are late more often than early."""
@@ -58,17 +57,16 @@ MAX_WAIT: Final = 2.0
 """Seconds that either side waits for an instant, whatever the other one says: then the phase is over anyway."""
 SURE: Final = 0.02
 """Seconds of uncertainty up to which two clocks are compared to tell how long a signal took."""
-PATIENCE: Final = 0.5
-"""Seconds for one SYN to be answered; then it is taken for lost, since the system itself would repeat it only after a
-second (RFC 6298 §2)."""
-MIN_PAUSE: Final = 0.002
-"""Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
-MAX_CONNECTS: Final = 256
-"""SYNs of one attempt, all candidates together."""
-MAX_OTHERS: Final = 3
-"""Connections to one candidate that were made and led to no handshake: somebody else is there."""
-MAX_HANDSHAKES: Final = 16
-"""Connections on which TLS is under way: strangers may find the listener too."""
+PERIOD: Final = 0.5
+"""Seconds between boundaries: B and B + 1 both lie within a punch phase of 1.5 s, and clocks that are known to a
+quarter of a second, as NTP's are, name the same ones."""
+BOUNDARY_LEAD: Final = 0.15
+"""Seconds from the answer's expected arrival to B."""
+BOUNDARY_PORTS: Final = 3
+"""Ports of each boundary: one may be another host's at either side."""
+PORT_RANGE: Final = (20000, 60000)
+"""Of the boundaries' ports, without those that systems and servers use by themselves."""
+SECRET_LENGTH: Final = 16
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 Uncertainty = Annotated[float, msgspec.Meta(ge=0)]
@@ -81,12 +79,16 @@ class MeetByTcp(PathRequest, frozen=True, kw_only=True):
     Attributes:
       candidates: where the initiator is.
       sent_at: when it said so, on its clock.
-      uncertainty: seconds by which that clock may be wrong; -1 or less cannot be, None: nobody knows.
+      uncertainty: seconds by which that clock may be wrong; None: nobody knows.
+      bucket: the first of the two boundaries at which it will be, should the answer not arrive.
+      secret: what the ports of these follow from.
     """
 
     candidates: Candidates
     sent_at: Seconds
     uncertainty: Uncertainty | None
+    bucket: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+    secret: Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECRET_LENGTH)]
 
 
 @final
@@ -117,18 +119,17 @@ class TcpPunch(Plugin):
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         received_at = self.clock.now()
-        async with self._open_port() as port:
+        async with self._open_port() as port, open_stream_race(self) as race:
+            race.accept_on(port)
             across = self.route_type is RouteType.EXT_BIND
             predicted = await self.node.nat.predict_tcp(family_of(self)) if across else []
             mine = to_candidates(own_candidates(self, port.local, port.mapped, predicted))
             if isinstance(reply, MeetByTcp):
-                theirs, wait = await self._answer(port, mine, reply, received_at)
+                await self._answer(race, port, mine, reply, received_at)
+                race.start(self._listen_to_peer)
             else:
-                theirs, wait = await self._ask(port, mine)
-            if not theirs:
-                raise AttemptFailed("the peer named no place that may be sent to")
-            self.nursery.start_soon(self._listen_to_peer)
-            return await self._meet(port, theirs, wait)
+                race.start(self._ask, race, port, mine)
+            return await race.first()
 
     @asynccontextmanager
     async def _open_port(self) -> AsyncGenerator[TcpPort]:
@@ -146,9 +147,12 @@ class TcpPunch(Plugin):
 
     # -- the two signals ---------------------------------------------------------------------------------------------
 
-    async def _ask(self, port: TcpPort, mine: Candidates) -> tuple[list[TransportAddress], float]:
-        """Say where we are; where the peer is, and in how many seconds we meet."""
+    async def _ask(self, race: StreamRace, port: TcpPort, mine: Candidates) -> None:
+        """Say where we are; hear where the peer is, and when we meet."""
+        secret = self.node.host.entropy(SECRET_LENGTH)
         sent_at = self.clock.now()
+        lead = 2 * self._expected_one_way() + BOUNDARY_LEAD
+        boundaries = boundary_rendezvous(max(sent_at, 0.0), PERIOD, lead)
         await self.send_signal(
             MeetByTcp(
                 af=family_of(self),
@@ -156,10 +160,15 @@ class TcpPunch(Plugin):
                 candidates=mine,
                 sent_at=sent_at,
                 uncertainty=_finite(self.clock.uncertainty()),
+                bucket=boundaries[0].bucket,
+                secret=secret,
             )
         )
+        unanswered = trio.CancelScope()
+        race.start(self._keep_boundaries_in, unanswered, race, boundaries, secret)
         answer = await self.receive_signal()
         received_at = self.clock.now()
+        unanswered.cancel(reason="the answer has come")
         if not isinstance(answer, MeetMeByTcp):
             raise AttemptFailed("the peer answered with something else")
         signal = None
@@ -167,124 +176,91 @@ class TcpPunch(Plugin):
             signal = from_signal(sent_at, answer.received_at, answer.sent_at, received_at)
         known = combine(_finite(self.clock.uncertainty()), answer.uncertainty, signal)
         wait = 0.0 if known is None else known.to_ours(answer.punch_at) - received_at
-        return admitted(self, answer.candidates, port.mapped), _bounded(wait)
+        self._knock(race, port, answer.candidates, wait)
+        await self._listen_to_peer()
 
     async def _answer(
-        self, port: TcpPort, mine: Candidates, request: MeetByTcp, received_at: float
-    ) -> tuple[list[TransportAddress], float]:
+        self, race: StreamRace, port: TcpPort, mine: Candidates, request: MeetByTcp, received_at: float
+    ) -> None:
         """Say where we are, and name the instant: when our answer has arrived, a moment later."""
-        theirs = admitted(self, request.candidates, port.mapped)
         sent_at = self.clock.now()
-        wait = self._one_way(request, received_at) + LEAD
+        punch_at = sent_at + self._one_way(request, received_at) + LEAD
         await self.send_signal(
             MeetMeByTcp(
                 candidates=mine,
                 received_at=received_at,
                 sent_at=sent_at,
                 uncertainty=_finite(self.clock.uncertainty()),
-                punch_at=sent_at + wait,
+                punch_at=punch_at,
             )
         )
-        return theirs, _bounded(sent_at + wait - self.clock.now())
+        where = self._knock(race, port, request.candidates, punch_at - self.clock.now())
+        uncertainty = math.inf if request.uncertainty is None else request.uncertainty
+        if can_meet(PERIOD, uncertainty + self.clock.uncertainty()):
+            boundaries = [Boundary(bucket, bucket * PERIOD) for bucket in (request.bucket, request.bucket + 1)]
+            race.start(self._keep_boundaries, race, boundaries, request.secret, where)
 
     def _one_way(self, request: MeetByTcp, received_at: float) -> float:
-        """Seconds that a signal takes between the two."""
+        """Seconds that a signal takes between the two, by this one if both clocks are good."""
         uncertainty = self.clock.uncertainty() + (math.inf if request.uncertainty is None else request.uncertainty)
         if uncertainty <= SURE and 0 < received_at - request.sent_at < MAX_WAIT:
             return received_at - request.sent_at
+        return self._expected_one_way()
+
+    def _expected_one_way(self) -> float:
         return UNKNOWN_ONE_WAY if self.node.signal_rtt is None else self.node.signal_rtt / 2
 
     # -- meeting -----------------------------------------------------------------------------------------------------
 
-    async def _meet(self, port: TcpPort, theirs: Sequence[TransportAddress], wait: float) -> Carrier | Link:
-        starts_at = trio.current_time() + wait
-        wins, won = trio.open_memory_channel["Carrier | Link"](1)
-        race = _Race(self, port, wins)
-        with won:
-            try:
-                async with open_background_nursery() as nursery:
-                    race.nursery = nursery
-                    nursery.start_soon(race.accept)
-                    for remote in theirs:
-                        if remote != port.local and remote not in port.mapped.values():  # TCP would meet itself there
-                            nursery.start_soon(race.knock, remote, starts_at)
-                    winner = await won.receive()
-            finally:
-                wins.close()
-                with suppress(trio.WouldBlock, trio.EndOfChannel):
-                    won.receive_nowait().close_nowait()
-        return winner
+    def _knock(self, race: StreamRace, port: TcpPort, candidates: Candidates, wait: float) -> str:
+        """Knock at all candidates of the peer in `wait` seconds; the address of the first one."""
+        theirs = admitted(self, candidates, port.mapped)
+        if not theirs:
+            raise AttemptFailed("the peer named no place that may be sent to")
+        at = trio.current_time() + min(max(wait, 0.0), MAX_WAIT)
+        for remote in theirs:
+            race.knock(port, remote, at)
+        return theirs[0][0]
 
+    async def _keep_boundaries_in(
+        self, scope: trio.CancelScope, race: StreamRace, boundaries: Sequence[Boundary], secret: bytes
+    ) -> None:
+        """The initiator's: it goes by where the peer's record says that it is seen, until the answer comes."""
+        seen = _newest(self).nat_profiles.get(None, 4).udp.external
+        with scope:
+            if seen and can_meet(PERIOD, 2 * self.clock.uncertainty()):
+                await self._keep_boundaries(race, boundaries, secret, str(seen[0]))
 
-@final
-class _Race:
-    """What is established from one port, up to the first handshake."""
-
-    def __init__(self, plugin: Plugin, port: TcpPort, wins: trio.MemorySendChannel[Carrier | Link]) -> None:
-        self.nursery: trio.Nursery | None = None
-        self._plugin = plugin
-        self._port = port
-        self._wins = wins
-        self._connects = 0
-        self._handshakes = 0
-
-    async def accept(self) -> None:
-        """Take what comes to the port."""
-        assert self.nursery is not None
-        while True:
-            sock, remote = await self._port.accept()
-            if self._handshakes < MAX_HANDSHAKES:
-                self.nursery.start_soon(self._handshake, sock, remote)
-            else:
-                sock.close()
-
-    async def knock(self, remote: TransportAddress, at: float) -> None:
-        """From an instant on, connect to one candidate until that works."""
-        await trio.sleep_until(at)
-        random = self._plugin.node.host.random
-        others = 0
-        while self._connects < MAX_CONNECTS and others < MAX_OTHERS:
-            self._connects += 1
-            began = trio.current_time()
-            with trio.move_on_after(self._patience()) as scope:
-                try:
-                    sock = await self._port.connect(remote)
-                except OSError as error:
-                    logger.debug("%s from %s: %s", remote, self._port.local, error)
-                else:
-                    scope.deadline = math.inf
-                    await self._handshake(sock, remote)
-                    others += 1
-            took = trio.current_time() - began
-            await trio.sleep(MIN_PAUSE + random.random() * min(took, PATIENCE))  # DESIGN §9.2: within a round trip
-
-    def _patience(self) -> float:
-        rtt = self._plugin.node.signal_rtt
-        return PATIENCE if rtt is None else max(PATIENCE, 2 * rtt)
-
-    async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
-        plugin = self._plugin
-        winner: Carrier | Link
-        self._handshakes += 1
-        try:
-            if plugin.inbound:
-                winner = await plugin.hear_proof(await TlsCarrier.serve(sock, plugin.node.tls))
-            else:
-                winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
-        except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            logger.debug("%s is not the peer, or not the way it chose: %s", remote, error)
+    async def _keep_boundaries(self, race: StreamRace, boundaries: Sequence[Boundary], secret: bytes, ip: str) -> None:
+        """Be at the boundaries' ports at their instants."""
+        if self.route_type is not RouteType.EXT_BIND or self.af != IP4 or not self._both_preserve_ports():
             return
-        finally:
-            self._handshakes -= 1
-        try:
-            self._wins.send_nowait(winner)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            winner.close_nowait()
+        local = await self.node.nat.source(4)
+        async with AsyncExitStack() as stack:
+            for boundary in boundaries:
+                wait = boundary.instant - self.clock.now()
+                if not 0 < wait <= MAX_WAIT:
+                    continue
+                at = trio.current_time() + wait
+                for number in bucket_ports(secret, boundary.bucket, BOUNDARY_PORTS, *PORT_RANGE):
+                    with suppress(OSError):  # somebody has that port here
+                        port = await TcpPort.open(local, number)
+                        stack.callback(port.close)
+                        race.accept_on(port)
+                        race.knock(port, (ip, number), at)
+            await trio.sleep_forever()
+
+    def _both_preserve_ports(self) -> bool:
+        sides = (self.node.address, _newest(self))
+        return all(
+            tcp.translated is False or (tcp.allocation is Allocation.PRESERVING and not tcp.delta)
+            for tcp in (side.nat_profiles.get(None, 4).tcp for side in sides)
+        )
+
+
+def _newest(plugin: Plugin) -> PeerAddress:
+    return plugin.node.known_address(plugin.peer.public_key) or plugin.peer
 
 
 def _finite(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
-
-
-def _bounded(seconds: float) -> float:
-    return min(max(seconds, 0.0), MAX_WAIT)

@@ -8,7 +8,7 @@ behind different NATs, and since an IPv6 firewall filters where an IPv4 NAT tran
 The record form is item 8 of an address record and is paid for in characters that people copy, hence bits::
 
     version u8 = 1 | section...
-    section   = head u8 | UDP | TCP or nothing, which is "as UDP"
+    section   = head u8 | UDP | TCP or nothing, which is "as UDP" | external IPv4 address or nothing (behind TCP only)
     head      = interface (3 bits; position in the record's list, 7: every one that has no section) | IPv6 (1 bit)
                 | length of what follows, less 2 (4 bits)
     transport = u16 | low u16 high u16, if bit 12 | delta i16, if bit 13
@@ -17,7 +17,8 @@ The record form is item 8 of an address record and is paid for in characters tha
 
 Yes, no and unknown are 2, 1 and 0; a 3 is read as unknown.  Later releases append bytes to a section, which a reader
 skips, and take another version when that does not do.  When it was measured and what the external addresses are is
-not in there: the record around it says when it was issued, and its EXT endpoints say where.
+not in there: the record around it says when it was issued.  Of the external addresses there is one at most, the IPv4
+address that UDP was seen at, where the record has room for it: a peer that hears no answer can still meet us there.
 
 A profile in a record is a peer's claim about itself.  Reading one is total (`NatProfiles.of`), and its values are
 bounded, so that nothing worse comes of a lie than work in the wrong order.
@@ -186,6 +187,7 @@ _MAX_WIRE: Final = 512  # what an address record has room for
 _HAS_RANGE: Final = 1 << 12
 _HAS_DELTA: Final = 1 << 13
 _IS_V6: Final = 1 << 4
+_EXTERNAL_LENGTH: Final = 4  # an IPv4 address
 _TRISTATE: Final = {None: 0, False: 1, True: 2}
 _FROM_TRISTATE: Final = (None, False, True, None)
 
@@ -236,9 +238,10 @@ def _decode_transport(data: bytes) -> tuple[TransportProfile, bytes]:
     return profile, data
 
 
-def _bare(profile: NatProfile) -> tuple[TransportProfile, TransportProfile]:
+def _bare(profile: NatProfile, external: bool) -> tuple[TransportProfile, TransportProfile]:
     """What of a profile a record carries."""
-    return replace(profile.udp, external=()), replace(profile.tcp, external=())
+    seen = [ip for ip in profile.udp.external if isinstance(ip, IPv4Address)][:1] if external else []
+    return replace(profile.udp, external=tuple(seen)), replace(profile.tcp, external=())
 
 
 @final
@@ -263,17 +266,19 @@ class NatProfiles:
     def __bool__(self) -> bool:
         return bool(self.by_key)
 
-    def to_bytes(self, *, interfaces: int) -> bytes | None:
+    def to_bytes(self, *, interfaces: int, external: bool = False) -> bytes | None:
         """The record form: 4 bytes for one address family in the usual case, 7 for both; None when nothing is known.
 
-        `interfaces` is how many the record lists: what they all share is written once.  Only the first seven can be
-        named; of the others a reader will know what it knows of all.
+        Args:
+          interfaces: how many the record lists: what they all share is written once.  Only the first seven can be
+            named; of the others a reader will know what it knows of all.
+          external: with the external IPv4 address, which costs 4 to 6 bytes more.
         """
         sections: list[bytes] = []
         families: tuple[Family, Family] = (4, 6)
         for family in families:
-            pairs = {interface: _bare(self.get(interface, family)) for interface in range(interfaces)}
-            shared = _bare(self.get(None, family))
+            pairs = {interface: _bare(self.get(interface, family), external) for interface in range(interfaces)}
+            shared = _bare(self.get(None, family), external)
             if pairs and shared == _NOTHING and interfaces <= _ANY:
                 ((shared, _),) = Counter(pairs.values()).most_common(1)
             if shared != _NOTHING:
@@ -305,7 +310,9 @@ class NatProfiles:
                 raise AddressMalformed("a NAT profile ends within a section or has a section twice")
             try:
                 udp, left = _decode_transport(section)
-                tcp = _decode_transport(left)[0] if left else udp
+                tcp, left = _decode_transport(left) if left else (udp, left)
+                if len(left) >= _EXTERNAL_LENGTH and family == 4:
+                    udp = replace(udp, external=(IPv4Address(left[:_EXTERNAL_LENGTH]),))
             except (ValueError, struct.error) as error:
                 raise AddressMalformed(f"a section of the NAT profile does not follow the format: {error}") from error
             found[interface, family] = NatProfile(udp=udp, tcp=tcp, measured_at=measured_at)
@@ -322,7 +329,8 @@ class NatProfiles:
 
 def _section(interface: int, family: int, pair: tuple[TransportProfile, TransportProfile]) -> bytes:
     udp, tcp = (_encode_transport(each) for each in pair)
-    body = udp if tcp == udp else udp + tcp
+    where = pair[0].external[0].packed if pair[0].external else b""
+    body = udp if tcp == udp and not where else udp + tcp + where
     return bytes([interface << 5 | (_IS_V6 if family == 6 else 0) | len(body) - 2]) + body
 
 

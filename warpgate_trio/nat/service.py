@@ -60,6 +60,9 @@ MAX_PREDICTED: Final = 8
 """Ports of a prediction that a peer is told: what a busy home allocates between a question and a punch, twice over."""
 MAX_SERVERS: Final = 4
 """That a port is mapped by: the second one shows whether its view is the first one's, more of them add little."""
+QUIET: Final = 2.0
+"""Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
+A peer has been told which ports come next."""
 RETRY_FIRST: Final = 1.0
 """Seconds before the next try when no server answers; doubles up to `RETRY_LAST`."""
 RETRY_LAST: Final = 60.0
@@ -121,6 +124,14 @@ class NatService:
             await trio.lowlevel.checkpoint()
             return warm
         return await self._open_tcp(af)
+
+    async def source(self, af: Family) -> str:
+        """Our address on the way to the internet.
+
+        Raises:
+          OSError: there is none of this family.
+        """
+        return self._bind_address(af, await self._resolve(af))
 
     async def predict_udp(self, af: Family) -> list[TransportAddress]:
         """Where the next new mapping of ours over UDP will be seen, the likeliest first.
@@ -242,6 +253,9 @@ class NatService:
             self._taken[kind, af] = trio.Event()
             try:
                 await self._tend(kind, port, af)
+                profile = self.profiles.get(None, af)
+                if _follows_a_sequence(profile.udp if kind == "udp" else profile.tcp):
+                    await trio.sleep(QUIET)  # a new mapping now would upset what the taker has told its peer
             finally:
                 if warm.get(af) is port:  # nobody took it: its mapping or its address is gone
                     del warm[af]

@@ -52,16 +52,16 @@ class TcpPort:
         return f"<TcpPort {self.local}{', closed' if self.closed else ''}>"
 
     @classmethod
-    async def open(cls, ip: str) -> Self:
-        """Bind and listen on a port that the system chooses; nothing is sent.
+    async def open(cls, ip: str, port: int = 0) -> Self:
+        """Bind and listen, on a port that the system chooses if none is given; nothing is sent.
 
         Raises:
-          OSError: the address is not ours, or there are too many files.
+          OSError: the address is not ours, the port is taken, or there are too many files.
         """
         listener = trio.socket.socket(trio.socket.AF_INET6 if ":" in ip else trio.socket.AF_INET)
         try:
             share_port(listener)
-            await listener.bind((ip, 0))
+            await listener.bind((ip, port))
             listener.listen(BACKLOG)
             name = listener.getsockname()
             return cls(listener, (name[0], name[1]))

@@ -1,0 +1,149 @@
+"""From TCP ports and candidates to one proven carrier; the other half of `tcp_punch`.
+
+A race has ports; on each it accepts, and from each it knocks at what it is told to.  Whatever is established is a
+candidate: the initiator does TLS as the client on all of them and takes the first that holds the peer's key; the
+responder takes the one on which the peer proves itself, which is the one that the initiator has chosen.
+
+How a socket comes about is left to the systems: it connects, or, where the peer's SYN came first, the listener has it
+and connecting fails with EADDRNOTAVAIL until the race is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, TypeVarTuple, final
+
+import trio
+
+from warpgate_trio.carrier import TlsCarrier
+from warpgate_trio.errors import CarrierError, ProtocolError
+from warpgate_trio.nurseries import open_background_nursery
+
+if TYPE_CHECKING:
+    from warpgate_trio.carrier import Carrier
+    from warpgate_trio.link import Link
+    from warpgate_trio.nat.stun import TransportAddress
+    from warpgate_trio.nat.tcp_port import TcpPort
+    from warpgate_trio.plugin import Plugin
+
+__all__ = ["MAX_CONNECTS", "MAX_HANDSHAKES", "StreamRace", "open_stream_race"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+Args = TypeVarTuple("Args")
+
+PATIENCE: Final = 0.5
+"""Seconds for one SYN to be answered; then it is taken for lost, since the system itself would repeat it only after a
+second (RFC 6298 §2)."""
+MIN_PAUSE: Final = 0.002
+"""Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
+MAX_CONNECTS: Final = 256
+"""SYNs of one race, all ports and candidates together."""
+MAX_OTHERS: Final = 3
+"""Connections to one candidate that were made and led to no handshake: somebody else is there."""
+MAX_HANDSHAKES: Final = 16
+"""Connections on which TLS is under way: strangers may find the listener too."""
+
+
+@asynccontextmanager
+async def open_stream_race(plugin: Plugin) -> AsyncGenerator[StreamRace]:
+    """A race of one attempt; its tasks end with the block, and what they hold is closed."""
+    wins, won = trio.open_memory_channel["Carrier | Link"](1)
+    try:
+        async with open_background_nursery() as nursery:
+            yield StreamRace(plugin, nursery, wins, won)
+    finally:
+        wins.close()
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            won.receive_nowait().close_nowait()
+        won.close()
+
+
+@final
+class StreamRace:
+    """See the module's page; made by `open_stream_race`."""
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        nursery: trio.Nursery,
+        wins: trio.MemorySendChannel[Carrier | Link],
+        won: trio.MemoryReceiveChannel[Carrier | Link],
+    ) -> None:
+        self._plugin = plugin
+        self._nursery = nursery
+        self._wins = wins
+        self._won = won
+        self._connects = 0
+        self._handshakes = 0
+
+    def start(self, task: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
+        """Run a task until the race is over; what it raises ends the race."""
+        self._nursery.start_soon(task, *args)
+
+    def accept_on(self, port: TcpPort) -> None:
+        """Take what comes to a port."""
+        self._nursery.start_soon(self._accept, port)
+
+    def knock(self, port: TcpPort, remote: TransportAddress, at: float) -> None:
+        """From an instant on (`trio.current_time`), connect from a port to one candidate until that works."""
+        if remote != port.local and remote not in port.mapped.values():  # TCP would meet itself there
+            self._nursery.start_soon(self._knock, port, remote, at)
+
+    async def first(self) -> Carrier | Link:
+        """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
+        return await self._won.receive()
+
+    async def _accept(self, port: TcpPort) -> None:
+        while not port.closed:
+            try:
+                sock, remote = await port.accept()
+            except trio.ClosedResourceError:
+                break  # the port was for an instant that has passed
+            if self._handshakes < MAX_HANDSHAKES:
+                self._nursery.start_soon(self._handshake, sock, remote)
+            else:
+                sock.close()
+
+    async def _knock(self, port: TcpPort, remote: TransportAddress, at: float) -> None:
+        await trio.sleep_until(at)
+        random = self._plugin.node.host.random
+        rtt = self._plugin.node.signal_rtt
+        patience = PATIENCE if rtt is None else max(PATIENCE, 2 * rtt)
+        others = 0
+        while self._connects < MAX_CONNECTS and others < MAX_OTHERS and not port.closed:
+            self._connects += 1
+            began = trio.current_time()
+            with trio.move_on_after(patience) as scope:
+                try:
+                    sock = await port.connect(remote)
+                except OSError as error:
+                    logger.debug("%s from %s: %s", remote, port.local, error)
+                else:
+                    scope.deadline = math.inf
+                    await self._handshake(sock, remote)
+                    others += 1
+            took = min(trio.current_time() - began, patience)
+            await trio.sleep(MIN_PAUSE + random.random() * took)  # DESIGN §9.2: within a round trip, with jitter
+
+    async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
+        plugin = self._plugin
+        winner: Carrier | Link
+        self._handshakes += 1
+        try:
+            if plugin.inbound:
+                winner = await plugin.hear_proof(await TlsCarrier.serve(sock, plugin.node.tls))
+            else:
+                winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
+        except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            logger.debug("%s is not the peer, or not the way it chose: %s", remote, error)
+            return
+        finally:
+            self._handshakes -= 1
+        try:
+            self._wins.send_nowait(winner)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            winner.close_nowait()
