@@ -99,6 +99,7 @@ class NatService:
         self._warm_tcp: dict[Family, TcpPort] = {}
         self._taken: dict[tuple[str, Family], trio.Event] = {}
         self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
+        self._nearest: dict[Family, TransportAddress] = {}
         self._sprays: dict[str, bytes] = {}
         self.allowance: Final = Allowance()
         self.profiles: NatProfiles = NatProfiles()
@@ -142,7 +143,7 @@ class NatService:
         profile = self.profiles.get(None, af).udp
         if not _follows_a_sequence(profile):
             return []
-        port = await self._open_udp(af)
+        port = await self._open_udp(af, self._nearest.get(af))
         try:
             return _next_mappings(profile, port)
         finally:
@@ -153,7 +154,7 @@ class NatService:
         profile = self.profiles.get(None, af).tcp
         if not _follows_a_sequence(profile):
             return []
-        port = await self._open_tcp(af)
+        port = await self._open_tcp(af, self._nearest.get(af))
         try:
             return _next_mappings(profile, port)
         finally:
@@ -285,18 +286,20 @@ class NatService:
 
     # -- making ports ------------------------------------------------------------------------------------------------
 
-    async def _open_udp(self, af: Family) -> UdpPort:
-        servers = await self._resolve(af)
+    async def _open_udp(self, af: Family, only: TransportAddress | None = None) -> UdpPort:
+        """A new port; asked about at all servers, or at one of them, since each of them is a mapping more."""
+        servers = await self._resolve(af) if only is None else [only]
         port = await self._ports.open(self._bind_address(af, servers))
         try:
-            await _ask_all(_asking(port), servers, enough=1)
+            answered = await _ask_all(_asking(port), servers, enough=1)
         except BaseException:
             port.release()
             raise
+        self._nearest.update((af, server) for server in answered)
         return port
 
-    async def _open_tcp(self, af: Family) -> TcpPort:
-        servers = await self._resolve(af)
+    async def _open_tcp(self, af: Family, only: TransportAddress | None = None) -> TcpPort:
+        servers = await self._resolve(af) if only is None else [only]
         port = await TcpPort.open(self._bind_address(af, servers))
         try:
             await _ask_all(_asking(port), servers, enough=1)
