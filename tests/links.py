@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, final
+from typing import Final, Literal, final
 
 import pytest
 import trio
@@ -33,6 +33,17 @@ FAMILIES: Final = [
 
 Sockets = tuple[trio.socket.SocketType, trio.socket.SocketType]
 Paths = tuple[SocketPath, SocketPath]
+
+kind: Literal["tls", "quic"] = "tls"
+"""The carrier that `carriers` makes where it is not told otherwise; set by the fixture `carrier_kind`."""
+
+
+@pytest.fixture(params=["tls", "quic"])
+def carrier_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test once over each carrier; a module that wants it says ``usefixtures("carrier_kind")``."""
+    chosen = str(request.param)
+    monkeypatch.setattr(sys.modules[__name__], "kind", chosen)
+    return chosen
 
 
 async def connect_sockets(family: int = trio.socket.AF_INET, *, buffers: int | None = None) -> Sockets:
@@ -69,8 +80,8 @@ async def wired_sockets(*, there: Script | None = None, back: Script | None = No
                 yield dialed, accepted
 
 
-async def carriers(sockets: Sockets | None = None) -> tuple[TlsCarrier, TlsCarrier]:
-    """Alice's end, who dialled, and Bob's."""
+async def tls_carriers(sockets: Sockets | None = None) -> tuple[TlsCarrier, TlsCarrier]:
+    """Alice's end of a TLS carrier, who dialled, and Bob's."""
     dialed, accepted = sockets or await connect_sockets()
     ends: list[TlsCarrier] = []
 
@@ -98,6 +109,32 @@ async def quic_carriers(paths: Paths | None = None) -> tuple[QuicCarrier, QuicCa
     return dialer, ends[0]
 
 
+async def connect_ends(family: int = trio.socket.AF_INET) -> Sockets | Paths:
+    """What a carrier of the `kind` that is tested goes over."""
+    return await connect_paths(family) if kind == "quic" else await connect_sockets(family)
+
+
+async def carriers(ends: Sockets | Paths | None = None) -> tuple[Carrier, Carrier]:
+    """The same over whatever `ends` are."""
+    one, other = ends or await connect_ends()
+    if isinstance(one, SocketPath) and isinstance(other, SocketPath):
+        return await quic_carriers((one, other))
+    assert isinstance(one, trio.socket.SocketType)
+    assert isinstance(other, trio.socket.SocketType)
+    return await tls_carriers((one, other))
+
+
+def is_closed(link: Link | Carrier) -> bool:
+    """Whether the carrier has given back its socket."""
+    carrier = link.carrier if isinstance(link, Link) else link
+    if isinstance(carrier, QuicCarrier):
+        assert isinstance(carrier._path, SocketPath)
+        return carrier._path.sock.fileno() == -1
+    assert isinstance(carrier, TlsCarrier)
+    assert isinstance(carrier._sock, trio.socket.SocketType)
+    return carrier._sock.fileno() == -1
+
+
 async def alice_proves(carrier: Carrier, *, initiator: bool = True) -> Link:
     return await Link.prove(
         carrier,
@@ -109,14 +146,9 @@ async def alice_proves(carrier: Carrier, *, initiator: bool = True) -> Link:
     )
 
 
-async def proven_links(sockets: Sockets | None = None) -> tuple[Link, Link]:
+async def proven_links(ends: Sockets | Paths | None = None) -> tuple[Link, Link]:
     """Alice's Link, who dialled and calls, and Bob's."""
-    dialed: Carrier
-    accepted: Carrier
-    if sockets is None and os.environ.get("QUICTEST"):
-        dialed, accepted = await quic_carriers()
-    else:
-        dialed, accepted = await carriers(sockets)
+    dialed, accepted = await carriers(ends)
     alice = await alice_proves(dialed)
     bob = await Link.hear_proof(accepted)
     bob.become(initiator=False)
@@ -168,10 +200,10 @@ class End:
 
 
 async def open_ends(
-    nursery: trio.Nursery, sockets: Sockets | None = None, *, early_data: bytes = b"", goodbye: float = 1.0
+    nursery: trio.Nursery, over: Sockets | Paths | None = None, *, early_data: bytes = b"", goodbye: float = 1.0
 ) -> tuple[End, End]:
     """Alice's end and Bob's of an accepted Link, driven in `nursery`."""
-    alice, bob = await proven_links(sockets)
+    alice, bob = await proven_links(over)
     pipes: list[Pipe] = []
 
     async def answer() -> None:
@@ -193,12 +225,12 @@ async def open_ends(
 
 @asynccontextmanager
 async def linked(
-    sockets: Sockets | None = None, *, early_data: bytes = b"", goodbye: float = 1.0, limit: float = 5.0
+    over: Sockets | Paths | None = None, *, early_data: bytes = b"", goodbye: float = 1.0, limit: float = 5.0
 ) -> AsyncGenerator[tuple[End, End]]:
     """The same with a nursery of their own; both Links have ended when the body is left, within `limit` seconds."""
     with trio.fail_after(limit):
         async with trio.open_nursery() as nursery:
-            ends = await open_ends(nursery, sockets, early_data=early_data, goodbye=goodbye)
+            ends = await open_ends(nursery, over, early_data=early_data, goodbye=goodbye)
             try:
                 yield ends
             finally:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from tests.cancel_sweep import cuts
-from tests.links import ALICE, BOB, CONTEXTS, FAMILIES, MALLORY, Sockets, carriers, connect_sockets, wired_sockets
+from tests.links import ALICE, BOB, CONTEXTS, FAMILIES, MALLORY, Sockets, connect_sockets, tls_carriers, wired_sockets
 from tests.wire import Fault, Script
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.carrier.tls import IDLE_INTERVAL, RECEIVE_MAX, RECEIVE_MIN
@@ -75,7 +75,7 @@ def serving(sockets: Sockets) -> Callable[[], Awaitable[object]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_both_ends_know_what_they_hold(family: int) -> None:
-    dialer, server = await carriers(await connect_sockets(family))
+    dialer, server = await tls_carriers(await connect_sockets(family))
     assert (dialer.dialer, server.dialer) == (True, False)
     assert dialer.server_key == server.server_key == BOB.public_key
     assert dialer.name == server.name == "tls"
@@ -326,7 +326,7 @@ async def test_a_socket_that_is_not_connected() -> None:
 
 
 async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
-    dialer, server = await carriers(await connect_sockets(buffers=65536))
+    dialer, server = await tls_carriers(await connect_sockets(buffers=65536))
     message = bytes(range(256)) * 512
     for part in range(8):
         dialer.feed(message)
@@ -348,7 +348,7 @@ async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
 
 
 async def test_a_cancelled_receive_loses_nothing() -> None:
-    dialer, server = await carriers()
+    dialer, server = await tls_carriers()
     received = b""
     sent = b""
     for number in range(50):
@@ -366,7 +366,7 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
 
 
 async def test_flush_is_a_checkpoint_with_and_without_anything_owed() -> None:
-    dialer, server = await carriers()
+    dialer, server = await tls_carriers()
     with trio.testing.assert_checkpoints():
         await dialer.flush()
     dialer.feed(b"x")
@@ -377,7 +377,7 @@ async def test_flush_is_a_checkpoint_with_and_without_anything_owed() -> None:
 
 
 async def test_the_clean_end_is_told_from_a_cut() -> None:
-    dialer, server = await carriers()
+    dialer, server = await tls_carriers()
     dialer.feed(b"last words")
     dialer.feed_end()
     await dialer.flush()
@@ -393,7 +393,7 @@ async def test_the_clean_end_is_told_from_a_cut() -> None:
     server.close_nowait()
     dialer.close_nowait()
 
-    dialer, server = await carriers()
+    dialer, server = await tls_carriers()
     dialer.feed(b"last words")
     await dialer.flush()
     dialer.close_nowait()
@@ -406,7 +406,7 @@ async def test_the_clean_end_is_told_from_a_cut() -> None:
 
 async def test_a_connection_that_breaks() -> None:
     async with wired_sockets(there=Script(Fault.CUT, 2000)) as sockets:
-        dialer, server = await carriers(sockets)
+        dialer, server = await tls_carriers(sockets)
         dialer.feed(bytes(1 << 23))
         with pytest.raises(trio.BrokenResourceError, match="the connection broke: "):
             await dialer.flush()
@@ -422,7 +422,7 @@ async def test_forged_bytes_break_it_and_what_came_before_is_good() -> None:
         dialed, served = await outcomes(sockets, dialing(sockets), serving(sockets))
         assert isinstance(dialed, CarrierError)
         assert isinstance(served, CarrierError)
-    dialer, server = await carriers()
+    dialer, server = await tls_carriers()
     server.feed(b"good")
     good = server._outgoing.read()
     server.feed(b"bad")
@@ -440,7 +440,7 @@ async def test_forged_bytes_break_it_and_what_came_before_is_good() -> None:
 
 
 async def test_a_carrier_that_was_closed_here() -> None:
-    dialer, server = await carriers(await connect_sockets(buffers=65536))
+    dialer, server = await tls_carriers(await connect_sockets(buffers=65536))
     async with trio.open_nursery() as nursery:
 
         async def receive() -> None:
@@ -465,7 +465,7 @@ async def test_a_carrier_that_was_closed_here() -> None:
 
 
 async def test_reads_grow_with_the_traffic_and_shrink_again() -> None:
-    dialer, server = await carriers()
+    dialer, server = await tls_carriers()
     sizes = set()
     async with trio.open_nursery() as nursery:
         dialer.feed(bytes(1 << 22))

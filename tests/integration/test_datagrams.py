@@ -13,7 +13,7 @@ import trio.testing
 
 from tests.cancel_sweep import cuts
 from tests.sim.worlds import run
-from warpgate_trio.datagrams import BATCH, MAX_DATAGRAM, MAX_ERRORS, DatagramSocket
+from warpgate_trio.datagrams import BATCH, MAX_DATAGRAM, MAX_ERRORS, Datagram, DatagramSocket
 from warpgate_trio.sim import Network
 
 Check = Callable[[DatagramSocket, DatagramSocket], Awaitable[None]]
@@ -61,7 +61,7 @@ def test_in_the_simulator(function: Check, address: str) -> None:
 async def batches_go_whole_and_come_in_order(a: DatagramSocket, b: DatagramSocket) -> None:
     sent = [b"%d" % number for number in range(BATCH + 10)]
     await a.send_batch([(data, b.local) for data in sent])
-    got: list[tuple[bytes, tuple[str, int]]] = []
+    got: list[Datagram] = []
     while len(got) < len(sent):
         batch = await b.receive_batch()
         assert 1 <= len(batch) <= BATCH
@@ -73,7 +73,7 @@ async def batches_go_whole_and_come_in_order(a: DatagramSocket, b: DatagramSocke
 async def a_batch_is_no_longer_than_asked(a: DatagramSocket, b: DatagramSocket) -> None:
     await a.send_batch([(b"%d" % number, b.local) for number in range(5)])
     await trio.testing.wait_all_tasks_blocked()
-    got: list[tuple[bytes, tuple[str, int]]] = []
+    got: list[bytes] = []
     while len(got) < 5:
         batch = await b.receive_batch(2)
         assert len(batch) <= 2

@@ -10,10 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from tests.links import BOB, FAMILIES, End, connect_sockets, linked, open_ends
+from tests.links import BOB, FAMILIES, End, carrier_kind, connect_ends, connect_sockets, linked, open_ends
 from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.testing.pipe_laws import check_cancelled_receive, check_cancelled_send, check_pipe
 
+__all__ = ["carrier_kind"]
+pytestmark = pytest.mark.usefixtures("carrier_kind")
 Makers = tuple[Callable[[], Awaitable[tuple[Pipe, Pipe]]], Callable[[], Awaitable[tuple[Pipe, Pipe]]]]
 
 
@@ -21,7 +23,7 @@ def makers(nursery: trio.Nursery, family: int = trio.socket.AF_INET) -> Makers:
     """A maker of Pipes, and one of Pipes whose credit is used up to the byte in both directions."""
 
     async def maker() -> tuple[Pipe, Pipe]:
-        alice, bob = await open_ends(nursery, None, goodbye=0.2)
+        alice, bob = await open_ends(nursery, await connect_ends(family), goodbye=0.2)
         return alice.pipe, bob.pipe
 
     async def clogged_maker() -> tuple[Pipe, Pipe]:
@@ -41,6 +43,7 @@ async def test_the_stream_contract_and_the_laws(family: int) -> None:
             await check_pipe(*makers(nursery, family))
 
 
+@pytest.mark.slow("a megabyte for each seed, over QUIC too")
 @pytest.mark.parametrize("seed", range(1, 5))
 async def test_the_random_laws_with_more_seeds(seed: int) -> None:
     with trio.fail_after(5):
@@ -72,13 +75,13 @@ async def test_further_pipes_keep_the_contract_too() -> None:
 # --- what a Pipe knows ---
 
 
-async def test_what_a_pipe_knows() -> None:
+async def test_what_a_pipe_knows(carrier_kind: str) -> None:
     async with linked() as (alice, bob):
         assert alice.pipe.peer_id == BOB.peer_id
         assert alice.pipe.label == ""
         assert alice.pipe.report is None
         path = alice.pipe.path
-        assert (path.phase, path.plugin, path.carrier) == ("direct", "direct_connect", "tls")
+        assert (path.phase, path.plugin, path.carrier) == ("direct", "direct_connect", carrier_kind)
         assert path.remote == bob.pipe.path.local
         assert alice.pipe.carrier is alice.link.carrier
         where = f"{path.remote[0]}:{path.remote[1]}"

@@ -8,12 +8,13 @@ its reader in `receive`, so its connection is always driven, by a task that has 
 driven by the task that wants it.  Between two steps of a handshake, while a proven Link waits for its turn to commit,
 nothing is driven: what arrives waits in the path, timers are late, and nothing is lost by it.
 
-What is sent.  `feed` hands plaintext to the connection; `flush` sends what congestion control and pacing let go, and
-waits while more than `UNSENT_MAX` has never been sent.  What is in flight, or cut off by a cancelled `flush`, is the
-connection's own affair.
+What is sent.  `feed` hands plaintext to the connection; `flush` sends what congestion control and pacing let go.  What
+they hold back it leaves to the task in `receive`, up to `UNSENT_MAX`, and waits for the rest; where nobody is in
+`receive`, it stays until all has left, or until there is something to be received first.  What is in flight, or cut off
+by a cancelled `flush`, is the connection's own affair.
 
-The end.  `receive` reports the peer's clean end at once if our own was not asked for yet (`feed_end`); otherwise when
-the peer has acknowledged all of ours, so that a Link that was told goodbye to may close its path.
+The end.  `receive` reports the peer's clean end when it was acknowledged; if our own was asked for (`feed_end`), also
+not before the peer has acknowledged all of ours.  So a Link that was told goodbye to may close its path.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ and little enough that another channel's frame is not long behind them."""
 HELD_MAX: Final = 1024 * 1024
 """Bytes of plaintext that nobody reads, after which a `flush` does not read the path any more: the Link's reader never
 lets it come to that, and a carrier without a reader must not fill memory."""
+ACKNOWLEDGED_BY: Final = 0.03
+"""Seconds after the peer's end within which it has been acknowledged: max_ack_delay is 25 ms (RFC 9000 §18.2)."""
 IDLE_INTERVAL: Final = 25.0
 """Seconds of silence on UDP before a PING (DESIGN §4.2): RFC 4787 asks two minutes of mappings, real NATs give 30 s."""
 
@@ -57,9 +60,11 @@ class QuicCarrier:
         self._protocol = protocol
         self._sending = trio.Lock()
         self._driving = False
+        self._reading = False
         self._changed: Final = trio.lowlevel.ParkingLot()
         self._alarm = trio.CancelScope()
-        self._fed = True
+        self._fed = False
+        self._leave_at = math.inf
         self._closed = False
         self.dialer: Final = dialer
         self.server_key: Final = server_key
@@ -87,6 +92,7 @@ class QuicCarrier:
             await carrier._handshake()
             if protocol.peer_certificate_key != peer_key:
                 raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
+            carrier._fed = True  # the end of the handshake
         return carrier
 
     @classmethod
@@ -191,7 +197,10 @@ class QuicCarrier:
 
     @property
     def owed(self) -> bool:
-        return self._fed or self._protocol.backlog > UNSENT_MAX
+        return self._fed or not self._sent_enough()
+
+    def _sent_enough(self) -> bool:
+        return self._protocol.backlog <= (UNSENT_MAX if self._reading or self._protocol.held else 0)
 
     def feed(self, *parts: Buffer) -> None:
         protocol = self._protocol
@@ -210,7 +219,7 @@ class QuicCarrier:
         while True:
             waited |= await self._transmit()
             self._raise_if_over()
-            if self._protocol.backlog <= UNSENT_MAX:
+            if self._sent_enough():
                 break
             await self._advance(reading=False)
             waited = True
@@ -219,20 +228,29 @@ class QuicCarrier:
 
     async def receive(self) -> list[bytes]:
         protocol = self._protocol
-        while True:
-            await self._transmit()  # acknowledgements too: the peer's end may wait for one
-            if pieces := protocol.take():
-                self._changed.unpark_all()
-                return pieces
-            if protocol.ended and not self._closed and self._owes_nothing():
-                return []
-            self._raise_if_over()
-            await self._advance()
+        self._reading = True
+        try:
+            while True:
+                await self._transmit()  # acknowledgements too: the peer's end may wait for one
+                if pieces := protocol.take():
+                    return pieces
+                if protocol.ended and not self._closed and self._may_leave(trio.current_time()):
+                    return []
+                self._raise_if_over()
+                await self._advance()
+        finally:
+            self._reading = False
+            self._changed.unpark_all()  # a `flush` that left the rest to us, or waited for us to read
 
-    def _owes_nothing(self) -> bool:
-        """Whether the path may go without the peer losing anything of ours."""
+    def _may_leave(self, now: float) -> bool:
+        """Whether the path may go, after the peer's end, without the peer missing anything of ours."""
         protocol = self._protocol
-        return not protocol.ending or protocol.delivered or protocol.failure is not None
+        if protocol.failure is not None:
+            return True
+        if protocol.ending and not protocol.delivered(now):
+            return False
+        self._leave_at = min(self._leave_at, now + ACKNOWLEDGED_BY)
+        return now >= self._leave_at or self._due() > self._leave_at
 
     def feed_end(self) -> None:
         self._fed = True

@@ -1,0 +1,487 @@
+"""The QUIC carrier on real sockets: whose key it is, what breaks it, and what a stream may rely on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from tests.cancel_sweep import cuts
+from tests.links import ALICE, BOB, FAMILIES, MALLORY, Paths, quic_carriers
+from tests.paths import SocketPath, connect_paths
+from warpgate_trio.carrier import Carrier
+from warpgate_trio.carrier.quic import HELD_MAX, IDLE_INTERVAL, UNSENT_MAX, QuicCarrier
+from warpgate_trio.carrier.quic_protocol import WINDOW, QuicProtocol
+from warpgate_trio.errors import CarrierError, WrongPeer
+
+
+async def receive_exactly(carrier: QuicCarrier, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        pieces = await carrier.receive()
+        assert pieces, "the peer ended the stream"
+        assert all(pieces)
+        received += b"".join(pieces)
+    return received
+
+
+async def outcomes(
+    paths: Paths, dial: Callable[[], Awaitable[object]], serve: Callable[[], Awaitable[object]]
+) -> list[object]:
+    """What became of both ends within a short time: a carrier, an exception, or None."""
+    found: list[object] = [None, None]
+
+    async def run(index: int, end: Callable[[], Awaitable[object]]) -> None:
+        try:
+            found[index] = await end()
+        except Exception as error:
+            found[index] = error
+
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = trio.current_time() + 0.2
+        nursery.start_soon(run, 0, dial)
+        nursery.start_soon(run, 1, serve)
+    for path, outcome in zip(paths, found, strict=True):
+        if isinstance(outcome, QuicCarrier):
+            outcome.close_nowait()
+        assert path.sock.fileno() == -1, "a failed handshake closes its path"
+    return found
+
+
+def dialing(paths: Paths, key: bytes = BOB.public_key) -> Callable[[], Awaitable[object]]:
+    return lambda: QuicCarrier.dial(paths[0], peer_key=key)
+
+
+def serving(paths: Paths) -> Callable[[], Awaitable[object]]:
+    return lambda: QuicCarrier.serve(paths[1], BOB)
+
+
+def close(*carriers: QuicCarrier) -> None:
+    for carrier in carriers:
+        carrier.close_nowait()
+
+
+# --- who it is ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_both_ends_know_what_they_hold(family: int) -> None:
+    dialer, server = await quic_carriers(await connect_paths(family))
+    assert isinstance(dialer, Carrier)
+    assert (dialer.dialer, server.dialer) == (True, False)
+    assert dialer.server_key == server.server_key == BOB.public_key
+    assert dialer.name == server.name == "quic"
+    assert dialer.idle_interval == server.idle_interval == IDLE_INTERVAL
+    assert (dialer.local, dialer.remote) == (server.remote, server.local)
+    for sender, receiver in ((dialer, server), (server, dialer)):
+        sender.feed(b"he", b"", bytearray(b"ll"), memoryview(b"o"))
+        assert sender.owed
+        await sender.flush()
+        assert not sender.owed
+        assert await receive_exactly(receiver, 5) == b"hello"
+    close(dialer, server)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_another_nodes_key(family: int) -> None:
+    paths = await connect_paths(family)
+    host, port = paths[0].remote
+    dialed, served = await outcomes(paths, dialing(paths, MALLORY.public_key), serving(paths))
+    assert isinstance(dialed, WrongPeer)
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    assert str(dialed) == f"{where} answered with another node's key"
+    assert served is None  # somebody else may still come
+
+
+# --- handshakes that fail ---
+
+
+async def test_the_dialers_last_flight_rides_with_its_first_words() -> None:
+    paths = await connect_paths()
+    ends: list[QuicCarrier] = []
+
+    async def serve() -> None:
+        ends.append(await QuicCarrier.serve(paths[1], BOB))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        dialer = await QuicCarrier.dial(paths[0], peer_key=BOB.public_key)
+        assert dialer.owed
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not ends
+        dialer.feed(b"proof")
+        await dialer.flush()
+    assert ends[0]._protocol.held == 5
+    close(dialer, *ends)
+
+
+@pytest.mark.parametrize("dialer", [True, False])
+async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialer: bool) -> None:
+    paths = await connect_paths()
+    ours, other = paths if dialer else reversed(paths)
+    with trio.move_on_after(0.01) as scope:
+        await (dialing(paths) if dialer else serving(paths))()
+    assert scope.cancelled_caught
+    assert ours.sock.fileno() == -1
+    other.close_nowait()
+
+
+@pytest.mark.parametrize("dialer", [True, False])
+async def test_a_path_that_ends_in_the_handshake(dialer: bool) -> None:
+    paths = await connect_paths()
+    ours, other = paths if dialer else reversed(paths)
+    other.close_nowait()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def end() -> None:
+            with pytest.raises(CarrierError, match=r"^no QUIC with 127\.0\.0\.1:\d+: the path was closed$"):
+                await (dialing(paths) if dialer else serving(paths))()
+
+        await trio.testing.wait_all_tasks_blocked()
+        ours.close_nowait()
+
+
+async def test_a_handshake_is_cancelled_at_each_of_its_checkpoints() -> None:
+    for dialer in (True, False):
+        for cut in cuts():
+            paths = await connect_paths()
+            ours, other = paths if dialer else reversed(paths)
+            end = dialing(paths) if dialer else serving(paths)
+            counterpart = serving(paths) if dialer else dialing(paths)
+            async with trio.open_nursery() as nursery:
+
+                async def play(counterpart: Callable[[], Awaitable[object]] = counterpart) -> None:
+                    carrier = await counterpart()
+                    assert isinstance(carrier, QuicCarrier)
+                    await carrier.flush()
+                    await trio.sleep_forever()
+
+                nursery.start_soon(play)
+                with cut:
+                    made = await end()
+                    assert isinstance(made, QuicCarrier)
+                    made.close_nowait()
+                assert ours.sock.fileno() == -1
+                nursery.cancel_scope.cancel()
+            other.close_nowait()
+
+
+async def test_garbage_on_the_path_harms_nobody() -> None:
+    paths = await connect_paths()
+    rng = random.Random(0)
+
+    def add_noise(datagrams: list[bytes]) -> list[bytes]:
+        noise = [rng.randbytes(rng.choice([0, 1, 30, 1200, 2000, 9000])) for _ in range(3)]
+        forged = [bytes([each[0] ^ 0x20]) + each[1:] for each in datagrams]
+        everything = datagrams + noise + forged + [datagram[:-1] for datagram in datagrams]
+        rng.shuffle(everything)
+        return everything
+
+    paths[0].filter = paths[1].filter = add_noise
+    with trio.fail_after(5):
+        dialer, server = await quic_carriers(paths)
+        message = bytes(range(256)) * 400
+        for sender, receiver in ((dialer, server), (server, dialer)):
+            async with trio.open_nursery() as nursery:
+                sender.feed(message)
+                nursery.start_soon(sender.flush)
+                assert await receive_exactly(receiver, len(message)) == message
+    close(dialer, server)
+
+
+# --- the stream ---
+
+
+async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
+    dialer, server = await quic_carriers()
+    message = bytes(range(256)) * 4096
+    for part in range(4):
+        dialer.feed(message)
+        with trio.move_on_after(0.002):
+            await dialer.flush()
+        dialer.feed(b"after %d" % part)
+    assert dialer.owed
+    expected = b"".join(message + b"after %d" % part for part in range(4))
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dialer.receive)  # who repeats what is lost
+            nursery.start_soon(dialer.flush)
+            assert await receive_exactly(server, len(expected)) == expected
+            assert not dialer.owed
+            nursery.cancel_scope.cancel()
+    close(dialer, server)
+
+
+@pytest.mark.slow("a transfer of 768 KiB for each of its first checkpoints")
+async def test_a_flush_cancelled_anywhere() -> None:
+    size = 3 * UNSENT_MAX
+
+    async def read(server: QuicCarrier) -> None:
+        with trio.fail_after(5):
+            assert len(await receive_exactly(server, size + 3)) == size + 3
+
+    for cut in cuts():
+        dialer, server = await quic_carriers()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, server)
+            dialer.feed(bytes(size))
+            with cut:
+                await dialer.flush()
+            dialer.feed(b"end")
+            await dialer.flush()
+        close(dialer, server)
+        if cut.number == 12:  # it goes on like that: a transfer, one acknowledgement after the other
+            break
+
+
+async def test_a_receive_cancelled_anywhere_loses_nothing() -> None:
+    dialer, server = await quic_carriers()
+    received = b""
+    sent = b""
+    number = 0
+    for _ in range(5):
+        for cut in cuts():
+            dialer.feed(b"%d " % number)
+            sent += b"%d " % number
+            number += 1
+            await dialer.flush()
+            with cut:
+                received += b"".join(await server.receive())
+    received += await receive_exactly(server, len(sent) - len(received))
+    assert received == sent
+    close(dialer, server)
+
+
+async def test_flush_is_a_checkpoint_with_and_without_anything_owed() -> None:
+    dialer, server = await quic_carriers()
+    with trio.testing.assert_checkpoints():
+        await dialer.flush()
+    dialer.feed(b"x")
+    with trio.testing.assert_checkpoints():
+        await dialer.flush()
+    close(dialer, server)
+
+
+async def test_a_sender_waits_for_a_receiver_that_does_not_take() -> None:
+    dialer, server = await quic_carriers()
+    sent = 0
+    with trio.move_on_after(0.2) as scope:
+        while True:
+            dialer.feed(bytes(65536))
+            sent += 65536
+            await dialer.flush()
+    assert scope.cancelled_caught
+    assert sent <= 65536 + UNSENT_MAX  # nobody drives the other end, so there are no acknowledgements
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dialer.flush)
+            await receive_exactly(server, sent)
+    close(dialer, server)
+
+
+@pytest.mark.slow("waits to see that nothing more happens")
+async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
+    """Two carriers that only send: each takes in what it has room for, and then waits to be read."""
+    dialer, server = await quic_carriers()
+    size = 4 * HELD_MAX
+    async with trio.open_nursery() as nursery:
+        for end in (dialer, server):
+            end.feed(bytes(size))
+            nursery.start_soon(end.flush)
+        await trio.sleep(0.2)
+        for end in (dialer, server):
+            assert end._protocol.held <= HELD_MAX + WINDOW // 16
+        got = {dialer: 0, server: 0}
+
+        async def read(end: QuicCarrier) -> None:
+            while True:  # also when it has all: the other end wants its acknowledgements
+                got[end] += sum(map(len, await end.receive()))
+                if set(got.values()) == {size}:
+                    nursery.cancel_scope.cancel()
+
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+        nursery.start_soon(read, dialer)
+        nursery.start_soon(read, server)
+    assert set(got.values()) == {size}
+    close(dialer, server)
+
+
+async def test_losses_are_repaired_while_nobody_writes() -> None:
+    """The reader drives: it hears what is missing, and keeps the timers."""
+    paths = await connect_paths()
+    dialer, server = await quic_carriers(paths)
+    lost: list[bytes] = []
+
+    def lose_one(datagrams: list[bytes]) -> list[bytes]:
+        if lost:
+            return datagrams
+        lost.append(datagrams[0])
+        return datagrams[1:]
+
+    paths[0].filter = lose_one
+    dialer.feed(b"once")
+    await dialer.flush()
+    assert lost
+    with trio.fail_after(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dialer.receive)
+            assert await receive_exactly(server, 4) == b"once"
+            nursery.cancel_scope.cancel()
+    close(dialer, server)
+
+
+# --- the end ---
+
+
+async def test_the_clean_end_is_told_from_a_cut() -> None:
+    dialer, server = await quic_carriers()
+    dialer.feed(b"last words")
+    dialer.feed_end()
+    await dialer.flush()
+    assert await receive_exactly(server, 10) == b"last words"
+    assert [await server.receive() for _ in range(2)] == [[], []]
+    with pytest.raises(trio.BrokenResourceError, match="this carrier has said its end"):
+        dialer.feed(b"more")
+    server.feed(b"the other half is open")
+    server.feed_end()
+    await server.flush()
+    assert await receive_exactly(dialer, 22) == b"the other half is open"
+    assert [await dialer.receive() for _ in range(2)] == [[], []]
+    close(server, dialer)
+
+    dialer, server = await quic_carriers()
+    dialer.feed(b"last words")
+    await dialer.flush()
+    dialer.close_nowait()
+    assert await receive_exactly(server, 10) == b"last words"
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError, match="the connection was cut"):
+            await server.receive()
+    with pytest.raises(trio.BrokenResourceError, match="the connection was cut"):
+        server.feed(b"x")
+    with pytest.raises(trio.BrokenResourceError, match="the connection was cut"):
+        await server.flush()
+    server.close_nowait()
+
+
+async def test_the_end_waits_until_ours_has_arrived() -> None:
+    paths = await connect_paths()
+    dialer, server = await quic_carriers(paths)
+    server.feed_end()
+    await server.flush()
+    dialer.feed(b"last words")
+    dialer.feed_end()
+    paths[0].filter = lambda datagrams: []
+    await dialer.flush()
+    with trio.move_on_after(0.05) as scope:
+        await dialer.receive()
+    assert scope.cancelled_caught
+    paths[0].filter = None
+    with trio.fail_after(2):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def end() -> None:
+                assert await dialer.receive() == []
+                dialer.close_nowait()
+
+            assert await receive_exactly(server, 10) == b"last words"
+            assert await server.receive() == []
+            server.close_nowait()
+
+
+async def test_a_close_wakes_whoever_waits() -> None:
+    dialer, server = await quic_carriers()
+    dialer.feed(bytes(1 << 20))
+
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError, match="this carrier was closed"):
+            await dialer.receive()
+
+    async def write() -> None:
+        with pytest.raises(trio.ClosedResourceError, match="this carrier was closed"):
+            await dialer.flush()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(write)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        close(dialer, dialer)
+    with pytest.raises(trio.ClosedResourceError):
+        await dialer.receive()
+    with pytest.raises(trio.ClosedResourceError):
+        await dialer.flush()
+    server.close_nowait()
+
+
+class BreakingPath:
+    """A path whose owner says that it ended."""
+
+    def __init__(self, path: SocketPath) -> None:
+        self.path = path
+        self.local, self.remote = path.local, path.remote
+        self.broken = False
+
+    async def send(self, datagrams: Sequence[bytes]) -> None:
+        if self.broken:
+            raise trio.BrokenResourceError("the relay is gone")
+        await self.path.send(datagrams)
+
+    async def receive(self) -> list[bytes]:
+        batch = await self.path.receive()
+        if self.broken:
+            raise trio.BrokenResourceError("the relay is gone")
+        return batch
+
+    def send_nowait(self, datagrams: Sequence[bytes]) -> None:
+        self.path.send_nowait(datagrams)
+
+    def close_nowait(self) -> None:
+        self.path.close_nowait()
+
+
+@pytest.mark.parametrize("reading", [True, False])
+async def test_a_path_that_breaks(reading: bool) -> None:
+    one, other = await connect_paths()
+    path = BreakingPath(one)
+    ends: list[QuicCarrier] = []
+
+    async def serve() -> None:
+        ends.append(await QuicCarrier.serve(other, BOB))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        dialer = await QuicCarrier.dial(path, peer_key=BOB.public_key)
+        await dialer.flush()
+    with trio.move_on_after(0.05):
+        await dialer.receive()
+    path.broken = True
+    if reading:
+        ends[0].feed(b"x")
+        await ends[0].flush()
+    else:
+        dialer.feed(b"x")
+    with pytest.raises(trio.BrokenResourceError, match="the path broke: the relay is gone"):
+        await (dialer.receive() if reading else dialer.flush())
+    close(dialer, *ends)
+
+
+@pytest.mark.slow("a hundred seconds of virtual time")
+async def test_a_peer_that_vanished_is_noticed(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.005
+    dialer, server = await quic_carriers()
+    with trio.move_on_after(1):
+        await dialer.receive()
+    server._path.close_nowait()
+    with pytest.raises(trio.BrokenResourceError, match="the connection was cut: Idle timeout"):
+        await dialer.receive()
+    dialer.close_nowait()
+    server.close_nowait()
+
+
+def test_a_dialler_needs_no_identity() -> None:
+    assert ALICE.public_key not in b"".join(QuicProtocol.dialing(now=0.0).transmit(0.0))
