@@ -131,7 +131,7 @@ def test_every_run_has_the_same_lengths_and_every_datagram_fits() -> None:
         world.until(lambda: len(world.got[False]) == 5000 and len(world.got[True]) == 300)
         world.dialer.send_end()
         world.server.send_end()
-        world.until(lambda: world.dialer.delivered(world.now) and world.server.delivered(world.now))
+        world.until(lambda: world.dialer.delivered and world.server.delivered)
         assert all(datagram[0] & 0x40 for _, _, datagram in world.sent)  # RFC 9443: none looks like STUN
         return [(at, dialer, len(datagram)) for at, dialer, datagram in world.sent]
 
@@ -193,11 +193,11 @@ def test_another_protocol_is_refused() -> None:
 
 def test_the_end_is_delivered_when_it_is_acknowledged() -> None:
     world = connected()
-    assert not world.dialer.delivered(world.now)
+    assert not world.dialer.delivered
     world.dialer.send(b"last words")
     world.dialer.send_end()
     world.dialer.send_end()
-    assert not world.dialer.delivered(world.now)
+    assert not world.dialer.delivered
     lost: list[bytes] = []
     world.fault = lambda datagram: [] if not lost and not lost.append(datagram) else [datagram]  # type: ignore[func-returns-value]
     world.step()
@@ -206,11 +206,11 @@ def test_the_end_is_delivered_when_it_is_acknowledged() -> None:
     world.until(lambda: world.server.ended)
     assert world.got[False] == b"last words"
     assert world.now > began + RTT  # it was sent again
-    assert not world.dialer.delivered(world.now)
-    world.until(lambda: world.dialer.delivered(world.now))
+    assert not world.dialer.delivered
+    world.until(lambda: world.dialer.delivered)
     world.server.send(b"the other half is open")
     world.server.send_end()
-    world.until(lambda: world.dialer.ended and world.server.delivered(world.now))
+    world.until(lambda: world.dialer.ended and world.server.delivered)
     assert world.got[True] == b"the other half is open"
 
 
@@ -231,7 +231,7 @@ def test_a_close_after_both_ends_is_no_failure_of_either() -> None:
     world = connected()
     world.dialer.send_end()
     world.server.send_end()
-    world.until(lambda: world.dialer.ended and world.server.ended and world.dialer.delivered(world.now))
+    world.until(lambda: world.dialer.ended and world.server.ended and world.dialer.delivered)
     world.server.receive(world.dialer.close(world.now), world.now + LATENCY)
     assert world.server.ended
     assert world.server.failure is not None
@@ -263,8 +263,22 @@ def test_a_bad_wire(seed: int) -> None:
     world.until(lambda: world.dialer.ready and world.server.ready)
     world.dialer.send_end()
     world.server.send_end()
-    world.until(lambda: all(end.ended and end.delivered(world.now) for end in (world.dialer, world.server)))
+    world.until(lambda: all(end.ended and end.delivered for end in (world.dialer, world.server)))
     assert world.got == sent
+
+
+@pytest.mark.slow("two hundred connections")
+def test_a_lost_end_is_sent_again() -> None:
+    for seed in range(200):
+        rng = random.Random(seed)
+        world = connected()
+        world.fault = lambda datagram, rng=rng: [] if rng.random() < 0.2 else [datagram]  # type: ignore[misc]
+        world.dialer.send(bytes(3000))
+        world.run(RTT / 2)
+        for end in (world.dialer, world.server):
+            end.send_end()
+        world.until(lambda: all(end.ended and end.delivered for end in (world.dialer, world.server)))  # noqa: B023
+        assert world.got == {True: b"", False: bytes(3000)}
 
 
 # --- silence ---

@@ -247,7 +247,7 @@ class QuicCarrier:
         protocol = self._protocol
         if protocol.failure is not None:
             return True
-        if protocol.ending and not protocol.delivered(now):
+        if protocol.ending and not protocol.delivered:
             return False
         self._leave_at = min(self._leave_at, now + ACKNOWLEDGED_BY)
         return now >= self._leave_at or self._due() > self._leave_at
