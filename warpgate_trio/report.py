@@ -13,7 +13,7 @@ from typing import Final, final
 
 import msgspec
 
-from .combos import Combo
+from .combos import Combo, Likelihood
 
 __all__ = ["ADVICE", "ComboReport", "ConnectReport", "Outcome", "Recorder", "Verdict", "WalkEvent"]
 
@@ -196,6 +196,8 @@ class Recorder:
         self, combo: Combo, outcome: Outcome, now: float, *, error: str | None = None, cleanup: float | None = None
     ) -> None:
         """An attempt ended; `cleanup` is the seconds that it took to end after it was told to."""
+        if combo.likelihood is Likelihood.HOPELESS and error is not None:
+            error = f"{combo.why}; tried all the same: {error}"
         row = self._rows[combo] = msgspec.structs.replace(
             self._rows[combo],
             outcome=outcome,

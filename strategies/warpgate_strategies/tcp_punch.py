@@ -31,7 +31,7 @@ import trio
 
 from warpgate_trio.clock.peer_offset import combine, from_signal
 from warpgate_trio.clock.rendezvous import Boundary, boundary_rendezvous, bucket_ports, can_meet
-from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.errors import AttemptFailed, SignalError
 from warpgate_trio.nat.candidates import Candidates, to_candidates
 from warpgate_trio.nat.outlook import punch_outlook
 from warpgate_trio.nat.profile import Allocation
@@ -125,8 +125,7 @@ class TcpPunch(Plugin):
             predicted = await self.node.nat.predict_tcp(family_of(self)) if across else []
             mine = to_candidates(own_candidates(self, port.local, port.mapped, predicted))
             if isinstance(reply, MeetByTcp):
-                await self._answer(race, port, mine, reply, received_at)
-                race.start(self._listen_to_peer)
+                self._answer(race, port, mine, reply, received_at)
             else:
                 race.start(self._ask, race, port, mine)
             return await race.first()
@@ -179,26 +178,33 @@ class TcpPunch(Plugin):
         self._knock(race, port, answer.candidates, wait)
         await self._listen_to_peer()
 
-    async def _answer(
+    def _answer(
         self, race: StreamRace, port: TcpPort, mine: Candidates, request: MeetByTcp, received_at: float
     ) -> None:
-        """Say where we are, and name the instant: when our answer has arrived, a moment later."""
+        """Say where we are, and name the instant: when our answer has arrived, a moment later.
+
+        Nothing here waits for the answer to be taken by a server: if it is not, there are the boundaries.
+        """
         sent_at = self.clock.now()
-        punch_at = sent_at + self._one_way(request, received_at) + LEAD
-        await self.send_signal(
-            MeetMeByTcp(
-                candidates=mine,
-                received_at=received_at,
-                sent_at=sent_at,
-                uncertainty=_finite(self.clock.uncertainty()),
-                punch_at=punch_at,
-            )
+        wait = self._one_way(request, received_at) + LEAD
+        answer = MeetMeByTcp(
+            candidates=mine,
+            received_at=received_at,
+            sent_at=sent_at,
+            uncertainty=_finite(self.clock.uncertainty()),
+            punch_at=sent_at + wait,
         )
-        where = self._knock(race, port, request.candidates, punch_at - self.clock.now())
+        race.start(self._tell, answer)
+        where = self._knock(race, port, request.candidates, wait)
         uncertainty = math.inf if request.uncertainty is None else request.uncertainty
         if can_meet(PERIOD, uncertainty + self.clock.uncertainty()):
             boundaries = [Boundary(bucket, bucket * PERIOD) for bucket in (request.bucket, request.bucket + 1)]
             race.start(self._keep_boundaries, race, boundaries, request.secret, where)
+
+    async def _tell(self, answer: MeetMeByTcp) -> None:
+        with suppress(SignalError):
+            await self.send_signal(answer)
+        await self._listen_to_peer()
 
     def _one_way(self, request: MeetByTcp, received_at: float) -> float:
         """Seconds that a signal takes between the two, by this one if both clocks are good."""

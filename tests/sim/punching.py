@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 
 import trio
 
+from hypothesis import strategies as st
+
 from tests.nodes import ALICE, BOB
+from tests.sim.oracles import punch_possible
 from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.config import Budgets, ListenConfig
 from warpgate_trio.report import ConnectReport
 from warpgate_trio.servers.ntp import open_ntp
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.servers.stun import open_stun_server
-from warpgate_trio.sim import Network, simulate
+from warpgate_trio.sim import (
+    Behavior,
+    Block,
+    Filtering,
+    Hash,
+    Mapping,
+    NatConfig,
+    Network,
+    Preserve,
+    Sequential,
+    Uniform,
+    Unsolicited,
+    simulate,
+)
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.worlds import PeerPair
 
@@ -39,7 +55,6 @@ class Meeting:
     report: ConnectReport
     walk: float
     echoed: float | None
-    ladder: str = ""
 
     @property
     def plugin(self) -> str | None:
@@ -65,8 +80,8 @@ def meet(
     ntp: bool = True,
     budgets: Budgets | None = None,
     warm: float = WARM,
-    inspect: Callable[[Network], None] | None = None,
-    ladder: bool = False,
+    on_network: Callable[[Network], object] | None = None,
+    lossy: bool = False,
 ) -> Meeting:
     """Open both nodes and all servers, let alice connect to bob, echo some data, close; nothing may be left."""
 
@@ -93,7 +108,9 @@ def meet(
                 listen=ListenConfig(port=7000),
                 budgets=budgets or Budgets(),
             )
-            result = await _call(net, config, connect, warm, inspect, ladder)
+            if on_network is not None:
+                on_network(net)
+            result = await _call(net, config, connect, warm, lossy)
             await stack.aclose()
             left = net.netstat()
             assert not left, str(left)
@@ -109,12 +126,7 @@ def _addresses(net: Network, name: str) -> tuple[str, str]:
 
 
 async def _call(
-    net: Network,
-    config: NodeConfig,
-    connect: Connect,
-    warm: float,
-    inspect: Callable[[Network], None] | None,
-    ladder: bool,
+    net: Network, config: NodeConfig, connect: Connect, warm: float, lossy: bool
 ) -> Meeting:
     async def serve(bob: Node) -> None:
         async with trio.open_nursery() as nursery:
@@ -137,14 +149,12 @@ async def _call(
                         await alice.wait_signals()
                         nursery.start_soon(serve, bob)
                         await trio.sleep(warm)
-                        result = await _walk(net, alice, bob, connect)
-                        if inspect is not None:
-                            inspect(net)
+                        result = await _walk(alice, bob, connect, lossy)
                 nursery.cancel_scope.cancel()
     return result
 
 
-async def _walk(net: Network, alice: Node, bob: Node, connect: Connect) -> Meeting:
+async def _walk(alice: Node, bob: Node, connect: Connect, lossy: bool) -> Meeting:
     began = trio.current_time()
     try:
         pipe = await connect(alice, bob.address)
@@ -164,5 +174,59 @@ async def _walk(net: Network, alice: Node, bob: Node, connect: Connect) -> Meeti
                 received += await pipe.receive_some()
         assert received == payload
         await pipe.send_eof()
-        assert await pipe.receive_some() == b""
+        with suppress(trio.BrokenResourceError) if lossy else nullcontext():
+            assert await pipe.receive_some() == b""
     return Meeting(True, pipe.report, walk, echoed)
+
+
+# -- worlds in which theory promises something -------------------------------------------------------------------------
+
+
+def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
+    """Whether theory says that the two can punch, over UDP or over TCP; the preconditions are `punchable_worlds`'."""
+    over_udp = all(nat.udp.ports is None for nat in (*alice, *bob))
+    over_tcp = all(nat.tcp.ports is None and nat.tcp.simultaneous_open for nat in (*alice, *bob))
+    return (over_udp and punch_possible([nat.udp for nat in alice], [nat.udp for nat in bob])) or (
+        over_tcp and punch_possible([nat.tcp for nat in alice], [nat.tcp for nat in bob])
+    )
+
+
+@st.composite
+def _behaviors(draw: st.DrawFn, *, tcp: bool) -> Behavior:
+    """One transport of a NAT that fulfils E.1's preconditions: symmetric NATs preserve nothing, ports are no scarcity."""
+    mapping = draw(st.sampled_from(Mapping))
+    ways = [Uniform(), Uniform(ports=(32768, 65535)), Block(size=1024), Hash(remote=True), Sequential(delta=1)]
+    if mapping is Mapping.EIM:
+        ways.insert(0, Preserve())
+    policies = [each for each in Unsolicited if tcp or each not in (Unsolicited.RST, Unsolicited.HOLD)]
+    return Behavior(
+        mapping=mapping,
+        filtering=draw(st.sampled_from(Filtering)),
+        allocation=draw(st.sampled_from(ways)),
+        unsolicited=draw(st.sampled_from(policies)),
+    )
+
+
+@st.composite
+def _nats(draw: st.DrawFn) -> NatConfig:
+    udp, tcp = draw(_behaviors(tcp=False)), draw(_behaviors(tcp=True))
+    name = f"{udp.mapping.name}/{udp.filtering.name}/{udp.unsolicited.name}+{tcp.mapping.name}/{tcp.filtering.name}"
+    return NatConfig(name=f"{name}/{tcp.unsolicited.name}".lower(), source="composed", udp=udp, tcp=tcp)
+
+
+@st.composite
+def punchable_worlds(draw: st.DrawFn, *, loss: float = 0.0) -> tuple[PeerPair, bool]:
+    """Pairs for which theory promises a path, and whether there is a time server: one or two NATs each, wrong clocks."""
+    layers = st.lists(_nats(), min_size=1, max_size=2)
+    alice, bob = draw(st.tuples(layers, layers).filter(lambda both: punchable(*both)))
+    rtt = draw(st.sampled_from((0.05, 0.02, 0.15)))
+    pair = PeerPair.between(
+        alice,
+        bob,
+        rtt=rtt,
+        server_rtt=draw(st.sampled_from((None, rtt / 2, 2 * rtt))),
+        loss=loss,
+        clock_offsets=draw(st.tuples(*[st.sampled_from((0.0, 30.0, -30.0, 1.5))] * 2)),
+        seed=draw(st.integers(0, 10_000)),
+    )
+    return pair, draw(st.booleans())

@@ -1,0 +1,202 @@
+"""Whole nodes through NATs: everybody meets who can, at the time that theory says, within the budgets.
+
+Here a sample runs, as large as a test run bears.  ``python -m tests.sim.census`` asks the same of thousands of worlds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import comb
+
+import pytest
+from hypothesis import Phase, given, note, settings
+
+from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds
+from warpgate_trio import Node, PeerAddress, Pipe
+from warpgate_trio.nat.allowance import BURST
+from warpgate_trio.nat.checks import MAX_PACKETS
+from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS
+from warpgate_trio.sim import Fault, Kind, Network, presets
+from warpgate_trio.sim.packet import Packet
+from warpgate_trio.sim.trace import Trace
+from warpgate_trio.testing.populations import POPULATIONS
+from warpgate_trio.testing.worlds import PeerPair
+
+RTT = 0.05
+OVERHEAD = 0.03
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
+
+
+def pinned(plugin: str, timeout: float = 6.0) -> Connect:
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        return await node.connect(address, plugin=plugin, timeout=timeout)
+
+    return connect
+
+
+# -- who meets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow("100 worlds of two nodes and four servers")
+def test_whoever_can_punch_connects_without_a_relay() -> None:
+    tally: Counter[str] = Counter()
+
+    @settings(max_examples=100, phases=PHASES)
+    @given(punchable_worlds())
+    def check(world: tuple[PeerPair, bool]) -> None:
+        pair, ntp = world
+        note(f"{pair}, {'NTP' if ntp else 'no NTP'}")
+        result = meet(pair, ntp=ntp)
+        assert result.connected, result.report
+        tally[result.plugin or ""] += 1
+
+    check()
+    print(f"{tally.total()} worlds: {dict(tally)}")
+    assert {"tcp_punch", "udp_punch"} <= set(tally), f"some plugin never won: {tally}"
+
+
+@pytest.mark.slow("40 worlds with 5 % loss")
+def test_whoever_can_punch_connects_over_a_bad_network_too() -> None:
+    @settings(max_examples=40, phases=PHASES)
+    @given(punchable_worlds(loss=0.05))
+    def check(world: tuple[PeerPair, bool]) -> None:
+        pair, ntp = world
+        note(f"{pair}, {'NTP' if ntp else 'no NTP'}")
+        result = meet(pair, ntp=ntp, lossy=True)
+        assert result.connected, result.report
+
+    check()
+
+
+KINDS = ["linux", "linux-local", "openwrt", "rst", "icmp", "restricted", "full-cone", "cgn", "rfc"]
+
+
+@pytest.mark.parametrize("plugin", ["tcp_punch", "udp_punch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_with_itself(kind: str, plugin: str) -> None:
+    nat = presets.NATS[kind]
+    assert meet(PeerPair.between(nat, nat, rtt=RTT), pinned(plugin)).plugin == plugin
+
+
+HARD = presets.LINUX_SYMMETRIC
+
+
+@pytest.mark.slow("24 sprays over all ports")
+@pytest.mark.parametrize("alice_is_hard", [True, False])
+def test_a_symmetric_nat_meets_a_port_restricted_one_by_spraying(alice_is_hard: bool) -> None:
+    runs = 12
+    hits = 0
+    for seed in range(runs):
+        nats = (HARD, presets.LINUX) if alice_is_hard else (presets.LINUX, HARD)
+        result = meet(PeerPair.between(*nats, rtt=RTT, seed=seed), pinned("random_probe"))
+        hits += result.connected
+        if result.connected:
+            assert result.walk <= 3.0
+    # 98.35 % each (research E.2): fewer than 8 of 12 happen once in a million times.
+    assert sum(comb(runs, k) * 0.9835**k * 0.0165 ** (runs - k) for k in range(8)) < 1e-6
+    assert hits >= 8
+
+
+def test_two_symmetric_nats_with_small_ranges_may_meet_and_with_large_ones_send_nothing() -> None:
+    result = meet(PeerPair.between(HARD, HARD, rtt=RTT))
+    assert not result.connected
+    rows = {row.plugin: row for row in result.report.combos}
+    assert rows["random_probe"].likelihood == "hopeless"
+    assert "symmetric" in (rows["random_probe"].error or "")
+
+
+@pytest.mark.slow("40 pairs of peers as they are found in the wild")
+def test_most_people_meet_without_a_relay() -> None:
+    """88 % of pairs of a population with offices and clouds; `tests.sim.census` counts thousands."""
+    from random import Random
+
+    random = Random(1)
+    people = POPULATIONS["everybody"]
+    connected = 0
+    for seed in range(40):
+        a, b = (people.sample(random) for _ in range(2))
+        connected += meet(PeerPair.between(a.nats, b.nats, rtt=RTT, seed=seed)).connected
+    assert connected >= 30  # of 0.915 each: fewer happen once in 10,000 times
+
+
+# -- how fast ----------------------------------------------------------------------------------------------------------
+
+
+def phase_to_echo(result: Meeting) -> float:
+    assert result.connected, result.report
+    assert result.phase_to_echo is not None
+    return result.phase_to_echo
+
+
+@pytest.mark.parametrize("rtt", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize(
+    ("plugin", "alice", "bob", "round_trips"),
+    [
+        ("udp_punch", "linux", "linux", 6.5),
+        ("udp_punch", "full-cone", "linux-symmetric", 6.5),
+        ("udp_punch", "linux-symmetric", "full-cone", 6.5),
+        ("udp_punch", "linux-local", "linux-local", 6.5),
+        ("tcp_punch", "linux", "linux", 7),
+        ("tcp_punch", "linux-local", "linux-local", 7),
+        ("tcp_punch", "full-cone", "linux-symmetric", 7),
+    ],
+)
+def test_the_first_echoed_byte_is_there_in_time(
+    plugin: str, alice: str, bob: str, round_trips: float, rtt: float
+) -> None:
+    pair = PeerPair.between(presets.NATS[alice], presets.NATS[bob], rtt=rtt)
+    assert phase_to_echo(meet(pair, pinned(plugin))) <= round_trips * rtt + OVERHEAD
+
+
+@pytest.mark.parametrize("offsets", [(0.0, 0.0), (30.0, -30.0), (-7.5, 30.0)])
+@pytest.mark.parametrize("ntp", [True, False])
+def test_wrong_clocks_cost_no_time(offsets: tuple[float, float], ntp: bool) -> None:
+    pair = PeerPair.between(presets.RST, presets.RST, rtt=RTT, clock_offsets=offsets)
+    assert phase_to_echo(meet(pair, pinned("tcp_punch"), ntp=ntp)) <= 7 * RTT + OVERHEAD + RTT * (not ntp)
+
+
+def test_without_an_answer_two_peers_meet_at_a_boundary() -> None:
+    """The server dies while it has the request and not yet the answer."""
+
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        current[0].schedule([Fault(at=1.25 * RTT, until=3.0, target="server", kind=Kind.BLACKHOLE)])
+        return await node.connect(address, plugin="tcp_punch", timeout=3.0)
+
+    current: list[Network] = []
+    pair = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
+    result = meet(pair, connect, on_network=current.append, lossy=True)
+    assert result.plugin == "tcp_punch", result.report
+    assert result.walk < 1.5
+
+
+# -- at what cost ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_packets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[tuple[str, str]]]:
+    """(sending host, address) -> UDP packets, as they leave the host."""
+    counts: Counter[tuple[str, str]] = Counter()
+    add = Trace.add
+
+    def counting(self: Trace, time: float, node: str, event: str, packet: Packet, *rest: object) -> None:
+        if event == "send" and packet.proto == 17 and time > WARM:
+            counts[node, packet.dst[0]] += 1
+        add(self, time, node, event, packet, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trace, "add", counting)
+        yield counts
+
+
+@pytest.mark.parametrize(("alice", "bob"), [("linux", "linux-symmetric"), ("linux-symmetric", "linux"), ("linux", "linux")])
+def test_no_attempt_sends_more_than_its_budget(alice: str, bob: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with counted_packets(monkeypatch) as counts:
+        meet(PeerPair.between(presets.NATS[alice], presets.NATS[bob], rtt=RTT), pinned("random_probe", timeout=8))
+    for (node, _), packets in counts.items():
+        if node in ("alice", "bob"):
+            assert packets <= MAX_PACKETS + 1024  # and what QUIC carried
+    assert MAX_OPENERS <= MAX_PACKETS
+    assert MAX_SOCKETS <= MAX_PACKETS
+    assert MAX_PACKETS <= BURST
