@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -34,6 +36,8 @@ from warpgate_trio.sim import (
 )
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.worlds import PeerPair
+
+_T = TypeVar("_T")
 
 SIGNALS = 443
 WARM = 60.0
@@ -66,6 +70,14 @@ class Meeting:
         if self.echoed is None or winner is None or winner.started_ms is None:
             return None
         return self.echoed - winner.started_ms / 1000
+
+
+def rows(meeting: Meeting) -> str:
+    """The report for people, of a test that fails."""
+    lines = [
+        f"{row.plugin} {row.route} {row.likelihood}: {row.outcome.value} {row.error or ''}" for row in meeting.report.combos
+    ]
+    return "\n".join([f"{meeting.report.verdict.value} after {meeting.walk:.3f} s", *lines])
 
 
 async def _auto(node: Node, address: PeerAddress) -> Pipe:
@@ -191,42 +203,60 @@ def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
     )
 
 
-@st.composite
-def _behaviors(draw: st.DrawFn, *, tcp: bool) -> Behavior:
+# Plain functions of a source of choices, which is Hypothesis' in a property and a seed's in `tests.sim.census`.
+
+
+class Chooser(Protocol):
+    """What the worlds are drawn by."""
+
+    def choice(self, seq: Sequence[_T], /) -> _T: ...
+    def randint(self, a: int, b: int, /) -> int: ...
+
+
+def _behavior(random: Chooser, *, tcp: bool) -> Behavior:
     """One transport of a NAT that fulfils E.1's preconditions: symmetric NATs preserve nothing, ports are no scarcity."""
-    mapping = draw(st.sampled_from(Mapping))
+    mapping = random.choice(list(Mapping))
     ways = [Uniform(), Uniform(ports=(32768, 65535)), Block(size=1024), Hash(remote=True), Sequential(delta=1)]
     if mapping is Mapping.EIM:
         ways.insert(0, Preserve())
     policies = [each for each in Unsolicited if tcp or each not in (Unsolicited.RST, Unsolicited.HOLD)]
     return Behavior(
         mapping=mapping,
-        filtering=draw(st.sampled_from(Filtering)),
-        allocation=draw(st.sampled_from(ways)),
-        unsolicited=draw(st.sampled_from(policies)),
+        filtering=random.choice(list(Filtering)),
+        allocation=random.choice(ways),
+        unsolicited=random.choice(policies),
     )
 
 
-@st.composite
-def _nats(draw: st.DrawFn) -> NatConfig:
-    udp, tcp = draw(_behaviors(tcp=False)), draw(_behaviors(tcp=True))
-    name = f"{udp.mapping.name}/{udp.filtering.name}/{udp.unsolicited.name}+{tcp.mapping.name}/{tcp.filtering.name}"
-    return NatConfig(name=f"{name}/{tcp.unsolicited.name}".lower(), source="composed", udp=udp, tcp=tcp)
+def _nats(random: Chooser) -> tuple[NatConfig, ...]:
+    made = []
+    for _ in range(random.randint(1, 2)):
+        udp, tcp = _behavior(random, tcp=False), _behavior(random, tcp=True)
+        words = [f"{each.mapping.name}/{each.filtering.name}/{each.unsolicited.name}" for each in (udp, tcp)]
+        made.append(NatConfig(name="+".join(words).lower(), source="composed", udp=udp, tcp=tcp))
+    return tuple(made)
 
 
-@st.composite
-def punchable_worlds(draw: st.DrawFn, *, loss: float = 0.0) -> tuple[PeerPair, bool]:
-    """Pairs for which theory promises a path, and whether there is a time server: one or two NATs each, wrong clocks."""
-    layers = st.lists(_nats(), min_size=1, max_size=2)
-    alice, bob = draw(st.tuples(layers, layers).filter(lambda both: punchable(*both)))
-    rtt = draw(st.sampled_from((0.05, 0.02, 0.15)))
+def draw_punchable(random: Chooser, *, loss: float = 0.0) -> tuple[PeerPair, bool]:
+    """A pair for which theory promises a path, and whether there is a time server: one or two NATs each, wrong clocks."""
+    while True:
+        alice, bob = _nats(random), _nats(random)
+        if punchable(alice, bob):
+            break
+    rtt = random.choice((0.05, 0.02, 0.15))
+    offsets = (0.0, 30.0, -30.0, 1.5)
     pair = PeerPair.between(
         alice,
         bob,
         rtt=rtt,
-        server_rtt=draw(st.sampled_from((None, rtt / 2, 2 * rtt))),
+        server_rtt=random.choice((None, rtt / 2, 2 * rtt)),
         loss=loss,
-        clock_offsets=draw(st.tuples(*[st.sampled_from((0.0, 30.0, -30.0, 1.5))] * 2)),
-        seed=draw(st.integers(0, 10_000)),
+        clock_offsets=(random.choice(offsets), random.choice(offsets)),
+        seed=random.randint(0, 10_000),
     )
-    return pair, draw(st.booleans())
+    return pair, random.choice((True, False))
+
+
+def punchable_worlds(*, loss: float = 0.0) -> st.SearchStrategy[tuple[PeerPair, bool]]:
+    """`draw_punchable` for properties."""
+    return st.randoms(use_true_random=False).map(partial(draw_punchable, loss=loss))

@@ -13,7 +13,7 @@ from math import comb
 import pytest
 from hypothesis import Phase, given, note, settings
 
-from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds
+from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds, rows
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.nat.allowance import BURST
 from warpgate_trio.nat.checks import MAX_PACKETS
@@ -49,7 +49,7 @@ def test_whoever_can_punch_connects_without_a_relay() -> None:
         pair, ntp = world
         note(f"{pair}, {'NTP' if ntp else 'no NTP'}")
         result = meet(pair, ntp=ntp)
-        assert result.connected, result.report
+        assert result.connected, rows(result)
         tally[result.plugin or ""] += 1
 
     check()
@@ -65,7 +65,7 @@ def test_whoever_can_punch_connects_over_a_bad_network_too() -> None:
         pair, ntp = world
         note(f"{pair}, {'NTP' if ntp else 'no NTP'}")
         result = meet(pair, ntp=ntp, lossy=True)
-        assert result.connected, result.report
+        assert result.connected, rows(result)
 
     check()
 
@@ -125,7 +125,7 @@ def test_most_people_meet_without_a_relay() -> None:
 
 
 def phase_to_echo(result: Meeting) -> float:
-    assert result.connected, result.report
+    assert result.connected, rows(result)
     assert result.phase_to_echo is not None
     return result.phase_to_echo
 

@@ -3,11 +3,14 @@
 Theory of operation.  With M for mapping and F for filtering, a packet of A to the endpoint that B announced can be the
 first to get in at B when
 
-    D(A→B) = M_B is endpoint-independent, or B's next port is predicted,
+    D(A→B) = F_B is by nothing: the mapping that a server saw is there, whatever B's next one will be;
+             or M_B is endpoint-independent, or B's next port is predicted,
              and F_B is not by port, or A comes from where it said that it would (M_A independent, or predicted)
 
-and a pair can punch when D(A→B) or D(B→A), as the other side answers to the source that it sees.  A side that nothing
-translates is endpoint-independent by nature, so firewalls, IPv6's above all, always can.
+and a pair can punch when D(A→B) or D(B→A), as the other side answers to the source that it sees.  One thing is in the
+way of that answer: if A comes from where it said, B has sent there before, by another mapping than the one that let A
+in when M_B is dependent; from there its answer comes, and A has to let that in too.  A side that nothing translates is
+endpoint-independent by nature, so firewalls, IPv6's above all, always can.
 
 The logic is of three values.  HOPELESS takes two profiles in which everything that decides is known; an unknown never
 makes it, and neither does one's age (whose profile is stale passes `profile.UNKNOWN` in its place).
@@ -101,7 +104,15 @@ def _gets_in(source: TransportProfile, target: TransportProfile) -> bool | None:
     by_port = (
         None if target.filtering is Filtering.UNKNOWN else target.filtering is not Filtering.ADDRESS_AND_PORT_DEPENDENT
     )
-    return _and(_announced(target), _or(by_port, _announced(source)))
+    unfiltered = None if target.filtering is Filtering.UNKNOWN else target.filtering is Filtering.ENDPOINT_INDEPENDENT
+    return _or(unfiltered, _and(_announced(target), _or(by_port, _announced(source))))
+
+
+def _meets(source: TransportProfile, target: TransportProfile) -> bool | None:
+    """Whether a packet of `source` gets in at `target`, and its answer back."""
+    moves = _announced(source)
+    answered = _or(_announced(target), None if moves is None else not moves)
+    return _and(_gets_in(source, target), _or(answered, _gets_in(target, source)))
 
 
 def _barred(ours: TransportProfile, peers: TransportProfile, shared_address: bool) -> Outlook | None:
@@ -125,7 +136,7 @@ def punch_outlook(ours: TransportProfile, peers: TransportProfile, *, shared_add
     barred = _barred(ours, peers, shared_address)
     if barred is not None:
         return barred
-    possible = _or(_gets_in(ours, peers), _gets_in(peers, ours))
+    possible = _or(_meets(ours, peers), _meets(peers, ours))
     pair = f"{describe(ours)} with {describe(peers)}"
     if possible is None:
         return _doubtful(f"not enough is known of the NATs: {pair}")
