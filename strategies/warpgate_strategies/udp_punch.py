@@ -26,6 +26,7 @@ from warpgate_trio.errors import AttemptFailed, SignalError
 from warpgate_trio.nat.candidates import Candidates, to_candidates
 from warpgate_trio.nat.outlook import punch_outlook
 from warpgate_trio.nat.probe import SECRET_LENGTH
+from warpgate_trio.nat.profile import Filtering
 from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
 from .datagram_race import open_datagram_race
@@ -34,7 +35,7 @@ from .meeting import admitted, family_of, local_ip, own_candidates
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.profile import NatProfile
+    from warpgate_trio.nat.profile import NatProfile, TransportProfile
     from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.nat.udp_port import UdpPort
 
@@ -146,5 +147,26 @@ class UdpPunch(Plugin):
         remotes = admitted(self, candidates, race.ports[number].mapped)
         if not remotes:
             raise AttemptFailed("the peer named no place that may be sent to")
-        race.checks.add([(number, remote) for remote in remotes], trio.current_time())
+        pairs = [(number, remote) for remote in remotes]
+        waits = self._waits_to_be_heard()
+        race.checks.add(pairs, trio.current_time(), silent=waits, opening=not waits)
         race.changed()
+
+    def _waits_to_be_heard(self) -> bool:
+        """Whether we must not send first.
+
+        Where our NAT lets everybody in, and gives each destination a port of its own, the peer gets in at the port that
+        a server saw, and our answer leaves by it, if it is the first packet that goes to the peer; if we have sent
+        before, it leaves by another port, which the peer's NAT does not know.
+        """
+        if self.route_type is not RouteType.EXT_BIND:
+            return False
+        peer = self.node.known_address(self.peer.public_key) or self.peer
+        ours, theirs = (
+            _moves_and_lets_in(each.nat_profiles.get(None, family_of(self)).udp) for each in (self.node.address, peer)
+        )
+        return ours and not (theirs and not self.inbound)  # of two such sides the initiator sends
+
+
+def _moves_and_lets_in(profile: TransportProfile) -> bool:
+    return profile.endpoint_independent is False and profile.filtering is Filtering.ENDPOINT_INDEPENDENT

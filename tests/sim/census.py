@@ -85,7 +85,9 @@ def main() -> None:
                     print(line, end="", flush=True)
         hits = sum(number for name, number in winners.items() if name != "None")
         tries = winners.total()
-        print(f"{what}: {hits} of {tries} = {hits / tries:.4%}, more than {lower_bound(hits, tries):.4%}; {dict(winners)}")
+        print(
+            f"{what}: {hits} of {tries} = {hits / tries:.4%}, more than {lower_bound(hits, tries):.4%}; {dict(winners)}"
+        )
         return
     part, cores = int(sys.argv[4]), int(sys.argv[5])
     for seed in range(start + part, start + count, cores):

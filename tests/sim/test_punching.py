@@ -190,7 +190,9 @@ def counted_packets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[tuple[s
         yield counts
 
 
-@pytest.mark.parametrize(("alice", "bob"), [("linux", "linux-symmetric"), ("linux-symmetric", "linux"), ("linux", "linux")])
+@pytest.mark.parametrize(
+    ("alice", "bob"), [("linux", "linux-symmetric"), ("linux-symmetric", "linux"), ("linux", "linux")]
+)
 def test_no_attempt_sends_more_than_its_budget(alice: str, bob: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with counted_packets(monkeypatch) as counts:
         meet(PeerPair.between(presets.NATS[alice], presets.NATS[bob], rtt=RTT), pinned("random_probe", timeout=8))

@@ -162,13 +162,13 @@ class PathChecks:
         """Announced pairs; those that are known already stay as they are.
 
         Args:
-          silent: only opened for, once: the peer may come from there, and is not expected to be reached there.
-          opening: send openers; without, nothing goes out before `probe`.
+          silent: not probed unless it is heard: the peer may come from there, and is not expected to be reached there.
+          opening: send openers, to a silent pair one; without, nothing goes out before `probe`.
         """
         for pair in pairs:
             if pair not in self._pairs:
                 state = self._pairs[pair] = _PairState(silent=silent)
-                if opening or self.stage is Stage.PROBING:
+                if opening or (self.stage is Stage.PROBING and not silent):
                     self._schedule(pair, now)
                     state.waiting = opening
                     self._unopened += opening
