@@ -5,7 +5,8 @@ first byte (RFC 9443), and carry a MESSAGE-INTEGRITY-SHA256 cut to 16 bytes.  Th
 sides told each other under the seal of a signal.  Each direction has a key of its own: a packet that a NAT, or somebody
 else, sends back to where it came from is not authentic there.
 
-A request has 56 bytes and a response 68 or 80, whoever answers: nothing is amplified by more than one and a half.
+A request has 40 bytes and a response 52 (IPv4) or 64: with the headers of UDP and IP nothing is amplified by more than
+a third.
 """
 
 from __future__ import annotations
