@@ -55,13 +55,14 @@ PROBE_PERIOD: Final = 0.05
 MAX_PROBES: Final = 40
 """Probes of one pair that were not answered: two seconds' worth."""
 MAX_PACKETS: Final = 2048
-"""Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  80 bytes each."""
+"""Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  68 bytes each, on IPv4."""
 MAX_HEARD: Final = 64
 """Sources that are remembered as peer-reflexive candidates: two sides with 256 sockets meet in a handful of pairs."""
 MAX_ANSWERS: Final = 1024
 """Answers to authenticated probes in one attempt, each as large as its probe."""
 MAX_TRANSACTIONS: Final = 4096
 """Own probes whose answers are waited for, and as many ids of the peer's that are known for replays."""
+_AT_ONCE: Final = -math.inf
 
 
 class Stage(Enum):
@@ -166,7 +167,7 @@ class PathChecks:
           opening: send openers, to a silent pair one; without, nothing goes out before `probe`.
         """
         for pair in pairs:
-            if pair not in self._pairs:
+            if pair not in self._pairs and self.stage is not Stage.ENDED:
                 state = self._pairs[pair] = _PairState(silent=silent)
                 if opening or (self.stage is Stage.PROBING and not silent):
                     self._schedule(pair, now)
@@ -190,20 +191,24 @@ class PathChecks:
         """Send nothing unasked any more; go on answering (DESIGN §9.5)."""
         self.stage = Stage.ENDED
         self._queue.clear()
+        self._unopened = 0
 
     # -- time --------------------------------------------------------------------------------------------------------
 
     @property
     def next_time(self) -> float:
         """When `due` has something to send; infinity when it has nothing to say unasked."""
-        return max(self._queue[0][0], self._free_at) if self._queue else math.inf
+        if not self._queue:
+            return math.inf
+        at = self._queue[0][0]
+        return at if at == _AT_ONCE else max(at, self._free_at)
 
     def due(self, now: float) -> list[Outgoing]:
         """What is to be sent now."""
         packets: list[Outgoing] = []
-        if now < self._free_at:
-            return packets
         while self._queue and self._queue[0][0] <= now and len(packets) < self._burst:
+            if now < self._free_at and self._queue[0][0] != _AT_ONCE:
+                return packets
             at, _, pair = heapq.heappop(self._queue)
             state = self._pairs[pair]
             if at != state.due:
@@ -293,9 +298,8 @@ class PathChecks:
                 state = self._pairs[pair] = _PairState(silent=False)
             state.heard = True
             if not state.answered:
-                # Ours, the other way, before all that waits: RFC 8445's triggered check.
-                self._schedule(pair, -math.inf)
-                self._free_at = -math.inf
+                # Ours, the other way, before all that waits, and in a pause too: RFC 8445's triggered check.
+                self._schedule(pair, _AT_ONCE)
             self._on_heard(pair)
         self._answers += 1
         return [Outgoing(socket, self._codec.response(probe.transaction, source), source, None)]
