@@ -73,6 +73,8 @@ def admit(
         ip = IPv4Address(candidate.address) if af == 4 else IPv6Address(candidate.address)
         if ip.is_multicast or ip.is_unspecified or ip.is_link_local or ip == _BROADCAST:
             continue
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+            continue  # an IPv4 address that would be judged by the rules of IPv6
         near = [network for network in networks if ip in network]
         if ip.is_loopback:
             good = loopback
