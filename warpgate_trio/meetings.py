@@ -8,6 +8,7 @@ the same table.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -157,11 +158,17 @@ def plan_meetings(
                         target=None,
                         source=facts.source,
                         likelihood=likelihood,
-                        delay=SAME_HOST_DELAY if same_host and route_type is not RouteType.LOOPBACK_BIND else 0.0,
+                        delay=0.0,
                         why=why,
                     )
                 )
-    return combos
+    loopback = {combo.phase for combo in combos if combo.route_type is RouteType.LOOPBACK_BIND}
+    return [
+        dataclasses.replace(combo, delay=SAME_HOST_DELAY)
+        if combo.phase in loopback and combo.route_type is not RouteType.LOOPBACK_BIND
+        else combo
+        for combo in combos
+    ]
 
 
 def meeting_source(route_type: RouteType, af: int, ours: Route, peers: Route) -> IPv4Address | IPv6Address | None:
