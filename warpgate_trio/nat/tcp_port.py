@@ -103,6 +103,7 @@ class TcpPort:
 
         Raises:
           OSError: refused, unreachable; EADDRNOTAVAIL: the peer's connection was accepted by the listener.
+          trio.ClosedResourceError: the port was closed, before or meanwhile.
         """
         if self.closed:
             raise trio.ClosedResourceError("the port was closed")
@@ -111,6 +112,8 @@ class TcpPort:
             share_port(sock)
             await sock.bind(self.local)
             await sock.connect(remote)
+            if self.closed:
+                raise trio.ClosedResourceError("the port was closed")
         except BaseException:
             sock.close()
             raise
