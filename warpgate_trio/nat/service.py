@@ -112,17 +112,17 @@ class NatService:
         Raises:
           OSError: there is no address of this family, or no socket to be had.
         """
+        await trio.lowlevel.checkpoint()
         warm = self._take("udp", self._warm_udp, af)
         if warm is not None:
-            await trio.lowlevel.checkpoint()
             return warm
         return await self._open_udp(af)
 
     async def take_tcp(self, af: Family) -> TcpPort:
         """The same for TCP; the caller's to close."""
+        await trio.lowlevel.checkpoint()
         warm = self._take("tcp", self._warm_tcp, af)
         if warm is not None:
-            await trio.lowlevel.checkpoint()
             return warm
         return await self._open_tcp(af)
 
@@ -143,7 +143,11 @@ class NatService:
         profile = self.profiles.get(None, af).udp
         if not _follows_a_sequence(profile):
             return []
-        port = await self._open_udp(af, self._nearest.get(af))
+        try:
+            port = await self._open_udp(af, self._nearest.get(af))
+        except OSError as error:
+            logger.debug("no prediction: %s", error)
+            return []
         try:
             return _next_mappings(profile, port)
         finally:
@@ -154,7 +158,11 @@ class NatService:
         profile = self.profiles.get(None, af).tcp
         if not _follows_a_sequence(profile):
             return []
-        port = await self._open_tcp(af, self._nearest.get(af))
+        try:
+            port = await self._open_tcp(af, self._nearest.get(af))
+        except OSError as error:
+            logger.debug("no prediction: %s", error)
+            return []
         try:
             return _next_mappings(profile, port)
         finally:
@@ -162,10 +170,10 @@ class NatService:
 
     def _take(self, kind: str, warm: dict[Family, _PortT], af: Family) -> _PortT | None:
         port = warm.pop(af, None)
-        if port is None or port.closed:
+        if port is None:
             return None
         self._taken[kind, af].set()
-        return port
+        return None if port.closed else port
 
     @contextmanager
     def spraying(self, ip: str, session: bytes) -> Iterator[bool]:
@@ -254,18 +262,19 @@ class NatService:
             self._taken[kind, af] = trio.Event()
             try:
                 await self._tend(kind, port, af)
-                profile = self.profiles.get(None, af)
-                if _follows_a_sequence(profile.udp if kind == "udp" else profile.tcp):
-                    await trio.sleep(QUIET)  # a new mapping now would upset what the taker has told its peer
             finally:
                 if warm.get(af) is port:  # nobody took it: its mapping or its address is gone
                     del warm[af]
                     close(port)
+            profile = self.profiles.get(None, af)
+            if self._taken[kind, af].is_set() and _follows_a_sequence(profile.udp if kind == "udp" else profile.tcp):
+                await trio.sleep(QUIET)  # a new mapping now would upset what the taker has told its peer
 
     async def _tend(self, kind: str, port: UdpPort | TcpPort, af: Family) -> None:
         """Ask about a warm port now and then; returns when it was taken, or is of no use any more."""
         taken = self._taken[kind, af]
-        servers = await self._resolve(af)
+        # For as long as the port lives: the names may fail, or lead elsewhere each time.
+        servers = list(dict.fromkeys([*port.mapped, *await self._resolve(af)]))[:MAX_SERVERS]
         asked = [server for server in servers if server not in port.mapped]  # the first to answer was enough to begin
         while True:
             answered = await _ask_all(_asking(port), asked)
@@ -276,7 +285,7 @@ class NatService:
             with trio.move_on_after(KEEPALIVE):
                 await taken.wait()
                 return
-            asked = servers = await self._resolve(af)
+            asked = servers
             try:
                 if self._bind_address(af, servers) != port.local[0]:
                     self.doubt(af)  # the machine has moved to another network
