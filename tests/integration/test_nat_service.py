@@ -15,7 +15,7 @@ from warpgate_trio import host as machine
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import StunError
 from warpgate_trio.nat import service
-from warpgate_trio.nat.profile import Allocation, Mapping, NatProfile, NatProfiles, TransportProfile
+from warpgate_trio.nat.profile import PROFILE_LIFETIME, Allocation, Mapping, NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.nat.service import KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
@@ -125,7 +125,7 @@ def test_a_warm_port_is_mapped_and_costs_nobody_a_round_trip(kind: str) -> None:
         assert warm is not None
         assert set(warm.mapped) == {address(each) for each in this.servers}
         assert len(set(warm.mapped.values())) == 1  # of an endpoint-independent NAT
-        assert warm.mapped != {server: warm.local for server in warm.mapped}
+        assert warm.mapped != dict.fromkeys(warm.mapped, warm.local)
         began = trio.current_time()
         assert await this.take(kind) is warm
         assert trio.current_time() == began
@@ -426,7 +426,7 @@ def test_a_dead_port_is_offered_to_nobody_in_the_meantime() -> None:
         for scope in this.running:
             scope.cancel()
         with trio.fail_after(2 * KEEPALIVE):
-            while warm.mapped:
+            while warm.mapped:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         await trio.sleep(0.05)
         assert warm.closed
@@ -446,7 +446,7 @@ def test_a_prediction_that_cannot_be_made_is_none(kind: str) -> None:
         this.client.remove_address(this.client.ip)
         assert await predict(4) == []
 
-    play(body, nat=presets.NATS["linux-symmetric"] if "linux-symmetric" in presets.NATS else presets.LINUX)
+    play(body, nat=presets.NATS["linux-symmetric"])
 
 
 # -- profiles ----------------------------------------------------------------------------------------------------------
@@ -476,7 +476,7 @@ def test_profiles_are_measured_and_again_when_something_contradicts_them(monkeyp
             this.nat.doubt(4)
         await trio.sleep(2)
         assert len(measured) == 2
-        await trio.sleep(service.PROFILE_LIFETIME / 2 + 2)
+        await trio.sleep(PROFILE_LIFETIME / 2 + 2)
         assert len(measured) == 3
         result[0] = OSError("no sockets")
         this.nat.doubt(4)

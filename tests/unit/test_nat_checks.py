@@ -462,7 +462,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     steps=st.lists(STEPS, max_size=25),
     burst=st.integers(1, 5),

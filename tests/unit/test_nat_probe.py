@@ -50,8 +50,8 @@ def test_golden_bytes(codec: ProbeCodec) -> None:
     # 1000 ^ 0x2112, 203.0.113.1 ^ the cookie; IPv6 also over the transaction id.
     v4 = bytes.fromhex("0020 0008 0001 22fa ea12d543")
     assert codec.response(TRANSACTION, MAPPED) == reference(b"\x01\x01", v4, KEYS[codec])
-    xored = bytes(a ^ b for a, b in zip(bytes.fromhex("20010db8" + "00" * 11 + "01"), b"\x21\x12\xa4\x42" + TRANSACTION, strict=True))  # fmt: skip
-    v6 = bytes.fromhex("0020 0014 0002 22fa") + xored
+    xored = int.from_bytes(b"\x21\x12\xa4\x42" + TRANSACTION, "big") ^ (0x20010DB8 << 96 | 1)
+    v6 = bytes.fromhex("0020 0014 0002 22fa") + xored.to_bytes(16, "big")
     assert codec.response(TRANSACTION, MAPPED_V6) == reference(b"\x01\x01", v6, KEYS[codec])
 
 

@@ -55,7 +55,7 @@ PROBE_PERIOD: Final = 0.05
 MAX_PROBES: Final = 40
 """Probes of one pair that were not answered: two seconds' worth."""
 MAX_PACKETS: Final = 2048
-"""Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  68 bytes each, on IPv4."""
+"""Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  68 bytes each."""
 MAX_HEARD: Final = 64
 """Sources that are remembered as peer-reflexive candidates: two sides with 256 sockets meet in a handful of pairs."""
 MAX_ANSWERS: Final = 1024
