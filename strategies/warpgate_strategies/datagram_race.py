@@ -48,13 +48,22 @@ MAX_DIALS: Final = 4
 async def open_datagram_race(
     plugin: Plugin, secret: bytes, *, burst: int = MAX_PACKETS, pause: float = 0.0, max_probes: int = MAX_PROBES
 ) -> AsyncGenerator[DatagramRace]:
-    """A race of one attempt; see the module's page.  Its arguments are those of `PathChecks`."""
+    """A race of one attempt; see the module's page.  Its arguments are those of `PathChecks`.
+
+    What `DatagramRace.first` gave outlives the block, unless that is left by an exception.
+    """
     race = DatagramRace(plugin, secret, burst=burst, pause=pause, max_probes=max_probes)
     try:
         async with open_background_nursery() as nursery:
             race._nursery = nursery
             nursery.start_soon(race._send_due)
-            yield race
+            try:
+                yield race
+            finally:
+                race._nursery = None  # its tasks end, and packets still come in
+    except BaseException:
+        race._drop_winner()  # cancelled on the way out, with the winner in nobody's hands
+        raise
     finally:
         race._end()
 
@@ -74,6 +83,7 @@ class DatagramRace:
         self._wake = trio.Event()
         self._sent = trio.Event()
         self._wins, self._won = trio.open_memory_channel["Carrier | Link"](1)
+        self._winner: Carrier | Link | None = None
         self._used: set[Pair] = set()
         self._next_dial = -1.0
         self._ends_at: float | None = None
@@ -113,7 +123,8 @@ class DatagramRace:
 
     async def first(self) -> Carrier | Link:
         """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
-        return await self._won.receive()
+        self._winner = await self._won.receive()
+        return self._winner
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
@@ -135,9 +146,8 @@ class DatagramRace:
 
     async def _send(self, packets: Iterable[Outgoing]) -> None:
         for (number, hops), group in groupby(packets, key=lambda each: (each.socket, each.hops)):
-            port = self.ports[number]
-            if not port.closed:
-                await port.send([(each.data, each.remote) for each in group], hops=hops)
+            with suppress(trio.ClosedResourceError):  # that port broke; there may be others
+                await self.ports[number].send([(each.data, each.remote) for each in group], hops=hops)
 
     # -- what the checks find ----------------------------------------------------------------------------------------
 
@@ -164,10 +174,10 @@ class DatagramRace:
         at = self._next_dial = max(self._next_dial + STAGGER, trio.current_time())
         await trio.sleep_until(at)  # pacing, as with the Happy Eyeballs of RFC 8305
         await self.send_now()  # our own probe goes before the handshake: the peer takes that from a pair it has heard
-        path = self.ports[pair[0]].open_path(pair[1])
         try:
+            path = self.ports[pair[0]].open_path(pair[1])
             carrier = await QuicCarrier.dial(path, peer_key=self._plugin.peer.public_key, initial_rtt=rtt)
-        except CarrierError as error:  # somebody else's key, too: other pairs may lead to the peer
+        except (CarrierError, trio.ClosedResourceError) as error:  # somebody else's key, too: others may be the peer's
             logger.debug("no QUIC over %s: %s", pair[1], error)
             return
         self._finish(carrier)
@@ -188,6 +198,10 @@ class DatagramRace:
             winner.close_nowait()
 
     # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _drop_winner(self) -> None:
+        if self._winner is not None:
+            self._winner.close_nowait()
 
     def _end(self) -> None:
         """Close what the winner does not need, and what nobody came for."""

@@ -11,7 +11,6 @@ and connecting fails with EADDRNOTAVAIL until the race is over.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVarTuple, final
@@ -40,6 +39,8 @@ PATIENCE: Final = 0.5
 second (RFC 6298 §2)."""
 MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds before the next try when a connection cannot be accepted."""
 MAX_CONNECTS: Final = 256
 """SYNs of one race, all ports and candidates together."""
 MAX_OTHERS: Final = 3
@@ -50,11 +51,20 @@ MAX_HANDSHAKES: Final = 16
 
 @asynccontextmanager
 async def open_stream_race(plugin: Plugin) -> AsyncGenerator[StreamRace]:
-    """A race of one attempt; its tasks end with the block, and what they hold is closed."""
+    """A race of one attempt; its tasks end with the block, and what they hold is closed.
+
+    What `StreamRace.first` gave outlives the block, unless that is left by an exception.
+    """
     wins, won = trio.open_memory_channel["Carrier | Link"](1)
+    race: StreamRace | None = None
     try:
         async with open_background_nursery() as nursery:
-            yield StreamRace(plugin, nursery, wins, won)
+            race = StreamRace(plugin, nursery, wins, won)
+            yield race
+    except BaseException:
+        if race is not None and race._winner is not None:  # cancelled on the way out, with it in nobody's hands
+            race._winner.close_nowait()
+        raise
     finally:
         wins.close()
         with suppress(trio.WouldBlock, trio.EndOfChannel):
@@ -77,6 +87,7 @@ class StreamRace:
         self._nursery = nursery
         self._wins = wins
         self._won = won
+        self._winner: Carrier | Link | None = None
         self._connects = 0
         self._handshakes = 0
 
@@ -95,7 +106,8 @@ class StreamRace:
 
     async def first(self) -> Carrier | Link:
         """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
-        return await self._won.receive()
+        self._winner = await self._won.receive()
+        return self._winner
 
     async def _accept(self, port: TcpPort) -> None:
         while not port.closed:
@@ -103,6 +115,10 @@ class StreamRace:
                 sock, remote = await port.accept()
             except trio.ClosedResourceError:
                 break  # the port was for an instant that has passed
+            except OSError as error:  # EMFILE and the like: it stays in the backlog, until something is closed
+                logger.debug("cannot accept on %s: %s", port.local, error)
+                await trio.sleep(ACCEPT_PAUSE)
+                continue
             if self._handshakes < MAX_HANDSHAKES:
                 self._nursery.start_soon(self._handshake, sock, remote)
             else:
@@ -117,15 +133,15 @@ class StreamRace:
         while self._connects < MAX_CONNECTS and others < MAX_OTHERS and not port.closed:
             self._connects += 1
             began = trio.current_time()
-            with trio.move_on_after(patience) as scope:
+            sock = None
+            with trio.move_on_after(patience):
                 try:
                     sock = await port.connect(remote)
-                except OSError as error:
+                except (OSError, trio.ClosedResourceError) as error:
                     logger.debug("%s from %s: %s", remote, port.local, error)
-                else:
-                    scope.deadline = math.inf
-                    await self._handshake(sock, remote)
-                    others += 1
+            if sock is not None:
+                await self._handshake(sock, remote)
+                others += 1
             took = min(trio.current_time() - began, patience)
             await trio.sleep(MIN_PAUSE + random.random() * took)  # DESIGN §9.2: within a round trip, with jitter
 

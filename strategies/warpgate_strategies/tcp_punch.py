@@ -32,7 +32,7 @@ import trio
 from warpgate_trio.clock.peer_offset import combine, from_signal
 from warpgate_trio.clock.rendezvous import Boundary, boundary_rendezvous, bucket_ports, can_meet
 from warpgate_trio.errors import AttemptFailed, SignalError
-from warpgate_trio.nat.candidates import Candidates, to_candidates
+from warpgate_trio.nat.candidates import Candidate, Candidates, to_candidates
 from warpgate_trio.nat.outlook import punch_outlook
 from warpgate_trio.nat.profile import Allocation
 from warpgate_trio.nat.tcp_port import TcpPort
@@ -164,7 +164,7 @@ class TcpPunch(Plugin):
             )
         )
         unanswered = trio.CancelScope()
-        race.start(self._keep_boundaries_in, unanswered, race, boundaries, secret)
+        race.start(self._keep_boundaries_in, unanswered, race, port, boundaries, secret)
         answer = await self.receive_signal()
         received_at = self.clock.now()
         unanswered.cancel(reason="the answer has come")
@@ -229,19 +229,23 @@ class TcpPunch(Plugin):
         return theirs[0][0]
 
     async def _keep_boundaries_in(
-        self, scope: trio.CancelScope, race: StreamRace, boundaries: Sequence[Boundary], secret: bytes
+        self, scope: trio.CancelScope, race: StreamRace, port: TcpPort, boundaries: Sequence[Boundary], secret: bytes
     ) -> None:
         """The initiator's: it goes by where the peer's record says that it is seen, until the answer comes."""
-        seen = _newest(self).nat_profiles.get(None, 4).udp.external
+        external = _newest(self).nat_profiles.get(None, 4).udp.external[:1]
+        seen = admitted(self, [Candidate(ip.packed, 1) for ip in external], port.mapped)
         with scope:
             if seen and can_meet(PERIOD, 2 * self.clock.uncertainty()):
-                await self._keep_boundaries(race, boundaries, secret, str(seen[0]))
+                await self._keep_boundaries(race, boundaries, secret, seen[0][0])
 
     async def _keep_boundaries(self, race: StreamRace, boundaries: Sequence[Boundary], secret: bytes, ip: str) -> None:
         """Be at the boundaries' ports at their instants."""
         if self.route_type is not RouteType.EXT_BIND or self.af != IP4 or not self._both_preserve_ports():
             return
-        local = await self.node.nat.source(4)
+        try:
+            local = await self.node.nat.source(4)
+        except OSError:
+            return  # the network has just gone
         async with AsyncExitStack() as stack:
             for boundary in boundaries:
                 wait = boundary.instant - self.clock.now()
