@@ -12,7 +12,7 @@ from typing import Final, Literal, final
 Mapping = Literal["EIM", "ADM", "APDM"]
 Filtering = Literal["EIF", "ADF", "APDF"]
 Allocation = Literal["preserving", "random", "sequential", "hash"]
-Unsolicited = Literal["drop", "rst", "reject", "local"]
+Unsolicited = Literal["drop", "rst", "reject", "prohibited", "local"]
 Transport = Literal["udp", "tcp"]
 
 FORWARDED: Final = 36_100
@@ -31,7 +31,7 @@ class Nat:
     Attributes:
       ports: the outside ports that it gives.
       unsolicited: what becomes of a packet for no mapping: `drop` is silence; `rst` is a RST, and silence for UDP;
-        `reject` is a RST, and an ICMP error for UDP; with `local` the router's own stack takes it, which says the same
+        `reject` is a RST, and an ICMP error for UDP; `prohibited` is an ICMP error for both; with `local` the router's own stack takes it, which says the same
         and remembers it.
       hairpin: whether hosts behind it reach each other's outside endpoints (RFC 4787, REQ-9a).
       udp: whether it carries UDP at all.
@@ -84,7 +84,13 @@ def nat(kind: str) -> Nat:
     return replace(found, name=kind, unsolicited=_UNSOLICITED[unsolicited])
 
 
-_UNSOLICITED: dict[str, Unsolicited] = {"drop": "drop", "rst": "rst", "reject": "reject", "local": "local"}
+_UNSOLICITED: dict[str, Unsolicited] = {
+    "drop": "drop",
+    "rst": "rst",
+    "reject": "reject",
+    "prohibited": "prohibited",
+    "local": "local",
+}
 
 NATS: Final = {
     each.name: each
@@ -173,6 +179,7 @@ def _table_filter(nat: Nat) -> str:
         "drop": ["iifname wan drop"],
         "rst": ["iifname wan meta l4proto tcp reject with tcp reset", "iifname wan drop"],
         "reject": ["iifname wan meta l4proto tcp reject with tcp reset", "iifname wan reject"],
+        "prohibited": ["iifname wan reject with icmp type admin-prohibited"],
         "local": [],
     }[nat.unsolicited]
     lines = ["ct state established,related accept", *refused] if refused else []

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kernel.enclosed import enclosed
-from tests.sim.cells import CELLS, Cell, config
+from tests.sim.cells import CELLS, Cell, config, drawn
 from tests.sim.programs import LINK
 from tests.sim.worlds import run
 from warpgate_trio.sim import Host, Network
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOLERANCE = 0.03  # seconds by which a busy machine may be late
+DRAWS = 16
 
 
 class Simulated:
@@ -33,30 +35,64 @@ class Simulated:
         self.outside_a, self.outside_b = home.router.ip, away.router.ip
 
 
-def simulated(cell: Cell) -> Any:
+def simulated(cell: Cell, seed: int = 0) -> Any:
     async def world(net: Network) -> Any:
         return await cell.run(Simulated(net, cell), 40000, 1.0)
 
-    return run(world)
+    return run(world, seed=seed)
+
+
+def ask_kernel(*words: str) -> dict[str, Any]:
+    """What the kernel says to all cells, or to drawn ones."""
+    done = subprocess.run(enclosed("tests.sim.kernel_lab", *words), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, Any] = json.loads(done.stdout)
+    return answers
+
+
+def difference(cell: Cell, kernel: Any) -> tuple[Any, Any] | None:
+    """What the simulator says that the kernel does not say, and the other way round; None when they agree.
+
+    After some TCP scripts, what the kernel says depends on the initial sequence numbers that it draws (whether the RST
+    of a closed port, with number 0, passes a connection tracker that has seen SYNs cross).  So does what the simulator
+    says, and one of its draws must agree.
+    """
+    simulator = simulated(cell)
+    if cell.ask == "attempt":
+        same = simulator[0] == kernel[0] and (
+            kernel[0] == "pending" or kernel[1] == pytest.approx(simulator[1], abs=TOLERANCE)
+        )
+        return None if same else (simulator, kernel)
+    if simulator == kernel or (cell.ask == "tcp script" and any(simulated(cell, n) == kernel for n in range(1, DRAWS))):
+        return None
+    return simulator, kernel
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """What the kernel says; asked once."""
-    done = subprocess.run(enclosed("tests.sim.kernel_lab"), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    answers: dict[str, Any] = json.loads(done.stdout)
-    return answers
+    return ask_kernel()
 
 
 @pytest.mark.slow("real time: a second for most cells, all in the first test")
 @pytest.mark.needs("network_namespaces", "nft", "tun")
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_kernel_and_simulator_agree(cell: Cell, measured: dict[str, Any]) -> None:
-    kernel, simulator = measured[str(cell)], simulated(cell)
-    if cell.ask == "attempt":
-        assert simulator[0] == kernel[0]
-        if kernel[0] != "pending":
-            assert simulator[1] == pytest.approx(kernel[1], abs=TOLERANCE)
-    else:
-        assert simulator == kernel
+    assert difference(cell, measured[str(cell)]) is None
+
+
+def main() -> None:
+    """``python -m tests.sim.test_kernel COUNT SEED``: as many scripts more, by root, for who changes the simulator."""
+    count, seed = sys.argv[1:]
+    answers = ask_kernel(count, seed)
+    differences = 0
+    for cell in drawn(int(count), int(seed)):
+        found = difference(cell, answers[str(cell)])
+        if found is not None:
+            differences += 1
+            print(cell, *(f"  simulator {ours:<50} kernel {its}" for ours, its in zip(*found, strict=False)), sep="\n")
+    print(f"{count} scripts, {differences} differences")
+
+
+if __name__ == "__main__":
+    main()

@@ -42,8 +42,8 @@ def udp(src: Endpoint, dst: Endpoint, payload: bytes = b"x") -> Packet:
     return Packet(UDP, src, dst, payload)
 
 
-def tcp(src: Endpoint, dst: Endpoint, flags: int = SYN) -> Packet:
-    return Packet(TCP, src, dst, flags=flags, seq=1000, ack=2000)
+def tcp(src: Endpoint, dst: Endpoint, flags: int = SYN, seq: int = 1000) -> Packet:
+    return Packet(TCP, src, dst, flags=flags, seq=seq, ack=2000)
 
 
 def make(behavior: Behavior | None = None, *, addresses: tuple[str, ...] = (WAN,), seed: int = 1, **shared: Any) -> Nat:
@@ -269,6 +269,20 @@ def test_drop_does_not_poison() -> None:
     assert out(nat, H1, S1, 2.0) == (WAN, 40000)
 
 
+def test_an_endpoint_with_several_ports_uses_that_of_its_newest_flow() -> None:
+    """After an early packet has taken the port away for its sender, others see the new port too (measured)."""
+    nat = Nat(presets.LINUX_LOCAL, [WAN], Random(1))
+    assert out(nat, H1, S2) == (WAN, 40000)
+    nat.inbound(udp(S1, (WAN, 40000)), 1.0)
+    moved = out(nat, H1, S1, 2.0)
+    assert moved[1] != 40000
+    third, fourth = ("11.1.0.8", 8), ("11.1.0.9", 9)
+    assert out(nat, H1, third, 3.0) == moved
+    nat.inbound(udp(fourth, moved), 4.0)  # which takes that one away too
+    assert out(nat, H1, fourth, 5.0) == (WAN, 40000)  # preserved: a second try before chance
+    assert len(nat.mappings(5.0)) == 2
+
+
 # Pooling, quota, hold-down
 
 
@@ -415,6 +429,32 @@ def test_simultaneous_open(allowed: bool) -> None:
     assert nat.inbound(tcp(S1, (WAN, 40000), SYN | ACK), 0).action is Action.FORWARD
 
 
+def test_a_side_whose_syn_crossed_another_is_held_to_its_number() -> None:
+    """Measured: a listener whose host had called the peer before cannot answer it; the host's own SYN can."""
+    for strict in (True, False):
+        nat = make(Behavior(filtering=Filtering.APDF, strict_isn=strict))
+        nat.outbound(tcp(H1, S1, SYN, seq=100), 0)
+        nat.outbound(tcp(H1, S1, SYN, seq=5000), 0)  # called again, which nobody has answered: that replaces it
+        assert nat.inbound(tcp(S1, (WAN, 40000), SYN, seq=7), 0).action is Action.FORWARD
+        foreign = nat.outbound(tcp(H1, S1, SYN | ACK, seq=9000), 0)
+        assert foreign.action is (Action.DROP if strict else Action.FORWARD)
+        if strict:
+            assert foreign.note == "out of window"
+            assert nat.inbound(tcp(S1, (WAN, 40000), SYN, seq=8), 0).action is Action.DROP
+            assert nat.outbound(tcp(H1, S1, SYN | ACK, seq=5000), 0).action is Action.FORWARD
+
+
+@pytest.mark.parametrize(("isn", "passes"), [(1 << 30, True), (3 << 30, False)])
+def test_a_closed_ports_reset_after_crossing_passes_or_not_as_the_numbers_lie(isn: int, passes: bool) -> None:
+    nat = Nat(presets.LINUX, [WAN], Random(1))
+    nat.outbound(tcp(H1, S1, SYN, seq=isn), 0)
+    nat.inbound(tcp(S1, (WAN, 40000), SYN, seq=7), 0)
+    assert (nat.outbound(tcp(H1, S1, RST | ACK, seq=0), 0).action is Action.FORWARD) is passes
+    assert len(nat.mappings(0)) == 1  # either way it ends nothing
+    assert nat.outbound(tcp(H1, S1, RST, seq=isn + 1), 0).action is Action.FORWARD
+    assert nat.mappings(0) == []
+
+
 @pytest.mark.parametrize("loose", [True, False])
 def test_mid_stream_segments_after_a_reboot(loose: bool) -> None:
     nat = make(Behavior(loose=loose))
@@ -505,6 +545,15 @@ def test_hairpin_internal_and_none() -> None:
     nat = make(Behavior(hairpin=Hairpin.NONE))
     out(nat, H1, S1)
     assert nat.outbound(udp(H2, (WAN, 40000)), 0).action is Action.DROP
+
+
+def test_hairpin_local() -> None:
+    """What Linux does without more rules: its own stack refuses at once (measured)."""
+    nat = Nat(presets.LINUX, [WAN], Random(1))
+    out(nat, H1, S1)
+    for packet in (udp(H2, (WAN, 40000)), tcp(H2, (WAN, 40000))):
+        assert nat.outbound(packet, 0).action is Action.LOCAL
+    assert len(nat.mappings(0)) == 1
 
 
 def test_a_hairpinned_syn_that_is_refused_is_refused_inside() -> None:

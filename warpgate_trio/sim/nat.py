@@ -24,7 +24,7 @@ from .addr import Endpoint, is_v6
 from .nat_axes import HOLD, Behavior, Conflict, Filtering, Hairpin, NatConfig, Pooling, Refresh, Unsolicited
 from .nat_axes import Mapping as Axis
 from .nat_ports import take
-from .nat_sessions import Key, Mapping, Phase, Session, Table
+from .nat_sessions import Key, Mapping, Phase, Session, Table, Window
 from .nat_verdicts import Action, Forward, Verdict
 from .packet import ACK, ICMP, RST, SYN, TCP, UDP, Icmp, Packet, icmp_error, reset_for
 
@@ -120,6 +120,7 @@ class Nat:
             return self._hairpin_plain(packet, behavior)
         session = self.table.outbound.get((packet.proto, packet.src, dst))
         note = ""
+        window = Window.WITHIN
         if session is None:
             made = self._open(packet, behavior, now)
             if isinstance(made, Verdict):
@@ -127,7 +128,12 @@ class Nat:
             session, note = made, "new session"
         elif not behavior.simultaneous_open and session.crosses(packet):
             return Verdict(Action.DROP, packet, "no simultaneous open")
-        self._touch(session, packet, behavior, now, outbound=True)
+        elif behavior.strict_isn:
+            window = session.window(packet, outbound=True)
+            if window is Window.ABOVE:
+                return Verdict(Action.DROP, packet, "out of window")
+        if window is Window.WITHIN:
+            self._touch(session, packet, behavior, now, outbound=True)
         self._held.pop((packet.proto, session.outside, dst), None)
         payload = self._rewrite_payload(packet, session.outside) if self.config.alg else None
         translated = packet.rewritten(src=session.outside, payload=payload)
@@ -148,7 +154,7 @@ class Nat:
         if proto == TCP and not packet.flags & SYN and (packet.flags & RST or not behavior.loose):
             return Verdict(Action.DROP, packet, "no session")
         key = self._key(behavior, proto, inside, remote)
-        for mapping in self.table.mappings.get(key, ()):
+        for mapping in self._reusable(behavior, key):
             if (proto, mapping.outside, remote) not in self.table.inbound:
                 return self._add(Session(proto, inside, mapping.outside, remote, mapping, now))
         quota = self.config.quota
@@ -158,9 +164,24 @@ class Nat:
         if outside is None:
             return Verdict(Action.DROP, packet, "no port free")
         # The allocation may have found that this endpoint is degraded now, so the key is asked for again.
-        mapping = Mapping(proto, self._key(behavior, proto, inside, remote), inside, outside)
-        self.table.add_mapping(mapping)
+        key = self._key(behavior, proto, inside, remote)
+        known = next((one for one in self.table.mappings.get(key, ()) if one.outside == outside), None)
+        mapping = Mapping(proto, key, inside, outside) if known is None else known
+        if known is None:
+            self.table.add_mapping(mapping)
         return self._add(Session(proto, inside, outside, remote, mapping, now))
+
+    def _reusable(self, behavior: Behavior, key: Key) -> Sequence[Mapping]:
+        """The mappings in which a new session may be, best first.
+
+        Mostly there is one.  An endpoint that lost its port for somebody has several where ports are overloaded; a
+        connection tracker then takes that of the newest flow, or tries to preserve the port (find_appropriate_src and
+        get_unique_tuple in nf_nat_core; measured, Linux 6.18).
+        """
+        found = self.table.mappings.get(key, ())
+        if len(found) < 2 or behavior.conflict is not Conflict.OVERLOAD:
+            return found
+        return [max(found, key=lambda one: max((s.number for s in one.sessions.values() if s.by_us), default=0))]
 
     def _add(self, session: Session) -> Session:
         self.table.add(session)
@@ -215,6 +236,8 @@ class Nat:
 
     def _hairpin_plain(self, packet: Packet, behavior: Behavior) -> Verdict:
         """Hairpinning that leaves the source alone: only the destination is looked up, and no filter applies."""
+        if behavior.hairpin is Hairpin.LOCAL:
+            return Verdict(Action.LOCAL, packet, "no hairpinning, taken for the router's own")
         target = self._target(packet)
         if behavior.hairpin is Hairpin.NONE or target is None:
             return Verdict(Action.DROP, packet, "no hairpinning")
@@ -248,9 +271,13 @@ class Nat:
             return Verdict(Action.LOCAL, packet, "the router's own")
         elif not behavior.simultaneous_open and session.crosses(packet):
             return self._unsolicited(packet, behavior, now)
+        window = session.window(packet, outbound=False) if behavior.strict_isn else Window.WITHIN
+        if window is Window.ABOVE:
+            return self._unsolicited(packet, behavior, now)
         assert session.inside is not None
         inside = session.inside
-        self._touch(session, packet, behavior, now, outbound=False)
+        if window is Window.WITHIN:
+            self._touch(session, packet, behavior, now, outbound=False)
         return Verdict(Action.FORWARD, packet.rewritten(dst=inside), note)
 
     def _admit(self, packet: Packet, behavior: Behavior, now: float) -> Session | None:

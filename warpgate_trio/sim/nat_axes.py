@@ -46,6 +46,7 @@ class Hairpin(Enum):
     """What becomes of a packet from inside to an outside address of the NAT (RFC 4787, section 6)."""
 
     NONE = "none"
+    LOCAL = "local"  # taken for the router itself, which answers with RST or ICMP at once (Linux without more rules)
     INTERNAL = "internal"  # delivered with the sender's inside endpoint as its source
     EXTERNAL = "external"  # delivered with the sender's outside endpoint, REQ-9a
 
@@ -115,6 +116,9 @@ class Behavior:
       ports: destination ports that may be reached; None for all, empty for none.
       simultaneous_open: of TCP: whether a SYN may meet a SYN (RFC 5382, REQ-2a).
       loose: of TCP: whether a segment in mid-stream from inside makes a session (nf_conntrack_tcp_loose).
+      strict_isn: of TCP: whether an endpoint that has sent a SYN, and been sent one, is held to that SYN's sequence
+        number.  Where connections are tracked it is, and then a listener whose host has called the same peer before,
+        and given up, cannot answer the peer's SYN (measured, Linux 6.18).
 
     ValueError for RST or HOLD together with `udp=True` in `NatConfig`.
     """
@@ -130,6 +134,7 @@ class Behavior:
     ports: Collection[int] | None = None
     simultaneous_open: bool = True
     loose: bool = True
+    strict_isn: bool = False
 
 
 @final

@@ -13,13 +13,17 @@ from __future__ import annotations
 import heapq
 from enum import Enum
 from math import inf
-from typing import final
+from typing import Final, final
 
 from .addr import Endpoint
 from .nat_axes import Timers
 from .packet import ACK, FIN, RST, SYN, TCP, Packet
 
 Key = tuple[object, ...]
+
+
+_WINDOW: Final = 65535
+"""What a SYN offers at most."""
 
 
 class Phase(Enum):
@@ -32,6 +36,14 @@ class Phase(Enum):
     ESTABLISHED = "established"
     CLOSING = "closing"
     RESET = "reset"
+
+
+class Window(Enum):
+    """Where a sequence number lies, as a connection tracker sees it."""
+
+    WITHIN = "within"
+    BELOW = "below"  # taken for a repetition: passed on, and of no effect
+    ABOVE = "above"  # not part of the connection
 
 
 @final
@@ -65,7 +77,20 @@ class Mapping:
 class Session:
     """One flow through a NAT.  `inside` is None for one of the router itself."""
 
-    __slots__ = ("_by_us", "answered", "created", "expires", "inside", "mapping", "outside", "phase", "proto", "remote")
+    __slots__ = (
+        "_by_us",
+        "_isns",
+        "answered",
+        "created",
+        "expires",
+        "inside",
+        "mapping",
+        "number",
+        "outside",
+        "phase",
+        "proto",
+        "remote",
+    )
 
     def __init__(
         self,
@@ -85,7 +110,14 @@ class Session:
         self.expires: float = inf
         self.answered: bool = False
         self.phase = Phase.OPENING if proto == TCP else Phase.UDP
-        self._by_us = True  # whether the first SYN came from inside
+        self.number: int = 0  # a table counts its sessions
+        self._by_us = True  # whether its first packet, and then its first SYN, came from inside
+        self._isns: dict[bool, int] = {}  # of the SYN from inside (True) and of that from outside
+
+    @property
+    def by_us(self) -> bool:
+        """Whether the inside endpoint began it."""
+        return self._by_us
 
     def see(self, packet: Packet, *, outbound: bool) -> None:
         """Follow a packet of this flow."""
@@ -98,6 +130,8 @@ class Session:
         if self.proto != TCP:
             return
         flags = packet.flags
+        if flags & SYN:
+            self._isns[outbound] = packet.seq
         if flags & RST:
             self.phase = Phase.RESET
         elif flags & SYN:
@@ -117,6 +151,21 @@ class Session:
         elif self.phase in (Phase.CLOSING, Phase.RESET):  # the ports are used again
             self.phase = Phase.OPENING
             self._by_us = outbound
+
+    def window(self, packet: Packet, *, outbound: bool) -> Window:
+        """Where the sequence number of a SYN, SYN-ACK or RST lies (`Behavior.strict_isn`).
+
+        While only one side's SYN has been seen, a new one replaces it, and the RST of a closed port (number 0) is taken
+        for the answer that it is.  Once SYNs have crossed, each side is held to the number of its own: another SYN or
+        SYN-ACK has a newer one, and 0 lies on either side of it (tcp_in_window of nf_conntrack).
+        """
+        isn = self._isns.get(outbound)
+        if isn is None or self.phase is not Phase.CROSSED or not packet.flags & (SYN | RST):
+            return Window.WITHIN
+        ahead = (packet.seq - isn) % 2**32
+        if packet.flags & SYN:
+            return Window.WITHIN if ahead == 0 else Window.ABOVE
+        return Window.WITHIN if ahead <= _WINDOW else Window.ABOVE if ahead < 2**31 else Window.BELOW
 
     def crosses(self, packet: Packet) -> bool:
         """Whether a packet is part of a simultaneous open: a SYN from outside, or the SYN-ACK that answers it."""
@@ -195,6 +244,8 @@ class Table:
         self.used[mapping.inside[0]] = self.used.get(mapping.inside[0], 0) + 1
 
     def add(self, session: Session) -> None:
+        self._number += 1
+        session.number = self._number
         self.inbound[session.proto, session.outside, session.remote] = session
         if session.inside is not None:
             flow = (session.proto, session.inside, session.remote)

@@ -32,6 +32,9 @@ LINUX_TIMERS: Final = Timers(
 )
 """nf_conntrack's defaults; a RST in SYN-SENT destroys the entry at once (measured on Linux 6.18)."""
 
+_MAP_TIMERS: Final = replace(LINUX_TIMERS, reset=120, opening_reset=120)
+"""Of cones: the map of outside ports outlives the flow that a RST ends (RFC 7857 section 2.2; measured)."""
+
 RFC_TIMERS: Final = Timers()
 """RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 7857 section 2."""
 
@@ -39,7 +42,8 @@ RFC_TIMERS: Final = Timers()
 _LINUX = Behavior(
     filtering=Filtering.APDF,
     conflict=Conflict.OVERLOAD,
-    hairpin=Hairpin.NONE,
+    hairpin=Hairpin.LOCAL,
+    strict_isn=True,
 )
 
 OPEN: Final = NatConfig(name="open", source="the friendliest NAT that RFC 4787 and RFC 5382 allow")
@@ -54,15 +58,16 @@ RFC: Final = NatConfig(
 FULL_CONE: Final = NatConfig(
     name="full-cone",
     source="RFC 3489; on Linux by an nftables map of outside ports (measured, 6.18)",
-    timers=LINUX_TIMERS,
+    tcp=Behavior(strict_isn=True),
+    timers=_MAP_TIMERS,
 )
 
 RESTRICTED: Final = NatConfig(
     name="restricted",
     source="RFC 3489's restricted cone: EIM with address-dependent filtering",
     udp=Behavior(filtering=Filtering.ADF),
-    tcp=Behavior(filtering=Filtering.ADF),
-    timers=LINUX_TIMERS,
+    tcp=Behavior(filtering=Filtering.ADF, strict_isn=True),
+    timers=_MAP_TIMERS,
 )
 
 LINUX: Final = NatConfig(

@@ -121,6 +121,8 @@ class Router(Host):
         self._note("out", packet, verdict)
         if verdict.action in (Action.FORWARD, Action.HAIRPIN):
             self._emit(verdict.packet, packet.ttl - 1)
+        elif verdict.action is Action.LOCAL:
+            super().receive(packet, interface)
         elif verdict.action is Action.REPLY:
             self._emit(verdict.packet, verdict.packet.ttl)
 

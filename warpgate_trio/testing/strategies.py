@@ -101,10 +101,11 @@ def behaviors(*, tcp: bool) -> st.SearchStrategy[Behavior]:
         filtering=st.sampled_from(Filtering),
         allocation=_allocations(),
         conflict=st.sampled_from(Conflict),
-        hairpin=st.sampled_from((Hairpin.EXTERNAL, Hairpin.INTERNAL, Hairpin.NONE)),
+        hairpin=st.sampled_from((Hairpin.EXTERNAL, Hairpin.INTERNAL, Hairpin.LOCAL, Hairpin.NONE)),
         refresh=st.sampled_from((Refresh.BOTH, Refresh.OUT, Refresh.IN)),
         unsolicited=st.sampled_from(policies),
         simultaneous_open=st.sampled_from((True, False)) if tcp else st.just(True),
+        strict_isn=st.booleans() if tcp else st.just(False),
     )
 
 
