@@ -1,0 +1,109 @@
+"""A walk cancelled at every step that any task of a whole world makes: nothing stays, on either node or the server.
+
+In virtual time all of them fit into seconds.  Each step is one walk in a world that goes on: a minute later the sockets
+and the tasks must be those from before, and the next walk must work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from typing import final
+
+import pytest
+import trio
+
+from warpgate_trio import ConnectError
+from warpgate_trio.sim import NatConfig, Netstat, presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.walks import open_nodes
+from warpgate_trio.testing.worlds import PeerPair
+
+LATER = 61.0  # seconds; rates are per minute, and TCP's TIME-WAIT is one
+MAX_STEPS = 20_000
+
+
+@final
+class Cut(trio.abc.Instrument):
+    """A scope that is cancelled when the tasks of the run have made so many steps in all."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+        self.scope = trio.CancelScope()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.scope.cancel()
+
+
+def still_there(found: Netstat) -> tuple[Counter[str], Counter[str]]:
+    return Counter(found.sockets), Counter(found.tasks)
+
+
+def sweep(pair: PeerPair) -> tuple[int, int]:
+    """How many walks were cut, and how many of them when bob had a Pipe already."""
+
+    async def main() -> tuple[int, int]:
+        given = 0
+        async with pair.build(time_limit=1e7) as net, simulated_hosts():
+            async with open_nodes(net) as nodes, trio.open_nursery() as nursery:
+
+                async def accept() -> None:
+                    nonlocal given
+                    while True:
+                        async with await nodes.bob.listener.accept() as pipe:
+                            given += 1
+                            with suppress(trio.BrokenResourceError):  # a call that is cut in its last step
+                                async for _ in pipe:
+                                    pass
+
+                with net.hosts["bob"]:
+                    nursery.start_soon(accept)
+                await trio.sleep(LATER)
+                before = still_there(net.netstat())
+                for steps in range(1, MAX_STEPS):
+                    cut = Cut(steps)
+                    trio.lowlevel.add_instrument(cut)
+                    with cut.scope:
+                        try:
+                            pipe = await nodes.alice.auto_connect(nodes.bob.address, early_data=b"early")
+                        except ConnectError:
+                            pass
+                        else:
+                            await pipe.aclose()
+                    trio.lowlevel.remove_instrument(cut)
+                    await trio.sleep(LATER)
+                    assert still_there(net.netstat()) == before, f"cut after {steps} steps: {net.netstat()}"
+                    for node in (nodes.alice, nodes.bob):
+                        stats = node.stats()
+                        assert (stats.links, stats.attempts, stats.handshakes) == (0, 0, 0), (steps, stats)
+                    if not cut.scope.cancelled_caught:
+                        break
+                else:
+                    raise AssertionError(f"the walk does not come to its end in {MAX_STEPS} steps")
+                nursery.cancel_scope.cancel()
+            left = net.netstat()
+            assert not left, str(left)
+        return steps, given
+
+    return simulate(main, seed=pair.seed)
+
+
+@pytest.mark.slow("hundreds of walks, each cancelled one task step later than the one before")
+@pytest.mark.parametrize(
+    ("alice", "bob"),
+    [
+        (None, None),
+        (presets.LINUX, None),
+        (None, presets.LINUX),
+        (presets.LINUX, presets.LINUX_LOCAL),
+        (presets.LINUX, presets.LINUX_SYMMETRIC),
+    ],
+    ids=["direct", "direct-through-a-nat", "reverse", "cone-cone", "cone-symmetric"],
+)
+def test_a_walk_can_be_cancelled_at_any_step_of_any_task(alice: NatConfig | None, bob: NatConfig | None) -> None:
+    pair = PeerPair.between(alice, bob, rtt=0.05)
+    steps, given = sweep(pair)
+    print(f"{steps} walks cut, of which the peer had {given}; {pair}")
+    assert steps > 30
