@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ import trio
 
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio import host as machine
+from warpgate_trio.clock.ntp_client import measure_offset
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.nat.stun_client import query_udp, resolve
 from warpgate_trio.report import Verdict
 from warpgate_trio.sim import Host, presets, simulate
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import RENDEZVOUS, SERVERS, WorldServer, open_nodes, simulate_walk
-from warpgate_trio.testing.worlds import PeerPair
+from warpgate_trio.testing.walks import NTP, RENDEZVOUS, open_nodes, simulate_walk
+from warpgate_trio.testing.worlds import PeerPair, Place
 
 
 def test_a_walk_tells_all_about_itself() -> None:
@@ -62,11 +66,11 @@ def test_servers_run_on_their_machines_and_are_configured() -> None:
         assert machine.current().machine_fingerprint() == here.machine_fingerprint()
         seen.append("closed there")
 
-    server = WorldServer(key="ntp", url="ntp://ntp:123", machine="ntp", open=open_time_server)
+    server = replace(NTP, open=open_time_server)
 
     async def main() -> None:
         pair = PeerPair.between(presets.LINUX)
-        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=(*SERVERS, server)) as nodes:
+        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=(RENDEZVOUS, server)) as nodes:
             assert nodes.net is net
             assert [status.url for status in nodes.alice.signal_servers] == [RENDEZVOUS.url]
             seen.append(net.hosts["ntp"].ip)
@@ -101,3 +105,24 @@ def test_a_fault_of_a_plugin_brings_the_world_along() -> None:
 def test_a_capture(tmp_path: Path) -> None:
     simulate_walk(PeerPair.between(), capture=tmp_path / "run.pcapng")
     assert b"bob:eth0@internet" in (tmp_path / "run.pcapng").read_bytes()
+
+
+def test_servers_that_a_world_has_no_machine_for_are_left_out() -> None:
+    assert simulate_walk(PeerPair(alice=Place(nats=(presets.LINUX,)))).connected
+
+
+def test_the_servers_of_a_world_answer() -> None:
+    async def main() -> None:
+        pair = PeerPair.between(presets.LINUX, rtt=0.1, clock_offsets=(-3.0, 0.0))
+        async with pair.build() as net, simulated_hosts(), open_nodes(net):
+            outside = net.hosts["alice-nat0"].ip
+            with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+                await sock.bind(("0.0.0.0", 40000))
+                for name in ("stun", "stun2"):
+                    answer = await query_udp(sock, await resolve(name, 3478))
+                    assert answer.mapped == (outside, 40000)
+                    assert (answer.other_address is not None) is (name == "stun")
+            estimate = await measure_offset([ServerUrl.parse(NTP.url)], timeout=5.0, host=machine.current())
+            assert estimate.offset == pytest.approx(3.0, abs=0.001)
+
+    simulate(main)

@@ -33,7 +33,9 @@ from ..node import Node, open_node
 from ..nurseries import open_background_nursery
 from ..plugin import Plugin
 from ..report import ConnectReport
+from ..servers.ntp import open_ntp
 from ..servers.rendezvous import open_rendezvous
+from ..servers.stun import open_stun_server
 from ..sim import Host, Network, simulate
 from .hosts import simulated_hosts
 from .worlds import PeerPair
@@ -41,9 +43,12 @@ from .worlds import PeerPair
 __all__ = [
     "ALICE",
     "BOB",
+    "NTP",
     "PORT",
     "RENDEZVOUS",
     "SERVERS",
+    "STUN",
+    "STUN2",
     "NodePair",
     "Walk",
     "WorldServer",
@@ -92,8 +97,20 @@ RENDEZVOUS: Final = WorldServer(
     machine="server",
     open=lambda _host: open_rendezvous(host=None, port=443),
 )
-SERVERS: Final = (RENDEZVOUS,)
-"""What a world has by default."""
+STUN: Final = WorldServer(
+    key="stun",
+    url="stun:stun:3478",
+    machine="stun",
+    open=lambda host: open_stun_server(host=host.addresses[0], second_host=host.addresses[1], port=3478),
+)
+STUN2: Final = WorldServer(
+    key="stun", url="stun:stun2:3478", machine="stun2", open=lambda host: open_stun_server(host=host.ip, port=3478)
+)
+NTP: Final = WorldServer(
+    key="ntp", url="ntp://ntp:123", machine="ntp", open=lambda host: open_ntp(host=host.ip, port=123)
+)
+SERVERS: Final = (RENDEZVOUS, STUN, STUN2, NTP)
+"""What a world has by default, as far as it has the machines: one of `PeerPair.between` has all."""
 
 
 @final
@@ -125,13 +142,14 @@ async def open_nodes(
 
     Args:
       config: of both nodes; its servers are replaced by the world's, and its port by `PORT`.
-      servers: what runs there.
+      servers: what runs there; one whose machine the world has not is left out.
       plugins: those of both nodes; None for all that are installed.
       authorize: bob's.
     """
     chosen = None if plugins is None else list(plugins)
+    there = [server for server in servers if server.machine in net.hosts]
     urls: dict[str, list[str]] = {}
-    for server in servers:
+    for server in there:
         urls.setdefault(server.key, []).append(server.url)
     made = msgspec.structs.replace(
         NodeConfig() if config is None else config,
@@ -139,7 +157,7 @@ async def open_nodes(
         listen=ListenConfig(port=PORT),
     )
     async with AsyncExitStack() as stack:
-        for server in servers:
+        for server in there:
             machine = net.hosts[server.machine]
             stack.enter_context(machine)  # until the end: what was opened on a machine closes there
             await stack.enter_async_context(server.open(machine))
