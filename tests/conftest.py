@@ -14,6 +14,8 @@ import pytest
 
 from tests import requirements
 
+pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
+
 SLOW = 0.25
 """Seconds that a test may take without saying why."""
 

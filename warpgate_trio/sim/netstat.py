@@ -62,6 +62,8 @@ def netstat(net: Network) -> Netstat:
 
 
 def _tasks(net: Network) -> Iterator[str]:
+    if net.wire.ended is not None:
+        return
     root = trio.lowlevel.current_root_task()
     me = trio.lowlevel.current_task()
     waiting = [] if root is None else [root]

@@ -61,6 +61,10 @@ _EPOCHS: Final = (1_735_689_600, 2_208_988_800)  # 2025 to 2039: a wall clock th
 _CHECK_EVERY: Final = 64
 
 
+observers: list[Callable[[Network], object]] = []
+"""Called with every network that was left, which can still be asked what it did."""
+
+
 @final
 class _Factory(SocketFactory):
     """Makes the sockets of whatever host the caller is on."""
@@ -253,7 +257,12 @@ class Network:
             exc.add_note(self.explain())
         hung = self._nursery.cancel_scope.cancel_called and trio.current_time() >= self._limit_at
         try:
-            await self._manager.__aexit__(exc_type, exc, traceback)
+            try:
+                await self._manager.__aexit__(exc_type, exc, traceback)
+            finally:
+                self.wire.ended = trio.current_time()
+                for observe in observers:
+                    observe(self)
         except BaseExceptionGroup:
             # It holds what the body raised and what the wire raised, if it did; then the latter explains the former.
             if self._wire_failure is not None:

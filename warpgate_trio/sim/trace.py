@@ -77,6 +77,11 @@ class Trace:
         self._hash.update(b"".join(lines))
         self._ring.extend(batch)
 
+    @property
+    def total(self) -> int:
+        """How many entries there were so far."""
+        return self.count + len(self._batch)
+
     def digest(self) -> str:
         """The hash over everything so far, in hexadecimal."""
         self._flush()

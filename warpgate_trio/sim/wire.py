@@ -36,10 +36,13 @@ class Wire:
         self._task: trio.lowlevel.Task | None = None  # the sleeping wire task
         self._scope: trio.CancelScope | None = None
         self.on_wake: Callable[[], object] | None = None
+        self.ended: float | None = None  # when the network was left
 
     @property
     def now(self) -> float:
-        """Seconds on the run's clock; inside an entry, the time that it is due."""
+        """Seconds on the run's clock; inside an entry, the time that it is due; after the end, the end's."""
+        if self.ended is not None:
+            return self.ended
         return self._now if self._running else trio.current_time()
 
     @property
