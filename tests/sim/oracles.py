@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import exp, lgamma
 
-from warpgate_trio.sim import Behavior, Filtering, Mapping
+from warpgate_trio.sim import Behavior, Conflict, Filtering, Hairpin, Mapping, Preserve, Sequential, Unsolicited
+from warpgate_trio.testing.worlds import PeerPair, Place
 
 _MAPPINGS = [Mapping.EIM, Mapping.ADM, Mapping.APDM]
 _FILTERS = [Filtering.EIF, Filtering.ADF, Filtering.APDF]
@@ -51,6 +52,46 @@ def punch_possible(a: Sequence[Behavior], b: Sequence[Behavior], *, a_leads: boo
     answered_by_b = eim_b or not eim_a or a_leads
     answered_by_a = eim_a or not eim_b
     return (into_b and answered_by_b) or (into_a and answered_by_a) or (into_a and into_b)
+
+
+def can_punch(pair: PeerPair, *, tcp: bool = False) -> bool | None:
+    """Whether two peers of a world can punch, sending to what a server on the internet saw; None: theory does not say.
+
+    It presupposes that both keep trying, within the lifetime of mappings, and begin with what has a TTL too low to come
+    as far as the other's NATs, or at one time.  What `punch_possible` has for preconditions is looked up here: the
+    transport passes; the peers have different outermost addresses, or one that hairpins; no port is another's.  Where a
+    NAT could be predicted, or the order of packets decides, there is no saying.  Pooling and quotas do not matter, since
+    each router of a `PeerPair` has one address and a peer needs few mappings.
+    """
+
+    def behind(place: Place) -> list[Behavior]:
+        return [nat.tcp if tcp else nat.udp for nat in (*pair.shared, *place.nats)]
+
+    alice, bob = behind(pair.alice), behind(pair.bob)
+    layers = [*alice, *bob]
+    if any(one.ports is not None for one in layers):
+        return False if any(one.ports == () for one in layers) else None
+    possible = {punch_possible(alice, bob, a_leads=first) for first in (True, False)}
+    possible |= {punch_possible(bob, alice, a_leads=first) for first in (True, False)}
+    if len(possible) > 1:
+        return None
+    if pair.shared:
+        (*_, nearest) = pair.shared
+        shared = nearest.tcp if tcp else nearest.udp
+        own_local = any(one.unsolicited is Unsolicited.LOCAL for one in layers)
+        crowded = any((nat.tcp if tcp else nat.udp).conflict is not Conflict.NEXT for nat in pair.shared)
+        if len(pair.shared) > 1 or not (pair.alice.nats or pair.bob.nats) or own_local or crowded:
+            return None
+        if shared.hairpin is not Hairpin.EXTERNAL:
+            return None if shared.hairpin is Hairpin.INTERNAL else False
+    predictable = [one for one in layers if one.mapping is not Mapping.EIM]
+    if any(isinstance(one.allocation, Preserve | Sequential) for one in predictable):
+        return None
+    if tcp and any(one.mapping is not Mapping.EIM and one.filtering is not Filtering.APDF for one in layers):
+        return None  # a SYN comes in on a port from which its answer will not leave
+    if tcp and not all(one.simultaneous_open for one in layers):
+        return None if True in possible else False
+    return possible.pop()
 
 
 def birthday(sockets: int, probes: int, ports: int) -> float:

@@ -11,7 +11,7 @@ import pytest
 import trio
 from hypothesis import event, example, given, settings
 
-from tests.sim.oracles import birthday, punch_possible, stacked
+from tests.sim.oracles import birthday, can_punch, punch_possible, stacked
 from tests.sim.programs import (
     LATENCY,
     behind,
@@ -38,7 +38,10 @@ from warpgate_trio.sim import (
     Uniform,
     Unsolicited,
     presets,
+    simulate,
 )
+from warpgate_trio.testing.strategies import PeerPair, links, peer_pairs
+from warpgate_trio.testing.strategies import nats as nats_that_exist
 
 ONE_WAY = 2 * LATENCY
 CASES = settings(max_examples=60)
@@ -149,6 +152,44 @@ def test_the_oracle_is_symmetric_and_a_weaker_filter_never_hurts(a: list[Behavio
 def test_an_endpoint_independent_mapping_never_hurts(a: list[Behavior], b: list[Behavior]) -> None:
     weaker = [replace(one, mapping=Mapping.EIM) for one in a]
     assert punch_possible(weaker, b) >= punch_possible(a, b)
+
+
+# Pairs of peers anywhere
+
+
+@pytest.mark.slow("some hundred worlds")
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+def test_peers_anywhere_punch_exactly_when_theory_says(tcp: bool) -> None:
+    """Over all that a `PeerPair` can be: stacks, one CGN for both, every policy, ports that do not pass."""
+    met: Counter[bool | None] = Counter()
+
+    link = links(max_latency=0.05, noisy=False)
+    known = peer_pairs(link=link, nat=nats_that_exist(composed=False), max_nats=1)
+
+    @settings(max_examples=250)
+    @given(st.one_of(peer_pairs(link=link), known))
+    def check(pair: PeerPair) -> None:
+        expected = can_punch(pair, tcp=tcp)
+        met[expected] += 1
+        if expected is None:
+            return
+
+        async def world() -> bool:
+            async with pair.build() as net:
+                server, alice, bob = (net.hosts[name] for name in ("server", "alice", "bob"))
+                with trio.move_on_after(30):  # the server itself may be out of reach
+                    if tcp:
+                        return await punch_tcp(server, alice, bob, patience=10.0)
+                    depth = 1 + len(pair.shared) + max(len(pair.alice.nats), len(pair.bob.nats))
+                    return await punch_udp(server, alice, bob, openers=depth)
+                return False
+
+        assert simulate(world, seed=pair.seed) == expected, str(pair)
+
+    check()
+    print(f"{met.total()} pairs: {dict(met)}")
+    assert met[True] >= 10, met
+    assert met[False] >= 10, met
 
 
 # Local NATs (research C.2)

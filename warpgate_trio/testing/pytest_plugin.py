@@ -4,8 +4,8 @@
 
 It does two things.  A test that fails after its network was left, as in ``assert simulate(main) == expected``, shows
 one screen on that network in its report; with Hypothesis that is the network of the smallest failing example, which is
-run last.  (An exception that leaves the network has it as a note already.)  And the end of the run tells how many worlds
-were simulated, with pytest-xdist those of all workers.
+run last.  (An exception that leaves the network has it as a note already.)  And the end of the run tells how many
+worlds were simulated, with pytest-xdist those of all workers.
 
 There are no fixtures: a clock that jumps belongs to one run, and one test runs many, so `simulate` makes one for each.
 """
