@@ -31,8 +31,8 @@ class Nat:
     Attributes:
       ports: the outside ports that it gives.
       unsolicited: what becomes of a packet for no mapping: `drop` is silence; `rst` is a RST, and silence for UDP;
-        `reject` is a RST, and an ICMP error for UDP; `prohibited` is an ICMP error for both; with `local` the router's own stack takes it, which says the same
-        and remembers it.
+        `reject` is a RST, and an ICMP error for UDP; `prohibited` is an ICMP error for both; with `local` the router's
+        own stack takes it, which says the same as `reject` and remembers it.
       hairpin: whether hosts behind it reach each other's outside endpoints (RFC 4787, REQ-9a).
       udp: whether it carries UDP at all.
       forwards: whether it forwards `FORWARDED`.

@@ -59,9 +59,9 @@ def can_punch(pair: PeerPair, *, tcp: bool = False) -> bool | None:
 
     It presupposes that both keep trying, within the lifetime of mappings, and begin with what has a TTL too low to come
     as far as the other's NATs, or at one time.  What `punch_possible` has for preconditions is looked up here: the
-    transport passes; the peers have different outermost addresses, or one that hairpins; no port is another's.  Where a
-    NAT could be predicted, or the order of packets decides, there is no saying.  Pooling and quotas do not matter, since
-    each router of a `PeerPair` has one address and a peer needs few mappings.
+    transport passes; the peers have different outermost addresses, or one that hairpins; no port is another's.  Where
+    a NAT could be predicted, or the order of packets decides, there is no saying.  Pooling and quotas do not matter,
+    since each router of a `PeerPair` has one address and a peer needs few mappings.
     """
 
     def behind(place: Place) -> list[Behavior]:
