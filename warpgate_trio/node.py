@@ -19,6 +19,8 @@ from .errors import AddressExpired, AttemptFailed, ConfigError, ConnectError, Pe
 from .identity import Identity, default_key_file
 from .inbound import Authorize, PipeListener, open_listening_sockets
 from .link import EARLY_DATA_LIMIT, Pipe
+from .netcheck import TIMEOUT as NETCHECK_TIMEOUT
+from .netcheck import NetcheckReport, check_network
 from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
 from .report import Recorder, Verdict, WalkEvent
 from .runtime import NodeRuntime
@@ -113,6 +115,31 @@ class Node:
           SignalUnavailable: there is none to wait for.
         """
         await self._runtime.hub.wait_connected()
+
+    async def netcheck(self, *, servers: bool = False, timeout: float = NETCHECK_TIMEOUT) -> NetcheckReport:
+        """Find out what this machine's network is like: NATs, addresses, servers, the clock; what works and what not.
+
+        Everything is measured afresh.  A bad network is a report, never an exception.
+
+        Args:
+          servers: test every configured server by itself: signal servers by a connection of its own, STUN over TCP too.
+            Without it they are as the node sees them.
+          timeout: seconds; what is not known by then stays unknown, and the report says that it is not complete.
+
+        Raises:
+          trio.ClosedResourceError: the node was closed.
+          ValueError: the timeout is not more than 0.
+        """
+        if self._runtime.closing:
+            raise trio.ClosedResourceError("this node was closed")
+        return await check_network(
+            servers=self._runtime.config.servers,
+            hub=self._runtime.hub,
+            nat=self._runtime.nat,
+            host=self._runtime.host,
+            everything=servers,
+            timeout=timeout,
+        )
 
     async def auto_connect(
         self,

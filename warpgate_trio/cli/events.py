@@ -14,6 +14,7 @@ __all__ = [
     "Failed",
     "Identified",
     "ListenReady",
+    "NetChecked",
     "PipeOpened",
     "Pong",
     "Preset",
@@ -108,6 +109,32 @@ class Failed(_Event, frozen=True, kw_only=True, tag="failed"):
     advice: str
     report: dict[str, Any] | None
     error: str
+
+
+class NetChecked(_Event, frozen=True, kw_only=True, tag="netcheck"):
+    """`netcheck` is done: a `NetcheckReport`, key by key.
+
+    Attributes:
+      online: whether at least one server was reached.
+      complete: false where the time was up before all had been asked.
+      elapsed_ms: how long it took.
+      external: our addresses as servers saw them.
+      paths: per interface and address family: the NAT profile, and what it means.
+      servers: per server and transport: whether it was reached, and the round trip.
+      clock: seconds to add to this machine's clock, and the uncertainty of that.
+      can, cannot, unknown: sentences.
+    """
+
+    online: bool
+    complete: bool
+    elapsed_ms: float
+    external: list[str]
+    paths: list[dict[str, Any]]
+    servers: list[dict[str, Any]]
+    clock: dict[str, Any]
+    can: list[str]
+    cannot: list[str]
+    unknown: list[str]
 
 
 class Identified(_Event, frozen=True, kw_only=True, tag="id"):

@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "listen": ("listen", "listen"),
     "connect": ("connect", "connect"),
     "ping": ("ping", "ping"),
+    "netcheck": ("netcheck", "netcheck"),
     "simulate": ("simulate", "simulate"),
     "id": ("show", "id_command"),
     "config": ("show", "config_command"),

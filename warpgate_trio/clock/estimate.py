@@ -94,6 +94,7 @@ class ClockEstimate:
       wall_at: that moment, as the wall clock had it.
       servers: those that agreed.
       faults: what was wrong with each of the others, by server; one sentence each.
+      delays: the shortest round trip to each that answered, in seconds, by server.
     """
 
     offset: float
@@ -102,6 +103,7 @@ class ClockEstimate:
     wall_at: float
     servers: tuple[str, ...] = ()
     faults: Mapping[str, str] = field(default_factory=dict)
+    delays: Mapping[str, float] = field(default_factory=dict)
 
     def moved(self, wall: float, monotonic: float) -> float:
         """Seconds that the wall clock went ahead of the monotonic one since the measurement; negative: fell behind."""

@@ -93,6 +93,7 @@ async def measure_offset(servers: Sequence[ServerUrl], *, timeout: float, host: 
         wall_at=local(),
         servers=offset.agreeing,
         faults=faults,
+        delays={each.name: each.best.delay for each in readings if each.best is not None},
     )
 
 

@@ -86,6 +86,7 @@ class NatService:
     Attributes:
       profiles: what was measured of the NATs, by address family.
       allowance: what may still be sent unasked, to whom.
+      measuring: held, by address family, by whoever measures: two at a time would disturb the order of mappings.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class NatService:
         self._nearest: dict[Family, TransportAddress] = {}
         self._sprays: dict[str, bytes] = {}
         self.allowance: Final = Allowance()
+        self.measuring: Final[dict[Family, trio.Lock]] = {af: trio.Lock() for af in FAMILIES}
         self.profiles: NatProfiles = NatProfiles()
 
     # -- for attempts ------------------------------------------------------------------------------------------------
@@ -221,14 +223,15 @@ class NatService:
             self._doubted[af] = trio.Event()
             servers = await self._resolve(af)
             profile: NatProfile | None = None
-            if servers:
-                with suppress(OSError):
-                    profile = await measure_nat(self._bind_address(af, servers), servers, online=self._is_online())
-            known = {key: value for key, value in self.profiles if key[1] != af}
-            if profile is not None:
-                logger.info("IPv%d: UDP %s; TCP %s", af, describe(profile.udp), describe(profile.tcp))
-                known[None, af] = profile
-            self.profiles = NatProfiles(known)
+            async with self.measuring[af]:
+                if servers:
+                    with suppress(OSError):
+                        profile = await measure_nat(self._bind_address(af, servers), servers, online=self._is_online())
+                known = {key: value for key, value in self.profiles if key[1] != af}
+                if profile is not None:
+                    logger.info("IPv%d: UDP %s; TCP %s", af, describe(profile.udp), describe(profile.tcp))
+                    known[None, af] = profile
+                self.profiles = NatProfiles(known)
             found = profile is not None and profile.udp != UNKNOWN
             pause = RETRY_FIRST if found else min(2 * pause, RETRY_LAST)
             with trio.move_on_after(PROFILE_LIFETIME / 2 if found else pause):

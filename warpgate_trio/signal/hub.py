@@ -192,6 +192,27 @@ class SignalHub:
         """
         await self._first_connected()
 
+    async def wait_tried(self) -> None:
+        """Return once each of the node's own servers is connected, or has failed; the caller bounds the time."""
+        while not self._ended and any(slot.channel is None and slot.last_error is None for slot in self._own):
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def measure_server(self, url: ServerUrl) -> float:
+        """Connect to a signal server afresh, register, and close; seconds of a round trip to it.
+
+        It registers a key that nobody else has: under our own it would be handed messages for us.  The caller bounds
+        the time.
+
+        Raises as `open_channel`.
+        """
+        started = trio.current_time()
+        context = self._trust() if url.tls else None
+        async with open_channel(url, Identity.generate(), ssl_context=context) as channel:
+            opened = trio.current_time() - started
+            return opened if channel.rtt is None else channel.rtt
+        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+
     def status(self) -> tuple[ServerStatus, ...]:
         """Every server, the node's own first, then those visited now."""
         return tuple(slot.status() for slot in (*self._own, *self._visits))

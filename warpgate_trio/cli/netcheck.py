@@ -1,0 +1,150 @@
+"""``warpgate-trio netcheck``: what this machine's network is like, and what works in it."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from .exits import ExitCode
+from .options import NodeOptions, Settings, common_options, json_option, pass_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..config import NodeConfig
+    from ..netcheck import ClockCheck, NetcheckReport, ServerCheck
+
+__all__ = ["netcheck"]
+
+PATHS: Final = ("interface", "IP", "address", "seen as", "UDP", "TCP")
+SERVERS: Final = ("server", "over", "ms", "outcome")
+MAX_ERROR: Final = 100
+"""Characters of an error that a table shows; the JSON line has all of it."""
+
+
+@click.command(short_help="What is this network like: NATs, servers, clock; what works in it?")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F", help="Configuration file.")
+@click.option("--servers", is_flag=True, help="Test every configured server by itself, over each transport.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=15.0,
+    show_default=True,
+    metavar="S",
+    help="Report what is known after S seconds.",
+)
+@json_option
+@common_options
+@pass_settings
+def netcheck(settings: Settings, *, config_file: Path | None, servers: bool, timeout: float) -> int:
+    """Measure the NATs between this machine and the internet, by the servers that are configured.
+
+    Exits with 0 when at least one server was reached, with 1 when none was.
+    """
+    from .runner import run
+
+    settings.start_logging()
+    # An identity of its own: under the node's key it would be called in the place of a `listen` that runs beside it.
+    config = NodeOptions(config_file=config_file, key_file=None, ephemeral=True, port=0).load()
+    return run(partial(_netcheck, settings, config, servers, timeout))
+
+
+async def _netcheck(settings: Settings, config: NodeConfig, servers: bool, timeout: float) -> ExitCode:
+    from ..node import open_node
+
+    async with open_node(config) as node:
+        settings.say(f"checking, for at most {timeout:g} s …")
+        report = await node.netcheck(servers=servers, timeout=timeout)
+    if settings.json:
+        import msgspec
+
+        from .events import NetChecked, encode
+
+        settings.put(encode(NetChecked(**msgspec.to_builtins(report))))
+    elif sys.stdout is not None and sys.stdout.isatty():
+        settings.put(_styled(report).encode())
+    else:
+        settings.put(_plain(report).encode())
+    return ExitCode.OK if report.online else ExitCode.NO_PATH
+
+
+def _plain(report: NetcheckReport) -> str:
+    from .render import plain_table
+
+    blocks = [
+        plain_table(columns, rows)
+        for columns, rows in ((PATHS, _path_rows(report)), (SERVERS, _server_rows(report.servers)))
+        if rows
+    ]
+    return "\n\n".join([*blocks, "\n".join(_lines(report))]) + "\n"
+
+
+def _styled(report: NetcheckReport) -> str:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from .render import rich_table
+
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        for columns, rows in ((PATHS, _path_rows(report)), (SERVERS, _server_rows(report.servers))):
+            if rows:
+                console.print(rich_table(columns, rows))
+        for line in _lines(report):
+            style = {"can": "green", "cannot": "red", "unknown": "yellow"}.get(line.partition(":")[0], "")
+            console.print(escape(line), style=style)
+    return captured.get()
+
+
+def _path_rows(report: NetcheckReport) -> list[tuple[str, ...]]:
+    return [
+        (
+            each.interface,
+            str(each.af),
+            each.address,
+            " ".join(dict.fromkeys((*each.udp.external, *each.tcp.external))) or "-",
+            each.udp.words,
+            each.tcp.words,
+        )
+        for each in report.paths
+    ]
+
+
+def _server_rows(servers: Sequence[ServerCheck]) -> list[tuple[str, ...]]:
+    from .render import format_ms
+
+    return [
+        (
+            each.url,
+            each.transport,
+            format_ms(each.latency_ms),
+            "reached" if each.reachable else _cut(each.error or "not reached"),
+        )
+        for each in servers
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 1] + "…"
+
+
+def _lines(report: NetcheckReport) -> list[str]:
+    lines = [f"clock: {_clock(report.clock)}"]
+    lines += [f"can: {each}" for each in report.can]
+    lines += [f"cannot: {each}" for each in report.cannot]
+    lines += [f"unknown: {each}" for each in report.unknown]
+    if not report.complete:
+        lines.append(f"note: not all has been asked: the time was up after {report.elapsed_ms / 1000:.1f} s")
+    return lines
+
+
+def _clock(clock: ClockCheck) -> str:
+    if clock.offset_s is None or clock.uncertainty_s is None:
+        return "nobody tells"
+    way = "behind" if clock.offset_s > 0 else "ahead"
+    text = f"{abs(clock.offset_s):.3f} s {way}, give or take {clock.uncertainty_s:.3f} s"
+    return f"{text}; outvoted: {', '.join(clock.outvoted)}" if clock.outvoted else text

@@ -1,0 +1,295 @@
+"""What a network can and cannot do, in words for people: a table of rules over a NAT profile.  Pure.
+
+Theory of operation.  The rules ask `outlook`, by which walks are planned too, about a few typical peers, so that what
+is said here is what an `auto_connect` will do.  They keep three lists.  What `can` says holds whatever the unknown axes
+of the profile turn out to be, and so does what `cannot` says; all else that a user would like to know is `unknown`,
+with what would make it known.  A rule is a condition and a sentence, and every rule that applies speaks, in the order
+of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, Literal, final
+
+from ..address import is_public
+from .outlook import Chance, punch_outlook, spray_outlook
+from .profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
+
+__all__ = ["RULES", "Abilities", "Rule", "abilities"]
+
+LENIENT: Final = TransportProfile(
+    translated=True,
+    blocked=False,
+    mapping=Mapping.ENDPOINT_INDEPENDENT,
+    filtering=Filtering.ADDRESS_DEPENDENT,
+    allocation=Allocation.PRESERVING,
+)
+CONE: Final = replace(LENIENT, filtering=Filtering.ADDRESS_AND_PORT_DEPENDENT)
+STEPPING: Final = replace(CONE, mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.SEQUENTIAL, delta=1)
+SYMMETRIC: Final = replace(CONE, mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.RANDOM)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """Sentences without their subject, which is the network ("connects over UDP to peers behind any NAT").
+
+    Attributes:
+      can: what works, as surely as punching ever does.
+      cannot: what does not, whatever else were known.
+      unknown: what is not known, and why.
+    """
+
+    can: tuple[str, ...] = ()
+    cannot: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class Reach:
+    """One transport: whom it gets through to."""
+
+    def __init__(self, profile: TransportProfile) -> None:
+        self.profile: Final = profile
+
+    @cached_property
+    def silent(self) -> bool:
+        """Nothing answered, and that may be the servers' fault."""
+        return not self.profile.blocked and self.profile.translated is None
+
+    def _chance(self, peer: TransportProfile) -> Chance:
+        return punch_outlook(self.profile, peer).chance
+
+    @cached_property
+    def lenient(self) -> Chance:
+        return self._chance(LENIENT)
+
+    @cached_property
+    def cone(self) -> Chance:
+        return self._chance(CONE)
+
+    @cached_property
+    def stepping(self) -> Chance:
+        return self._chance(STEPPING)
+
+    @cached_property
+    def symmetric(self) -> Chance:
+        return self._chance(SYMMETRIC)
+
+    @property
+    def hidden(self) -> bool:
+        """One server alone has answered: the mapping cannot be told."""
+        return bool(self.profile.translated) and self.profile.mapping is Mapping.UNKNOWN
+
+    def sprays_to(self, peer: TransportProfile) -> float:
+        """The chance of a spray where nothing else helps; 0 where something does, or too little is known."""
+        if self.silent or self.profile.endpoint_independent is None or self._chance(peer) is not Chance.HOPELESS:
+            return 0.0
+        outlook = spray_outlook(self.profile, peer)
+        return outlook.probability if outlook.chance is Chance.LIKELY else 0.0
+
+
+@final
+class Facts:
+    """What the rules look at."""
+
+    def __init__(self, profile: NatProfile) -> None:
+        self.udp: Final = Reach(profile.udp)
+        self.tcp: Final = Reach(profile.tcp)
+        self.external: Final = tuple(dict.fromkeys((*profile.udp.external, *profile.tcp.external)))
+
+    @property
+    def local(self) -> bool:
+        """All that answered is on our own side of whatever leads to the internet."""
+        return bool(self.external) and not any(is_public(each) for each in self.external)
+
+    @property
+    def silent(self) -> bool:
+        return self.udp.silent and self.tcp.silent
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table."""
+
+    says: Literal["can", "cannot", "unknown"]
+    applies: Callable[[Facts], bool]
+    sentence: str | Callable[[Facts], str]
+
+
+LIKELY, DOUBTFUL, HOPELESS = Chance.LIKELY, Chance.DOUBTFUL, Chance.HOPELESS
+
+
+def _any_nat(reach: Reach) -> bool:
+    return not reach.silent and {reach.cone, reach.stepping, reach.symmetric} == {LIKELY}
+
+
+def _any_but_random(reach: Reach) -> bool:
+    return not reach.silent and reach.cone is reach.stepping is LIKELY is not reach.symmetric
+
+
+def _cones(reach: Reach) -> bool:
+    return not reach.silent and reach.cone is LIKELY is not reach.stepping
+
+
+def _lenient_only(reach: Reach) -> bool:
+    return not reach.silent and reach.lenient is LIKELY is not reach.cone
+
+
+def _open(reach: Reach) -> bool:
+    return reach.profile.translated is False and reach.profile.filtering is Filtering.ENDPOINT_INDEPENDENT
+
+
+def _helpless(reach: Reach) -> bool:
+    """Peers behind symmetric NATs with random ports are out of reach."""
+    return reach.symmetric is HOPELESS and not reach.sprays_to(SYMMETRIC)
+
+
+def _needs_relay(facts: Facts, *, stepping: bool) -> bool:
+    """For peers behind symmetric NATs; `stepping`: for those, too, whose ports follow one another."""
+    udp, tcp = facts.udp, facts.tcp
+    return _helpless(udp) and tcp.symmetric is HOPELESS and (udp.stepping is tcp.stepping is HOPELESS) is stepping
+
+
+def _percent(chance: float) -> str:
+    return f"{chance:.0%}".replace("%", " %")
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    # Nothing to go by.
+    Rule("unknown", lambda f: f.silent, "no STUN server answers: nothing is known"),
+    Rule(
+        "unknown",
+        lambda f: f.local,
+        "the servers that answer are within this network: what lies between it and the internet is not known",
+    ),
+    Rule(
+        "unknown",
+        lambda f: f.udp.silent and not f.tcp.silent,
+        "no STUN server answers over UDP: nothing is known of UDP",
+    ),
+    Rule(
+        "unknown",
+        lambda f: f.tcp.silent and not f.udp.silent and not f.local,
+        "no STUN server answers over TCP: nothing is known of TCP",
+    ),
+    # UDP.
+    Rule(
+        "cannot",
+        lambda f: bool(f.udp.profile.blocked),
+        "UDP is blocked: no server answers over it, though one is there",
+    ),
+    Rule("can", lambda f: _open(f.udp), "is open: over UDP, any peer gets through to its own addresses"),
+    Rule("can", lambda f: _any_nat(f.udp), "connects over UDP to peers behind any NAT"),
+    Rule(
+        "can",
+        lambda f: _any_but_random(f.udp),
+        "connects over UDP to peers behind any NAT but symmetric ones with random ports",
+    ),
+    Rule("can", lambda f: _cones(f.udp), "connects over UDP to peers behind cone NATs, as most homes have them"),
+    Rule(
+        "can",
+        lambda f: _lenient_only(f.udp),
+        "connects over UDP to peers in the open and behind NATs that do not filter by port",
+    ),
+    Rule(
+        "can",
+        lambda f: f.udp.sprays_to(SYMMETRIC) > 0,
+        lambda f: (
+            f"reaches peers behind symmetric NATs with random ports by a spray of packets over UDP, in "
+            f"{_percent(f.udp.sprays_to(SYMMETRIC))} of the tries"
+        ),
+    ),
+    Rule(
+        "can",
+        lambda f: f.udp.sprays_to(CONE) > 0,
+        lambda f: (
+            f"reaches peers behind cone NATs by a spray of packets over UDP, in "
+            f"{_percent(f.udp.sprays_to(CONE))} of the tries"
+        ),
+    ),
+    Rule(
+        "unknown",
+        lambda f: not f.udp.silent and f.udp.cone is LIKELY and f.udp.stepping is DOUBTFUL,
+        "may meet peers behind symmetric NATs whose ports follow one another: each side has to guess the other's next",
+    ),
+    Rule(
+        "unknown",
+        lambda f: _any_but_random(f.udp) and f.udp.symmetric is DOUBTFUL and not f.udp.hidden,
+        "how UDP is filtered is not known, for which a STUN server takes two addresses (RFC 5780): peers behind "
+        "symmetric NATs may get through at once",
+    ),
+    # TCP.
+    Rule(
+        "cannot",
+        lambda f: bool(f.tcp.profile.blocked),
+        "TCP is blocked but for some ports, such as the web's: no STUN server answers over it, though one is there",
+    ),
+    Rule("can", lambda f: _any_nat(f.tcp), "punches TCP with peers behind any NAT"),
+    Rule(
+        "can",
+        lambda f: _any_but_random(f.tcp),
+        "punches TCP with peers behind any NAT but symmetric ones with random ports",
+    ),
+    Rule("can", lambda f: _cones(f.tcp), "punches TCP with peers behind cone NATs"),
+    Rule(
+        "cannot",
+        lambda f: not f.tcp.silent and not f.tcp.profile.blocked and f.tcp.cone is HOPELESS,
+        "does not punch TCP with peers whose NAT filters by port: the port of its own next connection is not foreseen",
+    ),
+    # Both.
+    Rule(
+        "unknown",
+        lambda f: f.udp.hidden or f.tcp.hidden,
+        "the one STUN server that answers does not show whether the NAT is symmetric: it takes a second one, elsewhere",
+    ),
+    Rule(
+        "cannot",
+        lambda f: bool(f.udp.profile.blocked and f.tcp.profile.blocked),
+        "needs a relay with every peer outside",
+    ),
+    Rule(
+        "cannot",
+        lambda f: not (f.udp.profile.blocked and f.tcp.profile.blocked) and _needs_relay(f, stepping=True),
+        "needs a relay with peers behind symmetric NATs",
+    ),
+    Rule(
+        "cannot",
+        lambda f: _needs_relay(f, stepping=False),
+        "needs a relay with peers behind symmetric NATs with random ports",
+    ),
+    Rule(
+        "unknown",
+        lambda f: _helpless(f.udp) and f.tcp.symmetric is DOUBTFUL,
+        "may need a relay with peers behind symmetric NATs with random ports: over UDP there is no way, and of TCP too "
+        "little is known",
+    ),
+    Rule(
+        "cannot",
+        lambda f: f.udp.profile.hairpin is False and bool(f.udp.profile.translated),
+        "leads no packet back in: peers behind the same NAT meet by their private addresses alone",
+    ),
+    Rule(
+        "unknown",
+        lambda f: len(f.external) > 1 and not f.local,
+        lambda f: (
+            f"leaves by several addresses ({', '.join(map(str, f.external))}): a peer may see another than servers do"
+        ),
+    ),
+)
+"""Every rule that applies speaks."""
+
+
+def abilities(profile: NatProfile) -> Abilities:
+    """What the network behind a profile can and cannot do."""
+    facts = Facts(profile)
+    said: dict[str, list[str]] = {"can": [], "cannot": [], "unknown": []}
+    for rule in RULES:
+        if facts.local and rule.says != "unknown":
+            continue  # true of the way to those servers, and of nothing that a user asks about
+        if rule.applies(facts):
+            said[rule.says].append(rule.sentence if isinstance(rule.sentence, str) else rule.sentence(facts))
+    return Abilities(**{name: tuple(sentences) for name, sentences in said.items()})
