@@ -65,6 +65,7 @@ LAST_WAIT: Final = 3.0
 """RTOs after the last request: 1.2 s in all, twice the round trip by satellite."""
 
 Family: TypeAlias = Literal[4, 6]
+FAMILIES: Final[tuple[Family, Family]] = (4, 6)
 Kind: TypeAlias = Literal["websocket", "mqtt", "stun", "turn", "ntp"]
 _KINDS: Final[dict[str, Kind]] = {
     "ws": "websocket",
@@ -257,10 +258,11 @@ class _Outcome:
 @final
 @dataclass(slots=True)
 class _Row:
-    """A server over a transport; the first of its addresses to answer counts."""
+    """A server over a transport; the first of its addresses to answer counts, and only all together are silence."""
 
     url: ServerUrl
     transport: str
+    asks: int = 1
     outcomes: list[_Outcome] = field(default_factory=list)
     not_tested: str | None = None
 
@@ -270,7 +272,7 @@ class _Row:
         if latencies:
             return make(reachable=True, latency_ms=_ms(min(latencies)))
         errors = sorted((each for each in self.outcomes if each.error), key=lambda each: not each.asked)
-        if errors:
+        if errors and len(self.outcomes) == self.asks:
             return make(reachable=False, error=errors[0].error)
         return make(reachable=None, error=self.not_tested or "not tested: the time was up")
 
@@ -300,13 +302,13 @@ class _Check:
         self._signals_done = trio.Event()
         self._stun = list(dict.fromkeys(url for url in servers.stun if url.scheme == "stun"))
         self._rows = {
-            (url, transport): _Row(url, transport)
+            (url, transport): _Row(url, transport, asks=len(FAMILIES))
             for url in self._stun
             for transport in (("udp", "tcp") if everything else ("udp",))
         }
         self._ntp = {url: _Row(url, "udp") for url in servers.ntp}
         self._estimates: dict[ServerUrl, ClockEstimate] = {}
-        self._paths: dict[Family, list[Path]] = {4: [], 6: []}
+        self._paths: dict[Family, list[Path]] = {af: [] for af in FAMILIES}
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -145,7 +145,8 @@ def _open(reach: Reach) -> bool:
 
 def _helpless(reach: Reach) -> bool:
     """Peers behind symmetric NATs with random ports are out of reach."""
-    return reach.symmetric is HOPELESS and not reach.sprays_to(SYMMETRIC)
+    no_spray = spray_outlook(reach.profile, SYMMETRIC).chance is HOPELESS
+    return not reach.silent and reach.symmetric is HOPELESS and no_spray
 
 
 def _needs_relay(facts: Facts, *, stepping: bool) -> bool:
