@@ -143,16 +143,28 @@ def _open(reach: Reach) -> bool:
     return reach.profile.translated is False and reach.profile.filtering is Filtering.ENDPOINT_INDEPENDENT
 
 
-def _helpless(reach: Reach) -> bool:
-    """Peers behind symmetric NATs with random ports are out of reach."""
-    no_spray = spray_outlook(reach.profile, SYMMETRIC).chance is HOPELESS
+def _helpless(reach: Reach, *, surely: bool) -> bool:
+    """Peers behind symmetric NATs with random ports are out of reach; `surely`: however we filter, if that is unknown.
+
+    Plans of sprays take an unknown filter for the strictest.
+    """
+    profile = reach.profile
+    if surely and profile.filtering is Filtering.UNKNOWN:
+        profile = replace(profile, filtering=Filtering.ENDPOINT_INDEPENDENT)
+    no_spray = spray_outlook(profile, SYMMETRIC).chance is HOPELESS
     return not reach.silent and reach.symmetric is HOPELESS and no_spray
 
 
 def _needs_relay(facts: Facts, *, stepping: bool) -> bool:
     """For peers behind symmetric NATs; `stepping`: for those, too, whose ports follow one another."""
     udp, tcp = facts.udp, facts.tcp
-    return _helpless(udp) and tcp.symmetric is HOPELESS and (udp.stepping is tcp.stepping is HOPELESS) is stepping
+    helpless = _helpless(udp, surely=True) and tcp.symmetric is HOPELESS
+    return helpless and (udp.stepping is tcp.stepping is HOPELESS) is stepping
+
+
+def _may_need_relay(facts: Facts) -> bool:
+    surely = _helpless(facts.udp, surely=True) and facts.tcp.symmetric is HOPELESS
+    return _helpless(facts.udp, surely=False) and not surely and facts.tcp.symmetric is not LIKELY
 
 
 def _percent(chance: float) -> str:
@@ -264,9 +276,8 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "unknown",
-        lambda f: _helpless(f.udp) and f.tcp.symmetric is DOUBTFUL,
-        "may need a relay with peers behind symmetric NATs with random ports: over UDP there is no way, and of TCP too "
-        "little is known",
+        _may_need_relay,
+        "may need a relay with peers behind symmetric NATs with random ports: too little is known of what comes in",
     ),
     Rule(
         "cannot",
