@@ -399,14 +399,16 @@ class _Check:
             alive = await self._ask_stun(there)
             if not alive:
                 await self._signals_done.wait()  # silence means something where somebody else answers
+            online = any(each.reachable for each in self._signal_rows())
             for path in paths:
-                if path.main and after is not None and after is not before and after.udp != UNKNOWN:
+                if path.main and after is not None and after is not before and (after.udp != UNKNOWN or not online):
                     path.profile = after  # measured in the background, while we waited for our turn
                 elif paths[0].address.is_loopback and not path.main:
                     path.why = "was not measured: the STUN servers are on this machine"
                 else:
-                    online = path.main and any(each.reachable for each in self._signal_rows())
-                    path.profile = await measure_nat(str(path.address), alive or list(there.values()), online=online)
+                    path.profile = await measure_nat(
+                        str(path.address), alive or list(there.values()), online=online and path.main
+                    )
 
     async def _resolve(self, af: Family) -> dict[ServerUrl, TransportAddress]:
         family = trio.socket.AF_INET if af == 4 else trio.socket.AF_INET6

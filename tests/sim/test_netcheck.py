@@ -280,7 +280,7 @@ def test_what_is_known_when_the_time_is_up(seconds: float) -> None:
     assert path is None or path.unknown == ("was not measured: the time was up",)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.05, 0.5])
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.05, 0.081, 0.121, 0.2, 0.5])
 def test_cancelled_it_leaves_nothing(seconds: float) -> None:
     async def call(node: Node) -> NetcheckReport:
         with trio.move_on_after(seconds) as scope:

@@ -58,6 +58,8 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["connect", "wg1", "--plugin", "p", "--phases", "direct"], "give one of them"),
         (["connect", "wg1", "--timeout", "0"], "--timeout"),
         (["connect", "wg1", "--echo-test", "0"], "--echo-test"),
+        (["netcheck", "--timeout", "0"], "--timeout"),
+        (["netcheck", "--config", "/none/config.toml"], "/none/config.toml"),
         (["serve", "--tls-cert", "f"], "go together"),
         (["serve", "--ntp-port", "1123", "--no-ntp"], "exclude each other"),
         (["serve", "--tls-cert", "/none", "--tls-key", "/none"], "No such file"),

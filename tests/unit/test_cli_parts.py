@@ -28,6 +28,7 @@ from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_st
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError
 from warpgate_trio.host import Interface, InterfaceAddress
+from warpgate_trio.netcheck import ClockCheck
 from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent
 from warpgate_trio.servers.ntp import open_ntp
 
@@ -104,6 +105,18 @@ def test_every_event_follows_its_schema() -> None:
         events.Failed(verdict="unreachable", advice="a", report=plain, error="e"),
         events.Failed(verdict="bad_address", advice="a", report=None, error="e"),
         events.Identified(peer=PEER, key_file=None),
+        events.NetChecked(
+            online=False,
+            complete=True,
+            elapsed_ms=0.1,
+            external=[],
+            paths=[],
+            servers=[],
+            clock=msgspec.to_builtins(ClockCheck()),
+            can=[],
+            cannot=["a"],
+            unknown=["b"],
+        ),
     ):
         line = events.encode(event)
         assert line.count(b"\n") == 1

@@ -171,14 +171,12 @@ def _percent(chance: float) -> str:
     return f"{chance:.0%}".replace("%", " %")
 
 
+WITHIN: Final = "the servers that answer are within this network: what lies between it and the internet is not known"
+"""All that is said then: the rules would tell what is true of the way to those servers."""
+
 RULES: Final[tuple[Rule, ...]] = (
     # Nothing to go by.
     Rule("unknown", lambda f: f.silent, "no STUN server answers: nothing is known"),
-    Rule(
-        "unknown",
-        lambda f: f.local,
-        "the servers that answer are within this network: what lies between it and the internet is not known",
-    ),
     Rule(
         "unknown",
         lambda f: f.udp.silent and not f.tcp.silent,
@@ -186,7 +184,7 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "unknown",
-        lambda f: f.tcp.silent and not f.udp.silent and not f.local,
+        lambda f: f.tcp.silent and not f.udp.silent,
         "no STUN server answers over TCP: nothing is known of TCP",
     ),
     # UDP.
@@ -286,7 +284,7 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "unknown",
-        lambda f: len(f.external) > 1 and not f.local,
+        lambda f: len(f.external) > 1,
         lambda f: (
             f"leaves by several addresses ({', '.join(map(str, f.external))}): a peer may see another than servers do"
         ),
@@ -298,10 +296,10 @@ RULES: Final[tuple[Rule, ...]] = (
 def abilities(profile: NatProfile) -> Abilities:
     """What the network behind a profile can and cannot do."""
     facts = Facts(profile)
+    if facts.local:
+        return Abilities(unknown=(WITHIN,))
     said: dict[str, list[str]] = {"can": [], "cannot": [], "unknown": []}
     for rule in RULES:
-        if facts.local and rule.says != "unknown":
-            continue  # true of the way to those servers, and of nothing that a user asks about
         if rule.applies(facts):
             said[rule.says].append(rule.sentence if isinstance(rule.sentence, str) else rule.sentence(facts))
     return Abilities(**{name: tuple(sentences) for name, sentences in said.items()})

@@ -1,0 +1,117 @@
+"""`netcheck` as a process, against `serve` on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.end_to_end.processes import PROGRAM, checked_event, environment, ran, started
+from tests.servers_mqtt import free_port
+
+pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
+
+SERVE = ("serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--ntp-port", "0")
+
+
+async def test_what_it_prints(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    async with started(*SERVE) as serve:
+        await serve.wait_err("until interrupted")
+        dead = free_port()
+        text = serve.out.decode()
+        config.write_text(
+            text.replace("stun = [", f'turn = ["turn:u:secret@127.0.0.1"]\nstun = [\n"stun:127.0.0.1:{dead}",')
+        )
+
+        check = await ran("netcheck", "--config", config)
+        assert check.process.returncode == 0, check.stderr_text
+        plain = check.out.decode()
+        assert "\x1b" not in plain
+        for words in (
+            "interface",
+            "lo",
+            "no NAT",
+            "reached",
+            "clock: ",
+            "can: ",
+            "unknown: ",
+            "TURN comes later",
+        ):
+            assert words in plain, plain
+        assert "secret" not in plain
+
+        check = await ran("netcheck", "--config", config, "--servers", "--json", "--quiet")
+        assert check.process.returncode == 0
+        assert check.stderr_text == ""
+        event = checked_event(bytes(check.out))
+        assert (event["event"], event["online"], event["complete"]) == ("netcheck", True, True)
+        rows = {(each["kind"], each["transport"], each["reachable"]) for each in event["servers"]}
+        assert rows == {
+            ("websocket", "tcp", True),
+            ("stun", "udp", True),
+            ("stun", "tcp", True),
+            ("stun", "udp", False),
+            ("stun", "tcp", False),
+            ("turn", "udp", None),
+            ("ntp", "udp", True),
+        }
+        assert abs(event["clock"]["offset_s"]) <= event["clock"]["uncertainty_s"] + 0.1
+
+        ours, theirs = os.openpty()
+        try:
+            async with started(
+                "netcheck", "--config", config, stdout=theirs, env={"TERM": "xterm-256color"}
+            ) as command:
+                os.close(theirs)
+                assert await command.code() == 0
+            shown = bytearray()
+            with suppress(OSError):  # EIO: the command has ended
+                while data := os.read(ours, 65536):
+                    shown += data
+        finally:
+            os.close(ours)
+        assert b"\x1b[" in shown
+        assert b"no NAT" in shown
+        assert b"can: " in shown
+
+
+async def test_nothing_is_reached(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    dead = free_port()
+    config.write_text(f'[servers]\nwebsocket = ["ws://127.0.0.1:{dead}"]\nstun = ["stun:127.0.0.1:{dead}"]\n')
+    check = await ran("netcheck", "--config", config, "--timeout", "9", "--json")
+    assert check.process.returncode == 1
+    event = checked_event(bytes(check.out))
+    assert (event["online"], event["can"], event["external"]) == (False, [], [])
+    assert event["clock"]["offset_s"] is None
+    assert "no signal server answers" in event["cannot"][0]
+
+
+async def test_a_timeout_ends_it(tmp_path: Path) -> None:
+    """A server that takes connections and says nothing."""
+    config = tmp_path / "config.toml"
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        config.write_text(f'[servers]\nwebsocket = ["ws://127.0.0.1:{port}"]\n')
+        check = await ran("netcheck", "--config", config, "--servers", "--timeout", "0.3", "--json")
+    assert check.process.returncode == 1
+    event = checked_event(bytes(check.out))
+    assert not event["complete"]
+    assert event["elapsed_ms"] == pytest.approx(300, abs=200)
+    assert event["servers"][0]["reachable"] is None
+
+
+def test_its_reader_has_gone(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    words = [*PROGRAM, "netcheck", "--config", str(config)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(20) == 0
