@@ -19,8 +19,9 @@ from .errors import AddressExpired, AttemptFailed, ConfigError, ConnectError, Pe
 from .identity import Identity, default_key_file
 from .inbound import Authorize, PipeListener, open_listening_sockets
 from .link import EARLY_DATA_LIMIT, Pipe
-from .netcheck import TIMEOUT as NETCHECK_TIMEOUT
-from .netcheck import NetcheckReport, check_network
+from .netcheck import NetcheckReport
+from .netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
+from .netcheck_probes import check_network
 from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
 from .report import Recorder, Verdict, WalkEvent
 from .runtime import NodeRuntime
