@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .inbound import anyone as anyone
     from .link import PathInfo as PathInfo
     from .link import Pipe as Pipe
+    from .netcheck import NetcheckReport as NetcheckReport
     from .node import Node as Node
     from .node import open_node as open_node
     from .plugin import IP4 as IP4
@@ -46,6 +47,7 @@ __all__ = [
     "ConnectError",
     "ConnectReport",
     "Identity",
+    "NetcheckReport",
     "Node",
     "NodeConfig",
     "PathInfo",
@@ -70,6 +72,7 @@ _HOME: Final[dict[str, str]] = {
     "IP4": "plugin",
     "IP6": "plugin",
     "Identity": "identity",
+    "NetcheckReport": "netcheck",
     "Node": "node",
     "NodeConfig": "config",
     "PathInfo": "link",
