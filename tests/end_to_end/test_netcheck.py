@@ -81,10 +81,18 @@ async def test_what_it_prints(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_reached(tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
+    """Beside a `listen`, which has the port and the key of the configuration."""
+    config, key = tmp_path / "config.toml", tmp_path / "key"
     dead = free_port()
-    config.write_text(f'[servers]\nwebsocket = ["ws://127.0.0.1:{dead}"]\nstun = ["stun:127.0.0.1:{dead}"]\n')
-    check = await ran("netcheck", "--config", config, "--timeout", "9", "--json")
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    config.write_text(
+        f'identity.key_file = "{key}"\nlisten.port = {port}\n[servers]\n'
+        f'websocket = ["ws://127.0.0.1:{dead}"]\nstun = ["stun:127.0.0.1:{dead}"]\n'
+    )
+    async with listeners[0]:
+        check = await ran("netcheck", "--config", config, "--timeout", "9", "--json")
+    assert not key.exists()
     assert check.process.returncode == 1
     event = checked_event(bytes(check.out))
     assert (event["online"], event["can"], event["external"]) == (False, [], [])
@@ -103,7 +111,7 @@ async def test_a_timeout_ends_it(tmp_path: Path) -> None:
     assert check.process.returncode == 1
     event = checked_event(bytes(check.out))
     assert not event["complete"]
-    assert event["elapsed_ms"] == pytest.approx(300, abs=200)
+    assert 300 <= event["elapsed_ms"] < 9000
     assert event["servers"][0]["reachable"] is None
 
 

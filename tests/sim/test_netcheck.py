@@ -163,6 +163,23 @@ def test_both_families() -> None:
     assert not any("IPv6" in each and "no NAT" in each for each in report.cannot)
 
 
+def test_a_machine_on_two_networks() -> None:
+    """The way to the servers is the main one; what is sent from the other's address may come to nothing."""
+
+    async def alter(net: Network, _: trio.Nursery) -> None:
+        net.lan("other", nat=presets.LINUX_SYMMETRIC).attach(net.hosts["alice"])
+        await trio.lowlevel.checkpoint()
+
+    report, took = run(presets.LINUX, alter=alter)
+    main, other = report.paths
+    assert (main.main, other.main) == (True, False)
+    assert main.interface != other.interface
+    assert main.can[0] == ANY_BUT
+    assert f"IPv4 by {main.interface}: {ANY_BUT}" in report.can
+    assert any(each.startswith(f"IPv4 by {other.interface}: ") for each in (*report.can, *report.unknown))
+    assert took < 10
+
+
 def test_without_any_server() -> None:
     report, took = run(presets.LINUX, servers(websocket=(), stun=(), ntp=()))
     assert not report.online
