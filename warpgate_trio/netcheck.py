@@ -24,6 +24,8 @@ __all__ = ["ClockCheck", "NetcheckReport", "PathCheck", "ServerCheck", "Transpor
 
 MAX_INTERFACES: Final = 4
 """Measured per address family, one after another, the one that leads to the internet first."""
+MAX_SENTENCE: Final = 300
+"""Characters of an error in the report: parts of it may be a server's own words."""
 Family: TypeAlias = Literal[4, 6]
 FAMILIES: Final[tuple[Family, Family]] = (4, 6)
 
@@ -260,3 +262,9 @@ def _transport_check(profile: TransportProfile) -> TransportCheck:
 
 def milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+def sentence(text: str) -> str:
+    """An error fit to be shown: what a server wrote into it moves no cursor, and is no longer than it has to be."""
+    plain = "".join(char if char.isprintable() else "?" for char in text)
+    return plain if len(plain) <= MAX_SENTENCE else plain[: MAX_SENTENCE - 1] + "…"

@@ -38,6 +38,7 @@ from .netcheck import (
     named,
     path_check,
     plan_paths,
+    sentence,
     whole,
 )
 from .signal import ServerState
@@ -132,7 +133,7 @@ class _Check:
         self._nat = nat
         self._host = host
         self._everything = everything
-        self._signals: list[ServerCheck | _Row] = []
+        self._signals: list[_Row] = []  # empty unless each server is tried afresh
         self._signals_done = trio.Event()
         self._stun = list(dict.fromkeys(url for url in servers.stun if url.scheme == "stun"))
         self._rows = {
@@ -156,10 +157,9 @@ class _Check:
 
     async def _check_signals(self) -> None:
         if self._everything:
-            rows = [_Row(url, "tcp") for url in dict.fromkeys(self._servers.signal)]
-            self._signals += rows
+            self._signals = [_Row(url, "tcp") for url in dict.fromkeys(self._servers.signal)]
             async with trio.open_nursery() as nursery:
-                for row in rows:
+                for row in self._signals:
                     nursery.start_soon(self._fill, row, partial(self._hub.measure_server, row.url))
         else:
             with trio.move_on_after(PATIENCE):
@@ -169,7 +169,7 @@ class _Check:
     def _signal_rows(self) -> list[ServerCheck]:
         """What became of the signal servers: as the hub sees them now, unless each was tried afresh."""
         if self._everything:
-            return [each.check() if isinstance(each, _Row) else each for each in self._signals]
+            return [each.check() for each in self._signals]
         return [
             ServerCheck(
                 url=each.url,
@@ -177,7 +177,7 @@ class _Check:
                 transport="tcp",
                 reachable=each.state is ServerState.CONNECTED or (None if each.last_error is None else False),
                 latency_ms=None if each.rtt is None else milliseconds(each.rtt),
-                error=each.last_error or (None if each.state is ServerState.CONNECTED else "not connected yet"),
+                error=None if each.state is ServerState.CONNECTED else sentence(each.last_error or "not connected yet"),
             )
             for each in self._hub.status()
             if not each.visiting
@@ -225,7 +225,6 @@ class _Check:
         if not there:
             for path in paths:
                 path.why = f"was not measured: no STUN server can be asked over IPv{af}"
-        if not there or not paths:
             return
         before = self._nat.profiles.by_key.get((None, af))
         async with self._nat.measuring[af]:
@@ -342,9 +341,9 @@ async def _outcome(ask: Callable[[], Awaitable[float]]) -> _Outcome:
         with trio.move_on_after(PATIENCE):
             return _Outcome(latency=await ask())
     except OSError as error:
-        return _Outcome(error=f"{error} ({error.__cause__})" if error.__cause__ else str(error))
+        return _Outcome(error=sentence(f"{error} ({error.__cause__})" if error.__cause__ else str(error)))
     except WarpgateError as error:
-        return _Outcome(error=str(error))
+        return _Outcome(error=sentence(str(error)))
     except Exception as error:
         logger.exception("a server could not be tested")
         return _Outcome(error=f"unexpected {type(error).__name__}")

@@ -255,6 +255,7 @@ def test_lying_servers_are_rows_too() -> None:
     async def hang_up(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.receive_some(100)
+            await stream.send_all(b"HTTP/1.1 400 \x1b[2J\r\n\r\n\x00\xff")
             await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n\x00\xff")
 
     async def alter(net: Network, nursery: trio.Nursery) -> None:
@@ -278,6 +279,7 @@ def test_lying_servers_are_rows_too() -> None:
     ):
         assert row(report, url, transport).reachable is False, url
     assert report.clock.agreeing == (NTP,)
+    assert all(each.error is None or each.error.isprintable() for each in report.servers)
 
 
 def test_a_network_that_goes_away_in_the_middle() -> None:

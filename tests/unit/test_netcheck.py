@@ -6,11 +6,13 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from warpgate_trio.config import Servers
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.nat.profile import IpAddress
-from warpgate_trio.netcheck import MAX_INTERFACES, Path, ServerCheck, plan_paths, whole
+from warpgate_trio.netcheck import MAX_INTERFACES, MAX_SENTENCE, Path, ServerCheck, plan_paths, sentence, whole
 
 
 def interface(name: str, *addresses: str, loopback: bool = False, virtual: bool = False) -> Interface:
@@ -65,6 +67,15 @@ def test_a_machine_with_a_hundred_interfaces_is_measured_on_a_few_the_main_one_f
     paths = plan_paths(many, 4, ip_address("10.0.99.1"))
     assert len(paths) == MAX_INTERFACES
     assert names(paths)[0] == ("eth99", "10.0.99.1", True)
+
+
+@given(st.text(max_size=20))
+def test_what_a_server_writes_into_an_error_is_shown_as_text(text: str) -> None:
+    shown = sentence(text)
+    assert shown.isprintable()
+    assert len(shown) == len(text)
+    assert shown == text or not text.isprintable()
+    assert len(sentence(text + MAX_SENTENCE * "x")) <= MAX_SENTENCE
 
 
 def test_the_node_as_a_whole() -> None:
