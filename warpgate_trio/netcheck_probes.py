@@ -55,6 +55,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 TIMEOUT: Final = 15.0
 """Seconds for the whole check: a measurement with nothing but dead servers, after another one that was under way."""
+HEAD_START: Final = 1.2
+"""Seconds for servers to answer over TCP before the NATs are measured: those that will, have by then."""
 PATIENCE: Final = 5.0
 """Seconds for one server: TCP, TLS and registration over a bad satellite link, or a lost SYN and its repetitions."""
 RTO: Final = 0.2
@@ -227,9 +229,9 @@ class _Check:
                 path.why = f"was not measured: no STUN server can be asked over IPv{af}"
             return
         before = self._nat.profiles.by_key.get((None, af))
-        async with self._nat.measuring[af]:
+        async with self._nat.measuring[af], trio.open_nursery() as nursery:
             after = self._nat.profiles.by_key.get((None, af))
-            alive = await self._ask_stun(there)
+            alive = await self._ask_stun(there, nursery)
             if not alive:
                 await self._signals_done.wait()  # silence means something where somebody else answers
             online = any(each.reachable for each in self._signal_rows())
@@ -266,21 +268,34 @@ class _Check:
                 nursery.start_soon(one, url)
         return {url: found[url] for url in self._stun if url in found}
 
-    async def _ask_stun(self, servers: dict[ServerUrl, TransportAddress]) -> list[TransportAddress]:
-        """Fill the rows of STUN servers; those that answer over UDP."""
-        alive: set[ServerUrl] = set()
+    async def _ask_stun(
+        self, servers: dict[ServerUrl, TransportAddress], nursery: trio.Nursery
+    ) -> list[TransportAddress]:
+        """Fill the rows of STUN servers; those that answer over UDP.
 
-        async def udp(url: ServerUrl) -> None:
+        Those that do not over TCP are given up in `nursery`: what they make of a connection takes longer.
+        """
+        alive: set[ServerUrl] = set()
+        tcp = [trio.Event() for _ in servers if self._everything]
+
+        async def ask_udp(url: ServerUrl) -> None:
             outcome = await _outcome(partial(_ask_udp, servers[url]))
             self._rows[url, "udp"].outcomes.append(outcome)
             if outcome.error is None:
                 alive.add(url)
 
-        async with trio.open_nursery() as nursery:
-            for url, address in servers.items():
-                nursery.start_soon(udp, url)
-                if self._everything:
-                    nursery.start_soon(self._fill, self._rows[url, "tcp"], partial(_ask_tcp, address))
+        async def ask_tcp(url: ServerUrl, done: trio.Event) -> None:
+            await self._fill(self._rows[url, "tcp"], partial(_ask_tcp, servers[url]))
+            done.set()
+
+        for url, done in zip(servers, tcp, strict=False):
+            nursery.start_soon(ask_tcp, url, done)
+        async with trio.open_nursery() as asking:
+            for url in servers:
+                asking.start_soon(ask_udp, url)
+        with trio.move_on_after(HEAD_START):
+            for done in tcp:
+                await done.wait()
         return [address for url, address in servers.items() if url in alive]
 
     # -- the report --------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ CANNOT: dict[str, tuple[str, ...]] = {
         (NO_TCP, RELAY),
     ),
     "address-dependent": (NO_TCP,),
+    "symmetric-sequential": (f"{RELAY} with random ports",),
     "udp-blocked": ("UDP is blocked",),
     "web-only": ("UDP is blocked", "TCP is blocked but for some ports", "needs a relay with every peer outside"),
 }

@@ -98,6 +98,9 @@ class Facts:
     def __init__(self, profile: NatProfile) -> None:
         self.udp: Final = Reach(profile.udp)
         self.tcp: Final = Reach(profile.tcp)
+        # How TCP is filtered nobody tells, since servers do not call back.  Of a relay is spoken as if it were as UDP is.
+        filtering = profile.tcp.filtering or profile.udp.filtering
+        self.tcp_as_udp: Final = Reach(replace(profile.tcp, filtering=filtering))
         self.external: Final = tuple(dict.fromkeys((*profile.udp.external, *profile.tcp.external)))
 
     @property
@@ -143,28 +146,30 @@ def _open(reach: Reach) -> bool:
     return reach.profile.translated is False and reach.profile.filtering is Filtering.ENDPOINT_INDEPENDENT
 
 
-def _helpless(reach: Reach, *, surely: bool) -> bool:
-    """Peers behind symmetric NATs with random ports are out of reach; `surely`: however we filter, if that is unknown.
-
-    Plans of sprays take an unknown filter for the strictest.
-    """
-    profile = reach.profile
-    if surely and profile.filtering is Filtering.UNKNOWN:
-        profile = replace(profile, filtering=Filtering.ENDPOINT_INDEPENDENT)
+def _helpless(profile: TransportProfile) -> bool:
+    """Peers behind symmetric NATs with random ports are out of reach, whatever is unknown."""
+    reach = Reach(profile)
     no_spray = spray_outlook(profile, SYMMETRIC).chance is HOPELESS
     return not reach.silent and reach.symmetric is HOPELESS and no_spray
 
 
 def _needs_relay(facts: Facts, *, stepping: bool) -> bool:
     """For peers behind symmetric NATs; `stepping`: for those, too, whose ports follow one another."""
-    udp, tcp = facts.udp, facts.tcp
-    helpless = _helpless(udp, surely=True) and tcp.symmetric is HOPELESS
+    udp, tcp = facts.udp, facts.tcp_as_udp
+    helpless = _helpless(udp.profile) and tcp.symmetric is HOPELESS
     return helpless and (udp.stepping is tcp.stepping is HOPELESS) is stepping
 
 
 def _may_need_relay(facts: Facts) -> bool:
-    surely = _helpless(facts.udp, surely=True) and facts.tcp.symmetric is HOPELESS
-    return _helpless(facts.udp, surely=False) and not surely and facts.tcp.symmetric is not LIKELY
+    surely = _helpless(facts.udp.profile) and facts.tcp_as_udp.symmetric is HOPELESS
+    strictest = _strictest(facts.udp.profile)
+    return _helpless(strictest) and not surely and facts.tcp.symmetric is not LIKELY
+
+
+def _strictest(profile: TransportProfile) -> TransportProfile:
+    """A profile whose filter, if it is unknown, is by port."""
+    unknown = profile.filtering is Filtering.UNKNOWN
+    return replace(profile, filtering=Filtering.ADDRESS_AND_PORT_DEPENDENT) if unknown else profile
 
 
 def _percent(chance: float) -> str:
