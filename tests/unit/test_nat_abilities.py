@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_nat_outlook import BLOCKED, FC, FIREWALL6, OPEN, PR, SYM, transports
@@ -36,6 +36,7 @@ def of(udp: TransportProfile, tcp: TransportProfile | None = None) -> tuple[tupl
     return said.can, said.cannot, said.unknown
 
 
+@settings(max_examples=50)
 @given(profiles)
 def test_something_is_said_of_everything_and_nothing_twice(profile: NatProfile) -> None:
     said = abilities(profile)
@@ -47,6 +48,7 @@ def test_something_is_said_of_everything_and_nothing_twice(profile: NatProfile) 
         assert not each.endswith(".")  # they are parts of lines
 
 
+@settings(max_examples=50)
 @given(profiles)
 def test_what_is_promised_over_udp_is_what_the_walk_expects(profile: NatProfile) -> None:
     can = abilities(profile).can
@@ -68,6 +70,7 @@ def test_what_is_promised_over_udp_is_what_the_walk_expects(profile: NatProfile)
             assert outlook.chance is Chance.LIKELY
 
 
+@settings(max_examples=50)
 @given(profiles)
 def test_a_relay_is_asked_for_only_where_nothing_else_gets_there(profile: NatProfile) -> None:
     for each in abilities(profile).cannot:
@@ -80,6 +83,7 @@ def test_a_relay_is_asked_for_only_where_nothing_else_gets_there(profile: NatPro
                 assert punch_outlook(profile.udp, STEPPING).chance is Chance.HOPELESS
 
 
+@settings(max_examples=50)
 @given(known, known, st.integers(0, 2))
 def test_who_knows_less_is_denied_nothing_more(udp: TransportProfile, tcp: TransportProfile, axis: int) -> None:
     less = (
@@ -91,6 +95,7 @@ def test_who_knows_less_is_denied_nothing_more(udp: TransportProfile, tcp: Trans
     assert len(abilities(NatProfile(udp=less, tcp=tcp)).cannot) <= len(denied)
 
 
+@settings(max_examples=50)
 @given(profiles)
 def test_what_answers_from_within_says_nothing_of_the_internet(profile: NatProfile) -> None:
     local = NatProfile(

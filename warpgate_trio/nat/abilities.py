@@ -98,7 +98,7 @@ class Facts:
     def __init__(self, profile: NatProfile) -> None:
         self.udp: Final = Reach(profile.udp)
         self.tcp: Final = Reach(profile.tcp)
-        # How TCP is filtered nobody tells, since servers do not call back.  Of a relay is spoken as if it were as UDP is.
+        # How TCP is filtered nobody tells, since servers do not call back: for a relay it is taken to be as UDP is.
         filtering = profile.tcp.filtering or profile.udp.filtering
         self.tcp_as_udp: Final = Reach(replace(profile.tcp, filtering=filtering))
         self.external: Final = tuple(dict.fromkeys((*profile.udp.external, *profile.tcp.external)))
