@@ -21,19 +21,20 @@ import msgspec
 import pytest
 import trio
 
+import warpgate_strategies
 import warpgate_trio
 from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
 from tests.nodes import config as node_config
-from warpgate_trio import combos, config, inbound, plugin
+from warpgate_trio import combos, config, inbound, meetings, plugin
 from warpgate_trio.carrier import tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
-from warpgate_trio.plugin import Message, Plugin, load_plugins, plugin_registry
+from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
 from warpgate_trio.report import ADVICE, Outcome, Verdict
 from warpgate_trio.servers import rendezvous_core
 from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.signal import inbox
+from warpgate_trio.signal import inbox, wire_name
 from warpgate_trio.signal.transport import supports
 
 ROOT = Path(__file__).parents[2]
@@ -100,15 +101,21 @@ def test_every_page_is_in_the_index() -> None:
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
+STRATEGIES = "strategies"
 UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "s": 1, "/s": 1}
 
 
 def resolve(dotted: str) -> object:
     """``link.protocol.WINDOW_MIN``, ``config.Budgets.total``: a constant, or the default of a field."""
     parts = dotted.split(".")
+    package = ["warpgate_trio"]
+    if parts[0] == STRATEGIES:
+        package = [parts.pop(0)]
     for end in range(len(parts), 0, -1):
         try:
-            value: Any = importlib.import_module(".".join(["warpgate_trio", *parts[:end]]))
+            value: Any = importlib.import_module(
+                ".".join([*package, *parts[:end]]).replace(STRATEGIES, "warpgate_strategies")
+            )
         except ModuleNotFoundError:
             continue
         for name in parts[end:]:
@@ -151,6 +158,7 @@ NO_BOUNDS = {
     *("link.frames.HEADER_SIZE", "link.frames.LINK_VERSION", "runtime.HOST_SALT", "plugin.IP4", "plugin.IP6"),
     *("servers.rendezvous_core.MAX_FRAME", "servers.rendezvous_core.QUEUE_FULL", "servers.rendezvous_core.VERSION"),
     *("nat.stun.BINDING", "nat.stun.HEADER_LENGTH", "nat.stun.MAGIC_COOKIE", "nat.stun.TRANSACTION_ID_LENGTH"),
+    *("nat.probe.MAC_LENGTH", "nat.probe.SECRET_LENGTH", "strategies.tcp_punch.SECRET_LENGTH"),
     "servers.stun.DEFAULT_PORT",
     "clock.ntp.PACKET_SIZE",
     *("signal.message.MAX_TIME_MS", "signal.message.VERSION"),
@@ -162,13 +170,16 @@ MQTT_IS_BUILT = supports(config.ServerUrl.parse("mqtt://broker.example"))
 
 def public_numbers() -> Iterator[str]:
     """Every number that a module of the package has for a public constant, and every field of a class of limits."""
-    for info in pkgutil.walk_packages(warpgate_trio.__path__, "warpgate_trio."):
+    for info in [
+        *pkgutil.walk_packages(warpgate_trio.__path__, "warpgate_trio."),
+        *pkgutil.walk_packages(warpgate_strategies.__path__, "warpgate_strategies."),
+    ]:
         if info.name.split(".")[1] in ("cli", "sim", "testing"):
             continue  # no bounds of a running node
         if "mqtt" in info.name and not MQTT_IS_BUILT:
             continue
         module = importlib.import_module(info.name)
-        short = info.name.removeprefix("warpgate_trio.")
+        short = info.name.removeprefix("warpgate_trio.").replace("warpgate_strategies", STRATEGIES)
         source = inspect.getsource(module) if Path(str(module.__file__)).read_bytes().strip() else ""
         for node in ast.parse(source).body:
             targets: list[ast.expr] = node.targets if isinstance(node, ast.Assign) else []
@@ -316,6 +327,26 @@ def test_the_rules_of_the_planner() -> None:
         assert row["opinion"].partition(":")[0] in {each.value for each in combos.Likelihood}
 
 
+def test_the_rules_of_meetings() -> None:
+    rows = table(page("architecture.md"), "meeting rule", "opinion")
+    assert [f"_{bare(row['meeting rule'])}" for row in rows] == [rule.__name__ for rule in meetings.MEETING_RULES]
+    for row in rows:
+        likelihood = row["opinion"].partition(":")[0]
+        assert likelihood in {each.value for each in combos.Likelihood} or row["meeting rule"] == "`outlook`"
+
+
+def test_the_messages_of_the_punching_plugins() -> None:
+    rows = table(page("architecture.md"), "message", "fields of its own")
+    path = set(plugin.PathRequest.__struct_fields__)
+    expected = {
+        wire_name(name, message): [field for field in message.__struct_fields__ if field not in path]
+        for name, kind in load_plugins().plugins.items()
+        if kind.aim is Aim.MEET
+        for message in kind.proto_messages
+    }
+    assert {bare(row["message"]): re.findall(r"`(\w+)`", row["fields of its own"]) for row in rows} == expected
+
+
 # -- configuration -----------------------------------------------------------------------------------------------------
 
 
@@ -414,7 +445,7 @@ def test_what_a_plugin_declares() -> None:
 def test_what_run_sees_is_in_the_table_and_nothing_else() -> None:
     named = {bare(row["`self.…`"]) for row in table(page(GUIDE), "`self.…`")}
     members = {name for name in dir(Plugin) if not name.startswith("_")}
-    assert named == members - set(DECLARED) - {"run", "setup"}
+    assert named == members - set(DECLARED) - {"run", "setup", "outlook"}
 
 
 def test_what_a_node_shows_is_in_the_table_and_nothing_else() -> None:
