@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import pytest
 import trio
@@ -79,12 +80,16 @@ def play(
     urls: Sequence[str] = ("stun:one:3478", "stun:two:3478"),
     start: bool = True,
     profiles: bool = False,
+    slower: float = 0.0,
     seed: int = 0,
 ) -> None:
     """Run `body` on a host behind a NAT, with two servers, and the service in the background; nothing may be left."""
 
     async def world(net: Network) -> None:
-        servers = [net.host(name, link=Link(latency=RTT / 4)) for name in ("one", "two")]
+        servers = [
+            net.host("one", link=Link(latency=RTT / 4 + slower)),
+            net.host("two", link=Link(latency=RTT / 4)),
+        ]
         client = net.lan("home", nat=nat, uplink=Link(latency=RTT / 4)).host("client")
         async with simulated_hosts(), trio.open_nursery() as nursery:
             with client:
@@ -345,6 +350,57 @@ def test_the_machine_moves_to_another_network(kind: str) -> None:
         assert other is not None
         assert other.local[0] == this.client.ip != old
         assert 4 in doubted
+
+    play(body)
+
+
+@KINDS
+def test_a_machine_on_two_networks_does_not_move_between_them(kind: str) -> None:
+    """The servers are reached from different addresses; a port is not of the network that answers first."""
+
+    async def body(this: World) -> None:
+        interface = this.client.interfaces[0]
+        first, second = this.client.ip, interface.segment.give(interface, interface.segment.free_address())
+        real = machine.current()
+
+        class TwoHomes:
+            def __getattr__(self, name: str) -> object:
+                return getattr(real, name)
+
+            def source_address(self, dest: object) -> object:
+                return ip_address(second if str(dest) == this.servers[1].ip else first)
+
+        this.nat._host = TwoHomes()  # type: ignore[assignment]
+        doubted: list[int] = []
+        this.nat.doubt = doubted.append  # type: ignore[method-assign, assignment]
+        await trio.sleep(1)
+        warm = this.warm(kind)
+        assert warm is not None
+        assert warm.local[0] == first
+        await trio.sleep(3 * KEEPALIVE)
+        assert this.warm(kind) is warm
+        assert doubted == []
+
+    play(body, slower=0.01)
+
+
+@KINDS
+def test_a_machine_without_a_network(kind: str) -> None:
+    """Its profile is not doubted because of that."""
+
+    async def body(this: World) -> None:
+        await trio.sleep(1)
+        warm = this.warm(kind)
+        assert warm is not None
+        doubted: list[int] = []
+        this.nat.doubt = doubted.append  # type: ignore[method-assign, assignment]
+        this.client.remove_address(this.client.ip)
+        await trio.sleep(2 * KEEPALIVE)
+        assert warm.closed
+        assert this.warm(kind) is None
+        with pytest.raises(OSError, match="no IPv4 address"):
+            await this.take(kind)
+        assert doubted == []
 
     play(body)
 

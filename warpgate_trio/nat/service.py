@@ -289,11 +289,10 @@ class NatService:
                 await taken.wait()
                 return
             asked = servers
-            try:
-                if self._bind_address(af, servers) != port.local[0]:
+            sources = {self._host.source_address(ip_address(host)) for host, _ in servers} - {None}
+            if ip_address(port.local[0]) not in sources:
+                if sources:
                     self.doubt(af)  # the machine has moved to another network
-                    return
-            except OSError:
                 return
 
     # -- making ports ------------------------------------------------------------------------------------------------
