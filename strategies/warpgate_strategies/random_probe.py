@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
     from warpgate_trio.nat.profile import NatProfile, TransportProfile
+    from warpgate_trio.nat.stun import TransportAddress
 
     from .datagram_race import DatagramRace
 
@@ -147,8 +148,8 @@ class RandomProbe(Plugin):
         role = spray_roles(self._ours(), self._theirs(), we_are_lower=self.node.peer_id < self.peer.peer_id)
         if role is None:
             raise AttemptFailed("both sides keep their ports, so there is nothing to spray for")
-        target = request.candidates[0].address if request.candidates else b""
-        with self.node.nat.spraying(target.hex(), self.session_id) as free:
+        theirs = self._admitted(race, number, request.candidates)
+        with self.node.nat.spraying(theirs[0][0], self.session_id) as free:
             if not free:
                 await self.send_signal(SprayBusy(retry_after=RETRY_AFTER))
                 again = await self.receive_signal()
@@ -175,11 +176,15 @@ class RandomProbe(Plugin):
         newest = self.node.known_address(self.peer.public_key) or self.peer
         return newest.nat_profiles.get(None, 4).udp
 
-    async def _prepare(self, race: DatagramRace, number: int, role: Role, candidates: Candidates) -> None:
-        """Do what comes before the peer is told: openers of the easy side, sockets of the hard one."""
+    def _admitted(self, race: DatagramRace, number: int, candidates: Candidates) -> list[TransportAddress]:
         theirs = admitted(self, candidates, race.ports[number].mapped)
         if not theirs:
             raise AttemptFailed("the peer named no place that may be sent to")
+        return theirs
+
+    async def _prepare(self, race: DatagramRace, number: int, role: Role, candidates: Candidates) -> None:
+        """Do what comes before the peer is told: openers of the easy side, sockets of the hard one."""
+        theirs = self._admitted(race, number, candidates)
         now = trio.current_time()
         if role is Role.EASY:
             plan = plan_spray(self._theirs())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,8 +18,9 @@ from tests.cancel_sweep import cuts
 from tests.nodes import ALICE, BOB, LoopbackHost, Pair, config, loopback_node
 from tests.nodes import pair as open_pair
 from tests.sim.worlds import run
-from warpgate_strategies import datagram_race, stream_race
+from warpgate_strategies import datagram_race, random_probe, stream_race
 from warpgate_strategies.datagram_race import LINGER, MAX_DIALS, DatagramRace, open_datagram_race
+from warpgate_strategies.random_probe import RandomProbe, SprayForMe
 from warpgate_strategies.stream_race import open_stream_race
 from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp, UdpPunch
@@ -27,11 +30,12 @@ from warpgate_trio.carrier import Carrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.config import Budgets
 from warpgate_trio.datagrams import Datagram
-from warpgate_trio.errors import CarrierError
+from warpgate_trio.errors import AttemptFailed, CarrierError
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.nat.allowance import Allowance
 from warpgate_trio.nat.candidates import Candidate, to_candidates
 from warpgate_trio.nat.probe import ProbeCodec
+from warpgate_trio.nat.profile import TransportProfile
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
@@ -676,3 +680,39 @@ async def test_two_machines_in_one_network(name: str) -> None:
             assert pipe.path.local[0] == pipe.path.remote[0] == str(address.ip)
             await echo_once(pipe, Pair(alice, bob, server))
             await no_ports(alice, bob)
+
+
+# -- random_probe ------------------------------------------------------------------------------------------------------
+
+
+async def test_one_spray_at_a_time_is_counted_by_where_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by what the request names first: that may be a place that nobody sprays at."""
+
+    class Stop(Exception):
+        pass
+
+    counted: list[str] = []
+
+    def spraying(ip: str, session: bytes) -> Any:
+        counted.append(ip)
+        raise Stop
+
+    half_: Any = SimpleNamespace(
+        node=SimpleNamespace(peer_id="a", nat=SimpleNamespace(spraying=spraying), address=None),
+        peer=SimpleNamespace(peer_id="b"),
+        session_id=bytes(16),
+        _ours=TransportProfile,
+        _theirs=TransportProfile,
+    )
+    half_._admitted = partial(RandomProbe._admitted, half_)
+    race: Any = SimpleNamespace(ports=[SimpleNamespace(mapped={})])
+    monkeypatch.setattr(random_probe, "admitted", lambda *_: [("203.0.113.9", 5)])
+    decoy = Candidate(ip_address("10.1.2.3").packed, 5)
+    request = SprayForMe(af=4, route_type=RouteType.EXT_BIND, secret=SECRET, candidates=(decoy,))
+    with pytest.raises(Stop):
+        await RandomProbe._answer(half_, race, 0, request, ())
+    assert counted == ["203.0.113.9"]
+    monkeypatch.setattr(random_probe, "admitted", lambda *_: [])
+    with pytest.raises(AttemptFailed, match="no place"):
+        await RandomProbe._answer(half_, race, 0, request, ())
+    assert len(counted) == 1
