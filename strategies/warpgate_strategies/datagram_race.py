@@ -212,3 +212,4 @@ class DatagramRace:
             self._won.receive_nowait().close_nowait()
         for port in self.ports:
             port.release()
+        self.ports.clear()  # the one that is kept keeps us

@@ -413,6 +413,17 @@ class TestEnd:
         assert side.checks.unopened == 0
         assert side.run(60.0) == []
 
+    def test_it_keeps_nothing_but_what_tells_replays(self) -> None:
+        side = Side()
+        side.checks.add([(0, (THERE[0], port)) for port in range(1, 1000)], 0.0)
+        side.checks.due(0.0)
+        request = peer_request()
+        side.checks.receive(0, request, THERE, 0.0)
+        side.checks.end()
+        assert (len(side.checks._sent), len(side.checks._pairs), len(side.checks._queue)) == (0, 0, 0)
+        assert side.checks.receive(0, request, STRANGER, 0.1) == []
+        assert len(side.checks.receive(0, request, THERE, 0.1)) == 1
+
     def test_probes_are_answered_and_found_no_more(self) -> None:
         side = Side()
         side.checks.add([PAIR], 0.0)

@@ -192,6 +192,8 @@ class PathChecks:
         self.stage = Stage.ENDED
         self._queue.clear()
         self._unopened = 0
+        self._sent.clear()  # of a spray a megabyte, and a port that carries a Link keeps us for as long
+        self._pairs.clear()
 
     # -- time --------------------------------------------------------------------------------------------------------
 
