@@ -133,6 +133,9 @@ class StreamRace:
         while self._connects < MAX_CONNECTS and others < MAX_OTHERS and not port.closed:
             self._connects += 1
             began = trio.current_time()
+            if not self._plugin.node.nat.allowance.take(remote[0], began):
+                logger.debug("%s has been knocked at often enough", remote)
+                return
             sock = None
             with trio.move_on_after(patience):
                 try:

@@ -341,6 +341,35 @@ async def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried == 20
 
 
+async def test_syns_are_counted_by_where_they_go_over_all_attempts() -> None:
+    """A peer that names somebody else must not have him knocked at by one attempt after the other."""
+    nobody = await TcpPort.open("127.0.0.1")
+    nobody.close()
+    plugin = half(inbound=True)
+    taken: list[str] = []
+
+    def take(ip: str, now: float) -> bool:
+        taken.append(ip)
+        return len(taken) <= 5
+
+    plugin.node.nat.allowance.take = take  # type: ignore[method-assign]
+    tried = 0
+    for _ in range(3):
+        with trio.move_on_after(0.05):
+            port = await TcpPort.open("127.0.0.1")
+            real = port.connect
+
+            async def connect(remote: TransportAddress, real: Any = real) -> Any:
+                nonlocal tried
+                tried += 1
+                return await real(remote)
+
+            port.connect = connect  # type: ignore[method-assign]
+            await meet_tcp(plugin, port, [nobody.local])
+    assert tried == 5
+    assert set(taken) == {"127.0.0.1"}
+
+
 async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_race, "ACCEPT_PAUSE", 0.01)
     errors = [OSError(errno.EMFILE, "too many open files"), OSError(errno.ECONNABORTED, "gone")]
