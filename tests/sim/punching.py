@@ -196,8 +196,8 @@ def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
     """Whether theory says that the two can punch, over UDP or over TCP; the preconditions are `draw_punchable`'s.
 
     One precondition is ours.  Where a NAT moves ports and lets everybody in, whoever is behind it must not be the first
-    to send, or its answer leaves by another port than the one that let the peer in (`punch_possible`).  For UDP it knows
-    that of itself; over TCP nobody can measure filtering, as no server calls back.  So for TCP, letting everybody in
+    to send, or its answer leaves by another port than the one that let the peer in (`punch_possible`).  For UDP it
+    knows that of itself; over TCP nobody can measure filtering, as no server calls back.  So for TCP, letting everybody in
     counts as letting in whom one has sent to; no NAT that anybody has described moves ports and filters nothing.
     """
     over_udp = all(nat.udp.ports is None for nat in (*alice, *bob))
