@@ -81,6 +81,9 @@ class AttemptHome(Protocol):
     def plan(self, peer: PeerAddress, plugins: Sequence[str]) -> Sequence[Combo]:
         """The valid combos of these plugins with a peer."""
 
+    async def wait_signals(self) -> None:
+        """Wait until a signal server is connected; `SignalUnavailable` when there is none to wait for."""
+
     def factory(self, plugin: str) -> Callable[[Attempt], Plugin]:
         """The maker of a plugin's instances."""
 

@@ -9,6 +9,7 @@ get one last round, and then the verdict is made from what was learned on the wa
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, final
@@ -17,9 +18,9 @@ import trio
 
 from .attempt import EXPECTED, Attempt, AttemptHome
 from .combos import Combo, Likelihood
-from .errors import ConnectError
+from .errors import ConnectError, SignalError
 from .link import Pipe, RefuseReason
-from .nurseries import leaves
+from .nurseries import leaves, open_background_nursery
 from .plugin import PHASES, Plugin
 from .report import Outcome, Verdict
 from .session import Session
@@ -136,7 +137,24 @@ async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, 
         later = planned.phases[planned.phases.index(phase) + 1 :]
         if not any(c.phase in later and c.likelihood is not Likelihood.HOPELESS for c in planned.combos):
             budget = max(budget, view.budgets.signal)  # nothing comes after it that would be worth hurrying for
+        elif view.signal_rtt is None:
+            async with open_background_nursery() as beside:
+                beside.start_soon(_shorten_phase, planned, session, phase)
+                await _run_combos(planned, session, phase, chosen, budget)
+            return
     await _run_combos(planned, session, phase, chosen, budget)
+
+
+async def _shorten_phase(planned: PlannedWalk, session: Session, phase: str | None) -> None:
+    """A node that was just opened learns in mid-phase how far its signals go: from then on the phase goes by that."""
+    try:
+        await planned.home.wait_signals()
+    except SignalError:
+        return
+    view, scope = planned.home.view, session.scope
+    deadline = trio.current_time() + phase_budget(phase, view.budgets, view.signal_rtt)
+    if scope is not None and deadline < scope.deadline < math.inf:  # infinite: a commit is under way
+        scope.deadline = session.phase_deadline = deadline
 
 
 async def _run_combos(

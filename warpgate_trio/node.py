@@ -115,7 +115,7 @@ class Node:
         Raises:
           SignalUnavailable: there is none to wait for.
         """
-        await self._runtime.hub.wait_connected()
+        await self._runtime.wait_signals()
 
     async def netcheck(self, *, servers: bool = False, timeout: float = NETCHECK_TIMEOUT) -> NetcheckReport:
         """Find out what this machine's network is like: NATs, addresses, servers, the clock; what works and what not.

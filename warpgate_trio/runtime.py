@@ -274,6 +274,10 @@ class NodeRuntime:
             signals_dropped=self.hub.dropped,
         )
 
+    async def wait_signals(self) -> None:
+        """See `Node.wait_signals`."""
+        await self.hub.wait_connected()
+
     # -- AttemptHome -------------------------------------------------------------------------------------------------
 
     def factory(self, plugin: str) -> Callable[[Attempt], Plugin]:

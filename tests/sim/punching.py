@@ -154,11 +154,14 @@ async def _call(net: Network, config: NodeConfig, connect: Connect, warm: float,
         with net.hosts["bob"]:
             async with open_node(config, identity=BOB, authorize=anyone, strict_plugins=True) as bob:
                 await bob.wait_signals()
+                if not warm:
+                    await trio.sleep(WARM)  # the caller alone is cold
                 with net.hosts["alice"]:
                     async with open_node(config, identity=ALICE, authorize=anyone, strict_plugins=True) as alice:
-                        await alice.wait_signals()
                         nursery.start_soon(serve, bob)
-                        await trio.sleep(warm)
+                        if warm:
+                            await alice.wait_signals()
+                            await trio.sleep(warm)
                         result = await _walk(alice, bob, connect, lossy)
                 nursery.cancel_scope.cancel()
     return result

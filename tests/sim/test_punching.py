@@ -15,6 +15,7 @@ from hypothesis import Phase, given, note, settings
 
 from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds, rows
 from warpgate_trio import Node, PeerAddress, Pipe
+from warpgate_trio.config import Budgets
 from warpgate_trio.nat.allowance import BURST
 from warpgate_trio.nat.checks import MAX_PACKETS
 from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS
@@ -155,6 +156,14 @@ def test_the_first_echoed_byte_is_there_in_time(
 def test_wrong_clocks_cost_no_time(offsets: tuple[float, float], ntp: bool) -> None:
     pair = PeerPair.between(presets.RST, presets.RST, rtt=RTT, clock_offsets=offsets)
     assert phase_to_echo(meet(pair, pinned("tcp_punch"), ntp=ntp)) <= 7 * RTT + OVERHEAD + RTT * (not ntp)
+
+
+def test_a_caller_that_was_just_opened_is_hardly_slower() -> None:
+    """It learns in mid-phase how far its signals go, and goes by that, not by the longest direct phase there is."""
+    result = meet(PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT), warm=0)
+    assert result.plugin == "tcp_punch", rows(result)
+    # Three round trips to the signal server, the least direct phase, STUN over TCP, and the punch.
+    assert result.walk <= 3 * RTT + Budgets().direct_min + 2 * RTT + 7 * RTT + OVERHEAD
 
 
 def test_without_an_answer_two_peers_meet_at_a_boundary() -> None:
