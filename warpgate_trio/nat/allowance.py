@@ -2,8 +2,8 @@
 
 A peer says where it is, and may name somebody else.  Openers die on the way and probes are few, but a peer that comes
 again and again, or many that name one address, must not add up: so what is sent unasked to one address is counted over
-all attempts of the node, UDP and SYNs alike.  Whoever has answered with an authentic packet is there, and is not counted
-any more.
+all attempts of the node, UDP and SYNs alike.  Whoever has answered with an authentic packet is there, and is not
+counted any more.
 """
 
 from __future__ import annotations
