@@ -9,6 +9,7 @@ the same table.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -19,6 +20,8 @@ from .combos import SAME_HOST_DELAY, Aim, Combo, Likelihood, Opinion, Route, Rou
 from .nat.profile import NatProfile, NatProfiles
 
 FAMILIES: Final[tuple[Literal[4, 6], ...]] = (4, 6)
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 __all__ = ["MEETING_RULES", "MeetingFacts", "judge_meeting", "meeting_source", "plan_meetings"]
 
@@ -81,8 +84,14 @@ def _same_network(f: MeetingFacts) -> Opinion:
 
 
 def _outlook(f: MeetingFacts) -> Opinion:
-    """What the plugin itself makes of the two NATs."""
-    return None if f.technique.outlook is None else f.technique.outlook(f.our_nat, f.peer_nat, f.af)
+    """What the plugin itself makes of the two NATs; one that raises has no opinion, and harms nobody else's combos."""
+    if f.technique.outlook is None:
+        return None
+    try:
+        return f.technique.outlook(f.our_nat, f.peer_nat, f.af)
+    except Exception:
+        logger.warning("the outlook of plugin %s failed", f.technique.name, exc_info=True)
+        return None
 
 
 def _unknown(_f: MeetingFacts) -> Opinion:

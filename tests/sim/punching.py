@@ -200,8 +200,8 @@ def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
 
     One precondition is ours.  Where a NAT moves ports and lets everybody in, whoever is behind it must not be the first
     to send, or its answer leaves by another port than the one that let the peer in (`punch_possible`).  For UDP it
-    knows that of itself; over TCP nobody can measure filtering, as no server calls back.  So for TCP, letting everybody in
-    counts as letting in whom one has sent to; no NAT that anybody has described moves ports and filters nothing.
+    knows that of itself; over TCP nobody can measure filtering, as no server calls back.  So for TCP, letting everybody
+    in counts as letting in whom one has sent to; no NAT that anybody has described moves ports and filters nothing.
     """
     over_udp = all(nat.udp.ports is None for nat in (*alice, *bob))
     over_tcp = all(nat.tcp.ports is None and nat.tcp.simultaneous_open for nat in (*alice, *bob))

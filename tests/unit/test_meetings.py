@@ -120,6 +120,15 @@ def test_each_rule(rule: str, case: MeetingFacts, expected: Likelihood) -> None:
     assert why
 
 
+def test_an_outlook_that_raises_is_no_opinion(caplog: pytest.LogCaptureFixture) -> None:
+    def buggy(ours: NatProfile, peers: NatProfile, af: int) -> None:
+        raise ZeroDivisionError
+
+    case = dataclasses.replace(facts(EXT_BIND), technique=dataclasses.replace(MEET, outlook=buggy))
+    assert judge_meeting(case)[0] is DOUBTFUL
+    assert "outlook of plugin" in caplog.text
+
+
 def test_the_table_has_a_case_for_every_rule() -> None:
     assert [rule.__name__ for rule in MEETING_RULES] == list(dict.fromkeys(name for name, _, _ in CASES))
 
