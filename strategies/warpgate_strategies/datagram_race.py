@@ -22,8 +22,12 @@ import trio
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.errors import CarrierError, ProtocolError
 from warpgate_trio.nat.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, PathChecks
+from warpgate_trio.nat.classify import Evidence, Sighting
 from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.plugin import RouteType
+
+from .meeting import family_of
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
@@ -203,6 +207,16 @@ class DatagramRace:
         if self._winner is not None:
             self._winner.close_nowait()
 
+    def _tell_what_was_seen(self) -> None:
+        """Where the peer saw our ports, beside where servers did: the NAT may be another one than it was."""
+        sightings = tuple(
+            Sighting(announced=announced, observed=observed)
+            for number, observed in self.checks.mapped.items()
+            for announced in list(self.ports[number].mapped.values())[:1]
+        )
+        if sightings and self._plugin.route_type is RouteType.EXT_BIND:
+            self._plugin.node.nat.observe_udp(family_of(self._plugin), Evidence(sightings=sightings, received=True))
+
     def _end(self) -> None:
         """Close what the winner does not need, and what nobody came for."""
         self.checks.end()
@@ -210,6 +224,7 @@ class DatagramRace:
         self._wins.close()
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             self._won.receive_nowait().close_nowait()
+        self._tell_what_was_seen()
         for port in self.ports:
             port.release()
         self.ports.clear()  # the one that is kept keeps us

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import comb
 
 import pytest
+import trio
 from hypothesis import Phase, given, note, settings
 
 from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds, rows
@@ -18,8 +20,9 @@ from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.config import Budgets
 from warpgate_trio.nat.allowance import BURST
 from warpgate_trio.nat.checks import MAX_PACKETS
+from warpgate_trio.nat.profile import NatProfile
 from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS
-from warpgate_trio.sim import Fault, Kind, Network, presets
+from warpgate_trio.sim import Fault, Kind, NatConfig, Network, presets
 from warpgate_trio.sim.packet import Packet
 from warpgate_trio.sim.trace import Trace
 from warpgate_trio.testing.populations import POPULATIONS
@@ -211,3 +214,39 @@ def test_no_attempt_sends_more_than_its_budget(alice: str, bob: str, monkeypatch
     assert MAX_OPENERS <= MAX_PACKETS
     assert MAX_SOCKETS <= MAX_PACKETS
     assert MAX_PACKETS <= BURST
+
+
+# -- what is known of the NATs, and for how long -----------------------------------------------------------------------
+
+
+def test_a_nat_that_has_become_another_one_is_measured_anew() -> None:
+    """The router restarts with another address: the next question about a warm port tells."""
+    seen: list[NatProfile] = []
+
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        seen.append(node.address.nat_profiles.get(None, 4))
+        current[0].schedule([Fault(at=1.0, target="alice-nat0", kind=Kind.REBIND)])
+        await trio.sleep(60)
+        seen.append(node.address.nat_profiles.get(None, 4))
+        return await node.auto_connect(address)
+
+    current: list[Network] = []
+    result = meet(PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT), connect, on_network=current.append)
+    assert result.connected, rows(result)
+    before, after = (profile.udp.external for profile in seen)
+    assert before != after
+
+
+# -- IPv6 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", ["tcp_punch", "udp_punch"])
+@pytest.mark.parametrize("firewall", presets.FIREWALLS6.values(), ids=lambda each: each.name)
+def test_firewalls_of_ipv6_are_opened(plugin: str, firewall: NatConfig) -> None:
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        return await node.connect(address, plugin=plugin, af=6, timeout=6.0)
+
+    pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
+    places = [replace(place, firewall6=firewall) for place in (pair.alice, pair.bob)]
+    result = meet(replace(pair, ipv6=True, alice=places[0], bob=places[1]), connect)
+    assert result.plugin == plugin, rows(result)

@@ -15,6 +15,7 @@ mapped, which is enough between two machines that no NAT separates.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,7 +28,7 @@ from ..address import is_public
 from ..errors import StunError
 from ..host import Host
 from .allowance import Allowance
-from .classify import Binding
+from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
 from .profile import PROFILE_LIFETIME, UNKNOWN, Allocation, NatProfile, NatProfiles, TransportProfile, describe
@@ -63,6 +64,8 @@ MAX_SERVERS: Final = 4
 QUIET: Final = 2.0
 """Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
 A peer has been told which ports come next."""
+DOUBT_INTERVAL: Final = 60.0
+"""Seconds between two measurements that attempts ask for."""
 RETRY_FIRST: Final = 1.0
 """Seconds before the next try when no server answers; doubles up to `RETRY_LAST`."""
 RETRY_LAST: Final = 60.0
@@ -100,6 +103,7 @@ class NatService:
         self._warm_tcp: dict[Family, TcpPort] = {}
         self._taken: dict[tuple[str, Family], trio.Event] = {}
         self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
+        self._observed_at: dict[Family, float] = {}
         self._nearest: dict[Family, TransportAddress] = {}
         self._sprays: dict[str, bytes] = {}
         self.allowance: Final = Allowance()
@@ -107,6 +111,20 @@ class NatService:
         self.profiles: NatProfiles = NatProfiles()
 
     # -- for attempts ------------------------------------------------------------------------------------------------
+
+    def observe_udp(self, af: Family, evidence: Evidence) -> None:
+        """What an attempt has learned of our NAT; if it contradicts the profile, that is measured anew.
+
+        Part of it is a peer's word, so it is heard once in `DOUBT_INTERVAL`: a lie costs 40 packets to our own servers.
+        """
+        now = trio.current_time()
+        if now - self._observed_at.get(af, -math.inf) < DOUBT_INTERVAL:
+            return
+        why = contradicts(self.profiles.get(None, af).udp, evidence)
+        if why is not None:
+            logger.info("IPv%d: measured anew, since %s", af, why)
+            self._observed_at[af] = now
+            self.doubt(af)
 
     async def take_udp(self, af: Family) -> UdpPort:
         """A UDP port that leads to the internet, with `UdpPort.mapped` as far as servers told; the caller's to release.
@@ -285,6 +303,8 @@ class NatService:
                 port.mapped.pop(silent, None)
             if taken.is_set() or port.closed or not port.mapped:
                 return
+            if kind == "udp":
+                self.observe_udp(af, Evidence(bindings=_bindings(port)))
             with trio.move_on_after(KEEPALIVE):
                 await taken.wait()
                 return
@@ -380,9 +400,13 @@ def _follows_a_sequence(profile: TransportProfile) -> bool:
     return profile.endpoint_independent is False and profile.allocation is Allocation.SEQUENTIAL
 
 
+def _bindings(port: UdpPort | TcpPort) -> tuple[Binding, ...]:
+    return tuple(Binding(local=port.local, server=server, mapped=mapped) for server, mapped in port.mapped.items())
+
+
 def _next_mappings(profile: TransportProfile, port: UdpPort | TcpPort) -> list[TransportAddress]:
     """From what servers have just seen of a fresh port to what comes next."""
-    samples = [Binding(local=port.local, server=server, mapped=mapped) for server, mapped in port.mapped.items()]
+    samples = _bindings(port)
     if not samples:
         return []
     ip = samples[-1].mapped[0]
