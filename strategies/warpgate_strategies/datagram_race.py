@@ -225,6 +225,13 @@ class DatagramRace:
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             self._won.receive_nowait().close_nowait()
         self._tell_what_was_seen()
+        logger.info(
+            "%s: %d packets sent unasked from %d sockets, %d pairs tried",
+            self._plugin.name,
+            self.checks.packets,
+            len(self.ports),
+            len(self._used),
+        )
         for port in self.ports:
             port.release()
         self.ports.clear()  # the one that is kept keeps us

@@ -191,8 +191,8 @@ class RandomProbe(Plugin):
             addresses = list(dict.fromkeys(ip for ip, _ in theirs))[:MAX_ADDRESSES]
             ports = draw_ports(self.node.host.random, plan.openers, low=plan.low, high=plan.high)
             logger.info("spray: %d openers to %s, ports %d to %d", len(ports), addresses, plan.low, plan.high)
-            # The mapped ports too: a NAT that is taken for hard may not be.
-            pairs = [*theirs, *((ip, port) for port in ports for ip in addresses)]
+            # The mapped ports too: a NAT that is taken for hard may not be.  Two addresses share the openers.
+            pairs = [*theirs, *[(ip, port) for port in ports for ip in addresses][: plan.openers]]
             race.checks.add([(number, remote) for remote in pairs], now, silent=True)
             await race.wait_opened()
         elif role is Role.HARD:

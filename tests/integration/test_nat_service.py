@@ -523,6 +523,7 @@ def test_profiles_are_measured_and_again_when_something_contradicts_them(monkeyp
             return result[0]
 
         monkeypatch.setattr(service, "measure_nat", measure)
+        monkeypatch.setattr(service, "contradicts", lambda *_: None)  # as the made-up profile would be at once
         await trio.sleep(2)
         assert len(measured) == 1
         assert this.nat.profiles.get(None, 4) == SEQUENTIAL

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol, TypeVar, final
@@ -64,6 +65,8 @@ MAX_SERVERS: Final = 4
 QUIET: Final = 2.0
 """Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
 A peer has been told which ports come next."""
+MAX_NETWORKS: Final = 16
+"""Networks whose profiles are remembered, by our address in them; good for `PROFILE_LIFETIME`, and measured anew."""
 DOUBT_INTERVAL: Final = 60.0
 """Seconds between two measurements that attempts ask for."""
 RETRY_FIRST: Final = 1.0
@@ -103,6 +106,7 @@ class NatService:
         self._warm_tcp: dict[Family, TcpPort] = {}
         self._taken: dict[tuple[str, Family], trio.Event] = {}
         self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
+        self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
         self._nearest: dict[Family, TransportAddress] = {}
         self._sprays: dict[str, bytes] = {}
@@ -237,23 +241,47 @@ class NatService:
     async def _keep_measured(self, af: Family) -> NoReturn:
         """Have a profile of one family at all times, as soon as there is a way to get one."""
         pause = RETRY_FIRST
+        by_source: OrderedDict[str, NatProfile] = (
+            OrderedDict()
+        )  # a laptop comes back to the networks that it has been in
         while True:
             self._doubted[af] = trio.Event()
             servers = await self._resolve(af)
             profile: NatProfile | None = None
+            source = self._source_to(af, servers)
+            if source is not None and source != self._measured_from.get(af):
+                before = by_source.get(source)
+                fresh = before is not None and before.is_fresh(self._host.wall_time())
+                self._publish(af, before if fresh else None)
             async with self.measuring[af]:
-                if servers:
+                if source is not None and servers:
                     with suppress(OSError):
-                        profile = await measure_nat(self._bind_address(af, servers), servers, online=self._is_online())
-                known = {key: value for key, value in self.profiles if key[1] != af}
-                if profile is not None:
+                        profile = await measure_nat(source, servers, online=self._is_online())
+                if source is not None and profile is not None:
                     logger.info("IPv%d: UDP %s; TCP %s", af, describe(profile.udp), describe(profile.tcp))
-                    known[None, af] = profile
-                self.profiles = NatProfiles(known)
+                    self._measured_from[af] = source
+                self._publish(af, profile)
             found = profile is not None and profile.udp != UNKNOWN
+            if source is not None and profile is not None and found:
+                by_source[source] = profile
+                by_source.move_to_end(source)
+                if len(by_source) > MAX_NETWORKS:
+                    by_source.popitem(last=False)
             pause = RETRY_FIRST if found else min(2 * pause, RETRY_LAST)
             with trio.move_on_after(PROFILE_LIFETIME / 2 if found else pause):
                 await self._doubted[af].wait()
+
+    def _source_to(self, af: Family, servers: Sequence[TransportAddress]) -> str | None:
+        try:
+            return self._bind_address(af, servers)
+        except OSError:
+            return None
+
+    def _publish(self, af: Family, profile: NatProfile | None) -> None:
+        known = {key: value for key, value in self.profiles if key[1] != af}
+        if profile is not None:
+            known[None, af] = profile
+        self.profiles = NatProfiles(known)
 
     async def _keep(
         self,
