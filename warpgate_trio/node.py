@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -169,7 +170,8 @@ class Node:
           ConnectError: there is no Pipe; ``error.report`` tells about every combo.
           ValueError: an option is out of its range, or the peer is this node.
         """
-        address = await self._current_address(peer)
+        deadline = trio.current_time() + (self._runtime.config.budgets.total if timeout is None else timeout)
+        address = await self._current_address(peer, deadline)
         chosen = [
             kind
             for name, (kind, _) in self._runtime.factories.items()
@@ -189,7 +191,7 @@ class Node:
             combos,
             phases=[phase for phase in PHASES if phase in wanted],
             replan=lambda fresh: self._runtime.plan(fresh, names, afs, route_types),
-            timeout=self._runtime.config.budgets.total if timeout is None else timeout,
+            deadline=deadline,
             early_data=early_data,
             on_event=on_event,
         )
@@ -214,7 +216,8 @@ class Node:
 
         Raises as `auto_connect`.
         """
-        address = await self._current_address(peer)
+        asked_at = trio.current_time()
+        address = await self._current_address(peer, math.inf if timeout is None else asked_at + timeout)
         name, candidates = (plugin, None) if isinstance(plugin, str) else ("fan_out", tuple(plugin))
         for each in (name, *(candidates or ())):
             if each not in self._runtime.factories:
@@ -229,7 +232,7 @@ class Node:
             combos,
             phases=[kind.phase],
             factories={name: factory if candidates is None else partial(factory, candidates=candidates)},
-            timeout=kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout,
+            deadline=asked_at + (kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout),
             ceiling=kind.timeout,
             early_data=early_data,
             on_event=on_event,
@@ -237,7 +240,7 @@ class Node:
 
     # -- the walk ----------------------------------------------------------------------------------------------------
 
-    async def _current_address(self, peer: PeerAddress | str) -> PeerAddress:
+    async def _current_address(self, peer: PeerAddress | str, deadline: float) -> PeerAddress:
         """The address to walk to: checked, the newest that is known, refreshed if it has expired."""
         address = PeerAddress.from_text(peer) if isinstance(peer, str) else peer
         if address.public_key == self._runtime.identity.public_key:
@@ -251,7 +254,8 @@ class Node:
             address.check_fresh(self._runtime.view.clock.now())
         except AddressExpired as expired:
             try:
-                return await self.refresh_address(address)
+                patience = min(self._runtime.config.budgets.signal, deadline - trio.current_time())
+                return await self.refresh_address(address, timeout=patience)
             except (PeerRefused, SignalError, AttemptFailed, ConfigError, trio.TooSlowError):
                 raise expired from None
         return address
@@ -264,7 +268,7 @@ class Node:
         phases: Sequence[str | None],
         factories: Mapping[str, Factory] | None = None,
         replan: Callable[[PeerAddress], Sequence[Combo]] | None = None,
-        timeout: float,
+        deadline: float,
         ceiling: float | None = None,
         early_data: bytes,
         on_event: Callable[[WalkEvent], None] | None,
@@ -282,7 +286,6 @@ class Node:
             refresh=self.refresh_address if replan is not None and "get_addr" in self._runtime.factories else None,
             replan=replan or (lambda _: ()),
         )
-        deadline = trio.current_time() + timeout
         for left in reversed(range(MAX_SESSIONS)):
             session = Session(peer, self._runtime.host.entropy(16), recorder, early_data=early_data)
             try:

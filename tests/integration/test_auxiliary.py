@@ -8,11 +8,12 @@ import trio.testing
 
 from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
 from warpgate_strategies.fan_out import STAGGER
-from warpgate_trio import ConnectError, Node, PeerRefused, Pipe, Verdict, anyone
+from warpgate_trio import ConnectError, Node, PeerAddress, PeerRefused, Pipe, Verdict, anyone
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.errors import AddressExpired, AttemptFailed, SignalUnavailable
 from warpgate_trio.link import Link
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
+from warpgate_trio.runtime import NodeRuntime
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
 
@@ -70,6 +71,20 @@ async def test_an_expired_address_is_refreshed_before_the_walk() -> None:
         expired = address_of(BOB, port=await closed_port(), now=LoopbackHost().wall_time() - 8 * 24 * 3600)
         async with await both.alice.auto_connect(expired) as pipe:
             assert pipe.peer_id == both.bob.peer_id
+
+
+async def test_asking_for_a_fresh_address_is_within_the_callers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers: without a bound of the caller's it would be waited for as long as for any signal."""
+
+    async def silent(self: NodeRuntime, peer: PeerAddress, plugin: str) -> object:
+        await trio.sleep_forever()
+        return None
+
+    monkeypatch.setattr(NodeRuntime, "ask", silent)
+    async with loopback_node(ALICE, config()) as alice:
+        expired = address_of(BOB, port=1, now=LoopbackHost().wall_time() - 8 * 24 * 3600)
+        with trio.fail_after(QUICK.signal / 2), pytest.raises(AddressExpired):
+            await alice.auto_connect(expired, timeout=0.05)
 
 
 async def test_an_expired_address_that_cannot_be_refreshed_says_so() -> None:
