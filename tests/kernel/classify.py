@@ -37,6 +37,8 @@ TRIES: Final = 3
 """Of what should come; also of a whole kind, since what comes late looks like what never comes."""
 SAMPLES: Final = 12
 """Fresh mappings in a row."""
+IP_RECVERR: Final = 11
+"""Of Linux; in `socket` since Python 3.14."""
 Endpoint = tuple[str, int]
 
 
@@ -124,17 +126,20 @@ class Udp:
         await sender.sendto(b"!", to)
         return await _receive(client, WAIT) is not None
 
-    async def answer_to_stranger(self, host: Host, to: Endpoint, port: int) -> str:
-        """What a packet for no mapping gets; sent from `port`."""
-        with await self.socket(host, port) as sock:
-            await sock.connect(to)  # so that ICMP errors show
-            await sock.send(b"!")
-            with trio.move_on_after(WAIT):
-                try:
-                    await sock.recv(1)
-                except ConnectionRefusedError:
-                    return "refused"
-        return "silence"
+    async def answer_to_stranger(self, stranger: trio.socket.SocketType, to: Endpoint) -> str:
+        """What a packet for no mapping gets.
+
+        It is sent from the socket that is of use afterwards: another one at its port could have to wait for it, since
+        what a thread that builds a lab starts inherits all sockets until it is another program.
+        """
+        stranger.setsockopt(trio.socket.IPPROTO_IP, IP_RECVERR, 1)  # so that ICMP errors show
+        try:
+            await stranger.sendto(b"!", to)
+            return "silence" if await _receive(stranger, WAIT) is None else "answer"
+        except ConnectionRefusedError:
+            return "refused"
+        finally:
+            stranger.setsockopt(trio.socket.IPPROTO_IP, IP_RECVERR, 0)
 
 
 async def _receive(sock: trio.socket.SocketType, within: float) -> tuple[bytes, Endpoint] | None:
@@ -193,9 +198,9 @@ async def classify(lab: Lab, home: Home, transport: Transport) -> Finding:
 
 async def _udp(lab: Lab, home: Home, tools: Udp) -> Finding:
     servers = [await tools.serve(host, port) for host in (lab.server, lab.second_server) for port in (3478, 3479)]
-    unsolicited = await tools.answer_to_stranger(lab.bystander, (home.outside, 40_000), 7000)
-    client = await tools.socket(home.host, 40_000)
     stranger = await tools.serve(lab.bystander, 7000)
+    unsolicited = await tools.answer_to_stranger(stranger, (home.outside, 40_000))
+    client = await tools.socket(home.host, 40_000)
     if await tools.seen(client, servers[0]) is None:
         return Finding(None, None, None, None, unsolicited, None)
     seen = [await tools.seen(client, server) for server in servers]
