@@ -176,13 +176,13 @@ async def test_wrong_peer() -> None:
 
 async def test_nothing_to_try() -> None:
     async with pair() as both, expect(Verdict.NOTHING_TO_TRY):
-        await both.alice.auto_connect(both.bob.address, route_types=[EXT_BIND])
+        await both.alice.auto_connect(both.bob.address, route_types=[EXT_BIND], phases=["direct"])
 
 
 async def test_no_signal() -> None:
     dead = f"ws://127.0.0.1:{await closed_port()}"
     async with loopback_node(ALICE, config(dead, budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL):
-        await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]))
+        await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 
 
 async def test_no_signal_without_any_server() -> None:
@@ -211,17 +211,17 @@ async def test_peer_silent() -> None:
     async with open_rendezvous() as server, loopback_node(ALICE, config(server, budgets=QUICK)) as alice:
         await alice.wait_signals()
         async with mute_bob(f"ws://127.0.0.1:{server.port}"), expect(Verdict.PEER_SILENT):
-            await alice.auto_connect(address_of(BOB, port=await closed_port()))
+            await alice.auto_connect(address_of(BOB, port=await closed_port()), phases=["direct"])
 
 
 async def test_no_relay_configured() -> None:
-    """Bob answers signals and tries, but neither side can be dialled."""
+    """Bob answers signals and tries, but neither side can be dialled, and they do not meet half-way either."""
     async with pair(budgets=QUICK) as both:
         for node in (both.alice, both.bob):
             for sock in node._runtime._sockets:
                 sock.close()
         async with expect(Verdict.NO_RELAY_CONFIGURED):
-            await both.alice.auto_connect(both.bob.address)
+            await both.alice.auto_connect(both.bob.address, phases=["direct"])
 
 
 async def test_broke_off() -> None:

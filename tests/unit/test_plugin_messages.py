@@ -6,21 +6,67 @@ import msgspec
 import pytest
 
 from warpgate_strategies.get_addr import AddressIs, AskAddress
+from warpgate_strategies.random_probe import Opened, SprayAgreed, SprayBusy, SprayForMe
 from warpgate_strategies.return_addr import NewAddress
 from warpgate_strategies.reverse_connect import DialMe
+from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp
+from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp
 from warpgate_trio.combos import RouteType
 from warpgate_trio.errors import SignalMalformed
+from warpgate_trio.nat.candidates import Candidate
+from warpgate_trio.nat.spray import Role
 from warpgate_trio.plugin import load_plugins
 from warpgate_trio.signal import Cancel, Clock, Envelope, Failed, Message, Refused, decode_payload, wire_name
 from warpgate_trio.signal.core import OWNER, RefusalReason
 
 DIAL_ME = DialMe(af=4, route_type=RouteType.NIC_BIND, address=bytes([192, 168, 1, 9]), port=4433)
 
+HERE = (Candidate(bytes([192, 0, 2, 9]), 4433),)
+SECRET = bytes(range(16))
+HERE_HEX = "aa63616e646964617465739192c404c0000209cd1151"
+PATH_HEX = "a2616604aa726f7574655f7479706502a761646472657373c400a4706f727400"  # nobody is dialled
+SECRET_HEX = "a6736563726574c410000102030405060708090a0b0c0d0e0f"
+
 GOLDEN = [
     ("reverse_connect", DIAL_ME, "84a2616604aa726f7574655f7479706501a761646472657373c404c0a80109a4706f7274cd1151"),
     ("get_addr", AskAddress(), "80"),
     ("get_addr", AddressIs(), "80"),
     ("return_addr", NewAddress(), "80"),
+    (
+        "tcp_punch",
+        MeetByTcp(
+            af=4,
+            route_type=RouteType.EXT_BIND,
+            candidates=HERE,
+            sent_at=1.5,
+            uncertainty=0.25,
+            bucket=7,
+            secret=SECRET,
+        ),
+        f"89{PATH_HEX}{HERE_HEX}a773656e745f6174cb3ff8000000000000ab756e6365727461696e7479cb3fd0000000000000"
+        f"a66275636b657407{SECRET_HEX}",
+    ),
+    (
+        "tcp_punch",
+        MeetMeByTcp(candidates=HERE, received_at=1.5, sent_at=1.75, uncertainty=None, punch_at=2.0),
+        f"85{HERE_HEX}ab72656365697665645f6174cb3ff8000000000000a773656e745f6174cb3ffc000000000000"
+        "ab756e6365727461696e7479c0a870756e63685f6174cb4000000000000000",
+    ),
+    (
+        "udp_punch",
+        MeetByUdp(af=4, route_type=RouteType.EXT_BIND, secret=SECRET, candidates=HERE),
+        f"86{PATH_HEX}{SECRET_HEX}{HERE_HEX}",
+    ),
+    ("udp_punch", MeetMeByUdp(candidates=HERE), f"81{HERE_HEX}"),
+    ("udp_punch", Go(), "80"),
+    (
+        "random_probe",
+        SprayForMe(af=4, route_type=RouteType.EXT_BIND, secret=SECRET, candidates=HERE),
+        f"86{PATH_HEX}{SECRET_HEX}{HERE_HEX}",
+    ),
+    ("random_probe", SprayAgreed(role=Role.EASY, candidates=HERE), f"82a4726f6c65a465617379{HERE_HEX}"),
+    ("random_probe", SprayBusy(retry_after=2.0), "81ab72657472795f6166746572cb4000000000000000"),
+    ("random_probe", Opened(), "80"),
     (OWNER, Clock(time_ms=1_700_000_000_000), "81a774696d655f6d73cf0000018bcfe56800"),
     (OWNER, Cancel(), "80"),
     (OWNER, Failed(), "80"),
