@@ -42,7 +42,7 @@ def test_the_matrix_that_everybody_knows() -> None:
         ("port-restricted", "sequential", "punch"),
         ("sequential", "sequential", "punch"),
         ("port-restricted", "symmetric", "spray"),
-        ("sequential", "symmetric", "spray"),
+        ("sequential", "symmetric", "relay"),
         ("symmetric", "symmetric", "relay"),
         ("udp-blocked", "symmetric", "relay"),
         ("udp-blocked", "port-restricted", "punch"),
@@ -71,6 +71,12 @@ def test_a_forwarded_port_helps_whom_it_is_told() -> None:
 )
 def test_the_published_chances_of_a_spray(probes: int, published: float) -> None:
     assert spray_chance(nat("port-restricted"), nat("symmetric"), probes=probes) == pytest.approx(published, abs=0.006)
+
+
+def test_a_foretold_port_is_no_easy_side_of_a_spray() -> None:
+    assert spray_chance(nat("sequential"), nat("port-restricted")) == 1.0, "one packet is all that it takes"
+    assert spray_chance(nat("sequential"), nat("symmetric")) < 0.01
+    assert spray_chance(nat("sequential"), nat("block-symmetric")) < 0.2
 
 
 def test_two_sides_at_random_need_small_ranges() -> None:

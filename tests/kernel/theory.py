@@ -85,7 +85,9 @@ def spray_chance(a: Nat, b: Nat, *, sockets: int = SPRAY_SOCKETS, probes: int = 
         return 0.0
     if can_punch(a, b, "udp", foretelling=True):
         return 1.0
-    moving = [x for x in (a, b) if not is_where_told(x, True)]
+    # The side that opens has to be at one port for all that it opens to. A foretold port is not: it serves the one
+    # destination that the next packet goes to, and every further opener gets a mapping of its own.
+    moving = [x for x in (a, b) if not is_where_told(x, False)]
     if len(moving) == 1:
         return hit_chance(sockets, probes, len(moving[0].ports))
     if all(x.filtering == "APDF" for x in moving):
