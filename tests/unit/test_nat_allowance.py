@@ -50,16 +50,43 @@ def test_a_clock_that_stands_or_goes_back_gives_nothing() -> None:
     assert not allowance.take(VICTIM, 50.0)
 
 
-def test_those_that_were_sent_to_for_longest_ago_are_forgotten() -> None:
+def strangers(count: int, net: str = "198") -> list[str]:
+    return [f"{net}.51.{number >> 8}.{number & 255}" for number in range(count)]
+
+
+def test_naming_many_addresses_makes_nobody_forgotten_who_is_owed_something() -> None:
     allowance = Allowance()
     spend(allowance, BURST, 0.0)
-    for number in range(MAX_TARGETS - 1):
-        assert allowance.take(f"198.51.{number >> 8}.{number & 255}", 0.0)
-    assert not allowance.take(VICTIM, 0.0)  # still known, and now the one that was asked about last
-    for number in range(MAX_TARGETS):
-        allowance.take(f"198.18.{number >> 8}.{number & 255}", 0.0)
-    assert allowance.take(VICTIM, 0.0)
+    for ip in strangers(MAX_TARGETS - 1):
+        assert allowance.take(ip, 0.0)
+    assert not allowance.take(OTHER, 0.0)  # no room, and nobody whose burst is whole again
+    assert not allowance.take(VICTIM, 0.0)
     assert len(allowance._left) == MAX_TARGETS
+
+
+def test_those_whose_burst_is_whole_again_make_room() -> None:
+    allowance = Allowance()
+    spend(allowance, BURST, 0.0)
+    for ip in strangers(MAX_TARGETS - 1):
+        allowance.take(ip, 0.0)
+    for ip in strangers(MAX_TARGETS - 1, net="192"):
+        assert allowance.take(ip, 1.0)
+    assert len(allowance._left) == MAX_TARGETS
+    assert spend(allowance, BURST, 1.0) == int(REFILL)
+
+
+def test_a_subscriber_with_ipv6_is_one_target() -> None:
+    allowance = Allowance()
+    assert sum(allowance.take(f"2001:db8:0:1::{number:x}", 0.0) for number in range(1, 2 * BURST)) == BURST
+    assert not allowance.take("2001:db8:0:1:ffff::1%eth0", 0.0)
+    assert allowance.take("2001:db8:0:2::1", 0.0)
+
+
+def test_several_at_once_go_or_stay_together() -> None:
+    allowance = Allowance()
+    assert allowance.take(VICTIM, 0.0, BURST - 1)
+    assert not allowance.take(VICTIM, 0.0, 2)
+    assert allowance.take(VICTIM, 0.0, 1)
 
 
 @settings(max_examples=50)

@@ -383,20 +383,36 @@ class TestPace:
         assert len(side.run(60.0)) == side.checks.packets == 7
         assert side.checks.next_time == math.inf
 
-    def test_who_has_been_heard_needs_no_allowance(self) -> None:
+    def test_who_was_heard_is_counted_until_it_has_answered(self) -> None:
+        """The source of a packet is anybody's word; an answer to our own transaction has been where we sent to."""
+        asked: list[str] = []
+        left = 4
+
+        def allow(ip: str) -> bool:
+            asked.append(ip)
+            return len(asked) <= left
+
+        side = Side(allow=allow)
+        assert len(side.checks.receive(0, peer_request(1), STRANGER, 0.0)) == 1
+        assert kinds(packet for _, packet in side.run(60.0)) == ["probe"] * (left - 1)
+        assert side.checks.receive(0, peer_request(2), STRANGER, 60.0) == []
+        assert set(asked) == {STRANGER[0]}
+
+    def test_who_has_answered_is_not_counted_any_more(self) -> None:
         asked: list[str] = []
 
         def allow(ip: str) -> bool:
             asked.append(ip)
-            return False
+            return True
 
         side = Side(allow=allow)
         side.checks.add([PAIR], 0.0)
-        assert side.run(1.0) == []
-        assert set(asked) == {THERE[0]}
+        side.checks.probe(0.0)
+        (packet,) = side.checks.due(0.0)
+        side.checks.receive(0, answer_to(packet), THERE, 0.0)
         asked.clear()
-        side.checks.receive(0, peer_request(), THERE, 1.0)
-        assert kinds(side.checks.due(1.0)) == ["probe"]
+        assert len(side.checks.receive(0, peer_request(1), THERE, 0.0)) == 1
+        assert side.run(60.0) == []
         assert asked == []
 
 

@@ -8,7 +8,9 @@ The laws that this follows were measured on real NATs (DESIGN §9.3 to 9.5):
   either side send *probes* with full TTL.
 * **Any authenticated source is a candidate** (peer-reflexive, RFC 8445 §7.3.1.3): the port that a NAT shows to a peer
   is often not the one that it showed to a STUN server.
-* **Who was heard is answered**, at once and with full TTL: its packet has passed our NAT, and an answer is no larger.
+* **Who was heard is answered**, at once and with full TTL: its packet has passed our NAT, and an answer is hardly
+  larger.  Where it says that it is may still be a lie (whoever knows the key can send under anybody's address), so it
+  counts as unasked until an answer to one of our own probes has come from there.
 
 A *pair* is one of our sockets and one remote address.  What may be sent to a pair follows from the stage:
 
@@ -113,7 +115,8 @@ class PathChecks:
         thousand at once overrun queues and tables.
       max_packets: of those in all.
       max_probes: of those on one pair.
-      allow: asked about each of them, with the address that it goes to; what it refuses is not sent.
+      allow: asked about each of them, and each answer to where none of ours was answered, with the address that it
+        goes to; what it refuses is not sent.
       on_heard: called with a pair on which an authentic probe of the peer came in, once per pair.
       on_confirmed: called with a pair that carries packets both ways and its round trip in seconds, once per pair.
 
@@ -222,7 +225,7 @@ class PathChecks:
                 self._queue.clear()
                 break
             packet = self._unasked(pair, state, now)
-            if packet is not None and (state.heard or self._allow(pair[1][0])):
+            if packet is not None and self._allow(pair[1][0]):
                 packets.append(packet)
                 self.packets += 1
         if len(packets) == self._burst:
@@ -303,6 +306,8 @@ class PathChecks:
                 # Ours, the other way, before all that waits, and in a pause too: RFC 8445's triggered check.
                 self._schedule(pair, _AT_ONCE)
             self._on_heard(pair)
+        if not (state is not None and state.answered) and not self._allow(source[0]):
+            return []
         self._answers += 1
         return [Outgoing(socket, self._codec.response(probe.transaction, source), source, None)]
 
