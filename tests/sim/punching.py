@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -199,20 +199,20 @@ def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
     """Whether theory says that the two can punch, over UDP or over TCP; the preconditions are `draw_punchable`'s.
 
     One precondition is ours.  Where a NAT moves ports and lets everybody in, whoever is behind it must not be the first
-    to send, or its answer leaves by another port than the one that let the peer in (`punch_possible`).  For UDP it
-    knows that of itself; over TCP nobody can measure filtering, as no server calls back.  So for TCP, letting everybody
-    in counts as letting in whom one has sent to; no NAT that anybody has described moves ports and filters nothing.
+    to send, or its answer leaves by another port than the one that let the peer in (`punch_possible`).  For UDP and one
+    such NAT it knows that of itself.  Of a stack of them it sees only the strictest filter, and over TCP nobody can
+    measure filtering, as no server calls back: there such NATs do not count.  Nobody has described one in the wild.
     """
-    over_udp = all(nat.udp.ports is None for nat in (*alice, *bob))
-    over_tcp = all(nat.tcp.ports is None and nat.tcp.simultaneous_open for nat in (*alice, *bob))
-    return (over_udp and punch_possible([nat.udp for nat in alice], [nat.udp for nat in bob])) or (
-        over_tcp and punch_possible([_careful(nat.tcp) for nat in alice], [_careful(nat.tcp) for nat in bob])
-    )
+    udp, tcp = ([[getattr(nat, each) for nat in nats] for nats in (alice, bob)] for each in ("udp", "tcp"))
+    over_udp = all(nat.ports is None for nats in udp for nat in nats)
+    over_udp = over_udp and not any(len(nats) > 1 and _moves_and_lets_in(nats) for nats in udp)
+    over_tcp = all(nat.ports is None and nat.simultaneous_open for nats in tcp for nat in nats)
+    over_tcp = over_tcp and not any(_moves_and_lets_in(nats) for nats in tcp)
+    return (over_udp and punch_possible(*udp)) or (over_tcp and punch_possible(*tcp))
 
 
-def _careful(tcp: Behavior) -> Behavior:
-    moves_and_lets_in = tcp.mapping is not Mapping.EIM and tcp.filtering is Filtering.EIF
-    return replace(tcp, filtering=Filtering.ADF) if moves_and_lets_in else tcp
+def _moves_and_lets_in(layers: Sequence[Behavior]) -> bool:
+    return any(each.mapping is not Mapping.EIM and each.filtering is Filtering.EIF for each in layers)
 
 
 # Plain functions of a source of choices, which is Hypothesis' in a property and a seed's in `tests.sim.census`.
