@@ -67,6 +67,7 @@ class Half:
 
     def __init__(self, *, inbound: bool, identity: Identity | None = None) -> None:
         own = identity or (BOB if inbound else ALICE)
+        self.name = "half"
         self.inbound = inbound
         self.peer = SimpleNamespace(public_key=(ALICE if inbound else BOB).public_key)
 
