@@ -54,6 +54,10 @@ MAX_PROBES: Final = 4
 """Of one of the N sockets: the first one that arrives will do, and 256 times 40 would be a flood."""
 RETRY_AFTER: Final = 2.0
 """Seconds after which a spray that was in the way is over."""
+MIN_RETRY: Final = 0.5
+"""Seconds that we wait at least before we ask again, whatever the peer says."""
+MAX_ASKS: Final = 8
+"""Times that one peer may ask in one attempt: one that waits as it is told to needs five in the time that it has."""
 MAX_ADDRESSES: Final = 2
 """External addresses of a peer that are sprayed at: a pool may have more, and one socket is behind one of them."""
 
@@ -122,7 +126,7 @@ class RandomProbe(Plugin):
         await self.send_signal(request)
         answer = await self.receive_signal()
         while isinstance(answer, SprayBusy):
-            await trio.sleep(answer.retry_after)  # it is the peer that says when
+            await trio.sleep(max(answer.retry_after, MIN_RETRY))  # it is the peer that says when
             await self.send_signal(request)
             answer = await self.receive_signal()
         if not isinstance(answer, SprayAgreed):
@@ -148,18 +152,20 @@ class RandomProbe(Plugin):
         role = spray_roles(self._ours(), self._theirs(), we_are_lower=self.node.peer_id < self.peer.peer_id)
         if role is None:
             raise AttemptFailed("both sides keep their ports, so there is nothing to spray for")
-        theirs = self._admitted(race, number, request.candidates)
-        with self.node.nat.spraying(theirs[0][0], self.session_id) as free:
-            if not free:
-                await self.send_signal(SprayBusy(retry_after=RETRY_AFTER))
-                again = await self.receive_signal()
-                if not isinstance(again, SprayForMe):
-                    raise AttemptFailed("the peer answered with something else")
-                return await self._answer(race, number, again, mine)
-            await self._prepare(race, number, role, request.candidates)
-            await self.send_signal(SprayAgreed(role=role, candidates=mine))
-            self.nursery.start_soon(self._wait_opened, race, role)
-            return await race.first()
+        for _ in range(MAX_ASKS):
+            theirs = self._admitted(race, number, request.candidates)
+            with self.node.nat.spraying(theirs[0][0], self.session_id) as free:
+                if free:
+                    await self._prepare(race, number, role, request.candidates)
+                    await self.send_signal(SprayAgreed(role=role, candidates=mine))
+                    self.nursery.start_soon(self._wait_opened, race, role)
+                    return await race.first()
+            await self.send_signal(SprayBusy(retry_after=RETRY_AFTER))
+            again = await self.receive_signal()
+            if not isinstance(again, SprayForMe):
+                raise AttemptFailed("the peer answered with something else")
+            request = again
+        raise AttemptFailed("the peer does not wait while other sprays are under way")
 
     async def _wait_opened(self, race: DatagramRace, role: Role) -> None:
         while True:

@@ -557,15 +557,17 @@ def test_a_real_measurement_is_found_in_the_profiles() -> None:
 # -- sprays ------------------------------------------------------------------------------------------------------------
 
 
-def test_one_spray_at_a_time_and_the_lower_session_goes_on() -> None:
+def test_one_spray_at_a_time_of_an_address_where_the_lower_session_goes_on_and_few_in_all() -> None:
     async def body(this: World) -> None:
         low, high = b"\1" * 16, b"\2" * 16
         spraying = this.nat.spraying
         with spraying("a", low) as one, spraying("b", high) as elsewhere:
             assert one
             assert elsewhere
-            with spraying("a", high) as later:
-                assert not later
+            with spraying("c", low) as third:
+                assert not third
+        with spraying("a", low), spraying("a", high) as later:
+            assert not later
         with spraying("a", high) as alone:
             assert alone
             with spraying("a", low) as lower:
@@ -574,7 +576,7 @@ def test_one_spray_at_a_time_and_the_lower_session_goes_on() -> None:
             raise ZeroDivisionError
         with spraying("a", high) as again:
             assert again
-        assert this.nat._sprays == {}
+        assert this.nat._sprays == []
         await trio.lowlevel.checkpoint()
 
     play(body)

@@ -65,6 +65,8 @@ MAX_SERVERS: Final = 4
 QUIET: Final = 2.0
 """Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
 A peer has been told which ports come next."""
+MAX_SPRAYS: Final = 2
+"""On behalf of peers at a time: each may take 256 sockets, and peers that name ever other addresses all of them."""
 MAX_NETWORKS: Final = 16
 """Networks whose profiles are remembered, by our address in them; good for `PROFILE_LIFETIME`, and measured anew."""
 DOUBT_INTERVAL: Final = 60.0
@@ -109,7 +111,7 @@ class NatService:
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
         self._nearest: dict[Family, TransportAddress] = {}
-        self._sprays: dict[str, bytes] = {}
+        self._sprays: list[tuple[bytes, str]] = []
         self.allowance: Final = Allowance()
         self.measuring: Final[dict[Family, trio.Lock]] = {af: trio.Lock() for af in FAMILIES}
         self.profiles: NatProfiles = NatProfiles()
@@ -201,20 +203,19 @@ class NatService:
 
     @contextmanager
     def spraying(self, ip: str, session: bytes) -> Iterator[bool]:
-        """One spray at a time per external address of a peer; yields whether this one may go (DESIGN §9.8).
+        """One spray at a time per external address of a peer, and few in all; yields whether this one may go.
 
-        Two peers that spray at each other because both called would wait for each other: the lower session goes on.
+        Of two for one address the lower session goes on, so that two that wait for each other do not wait for ever.
         """
-        other = self._sprays.get(ip)
-        if other is not None and other < session:
+        waits = any(at == ip and other < session for other, at in self._sprays)
+        if waits or len(self._sprays) >= MAX_SPRAYS:
             yield False
             return
-        self._sprays[ip] = session
+        self._sprays.append((session, ip))
         try:
             yield True
         finally:
-            if self._sprays.get(ip) == session:
-                del self._sprays[ip]
+            self._sprays.remove((session, ip))
 
     # -- the service -------------------------------------------------------------------------------------------------
 
