@@ -225,7 +225,7 @@ class PathChecks:
                 self._queue.clear()
                 break
             packet = self._unasked(pair, state, now)
-            if packet is not None and self._allow(pair[1][0]):
+            if packet is not None:
                 packets.append(packet)
                 self.packets += 1
         if len(packets) == self._burst:
@@ -240,13 +240,13 @@ class PathChecks:
                 return None
             state.probes += 1
             self._schedule(pair, now + PROBE_PERIOD)
-            return Outgoing(*self._request(pair, now), None)
+            return self._request(pair, now, None)
         state.openers += 1
         if not state.silent:
             times = OPENER_TIMES
             wait = times[state.openers] - times[state.openers - 1] if state.openers < len(times) else OPENER_PERIOD
             self._schedule(pair, now + wait)
-        return Outgoing(*self._request(pair, now), OPENER_HOPS)
+        return self._request(pair, now, OPENER_HOPS)
 
     def _schedule(self, pair: Pair, at: float) -> None:
         state = self._pairs[pair]
@@ -254,10 +254,12 @@ class PathChecks:
         self._order += 1  # of packets that are due at one time, in the order in which they were asked for
         heapq.heappush(self._queue, (at, self._order, pair))
 
-    def _request(self, pair: Pair, now: float) -> tuple[int, bytes, TransportAddress]:
+    def _request(self, pair: Pair, now: float, hops: int | None) -> Outgoing | None:
+        if not self._allow(pair[1][0]):
+            return None
         transaction = self._entropy(12)
         _remember(self._sent, transaction, (pair, now))
-        return pair[0], self._codec.request(transaction), pair[1]
+        return Outgoing(pair[0], self._codec.request(transaction), pair[1], hops)
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
