@@ -1,0 +1,274 @@
+"""Punching among people who mean harm, and in networks that do not behave: nobody is flooded, and nothing is lost.
+
+docs/punching.md has the whole list of what may go wrong, and where each of it is tested; what needs a whole world is
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+import trio
+
+from tests.sim.hostile import BYSTANDER, Run, World, call, lying, with_hostile
+from warpgate_strategies.random_probe import MAX_ASKS, MAX_PROBES, MIN_RETRY, Opened, RandomProbe, SprayAgreed, SprayBusy, SprayForMe
+from warpgate_strategies.stream_race import MAX_CONNECTS
+from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
+from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp, UdpPunch
+from warpgate_trio import Node
+from warpgate_trio.nat.allowance import BURST, REFILL
+from warpgate_trio.nat.candidates import MAX_CANDIDATES, Candidate
+from warpgate_trio.nat.checks import MAX_PACKETS
+from warpgate_trio.nat.profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
+from warpgate_trio.nat.probe import ProbeCodec
+from warpgate_trio.nat.service import MAX_SPRAYS
+from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS, Role
+from warpgate_trio.plugin import Message, Plugin
+from warpgate_trio.sim import presets
+from warpgate_trio.sim.packet import UDP, Packet
+from warpgate_trio.testing.worlds import PeerPair
+
+RTT = 0.05
+SECRET = bytes(16)
+BASES: tuple[type[Plugin], ...] = (UdpPunch, TcpPunch, RandomProbe)
+
+
+def claim(ip: str, ports: Sequence[int] = range(40000, 40000 + MAX_CANDIDATES)) -> tuple[Candidate, ...]:
+    """A bystander's address, as the peer's own, at as many ports as fit into a message."""
+    return tuple(Candidate(ip_address(ip).packed, port) for port in ports)
+
+
+# -- a bystander, claimed by who calls ---------------------------------------------------------------------------------
+
+
+def request(plugin: Any, ip: str) -> tuple[Message, Message | None]:
+    """The first message of a hostile caller, and what it says once it was answered."""
+    common: dict[str, Any] = {"af": 4, "route_type": plugin.route_type, "candidates": claim(ip), "secret": SECRET}
+    if plugin.name == "udp_punch":
+        return MeetByUdp(**common), Go()
+    if plugin.name == "random_probe":
+        return SprayForMe(**common), Opened()
+    return MeetByTcp(**common, sent_at=plugin.clock.now(), uncertainty=0.0, bucket=1), None
+
+
+def caller(base: type[Plugin]) -> type[Plugin]:
+    """Calls, and names the bystander; says that all is ready as soon as it is answered."""
+
+    async def run(self: Any, _: Message | None) -> Any:
+        first, then = request(self, bystander_of(self))
+        await self.send_signal(first)
+        await self.receive_signal()
+        if then is not None:
+            await self.send_signal(then)
+        await trio.sleep_forever()
+
+    return lying(base, run)
+
+
+def bystander_of(plugin: Any) -> str:
+    ip: str = plugin.node.host.machine.net.hosts[BYSTANDER].ip
+    return ip
+
+
+def udp(**axes: Any) -> NatProfile:
+    return NatProfile(udp=TransportProfile(translated=True, filtering=Filtering.ADDRESS_AND_PORT_DEPENDENT, **axes))
+
+
+EASY = udp(mapping=Mapping.ENDPOINT_INDEPENDENT, allocation=Allocation.PRESERVING)
+HARD = udp(mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.RANDOM)
+LOOSE = NatProfile(udp=replace(HARD.udp, filtering=Filtering.ENDPOINT_INDEPENDENT, low=40000, high=41023))
+"""Hard on both sides is worth its packets only where one of them lets everybody in, or has few ports."""
+
+BOB_EASY = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
+BOB_HARD = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
+ATTACKS: list[Any] = [
+    pytest.param(UdpPunch, BOB_EASY, EASY, MAX_PACKETS, id="udp_punch"),
+    pytest.param(TcpPunch, BOB_EASY, EASY, MAX_CONNECTS, id="tcp_punch"),
+    pytest.param(RandomProbe, BOB_EASY, HARD, MAX_OPENERS + MAX_CANDIDATES, id="spray-easy"),
+    pytest.param(RandomProbe, BOB_HARD, EASY, MAX_SOCKETS * MAX_PROBES, id="spray-hard"),
+    pytest.param(RandomProbe, BOB_HARD, LOOSE, MAX_PACKETS, id="spray-both"),
+]
+
+
+@pytest.mark.slow("up to 2,048 packets")
+@pytest.mark.parametrize(("base", "pair", "profile", "most"), ATTACKS)
+def test_one_attempt_of_a_caller_who_claims_somebody_elses_address(
+    base: type[Plugin], pair: PeerPair, profile: NatProfile, most: int
+) -> None:
+    async def main(world: World) -> None:
+        (mallory,) = world.hostile
+        await call(mallory, world.nodes.bob, base.name, 12)
+        await trio.sleep(10)
+        sent, received = world.wire.sent("bob", world.claimed), world.wire.received(BYSTANDER)
+        print(f"{base.name}: {sent} sent, {received} received")
+        assert most / 4 < sent <= most, "the attack does not do what it is meant to do"
+        assert received <= sent
+        if most == MAX_OPENERS + MAX_CANDIDATES:
+            assert received == 0  # openers die on the way
+
+    with_hostile(main, caller(base), pair=pair, profile=profile)
+
+
+ROLES = [
+    (Role.EASY, EASY, MAX_SOCKETS * MAX_PROBES),
+    (Role.HARD, HARD, MAX_OPENERS + MAX_CANDIDATES),
+    (Role.BOTH, LOOSE, MAX_PACKETS),
+]
+
+
+def callee(base: type[Plugin], role: Role = Role.EASY) -> type[Plugin]:
+    """Answers, and names the bystander."""
+
+    async def run(self: Any, reply: Message | None) -> Any:
+        where = claim(bystander_of(self))
+        now = self.clock.now()
+        answers: dict[type[Plugin], Message] = {
+            UdpPunch: MeetMeByUdp(candidates=where),
+            TcpPunch: MeetMeByTcp(candidates=where, received_at=now, sent_at=now, uncertainty=0.0, punch_at=now),
+            RandomProbe: SprayAgreed(role=role, candidates=where),
+        }
+        await self.send_signal(answers[base])
+        await self.send_signal(Opened() if base is RandomProbe else answers[base])
+        await trio.sleep_forever()
+
+    return lying(base, run)
+
+
+@pytest.mark.slow("up to 2,048 packets")
+@pytest.mark.parametrize(
+    ("base", "role", "pair", "profile", "most"),
+    [
+        (UdpPunch, Role.EASY, BOB_EASY, EASY, MAX_PACKETS),
+        (TcpPunch, Role.EASY, BOB_EASY, EASY, MAX_CONNECTS),
+        *[(RandomProbe, role, BOB_HARD, profile, most) for role, profile, most in ROLES],
+    ],
+)
+def test_one_call_of_ours_to_a_peer_who_claims_somebody_elses_address(
+    base: type[Plugin], role: Role, pair: PeerPair, profile: NatProfile, most: int
+) -> None:
+    async def main(world: World) -> None:
+        (mallory,) = world.hostile
+        await call(world.nodes.alice, mallory, base.name, 6)
+        await trio.sleep(10)
+        sent, received = world.wire.sent("alice", world.claimed), world.wire.received(BYSTANDER)
+        print(f"{base.name} {role}: {sent} sent, {received} received")
+        assert most / 4 < sent <= most, "the attack does not do what it is meant to do"
+        assert received <= sent
+
+    with_hostile(main, callee(base, role), pair=pair, profile=profile)
+
+
+@pytest.mark.slow("5,000 packets")
+@pytest.mark.parametrize(("count", "each"), [(1, 12), (10, 1)], ids=["one-peer", "ten-peers"])
+def test_many_attempts_have_no_more_sent_to_one_address_than_the_allowance(count: int, each: int) -> None:
+    """One peer that calls again and again, by every technique, and ten at once who all name one bystander."""
+
+    async def main(world: World) -> None:
+        async def round_of_calls(seconds: float) -> None:
+            async with trio.open_nursery() as nursery:
+                for mallory in world.hostile:
+                    for number in range(each):
+                        base = BASES[number % 3] if each > 1 else UdpPunch
+                        nursery.start_soon(call, mallory, world.nodes.bob, base.name, seconds)
+
+        await round_of_calls(4.0)
+        sent = world.wire.sent("bob", world.claimed)
+        assert BURST * 0.99 < sent <= BURST + 4 * REFILL
+        await trio.sleep(30)
+        await round_of_calls(4.0)
+        await trio.sleep(10)
+        sent, received = world.wire.sent("bob", world.claimed), world.wire.received(BYSTANDER)
+        print(f"{count} peers: {sent} sent, {received} received")
+        assert sent <= BURST + (30 + 8 + 1) * REFILL
+        assert received <= sent
+
+    with_hostile(main, *map(caller, BASES), pair=BOB_EASY, count=count, profile=HARD)
+
+
+@pytest.mark.slow("3,000 packets")
+def test_a_forged_source_is_no_proof_that_somebody_is_there() -> None:
+    """The peer knows the key, so it can send authentic probes under anybody's address; each would be probed 40 times."""
+
+    async def run(self: Any, _: Message | None) -> Any:
+        machine = self.node.host.machine
+        await self.send_signal(request(self, machine.ip)[0])
+        answer = await self.receive_signal()
+        codec = ProbeCodec(SECRET, initiator=True)
+        await self.send_signal(Go())
+        for port in range(50000, 50064):
+            for where in answer.candidates:
+                probe = codec.request(machine.entropy(12))
+                target = (str(ip_address(where.address)), where.port)
+                machine.output(Packet(UDP, (bystander_of(self), port), target, probe))
+            await trio.sleep(0.01)
+        await trio.sleep_forever()
+
+    async def main(world: World) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(call, world.hostile[0], world.nodes.bob, "udp_punch", 4.0)
+        await trio.sleep(10)
+        sent = world.wire.sent("bob", world.claimed)
+        print(f"{sent} sent, {world.wire.received(BYSTANDER)} received")
+        assert BURST * 0.9 < sent <= BURST + 5 * REFILL
+
+    pair = PeerPair.between(presets.LINUX, presets.FULL_CONE, rtt=RTT)
+    with_hostile(main, lying(UdpPunch, run), pair=pair, profile=EASY)
+
+
+# -- a peer that wastes our time ---------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_is_always_busy_is_asked_now_and_then() -> None:
+    asked = 0
+
+    async def run(self: Any, reply: Message | None) -> Any:
+        nonlocal asked
+        while True:
+            asked += 1
+            await self.send_signal(SprayBusy(retry_after=1e-9))
+            await self.receive_signal()
+
+    async def main(world: World) -> None:
+        began = trio.current_time()
+        await call(world.nodes.alice, world.hostile[0], "random_probe", 6.0)
+        assert trio.current_time() - began <= 7
+        assert 2 <= asked <= 6 / MIN_RETRY + 1
+
+    with_hostile(main, lying(RandomProbe, run), pair=BOB_HARD, profile=EASY)
+
+
+@pytest.mark.slow("three sprays")
+def test_sprays_for_peers_are_few_at_a_time_and_do_not_take_all_ports() -> None:
+    """Each names another address, so none is in the other's way."""
+    busy = 0
+
+    async def run(self: Any, _: Message | None) -> Any:
+        nonlocal busy
+        number = self.node.host.random.randrange(1, 250)
+        common: dict[str, Any] = {"af": 4, "route_type": self.route_type, "secret": SECRET}
+        await self.send_signal(SprayForMe(**common, candidates=claim(f"11.0.1.{number}")))
+        for _ in range(30):
+            if isinstance(await self.receive_signal(), SprayBusy):
+                busy += 1
+                await self.send_signal(SprayForMe(**common, candidates=claim(f"11.0.1.{number}")))
+        await trio.sleep_forever()
+
+    async def main(world: World) -> None:
+        bob = world.nodes.bob
+        async with trio.open_nursery() as nursery:
+            for mallory in world.hostile:
+                nursery.start_soon(call, mallory, bob, "random_probe", 6.0)
+            await trio.sleep(2)
+            ports = len(bob._runtime.udp_ports)
+            print(f"{ports} ports, busy {busy} times")
+            assert MAX_SOCKETS < ports <= MAX_SPRAYS * (MAX_SOCKETS + 1) + 5
+        await trio.sleep(15)
+        assert 4 <= busy <= 2 * MAX_ASKS  # of two peers that never wait
+        assert len(bob._runtime.udp_ports) <= 2  # the warm ones
+
+    with_hostile(main, lying(RandomProbe, run), pair=BOB_HARD, profile=EASY, count=4)
