@@ -26,6 +26,7 @@ from .identity import peer_id_from_key
 from .link import Link, PathInfo, Pipe, RefuseReason
 from .link.frames import LINK_VERSION
 from .nurseries import open_background_nursery
+from .subscribers import Gate
 
 if TYPE_CHECKING:
     from .carrier import TlsContexts
@@ -51,6 +52,8 @@ MAX_WAITING_PIPES: Final = 64
 """Pipes that wait for ``listener.accept()``; the next peer hears BUSY, as a full backlog does it to TCP."""
 MAX_HANDSHAKES: Final = 256
 """Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
+MAX_HANDSHAKES_PER_ADDRESS: Final = 64
+"""Of those, from one IPv4 address or IPv6 /64: a stranger must not take every place, and many nodes may be behind one NAT."""
 MAX_SESSIONS: Final = 4096
 """Remembered sessions, undecided ones and accepted ones each; one costs about 300 bytes."""
 REFUSED: Final = "refused_"
@@ -172,7 +175,7 @@ class Inbound:
         self._on_accepted = on_accepted
         self._questions: OrderedDict[_SessionKey, _Question] = OrderedDict()
         self._accepted: OrderedDict[_SessionKey, _Accepted] = OrderedDict()
-        self._handshakes = 0
+        self._gate = Gate(total=MAX_HANDSHAKES, per_address=MAX_HANDSHAKES_PER_ADDRESS)
         self.counters: Final[Counter[str]] = Counter()
         """``accepted``, ``handshakes_failed``, and refusals by ``refused_REASON``."""
         self.listener: Final = PipeListener()
@@ -186,7 +189,7 @@ class Inbound:
         async with open_background_nursery() as nursery:
             while True:
                 try:
-                    connection, _ = await sock.accept()
+                    connection, source = await sock.accept()
                 except trio.ClosedResourceError:
                     return
                 except OSError as error:
@@ -196,11 +199,14 @@ class Inbound:
                     logger.warning("cannot accept a connection: %s", error)
                     await trio.sleep(_ACCEPT_PAUSE)
                     continue
-                if self._handshakes >= MAX_HANDSHAKES:
-                    connection.close()
-                    continue
-                self._handshakes += 1
-                nursery.start_soon(self._serve_connection, connection)
+                nursery.start_soon(self._admit, connection, source[0])
+
+    async def _admit(self, connection: trio.socket.SocketType, host: str) -> None:
+        with self._gate.admit(host) as admitted:
+            if admitted:
+                await self._serve_connection(connection)
+            else:
+                connection.close()
 
     async def _serve_connection(self, connection: trio.socket.SocketType) -> None:
         link: Link | None = None
@@ -222,7 +228,6 @@ class Inbound:
         except Exception:
             logger.exception("an inbound connection failed")
         finally:
-            self._handshakes -= 1
             if not kept:
                 self.counters["handshakes_failed"] += 1
                 connection.close()
@@ -338,7 +343,7 @@ class Inbound:
     @property
     def handshakes(self) -> int:
         """Connections before their commit."""
-        return self._handshakes
+        return self._gate.held
 
     def is_spent(self, peer_key: bytes, session_id: bytes) -> bool:
         """Whether the session has had its Pipe."""

@@ -28,7 +28,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv6Address, ip_address
 from typing import NoReturn, cast, final
 
 import trio
@@ -37,6 +36,7 @@ import trio_websocket
 from .config import ServerUrl
 from .errors import ConfigError, WarpgateError
 from .nurseries import open_background_nursery
+from .subscribers import Gate
 
 __all__ = [
     "ConnectionLimits",
@@ -407,7 +407,7 @@ async def serve_websocket(
       limits: connections held at once; further ones are closed unanswered.
       close_timeout: seconds that a client gets to answer our close frame.
     """
-    gate = _Gate(limits)
+    gate = Gate(total=limits.total, per_address=limits.per_address)
     serve_one = partial(
         _serve_one,
         handler,
@@ -428,7 +428,7 @@ async def _serve_one(
     handler: Callable[[WebSocket], Awaitable[None]],
     socket_stream: trio.SocketStream,
     *,
-    gate: _Gate,
+    gate: Gate,
     ssl_context: ssl.SSLContext | None,
     max_message: int,
     handshake_timeout: float,
@@ -473,41 +473,3 @@ async def _serve_one(
         logger.exception("the handler of a WebSocket failed; its connection is closed")
     finally:
         await trio.aclose_forcefully(stream)
-
-
-@final
-class _Gate:
-    """Counts the connections of a server, in all and per subscriber."""
-
-    def __init__(self, limits: ConnectionLimits) -> None:
-        self._limits = limits
-        self._total = 0
-        self._per_address: dict[str, int] = {}
-
-    @contextmanager
-    def admit(self, host: str) -> Generator[bool]:
-        """Hold one place for `host` during the body; yields False, and holds none, when there is none."""
-        key = _subscriber(host)
-        held = self._per_address.get(key, 0)
-        if self._total >= self._limits.total or held >= self._limits.per_address:
-            logger.debug("a connection over the limit is closed")
-            yield False
-            return
-        self._total += 1
-        self._per_address[key] = held + 1
-        try:
-            yield True
-        finally:
-            self._total -= 1
-            self._per_address[key] -= 1
-            if not self._per_address[key]:
-                del self._per_address[key]
-
-
-def _subscriber(host: str) -> str:
-    # Whoever has one IPv6 address has its whole /64 (RFC 6177), so the /64 is what a limit has to count.
-    ip = ip_address(host.partition("%")[0])
-    if isinstance(ip, IPv6Address):
-        mapped = ip.ipv4_mapped
-        return str(mapped) if mapped is not None else ip.packed[:8].hex()
-    return str(ip)

@@ -425,22 +425,23 @@ async def test_garbage_and_silence_on_the_port_cost_nothing() -> None:
                 except trio.BrokenResourceError:
                     pass
             await stream.aclose()
-        assert bob._runtime.inbound._handshakes == 0
+        assert bob._runtime.inbound.handshakes == 0
 
 
-async def test_handshakes_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.inbound.MAX_HANDSHAKES", 3)
+@pytest.mark.parametrize("bound", ["MAX_HANDSHAKES", "MAX_HANDSHAKES_PER_ADDRESS"])
+async def test_handshakes_are_bounded_in_number(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"warpgate_trio.inbound.{bound}", 3)
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
         streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
-        while bob._runtime.inbound._handshakes < 3:
+        while bob._runtime.inbound.handshakes < 3:
             await trio.testing.wait_all_tasks_blocked(0.001)
         async with await trio.open_tcp_stream("127.0.0.1", port) as one_too_many:
             with trio.fail_after(1):
                 assert await one_too_many.receive_some() == b""
         for stream in streams:
             await stream.aclose()
-        while bob._runtime.inbound._handshakes:
+        while bob._runtime.inbound.handshakes:
             await trio.testing.wait_all_tasks_blocked(0.001)
 
 

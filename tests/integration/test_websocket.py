@@ -21,12 +21,12 @@ import trio
 from tests.certificates import Authority
 from warpgate_trio.errors import ConfigError
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.subscribers import subscriber
 from warpgate_trio.websocket import (
     ConnectionLimits,
     WebSocket,
     WebSocketClosed,
     WebSocketError,
-    _subscriber,
     open_websocket,
     serve_websocket,
 )
@@ -571,12 +571,12 @@ async def test_limits(caplog: pytest.LogCaptureFixture) -> None:
                 await trio.lowlevel.checkpoint()
 
 
-def test_who_counts_as_one_subscriber() -> None:
-    assert _subscriber("192.0.2.1") != _subscriber("192.0.2.2")
-    assert _subscriber("::ffff:192.0.2.1") == _subscriber("192.0.2.1")
-    assert _subscriber("2001:db8:1:2::3") == _subscriber("2001:db8:1:2:ffff::1")
-    assert _subscriber("2001:db8:1:2::3") != _subscriber("2001:db8:1:3::3")
-    assert _subscriber("fe80::1%eth0") == _subscriber("fe80::2%eth0")
+def test_who_counts_as_onesubscriber() -> None:
+    assert subscriber("192.0.2.1") != subscriber("192.0.2.2")
+    assert subscriber("::ffff:192.0.2.1") == subscriber("192.0.2.1")
+    assert subscriber("2001:db8:1:2::3") == subscriber("2001:db8:1:2:ffff::1")
+    assert subscriber("2001:db8:1:2::3") != subscriber("2001:db8:1:3::3")
+    assert subscriber("fe80::1%eth0") == subscriber("fe80::2%eth0")
 
 
 # --- the nursery behind it ---

@@ -42,8 +42,11 @@ class Wire:
         return self.packets[host, "send", to]
 
     def received(self, host: str, source: str | None = None) -> int:
-        return sum(n for (at, event, other), n in self.packets.items()
-                   if (at, event) == (host, "receive") and source in (None, other))
+        return sum(
+            n
+            for (at, event, other), n in self.packets.items()
+            if (at, event) == (host, "receive") and source in (None, other)
+        )
 
 
 @contextmanager
@@ -108,7 +111,10 @@ def with_hostile(
         public = (*pair.public, Machine(name=BYSTANDER), *(Machine(name=name) for name in names))
         with counted() as wire:
             async with replace(pair, public=public).build(time_limit=36000) as net, simulated_hosts():
-                async with open_nodes(net, servers=servers) as nodes, open_hostile(net, names, kinds, profile) as hostile:
+                async with (
+                    open_nodes(net, servers=servers) as nodes,
+                    open_hostile(net, names, kinds, profile) as hostile,
+                ):
                     wire.since = trio.current_time()
                     wire.packets.clear()
                     await main(World(net, nodes, hostile, wire, net.hosts[BYSTANDER].ip))

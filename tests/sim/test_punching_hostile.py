@@ -14,17 +14,25 @@ from typing import Any
 import pytest
 import trio
 
-from tests.sim.hostile import BYSTANDER, Run, World, call, lying, with_hostile
-from warpgate_strategies.random_probe import MAX_ASKS, MAX_PROBES, MIN_RETRY, Opened, RandomProbe, SprayAgreed, SprayBusy, SprayForMe
+from tests.sim.hostile import BYSTANDER, World, call, lying, with_hostile
+from warpgate_strategies.random_probe import (
+    MAX_ASKS,
+    MAX_PROBES,
+    MIN_RETRY,
+    Opened,
+    RandomProbe,
+    SprayAgreed,
+    SprayBusy,
+    SprayForMe,
+)
 from warpgate_strategies.stream_race import MAX_CONNECTS
 from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp, UdpPunch
-from warpgate_trio import Node
 from warpgate_trio.nat.allowance import BURST, REFILL
 from warpgate_trio.nat.candidates import MAX_CANDIDATES, Candidate
 from warpgate_trio.nat.checks import MAX_PACKETS
-from warpgate_trio.nat.profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.probe import ProbeCodec
+from warpgate_trio.nat.profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.service import MAX_SPRAYS
 from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS, Role
 from warpgate_trio.plugin import Message, Plugin

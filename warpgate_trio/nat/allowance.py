@@ -10,8 +10,9 @@ Under IPv6 a subscriber has a whole /64, and a liar 2**64 addresses to name ther
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
 from typing import Final, final
+
+from ..subscribers import subscriber
 
 __all__ = ["BURST", "MAX_TARGETS", "REFILL", "Allowance"]
 
@@ -33,7 +34,7 @@ class Allowance:
 
     def take(self, ip: str, now: float, packets: int = 1) -> bool:
         """Whether so many more packets may go to `ip`; then they count."""
-        key = _subscriber(ip)
+        key = subscriber(ip)
         left, at = self._left.get(key, (float(BURST), now))
         left = _refilled(left, at, now)
         allowed = left >= packets
@@ -50,9 +51,3 @@ class Allowance:
 
 def _refilled(left: float, at: float, now: float) -> float:
     return min(float(BURST), left + max(0.0, now - at) * REFILL)
-
-
-def _subscriber(ip: str) -> str:
-    if ":" not in ip:
-        return ip
-    return IPv6Address(ip.partition("%")[0]).exploded[:19]

@@ -19,6 +19,7 @@ from typing import Final, final
 import ntplib
 
 from ..clock.ntp import PACKET_SIZE, to_ntp
+from ..subscribers import subscriber
 
 __all__ = ["DEFAULT_LIMITS", "DISPERSION", "STRATUM", "NtpLimits", "NtpResponder", "NtpStatistics"]
 
@@ -93,7 +94,7 @@ class NtpResponder:
             raise ValueError(f"a server's stratum is 1 to 15, not {stratum}")
         self.limits = limits
         self.stratum = stratum
-        self._buckets: OrderedDict[tuple[int, int], _Bucket] = OrderedDict()
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._total: _Bucket | None = None
         self._answered = 0
         self._ignored = 0
@@ -132,7 +133,7 @@ class NtpResponder:
 
     def _may(self, source: IPv4Address | IPv6Address, now: float) -> bool:
         limits = self.limits
-        key = _network(source)
+        key = subscriber(str(source))
         bucket = self._buckets.pop(key, None)
         if bucket is None:
             if len(self._buckets) >= limits.addresses:
@@ -144,10 +145,3 @@ class NtpResponder:
         return bucket.take(limits.rate, limits.burst, now) and self._total.take(
             limits.total_rate, limits.total_burst, now
         )
-
-
-def _network(source: IPv4Address | IPv6Address) -> tuple[int, int]:
-    """Whose limit it is: an IPv4 address, an IPv6 /64; an IPv4 address in IPv6 form counts as what it is."""
-    if source.version == 6 and source.ipv4_mapped is not None:
-        source = source.ipv4_mapped
-    return (4, int(source)) if source.version == 4 else (6, int(source) >> 64)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, final
 
 from ..errors import StunMalformed
@@ -45,6 +44,7 @@ from ..nat.stun import (
     decode,
     encode,
 )
+from ..subscribers import subscriber
 
 __all__ = ["DEFAULT_LIMITS", "MAX_ANSWER", "MAX_REQUEST", "Answer", "StunCore", "StunLimits", "StunStatistics"]
 
@@ -139,7 +139,7 @@ class StunCore:
     ) -> None:
         self._places = places or {}
         self._limits = limits
-        self._sources: OrderedDict[bytes, _Bucket] = OrderedDict()
+        self._sources: OrderedDict[str, _Bucket] = OrderedDict()
         self._total: _Bucket | None = None
         self._answered = self._refused = self._ignored = self._limited = 0
 
@@ -191,7 +191,7 @@ class StunCore:
 
     def admit(self, source: TransportAddress, now: float) -> bool:
         """Whether a source may ask now, which uses up one of its requests."""
-        key = _subscriber(source[0])
+        key = subscriber(source[0])
         bucket = self._sources.get(key)
         if bucket is None:
             bucket = self._sources[key] = _Bucket(self._limits.burst, now)
@@ -241,9 +241,3 @@ class StunCore:
                 OTHER_ADDRESS(opposite),
             ]
         return encode(BINDING, MessageClass.SUCCESS, request.transaction_id, attributes)
-
-
-def _subscriber(address: str) -> bytes:
-    """What one subscriber has: an IPv4 address, or an IPv6 /64 (RFC 6177)."""
-    ip = ip_address(address)
-    return ip.packed[:8] if isinstance(ip, IPv6Address) else ip.packed
