@@ -132,14 +132,19 @@ class RandomProbe(Plugin):
         if not isinstance(answer, SprayAgreed):
             raise AttemptFailed("the peer answered with something else")
         role = _COUNTERPART[answer.role]
-        await self._prepare(race, number, role, answer.candidates)
-        if role is not Role.HARD:
-            await self.send_signal(Opened())
-        if role is not Role.EASY:
-            race.checks.probe(trio.current_time())
-            race.changed()
-        self.nursery.start_soon(self._listen_to_peer)
-        return await race.first()
+        target = self._admitted(race, number, answer.candidates)[0][0]
+        while True:
+            with self.node.nat.spraying(target, self.session_id) as free:
+                if free:
+                    await self._prepare(race, number, role, answer.candidates)
+                    if role is not Role.HARD:
+                        await self.send_signal(Opened())
+                    if role is not Role.EASY:
+                        race.checks.probe(trio.current_time())
+                        race.changed()
+                    self.nursery.start_soon(self._listen_to_peer)
+                    return await race.first()
+            await trio.sleep(RETRY_AFTER)  # the peer has called us meanwhile, and its session is the lower one
 
     async def _listen_to_peer(self) -> None:
         """Hear of it if the peer gives up."""
