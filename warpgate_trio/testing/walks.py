@@ -131,6 +131,7 @@ async def open_nodes(
     servers: Collection[WorldServer] = SERVERS,
     plugins: Iterable[str | type[Plugin]] | None = None,
     authorize: Callable[[str], Awaitable[bool]] = anyone,
+    authorize_alice: Callable[[str], Awaitable[bool]] | None = None,
 ) -> AsyncGenerator[NodePair]:
     """Open servers and two nodes in a world that a `PeerPair` made, and wait for signals and for clocks to settle::
 
@@ -145,6 +146,7 @@ async def open_nodes(
       servers: what runs there; one whose machine the world has not is left out.
       plugins: those of both nodes; None for all that are installed.
       authorize: bob's.
+      authorize_alice: hers; None where nobody may call her.
     """
     chosen = None if plugins is None else list(plugins)
     there = [server for server in servers if server.machine in net.hosts]
@@ -164,7 +166,9 @@ async def open_nodes(
         stack.enter_context(net.hosts["bob"])
         bob = await stack.enter_async_context(open_node(made, identity=BOB, authorize=authorize, plugins=chosen))
         stack.enter_context(net.hosts["alice"])
-        alice = await stack.enter_async_context(open_node(made, identity=ALICE, plugins=chosen))
+        alice = await stack.enter_async_context(
+            open_node(made, identity=ALICE, authorize=authorize_alice, plugins=chosen)
+        )
         if made.servers.signal:
             with trio.move_on_after(SIGNALS_WITHIN):
                 await bob.wait_signals()
