@@ -8,11 +8,13 @@ import re
 import socket
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 
 from tests import requirements
+from tests.kernel.ahead import answers_of, asked_ahead, shared_folder
 
 pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
@@ -36,8 +38,19 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives a test that asks for a `question` to the kernel each of its module's QUESTIONS."""
+    if "question" in metafunc.fixturenames:
+        metafunc.parametrize("question", metafunc.module.QUESTIONS, ids=str)
+
+
+@pytest.hookimpl(trylast=True)  # after they were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Checks the markers' arguments, so that a slip is an error and not a test that never runs."""
+    """Checks the markers' arguments, so that a slip is an error and not a test that never runs.
+
+    Tests that need the kernel's answers come last, when the answers are there.
+    """
+    items.sort(key=lambda item: isinstance(item, pytest.Function) and "question" in item.fixturenames)
     for item in items:
         for marker in item.iter_markers("needs"):
             unknown = set(marker.args) - set(requirements.REQUIREMENTS)
@@ -148,6 +161,26 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
             patch.setenv(name, str(home / name.lower()))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kernel_is_asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Asks the kernel what the selected tests want to know (`tests.kernel.ahead`)."""
+    with asked_ahead(request.session.items, shared_folder(tmp_path_factory)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The kernel's answers to the module's questions."""
+    return answers_of(request.module.PROGRAM, shared_folder(tmp_path_factory))
+
+
+@pytest.fixture
+def answer(answers: dict[str, Any], question: object) -> Any:
+    """The kernel's answer to the test's question."""
+    assert str(question) in answers, answers.get("stderr", "the lab did not answer")
+    return answers[str(question)]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -14,10 +14,10 @@ QUESTIONS = [f"{kind} {transport}" for kind in KINDS for transport in ("udp", "t
 
 
 def words(questions: list[str]) -> list[str]:
-    return list(dict.fromkeys(question.split()[0] for question in questions))
+    return [*dict.fromkeys(question.split()[0] for question in questions), "--json"]
 
 
-@pytest.mark.slow("real time: seconds, all in the first test")
+@pytest.mark.slow("real time, if the answers are not there yet")
 @pytest.mark.needs("network_namespaces", "nft", "tun")
 def test_is_as_declared(question: str, answer: list[str]) -> None:
     assert answer == []

@@ -53,10 +53,10 @@ QUESTIONS = [*_bare(), *_package()]
 
 
 def words(questions: list[str]) -> list[str]:
-    return [f"--cell={question}" for question in questions]
+    return [*(f"--cell={question}" for question in questions), "--json"]
 
 
-@pytest.mark.slow("real time: half a minute, all in the first test")
+@pytest.mark.slow("real time, if the answers are not there yet")
 @pytest.mark.needs("network_namespaces", "nft", "tun")
 def test_pair_connects_as_theory_says(question: Cell, answer: dict[str, Any]) -> None:
     assert answer["phase"] == question.expected, f"{answer['text']}\n{answer.get('stderr', {}).get('connect', '')}"

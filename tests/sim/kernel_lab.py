@@ -1,7 +1,7 @@
 """The same NATs from Linux itself: the answers of the kernel lab to `cells.CELLS`, as JSON.
 
-Run as ``python -m tests.sim.kernel_lab`` by root; with two more words, ``COUNT SEED``, it answers as many scripts of
-random steps instead (`cells.drawn`).
+Run as ``python -m tests.sim.kernel_lab`` by root; ``--cell=…`` answers only those that are named so; and with two
+words, ``COUNT SEED``, it answers as many scripts of random steps instead (`cells.drawn`).
 """
 
 from __future__ import annotations
@@ -93,7 +93,10 @@ def usual(tries: Sequence[tuple[str, float]]) -> tuple[str, float]:
 
 def main(arguments: Sequence[str]) -> int:
     os.setpriority(os.PRIO_PROCESS, 0, -10)  # the other tests can wait
-    print(json.dumps(trio.run(ask, drawn(*map(int, arguments)) if arguments else CELLS)))
+    named = {word.removeprefix("--cell=") for word in arguments if word.startswith("--cell=")}
+    numbers = [int(word) for word in arguments if not word.startswith("--cell=")]
+    cells = drawn(*numbers) if numbers else [cell for cell in CELLS if not named or str(cell) in named]
+    print(json.dumps(trio.run(ask, cells)))
     return 0
 
 
