@@ -71,7 +71,7 @@ COURSES = (
 )
 
 
-# -- a node, as a program of its own: commands come in by stdin, one a line, and each is answered by one line ------------
+# -- a node, as a program of its own: commands come in by stdin, one a line, and each is answered by one line ----------
 
 
 async def be_node(config: str) -> None:
@@ -113,13 +113,15 @@ async def echo(pipe: Pipe) -> None:
 
 
 async def warm(node: Node) -> None:
+    """Wait until a node has all that it keeps ready."""
     await node.wait_signals()
     nat = node._runtime.nat
     clock = node._runtime.view.clock
-    while not (
+    while not (  # noqa: ASYNC110 - it does not tell anybody
         nat._warm_udp.get(4)
         and nat._warm_tcp.get(4)
-        and node.address.nat_profiles.get(None, 4).udp.endpoint_independent is not None
+        and nat.profiles.get(None, 4).udp.endpoint_independent is not None
+        and not nat.measuring[4].locked()
         and clock.uncertainty() < 1
     ):
         await trio.sleep(0.02)
@@ -135,7 +137,7 @@ async def call(node: Node, plugin: str, address: str) -> float:
         return time.perf_counter() - began
 
 
-# -- the lab -------------------------------------------------------------------------------------------------------------
+# -- the lab -----------------------------------------------------------------------------------------------------------
 
 
 @final

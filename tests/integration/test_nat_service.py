@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Literal
 
 import pytest
 import trio
@@ -17,7 +18,7 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import StunError
 from warpgate_trio.nat import service
 from warpgate_trio.nat.profile import PROFILE_LIFETIME, Allocation, Mapping, NatProfile, NatProfiles, TransportProfile
-from warpgate_trio.nat.service import KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
+from warpgate_trio.nat.service import FIRST_LOOK, KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
@@ -508,12 +509,58 @@ def test_a_prediction_that_cannot_be_made_is_none(kind: str) -> None:
 # -- profiles ----------------------------------------------------------------------------------------------------------
 
 
+async def waited(nat: NatService, *kinds: Literal["udp", "tcp"]) -> float:
+    """Seconds until something is known of the ports."""
+    began = trio.current_time()
+    for kind in kinds or ("udp", "tcp"):
+        await nat.wait_looked(kind, 4)
+    return trio.current_time() - began
+
+
+def test_how_ports_are_given_out_is_known_long_before_the_filters_are() -> None:
+    async def body(this: World) -> None:
+        assert 2 * RTT < await waited(this.nat) < 12 * RTT
+        first = this.nat.profiles.get(None, 4)
+        for each in (first.udp, first.tcp):
+            assert (each.mapping, each.allocation) == (Mapping.ENDPOINT_INDEPENDENT, Allocation.PRESERVING)
+        assert first.udp.hairpin is None
+        assert await waited(this.nat) == 0
+        await trio.sleep(5)
+        assert this.nat.profiles.get(None, 4).udp.hairpin is False
+        this.nat.doubt(4)  # what is known in full stays until there is as much again
+        await trio.sleep(12 * RTT)
+        assert this.nat.profiles.get(None, 4).udp.hairpin is False
+
+    play(body, profiles=True)
+
+
+def test_one_transport_does_not_wait_for_the_other() -> None:
+    async def body(this: World) -> None:
+        assert await waited(this.nat, "tcp") < 12 * RTT
+        assert this.nat.profiles.get(None, 4).tcp.mapping is Mapping.ENDPOINT_INDEPENDENT
+        assert this.nat.profiles.get(None, 4).udp.mapping is Mapping.UNKNOWN
+
+    play(body, profiles=True, nat=presets.UDP_BLOCKED)
+
+
+@pytest.mark.parametrize(("urls", "seconds"), [((), 0.0), ((f"stun:{DEAD}:3478",), FIRST_LOOK)], ids=["none", "dead"])
+def test_a_first_look_is_not_waited_for_without_end(urls: Sequence[str], seconds: float) -> None:
+    async def body(this: World) -> None:
+        assert await waited(this.nat, "udp") == pytest.approx(seconds)
+        await trio.sleep(60)
+        assert await waited(this.nat) == 0, "it was tried, and that is that"
+
+    play(body, urls=urls, profiles=True)
+
+
 def test_profiles_are_measured_and_again_when_something_contradicts_them(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(this: World) -> None:
         measured: list[float] = []
         result: list[object] = [SEQUENTIAL]
 
-        async def measure(local: str, servers: Sequence[TransportAddress], *, online: bool) -> NatProfile:
+        async def measure(
+            local: str, servers: Sequence[TransportAddress], *, online: bool, on_ports: object
+        ) -> NatProfile:
             assert (local, len(servers)) == (this.client.ip, 2)
             measured.append(trio.current_time())
             await trio.sleep(1)

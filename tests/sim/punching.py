@@ -92,10 +92,14 @@ def meet(
     ntp: bool = True,
     budgets: Budgets | None = None,
     warm: float = WARM,
+    both_cold: bool = False,
     on_network: Callable[[Network], object] | None = None,
     lossy: bool = False,
 ) -> Meeting:
-    """Open both nodes and all servers, let alice connect to bob, echo some data, close; nothing may be left."""
+    """Open both nodes and all servers, let alice connect to bob, echo some data, close; nothing may be left.
+
+    Both have been open for `warm` seconds by then; where that is 0, alice alone is cold, or `both_cold`.
+    """
 
     async def main() -> Meeting:
         async with pair.build(time_limit=3600) as net, simulated_hosts(), AsyncExitStack() as stack:
@@ -122,7 +126,7 @@ def meet(
             )
             if on_network is not None:
                 on_network(net)
-            result = await _call(net, config, connect, warm, lossy)
+            result = await _call(net, config, connect, warm, 0 if warm or both_cold else WARM, lossy)
             await stack.aclose()
             left = net.netstat()
             assert not left, str(left)
@@ -137,7 +141,9 @@ def _addresses(net: Network, name: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
-async def _call(net: Network, config: NodeConfig, connect: Connect, warm: float, lossy: bool) -> Meeting:
+async def _call(
+    net: Network, config: NodeConfig, connect: Connect, warm: float, head_start: float, lossy: bool
+) -> Meeting:
     async def serve(bob: Node) -> None:
         async with trio.open_nursery() as nursery:
             while True:
@@ -154,8 +160,7 @@ async def _call(net: Network, config: NodeConfig, connect: Connect, warm: float,
         with net.hosts["bob"]:
             async with open_node(config, identity=BOB, authorize=anyone, strict_plugins=True) as bob:
                 await bob.wait_signals()
-                if not warm:
-                    await trio.sleep(WARM)  # the caller alone is cold
+                await trio.sleep(head_start)
                 with net.hosts["alice"]:
                     async with open_node(config, identity=ALICE, authorize=anyone, strict_plugins=True) as alice:
                         nursery.start_soon(serve, bob)

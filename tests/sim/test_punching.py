@@ -169,6 +169,24 @@ def test_a_caller_that_was_just_opened_is_hardly_slower() -> None:
     assert result.walk <= 3 * RTT + Budgets().direct_min + 2 * RTT + 7 * RTT + OVERHEAD
 
 
+@pytest.mark.parametrize("both_cold", [False, True])
+@pytest.mark.parametrize("plugin", ["tcp_punch", "udp_punch"])
+def test_sequences_are_foretold_by_nodes_that_were_just_opened(plugin: str, both_cold: bool) -> None:
+    nat = presets.SYMMETRIC_SEQUENTIAL
+    result = meet(PeerPair.between(nat, nat, rtt=RTT), pinned(plugin), warm=0, both_cold=both_cold)
+    assert result.plugin == plugin, rows(result)
+
+
+@pytest.mark.slow("12 sprays over all ports")
+@pytest.mark.parametrize("alice_is_hard", [True, False])
+def test_the_roles_of_a_spray_are_known_to_nodes_that_were_just_opened(alice_is_hard: bool) -> None:
+    runs = 6
+    nats = (HARD, presets.LINUX) if alice_is_hard else (presets.LINUX, HARD)
+    pairs = [PeerPair.between(*nats, rtt=RTT, seed=seed) for seed in range(runs)]
+    hits = sum(meet(pair, pinned("random_probe"), warm=0, both_cold=True).connected for pair in pairs)
+    assert hits >= runs - 2  # 98.35 % each: fewer happen once in 10,000 times
+
+
 def test_without_an_answer_two_peers_meet_at_a_boundary() -> None:
     """The server dies while it has the request and not yet the answer."""
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
 
@@ -69,7 +69,13 @@ _LOCAL_PORTS: Final = (20000, 60000)  # drawn, as systems that hand out ports in
 _BIND_TRIES: Final = 4
 
 
-async def measure_nat(local: str, servers: Sequence[TransportAddress], *, online: bool = False) -> NatProfile:
+async def measure_nat(
+    local: str,
+    servers: Sequence[TransportAddress],
+    *,
+    online: bool = False,
+    on_ports: Callable[[Literal["udp", "tcp"], TransportProfile], object] = lambda *_: None,
+) -> NatProfile:
     """What is between an address of ours and the internet.
 
     Args:
@@ -77,9 +83,12 @@ async def measure_nat(local: str, servers: Sequence[TransportAddress], *, online
       servers: STUN servers of its family; the first `MAX_SERVERS` are asked.
       online: whether the caller knows the network to be there (a signal server answered), so that silence means
         something.
+      on_ports: called for each transport as soon as its mapping and allocation are known, which is all that a punch in
+        a hurry has to know; filters and hairpinning take more than a second longer, since they are known by silence.
     """
     chosen = list(dict.fromkeys(servers))[:MAX_SERVERS]
-    udp, tcp = _Udp(local, chosen), _Tcp(local, chosen)
+    udp = _Udp(local, chosen, partial(on_ports, "udp"))
+    tcp = _Tcp(local, chosen, partial(on_ports, "tcp"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(udp.run)
         nursery.start_soon(tcp.run)
@@ -95,7 +104,9 @@ async def measure_nat(local: str, servers: Sequence[TransportAddress], *, online
 class _Transport:
     """What measuring UDP and measuring TCP share."""
 
-    def __init__(self, local: str, servers: Sequence[TransportAddress]) -> None:
+    def __init__(
+        self, local: str, servers: Sequence[TransportAddress], on_ports: Callable[[TransportProfile], object]
+    ) -> None:
         self.local = local
         self.servers = servers
         self.bindings: list[Binding] = []
@@ -103,6 +114,7 @@ class _Transport:
         self.other_address: bool | None = None
         self.other_port: bool | None = None
         self.hairpin: bool | None = None
+        self._on_ports = on_ports
         self.random: Random = machine.current().random
 
     def note(self, local: TransportAddress, answer: StunAnswer, at: float) -> None:
@@ -122,6 +134,9 @@ class _Transport:
                 hairpin=self.hairpin,
             )
         )
+
+    def tell_ports(self) -> None:
+        self._on_ports(self.classify(online=False))
 
     def draw_port(self) -> int:
         return self.random.randint(*_LOCAL_PORTS)
@@ -175,20 +190,22 @@ class _Udp(_Transport):
             second = _alternates(answers)
             mapper = await self.open(stack)
             fresh: list[trio.socket.SocketType] = []
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as filtering:
                 if second is not None:
-                    nursery.start_soon(self.test_filter, stack, first[second[0].server], second[0])
-                if mapper is not None:
-                    await trio.sleep(SPACING)
-                    # One that is late gets a second chance where without it the mapping would stay unknown.
-                    there = [each.server for each in answers] if len(answers) > 1 else self.servers
-                    nursery.start_soon(self.ask_all, mapper, there)
-                for i in range(FRESH_UDP - len(self.servers)):
-                    await trio.sleep(SPACING)
-                    sock = await self.open(stack)
-                    if sock is not None:
-                        fresh.append(sock)
-                        nursery.start_soon(self.ask, sock, answers[i % min(2, len(answers))].server)
+                    filtering.start_soon(self.test_filter, stack, first[second[0].server], second[0])
+                async with trio.open_nursery() as nursery:
+                    if mapper is not None:
+                        await trio.sleep(SPACING)
+                        # One that is late gets a second chance where without it the mapping would stay unknown.
+                        there = [each.server for each in answers] if len(answers) > 1 else self.servers
+                        nursery.start_soon(self.ask_all, mapper, there)
+                    for i in range(FRESH_UDP - len(self.servers)):
+                        await trio.sleep(SPACING)
+                        sock = await self.open(stack)
+                        if sock is not None:
+                            fresh.append(sock)
+                            nursery.start_soon(self.ask, sock, answers[i % min(2, len(answers))].server)
+                self.tell_ports()
             async with trio.open_nursery() as nursery:
                 if second is not None and mapper is not None:
                     nursery.start_soon(self.ask_alternates, mapper, second[1])
@@ -335,6 +352,7 @@ class _Tcp(_Transport):
             for i in range(FRESH_TCP - len(self.servers)):
                 nursery.start_soon(self.ask_fresh, answers[i % min(2, len(answers))].server)
                 await trio.sleep(SPACING)
+        self.tell_ports()
 
     async def ask_fresh(self, server: TransportAddress) -> StunAnswer | None:
         """Ask from a port of its own."""

@@ -48,6 +48,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 Family = Literal[4, 6]
 FAMILIES: Final[tuple[Family, Family]] = (4, 6)
+Kind = Literal["udp", "tcp"]
+KINDS: Final[tuple[Kind, Kind]] = ("udp", "tcp")
 
 KEEPALIVE: Final = 15.0
 """Seconds between two questions about a warm port: RFC 8445 §11's Tr, half of the 30 s after which the least patient
@@ -58,6 +60,9 @@ of the punch phase, and a server that is farther away than that is no help in it
 TRIES: Final = 3
 PATIENCE: Final = RTO * 2**TRIES
 """Seconds for which such a question is waited for."""
+FIRST_LOOK: Final = 1.0
+"""Seconds that an attempt of a node that was just opened waits to hear what becomes of its ports: four round trips of a
+third of a second, as the measurement takes, with what it spaces out."""
 MAX_PREDICTED: Final = 8
 """Ports of a prediction that a peer is told: what a busy home allocates between a question and a punch, twice over."""
 MAX_SERVERS: Final = 4
@@ -108,6 +113,9 @@ class NatService:
         self._warm_tcp: dict[Family, TcpPort] = {}
         self._taken: dict[tuple[str, Family], trio.Event] = {}
         self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
+        self._looked: dict[tuple[Kind, Family], trio.Event] = {
+            (kind, af): trio.Event() for kind in KINDS for af in FAMILIES
+        }
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
         self._nearest: dict[Family, TransportAddress] = {}
@@ -160,12 +168,23 @@ class NatService:
         """
         return self._bind_address(af, await self._resolve(af))
 
+    async def wait_looked(self, kind: Kind, af: Family) -> None:
+        """Wait until `profiles` tell how our NATs give out ports of UDP or TCP, for `FIRST_LOOK` at most.
+
+        No time passes except where the node, or the machine in this network, is new.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._servers:
+            with trio.move_on_after(FIRST_LOOK):
+                await self._looked[kind, af].wait()
+
     async def predict_udp(self, af: Family) -> list[TransportAddress]:
         """Where the next new mapping of ours over UDP will be seen, the likeliest first.
 
         Empty unless the NAT gives each destination a port of its own and they follow one another.  Then a server is
         asked where the sequence stands, from a socket of its own, which takes a round trip.
         """
+        await self.wait_looked("udp", af)
         profile = self.profiles.get(None, af).udp
         if not _follows_a_sequence(profile):
             return []
@@ -181,6 +200,7 @@ class NatService:
 
     async def predict_tcp(self, af: Family) -> list[TransportAddress]:
         """The same over TCP, which takes two round trips."""
+        await self.wait_looked("tcp", af)
         profile = self.profiles.get(None, af).tcp
         if not _follows_a_sequence(profile):
             return []
@@ -256,12 +276,15 @@ class NatService:
                 self._publish(af, before if fresh else None)
             async with self.measuring[af]:
                 if source is not None and servers:
+                    looks = partial(self._look, af, (None, af) not in dict(self.profiles))
                     with suppress(OSError):
-                        profile = await measure_nat(source, servers, online=self._is_online())
+                        profile = await measure_nat(source, servers, online=self._is_online(), on_ports=looks)
                 if source is not None and profile is not None:
                     logger.info("IPv%d: UDP %s; TCP %s", af, describe(profile.udp), describe(profile.tcp))
                     self._measured_from[af] = source
                 self._publish(af, profile)
+            for kind in KINDS:
+                self._looked[kind, af].set()
             found = profile is not None and profile.udp != UNKNOWN
             if source is not None and profile is not None and found:
                 by_source[source] = profile
@@ -271,6 +294,16 @@ class NatService:
             pause = RETRY_FIRST if found else min(2 * pause, RETRY_LAST)
             with trio.move_on_after(PROFILE_LIFETIME / 2 if found else pause):
                 await self._doubted[af].wait()
+
+    def _look(self, af: Family, is_first: bool, kind: Kind, profile: TransportProfile) -> None:
+        """In a new network a first look is better than nothing; else what is known is more."""
+        if is_first:
+            seen = self.profiles.get(None, af)
+            udp, tcp = (profile, seen.tcp) if kind == "udp" else (seen.udp, profile)
+            known = dict(self.profiles)
+            known[None, af] = NatProfile(udp=udp, tcp=tcp, measured_at=self._host.wall_time())
+            self.profiles = NatProfiles(known)
+        self._looked[kind, af].set()
 
     def _source_to(self, af: Family, servers: Sequence[TransportAddress]) -> str | None:
         try:
@@ -282,6 +315,11 @@ class NatService:
         known = {key: value for key, value in self.profiles if key[1] != af}
         if profile is not None:
             known[None, af] = profile
+        for kind in KINDS:
+            if profile is not None:
+                self._looked[kind, af].set()
+            elif self._looked[kind, af].is_set():
+                self._looked[kind, af] = trio.Event()
         self.profiles = NatProfiles(known)
 
     async def _keep(
