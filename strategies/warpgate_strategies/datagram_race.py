@@ -45,7 +45,7 @@ LINGER: Final = 5.0
 STAGGER: Final = 0.2
 """Seconds from one dialling to the next: a handshake is one round trip, and nearly always the first one wins."""
 MAX_DIALS: Final = 4
-"""Pairs that are dialled in one race."""
+"""Pairs that are dialled in one race because they answered; and as many that were only heard, which proves less."""
 
 
 @asynccontextmanager
@@ -89,7 +89,8 @@ class DatagramRace:
         self._wins, self._won = trio.open_memory_channel["Carrier | Link"](1)
         self._winner: Carrier | Link | None = None
         self._used: set[Pair] = set()
-        self._next_dial = -1.0
+        self._dials = {False: 0, True: 0}  # by whether the pair had answered
+        self._next_dial = {False: -1.0, True: -1.0}
         self._ends_at: float | None = None
         self.ports: Final[list[UdpPort]] = []
         self.checks: Final = PathChecks(
@@ -168,14 +169,16 @@ class DatagramRace:
         if self._plugin.inbound:
             # Before the next packet of the batch is looked at: it may be the first one of the handshake.
             self._nursery.start_soon(self._serve, self.ports[pair[0]].open_path(pair[1]))
-        elif len(self._used) < MAX_DIALS:
+        elif self._dials[rtt is not None] < MAX_DIALS:
+            self._dials[rtt is not None] += 1
             self._nursery.start_soon(self._dial, pair, rtt)
         else:
             return
         self._used.add(pair)
 
     async def _dial(self, pair: Pair, rtt: float | None) -> None:
-        at = self._next_dial = max(self._next_dial + STAGGER, trio.current_time())
+        answered = rtt is not None
+        at = self._next_dial[answered] = max(self._next_dial[answered] + STAGGER, trio.current_time())
         await trio.sleep_until(at)  # pacing, as with the Happy Eyeballs of RFC 8305
         await self.send_now()  # our own probe goes before the handshake: the peer takes that from a pair it has heard
         try:

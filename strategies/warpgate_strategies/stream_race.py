@@ -11,6 +11,7 @@ and connecting fails with EADDRNOTAVAIL until the race is over.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVarTuple, final
@@ -47,6 +48,11 @@ MAX_OTHERS: Final = 3
 """Connections to one candidate that were made and led to no handshake: somebody else is there."""
 MAX_HANDSHAKES: Final = 16
 """Connections on which TLS is under way: strangers may find the listener too."""
+
+
+def syns(patience: float) -> int:
+    """How many SYNs a connect sends that is waited for: the system repeats after 1, 3, 7 … seconds (RFC 6298 §2)."""
+    return 1 + int(math.log2(1 + patience))
 
 
 @asynccontextmanager
@@ -133,7 +139,7 @@ class StreamRace:
         while self._connects < MAX_CONNECTS and others < MAX_OTHERS and not port.closed:
             self._connects += 1
             began = trio.current_time()
-            if not self._plugin.node.nat.allowance.take(remote[0], began):
+            if not self._plugin.node.nat.allowance.take(remote[0], began, syns(patience)):
                 logger.debug("%s has been knocked at often enough", remote)
                 return
             sock = None

@@ -246,6 +246,38 @@ async def test_a_peer_in_many_places_is_dialled_in_a_few(monkeypatch: pytest.Mon
         assert port.closed
 
 
+async def test_who_answers_is_dialled_whoever_was_heard_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who only sends, and never answers, may be sending what it saw of the peer's."""
+    dialled: list[Any] = []
+
+    async def dial(path: Any, **_: object) -> Carrier:
+        dialled.append(path.remote)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(QuicCarrier, "dial", dial)
+    async with open_ports() as ports:
+        port = await ports.open("127.0.0.1")
+        others = [await ports.open("127.0.0.1") for _ in range(MAX_DIALS)]
+        theirs = await ports.open("127.0.0.1")
+        codec = ProbeCodec(SECRET, initiator=False)
+
+        def answer(data: bytes, source: TransportAddress) -> list[Datagram]:
+            return [(codec.response(data[8:20], source), source)]
+
+        theirs.listen_for_probes(answer)
+        async with open_datagram_race(half(inbound=False), SECRET) as race:
+            number = race.use(port)
+            for index, each in enumerate(others):
+                await each.send([(codec.request(bytes(11) + bytes([index])), port.local)])
+            await trio.sleep(0.01)
+            race.checks.add([(number, theirs.local)], trio.current_time())
+            race.checks.probe(trio.current_time())
+            race.changed()
+            with trio.move_on_after(0.1):
+                await race.first()
+        assert theirs.local in dialled
+
+
 async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddress]) -> Any:
     try:
         async with open_stream_race(plugin) as race:
@@ -349,7 +381,8 @@ async def test_syns_are_counted_by_where_they_go_over_all_attempts() -> None:
     plugin = half(inbound=True)
     taken: list[str] = []
 
-    def take(ip: str, now: float) -> bool:
+    def take(ip: str, now: float, packets: int = 1) -> bool:
+        assert packets == 1
         taken.append(ip)
         return len(taken) <= 5
 
@@ -369,6 +402,12 @@ async def test_syns_are_counted_by_where_they_go_over_all_attempts() -> None:
             await meet_tcp(plugin, port, [nobody.local])
     assert tried == 5
     assert set(taken) == {"127.0.0.1"}
+
+
+def test_a_connect_that_is_waited_for_long_counts_for_the_syns_that_the_system_sends() -> None:
+    """RFC 6298: again after 1, 3, 7 seconds."""
+    waits = (0.5, 0.99, 1.0, 2.9, 3.0, 6.9, 7.0)
+    assert [stream_race.syns(patience) for patience in waits] == [1, 1, 2, 2, 3, 3, 4]
 
 
 async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,6 +325,26 @@ class TestRequests:
         assert side.heard == [PAIR]
         assert side.checks.receive(0, request, THERE, 0.1)  # the network doubles packets: the answer may have been lost
 
+    @pytest.mark.parametrize("port", [THERE[1], THERE[1] + 1])
+    def test_a_replay_that_is_faster_than_the_original_does_not_take_its_place(self, port: int) -> None:
+        """Where the peer said that it is, it is heard, whoever said the same before; its port may differ."""
+        side = Side()
+        side.checks.add([PAIR], 0.0)
+        request = peer_request()
+        assert side.checks.receive(0, request, STRANGER, 0.0)
+        assert side.checks.receive(0, request, (THERE[0], port), 0.01)
+        assert side.heard == [(0, STRANGER), (0, (THERE[0], port))]
+        assert side.checks.receive(0, request, ("192.0.2.67", 1), 0.02) == []
+
+    def test_strangers_leave_room_for_who_was_announced(self) -> None:
+        side = Side()
+        side.checks.add([PAIR], 0.0)
+        for number in range(MAX_HEARD + 10):
+            side.checks.receive(0, peer_request(number), (STRANGER[0], 1 + number), 0.0)
+        assert len(side.heard) == MAX_HEARD
+        assert side.checks.receive(0, peer_request(1000), THERE, 0.1)
+        assert side.heard[-1] == PAIR
+
     @pytest.mark.parametrize("data", [b"", b"\0" * 20, b"\x40 quic", peer_request()[:-1], peer_request() + b"\0" * 4])
     def test_what_is_no_probe_changes_nothing(self, data: bytes) -> None:
         side = Side()

@@ -21,8 +21,8 @@ BURST: Final = 4096
 REFILL: Final = BURST / 120
 """Packets per second after that: a spray a minute, 2 kB/s."""
 MAX_TARGETS: Final = 4096
-"""Addresses that are counted at a time.  Those whose burst is whole again are forgotten for others; while there are none
-such, a new address gets nothing, or a liar could have one forgotten by naming many."""
+"""Addresses that are counted at a time.  Those whose burst is whole again are forgotten for others; while there are
+none such, a new address gets nothing, or a liar could have one forgotten by naming many."""
 
 
 @final

@@ -59,7 +59,8 @@ MAX_PROBES: Final = 40
 MAX_PACKETS: Final = 2048
 """Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  68 bytes each."""
 MAX_HEARD: Final = 64
-"""Sources that are remembered as peer-reflexive candidates: two sides with 256 sockets meet in a handful of pairs."""
+"""Sources that nobody announced and that are remembered as peer-reflexive candidates: two sides with 256 sockets meet
+in a handful of pairs."""
 MAX_ANSWERS: Final = 1024
 """Answers to authenticated probes in one attempt, each as large as its probe."""
 MAX_TRANSACTIONS: Final = 4096
@@ -155,6 +156,7 @@ class PathChecks:
         self._seen: OrderedDict[bytes, Pair] = OrderedDict()
         self._unopened = 0
         self._heard = 0
+        self._announced: set[str] = set()
         self._answers = 0
         self.stage: Stage = Stage.OPENING
         self.packets: int = 0
@@ -170,6 +172,7 @@ class PathChecks:
           opening: send openers, to a silent pair one; without, nothing goes out before `probe`.
         """
         for pair in pairs:
+            self._announced.add(pair[1][0])
             if pair not in self._pairs and self.stage is not Stage.ENDED:
                 state = self._pairs[pair] = _PairState(silent=silent)
                 if opening or (self.stage is Stage.PROBING and not silent):
@@ -291,17 +294,18 @@ class PathChecks:
 
     def _asked(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> list[Outgoing]:
         pair = (socket, source)
-        if self._seen.setdefault(probe.transaction, pair) != pair:
-            return []  # somebody else has said this before: a replay
+        if self._seen.setdefault(probe.transaction, pair) != pair and source[0] not in self._announced:
+            # Said before, from elsewhere: a replay.  Where the peer said that it is, the other one was.
+            return []
         _remember(self._seen, probe.transaction, pair)
         if self._answers >= MAX_ANSWERS:
             return []
         state = self._pairs.get(pair)
         if self.stage is not Stage.ENDED and (state is None or not state.heard):
-            if self._heard >= MAX_HEARD:
-                return []
-            self._heard += 1
             if state is None:
+                if self._heard >= MAX_HEARD:
+                    return []
+                self._heard += 1
                 state = self._pairs[pair] = _PairState(silent=False)
             state.heard = True
             if not state.answered:
