@@ -31,12 +31,12 @@ class Wire:
     """Packets by (host, what happened there, the other address): UDP datagrams and SYNs, as they were seen at the host.
 
     Attributes:
-      payload: bytes of UDP payload, by the same.
+      tap: is shown each packet that a host sends, with the host's name.
     """
 
     packets: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    largest: int = 0
     since: float = 0.0
+    tap: Callable[[str, Packet], object] = lambda *_: None
 
     def sent(self, host: str, to: str) -> int:
         return self.packets[host, "send", to]
@@ -56,9 +56,11 @@ def counted() -> Iterator[Wire]:
     add = Trace.add
 
     def counting(self: Trace, time: float, node: str, event: str, packet: Packet, *rest: Any) -> None:
-        if event in ("send", "receive") and time >= wire.since:
-            if packet.proto == UDP or (packet.proto == TCP and packet.flags & (SYN | ACK) == SYN):
-                wire.packets[node, event, (packet.dst if event == "send" else packet.src)[0]] += 1
+        unasked = packet.proto == UDP or (packet.proto == TCP and packet.flags & (SYN | ACK) == SYN)
+        if unasked and event in ("send", "receive") and time >= wire.since:
+            wire.packets[node, event, (packet.dst if event == "send" else packet.src)[0]] += 1
+        if event == "send":
+            wire.tap(node, packet)
         add(self, time, node, event, packet, *rest)
 
     with pytest.MonkeyPatch.context() as patch:

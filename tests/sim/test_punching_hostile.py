@@ -7,10 +7,12 @@ here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -28,6 +30,7 @@ from warpgate_strategies.random_probe import (
 from warpgate_strategies.stream_race import MAX_CONNECTS
 from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp, UdpPunch
+from warpgate_trio.errors import SignalError
 from warpgate_trio.nat.allowance import BURST, REFILL
 from warpgate_trio.nat.candidates import MAX_CANDIDATES, Candidate
 from warpgate_trio.nat.checks import MAX_PACKETS
@@ -35,12 +38,15 @@ from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nat.profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.service import MAX_SPRAYS
 from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS, Role
+from warpgate_trio.nat.stun import looks_like_stun
 from warpgate_trio.plugin import Message, Plugin
 from warpgate_trio.sim import presets
 from warpgate_trio.sim.packet import UDP, Packet
 from warpgate_trio.testing.worlds import PeerPair
 
 RTT = 0.05
+MAX_ANSWERED = 60
+"""Packets to somebody who was heard first: answers, and probes until another pair has won."""
 SECRET = bytes(16)
 BASES: tuple[type[Plugin], ...] = (UdpPunch, TcpPunch, RandomProbe)
 
@@ -199,7 +205,7 @@ def test_many_attempts_have_no_more_sent_to_one_address_than_the_allowance(count
 
 @pytest.mark.slow("3,000 packets")
 def test_a_forged_source_is_no_proof_that_somebody_is_there() -> None:
-    """The peer knows the key, so it can send authentic probes under anybody's address; each would be probed 40 times."""
+    """The peer knows the key, so it can send authentic probes under anybody's address, and each would be probed."""
 
     async def run(self: Any, _: Message | None) -> Any:
         machine = self.node.host.machine
@@ -260,7 +266,7 @@ def test_sprays_for_peers_are_few_at_a_time_and_do_not_take_all_ports() -> None:
         number = self.node.host.random.randrange(1, 250)
         common: dict[str, Any] = {"af": 4, "route_type": self.route_type, "secret": SECRET}
         await self.send_signal(SprayForMe(**common, candidates=claim(f"11.0.1.{number}")))
-        for _ in range(30):
+        for _again in range(30):
             if isinstance(await self.receive_signal(), SprayBusy):
                 busy += 1
                 await self.send_signal(SprayForMe(**common, candidates=claim(f"11.0.1.{number}")))
@@ -280,3 +286,73 @@ def test_sprays_for_peers_are_few_at_a_time_and_do_not_take_all_ports() -> None:
         assert len(bob._runtime.udp_ports) <= 2  # the warm ones
 
     with_hostile(main, lying(RandomProbe, run), pair=BOB_HARD, profile=EASY, count=4)
+
+
+# -- messages that are nonsense ----------------------------------------------------------------------------------------
+
+
+def loose(**fields: Any) -> Message:
+    """A `MeetByUdp` as somebody else's program may make it."""
+    made = msgspec.defstruct("MeetByUdp", [(name, Any) for name in fields], bases=(Message,), frozen=True, kw_only=True)
+    message: Any = made(**fields)
+    return message  # type: ignore[no-any-return]
+
+
+NONSENSE: dict[str, Any] = {
+    "seventeen": [[bytes([11, 0, 0, port]), port] for port in range(1, 18)],
+    "many": [[bytes([11, 0, 0, 1]), 1 + port] for port in range(4000)],
+    "port-0": [[bytes([11, 0, 0, 1]), 0]],
+    "port-65536": [[bytes([11, 0, 0, 1]), 65536]],
+    "no-address": [[b"abc", 9]],
+    "long-address": [[bytes(17), 9]],
+    "no-list": 7,
+    "nothing": [],
+    "sense": [[bytes([11, 0, 0, 1]), 9]],
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_candidates_that_are_nonsense_start_nothing(what: str) -> None:
+    async def run(self: Any, _: Message | None) -> Any:
+        with suppress(SignalError):  # too large even to be sent
+            await self.send_signal(loose(af=4, route_type=self.route_type, secret=SECRET, candidates=NONSENSE[what]))
+        await trio.sleep_forever()
+
+    async def main(world: World) -> None:
+        bob = world.nodes.bob
+        await call(world.hostile[0], bob, "udp_punch", 1.0)
+        await trio.sleep(1)  # the end of the call is told
+        assert (world.wire.sent("bob", "11.0.0.1") > 0) == (what == "sense")
+        assert bob.stats().attempts == 0
+        pipe = await world.nodes.alice.connect(bob.address, plugin="udp_punch", timeout=6)
+        await pipe.aclose()
+
+    with_hostile(main, lying(UdpPunch, run), pair=BOB_EASY)
+
+
+# -- probes that somebody sends again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", [0.0, 0.05], ids=["before-the-original", "after-it"])
+def test_probes_that_are_sent_again_from_elsewhere_lead_nowhere(late: float) -> None:
+    """Somebody on the way sees every probe, and sends it again under his own address, at once or a little later."""
+
+    async def main(world: World) -> None:
+        mallory = world.net.hosts["mallory0"]
+        homes = {world.net.hosts[name].ip for name in ("alice-nat0", "bob-nat0")}
+
+        def again(host: str, packet: Packet) -> None:
+            if host in ("alice", "bob") and packet.dst[0] in homes and looks_like_stun(packet.payload):
+                copy = Packet(UDP, (mallory.ip, 4000), packet.dst, packet.payload)
+                world.net.wire.after(late, mallory.output, copy)
+
+        world.wire.tap = again
+        pipe = await world.nodes.alice.connect(world.nodes.bob.address, plugin="udp_punch", timeout=6)
+        async with pipe:
+            assert pipe.path.remote[0] in homes
+        await trio.sleep(10)
+        assert world.wire.sent("mallory0", world.net.hosts["bob-nat0"].ip) >= 3
+        for name in ("alice", "bob"):
+            assert world.wire.sent(name, mallory.ip) <= MAX_ANSWERED
+
+    with_hostile(main, UdpPunch, pair=PeerPair.between(presets.FULL_CONE, presets.FULL_CONE, rtt=RTT))

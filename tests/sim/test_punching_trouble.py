@@ -1,4 +1,4 @@
-"""Punching where something goes wrong that nobody meant: networks that change, tables that are full, clocks that are off.
+"""Punching where something goes wrong that nobody meant: networks that change, full tables, wrong clocks.
 
 The rows of docs/punching.md that need a whole world; who means harm is in test_punching_hostile.py.
 """
@@ -18,8 +18,9 @@ import pytest
 import trio
 
 from tests.nodes import echo
-from tests.sim.punching import Meeting, meet, rows
+from tests.sim.punching import meet, rows
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, anyone
+from warpgate_trio.errors import AddressNotYetValid
 from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nat.stun import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 from warpgate_trio.nat.tcp_port import TcpPort
@@ -27,8 +28,8 @@ from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
 from warpgate_trio.sim import Conflict, Fault, Host, Kind, NatConfig, Network, presets, simulate
 from warpgate_trio.sim.packet import UDP, Packet
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, Walk, WorldServer, open_nodes, walk
-from warpgate_trio.testing.worlds import PeerPair, Place
+from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, WorldServer, open_nodes
+from warpgate_trio.testing.worlds import PeerPair
 
 RTT = 0.05
 CONES = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
@@ -234,3 +235,352 @@ def test_stun_servers_that_lie(where: tuple[str, int], plugin: str | None, hones
     print(found)
     if honest:
         assert found[0] in PUNCHES
+
+
+def test_stun_servers_that_die_in_the_middle() -> None:
+    """The ports are mapped by then; and for the next call, no answer is as good as none of them."""
+
+    async def main(nodes: NodePair) -> None:
+        nodes.net.schedule([Fault(at=0.0, target=name, kind=Kind.BLACKHOLE) for name in ("stun", "stun2")])
+        assert await try_to_connect(nodes) in PUNCHES
+        await trio.sleep(60)
+        assert await try_to_connect(nodes) not in PUNCHES
+        await trio.sleep(12)
+        nothing_runs(nodes)
+
+    in_world(main)
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offsets", [(3600.0, 0.0), (86400.0, -86400.0)])
+@pytest.mark.parametrize("plugin", PUNCHES)
+def test_clocks_that_are_hours_off_without_a_time_server(offsets: tuple[float, float], plugin: str) -> None:
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        return await node.connect(address, plugin=plugin, timeout=6.0)
+
+    result = meet(replace_clocks(offsets), connect, ntp=False)
+    assert result.plugin == plugin, rows(result)
+
+
+def test_an_address_from_the_future_says_that_a_clock_is_wrong() -> None:
+    networks: list[Network] = []
+
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        with pytest.raises(AddressNotYetValid, match="a clock is wrong"):
+            await node.auto_connect(address)
+        networks[0].hosts["alice"].clock_offset = 0.0
+        return await node.auto_connect(address)
+
+    result = meet(replace_clocks((-3600.0, 0.0)), connect, ntp=False, on_network=networks.append)
+    assert result.plugin in PUNCHES, rows(result)
+
+
+def replace_clocks(offsets: tuple[float, float], drift: float = 0.0) -> PeerPair:
+    return PeerPair.between(presets.RST, presets.RST, rtt=RTT, clock_offsets=offsets, clock_drifts=(drift, -drift))
+
+
+@pytest.mark.parametrize("ntp", [True, False])
+def test_clocks_that_run_apart(ntp: bool) -> None:
+    """By a thousandth each: what is known of them a minute later is worth little."""
+    result = meet(replace_clocks((0.0, 0.0), drift=1e-3), ntp=ntp)
+    assert result.plugin in PUNCHES, rows(result)
+
+
+@pytest.mark.parametrize("jump", [-40.0, -0.3, 0.3, 40.0, 1e6])
+def test_a_clock_that_jumps_in_the_middle(jump: float) -> None:
+    """After the request has left and before the answer comes: the instant is on no clock, and bounded all the same."""
+
+    async def main(nodes: NodePair) -> None:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def set_clock() -> None:
+                await trio.sleep(RTT * 0.8)
+                nodes.net.hosts["alice"].clock_offset += jump
+
+            began = trio.current_time()
+            won = await try_to_connect(nodes)
+            assert won in PUNCHES or (abs(jump) > 300 and won == "peer_silent")  # no signal is that old
+            assert trio.current_time() - began < 20
+        await trio.sleep(12)
+        nothing_runs(nodes)
+
+    in_world(main)
+
+
+# -- NATs at their limits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow("sprays that a NAT does not let out")
+@pytest.mark.parametrize("quota", [4, 12, 60])
+@pytest.mark.parametrize("nat", [presets.LINUX, presets.LINUX_SYMMETRIC], ids=["cone", "symmetric"])
+def test_a_nat_that_runs_out_of_mappings(nat: NatConfig, quota: int) -> None:
+    """Either it works, or it is said; what was left over is given back, and there is another day."""
+    found: list[str] = []
+
+    async def main(nodes: NodePair) -> None:
+        found.append(await try_to_connect(nodes))
+        await trio.sleep(15)
+        nothing_runs(nodes)
+        await trio.sleep(300)  # the mappings are forgotten
+        found.append(await try_to_connect(nodes))
+        await trio.sleep(15)
+        nothing_runs(nodes)
+
+    in_world(main, PeerPair.between(replace(nat, quota=quota), presets.LINUX, rtt=RTT))
+    print(nat.name, quota, found)
+    if nat is presets.LINUX and quota >= 12:
+        assert found == ["tcp_punch"] * 2
+
+
+@pytest.mark.parametrize("conflict", Conflict)
+def test_two_inside_hosts_on_one_source_port(conflict: Conflict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program behind alice's NAT has had her port for longer, and talks to whom she talks to."""
+    port, hers = 40000, ""
+    taken = {UdpPorts: False, TcpPort: False}
+    open_udp, open_tcp = UdpPorts.open, TcpPort.open.__func__  # type: ignore[attr-defined]
+
+    async def udp(self: UdpPorts, ip: str, wanted: int = 0) -> UdpPort:
+        if ip == hers and not taken[UdpPorts]:
+            wanted, taken[UdpPorts] = port, True
+        return await open_udp(self, ip, wanted)
+
+    async def tcp(kind: type[TcpPort], ip: str, wanted: int = 0) -> TcpPort:
+        if ip == hers and not taken[TcpPort]:
+            wanted, taken[TcpPort] = port, True
+        return await open_tcp(kind, ip, wanted)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(UdpPorts, "open", udp)
+    monkeypatch.setattr(TcpPort, "open", classmethod(tcp))
+    found: list[str] = []
+
+    async def neighbour(net: Network, *, task_status: trio.TaskStatus[None]) -> None:
+        carol = net.hosts["carol"]
+        with carol, trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock, trio.socket.socket() as stream:
+            await sock.bind((carol.ip, port))
+            await stream.bind((carol.ip, port))
+            await stream.connect((net.hosts["stun"].ip, 3478))
+            while True:
+                for name in ("stun", "stun2", "bob-nat0"):
+                    await sock.sendto(b"hello", (net.hosts[name].ip, 3478))
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                await trio.sleep(5)
+
+    async def run() -> None:
+        nonlocal hers
+        behaviour = replace(presets.LINUX.udp, conflict=conflict)
+        nat = replace(presets.LINUX, udp=behaviour, tcp=replace(presets.LINUX.tcp, conflict=conflict))
+        async with PeerPair.between(nat, presets.LINUX, rtt=RTT).build(time_limit=3600) as net, simulated_hosts():
+            hers = net.hosts["alice"].ip
+            net.hosts["alice"].interfaces[0].segment.host("carol")
+            async with trio.open_nursery() as nursery:
+                with net.hosts["stun"], trio.socket.socket() as listener:
+                    await listener.bind((net.hosts["stun"].ip, 3478))
+                    listener.listen()
+                    await nursery.start(partial(neighbour, net))
+                async with open_nodes(net, authorize_alice=anyone) as nodes, trio.open_nursery() as serving:
+                    with net.hosts["bob"]:
+                        serving.start_soon(serve, nodes.bob)
+                    for plugin in [*PUNCHES, None]:
+                        found.append(await try_to_connect(nodes, plugin))
+                        await trio.sleep(20)
+                    serving.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+            assert not net.netstat(), str(net.netstat())
+
+    simulate(run)
+    print(conflict, found)
+    assert taken == {UdpPorts: True, TcpPort: True}
+    if conflict is not Conflict.DEGRADE:  # which makes a symmetric NAT of that one port; the next one is free of it
+        assert found[:2] == PUNCHES
+    assert found[2] == "tcp_punch"
+
+
+@pytest.mark.slow("a spray")
+@pytest.mark.parametrize("sockets", [0, 1, 40])
+def test_a_spray_with_few_sockets_to_be_had(sockets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMFILE in the middle: fewer are worth less, and not nothing; none is an error, and the port goes back."""
+    real = UdpPorts.open
+    left = 1000
+
+    async def scarce(self: UdpPorts, ip: str, port: int = 0) -> UdpPort:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await real(self, ip, port)
+
+    monkeypatch.setattr(UdpPorts, "open", scarce)
+    found: list[str] = []
+
+    async def main(nodes: NodePair) -> None:
+        nonlocal left
+        left = sockets + 1  # a new warm port is opened, too
+        found.append(await try_to_connect(nodes, "random_probe"))
+        left = 1000
+        await trio.sleep(15)
+        nothing_runs(nodes)
+        found.append(await try_to_connect(nodes, "random_probe"))
+        await trio.sleep(15)
+        nothing_runs(nodes)
+
+    in_world(main, HARD_AND_EASY)
+    print(sockets, found)
+    assert found[1] == "random_probe"
+
+
+# -- a network that changes in the middle ------------------------------------------------------------------------------
+
+
+def move(net: Network) -> None:
+    """Alice's machine loses its address and gets another one, as one that roams does."""
+    (interface,) = net.hosts["alice"].interfaces
+    fresh = interface.segment.free_address()
+    interface.segment.take_away(net.hosts["alice"].ip)
+    interface.segment.give(interface, fresh)
+
+
+CHANGES: dict[str, Callable[[Network], object]] = {
+    "rebind": lambda net: net.schedule([Fault(at=0.0, target="alice-nat0", kind=Kind.REBIND)]),
+    "reboot": lambda net: net.schedule([Fault(at=0.0, until=0.2, target="bob-nat0", kind=Kind.REBOOT)]),
+    "another-address": move,
+    "no-address": lambda net: net.hosts["alice"].interfaces[0].segment.take_away(net.hosts["alice"].ip),
+}
+
+
+@pytest.mark.slow("a walk that fails, minutes of recovery, and a second walk; each several times")
+@pytest.mark.parametrize(
+    ("what", "plugin"), [*[(what, None) for what in CHANGES], ("another-address", "udp_punch"), ("rebind", "tcp_punch")]
+)
+def test_a_network_that_changes_in_the_middle(what: str, plugin: str | None) -> None:
+    """At each stage of an attempt: it works or it is said why not, nothing is left, and the next call works."""
+
+    def world(when: float) -> tuple[str, str]:
+        found: list[str] = []
+
+        async def main(nodes: NodePair) -> None:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def change() -> None:
+                    await trio.sleep(when)
+                    CHANGES[what](nodes.net)
+
+                with trio.fail_after(40):
+                    found.append(await try_to_connect(nodes, plugin))
+            await trio.sleep(30)
+            nothing_runs(nodes)
+            if what == "no-address":
+                return
+            await trio.sleep(100)
+            found.append(await try_to_connect(nodes, plugin))
+            await trio.sleep(30)
+            nothing_runs(nodes)
+
+        in_world(main)
+        return found[0], found[-1]
+
+    for stage in (0.04, 0.1):  # the request is on its way; both sides are at it
+        first, second = world(stage)
+        assert first in (*PUNCHES, "no_signal", "peer_silent", "no_relay_configured", "timed_out")
+        if what != "no-address":
+            assert second in PUNCHES
+
+
+# -- on an established path --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow("a transfer of 300 kB with a thousand stray packets")
+def test_stray_stun_and_probes_in_mid_transfer() -> None:
+    """Late answers and keepalives, probes under other keys, noise: none of it is the transfer's, whoever it is from."""
+
+    async def disturb(nodes: NodePair, ours: Pipe) -> None:
+        net = nodes.net
+        stranger, server = net.hosts["ntp"], net.hosts["stun"]
+        to_bob, to_alice = ours.path.remote, (net.hosts["alice-nat0"].ip, ours.path.local[1])
+        codec = ProbeCodec(bytes(16), initiator=True)
+        while True:
+            token = stranger.entropy(12)
+            for target, peer in ((to_bob, to_alice), (to_alice, to_bob)):
+                for source in ((stranger.ip, 4000), (server.ip, 3478), peer):
+                    for data in (
+                        codec.request(token),
+                        codec.response(token, target),
+                        encode(BINDING, MessageClass.SUCCESS, token, [XOR_MAPPED_ADDRESS(source)]),
+                        encode(BINDING, MessageClass.REQUEST, token),
+                        stranger.entropy(40),
+                    ):
+                        stranger.output(Packet(UDP, source, target, data))
+            await trio.sleep(0.01)
+
+    async def keep_alive(nodes: NodePair) -> None:
+        """What a warm port does, on the port that carries the transfer."""
+        asked = 0
+        for port in list(nodes.alice._runtime.udp_ports._ports):
+            if port._paths:
+                for _ in range(10):
+                    await port.query((nodes.net.hosts["stun"].ip, 3478), rto=0.2, tries=3)
+                    asked += 1
+        assert asked == 10
+
+    async def main(nodes: NodePair) -> None:
+        payload = bytes(range(256)) * 1200
+        pipe = await nodes.alice.connect(nodes.bob.address, plugin="udp_punch", timeout=6)
+        received = bytearray()
+        async with pipe, trio.open_nursery() as nursery:
+            nursery.start_soon(disturb, nodes, pipe)
+            nursery.start_soon(keep_alive, nodes)
+            nursery.start_soon(pipe.send_all, payload)
+            while len(received) < len(payload):
+                received += await pipe.receive_some()
+            assert received == payload
+            nursery.cancel_scope.cancel()
+        for node in (nodes.alice, nodes.bob):
+            assert node.stats().attempts == 0
+        await trio.sleep(10)
+        nothing_runs(nodes)
+
+    in_world(main, PeerPair.between(presets.FULL_CONE, presets.FULL_CONE, rtt=RTT))
+
+
+def test_somebody_else_at_the_peers_private_address_accepts_and_stays_silent() -> None:
+    """Half the world's homes have one network: what is at the peer's address in ours is not the peer."""
+    home = "192.168.1.0/24"
+    pair = replace(CONES, alice=replace(CONES.alice, prefix4=home), bob=replace(CONES.bob, prefix4=home))
+    accepted: list[trio.SocketStream] = []
+
+    def prepare(net: Network) -> None:
+        (interface,) = net.hosts["alice"].interfaces
+        theirs = net.hosts["bob"].ip
+        if net.hosts["alice"].ip == theirs:
+            interface.segment.take_away(theirs)
+            interface.segment.give(interface, interface.segment.free_address())
+            if net.hosts["alice"].ip == theirs:
+                interface.segment.take_away(theirs)
+                interface.segment.give(interface, "192.168.1.77")
+        interface.segment.host("impostor", address=theirs)
+
+    async def main(nodes: NodePair) -> None:
+        impostor = nodes.net.hosts["impostor"]
+        assert impostor.ip == nodes.net.hosts["bob"].ip
+        with impostor:
+            listeners = await trio.open_tcp_listeners(7000, host=impostor.ip)
+        async with trio.open_nursery() as nursery:
+
+            async def silent(stream: trio.SocketStream) -> None:
+                accepted.append(stream)
+                await trio.sleep_forever()
+
+            nursery.start_soon(partial(trio.serve_listeners, silent, listeners))
+            began = trio.current_time()
+            assert await try_to_connect(nodes) in PUNCHES
+            assert trio.current_time() - began < 3
+            await trio.sleep(12)
+            nothing_runs(nodes)
+            nursery.cancel_scope.cancel()
+        assert accepted
+
+    in_world(main, pair, prepare=prepare)

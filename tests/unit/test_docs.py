@@ -99,6 +99,17 @@ def test_every_page_is_in_the_index() -> None:
     assert [path.name for path in DOCS.glob("*.md") if path.name != "README.md" and f"({path.name})" not in index] == []
 
 
+@pytest.mark.parametrize("name", ["punching.md", "threat_model.md"])
+def test_the_tests_that_a_page_names_exist(name: str) -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    written = set(re.findall(r"def (test_\w+)", text)) | set(re.findall(r"class (Test\w+)", text))
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    for cell in re.findall(r"`(test_[^`]+)`", page(name)):
+        file, _, test = cell.rpartition("::")
+        assert not file or file in files, cell
+        assert test in (written if file or not test.endswith(".py") else files), cell
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 STRATEGIES = "strategies"
