@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Literal
 
@@ -607,12 +608,14 @@ def test_a_real_measurement_is_found_in_the_profiles() -> None:
 def test_one_spray_at_a_time_of_an_address_where_the_lower_session_goes_on_and_few_in_all() -> None:
     async def body(this: World) -> None:
         low, high = b"\1" * 16, b"\2" * 16
-        spraying = this.nat.spraying
+        spraying = partial(this.nat.spraying, for_peer=True)
         with spraying("a", low) as one, spraying("b", high) as elsewhere:
             assert one
             assert elsewhere
             with spraying("c", low) as third:
                 assert not third
+            with this.nat.spraying("c", low, for_peer=False) as ours:
+                assert ours
         with spraying("a", low), spraying("a", high) as later:
             assert not later
         with spraying("a", high) as alone:

@@ -762,7 +762,8 @@ async def test_one_spray_at_a_time_is_counted_by_where_it_goes(monkeypatch: pyte
 
     counted: list[str] = []
 
-    def spraying(ip: str, session: bytes) -> Any:
+    def spraying(ip: str, session: bytes, *, for_peer: bool) -> Any:
+        assert for_peer
         counted.append(ip)
         raise Stop
 

@@ -164,6 +164,7 @@ def still_there(net: Network) -> Counter[str]:
     return Counter(re.sub(r"\d+", "", line) for line in (*found.sockets, *found.tasks))
 
 
+@pytest.mark.slow("five calls of two nodes")
 @pytest.mark.parametrize("plugin", [*PUNCHES, "random_probe"])
 def test_a_call_that_is_cancelled_ends_at_the_peer_within_a_second(plugin: str) -> None:
     """Its handshake budget would be ten seconds; nobody meets here, so both sides are busy when it comes."""
@@ -288,6 +289,7 @@ def test_clocks_that_run_apart(ntp: bool) -> None:
     assert result.plugin in PUNCHES, rows(result)
 
 
+@pytest.mark.slow("the slow way of a walk whose signals are out of time")
 @pytest.mark.parametrize("jump", [-40.0, -0.3, 0.3, 40.0, 1e6])
 def test_a_clock_that_jumps_in_the_middle(jump: float) -> None:
     """After the request has left and before the answer comes: the instant is on no clock, and bounded all the same."""
@@ -335,6 +337,7 @@ def test_a_nat_that_runs_out_of_mappings(nat: NatConfig, quota: int) -> None:
         assert found == ["tcp_punch"] * 2
 
 
+@pytest.mark.slow("three calls of two nodes")
 @pytest.mark.parametrize("conflict", Conflict)
 def test_two_inside_hosts_on_one_source_port(conflict: Conflict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program behind alice's NAT has had her port for longer, and talks to whom she talks to."""

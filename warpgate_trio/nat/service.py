@@ -119,7 +119,7 @@ class NatService:
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
         self._nearest: dict[Family, TransportAddress] = {}
-        self._sprays: list[tuple[bytes, str]] = []
+        self._sprays: list[tuple[bytes, str, bool]] = []
         self.allowance: Final = Allowance()
         self.measuring: Final[dict[Family, trio.Lock]] = {af: trio.Lock() for af in FAMILIES}
         self.profiles: NatProfiles = NatProfiles()
@@ -222,20 +222,24 @@ class NatService:
         return None if port.closed else port
 
     @contextmanager
-    def spraying(self, ip: str, session: bytes) -> Iterator[bool]:
-        """One spray at a time per external address of a peer, and few in all; yields whether this one may go.
+    def spraying(self, ip: str, session: bytes, *, for_peer: bool) -> Iterator[bool]:
+        """One spray at a time per external address of a peer, and few for peers; yields whether this one may go.
 
         Of two for one address the lower session goes on, so that two that wait for each other do not wait for ever.
+
+        Args:
+          for_peer: a peer has asked for it.  Peers that ask for all that there may be do not hold up what we ask for.
         """
-        waits = any(at == ip and other < session for other, at in self._sprays)
-        if waits or len(self._sprays) >= MAX_SPRAYS:
+        waits = any(at == ip and other < session for other, at, _ in self._sprays)
+        full = for_peer and sum(theirs for _, _, theirs in self._sprays) >= MAX_SPRAYS
+        if waits or full:
             yield False
             return
-        self._sprays.append((session, ip))
+        self._sprays.append((session, ip, for_peer))
         try:
             yield True
         finally:
-            self._sprays.remove((session, ip))
+            self._sprays.remove((session, ip, for_peer))
 
     # -- the service -------------------------------------------------------------------------------------------------
 
