@@ -53,7 +53,7 @@ MAX_WAITING_PIPES: Final = 64
 MAX_HANDSHAKES: Final = 256
 """Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
 MAX_HANDSHAKES_PER_ADDRESS: Final = 64
-"""Of those, from one IPv4 address or IPv6 /64: a stranger must not take every place, and many nodes may be behind one NAT."""
+"""Of those, from one IPv4 address or IPv6 /64: a stranger must not take every place; many nodes may share a NAT."""
 MAX_SESSIONS: Final = 4096
 """Remembered sessions, undecided ones and accepted ones each; one costs about 300 bytes."""
 REFUSED: Final = "refused_"
