@@ -32,6 +32,7 @@ from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.nat.candidates import Candidates, to_candidates
 from warpgate_trio.nat.outlook import spray_outlook
 from warpgate_trio.nat.probe import SECRET_LENGTH
+from warpgate_trio.nat.profile import Allocation
 from warpgate_trio.nat.spray import BURST, BURST_INTERVAL, Role, draw_ports, plan_both_hard, plan_spray, spray_roles
 from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
@@ -58,6 +59,8 @@ MIN_RETRY: Final = 0.5
 """Seconds that we wait at least before we ask again, whatever the peer says."""
 MAX_ASKS: Final = 8
 """Times that one peer may ask in one attempt: one that waits as it is told to needs five in the time that it has."""
+FORETELLING: Final = 1.0
+"""Seconds that a side whose next port can be foretold leaves to `udp_punch`, which foretells it at the same time."""
 MAX_ADDRESSES: Final = 2
 """External addresses of a peer that are sprayed at: a pool may have more, and one socket is behind one of them."""
 
@@ -112,6 +115,8 @@ class RandomProbe(Plugin):
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         secret = reply.secret if isinstance(reply, SprayForMe) else self.node.host.entropy(SECRET_LENGTH)
         await self.node.nat.wait_looked("udp", 4)  # the roles go by it, and a spray would upset the measurement
+        if reply is None and self._ours().allocation is Allocation.SEQUENTIAL:
+            await trio.sleep(FORETELLING)  # pacing: a port more in between, and the peer goes to where we are not
         async with open_datagram_race(self, secret, burst=BURST, pause=BURST_INTERVAL, max_probes=MAX_PROBES) as race:
             port = await self.node.nat.take_udp(4)
             number = race.use(port)

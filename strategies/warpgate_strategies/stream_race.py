@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVarTuple, final
 
@@ -105,10 +105,21 @@ class StreamRace:
         """Take what comes to a port."""
         self._nursery.start_soon(self._accept, port)
 
-    def knock(self, port: TcpPort, remote: TransportAddress, at: float) -> None:
-        """From an instant on (`trio.current_time`), connect from a port to one candidate until that works."""
-        if remote != port.local and remote not in port.mapped.values():  # TCP would meet itself there
-            self._nursery.start_soon(self._knock, port, remote, at)
+    def knock(self, port: TcpPort, remotes: Sequence[TransportAddress], at: float) -> None:
+        """From an instant on (`trio.current_time`), connect from a port to each candidate until one works.
+
+        The first SYNs leave in the candidates' order.  Where both sides' ports were foretold, each SYN has a mapping of
+        its own, the next one; they meet if the n-th SYN of each goes to where the other's n-th one comes from.
+        """
+        others = [each for each in remotes if each != port.local and each not in port.mapped.values()]
+        self._nursery.start_soon(self._knock_in_order, port, others, at)  # at those, TCP would meet itself
+
+    async def _knock_in_order(self, port: TcpPort, remotes: Sequence[TransportAddress], at: float) -> None:
+        await trio.sleep_until(at)
+        for remote in remotes:
+            gone = trio.Event()
+            self._nursery.start_soon(self._knock, port, remote, gone)
+            await gone.wait()
 
     async def first(self) -> Carrier | Link:
         """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
@@ -130,8 +141,13 @@ class StreamRace:
             else:
                 sock.close()
 
-    async def _knock(self, port: TcpPort, remote: TransportAddress, at: float) -> None:
-        await trio.sleep_until(at)
+    async def _knock(self, port: TcpPort, remote: TransportAddress, gone: trio.Event) -> None:
+        try:
+            await self._knock_until_it_works(port, remote, gone)
+        finally:
+            gone.set()
+
+    async def _knock_until_it_works(self, port: TcpPort, remote: TransportAddress, gone: trio.Event) -> None:
         random = self._plugin.node.host.random
         rtt = self._plugin.node.signal_rtt
         patience = PATIENCE if rtt is None else max(PATIENCE, 2 * rtt)
@@ -145,7 +161,7 @@ class StreamRace:
             sock = None
             with trio.move_on_after(patience):
                 try:
-                    sock = await port.connect(remote)
+                    sock = await port.connect(remote, on_start=gone.set)
                 except (OSError, trio.ClosedResourceError) as error:
                     logger.debug("%s from %s: %s", remote, port.local, error)
             if sock is not None:

@@ -224,8 +224,7 @@ class TcpPunch(Plugin):
         if not theirs:
             raise AttemptFailed("the peer named no place that may be sent to")
         at = trio.current_time() + min(max(wait, 0.0), MAX_WAIT)
-        for remote in theirs:
-            race.knock(port, remote, at)
+        race.knock(port, theirs, at)
         return theirs[0][0]
 
     async def _keep_boundaries_in(
@@ -257,7 +256,7 @@ class TcpPunch(Plugin):
                         port = await TcpPort.open(local, number)
                         stack.callback(port.close)
                         race.accept_on(port)
-                        race.knock(port, (ip, number), at)
+                        race.knock(port, [(ip, number)], at)
             await trio.sleep_forever()
 
     def _both_preserve_ports(self) -> bool:

@@ -282,8 +282,7 @@ async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddre
     try:
         async with open_stream_race(plugin) as race:
             race.accept_on(port)
-            for each in there:
-                race.knock(port, each, trio.current_time())
+            race.knock(port, there, trio.current_time())
             return await race.first()
     finally:
         port.close()
@@ -363,10 +362,10 @@ async def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = 0
     real = TcpPort.connect
 
-    async def connect(self: TcpPort, remote: TransportAddress) -> Any:
+    async def connect(self: TcpPort, remote: TransportAddress, **options: Any) -> Any:
         nonlocal tried
         tried += 1
-        return await real(self, remote)
+        return await real(self, remote, **options)
 
     monkeypatch.setattr(TcpPort, "connect", connect)
     with trio.move_on_after(0.2):
@@ -393,10 +392,10 @@ async def test_syns_are_counted_by_where_they_go_over_all_attempts() -> None:
             port = await TcpPort.open("127.0.0.1")
             real = port.connect
 
-            async def connect(remote: TransportAddress, real: Any = real) -> Any:
+            async def connect(remote: TransportAddress, real: Any = real, **options: Any) -> Any:
                 nonlocal tried
                 tried += 1
-                return await real(remote)
+                return await real(remote, **options)
 
             port.connect = connect  # type: ignore[method-assign]
             await meet_tcp(plugin, port, [nobody.local])
@@ -447,12 +446,12 @@ async def test_a_port_that_is_closed_ends_only_its_own_knocking() -> None:
             nursery.start_soon(other)
             async with open_stream_race(half(inbound=False)) as race:
                 race.accept_on(closing)
-                race.knock(closing, there.local, trio.current_time())
+                race.knock(closing, [there.local], trio.current_time())
                 await trio.lowlevel.checkpoint()
                 closing.close()
                 await trio.testing.wait_all_tasks_blocked()
                 race.accept_on(here)
-                race.knock(here, there.local, trio.current_time())
+                race.knock(here, [there.local], trio.current_time())
                 (await race.first()).close_nowait()
             here.close()
             nursery.cancel_scope.cancel()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import comb
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -174,12 +175,20 @@ def test_a_caller_that_was_just_opened_is_hardly_slower() -> None:
     assert result.walk <= 3 * RTT + Budgets().direct_min + 2 * RTT + 7 * RTT + OVERHEAD
 
 
-@pytest.mark.parametrize("both_cold", [False, True])
-@pytest.mark.parametrize("plugin", ["tcp_punch", "udp_punch"])
-def test_sequences_are_foretold_by_nodes_that_were_just_opened(plugin: str, both_cold: bool) -> None:
+@pytest.mark.slow("5 pairs of nodes")
+@pytest.mark.parametrize("warmth", ["warm", "caller-cold", "cold"])
+@pytest.mark.parametrize("phase", ["punch", "spray"])
+def test_two_sequences_are_foretold(phase: Literal["punch", "spray"], warmth: str) -> None:
+    """The n-th packet of each side has to go where the other's n-th comes from, with nothing else in between."""
     nat = presets.SYMMETRIC_SEQUENTIAL
-    result = meet(PeerPair.between(nat, nat, rtt=RTT), pinned(plugin), warm=0, both_cold=both_cold)
-    assert result.plugin == plugin, rows(result)
+    options: dict[str, Any] = {"warm": {}, "caller-cold": {"warm": 0}, "cold": {"warm": 0, "both_cold": True}}[warmth]
+
+    async def connect(node: Node, address: PeerAddress) -> Pipe:
+        return await node.auto_connect(address, phases=[phase])
+
+    for seed in range(5):
+        result = meet(PeerPair.between(nat, nat, rtt=RTT, seed=seed), connect, **options)
+        assert result.connected, rows(result)
 
 
 @pytest.mark.slow("12 sprays over all ports")

@@ -13,7 +13,7 @@ Every one of them says SO_REUSEADDR and SO_REUSEPORT before its bind: one that d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Self, final
 
 import trio
@@ -98,8 +98,13 @@ class TcpPort:
         if stream is not None:
             stream.socket.close()
 
-    async def connect(self, remote: TransportAddress) -> trio.socket.SocketType:
+    async def connect(
+        self, remote: TransportAddress, *, on_start: Callable[[], object] = lambda: None
+    ) -> trio.socket.SocketType:
         """Connect from this port.
+
+        Args:
+          on_start: called when the SYN leaves before any other task runs.
 
         Raises:
           OSError: refused, unreachable; EADDRNOTAVAIL: the peer's connection was accepted by the listener.
@@ -111,6 +116,7 @@ class TcpPort:
         try:
             share_port(sock)
             await sock.bind(self.local)
+            on_start()
             await sock.connect(remote)
             if self.closed:
                 raise trio.ClosedResourceError("the port was closed")
