@@ -163,7 +163,8 @@ def test_peers_anywhere_punch_exactly_when_theory_says(tcp: bool) -> None:
     """Over all that a `PeerPair` can be: stacks, one CGN for both, every policy, ports that do not pass."""
     met: Counter[bool | None] = Counter()
 
-    link = links(max_latency=0.05, noisy=False)
+    # On a wire without length SYNs do not cross: the first one finds a NAT that is not open yet, which may say so.
+    link = links(max_latency=0.05, noisy=False).filter(lambda link: link.latency > 0)
     known = peer_pairs(link=link, nat=nats_that_exist(composed=False), max_nats=1)
 
     @settings(max_examples=120)
