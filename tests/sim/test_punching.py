@@ -193,6 +193,16 @@ def test_two_sequences_are_foretold(phase: Literal["punch", "spray"], warmth: st
         assert result.connected, rows(result)
 
 
+@pytest.mark.slow("6 pairs of nodes")
+@pytest.mark.parametrize("warm", [0, WARM])
+def test_two_sequences_are_foretold_without_udp(warm: float) -> None:
+    """A question to a second server would be a port more that nobody told of."""
+    nat = replace(presets.UDP_BLOCKED, tcp=presets.SYMMETRIC_SEQUENTIAL.tcp)
+    for seed in range(3):
+        result = meet(PeerPair.between(nat, nat, rtt=RTT, seed=seed), pinned("tcp_punch"), warm=warm, both_cold=True)
+        assert result.connected, rows(result)
+
+
 @pytest.mark.slow("12 sprays over all ports")
 @pytest.mark.parametrize("alice_is_hard", [True, False])
 def test_the_roles_of_a_spray_are_known_to_nodes_that_were_just_opened(alice_is_hard: bool) -> None:

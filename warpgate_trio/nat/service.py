@@ -118,7 +118,7 @@ class NatService:
         }
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
-        self._nearest: dict[Family, TransportAddress] = {}
+        self._nearest: dict[tuple[Kind, Family], TransportAddress] = {}
         self._sprays: list[tuple[bytes, str, bool]] = []
         self.allowance: Final = Allowance()
         self.measuring: Final[dict[Family, trio.Lock]] = {af: trio.Lock() for af in FAMILIES}
@@ -189,7 +189,7 @@ class NatService:
         if not _follows_a_sequence(profile):
             return []
         try:
-            port = await self._open_udp(af, self._nearest.get(af))
+            port = await self._open_udp(af, self._nearest.get(("udp", af)))
         except OSError as error:
             logger.debug("no prediction: %s", error)
             return []
@@ -205,7 +205,7 @@ class NatService:
         if not _follows_a_sequence(profile):
             return []
         try:
-            port = await self._open_tcp(af, self._nearest.get(af))
+            port = await self._open_tcp(af, self._nearest.get(("tcp", af)))
         except OSError as error:
             logger.debug("no prediction: %s", error)
             return []
@@ -397,17 +397,18 @@ class NatService:
         except BaseException:
             port.release()
             raise
-        self._nearest.update((af, server) for server in answered)
+        self._nearest.update((("udp", af), server) for server in answered)
         return port
 
     async def _open_tcp(self, af: Family, only: TransportAddress | None = None) -> TcpPort:
         servers = await self._resolve(af) if only is None else [only]
         port = await TcpPort.open(self._bind_address(af, servers))
         try:
-            await _ask_all(_asking(port), servers, enough=1)
+            answered = await _ask_all(_asking(port), servers, enough=1)
         except BaseException:
             port.close()
             raise
+        self._nearest.update((("tcp", af), server) for server in answered)  # which may have no STUN over UDP
         return port
 
     async def _resolve(self, af: Family) -> list[TransportAddress]:
