@@ -20,14 +20,8 @@ SERVE = ("serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--n
 
 async def test_what_it_prints(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    async with started(*SERVE) as serve:
-        await serve.wait_err("until interrupted")
-        dead = free_port()
-        text = serve.out.decode()
-        config.write_text(
-            text.replace("stun = [", f'turn = ["turn:u:secret@127.0.0.1"]\nstun = [\n"stun:127.0.0.1:{dead}",')
-        )
 
+    async def plain_text() -> None:
         check = await ran("netcheck", "--config", config)
         assert check.process.returncode == 0, check.stderr_text
         plain = check.out.decode()
@@ -45,6 +39,7 @@ async def test_what_it_prints(tmp_path: Path) -> None:
             assert words in plain, plain
         assert "secret" not in plain
 
+    async def as_json() -> None:
         check = await ran("netcheck", "--config", config, "--servers", "--json", "--quiet")
         assert check.process.returncode == 0
         assert check.stderr_text == ""
@@ -62,6 +57,7 @@ async def test_what_it_prints(tmp_path: Path) -> None:
         }
         assert abs(event["clock"]["offset_s"]) <= event["clock"]["uncertainty_s"] + 0.1
 
+    async def on_a_terminal() -> None:
         ours, theirs = os.openpty()
         try:
             async with started(
@@ -78,6 +74,18 @@ async def test_what_it_prints(tmp_path: Path) -> None:
         assert b"\x1b[" in shown
         assert b"no NAT" in shown
         assert b"can: " in shown
+
+    async with started(*SERVE) as serve:
+        await serve.wait_err("until interrupted")
+        dead = free_port()
+        text = serve.out.decode()
+        config.write_text(
+            text.replace("stun = [", f'turn = ["turn:u:secret@127.0.0.1"]\nstun = [\n"stun:127.0.0.1:{dead}",')
+        )
+        async with trio.open_nursery() as nursery:  # each waits a while for the dead server
+            nursery.start_soon(plain_text)
+            nursery.start_soon(as_json)
+            nursery.start_soon(on_a_terminal)
 
 
 async def test_nothing_is_reached(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def pinned(plugin: str, timeout: float = 6.0) -> Connect:
 # -- who meets ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow("50 worlds of two nodes and four servers")
+@pytest.mark.slow("32 worlds of two nodes and four servers")
 def test_whoever_can_punch_connects_without_a_relay() -> None:
     tally: Counter[str] = Counter()
 
-    @settings(max_examples=50, phases=PHASES)
+    @settings(max_examples=32, phases=PHASES)
     @given(punchable_worlds())
     def check(world: tuple[PeerPair, bool]) -> None:
         pair, ntp = world
@@ -62,11 +62,11 @@ def test_whoever_can_punch_connects_without_a_relay() -> None:
     assert {"tcp_punch", "udp_punch"} <= set(tally), f"some plugin never won: {tally}"
 
 
-@pytest.mark.slow("16 worlds with 5 % loss")
+@pytest.mark.slow("12 worlds with 5 % loss")
 def test_whoever_can_punch_connects_over_a_bad_network_too() -> None:
     """In 99.9 % of calls (``tests.sim.census lossy``): one call of three succeeds, or it is not chance."""
 
-    @settings(max_examples=16, phases=PHASES)
+    @settings(max_examples=12, phases=PHASES)
     @given(punchable_worlds(loss=0.05))
     def check(world: tuple[PeerPair, bool]) -> None:
         pair, ntp = world

@@ -14,7 +14,7 @@ CONFTEST = 'pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]\n'
 TESTS = """
 import pytest
 import trio
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 from warpgate_trio.sim import Network, presets, simulate
 
 async def lose(port):
@@ -28,7 +28,7 @@ async def lose(port):
 def test_good():
     assert simulate(lambda: lose(7)) == 7
 
-@settings(derandomize=True, database=None)
+@settings(derandomize=True, database=None, max_examples=30, phases=[Phase.generate, Phase.shrink])
 @given(st.integers(1, 60000))
 def test_after(port):
     assert simulate(lambda: lose(port)) < 9000
