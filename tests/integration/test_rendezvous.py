@@ -226,7 +226,7 @@ async def test_no_registration() -> None:
 
 
 async def test_silence() -> None:
-    async with open_rendezvous(limits=RendezvousLimits(silence=0.1)) as server:
+    async with open_rendezvous(limits=RendezvousLimits(silence=0.2)) as server:
         async with by_hand(server, ALICE) as silent, by_hand(server, BOB) as pinging:
             async with open_background_nursery() as nursery:
 

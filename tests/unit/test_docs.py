@@ -570,7 +570,7 @@ async def test_what_both_halves_see(registry: None) -> None:
     seen: dict[bool, dict[str, object]] = {}
     finished: list[str] = []
     kind = looker(seen, finished)
-    budgets = config.Budgets(goodbye=0.05)
+    budgets = config.Budgets(goodbye=0.15)
     async with pair(plugins=[kind], budgets=budgets) as both:
         async with await both.alice.connect(both.bob.address, plugin="looker", af=4) as pipe:
             alice, bob = seen[False], seen[True]
