@@ -260,6 +260,7 @@ async def test_a_link_is_broken_by_the_failure_of_what_carries_it(caplog: pytest
 # -- what is kept after an end -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow("real time: a goodbye and a phase")
 async def test_a_link_that_is_over_is_let_go() -> None:
     """Its session is remembered for two minutes, its TLS state is not."""
     async with loopback_node(BOB, config(), authorize=anyone) as bob, loopback_node(ALICE, config()) as alice:

@@ -182,6 +182,7 @@ def test_each_taker_has_a_port_of_its_own(kind: str) -> None:
     play(body)
 
 
+@pytest.mark.slow("real time: a few periods")
 @KINDS
 def test_a_warm_port_is_kept_alive(kind: str) -> None:
     """Behind a NAT that forgets UDP after 30 s."""

@@ -103,6 +103,7 @@ async def test_refused_by_signal() -> None:
         await both.alice.connect(both.bob.address, plugin="reverse_connect")
 
 
+@pytest.mark.slow("real time: two decisions that has to run out")
 async def test_an_authorize_that_fails_or_dawdles_is_a_no(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(_: str) -> bool:
         raise RuntimeError("the user's own bug")
@@ -185,11 +186,13 @@ async def test_no_signal() -> None:
         await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 
 
+@pytest.mark.slow("real time: the phase that has to run out")
 async def test_no_signal_without_any_server() -> None:
     async with loopback_node(ALICE, config(budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL):
         await alice.auto_connect(address_of(BOB, port=await closed_port()))
 
 
+@pytest.mark.slow("real time: the phase that has to run out")
 async def test_peer_offline() -> None:
     async with open_rendezvous() as server, loopback_node(ALICE, config(server, budgets=QUICK)) as alice:
         await alice.wait_signals()
@@ -232,6 +235,7 @@ async def test_broke_off() -> None:
         await alice.auto_connect(address_of(BOB, port=port))
 
 
+@pytest.mark.slow("real time: a commit that has to run out")
 async def test_broke_off_by_silence_after_the_commit() -> None:
     async def serve(sock: trio.socket.SocketType) -> None:
         await committed(sock)

@@ -147,6 +147,7 @@ def test_the_oracle_is_symmetric_and_a_weaker_filter_never_hurts(a: list[Behavio
     assert punch_possible(weaker, b) >= punch_possible(a, b)
 
 
+@pytest.mark.slow("a hundred worlds")
 @given(classic, classic)
 @settings(max_examples=50)
 def test_an_endpoint_independent_mapping_never_hurts(a: list[Behavior], b: list[Behavior]) -> None:
@@ -292,6 +293,7 @@ def seen_from_inside(config: NatConfig) -> tuple[Mapping, Filtering]:
     return run(world)
 
 
+@pytest.mark.slow("forty worlds")
 @given(behaviors)
 @settings(max_examples=40)
 def test_what_is_observed_is_what_was_configured(behavior: Behavior) -> None:

@@ -29,6 +29,8 @@ from warpgate_trio.sim.trace import Trace
 from warpgate_trio.testing.populations import POPULATIONS
 from warpgate_trio.testing.worlds import PeerPair
 
+pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+
 RTT = 0.05
 OVERHEAD = 0.03
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more

@@ -31,6 +31,8 @@ from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
+pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+
 RTT = 0.05
 CONES = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
 PUNCHES = ["udp_punch", "tcp_punch"]

@@ -12,6 +12,8 @@ from tests.end_to_end.processes import checked_event
 from warpgate_trio.cli.group import call
 from warpgate_trio.sim import presets
 
+pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+
 Capture = pytest.CaptureFixture[str]
 
 

@@ -223,6 +223,7 @@ def test_unwrap_inverts_masking(near: int, distance: int) -> None:
     assert unwrap((near + distance) & 0xFFFFFFFF, near) == near + distance
 
 
+@pytest.mark.slow("hundreds of streams")
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=40), st.booleans())
 def test_a_receiver_puts_anything_in_order(pieces: list[tuple[int, int]], fin: bool) -> None:
     data = bytes(range(1, 43))

@@ -327,6 +327,7 @@ def test_clocks_of_a_pair() -> None:
     simulate(main)
 
 
+@pytest.mark.slow("thousands of packets")
 def test_loss_is_of_a_whole_way() -> None:
     sent = 4000
 

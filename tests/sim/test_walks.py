@@ -21,6 +21,8 @@ from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, open_nodes, simulate_walk
 from warpgate_trio.testing.worlds import PeerPair, Place
 
+pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+
 
 def test_a_walk_tells_all_about_itself() -> None:
     pair = PeerPair.between(presets.LINUX, rtt=0.1, server_rtt=0.06, seed=5)

@@ -89,6 +89,7 @@ def test_several_at_once_go_or_stay_together() -> None:
     assert allowance.take(VICTIM, 0.0, 1)
 
 
+@pytest.mark.slow("dozens of histories")
 @settings(max_examples=50)
 @given(steps=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 3000)), max_size=12))
 def test_never_more_than_burst_and_rate(steps: list[tuple[float, int]]) -> None:

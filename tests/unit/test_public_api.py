@@ -45,6 +45,7 @@ class TestNames:
         assert set(warpgate_trio.__all__) <= set(shown)
         assert shown == sorted(shown)
 
+    @pytest.mark.slow("another interpreter that imports everything")
     def test_a_star_import_brings_all_of_them(self) -> None:
         shown = run("from warpgate_trio import *; print(*[name for name in dir() if not name.startswith('__')])")
         assert set(shown.split()) == set(warpgate_trio.__all__)
