@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -63,12 +64,18 @@ def network_namespaces() -> str | None:
     return None if tried.returncode == 0 else "this machine lets nobody make a network namespace"
 
 
+LAB_FILES = 1024
+"""A dozen labs at a time, with a TUN device and a namespace for each of their machines."""
+
+
 def tun() -> str | None:
     """TUN devices can be made: the wire of the kernel lab."""
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR))
     except OSError as error:
         return f"/dev/net/tun cannot be opened ({error.strerror or error})"
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < LAB_FILES:
+        return f"fewer than {LAB_FILES} files may be open at a time (ulimit -n), and the kernel lab has many"
     return None
 
 

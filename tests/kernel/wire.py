@@ -87,7 +87,7 @@ class Wire(threading.Thread):
         self._poll = select.epoll()
         self._devices: dict[int, Device] = {}
         self._lock = threading.Lock()
-        self._stop = False
+        self._over = False
         self._waiting: list[tuple[float, int, Device, bytes]] = []
 
     def __enter__(self) -> Wire:
@@ -97,7 +97,7 @@ class Wire(threading.Thread):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop = True
+        self._over = True
         self.join()
         self._poll.close()
         if self.failure is not None:
@@ -119,7 +119,7 @@ class Wire(threading.Thread):
         with suppress(OSError):  # where it may not, a busy machine makes the delays longer
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
-            while not self._stop:
+            while not self._over:
                 with self._lock:
                     wait = min(0.1, self._waiting[0][0] - time.monotonic()) if self._waiting else 0.1
                 ready = self._poll.poll(max(0.0, wait))

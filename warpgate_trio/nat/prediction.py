@@ -111,7 +111,8 @@ def predict_ports(
             for port, probability in _sequence(profile, ordered[-1].mapped[1], mean, max(0, ours), count):
                 guess(port, probability)
     best = sorted(guesses.items(), key=lambda each: -each[1])[:count]
-    return [PredictedPort(port, probability) for port, probability in best]
+    total = max(1.0, sum(guesses.values()))  # what is guessed for two reasons is no likelier than everything together
+    return [PredictedPort(port, probability / total) for port, probability in best]
 
 
 def _sequence(profile: TransportProfile, last: int, mean: float, ours: int, count: int) -> list[tuple[int, float]]:
