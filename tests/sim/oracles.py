@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import exp, lgamma
 
-from warpgate_trio.sim import Behavior, Conflict, Filtering, Hairpin, Mapping, Preserve, Sequential, Unsolicited
+from warpgate_trio.sim import Behavior, Conflict, Filtering, Hairpin, Hash, Mapping, Preserve, Sequential, Unsolicited
 from warpgate_trio.testing.worlds import PeerPair, Place
 
 _MAPPINGS = [Mapping.EIM, Mapping.ADM, Mapping.APDM]
@@ -87,6 +87,8 @@ def can_punch(pair: PeerPair, *, tcp: bool = False) -> bool | None:
     predictable = [one for one in layers if one.mapping is not Mapping.EIM]
     if any(isinstance(one.allocation, Preserve | Sequential) for one in predictable):
         return None
+    if any(isinstance(one.allocation, Hash) and not one.allocation.remote for one in predictable):
+        return None  # one port for every remote: the second one has to make do with another, or with none
     if tcp and any(one.mapping is not Mapping.EIM and one.filtering is not Filtering.APDF for one in layers):
         return None  # a SYN comes in on a port from which its answer will not leave
     if tcp and not all(one.simultaneous_open for one in layers):
