@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_interface
-from typing import Final
+from typing import Final, TypeVar
 
 from .address import AddressInterface, Endpoint, EndpointKind, Transport, is_public
 from .nat.profile import NatProfile
@@ -36,9 +36,11 @@ __all__ = [
     "RouteType",
     "Technique",
     "find_source",
+    "first_opinion",
     "judge",
     "pathless_combo",
     "plan_combos",
+    "unknown",
 ]
 
 
@@ -76,6 +78,7 @@ class Aim(Enum):
 
 
 Opinion = tuple[Likelihood, str] | None
+FactsT = TypeVar("FactsT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +247,8 @@ def _public(f: Facts) -> Opinion:
     return None
 
 
-def _unknown(_f: Facts) -> Opinion:
+def unknown(_f: object) -> Opinion:
+    """The last rule of each table."""
     return (Likelihood.DOUBTFUL, "not known to work, nor to fail")
 
 
@@ -263,14 +267,19 @@ RULES: Final[tuple[Callable[[Facts], Opinion], ...]] = (
     _private_elsewhere,
     _mapped,
     _public,
-    _unknown,
+    unknown,
 )
 """In order; the first that has an opinion decides.  The last always has one."""
 
 
 def judge(facts: Facts) -> tuple[Likelihood, str]:
     """A combo's likelihood and the sentence behind it."""
-    for rule in RULES:
+    return first_opinion(RULES, facts)
+
+
+def first_opinion(rules: Sequence[Callable[[FactsT], Opinion]], facts: FactsT) -> tuple[Likelihood, str]:
+    """What the first rule of a table says that has an opinion; the last one always has."""
+    for rule in rules:
         opinion = rule(facts)
         if opinion is not None:
             return opinion

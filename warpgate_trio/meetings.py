@@ -16,7 +16,19 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal
 
 from .address import EndpointKind, is_public
-from .combos import SAME_HOST_DELAY, Aim, Combo, Likelihood, Opinion, Route, RouteType, Technique, find_source
+from .combos import (
+    SAME_HOST_DELAY,
+    Aim,
+    Combo,
+    Likelihood,
+    Opinion,
+    Route,
+    RouteType,
+    Technique,
+    find_source,
+    first_opinion,
+    unknown,
+)
 from .nat.profile import NatProfile, NatProfiles
 
 FAMILIES: Final[tuple[Literal[4, 6], ...]] = (4, 6)
@@ -94,10 +106,6 @@ def _outlook(f: MeetingFacts) -> Opinion:
         return None
 
 
-def _unknown(_f: MeetingFacts) -> Opinion:
-    return (Likelihood.DOUBTFUL, "not known to work, nor to fail")
-
-
 MEETING_RULES: Final[tuple[Callable[[MeetingFacts], Opinion], ...]] = (
     _unused_route,
     _no_common_family,
@@ -107,18 +115,14 @@ MEETING_RULES: Final[tuple[Callable[[MeetingFacts], Opinion], ...]] = (
     _same_host,
     _same_network,
     _outlook,
-    _unknown,
+    unknown,
 )
 """In order; the first that has an opinion decides.  The last always has one."""
 
 
 def judge_meeting(facts: MeetingFacts) -> tuple[Likelihood, str]:
     """A combo's likelihood and the sentence behind it."""
-    for rule in MEETING_RULES:
-        opinion = rule(facts)
-        if opinion is not None:
-            return opinion
-    raise AssertionError("the last rule always has an opinion")
+    return first_opinion(MEETING_RULES, facts)
 
 
 def plan_meetings(

@@ -124,12 +124,14 @@ CASES: list[tuple[str, Facts, Likelihood]] = [
     ("_mapped", facts(MAPPED_PORT, EXT_BIND), LIKELY),
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC)), LIKELY),
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC), dialler=KNOWS_THE_WAY), LIKELY),
-    ("_unknown", facts(PUBLIC, EXT_BIND), DOUBTFUL),  # an address that a server saw: a NAT may stand before it
-    ("_unknown", facts(endpoint("10.9.9.9", EXT), EXT_BIND), DOUBTFUL),  # "external" behind a carrier's NAT
+    ("unknown", facts(PUBLIC, EXT_BIND), DOUBTFUL),  # an address that a server saw: a NAT may stand before it
+    ("unknown", facts(endpoint("10.9.9.9", EXT), EXT_BIND), DOUBTFUL),  # "external" behind a carrier's NAT
 ]
 
 
-@pytest.mark.parametrize(("rule", "case", "expected"), CASES, ids=[f"{c[0][1:]}-{n}" for n, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("rule", "case", "expected"), CASES, ids=[f"{c[0].lstrip('_')}-{n}" for n, c in enumerate(CASES)]
+)
 def test_each_rule(rule: str, case: Facts, expected: Likelihood) -> None:
     deciding = next(each for each in RULES if each(case) is not None)
     assert deciding.__name__ == rule

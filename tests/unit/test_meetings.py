@@ -106,12 +106,14 @@ CASES: list[tuple[str, MeetingFacts, Likelihood]] = [
     ("_outlook", facts(EXT_BIND, our_nat=SYMMETRIC), DOUBTFUL),
     ("_outlook", facts(EXT_BIND, our_nat=SYMMETRIC, peer_nat=SYMMETRIC), HOPELESS),
     ("_outlook", facts(EXT_BIND, peers=HOME, same_host=True), LIKELY),
-    ("_unknown", facts(EXT_BIND, technique=NO_OPINION), DOUBTFUL),
-    ("_unknown", facts(EXT_BIND, af=6), DOUBTFUL),
+    ("unknown", facts(EXT_BIND, technique=NO_OPINION), DOUBTFUL),
+    ("unknown", facts(EXT_BIND, af=6), DOUBTFUL),
 ]
 
 
-@pytest.mark.parametrize(("rule", "case", "expected"), CASES, ids=[f"{c[0][1:]}-{n}" for n, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("rule", "case", "expected"), CASES, ids=[f"{c[0].lstrip('_')}-{n}" for n, c in enumerate(CASES)]
+)
 def test_each_rule(rule: str, case: MeetingFacts, expected: Likelihood) -> None:
     deciding = next(each for each in MEETING_RULES if each(case) is not None)
     assert deciding.__name__ == rule
