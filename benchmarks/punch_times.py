@@ -118,8 +118,8 @@ async def warm(node: Node) -> None:
     nat = node._runtime.nat
     clock = node._runtime.view.clock
     while not (  # noqa: ASYNC110 - it does not tell anybody
-        nat._warm_udp.get(4)
-        and nat._warm_tcp.get(4)
+        nat._udp.warm.get(4)
+        and nat._tcp.warm.get(4)
         and nat.profiles.get(None, 4).udp.endpoint_independent is not None
         and not nat.measuring[4].locked()
         and clock.uncertainty() < 1

@@ -50,7 +50,7 @@ class World:
     nursery: trio.Nursery
 
     def warm(self, kind: str) -> UdpPort | TcpPort | None:
-        warm: dict[int, UdpPort] | dict[int, TcpPort] = self.nat._warm_udp if kind == "udp" else self.nat._warm_tcp  # type: ignore[assignment]
+        warm: dict[int, UdpPort] | dict[int, TcpPort] = self.nat._udp.warm if kind == "udp" else self.nat._tcp.warm  # type: ignore[assignment]
         return warm.get(4)
 
     async def take(self, kind: str) -> UdpPort | TcpPort:

@@ -19,9 +19,10 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Final, Generic, Literal, NoReturn, Protocol, TypeVar, final
 
 import trio
 
@@ -80,7 +81,26 @@ RETRY_FIRST: Final = 1.0
 """Seconds before the next try when no server answers; doubles up to `RETRY_LAST`."""
 RETRY_LAST: Final = 60.0
 
-_PortT = TypeVar("_PortT", UdpPort, TcpPort)
+PortT = TypeVar("PortT", UdpPort, TcpPort)
+
+
+@final
+@dataclass(slots=True)
+class _Supply(Generic[PortT]):
+    """The ports of one kind: how they are made and closed, and by address family what there is of them.
+
+    Attributes:
+      warm: the port that waits to be taken.
+      taken: set when that one was.
+      nearest: the server that was the first to answer.  UDP's may have no STUN over TCP, so each kind has its own.
+    """
+
+    kind: Kind
+    open: Callable[[str], Awaitable[PortT]]
+    close: Callable[[PortT], None]
+    warm: dict[Family, PortT] = field(default_factory=dict)
+    taken: dict[Family, trio.Event] = field(default_factory=dict)
+    nearest: dict[Family, TransportAddress] = field(default_factory=dict)
 
 
 class _Asks(Protocol):
@@ -105,20 +125,17 @@ class NatService:
     def __init__(
         self, ports: UdpPorts, servers: Sequence[ServerUrl], host: Host, *, is_online: Callable[[], bool]
     ) -> None:
-        self._ports = ports
         self._host = host
         self._is_online = is_online
         self._servers = [url for url in servers if url.scheme == "stun"]
-        self._warm_udp: dict[Family, UdpPort] = {}
-        self._warm_tcp: dict[Family, TcpPort] = {}
-        self._taken: dict[tuple[str, Family], trio.Event] = {}
+        self._udp = _Supply[UdpPort]("udp", ports.open, UdpPort.release)
+        self._tcp = _Supply[TcpPort]("tcp", TcpPort.open, TcpPort.close)
         self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
         self._looked: dict[tuple[Kind, Family], trio.Event] = {
             (kind, af): trio.Event() for kind in KINDS for af in FAMILIES
         }
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
-        self._nearest: dict[tuple[Kind, Family], TransportAddress] = {}
         self._sprays: list[tuple[bytes, str, bool]] = []
         self.allowance: Final = Allowance()
         self.measuring: Final[dict[Family, trio.Lock]] = {af: trio.Lock() for af in FAMILIES}
@@ -146,19 +163,11 @@ class NatService:
         Raises:
           OSError: there is no address of this family, or no socket to be had.
         """
-        await trio.lowlevel.checkpoint()
-        warm = self._take("udp", self._warm_udp, af)
-        if warm is not None:
-            return warm
-        return await self._open_udp(af)
+        return await self._take(self._udp, af)
 
     async def take_tcp(self, af: Family) -> TcpPort:
         """The same for TCP; the caller's to close."""
-        await trio.lowlevel.checkpoint()
-        warm = self._take("tcp", self._warm_tcp, af)
-        if warm is not None:
-            return warm
-        return await self._open_tcp(af)
+        return await self._take(self._tcp, af)
 
     async def source(self, af: Family) -> str:
         """Our address on the way to the internet.
@@ -184,42 +193,11 @@ class NatService:
         Empty unless the NAT gives each destination a port of its own and they follow one another.  Then a server is
         asked where the sequence stands, from a socket of its own, which takes a round trip.
         """
-        await self.wait_looked("udp", af)
-        profile = self.profiles.get(None, af).udp
-        if not _follows_a_sequence(profile):
-            return []
-        try:
-            port = await self._open_udp(af, self._nearest.get(("udp", af)))
-        except OSError as error:
-            logger.debug("no prediction: %s", error)
-            return []
-        try:
-            return _next_mappings(profile, port)
-        finally:
-            port.release()
+        return await self._predict(self._udp, af)
 
     async def predict_tcp(self, af: Family) -> list[TransportAddress]:
         """The same over TCP, which takes two round trips."""
-        await self.wait_looked("tcp", af)
-        profile = self.profiles.get(None, af).tcp
-        if not _follows_a_sequence(profile):
-            return []
-        try:
-            port = await self._open_tcp(af, self._nearest.get(("tcp", af)))
-        except OSError as error:
-            logger.debug("no prediction: %s", error)
-            return []
-        try:
-            return _next_mappings(profile, port)
-        finally:
-            port.close()
-
-    def _take(self, kind: str, warm: dict[Family, _PortT], af: Family) -> _PortT | None:
-        port = warm.pop(af, None)
-        if port is None:
-            return None
-        self._taken[kind, af].set()
-        return None if port.closed else port
+        return await self._predict(self._tcp, af)
 
     @contextmanager
     def spraying(self, ip: str, session: bytes, *, for_peer: bool) -> Iterator[bool]:
@@ -247,17 +225,11 @@ class NatService:
         """Keep a port of each kind warm, until cancelled."""
         if not self._servers:
             return
-        try:
-            async with trio.open_nursery() as nursery:
-                for af in FAMILIES:
-                    nursery.start_soon(self._keep, "udp", self._warm_udp, af, self._open_udp, UdpPort.release)
-                    nursery.start_soon(self._keep, "tcp", self._warm_tcp, af, self._open_tcp, TcpPort.close)
-                    nursery.start_soon(self._keep_measured, af)
-        finally:
-            for udp in self._warm_udp.values():
-                udp.release()
-            for tcp in self._warm_tcp.values():
-                tcp.close()
+        async with trio.open_nursery() as nursery:
+            for af in FAMILIES:
+                nursery.start_soon(self._keep, self._udp, af)
+                nursery.start_soon(self._keep, self._tcp, af)
+                nursery.start_soon(self._keep_measured, af)
 
     def doubt(self, af: Family) -> None:
         """Something contradicts the profile of a family: measure it anew."""
@@ -326,45 +298,62 @@ class NatService:
                 self._looked[kind, af] = trio.Event()
         self.profiles = NatProfiles(known)
 
-    async def _keep(
-        self,
-        kind: str,
-        warm: dict[Family, _PortT],
-        af: Family,
-        make: Callable[[Family], Awaitable[_PortT]],
-        close: Callable[[_PortT], None],
-    ) -> NoReturn:
+    # -- ports -------------------------------------------------------------------------------------------------------
+
+    async def _take(self, supply: _Supply[PortT], af: Family) -> PortT:
+        await trio.lowlevel.checkpoint()
+        port = supply.warm.pop(af, None)
+        if port is not None:
+            supply.taken[af].set()
+            if not port.closed:
+                return port
+        return await self._make(supply, af)
+
+    async def _predict(self, supply: _Supply[PortT], af: Family) -> list[TransportAddress]:
+        await self.wait_looked(supply.kind, af)
+        profile = self._profile(supply.kind, af)
+        if not _follows_a_sequence(profile):
+            return []
+        try:
+            port = await self._make(supply, af, supply.nearest.get(af))
+        except OSError as error:
+            logger.debug("no prediction: %s", error)
+            return []
+        try:
+            return _next_mappings(profile, port)
+        finally:
+            supply.close(port)
+
+    async def _keep(self, supply: _Supply[PortT], af: Family) -> NoReturn:
         """Have a warm port of one kind at all times."""
         pause = RETRY_FIRST
         while True:
-            port: _PortT | None = None
+            port: PortT | None = None
             try:
-                port = await make(af)
+                port = await self._make(supply, af)
                 if not port.mapped:
                     raise StunError("no server answers")
             except (OSError, StunError) as error:
-                logger.debug("no warm %s port over IPv%d: %s", kind, af, error)
+                logger.debug("no warm %s port over IPv%d: %s", supply.kind, af, error)
                 if port is not None:
-                    close(port)
+                    supply.close(port)
                 await trio.sleep(pause)
                 pause = min(2 * pause, RETRY_LAST)
                 continue
             pause = RETRY_FIRST
-            warm[af] = port
-            self._taken[kind, af] = trio.Event()
+            supply.warm[af] = port
+            taken = supply.taken[af] = trio.Event()
             try:
-                await self._tend(kind, port, af)
+                await self._tend(port, af, taken)
             finally:
-                if warm.get(af) is port:  # nobody took it: its mapping or its address is gone
-                    del warm[af]
-                    close(port)
-            profile = self.profiles.get(None, af)
-            if self._taken[kind, af].is_set() and _follows_a_sequence(profile.udp if kind == "udp" else profile.tcp):
+                if supply.warm.get(af) is port:  # nobody took it: we end, or its mapping or its address is gone
+                    del supply.warm[af]
+                    supply.close(port)
+            if taken.is_set() and _follows_a_sequence(self._profile(supply.kind, af)):
                 await trio.sleep(QUIET)  # a new mapping now would upset what the taker has told its peer
 
-    async def _tend(self, kind: str, port: UdpPort | TcpPort, af: Family) -> None:
+    async def _tend(self, port: UdpPort | TcpPort, af: Family, taken: trio.Event) -> None:
         """Ask about a warm port now and then; returns when it was taken, or is of no use any more."""
-        taken = self._taken[kind, af]
         # For as long as the port lives: the names may fail, or lead elsewhere each time.
         servers = list(dict.fromkeys([*port.mapped, *await self._resolve(af)]))[:MAX_SERVERS]
         asked = [server for server in servers if server not in port.mapped]  # the first to answer was enough to begin
@@ -374,7 +363,7 @@ class NatService:
                 port.mapped.pop(silent, None)
             if taken.is_set() or port.closed or not port.mapped:
                 return
-            if kind == "udp":
+            if isinstance(port, UdpPort):
                 self.observe_udp(af, Evidence(bindings=_bindings(port)))
             with trio.move_on_after(KEEPALIVE):
                 await taken.wait()
@@ -386,30 +375,21 @@ class NatService:
                     self.doubt(af)  # the machine has moved to another network
                 return
 
-    # -- making ports ------------------------------------------------------------------------------------------------
-
-    async def _open_udp(self, af: Family, only: TransportAddress | None = None) -> UdpPort:
+    async def _make(self, supply: _Supply[PortT], af: Family, only: TransportAddress | None = None) -> PortT:
         """A new port; asked about at all servers, or at one of them, since each of them is a mapping more."""
         servers = await self._resolve(af) if only is None else [only]
-        port = await self._ports.open(self._bind_address(af, servers))
+        port = await supply.open(self._bind_address(af, servers))
         try:
             answered = await _ask_all(_asking(port), servers, enough=1)
         except BaseException:
-            port.release()
+            supply.close(port)
             raise
-        self._nearest.update((("udp", af), server) for server in answered)
+        supply.nearest.update((af, server) for server in answered)
         return port
 
-    async def _open_tcp(self, af: Family, only: TransportAddress | None = None) -> TcpPort:
-        servers = await self._resolve(af) if only is None else [only]
-        port = await TcpPort.open(self._bind_address(af, servers))
-        try:
-            answered = await _ask_all(_asking(port), servers, enough=1)
-        except BaseException:
-            port.close()
-            raise
-        self._nearest.update((("tcp", af), server) for server in answered)  # which may have no STUN over UDP
-        return port
+    def _profile(self, kind: Kind, af: Family) -> TransportProfile:
+        profile = self.profiles.get(None, af)
+        return profile.udp if kind == "udp" else profile.tcp
 
     async def _resolve(self, af: Family) -> list[TransportAddress]:
         """The servers' addresses of a family; those without one are left out."""
