@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Buffer", "Carrier", "SocketAddress"]
+__all__ = ["Buffer", "Carrier", "SocketAddress", "closing_on_error"]
 
 Buffer = bytes | bytearray | memoryview
 SocketAddress = tuple[str, int]
@@ -70,3 +72,13 @@ class Carrier(Protocol):
 
     def close_nowait(self) -> None:
         """Close the socket now, without a goodbye.  Idempotent; wakes whoever waits in `flush` or `receive`."""
+
+
+@contextmanager
+def closing_on_error(carrier: Carrier) -> Iterator[None]:
+    """Close a carrier whose handshake fails or is cancelled: nobody has it yet."""
+    try:
+        yield
+    except BaseException:
+        carrier.close_nowait()
+        raise

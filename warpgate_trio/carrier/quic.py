@@ -19,15 +19,14 @@ not before the peer has acknowledged all of ours.  So a Link that was told goodb
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from ..datagrams import BATCH, DatagramPath
 from ..errors import CarrierError, WrongPeer
+from ._carrier import closing_on_error
 from .quic_protocol import QuicProtocol
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class QuicCarrier:
         """
         protocol = QuicProtocol.dialing(now=trio.current_time(), initial_rtt=initial_rtt)
         carrier = cls(path, protocol, dialer=True, server_key=peer_key)
-        with carrier._closing_on_error():
+        with closing_on_error(carrier):
             await carrier._handshake()
             if protocol.peer_certificate_key != peer_key:
                 raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
@@ -107,17 +106,9 @@ class QuicCarrier:
         """
         protocol = QuicProtocol.serving(identity, initial_rtt=initial_rtt)
         carrier = cls(path, protocol, dialer=False, server_key=identity.public_key)
-        with carrier._closing_on_error():
+        with closing_on_error(carrier):
             await carrier._handshake()
         return carrier
-
-    @contextlib.contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close_nowait()
-            raise
 
     async def _handshake(self) -> None:
         protocol = self._protocol

@@ -19,13 +19,14 @@ import contextlib
 import os
 import ssl
 import tempfile
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
 from ..errors import CarrierError, WrongPeer
+from ._carrier import closing_on_error
 from ._pinning import certificate_key
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class TlsCarrier:
           CarrierError: there was no TLS 1.3 handshake to be had.
         """
         carrier = cls(sock, contexts.client, dialer=True, server_key=peer_key, **_ends(sock))
-        with carrier._closing_on_error():
+        with closing_on_error(carrier):
             await carrier._handshake()
             if certificate_key(carrier._tls.getpeercert(binary_form=True)) != peer_key:
                 raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
@@ -149,17 +150,9 @@ class TlsCarrier:
           CarrierError: there was no TLS 1.3 handshake to be had.
         """
         carrier = cls(sock, contexts.server, dialer=False, server_key=contexts.public_key, **_ends(sock))
-        with carrier._closing_on_error():
+        with closing_on_error(carrier):
             await carrier._handshake()
         return carrier
-
-    @contextlib.contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close_nowait()
-            raise
 
     async def _handshake(self) -> None:
         try:
