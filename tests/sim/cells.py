@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, final
 
-from tests.sim.programs import Place, classify, one_attempt, overload, punch_tcp, punch_udp
+from tests.sim.programs import World, classify, one_attempt, overload, punch_tcp, punch_udp
 from tests.sim.quirks import hairpinned, poisoned, retried, sprayed, survives
 from tests.sim.scripts import tcp_script, udp_script
 from warpgate_trio.sim import Behavior, Filtering, Hairpin, Hash, Mapping, NatConfig, Uniform, Unsolicited, presets
@@ -16,28 +16,6 @@ KINDS = ("full-cone", "restricted", "linux", "linux-local", "openwrt", "linux-sy
 BLOCK = range(50000, 50100)
 LATE = 0.12  # seconds of skew that exceed the one-way delay of 0.04
 LOCKED = 2 * LATE  # seconds between two starts, so that the other starts in the middle of them
-
-
-class World(Protocol):
-    """Two NATs with two hosts behind the first and one behind the second, and two servers outside."""
-
-    outside_a: str
-    outside_b: str
-
-    @property
-    def a(self) -> Place: ...
-
-    @property
-    def a2(self) -> Place: ...
-
-    @property
-    def b(self) -> Place: ...
-
-    @property
-    def one(self) -> Place: ...
-
-    @property
-    def two(self) -> Place: ...
 
 
 @final

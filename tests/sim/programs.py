@@ -39,6 +39,28 @@ class Place(Protocol):
     ) -> None: ...
 
 
+class World(Protocol):
+    """Two NATs with two hosts behind the first and one behind the second, and two servers outside."""
+
+    outside_a: str
+    outside_b: str
+
+    @property
+    def a(self) -> Place: ...
+
+    @property
+    def a2(self) -> Place: ...
+
+    @property
+    def b(self) -> Place: ...
+
+    @property
+    def one(self) -> Place: ...
+
+    @property
+    def two(self) -> Place: ...
+
+
 def udp() -> trio.socket.SocketType:
     """A UDP socket of the current host."""
     return trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 from random import Random
-from typing import Protocol
 
 import trio
 
-from tests.sim.programs import Place, bound, reusable
+from tests.sim.programs import World, bound, reusable
 
 STEPS = 12
 PAUSE = 0.12  # seconds; a packet takes 0.04, and its answer as long
@@ -21,28 +20,6 @@ PATIENCE = 0.3  # seconds of one connect; the longest that comes to an end needs
 SKEWS = (0.0, 0.02, 0.1)  # seconds between two starts: far from the times that decide, 0.04 and 0.08
 
 Endpoint = tuple[str, int]
-
-
-class World(Protocol):
-    """As `cells.World`."""
-
-    outside_a: str
-    outside_b: str
-
-    @property
-    def a(self) -> Place: ...
-
-    @property
-    def a2(self) -> Place: ...
-
-    @property
-    def b(self) -> Place: ...
-
-    @property
-    def one(self) -> Place: ...
-
-    @property
-    def two(self) -> Place: ...
 
 
 async def udp_script(world: World, seed: int, port: int, *, neighbour: bool) -> list[str]:
