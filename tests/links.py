@@ -124,6 +124,23 @@ async def carriers(ends: Sockets | Paths | None = None) -> tuple[Carrier, Carrie
     return await tls_carriers((one, other))
 
 
+async def receive_exactly(carrier: Carrier, size: int) -> bytes:
+    """So many bytes of what comes in, and not one more."""
+    received = b""
+    while len(received) < size:
+        pieces = await carrier.receive()
+        assert pieces, "the peer ended the stream"
+        assert all(pieces)
+        received += b"".join(pieces)
+    return received
+
+
+def close_carriers(*carriers: Carrier) -> None:
+    """Close them now."""
+    for carrier in carriers:
+        carrier.close_nowait()
+
+
 def is_closed(link: Link | Carrier) -> bool:
     """Whether the carrier has given back its socket."""
     carrier = link.carrier if isinstance(link, Link) else link
