@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import re
 import socket
@@ -12,9 +13,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+import trio
 
 from tests import requirements
 from tests.kernel.ahead import answers_of, asked_ahead, shared_folder
+from warpgate_trio.plugin import load_plugins, plugin_registry
 
 pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
@@ -148,6 +151,39 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"{request.node.nodeid} left {len(sockets)} socket(s) open: {sorted(sockets)}", pytrace=False)
     if threads:
         pytest.fail(f"{request.node.nodeid} left threads running: {sorted(t.name for t in threads)}", pytrace=False)
+
+
+@pytest.fixture
+def own_plugins() -> Iterator[None]:
+    """Plugins of a test end with it; the built-in ones, registered when they are first imported, stay."""
+    load_plugins()
+    before = dict(plugin_registry)
+    yield
+    plugin_registry.clear()
+    plugin_registry.update(before)
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Commands set up the package's loggers; other tests want them as they were."""
+    loggers = [logging.getLogger(name) for name in ("warpgate_trio", "warpgate_strategies")]
+    before = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+
+
+@pytest.fixture
+async def bounded(nursery: trio.Nursery) -> None:
+    """Nothing on loopback takes five seconds."""
+
+    async def alarm() -> None:
+        await trio.sleep(5)
+        raise trio.TooSlowError
+
+    nursery.start_soon(alarm)
 
 
 @pytest.fixture(autouse=True, scope="session")

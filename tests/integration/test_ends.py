@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -20,19 +20,11 @@ from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.link import Link
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.plugin import Message, NodeView, Plugin, load_plugins, plugin_registry, register
+from warpgate_trio.plugin import Message, NodeView, Plugin, register
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import SignalHub
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Plugins of a test end with it; the built-in ones, registered when they are first imported, stay."""
-    load_plugins()
-    before = dict(plugin_registry)
-    yield
-    plugin_registry.clear()
-    plugin_registry.update(before)
+pytestmark = pytest.mark.usefixtures("own_plugins")
 
 
 # -- calls that are not made in the body ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,18 +15,10 @@ from warpgate_trio.attempt import Attempt
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.link import Link
-from warpgate_trio.plugin import Message, NodeView, PathRequest, Plugin, load_plugins, plugin_registry, register
+from warpgate_trio.plugin import Message, NodeView, PathRequest, Plugin, register
 from warpgate_trio.report import Outcome
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Plugins of a test end with it; the built-in ones, registered when they are first imported, stay."""
-    load_plugins()
-    before = dict(plugin_registry)
-    yield
-    plugin_registry.clear()
-    plugin_registry.update(before)
+pytestmark = pytest.mark.usefixtures("own_plugins")
 
 
 def with_own(plugin: type[Plugin]) -> list[str | type[Plugin]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -39,7 +39,7 @@ from warpgate_trio.nat.profile import TransportProfile
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
-from warpgate_trio.plugin import Message, Plugin, RouteType, load_plugins, plugin_registry
+from warpgate_trio.plugin import Message, Plugin, RouteType
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.sim import Network
 
@@ -48,15 +48,7 @@ FAST = Budgets(goodbye=0.05)
 FAMILIES = [4, pytest.param(6, marks=pytest.mark.needs("ipv6"))]
 NAMES = ["udp_punch", "tcp_punch"]
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Plugins of a test end with it."""
-    load_plugins()
-    before = dict(plugin_registry)
-    yield
-    plugin_registry.clear()
-    plugin_registry.update(before)
+pytestmark = pytest.mark.usefixtures("own_plugins")
 
 
 # -- the races alone ---------------------------------------------------------------------------------------------------

@@ -37,14 +37,7 @@ from warpgate_trio.websocket import (
 ALICE = Identity.from_seed(bytes(range(32)))
 BOB = Identity.from_seed(bytes(range(32, 64)))
 
-
-@pytest.fixture(autouse=True)
-async def _bounded(nursery: trio.Nursery) -> None:
-    async def alarm() -> None:
-        await trio.sleep(5)
-        raise trio.TooSlowError
-
-    nursery.start_soon(alarm)
+pytestmark = pytest.mark.usefixtures("bounded")
 
 
 @asynccontextmanager

@@ -41,14 +41,7 @@ Address = tuple[str, int]
 MAPPED = ("127.0.0.9", 9)
 QUICK: dict[str, Any] = {"rto": 0.01, "tries": 1, "last_wait": 1}
 
-
-@pytest.fixture(autouse=True)
-async def _bounded(nursery: trio.Nursery) -> None:
-    async def alarm() -> None:
-        await trio.sleep(5)
-        raise trio.TooSlowError
-
-    nursery.start_soon(alarm)
+pytestmark = pytest.mark.usefixtures("bounded")
 
 
 @asynccontextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +10,12 @@ from tests.end_to_end.processes import checked_event
 from warpgate_trio.cli.group import call
 from warpgate_trio.sim import presets
 
-pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+pytestmark = [
+    pytest.mark.usefixtures("own_logging"),
+    pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind"),
+]
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """The command sets up the package's loggers; other tests want them as they were."""
-    loggers = [logging.getLogger(name) for name in ("warpgate_trio", "warpgate_strategies")]
-    before = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, level, propagate, handlers in before:
-        logger.setLevel(level)
-        logger.propagate = propagate
-        logger.handlers[:] = handlers
 
 
 def test_a_pair_that_connects(capfd: Capture) -> None:

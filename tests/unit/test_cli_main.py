@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,7 @@ from warpgate_trio.plugin import PHASES
 
 Capture = pytest.CaptureFixture[str]
 
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """Commands set up the package's loggers; other tests want them as they were."""
-    loggers = [logging.getLogger(name) for name in ("warpgate_trio", "warpgate_strategies")]
-    before = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, level, propagate, handlers in before:
-        logger.setLevel(level)
-        logger.propagate = propagate
-        logger.handlers[:] = handlers
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
