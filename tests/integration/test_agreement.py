@@ -252,17 +252,22 @@ async def test_a_session_that_is_spent_when_the_time_is_over() -> None:
             await alice.auto_connect(address_of(BOB, port=port), timeout=0.15, on_event=dawdle)
 
 
+class Twin(Plugin):
+    """A second carrier beside direct_connect's, to the same listener."""
+
+    name = "twin"
+
+    async def run(self, reply: Message | None = None) -> Carrier:
+        return await dial_target(self)
+
+
+@pytest.mark.usefixtures("own_plugins")
 @pytest.mark.slow("the first carrier outlasts the phase's budget")
 async def test_a_carrier_that_waited_has_its_turn_when_the_first_one_dies() -> None:
     """However long that took: the phase's budget is for finding paths, and this one was found."""
     commits = 0
 
-    @register(phase="direct")
-    class Twin(Plugin):
-        name = "twin"
-
-        async def run(self, reply: Message | None = None) -> Carrier:
-            return await dial_target(self)
+    register(phase="direct")(Twin)
 
     async def serve(sock: trio.socket.SocketType) -> None:
         nonlocal commits
@@ -281,29 +286,22 @@ async def test_a_carrier_that_waited_has_its_turn_when_the_first_one_dies() -> N
         await link.carrier.flush()
         await trio.sleep_forever()
 
-    try:
-        async with (
-            impostor(serve) as port,
-            loopback_node(ALICE, config(budgets=QUICK), plugins=["direct_connect", Twin]) as alice,
-        ):
-            pipe = await alice.auto_connect(address_of(BOB, port=port))
-            assert commits == 2
-            pipe.carrier.close_nowait()
-    finally:
-        del plugin_registry["twin"]
+    async with (
+        impostor(serve) as port,
+        loopback_node(ALICE, config(budgets=QUICK), plugins=["direct_connect", Twin]) as alice,
+    ):
+        pipe = await alice.auto_connect(address_of(BOB, port=port))
+        assert commits == 2
+        pipe.carrier.close_nowait()
 
 
+@pytest.mark.usefixtures("own_plugins")
 async def test_after_a_refusal_no_other_carrier_commits() -> None:
     """The second carrier is proven and waits for its turn when the refusal comes."""
     proven = trio.Event()
     proofs = commits = 0
 
-    @register(phase="direct")
-    class Twin(Plugin):
-        name = "twin"
-
-        async def run(self, reply: Message | None = None) -> Carrier:
-            return await dial_target(self)
+    register(phase="direct")(Twin)
 
     async def serve(sock: trio.socket.SocketType) -> None:
         nonlocal proofs, commits
@@ -317,13 +315,10 @@ async def test_after_a_refusal_no_other_carrier_commits() -> None:
         await proven.wait()
         await link.refuse(RefuseReason.BUSY)
 
-    try:
-        async with (
-            impostor(serve) as port,
-            loopback_node(ALICE, config(), plugins=["direct_connect", Twin]) as alice,
-        ):
-            async with expect(Verdict.BUSY):
-                await alice.auto_connect(address_of(BOB, port=port))
-    finally:
-        del plugin_registry["twin"]
+    async with (
+        impostor(serve) as port,
+        loopback_node(ALICE, config(), plugins=["direct_connect", Twin]) as alice,
+    ):
+        async with expect(Verdict.BUSY):
+            await alice.auto_connect(address_of(BOB, port=port))
     assert (proofs, commits) == (2, 1)

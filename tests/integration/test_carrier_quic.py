@@ -338,7 +338,7 @@ async def test_a_close_wakes_whoever_waits() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
         nursery.start_soon(write)
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.testing.wait_all_tasks_blocked()
         close_carriers(dialer, dialer)
     with pytest.raises(trio.ClosedResourceError):
         await dialer.receive()

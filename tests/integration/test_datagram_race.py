@@ -1,0 +1,204 @@
+"""Races over UDP, between ports on loopback: cut anywhere, and with whoever else may send."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.cancel_sweep import cuts
+from tests.races import SECRET, half, hold
+from tests.sim.worlds import run
+from warpgate_strategies import datagram_race
+from warpgate_strategies.datagram_race import LINGER, MAX_DIALS, DatagramRace, open_datagram_race
+from warpgate_trio.carrier import Carrier
+from warpgate_trio.carrier.quic import QuicCarrier
+from warpgate_trio.datagrams import Datagram
+from warpgate_trio.errors import CarrierError
+from warpgate_trio.nat.probe import ProbeCodec
+from warpgate_trio.nat.stun import TransportAddress
+from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
+from warpgate_trio.plugin import Plugin
+from warpgate_trio.sim import Network
+
+
+@asynccontextmanager
+async def open_ports() -> AsyncGenerator[UdpPorts]:
+    ports = UdpPorts()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            async with ports.running(nursery):
+                yield ports
+            nursery.cancel_scope.cancel()
+
+
+async def meet_udp(
+    plugin: Plugin, ports: UdpPorts, port: UdpPort, there: Sequence[TransportAddress], **options: Any
+) -> Any:
+    async with open_datagram_race(plugin, SECRET, **options) as race:
+        number = race.use(port)
+        race.checks.add([(number, each) for each in there], trio.current_time())
+        race.checks.probe(trio.current_time())
+        race.changed()
+        return await race.first()
+
+
+@pytest.mark.slow("a handshake for each checkpoint of a race")
+@pytest.mark.parametrize("inbound", [False, True], ids=["initiator", "responder"])
+async def test_a_udp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool) -> None:
+    async with open_ports() as ours, open_ports() as theirs:
+        for cut in cuts():
+            here, there = await ours.open("127.0.0.1"), await theirs.open("127.0.0.1")
+            found: list[Any] = []
+
+            async def other(there: UdpPort = there, here: UdpPort = here) -> None:
+                await hold(await meet_udp(half(inbound=not inbound), theirs, there, [here.local]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other)
+                with cut:
+                    found.append(await meet_udp(half(inbound=inbound), ours, here, [there.local]))
+                assert len(found) == (not cut.caught)
+                assert here.closed is cut.caught
+                for winner in found:
+                    await winner.flush()
+                    winner.close_nowait()
+                assert len(ours) == 0
+                nursery.cancel_scope.cancel()
+            assert len(theirs) == 0
+
+
+async def test_packets_that_come_while_a_race_ends_start_nothing() -> None:
+    """Its tasks end one after the other, and its port's owner task goes on reading meanwhile."""
+    async with open_ports() as ports:
+        port = await ports.open("127.0.0.1")
+        other = await ports.open("127.0.0.1")
+        codec = ProbeCodec(SECRET, initiator=True)
+        race: DatagramRace
+        async with open_datagram_race(half(inbound=True), SECRET) as race:
+            race.use(port)
+            held = port.open_path(("127.0.0.1", 9))  # so that the port survives its race
+        for number in range(3):
+            await other.send([(codec.request(bytes(11) + bytes([number])), port.local)])
+            await trio.testing.wait_all_tasks_blocked()
+        assert not port.closed
+        assert race._used == set()
+        held.close_nowait()
+        assert port.closed
+        assert list(ports._ports) == [other]
+
+
+def test_a_late_probe_is_answered_for_a_while() -> None:
+    """DESIGN §9.5, and then no more: the port carries a Link for days."""
+
+    async def ask() -> None:
+        ports = UdpPorts()
+        async with trio.open_nursery() as nursery, ports.running(nursery):
+            port, other = await ports.open("127.0.0.1"), await ports.open("127.0.0.1")
+            codec = ProbeCodec(SECRET, initiator=True)
+            answers: list[bytes] = []
+
+            def note(data: bytes, source: TransportAddress) -> list[Datagram]:
+                answers.append(data)
+                return []
+
+            other.listen_for_probes(note)
+            async with open_datagram_race(half(inbound=True), SECRET) as race:
+                race.use(port)
+                held = port.open_path(("127.0.0.1", 9))
+            for number, wait in enumerate((0.0, LINGER - 0.1, 0.2)):
+                await trio.sleep(wait)
+                await other.send([(codec.request(bytes(11) + bytes([number])), port.local)])
+                await trio.sleep(0.01)
+            assert len(answers) == 2
+            held.close_nowait()
+            other.release()
+            assert len(ports) == 0
+
+    async def world(net: Network) -> None:
+        await net.host("a").run(ask)
+
+    run(world)
+
+
+async def test_one_port_that_breaks_is_not_the_others() -> None:
+    async with open_ports() as ours, open_ports() as theirs:
+        broken, good = await ours.open("127.0.0.1"), await ours.open("127.0.0.1")
+        there = await theirs.open("127.0.0.1")
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                (await meet_udp(half(inbound=True), theirs, there, [good.local])).close_nowait()
+
+            nursery.start_soon(other)
+            async with open_datagram_race(half(inbound=False), SECRET) as race:
+                numbers = [race.use(port) for port in (broken, good)]
+                broken.close_nowait()
+                race.checks.add([(number, there.local) for number in numbers], trio.current_time())
+                race.checks.probe(trio.current_time())
+                race.changed()
+                winner = await race.first()
+            winner.close_nowait()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_in_many_places_is_dialled_in_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the first of them says does not end the race."""
+    monkeypatch.setattr(datagram_race, "STAGGER", 0.0)
+    dialled: list[Any] = []
+
+    async def dial(path: Any, **_: object) -> Carrier:
+        dialled.append(path.remote)
+        path.close_nowait()
+        await trio.lowlevel.checkpoint()
+        raise CarrierError("nobody there")
+
+    monkeypatch.setattr(QuicCarrier, "dial", dial)
+    async with open_ports() as ports:
+        port = await ports.open("127.0.0.1")
+        others = [await ports.open("127.0.0.1") for _ in range(MAX_DIALS + 3)]
+        codec = ProbeCodec(SECRET, initiator=False)
+        async with open_datagram_race(half(inbound=False), SECRET) as race:
+            race.use(port)
+            for number, each in enumerate(others):
+                await each.send([(codec.request(bytes(11) + bytes([number])), port.local)])
+            with trio.move_on_after(0.1):
+                await race.first()
+        assert len(dialled) == len(set(dialled)) == MAX_DIALS
+        assert port.closed
+
+
+async def test_who_answers_is_dialled_whoever_was_heard_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who only sends, and never answers, may be sending what it saw of the peer's."""
+    dialled: list[Any] = []
+
+    async def dial(path: Any, **_: object) -> Carrier:
+        dialled.append(path.remote)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(QuicCarrier, "dial", dial)
+    async with open_ports() as ports:
+        port = await ports.open("127.0.0.1")
+        others = [await ports.open("127.0.0.1") for _ in range(MAX_DIALS)]
+        theirs = await ports.open("127.0.0.1")
+        codec = ProbeCodec(SECRET, initiator=False)
+
+        def answer(data: bytes, source: TransportAddress) -> list[Datagram]:
+            return [(codec.response(data[8:20], source), source)]
+
+        theirs.listen_for_probes(answer)
+        async with open_datagram_race(half(inbound=False), SECRET) as race:
+            number = race.use(port)
+            for index, each in enumerate(others):
+                await each.send([(codec.request(bytes(11) + bytes([index])), port.local)])
+            await trio.sleep(0.01)
+            race.checks.add([(number, theirs.local)], trio.current_time())
+            race.checks.probe(trio.current_time())
+            race.changed()
+            with trio.move_on_after(0.1):
+                await race.first()
+        assert theirs.local in dialled

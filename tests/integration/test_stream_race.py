@@ -1,0 +1,193 @@
+"""Races over TCP, between ports on loopback: cut anywhere, and with whoever else may be there."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.cancel_sweep import cuts
+from tests.races import half, hold
+from warpgate_strategies import stream_race
+from warpgate_strategies.stream_race import open_stream_race
+from warpgate_trio.nat.stun import TransportAddress
+from warpgate_trio.nat.tcp_port import TcpPort
+from warpgate_trio.plugin import Plugin
+
+
+async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddress]) -> Any:
+    try:
+        async with open_stream_race(plugin) as race:
+            race.accept_on(port)
+            race.knock(port, there, trio.current_time())
+            return await race.first()
+    finally:
+        port.close()
+
+
+@pytest.mark.slow("a handshake for each checkpoint of a race")
+@pytest.mark.parametrize("inbound", [False, True], ids=["initiator", "responder"])
+async def test_a_tcp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool) -> None:
+    """That no socket is left is what the fixture of all tests looks at."""
+    with trio.fail_after(10):
+        for cut in cuts():
+            here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
+            found: list[Any] = []
+
+            async def other(there: TcpPort = there, here: TcpPort = here) -> None:
+                await hold(await meet_tcp(half(inbound=not inbound), there, [here.local]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other)
+                with cut:
+                    found.append(await meet_tcp(half(inbound=inbound), here, [there.local]))
+                assert len(found) == (not cut.caught)
+                for winner in found:
+                    await winner.flush()
+                    winner.close_nowait()
+                nursery.cancel_scope.cancel()
+
+
+async def test_who_accepts_and_stays_silent_holds_up_nobody() -> None:
+    """A wrong host on a colliding private address, beside the right one."""
+    with trio.fail_after(5):
+        silent = await TcpPort.open("127.0.0.1")
+        here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                (await meet_tcp(half(inbound=True), there, [])).close_nowait()
+
+            nursery.start_soon(other)
+            winner = await meet_tcp(half(inbound=False), here, [silent.local, there.local])
+            assert winner.remote == there.local
+            winner.close_nowait()
+            nursery.cancel_scope.cancel()
+        silent.close()
+
+
+async def test_somebody_else_at_a_candidate_is_tried_a_few_times() -> None:
+    connections = 0
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen(10)
+
+        async def hang_up() -> None:
+            nonlocal connections
+            while True:
+                sock, _ = await listener.accept()
+                connections += 1
+                sock.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang_up)
+            with trio.move_on_after(0.2):
+                await meet_tcp(half(inbound=False), await TcpPort.open("127.0.0.1"), [listener.getsockname()])
+            nursery.cancel_scope.cancel()
+    assert 1 <= connections <= stream_race.MAX_OTHERS
+
+
+async def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_race, "MAX_CONNECTS", 20)
+    nobody = await TcpPort.open("127.0.0.1")
+    nobody.close()
+    tried = 0
+    real = TcpPort.connect
+
+    async def connect(self: TcpPort, remote: TransportAddress, **options: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        return await real(self, remote, **options)
+
+    monkeypatch.setattr(TcpPort, "connect", connect)
+    with trio.move_on_after(0.2):
+        await meet_tcp(half(inbound=False), await TcpPort.open("127.0.0.1"), [nobody.local])
+    assert tried == 20
+
+
+async def test_syns_are_counted_by_where_they_go_over_all_attempts() -> None:
+    """A peer that names somebody else must not have him knocked at by one attempt after the other."""
+    nobody = await TcpPort.open("127.0.0.1")
+    nobody.close()
+    plugin = half(inbound=True)
+    taken: list[str] = []
+
+    def take(ip: str, now: float, packets: int = 1) -> bool:
+        assert packets == 1
+        taken.append(ip)
+        return len(taken) <= 5
+
+    plugin.node.nat.allowance.take = take  # type: ignore[method-assign]
+    tried = 0
+    for _ in range(3):
+        with trio.move_on_after(0.05):
+            port = await TcpPort.open("127.0.0.1")
+            real = port.connect
+
+            async def connect(remote: TransportAddress, real: Any = real, **options: Any) -> Any:
+                nonlocal tried
+                tried += 1
+                return await real(remote, **options)
+
+            port.connect = connect  # type: ignore[method-assign]
+            await meet_tcp(plugin, port, [nobody.local])
+    assert tried == 5
+    assert set(taken) == {"127.0.0.1"}
+
+
+def test_a_connect_that_is_waited_for_long_counts_for_the_syns_that_the_system_sends() -> None:
+    """RFC 6298: again after 1, 3, 7 seconds."""
+    waits = (0.5, 0.99, 1.0, 2.9, 3.0, 6.9, 7.0)
+    assert [stream_race.syns(patience) for patience in waits] == [1, 1, 2, 2, 3, 3, 4]
+
+
+async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_race, "ACCEPT_PAUSE", 0.01)
+    errors = [OSError(errno.EMFILE, "too many open files"), OSError(errno.ECONNABORTED, "gone")]
+    real = TcpPort.accept
+
+    async def accept(self: TcpPort) -> Any:
+        await trio.lowlevel.checkpoint()
+        if errors and self is there:
+            raise errors.pop()
+        return await real(self)
+
+    monkeypatch.setattr(TcpPort, "accept", accept)
+    with trio.fail_after(5):
+        here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                (await meet_tcp(half(inbound=True), there, [])).close_nowait()
+
+            nursery.start_soon(other)
+            (await meet_tcp(half(inbound=False), here, [there.local])).close_nowait()
+            nursery.cancel_scope.cancel()
+    assert errors == []
+
+
+async def test_a_port_that_is_closed_ends_only_its_own_knocking() -> None:
+    """As the boundaries' ports are when the answer has come."""
+    with trio.fail_after(5):
+        here, there, closing = [await TcpPort.open("127.0.0.1") for _ in range(3)]
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                (await meet_tcp(half(inbound=True), there, [])).close_nowait()
+
+            nursery.start_soon(other)
+            async with open_stream_race(half(inbound=False)) as race:
+                race.accept_on(closing)
+                race.knock(closing, [there.local], trio.current_time())
+                await trio.lowlevel.checkpoint()
+                closing.close()
+                await trio.testing.wait_all_tasks_blocked()
+                race.accept_on(here)
+                race.knock(here, [there.local], trio.current_time())
+                (await race.first()).close_nowait()
+            here.close()
+            nursery.cancel_scope.cancel()
