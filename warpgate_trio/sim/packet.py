@@ -50,6 +50,8 @@ class Packet:
       ttl: hops that it may still make.
       payload: what the transport carries.
       flags, seq, ack, window: of TCP.
+      stamp, echo: of TCP, the timestamps of RFC 7323: when it was sent, and the peer's stamp that it answers.
+      blocks: of TCP, selective acknowledgements (RFC 2018): the first number and one after the last of what came early.
       error, about, mtu: of ICMP: what happened, to which packet, and for PACKET_TOO_BIG, the size that would pass.
       size: bytes on the wire, IP header included.
       fragments: whether routers may cut it up (no DF bit); the pieces then travel as one.
@@ -58,7 +60,9 @@ class Packet:
     __slots__ = (
         "about",
         "ack",
+        "blocks",
         "dst",
+        "echo",
         "error",
         "flags",
         "fragments",
@@ -68,6 +72,7 @@ class Packet:
         "seq",
         "size",
         "src",
+        "stamp",
         "ttl",
         "window",
     )
@@ -87,6 +92,9 @@ class Packet:
         about: Packet | None = None,
         mtu: int = 0,
         fragments: bool = False,
+        stamp: float | None = None,
+        echo: float | None = None,
+        blocks: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.proto: int = proto
         self.src: Endpoint = src
@@ -101,6 +109,9 @@ class Packet:
         self.about: Packet | None = about
         self.mtu: int = mtu
         self.fragments: bool = fragments
+        self.stamp: float | None = stamp
+        self.echo: float | None = echo
+        self.blocks: tuple[tuple[int, int], ...] = blocks
         self.size: int = _HEADERS[proto] + len(payload) + (20 if ":" in src[0] else 0)
         if about is not None:
             self.size += min(about.size, _QUOTED)
@@ -129,6 +140,9 @@ class Packet:
             self.about if about is None else about,
             self.mtu,
             self.fragments,
+            self.stamp,
+            self.echo,
+            self.blocks,
         )
 
     @property

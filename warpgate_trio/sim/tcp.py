@@ -26,7 +26,8 @@ from typing import Final, final
 from . import tcp_states as limits
 from .addr import Endpoint
 from .packet import ACK, FIN, PSH, RST, SYN, TCP, Icmp, Packet
-from .tcp_flow import Receiver, Sender, unwrap
+from .tcp_receiver import Receiver
+from .tcp_sender import Sender, unwrap
 from .tcp_states import MAY_SEND, OPENING, Options, State
 
 _MASK: Final = 0xFFFFFFFF
@@ -122,7 +123,7 @@ class TcpEndpoint:
     def abort(self) -> None:
         """Send a RST and forget the connection."""
         if self.state not in (State.SYN_SENT, State.CLOSED, State.TIME_WAIT):
-            self._emit(RST | ACK, self.sender.next)
+            self._emit(RST | ACK, self.sender.next, None)
         self._finish()
 
     def take_error(self) -> int:
@@ -188,18 +189,17 @@ class TcpEndpoint:
             else:
                 self._send_syn(now)
         elif self.sender.end > self.sender.una:
-            self._retries += 1
+            timed_out = self.sender.tick(now)
+            self._retries += timed_out
             if self._retries > (limits.ORPHAN_RETRIES if self.orphan else limits.DATA_RETRIES):
                 self._fail(errno.ETIMEDOUT)
                 return
-            probe = self.sender.peer_window == 0
-            self.sender.timed_out()
-            self._push(now, probe=probe)
+            self._push(now, probe=timed_out and self.sender.peer_window == 0)
 
     def flush_ack(self, now: float) -> None:
         """Send the acknowledgement that is due, if no segment has carried it meanwhile."""
         if self.ack_due and self.state not in (State.CLOSED, State.SYN_SENT):
-            self._emit(ACK, self.sender.next)
+            self._emit(ACK, self.sender.next, now)
         self.ack_due = False
 
     # Segments in
@@ -221,7 +221,7 @@ class TcpEndpoint:
         self._take_syn(packet)
         self._retries = 0
         if flags & ACK:
-            self.sender.acknowledged(self._iss + 1, now)
+            self.sender.acknowledged(self._iss + 1, now, round_trip=_round_trip(packet, now))
             self._opened(now)
             self.ack_due = True
         else:  # both ends opened at once
@@ -251,6 +251,7 @@ class TcpEndpoint:
         if flags & SYN and not crossing:
             self.ack_due = True
             return
+        receiver.note_stamp(seq, packet.stamp)
         if not flags & ACK or not self._take_ack(packet, now):
             return
         if self.state is State.CLOSED:
@@ -267,13 +268,13 @@ class TcpEndpoint:
             if ack != self._iss + 1:
                 self.out.append(Packet(TCP, self.local, self.remote, flags=RST, seq=packet.ack))
                 return False
-            sender.acknowledged(ack, now)
+            sender.acknowledged(ack, now, round_trip=_round_trip(packet, now))
             sender.peer_window = packet.window
             self._opened(now)
             # The last SYN-ACK of a crossed open is answered, so that an end that lost the other one gets there too.
             self.ack_due = self.ack_due or bool(packet.flags & SYN)
             return True
-        if ack > sender.highest:
+        if ack > sender.next:
             self.ack_due = True
             return False
         if ack < sender.una:  # overtaken by a later one, whose window counts
@@ -282,23 +283,15 @@ class TcpEndpoint:
         if was == 0 or packet.window == 0:
             self._retries = 0  # a closed window is probed for as long as the peer answers
             if ack == sender.una and was == 0:
-                sender.next = max(sender.una, sender.base)  # what probed the window was not taken
-        if ack > sender.una:
-            sender.acknowledged(ack, now)
+                sender.send_again()  # what probed the window was not taken
+        advanced = ack > sender.una
+        arrived = [(unwrap(first, ack), unwrap(after, ack)) for first, after in packet.blocks]
+        sender.acknowledged(ack, now, round_trip=_round_trip(packet, now), arrived=arrived)
+        if advanced:
             self._retries = 0
-            self._rearm(now)
             if sender.fin and ack == sender.end:
                 self._move(limits.AFTER_ACKNOWLEDGED, now)
-        elif was == packet.window and not packet.payload and not packet.flags & FIN:
-            self._take_duplicate(ack, now)
         return True
-
-    def _take_duplicate(self, ack: int, now: float) -> None:
-        sender = self.sender
-        if ack == sender.una and sender.in_flight and sender.duplicate():
-            resume, sender.next = sender.next, sender.una
-            self._send_one(now)
-            sender.next = max(resume, sender.next)
 
     def _take_data(self, packet: Packet, seq: int, now: float) -> None:
         receiver = self.receiver
@@ -308,12 +301,13 @@ class TcpEndpoint:
         receiver.take(seq, packet.payload, fin=bool(packet.flags & FIN))
         self.ack_due = True
         if receiver.has_gap:  # RFC 5681, 4.2: at once, so that the sender can count them
-            self._emit(ACK, self.sender.next)
+            self._emit(ACK, self.sender.next, now)
         if receiver.finished:
             self._move(limits.AFTER_PEERS_FIN, now)
 
     def _take_syn(self, packet: Packet) -> None:
         self.receiver = Receiver(packet.seq, self.options.receive_buffer)
+        self.receiver.note_stamp(packet.seq, packet.stamp)
         self.sender.peer_window = packet.window
 
     def _opened(self, now: float) -> None:
@@ -355,8 +349,8 @@ class TcpEndpoint:
 
     def _send_syn(self, now: float, *, keep_timer: bool = False) -> None:
         answering = self.state is State.SYN_RECEIVED
-        self._emit(SYN | ACK if answering else SYN, self._iss)
-        self.sender.sent(self._iss + 1, now)
+        self._emit(SYN | ACK if answering else SYN, self._iss, now)
+        self.sender.sent_syn()
         if not keep_timer:
             gaps = limits.SYN_ACK_GAPS if answering else limits.SYN_GAPS
             self.deadline = now + gaps[min(self._retries, len(gaps) - 1)]
@@ -365,31 +359,19 @@ class TcpEndpoint:
         """Send what the windows allow."""
         if self.state in OPENING or self.state in (State.CLOSED, State.TIME_WAIT):
             return
-        if self._send_one(now, probe=probe):
-            while self._send_one(now):
-                pass
-        self._rearm(now, keep=True)
+        while (segment := self.sender.take_segment(now, probe=probe)) is not None:
+            self._emit(ACK | (PSH if segment.data else 0) | (FIN if segment.fin else 0), segment.number, now, segment.data)
+            probe = False
+        self._rearm()
 
-    def _send_one(self, now: float, *, probe: bool = False) -> bool:
-        segment = self.sender.segment(probe=probe)
-        if segment is None:
-            return False
-        seq, data, fin = segment
-        self._emit(ACK | (PSH if data else 0) | (FIN if fin else 0), seq, data)
-        self.sender.sent(seq + len(data) + fin, now)
-        return True
-
-    def _rearm(self, now: float, *, keep: bool = False) -> None:
-        """Set the retransmission timer, which also probes a closed window."""
-        if self.state in (State.CLOSED, State.TIME_WAIT) or self.state in OPENING:
-            return
+    def _rearm(self) -> None:
+        """Set the timer by what the sender waits for; FIN-WAIT-2, in which it waits for nothing, has its own."""
         if self.sender.end > self.sender.una:
-            if not keep or self.deadline == inf:
-                self.deadline = now + self.sender.rto
+            self.deadline = self.sender.deadline
         elif self.state is not State.FIN_WAIT_2:
             self.deadline = inf
 
-    def _emit(self, flags: int, seq: int, data: bytes = b"") -> None:
+    def _emit(self, flags: int, seq: int, now: float | None, data: bytes = b"") -> None:
         ack = window = 0
         if flags & ACK:
             ack = self.receiver.next & _MASK
@@ -397,4 +379,13 @@ class TcpEndpoint:
         if not flags & RST:
             window = self.receiver.advertise() if flags & ACK else self.options.receive_buffer
         ttl = self.options.ttl
-        self.out.append(Packet(TCP, self.local, self.remote, data, ttl, flags, seq & _MASK, ack, window))
+        packet = Packet(TCP, self.local, self.remote, data, ttl, flags, seq & _MASK, ack, window, stamp=now)
+        if flags & ACK:
+            packet.echo = self.receiver.stamp
+            if self.receiver.has_gap:
+                packet.blocks = tuple((first & _MASK, after & _MASK) for first, after in self.receiver.arrived())
+        self.out.append(packet)
+
+
+def _round_trip(packet: Packet, now: float) -> float | None:
+    return None if packet.echo is None else now - packet.echo
