@@ -114,7 +114,7 @@ class TcpPunch(Plugin):
 
     @classmethod
     def outlook(cls, ours: NatProfile, peers: NatProfile, af: int) -> tuple[Likelihood, str]:
-        outlook = punch_outlook(ours.tcp, peers.tcp)
+        outlook = punch_outlook(ours.tcp, peers.tcp, at_once=True)
         return Likelihood(outlook.chance.value), outlook.why
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:

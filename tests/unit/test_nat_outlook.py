@@ -60,11 +60,13 @@ class TestPunch:
             [sim.Behavior(mapping=list(sim.Mapping)[m], filtering=list(sim.Filtering)[f], allocation=sim.Uniform())]
             for m, f in (a, b)
         ]
-        hopeful = punch_outlook(ours, peers).chance is LIKELY
-        possible = punch_possible(boxes[0], boxes[1])
-        assert possible or not hopeful
+        at_once = punch_outlook(ours, peers, at_once=True).chance is LIKELY
+        possible = punch_possible(*boxes)
+        assert possible or not at_once
         if all(m == 0 or f == 2 for m, f in (a, b)):
-            assert hopeful is possible
+            assert at_once is possible
+        in_turn = punch_outlook(ours, peers).chance is LIKELY
+        assert in_turn is any(punch_possible(*pair, a_leads=True) for pair in (boxes, boxes[::-1]))
 
     @settings(max_examples=50)
     @given(transports, transports, st.booleans())

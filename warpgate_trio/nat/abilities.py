@@ -51,8 +51,9 @@ class Abilities:
 class Reach:
     """One transport: whom it gets through to."""
 
-    def __init__(self, profile: TransportProfile) -> None:
+    def __init__(self, profile: TransportProfile, *, at_once: bool = False) -> None:
         self.profile: Final = profile
+        self.at_once: Final = at_once  # how it is punched, see `outlook.punch_outlook`
 
     @cached_property
     def silent(self) -> bool:
@@ -60,7 +61,7 @@ class Reach:
         return not self.profile.blocked and self.profile.translated is None
 
     def _chance(self, peer: TransportProfile) -> Chance:
-        return punch_outlook(self.profile, peer).chance
+        return punch_outlook(self.profile, peer, at_once=self.at_once).chance
 
     @cached_property
     def lenient(self) -> Chance:
@@ -97,10 +98,10 @@ class Facts:
 
     def __init__(self, profile: NatProfile) -> None:
         self.udp: Final = Reach(profile.udp)
-        self.tcp: Final = Reach(profile.tcp)
+        self.tcp: Final = Reach(profile.tcp, at_once=True)
         # How TCP is filtered nobody tells, since servers do not call back: for a relay it is taken to be as UDP is.
         filtering = profile.tcp.filtering or profile.udp.filtering
-        self.tcp_as_udp: Final = Reach(replace(profile.tcp, filtering=filtering))
+        self.tcp_as_udp: Final = Reach(replace(profile.tcp, filtering=filtering), at_once=True)
         self.external: Final = tuple(dict.fromkeys((*profile.udp.external, *profile.tcp.external)))
 
     @property

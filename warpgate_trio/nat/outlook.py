@@ -7,10 +7,12 @@ first to get in at B when
              or M_B is endpoint-independent, or B's next port is predicted,
              and F_B is not by port, or A comes from where it said that it would (M_A independent, or predicted)
 
-and a pair can punch when D(A→B) or D(B→A), as the other side answers to the source that it sees.  One thing is in the
-way of that answer: if A comes from where it said, B has sent there before, by another mapping than the one that let A
-in when M_B is dependent; from there its answer comes, and A has to let that in too.  A side that nothing translates is
-endpoint-independent by nature, so firewalls, IPv6's above all, always can.
+and a pair can punch when D(A→B) or D(B→A), as the other side answers to the source that it sees.  It has to answer by
+the mapping that let A in.  Where M_B is dependent, and F_B by nothing, it does if that answer is the first that it
+sends to A.  Over UDP it is, since B waits to be heard (`udp_punch`).  Over TCP both send at once: if A comes from where
+it said, B has sent there before, by another mapping, from which its answer comes; and A has to let that in too.
+
+A side that nothing translates is endpoint-independent by nature, so firewalls, IPv6's above all, always can.
 
 The logic is of three values.  HOPELESS takes two profiles in which everything that decides is known; an unknown never
 makes it, and neither does one's age (whose profile is stale passes `profile.UNKNOWN` in its place).
@@ -108,8 +110,10 @@ def _gets_in(source: TransportProfile, target: TransportProfile) -> bool | None:
     return _or(unfiltered, _and(_announced(target), _or(by_port, _announced(source))))
 
 
-def _meets(source: TransportProfile, target: TransportProfile) -> bool | None:
+def _meets(source: TransportProfile, target: TransportProfile, *, at_once: bool) -> bool | None:
     """Whether a packet of `source` gets in at `target`, and its answer back."""
+    if not at_once:
+        return _gets_in(source, target)
     moves = _announced(source)
     answered = _or(_announced(target), None if moves is None else not moves)
     return _and(_gets_in(source, target), _or(answered, _gets_in(target, source)))
@@ -128,15 +132,18 @@ def _barred(ours: TransportProfile, peers: TransportProfile, shared_address: boo
     return None
 
 
-def punch_outlook(ours: TransportProfile, peers: TransportProfile, *, shared_address: bool = False) -> Outlook:
+def punch_outlook(
+    ours: TransportProfile, peers: TransportProfile, *, at_once: bool = False, shared_address: bool = False
+) -> Outlook:
     """Whether the two can punch.  Symmetric in the two sides but for the sentence.
 
+    `at_once`: both send at one instant, as over TCP; else in turn, as over UDP.
     `shared_address`: both look the same from outside, so that their packets have to be led back by the NAT they share.
     """
     barred = _barred(ours, peers, shared_address)
     if barred is not None:
         return barred
-    possible = _or(_meets(ours, peers), _meets(peers, ours))
+    possible = _or(_meets(ours, peers, at_once=at_once), _meets(peers, ours, at_once=at_once))
     pair = f"{describe(ours)} with {describe(peers)}"
     if possible is None:
         return _doubtful(f"not enough is known of the NATs: {pair}")
