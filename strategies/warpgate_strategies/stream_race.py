@@ -36,8 +36,12 @@ logger: logging.Logger = logging.getLogger(__name__)
 Args = TypeVarTuple("Args")
 
 PATIENCE: Final = 0.5
-"""Seconds for one SYN to be answered; then it is taken for lost, since the system itself would repeat it only after a
-second (RFC 6298 §2)."""
+"""Seconds for one SYN to be answered, where nobody knows how far the peer is; then it is taken for lost, since the
+system itself would repeat it only after a second (RFC 6298 §2)."""
+MIN_PATIENCE: Final = 0.2
+"""The same on a short path: as long as a busy system may need to answer."""
+LATE: Final = 1.5
+"""Round trips after which a SYN is taken for lost.  A signal's way to the peer and back is the longer one, as a rule."""
 MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 ACCEPT_PAUSE: Final = 0.1
@@ -105,20 +109,29 @@ class StreamRace:
         """Take what comes to a port."""
         self._nursery.start_soon(self._accept, port)
 
-    def knock(self, port: TcpPort, remotes: Sequence[TransportAddress], at: float) -> None:
+    def knock(
+        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, *, round_trip: float | None = None
+    ) -> None:
         """From an instant on (`trio.current_time`), connect from a port to each candidate until one works.
+
+        `round_trip` is that of a signal to the peer, in seconds, if it was measured.
 
         The first SYNs leave in the candidates' order.  Where both sides' ports were foretold, each SYN has a mapping of
         its own, the next one; they meet if the n-th SYN of each goes to where the other's n-th one comes from.
         """
         others = [each for each in remotes if each != port.local and each not in port.mapped.values()]
-        self._nursery.start_soon(self._knock_in_order, port, others, at)  # at those, TCP would meet itself
+        patience = max(PATIENCE, 2 * (self._plugin.node.signal_rtt or 0.0))
+        if round_trip is not None:
+            patience = min(patience, max(MIN_PATIENCE, LATE * round_trip))
+        self._nursery.start_soon(self._knock_in_order, port, others, at, patience)  # at those, TCP would meet itself
 
-    async def _knock_in_order(self, port: TcpPort, remotes: Sequence[TransportAddress], at: float) -> None:
+    async def _knock_in_order(
+        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, patience: float
+    ) -> None:
         await trio.sleep_until(at)
         for remote in remotes:
             gone = trio.Event()
-            self._nursery.start_soon(self._knock, port, remote, gone)
+            self._nursery.start_soon(self._knock, port, remote, patience, gone)
             await gone.wait()
 
     async def first(self) -> Carrier | Link:
@@ -141,16 +154,16 @@ class StreamRace:
             else:
                 sock.close()
 
-    async def _knock(self, port: TcpPort, remote: TransportAddress, gone: trio.Event) -> None:
+    async def _knock(self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event) -> None:
         try:
-            await self._knock_until_it_works(port, remote, gone)
+            await self._knock_until_it_works(port, remote, patience, gone)
         finally:
             gone.set()
 
-    async def _knock_until_it_works(self, port: TcpPort, remote: TransportAddress, gone: trio.Event) -> None:
+    async def _knock_until_it_works(
+        self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event
+    ) -> None:
         random = self._plugin.node.host.random
-        rtt = self._plugin.node.signal_rtt
-        patience = PATIENCE if rtt is None else max(PATIENCE, 2 * rtt)
         others = 0
         while self._connects < MAX_CONNECTS and others < MAX_OTHERS and not port.closed:
             self._connects += 1
@@ -159,7 +172,7 @@ class StreamRace:
                 logger.debug("%s has been knocked at often enough", remote)
                 return
             sock = None
-            with trio.move_on_after(patience):
+            with trio.move_on_after(patience) as waiting:
                 try:
                     sock = await port.connect(remote, on_start=gone.set)
                 except (OSError, trio.ClosedResourceError) as error:
@@ -167,8 +180,9 @@ class StreamRace:
             if sock is not None:
                 await self._handshake(sock, remote)
                 others += 1
-            took = min(trio.current_time() - began, patience)
-            await trio.sleep(MIN_PAUSE + random.random() * took)  # DESIGN §9.2: within a round trip, with jitter
+            # DESIGN §9.2: after a refusal within a round trip, with jitter; a SYN that was lost has been waited for.
+            took = 0.0 if waiting.cancelled_caught else min(trio.current_time() - began, patience)
+            await trio.sleep(MIN_PAUSE + random.random() * took)
 
     async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
         plugin = self._plugin

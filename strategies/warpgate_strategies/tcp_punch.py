@@ -175,7 +175,7 @@ class TcpPunch(Plugin):
             signal = from_signal(sent_at, answer.received_at, answer.sent_at, received_at)
         known = combine(_finite(self.clock.uncertainty()), answer.uncertainty, signal)
         wait = 0.0 if known is None else known.to_ours(answer.punch_at) - received_at
-        self._knock(race, port, answer.candidates, wait)
+        self._knock(race, port, answer.candidates, wait, received_at - sent_at)
         await self._listen_to_peer()
 
     def _answer(
@@ -186,7 +186,8 @@ class TcpPunch(Plugin):
         Nothing here waits for the answer to be taken by a server: if it is not, there are the boundaries.
         """
         sent_at = self.clock.now()
-        wait = self._one_way(request, received_at) + LEAD
+        took = self._one_way(request, received_at)
+        wait = (self._expected_one_way() if took is None else took) + LEAD
         answer = MeetMeByTcp(
             candidates=mine,
             received_at=received_at,
@@ -195,7 +196,7 @@ class TcpPunch(Plugin):
             punch_at=sent_at + wait,
         )
         race.start(self._tell, answer)
-        where = self._knock(race, port, request.candidates, wait)
+        where = self._knock(race, port, request.candidates, wait, None if took is None else 2 * took)
         uncertainty = math.inf if request.uncertainty is None else request.uncertainty
         if can_meet(PERIOD, uncertainty + self.clock.uncertainty()):
             boundaries = [Boundary(bucket, bucket * PERIOD) for bucket in (request.bucket, request.bucket + 1)]
@@ -206,25 +207,26 @@ class TcpPunch(Plugin):
             await self.send_signal(answer)
         await self._listen_to_peer()
 
-    def _one_way(self, request: MeetByTcp, received_at: float) -> float:
-        """Seconds that a signal takes between the two, by this one if both clocks are good."""
+    def _one_way(self, request: MeetByTcp, received_at: float) -> float | None:
+        """Seconds that this signal has taken, if both clocks are good enough to tell."""
         uncertainty = self.clock.uncertainty() + (math.inf if request.uncertainty is None else request.uncertainty)
-        if uncertainty <= SURE and 0 < received_at - request.sent_at < MAX_WAIT:
-            return received_at - request.sent_at
-        return self._expected_one_way()
+        took = received_at - request.sent_at
+        return took if uncertainty <= SURE and 0 < took < MAX_WAIT else None
 
     def _expected_one_way(self) -> float:
         return UNKNOWN_ONE_WAY if self.node.signal_rtt is None else self.node.signal_rtt / 2
 
     # -- meeting -----------------------------------------------------------------------------------------------------
 
-    def _knock(self, race: StreamRace, port: TcpPort, candidates: Candidates, wait: float) -> str:
+    def _knock(
+        self, race: StreamRace, port: TcpPort, candidates: Candidates, wait: float, round_trip: float | None
+    ) -> str:
         """Knock at all candidates of the peer in `wait` seconds; the address of the first one."""
         theirs = admitted(self, candidates, port.mapped)
         if not theirs:
             raise AttemptFailed("the peer named no place that may be sent to")
         at = trio.current_time() + min(max(wait, 0.0), MAX_WAIT)
-        race.knock(port, theirs, at)
+        race.knock(port, theirs, at, round_trip=round_trip)
         return theirs[0][0]
 
     async def _keep_boundaries_in(
