@@ -41,7 +41,7 @@ system itself would repeat it only after a second (RFC 6298 §2)."""
 MIN_PATIENCE: Final = 0.2
 """The same on a short path: as long as a busy system may need to answer."""
 LATE: Final = 1.5
-"""Round trips after which a SYN is taken for lost.  A signal's way to the peer and back is the longer one, as a rule."""
+"""Round trips of a signal, whose way is the longer one as a rule, after which a SYN is taken for lost."""
 MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 ACCEPT_PAUSE: Final = 0.1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -143,6 +144,37 @@ def test_a_connect_that_is_waited_for_long_counts_for_the_syns_that_the_system_s
     """RFC 6298: again after 1, 3, 7 seconds."""
     waits = (0.5, 0.99, 1.0, 2.9, 3.0, 6.9, 7.0)
     assert [stream_race.syns(patience) for patience in waits] == [1, 1, 2, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("signal_rtt", "round_trip", "patience"),
+    [(None, None, 0.5), (0.4, None, 0.8), (0.05, 0.2, 0.3), (0.05, 0.01, 0.2), (0.05, 3.0, 0.5)],
+)
+async def test_a_lost_syn_is_repeated_at_once_when_it_has_been_waited_for(
+    signal_rtt: float | None,
+    round_trip: float | None,
+    patience: float,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A late signal makes nobody wait longer, a fast one nobody give up what a busy system is about to answer."""
+    began: list[float] = []
+
+    async def connect(self: TcpPort, remote: TransportAddress, *, on_start: Callable[[], None]) -> Any:
+        began.append(trio.current_time())
+        on_start()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(TcpPort, "connect", connect)
+    plugin = half(inbound=False)
+    plugin.node.signal_rtt = signal_rtt
+    port = await TcpPort.open("127.0.0.1")
+    with trio.move_on_after(3 * patience):
+        async with open_stream_race(plugin) as race:
+            race.knock(port, [("127.0.0.1", 9)], trio.current_time(), round_trip=round_trip)
+            await race.first()
+    port.close()
+    assert [b - a for a, b in pairwise(began)] == pytest.approx([patience + stream_race.MIN_PAUSE] * 2)
 
 
 async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,7 +296,7 @@ def test_no_segment_can_hurt_an_endpoint(start: str, events: list[Packet | str])
 
 
 def test_a_lost_segment_is_sent_again_without_a_timeout() -> None:
-    """RFC 5681, section 3.2: three duplicates tell, and what came meanwhile is not sent again."""
+    """RFC 8985: three that arrived later tell, and these are not sent again."""
     a, b = opened()
     data = bytes(range(250)) * 40
     a.write(data, 0)
@@ -305,6 +305,75 @@ def test_a_lost_segment_is_sent_again_without_a_timeout() -> None:
     for number, segment in enumerate(segments):
         if number != 2:
             b.receive(segment, 0)
-    exchange(a, b)
+    while answers := flush(b):
+        for answer in answers:
+            a.receive(answer, 0)
+        again = flush(a)
+        assert [packet.seq for packet in again if packet.payload] in ([], [segments[2].seq])
+        for packet in again:
+            b.receive(packet, 0)
     assert b.read(100_000) == data
     assert a.sender.una == a.sender.end
+
+
+def timed(rtt: float = 0.1) -> tuple[TcpEndpoint, TcpEndpoint, float]:
+    """An open connection whose ends know the round trip, and what time it is."""
+    a, b = opened()
+    now = 0.0
+    for _ in range(10):
+        a.write(b"?", now)
+        carry(flush(a, now), b, now + rtt / 2)
+        carry(flush(b, now + rtt / 2), a, now + rtt)
+        b.read(10)
+        now += rtt
+    return a, b, now
+
+
+def carry(packets: list[Packet], end: TcpEndpoint, now: float) -> None:
+    for packet in packets:
+        end.receive(packet, now)
+
+
+def test_one_that_arrived_later_tells_after_a_round_trip_and_a_quarter() -> None:
+    """RFC 8985, section 6.2: 10 ms between the two might be reordering, and it is waited for."""
+    a, b, now = timed()
+    a.write(b"lost", now)
+    flush(a, now)
+    a.write(b"here", now + 0.01)
+    carry(flush(a, now + 0.01), b, now + 0.06)
+    (answer,) = flush(b, now + 0.06)
+    assert [(after - first, first - answer.ack) for first, after in answer.blocks] == [(4, 4)]
+    a.receive(answer, now + 0.11)
+    assert flush(a, now + 0.11) == []
+    assert a.deadline == pytest.approx(now + 0.125)
+    a.tick(a.deadline)
+    (again,) = flush(a, now + 0.125)
+    assert again.payload == b"lost"
+
+
+def test_a_probe_comes_before_the_timeout_and_does_not_double_it() -> None:
+    """RFC 8985, section 7: of a lone segment, whose answer may be delayed, where the timeout would be."""
+    a, _, now = timed()
+    a.write(b"lost", now)
+    flush(a, now)
+    waits = []
+    for _ in range(4):
+        waits.append(a.deadline - now)
+        now = a.deadline
+        a.tick(now)
+        (again,) = flush(a, now)
+        assert again.payload == b"lost"
+    assert waits == pytest.approx([0.3, 0.3, 0.6, 1.2], rel=0.02)
+
+
+def test_the_answer_to_a_second_syn_makes_a_long_round_trip() -> None:
+    """As Linux does, since it has the stamp of the first: a lost SYN-ACK makes the first losses after it slow."""
+    a, b = endpoint(), endpoint(B, A, iss=500)
+    a.connect(0)
+    b.accept(flush(a)[0], 0)
+    flush(b)  # its SYN-ACK is lost
+    a.tick(a.deadline)
+    carry(flush(a, 1.0), b, 1.0)
+    exchange(a, b, 1.05)
+    a.write(b"x", 2)
+    assert a.deadline - 2 == pytest.approx(2 * 1.05 + 0.2)

@@ -360,7 +360,9 @@ class TcpEndpoint:
         if self.state in OPENING or self.state in (State.CLOSED, State.TIME_WAIT):
             return
         while (segment := self.sender.take_segment(now, probe=probe)) is not None:
-            self._emit(ACK | (PSH if segment.data else 0) | (FIN if segment.fin else 0), segment.number, now, segment.data)
+            self._emit(
+                ACK | (PSH if segment.data else 0) | (FIN if segment.fin else 0), segment.number, now, segment.data
+            )
             probe = False
         self._rearm()
 

@@ -33,7 +33,7 @@ MAX_RTO: Final = 120.0  # Linux's TCP_RTO_MAX
 FIRST_RTO: Final = 1.0  # RFC 6298, section 2.1
 _INITIAL_WINDOW: Final = 10  # segments, RFC 6928
 _ENOUGH_LATER: Final = 3  # segments that arrived out of order until nothing is waited for, RFC 8985, section 6.2
-_LONE_DELAY: Final = 0.2  # seconds that a probe waits longer where the one segment's answer may be delayed, as Linux does
+_LONE_DELAY: Final = 0.2  # seconds that a lone segment's probe waits longer, as its answer may be delayed (Linux)
 _ROUNDING: Final = 1e-9
 
 
@@ -54,12 +54,13 @@ class Segment(NamedTuple):
 class _Flight:
     """A segment on its way, or one that has been lost there."""
 
-    __slots__ = ("again", "arrived", "at", "end", "lost", "start")
+    __slots__ = ("again", "arrived", "at", "end", "lost", "order", "start")
 
-    def __init__(self, start: int, end: int, at: float) -> None:
+    def __init__(self, start: int, end: int, at: float, order: int) -> None:
         self.start = start  # its first number, and one after its last
         self.end = end
-        self.at = at  # when it was last sent
+        self.at = at  # when it was last sent, and the how manieth it was of all that were sent
+        self.order = order
         self.again = False  # whether that was not the first time
         self.lost = False
         self.arrived = False  # out of order, as selective acknowledgements say
@@ -84,6 +85,7 @@ class Sender:
         "_in_flight",
         "_lost",
         "_min_rtt",
+        "_order",
         "_probe_at",
         "_probed",
         "_recover",
@@ -115,7 +117,8 @@ class Sender:
         self._flights: list[_Flight] = []
         self._in_flight = 0  # bytes of those that are neither lost nor have arrived
         self._lost = 0  # how many of them are lost, and not sent again yet
-        self._delivered = (-inf, 0)  # the latest that has arrived: (when it was sent, one after its last number)
+        self._order = 0  # how many segments were sent
+        self._delivered = (-1, -inf)  # the latest of those that have arrived: (its order, when it was sent)
         self._rtt = 0.0  # the round trip of that one
         self._min_rtt = inf
         self._srtt = 0.0
@@ -168,13 +171,13 @@ class Sender:
         if flight.start >= self.una + self.peer_window and not probe:
             return None
         if flight.end - flight.start > self.mss:  # the segments have become smaller since
-            rest = _Flight(flight.start + self.mss, flight.end, flight.at)
+            rest = _Flight(flight.start + self.mss, flight.end, flight.at, flight.order)
             rest.lost = True
             flight.end = rest.start
             self._flights.insert(index + 1, rest)
         else:
             self._lost -= 1
-        flight.lost, flight.again, flight.at = False, True, now
+        flight.lost, flight.again, flight.at, flight.order = False, True, now, self._next_order()
         if not index:
             self._rto_at = now + self._rto
         self._in_flight += flight.end - flight.start
@@ -194,12 +197,16 @@ class Sender:
             end = self.end
         else:
             return None
-        self._flights.append(_Flight(start, end, now))
+        self._flights.append(_Flight(start, end, now, self._next_order()))
         self._in_flight += end - start
         self.next = end
         self._rto_at = min(self._rto_at, now + self._rto)
         self._arm_probe(now)
         return self._cut(start, end)
+
+    def _next_order(self) -> int:
+        self._order += 1
+        return self._order
 
     def _cut(self, start: int, end: int) -> Segment:
         fin = self.fin and end == self.end
@@ -227,7 +234,7 @@ class Sender:
         for first, after in arrived:
             self._note_arrived(first, after, now)
         if self._delivered != known:
-            self._rtt = now - self._delivered[0]
+            self._rtt = now - self._delivered[1]
             self._min_rtt = min(self._min_rtt, self._rtt)
         if gained > 0:
             self._grow(gained)
@@ -273,7 +280,7 @@ class Sender:
         else:
             self._in_flight -= flight.end - flight.start
         if not flight.again or now - flight.at >= self._min_rtt:  # else it is the first one that has arrived
-            self._delivered = max(self._delivered, (flight.at, flight.end))
+            self._delivered = max(self._delivered, (flight.order, flight.at))
 
     def _grow(self, gained: int) -> None:
         if self.una < self._recover and not self._timed_out:
@@ -303,13 +310,12 @@ class Sender:
     def _find_lost(self, now: float) -> None:
         """RFC 8985, section 6.2, step 5; the reordering window is a quarter of the shortest round trip."""
         self._reorder_at = inf
-        if not self._flights or self._delivered[0] == -inf:
-            return
+        latest, _ = self._delivered
         later = sum(flight.arrived for flight in self._flights)
         window = 0.0 if later >= _ENOUGH_LATER else self._min_rtt / 4
         losses = False
         for flight in self._flights:
-            if flight.arrived or flight.lost or (flight.at, flight.end) >= self._delivered:
+            if flight.arrived or flight.lost or flight.order >= latest:
                 continue
             late = flight.at + self._rtt + window
             if late <= now + _ROUNDING:
