@@ -202,7 +202,7 @@ async def per_second(count: int) -> float:
         messages={"bench.Ping": Ping},
         own_address=lambda: own,
         on_request=requests.append,
-        on_cancel=lambda peer, session: None,
+        on_cancel=lambda *_: None,
         on_address=lambda address: None,
     )
     unlimited = InboxLimits(rate=1e9, burst=10**9, sender_rate=1e9, sender_burst=10**9)

@@ -32,7 +32,8 @@ from .errors import (
 )
 from .link import Link, PathInfo, Pipe, RefuseReason
 from .nurseries import open_background_nursery
-from .signal import Clock, Delivery, Failed, Message, RefusalReason, Refused
+from .signal import Cancel, Clock, Delivery, Failed, Message, RefusalReason, Refused
+from .signal.core import OWNER
 
 if TYPE_CHECKING:
     from .address import Endpoint, PeerAddress
@@ -161,6 +162,7 @@ class Attempt:
         self._adopted: list[Callable[[], Awaitable[object]]] = []
         self._nursery: trio.Nursery | None = None
         self._last_sent: Message | None = None
+        self._given_up = False  # by the peer, which has said so
         self._corrected = False
         self.won: bool = False
         self.node: Final = home.view
@@ -224,6 +226,25 @@ class Attempt:
             session.attempts.discard(self)
             if link is not None and not self.won:
                 link.close_nowait()
+            self._end_at_the_peer(session)
+
+    def _end_at_the_peer(self, session: Session) -> None:
+        """Spare the peer what is left of its part, where the walk goes on without this attempt.
+
+        What ends the walk ends it there too, with a Pipe or with what the node says about the whole session.
+        """
+        heard = self._last_sent is not None and not self._given_up
+        goes_on = session.over_at is None and trio.current_time() >= session.phase_deadline
+        if heard and goes_on and not self.won:
+            self._home.say_goodbye(self._say_that_it_is_over)
+
+    async def _say_that_it_is_over(self) -> None:
+        try:
+            await self._home.signals.send(
+                self.peer, Cancel(), owner=OWNER, session=self.session_id, attempt=self.attempt_id, visit=False
+            )
+        except SignalError as error:
+            logger.debug("the peer could not be told that %s is over: %s", self._plugin, error)
 
     async def ask(self, factory: Callable[[Attempt], Plugin]) -> object:
         """Run an auxiliary plugin, which makes no path, and return what it returns; errors come out bare."""
@@ -432,8 +453,10 @@ class Attempt:
             if isinstance(arrival, Clock):
                 await self._correct_clock(arrival)
             elif isinstance(arrival, Refused):
+                self._given_up = True
                 raise self._refused(arrival)
             elif isinstance(arrival, Failed):
+                self._given_up = True
                 raise AttemptFailed("the peer tried, and it did not work there")
             else:
                 return arrival

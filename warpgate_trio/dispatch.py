@@ -85,7 +85,7 @@ class Signals:
       messages: wire name -> message type, of every plugin of the node.
       own_address: what to put into the next message.
       on_request: takes a plugin's first message; must not block.
-      on_cancel: the peer (key) ends a session (id); must not block.
+      on_cancel: the peer (key) ends a session (id), or one attempt of it (id); must not block.
       on_address: told the address of a peer that answers something we asked.
     """
 
@@ -99,7 +99,7 @@ class Signals:
         messages: Mapping[str, type[Message]],
         own_address: Callable[[], PeerAddress],
         on_request: Callable[[Request], None],
-        on_cancel: Callable[[bytes, bytes], None],
+        on_cancel: Callable[[bytes, bytes, bytes | None], None],
         on_address: Callable[[PeerAddress], None],
     ) -> None:
         self._identity = identity
@@ -265,7 +265,7 @@ class Signals:
                 return
             logger.info("the clock of %s differs from ours by %.1f s", envelope.sender_address.peer_id[:8], offset)
         if isinstance(message, Cancel):
-            self._on_cancel(header.sender, header.session)
+            self._on_cancel(header.sender, header.session, header.attempt)
             return
         mailbox = self._mailboxes.get((header.sender, header.session, header.attempt or b""))
         if mailbox is not None:

@@ -66,7 +66,7 @@ class Responder:
         self._ours = ours
         self._start = start
         self._listening = listening
-        self._work: dict[tuple[bytes, bytes], set[trio.CancelScope]] = {}
+        self._work: dict[tuple[bytes, bytes], dict[trio.CancelScope, bytes | None]] = {}
         self._running: Counter[bytes] = Counter()
         self._buckets: dict[bytes, TokenBucket] = {}
 
@@ -108,8 +108,8 @@ class Responder:
         header = request.envelope.header
         key = (header.sender, header.session)
         with trio.CancelScope() as scope:
-            work = self._work.setdefault(key, set())
-            work.add(scope)
+            work = self._work.setdefault(key, {})
+            work[scope] = header.attempt
             try:
                 if not await self._inbound.authorize(header.sender, header.session):
                     self._refuse(request, RefusalReason.NOT_AUTHORIZED)
@@ -120,7 +120,7 @@ class Responder:
                 self._running[header.sender] -= 1
                 if not self._running[header.sender]:
                     del self._running[header.sender]
-                work.discard(scope)
+                del work[scope]
                 if not work:
                     self._work.pop(key, None)
 
@@ -219,7 +219,8 @@ class Responder:
             raise OSError(f"not done for a peer: {why}")
         return Way(af=message.af, route_type=message.route_type, target=None, source=source)
 
-    def cancel(self, peer: bytes, session: bytes) -> None:
-        """The peer ends the session, or it got its Pipe: stop whatever looks for another path."""
-        for scope in self._work.get((peer, session), ()):
-            scope.cancel(reason="the session is over")
+    def cancel(self, peer: bytes, session: bytes, attempt: bytes | None = None) -> None:
+        """The peer ends the session, or one attempt of it, or it got its Pipe: stop what looks for another path."""
+        for scope, its in self._work.get((peer, session), {}).items():
+            if attempt in (None, its):
+                scope.cancel(reason="the session is over" if attempt is None else "the attempt is over")

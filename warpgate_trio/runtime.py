@@ -365,8 +365,8 @@ class NodeRuntime:
         attempt.deliver(link)
         return True
 
-    def _on_cancel(self, peer: bytes, session: bytes) -> None:
-        self._responder.cancel(peer, session)
+    def _on_cancel(self, peer: bytes, session: bytes, attempt: bytes | None = None) -> None:
+        self._responder.cancel(peer, session, attempt)
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[None]:

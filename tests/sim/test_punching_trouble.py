@@ -25,6 +25,7 @@ from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nat.stun import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
+from warpgate_trio.report import WalkEvent
 from warpgate_trio.sim import Conflict, Fault, Host, Kind, NatConfig, Network, presets, simulate
 from warpgate_trio.sim.packet import UDP, Packet
 from warpgate_trio.testing import simulated_hosts
@@ -187,6 +188,33 @@ def test_a_call_that_is_cancelled_ends_at_the_peer_within_a_second(plugin: str) 
         assert busy >= 3
 
     in_world(main, HARD_AND_EASY if plugin == "random_probe" else BOTH_HARD)
+
+
+def test_what_a_phase_leaves_behind_ends_at_the_peer() -> None:
+    """Else it would go on knocking for ten seconds, while the walk is elsewhere."""
+
+    async def main(nodes: NodePair) -> None:
+        sprays = trio.Event()
+        attempts: list[int] = []
+
+        def on_event(event: WalkEvent) -> None:
+            if event.kind == "phase" and event.phase == "spray":
+                attempts.append(nodes.bob.stats().attempts)
+                sprays.set()
+
+        async def look_later() -> None:
+            await sprays.wait()
+            await trio.sleep(2 * RTT)
+            attempts.append(nodes.bob.stats().attempts)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look_later)
+            pipe = await nodes.alice.auto_connect(nodes.bob.address, on_event=on_event)
+        assert pipe.path.plugin == "random_probe"
+        await pipe.aclose()
+        assert attempts == [1, 1], "of each phase its own"
+
+    in_world(main, HARD_AND_EASY)
 
 
 # -- servers that lie, disagree or die ---------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Clock(Message, frozen=True):
 
 @final
 class Cancel(Message, frozen=True):
-    """The session is over for its sender: the receiver ends whatever it does for it."""
+    """The session is over for its sender, or the attempt that the header names: the receiver ends its part."""
 
 
 class RefusalReason(enum.StrEnum):
