@@ -39,6 +39,9 @@ class Half:
             serve_quic=serve_quic,
         )
 
+    def hold_phase(self) -> None:
+        """Nobody waits here."""
+
     async def hear_proof(self, carrier: Carrier) -> Carrier:
         try:
             await trio.lowlevel.checkpoint()

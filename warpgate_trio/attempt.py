@@ -503,6 +503,11 @@ class Attempt:
             if isinstance(arrival, Link):
                 return arrival
 
+    def hold_phase(self) -> None:
+        """See `Plugin.hold_phase`."""
+        if self._session is not None:
+            self._session.hold_phase()
+
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
         """See `Plugin.adopt`."""
         self._adopted.append(task)

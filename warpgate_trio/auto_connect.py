@@ -9,7 +9,6 @@ get one last round, and then the verdict is made from what was learned on the wa
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, final
@@ -151,10 +150,8 @@ async def _shorten_phase(planned: PlannedWalk, session: Session, phase: str | No
         await planned.home.wait_signals()
     except SignalError:
         return
-    view, scope = planned.home.view, session.scope
-    deadline = trio.current_time() + phase_budget(phase, view.budgets, view.signal_rtt)
-    if scope is not None and deadline < scope.deadline < math.inf:  # infinite: a commit is under way
-        scope.deadline = session.phase_deadline = deadline
+    view = planned.home.view
+    session.shorten_phase(phase_budget(phase, view.budgets, view.signal_rtt))
 
 
 async def _run_combos(
@@ -163,8 +160,7 @@ async def _run_combos(
     """One nursery, every combo a child task; ends with the last of them, with the first Pipe, or with the budget."""
     session.recorder.phase(phase or "last round", trio.current_time())
     with trio.CancelScope() as scope:
-        session.scope = scope
-        scope.deadline = session.phase_deadline = trio.current_time() + budget
+        session.begin_phase(scope, budget)
         try:
             async with trio.open_nursery() as nursery:
                 for combo in combos:

@@ -174,6 +174,7 @@ class Plugin(ABC):
     ``budget``            seconds until this attempt is ended from outside
     ``clock``, ``nat``    corrected wall clock; our NAT profile (None: not measured)
     ``race``              run other plugins, and take the first path that one of them makes
+    ``hold_phase``        a path answers: have the phase wait a second for its handshake
     ``adopt``             give a task a life beyond the attempt, with the winner's Link
     ``goodbye``           hand in what is still to be said over the network after the attempt
     ====================  ===========================================================================================
@@ -330,6 +331,14 @@ class Plugin(ABC):
           PeerRefused: the peer said no to one of them.
         """
         return await self._attempt.race(plugins, stagger=stagger)
+
+    def hold_phase(self) -> None:
+        """A path answers: do not end the phase within the next second, while a handshake is made on it.
+
+        However often it is called, a phase takes no more than a second longer than its budget.  On the responder's side
+        it does nothing.
+        """
+        self._attempt.hold_phase()
 
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run `task` in the node, for as long as the Link lives that this attempt makes; only if it wins.

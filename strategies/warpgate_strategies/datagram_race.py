@@ -183,6 +183,8 @@ class DatagramRace:
         await self.send_now()  # our own probe goes before the handshake: the peer takes that from a pair it has heard
         try:
             path = self.ports[pair[0]].open_path(pair[1])
+            if answered:
+                self._plugin.hold_phase()
             carrier = await QuicCarrier.dial(path, peer_key=self._plugin.peer.public_key, initial_rtt=rtt)
         except (CarrierError, trio.ClosedResourceError) as error:  # somebody else's key, too: others may be the peer's
             logger.debug("no QUIC over %s: %s", pair[1], error)

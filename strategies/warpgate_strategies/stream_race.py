@@ -192,6 +192,7 @@ class StreamRace:
             if plugin.inbound:
                 winner = await plugin.hear_proof(await TlsCarrier.serve(sock, plugin.node.tls))
             else:
+                plugin.hold_phase()
                 winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("%s is not the peer, or not the way it chose: %s", remote, error)

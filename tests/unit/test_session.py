@@ -1,0 +1,67 @@
+"""How long a phase lasts: its budget, and what holds or suspends that."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.nodes import BOB, address_of
+from warpgate_trio.report import Recorder
+from warpgate_trio.session import HOLD, Session
+
+BUDGET = 1.5
+
+
+@pytest.mark.parametrize(
+    ("holds", "end"),
+    [
+        ((), BUDGET),
+        ((0.2,), BUDGET),
+        ((1.0,), 1.0 + HOLD),
+        ((1.4, 2.2, 2.3), BUDGET + HOLD),
+    ],
+)
+async def test_a_handshake_is_waited_for_but_not_for_ever(
+    holds: tuple[float, ...], end: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    session = new_session()
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        session.begin_phase(scope, BUDGET)
+        for at in holds:
+            await trio.sleep_until(began + at)
+            session.hold_phase()
+        await trio.sleep_forever()
+    assert trio.current_time() - began == pytest.approx(end)
+    assert session.phase_deadline - began == pytest.approx(end)
+
+
+async def test_what_is_held_can_be_shortened(autojump_clock: trio.testing.MockClock) -> None:
+    session = new_session()
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        session.begin_phase(scope, BUDGET)
+        session.shorten_phase(2 * BUDGET)  # longer than it was: nothing happens
+        session.shorten_phase(0.1)
+        session.hold_phase()
+        await trio.sleep_forever()
+    assert trio.current_time() - began == pytest.approx(HOLD)
+
+
+async def test_a_commit_suspends_the_budget_and_what_is_held(autojump_clock: trio.testing.MockClock) -> None:
+    session = new_session()
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        session.begin_phase(scope, BUDGET)
+        with session.budget_suspended():
+            session.hold_phase()
+            session.shorten_phase(0.1)
+            await trio.sleep(10)
+        session.hold_phase()
+        await trio.sleep_forever()
+    assert trio.current_time() - began == pytest.approx(10 + BUDGET)
+
+
+def new_session() -> Session:
+    return Session(address_of(BOB, port=1), bytes(16), Recorder(peer="bob", now=0.0))
