@@ -38,7 +38,7 @@ class Session:
       refusal: the peer's no, which ends the walk.
       scope: the running phase's cancel scope.
       over_at: when the session was decided.
-      phase_deadline: when the running phase's budget is over.
+      phase_deadline: when the running phase is over.
       attempts: those under way.
       broke_off, wrong_peer, clock_corrected, signalled, answered, best_delivery: what was learned, for
       the verdict.
@@ -60,6 +60,8 @@ class Session:
         self.over_at: float | None = None
         self.phase_deadline: float = math.inf
         self._budget_ends: float = math.inf
+        self._held_until: float = -math.inf
+        self._suspended = False
         self.broke_off = False
         self.wrong_peer = False
         self.clock_corrected = False
@@ -84,23 +86,25 @@ class Session:
     def begin_phase(self, scope: trio.CancelScope, budget: float) -> None:
         """A phase has begun; it ends in `budget` seconds at the latest, but for what holds or suspends that."""
         self.scope = scope
-        self._set_deadline(scope, trio.current_time() + budget)
+        self._budget_ends = trio.current_time() + budget
+        self._held_until = -math.inf
+        self._set_deadline()
 
     def shorten_phase(self, budget: float) -> None:
-        """The phase is to end in `budget` seconds, if that is earlier than it would, and no commit is under way."""
-        scope, deadline = self.scope, trio.current_time() + budget
-        if scope is not None and deadline < scope.deadline < math.inf:
-            self._set_deadline(scope, deadline)
+        """The budget is to end in so many seconds, if that is earlier than it would, and no commit is under way."""
+        if not self._suspended:
+            self._budget_ends = min(self._budget_ends, trio.current_time() + budget)
+            self._set_deadline()
 
     def hold_phase(self) -> None:
         """The phase is not to end within `HOLD` seconds, if that is no more than `HOLD` seconds after its budget."""
-        scope, deadline = self.scope, min(trio.current_time(), self._budget_ends) + HOLD
-        if scope is not None and scope.deadline < deadline:
-            scope.deadline = self.phase_deadline = deadline
+        self._held_until = trio.current_time() + HOLD
+        self._set_deadline()
 
-    def _set_deadline(self, scope: trio.CancelScope, deadline: float) -> None:
-        scope.deadline = self.phase_deadline = deadline
-        self._budget_ends = deadline
+    def _set_deadline(self) -> None:
+        if self.scope is not None and not self._suspended:
+            self.phase_deadline = max(self._budget_ends, min(self._held_until, self._budget_ends + HOLD))
+            self.scope.deadline = self.phase_deadline
 
     @contextmanager
     def budget_suspended(self) -> Iterator[None]:
@@ -108,18 +112,17 @@ class Session:
 
         The commit has a bound of its own (the peer's silence), and the walk's deadline stands.
         """
-        scope = self.scope
-        if scope is None:
+        if self.scope is None:
             yield
             return
         began = trio.current_time()
-        deadline, scope.deadline = scope.deadline, math.inf
+        self.scope.deadline, self._suspended = math.inf, True
         try:
             yield
         finally:
-            took = trio.current_time() - began
-            scope.deadline = self.phase_deadline = deadline + took
-            self._budget_ends += took
+            self._suspended = False
+            self._budget_ends += trio.current_time() - began
+            self._set_deadline()
 
     def _end_phase(self, reason: str) -> None:
         if self.over_at is None:

@@ -37,14 +37,21 @@ async def test_a_handshake_is_waited_for_but_not_for_ever(
     assert session.phase_deadline - began == pytest.approx(end)
 
 
-async def test_what_is_held_can_be_shortened(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("held_first", [False, True])
+async def test_a_budget_that_is_shortened_cuts_no_handshake(
+    held_first: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A node that was just opened learns in the middle of a phase how far its signals go."""
     session = new_session()
     began = trio.current_time()
     with trio.CancelScope() as scope:
         session.begin_phase(scope, BUDGET)
         session.shorten_phase(2 * BUDGET)  # longer than it was: nothing happens
+        if held_first:
+            session.hold_phase()
         session.shorten_phase(0.1)
-        session.hold_phase()
+        if not held_first:
+            session.hold_phase()
         await trio.sleep_forever()
     assert trio.current_time() - began == pytest.approx(HOLD)
 

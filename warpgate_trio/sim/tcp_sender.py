@@ -59,8 +59,8 @@ class _Flight:
     def __init__(self, start: int, end: int, at: float, order: int) -> None:
         self.start = start  # its first number, and one after its last
         self.end = end
-        self.at = at  # when it was last sent, and the how manieth it was of all that were sent
-        self.order = order
+        self.at = at  # when it was last sent
+        self.order = order  # and its place among all that were sent
         self.again = False  # whether that was not the first time
         self.lost = False
         self.arrived = False  # out of order, as selective acknowledgements say
@@ -332,7 +332,8 @@ class Sender:
         self._lost += 1
         self._in_flight -= flight.end - flight.start
 
-    def _lose_all(self) -> None:
+    def send_again(self) -> None:
+        """Take all that is on its way for lost: it is too large, or there was no room for it, or nothing was heard."""
         for flight in self._flights:
             if not flight.lost and not flight.arrived:
                 self._lose(flight)
@@ -342,19 +343,15 @@ class Sender:
         self._ssthresh = max((self.next - self.una) // 2, 2 * self.mss)
         self._cwnd = self.mss
         self._recover, self._timed_out = self.next, True
-        self._lose_all()
+        self.send_again()
         self._rto = min(self._rto * 2, MAX_RTO)
         self._rto_at = now + self._rto if self.end > self.una else inf
         self._probe_at = self._reorder_at = inf
 
-    def send_again(self) -> None:
-        """Send all again that is on its way: the peer had no room for it."""
-        self._lose_all()
-
     def shrink_mss(self, mss: int) -> None:
         """Use smaller segments from now on and send what is in flight again in them."""
         self.mss = mss
-        self._lose_all()
+        self.send_again()
 
     def _arm_probe(self, now: float) -> None:
         """RFC 8985, section 7.2; none while something that is lost waits, or once the last segment was a probe."""
