@@ -82,6 +82,12 @@ def can_punch(pair: PeerPair, *, tcp: bool = False) -> bool | None:
         crowded = any((nat.tcp if tcp else nat.udp).conflict is not Conflict.NEXT for nat in pair.shared)
         if len(pair.shared) > 1 or not (pair.alice.nats or pair.bob.nats) or own_local or crowded:
             return None
+        if (
+            tcp
+            and shared.unsolicited not in (Unsolicited.DROP, Unsolicited.HOLD)
+            and any(one.strict_isn for one in layers)
+        ):
+            return None  # one SYN is refused, and the other one's answer is then out of the window that it left behind
         if shared.hairpin is not Hairpin.EXTERNAL:
             return None if shared.hairpin is Hairpin.INTERNAL else False
     predictable = [one for one in layers if one.mapping is not Mapping.EIM]

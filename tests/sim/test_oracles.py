@@ -92,9 +92,6 @@ def try_tcp(a: list[Behavior], b: list[Behavior], skew: float = 0.0, *, listener
     return run(world)
 
 
-tally: Counter[str] = Counter()
-
-
 @pytest.mark.slow("sixty worlds")
 @CASES
 @given(layers, layers, st.sampled_from([0.0, 0.01, 0.5]))
@@ -103,7 +100,6 @@ tally: Counter[str] = Counter()
 def test_udp_is_punched_exactly_when_theory_says(a: list[Behavior], b: list[Behavior], skew: float) -> None:
     expected = punch_possible(a, b, a_leads=skew > ONE_WAY)
     event(f"possible: {expected}")
-    tally[f"udp {expected}"] += 1
     assert try_udp(a, b, skew) == expected
 
 
@@ -113,18 +109,7 @@ def test_udp_is_punched_exactly_when_theory_says(a: list[Behavior], b: list[Beha
 def test_tcp_is_punched_exactly_when_theory_says(a: list[Behavior], b: list[Behavior], skew: float) -> None:
     expected = punch_possible(a, b)
     event(f"possible: {expected}")
-    tally[f"tcp {expected}"] += 1
     assert try_tcp(a, b, skew) == expected
-
-
-def test_both_answers_were_met() -> None:
-    """Fails when the two tests above went vacuous.  Runs after them; on its own it has nothing to judge."""
-    if tally:
-        for transport in ("udp", "tcp"):
-            yes, no = tally[f"{transport} True"], tally[f"{transport} False"]
-            if yes + no:
-                assert yes >= 5, tally
-                assert no >= 5, tally
 
 
 @pytest.mark.parametrize("transport", [try_udp, try_tcp], ids=["udp", "tcp"])
