@@ -21,7 +21,8 @@ from tests.sim.programs import Place
 from tests.sim.worlds import run
 from warpgate_trio.sim import Fault, Kind, Link, Network
 
-TOLERANCE: Final = 0.08  # seconds by which the kernel's coarse timers, and a busy machine, may be late
+TOLERANCE: Final = 0.08  # seconds by which the kernel's coarse timers may be late; measured are up to 0.06
+TRIES: Final = 8  # since a busy machine delays now one and now the other
 PORT: Final = 7000
 WARM: Final = 6  # round trips of a byte, after which the round trip is known
 
@@ -123,7 +124,16 @@ async def in_the_kernel(losses: Sequence[Loss]) -> list[list[float]]:
 @pytest.mark.slow("real time: losses are waited for")
 @pytest.mark.needs("network_namespaces", "nft", "tun")
 async def test_losses_are_found_when_the_kernel_finds_them() -> None:
-    simulator = [await trio.to_thread.run_sync(simulated, loss) for loss in LOSSES.values()]
-    kernel = await in_the_kernel(list(LOSSES.values()))
-    for name, ours, its in zip(LOSSES, simulator, kernel, strict=True):
-        assert its == pytest.approx(ours, abs=TOLERANCE), name
+    expected = {name: await trio.to_thread.run_sync(simulated, loss) for name, loss in LOSSES.items()}
+    late: list[str] = []
+    for _ in range(TRIES):
+        found = await in_the_kernel([LOSSES[name] for name in expected])
+        for (name, ours), its in zip(list(expected.items()), found, strict=True):
+            assert all(b >= a - TOLERANCE for a, b in zip(ours, its, strict=True)), f"{name}: {ours}, earlier {its}"
+            if its == pytest.approx(ours, abs=TOLERANCE):
+                del expected[name]
+            else:
+                late.append(f"{name}: {ours}, late {its}")
+        if not expected:
+            break
+    assert not expected, late
