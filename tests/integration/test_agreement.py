@@ -79,7 +79,7 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
 
     async with (
         loopback_node(BOB, config(), authorize=anyone) as bob,
-        loopback_node(ALICE, config(budgets=QUICK), authorize=dawdling) as alice,
+        loopback_node(ALICE, config(), authorize=dawdling) as alice,
         await alice.auto_connect(bob.address) as ours,
         await bob.listener.accept() as theirs,
     ):
