@@ -133,7 +133,7 @@ def test_any_nat_is_measured_as_it_behaves(config: NatConfig, seed: int) -> None
     """Of a NAT that keeps one port for several mappings, each with its own remote, outside sees one mapping.
 
     And one that drops or degrades on a conflict, and whose second mapping of a socket always is one, is not as
-    configured any more.
+    configured any more; nor is any but one that takes the next port, where a block of a few makes conflicts likely.
     """
     assume(config.udp.ports is None)
     profile, _ = measure(config, seed=seed)
@@ -143,6 +143,8 @@ def test_any_nat_is_measured_as_it_behaves(config: NatConfig, seed: int) -> None
         )
         assert found.translated is True
         assert found.blocked is False
+        if isinstance(behavior.allocation, Block) and behavior.conflict is not Conflict.NEXT:
+            continue
         if same and behavior.conflict is Conflict.OVERLOAD:
             assert found.mapping is Mapping.ENDPOINT_INDEPENDENT
         elif behavior.conflict in (Conflict.NEXT, Conflict.OVERLOAD) or behavior.mapping is Axis.EIM:
