@@ -32,8 +32,10 @@ from warpgate_trio.sim import (
     Behavior,
     Block,
     Conflict,
+    Fault,
     Hairpin,
     Hash,
+    Kind,
     Link,
     NatConfig,
     Network,
@@ -61,6 +63,7 @@ def measure(
     online: bool = False,
     seed: int = 0,
     loss: float = 0.0,
+    faults: Sequence[Fault] = (),
     ipv6: bool = False,
 ) -> tuple[NatProfile, float]:
     """The profile of a host behind a NAT, and how many seconds it took."""
@@ -80,6 +83,7 @@ def measure(
                 with plain:
                     await nursery.start(partial(serve_stun, host=None, port=PORT))
                 with client:
+                    net.schedule(faults)
                     started = trio.current_time()
                     profile = await measure_nat(client.ip, servers, online=online)
                     found.append((profile, trio.current_time() - started))
@@ -291,6 +295,12 @@ def test_losses(seed: int) -> None:
         assert profile.udp.mapping is MAPPINGS[config.udp.mapping]
         assert profile.udp.external == (profile.udp.external[0],)
         assert ip_address(profile.udp.external[0]).version == 4
+
+
+def test_three_losses_in_a_row_do_not_make_a_filter() -> None:
+    """The server is asked at 0.07 s to answer from elsewhere, and hears that 0.03 s later."""
+    profile, _ = measure(presets.FULL_CONE, faults=[Fault(at=0.09, until=0.72, target="full", kind=Kind.BLACKHOLE)])
+    assert profile.udp.filtering is Filtering.ENDPOINT_INDEPENDENT
 
 
 def test_cancelled_in_the_middle_it_leaves_nothing() -> None:

@@ -57,6 +57,11 @@ RTO: Final = 0.2
 TRIES: Final = 3
 LAST_WAIT: Final = 3.0
 """RTOs after the last request: 1.2 s in all, twice the round trip by satellite."""
+FILTER_RTO: Final = 0.1
+FILTER_TRIES: Final = 4
+FILTER_LAST_WAIT: Final = 6.0
+"""The same where silence says that a NAT filters: no longer in all, and one request more.  Where a round trip fails in
+19 of 100 (5 % loss on each of four lines), three in a row fail in 7 of 1,000, and four in 1."""
 TCP_PATIENCE: Final = 3.0
 """Seconds for a connection and its answer; a lost SYN is repeated after one."""
 GRACE: Final = 4.0
@@ -276,7 +281,15 @@ class _Udp(_Transport):
         self, sock: trio.socket.SocketType, server: TransportAddress, change: ChangeRequest, source: TransportAddress
     ) -> bool | None:
         try:
-            await query_udp(sock, server, rto=RTO, tries=TRIES, last_wait=LAST_WAIT, change=change, source=source)
+            await query_udp(
+                sock,
+                server,
+                rto=FILTER_RTO,
+                tries=FILTER_TRIES,
+                last_wait=FILTER_LAST_WAIT,
+                change=change,
+                source=source,
+            )
         except StunError as error:
             return False if "no answer" in str(error) else None
         except OSError:
