@@ -2,12 +2,14 @@
 
 `walk` plans the pair's combos, then for each phase opens one nursery and starts every combo of the phase as a child
 task. The task that gets its COMMIT accepted records the Pipe and cancels the phase in one step
-(`warpgate_trio.attempt.Session`); later phases never start.  When no phase had a Pipe to give, the hopeless combos
-get one last round, and then the verdict is made from what was learned on the way.
+(`warpgate_trio.attempt.Session`); later phases never start.  A punch that was merely out of time is tried again beside
+the sprays.  When no phase had a Pipe to give, the hopeless combos get one last round, and then the verdict is made from
+what was learned on the way.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -126,22 +128,50 @@ async def _last_round(planned: PlannedWalk, session: Session) -> None:
 
 async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo]) -> None:
     chosen = [combo for combo in combos if combo.likelihood is not Likelihood.HOPELESS]
+    pace = phase
+    if phase == "spray" and (again := _second_tries(planned, session)):
+        pace = phase if chosen else "punch"
+        chosen += again
     if not chosen:
         return
     view = planned.home.view
     if planned.ceiling is not None:
         budget = planned.ceiling
     else:
-        budget = phase_budget(phase, view.budgets, view.signal_rtt)
-        later = planned.phases[planned.phases.index(phase) + 1 :]
-        if not any(c.phase in later and c.likelihood is not Likelihood.HOPELESS for c in planned.combos):
+        budget = phase_budget(pace, view.budgets, view.signal_rtt)
+        if not _something_follows(planned, phase):
             budget = max(budget, view.budgets.signal)  # nothing comes after it that would be worth hurrying for
         elif view.signal_rtt is None:
             async with open_background_nursery() as beside:
-                beside.start_soon(_shorten_phase, planned, session, phase)
+                beside.start_soon(_shorten_phase, planned, session, pace)
                 await _run_combos(planned, session, phase, chosen, budget)
             return
     await _run_combos(planned, session, phase, chosen, budget)
+
+
+def _something_follows(planned: PlannedWalk, phase: str | None) -> bool:
+    """Whether a later phase has a combo that may work, or a second try."""
+    later = planned.phases[planned.phases.index(phase) + 1 :]
+    if phase == "punch" and "spray" in later:
+        return True
+    return any(c.phase in later and c.likelihood is not Likelihood.HOPELESS for c in planned.combos)
+
+
+def _second_tries(planned: PlannedWalk, session: Session) -> list[Combo]:
+    """The punches that only ran out of time, as combos of the spray phase.
+
+    TCP punches in a phase of its own, of a second or two, so a late signal and a lost SYN are enough to miss it: at 5 %
+    loss, 8 of 8,000 pairs did that could have met.  A new try has new ports, a new instant, and a phase that is longer.
+    """
+    again = [
+        dataclasses.replace(combo, phase="spray", why=f"it had no time to fail; {combo.why}")
+        for combo in planned.combos
+        if combo.phase == "punch" and session.recorder.outcome(combo) is Outcome.TIMED_OUT
+    ]
+    for combo in again:
+        planned.combos.append(combo)
+        session.recorder.planned(combo)
+    return again
 
 
 async def _shorten_phase(planned: PlannedWalk, session: Session, phase: str | None) -> None:

@@ -185,6 +185,10 @@ class Recorder:
         """A phase begins."""
         self._emit(WalkEvent(kind="phase", at_ms=self._ms(now), phase=name))
 
+    def outcome(self, combo: Combo) -> Outcome:
+        """How a planned combo ended, as far as is known."""
+        return self._rows[combo].outcome
+
     def started(self, combo: Combo, now: float) -> None:
         """A planned combo's attempt begins; if nobody says how it ended, its time was over."""
         row = self._rows[combo] = msgspec.structs.replace(

@@ -54,6 +54,18 @@ MAX_HANDSHAKES: Final = 16
 """Connections on which TLS is under way: strangers may find the listener too."""
 
 
+def until_repeats_are_answered(patience: float) -> float:
+    """Seconds to wait for a connect, where one SYN is given `patience`: the system's repeats are SYNs, too.
+
+    Whoever gives up just after a repeat kills the connection that it makes: the peer takes it, and then hears another
+    first SYN.  With a patience of 1.03 s, each connect met that of the one before, until the walk was over.
+    """
+    wait, repeat = patience, 1.0
+    while wait >= repeat:
+        wait, repeat = repeat + patience, 2 * repeat + 1
+    return wait
+
+
 def syns(patience: float) -> int:
     """How many SYNs a connect sends that is waited for: the system repeats after 1, 3, 7 … seconds (RFC 6298 §2)."""
     return 1 + int(math.log2(1 + patience))
@@ -123,7 +135,8 @@ class StreamRace:
         patience = max(PATIENCE, 2 * (self._plugin.node.signal_rtt or 0.0))
         if round_trip is not None:
             patience = min(patience, max(MIN_PATIENCE, LATE * round_trip))
-        self._nursery.start_soon(self._knock_in_order, port, others, at, patience)  # at those, TCP would meet itself
+        wait = until_repeats_are_answered(patience)
+        self._nursery.start_soon(self._knock_in_order, port, others, at, wait)  # at those, TCP would meet itself
 
     async def _knock_in_order(
         self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, patience: float

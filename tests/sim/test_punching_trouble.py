@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -20,12 +20,15 @@ import trio
 from tests.nodes import echo
 from tests.sim.punching import meet, rows
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, anyone
-from warpgate_trio.errors import AddressNotYetValid
+from warpgate_trio.config import Budgets
+from warpgate_trio.errors import AddressNotYetValid, AttemptFailed
 from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nat.stun import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
-from warpgate_trio.report import WalkEvent
+from warpgate_trio.plugin import Message, Plugin, register
+from warpgate_trio.report import Outcome, WalkEvent
+from warpgate_trio.session import HOLD
 from warpgate_trio.sim import Conflict, Fault, Host, Kind, NatConfig, Network, presets, simulate
 from warpgate_trio.sim.packet import UDP, Packet
 from warpgate_trio.testing import simulated_hosts
@@ -35,6 +38,7 @@ from warpgate_trio.testing.worlds import PeerPair
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 
 RTT = 0.05
+BUDGETS = Budgets()
 CONES = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
 PUNCHES = ["udp_punch", "tcp_punch"]
 
@@ -46,13 +50,14 @@ def in_world(
     servers: Sequence[WorldServer] = SERVERS,
     prepare: Callable[[Network], object] = lambda _: None,
     accepting: bool = True,
+    plugins: Sequence[str | type[Plugin]] | None = None,
 ) -> None:
     """Run `main` between two nodes, of which bob echoes; nothing may be left afterwards."""
 
     async def run() -> None:
         async with pair.build(time_limit=36000) as net, simulated_hosts():
             prepare(net)
-            opened = open_nodes(net, servers=servers, authorize_alice=anyone)
+            opened = open_nodes(net, servers=servers, authorize_alice=anyone, plugins=plugins)
             async with opened as nodes, trio.open_nursery() as nursery:
                 if accepting:
                     with net.hosts["bob"]:
@@ -212,9 +217,61 @@ def test_what_a_phase_leaves_behind_ends_at_the_peer() -> None:
             pipe = await nodes.alice.auto_connect(nodes.bob.address, on_event=on_event)
         assert pipe.path.plugin == "random_probe"
         await pipe.aclose()
-        assert attempts == [1, 1], "of each phase its own"
+        assert attempts == [1, 2], "the punch, then the spray and the second punch"
 
     in_world(main, HARD_AND_EASY)
+
+
+# -- signals that are late ---------------------------------------------------------------------------------------------
+
+ONLY_TCP = replace(presets.LINUX_SYMMETRIC, name="only-tcp", tcp=presets.LINUX.tcp)
+
+
+def test_a_punch_that_was_out_of_time_is_tried_again_beside_the_sprays() -> None:
+    """A line that is dead while TCP punches; over UDP there is no way, and no spray worth it."""
+
+    async def main(nodes: NodePair) -> None:
+        def on_event(event: WalkEvent) -> None:
+            if event.kind == "phase" and event.phase == "punch":
+                nodes.net.schedule([Fault(at=0, until=1.6, target="bob", kind=Kind.BLACKHOLE)])
+
+        pipe = await nodes.alice.auto_connect(nodes.bob.address, on_event=on_event)
+        async with pipe:
+            assert (pipe.path.plugin, pipe.path.phase) == ("tcp_punch", "spray")
+        assert pipe.report is not None
+        tries = [row for row in pipe.report.combos if row.plugin == "tcp_punch" and row.route == "EXT_BIND"]
+        assert [(row.phase, row.outcome) for row in tries] == [("punch", Outcome.TIMED_OUT), ("spray", Outcome.WON)]
+
+    in_world(main, PeerPair.between(ONLY_TCP, ONLY_TCP, rtt=RTT))
+
+
+@pytest.mark.usefixtures("own_plugins")
+def test_a_second_try_takes_no_longer_than_the_first_where_a_relay_waits() -> None:
+    """Such a pair's NATs are silent about what they do not let through, and a phase of sprays would be five seconds."""
+    stubborn = replace(ONLY_TCP, name="stubborn", tcp=replace(ONLY_TCP.tcp, simultaneous_open=False))
+
+    @register(phase="relay")
+    class Relay(Plugin):
+        name = "relay"
+        aim = Plugin.aim.MEET
+
+        async def run(self, reply: Message | None = None) -> NoReturn:
+            raise AttemptFailed("no relay, only somebody who waits for one")
+
+    async def main(nodes: NodePair) -> None:
+        began: dict[str | None, float] = {}
+
+        def on_event(event: WalkEvent) -> None:
+            if event.kind == "phase":
+                began[event.phase] = event.at_ms / 1000
+
+        with pytest.raises(ConnectError):
+            await nodes.alice.auto_connect(nodes.bob.address, on_event=on_event)
+        first, second = began["spray"] - began["punch"], began["relay"] - began["spray"]
+        assert first == pytest.approx(BUDGETS.punch, abs=HOLD)
+        assert second == pytest.approx(BUDGETS.punch, abs=HOLD)
+
+    in_world(main, PeerPair.between(stubborn, stubborn, rtt=RTT), plugins=["tcp_punch", Relay])
 
 
 # -- servers that lie, disagree or die ---------------------------------------------------------------------------------
