@@ -129,7 +129,7 @@ async def _last_round(planned: PlannedWalk, session: Session) -> None:
 async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo]) -> None:
     chosen = [combo for combo in combos if combo.likelihood is not Likelihood.HOPELESS]
     pace = phase
-    if phase == "spray" and (again := _second_tries(planned, session)):
+    if phase == "spray" and (again := _plan_second_tries(planned, session)):
         pace = phase if chosen else "punch"
         chosen += again
     if not chosen:
@@ -157,14 +157,14 @@ def _something_follows(planned: PlannedWalk, phase: str | None) -> bool:
     return any(c.phase in later and c.likelihood is not Likelihood.HOPELESS for c in planned.combos)
 
 
-def _second_tries(planned: PlannedWalk, session: Session) -> list[Combo]:
+def _plan_second_tries(planned: PlannedWalk, session: Session) -> list[Combo]:
     """The punches that only ran out of time, as combos of the spray phase.
 
     TCP punches in a phase of its own, of a second or two, so a late signal and a lost SYN are enough to miss it: at 5 %
     loss, 8 of 8,000 pairs did that could have met.  A new try has new ports, a new instant, and a phase that is longer.
     """
     again = [
-        dataclasses.replace(combo, phase="spray", why=f"it had no time to fail; {combo.why}")
+        dataclasses.replace(combo, phase="spray")
         for combo in planned.combos
         if combo.phase == "punch" and session.recorder.outcome(combo) is Outcome.TIMED_OUT
     ]
