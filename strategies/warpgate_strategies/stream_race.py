@@ -42,6 +42,13 @@ MIN_PATIENCE: Final = 0.2
 """The same on a short path: as long as a busy system may need to answer."""
 LATE: Final = 1.5
 """Round trips of a signal, whose way is the longer one as a rule, after which a SYN is taken for lost."""
+QUIET: Final = 1.5
+"""Seconds in which we are silent, once a SYN to a candidate was not answered, if the peer's ports move and ours do not.
+Our own NAT is open by then, so the peer's SYN gets in, from whatever port; its system repeats it after one second.  But
+where its NAT lets ours in, the peer has two connections between the same two ports, by two mappings, and answers each
+with the other's numbers, until only one side sends.  A refusal says that ours did not get in, and may have closed our
+NAT: no silence then.
+"""
 MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 ACCEPT_PAUSE: Final = 0.1
@@ -122,29 +129,40 @@ class StreamRace:
         self._nursery.start_soon(self._accept, port)
 
     def knock(
-        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, *, round_trip: float | None = None
+        self,
+        port: TcpPort,
+        remotes: Sequence[TransportAddress],
+        at: float,
+        *,
+        round_trip: float | None = None,
+        gently: bool = False,
     ) -> None:
         """From an instant on (`trio.current_time`), connect from a port to each candidate until one works.
 
-        `round_trip` is that of a signal to the peer, in seconds, if it was measured.
+        `round_trip` is that of a signal to the peer, in seconds, if it was measured.  `gently` is for where the peer is
+        sure to come from elsewhere than from these candidates: see `QUIET`.
 
         The first SYNs leave in the candidates' order.  Where both sides' ports were foretold, each SYN has a mapping of
         its own, the next one; they meet if the n-th SYN of each goes to where the other's n-th one comes from.
         """
+        # At our own endpoints, TCP would meet itself.
         others = [each for each in remotes if each != port.local and each not in port.mapped.values()]
         patience = max(PATIENCE, 2 * (self._plugin.node.signal_rtt or 0.0))
         if round_trip is not None:
             patience = min(patience, max(MIN_PATIENCE, LATE * round_trip))
-        wait = until_repeats_are_answered(patience)
-        self._nursery.start_soon(self._knock_in_order, port, others, at, wait)  # at those, TCP would meet itself
+        if gently:
+            patience, quiet = min(patience, PATIENCE), QUIET
+        else:
+            patience, quiet = until_repeats_are_answered(patience), 0.0
+        self._nursery.start_soon(self._knock_in_order, port, others, at, patience, quiet)
 
     async def _knock_in_order(
-        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, patience: float
+        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, patience: float, quiet: float
     ) -> None:
         await trio.sleep_until(at)
         for remote in remotes:
             gone = trio.Event()
-            self._nursery.start_soon(self._knock, port, remote, patience, gone)
+            self._nursery.start_soon(self._knock, port, remote, patience, quiet, gone)
             await gone.wait()
 
     async def first(self) -> Carrier | Link:
@@ -167,14 +185,16 @@ class StreamRace:
             else:
                 sock.close()
 
-    async def _knock(self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event) -> None:
+    async def _knock(
+        self, port: TcpPort, remote: TransportAddress, patience: float, quiet: float, gone: trio.Event
+    ) -> None:
         try:
-            await self._knock_until_it_works(port, remote, patience, gone)
+            await self._knock_until_it_works(port, remote, patience, quiet, gone)
         finally:
             gone.set()
 
     async def _knock_until_it_works(
-        self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event
+        self, port: TcpPort, remote: TransportAddress, patience: float, quiet: float, gone: trio.Event
     ) -> None:
         random = self._plugin.node.host.random
         others = 0
@@ -194,8 +214,8 @@ class StreamRace:
                 await self._handshake(sock, remote)
                 others += 1
             # DESIGN §9.2: after a refusal within a round trip, with jitter; a SYN that was lost has been waited for.
-            took = 0.0 if waiting.cancelled_caught else min(trio.current_time() - began, patience)
-            await trio.sleep(MIN_PAUSE + random.random() * took)
+            took = min(trio.current_time() - began, patience)
+            await trio.sleep(MIN_PAUSE + (quiet if waiting.cancelled_caught else random.random() * took))
 
     async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
         plugin = self._plugin

@@ -226,7 +226,10 @@ class TcpPunch(Plugin):
         if not theirs:
             raise AttemptFailed("the peer named no place that may be sent to")
         at = trio.current_time() + min(max(wait, 0.0), MAX_WAIT)
-        race.knock(port, theirs, at, round_trip=round_trip)
+        sides = (self.node.address, _newest(self))
+        ours, peers = (side.nat_profiles.get(None, family_of(self)).tcp.endpoint_independent for side in sides)
+        gently = ours is True and peers is False
+        race.knock(port, theirs, at, round_trip=round_trip, gently=gently)
         return theirs[0][0]
 
     async def _keep_boundaries_in(

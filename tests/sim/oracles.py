@@ -19,6 +19,18 @@ def stacked(layers: Sequence[Behavior]) -> tuple[Mapping, Filtering]:
     return mapping, filtering
 
 
+def promised(a: Sequence[Behavior], b: Sequence[Behavior]) -> bool:
+    """The predicate of research E.1 itself: a NAT that moves ports is never the one behind which a packet gets first.
+
+    That is what real NATs do.  `punch_possible` knows of ones besides that move ports and let everybody in.
+    """
+    (mapping_a, filtering_a), (mapping_b, filtering_b) = stacked(a), stacked(b)
+    eim_a, eim_b = mapping_a is Mapping.EIM, mapping_b is Mapping.EIM
+    into_a = eim_a and (filtering_a is not Filtering.APDF or eim_b)
+    into_b = eim_b and (filtering_b is not Filtering.APDF or eim_a)
+    return into_a or into_b
+
+
 def _gets_in(layers: Sequence[Behavior], peer_is_eim: bool) -> bool:
     """Whether a peer's packet to the endpoint that a server saw can be the first that arrives behind `layers`.
 

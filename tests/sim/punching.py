@@ -12,7 +12,7 @@ import trio
 from hypothesis import strategies as st
 
 from tests.nodes import ALICE, BOB
-from tests.sim.oracles import punch_possible
+from tests.sim.oracles import promised, punch_possible
 from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.config import Budgets, ListenConfig
 from warpgate_trio.report import ConnectReport
@@ -203,17 +203,17 @@ async def _walk(alice: Node, bob: Node, connect: Connect, lossy: bool) -> Meetin
 def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
     """Whether theory says that the two can punch, over UDP or over TCP; the preconditions are `draw_punchable`'s.
 
-    One precondition is ours.  Where a NAT moves ports and lets everybody in, whoever is behind it must not be the first
-    to send, or its answer leaves by another port than the one that let the peer in (`punch_possible`).  For UDP and one
-    such NAT it knows that of itself.  Of a stack of them it sees only the strictest filter, and over TCP nobody can
-    measure filtering, as no server calls back: there such NATs do not count.  Nobody has described one in the wild.
+    Besides what research E.1 promises, it counts NATs that move ports and let everybody in, for whom there is a way if
+    whoever is behind them is not the first to send.  For UDP and one such NAT we know when that is so; of a stack of
+    them only the strictest filter is seen, and over TCP nobody can measure filtering, as no server calls back.
     """
     udp, tcp = ([[getattr(nat, each) for nat in nats] for nats in (alice, bob)] for each in ("udp", "tcp"))
-    over_udp = all(nat.ports is None for nats in udp for nat in nats)
-    over_udp = over_udp and not any(len(nats) > 1 and _moves_and_lets_in(nats) for nats in udp)
-    over_tcp = all(nat.ports is None and nat.simultaneous_open for nats in tcp for nat in nats)
-    over_tcp = over_tcp and not any(_moves_and_lets_in(nats) for nats in tcp)
-    return (over_udp and punch_possible(*udp)) or (over_tcp and punch_possible(*tcp))
+    seen = not any(len(nats) > 1 and _moves_and_lets_in(nats) for nats in udp)
+    over_udp = promised(*udp) or (seen and punch_possible(*udp))
+    over_udp = over_udp and all(nat.ports is None for nats in udp for nat in nats)
+    over_tcp = promised(*tcp) or (not any(_moves_and_lets_in(nats) for nats in tcp) and punch_possible(*tcp))
+    over_tcp = over_tcp and all(nat.ports is None and nat.simultaneous_open for nats in tcp for nat in nats)
+    return over_udp or over_tcp
 
 
 def _moves_and_lets_in(layers: Sequence[Behavior]) -> bool:

@@ -29,7 +29,20 @@ from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
 from warpgate_trio.plugin import Message, Plugin, register
 from warpgate_trio.report import Outcome, WalkEvent
 from warpgate_trio.session import HOLD
-from warpgate_trio.sim import Conflict, Fault, Host, Kind, NatConfig, Network, presets, simulate
+from warpgate_trio.sim import (
+    Behavior,
+    Conflict,
+    Fault,
+    Filtering,
+    Host,
+    Kind,
+    Mapping,
+    NatConfig,
+    Network,
+    Uniform,
+    presets,
+    simulate,
+)
 from warpgate_trio.sim.packet import UDP, Packet
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, WorldServer, open_nodes
@@ -272,6 +285,22 @@ def test_a_second_try_takes_no_longer_than_the_first_where_a_relay_waits() -> No
         assert second == pytest.approx(BUDGETS.punch, abs=HOLD)
 
     in_world(main, PeerPair.between(stubborn, stubborn, rtt=RTT), plugins=["tcp_punch", Relay])
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_over_tcp_whose_ports_stay_is_silent_while_one_knocks_whose_ports_move(swapped: bool) -> None:
+    """Both let the other in, and knocking at once they have two connections between the same two ports."""
+    stays, moves = (
+        replace(
+            ONLY_TCP, name=mapping.name, tcp=Behavior(mapping=mapping, filtering=Filtering.EIF, allocation=Uniform())
+        )
+        for mapping in (Mapping.EIM, Mapping.ADM)
+    )
+
+    async def main(nodes: NodePair) -> None:
+        assert await try_to_connect(nodes, "tcp_punch", timeout=2.1) == "tcp_punch"
+
+    in_world(main, PeerPair.between(*((moves, stays) if swapped else (stays, moves)), rtt=0.15))
 
 
 # -- servers that lie, disagree or die ---------------------------------------------------------------------------------
