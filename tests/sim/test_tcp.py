@@ -148,6 +148,16 @@ def test_a_syn_in_an_open_connection_is_challenged() -> None:
     assert a.state is State.ESTABLISHED
 
 
+def test_two_ends_that_are_out_of_step_do_not_answer_each_other_for_ever() -> None:
+    """tcp_invalid_ratelimit, which is for what carries no data."""
+    a, _ = opened()
+    for now, answers in ((0, 1), (0.1, 0), (0.49, 0), (0.5, 1), (0.6, 0)):
+        a.receive(Packet(TCP, B, A, flags=ACK, seq=a.receiver.next - 9), now)
+        assert len(flush(a)) == answers
+    a.receive(Packet(TCP, B, A, flags=ACK, seq=a.receiver.next - 9, payload=b"old"), 0.7)
+    assert len(flush(a)) == 1
+
+
 def test_reset_after_the_peer_has_finished_is_a_broken_pipe() -> None:
     a, b = opened()
     b.shutdown_write(0)

@@ -8,7 +8,8 @@ programs meet:
 * simultaneous open: a bare SYN in SYN-SENT makes SYN-RECEIVED, and the crossing SYN-ACK completes it;
 * SYNs go out at 0, 1, 2, 3, 4, 5, 7, 11, 19, 35 and 67 s and give up at 131 s (tcp_syn_retries 6 and
   tcp_syn_linear_timeouts 4);
-* RST counts only at exactly the expected number, else it is challenged (RFC 5961), and so is a SYN;
+* RST counts only at exactly the expected number, else it is challenged (RFC 5961), and so is a SYN, and what is out of
+  the window; but twice a second at most (tcp_invalid_ratelimit);
 * an ICMP error ends a connection that is opening and does not touch one that is open;
 * closing with unread data, or data that comes after close, is a reset.
 
@@ -61,6 +62,7 @@ class TcpEndpoint:
         self.receiver: Receiver = Receiver(0, options.receive_buffer)
         self._iss = iss
         self._retries = 0
+        self._challenged = -inf
         self._read_shut = False
 
     # What the program does
@@ -238,7 +240,7 @@ class TcpEndpoint:
             return
         if not crossing and not receiver.accepts(seq, length):
             if not flags & RST:
-                self.ack_due = True
+                self._challenge(packet, now)
                 if self.state is State.TIME_WAIT and flags & FIN:
                     self.deadline = now + limits.TIME_WAIT
             return
@@ -246,10 +248,10 @@ class TcpEndpoint:
             if seq == receiver.next:
                 self._reset()
             else:
-                self.ack_due = True
+                self._challenge(packet, now)
             return
         if flags & SYN and not crossing:
-            self.ack_due = True
+            self._challenge(packet, now)
             return
         receiver.note_stamp(seq, packet.stamp)
         if not flags & ACK or not self._take_ack(packet, now):
@@ -259,6 +261,14 @@ class TcpEndpoint:
         if packet.payload or flags & FIN:
             self._take_data(packet, seq, now)
         self._push(now)
+
+    def _challenge(self, packet: Packet, now: float) -> None:
+        """Tell the peer where we stand; now and then, or two ends that are out of step would do so for ever."""
+        if packet.payload and not packet.flags & SYN:  # data does not come of such a loop
+            self.ack_due = True
+        elif now >= self._challenged + limits.CHALLENGE_PAUSE:
+            self._challenged = now
+            self.ack_due = True
 
     def _take_ack(self, packet: Packet, now: float) -> bool:
         """Process the acknowledgement; whether the rest of the segment counts."""

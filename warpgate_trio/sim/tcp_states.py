@@ -15,6 +15,7 @@ SYN_ACK_GAPS: Final = (1, 2, 4, 8, 16, 32)  # tcp_synack_retries 5
 DATA_RETRIES: Final = 15  # tcp_retries2
 ORPHAN_RETRIES: Final = 8  # tcp_orphan_retries 0 stands for this
 TIME_WAIT: Final = 60.0
+CHALLENGE_PAUSE: Final = 0.5  # tcp_invalid_ratelimit
 FIN_TIMEOUT: Final = 60.0  # of a closed socket whose peer does not close
 
 ICMP_ERRNO: Final = {
