@@ -38,6 +38,8 @@ Args = TypeVarTuple("Args")
 PATIENCE: Final = 0.5
 """Seconds for one SYN to be answered, where nobody knows how far the peer is; then it is taken for lost, since the
 system itself would repeat it only after a second (RFC 6298 §2)."""
+REPEAT_MARGIN: Final = 0.1
+"""Seconds before the system's next repeat at which a connect is given up, as no system wakes us on time."""
 MIN_PATIENCE: Final = 0.2
 """The same on a short path: as long as a busy system may need to answer."""
 LATE: Final = 1.5
@@ -61,21 +63,21 @@ MAX_HANDSHAKES: Final = 16
 """Connections on which TLS is under way: strangers may find the listener too."""
 
 
-def until_repeats_are_answered(patience: float) -> float:
-    """Seconds to wait for a connect, where one SYN is given `patience`: the system's repeats are SYNs, too.
+def before_a_repeat(patience: float) -> float:
+    """Seconds after which a connect is given up that is to be waited for so long: shortly before a second is full.
 
-    Whoever gives up just after a repeat kills the connection that it makes: the peer takes it, and then hears another
-    first SYN.  With a patience of 1.03 s, each connect met that of the one before, until the walk was over.
+    The system repeats the SYN then (after 1, 3, 7 … seconds by RFC 6298, each of the first five by newer Linux).  Whoever
+    gives up just after that kills the connection that the repeat makes: the peer takes it, and then hears another first
+    SYN.  With a patience of 1.03 s, each connect met that of the one before, until the walk was over.
     """
-    wait, repeat = patience, 1.0
-    while wait >= repeat:
-        wait, repeat = repeat + patience, 2 * repeat + 1
-    return wait
+    if patience <= 1 - REPEAT_MARGIN:
+        return patience
+    return math.ceil(patience + REPEAT_MARGIN) - REPEAT_MARGIN
 
 
 def syns(patience: float) -> int:
-    """How many SYNs a connect sends that is waited for: the system repeats after 1, 3, 7 … seconds (RFC 6298 §2)."""
-    return 1 + int(math.log2(1 + patience))
+    """How many SYNs a connect sends that is waited for, at most: the system repeats it at full seconds."""
+    return 1 + int(patience)
 
 
 @asynccontextmanager
@@ -153,7 +155,7 @@ class StreamRace:
         if gently:
             patience, quiet = min(patience, PATIENCE), QUIET
         else:
-            patience, quiet = until_repeats_are_answered(patience), 0.0
+            patience, quiet = before_a_repeat(patience), 0.0
         self._nursery.start_soon(self._knock_in_order, port, others, at, patience, quiet)
 
     async def _knock_in_order(
