@@ -66,9 +66,9 @@ MAX_HANDSHAKES: Final = 16
 def before_a_repeat(patience: float) -> float:
     """Seconds after which a connect is given up that is to be waited for so long: shortly before a second is full.
 
-    The system repeats the SYN then (after 1, 3, 7 … seconds by RFC 6298, each of the first five by newer Linux).  Whoever
-    gives up just after that kills the connection that the repeat makes: the peer takes it, and then hears another first
-    SYN.  With a patience of 1.03 s, each connect met that of the one before, until the walk was over.
+    The system repeats the SYN then (after 1, 3, 7 … seconds by RFC 6298, each of the first five by newer Linux).
+    Whoever gives up just after that kills the connection that the repeat makes: the peer takes it, and then hears
+    another first SYN.  With a patience of 1.03 s, each connect met that of the one before, until the walk was over.
     """
     if patience <= 1 - REPEAT_MARGIN:
         return patience
