@@ -10,6 +10,7 @@ and connecting fails with EADDRNOTAVAIL until the race is over.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -55,6 +56,10 @@ MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds before the next try when a connection cannot be accepted."""
+UNSENT_PAUSE: Final = 0.1
+"""Seconds before the next try when the system sends no SYN.  Mostly the listener has the peer's, half open
+(EADDRNOTAVAIL), and that may come to nothing: 256 tries at `MIN_PAUSE` would be over before."""
+REFUSALS: Final = (errno.ECONNREFUSED, errno.ECONNRESET)
 MAX_CONNECTS: Final = 256
 """SYNs of one race, all ports and candidates together."""
 MAX_OTHERS: Final = 3
@@ -207,17 +212,21 @@ class StreamRace:
                 logger.debug("%s has been knocked at often enough", remote)
                 return
             sock = None
+            unsent = False
             with trio.move_on_after(patience) as waiting:
                 try:
                     sock = await port.connect(remote, on_start=gone.set)
                 except (OSError, trio.ClosedResourceError) as error:
                     logger.debug("%s from %s: %s", remote, port.local, error)
+                    refused = isinstance(error, OSError) and error.errno in REFUSALS
+                    unsent = not refused and trio.current_time() < began + MIN_PAUSE
             if sock is not None:
                 await self._handshake(sock, remote)
                 others += 1
             # DESIGN §9.2: after a refusal within a round trip, with jitter; a SYN that was lost has been waited for.
             took = min(trio.current_time() - began, patience)
-            await trio.sleep(MIN_PAUSE + (quiet if waiting.cancelled_caught else random.random() * took))
+            pause = quiet if waiting.cancelled_caught else UNSENT_PAUSE if unsent else random.random() * took
+            await trio.sleep(MIN_PAUSE + pause)
 
     async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
         plugin = self._plugin

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -179,6 +180,28 @@ async def test_a_lost_syn_is_repeated_at_once_when_it_has_been_waited_for(
             await race.first()
     port.close()
     assert [b - a for a, b in pairwise(began)] == pytest.approx([patience + stream_race.MIN_PAUSE] * 2)
+
+
+async def test_what_the_system_does_not_send_is_not_tried_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The listener has the peer's SYN, half open: that may come to nothing, and later on there are tries left."""
+    tried = 0
+
+    async def connect(self: TcpPort, remote: TransportAddress, *, on_start: Callable[[], None]) -> NoReturn:
+        nonlocal tried
+        tried += 1
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    monkeypatch.setattr(TcpPort, "connect", connect)
+    port = await TcpPort.open("127.0.0.1")
+    with trio.move_on_after(5):
+        async with open_stream_race(half(inbound=False)) as race:
+            race.knock(port, [("127.0.0.1", 9)], trio.current_time())
+            await race.first()
+    port.close()
+    assert tried == 50
 
 
 async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
