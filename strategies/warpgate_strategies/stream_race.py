@@ -45,13 +45,6 @@ MIN_PATIENCE: Final = 0.2
 """The same on a short path: as long as a busy system may need to answer."""
 LATE: Final = 1.5
 """Round trips of a signal, whose way is the longer one as a rule, after which a SYN is taken for lost."""
-QUIET: Final = 1.5
-"""Seconds in which we are silent, once a SYN to a candidate was not answered, if the peer's ports move and ours do not.
-Our own NAT is open by then, so the peer's SYN gets in, from whatever port; its system repeats it after one second.  But
-where its NAT lets ours in, the peer has two connections between the same two ports, by two mappings, and answers each
-with the other's numbers, until only one side sends.  A refusal says that ours did not get in, and may have closed our
-NAT: no silence then.
-"""
 MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 ACCEPT_PAUSE: Final = 0.1
@@ -142,12 +135,10 @@ class StreamRace:
         at: float,
         *,
         round_trip: float | None = None,
-        gently: bool = False,
     ) -> None:
         """From an instant on (`trio.current_time`), connect from a port to each candidate until one works.
 
-        `round_trip` is that of a signal to the peer, in seconds, if it was measured.  `gently` is for where the peer is
-        sure to come from elsewhere than from these candidates: see `QUIET`.
+        `round_trip` is that of a signal to the peer, in seconds, if it was measured.
 
         The first SYNs leave in the candidates' order.  Where both sides' ports were foretold, each SYN has a mapping of
         its own, the next one; they meet if the n-th SYN of each goes to where the other's n-th one comes from.
@@ -157,19 +148,15 @@ class StreamRace:
         patience = max(PATIENCE, 2 * (self._plugin.node.signal_rtt or 0.0))
         if round_trip is not None:
             patience = min(patience, max(MIN_PATIENCE, LATE * round_trip))
-        if gently:
-            patience, quiet = min(patience, PATIENCE), QUIET
-        else:
-            patience, quiet = before_a_repeat(patience), 0.0
-        self._nursery.start_soon(self._knock_in_order, port, others, at, patience, quiet)
+        self._nursery.start_soon(self._knock_in_order, port, others, at, before_a_repeat(patience))
 
     async def _knock_in_order(
-        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, patience: float, quiet: float
+        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, patience: float
     ) -> None:
         await trio.sleep_until(at)
         for remote in remotes:
             gone = trio.Event()
-            self._nursery.start_soon(self._knock, port, remote, patience, quiet, gone)
+            self._nursery.start_soon(self._knock, port, remote, patience, gone)
             await gone.wait()
 
     async def first(self) -> Carrier | Link:
@@ -192,16 +179,14 @@ class StreamRace:
             else:
                 sock.close()
 
-    async def _knock(
-        self, port: TcpPort, remote: TransportAddress, patience: float, quiet: float, gone: trio.Event
-    ) -> None:
+    async def _knock(self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event) -> None:
         try:
-            await self._knock_until_it_works(port, remote, patience, quiet, gone)
+            await self._knock_until_it_works(port, remote, patience, gone)
         finally:
             gone.set()
 
     async def _knock_until_it_works(
-        self, port: TcpPort, remote: TransportAddress, patience: float, quiet: float, gone: trio.Event
+        self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event
     ) -> None:
         random = self._plugin.node.host.random
         others = 0
@@ -225,7 +210,7 @@ class StreamRace:
                 others += 1
             # DESIGN §9.2: after a refusal within a round trip, with jitter; a SYN that was lost has been waited for.
             took = min(trio.current_time() - began, patience)
-            pause = quiet if waiting.cancelled_caught else UNSENT_PAUSE if unsent else random.random() * took
+            pause = 0.0 if waiting.cancelled_caught else UNSENT_PAUSE if unsent else random.random() * took
             await trio.sleep(MIN_PAUSE + pause)
 
     async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
