@@ -230,7 +230,7 @@ def test_what_a_phase_leaves_behind_ends_at_the_peer() -> None:
             pipe = await nodes.alice.auto_connect(nodes.bob.address, on_event=on_event)
         assert pipe.path.plugin == "random_probe"
         await pipe.aclose()
-        assert attempts == [1, 2], "the punch, then the spray and the second punch"
+        assert attempts == [1, 1], "of each phase its own"
 
     in_world(main, HARD_AND_EASY)
 
@@ -285,6 +285,29 @@ def test_a_second_try_takes_no_longer_than_the_first_where_a_relay_waits() -> No
         assert second == pytest.approx(BUDGETS.punch, abs=HOLD)
 
     in_world(main, PeerPair.between(stubborn, stubborn, rtt=RTT), plugins=["tcp_punch", Relay])
+
+
+def test_a_second_try_waits_until_the_first_packets_over_udp_have_come_or_not() -> None:
+    """A NAT that numbers the ports of both transports in one row would have two punches spoil each other's forecast."""
+
+    async def main(nodes: NodePair) -> None:
+        began: dict[str | None, float] = {}
+
+        def on_event(event: WalkEvent) -> None:
+            if event.kind == "phase":
+                began[event.phase] = event.at_ms / 1000
+                if event.phase == "punch":
+                    nodes.net.schedule([Fault(at=0, target="bob", kind=Kind.BLACKHOLE)])
+
+        with pytest.raises(ConnectError) as caught:
+            await nodes.alice.auto_connect(nodes.bob.address, on_event=on_event)
+        rows = {(row.plugin, row.phase): row for row in caught.value.report.combos if row.route == "EXT_BIND"}
+        spray, second = rows["random_probe", "spray"], rows["tcp_punch", "spray"]
+        assert (spray.outcome, second.outcome) == (Outcome.TIMED_OUT, Outcome.TIMED_OUT)
+        assert spray.started_ms == began["spray"] * 1000
+        assert second.started_ms == pytest.approx((began["spray"] + BUDGETS.punch) * 1000)
+
+    in_world(main, HARD_AND_EASY)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
