@@ -127,27 +127,28 @@ async def _last_round(planned: PlannedWalk, session: Session) -> None:
 
 
 async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo]) -> None:
-    chosen = [combo for combo in combos if combo.likelihood is not Likelihood.HOPELESS]
     view = planned.home.view
-    pace, budget = phase, phase_budget(phase, view.budgets, view.signal_rtt)
-    if phase == "spray":
-        first = phase_budget("punch", view.budgets, view.signal_rtt)
-        again = _plan_second_tries(planned, session, delay=first if chosen else 0.0)
-        if again:
-            pace, budget = (phase, max(budget, 2 * first)) if chosen else ("punch", first)
-        chosen += again
-    if not chosen:
+    chosen = [combo for combo in combos if combo.likelihood is not Likelihood.HOPELESS]
+    delay = phase_budget("punch", view.budgets, view.signal_rtt) if chosen else 0.0
+    again = _plan_second_tries(planned, session, delay=delay) if phase == "spray" else []
+    if not chosen and not again:
         return
+
+    def lasts() -> float:
+        own = phase_budget(phase, view.budgets, view.signal_rtt) if chosen else 0.0
+        return max(own, delay + phase_budget("punch", view.budgets, view.signal_rtt)) if again else own
+
+    budget = lasts()
     if planned.ceiling is not None:
         budget = planned.ceiling
     elif not _something_follows(planned, phase):
         budget = max(budget, view.budgets.signal)  # nothing comes after it that would be worth hurrying for
     elif view.signal_rtt is None:
         async with open_background_nursery() as beside:
-            beside.start_soon(_shorten_phase, planned, session, pace)
-            await _run_combos(planned, session, phase, chosen, budget)
+            beside.start_soon(_shorten_phase, planned, session, lasts)
+            await _run_combos(planned, session, phase, [*chosen, *again], budget)
         return
-    await _run_combos(planned, session, phase, chosen, budget)
+    await _run_combos(planned, session, phase, [*chosen, *again], budget)
 
 
 def _something_follows(planned: PlannedWalk, phase: str | None) -> bool:
@@ -178,14 +179,13 @@ def _plan_second_tries(planned: PlannedWalk, session: Session, *, delay: float) 
     return again
 
 
-async def _shorten_phase(planned: PlannedWalk, session: Session, phase: str | None) -> None:
+async def _shorten_phase(planned: PlannedWalk, session: Session, lasts: Callable[[], float]) -> None:
     """A node that was just opened learns in mid-phase how far its signals go: from then on the phase goes by that."""
     try:
         await planned.home.wait_signals()
     except SignalError:
         return
-    view = planned.home.view
-    session.shorten_phase(phase_budget(phase, view.budgets, view.signal_rtt))
+    session.shorten_phase(lasts())
 
 
 async def _run_combos(

@@ -39,12 +39,12 @@ Args = TypeVarTuple("Args")
 PATIENCE: Final = 0.5
 """Seconds for one SYN to be answered, where nobody knows how far the peer is; then it is taken for lost, since the
 system itself would repeat it only after a second (RFC 6298 §2)."""
-REPEAT_MARGIN: Final = 0.1
-"""Seconds before the system's next repeat at which a connect is given up, as no system wakes us on time."""
 MIN_PATIENCE: Final = 0.2
 """The same on a short path: as long as a busy system may need to answer."""
 LATE: Final = 1.5
 """Round trips of a signal, whose way is the longer one as a rule, after which a SYN is taken for lost."""
+REPEAT_MARGIN: Final = 0.1
+"""Seconds before the system's next repeat at which a connect is given up, as no system wakes us on time."""
 MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 ACCEPT_PAUSE: Final = 0.1
@@ -53,6 +53,7 @@ UNSENT_PAUSE: Final = 0.1
 """Seconds before the next try when the system sends no SYN.  Mostly the listener has the peer's, half open
 (EADDRNOTAVAIL), and that may come to nothing: 256 tries at `MIN_PAUSE` would be over before."""
 REFUSALS: Final = (errno.ECONNREFUSED, errno.ECONNRESET)
+"""How somebody on the way, or at its end, says no: a SYN was sent."""
 MAX_CONNECTS: Final = 256
 """SYNs of one race, all ports and candidates together."""
 MAX_OTHERS: Final = 3
@@ -129,12 +130,7 @@ class StreamRace:
         self._nursery.start_soon(self._accept, port)
 
     def knock(
-        self,
-        port: TcpPort,
-        remotes: Sequence[TransportAddress],
-        at: float,
-        *,
-        round_trip: float | None = None,
+        self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, *, round_trip: float | None = None
     ) -> None:
         """From an instant on (`trio.current_time`), connect from a port to each candidate until one works.
 

@@ -18,8 +18,8 @@ Where the answer comes late or not at all, both sides still know two instants mo
 B + 1, and for each some ports that follow from a secret of the request (`warpgate_trio.clock.rendezvous`).  They meet
 there if both NATs preserve ports and the initiator knows from the peer's record where the peer is seen.
 
-Where one side's ports move and the other's stay, the one knocks from a second port, which it has told nobody: its NAT
-may let the other in at the first, as it lets in everybody, and would give the answer another mapping (research C.2).
+Where one side's ports move and the other's stay, the one knocks from a second port, too, which it has told nobody: its
+NAT may let everybody in at the first, and would give what leaves from there another mapping.
 """
 
 from __future__ import annotations
