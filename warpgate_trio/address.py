@@ -28,6 +28,9 @@ from typing import TYPE_CHECKING, Annotated, Final, final
 
 import msgspec
 
+from .address_scope import AddressScope as AddressScope
+from .address_scope import is_public as is_public
+from .address_scope import scope_of as scope_of
 from .endpoint import LATEST, check_endpoint
 from .endpoint import MAX_INTERFACES as MAX_INTERFACES
 from .endpoint import AddressInterface as AddressInterface
@@ -38,7 +41,6 @@ from .errors import AddressExpired, AddressForged, AddressMalformed, AddressNotY
 from .host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
 from .identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
 from .interfaces import describe_interfaces as describe_interfaces
-from .interfaces import is_public as is_public
 from .nat.profile import NatProfiles
 
 if TYPE_CHECKING:
@@ -48,12 +50,14 @@ __all__ = [
     "MAX_RECORD",
     "MAX_TEXT",
     "AddressInterface",
+    "AddressScope",
     "Endpoint",
     "EndpointKind",
     "PeerAddress",
     "Transport",
     "describe_interfaces",
     "is_public",
+    "scope_of",
 ]
 
 MAX_RECORD: Final = 2048  # bytes; a record has to fit a signal several times over, and a QR code

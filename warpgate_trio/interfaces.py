@@ -1,4 +1,4 @@
-"""What a machine's interfaces tell a peer: which of their addresses are public, and which are worth publishing.
+"""What a machine's interfaces tell a peer: which of their addresses are worth publishing.
 
 A machine has more addresses than a record has room for: bridges of virtual machines, a dozen temporary IPv6 addresses
 (RFC 8981), aliases.  Each one that is published costs whoever dials a connection attempt, and those that nobody else
@@ -8,57 +8,16 @@ can reach cost it for nothing.  So `describe_interfaces` takes a few per interfa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
+from .address_scope import is_public
 from .endpoint import MAX_INTERFACES, AddressInterface, Endpoint, EndpointKind, Transport
 
 if TYPE_CHECKING:
     from .host import Interface
 
-__all__ = ["describe_interfaces", "is_public"]
-
-# Not reachable from elsewhere.  The documentation ranges (RFC 5737, RFC 3849) are deliberately absent: labs use them
-# as public addresses.
-_NOT_PUBLIC_V4: Final = tuple(
-    IPv4Network(network)
-    for network in (
-        "0.0.0.0/8",  # "this network", RFC 1122; holds the unspecified address
-        "10.0.0.0/8",  # private, RFC 1918
-        "100.64.0.0/10",  # shared between a provider and its customers, RFC 6598
-        "127.0.0.0/8",  # loopback
-        "169.254.0.0/16",  # link-local, RFC 3927
-        "172.16.0.0/12",  # private, RFC 1918
-        "192.0.0.0/24",  # protocol assignments, RFC 6890; phones behind 464XLAT have 192.0.0.4
-        "192.168.0.0/16",  # private, RFC 1918
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
-    )
-)
-_NOT_PUBLIC_V6: Final = tuple(
-    IPv6Network(network)
-    for network in (
-        "::/128",  # unspecified
-        "::1/128",  # loopback
-        "fc00::/7",  # unique local, RFC 4193
-        "fe80::/10",  # link-local
-        "fec0::/10",  # site-local, RFC 3879
-        "ff00::/8",  # multicast
-    )
-)
-
-
-def is_public(ip: IPv4Address | IPv6Address) -> bool:
-    """Whether an address can be reached from elsewhere, firewalls apart.
-
-    The documentation ranges count as public, since labs use them so.  Unlike `ip.is_global`, it is the same on every
-    version of Python.  An IPv4-mapped IPv6 address is what the IPv4 address in it is.
-    """
-    if isinstance(ip, IPv6Address):
-        mapped = ip.ipv4_mapped
-        return is_public(mapped) if mapped is not None else not any(ip in network for network in _NOT_PUBLIC_V6)
-    return not any(ip in network for network in _NOT_PUBLIC_V4)
-
+__all__ = ["describe_interfaces"]
 
 _MAX_V4_ADDRESSES: Final = 4  # of one interface; more are aliases that lead to the same place
 _MAX_V6_ADDRESSES: Final = 2  # of one interface; privacy extensions (RFC 8981) collect a dozen

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from .address_scope import is_public
 from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
-from .interfaces import is_public
 from .meetings import MeetingFacts, judge_meeting, meeting_source
 from .plugin import PathRequest, Plugin, technique_of
 from .signal import Failed, RefusalReason, Refused, TokenBucket
