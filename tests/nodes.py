@@ -159,7 +159,7 @@ def address_of(
         issued_at=issued,
         expires_at=issued + 3600,
         host_salt=bytes(8),
-        host_id=machine.host_id(host.machine_fingerprint(), bytes(8)),
+        host_id=machine.host_id(host.machine_fingerprint(), bytes(8), identity.public_key),
         signals=tuple(signals),
         interfaces=(AddressInterface(1, (endpoint,)),),
     )

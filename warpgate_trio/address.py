@@ -42,6 +42,7 @@ from .host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
 from .identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
 from .interfaces import describe_interfaces as describe_interfaces
 from .nat.profile import NatProfiles
+from .own_addresses import OwnAddresses as OwnAddresses
 
 if TYPE_CHECKING:
     from .host import Host
@@ -53,6 +54,7 @@ __all__ = [
     "AddressScope",
     "Endpoint",
     "EndpointKind",
+    "OwnAddresses",
     "PeerAddress",
     "Transport",
     "describe_interfaces",
@@ -289,10 +291,10 @@ class PeerAddress:
     def is_same_host(self, host: Host) -> bool:
         """Whether the peer runs on the machine `host` and shares its loopback interface.
 
-        True cannot be forged by who does not know the machine's fingerprint, but a record can be copied: it adds
-        loopback to the addresses to try, and grants nothing.
+        True cannot be forged by who does not know the machine's fingerprint, nor copied from another peer's record.
+        It adds the machine's own addresses to those that are tried, and grants nothing else.
         """
-        return host_id(host.machine_fingerprint(), self.host_salt) == self.host_id
+        return host_id(host.machine_fingerprint(), self.host_salt, self.public_key) == self.host_id
 
     def endpoints(self) -> Iterator[tuple[int, Endpoint]]:
         """Every endpoint with the index of its interface (`AddressInterface.index`), in the record's order."""

@@ -17,13 +17,13 @@ path with a better one beside it does not cost two TLS handshakes each time (the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Final, TypeVar
 
-from .address import AddressInterface, Endpoint, EndpointKind, Transport, is_public
+from .address import AddressInterface, AddressScope, Endpoint, EndpointKind, Transport, is_public, scope_of
 from .nat.profile import NatProfile
 
 __all__ = [
@@ -107,10 +107,12 @@ class Route:
       interfaces: its endpoints.
       reaches: those addresses of the other side (4 or 16 bytes) that its routing table knows a way to; None where that
         is unknown, as it is for the peer.
+      own: the addresses of the machine that it runs on, as far as they are known (`warpgate_trio.own_addresses`).
     """
 
     interfaces: tuple[AddressInterface, ...]
     reaches: frozenset[bytes] | None = None
+    own: Container[IPv4Address | IPv6Address] = frozenset()
 
     def endpoints(self) -> list[Endpoint]:
         """What the side published, and its loopback endpoints, which follow from the ports and are never published."""
@@ -159,6 +161,11 @@ class Facts:
     same_host: bool
     source: IPv4Address | IPv6Address | None
 
+    @property
+    def here(self) -> bool:
+        """Whether the target is the very machine that the dialling side runs on."""
+        return self.target.ip.is_loopback or self.target.ip in self.dialler.own
+
 
 INVALID: Final = Likelihood.INVALID
 
@@ -187,14 +194,10 @@ def _wrong_kind(f: Facts) -> Opinion:
     return None if fits else (INVALID, "the endpoint belongs to another route type")
 
 
-def _other_machines_loopback(f: Facts) -> Opinion:
-    other = f.target.ip.is_loopback and not f.same_host
-    return (INVALID, "loopback of another machine") if other else None
-
-
 def _undialable(f: Facts) -> Opinion:
-    ip = f.target.ip
-    bad = ip.is_multicast or ip.is_unspecified or ip.is_link_local or (ip.version == 4 and ip.packed == b"\xff" * 4)
+    scope = scope_of(f.target.ip)
+    hidden = scope is AddressScope.LOOPBACK and not f.target.ip.is_loopback  # an IPv4 one inside an IPv6 one
+    bad = scope in (AddressScope.NO_HOST, AddressScope.LINK_LOCAL) or hidden
     return (INVALID, "not an address that may be dialled (DESIGN §9.9)") if bad else None
 
 
@@ -205,7 +208,13 @@ def _ourselves(f: Facts) -> Opinion:
 
 
 def _same_host(f: Facts) -> Opinion:
-    return (Likelihood.LIKELY, "both are on one machine") if f.same_host else None
+    """An address of one's own machine is where somebody else's peer is not: whoever names it aims at what runs here.
+
+    For who does run here, all other addresses are as they are for anybody.
+    """
+    if not f.here:
+        return None
+    return (Likelihood.LIKELY, "both are on one machine") if f.same_host else (INVALID, "only the dialler is there")
 
 
 def _no_route(f: Facts) -> Opinion:
@@ -257,7 +266,6 @@ RULES: Final[tuple[Callable[[Facts], Opinion], ...]] = (
     _wrong_transport,
     _unused_route,
     _wrong_kind,
-    _other_machines_loopback,
     _undialable,
     _ourselves,
     _same_host,
@@ -366,7 +374,7 @@ def _combo(facts: Facts, likelihood: Likelihood, why: str) -> Combo:
         af=facts.af,
         route_type=facts.route_type,
         target=facts.target,
-        source=None if facts.same_host else facts.source,
+        source=None if facts.here else facts.source,
         likelihood=likelihood,
         delay=0.0,
         why=why,

@@ -42,6 +42,7 @@ __all__ = [
 HOST_SALT_LENGTH: Final = 8
 HOST_ID_LENGTH: Final = 16
 _FINGERPRINT_LENGTH: Final = 32  # of SHA-256
+_PUBLIC_KEY_LENGTH: Final = 32  # of Ed25519
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,15 +136,21 @@ def set_provider(provider: Callable[[], Host] | None) -> Callable[[], Host] | No
     return previous
 
 
-def host_id(fingerprint: bytes, salt: bytes) -> bytes:
+def host_id(fingerprint: bytes, salt: bytes, public_key: bytes = b"") -> bytes:
     """The 16-byte id under which a record names its machine to other processes on the same machine.
 
-    Nobody without the fingerprint learns anything from it, nor that two records with different 8-byte salts are of one
-    machine.  ValueError for other lengths.
+    It holds for the record of one key, 32 bytes: in a record of somebody else's it is worth nothing.  Without a key it
+    is what earlier releases published, which anybody could copy and nobody believes any more.  Nobody without the
+    fingerprint learns anything from it, nor that two records with different 8-byte salts are of one machine.
+    ValueError for other lengths.
     """
     if len(fingerprint) != _FINGERPRINT_LENGTH or len(salt) != HOST_SALT_LENGTH:
         raise ValueError(f"a host id is of a {_FINGERPRINT_LENGTH}-byte fingerprint and a {HOST_SALT_LENGTH}-byte salt")
-    return hmac.digest(fingerprint, b"warpgate-trio host id v1\0" + salt, "sha256")[:HOST_ID_LENGTH]
+    if len(public_key) not in (0, _PUBLIC_KEY_LENGTH):
+        raise ValueError(f"a host id is of a {_PUBLIC_KEY_LENGTH}-byte key, not of {len(public_key)} bytes")
+    version = b"2" if public_key else b"1"
+    said = b"warpgate-trio host id v" + version + b"\0" + salt + public_key
+    return hmac.digest(fingerprint, said, "sha256")[:HOST_ID_LENGTH]
 
 
 @final

@@ -165,6 +165,8 @@ class Responder:
         if plugin.aim is Aim.MEET:
             return self._meeting(message, plugin, ours, theirs, peer, same_host)
         why = "the endpoint is not in its sender's address"
+        profiles = [profile for _, profile in self._home.view.nat.profiles]
+        our_nats = {ip for profile in profiles for ip in (*profile.udp.external, *profile.tcp.external)}
         for endpoint in theirs.endpoints():
             if (endpoint.address, endpoint.port) != (message.address, message.port):
                 continue
@@ -181,14 +183,16 @@ class Responder:
             )
             likelihood, why = judge(facts)
             # The kind is the peer's word: a private address that it calls EXT or MAPPED is no less private.
-            near = same_host or source is not None
-            elsewhere = not near and (message.route_type is RouteType.NIC_BIND or not is_public(endpoint.ip))
+            near = facts.here or source is not None
+            # And behind an address of our own NAT are its administration, and what it forwards to our neighbours.
+            inside = not is_public(endpoint.ip) or endpoint.ip in our_nats
+            elsewhere = not near and (message.route_type is RouteType.NIC_BIND or inside)
             if likelihood not in (Likelihood.INVALID, Likelihood.HOPELESS) and not elsewhere:
                 return Way(
                     af=message.af,
                     route_type=message.route_type,
                     target=endpoint,
-                    source=None if same_host else source,
+                    source=None if facts.here else source,
                 )
         raise OSError(f"not dialled for a peer: {why}")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from . import host as machine
-from .address import PeerAddress, describe_interfaces
+from .address import OwnAddresses, PeerAddress, describe_interfaces
 from .attempt import Attempt
 from .carrier import TlsContexts
 from .carrier.quic import QuicCarrier
@@ -172,7 +172,7 @@ class NodeRuntime:
             self,
             self.inbound,
             factories=self.factories,
-            ours=lambda: Route(interfaces=self.address.interfaces),
+            ours=lambda: Route(interfaces=self.address.interfaces, own=OwnAddresses(host)),
             start=self._start_service,
             listening=authorize is not None,
         )
@@ -204,7 +204,7 @@ class NodeRuntime:
                     issued_at=now,
                     expires_at=now + ADDRESS_LIFETIME,
                     host_salt=self._salt,
-                    host_id=machine.host_id(self.host.machine_fingerprint(), self._salt),
+                    host_id=machine.host_id(self.host.machine_fingerprint(), self._salt, self.identity.public_key),
                     signals=tuple(hints),
                     interfaces=interfaces,
                     nat=nat.to_bytes(interfaces=len(interfaces), external=external),
@@ -241,9 +241,10 @@ class NodeRuntime:
             endpoint.address for _, endpoint in peer.endpoints() if self.host.source_address(endpoint.ip) is not None
         )
         techniques = [technique_of(kind) for kind in kinds if not kind.pathless]
-        ours = Route(interfaces=self.address.interfaces, reaches=reaches)
-        peers = Route(interfaces=peer.interfaces)
+        own = OwnAddresses(self.host)
         same_host = peer.is_same_host(self.host)
+        ours = Route(interfaces=self.address.interfaces, reaches=reaches, own=own)
+        peers = Route(interfaces=peer.interfaces, own=own if same_host else frozenset())
         combos = plan_combos(
             techniques, ours=ours, peers=peers, same_host=same_host, afs=afs, route_types=route_types
         ) + plan_meetings(

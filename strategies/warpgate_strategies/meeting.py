@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
+from warpgate_trio.address import OwnAddresses
 from warpgate_trio.nat.candidates import Candidate, admit
 from warpgate_trio.plugin import IP4, RouteType
 
@@ -57,5 +58,7 @@ def admitted(
         loopback=plugin.route_type is RouteType.LOOPBACK_BIND,
         network_of=plugin.src if plugin.route_type is RouteType.NIC_BIND else None,
         ours=ours,
+        own=OwnAddresses(plugin.node.host),
+        same_host=plugin.peer.is_same_host(plugin.node.host),
         mapped=tuple(mapped.values()),
     )

@@ -86,7 +86,7 @@ def own_network() -> InterfaceAddress | None:
 
 
 class LanHost:
-    """Two of them on this machine are two machines in one network, and have nothing else."""
+    """A machine that has an address in a network, and nothing else."""
 
     def __init__(self, address: InterfaceAddress, name: bytes) -> None:
         self._base = LoopbackHost(fingerprint=name.ljust(32, b"\0"))
@@ -310,12 +310,14 @@ async def test_a_peer_without_a_socket(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_two_machines_in_one_network(name: str) -> None:
-    """Both on this machine's own address, under the fingerprints of two."""
+@pytest.mark.parametrize("machines", [1, 2])
+async def test_two_nodes_at_one_address_in_a_network(name: str, machines: int) -> None:
+    """On one machine they meet there; by the fingerprints of two, what each is told is its own address."""
     address = own_network()
     if address is None:
         pytest.skip("this machine has no IPv4 address but loopback")
-    hosts: list[Any] = [LanHost(address, name) for name in (b"alice", b"bob")]
+    names = [b"alice", b"bob"] if machines == 2 else [b"both"] * 2
+    hosts: list[Any] = [LanHost(address, name) for name in names]
     async with open_rendezvous() as server:
         settings = config(server, budgets=FAST)
         async with (
@@ -324,6 +326,11 @@ async def test_two_machines_in_one_network(name: str) -> None:
         ):
             await bob.wait_signals()
             await alice.wait_signals()
+            if machines == 2:
+                with pytest.raises(ConnectError):
+                    await alice.connect(bob.address, plugin=name, af=4, route_type=RouteType.NIC_BIND)
+                assert alice._runtime.nat.allowance._left == bob._runtime.nat.allowance._left == {}
+                return
             pipe = await alice.connect(bob.address, plugin=name, af=4, route_type=RouteType.NIC_BIND)
             assert pipe.path.route_type == "NIC_BIND"
             assert pipe.path.local[0] == pipe.path.remote[0] == str(address.ip)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, ip_address
 
@@ -18,6 +18,7 @@ from warpgate_trio.carrier import Carrier
 from warpgate_trio.errors import AttemptFailed, SignalMalformed
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import seal
+from warpgate_trio.nat.profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Plugin, RouteType
 from warpgate_trio.server_url import ServerUrl
@@ -271,10 +272,32 @@ FORBIDDEN = (
     "::ffff:192.168.77.1",
     "::ffff:169.254.169.254",
     "::ffff:127.0.0.1",
+    "198.18.0.1",  # for benchmarks; local proxies have it
+    "200::1",  # an overlay network
+    "64:ff9b::a9fe:a9fe",  # what is embedded: link-local, private, ours
+    "64:ff9b::7f00:1",
+    "64:ff9b:1::a14:1e28",
+    "2002:a14:1e28::1",
+    "2002:7f00:1::1",
+    "2001:0:808:808::f5eb:e1d7",
+    "::a14:1e28",
+    "10.0.0.5",  # our own, published or not, by itself or embedded
+    "203.0.113.200",
+    "10.88.0.1",
+    "2001:db8:5::5",
+    "64:ff9b::cb00:71c8",
+    "203.0.113.1",  # our NAT's
 )
 
 
-def signed(identity: Identity, address: str, kind: EndpointKind, *, port: int = 22) -> PeerAddress:
+def signed(
+    identity: Identity,
+    address: str,
+    kind: EndpointKind,
+    *,
+    port: int = 22,
+    machine: tuple[bytes, bytes] = (bytes(8), b"another machine."),
+) -> PeerAddress:
     """An address that its owner, on another machine, claims to have."""
     now = int(LoopbackHost().wall_time())
     endpoint = Endpoint.make(transport=Transport.TCP, kind=kind, ip=ip_address(address), port=port, prefix=None)
@@ -283,14 +306,39 @@ def signed(identity: Identity, address: str, kind: EndpointKind, *, port: int = 
         seq=now,
         issued_at=now,
         expires_at=now + 60,
-        host_salt=bytes(8),
-        host_id=host_id(b"another" + bytes(25), bytes(8)),
+        host_salt=machine[0],
+        host_id=machine[1],
         interfaces=(AddressInterface(1, (endpoint,)),),
     )
 
 
-async def test_a_peer_cannot_have_a_foreign_network_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not the asking peer's to give is dialled for nobody, signed or not, by whatever name it goes."""
+class Routed(LoopbackHost):  # type: ignore[misc]  # final for everybody else
+    """It has a network of its own, two more addresses that it does not publish, and a way to everywhere."""
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        own = (
+            InterfaceAddress(ip=ip_address("10.0.0.5"), prefix=24),
+            InterfaceAddress(ip=ip_address("2001:db8:5::5"), prefix=64),
+        )
+        hidden = (InterfaceAddress(ip=ip_address("203.0.113.200"), prefix=32),)
+        lan = Interface(name="eth0", index=2, addresses=own, is_loopback=False, is_virtual=False)
+        bridge = Interface(name="docker0", index=3, addresses=hidden, is_loopback=False, is_virtual=True)
+        return (*super().interfaces(), lan, bridge)
+
+    def source_address(self, dest: object) -> IPv4Address:
+        routed_to_itself = IPv4Address("10.88.0.1")
+        return routed_to_itself if dest == routed_to_itself else IPv4Address("10.0.0.5")
+
+
+Ask = Callable[..., Awaitable[None]]
+
+
+@asynccontextmanager
+async def asked_to_dial(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Ask, list[str]]]:
+    """Bob, whom peers ask to dial, and what he dialled; every request comes from a peer of its own.
+
+    ``host_id`` is the peer's claim about its machine; a function of its key and Bob's address.
+    """
     dialled: list[str] = []
 
     async def dial(plugin: Plugin) -> Carrier:
@@ -298,30 +346,23 @@ async def test_a_peer_cannot_have_a_foreign_network_scanned(monkeypatch: pytest.
         dialled.append(str(plugin.dest.ip))
         raise AttemptFailed("recorded")
 
-    class Routed(LoopbackHost):  # type: ignore[misc]  # final for everybody else
-        """It has a network of its own, and a way to everywhere."""
-
-        def interfaces(self) -> tuple[Interface, ...]:
-            own = (
-                InterfaceAddress(ip=ip_address("10.0.0.5"), prefix=24),
-                InterfaceAddress(ip=ip_address("2001:db8:5::5"), prefix=64),
-            )
-            lan = Interface(name="eth0", index=2, addresses=own, is_loopback=False, is_virtual=False)
-            return (*super().interfaces(), lan)
-
-        def source_address(self, dest: object) -> IPv4Address:
-            return IPv4Address("10.0.0.5")
-
     monkeypatch.setattr("warpgate_strategies.reverse_connect.dial", dial)
     number = 0
     async with loopback_node(BOB, config(), authorize=anyone, host=Routed()) as bob:
+        nat = NatProfile(udp=TransportProfile(external=(IPv4Address("203.0.113.1"),)))
+        bob._runtime.nat.profiles = NatProfiles({(None, 4): nat})
 
-        async def request(address: str, kind: EndpointKind, route: RouteType) -> None:
+        async def ask(
+            address: str,
+            kind: EndpointKind,
+            route: RouteType,
+            host_id: Callable[[bytes, PeerAddress], tuple[bytes, bytes]] = lambda *_: (bytes(8), b"another machine."),
+        ) -> None:
             nonlocal number
             number += 1
             identity = Identity.generate()
             try:
-                own = signed(identity, address, kind)
+                own = signed(identity, address, kind, machine=host_id(identity.public_key, bob.address))
             except ValueError:
                 return  # nobody can even sign that
             ip = ip_address(address)
@@ -330,16 +371,52 @@ async def test_a_peer_cannot_have_a_foreign_network_scanned(monkeypatch: pytest.
             assert give(bob, blob) == "Accepted"
             await trio.testing.wait_all_tasks_blocked()
 
-        for address in FORBIDDEN:
-            for kind in EndpointKind:
-                for route in RouteType:
-                    await request(address, kind, route)
-        assert dialled == []
-        # What a peer may ask for: a public address of its own, and one in a network that we are in ourselves.
-        await request("203.0.113.9", EndpointKind.EXT, RouteType.EXT_BIND)
-        await request("2001:db8:6::9", EndpointKind.EXT, RouteType.EXT_BIND)
-        await request("10.0.0.77", EndpointKind.NIC, RouteType.NIC_BIND)
-        assert dialled == ["203.0.113.9", "2001:db8:6::9", "10.0.0.77"]
+        yield ask, dialled
+
+
+def copied(_: bytes, theirs: PeerAddress) -> tuple[bytes, bytes]:
+    """What stands in the address that everybody has."""
+    return theirs.host_salt, theirs.host_id
+
+
+def true(key: bytes, _: PeerAddress) -> tuple[bytes, bytes]:
+    """What only who runs on Bob's machine can say."""
+    return bytes(8), host_id(bytes(32), bytes(8), key)
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+async def test_a_peer_cannot_have_a_foreign_network_scanned(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """What is not the asking peer's to give is dialled for nobody, signed or not, by whatever name it goes."""
+    async with asked_to_dial(monkeypatch) as (ask, dialled):
+        for kind in EndpointKind:
+            for route in RouteType:
+                await ask(address, kind, route)
+                await ask(address, kind, route, copied)
+    assert dialled == []
+
+
+async def test_what_a_peer_may_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public address of its own, one in a network that we are in ourselves; and what is public in an IPv6 one."""
+    async with asked_to_dial(monkeypatch) as (ask, dialled):
+        for host_id in (copied, true):
+            await ask("203.0.113.9", EndpointKind.EXT, RouteType.EXT_BIND, host_id)
+            await ask("2001:db8:6::9", EndpointKind.EXT, RouteType.EXT_BIND, host_id)
+            await ask("64:ff9b::808:808", EndpointKind.EXT, RouteType.EXT_BIND, host_id)
+            await ask("10.0.0.77", EndpointKind.NIC, RouteType.NIC_BIND, host_id)
+    assert dialled == ["203.0.113.9", "2001:db8:6::9", "64:ff9b::808:808", "10.0.0.77"] * 2
+
+
+OWN = ("127.0.0.1", "::1", "10.0.0.5", "10.88.0.1", "203.0.113.200", "2001:db8:5::5", "64:ff9b::cb00:71c8")
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+async def test_who_runs_on_our_machine_may_have_it_dialled_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    route = RouteType.LOOPBACK_BIND if ip_address(address).is_loopback else RouteType.NIC_BIND
+    async with asked_to_dial(monkeypatch) as (ask, dialled):
+        await ask(address, EndpointKind.NIC, route, true)
+    assert dialled == [address] * (address in OWN)
 
 
 async def test_a_colliding_private_address_does_not_pass_for_the_peer() -> None:

@@ -267,6 +267,34 @@ def test_servers_that_lie_make_unknowns_at_worst(lie: Lie, honest: int) -> None:
         assert len(udp.external) == 1
 
 
+def test_a_server_that_names_an_address_of_ours_is_not_asked_there() -> None:
+    """Packets to it would come in through the loopback interface, at services that mean to talk to this machine."""
+    heard: list[bytes] = []
+
+    async def liar(sock: trio.socket.SocketType) -> None:
+        while True:
+            data, source = await sock.recvfrom(2048)
+            where = [XOR_MAPPED_ADDRESS(source), OTHER_ADDRESS((source[0], 9999))]
+            await sock.sendto(encode(BINDING, MessageClass.SUCCESS, decode(data).transaction_id, where), source)
+
+    async def world(net: Network) -> None:
+        bad, client = net.host("bad"), net.host("client")
+        async with simulated_hosts():
+            async with trio.open_nursery() as nursery:
+                with bad, trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+                    await sock.bind(("0.0.0.0", PORT))
+                    nursery.start_soon(liar, sock)
+                    with client, trio.socket.socket(type=trio.socket.SOCK_DGRAM) as service:
+                        await service.bind(("0.0.0.0", 9999))
+                        await measure_nat(client.ip, [(bad.ip, PORT)], online=True)
+                        with trio.move_on_after(1):
+                            heard.append((await service.recvfrom(2048))[0])
+                    nursery.cancel_scope.cancel()
+
+    run(world)
+    assert heard == []
+
+
 async def test_without_sockets_there_is_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> trio.socket.SocketType:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

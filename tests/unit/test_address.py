@@ -48,7 +48,7 @@ TCP, UDP = Transport
 quick = settings(max_examples=40, deadline=None)
 
 
-def issue(**changes: Any) -> PeerAddress:
+def issue(identity: Identity = ALICE, **changes: Any) -> PeerAddress:
     values: dict[str, Any] = {
         "seq": 7,
         "issued_at": NOW,
@@ -56,7 +56,7 @@ def issue(**changes: Any) -> PeerAddress:
         "host_salt": SALT,
         "host_id": HOST_ID,
     }
-    return PeerAddress.issue(ALICE, **(values | changes))
+    return PeerAddress.issue(identity, **(values | changes))
 
 
 def tcp(kind: EndpointKind, ip: str, **more: int) -> Endpoint:
@@ -199,8 +199,14 @@ class TestPeerAddress:
                 return b"\5" * 32
 
         machine = cast(Any, Machine())
-        assert issue(host_id=host_id(b"\5" * 32, SALT)).is_same_host(machine)
+        theirs = issue(host_id=host_id(b"\5" * 32, SALT, ALICE.public_key))
+        assert theirs.is_same_host(machine)
         assert not issue().is_same_host(machine)
+        # Copied into a record of somebody else's, salt and all, it says nothing.
+        assert theirs.peer_id == ALICE.peer_id != BOB.peer_id
+        assert not issue(BOB, host_salt=SALT, host_id=theirs.host_id).is_same_host(machine)
+        # Nor does what earlier releases published, where copying was all that it took.
+        assert not issue(host_id=host_id(b"\5" * 32, SALT)).is_same_host(machine)
 
 
 # ---------------------------------------------------------------------------------------------- records of strangers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from ipaddress import IPv4Address, ip_address, ip_interface
 
 import pytest
@@ -51,11 +52,17 @@ def endpoint(
     return Endpoint.make(transport=Transport.UDP if udp else Transport.TCP, kind=kind, ip=ip, port=port, prefix=prefix)
 
 
-def route(*endpoints: Endpoint, reaches: frozenset[bytes] | None = None) -> Route:
-    return Route(interfaces=(AddressInterface(1, endpoints),), reaches=reaches)
+def route(*endpoints: Endpoint, reaches: frozenset[bytes] | None = None, own: Iterable[str] = ()) -> Route:
+    addresses = frozenset(ip_address(each) for each in own)
+    return Route(interfaces=(AddressInterface(1, endpoints),), reaches=reaches, own=addresses)
 
 
-HOME = route(endpoint("192.168.1.7", prefix=24, port=5001), endpoint("2001:db8:1::7", prefix=64, port=5001))
+HOME = route(
+    endpoint("192.168.1.7", prefix=24, port=5001),
+    endpoint("2001:db8:1::7", prefix=64, port=5001),
+    own=["192.168.1.7", "2001:db8:1::7", "203.0.113.200", "10.88.0.1"],
+)
+"""Its own addresses are more than those that it publishes."""
 
 
 def facts(
@@ -103,8 +110,6 @@ CASES: list[tuple[str, Facts, Likelihood]] = [
     ("_wrong_kind", facts(FAR, EXT_BIND), INVALID),
     ("_wrong_kind", facts(MAPPED_PORT, LOOPBACK_BIND), INVALID),
     ("_wrong_kind", facts(LOOPBACK, NIC_BIND, same_host=True), INVALID),
-    ("_other_machines_loopback", facts(LOOPBACK, LOOPBACK_BIND), INVALID),
-    ("_other_machines_loopback", facts(endpoint("127.3.2.1"), LOOPBACK_BIND), INVALID),
     ("_undialable", facts(endpoint("169.254.3.4"), NIC_BIND), INVALID),
     ("_undialable", facts(endpoint("fe80::1"), NIC_BIND), INVALID),
     ("_undialable", facts(endpoint("224.0.0.1", EXT), EXT_BIND, same_host=True), INVALID),
@@ -112,15 +117,25 @@ CASES: list[tuple[str, Facts, Likelihood]] = [
     ("_undialable", facts(endpoint("0.0.0.0"), NIC_BIND), INVALID),
     ("_undialable", facts(endpoint("::"), NIC_BIND), INVALID),
     ("_undialable", facts(endpoint("255.255.255.255", EXT), EXT_BIND), INVALID),
+    ("_undialable", facts(endpoint("240.0.0.1", EXT), EXT_BIND), INVALID),
+    ("_undialable", facts(endpoint("64:ff9b::7f00:1", EXT), EXT_BIND, same_host=True), INVALID),
+    ("_undialable", facts(endpoint("64:ff9b::a9fe:a9fe", EXT), EXT_BIND), INVALID),
     ("_ourselves", facts(OWN, NIC_BIND), INVALID),
     ("_ourselves", facts(endpoint("127.0.0.1", port=5001), LOOPBACK_BIND, same_host=True), INVALID),
     ("_same_host", facts(LOOPBACK, LOOPBACK_BIND, same_host=True), LIKELY),
     ("_same_host", facts(endpoint("192.168.1.7"), NIC_BIND, same_host=True), LIKELY),
+    ("_same_host", facts(endpoint("10.88.0.1"), NIC_BIND, same_host=True), LIKELY),
+    ("_same_host", facts(LOOPBACK, LOOPBACK_BIND), INVALID),
+    ("_same_host", facts(endpoint("127.3.2.1"), LOOPBACK_BIND), INVALID),
+    ("_same_host", facts(endpoint("192.168.1.7"), NIC_BIND), INVALID),
+    ("_same_host", facts(endpoint("10.88.0.1"), NIC_BIND), INVALID),
+    ("_same_host", facts(endpoint("203.0.113.200", EXT), EXT_BIND), INVALID),
     ("_no_route", facts(PUBLIC, EXT_BIND, dialler=KNOWS_NO_WAY), HOPELESS),
     ("_no_route", facts(PUBLIC, EXT_BIND, dialler=ONLY_V6), HOPELESS),
     ("_same_network", facts(NEIGHBOUR, NIC_BIND), LIKELY),
     ("_public_nic", facts(PUBLIC_NIC, NIC_BIND, side=route(PUBLIC_NIC, PUBLIC)), INVALID),
     ("_private_elsewhere", facts(FAR, NIC_BIND), DOUBTFUL),
+    ("_private_elsewhere", facts(FAR, NIC_BIND, same_host=True), DOUBTFUL),
     ("_mapped", facts(MAPPED_PORT, EXT_BIND), LIKELY),
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC)), LIKELY),
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC), dialler=KNOWS_THE_WAY), LIKELY),
@@ -208,6 +223,15 @@ class TestPlan:
             ("192.168.1.7", SAME_HOST_DELAY, None),
         ]
 
+    def test_a_network_address_of_who_is_on_our_machine_is_as_anybodys(self) -> None:
+        """Being on one machine opens the machine, and not what else the peer says it has: that may be foreign."""
+        for same_host in (False, True):
+            combos = plan(DIRECT, peers=route(NEIGHBOUR, FAR), same_host=same_host, route_types=[NIC_BIND])
+            assert [(str(aim(c).ip), c.likelihood, str(c.source)) for c in combos] == [
+                ("192.168.1.9", LIKELY, "192.168.1.7"),
+                ("10.9.9.9", DOUBTFUL, "None"),
+            ]
+
     def test_nothing_waits_for_a_loopback_that_the_options_exclude(self) -> None:
         peers = route(endpoint("192.168.1.7", prefix=24))
         combos = plan(DIRECT, peers=peers, same_host=True, route_types=[NIC_BIND])
@@ -245,7 +269,8 @@ class TestPlan:
         ]
 
     def test_a_public_machine_that_is_ours_has_one_too(self) -> None:
-        combos = plan(DIRECT, peers=route(PUBLIC_NIC, PUBLIC), same_host=True)
+        ours = route(endpoint("203.0.113.9", prefix=24, port=5001), own=["203.0.113.9"])
+        combos = plan(DIRECT, ours=ours, peers=route(PUBLIC_NIC, PUBLIC), same_host=True)
         assert [(c.route_type, c.delay) for c in combos] == [
             (LOOPBACK_BIND, 0.0),
             (NIC_BIND, SAME_HOST_DELAY),
@@ -279,7 +304,8 @@ def endpoints(draw: st.DrawFn) -> Endpoint:
 
 
 def routes(max_endpoints: int) -> st.SearchStrategy[Route]:
-    return st.lists(endpoints(), max_size=max_endpoints).map(lambda found: route(*found))
+    own = st.lists(ADDRESSES, max_size=3)
+    return st.builds(lambda found, own: route(*found, own=own), st.lists(endpoints(), max_size=max_endpoints), own)
 
 
 # At most 4 published and 4 loopback endpoints, so that no plan of two plugins reaches MAX_COMBOS.
@@ -326,7 +352,8 @@ def test_what_is_never_dialled(ours: Route, peers: Route, same_host: bool) -> No
     for combo in plan(DIRECT, REVERSE, ours=ours, peers=peers, same_host=same_host):
         ip = aim(combo).ip
         assert not any((ip.is_multicast, ip.is_link_local, ip.is_unspecified, ip == IPv4Address(2**32 - 1)))
-        assert same_host or not ip.is_loopback
+        dialler = ours if combo.plugin in DIALS else peers
+        assert same_host or not (ip.is_loopback or ip in dialler.own)
         assert aim(combo).transport is Transport.TCP
         assert combo.af == aim(combo).af
 
@@ -336,8 +363,8 @@ def test_what_is_never_dialled(ours: Route, peers: Route, same_host: bool) -> No
 def test_every_source_is_the_diallers_own_in_the_targets_network(ours: Route, peers: Route, same_host: bool) -> None:
     for combo in plan(DIRECT, REVERSE, ours=ours, peers=peers, same_host=same_host):
         if combo.source is not None:
-            assert not same_host
             dialler = ours if combo.plugin in DIALS else peers
+            assert aim(combo).ip not in dialler.own
             assert any(
                 each.ip == combo.source
                 and each.prefix is not None

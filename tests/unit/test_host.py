@@ -172,17 +172,23 @@ class TestFingerprintParts:
 
 class TestHostId:
     def test_golden(self) -> None:
+        assert host.host_id(FINGERPRINT, b"\2" * 8, b"\3" * 32).hex() == "a573eab35b9a43a540f93bdee0683fb0"
+
+    def test_golden_of_earlier_releases(self) -> None:
         assert host.host_id(FINGERPRINT, b"\2" * 8).hex() == "e92cd9a8821b0ae830c39ff1fcc8efdb"
 
-    def test_depends_on_both(self) -> None:
-        ids = {host.host_id(f * 32, s * 8) for f in (b"\1", b"\2") for s in (b"\1", b"\2")}
-        assert len(ids) == 4
+    def test_depends_on_each(self) -> None:
+        either = (b"\1", b"\2")
+        ids = {host.host_id(f * 32, s * 8, k * 32) for f in either for s in either for k in either}
+        assert len(ids) == 8
         assert all(len(each) == host.HOST_ID_LENGTH for each in ids)
 
-    @pytest.mark.parametrize(("fingerprint", "salt"), [(31, 8), (33, 8), (32, 7), (32, 9)])
-    def test_lengths(self, fingerprint: int, salt: int) -> None:
-        with pytest.raises(ValueError, match="32-byte fingerprint and a 8-byte salt"):
-            host.host_id(bytes(fingerprint), bytes(salt))
+    @pytest.mark.parametrize(
+        ("fingerprint", "salt", "key"), [(31, 8, 32), (33, 8, 32), (32, 7, 32), (32, 9, 32), (32, 8, 31), (32, 8, 33)]
+    )
+    def test_lengths(self, fingerprint: int, salt: int, key: int) -> None:
+        with pytest.raises(ValueError, match="a host id is of a"):
+            host.host_id(bytes(fingerprint), bytes(salt), bytes(key))
 
 
 class TestInterfacesFromPsutil:

@@ -30,6 +30,8 @@ OURS = [
     endpoint("2001:db8:1::7", 64),
     endpoint("fd00:1::7", 64),
 ]
+OWN = frozenset(ip_address(each) for each in ("192.168.1.7", "10.88.0.1", "198.51.100.200", "2001:db8:1::7", "2a00::7"))
+"""All addresses of our machine, which are more than those that it publishes."""
 LAN, LAN_V6 = ip_address("192.168.1.7"), ip_address("2001:db8:1::7")
 
 
@@ -43,17 +45,37 @@ def admitted(
     loopback: bool = False,
     network_of: IPv4Address | IPv6Address | None = None,
     mapped: tuple[TransportAddress, ...] = (PUBLIC,),
+    same_host: bool = False,
 ) -> list[str]:
-    found = admit(at(*hosts), af=af, loopback=loopback, network_of=network_of, ours=OURS, mapped=mapped)
+    found = admit(
+        at(*hosts),
+        af=af,
+        loopback=loopback,
+        network_of=network_of,
+        ours=OURS,
+        own=OWN,
+        same_host=same_host,
+        mapped=mapped,
+    )
     assert all(port == 4000 for _, port in found)
     return [host for host, _ in found]
 
 
-NEVER_V4 = ["0.0.0.0", "255.255.255.255", "224.0.0.251", "239.1.2.3", "169.254.1.1", "169.254.169.254"]
-NEVER_V6 = ["::", "ff02::1", "ff05::2", "fe80::1", "::ffff:203.0.113.9", "::ffff:127.0.0.1", "::ffff:192.168.1.1"]
+NEVER_V4 = ["0.0.0.0", "240.0.0.1", "255.255.255.255", "224.0.0.251", "239.1.2.3", "169.254.1.1", "169.254.169.254"]
+NEVER_V6 = [
+    "::",
+    "ff02::1",
+    "ff05::2",
+    "fe80::1",
+    "::ffff:203.0.113.9",
+    "::ffff:127.0.0.1",
+    "::ffff:192.168.1.1",
+    "64:ff9b::7f00:1",
+]
 PUBLIC_V4 = ["203.0.113.9", "8.8.8.8", "198.51.100.7"]
-PUBLIC_V6 = ["2001:db8:9::1", "2a00::1"]
-PRIVATE_V4 = ["10.9.9.9", "172.20.0.1", "192.168.77.1", "100.64.0.1"]
+PUBLIC_V6 = ["2001:db8:9::1", "2a00::1", "64:ff9b::808:808"]
+PRIVATE_V4 = ["10.9.9.9", "172.20.0.1", "192.168.77.1", "100.64.0.1", "198.18.0.1"]
+PRIVATE_V6 = ["fd00:9::1", "200::1", "64:ff9b::a00:1", "2002:a00:1::1", "::a00:1"]
 NEAR_V4 = ["192.168.1.1", "10.1.255.1"]
 LOOPBACK_V4 = ["127.0.0.1", "127.1.2.3"]
 
@@ -72,6 +94,18 @@ class TestAcrossTheInternet:
     def test_public_addresses_alone(self) -> None:
         assert admitted(*PUBLIC_V4, *PRIVATE_V4, *NEAR_V4, *LOOPBACK_V4) == PUBLIC_V4
         assert admitted(*PUBLIC_V6, "fd00:9::1", "::1", af=6) == PUBLIC_V6
+
+    def test_what_is_private_by_its_block_or_by_what_it_embeds(self) -> None:
+        assert admitted(*PRIVATE_V6, af=6) == []
+        assert admitted(*PRIVATE_V6, af=6, mapped=(("fd00:7::1", 5),)) == PRIVATE_V6
+
+    def test_our_own_machine_for_nobody_who_is_not_on_it(self) -> None:
+        """Not at a public address either: it would hear us through its loopback interface, past its firewall."""
+        ours = [str(each) for each in OWN if each.version == 4]
+        for mapped in (PUBLIC, PRIVATE):
+            assert admitted(*ours, mapped=(mapped,)) == []
+        assert admitted(*ours, same_host=True) == ["198.51.100.200"]
+        assert admitted("2a00::7", "2001:db8:1::7", af=6) == []
 
     def test_private_ones_where_the_internet_itself_is_private(self) -> None:
         """But not in our own networks: there a stranger has no business."""
@@ -93,6 +127,13 @@ class TestInOneNetwork:
         hosts = ["2001:db8:1::9", "2001:db8:1::", *PUBLIC_V6, "fd00:1::9", "::1"]
         assert admitted(*hosts, af=6, network_of=LAN_V6) == ["2001:db8:1::9", "2001:db8:1::"]
 
+    def test_our_own_address_there_for_who_is_on_our_machine(self) -> None:
+        assert admitted("192.168.1.7", network_of=LAN) == []
+        assert admitted("192.168.1.7", "192.168.1.9", "10.88.0.1", network_of=LAN, same_host=True) == [
+            "192.168.1.7",
+            "192.168.1.9",
+        ]
+
     def test_its_edges_are_no_hosts(self) -> None:
         assert admitted("192.168.1.0", "192.168.1.255", network_of=LAN) == []
 
@@ -100,7 +141,7 @@ class TestInOneNetwork:
     def test_a_network_without_edges(self, prefix: int) -> None:
         ours = [endpoint("192.168.1.6", prefix)]
         here, hosts = ip_address("192.168.1.6"), at("192.168.1.6", "192.168.1.7")
-        found = admit(hosts, af=4, loopback=False, network_of=here, ours=ours)
+        found = admit(hosts, af=4, loopback=False, network_of=here, ours=ours, own=(), same_host=False)
         assert [host for host, _ in found] == ["192.168.1.6", "192.168.1.7"][: 2 if prefix == 31 else 1]
 
     def test_a_private_internet_does_not_widen_it(self) -> None:
@@ -108,7 +149,7 @@ class TestInOneNetwork:
 
     def test_networks_of_another_family_or_kind_do_not_count(self) -> None:
         ours = [endpoint("2001:db8:1::7", 64), endpoint("192.168.1.7", 24, EXT)]
-        assert admit(at("192.168.1.9"), af=4, loopback=False, network_of=LAN, ours=ours) == []
+        assert admit(at("192.168.1.9"), af=4, loopback=False, network_of=LAN, ours=ours, own=(), same_host=False) == []
 
 
 class TestOnOneMachine:
@@ -124,12 +165,14 @@ class TestNumbers:
         odd = [Candidate(b"\x08\x08\x08\x08\x08", 1), Candidate(bytes(15), 1)]
         for af in (4, 6):
             hosts = [*PUBLIC_V4, *PUBLIC_V6]
-            found = admit([*odd, *at(*hosts)], af=af, loopback=False, network_of=None, ours=OURS)
+            found = admit(
+                [*odd, *at(*hosts)], af=af, loopback=False, network_of=None, ours=OURS, own=OWN, same_host=False
+            )
             assert [host for host, _ in found] == (PUBLIC_V4 if af == 4 else PUBLIC_V6)
 
     def test_each_once_in_order_and_not_too_many(self) -> None:
         many = [Candidate(ip_address("203.0.113.9").packed, port) for port in (5, 4, 5, *range(100, 200))]
-        found = admit(many, af=4, loopback=False, network_of=None, ours=OURS)
+        found = admit(many, af=4, loopback=False, network_of=None, ours=OURS, own=OWN, same_host=False)
         assert found[:2] == [("203.0.113.9", 5), ("203.0.113.9", 4)]
         assert len(found) == len(set(found)) == MAX_CANDIDATES - 1
 
@@ -163,6 +206,7 @@ class TestNumbers:
     loopback=st.booleans(),
     network_of=st.sampled_from([None, LAN, LAN_V6]),
     mapped=st.sampled_from([(), (PUBLIC,), (PRIVATE,)]),
+    same_host=st.booleans(),
 )
 def test_whatever_a_peer_says(
     raw: list[tuple[bytes, int]],
@@ -170,15 +214,26 @@ def test_whatever_a_peer_says(
     loopback: bool,
     network_of: IPv4Address | IPv6Address | None,
     mapped: tuple[TransportAddress, ...],
+    same_host: bool,
 ) -> None:
     candidates = [Candidate(address, port) for address, port in raw]
-    found = admit(candidates, af=af, loopback=loopback, network_of=network_of, ours=OURS, mapped=mapped)
+    found = admit(
+        candidates,
+        af=af,
+        loopback=loopback,
+        network_of=network_of,
+        ours=OURS,
+        own=OWN,
+        same_host=same_host,
+        mapped=mapped,
+    )
     assert len(found) <= MAX_CANDIDATES
     assert set(found) <= {(str(ip_address(address)), port) for address, port in raw}
     for host, _ in found:
         ip = ip_address(host)
         assert ip.version == af
         assert not any((ip.is_multicast, ip.is_unspecified, ip.is_link_local))
+        assert same_host or ip not in OWN
         if loopback:
             assert ip.is_loopback
         elif network_of is None and not any(not is_public(ip_address(each)) for each, _ in mapped):

@@ -225,7 +225,9 @@ def test_an_address_that_cannot_be(mapped: tuple[str, int], reason: str) -> None
         read(XOR_MAPPED_ADDRESS(mapped))
 
 
-@pytest.mark.parametrize("mapped", ["::", "::1", "ff02::1", "::ffff:192.0.2.1", "192.0.2.1"])
+@pytest.mark.parametrize(
+    "mapped", ["::", "::1", "ff02::1", "64:ff9b::7f00:1", "100::1", "::ffff:192.0.2.1", "192.0.2.1"]
+)
 def test_an_ipv6_address_that_cannot_be(mapped: str) -> None:
     with pytest.raises(StunMalformed):
         read(XOR_MAPPED_ADDRESS((mapped, 1)), server=("2001:db8::1", 3478))
@@ -253,10 +255,29 @@ def test_an_answer_that_says_nothing_of_use() -> None:
         read(opaque(0x0020, "XOR-MAPPED-ADDRESS")(b"abc"))
 
 
-@pytest.mark.parametrize("other", ["8.8.8.8", "127.0.0.1", "10.0.0.1", "192.168.1.1", "224.0.0.1", "2600::1"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "8.8.8.8",
+        "127.0.0.1",
+        "10.0.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "198.18.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "2600::1",
+    ],
+)
 def test_another_address_that_cannot_be_or_must_not_be_asked_is_none(other: str) -> None:
     answers = [XOR_MAPPED_ADDRESS(MAPPED), OTHER_ADDRESS((other, 3479))]
     assert read(*answers, server=("8.8.8.8", 3478)).other_address is None
+
+
+@pytest.mark.parametrize("other", ["fd00::1", "200::1", "64:ff9b::a00:1", "2002:a00:1::1", "fe80::1"])
+def test_another_ipv6_address_that_must_not_be_asked_is_none(other: str) -> None:
+    answers = [XOR_MAPPED_ADDRESS(("2001:db8::5", 1)), OTHER_ADDRESS((other, 3479))]
+    assert read(*answers, server=("2001:db8::1", 3478)).other_address is None
 
 
 def test_another_address_in_a_private_network() -> None:

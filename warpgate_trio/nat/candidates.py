@@ -7,13 +7,13 @@ on the way (`checks.OPENER_HOPS`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Annotated, Final, final
 
 import msgspec
 
-from ..address import Endpoint, EndpointKind, is_public
+from ..address import AddressScope, Endpoint, EndpointKind, is_public, scope_of
 from .stun import TransportAddress
 
 __all__ = ["MAX_CANDIDATES", "Candidate", "Candidates", "admit", "to_candidates"]
@@ -21,7 +21,7 @@ __all__ = ["MAX_CANDIDATES", "Candidate", "Candidates", "admit", "to_candidates"
 MAX_CANDIDATES: Final = 16
 """In one message: a few servers' views of one port, and predicted ports beside it."""
 
-_BROADCAST: Final = IPv4Address("255.255.255.255")
+_NEVER: Final = (AddressScope.NO_HOST, AddressScope.LINK_LOCAL)
 
 
 @final
@@ -49,6 +49,8 @@ def admit(
     loopback: bool,
     network_of: IPv4Address | IPv6Address | None,
     ours: Sequence[Endpoint],
+    own: Container[IPv4Address | IPv6Address],
+    same_host: bool,
     mapped: Sequence[TransportAddress] = (),
 ) -> list[TransportAddress]:
     """Those of a peer's candidates that may be sent to.
@@ -57,6 +59,8 @@ def admit(
       loopback: the two are on one machine and meet there.
       network_of: our own address in the one network in which the two meet; None: they meet across the internet.
       ours: our own published endpoints, whose networks are not to be felt around in.
+      own: all addresses of our machine (`warpgate_trio.own_addresses`), which lead to it past firewalls.
+      same_host: the peer runs on it too; who does not is at none of them.
       mapped: where STUN servers saw us.  Private addresses pass only if one of these is private too: the internet that
         the two share is then a private one.
     """
@@ -71,19 +75,20 @@ def admit(
         if len(candidate.address) != (4 if af == 4 else 16):
             continue
         ip = IPv4Address(candidate.address) if af == 4 else IPv6Address(candidate.address)
-        if ip.is_multicast or ip.is_unspecified or ip.is_link_local or ip == _BROADCAST:
+        scope = scope_of(ip)
+        if scope in _NEVER:
             continue
         if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
             continue  # an IPv4 address that would be judged by the rules of IPv6
         near = [network for network in networks if ip in network]
-        if ip.is_loopback:
-            good = loopback
-        elif loopback:
+        if scope is AddressScope.LOOPBACK:
+            good = loopback and ip.is_loopback
+        elif loopback or (ip in own and not same_host):
             good = False
         elif network_of is not None:
             good = any(network_of in network and not _is_edge(ip, network) for network in near)
         else:
-            good = is_public(ip) or (private_internet and not near)
+            good = scope is AddressScope.PUBLIC or (private_internet and not near)
         if good:
             admitted[str(ip), candidate.port] = None
     return list(admitted)

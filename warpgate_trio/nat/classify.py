@@ -25,6 +25,7 @@ from itertools import combinations, pairwise
 from math import gcd
 from typing import Final, TypeAlias, final
 
+from ..address_scope import AddressScope, scope_of
 from .profile import ALL_PORTS, MAX_DELTA, MAX_EXTERNAL, Allocation, Filtering, IpAddress, Mapping, TransportProfile
 
 __all__ = [
@@ -124,7 +125,7 @@ def _credible(bindings: Iterable[Binding]) -> list[Binding]:
         ip, local = _ip(binding.mapped[0]), _ip(binding.local[0])
         if ip is None or local is None or ip.version != local.version or not 0 < binding.mapped[1] <= 65535:
             continue
-        if ip.is_multicast or ip.is_unspecified or ip.is_loopback != local.is_loopback:
+        if scope_of(ip) is AddressScope.NO_HOST or ip.is_loopback != local.is_loopback:
             continue
         first.setdefault((binding.local, binding.server), binding)
     return list(first.values())

@@ -25,12 +25,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
 
 from .. import host as machine
 from ..errors import StunError
+from ..own_addresses import OwnAddresses
 from .classify import Binding, NatObservations, classify, classify_mapping, classify_translated
 from .profile import Mapping, NatProfile, TransportProfile
 from .stun import ChangeRequest, TransportAddress
@@ -168,8 +170,11 @@ class _Transport:
 
 def _alternates(answers: Sequence[StunAnswer]) -> tuple[StunAnswer, list[TransportAddress]] | None:
     """The nearest server with a second address, and its other endpoints: the port, the address, both."""
+    own = OwnAddresses(machine.current())
     for answer in answers:
         other = answer.other_address
+        if other is not None and ip_address(other[0]) in own and ip_address(answer.server[0]) not in own:
+            continue  # a server elsewhere has us talk to ourselves
         if other is not None and other[1] != answer.server[1]:
             (ip, port), (ip2, port2) = answer.server, other
             return answer, [(ip, port2), (ip2, port), (ip2, port2)]

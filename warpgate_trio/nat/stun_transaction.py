@@ -14,9 +14,10 @@ reached.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, Protocol, final
 
+from ..address_scope import AddressScope, scope_of
 from ..errors import StunError, StunMalformed, StunRefused, StunTimeout
 from .stun import (
     BINDING,
@@ -125,18 +126,11 @@ def plausible(mapped: TransportAddress, server: TransportAddress) -> str | None:
         return "port 0"
     if ip.version != at.version:
         return f"an IPv{ip.version} address, asked over IPv{at.version}"
-    if ip.is_loopback and not at.is_loopback:
+    if scope_of(ip) is AddressScope.LOOPBACK and not at.is_loopback:
         return "a loopback address"
-    if _is_no_host(ip):
+    if scope_of(ip) is AddressScope.NO_HOST or (isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None):
         return "an address that no host has"
     return None
-
-
-def _is_no_host(ip: IPv4Address | IPv6Address) -> bool:
-    if isinstance(ip, IPv6Address):
-        return ip.is_unspecified or ip.is_multicast or ip.ipv4_mapped is not None
-    # 0/8 is "this network", 224/4 multicast, 240/4 reserved, with broadcast at its end.
-    return ip.packed[0] == 0 or ip.packed[0] >= 224
 
 
 @final
@@ -318,7 +312,9 @@ def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
 def _may_be_asked(other: TransportAddress, server: TransportAddress) -> bool:
     """Whether `other` can be another address of `server`; one outside must not send us knocking at doors inside."""
     there, here = ip_address(other[0]), ip_address(server[0])
-    return plausible(other, server) is None and there != here and (here.is_private or not there.is_private)
+    return (
+        plausible(other, server) is None and there != here and scope_of(there) in (AddressScope.PUBLIC, scope_of(here))
+    )
 
 
 def _shown(address: TransportAddress) -> str:

@@ -1,0 +1,39 @@
+"""Which addresses lead to this machine, whatever network they are of.
+
+A connection to an address of one's own never leaves the machine: it comes in through the loopback interface, where
+firewalls let everything in, and at services that meant to talk to this machine alone.  So an address of the machine is
+loopback as far as a peer is concerned, public ones included, and those of interfaces that are not published.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, final
+
+from .address_scope import AddressScope, embedded_v4, scope_of
+
+if TYPE_CHECKING:
+    from .host import Host
+
+__all__ = ["OwnAddresses"]
+
+
+@final
+class OwnAddresses:
+    """The addresses that lead to `host`, loopback among them; ``ip in OwnAddresses(host)`` asks.
+
+    The interfaces are those of the moment in which this was made.  Beside them the routing table is asked: only an
+    address of the machine's own is its own source, also one of no interface (``ip route add local``).
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._listed = frozenset(address.ip for interface in host.interfaces() for address in interface.addresses)
+
+    def __contains__(self, ip: object) -> bool:
+        if not isinstance(ip, IPv4Address | IPv6Address):
+            return False
+        return any(self._leads_here(each) for each in (ip, *embedded_v4(ip)))
+
+    def _leads_here(self, ip: IPv4Address | IPv6Address) -> bool:
+        return scope_of(ip) is AddressScope.LOOPBACK or ip in self._listed or self._host.source_address(ip) == ip
