@@ -48,7 +48,7 @@ TCP, UDP = Transport
 quick = settings(max_examples=40, deadline=None)
 
 
-def issue(identity: Identity = ALICE, **changes: Any) -> PeerAddress:
+def issue(identity: Identity = ALICE, /, **changes: Any) -> PeerAddress:
     values: dict[str, Any] = {
         "seq": 7,
         "issued_at": NOW,
