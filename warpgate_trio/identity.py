@@ -111,8 +111,8 @@ class Identity:
     def load(cls, path: str | os.PathLike[str]) -> Identity:
         """The identity in a key file (PEM, PKCS #8, not encrypted).
 
-        Raises `IdentityError` when the file is missing or unreadable, when on POSIX its mode lets the group or others
-        read or write it, and when it does not hold an Ed25519 private key.
+        Raises `IdentityError` when the file is missing or unreadable, when on POSIX it belongs to somebody else than us
+        or root or its mode lets others at it (`_check_access`), and when it does not hold an Ed25519 private key.
         """
         file = Path(path)
         identity = cls._load_if_present(file)
@@ -317,15 +317,34 @@ def _read_private_file(file: Path) -> bytes | None:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise IdentityError(f"the key file {file} is not a regular file")
-            if os.name == "posix" and status.st_mode & 0o077:
-                mode = stat.S_IMODE(status.st_mode)
-                raise IdentityError(f"the key file {file} is open to others (mode {mode:04o}); run: chmod 600 {file}")
+            if os.name == "posix":
+                _check_access(file, status)
             content = opened.read(_MAX_KEY_FILE + 1)
     except OSError as error:
         raise IdentityError(f"the key file {file} cannot be read: {_reason(error)}") from error
     if len(content) > _MAX_KEY_FILE:
         raise IdentityError(f"{file} is too large to be a key file")
     return content
+
+
+def _check_access(file: Path, status: os.stat_result) -> None:
+    """Refuse a key that somebody else may read or change.
+
+    Its owner can do both, whatever the mode says, so the owner is us or root.  A group may read it only where it is
+    root's and we are not: so Kubernetes mounts a Secret for a process that could read it in no other way, and root
+    knows whom it has put into the group (PostgreSQL has the same rule).  Nobody else may do anything.
+    """
+    ours = os.geteuid()
+    if status.st_uid not in (ours, 0):
+        raise IdentityError(
+            f"the key file {file} belongs to another user (uid {status.st_uid}), who can read and change it; "
+            f"it has to be ours (uid {ours}) or root's"
+        )
+    of_root = status.st_uid == 0 != ours
+    if status.st_mode & (0o037 if of_root else 0o077):
+        mode = stat.S_IMODE(status.st_mode)
+        advice = "have root run: chmod 640" if of_root else "run: chmod 600"
+        raise IdentityError(f"the key file {file} is open to others (mode {mode:04o}); {advice} {file}")
 
 
 def _create_exclusively(file: Path, content: bytes) -> bool:

@@ -3,8 +3,11 @@ from __future__ import annotations
 import os
 import pickle
 import ssl
+import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -182,6 +185,54 @@ class TestKeyFile:
         file = key_file(tmp_path, ALICE.private_key_pem(), mode)
         with pytest.raises(IdentityError, match=f"open to others .mode {mode:04o}.; run: chmod 600"):
             Identity.load_or_create(file)
+
+    @posix
+    @pytest.mark.parametrize(
+        ("owner", "mode", "ours", "refusal"),
+        [
+            (7, 0o600, 7, None),
+            (7, 0o400, 7, None),
+            (0, 0o600, 0, None),
+            (0, 0o440, 7, None),  # a Secret of Kubernetes with fsGroup
+            (0, 0o640, 7, None),
+            (0, 0o400, 7, None),
+            (0, 0o440, 0, "is open to others .mode 0440.; run: chmod 600"),
+            (7, 0o440, 7, "is open to others .mode 0440.; run: chmod 600"),
+            (0, 0o660, 7, "is open to others .mode 0660.; have root run: chmod 640"),
+            (0, 0o450, 7, "is open to others .mode 0450."),
+            (0, 0o444, 7, "is open to others .mode 0444."),
+            (0, 0o642, 7, "is open to others .mode 0642."),
+            (8, 0o600, 7, r"belongs to another user .uid 8., who can .* ours .uid 7. or root's"),
+            (8, 0o400, 0, "belongs to another user .uid 8."),
+            (8, 0o440, 7, "belongs to another user"),
+        ],
+    )
+    def test_who_may_have_access(self, owner: int, mode: int, ours: int, refusal: str | None) -> None:
+        status = os.stat_result((stat.S_IFREG | mode, 1, 1, 1, owner, 7, 119, 0, 0, 0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda: ours)
+            with pytest.raises(IdentityError, match=refusal) if refusal else nullcontext():
+                identity._check_access(Path("node.key"), status)
+
+    @pytest.mark.needs("root", "linux")
+    def test_a_secret_of_kubernetes(self) -> None:
+        """Root's, for a group that we are in, behind two symbolic links; what somebody else left there is refused."""
+        with tempfile.TemporaryDirectory() as name, as_other_user(uid=61234, gid=61235) as become:
+            mount = Path(name)
+            mount.chmod(0o755)
+            (mount / "..2026_01").mkdir()
+            file = key_file(mount / "..2026_01", ALICE.private_key_pem(), 0o440)
+            os.chown(file, 0, 61235)
+            (mount / "..data").symlink_to("..2026_01")
+            (mount / "node.key").symlink_to("..data/node.key")
+            planted = mount / "planted.key"
+            planted.write_bytes(BOB.private_key_pem())
+            planted.chmod(0o644)
+            os.chown(planted, 61236, 61235)
+            become()
+            assert Identity.load_or_create(mount / "node.key").peer_id == ALICE.peer_id
+            with pytest.raises(IdentityError, match=r"belongs to another user .uid 61236."):
+                Identity.load_or_create(planted)
 
     @pytest.mark.parametrize(
         "content",
@@ -393,6 +444,22 @@ def key_file(directory: Path, content: bytes, mode: int = 0o600) -> Path:
     file.write_bytes(content)
     file.chmod(mode)
     return file
+
+
+@contextmanager
+def as_other_user(*, uid: int, gid: int) -> Iterator[Callable[[], None]]:
+    """Yields a function that makes this process, which is root's, another user's until the end of the block."""
+    groups = os.getgroups()
+
+    def become() -> None:
+        os.setgroups([gid])
+        os.seteuid(uid)
+
+    try:
+        yield become
+    finally:
+        os.seteuid(0)
+        os.setgroups(groups)
 
 
 @dataclass
