@@ -154,6 +154,20 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The surroundings of an arbitrary uid in a container: no HOME, and nobody knows the user."""
+    pwd = pytest.importorskip("pwd", reason="POSIX's")
+
+    def getpwuid(uid: int) -> object:
+        raise KeyError(f"uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    for name in list(os.environ):
+        if name == "HOME" or name.startswith("XDG_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
 def own_plugins() -> Iterator[None]:
     """Plugins of a test end with it; the built-in ones, registered when they are first imported, stay."""
     load_plugins()

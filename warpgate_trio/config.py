@@ -18,6 +18,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +28,7 @@ import msgspec
 import platformdirs
 import tomli_w
 
+from .environment import settings_in
 from .errors import ConfigError
 from .server_url import MASK, Unfit, nearest, read_turn, read_url, shown_value
 from .server_url import ServerUrl as ServerUrl
@@ -195,8 +197,14 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def default_config_file() -> Path:
-    """The user's own configuration file, which `load_config` reads when it is there."""
-    return platformdirs.user_config_path("warpgate-trio", appauthor=False) / "config.toml"
+    """The user's own configuration file, which `load_config` reads when it is there.
+
+    Raises `ConfigError` for a user without a home directory, as a container with an arbitrary uid has it.
+    """
+    try:
+        return platformdirs.user_config_path("warpgate-trio", appauthor=False) / "config.toml"
+    except RuntimeError as error:  # HOME is not set, and the system does not know the user
+        raise ConfigError("there is no home directory to look for a configuration in; set HOME") from error
 
 
 def load_config(
@@ -226,22 +234,30 @@ def load_config(
     except OSError:  # deleted under our feet; only who names a relative path has to mind
         cwd = Path()
     values: dict[str, object] = {}
-    user_file = default_config_file()
-    if user_file.is_file():
+    user_file = _user_file()
+    if user_file is not None:
         values |= _read_file(user_file, cwd)
     named = file if file is not None else environment.get("WARPGATE_CONFIG") or None
     if named is not None:
         values |= _read_file(Path(named), cwd)
-    for name, text in environment.items():
-        if name.startswith("WARPGATE_") and name not in _NOT_KEYS:
-            key = _ENVIRONMENT.get(name)
-            if key is None:
-                raise ConfigError(f"environment: unknown variable {name}; {nearest(name, _ENVIRONMENT)}")
-            values[key] = _read_value(key, text, _Source(f"environment {name}", cwd, text=True))
+    for name, text in settings_in(environment).items():
+        key = _ENVIRONMENT.get(name)
+        if key is None:
+            raise ConfigError(f"environment: unknown variable {name}; {nearest(name, _ENVIRONMENT)}")
+        values[key] = _read_value(key, text, _Source(f"environment {name}", cwd, text=True))
     for key, value in (overrides or {}).items():
         if value is not None:
             values[key] = _read_value(key, value, _Source("command line", cwd))
     return _assemble(values)
+
+
+def _user_file() -> Path | None:
+    """The user's own file, if there is one that we can know of."""
+    with suppress(ConfigError, OSError):  # OSError: in the home of somebody else, where we may not look
+        file = default_config_file()
+        if file.is_file():
+            return file
+    return None
 
 
 # ------------------------------------------------------------------------------------------------- reading one value
@@ -358,8 +374,6 @@ _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     section.name_of_table: section for section in (IdentityConfig, ListenConfig, Servers, Budgets)
 }
 _ENVIRONMENT: Final = {"WARPGATE_" + key.replace(".", "_").upper(): key for key in _READERS}
-# Variables of ours that are no keys: the file to read; what tests may not skip; the interpreter that scripts use.
-_NOT_KEYS: Final = frozenset({"WARPGATE_CONFIG", "WARPGATE_REQUIRE", "WARPGATE_PYTHON"})
 
 
 # ------------------------------------------------------------------------------------------ files, merging, showing
@@ -378,7 +392,7 @@ def _read_file(path: Path, cwd: Path) -> dict[str, object]:
 def _read_toml(text: str, source: _Source) -> dict[str, object]:
     """The values of a TOML text, checked, by dotted key."""
     try:
-        tables = tomllib.loads(text)
+        tables = tomllib.loads(text.removeprefix("\ufeff"))  # a byte order mark, as editors on Windows write it
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
         raise ConfigError(f"{source.name}: {error}") from error  # tomllib names line and column
     values: dict[str, object] = {}

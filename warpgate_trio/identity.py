@@ -19,6 +19,7 @@ import errno
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn, final
 
@@ -274,8 +275,17 @@ def key_from_peer_id(text: str) -> bytes:
 
 
 def default_key_file() -> Path:
-    """Where the node key of this user is kept unless the configuration says otherwise."""
-    return platformdirs.user_config_path("warpgate-trio", appauthor=False) / "node.key"
+    """Where the node key of this user is kept unless the configuration says otherwise.
+
+    Raises `IdentityError` for a user without a home directory, as a container with an arbitrary uid has it.
+    """
+    try:
+        return platformdirs.user_config_path("warpgate-trio", appauthor=False) / "node.key"
+    except RuntimeError as error:  # HOME is not set, and the system does not know the user
+        raise IdentityError(
+            "there is no home directory to keep the node's key in; set HOME, name a file with identity.key_file "
+            "(--key-file, WARPGATE_IDENTITY_KEY_FILE), or use identity.ephemeral"
+        ) from error
 
 
 def prove(identity: Identity, *, server_key: bytes, session_id: bytes) -> bytes:
@@ -351,42 +361,76 @@ def _create_exclusively(file: Path, content: bytes) -> bool:
     """Make `file` with `content`, whole and readable by its owner only; False when it exists by now."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Written beside the target under a name that nobody guesses, then put in place by an operation that fails when
-        # the target exists: link(2) on POSIX (rename would replace it), rename on Windows (which does not replace).
+        # Written beside the target under a name that nobody guesses, then put in place.
         temporary = file.with_name(f".{file.name}.{host.current().entropy(8).hex()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(temporary, flags, 0o600)
         try:
             with open(descriptor, "wb") as opened:
+                if os.name == "posix":
+                    _check_kept_private(file, os.fstat(descriptor))
                 opened.write(content)
                 opened.flush()
                 os.fsync(descriptor)
-            if os.name == "posix":
-                os.link(temporary, file)
-            else:
-                os.rename(temporary, file)
+            _rename_exclusively(temporary, file)
         except FileExistsError:
             return False
         finally:
             temporary.unlink(missing_ok=True)
         _sync_directory(file.parent)
     except (OSError, ValueError) as error:
-        raise IdentityError(f"the key file {file} cannot be made: {_reason(error)}") from error
+        raise IdentityError(
+            f"the key file {file} cannot be made: {_reason(error)}; name another one, or use an ephemeral identity"
+        ) from error
     return True
 
 
+def _check_kept_private(file: Path, status: os.stat_result) -> None:
+    """Refuse a file system that does not keep modes (FAT, a card of Android's): there, everybody could read the key."""
+    if status.st_mode & 0o077:
+        raise IdentityError(
+            f"the key file {file} cannot be made: its file system lets others at it (mode "
+            f"{stat.S_IMODE(status.st_mode):04o}) whatever we say; name another one, or use an ephemeral identity"
+        )
+
+
+def _rename_exclusively(temporary: Path, file: Path) -> None:
+    """Give a file its name in one step; FileExistsError when somebody has it.
+
+    Windows' rename does just that; POSIX's replaces what has the name, and link(2) does not.  Where there are no hard
+    links (FAT, Android, some network file systems), those who make a key file take turns by a lock on its directory,
+    which ends with its holder, and look before they rename.
+    """
+    if os.name != "posix":
+        os.rename(temporary, file)
+        return
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        raise
+    except OSError:
+        import fcntl
+
+        directory = os.open(file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            if os.path.lexists(file):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), file) from None
+            os.rename(temporary, file)
+        finally:
+            os.close(directory)
+
+
 def _sync_directory(directory: Path) -> None:
-    """Make a new name in `directory` survive a power cut; Windows has no such call."""
+    """Make a new name in `directory` survive a power cut, where the file system can do that for us."""
     if os.name != "posix":
         return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems do not sync directories
-            raise
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # a directory that is not ours to read, or a file system that syncs none: the name is there
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

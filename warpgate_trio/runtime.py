@@ -195,7 +195,7 @@ class NodeRuntime:
             or not known.issued_at <= now + 60  # the clock was set back
             or now > known.issued_at + ADDRESS_LIFETIME // 2
         ):
-            hints = [str(url.without_login) for url in self.config.servers.signal][:MAX_HINTS]
+            hints = list(dict.fromkeys(str(url.published) for url in self.config.servers.signal))[:MAX_HINTS]
             self._published = nat
             for external in (True, False):  # where peers would meet us is worth a few characters, and not a longer text
                 known = PeerAddress.issue(

@@ -23,8 +23,10 @@ import msgspec
 
 from .errors import ConfigError
 
-__all__ = ["ServerUrl", "TurnServer"]  # what else has no underscore is for config.py
+__all__ = ["MAX_URL", "ServerUrl", "TurnServer"]  # what else has no underscore is for config.py
 
+MAX_URL: Final = 256
+"""Characters of a URL without its login, which is how long one in an address may be: a peer could not be told more."""
 MASK: Final = "***"  # stands for a secret
 _MOST_SHOWN: Final = 200  # characters of a value in an error
 
@@ -113,14 +115,23 @@ class ServerUrl(msgspec.Struct, frozen=True):
         return "udp" if self.scheme in ("stun", "ntp") or named == "udp" else "tcp"
 
     @property
-    def without_login(self) -> ServerUrl:
-        """The same server for everybody: what a node publishes."""
-        return msgspec.structs.replace(self, username=None, password=None)
+    def published(self) -> ServerUrl:
+        """The same server for everybody: what a node publishes.
+
+        Without login and query, which may both be secret; a server that lets in nobody without them is none for peers.
+        """
+        return msgspec.structs.replace(self, username=None, password=None, params=())
 
     @property
     def redacted(self) -> str:
-        """The URL without what may be secret, for logs: the password, and the values of the query but `transport`."""
-        params = tuple((name, value if name == "transport" else MASK) for name, value in self.params)
+        """The URL without what may be secret, for logs: the password, and the values of the query but `transport`.
+
+        A name without a value may be the secret itself (``?token``).
+        """
+        params = tuple(
+            (name, value) if name == "transport" else (name, MASK) if value else (MASK, "")
+            for name, value in self.params
+        )
         hidden = msgspec.structs.replace(self, password=None if self.password is None else MASK, params=params)
         return str(hidden).replace(quote(MASK, safe=""), MASK)
 
@@ -183,6 +194,9 @@ def read_url(value: object, *schemes: str) -> ServerUrl:
         value = _parse_url(value)
     if not isinstance(value, ServerUrl) or value.scheme not in schemes:
         raise Unfit(f"expected a URL with the scheme {' or '.join(schemes)}")
+    length = len(str(msgspec.structs.replace(value, username=None, password=None)))
+    if length > MAX_URL:
+        raise Unfit(f"a URL has at most {MAX_URL} characters, its login apart, and this one has {length}")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from ipaddress import ip_address
 
 import pytest
@@ -47,6 +48,7 @@ from warpgate_trio.errors import (
 )
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
 
 # -- life and death ----------------------------------------------------------------------------------------------------
@@ -229,6 +231,31 @@ async def test_the_address_follows_the_machine() -> None:
         assert {str(endpoint.ip) for _, endpoint in second.endpoints()} == {"198.51.100.9"}
         host.skew += 4 * 24 * 3600  # more than half of its life later
         assert alice.address.expires_at > second.expires_at
+
+
+async def test_what_may_be_secret_in_a_url_reaches_its_server_alone(caplog: pytest.LogCaptureFixture) -> None:
+    asked = trio.Event()
+    request = bytearray()
+
+    async def server(stream: trio.SocketStream) -> None:
+        async with stream:
+            request.extend(await stream.receive_some())
+            asked.set()
+
+    caplog.set_level(logging.DEBUG)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    urls = [f"ws://me:{word}@127.0.0.1:{port}/ws?token={word}&{word}" for word in ("hunter2", "hunter3")]
+    async with open_background_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, server, listeners)
+        async with loopback_node(ALICE, config(*urls)) as alice:
+            published = alice.address
+            await asked.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            said = [repr(alice.signal_servers), repr(await alice.netcheck(servers=True)), caplog.text]
+    assert published.signals == (f"ws://127.0.0.1:{port}/ws",)
+    assert b"/ws?token=hunter" in request
+    assert all("hunter" not in each for each in said)
 
 
 async def test_bad_addresses_are_refused_before_anything_is_tried() -> None:

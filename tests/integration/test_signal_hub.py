@@ -117,6 +117,15 @@ async def test_servers_that_differ_in_a_secret_are_told_apart() -> None:
             assert "key=a" not in first
 
 
+async def test_a_hint_leads_to_our_own_server_without_the_secrets_in_our_url() -> None:
+    """A node publishes its servers without login and query, and its peers may use them with theirs."""
+    async with open_rendezvous() as server, hub_for(BOB, server.url) as bob:
+        async with hub_for(ALICE, server.url.replace("//", "//me:pass@") + "/?key=a") as alice:
+            assert await alice.send(BOB.public_key, b"x", hints=[server.url, f"{server.url}/"]) is Delivery.DELIVERED
+            assert len(alice.status()) == 1
+            assert (await bob.receive()).payload == b"x"
+
+
 async def test_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with open_rendezvous(ssl_context=authority.server("127.0.0.1")) as server:

@@ -161,6 +161,21 @@ def test_config_show_names_its_sources_and_masks_secrets(
         assert source in text
 
 
+@pytest.mark.usefixtures("no_home")
+def test_commands_of_a_user_without_a_home(tmp_path: Path, capfd: Capture) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(f"identity.key_file = '{tmp_path / 'node.key'}'")
+    assert call(["id", "--config", str(file)]) == 0
+    assert call(["id", "--key-file", str(tmp_path / "node.key")]) == 0
+    first, second = capfd.readouterr().out.split()
+    assert first == second
+    assert call(["id", "--ephemeral"]) == 0
+    assert call(["config", "--show"]) == 0
+    assert capfd.readouterr().out.count("nowhere: there is no home directory") == 2
+    assert call(["id"]) == 2
+    assert "error: there is no home directory to keep the node's key in; set HOME, name" in capfd.readouterr().err
+
+
 # -- connect, before anything is tried ---------------------------------------------------------------------------------
 
 

@@ -171,6 +171,18 @@ class TestServerUrl:
         assert url.redacted == "wss://name:***@a/path?token=***&transport=x"
         assert repr(url) == f"ServerUrl('{url.redacted}')"
         assert "secret" in str(url)
+        assert ServerUrl.parse("ws://a?secret").redacted == ServerUrl.parse("ws://a?secret=").redacted == "ws://a?***="
+
+    @pytest.mark.parametrize(
+        ("text", "published"),
+        [
+            ("wss://name:secret@a:5/path?token=secret&secret", "wss://a:5/path"),
+            ("wss://a/?token=secret", "wss://a/"),
+            ("mqtts://name@a/topics", "mqtts://a/topics"),
+        ],
+    )
+    def test_publishes_no_secrets(self, text: str, published: str) -> None:
+        assert str(ServerUrl.parse(text).published) == published
 
     @pytest.mark.parametrize(
         "text",
@@ -502,6 +514,28 @@ class TestLoad:
         with pytest.raises(ConfigError, match=reason):
             load_config(env=env)
 
+    @pytest.mark.parametrize("start", ["ws://a.example/", "ws://a.example/?jwt=", "wss://me:pass@a.example/"])
+    def test_a_url_that_no_address_has_room_for(self, start: str, home: Home) -> None:
+        """Refused where it stands: an address that names it could not be issued."""
+        longest = start + "p" * (256 - len(start.replace("me:pass@", "")))
+        longer = longest + "p"
+        file = home.write("a.toml", f"servers.websocket = ['ws://b', '{longer}']")
+        said = "a URL has at most 256 characters, its login apart, and this one has 257"
+        with pytest.raises(ConfigError, match=rf"a.toml: servers.websocket\[1\] = 'wss?:.*: {said}"):
+            load_config(file=file, env={})
+        with pytest.raises(
+            ConfigError, match=rf"environment WARPGATE_SERVERS_WEBSOCKET: servers.websocket\[0\].*{said}"
+        ):
+            load_config(env={"WARPGATE_SERVERS_WEBSOCKET": longer})
+        for url in (longer, ServerUrl.parse(longer)):
+            with pytest.raises(ConfigError, match=rf"servers.websocket\[0\] = .*{said}"):
+                load_config(env={}, overrides={"servers.websocket": [url]})
+        assert len(str(Servers(websocket=[longest]).websocket[0].published)) <= 256
+
+    def test_a_long_password_is_no_long_url(self) -> None:
+        (url,) = Servers(mqtt=[f"mqtts://me:{'e' * 800}@a.example"]).mqtt
+        assert str(url.published) == "mqtts://a.example"
+
     def test_overrides(self, home: Home) -> None:
         made = load_config(
             env={},
@@ -553,6 +587,85 @@ class TestLoad:
         home.write_user_file("[listen]\nprot = 1")
         with pytest.raises(ConfigError, match=r"config.toml: unknown key listen.prot; the nearest"):
             load_config(env={})
+
+    @pytest.mark.usefixtures("no_home")
+    def test_a_user_without_a_home(self, tmp_path: Path) -> None:
+        file = tmp_path / "node.toml"
+        file.write_text("listen.port = 5")
+        assert load_config(env={}) == NodeConfig()
+        assert load_config(env={"WARPGATE_LISTEN_PORT": "4"}).listen.port == 4
+        assert load_config(file=file, env={}).listen.port == 5
+        with pytest.raises(ConfigError, match=r"no home directory .*; set HOME"):
+            config.default_config_file()
+        with pytest.raises(ConfigError, match=r"~/k'?: the home directory that '~' stands for is not known"):
+            load_config(env={"WARPGATE_IDENTITY_KEY_FILE": "~/k"})
+
+    def test_the_home_of_somebody_else(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``sudo -u nobody`` keeps HOME, where nobody may not even look."""
+
+        def is_file(path: Path) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "is_file", is_file)
+        assert load_config(env={}) == NodeConfig()
+
+    @pytest.mark.parametrize("mark", ["", "\ufeff"])
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_as_an_editor_on_windows_saves_it(self, mark: str, end: str, home: Home) -> None:
+        text = mark + end.join(["# \u00fcber", "[listen]", "port = 5", "[servers]", "stun = [", " 'stun:a',", "]", ""])
+        file = home.path / "a.toml"
+        file.write_bytes(text.encode())
+        for made in (load_config(file=file, env={}), NodeConfig.from_toml(text, base_dir="/")):
+            assert made.listen.port == 5
+            assert made.servers.stun == (ServerUrl.parse("stun:a"),)
+
+    def test_utf_16_is_refused_with_a_sentence(self, home: Home) -> None:
+        file = home.path / "a.toml"
+        file.write_bytes("listen.port = 5".encode("utf-16"))
+        with pytest.raises(ConfigError, match=r"a\.toml cannot be read: 'utf-8' codec"):
+            load_config(file=file, env={})
+
+    def test_variables_of_services_are_passed_over(self, home: Home) -> None:
+        """What Kubernetes, and Docker's links, make of the names of what runs beside us."""
+        services = {"": "10.96.0.7:8765", "STUN_": "[fd00::8]:3478", "LISTEN_": "10.96.0.9:80", "A_2_PORT_": "a:1"}
+        env: dict[str, str] = {}
+        for name, place in services.items():
+            host, _, port = place.rpartition(":")
+            env |= {
+                f"WARPGATE_{name}SERVICE_HOST": host,
+                f"WARPGATE_{name}SERVICE_PORT": port,
+                f"WARPGATE_{name}SERVICE_PORT_SIGNAL_2": port,
+                f"WARPGATE_{name}PORT": f"udp://{place}",
+                f"WARPGATE_{name}NAME": "/web/warpgate",
+                f"WARPGATE_{name}ENV_LISTEN_PORT": "7",
+            }
+            for protocol in ("TCP", "UDP", "SCTP"):
+                made = f"WARPGATE_{name}PORT_{port}_{protocol}"
+                env |= {
+                    made: f"{protocol.lower()}://{place}",
+                    f"{made}_PROTO": protocol.lower(),
+                    f"{made}_PORT": port,
+                    f"{made}_ADDR": host,
+                }
+        assert load_config(env=env) == NodeConfig()
+        assert load_config(env={**env, "WARPGATE_LISTEN_PORT": "5"}).listen.port == 5
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("WARPGATE_SERVERS_STUNN", "stun:a"),
+            ("WARPGATE_SERVICES_STUN", "stun:a"),
+            ("WARPGATE_PORT", "8765"),
+            ("WARPGATE_SERVER_PORT", "8765"),
+            ("WARPGATE_PORT_TCP", "tcp://10.0.0.1:5"),
+            ("WARPGATE_NAME", "me"),
+            ("WARPGATE_SERVICE", "10.0.0.1"),
+            ("WARPGATE_", ""),
+        ],
+    )
+    def test_what_is_no_variable_of_a_service_is_told(self, name: str, value: str, home: Home) -> None:
+        with pytest.raises(ConfigError, match=f"unknown variable {name}; the nearest known one is WARPGATE_"):
+            load_config(env={name: value})
 
     def test_working_directory_that_is_gone(self, home: Home) -> None:
         home.cwd.rmdir()

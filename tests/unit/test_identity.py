@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import ssl
@@ -131,6 +132,11 @@ class TestIdentity:
     def test_default_key_file(self) -> None:
         assert identity.default_key_file().parts[-2:] == ("warpgate-trio", "node.key")
 
+    @pytest.mark.usefixtures("no_home")
+    def test_a_user_without_a_home(self) -> None:
+        with pytest.raises(IdentityError, match=r"no home directory .* set HOME, name a file with identity.key_file"):
+            identity.default_key_file()
+
 
 class TestKeyFile:
     @posix
@@ -174,6 +180,57 @@ class TestKeyFile:
         assert Identity.load_or_create(file).peer_id == BOB.peer_id
         assert file.read_bytes() == BOB.private_key_pem()
         assert [path.name for path in tmp_path.iterdir()] == ["node.key"]
+
+    @posix
+    @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+    def test_where_there_are_no_hard_links(self, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "link", refusing(number))
+        self.test_is_made_private_with_its_directory(tmp_path)
+
+    @posix
+    def test_where_there_are_no_hard_links_all_get_one_identity(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+        self.test_all_who_start_at_once_get_one_identity(tmp_path)
+
+    @posix
+    async def test_where_there_are_no_hard_links_nothing_is_overwritten(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+        await self.test_who_loses_the_race_takes_the_winner_s(tmp_path)
+
+    @posix
+    def test_a_file_system_that_keeps_no_modes_gets_no_key(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = os.open
+        monkeypatch.setattr(os, "open", lambda path, flags, mode=0o777: real(path, flags, mode and 0o644))
+        with pytest.raises(IdentityError, match=r"its file system lets others at it .mode 0644. whatever we say"):
+            Identity.load_or_create(tmp_path / "node.key")
+        assert list(tmp_path.iterdir()) == []
+
+    @posix
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EBADF])
+    def test_a_directory_that_cannot_be_synced(
+        self, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        made = Identity.load_or_create(tmp_path / "node.key")
+        assert Identity.load(tmp_path / "node.key").peer_id == made.peer_id
+
+    @pytest.mark.parametrize("change", [b"\xef\xbb\xbf%b", b"# mine\r\n%b"])
+    def test_as_an_editor_on_windows_saves_it(self, change: bytes, tmp_path: Path) -> None:
+        content = change % ALICE.private_key_pem().replace(b"\n", b"\r\n")
+        assert Identity.load(key_file(tmp_path, content)).peer_id == ALICE.peer_id
 
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(IdentityError, match="there is no key file"):
@@ -290,7 +347,7 @@ class TestKeyFile:
         with pytest.raises(IdentityError, match="there is no key file"):
             Identity.load_or_create(tmp_path / "node.key")
         (tmp_path / "dead").symlink_to(tmp_path / "nowhere")
-        with pytest.raises(IdentityError, match="cannot be made: File exists"):
+        with pytest.raises(IdentityError, match="cannot be made: File exists; name another one, or use an ephemeral"):
             Identity.load_or_create(tmp_path / "dead" / "node.key")
 
     def test_identity_errors_are_configuration_errors(self) -> None:
@@ -444,6 +501,15 @@ def key_file(directory: Path, content: bytes, mode: int = 0o600) -> Path:
     file.write_bytes(content)
     file.chmod(mode)
     return file
+
+
+def refusing(number: int) -> Callable[..., None]:
+    """A system call that fails, always in the same way."""
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
 @contextmanager

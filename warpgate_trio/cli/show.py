@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -57,20 +58,29 @@ def config_command(settings: Settings, *, show: bool, node_options: NodeOptions)
 def _sources(options: NodeOptions) -> list[str]:
     """Where values come from, the strongest first."""
     from ..config import default_config_file
+    from ..environment import settings_in
     from ..identity import default_key_file
 
     overrides = sorted(options.overrides())
-    ignored = {"WARPGATE_CONFIG", "WARPGATE_REQUIRE", "WARPGATE_PYTHON"}
-    variables = sorted(name for name in os.environ if name.startswith("WARPGATE_") and name not in ignored)
+    variables = sorted(settings_in(os.environ))
     named = options.config_file or os.environ.get("WARPGATE_CONFIG")
     via = "--config" if options.config_file is not None else "WARPGATE_CONFIG"
-    user_file = default_config_file()
     return [
         "the configuration in effect, from these sources, the strongest first:",
         f"  command line: {', '.join(overrides) or 'nothing'}",
         f"  environment: {', '.join(variables) or 'nothing'}",
         f"  file: {Path(named).absolute()} ({via})" if named else "  file: none (--config or WARPGATE_CONFIG name one)",
-        f"  user's file: {user_file}{'' if user_file.is_file() else ' (not there)'}",
+        f"  user's file: {_in_home(default_config_file)}",
         "  defaults: the rest",
-        f"a key file that is not named is {default_key_file()}",
+        f"a key file that is not named is {_in_home(default_key_file)}",
     ]
+
+
+def _in_home(find: Callable[[], Path]) -> str:
+    from ..errors import ConfigError
+
+    try:
+        file = find()
+    except ConfigError:
+        return "nowhere: there is no home directory"
+    return str(file) if os.path.isfile(file) else f"{file} (not there)"

@@ -140,7 +140,8 @@ class SignalHub:
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None or any(url.tls for url in servers):
             self._trust()  # so that a bad file is found now, not at the first connection
-        self._own = [_Slot(url, visiting=False) for url in {_place(url): url for url in servers}.values()]
+        distinct = {(_place(url), url.params): url for url in servers}
+        self._own = [_Slot(url, visiting=False) for url in distinct.values()]
         for number, slot in enumerate(self._own):
             if any(slot.key == other.key for other in self._own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
@@ -509,5 +510,5 @@ _Place: TypeAlias = tuple[str, str, int, str]
 
 
 def _place(url: ServerUrl) -> _Place:
-    """What makes two URLs the same server: a hint does not carry the login that our own configuration has."""
-    return (url.scheme, url.host, url.port, url.target)
+    """What makes two URLs the same server: a hint has neither the login nor the query that our configuration has."""
+    return (url.scheme, url.host, url.port, url.path or "/")
