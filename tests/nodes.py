@@ -66,6 +66,9 @@ class LoopbackHost:
     def entropy(self, n: int) -> bytes:
         return self._real.entropy(n)
 
+    def spare_descriptors(self) -> int:
+        return self._real.spare_descriptors()
+
     def machine_fingerprint(self) -> bytes:
         return self._fingerprint
 

@@ -37,6 +37,7 @@ from .server_url import TurnServer as TurnServer
 __all__ = [
     "Budgets",
     "IdentityConfig",
+    "InterfacesConfig",
     "ListenConfig",
     "NodeConfig",
     "ServerUrl",
@@ -84,6 +85,28 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
     name_of_table = "listen"
 
     port: int = 0
+
+
+@final
+class InterfacesConfig(_Section, frozen=True, kw_only=True):
+    """Which network interfaces the node uses: publishes the addresses of, measures, and binds sockets to.
+
+    Globs of their names (``eth*``, ``wg0``), whatever their case.  It listens on every address all the same.
+
+    Attributes:
+      include: only these, among them virtual ones; empty for all but those that lead only to containers and virtual
+        machines on this machine.
+      exclude: not these, whatever `include` says.
+    """
+
+    name_of_table = "interfaces"
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    if TYPE_CHECKING:  # what __post_init__ makes true: any iterable is accepted
+
+        def __init__(self, *, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None: ...
 
 
 @final
@@ -179,6 +202,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     identity: IdentityConfig = msgspec.field(default_factory=IdentityConfig)
     listen: ListenConfig = msgspec.field(default_factory=ListenConfig)
+    interfaces: InterfacesConfig = msgspec.field(default_factory=InterfacesConfig)
     servers: Servers = msgspec.field(default_factory=Servers)
     budgets: Budgets = msgspec.field(default_factory=Budgets)
 
@@ -334,6 +358,12 @@ def _expanded(path: Path) -> Path:
         raise Unfit("the home directory that '~' stands for is not known") from None
 
 
+def _read_glob(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise Unfit("expected a glob of interface names, as 'wg*'")
+    return value
+
+
 def _read_urls(*schemes: str) -> _Reader:
     return _read_list(lambda item: read_url(item, *schemes), f"{' and '.join(schemes)} URLs")
 
@@ -361,6 +391,8 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "identity.key_file": _read_path,
     "identity.ephemeral": _read_flag,
     "listen.port": _read_port,
+    "interfaces.include": _read_list(_read_glob, "globs of interface names"),
+    "interfaces.exclude": _read_list(_read_glob, "globs of interface names"),
     "servers.websocket": _read_urls("ws", "wss"),
     "servers.mqtt": _read_urls("mqtt", "mqtts"),
     "servers.stun": _read_urls("stun", "stuns"),
@@ -371,7 +403,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
 } | {f"budgets.{name}": _read_seconds for name in Budgets.__struct_fields__}
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {
-    section.name_of_table: section for section in (IdentityConfig, ListenConfig, Servers, Budgets)
+    section.name_of_table: section for section in (IdentityConfig, ListenConfig, InterfacesConfig, Servers, Budgets)
 }
 _ENVIRONMENT: Final = {"WARPGATE_" + key.replace(".", "_").upper(): key for key in _READERS}
 

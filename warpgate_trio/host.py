@@ -9,8 +9,10 @@ both installed, the code that users run is, line for line, the code that is simu
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import hmac
+import logging
 import os
 import random
 import re
@@ -20,9 +22,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final, Protocol, final
+from typing import Final, Protocol, TypeAlias, final
 
 import psutil
 import trio
@@ -30,6 +33,7 @@ import trio
 __all__ = [
     "HOST_ID_LENGTH",
     "HOST_SALT_LENGTH",
+    "RESERVED_DESCRIPTORS",
     "Host",
     "Interface",
     "InterfaceAddress",
@@ -39,6 +43,11 @@ __all__ = [
     "set_provider",
 ]
 
+logger: logging.Logger = logging.getLogger(__name__)
+
+RESERVED_DESCRIPTORS: Final = 64
+"""That sockets opened in bulk leave to the rest of the process, or a quarter where that is less: connections that come
+in, names that are looked up, the application's files.  Of the usual limits, 1,024 and 256, most is left for a spray."""
 HOST_SALT_LENGTH: Final = 8
 HOST_ID_LENGTH: Final = 16
 _FINGERPRINT_LENGTH: Final = 32  # of SHA-256
@@ -52,10 +61,14 @@ class InterfaceAddress:
     Attributes:
       ip: the address, without an IPv6 scope id (the interface's index is the scope).
       prefix: the length of its network's prefix, in bits.
+      is_deprecated: on its way out (RFC 4862 §5.5.4): still good, and nothing new should start from it.
+      is_temporary: one of those that change every day, so that who is called cannot be followed by it (RFC 8981).
     """
 
     ip: IPv4Address | IPv6Address
     prefix: int
+    is_deprecated: bool = False
+    is_temporary: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +81,7 @@ class Interface:
       addresses: in the order in which the operating system lists them.
       is_loopback: whether it leads only to this machine.
       is_virtual: whether it leads only to containers or virtual machines on this machine, going by its name.
+      is_excluded: whether the configuration leaves it out; its addresses are this machine's nevertheless.
     """
 
     name: str
@@ -75,13 +89,24 @@ class Interface:
     addresses: tuple[InterfaceAddress, ...]
     is_loopback: bool
     is_virtual: bool
+    is_excluded: bool = False
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a node publishes its addresses, measures it, and binds sockets to it."""
+        return not (self.is_loopback or self.is_virtual or self.is_excluded)
 
 
 class Host(Protocol):
     """What the package asks of a machine, sockets apart."""
 
     def interfaces(self) -> tuple[Interface, ...]:
-        """The interfaces that are up now, those without an address too."""
+        """The interfaces that are up now, those without an address too.
+
+        Addresses that cannot be used are left out: not yet known to be nobody else's (tentative), or known to be
+        somebody else's (RFC 4862 §5.4).  Where the system tells nothing of its interfaces, there is one for each
+        address that its routes name.
+        """
         ...
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
@@ -99,6 +124,10 @@ class Host(Protocol):
     @property
     def random(self) -> random.Random:
         """Randomness for jitter and for choosing ports; never for secrets."""
+        ...
+
+    def spare_descriptors(self) -> int:
+        """How many sockets may be opened in bulk: what the process may have, less what it has open, less a reserve."""
         ...
 
     def machine_fingerprint(self) -> bytes:
@@ -163,12 +192,20 @@ class RealHost:
         self._random = random.Random()
 
     def interfaces(self) -> tuple[Interface, ...]:
+        try:
+            listed = psutil.net_if_addrs()
+        except OSError as error:  # no netlink: a sandbox, systemd's RestrictAddressFamilies, Android
+            _tell_of_missing_list(str(error))
+            return _interfaces_by_routes(self.source_address)
         addresses = {
             name: [(entry.address, entry.netmask) for entry in entries if entry.family in _IP_FAMILIES]
-            for name, entries in psutil.net_if_addrs().items()
+            for name, entries in listed.items()
         }
-        flags = {name: set(stats.flags.split(",")) for name, stats in psutil.net_if_stats().items() if stats.isup}
-        return _interfaces(addresses, flags, _kernel_index)
+        try:
+            flags = {name: set(stats.flags.split(",")) for name, stats in psutil.net_if_stats().items() if stats.isup}
+        except OSError:  # no /proc, or one that may not be read: what has an address is taken for up
+            flags = {name: set() for name in addresses}
+        return _interfaces(addresses, flags, _kernel_index, _v6_states())
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         # Connecting a datagram socket only looks up the route: it neither sends nor waits, hence no trio.socket, which
@@ -193,6 +230,17 @@ class RealHost:
     @property
     def random(self) -> random.Random:
         return self._random
+
+    def spare_descriptors(self) -> int:
+        if sys.platform == "win32":  # sockets are no files there, and nothing like this limits them
+            return _NO_LIMIT
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            return _NO_LIMIT
+        reserve = min(RESERVED_DESCRIPTORS, limit // 4)
+        return max(0, limit - reserve - _open_descriptors(limit))
 
     def machine_fingerprint(self) -> bytes:
         # Machine ids are copied with images and containers; a boot id tells two running copies apart, and a network
@@ -221,6 +269,8 @@ _VIRTUAL_NAMES: Final = (
     "podman*",  # podman0 and further Podman bridges
 )
 
+_NO_LIMIT: Final = 1 << 20  # of descriptors
+
 # Kernel indexes are small (and 32 bits wide at most); those that we make up start above.
 _FIRST_INVENTED_INDEX: Final = 1 << 20
 
@@ -232,10 +282,22 @@ def _is_virtual(name: str) -> bool:
     return _is_virtual_name(name.lower()) is not None
 
 
+# Of an IPv6 address, in the kernel's if_addr.h.
+_TEMPORARY: Final = 0x01
+_OPTIMISTIC: Final = 0x04  # in use while it is being looked for (RFC 4429)
+_DAD_FAILED: Final = 0x08
+_DEPRECATED: Final = 0x20
+_TENTATIVE: Final = 0x40
+
+_States: TypeAlias = Mapping[tuple[str, IPv4Address | IPv6Address], int]
+"""What is known of addresses beyond what psutil says: by interface and address, the kernel's flags."""
+
+
 def _interfaces(
     addresses: Mapping[str, Sequence[tuple[str, str | None]]],
     flags: Mapping[str, set[str]],
     index_of: Callable[[str], int | None],
+    states: _States,
 ) -> tuple[Interface, ...]:
     """What psutil says, (address, netmask) pairs by name and flags by name of those that are up, as `Interface`s."""
     merged: dict[str, list[InterfaceAddress]] = {name: [] for name in flags}
@@ -243,8 +305,19 @@ def _interfaces(
         # An address with a label ("eth0:backup", Linux) is listed apart; it is of the interface before the colon.
         owner = name if name in flags else name.partition(":")[0]
         if owner in merged:
-            found = [InterfaceAddress(ip=_parse_ip(text), prefix=_prefix(text, mask)) for text, mask in pairs]
-            merged[owner] += [address for address in found if address not in merged[owner]]
+            for text, mask in pairs:
+                ip = _parse_ip(text)
+                state = states.get((owner, ip), 0)
+                if state & _DAD_FAILED or (state & _TENTATIVE and not state & _OPTIMISTIC):
+                    continue
+                address = InterfaceAddress(
+                    ip=ip,
+                    prefix=_prefix(ip, mask),
+                    is_deprecated=bool(state & _DEPRECATED),
+                    is_temporary=bool(state & _TEMPORARY),
+                )
+                if address not in merged[owner]:
+                    merged[owner].append(address)
     result: list[Interface] = []
     for position, (name, found) in enumerate(merged.items()):
         index = index_of(name)
@@ -261,6 +334,68 @@ def _interfaces(
     return tuple(sorted(result, key=lambda interface: interface.index))
 
 
+def _v6_states() -> _States:
+    """The flags of this machine's IPv6 addresses; nothing where the system does not tell (psutil never does)."""
+    if sys.platform != "linux":
+        return {}
+    try:  # of this thread, as in `_network_namespace`; not there without IPv6
+        with open("/proc/thread-self/net/if_inet6", encoding="utf-8", errors="surrogateescape") as file:
+            return _parse_if_inet6(file.read())
+    except OSError:
+        return {}
+
+
+def _parse_if_inet6(text: str) -> _States:
+    """Its lines: address, index, length of the prefix, scope, flags, all in hexadecimal, and the interface's name."""
+    rows = (line.split() for line in text.splitlines())
+    return {(row[5], IPv6Address(int(row[0], 16))): int(row[4], 16) for row in rows if len(row) == 6}
+
+
+# Where the interfaces cannot be listed, our own addresses are those from which packets to these would leave.  None is
+# sent.  The first of a family are documentation's (RFC 5737, RFC 3849), for which the default route speaks; then
+# private networks, to which a VPN may lead.
+_LANDMARKS: Final = tuple(
+    ip_address(text)
+    for text in ("127.0.0.1", "::1", "192.0.2.1", "2001:db8::1", "10.0.0.1", "172.16.0.1", "192.168.0.1", "fd00::1")
+)
+
+
+def _interfaces_by_routes(
+    source_address: Callable[[IPv4Address | IPv6Address], IPv4Address | IPv6Address | None],
+) -> tuple[Interface, ...]:
+    """One interface for each address that the routes name; nobody tells its real name, index and prefix."""
+    sources = dict.fromkeys(source for dest in _LANDMARKS if (source := source_address(dest)) is not None)
+    return tuple(
+        Interface(
+            name="unnamed",
+            index=_FIRST_INVENTED_INDEX + position,
+            addresses=(InterfaceAddress(ip=ip, prefix=ip.max_prefixlen),),
+            is_loopback=ip.is_loopback,
+            is_virtual=False,
+        )
+        for position, ip in enumerate(sources)
+    )
+
+
+@functools.cache  # said once
+def _tell_of_missing_list(why: str) -> None:
+    logger.warning("this system does not list its network interfaces (%s): only addresses on its routes are known", why)
+
+
+def _open_descriptors(limit: int) -> int:
+    """How many descriptors this process has open, of `limit`."""
+    folder = {"linux": "/proc/self/fd", "darwin": "/dev/fd"}.get(sys.platform)
+    try:
+        if folder is not None:
+            with suppress(FileNotFoundError, PermissionError):  # no /proc
+                return len(os.listdir(folder)) - 1  # without the one that lists them
+        lowest_free = os.open(os.devnull, os.O_RDONLY)  # POSIX: so many at least are open
+    except OSError:  # EMFILE
+        return limit
+    os.close(lowest_free)
+    return lowest_free
+
+
 def _kernel_index(name: str) -> int | None:
     try:
         return socket.if_nametoindex(name)
@@ -272,8 +407,7 @@ def _parse_ip(text: str) -> IPv4Address | IPv6Address:
     return ip_address(text.partition("%")[0])
 
 
-def _prefix(address: str, mask: str | None) -> int:
-    ip = _parse_ip(address)
+def _prefix(ip: IPv4Address | IPv6Address, mask: str | None) -> int:
     if not mask:
         # Point-to-point IPv4 has no network.  On Windows psutil gives no IPv6 masks; networks are /64 (RFC 4291 2.5.1).
         return 32 if ip.version == 4 else 64

@@ -2,7 +2,8 @@
 
 A machine has more addresses than a record has room for: bridges of virtual machines, a dozen temporary IPv6 addresses
 (RFC 8981), aliases.  Each one that is published costs whoever dials a connection attempt, and those that nobody else
-can reach cost it for nothing.  So `describe_interfaces` takes a few per interface, public ones first.
+can reach cost it for nothing.  So `describe_interfaces` takes a few per interface, public ones first, of those that
+are going to last.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from .address_scope import is_public
 from .endpoint import MAX_INTERFACES, AddressInterface, Endpoint, EndpointKind, Transport
 
 if TYPE_CHECKING:
-    from .host import Interface
+    from .host import Interface, InterfaceAddress
 
-__all__ = ["describe_interfaces"]
+__all__ = ["describe_interfaces", "lasting_addresses"]
 
 _MAX_V4_ADDRESSES: Final = 4  # of one interface; more are aliases that lead to the same place
 _MAX_V6_ADDRESSES: Final = 2  # of one interface; privacy extensions (RFC 8981) collect a dozen
@@ -29,26 +30,24 @@ def describe_interfaces(
     *,
     port_v4: int | None,
     port_v6: int | None,
-    include_virtual: bool = False,
 ) -> tuple[AddressInterface, ...]:
     """What a node that listens on TCP publishes of its machine's interfaces (`Host.interfaces()`).
 
-    For each address of an interface that is neither loopback nor virtual: a NIC endpoint, and when `is_public` also an
-    EXT endpoint with the NIC one as its base.  Link-local and multicast addresses are left out.  A port of None leaves
-    its family out.  Of one interface at most 2 IPv6 and 4 IPv4 addresses are taken, public ones first; where a machine
-    has more than a record holds, interfaces with public addresses go first.  A machine that has nothing else publishes
-    its loopback, since its own programs can still reach each other.
+    For each of an interface's `lasting_addresses`, if it is used at all (`Interface.is_used`): a NIC endpoint, and when
+    `is_public` also an EXT endpoint with the NIC one as its base.  A port of None leaves its family out.  Of one
+    interface at most 2 IPv6 and 4 IPv4 addresses are taken; where a machine has more than a record holds, interfaces
+    with public addresses go first.  A machine that has nothing else publishes its loopback, since its own programs can
+    still reach each other.
     """
     described: list[tuple[bool, AddressInterface]] = []
     for interface in host_interfaces:
-        if interface.is_loopback or (interface.is_virtual and not include_virtual):
+        if not interface.is_used:
             continue
         endpoints: list[Endpoint] = []
         for version, port, most in ((4, port_v4, _MAX_V4_ADDRESSES), (6, port_v6, _MAX_V6_ADDRESSES)):
             if port is None:
                 continue
-            usable = [each for each in interface.addresses if each.ip.version == version and _is_usable(each.ip)]
-            for address in sorted(usable, key=lambda each: not is_public(each.ip))[:most]:
+            for address in lasting_addresses(interface, version)[:most]:
                 nic = len(endpoints)
                 endpoints.append(
                     Endpoint.make(
@@ -80,6 +79,28 @@ def describe_interfaces(
             room -= len(each.endpoints)
     found = tuple(each for _, each in described if each.index in chosen)
     return found or _loopback_only(port_v4, port_v6)
+
+
+def lasting_addresses(interface: Interface, version: int) -> list[InterfaceAddress]:
+    """An interface's addresses of one family that are good for others for as long as can be, public ones first.
+
+    Link-local and multicast addresses are left out.  Of the public ones, and of the others, those that are deprecated
+    are left out where there is one that is not, as nothing leads to them once a provider has renumbered; and then those
+    that are temporary (RFC 8981) where there is a stable one: they are gone in a day or two, while what is published is
+    good for a week, and who is told it knows the peer id, which never changes.  (What a node connects *from* is the
+    system's choice, which takes temporary ones where they are switched on.)
+    """
+    ours = [each for each in interface.addresses if each.ip.version == version and _is_usable(each.ip)]
+    kept: list[InterfaceAddress] = []
+    for public in (True, False):
+        kind = [each for each in ours if is_public(each.ip) is public]
+        best = min(map(_wear, kind), default=None)
+        kept += [each for each in kind if _wear(each) == best]
+    return kept
+
+
+def _wear(address: InterfaceAddress) -> tuple[bool, bool]:
+    return address.is_deprecated, address.is_temporary
 
 
 def _loopback_only(port_v4: int | None, port_v6: int | None) -> tuple[AddressInterface, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 import msgspec
 
-from .address import is_public
+from .interfaces import lasting_addresses
 from .nat.abilities import Abilities, abilities
 from .nat.profile import NatProfile, TransportProfile, delta_type, describe, nat_type
 
@@ -185,9 +185,10 @@ def plan_paths(interfaces: Sequence[Interface], af: Family, source: IpAddress | 
             if each.ip.version == af and not (each.ip.is_link_local or each.ip.is_multicast or each.ip.is_unspecified)
         )
         main = source is not None and source in ours
-        if not ours or ((interface.is_loopback or interface.is_virtual) and not main):
+        if not ours or not (interface.is_used or main):
             continue
-        address = source if main and source is not None else next((ip for ip in ours if is_public(ip)), ours[0])
+        lasting = [each.ip for each in lasting_addresses(interface, af)] or ours
+        address = source if main and source is not None else lasting[0]
         found.append(Path(interface.name, af, address, ours, main=main))
     return sorted(found, key=lambda path: not path.main)[:MAX_INTERFACES]
 

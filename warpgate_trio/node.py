@@ -14,6 +14,7 @@ import trio
 from . import host as machine
 from .address import PeerAddress
 from .auto_connect import Factory, PlannedWalk, walk
+from .chosen_interfaces import choose_interfaces
 from .combos import Combo, RouteType
 from .config import NodeConfig
 from .errors import AddressExpired, AttemptFailed, ConfigError, ConnectError, PeerRefused, SignalError
@@ -356,7 +357,7 @@ async def open_node(
         runtime = NodeRuntime(
             identity=identity,
             config=config,
-            host=machine.current(),
+            host=choose_interfaces(machine.current(), config.interfaces),
             loaded=loaded,
             authorize=authorize,
             sockets=sockets,

@@ -229,11 +229,11 @@ class RandomProbe(Plugin):
             await race.wait_opened()
 
     async def _open_sockets(self, race: DatagramRace, count: int) -> Sequence[int]:
-        """As many as the system gives, at least one."""
+        """As many as this process can spare, and the system gives; at least one."""
         ip = race.ports[0].local[0]
         numbers: list[int] = []
         with suppress(OSError):  # EMFILE, ENOBUFS: fewer of them are worth less, and not nothing
-            for _ in range(count):
+            for _ in range(min(count, self.node.host.spare_descriptors())):
                 numbers.append(race.use(await self.node.udp_ports.open(ip)))
         if not numbers:
             raise AttemptFailed("no socket could be opened")

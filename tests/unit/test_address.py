@@ -670,10 +670,9 @@ class TestDescribeInterfaces:
             "3 ext tcp 198.51.100.7:4000 /None 0",
         ]
 
-    def test_virtual_interfaces_on_request(self) -> None:
+    def test_virtual_interfaces_are_left_out(self) -> None:
         interfaces = [interface(4, "172.17.0.1/16", is_virtual=True)]
         assert shown(describe_interfaces(interfaces, port_v4=1, port_v6=1)) == ONLY_LOOPBACK
-        assert len(describe_interfaces(interfaces, port_v4=1, port_v6=1, include_virtual=True)) == 1
 
     def test_a_family_without_a_port_is_left_out(self) -> None:
         interfaces = [interface(2, "192.168.1.5/24", "fd00::5/64")]

@@ -13,6 +13,7 @@ from warpgate_trio import config
 from warpgate_trio.config import (
     Budgets,
     IdentityConfig,
+    InterfacesConfig,
     ListenConfig,
     NodeConfig,
     Servers,
@@ -341,6 +342,7 @@ class TestInCode:
 FULL = NodeConfig(
     identity=IdentityConfig(key_file=Path("/keys/node.key"), ephemeral=True),
     listen=ListenConfig(port=4433),
+    interfaces=InterfacesConfig(include=["eth*", "vEthernet (External)"], exclude=["tun?"]),
     servers=Servers(
         websocket=["wss://name:p%40ss@a/x?k=v", "ws://[::1]:5"],
         mqtt=["mqtts://m"],
@@ -360,7 +362,9 @@ class TestToml:
         assert NodeConfig.from_toml(made.to_toml(), base_dir="/") == made
 
     def test_defaults_are_written_and_none_is_not(self) -> None:
-        assert NodeConfig().to_toml().startswith("[identity]\nephemeral = false\n\n[listen]\nport = 0\n\n[servers]\n")
+        assert (
+            NodeConfig().to_toml().startswith("[identity]\nephemeral = false\n\n[listen]\nport = 0\n\n[interfaces]\n")
+        )
 
     def test_turn_servers_as_text_and_as_table(self) -> None:
         text = 'servers.turn = ["turn:n:p@a", {url = "turn:b", username = "n", password = "p"}, {url = "turn:c"}]'
@@ -395,6 +399,12 @@ class TestToml:
             ("[budgets]\npunch = '1'", "budgets.punch = '1': expected a number of seconds above 0"),
             ("[budgets]\npunch = 0x" + "f" * 9000, "budgets.punch = a huge number: expected"),
             ("[budgets]\npunch = " + "9" * 400, "budgets.punch = a huge number: expected"),
+            (
+                "[interfaces]\ninclude = 'eth0'",
+                "interfaces.include = 'eth0': expected a list of globs of interface names",
+            ),
+            ("[interfaces]\nexclude = ['a', '']", r"interfaces.exclude\[1\] = '': expected a glob of interface names"),
+            ("[interfaces]\nexclude = [1]", r"interfaces.exclude\[0\] = 1: expected a glob of interface names, as 'wg"),
             ("[servers]\nstun = 'stun:a'", "servers.stun = 'stun:a': expected a list of stun and stuns URLs"),
             ("[servers]\nstun = {a = 1}", "servers.stun = {a: 1}: expected a list"),
             ("[servers]\nstun = ['stun:a', 1]", r"servers.stun\[1\] = 1: expected a URL with the scheme stun or stuns"),
@@ -469,6 +479,8 @@ class TestLoad:
                 "WARPGATE_IDENTITY_EPHEMERAL": "1",
                 "WARPGATE_IDENTITY_KEY_FILE": "k",
                 "WARPGATE_LISTEN_PORT": "65535",
+                "WARPGATE_INTERFACES_INCLUDE": "eth*, wg0",
+                "WARPGATE_INTERFACES_EXCLUDE": "",
                 "WARPGATE_BUDGETS_GOODBYE": "2.5",
                 "WARPGATE_REQUIRE": "netns",
                 "WARPGATE_PYTHON": "/usr/bin/python3",
@@ -478,6 +490,7 @@ class TestLoad:
         assert made == NodeConfig(
             identity=IdentityConfig(key_file=home.cwd / "k", ephemeral=True),
             listen=ListenConfig(port=65535),
+            interfaces=InterfacesConfig(include=("eth*", "wg0")),
             servers=Servers(websocket=["ws://a", "ws://b"], turn=["turn:n:p@t"], public_servers=False),
             budgets=Budgets(goodbye=2.5),
         )

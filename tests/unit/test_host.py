@@ -39,6 +39,9 @@ class FakeHost:
     def entropy(self, n: int) -> bytes:
         return bytes(n)
 
+    def spare_descriptors(self) -> int:
+        return 0
+
     def machine_fingerprint(self) -> bytes:
         return FINGERPRINT
 
@@ -101,6 +104,9 @@ class TestRealHost:
         indexes = {name: index for index, name in socket.if_nameindex()}
         assert all(indexes[each.name] == each.index for each in RealHost().interfaces())
 
+    def test_some_descriptors_are_to_spare(self) -> None:
+        assert RealHost().spare_descriptors() > 0
+
     def test_source_of_loopback_is_loopback(self) -> None:
         assert RealHost().source_address(IPv4Address("127.0.0.1")) == IPv4Address("127.0.0.1")
 
@@ -150,6 +156,42 @@ class TestRealHost:
         assert len(bytes.fromhex(fingerprint)) == 32
         assert fingerprint != RealHost().machine_fingerprint().hex()
         assert interfaces == "()\n"  # loopback is down in a new one, and only what is up counts
+
+    @pytest.mark.needs("network_namespaces")
+    @pytest.mark.slow("the kernel takes its time to find out that an address is somebody else's")
+    def test_the_kernel_s_states_of_ipv6_addresses(self) -> None:
+        """Two ends of one cable: an old prefix, an address that both have, one that nobody has answered for yet."""
+        code = """
+import subprocess
+from warpgate_trio.host import RealHost
+def ip(*words): return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+def seen(name):
+    (found,) = [each for each in RealHost().interfaces() if each.name == name]
+    return sorted((str(each.ip), each.is_deprecated) for each in found.addresses if not each.ip.is_link_local)
+ip("link", "add", "wg0", "type", "veth", "peer", "name", "wg1")
+for name in ("lo", "wg0", "wg1"):
+    ip("link", "set", name, "up")
+ip("addr", "add", "2001:db8:1::1/64", "dev", "wg0", "nodad", "preferred_lft", "0")
+ip("addr", "add", "2001:db8:2::1/64", "dev", "wg0", "nodad")
+ip("addr", "add", "2001:db8:3::1/64", "dev", "wg1", "nodad")
+ip("addr", "add", "2001:db8:3::1/64", "dev", "wg0")
+while "dadfailed" not in ip("addr", "show", "dev", "wg0"):
+    pass
+with open("/proc/sys/net/ipv6/conf/wg0/dad_transmits", "w") as file:
+    file.write("100")  # as many seconds
+ip("addr", "add", "2001:db8:4::1/64", "dev", "wg0")
+assert "tentative" in ip("addr", "show", "to", "2001:db8:4::1")
+print(seen("wg0"), seen("wg1"))
+"""
+        done = subprocess.run(
+            ["unshare", "--net", sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(Path(warpgate_trio.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        expected = [("2001:db8:1::1", True), ("2001:db8:2::1", False)], [("2001:db8:3::1", False)]
+        assert done.stdout.strip() == " ".join(map(str, expected)), done.stderr
 
 
 class TestFingerprintParts:
@@ -205,6 +247,7 @@ class TestInterfacesFromPsutil:
             },
             {"ppp0": {"up"}, "lo": {"up", "loopback"}, "eth0": {"up"}, "wlan0": {"up"}},
             {"lo": 1, "eth0": 2, "ppp0": 5, "wlan0": 3}.get,
+            {},
         )
         assert [(each.name, each.index, each.is_loopback) for each in found] == [
             ("lo", 1, True),
@@ -229,6 +272,7 @@ class TestInterfacesFromPsutil:
             },
             {"Loopback Pseudo-Interface 1": {""}, "Ethernet": {""}, "vEthernet (WSL)": {""}},
             lambda name: None,
+            {},
         )
         assert [each.is_loopback for each in found] == [True, False, False]
         assert len({each.index for each in found}) == 3
@@ -262,8 +306,52 @@ class TestInterfacesFromPsutil:
         ],
     )
     def test_virtual_names(self, name: str, virtual: bool) -> None:
-        (found,) = host._interfaces({}, {name: {"up"}}, lambda name: 1)
+        (found,) = host._interfaces({}, {name: {"up"}}, lambda name: 1, {})
         assert found.is_virtual is virtual
+
+    def test_states_of_ipv6_addresses(self) -> None:
+        """What /proc/net/if_inet6 says of them; flags of the kernel's if_addr.h."""
+        lines = {
+            "2001:db8::10": 0x80,  # permanent
+            "2001:db8::11": 0x01,  # temporary
+            "2001:db8::12": 0xA0,  # deprecated
+            "2001:db8::13": 0x21,
+            "2001:db8::14": 0x48,  # failed duplicate address detection, which goes on to call it tentative
+            "2001:db8::15": 0x08,
+            "2001:db8::16": 0x40,  # tentative
+            "2001:db8::17": 0x44,  # optimistic: in use meanwhile
+        }
+        text = "".join(f"{IPv6Address(ip).packed.hex()} 02 40 00 {flags:02x}     eth0\n" for ip, flags in lines.items())
+        text += f"{IPv6Address('2001:db8::10').packed.hex()} 03 40 00 08     eth1\nnonsense\n"
+        mask = "ffff:ffff:ffff:ffff::"
+        (eth0, _) = host._interfaces(
+            {
+                "eth0": [("192.0.2.2", "255.255.255.0"), *((ip, mask) for ip in lines), ("2001:db8::18", mask)],
+                "eth1": [],
+            },
+            {"eth0": {"up"}, "eth1": {"up"}},
+            {"eth0": 2, "eth1": 3}.get,
+            host._parse_if_inet6(text),
+        )
+        assert {str(each.ip): (each.is_deprecated, each.is_temporary) for each in eth0.addresses} == {
+            "192.0.2.2": (False, False),
+            "2001:db8::10": (False, False),
+            "2001:db8::11": (False, True),
+            "2001:db8::12": (True, False),
+            "2001:db8::13": (True, True),
+            "2001:db8::17": (False, False),
+            "2001:db8::18": (False, False),  # it came between the two questions
+        }
+
+    @pytest.mark.needs("linux")
+    def test_states_are_known_without_proc_or_not_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(*_arguments: object, **_named: object) -> None:
+            raise FileNotFoundError(2, "No such file or directory")
+
+        monkeypatch.setattr("builtins.open", missing)
+        assert host._v6_states() == {}
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert host._v6_states() == {}
 
     def test_index_of_an_interface_that_has_gone(self) -> None:
         assert host._kernel_index("gone-since-then") is None

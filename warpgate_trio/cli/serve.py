@@ -245,13 +245,11 @@ def _rank(ip: IPv4Address | IPv6Address) -> tuple[bool, bool, int]:
 def _own_addresses(
     wildcard: IPv4Address | IPv6Address, interfaces: Sequence[Interface]
 ) -> list[IPv4Address | IPv6Address]:
-    return [
-        address.ip
-        for interface in interfaces
-        if not interface.is_virtual
-        for address in interface.addresses
-        if address.ip.version == wildcard.version and not address.ip.is_link_local
-    ]
+    from ..interfaces import lasting_addresses
+
+    ours = [each for used in interfaces if used.is_used for each in lasting_addresses(used, wildcard.version)]
+    loopback = [each for interface in interfaces if interface.is_loopback for each in interface.addresses]
+    return [each.ip for each in (*ours, *loopback) if each.ip.version == wildcard.version]
 
 
 def configuration(servers: Mapping[str, Sequence[str]]) -> str:

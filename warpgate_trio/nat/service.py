@@ -29,6 +29,7 @@ import trio
 from ..address import is_public
 from ..errors import StunError
 from ..host import Host
+from ..interfaces import lasting_addresses
 from .allowance import Allowance
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
@@ -403,18 +404,13 @@ class NatService:
         return list(found)
 
     def _bind_address(self, af: Family, servers: Sequence[TransportAddress]) -> str:
-        """Our address on the way to the servers; without them a public one of ours, or any."""
+        """Our address on the way to the servers; without them one of ours that lasts, a public one first."""
         for host, _ in servers:
             source = self._host.source_address(ip_address(host))
             if source is not None:
                 return str(source)
-        ours = [
-            each.ip
-            for interface in self._host.interfaces()
-            if not interface.is_loopback and not interface.is_virtual
-            for each in interface.addresses
-            if each.ip.version == af and not each.ip.is_link_local
-        ]
+        used = [interface for interface in self._host.interfaces() if interface.is_used]
+        ours = [each.ip for interface in used for each in lasting_addresses(interface, af)]
         if not ours:
             raise OSError(f"this machine has no IPv{af} address")
         return str(next((ip for ip in ours if is_public(ip)), ours[0]))

@@ -47,8 +47,8 @@ __all__ = [
 ]
 
 MAX_SOCKETS: Final = 256
-"""N, on the hard side: what file descriptors (1,024 by default) and the flow tables of home routers bear; 512 failed
-behind one whose table has about 256 entries, 256 passed."""
+"""N, on the hard side: what file descriptors (1,024 by default; `Host.spare_descriptors` where there are fewer) and the
+flow tables of home routers bear; 512 failed behind one whose table has about 256 entries, 256 passed."""
 MAX_OPENERS: Final = 1024
 """K, on the easy side, and packets of a side when both are hard: 98.35 % against 256 sockets over all ports; doubling
 it would add 1.6 points, and is what a stranger can make us send to one address."""

@@ -14,6 +14,7 @@ path.  `UdpPorts` is the node's: it runs the owner tasks, and closes every port 
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -301,10 +302,13 @@ class UdpPorts:
         """A port on one of our addresses; it is the caller's to `release`.
 
         Raises:
-          OSError: the address is not ours, the port is taken, or there are too many open already.
+          OSError: the address is not ours, the port is taken, or there are too many open already; EMFILE where the
+            process has no file descriptor to spare (`Host.spare_descriptors`).
           trio.ClosedResourceError: the node was closed.
         """
         self._check_room()
+        if machine.current().spare_descriptors() <= 0:
+            raise OSError(errno.EMFILE, "the last file descriptors are not for UDP ports")
         sock = await DatagramSocket.bind((ip, port))
         try:
             nursery = self._check_room()  # others may have been here, and the node may have closed

@@ -62,6 +62,8 @@ class Interface:
     Attributes:
       name, index: as on a real machine, ``eth0`` and 2.
       addresses: (address, prefix) pairs.
+      deprecated: those of them from which nothing new starts while there is another (RFC 4862 §5.5.4).
+      temporary: those that change now and then, from which connections start by preference (RFC 8981).
       tx, rx: the two ways of its link, towards the segment and from it.
     """
 
@@ -73,11 +75,14 @@ class Interface:
         self.tx = tx
         self.rx = rx
         self.addresses: list[tuple[str, Prefix]] = []
+        self.deprecated: set[str] = set()
+        self.temporary: set[str] = set()
         self.tap: Callable[[float, Packet, bool], object] | None = None  # for captures: (time, packet, outgoing)
 
     def address(self, *, v6: bool) -> str | None:
-        """Its first address of a family."""
-        return next((address for address, _ in self.addresses if is_v6(address) == v6), None)
+        """The address of a family that packets leave from: the first by rules 3 and 7 of RFC 6724 §5."""
+        ours = (address for address, _ in self.addresses if is_v6(address) == v6)
+        return min(ours, key=lambda address: (address in self.deprecated, address not in self.temporary), default=None)
 
     def send(self, packet: Packet, hop: str) -> None:
         """Put a packet on the link, for the neighbour `hop`."""
@@ -109,6 +114,9 @@ class Host:
     Args:
       clock_offset: seconds by which its wall clock is ahead of the true time.
       clock_drift: seconds that its wall clock gains per second.
+
+    Attributes:
+      spare_descriptors: how many sockets its programs may open in bulk.
     """
 
     forwarding = False
@@ -119,6 +127,7 @@ class Host:
         self.clock_offset = clock_offset
         self.clock_drift = clock_drift
         self.interfaces: list[Interface] = []
+        self.spare_descriptors: int = 1024
         self.random: Random = net.rng(f"host:{name}:random")
         self._entropy = net.rng(f"host:{name}:entropy")
         self.own: dict[str, Interface | None] = {LOOPBACK4: None, LOOPBACK6: None}

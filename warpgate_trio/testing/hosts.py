@@ -56,9 +56,7 @@ class SimulatedHost:
             Interface(
                 name=each.name,
                 index=each.index,
-                addresses=tuple(
-                    _address(address, None if each.segment.cloud else prefix.bits) for address, prefix in each.addresses
-                ),
+                addresses=tuple(_address(each, address, prefix.bits) for address, prefix in each.addresses),
                 is_loopback=False,
                 is_virtual=False,
             )
@@ -82,15 +80,23 @@ class SimulatedHost:
     def random(self) -> Random:
         return self.machine.random
 
+    def spare_descriptors(self) -> int:
+        return self.machine.spare_descriptors
+
     def machine_fingerprint(self) -> bytes:
         # A host's name is unique in its network, and hosts of two networks never meet.
         return hashlib.sha256(f"simulated host\0{self.machine.name}".encode()).digest()
 
 
-def _address(text: str, prefix: int | None) -> InterfaceAddress:
-    """Without a prefix its network is the address alone: the hosts of a cloud are routers apart, and no LAN."""
+def _address(interface: sim.Interface, text: str, prefix: int) -> InterfaceAddress:
+    """In a cloud its network is the address alone: its hosts are routers apart, and no LAN."""
     ip = ip_address(text)
-    return InterfaceAddress(ip=ip, prefix=ip.max_prefixlen if prefix is None else prefix)
+    return InterfaceAddress(
+        ip=ip,
+        prefix=ip.max_prefixlen if interface.segment.cloud else prefix,
+        is_deprecated=text in interface.deprecated,
+        is_temporary=text in interface.temporary,
+    )
 
 
 def _here() -> Host:

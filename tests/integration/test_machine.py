@@ -1,0 +1,162 @@
+"""Machines that give less than most do: no list of their interfaces, few file descriptors."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import psutil
+import pytest
+import trio
+
+from tests.nodes import ALICE, BOB, config, echo, loopback_node
+from warpgate_trio import NodeConfig, Servers, anyone, host, open_node
+from warpgate_trio.host import RESERVED_DESCRIPTORS, RealHost
+from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
+from warpgate_trio.nurseries import open_background_nursery
+
+resource = pytest.importorskip("resource", reason="limits of POSIX")
+
+
+# -- interfaces that are not told --------------------------------------------------------------------------------------
+
+DENIALS = [
+    pytest.param(OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol"), id="systemd"),
+    pytest.param(PermissionError(errno.EACCES, "Permission denied"), id="android"),
+]
+
+
+@pytest.fixture(params=DENIALS)
+def no_netlink(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise request.param
+
+    monkeypatch.setattr(psutil, "net_if_addrs", refuse)
+    host._tell_of_missing_list.cache_clear()
+
+
+@pytest.mark.usefixtures("no_netlink")
+def test_addresses_are_those_of_the_routes(caplog: pytest.LogCaptureFixture) -> None:
+    real = RealHost()
+    found = real.interfaces()
+    ours = {address.ip for each in found for address in each.addresses}
+    assert ip_address("127.0.0.1") in ours
+    assert real.source_address(ip_address("192.0.2.1")) in ours | {None}
+    assert len({each.index for each in found}) == len(found)
+    assert all(each.is_loopback == address.ip.is_loopback for each in found for address in each.addresses)
+    real.interfaces()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "does not list its network interfaces" in caplog.text
+
+
+@pytest.mark.usefixtures("no_netlink", "bounded")
+async def test_nodes_work_without_a_list_of_interfaces() -> None:
+    """On the real machine: what it has of loopback at least, and a report of its network."""
+    own = NodeConfig(servers=Servers(public_servers=False))
+    async with open_node(own, identity=BOB, authorize=anyone) as bob, open_background_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, echo, [bob.listener])
+        async with open_node(own, identity=ALICE) as alice:
+            assert next(alice.address.endpoints(), None) is not None
+            async with await alice.auto_connect(bob.address) as pipe:
+                await pipe.send_all(b"x")
+                await pipe.send_eof()
+                assert b"".join([data async for data in pipe]) == b"x"
+            report = await alice.netcheck()
+            assert report.complete
+
+
+def test_what_has_an_address_is_up_where_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Android, where /proc/net may not be read."""
+    before = RealHost().interfaces()
+
+    def refuse() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/proc/net/dev")
+
+    monkeypatch.setattr(psutil, "net_if_stats", refuse)
+    found = {each.name: each for each in RealHost().interfaces()}
+    for each in before:
+        if each.addresses:
+            assert found[each.name].addresses == each.addresses
+            assert found[each.name].is_loopback == each.is_loopback
+
+
+# -- file descriptors --------------------------------------------------------------------------------------------------
+
+
+def open_now() -> int:
+    return len(os.listdir("/dev/fd")) - 1
+
+
+@pytest.fixture(params=[300, 100])
+def few_descriptors(request: pytest.FixtureRequest) -> Iterator[int]:
+    """This process may open so many files more; yields the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = open_now() + request.param
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.needs("linux")
+async def test_udp_ports_leave_some_descriptors(few_descriptors: int) -> None:
+    ports, held = UdpPorts(), list[UdpPort]()
+    reserve = min(RESERVED_DESCRIPTORS, few_descriptors // 4)
+    assert reserve >= 16
+    async with open_background_nursery() as nursery, ports.running(nursery):
+        spare = RealHost().spare_descriptors()
+        assert spare == few_descriptors - reserve - open_now()
+        with pytest.raises(OSError, match="last file descriptors") as caught:
+            for _ in range(few_descriptors):
+                held.append(await ports.open("127.0.0.1"))
+        assert caught.value.errno == errno.EMFILE
+        assert len(held) == spare
+        files = [os.open(os.devnull, os.O_RDONLY) for _ in range(reserve)]
+        assert RealHost().spare_descriptors() == 0  # all are taken, and the question does not fail
+        for each in files:
+            os.close(each)
+        held.pop().release()
+        (await ports.open("127.0.0.1")).release()
+
+
+@pytest.mark.needs("linux")
+def test_descriptors_are_counted_without_a_list_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No /proc: the lowest free number tells at least how many are open."""
+    counted = RealHost().spare_descriptors()
+
+    def missing(_path: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "listdir", missing)
+    guessed = RealHost().spare_descriptors()
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert guessed == limit - min(RESERVED_DESCRIPTORS, limit // 4) - lowest
+    assert guessed >= counted
+
+
+def test_a_machine_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: unlimited)
+    assert RealHost().spare_descriptors() > 100_000
+    monkeypatch.setattr("sys.platform", "win32")
+    assert RealHost().spare_descriptors() > 100_000
+
+
+@pytest.mark.needs("linux")
+@pytest.mark.usefixtures("bounded")
+async def test_nodes_meet_with_few_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now() + 40, hard))
+    try:
+        async with loopback_node(BOB, config(), authorize=anyone) as bob, open_background_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, echo, [bob.listener])
+            async with loopback_node(ALICE, config()) as alice:
+                async with await alice.auto_connect(bob.address) as pipe:
+                    await pipe.send_all(b"x")
+                    await pipe.send_eof()
+                    assert b"".join([data async for data in pipe]) == b"x"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
