@@ -300,7 +300,7 @@ def _interfaces(
     states: _States,
 ) -> tuple[Interface, ...]:
     """What psutil says, (address, netmask) pairs by name and flags by name of those that are up, as `Interface`s."""
-    merged: dict[str, list[InterfaceAddress]] = {name: [] for name in flags}
+    merged: dict[str, dict[InterfaceAddress, None]] = {name: {} for name in flags}
     for name, pairs in addresses.items():
         # An address with a label ("eth0:backup", Linux) is listed apart; it is of the interface before the colon.
         owner = name if name in flags else name.partition(":")[0]
@@ -316,8 +316,7 @@ def _interfaces(
                     is_deprecated=bool(state & _DEPRECATED),
                     is_temporary=bool(state & _TEMPORARY),
                 )
-                if address not in merged[owner]:
-                    merged[owner].append(address)
+                merged[owner][address] = None
     result: list[Interface] = []
     for position, (name, found) in enumerate(merged.items()):
         index = index_of(name)
@@ -403,6 +402,7 @@ def _kernel_index(name: str) -> int | None:
         return None
 
 
+@functools.lru_cache(maxsize=2048)  # asked of the same addresses and masks all the time, of which some have hundreds
 def _parse_ip(text: str) -> IPv4Address | IPv6Address:
     return ip_address(text.partition("%")[0])
 
