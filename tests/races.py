@@ -13,7 +13,7 @@ from warpgate_trio import Identity
 from warpgate_trio import host as machine
 from warpgate_trio.carrier import Carrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.nat.allowance import Allowance
+from warpgate_trio.nat.allowance import TARGET_DIALS, Allowance, DialBudget
 from warpgate_trio.plugin import Plugin
 
 SECRET = bytes(16)
@@ -33,7 +33,9 @@ class Half:
 
         self.node = SimpleNamespace(
             host=machine.current(),
-            nat=SimpleNamespace(allowance=Allowance()),
+            nat=SimpleNamespace(
+                allowance=Allowance(), dials_for_peers=DialBudget(), own_dials=Allowance(burst=TARGET_DIALS, refill=0.0)
+            ),
             tls=TlsContexts(own),
             signal_rtt=None,
             serve_quic=serve_quic,

@@ -17,7 +17,8 @@ path with a better one beside it does not cost two TLS handshakes each time (the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Container, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_interface
@@ -25,6 +26,7 @@ from typing import Final, TypeVar
 
 from .address import AddressInterface, AddressScope, Endpoint, EndpointKind, Transport, is_public, scope_of
 from .nat.profile import NatProfile
+from .subscribers import subscriber
 
 __all__ = [
     "RULES",
@@ -302,6 +304,9 @@ TWIN_DELAY: Final = 0.05
 """A public address of a machine in our own network is reached by NIC_BIND and by EXT_BIND: the same dialling twice."""
 MAX_COMBOS: Final = 32
 """Of one phase: a peer's record with 256 endpoints must not make us dial 256 times.  The likely ones come first."""
+MAX_COMBOS_PER_TARGET: Final = 8
+"""Of one phase and plugin, to one address, an IPv6 /64 being one: the rest are ports of somebody whom the record names.
+A machine with two interfaces in one network, two addresses on each, and a route type for each of them, has eight."""
 
 
 def plan_combos(
@@ -313,7 +318,7 @@ def plan_combos(
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
-    """Every valid combo of the pair, likely ones first, at most `MAX_COMBOS` a phase.
+    """Every valid combo of the pair, likely ones first; at most `MAX_COMBOS` a phase, `MAX_COMBOS_PER_TARGET` of each.
 
     `afs` and `route_types` leave only those.
     """
@@ -346,10 +351,20 @@ def plan_combos(
     combos = _with_delays(list(dict.fromkeys(combos)), {t.name for t in techniques if t.aim is Aim.OURS})
     order = (Likelihood.LIKELY, Likelihood.DOUBTFUL, Likelihood.HOPELESS)
     combos.sort(key=lambda combo: (order.index(combo.likelihood), combo.delay))
+    return [each for phase in dict.fromkeys(c.phase for c in combos) for each in _bounded(combos, phase)]
+
+
+def _bounded(combos: Iterable[Combo], phase: str | None) -> list[Combo]:
+    """Those of a phase, as far as its bounds go."""
+    aims: Counter[tuple[str, str]] = Counter()
     kept: list[Combo] = []
-    for phase in {combo.phase: None for combo in combos}:
-        kept += [combo for combo in combos if combo.phase == phase][:MAX_COMBOS]
-    return kept
+    for combo in combos:
+        assert combo.target is not None
+        aim = (combo.plugin, subscriber(str(combo.target.ip)))
+        if combo.phase == phase and aims[aim] < MAX_COMBOS_PER_TARGET:
+            kept.append(combo)
+            aims[aim] += 1
+    return kept[:MAX_COMBOS]
 
 
 def pathless_combo(plugin: str, phase: str | None) -> Combo:

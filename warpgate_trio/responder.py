@@ -19,6 +19,7 @@ from .address_scope import is_public
 from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
 from .meetings import MeetingFacts, judge_meeting, meeting_source
+from .nat.allowance import TARGET_DIALS_REFILL
 from .plugin import PathRequest, Plugin, technique_of
 from .signal import Failed, RefusalReason, Refused, TokenBucket
 
@@ -128,6 +129,11 @@ class Responder:
         header = request.envelope.header
         peer = request.envelope.sender_address
         try:
+            way = self._way(request, plugin)
+            dialled = self._counted(way)
+            if dialled is not None and not self._home.view.nat.dials_for_peers.take(dialled, trio.current_time()):
+                self._refuse(request, RefusalReason.BUSY, retry_after=1 / TARGET_DIALS_REFILL)
+                return
             attempt = Attempt(
                 self._home,
                 peer=peer,
@@ -135,19 +141,27 @@ class Responder:
                 attempt_id=header.attempt or b"",
                 plugin=plugin.name,
                 phase=plugin.phase,
-                way=self._way(request, plugin),
+                way=way,
                 inbound=True,
                 via=request.via,
                 request_id=header.message_id,
             )
             with trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
                 await attempt.answer(factory, request.message, self._inbound.decide)
+            if dialled is not None:  # it was the peer's own address, and nobody else was troubled
+                self._home.view.nat.dials_for_peers.give_back(dialled)
         except Exception as error:
             expected = isinstance(error, EXPECTED)
             log = logger.debug if expected else logger.warning
             log("%s for %s… failed: %s", plugin.name, peer.peer_id[:8], error, exc_info=not expected)
             if not self._inbound.is_spent(header.sender, header.session):
                 self._home.signals.reply_soon(request.envelope, request.via, Failed())
+
+    def _counted(self, way: Way | None) -> str | None:
+        """The address that a peer has us connect to; None where it is nobody else's, or where no one is dialled."""
+        if way is None or way.target is None or way.target.ip in self._ours().own:
+            return None
+        return str(way.target.ip)
 
     def _way(self, request: Request, plugin: type[Plugin]) -> Way | None:
         """The judged path of a request; None for an auxiliary plugin, which makes none.

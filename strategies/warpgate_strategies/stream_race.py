@@ -51,7 +51,8 @@ ACCEPT_PAUSE: Final = 0.1
 """Seconds before the next try when a connection cannot be accepted."""
 UNSENT_PAUSE: Final = 0.1
 """Seconds before the next try when the system sends no SYN.  Mostly the listener has the peer's, half open
-(EADDRNOTAVAIL), and that may come to nothing: 256 tries at `MIN_PAUSE` would be over before."""
+(EADDRNOTAVAIL), and that may come to nothing: 256 tries at `MIN_PAUSE` would be over before.  And when none may be
+sent, as we have met others at that address often enough."""
 REFUSALS: Final = (errno.ECONNREFUSED, errno.ECONNRESET)
 """How somebody on the way, or at its end, says no: a SYN was sent."""
 MAX_CONNECTS: Final = 256
@@ -120,6 +121,8 @@ class StreamRace:
         self._winner: Carrier | Link | None = None
         self._connects = 0
         self._handshakes = 0
+        nat = plugin.node.nat
+        self._dials = nat.dials_for_peers if plugin.inbound else nat.own_dials
 
     def start(self, task: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
         """Run a task until the race is over; what it raises ends the race."""
@@ -189,27 +192,37 @@ class StreamRace:
         while self._connects < MAX_CONNECTS and others < MAX_OTHERS and not port.closed:
             self._connects += 1
             began = trio.current_time()
-            if not self._plugin.node.nat.allowance.take(remote[0], began, syns(patience)):
-                logger.debug("%s has been knocked at often enough", remote)
-                return
+            if not self._dials.take(remote[0], began):
+                gone.set()
+                await trio.sleep(UNSENT_PAUSE)
+                continue
             sock = None
-            unsent = False
-            with trio.move_on_after(patience) as waiting:
-                try:
-                    sock = await port.connect(remote, on_start=gone.set)
-                except (OSError, trio.ClosedResourceError) as error:
-                    logger.debug("%s from %s: %s", remote, port.local, error)
-                    refused = isinstance(error, OSError) and error.errno in REFUSALS
-                    unsent = not refused and trio.current_time() < began + MIN_PAUSE
-            if sock is not None:
-                await self._handshake(sock, remote)
-                others += 1
+            unsent = somebody_else = False
+            try:
+                if not self._plugin.node.nat.allowance.take(remote[0], began, syns(patience)):
+                    logger.debug("%s has been knocked at often enough", remote)
+                    return
+                with trio.move_on_after(patience) as waiting:
+                    try:
+                        sock = await port.connect(remote, on_start=gone.set)
+                    except (OSError, trio.ClosedResourceError) as error:
+                        logger.debug("%s from %s: %s", remote, port.local, error)
+                        refused = isinstance(error, OSError) and error.errno in REFUSALS
+                        unsent = not refused and trio.current_time() < began + MIN_PAUSE
+                if sock is not None:
+                    others += 1
+                    somebody_else = True  # until it is proven to be the peer
+                    somebody_else = not await self._handshake(sock, remote)
+            finally:
+                if not somebody_else:
+                    self._dials.give_back(remote[0])
             # DESIGN §9.2: after a refusal within a round trip, with jitter; a SYN that was lost has been waited for.
             took = min(trio.current_time() - began, patience)
             pause = 0.0 if waiting.cancelled_caught else UNSENT_PAUSE if unsent else random.random() * took
             await trio.sleep(MIN_PAUSE + pause)
 
-    async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
+    async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> bool:
+        """Whether the peer has proven itself on it."""
         plugin = self._plugin
         winner: Carrier | Link
         self._handshakes += 1
@@ -221,10 +234,11 @@ class StreamRace:
                 winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("%s is not the peer, or not the way it chose: %s", remote, error)
-            return
+            return False
         finally:
             self._handshakes -= 1
         try:
             self._wins.send_nowait(winner)
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             winner.close_nowait()
+        return True

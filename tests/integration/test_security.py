@@ -15,9 +15,11 @@ from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, Identity, Node, PeerAddress, anyone
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.carrier import Carrier
+from warpgate_trio.dispatch import Signals
 from warpgate_trio.errors import AttemptFailed, SignalMalformed
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import seal
+from warpgate_trio.nat.allowance import DIALS, TARGET_DIALS, Allowance
 from warpgate_trio.nat.profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Plugin, RouteType
@@ -28,8 +30,11 @@ from warpgate_trio.signal import (
     Clock,
     Delivery,
     Envelope,
+    Failed,
     Incoming,
     Message,
+    RefusalReason,
+    Refused,
     SignalHub,
     open_message,
     seal_message,
@@ -404,6 +409,35 @@ async def test_what_a_peer_may_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
             await ask("64:ff9b::808:808", EndpointKind.EXT, RouteType.EXT_BIND, host_id)
             await ask("10.0.0.77", EndpointKind.NIC, RouteType.NIC_BIND, host_id)
     assert dialled == ["203.0.113.9", "2001:db8:6::9", "64:ff9b::808:808", "10.0.0.77"] * 2
+
+
+@pytest.mark.slow("as many requests as a node takes at once")
+async def test_peers_of_all_names_have_a_node_dial_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where everybody is let in, a new identity costs nothing: dials are counted by where they go, and in all."""
+    refused: list[Refused] = []
+
+    def reply_soon(self: Signals, envelope: object, via: str, message: Message) -> None:
+        assert isinstance(message, Failed | Refused)
+        refused.extend([message] if isinstance(message, Refused) else [])
+
+    monkeypatch.setattr(Signals, "reply_soon", reply_soon)
+    monkeypatch.setattr(Allowance, "_refilled", lambda self, left, at, now: left)  # however long the test takes
+    async with asked_to_dial(monkeypatch) as (ask, dialled):
+        for number in range(TARGET_DIALS + 3):
+            ip = "203.0.113.9" if number < TARGET_DIALS else f"203.0.113.{number}"
+            await ask(ip, EndpointKind.EXT, RouteType.EXT_BIND)
+        await ask("203.0.113.9", EndpointKind.EXT, RouteType.EXT_BIND)
+        assert len(dialled) == TARGET_DIALS + 3
+        assert refused == [Refused(reason=RefusalReason.BUSY, retry_after=2.0)]
+        # Under IPv6 the /64 is the address: there is no end of addresses in it.
+        for number in range(1, TARGET_DIALS + 2):
+            await ask(f"2001:db8:6::{number:x}", EndpointKind.EXT, RouteType.EXT_BIND)
+        assert len(dialled) == 2 * TARGET_DIALS + 3
+        assert len(refused) == 2
+        for number in range(DIALS - len(dialled) + 3):
+            await ask(f"198.51.{number}.1", EndpointKind.EXT, RouteType.EXT_BIND)
+        assert len(dialled) == DIALS
+        assert len(refused) == 5
 
 
 OWN = ("127.0.0.1", "::1", "10.0.0.5", "10.88.0.1", "203.0.113.200", "2001:db8:5::5", "64:ff9b::cb00:71c8")

@@ -16,6 +16,7 @@ from tests.cancel_sweep import cuts
 from tests.races import half, hold
 from warpgate_strategies import stream_race
 from warpgate_strategies.stream_race import open_stream_race
+from warpgate_trio.nat.allowance import TARGET_DIALS, Allowance
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.plugin import Plugin
@@ -91,6 +92,62 @@ async def test_somebody_else_at_a_candidate_is_tried_a_few_times() -> None:
                 await meet_tcp(half(inbound=False), await TcpPort.open("127.0.0.1"), [listener.getsockname()])
             nursery.cancel_scope.cancel()
     assert 1 <= connections <= stream_race.MAX_OTHERS
+
+
+@pytest.mark.parametrize("inbound", [False, True], ids=["initiator", "responder"])
+async def test_somebody_else_is_troubled_no_more_by_many_ports_and_many_attempts(
+    monkeypatch: pytest.MonkeyPatch, inbound: bool
+) -> None:
+    """A peer may name as many ports of his as it likes, and call as often: connections are counted by address."""
+    monkeypatch.setattr(Allowance, "_refilled", lambda self, left, at, now: left)  # however long the test takes
+    plugin = half(inbound=inbound)
+    connections = 0
+
+    async def hang_up(listener: trio.socket.SocketType) -> None:
+        nonlocal connections
+        with listener:
+            while True:
+                sock, _ = await listener.accept()
+                connections += 1
+                sock.close()
+
+    async with trio.open_nursery() as nursery:
+        theirs = []
+        for _ in range(16):
+            listener = trio.socket.socket()
+            await listener.bind(("127.0.0.1", 0))
+            listener.listen(10)
+            theirs.append(listener.getsockname())
+            nursery.start_soon(hang_up, listener)
+        with trio.fail_after(10):
+            for _ in range(2):
+                enough = False
+                while not enough:
+                    enough = connections >= TARGET_DIALS
+                    with trio.move_on_after(0.05):
+                        await meet_tcp(plugin, await TcpPort.open("127.0.0.1"), theirs)
+        nursery.cancel_scope.cancel()
+    assert connections == TARGET_DIALS
+
+
+async def test_a_connection_that_was_not_made_or_led_to_the_peer_does_not_count() -> None:
+    plugin = half(inbound=True)
+    nobody = await TcpPort.open("127.0.0.1")
+    nobody.close()
+    with trio.move_on_after(0.1):
+        await meet_tcp(plugin, await TcpPort.open("127.0.0.1"), [nobody.local])
+    here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
+
+    async def other() -> None:
+        await hold(await meet_tcp(half(inbound=False), there, [here.local]))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        winner = await meet_tcp(plugin, here, [there.local])
+        await winner.flush()
+        winner.close_nowait()
+    now = trio.current_time()
+    assert sum(plugin.node.nat.dials_for_peers.take("127.0.0.1", now) for _ in range(100)) == TARGET_DIALS
 
 
 async def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

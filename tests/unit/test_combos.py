@@ -15,6 +15,7 @@ from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Tran
 from warpgate_trio.combos import (
     ASK_DELAY,
     MAX_COMBOS,
+    MAX_COMBOS_PER_TARGET,
     RULES,
     SAME_HOST_DELAY,
     TWIN_DELAY,
@@ -251,6 +252,18 @@ class TestPlan:
         combos = plan(DIRECT, peers=route(*many, NEIGHBOUR), afs=[4])
         assert len(combos) == MAX_COMBOS
         assert combos[0].target == NEIGHBOUR
+
+    def test_one_address_is_not_dialled_at_every_port_that_a_record_names(self) -> None:
+        """An IPv6 /64 is one address; the likely ones come first, and another address is none of its business."""
+        v4 = [endpoint("203.0.113.9", EXT, port=1000 + n) for n in range(60)]
+        v6 = [endpoint(f"2001:db8:7::{n:x}", EXT) for n in range(1, 61)]
+        combos = plan(DIRECT, peers=route(*v4, *v6, MAPPED_PORT))
+        assert Counter(aim(c).ip.packed[:8] for c in combos) == {
+            v4[0].address: MAX_COMBOS_PER_TARGET,
+            v6[0].address[:8]: MAX_COMBOS_PER_TARGET,
+            MAPPED_PORT.address: 1,
+        }
+        assert combos[0].target == MAPPED_PORT
 
     def test_each_phase_has_its_own_cap(self) -> None:
         many = route(*[endpoint(f"10.9.{n}.9", prefix=24) for n in range(60)])

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warpgate_trio.nat.allowance import BURST, MAX_TARGETS, REFILL, Allowance
+from warpgate_trio.nat.allowance import (
+    BURST,
+    DIALS,
+    DIALS_REFILL,
+    MAX_TARGETS,
+    REFILL,
+    TARGET_DIALS,
+    TARGET_DIALS_REFILL,
+    Allowance,
+    DialBudget,
+)
 
 VICTIM, OTHER = "203.0.113.9", "203.0.113.10"
 
@@ -99,3 +109,65 @@ def test_never_more_than_burst_and_rate(steps: list[tuple[float, int]]) -> None:
         now += wait
         taken += spend(allowance, count, now)
         assert taken <= BURST + now * REFILL + 1e-6
+
+
+class TestDials:
+    def test_to_one_address_whoever_asks(self) -> None:
+        dials = DialBudget()
+        assert sum(dials.take(VICTIM, 0.0) for _ in range(200)) == TARGET_DIALS
+        assert dials.take(OTHER, 0.0)
+        assert sum(dials.take(VICTIM, now / 10) for now in range(1, 101)) == int(10 * TARGET_DIALS_REFILL)
+
+    def test_an_ipv6_network_is_one_address(self) -> None:
+        dials = DialBudget()
+        assert sum(dials.take(f"2001:db8:0:1::{number:x}", 0.0) for number in range(1, 200)) == TARGET_DIALS
+
+    def test_to_all_addresses(self) -> None:
+        dials = DialBudget()
+        many = [f"198.51.{high}.{low}" for high in range(8) for low in range(100)]
+        assert sum(dials.take(ip, 0.0) for ip in many) == DIALS
+        assert sum(dials.take(ip, 5.0) for ip in many) == int(5 * DIALS_REFILL)
+
+    def test_who_is_refused_for_all_has_lost_nothing_of_its_own(self) -> None:
+        dials = DialBudget()
+        for number in range(DIALS):
+            dials.take(f"198.51.{number}.1", 0.0)
+        for _ in range(100):
+            assert not dials.take(VICTIM, 0.0)
+        assert sum(dials.take(VICTIM, 1e3) for _ in range(200)) == TARGET_DIALS
+
+    def test_an_address_that_is_exhausted_takes_nothing_of_the_others(self) -> None:
+        dials = DialBudget()
+        for _ in range(10 * DIALS):
+            dials.take(VICTIM, 0.0)
+        others = [f"198.51.{number % 256}.{number // 256}" for number in range(2 * DIALS)]
+        assert sum(dials.take(ip, 0.0) for ip in others) == DIALS - TARGET_DIALS
+
+    def test_what_is_given_back_may_be_taken_again_and_no_more_than_that(self) -> None:
+        dials = DialBudget()
+        for _ in range(5 * DIALS):
+            assert dials.take(VICTIM, 0.0)
+            dials.give_back(VICTIM)
+        dials.give_back(VICTIM)
+        dials.give_back(OTHER)
+        assert sum(dials.take(VICTIM, 0.0) for _ in range(200)) == TARGET_DIALS
+        others = [f"198.51.{number % 256}.{number // 256}" for number in range(2 * DIALS)]
+        assert sum(dials.take(ip, 0.0) for ip in others) == DIALS - TARGET_DIALS
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 5), st.sampled_from([VICTIM, OTHER]), st.booleans()), max_size=200))
+def test_whatever_is_asked_for_an_address_gets_its_dials_and_their_refill(
+    steps: list[tuple[float, str, bool]],
+) -> None:
+    dials, now = DialBudget(), 0.0
+    spent = {VICTIM: 0, OTHER: 0}
+    for pause, ip, to_the_peer in steps:
+        now += pause
+        if dials.take(ip, now):
+            if to_the_peer:
+                dials.give_back(ip)
+            else:
+                spent[ip] += 1
+    for count in spent.values():
+        assert count <= TARGET_DIALS + now * TARGET_DIALS_REFILL

@@ -1,20 +1,36 @@
-"""How many packets that nobody asked for one address gets of a node, whoever claims to be there (DESIGN §9.8).  Pure.
+"""How much that nobody asked for one address gets of a node, whoever claims to be there (DESIGN §9.8).  Pure.
 
 A peer says where it is, and may name somebody else.  Openers die on the way and probes are few, but a peer that comes
-again and again, or many that name one address, must not add up: so what is sent unasked to one address is counted over
-all attempts of the node, UDP and SYNs alike.  Whoever has answered a probe of ours is there, and is sent no more of
-them.  An authentic packet alone proves nothing: a peer that knows the key can send it under anybody's address.
+again and again, or many that name one address, must not add up, and where everybody is let in a peer costs nothing to
+make.  So what goes to one address is counted over all peers and attempts of the node.
+
+* *Packets* that are sent unasked, UDP and SYNs alike.  Whoever has answered a probe of ours is there, and is sent no
+  more of them.  An authentic packet alone proves nothing: a peer that knows the key can send it under any address.
+* *Connections* that are opened because a peer asked, to one address and in all: they cost whoever is there a socket and
+  a handshake each.  One that leads to the peer is given back, since it went to nobody else; so is one that was never
+  made.
 
 Under IPv6 a subscriber has a whole /64, and a liar 2**64 addresses to name there, so a /64 counts as one address.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, final
 
 from ..subscribers import subscriber
 
-__all__ = ["BURST", "MAX_TARGETS", "REFILL", "Allowance"]
+__all__ = [
+    "BURST",
+    "DIALS",
+    "DIALS_REFILL",
+    "MAX_TARGETS",
+    "REFILL",
+    "TARGET_DIALS",
+    "TARGET_DIALS_REFILL",
+    "Allowance",
+    "DialBudget",
+]
 
 BURST: Final = 4096
 """Packets to one address at once: two sprays of 1,024 openers and as many probes, 230 kB in all."""
@@ -23,31 +39,73 @@ REFILL: Final = BURST / 120
 MAX_TARGETS: Final = 4096
 """Addresses that are counted at a time.  Those whose burst is whole again are forgotten for others; while there are
 none such, a new address gets nothing, or a liar could have one forgotten by naming many."""
+TARGET_DIALS: Final = 40
+"""Connections to one address at once: a `tcp_punch` has up to 38 under way, to foretold ports from two of its own."""
+TARGET_DIALS_REFILL: Final = 0.5
+"""Connections to one address per second after that."""
+DIALS: Final = 256
+"""Connections to all addresses at once, on behalf of peers: four of each attempt that runs for one."""
+DIALS_REFILL: Final = 16.0
+"""Connections to all addresses per second after that: a network is scanned at leisure, if at all."""
 
 
 @final
 class Allowance:
-    """Counts packets per address."""
+    """Counts by address: `burst` at once, `refill` per second after that.  `key` says what counts as one address."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, burst: float = BURST, refill: float = REFILL, key: Callable[[str], str] = subscriber) -> None:
+        self._burst = float(burst)
+        self._refill = refill
+        self._key = key
         self._left: dict[str, tuple[float, float]] = {}
 
     def take(self, ip: str, now: float, packets: int = 1) -> bool:
-        """Whether so many more packets may go to `ip`; then they count."""
-        key = subscriber(ip)
-        left, at = self._left.get(key, (float(BURST), now))
-        left = _refilled(left, at, now)
+        """Whether so many more may go to `ip`; then they count."""
+        key = self._key(ip)
+        left, at = self._left.get(key, (self._burst, now))
+        left = self._refilled(left, at, now)
         allowed = left >= packets
         if key not in self._left and not self._make_room(now):
             return False
         self._left[key] = (left - packets if allowed else left, now)
         return allowed
 
+    def give_back(self, ip: str) -> None:
+        """One that was taken did not go there."""
+        key = self._key(ip)
+        if key in self._left:
+            left, at = self._left[key]
+            self._left[key] = (min(self._burst, left + 1), at)
+
     def _make_room(self, now: float) -> bool:
         if len(self._left) >= MAX_TARGETS:
-            self._left = {ip: (left, at) for ip, (left, at) in self._left.items() if _refilled(left, at, now) < BURST}
+            self._left = {
+                ip: (left, at) for ip, (left, at) in self._left.items() if self._refilled(left, at, now) < self._burst
+            }
         return len(self._left) < MAX_TARGETS
 
+    def _refilled(self, left: float, at: float, now: float) -> float:
+        return min(self._burst, left + max(0.0, now - at) * self._refill)
 
-def _refilled(left: float, at: float, now: float) -> float:
-    return min(float(BURST), left + max(0.0, now - at) * REFILL)
+
+@final
+class DialBudget:
+    """Counts the connections that a node opens because peers asked, whichever peers these were."""
+
+    def __init__(self) -> None:
+        self._targets = Allowance(burst=TARGET_DIALS, refill=TARGET_DIALS_REFILL)
+        self._all = Allowance(burst=DIALS, refill=DIALS_REFILL, key=lambda _: "all")
+
+    def take(self, ip: str, now: float) -> bool:
+        """Whether one more connection may be opened to `ip`; then it counts, until it is given back."""
+        if not self._targets.take(ip, now):
+            return False
+        if not self._all.take(ip, now):
+            self._targets.give_back(ip)
+            return False
+        return True
+
+    def give_back(self, ip: str) -> None:
+        """One that was taken was not made, or led to the peer who asked for it."""
+        self._targets.give_back(ip)
+        self._all.give_back(ip)

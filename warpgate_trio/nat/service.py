@@ -30,7 +30,7 @@ from ..address import is_public
 from ..errors import StunError
 from ..host import Host
 from ..interfaces import lasting_addresses
-from .allowance import Allowance
+from .allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
@@ -120,6 +120,8 @@ class NatService:
     Attributes:
       profiles: what was measured of the NATs, by address family.
       allowance: what may still be sent unasked, to whom.
+      dials_for_peers: what may still be connected to because a peer asks for it.
+      own_dials: the same for calls of the application's own, and only by address: a peer says where it is there, too.
       measuring: held, by address family, by whoever measures: two at a time would disturb the order of mappings.
     """
 
@@ -139,6 +141,8 @@ class NatService:
         self._observed_at: dict[Family, float] = {}
         self._sprays: list[tuple[bytes, str, bool]] = []
         self.allowance: Final = Allowance()
+        self.dials_for_peers: Final = DialBudget()
+        self.own_dials: Final = Allowance(burst=TARGET_DIALS, refill=TARGET_DIALS_REFILL)
         self.measuring: Final[dict[Family, trio.Lock]] = {af: trio.Lock() for af in FAMILIES}
         self.profiles: NatProfiles = NatProfiles()
 

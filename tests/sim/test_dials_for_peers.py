@@ -1,0 +1,169 @@
+"""Where everybody is let in, peers cost nothing to make: what many of them have a node connect to, at somebody else's.
+
+`authorize=anyone`, and each request comes from a new identity, so that no rate of a peer's holds.  Somebody who has
+nothing to do with it takes every connection, and either ends it at once, so that the next one may follow, or holds it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import ip_address
+
+import pytest
+import trio
+
+from tests.sim.hostile import BYSTANDER, World, with_hostile
+from warpgate_strategies.reverse_connect import DialMe
+from warpgate_strategies.tcp_punch import MeetByTcp, TcpPunch
+from warpgate_trio import Identity, PeerAddress
+from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
+from warpgate_trio.host import current
+from warpgate_trio.nat.allowance import TARGET_DIALS, TARGET_DIALS_REFILL
+from warpgate_trio.nat.candidates import MAX_CANDIDATES, to_candidates
+from warpgate_trio.plugin import PathRequest, RouteType
+from warpgate_trio.signal import Delivery, Incoming, seal_message, wire_name
+from warpgate_trio.sim import presets
+from warpgate_trio.testing.worlds import PeerPair
+
+PAIR = PeerPair.between(presets.LINUX, presets.LINUX, rtt=0.05)
+PAUSE = 0.01
+PORTS = range(40000, 40000 + MAX_CANDIDATES)
+
+
+def dial_me(ip: str) -> tuple[str, PathRequest]:
+    return "reverse_connect", DialMe(af=4, route_type=RouteType.EXT_BIND, address=ip_address(ip).packed, port=PORTS[0])
+
+
+def meet_me(ip: str) -> tuple[str, PathRequest]:
+    now = current().wall_time()
+    where = to_candidates([(ip, port) for port in PORTS])
+    request = MeetByTcp(
+        af=4,
+        route_type=RouteType.EXT_BIND,
+        candidates=where,
+        sent_at=now,
+        uncertainty=0.0,
+        bucket=1,
+        secret=bytes(16),
+    )
+    return "tcp_punch", request
+
+
+Request = Callable[[str], tuple[str, PathRequest]]
+
+
+def fresh_peer(ip: str) -> tuple[Identity, PeerAddress]:
+    """Somebody whom nobody has heard of, who signs that the address is his."""
+    identity, now = Identity.from_seed(current().entropy(32)), int(current().wall_time())
+    endpoint = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.EXT, ip=ip, port=PORTS[0])
+    record = PeerAddress.issue(
+        identity,
+        seq=now,
+        issued_at=now,
+        expires_at=now + 600,
+        host_salt=bytes(8),
+        host_id=bytes(16),
+        interfaces=[AddressInterface(1, (endpoint,))],
+    )
+    return identity, record
+
+
+async def ask_bob(world: World, request: Request, seconds: float) -> Counter[str]:
+    """Requests of new peers, a hundred a second, all for the bystander's address; what Bob refused them for."""
+    bob = world.nodes.bob
+    with world.net.hosts["bob"]:
+        await bob._runtime.nat.wait_looked("tcp", 4)
+        bob._runtime.signals.send = taken  # type: ignore[method-assign]
+        began = trio.current_time()
+        before = Counter(bob.stats().refused)
+        while trio.current_time() < began + seconds:
+            identity, record = fresh_peer(world.claimed)
+            owner, message = request(world.claimed)
+            blob = seal_message(
+                identity,
+                bob.address,
+                record,
+                wire_name=wire_name(owner, type(message)),
+                payload=message,
+                message_id=current().entropy(16),
+                session=current().entropy(16),
+                attempt=current().entropy(16),
+                time_ms=int(current().wall_time() * 1000),
+            )
+            bob._runtime.signals.handle(Incoming(blob, "ws://127.0.0.1:1"))
+            await trio.sleep(PAUSE)
+        return Counter(bob.stats().refused) - before
+
+
+async def taken(*_: object, **__: object) -> Delivery:
+    """What the peers' server says to all that Bob answers."""
+    await trio.lowlevel.checkpoint()
+    return Delivery.DELIVERED
+
+
+async def take_all(counts: Counter[int], *, hold: bool) -> None:
+    """The bystander: takes every connection, and ends or holds it."""
+
+    async def serve(port: int) -> None:
+        listener = trio.socket.socket()
+        await listener.bind(("0.0.0.0", port))
+        listener.listen(1000)
+        held = []
+        try:
+            while True:
+                sock, _ = await listener.accept()
+                counts[port] += 1
+                if hold:
+                    held.append(sock)
+                else:
+                    sock.close()
+        finally:
+            for sock in (listener, *held):
+                sock.close()
+
+    async with trio.open_nursery() as nursery:
+        for port in PORTS:
+            nursery.start_soon(serve, port)
+
+
+@pytest.mark.slow("hundreds of requests")
+@pytest.mark.parametrize(
+    ("request_of", "hold", "seconds"),
+    [(dial_me, False, 10.0), (dial_me, True, 1.0), (meet_me, False, 1.0), (meet_me, True, 1.0)],
+    ids=["reverse_connect", "reverse_connect-held", "tcp_punch", "tcp_punch-held"],
+)
+def test_what_one_bystander_gets_of_a_node_that_lets_everybody_in(
+    request_of: Request, hold: bool, seconds: float
+) -> None:
+    counts: Counter[int] = Counter()
+
+    async def main(world: World) -> None:
+        async with trio.open_nursery() as nursery:
+            with world.net.hosts[BYSTANDER]:
+                nursery.start_soon(lambda: take_all(counts, hold=hold))
+            refused = await ask_bob(world, request_of, seconds)
+            await trio.sleep(12)  # until the last attempt has ended
+            nursery.cancel_scope.cancel()
+        connections = counts.total()
+        print(f"{connections} connections in {seconds:.0f} s, refused: {dict(refused)}")
+        assert TARGET_DIALS / 2 <= connections <= TARGET_DIALS + (seconds + 12) * TARGET_DIALS_REFILL
+        assert request_of is meet_me or refused["busy"] >= 100 * seconds - connections - 2
+        assert connections <= world.wire.received(BYSTANDER)
+        assert world.nodes.bob.stats().attempts == 0
+
+    with_hostile(main, TcpPunch, pair=PAIR)
+
+
+@pytest.mark.slow("fifty calls")
+def test_who_is_where_it_says_is_dialled_as_often_as_it_asks() -> None:
+    """What leads to the peer has troubled nobody else, and does not count."""
+
+    async def main(world: World) -> None:
+        for _ in range(TARGET_DIALS + 10):
+            async with await world.nodes.alice.connect(world.nodes.bob.address, plugin="reverse_connect", timeout=5):
+                pass
+            await trio.sleep(1)  # a peer's own rate is one a second
+        assert not world.nodes.bob.stats().refused
+
+    with_hostile(main, TcpPunch, pair=PeerPair.between(rtt=0.05))
