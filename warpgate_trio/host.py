@@ -245,8 +245,11 @@ class RealHost:
     def machine_fingerprint(self) -> bytes:
         # Machine ids are copied with images and containers; a boot id tells two running copies apart, and a network
         # namespace tells containers apart, which have the host's boot id and each a loopback interface of their own.
-        parts = (_machine_id(), _read_line("/proc/sys/kernel/random/boot_id"), _network_namespace())
-        return hashlib.sha256("\0".join(("warpgate-trio fingerprint v1", *parts)).encode()).digest()
+        # Where these two are known they say it all: the containers of one pod share them, and have machine ids of their
+        # own, or none.
+        boot_id, namespace = _read_line("/proc/sys/kernel/random/boot_id"), _network_namespace()
+        parts = ("" if boot_id and namespace else _machine_id(), boot_id, namespace)
+        return hashlib.sha256("\0".join(("warpgate-trio fingerprint v2", *parts)).encode()).digest()
 
 
 _REAL_HOST: Final = RealHost()

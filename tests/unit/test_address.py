@@ -670,6 +670,16 @@ class TestDescribeInterfaces:
             "3 ext tcp 198.51.100.7:4000 /None 0",
         ]
 
+    def test_what_only_looks_public_is_published_as_an_interfaces_own_address_alone(self) -> None:
+        """For benchmarks, of an overlay network, of a carrier; and one that embeds a private address (ISATAP)."""
+        found = [interface(2, "198.18.0.5/15", "100.64.0.5/10", "200::5/7"), interface(3, "2a00::5efe:a00:1/64")]
+        assert shown(describe_interfaces(found, port_v4=1, port_v6=1)) == [
+            "2 nic tcp 198.18.0.5:1 /15 None",
+            "2 nic tcp 100.64.0.5:1 /10 None",
+            "2 nic tcp [200::5]:1 /7 None",
+            "3 nic tcp [2a00::5efe:a00:1]:1 /64 None",
+        ]
+
     def test_virtual_interfaces_are_left_out(self) -> None:
         interfaces = [interface(4, "172.17.0.1/16", is_virtual=True)]
         assert shown(describe_interfaces(interfaces, port_v4=1, port_v6=1)) == ONLY_LOOPBACK

@@ -206,6 +206,17 @@ class TestFingerprintParts:
         monkeypatch.setattr("uuid.getnode", lambda: 0x0200_0000_0002)
         assert RealHost().machine_fingerprint() != first
 
+    def test_containers_that_share_a_network_namespace_are_one_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those of a Kubernetes pod: each has its image's machine id, or none."""
+        boot_id = {"/proc/sys/kernel/random/boot_id": "b7d2"}
+        monkeypatch.setattr(host, "_read_line", lambda path: boot_id.get(path, ""))
+        monkeypatch.setattr(host, "_network_namespace", lambda: "4:4026531840")
+        first = RealHost().machine_fingerprint()
+        boot_id["/etc/machine-id"] = "another"
+        assert RealHost().machine_fingerprint() == first
+        monkeypatch.setattr(host, "_network_namespace", lambda: "4:4026531841")
+        assert RealHost().machine_fingerprint() != first
+
     def test_a_missing_or_binary_file_is_no_error(self, tmp_path: Path) -> None:
         (tmp_path / "id").write_bytes(b"\xff\xfe" * 400)
         assert host._read_line(str(tmp_path / "missing")) == ""
