@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import re
 import ssl
@@ -221,6 +222,17 @@ async def test_elsewhere_the_key_is_in_a_private_file_that_is_gone_at_once(
     dialed, served = await outcomes(sockets, dialing(sockets), lambda: TlsCarrier.serve(sockets[1], contexts))
     assert isinstance(dialed, TlsCarrier)
     assert isinstance(served, TlsCarrier)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no anonymous files here")
+def test_a_sandbox_may_deny_anonymous_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def denied(*_arguments: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", denied)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert TlsContexts(ALICE).public_key == ALICE.public_key
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- handshakes that fail ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -159,6 +160,15 @@ def test_config_show_names_its_sources_and_masks_secrets(
     assert values["identity"]["ephemeral"] is True
     for source in ("identity.ephemeral", "WARPGATE_LISTEN_PORT", str(file), "config.toml (not there)"):
         assert source in text
+
+
+@pytest.mark.needs("linux")
+def test_a_file_s_name_may_be_in_any_encoding(tmp_path: Path, capfd: Capture) -> None:
+    file = tmp_path / os.fsdecode(b"k\xe4y")
+    assert call(["id", "--key-file", str(file), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["key_file"] == f"{tmp_path}/k\\udce4y"
+    assert call(["config", "--show", "--key-file", str(file)]) == 0
+    tomllib.loads(capfd.readouterr().out)
 
 
 @pytest.mark.usefixtures("no_home")

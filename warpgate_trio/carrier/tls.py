@@ -81,10 +81,10 @@ def _context(protocol: int) -> ssl.SSLContext:
 def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
     """``load_cert_chain`` takes file names only: give it an anonymous file, or a private one that is removed."""
     if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("warpgate-trio", os.MFD_CLOEXEC), "wb") as memory:
-            memory.write(pem)
-            memory.flush()
-            with contextlib.suppress(OSError):  # no /proc: fall through to the private file
+        with contextlib.suppress(OSError):  # a sandbox denies it, or no /proc: fall through to the private file
+            with open(os.memfd_create("warpgate-trio", os.MFD_CLOEXEC), "wb") as memory:
+                memory.write(pem)
+                memory.flush()
                 context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
                 return
     with tempfile.TemporaryDirectory(prefix="warpgate-trio-") as directory:  # 0700

@@ -35,7 +35,8 @@ def id_command(settings: Settings, *, node_options: NodeOptions) -> int:
     if settings.json:
         from .events import Identified, encode
 
-        settings.put(encode(Identified(peer=peer_id, key_file=None if file is None else str(file))))
+        shown = None if file is None else str(file).encode(errors="backslashreplace").decode()  # a name in Latin-1, say
+        settings.put(encode(Identified(peer=peer_id, key_file=shown)))
     else:
         settings.put(f"{peer_id}\n".encode())
     return ExitCode.OK
@@ -51,7 +52,8 @@ def config_command(settings: Settings, *, show: bool, node_options: NodeOptions)
     settings.start_logging()
     loaded = node_options.load()
     comments = "".join(f"# {line}\n" for line in _sources(node_options))
-    settings.put(f"{comments}\n{loaded.to_toml(redact=True)}".encode())
+    text = f"{comments}\n{loaded.to_toml(redact=True)}"
+    settings.put(text.encode(errors="replace"))  # names of files may be in any encoding, and TOML is in UTF-8
     return ExitCode.OK
 
 
