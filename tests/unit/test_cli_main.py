@@ -163,6 +163,25 @@ def test_config_show_names_its_sources_and_masks_secrets(
 
 
 @pytest.mark.needs("linux")
+@pytest.mark.slow("processes")
+@pytest.mark.parametrize(
+    "command", [["id", "--ephemeral"], ["serve", "--host=127.0.0.1", "--port=0", "--no-stun", "--no-ntp"]]
+)
+def test_a_full_disk_is_no_success(command: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "warpgate_trio.cli.main", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 74
+    assert done.stderr.endswith("error: stdout cannot be written: No space left on device\n")
+
+
+@pytest.mark.needs("linux")
 def test_a_file_s_name_may_be_in_any_encoding(tmp_path: Path, capfd: Capture) -> None:
     file = tmp_path / os.fsdecode(b"k\xe4y")
     assert call(["id", "--key-file", str(file), "--json"]) == 0

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from ..errors import ConnectError
 
-__all__ = ["CommandFailed", "ExitCode", "OutputClosed", "UsageProblem", "exit_code_of_verdict", "explain"]
+__all__ = [
+    "CommandFailed",
+    "ExitCode",
+    "OutputClosed",
+    "UsageProblem",
+    "exit_code_of_verdict",
+    "explain",
+    "output_error",
+]
 
 
 class ExitCode(IntEnum):
@@ -20,6 +29,8 @@ class ExitCode(IntEnum):
     """The peer was reached and said no."""
     BROKEN = 4
     """There was a Pipe, and it broke, or the echo was wrong."""
+    OUTPUT = 74
+    """stdout could not be written, on a full disk, say (EX_IOERR of sysexits.h)."""
     INTERNAL = 70
     """A fault of this program (EX_SOFTWARE of sysexits.h)."""
     INTERRUPTED = 130
@@ -44,6 +55,16 @@ class UsageProblem(CommandFailed):
 
 class OutputClosed(Exception):
     """Nobody reads our stdout any more: the program ends, without a complaint, as `cat` in a pipeline does."""
+
+
+_OUTPUT_GONE: Final = frozenset({errno.EPIPE, errno.EBADF, errno.EIO, errno.ECONNRESET})
+
+
+def output_error(error: OSError) -> Exception:
+    """What to raise where writing to stdout has failed: nobody reads, or what was asked for got lost."""
+    if error.errno in _OUTPUT_GONE:
+        return OutputClosed()
+    return CommandFailed(ExitCode.OUTPUT, f"stdout cannot be written: {error.strerror or error}")
 
 
 _REFUSALS: Final = frozenset({"refused", "not_accepting", "busy"})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .exits import OutputClosed
+from .exits import output_error
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
@@ -45,13 +45,13 @@ class Settings:
                 click.echo(text, err=True)
 
     def put(self, data: bytes) -> None:
-        """Write to stdout, outside of Trio.  Raises `OutputClosed`."""
+        """Write to stdout, outside of Trio.  Raises as `output_error` says."""
         view = memoryview(data)
         try:
             while view:
                 view = view[os.write(1, view) :]
         except OSError as error:
-            raise OutputClosed from error
+            raise output_error(error) from error
 
     def warn(self, text: str) -> None:
         """Tell the user of something that may matter, even with --quiet."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from ..nurseries import open_background_nursery
-from .exits import OutputClosed
+from .exits import output_error
 from .runner import run_both
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ CHUNK: Final = 256 * 1024
 PEER_GONE_POLL: Final = 0.25
 """Seconds between looks whether a peer that has ended its direction is still there, while stdin is silent."""
 
-_OUTPUT_GONE: Final = frozenset({errno.EPIPE, errno.EBADF, errno.EIO, errno.ECONNRESET})
 _INPUT_GONE: Final = frozenset({errno.EBADF, errno.EIO, errno.ECONNRESET})  # EIO: the terminal was hung up
 
 
@@ -93,6 +92,7 @@ class StandardOutput:
 
         Raises:
           OutputClosed: nobody reads any more.
+          CommandFailed: it cannot be written, on a full disk, say.
         """
         view = memoryview(data)
         async with self._lock:
@@ -103,9 +103,7 @@ class StandardOutput:
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._descriptor)
                 except OSError as error:
-                    if error.errno in _OUTPUT_GONE:
-                        raise OutputClosed from error
-                    raise
+                    raise output_error(error) from error
                 else:
                     view = view[size:]
 
