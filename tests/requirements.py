@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import resource
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+
+from tests.seccomp import NUMBERS
 
 SERVER_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Debian keeps servers here, and leaves these folders out of an ordinary user's PATH."""
@@ -64,6 +67,11 @@ def network_namespaces() -> str | None:
     return None if tried.returncode == 0 else "this machine lets nobody make a network namespace"
 
 
+def seccomp() -> str | None:
+    """The kernel can deny a process system calls, and `tests.seccomp` knows their numbers."""
+    return linux() or (None if platform.machine() in NUMBERS else f"no numbers for {platform.machine()}")
+
+
 LAB_FILES = 1024
 """A dozen labs at a time, with a TUN device and a namespace for each of their machines."""
 
@@ -84,6 +92,7 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "root": root,
     "ipv6": ipv6,
     "network_namespaces": network_namespaces,
+    "seccomp": seccomp,
     "tun": tun,
     # The lab's servers and tools, by program.
     "mosquitto": program("mosquitto"),
