@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
+from .accepting import accept_connections
 from .carrier import TlsCarrier
 from .errors import CarrierError, ProtocolError, WrongPeer
 from .identity import peer_id_from_key
@@ -53,7 +54,8 @@ MAX_WAITING_PIPES: Final = 64
 MAX_HANDSHAKES: Final = 256
 """Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
 MAX_HANDSHAKES_PER_ADDRESS: Final = 64
-"""Of those, from one IPv4 address or IPv6 /64: a stranger must not take every place; many nodes may share a NAT."""
+"""Of those, from one IPv4 address or IPv6 /64: many nodes may share a NAT.  When all are taken, the oldest one of who
+holds most gives way (`subscribers.Gate`): four /64s of one home do not keep everybody else out."""
 MAX_SESSIONS: Final = 4096
 """Remembered sessions, undecided ones and accepted ones each; one costs about 300 bytes."""
 REFUSED: Final = "refused_"
@@ -175,7 +177,7 @@ class Inbound:
         self._on_accepted = on_accepted
         self._questions: OrderedDict[_SessionKey, _Question] = OrderedDict()
         self._accepted: OrderedDict[_SessionKey, _Accepted] = OrderedDict()
-        self._gate = Gate(total=MAX_HANDSHAKES, per_address=MAX_HANDSHAKES_PER_ADDRESS)
+        self._gate = Gate(total=MAX_HANDSHAKES, per_address=MAX_HANDSHAKES_PER_ADDRESS, oldest_first=True)
         self.counters: Final[Counter[str]] = Counter()
         """``accepted``, ``handshakes_failed``, and refusals by ``refused_REASON``."""
         self.listener: Final = PipeListener()
@@ -187,23 +189,13 @@ class Inbound:
     async def serve_socket(self, sock: trio.socket.SocketType) -> None:
         """Accept connections until the socket is closed; what goes wrong with one of them stays with it."""
         async with open_background_nursery() as nursery:
-            while True:
-                try:
-                    connection, source = await sock.accept()
-                except trio.ClosedResourceError:
-                    return
-                except OSError as error:
-                    if error.errno == errno.EBADF:  # closed between two accepts
-                        return
-                    # EMFILE and the like: the connection stays in the backlog, so wait for something to be closed.
-                    logger.warning("cannot accept a connection: %s", error)
-                    await trio.sleep(_ACCEPT_PAUSE)
-                    continue
-                nursery.start_soon(self._admit, connection, source[0])
+            await accept_connections(
+                sock, lambda connection, source: nursery.start_soon(self._admit, connection, source[0])
+            )
 
     async def _admit(self, connection: trio.socket.SocketType, host: str) -> None:
-        with self._gate.admit(host) as admitted:
-            if admitted:
+        with self._gate.admit(host) as place:
+            if place is not None:
                 await self._serve_connection(connection)
             else:
                 connection.close()
@@ -376,8 +368,6 @@ def _direct_path(carrier: TlsCarrier) -> PathInfo:
     )
 
 
-_ACCEPT_PAUSE: Final = 0.1
-"""Seconds; the same as `trio.serve_listeners` sleeps in this case."""
 _BACKLOG: Final = 128
 
 

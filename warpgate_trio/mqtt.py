@@ -508,7 +508,7 @@ async def open_mqtt(
     stream: trio.abc.Stream = await trio.open_tcp_stream(url.host, url.port)
     if url.scheme == "mqtts":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
-        stream = trio.SSLStream(stream, context, server_hostname=url.host, https_compatible=True)
+        stream = trio.SSLStream(stream, context, server_hostname=url.host_name, https_compatible=True)
     try:
         if isinstance(stream, trio.SSLStream):
             try:

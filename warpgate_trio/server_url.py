@@ -104,6 +104,19 @@ class ServerUrl(msgspec.Struct, frozen=True):
         return self.scheme in ("wss", "mqtts", "stuns", "turns")
 
     @property
+    def host_name(self) -> str:
+        """The host without the dot at the end of a name, which keeps search domains out: the name in TLS (RFC 6066
+        section 3), in certificates, and for who compares servers.
+        """
+        return self.host.removesuffix(".")
+
+    @property
+    def authority(self) -> str:
+        """`host_name`, and the port where it is not the scheme's own: HTTP's ``Host`` (RFC 6455 section 4.1)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host_name
+        return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+
+    @property
     def target(self) -> str:
         """Path and query, as the first line of an HTTP request has them: never empty."""
         return (self.path or "/") + self._query

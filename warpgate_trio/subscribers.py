@@ -1,18 +1,36 @@
-"""Who stands behind an address, as far as limits are concerned: one subscriber, who has it or all of its neighbours.
+"""Who stands behind an address, as far as limits are concerned, and how what is scarce is shared among them.
 
-Whoever has one IPv6 address has its whole /64 (RFC 6177), 2**64 addresses to come from, so that is what a limit has to
-count.  An IPv4 address in IPv6 form counts as what it is.
+Whoever has one IPv6 address has its whole /64 (RFC 6177), 2**64 addresses to come from, so that is the least that a
+limit has to count.  An ordinary home has a /56, 256 of those, and a business a /48: whoever counts /64s alone is
+exhausted by one customer.  So what is shared is shared by *tiers*, the /48 first, within it the /56, within that the
+/64; of IPv4 the /24, which one customer of a hoster may have, and the address.  An IPv4 address in IPv6 form counts as
+what it is.
+
+* `Gate` counts connections.  When it is full, a newcomer takes the place of one of the heaviest: of the /48 that holds
+  most, in there of the /56 that holds most, and so on, provided that the newcomer's own prefix stays the lighter one.
+  So somebody with a few connections is served while somebody with many of them holds everything.
+* `Budget` counts bytes.  Nothing can be taken back there, so nobody gets more than a share of what is still free
+  (dynamic thresholds: Choudhury and Hahne, 1998); whoever comes later finds something left.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import final
+from typing import Final, final
 
-__all__ = ["Gate", "subscriber"]
+import trio
+
+__all__ = ["Budget", "Gate", "Place", "subscriber"]
+
+SHARE: Final = 0.5
+"""Of what is free, the most that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
+a sixth."""
+_UNNAMED_SHARE: Final = 8  # One in so many places more for connections whose proxy has not yet said who they are of.
+_TIERS: Final[dict[int, tuple[int, ...]]] = {4: (3, 4), 6: (6, 7, 8)}  # Bytes of the prefixes, by IP version.
 
 
 @lru_cache(maxsize=1024)
@@ -25,34 +43,205 @@ def subscriber(host: str) -> str:
     return str(ip)
 
 
+@lru_cache(maxsize=1024)
+def _prefixes(host: str) -> tuple[bytes, ...]:
+    """The prefixes that an address is counted under, the shortest first.  No two of different kinds are equal."""
+    ip = ip_address(host.partition("%")[0])
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return tuple(ip.packed[:length] for length in _TIERS[ip.version])
+
+
 @final
-class Gate:
-    """Counts what is under way, in all and per subscriber.
+class Place:
+    """One place of a `Gate`, for the time of `Gate.admit`.
 
     Attributes:
-      held: in all.
+      scope: is cancelled when the place goes to somebody else.
+    """
+
+    __slots__ = ("_gate", "path", "scope")
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.scope: trio.CancelScope = trio.CancelScope()
+        self.path: tuple[bytes, ...] | None = None
+
+    def name(self, host: str) -> bool:
+        """Say whose place it is that was given to nobody in particular; False: there is none for that subscriber."""
+        self._gate._unnamed.discard(self)
+        return self._gate._enter(self, host)
+
+
+@final
+class _Group:
+    """A prefix: how many places are held under it, and by which parts of it."""
+
+    __slots__ = ("_by_weight", "_most", "held", "parts", "places")
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.parts: dict[bytes, _Group] = {}
+        self.places: dict[Place, None] = {}  # of the longest prefixes alone; in the order of their coming
+        self._by_weight: dict[int, dict[bytes, None]] = {}
+        self._most = 0
+
+    def heaviest(self) -> bytes:
+        """The part that holds most."""
+        return next(iter(self._by_weight[self._most]))
+
+    def reweigh(self, key: bytes, by: int) -> None:
+        """A part holds one more, or one less."""
+        part = self.parts[key]
+        if part.held:
+            equals = self._by_weight[part.held]
+            del equals[key]
+            if not equals:
+                del self._by_weight[part.held]
+        part.held += by
+        if part.held:
+            self._by_weight.setdefault(part.held, {})[key] = None
+        else:
+            del self.parts[key]
+        self._most = max(self._most, part.held)
+        if self._most not in self._by_weight:
+            self._most -= 1  # what held most was this part, and now it holds one less
+
+
+@final
+class Gate:
+    """Counts what is under way, in all and per subscriber; see the module's page for who gets in when it is full.
+
+    Args:
+      total: places in all.
+      per_address: of one IPv4 address or IPv6 /64.
+      oldest_first: which one of the heaviest subscriber gives way.  The oldest, where what is honest is over soon; the
+        youngest, where what is honest stays.
+    """
+
+    def __init__(self, *, total: int, per_address: int, oldest_first: bool = False) -> None:
+        self._limit = total
+        self._per_address_limit = per_address
+        self._oldest_first = oldest_first
+        self._all = _Group()
+        self._unnamed: set[Place] = set()
+        self._unnamed_limit = max(1, total // _UNNAMED_SHARE)
+
+    @property
+    def held(self) -> int:
+        """Places that are taken, those of nobody in particular included."""
+        return self._all.held + len(self._unnamed)
+
+    @contextmanager
+    def admit(self, host: str | None) -> Generator[Place | None]:
+        """Hold one place for `host` during the body; yields None, and holds none, when there is none.
+
+        The body is cancelled, and left quietly, when its place goes to a lighter subscriber.
+
+        Args:
+          host: an IP literal; None: a trusted proxy's connection, whose subscriber `Place.name` tells soon.
+        """
+        place = Place(self)
+        if not (self._enter(place, host) if host is not None else self._enter_unnamed(place)):
+            yield None
+            return
+        try:
+            with place.scope:
+                yield place
+        finally:
+            self._leave(place)
+
+    def _enter_unnamed(self, place: Place) -> bool:
+        if len(self._unnamed) >= self._unnamed_limit:
+            return False
+        self._unnamed.add(place)
+        return True
+
+    def _enter(self, place: Place, host: str) -> bool:
+        path = _prefixes(host)
+        group: _Group | None = self._all
+        for key in path:
+            group = group.parts.get(key) if group is not None else None
+        if group is not None and group.held >= self._per_address_limit:
+            return False
+        if self._all.held >= self._limit:
+            other = self._who_gives_way(path)
+            if other is None:
+                return False
+            self._leave(other)
+            other.scope.cancel()
+        place.path = path
+        self._count(path, 1)[-1].places[place] = None
+        return True
+
+    def _leave(self, place: Place) -> None:
+        """Idempotent: who gave way leaves once more."""
+        self._unnamed.discard(place)
+        path, place.path = place.path, None
+        if path is not None:
+            del self._count(path, -1)[-1].places[place]
+
+    def _count(self, path: tuple[bytes, ...], by: int) -> list[_Group]:
+        groups = [self._all]
+        for key in path:
+            groups.append(groups[-1].parts.setdefault(key, _Group()))
+        self._all.held += by
+        for group, key in zip(groups, path, strict=False):
+            group.reweigh(key, by)
+        return groups
+
+    def _who_gives_way(self, path: tuple[bytes, ...]) -> Place | None:
+        """One of the heaviest, or None where the newcomer would be as heavy."""
+        group = self._all
+        for key in path:
+            heaviest = group.heaviest() if group.parts else key
+            if heaviest != key:
+                own = group.parts.get(key)
+                if (own.held if own is not None else 0) + 1 >= group.parts[heaviest].held:
+                    return None
+                group = group.parts[heaviest]
+                while group.parts:
+                    group = group.parts[group.heaviest()]
+                return next(iter(group.places) if self._oldest_first else reversed(group.places))
+            if key not in group.parts:
+                return None  # a gate without places
+            group = group.parts[key]
+        return None  # the newcomer's own subscriber is the heaviest
+
+
+@final
+class Budget:
+    """Counts bytes that are held, in all and per subscriber.
+
+    Args:
+      total: bytes in all.
+      per_address: of one IPv4 address or IPv6 /64.
+
+    Attributes:
+      held: bytes that are held now.
     """
 
     def __init__(self, *, total: int, per_address: int) -> None:
         self._limit = total
         self._per_address_limit = per_address
-        self._per_address: dict[str, int] = {}
+        self._held: Counter[bytes] = Counter()
         self.held: int = 0
 
-    @contextmanager
-    def admit(self, host: str) -> Generator[bool]:
-        """Hold one place for `host` during the body; yields False, and holds none, when there is none."""
-        key = subscriber(host)
-        of_host = self._per_address.get(key, 0)
-        if self.held >= self._limit or of_host >= self._per_address_limit:
-            yield False
-            return
-        self.held += 1
-        self._per_address[key] = of_host + 1
-        try:
-            yield True
-        finally:
-            self.held -= 1
-            self._per_address[key] -= 1
-            if not self._per_address[key]:
-                del self._per_address[key]
+    def take(self, host: str, amount: int) -> bool:
+        """Take bytes on behalf of `host`; False, and nothing is taken, where its share or all is used up."""
+        path = _prefixes(host)
+        if self._held[path[-1]] + amount > self._per_address_limit:
+            return False
+        if self._held[path[0]] + amount > SHARE * (self._limit - self.held):
+            return False
+        self.held += amount
+        self._held.update(dict.fromkeys(path, amount))
+        return True
+
+    def give_back(self, host: str, amount: int) -> None:
+        """Give back what was taken."""
+        self.held -= amount
+        for prefix in _prefixes(host):
+            self._held[prefix] -= amount
+            if not self._held[prefix]:
+                del self._held[prefix]

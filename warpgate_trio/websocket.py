@@ -13,6 +13,8 @@ owns, is
   write breaks the connection instead of corrupting it (`_Wire.send_all`).
 * **A memory bound.**  ``max_message`` bounds what a message may hold, not how many empty fragments may announce it.
   `_Wire` therefore counts the bytes that came in since the last whole message.
+* **Who comes in.**  A server counts connections by subscriber (`subscribers.Gate`), behind a reverse proxy by whom the
+  proxy names (`proxies`): in front of TLS, or in the request, so that such a connection has a name only then.
 
 No timeout hides in here.  The caller bounds `open_websocket`, `WebSocket.send`, `WebSocket.receive` and
 `WebSocket.ping` with its own scope; the two timeouts that a server and an exit cannot do without, ``handshake_timeout``
@@ -27,18 +29,20 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import NoReturn, cast, final
 
 import trio
 import trio_websocket
 
+from .accepting import accept_connections
 from .config import ServerUrl
-from .errors import ConfigError, WarpgateError
+from .errors import ConfigError, RemoteProtocolError, WarpgateError
 from .nurseries import open_background_nursery
-from .subscribers import Gate
+from .proxies import MAX_PROXY_HEADER, ProxyHeader, ProxyReader, TrustedProxies
+from .subscribers import Gate, Place
 
 __all__ = [
+    "Accepted",
     "ConnectionLimits",
     "WebSocket",
     "WebSocketClosed",
@@ -82,7 +86,7 @@ class ConnectionLimits:
     """How many connections a server holds at once; what is over the limit is closed before TLS costs anything.
 
     Attributes:
-      total: connections in all.
+      total: connections in all; beyond, the youngest of the heaviest subscriber gives way (`subscribers.Gate`).
       per_address: connections from one IPv4 address or one IPv6 /64 (what one subscriber usually has).
     """
 
@@ -91,6 +95,23 @@ class ConnectionLimits:
 
 
 _DEFAULT_LIMITS = ConnectionLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Between which addresses a server's connection runs.
+
+    Attributes:
+      host, port: the client's; behind a trusted proxy those that it names (port 0 where it names none).
+      local: the address and port that the connection came in at.
+    """
+
+    host: str
+    port: int
+    local: tuple[str, int]
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @final
@@ -194,6 +215,7 @@ class WebSocket(trio.abc.AsyncResource):
         max_message: int,
         close_timeout: float,
         remote: str,
+        accepted: Accepted | None = None,
     ) -> None:
         self._connection = connection
         self._reader = reader
@@ -202,6 +224,8 @@ class WebSocket(trio.abc.AsyncResource):
         self._close_timeout = close_timeout
         self._ping_number = 0
         self._remote = remote
+        self.accepted = accepted
+        """On a server: who came, and where.  None on a client."""
 
     def __repr__(self) -> str:
         return f"<WebSocket with {self._remote}>"
@@ -210,6 +234,11 @@ class WebSocket(trio.abc.AsyncResource):
     def path(self) -> str:
         """The requested path with its query, as it stands in the URL: chosen by the client, so hostile on a server."""
         return self._connection.path or "/"
+
+    @property
+    def subprotocol(self) -> str | None:
+        """What both sides have agreed on (RFC 6455 section 1.9); None: nothing."""
+        return self._connection.subprotocol
 
     @property
     def remote(self) -> str:
@@ -301,6 +330,7 @@ async def open_websocket(
     url: ServerUrl | str,
     *,
     ssl_context: ssl.SSLContext | None = None,
+    subprotocols: Sequence[str] = (),
     max_message: int,
     close_timeout: float = CLOSE_TIMEOUT,
 ) -> AsyncGenerator[WebSocket]:
@@ -310,6 +340,7 @@ async def open_websocket(
 
     Args:
       ssl_context: for ``wss``; the platform's trust by default.  The host name (or IP literal) is verified.
+      subprotocols: what we can speak, the dearest first; a server that knows none of them is none the worse for us.
       max_message: bytes in one message, sent or received; a peer that sends more is closed with code 1009.
       close_timeout: seconds that an exit which is not a cancellation may wait for the peer's close frame.
 
@@ -325,13 +356,13 @@ async def open_websocket(
     stream: trio.abc.Stream = await trio.open_tcp_stream(target.host, target.port)
     if target.scheme == "wss":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
-        stream = trio.SSLStream(stream, context, server_hostname=target.host, https_compatible=True)
+        stream = trio.SSLStream(stream, context, server_hostname=target.host_name, https_compatible=True)
     wire = _Wire(stream, max_message=max_message)
     try:
         await _finish_tls(stream, target.redacted)
         async with open_background_nursery() as nursery:
             reader = _Reader(nursery)
-            connection = await _open_client(reader, wire, target, max_message=max_message)
+            connection = await _open_client(reader, wire, target, subprotocols, max_message=max_message)
             websocket = WebSocket(
                 connection,
                 reader,
@@ -358,9 +389,8 @@ async def _finish_tls(stream: trio.abc.Stream, name: str) -> None:
 
 
 async def _open_client(
-    reader: _Reader, wire: _Wire, target: ServerUrl, *, max_message: int
+    reader: _Reader, wire: _Wire, target: ServerUrl, subprotocols: Sequence[str], *, max_message: int
 ) -> trio_websocket.WebSocketConnection:
-    host = f"[{target.host}]" if ":" in target.host else target.host
     headers: list[tuple[bytes, bytes]] = []
     if target.username is not None:
         credentials = f"{target.username}:{target.password or ''}".encode()
@@ -371,8 +401,9 @@ async def _open_client(
             cast(
                 trio.SocketStream, cast(object, wire)
             ),  # annotated more narrowly than what WebSocketConnection takes: any Stream
-            f"{host}:{target.port}",
+            target.authority,
             target.target,
+            subprotocols=list(subprotocols),
             extra_headers=headers,
             max_message_size=max_message,
             receive_buffer_size=_RECEIVE_SIZE,
@@ -388,88 +419,170 @@ async def serve_websocket(
     handler: Callable[[WebSocket], Awaitable[None]],
     listeners: Sequence[trio.SocketListener],
     *,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
+    subprotocols: Sequence[str] = (),
     max_message: int,
     handshake_timeout: float,
     limits: ConnectionLimits = _DEFAULT_LIMITS,
+    trusted_proxies: TrustedProxies | None = None,
     close_timeout: float = CLOSE_TIMEOUT,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Serve WebSockets on `listeners` until cancelled; each connection gets one task that runs `handler`.
+    """Serve WebSockets on `listeners` until cancelled, and close them; each connection gets a task that runs `handler`.
 
     A connection ends when its handler returns.  What a handler raises ends its connection and is logged; it never ends
     the server.  Being cancelled closes every connection at once, without close frames.
 
     Args:
-      ssl_context: for ``wss``.
+      ssl_context: for ``wss``; a function is asked for each connection, so that certificates can be renewed.
+      subprotocols: what `handler` can speak; the first one that a client proposes and that is among these is agreed on.
       max_message: bytes in one message; a client that sends more is closed with code 1009.
       handshake_timeout: seconds from the TCP connection to the end of the WebSocket handshake, TLS included.
-      limits: connections held at once; further ones are closed unanswered.
+      limits: connections held at once; further ones are closed unanswered, or take the place of who has too many.
+      trusted_proxies: reverse proxies that say whose connection it is; connections from elsewhere are taken as ever.
       close_timeout: seconds that a client gets to answer our close frame.
     """
-    gate = Gate(total=limits.total, per_address=limits.per_address)
-    serve_one = partial(
-        _serve_one,
-        handler,
-        gate=gate,
-        ssl_context=ssl_context,
+    server = _Server(
+        handler=handler,
+        gate=Gate(total=limits.total, per_address=limits.per_address),
+        ssl_context=ssl_context if callable(ssl_context) or ssl_context is None else lambda: ssl_context,
+        subprotocols=frozenset(subprotocols),
         max_message=max_message,
         handshake_timeout=handshake_timeout,
+        trusted_proxies=trusted_proxies,
         close_timeout=close_timeout,
     )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve_one, list(listeners))
-        task_status.started()
-        await trio.sleep_forever()
+    try:
+        async with trio.open_nursery() as nursery:
+
+            def serve(sock: trio.socket.SocketType, source: tuple[str, int]) -> None:
+                nursery.start_soon(server.serve, sock, source)
+
+            for listener in listeners:
+                nursery.start_soon(accept_connections, listener.socket, serve)
+            task_status.started()
+            await trio.sleep_forever()
+    finally:
+        for listener in listeners:
+            listener.socket.close()
     raise AssertionError("unreachable")  # pragma: no cover
 
 
-async def _serve_one(
-    handler: Callable[[WebSocket], Awaitable[None]],
-    socket_stream: trio.SocketStream,
-    *,
-    gate: Gate,
-    ssl_context: ssl.SSLContext | None,
-    max_message: int,
-    handshake_timeout: float,
-    close_timeout: float,
-) -> None:
-    stream: trio.abc.Stream = socket_stream
-    try:
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Server:
+    """What all connections of `serve_websocket` have in common; its arguments."""
+
+    handler: Callable[[WebSocket], Awaitable[None]]
+    gate: Gate
+    ssl_context: Callable[[], ssl.SSLContext] | None
+    subprotocols: frozenset[str]
+    max_message: int
+    handshake_timeout: float
+    trusted_proxies: TrustedProxies | None
+    close_timeout: float
+
+    async def serve(self, sock: trio.socket.SocketType, source: tuple[str, int]) -> None:
+        """Serve one connection, from its first byte to its end."""
+        stream = _Front(trio.SocketStream(sock))
         try:
-            host, port, *_ = socket_stream.socket.getpeername()
-        except OSError:
-            return  # gone before we looked
-        with gate.admit(host) as admitted:
-            if not admitted:
-                return
-            if ssl_context is not None:
-                stream = trio.SSLStream(socket_stream, ssl_context, server_side=True, https_compatible=True)
-            wire = _Wire(stream, max_message=max_message)
-            async with open_background_nursery() as nursery:
-                reader = _Reader(nursery)
-                connection: trio_websocket.WebSocketConnection | None = None
-                with trio.move_on_after(handshake_timeout), reader.needed():
-                    await _finish_tls(stream, "client")
-                    request = await trio_websocket.wrap_server_stream(
-                        reader.as_nursery(), wire, max_message_size=max_message, receive_buffer_size=_RECEIVE_SIZE
-                    )
-                    connection = await request.accept()
-                if connection is None:
-                    return
-                remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                websocket = WebSocket(
-                    connection, reader, wire, max_message=max_message, close_timeout=close_timeout, remote=remote
+            accepted = Accepted(source[0], source[1], sock.getsockname()[:2])
+            proxied = self.trusted_proxies is not None and self.trusted_proxies.covers(accepted.host)
+            with self.gate.admit(None if proxied else accepted.host) as place:
+                if place is not None:
+                    await self._serve(stream, accepted, place if proxied else None)
+        except (WebSocketError, RemoteProtocolError) as exc:
+            logger.debug("a client's connection ended: %s", exc)
+        except trio_websocket.ConnectionClosed:
+            logger.debug("a client left during the handshake")
+        except Exception:
+            logger.exception("the handler of a WebSocket failed; its connection is closed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _serve(self, front: _Front, accepted: Accepted, unnamed: Place | None) -> None:
+        """`unnamed`: the place of a proxy's connection, while nobody has said whose it is."""
+        stream: trio.abc.Stream = front
+        if self.ssl_context is not None:
+            stream = trio.SSLStream(front, self.ssl_context(), server_side=True, https_compatible=True)
+        wire = _Wire(stream, max_message=self.max_message)
+        async with open_background_nursery() as nursery:
+            reader = _Reader(nursery)
+            connection: trio_websocket.WebSocketConnection | None = None
+            with trio.move_on_after(self.handshake_timeout), reader.needed():
+                if unnamed is not None and self._header is ProxyHeader.PROXY:
+                    accepted = await _named_in_front(front, accepted)
+                    if not unnamed.name(accepted.host):
+                        return
+                await _finish_tls(stream, "client")
+                request = await trio_websocket.wrap_server_stream(
+                    reader.as_nursery(), wire, max_message_size=self.max_message, receive_buffer_size=_RECEIVE_SIZE
                 )
-                try:
-                    await handler(websocket)
-                finally:
-                    await websocket.aclose()
-    except WebSocketError as exc:
-        logger.debug("a client's connection ended: %s", exc)
-    except trio_websocket.ConnectionClosed:
-        logger.debug("a client left during the handshake")
-    except Exception:
-        logger.exception("the handler of a WebSocket failed; its connection is closed")
-    finally:
-        await trio.aclose_forcefully(stream)
+                if unnamed is not None and self._header is ProxyHeader.FORWARDED:
+                    assert self.trusted_proxies is not None
+                    host = self.trusted_proxies.client(accepted.host, request.headers)
+                    accepted = accepted if host == accepted.host else Accepted(host, 0, accepted.local)
+                    if not unnamed.name(host):
+                        return
+                agreed = next((each for each in request.proposed_subprotocols if each in self.subprotocols), None)
+                connection = await request.accept(subprotocol=agreed)
+            if connection is None:
+                return
+            websocket = WebSocket(
+                connection,
+                reader,
+                wire,
+                max_message=self.max_message,
+                close_timeout=self.close_timeout,
+                remote=str(accepted),
+                accepted=accepted,
+            )
+            try:
+                await self.handler(websocket)
+            finally:
+                await websocket.aclose()
+
+    @property
+    def _header(self) -> ProxyHeader | None:
+        return self.trusted_proxies.header if self.trusted_proxies is not None else None
+
+
+@final
+class _Front(trio.abc.Stream):
+    """A connection whose first bytes may be read before all else, and partly put back."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._put_back = b""
+
+    def put_back(self, data: bytes) -> None:
+        self._put_back = data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self._put_back:
+            await trio.lowlevel.checkpoint()
+            data, self._put_back = self._put_back, b""
+            return data
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _named_in_front(front: _Front, accepted: Accepted) -> Accepted:
+    """Read the header of the PROXY protocol: who the client is."""
+    header = ProxyReader()
+    try:
+        while not header.feed(data := bytes(await front.receive_some(MAX_PROXY_HEADER))):
+            if not data:
+                raise WebSocketError("the proxy hung up before it said who the client is")
+    except trio.BrokenResourceError as exc:
+        raise WebSocketError("the proxy hung up before it said who the client is") from exc
+    front.put_back(header.rest)
+    return accepted if header.source is None else Accepted(*header.source, accepted.local)

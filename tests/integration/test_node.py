@@ -161,7 +161,7 @@ async def test_a_socket_that_was_closed_between_two_accepts_is_no_error(caplog: 
         closed.close()
         with trio.fail_after(1):
             await bob._runtime.inbound.serve_socket(closed)
-    assert "cannot accept" not in caplog.text
+    assert not caplog.records
 
 
 async def test_exceptions_leave_the_node_bare() -> None:
@@ -473,6 +473,24 @@ async def test_handshakes_are_bounded_in_number(bound: str, monkeypatch: pytest.
             await trio.testing.wait_all_tasks_blocked(0.001)
 
 
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+async def test_a_few_subscribers_do_not_keep_everybody_else_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that say nothing hold all places, and somebody from elsewhere is heard all the same."""
+    monkeypatch.setattr("warpgate_trio.inbound.MAX_HANDSHAKES", 4)
+    async with loopback_node(BOB, config(), authorize=anyone) as bob:
+        port = next(endpoint.port for _, endpoint in bob.address.endpoints())
+        streams = [await trio.open_tcp_stream("127.0.0.1", port, local_address=f"127.1.0.{n}") for n in (1, 2, 1, 2)]
+        while bob._runtime.inbound.handshakes < 4:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        async with loopback_node(ALICE, config()) as alice:
+            async with await alice.connect(bob.address, plugin="direct_connect") as pipe:
+                assert pipe.peer_id == bob.peer_id
+        with trio.fail_after(1):
+            assert await streams[0].receive_some() == b"", "the oldest of who holds most"
+        for stream in streams:
+            await stream.aclose()
+
+
 class Mailbox:
     def __init__(self) -> None:
         self.send, self.receive = trio.open_memory_channel[Message](8)
@@ -546,6 +564,9 @@ async def test_accept_errors_of_the_machine_do_not_end_the_node(
     calls = 0
 
     class Exhausted:
+        def fileno(self) -> int:
+            return 5
+
         async def accept(self) -> object:
             nonlocal calls
             calls += 1
@@ -564,7 +585,7 @@ async def test_accept_errors_of_the_machine_do_not_end_the_node(
     )
     await inbound.serve_socket(Exhausted())  # type: ignore[arg-type]
     assert calls == 3
-    assert caplog.text.count("Too many open files") == 2
+    assert caplog.text.count("Too many open files") == 1, "once a minute"
 
 
 async def test_no_configuration_at_all_reaches_the_peer_through_its_address() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -429,17 +429,68 @@ async def test_a_server_survives_a_reset() -> None:
 async def test_a_server_without_descriptors_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    accept, faults = trio.SocketListener.accept, [errno.EMFILE]
+    with trio.socket.socket() as any_socket:
+        kind: Any = type(any_socket)
+    accept, faults = kind.accept, [errno.EMFILE]
 
-    async def accept_or_fail(self: trio.SocketListener) -> trio.SocketStream:
+    async def accept_or_fail(self: trio.socket.SocketType) -> Any:
         if faults:
             raise OSError(faults.pop(), "too many")
         return await accept(self)
 
-    monkeypatch.setattr(trio.SocketListener, "accept", accept_or_fail)
+    monkeypatch.setattr(kind, "accept", accept_or_fail)
     async with open_stun_server() as server, open_stun_stream(server.address) as stream:
         assert (await query_stream(stream)).mapped == stream.socket.getsockname()
     assert "no connection can be accepted: too many" in caplog.text
+
+
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+async def test_a_few_subscribers_do_not_keep_everybody_else_out() -> None:
+    limits = StunLimits(connections=4, connections_per_address=4)
+    async with open_stun_server(limits=limits) as server, AsyncExitStack() as stack:
+        held = [
+            await stack.enter_async_context(await trio.open_tcp_stream(*server.address, local_address=f"127.0.0.{n}"))
+            for n in (1, 2, 2, 2)
+        ]
+        for stream in held:
+            await query_stream(stream)
+        async with await trio.open_tcp_stream(*server.address, local_address="127.1.0.1") as light:
+            assert (await query_stream(light)).mapped == light.socket.getsockname()
+            with trio.fail_after(1):
+                assert await held[-1].receive_some() == b"", "the youngest one of who holds most"
+
+
+@pytest.mark.needs("ipv6")
+async def test_connections_are_counted_by_subscriber(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under IPv6 a /64 is one: here ::1 and what has the same prefix."""
+    async with open_stun_server(host="::1", limits=StunLimits(connections_per_address=1)) as server:
+        sources = iter([("::1", 1), ("::2", 2)])
+        with trio.socket.socket(trio.socket.AF_INET6) as any_socket:
+            socket_kind: Any = type(any_socket)
+        accept = socket_kind.accept
+
+        async def accept_as(self: Any) -> Any:
+            connection, _ = await accept(self)
+            return connection, next(sources)
+
+        monkeypatch.setattr(socket_kind, "accept", accept_as)
+        async with await trio.open_tcp_stream(*server.address) as one:
+            with trio.fail_after(1):
+                async with await trio.open_tcp_stream(*server.address) as other:
+                    assert await other.receive_some() == b""
+            assert one.socket.fileno() >= 0
+
+
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+@pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2", pytest.param("::1", marks=pytest.mark.needs("ipv6"))])
+async def test_an_answer_comes_from_where_it_was_asked(asked: str) -> None:
+    """Of a socket on all addresses the kernel would choose one; who asked the other one ignores that."""
+    async with open_stun_server(host=None) as server, udp("::1" if ":" in asked else "127.0.0.1") as sock:
+        await sock.connect((asked, server.address[1]))
+        await sock.send(binding_request(bytes(12)))
+        with trio.fail_after(1):
+            answer = decode(await sock.recv(1000))
+    assert answer.get(XOR_MAPPED_ADDRESS) is not None
 
 
 async def test_a_port_that_is_taken() -> None:

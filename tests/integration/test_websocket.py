@@ -9,19 +9,22 @@ import base64
 import gc
 import hashlib
 import re
+import socket
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.certificates import Authority
 from warpgate_trio.errors import ConfigError
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.subscribers import subscriber
+from warpgate_trio.proxies import ProxyHeader, TrustedProxies
 from warpgate_trio.websocket import (
     ConnectionLimits,
     WebSocket,
@@ -53,6 +56,8 @@ async def server(
     certificate_for: str | None = None,
     handshake_timeout: float = 5.0,
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008
+    subprotocols: Sequence[str] = (),
+    trusted_proxies: TrustedProxies | None = None,
 ) -> AsyncGenerator[str]:
     """Serve for the time of the body; yields the URL.  Everything in the body is bounded."""
     listeners = await trio.open_tcp_listeners(0, host=host)
@@ -69,6 +74,8 @@ async def server(
                     max_message=LIMIT,
                     handshake_timeout=handshake_timeout,
                     limits=limits,
+                    subprotocols=subprotocols,
+                    trusted_proxies=trusted_proxies,
                     close_timeout=0.05,
                 )
             )
@@ -560,8 +567,8 @@ async def test_limits(caplog: pytest.LogCaptureFixture) -> None:
             port = int(url.rpartition(":")[2])
             async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2") as third:
                 await third.send_all(b"G")
-                async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.3") as fourth:
-                    assert await wait_closed(fourth) == b""
+                async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2") as fourth:
+                    assert await wait_closed(fourth) == b"", "with it, that address would have as many as the other"
         while True:  # the places are free again as soon as the server has seen the ends
             try:
                 async with open_websocket(url, max_message=LIMIT) as websocket:
@@ -571,12 +578,213 @@ async def test_limits(caplog: pytest.LogCaptureFixture) -> None:
                 await trio.lowlevel.checkpoint()
 
 
-def test_who_counts_as_onesubscriber() -> None:
-    assert subscriber("192.0.2.1") != subscriber("192.0.2.2")
-    assert subscriber("::ffff:192.0.2.1") == subscriber("192.0.2.1")
-    assert subscriber("2001:db8:1:2::3") == subscriber("2001:db8:1:2:ffff::1")
-    assert subscriber("2001:db8:1:2::3") != subscriber("2001:db8:1:3::3")
-    assert subscriber("fe80::1%eth0") == subscriber("fe80::2%eth0")
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+async def test_one_network_does_not_keep_others_out() -> None:
+    """What a /24 holds, or an IPv6 /48, is shared with whoever comes from elsewhere, the youngest giving way."""
+    async with server(echo, limits=ConnectionLimits(total=4, per_address=3)) as url:
+        port = int(url.rpartition(":")[2])
+        async with AsyncExitStack() as stack:
+            held = [
+                await stack.enter_async_context(
+                    await trio.open_tcp_stream("127.0.0.1", port, local_address=f"127.0.0.{n}")
+                )
+                for n in (1, 1, 1, 2)
+            ]
+            async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.1.0.1") as light:
+                await light.send_all(UPGRADE % b"")
+                assert (await light.receive_some()).startswith(b"HTTP/1.1 101")
+                assert await wait_closed(held[2]) == b"", "the youngest of the address that holds most"
+
+
+# --- behind a reverse proxy ---
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n%s\r\n"
+)
+
+
+async def tell_who_came(websocket: WebSocket) -> None:
+    accepted = websocket.accepted
+    assert accepted is not None
+    await websocket.send(f"{accepted.host} {accepted.port}".encode())
+    await trio.sleep_forever()
+
+
+PROXY_HEADERS = [
+    (b"PROXY TCP4 198.51.100.7 203.0.113.1 50000 443\r\n", b"198.51.100.7 50000"),
+    (b"PROXY TCP6 2001:db8::7 2001:db8::1 50000 443\r\n", b"2001:db8::7 50000"),
+    (
+        b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc6\x33\x64\x07\xcb\x00\x71\x01\xc3\x50\x01\xbb",
+        b"198.51.100.7 50000",
+    ),
+    (b"PROXY UNKNOWN\r\n", b"127.0.0.1 "),
+]
+
+
+@pytest.mark.parametrize(("header", "who"), PROXY_HEADERS)
+@pytest.mark.parametrize("tls", [False, True])
+async def test_the_proxy_protocol_in_front(header: bytes, who: bytes, tls: bool, authority: Authority) -> None:
+    proxies = TrustedProxies(["127.0.0.0/8"], ProxyHeader.PROXY)
+    async with server(tell_who_came, authority=authority if tls else None, trusted_proxies=proxies) as url:
+
+        async def forward(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async for data in source:
+                    await sink.send_all(data)
+
+        async def proxy(client: trio.SocketStream) -> None:
+            async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as upstream:
+                await upstream.send_all(header)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(forward, upstream, client)
+                    await forward(client, upstream)
+                    nursery.cancel_scope.cancel()
+
+        async with tcp_server(proxy) as front:
+            own = front.replace("ws", url.partition(":")[0], 1)
+            trust = authority.client() if tls else None
+            async with open_websocket(own, ssl_context=trust, max_message=LIMIT, close_timeout=0.01) as websocket:
+                assert (await websocket.receive()).startswith(who)
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n", b"PROXY TCP4 198.51.100.7 203.0.113.1 50000 443"])
+async def test_a_proxy_that_does_not_say_who_it_is(first: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    proxies = TrustedProxies(["127.0.0.1"], ProxyHeader.PROXY)
+    async with server(tell_who_came, trusted_proxies=proxies) as url:
+        async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as stream:
+            await stream.send_all(first)
+            await stream.send_eof()
+            assert await wait_closed(stream) == b""
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+@pytest.mark.parametrize("kind", list(ProxyHeader))
+async def test_who_is_no_trusted_proxy_is_himself(kind: ProxyHeader) -> None:
+    async with server(tell_who_came, trusted_proxies=TrustedProxies(["127.9.0.0/16"], kind)) as url:
+        port = int(url.rpartition(":")[2])
+        async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.1.0.1") as stream:
+            await stream.send_all(UPGRADE % b"X-Forwarded-For: 198.51.100.7\r\nForwarded: for=198.51.100.7\r\n")
+            answer = b""
+            while b"127.1.0.1 " not in answer:
+                answer += await stream.receive_some()
+        if kind is ProxyHeader.PROXY:
+            async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.1.0.1") as stream:
+                await stream.send_all(PROXY_HEADERS[0][0] + UPGRADE % b"")
+                assert b"101" not in await wait_closed(stream)
+
+
+async def test_clients_behind_a_proxy_are_told_apart() -> None:
+    """The gate knows them as soon as their request has come."""
+    proxies = TrustedProxies(["127.0.0.1"], ProxyHeader.FORWARDED)
+    limits = ConnectionLimits(total=8, per_address=2)
+    async with server(tell_who_came, limits=limits, trusted_proxies=proxies) as url:
+        port = int(url.rpartition(":")[2])
+
+        async def ask(stream: trio.SocketStream, who: bytes) -> bytes:
+            await stream.send_all(UPGRADE % (b"X-Forwarded-For: 203.0.113.66, " + who + b"\r\n"))
+            answer = b""
+            with suppress(trio.BrokenResourceError):
+                while not answer.endswith(b" 0") and (data := await stream.receive_some()):
+                    answer += data
+            return answer
+
+        async with AsyncExitStack() as stack:
+            for number in range(6):
+                who = b"198.51.100.%d" % (7 + number // 3)
+                stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+                answer = await ask(stream, who)
+                assert answer.endswith(who + b" 0") == (number % 3 != 2), "the third of each is over its limit"
+            liar = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+            assert await ask(liar, b"198.51.100.9\r\nForwarded: for=203.0.113.1") == b"", "two headers, two clients"
+
+
+# --- names, in TLS and in HTTP ---
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("ws://relay.example", "relay.example"),
+        ("ws://relay.example:8080", "relay.example:8080"),
+        ("ws://relay.example:443", "relay.example:443"),
+        ("wss://relay.example/path", "relay.example"),
+        ("wss://relay.example:443", "relay.example"),
+        ("wss://relay.example:80", "relay.example:80"),
+        ("wss://relay.example.", "relay.example"),
+        ("ws://[2001:db8::1]", "[2001:db8::1]"),
+        ("ws://[2001:db8::1]:8080", "[2001:db8::1]:8080"),
+    ],
+)
+async def test_the_host_header_has_a_port_only_where_that_is_not_the_schemes_own(
+    url: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 6455 section 4.1; some proxies choose the site by the whole header."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def connect(*_: object) -> trio.abc.Stream:
+        return ours
+
+    class Plain:
+        def __new__(cls, stream: trio.abc.Stream, *_: object, **__: object) -> trio.abc.Stream:  # type: ignore[misc]
+            return stream
+
+    monkeypatch.setattr("trio.open_tcp_stream", connect)
+    monkeypatch.setattr("trio.SSLStream", Plain)
+    async with open_background_nursery() as nursery:
+
+        async def open_it() -> None:
+            async with open_websocket(url, max_message=LIMIT):
+                pytest.fail("opened")
+
+        nursery.start_soon(open_it)
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += await theirs.receive_some()
+    assert re.findall(rb"(?im)^host: (.*)\r$", request) == [host.encode()]
+
+
+async def test_a_dot_at_the_end_of_a_name_is_no_part_of_it_in_tls(authority: Authority) -> None:
+    """RFC 6066 section 3 wants the server's name without it, and certificates have none."""
+
+    class Here(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: object, port: object, *_: object) -> Any:
+            assert host == b"relay.example.", "to DNS it says that the name is whole"
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+        async def getnameinfo(self, *_: object) -> Any:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(Here())
+    async with server(echo, authority=authority, certificate_for="relay.example") as url:
+        name = url.replace("127.0.0.1", "relay.example.")
+        async with open_websocket(name, ssl_context=authority.client(), max_message=LIMIT) as websocket:
+            await websocket.ping()
+
+
+@pytest.mark.parametrize(
+    ("proposed", "known", "agreed"),
+    [
+        ([], ["b"], None),
+        (["a", "b"], ["b", "c"], "b"),
+        (["a"], ["b"], None),
+        (["a"], [], None),
+        (["c", "b"], ["b", "c"], "c"),
+    ],
+)
+async def test_subprotocols(proposed: list[str], known: list[str], agreed: str | None) -> None:
+    seen: list[str | None] = []
+
+    async def handler(websocket: WebSocket) -> None:
+        seen.append(websocket.subprotocol)
+        await websocket.receive()
+
+    async with server(handler, subprotocols=known) as url:
+        async with open_websocket(url, subprotocols=proposed, max_message=LIMIT) as websocket:
+            assert websocket.subprotocol == agreed
+            await websocket.send(b"x")
+    assert seen == [agreed]
 
 
 # --- the nursery behind it ---

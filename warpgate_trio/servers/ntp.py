@@ -18,6 +18,7 @@ import trio
 from .. import host as machine
 from ..nurseries import open_background_nursery
 from .ntp_core import DEFAULT_LIMITS, STRATUM, NtpLimits, NtpResponder, NtpStatistics
+from .replies import ReplySocket
 
 __all__ = ["NtpServer", "NtpStatistics", "open_ntp", "serve_ntp"]
 
@@ -61,7 +62,8 @@ async def serve_ntp(
     """Serve this machine's wall clock until cancelled; `nursery.start` returns the `NtpServer` once it listens.
 
     Args:
-      host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each gets a port of its own).
+      host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each gets a port of its own).  An
+        answer leaves from the address that was asked.
       port: 0 lets the system choose.
       stratum: 1 to 15; higher than the default makes clients with a choice trust it still less.
       limits: per address and in all.
@@ -137,9 +139,10 @@ async def _open_sockets(host: str | None, port: int) -> list[trio.socket.SocketT
 
 async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType) -> NoReturn:
     wall = machine.current().wall_time
+    asked = ReplySocket(sock)
     while True:
         try:
-            data, source = await sock.recvfrom(_MAX_REQUEST)
+            data, source, at = await asked.receive(_MAX_REQUEST)
             received = wall()
             answer = responder.answer(
                 data,
@@ -149,7 +152,7 @@ async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType) -
                 now=trio.current_time(),
             )
             if answer is not None:
-                await sock.sendto(answer, source)
+                await asked.reply(answer, source, at)
         except OSError as error:
             # What an earlier answer met ("port unreachable" on Windows), or a client that cannot be reached (port 0,
             # no route): none of the others' business.

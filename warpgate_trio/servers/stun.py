@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import socket as stdlib
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -18,10 +17,13 @@ from typing import Final, NoReturn, final
 
 import trio
 
+from ..accepting import accept_connections
 from ..errors import StunMalformed
 from ..nat.stun import StreamReader, TransportAddress
 from ..nat.stun_transaction import plain_address
 from ..nurseries import open_background_nursery
+from ..subscribers import Gate
+from .replies import ReplySocket
 from .stun_core import DEFAULT_LIMITS, MAX_REQUEST, StunCore, StunLimits, StunStatistics
 
 __all__ = ["DEFAULT_PORT", "StunLimits", "StunServer", "StunStatistics", "open_stun_server", "serve_stun"]
@@ -75,8 +77,7 @@ async def serve_stun(
     """Serve until cancelled; `nursery.start` returns the `StunServer` once it listens.
 
     Args:
-      host: the address to listen on; None: all, IPv4 and IPv6.  The kernel's routes then choose the address that a
-        UDP answer leaves from; on a machine with several in one network, clients that asked another one ignore it.
+      host: the address to listen on; None: all, IPv4 and IPv6.  An answer leaves from the address that was asked.
       port: for UDP and TCP; 0 lets the system choose.
       second_host: another address of this machine, of the same family as `host`: serve RFC 5780, on `port` and
         `port` + 1 of both.
@@ -197,9 +198,10 @@ async def _socket(stack: ExitStack, kind: stdlib.SocketKind, at: TransportAddres
 async def _answer_datagrams(
     core: StunCore, sock: trio.socket.SocketType, place: _Place, sockets: dict[_Place, trio.socket.SocketType]
 ) -> NoReturn:
+    asked = ReplySocket(sock)
     while True:
         try:
-            data, address = await sock.recvfrom(_RECEIVE_SIZE)
+            data, address, at = await asked.receive(_RECEIVE_SIZE)
         except OSError as error:
             if sock.fileno() < 0:
                 raise
@@ -211,7 +213,10 @@ async def _answer_datagrams(
         # The scope of a link-local address is lost on the way through the core.
         to = (answer.to[0], answer.to[1], *address[2:])
         try:
-            await sockets.get(answer.place, sock).sendto(answer.data, to)
+            if answer.place == place:
+                await asked.reply(answer.data, to, at)
+            else:
+                await sockets[answer.place].sendto(answer.data, to)
         except OSError as error:
             logger.debug("an answer could not be sent: %s", error)
 
@@ -223,45 +228,23 @@ class _Connections:
     def __init__(self, core: StunCore, limits: StunLimits) -> None:
         self._core = core
         self._limits = limits
-        self._total = 0
-        self._per_address: Counter[str] = Counter()
+        self._gate = Gate(total=limits.connections, per_address=limits.connections_per_address)
 
-    async def accept(self, listener: trio.socket.SocketType, place: _Place, nursery: trio.Nursery) -> NoReturn:
-        accepting = trio.SocketListener(listener)
-        while True:
-            try:
-                stream = await accepting.accept()
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
-                logger.error("no connection can be accepted: %s", error.strerror)
-                await trio.sleep(0.1)  # as trio.serve_listeners does: nothing tells when there is room again
-                continue
-            try:
-                source = plain_address(stream.socket.getpeername())
-            except OSError:  # gone already
-                stream.socket.close()
-                continue
-            if self._total >= self._limits.connections or (
-                self._per_address[source[0]] >= self._limits.connections_per_address
-            ):
-                stream.socket.close()
-                continue
-            self._total += 1
-            self._per_address[source[0]] += 1
-            nursery.start_soon(self._serve, stream, source, place)
+    async def accept(self, listener: trio.socket.SocketType, place: _Place, nursery: trio.Nursery) -> None:
+        await accept_connections(
+            listener, lambda connection, source: nursery.start_soon(self._serve, connection, source, place)
+        )
 
-    async def _serve(self, stream: trio.SocketStream, source: TransportAddress, place: _Place) -> None:
+    async def _serve(self, connection: trio.socket.SocketType, address: tuple[str, int], place: _Place) -> None:
+        source = plain_address(address)
         try:
-            async with stream:
-                await self._converse(stream, source, place)
+            with self._gate.admit(source[0]) as admitted:
+                if admitted is not None:
+                    await self._converse(trio.SocketStream(connection), source, place)
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, StunMalformed) as error:
             logger.debug("TCP from %s: %s", source[0], error)
         finally:
-            self._total -= 1
-            self._per_address[source[0]] -= 1
-            if not self._per_address[source[0]]:
-                del self._per_address[source[0]]
+            connection.close()
 
     async def _converse(self, stream: trio.SocketStream, source: TransportAddress, place: _Place) -> None:
         reader = StreamReader(most=MAX_REQUEST)
