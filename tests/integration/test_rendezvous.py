@@ -8,17 +8,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast, final
+from typing import Any, cast, final
 
 import pytest
 import trio
 
 from tests.certificates import Authority
+from tests.rendezvous_v1 import Refused, old_client, old_server
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable, SignalUnsupported
 from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.servers import rendezvous_core as core
+from warpgate_trio.servers import rendezvous_frames as wire
 from warpgate_trio.servers.rendezvous import (
     Rendezvous,
     RendezvousLimits,
@@ -28,6 +29,7 @@ from warpgate_trio.servers.rendezvous import (
 )
 from warpgate_trio.signal import Delivery, SignalChannel, open_channel, websocket_channel
 from warpgate_trio.websocket import (
+    Accepted,
     WebSocket,
     WebSocketClosed,
     open_websocket,
@@ -41,21 +43,23 @@ pytestmark = pytest.mark.usefixtures("bounded")
 
 
 @asynccontextmanager
-async def channel_to(server: RendezvousServer | str, identity: Identity) -> AsyncGenerator[SignalChannel]:
+async def channel_to(
+    server: RendezvousServer | str, identity: Identity, registrant: wire.Registrant | None = None
+) -> AsyncGenerator[SignalChannel]:
     url = server if isinstance(server, str) else server.url
-    async with open_channel(ServerUrl.parse(url), identity) as channel:
+    async with open_channel(ServerUrl.parse(url), identity, registrant=registrant) as channel:
         yield channel
 
 
 @asynccontextmanager
 async def by_hand(server: RendezvousServer, identity: Identity | None = None) -> AsyncGenerator[WebSocket]:
     """A client that does what the test says; registered when it has an identity, else just challenged."""
-    async with open_websocket(server.url, max_message=2 * core.MAX_FRAME, close_timeout=0.05) as websocket:
-        challenge = core.decode_from_server(await websocket.receive())
-        assert isinstance(challenge, core.Challenge)
+    async with open_websocket(server.url, max_message=2 * wire.MAX_FRAME, close_timeout=0.05) as websocket:
+        challenge = wire.decode_from_server(await websocket.receive())
+        assert isinstance(challenge, wire.Challenge)
         if identity is not None:
-            await websocket.send(core.register(identity, challenge).encode())
-            assert core.decode_from_server(await websocket.receive()) == core.Registered()
+            await websocket.send(wire.register(identity, challenge).encode())
+            assert wire.decode_from_server(await websocket.receive()) == wire.Registered()
         yield websocket
 
 
@@ -65,14 +69,22 @@ async def server_that(handler: Callable[[WebSocket], Awaitable[None]]) -> AsyncG
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with open_background_nursery() as nursery:
         await nursery.start(
-            partial(serve_websocket, handler, listeners, max_message=100_000, handshake_timeout=5, close_timeout=0.01)
+            partial(
+                serve_websocket,
+                handler,
+                listeners,
+                subprotocols=[wire.SUBPROTOCOL],
+                max_message=100_000,
+                handshake_timeout=5,
+                close_timeout=0.01,
+            )
         )
         yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
 
 
-async def expect_error(websocket: WebSocket, code: core.ErrorCode) -> str:
-    error = core.decode_from_server(await websocket.receive())
-    assert isinstance(error, core.Error)
+async def expect_error(websocket: WebSocket, code: wire.ErrorCode) -> str:
+    error = wire.decode_from_server(await websocket.receive())
+    assert isinstance(error, wire.Error)
     assert error.code == code
     with pytest.raises(WebSocketClosed):
         await websocket.receive()
@@ -103,7 +115,7 @@ async def test_a_payload_from_alice_to_bob(host: str, tls: bool, tmp_path: Path)
             assert alice.url == server.url
             assert alice.rtt is not None
             assert 0 < alice.rtt < 1
-            for payload in (b"x", bytes(core.MAX_PAYLOAD)):
+            for payload in (b"x", bytes(wire.MAX_PAYLOAD)):
                 assert await alice.send(BOB.public_key, payload) is Delivery.DELIVERED
                 assert await bob.receive() == payload
             assert server.statistics().connections == server.statistics().mailboxes == 2
@@ -183,8 +195,8 @@ async def test_nothing_of_a_payload_is_logged(caplog: pytest.LogCaptureFixture) 
 async def test_a_wrong_signature() -> None:
     async with open_rendezvous() as server:
         async with by_hand(server) as websocket:
-            await websocket.send(core.Register(BOB.public_key, bytes(64)).encode())
-            text = await expect_error(websocket, core.ErrorCode.BAD_SIGNATURE)
+            await websocket.send(wire.Register(BOB.public_key, bytes(64)).encode())
+            text = await expect_error(websocket, wire.ErrorCode.BAD_SIGNATURE)
         assert "not by the key" in text
         assert server.statistics().mailboxes == 0
 
@@ -199,23 +211,23 @@ async def test_challenges_differ() -> None:
         assert challenges[0] != challenges[1]
 
 
-@pytest.mark.parametrize("frame", [b"\x00", core.Send(1, bytes(32), b"x").encode(), bytes(core.MAX_FRAME)])
+@pytest.mark.parametrize("frame", [b"\x00", wire.Send(1, bytes(32), b"x").encode(), bytes(wire.MAX_FRAME)])
 async def test_a_frame_out_of_turn(frame: bytes) -> None:
     async with open_rendezvous() as server, by_hand(server) as websocket:
         await websocket.send(frame)
-        await expect_error(websocket, core.ErrorCode.PROTOCOL)
+        await expect_error(websocket, wire.ErrorCode.PROTOCOL)
 
 
 async def test_a_frame_over_the_limit() -> None:
     async with open_rendezvous() as server, by_hand(server, ALICE) as websocket:
-        await websocket.send(bytes(core.MAX_FRAME + 1))
+        await websocket.send(bytes(wire.MAX_FRAME + 1))
         with pytest.raises(WebSocketClosed, match="1009"):
             await websocket.receive()
 
 
 async def test_no_registration() -> None:
     async with open_rendezvous(limits=RendezvousLimits(registration=0.05)) as server, by_hand(server) as websocket:
-        await expect_error(websocket, core.ErrorCode.SLOW)
+        await expect_error(websocket, wire.ErrorCode.SLOW)
 
 
 async def test_silence() -> None:
@@ -229,7 +241,7 @@ async def test_silence() -> None:
                         await trio.sleep(0.01)
 
                 nursery.start_soon(ping)
-                await expect_error(silent, core.ErrorCode.SLOW)
+                await expect_error(silent, wire.ErrorCode.SLOW)
             assert server.statistics().mailboxes == 1
 
 
@@ -249,7 +261,7 @@ async def test_too_many_sends() -> None:
 async def test_the_oldest_connection_is_replaced() -> None:
     async with open_rendezvous(limits=RendezvousLimits(connections_per_key=1)) as server:
         async with by_hand(server, BOB) as ghost, channel_to(server, BOB) as bob, channel_to(server, ALICE) as alice:
-            await expect_error(ghost, core.ErrorCode.REPLACED)
+            await expect_error(ghost, wire.ErrorCode.REPLACED)
             assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
             assert await bob.receive() == b"x"
 
@@ -291,11 +303,11 @@ async def bob_who_does_not_read(server: RendezvousServer) -> AsyncGenerator[None
         async with open_background_nursery() as nursery:
             nursery.start_soon(serve)
             url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
-            async with open_websocket(url, max_message=core.MAX_FRAME, close_timeout=0) as websocket:
-                challenge = core.decode_from_server(await websocket.receive())
-                assert isinstance(challenge, core.Challenge)
-                await websocket.send(core.register(BOB, challenge).encode())
-                assert core.decode_from_server(await websocket.receive()) == core.Registered()
+            async with open_websocket(url, max_message=wire.MAX_FRAME, close_timeout=0) as websocket:
+                challenge = wire.decode_from_server(await websocket.receive())
+                assert isinstance(challenge, wire.Challenge)
+                await websocket.send(wire.register(BOB, challenge).encode())
+                assert wire.decode_from_server(await websocket.receive()) == wire.Registered()
                 stopped.set()
                 yield
 
@@ -305,7 +317,7 @@ async def test_a_slow_receiver_blocks_nobody_else() -> None:
     async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
         async with bob_who_does_not_read(server):
             for _ in range(2000):
-                delivery = await alice.send(BOB.public_key, bytes(core.MAX_PAYLOAD))
+                delivery = await alice.send(BOB.public_key, bytes(wire.MAX_PAYLOAD))
                 if delivery is Delivery.FULL:
                     break
             else:
@@ -321,10 +333,208 @@ async def test_a_receiver_that_never_reads_is_closed() -> None:
     limits = RendezvousLimits(queue=3, send_burst=10_000, write=0.05)
     async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
         async with bob_who_does_not_read(server):
-            while await alice.send(BOB.public_key, bytes(core.MAX_PAYLOAD)) is Delivery.DELIVERED:
+            while await alice.send(BOB.public_key, bytes(wire.MAX_PAYLOAD)) is Delivery.DELIVERED:
                 pass
             await wait_until(lambda: server.statistics().connections == 1)
             assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+
+
+# --- version 2: a registration is for one server ---
+
+
+async def test_an_old_client_and_a_new_one() -> None:
+    async with (
+        open_rendezvous() as server,
+        channel_to(server, ALICE) as new,
+        old_client(server.url, BOB) as old,
+    ):
+        assert await new.send(BOB.public_key, b"to the old") is Delivery.DELIVERED
+        assert await old.receive() == b"to the old"
+        assert await old.send(ALICE.public_key, b"to the new") == 1
+        assert await new.receive() == b"to the new"
+
+
+async def test_a_new_client_at_an_old_server() -> None:
+    async with server_that(old_server) as url, channel_to(url, ALICE) as channel:
+        assert await channel.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+        assert await channel.send(ALICE.public_key, b"y") is Delivery.DELIVERED
+        assert await channel.receive() == b"y"
+
+
+async def test_a_server_that_goes_back_to_version_1() -> None:
+    rendezvous, old = Rendezvous(), False
+
+    async def handler(websocket: WebSocket) -> None:
+        await (old_server(websocket) if old else rendezvous.handle(websocket))
+
+    registrant = websocket_channel.new_registrant()
+    async with server_that(handler) as url:
+        async with channel_to(url, ALICE, registrant):
+            old = True
+        with pytest.raises(SignalUnavailable, match="spoke version 2 before and claims version 1 now"):
+            async with channel_to(url, ALICE, registrant):
+                pytest.fail("opened")
+        async with channel_to(url, ALICE):  # another process does not know it
+            old = False
+        async with channel_to(url, ALICE, registrant):
+            pass
+
+
+@asynccontextmanager
+async def relaying_to(server: RendezvousServer, *, version: int) -> AsyncGenerator[tuple[str, list[bytes]]]:
+    """A hostile server: whoever connects to it is asked to answer another server's challenge, in version 1 or 2.
+
+    Yields its URL, and what that server says to the answers.
+    """
+    answers: list[bytes] = []
+    own = [wire.SUBPROTOCOL] if version == 2 else []
+
+    async def handler(websocket: WebSocket) -> None:
+        async with open_websocket(server.url, subprotocols=own, max_message=wire.MAX_FRAME) as honest:
+            await websocket.send(await honest.receive())
+            await honest.send(await websocket.receive())
+            answers.append(await honest.receive())
+            while True:
+                answers.append(await honest.receive())
+
+    async with server_that(handler) as url:
+        yield url, answers
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_challenge_that_another_server_passes_on(version: int) -> None:
+    async with (
+        open_rendezvous() as server,
+        channel_to(server, ALICE) as alice,
+        relaying_to(server, version=version) as (hostile, answers),
+    ):
+        async with channel_to(server, BOB) as bob:
+            async with trio.open_nursery() as nursery:
+
+                async def visit() -> None:
+                    with pytest.raises(SignalUnavailable):
+                        async with channel_to(hostile, BOB):
+                            pytest.fail("registered")
+
+                for _ in range(10):
+                    nursery.start_soon(visit)
+                await wait_until(lambda: len(answers) == 10)
+                nursery.cancel_scope.cancel()
+            errors = [wire.decode_from_server(answer) for answer in answers]
+            wanted = wire.ErrorCode.OLD_VERSION if version == 1 else wire.ErrorCode.UNKNOWN_NAME
+            assert {each.code for each in errors if isinstance(each, wire.Error)} == {wanted}
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            assert await bob.receive() == b"x"
+        await wait_until(lambda: server.statistics().mailboxes == 1)
+        assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
+
+
+async def test_what_was_relayed_before_its_owner_came_ends_then() -> None:
+    async with (
+        open_rendezvous() as server,
+        relaying_to(server, version=1) as (hostile, answers),
+        open_background_nursery() as nursery,
+    ):
+
+        async def visit() -> None:
+            with pytest.raises(SignalUnavailable):
+                async with channel_to(hostile, BOB):
+                    pytest.fail("the hostile server says nothing")
+
+        nursery.start_soon(visit)
+        await wait_until(lambda: bool(answers))
+        assert wire.decode_from_server(answers[0]) == wire.Registered(), "nobody can tell it from an old client"
+        async with channel_to(server, BOB) as bob, channel_to(server, ALICE) as alice:
+            await wait_until(lambda: len(answers) > 1)
+            error = wire.decode_from_server(answers[1])
+            assert isinstance(error, wire.Error)
+            assert error.code == wire.ErrorCode.REPLACED
+            assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            assert await bob.receive() == b"x"
+            assert len(answers) == 2
+            with pytest.raises(Refused, match="version 2 lately"):
+                async with old_client(server.url, BOB):
+                    pytest.fail("registered")
+
+
+@final
+class EverythingIsHere(trio.abc.HostnameResolver):
+    async def getaddrinfo(self, host: object, port: object, *_: object) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(cast(int, port))))]
+
+    async def getnameinfo(self, *_: object) -> Any:
+        raise NotImplementedError
+
+
+def everything_is_here() -> None:
+    """Every host name is 127.0.0.1."""
+    trio.socket.set_custom_hostname_resolver(EverythingIsHere())
+
+
+@pytest.mark.parametrize(
+    ("dialled", "public"),
+    [
+        ("127.0.0.1", []),
+        ("localhost", []),
+        pytest.param("[::1]", [], marks=pytest.mark.needs("ipv6")),
+        ("relay.example", ["relay.example"]),
+        ("relay.example.", ["relay.example"]),
+        ("RELAY.example", ["relay.example."]),
+        ("relay.example", ["other.example", "relay.example"]),
+    ],
+)
+async def test_names_that_a_server_knows(dialled: str, public: list[str]) -> None:
+    everything_is_here()
+    host = "::1" if dialled == "[::1]" else "127.0.0.1"
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        port = free.getsockname()[1]
+    async with (
+        open_rendezvous(host=host, port=port, public_urls=[f"ws://{name}:{port}/path" for name in public]) as server,
+        channel_to(f"ws://{dialled}:{port}", ALICE),
+    ):
+        assert server.urls == (f"ws://{f'[{host}]' if ':' in host else host}:{port}",)
+
+
+@pytest.mark.parametrize(
+    ("dialled", "public"),
+    [("relay.example", []), ("127.0.0.1", ["wss://relay.example"]), ("relay.example", ["wss://relay.example"])],
+    ids=["told nothing", "by its address", "at another port"],
+)
+async def test_names_that_a_server_does_not_know(dialled: str, public: list[str]) -> None:
+    """The Host header says the name too; who relays writes it himself."""
+    everything_is_here()
+    async with open_rendezvous(public_urls=public) as server:
+        name = f"{dialled}:{server.port}"
+        with pytest.raises(SignalUnavailable, match=rf"does not know that it is '{name}'.*--public-url.*code 6"):
+            async with channel_to(f"ws://{name}", ALICE):
+                pytest.fail("opened")
+
+
+async def test_a_server_that_does_tls_knows_the_names_in_its_certificate(tmp_path: Path) -> None:
+    everything_is_here()
+    authority = Authority(tmp_path)
+    contexts = [authority.server("relay.example", "*.wild.example"), authority.server("renewed.example")]
+    async with open_rendezvous(ssl_context=lambda: contexts[0]) as server:
+        for dialled, known in (("relay.example", True), ("relay.example.", True), ("a.wild.example", False)):
+            url = ServerUrl.parse(f"wss://{dialled}:{server.port}")
+            if known:
+                async with open_channel(url, ALICE, ssl_context=authority.client()):
+                    pass
+            else:
+                with pytest.raises(SignalUnavailable, match="--public-url"):
+                    async with open_channel(url, ALICE, ssl_context=authority.client()):
+                        pytest.fail("opened")
+        del contexts[0]
+        renewed = ServerUrl.parse(f"wss://renewed.example:{server.port}")
+        async with open_channel(renewed, ALICE, ssl_context=authority.client()):
+            pass
+
+
+async def test_public_urls_that_are_none() -> None:
+    for wrong, words in (("stun:relay.example", "not the URL of a rendezvous server"), ("relay", "scheme://host")):
+        with pytest.raises(ConfigError, match=words):
+            async with open_rendezvous(public_urls=[wrong]):
+                pytest.fail("opened")
 
 
 # --- the channel against its servers ---
@@ -341,10 +551,10 @@ async def test_no_transport_for_the_scheme() -> None:
         ([], "closed"),
         ([b"\xff"], "no frame of a rendezvous server: ff"),
         ([b""], "no frame of a rendezvous server: empty"),
-        ([core.Registered().encode()], "sent Registered where Challenge was due"),
-        ([core.Error(9, "full up").encode()], r"the server refused: full up \(code 9\)"),
-        ([core.Challenge(bytes(32)).encode(), core.Message(b"x").encode()], "sent Message where Registered was due"),
-        ([core.Challenge(bytes(32)).encode(), b"\x03\x00"], "REGISTERED frame of 2 bytes"),
+        ([wire.Registered().encode()], "sent Registered where Challenge was due"),
+        ([wire.Error(9, "full up").encode()], r"the server refused: full up \(code 9\)"),
+        ([wire.Challenge(bytes(32)).encode(), wire.Message(b"x").encode()], "sent Message where Registered was due"),
+        ([wire.Challenge(bytes(32)).encode(), b"\x03\x00"], "REGISTERED frame of 2 bytes"),
     ],
 )
 async def test_no_rendezvous_server(frames: list[bytes], words: str) -> None:
@@ -360,10 +570,10 @@ async def test_no_rendezvous_server(frames: list[bytes], words: str) -> None:
 
 async def test_a_server_of_the_future() -> None:
     async def handler(websocket: WebSocket) -> None:
-        await websocket.send(core.Challenge(bytes(32), version=2).encode())
+        await websocket.send(wire.Challenge(bytes(32), version=3).encode())
 
     async with server_that(handler) as url:
-        with pytest.raises(SignalUnsupported, match="version 2"):
+        with pytest.raises(SignalUnsupported, match="version 3"):
             async with channel_to(url, ALICE):
                 pytest.fail("opened")
 
@@ -384,9 +594,9 @@ async def registered_with(behaviour: Callable[[WebSocket], Awaitable[None]]) -> 
     """A channel to a server that registers everybody and then does as the test says."""
 
     async def handler(websocket: WebSocket) -> None:
-        await websocket.send(core.Challenge(bytes(32)).encode())
+        await websocket.send(wire.Challenge(bytes(32)).encode())
         await websocket.receive()
-        await websocket.send(core.Registered().encode())
+        await websocket.send(wire.Registered().encode())
         await behaviour(websocket)
 
     async with server_that(handler) as url, channel_to(url, ALICE) as channel:
@@ -397,9 +607,9 @@ async def registered_with(behaviour: Callable[[WebSocket], Awaitable[None]]) -> 
     ("frame", "words"),
     [
         (b"\xff", "no frame of a rendezvous server"),
-        (core.Challenge(bytes(32)).encode(), "the server sent Challenge again"),
-        (core.Registered().encode(), "the server sent Registered again"),
-        (core.Error(3, "silent").encode(), r"the server closed: silent \(code 3\)"),
+        (wire.Challenge(bytes(32)).encode(), "the server sent Challenge again"),
+        (wire.Registered().encode(), "the server sent Registered again"),
+        (wire.Error(3, "silent").encode(), r"the server closed: silent \(code 3\)"),
         (b"\x05\x00", "SENT frame of 2 bytes, not 7"),
         (b"", "empty"),
     ],
@@ -427,10 +637,10 @@ async def test_a_server_that_leaves_ends_pending_sends() -> None:
 
 async def test_an_answer_that_nobody_waits_for() -> None:
     async def behaviour(websocket: WebSocket) -> None:
-        await websocket.send(core.Sent(77, 1).encode())
-        frame = core.decode_from_client(await websocket.receive())
-        assert isinstance(frame, core.Send)
-        await websocket.send(core.Sent(frame.id, core.QUEUE_FULL).encode())
+        await websocket.send(wire.Sent(77, 1).encode())
+        frame = wire.decode_from_client(await websocket.receive())
+        assert isinstance(frame, wire.Send)
+        await websocket.send(wire.Sent(frame.id, wire.QUEUE_FULL).encode())
         await websocket.receive()
 
     async with registered_with(behaviour) as channel:
@@ -462,9 +672,9 @@ async def _send_in_vain(channel: SignalChannel) -> None:
 async def test_payloads_that_nobody_receives_are_dropped() -> None:
     async def behaviour(websocket: WebSocket) -> None:
         for number in range(70):
-            await websocket.send(core.Message(bytes([number])).encode())
+            await websocket.send(wire.Message(bytes([number])).encode())
         await websocket.receive()
-        await websocket.send(core.Sent(0, 1).encode())
+        await websocket.send(wire.Sent(0, 1).encode())
         await websocket.receive()
 
     async with registered_with(behaviour) as channel:
@@ -515,6 +725,8 @@ class Scripted:
     """What the server's handler needs of a `WebSocket`; what the client says comes when the test says."""
 
     last_heard = 0.0
+    subprotocol = None
+    accepted = Accepted("127.0.0.1", 50000, ("127.0.0.1", 8765))
 
     def __init__(self) -> None:
         self.says, self._to_server = trio.open_memory_channel[bytes](8)
@@ -533,9 +745,9 @@ class Scripted:
 
     async def register(self, identity: Identity) -> None:
         await wait_until(lambda: len(self.heard) == 1)
-        challenge = core.decode_from_server(self.heard[0])
-        assert isinstance(challenge, core.Challenge)
-        self.says.send_nowait(core.register(identity, challenge).encode())
+        challenge = wire.decode_from_server(self.heard[0])
+        assert isinstance(challenge, wire.Challenge)
+        self.says.send_nowait(wire.register(identity, challenge).encode())
         await wait_until(lambda: len(self.heard) == 2)
 
 
@@ -549,7 +761,7 @@ async def test_a_receiver_that_leaves_at_the_same_moment_does_not_cost_the_sende
         await alice.register(ALICE)
         await bob.register(BOB)
         bob.says.close()
-        alice.says.send_nowait(core.Send(7, BOB.public_key, b"x").encode())
+        alice.says.send_nowait(wire.Send(7, BOB.public_key, b"x").encode())
         await wait_until(lambda: len(alice.heard) == 3)
-        assert isinstance(core.decode_from_server(alice.heard[2]), core.Sent)
+        assert isinstance(wire.decode_from_server(alice.heard[2]), wire.Sent)
         assert rendezvous.statistics().connections == 1

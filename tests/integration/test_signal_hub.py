@@ -15,14 +15,17 @@ import trio
 from trio.testing import MockClock
 
 from tests.certificates import Authority
+from tests.rendezvous_v1 import old_server
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable
 from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
+from warpgate_trio.servers.rendezvous_frames import MAX_FRAME, SUBPROTOCOL
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
 from warpgate_trio.signal import hub as hub_module
 from warpgate_trio.signal import open_channel as real_open_channel
+from warpgate_trio.websocket import WebSocket, serve_websocket
 
 ALICE = Identity.from_seed(bytes(range(32)))
 BOB = Identity.from_seed(bytes(range(32, 64)))
@@ -405,6 +408,42 @@ async def test_a_full_inbox_drops_the_newest(monkeypatch: pytest.MonkeyPatch) ->
             await alice.send(ALICE.public_key, bytes([number]))
         await wait_until(lambda: alice.dropped == 2)
         assert [(await alice.receive()).payload for _ in range(2)] == [b"\x00", b"\x01"]
+
+
+async def test_a_server_that_claims_to_be_older_than_it_was_is_not_registered_with() -> None:
+    """It may pass the challenge of another server on."""
+    rendezvous, old = Rendezvous(), False
+    asked = trio.Event()
+
+    async def handler(websocket: WebSocket) -> None:
+        if old:
+            asked.set()
+            await old_server(websocket)
+        with trio.CancelScope() as scope:
+            connections.append(scope)
+            await rendezvous.handle(websocket)
+
+    connections: list[trio.CancelScope] = []
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with open_background_nursery() as nursery:
+        await nursery.start(
+            partial(
+                serve_websocket,
+                handler,
+                listeners,
+                subprotocols=[SUBPROTOCOL],
+                max_message=MAX_FRAME,
+                handshake_timeout=5,
+            )
+        )
+        async with hub_for(ALICE, f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}") as alice:
+            old = True
+            connections[0].cancel()
+            await asked.wait()
+            await wait_until(lambda: "claims version 1 now" in str(alice.status()[0].last_error))
+            assert alice.status()[0].state is not ServerState.CONNECTED
+            old = False
+            await alice.wait_connected()
 
 
 async def test_the_end_of_a_hub() -> None:

@@ -104,7 +104,9 @@ def meet(
     async def main() -> Meeting:
         async with pair.build(time_limit=3600) as net, simulated_hosts(), AsyncExitStack() as stack:
             with net.hosts["server"]:
-                await stack.enter_async_context(open_rendezvous(host=None, port=SIGNALS))
+                await stack.enter_async_context(
+                    open_rendezvous(host=None, port=SIGNALS, public_urls=[f"ws://server:{SIGNALS}"])
+                )
             names = [host.ip for host in (net.hosts["stun"], net.hosts["stun2"])]
             if stun:
                 with net.hosts["stun"]:

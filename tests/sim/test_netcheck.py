@@ -50,7 +50,7 @@ async def check(
     async with pair.build(time_limit=600) as net, simulated_hosts():
         async with trio.open_nursery() as nursery:
             with net.hosts["server"]:
-                rendezvous = open_rendezvous(host=None, port=443)
+                rendezvous = open_rendezvous(host=None, port=443, public_urls=[SIGNALS])
                 await rendezvous.__aenter__()
             with net.hosts["stun"] as stun:
                 first, second = [address for address, _ in stun.interfaces[0].addresses if ":" not in address]

@@ -126,7 +126,7 @@ def run(
         async with pair.build(time_limit=3600) as net, simulated_hosts():
             mapped = pair.forward(net, "bob", PORT) if pair.bob.forwarded else None
             with net.hosts["server"]:
-                async with open_rendezvous(host=None, port=SIGNALS):
+                async with open_rendezvous(host=None, port=SIGNALS, public_urls=CONFIG.servers.websocket):
                     result = await _call(net, connect, mapped, early, data, lossy or bool(faults), faults)
             left = net.netstat()
             assert not left, str(left)

@@ -32,7 +32,7 @@ from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
 from warpgate_trio.report import ADVICE, Outcome, Verdict
-from warpgate_trio.servers import rendezvous_core
+from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import inbox, wire_name
 from warpgate_trio.signal.transport import supports
@@ -167,7 +167,8 @@ NO_BOUNDS = {
     *("endpoint.LATEST", "host.HOST_ID_LENGTH", "host.HOST_SALT_LENGTH", "identity.KEY_LENGTH"),
     *("identity.PEER_ID_LENGTH", "identity.SEAL_OVERHEAD", "identity.SESSION_ID_LENGTH", "identity.SIGNATURE_LENGTH"),
     *("link.frames.HEADER_SIZE", "link.frames.LINK_VERSION", "runtime.HOST_SALT", "plugin.IP4", "plugin.IP6"),
-    *("servers.rendezvous_core.MAX_FRAME", "servers.rendezvous_core.QUEUE_FULL", "servers.rendezvous_core.VERSION"),
+    *("servers.rendezvous_frames.MAX_FRAME", "servers.rendezvous_frames.QUEUE_FULL"),
+    *("servers.rendezvous_frames.VERSION", "servers.rendezvous_frames.INSTANCE_LENGTH"),
     *("nat.stun.BINDING", "nat.stun.HEADER_LENGTH", "nat.stun.MAGIC_COOKIE", "nat.stun.TRANSACTION_ID_LENGTH"),
     *("nat.probe.MAC_LENGTH", "nat.probe.SECRET_LENGTH", "strategies.tcp_punch.SECRET_LENGTH"),
     "servers.stun.DEFAULT_PORT",
@@ -323,11 +324,11 @@ def test_the_refuse_reasons() -> None:
 def test_the_rendezvous_frames() -> None:
     rows = table(page("architecture.md"), "type", "frame", "from")
     expected = [
-        *((code, kind.__name__.upper(), "server") for code, kind in rendezvous_core._FROM_SERVER.items()),
-        *((code, kind.__name__.upper(), "client") for code, kind in rendezvous_core._FROM_CLIENT.items()),
+        *((code, kind.__name__.upper(), "server") for code, kind in rendezvous_frames._FROM_SERVER.items()),
+        *((code, kind.__name__.upper(), "client") for code, kind in rendezvous_frames._FROM_CLIENT.items()),
     ]
     assert [(int(bare(row["type"]), 16), row["frame"], row["from"]) for row in rows] == sorted(expected)
-    for code in rendezvous_core.ErrorCode:
+    for code in rendezvous_frames.ErrorCode:
         assert re.search(rf"\b{code.value} {code.name.lower().replace('_', ' ')}\b", page("architecture.md"))
 
 

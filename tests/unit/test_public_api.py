@@ -179,8 +179,8 @@ TERSE = {
     # Frames whose meaning stands in the table of their module's page.
     *(f"warpgate_trio.link.frames.{name}" for name in ("Ping", "Pong")),
     *(
-        f"warpgate_trio.servers.rendezvous_core.{name}"
-        for name in ("Challenge", "Error", "Message", "Register", "Registered", "Send", "Sent")
+        f"warpgate_trio.servers.rendezvous_frames.{name}"
+        for name in ("Challenge", "Error", "Message", "Register", "Register2", "Registered", "Send", "Send2", "Sent")
     ),
     # To be written.
     "warpgate_trio.cli.exits.ExitCode",

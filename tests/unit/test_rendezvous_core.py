@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import RemoteProtocolError, SignalUnsupported
 from warpgate_trio.identity import Identity
-from warpgate_trio.servers.rendezvous_core import (
+from warpgate_trio.servers.rendezvous_core import QUEUED_OVERHEAD, RendezvousCore, RendezvousLimits, ServerConnection
+from warpgate_trio.servers.rendezvous_frames import (
     MAX_FRAME,
     MAX_PAYLOAD,
     QUEUE_FULL,
@@ -19,20 +23,24 @@ from warpgate_trio.servers.rendezvous_core import (
     FromServer,
     Message,
     Register,
+    Register2,
     Registered,
-    RendezvousCore,
-    RendezvousLimits,
+    Registrant,
     Send,
+    Send2,
     Sent,
-    ServerConnection,
     decode_from_client,
     decode_from_server,
     register,
+    register_2,
+    server_name,
 )
 
 ALICE = Identity.from_seed(bytes(range(32)))
 BOB = Identity.from_seed(bytes(range(32, 64)))
 NONCE = bytes(range(32))
+INSTANCE = b"instance"
+NAME = "relay.example:443"
 T = 1000.0
 
 REGISTER_GOLDEN = (
@@ -40,8 +48,15 @@ REGISTER_GOLDEN = (
     "aa1cc9c4bc8c75a828633b7c6fba6473ddca336d9f0f615450fb9bd4f418b7a3"
     "fdb42ba5d77101e17e9e40790e60fa7429f35b4af48917b11009767dc9ab6103"
 )
+REGISTER2_GOLDEN = (
+    "0803a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531"
+    "b8696e7374616e63652c2f8a0cd8da64f65b8613dc905507f38ffe3786065a0a"
+    "5d06f802dc6ff7ffa36d82356faa843e0f4e84028f132050f8a3fcef96593b9d"
+    "6b7d853c4d1373c70a72656c61792e6578616d706c653a343433"
+)
 FROM_SERVER: list[tuple[str, FromServer]] = [
     ("0101" + NONCE.hex(), Challenge(NONCE)),
+    ("0102" + NONCE.hex(), Challenge(NONCE, 2)),
     ("03", Registered()),
     ("050000002a0003", Sent(42, 3)),
     ("05ffffffffffff", Sent(2**32 - 1, QUEUE_FULL)),
@@ -51,7 +66,9 @@ FROM_SERVER: list[tuple[str, FromServer]] = [
 ]
 FROM_CLIENT: list[tuple[str, FromClient]] = [
     (REGISTER_GOLDEN, register(ALICE, Challenge(NONCE))),
+    (REGISTER2_GOLDEN, Registrant(INSTANCE).answer(ALICE, Challenge(NONCE, 2), NAME)),
     ("040000002a" + "11" * 32 + "68656c6c6f", Send(42, b"\x11" * 32, b"hello")),
+    ("090000002a" + "11" * 32 + "22" * 8 + "68656c6c6f", Send2(42, b"\x11" * 32, b"\x22" * 8, b"hello")),
 ]
 
 
@@ -100,7 +117,7 @@ def test_payload_limits(size: int) -> None:
 
 
 def test_the_longest_frame() -> None:
-    assert len(Send(1, bytes(32), bytes(MAX_PAYLOAD)).encode()) == MAX_FRAME
+    assert len(Send2(1, bytes(32), INSTANCE, bytes(MAX_PAYLOAD)).encode()) == MAX_FRAME
     assert decode_from_client(Send(1, bytes(32), bytes(MAX_PAYLOAD)).encode()) == Send(1, bytes(32), bytes(MAX_PAYLOAD))
 
 
@@ -113,12 +130,16 @@ def test_error_text_is_bounded_and_harmless() -> None:
 
 
 def test_a_version_of_the_future() -> None:
-    with pytest.raises(SignalUnsupported, match="version 2, this release speaks 1"):
-        decode_from_server(b"\x01\x02" + bytes(99))
+    with pytest.raises(SignalUnsupported, match="version 3, this release speaks 1 to 2"):
+        decode_from_server(b"\x01\x03" + bytes(99))
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=120) | st.binary(max_size=120).map(lambda data: b"\x01\x01" + data))
+@given(
+    st.binary(max_size=120)
+    | st.binary(max_size=120).map(lambda data: b"\x01\x01" + data)
+    | st.binary(max_size=400).map(lambda data: b"\x08" + data)
+)
 def test_hostile_frames(data: bytes) -> None:
     for decode in (decode_from_server, decode_from_client):
         try:
@@ -135,14 +156,23 @@ def test_hostile_frames(data: bytes) -> None:
 class Client:
     """One client on a core, with everything that the server wrote to it."""
 
-    def __init__(self, core: RendezvousCore, identity: Identity | None = None, now: float = T) -> None:
+    def __init__(
+        self,
+        core: RendezvousCore,
+        identity: Identity | None = None,
+        now: float = T,
+        *,
+        version: int = 1,
+        instance: bytes = INSTANCE,
+        host: str = "192.0.2.1",
+    ) -> None:
         self.core = core
         self.written: list[FromServer] = []
-        self.state, challenge = core.connect(NONCE, now)
-        assert decode_from_server(challenge) == Challenge(NONCE)
+        self.state, challenge = core.connect(NONCE, now, host=host, version=version, names={NAME})
+        assert decode_from_server(challenge) == Challenge(NONCE, version)
         self.woken: list[ServerConnection] = []
         if identity is not None:
-            self.say(register(identity, Challenge(NONCE)), now)
+            self.say(Registrant(instance).answer(identity, Challenge(NONCE, version), NAME), now)
             assert self.drain() == [Registered()]
 
     def say(self, frame: FromClient | bytes, now: float = T) -> FromServer | None:
@@ -154,9 +184,14 @@ class Client:
         return self.say(Send(7, receiver, payload), now)
 
     def drain(self) -> list[FromServer]:
-        frames = [decode_from_server(data) for data in self.state.queue]
-        self.state.queue.clear()
+        frames = []
+        while (data := self.state.next_frame) is not None:
+            frames.append(decode_from_server(data))
+            self.core.written(self.state)
         return frames
+
+    def leave(self, now: float = T) -> None:
+        self.core.disconnect(self.state, now)
 
 
 def test_from_hand_to_hand() -> None:
@@ -180,8 +215,8 @@ def test_registered_comes_before_any_message() -> None:
 def test_nobody_home() -> None:
     core = RendezvousCore()
     alice, bob = Client(core, ALICE), Client(core, BOB)
-    core.disconnect(bob.state)
-    core.disconnect(bob.state)
+    bob.leave()
+    bob.leave()
     assert alice.send(BOB.public_key) == Sent(7, 0)
     assert core.statistics().mailboxes == core.statistics().connections == 1
 
@@ -191,7 +226,7 @@ def test_a_mailbox_with_several_connections() -> None:
     alice, bobs = Client(core, ALICE), [Client(core, BOB) for _ in range(3)]
     assert alice.send(BOB.public_key) == Sent(7, 3)
     assert [bob.drain() for bob in bobs] == [[Message(b"x")]] * 3
-    core.disconnect(bobs[0].state)
+    bobs[0].leave()
     assert alice.send(BOB.public_key) == Sent(7, 2)
 
 
@@ -284,7 +319,7 @@ def test_statistics() -> None:
     found = core.statistics()
     assert (found.connections, found.mailboxes, found.queued) == (3, 2, 1)
     assert (found.registrations, found.sends, found.handed_over, found.errors) == (2, 2, 1, 0)
-    core.disconnect(bob.state)
+    bob.leave()
     assert core.statistics().queued == 0
 
 
@@ -299,3 +334,202 @@ def test_hostile_clients(steps: list[tuple[int, bytes]]) -> None:
         assert isinstance(strangers[number].say(data), Error)
     assert Client(core, ALICE).send(BOB.public_key) == Sent(7, 1)
     assert bob.drain() == [Message(b"x")]
+
+
+# --- version 2 ---
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "name"),
+    [
+        ("relay.example", 443, "relay.example:443"),
+        ("Relay.Example.", 80, "relay.example:80"),
+        ("192.0.2.1", 8765, "192.0.2.1:8765"),
+        ("2001:DB8:0::1", 8765, "[2001:db8::1]:8765"),
+        ("::ffff:192.0.2.1", 8765, "192.0.2.1:8765"),
+        ("fe80::1%eth0", 8765, "[fe80::1]:8765"),
+        ("localhost", 1, "localhost:1"),
+    ],
+)
+def test_the_name_of_a_server(host: str, port: int, name: str) -> None:
+    assert server_name(host, port) == name
+
+
+@pytest.mark.parametrize("name", [b"", b"x" * 262, b"relay\xff:1", b"relay\n:1"])
+def test_names_that_are_none(name: bytes) -> None:
+    data = bytes.fromhex(REGISTER2_GOLDEN)[:105] + name
+    with pytest.raises(RemoteProtocolError, match="REGISTER2 frame without a name"):
+        decode_from_client(data)
+
+
+def test_an_instance_is_eight_random_bytes() -> None:
+    for wrong in (bytes(8), b"short"):
+        with pytest.raises(ValueError, match="8 random bytes"):
+            Registrant(wrong)
+
+
+def test_both_versions_write_to_each_other() -> None:
+    core = RendezvousCore()
+    old, new = Client(core, ALICE), Client(core, BOB, version=2)
+    assert old.send(BOB.public_key, b"to the new") == Sent(7, 1)
+    assert new.send(ALICE.public_key, b"to the old") == Sent(7, 1)
+    assert new.drain() == [Message(b"to the new")]
+    assert old.drain() == [Message(b"to the old")]
+
+
+def test_a_registration_for_another_server_is_worth_nothing() -> None:
+    """Whoever passes this server's challenge on gets a signature that names himself."""
+    core = RendezvousCore()
+    relayed = Client(core, version=2)
+    answer = relayed.say(Registrant(INSTANCE).answer(BOB, Challenge(NONCE, 2), "evil.example:443"))
+    assert isinstance(answer, Error)
+    assert answer.code == ErrorCode.UNKNOWN_NAME
+    assert "'evil.example:443'" in answer.text
+    assert "--public-url" in answer.text
+    renamed = register_2(BOB, Challenge(NONCE, 2), INSTANCE, "evil.example:443")
+    lying = Client(core, version=2).say(Register2(renamed.key, renamed.instance, renamed.signature, NAME))
+    assert isinstance(lying, Error)
+    assert lying.code == ErrorCode.BAD_SIGNATURE
+    assert core.statistics().mailboxes == 0
+
+
+def test_the_text_about_a_long_name_is_whole() -> None:
+    client = Client(RendezvousCore(), version=2)
+    answer = client.say(Registrant(INSTANCE).answer(BOB, Challenge(NONCE, 2), "x" * 255 + ":65535"))
+    assert isinstance(answer, Error)
+    assert answer.text.endswith("with --public-url and the URL that you use")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_registration_is_of_the_version_of_its_challenge(version: int) -> None:
+    """A hostile server that was given a challenge of version 2 has a client sign it as one of version 1."""
+    client = Client(RendezvousCore(), version=version)
+    other = Registrant(INSTANCE).answer(BOB, Challenge(NONCE, 3 - version), NAME)
+    answer = client.say(other)
+    assert isinstance(answer, Error)
+    assert answer.code == ErrorCode.PROTOCOL
+
+
+@pytest.mark.parametrize("field", ["key", "instance", "name", "nonce"])
+def test_every_field_is_signed(field: str) -> None:
+    core = RendezvousCore()
+    client = Client(core, version=2)
+    good = register_2(BOB, Challenge(NONCE, 2), INSTANCE, NAME)
+    if field == "nonce":
+        good = register_2(BOB, Challenge(bytes(32), 2), INSTANCE, NAME)
+    else:
+        client.state.names = {NAME, "relay.example:444"}
+        other: dict[str, Any] = {"key": ALICE.public_key, "instance": b"INSTANCE", "name": "relay.example:444"}
+        good = dataclasses.replace(good, **{field: other[field]})
+    answer = client.say(good)
+    assert isinstance(answer, Error)
+    assert answer.code == ErrorCode.BAD_SIGNATURE
+
+
+def test_version_1_neither_evicts_nor_shadows_version_2() -> None:
+    core = RendezvousCore(RendezvousLimits(connections_per_key=2))
+    alice, bob = Client(core, ALICE), Client(core, BOB, version=2)
+    for _ in range(3):
+        relayed = Client(core)
+        answer = relayed.say(register(BOB, Challenge(NONCE)))
+        assert isinstance(answer, Error)
+        assert answer.code == ErrorCode.OLD_VERSION
+    assert alice.send(BOB.public_key) == Sent(7, 1)
+    assert bob.drain() == [Message(b"x")]
+
+
+def test_version_2_ends_what_version_1_has_opened() -> None:
+    core = RendezvousCore()
+    relayed = [Client(core, BOB) for _ in range(3)]
+    bob = Client(core, version=2)
+    bob.say(Registrant(INSTANCE).answer(BOB, Challenge(NONCE, 2), NAME))
+    assert set(bob.woken) == {bob.state, *(each.state for each in relayed)}
+    for each in relayed:
+        (error,) = each.drain()
+        assert isinstance(error, Error)
+        assert error.code == ErrorCode.REPLACED
+        assert each.state.closing
+    assert bob.drain() == [Registered()]
+    assert Client(core, ALICE).send(BOB.public_key) == Sent(7, 1)
+
+
+def test_a_mailbox_that_version_2_has_left_stays_closed_to_version_1_for_a_while() -> None:
+    """While its owner is away nobody else says that he is there."""
+    limits = RendezvousLimits(key_memory=3600.0)
+    core = RendezvousCore(limits)
+    alice, bob = Client(core, ALICE), Client(core, BOB, version=2)
+    bob.leave(T + 10_000)
+    late = T + 10_000 + limits.key_memory
+    answer = Client(core).say(register(BOB, Challenge(NONCE)), late - 1)
+    assert isinstance(answer, Error)
+    assert answer.code == ErrorCode.OLD_VERSION
+    assert alice.send(BOB.public_key, now=late - 1) == Sent(7, 0)
+    Client(core, BOB, late)
+    assert alice.send(BOB.public_key, now=late) == Sent(7, 1)
+
+
+def test_keys_that_have_left_are_remembered_in_number() -> None:
+    core = RendezvousCore(RendezvousLimits(keys=2))
+    identities = [Identity.from_seed(bytes([n]) * 32) for n in range(3)]
+    for identity in identities:
+        Client(core, identity, version=2).leave()
+    Client(core, identities[0])
+    for identity in identities[1:]:
+        assert isinstance(Client(core).say(register(identity, Challenge(NONCE))), Error)
+
+
+def test_one_of_two_processes_with_one_key_is_written_to() -> None:
+    core = RendezvousCore()
+    alice = Client(core, ALICE, version=2)
+    listening, calling = (Client(core, BOB, version=2, instance=each) for each in (b"listener", b"thecallr"))
+    assert alice.say(Send2(7, BOB.public_key, b"listener", b"x")) == Sent(7, 1)
+    assert (listening.drain(), calling.drain()) == ([Message(b"x")], [])
+    assert alice.say(Send2(7, BOB.public_key, bytes(8), b"y")) == Sent(7, 2)
+    assert alice.say(Send2(7, BOB.public_key, b"whonever", b"z")) == Sent(7, 0)
+
+
+# --- who registers ---
+
+
+def test_who_has_seen_version_2_never_takes_1_there_again() -> None:
+    registrant = Registrant(INSTANCE)
+    assert isinstance(registrant.answer(ALICE, Challenge(NONCE), NAME), Register)
+    assert isinstance(registrant.answer(ALICE, Challenge(NONCE, 2), NAME), Register2)
+    with pytest.raises(RemoteProtocolError, match="spoke version 2 before and claims version 1 now"):
+        registrant.answer(ALICE, Challenge(NONCE), NAME)
+    assert isinstance(registrant.answer(ALICE, Challenge(NONCE), "old.example:443"), Register)
+    assert isinstance(Registrant(INSTANCE).answer(ALICE, Challenge(NONCE), NAME), Register)
+
+
+# --- bytes that wait ---
+
+
+def test_one_address_does_not_fill_the_memory() -> None:
+    """256 connections of one address, which send to as many that do not read."""
+    core = RendezvousCore(RendezvousLimits(queued_bytes=4_000_000, queued_bytes_per_address=500_000))
+    keys = [Identity.from_seed(bytes([n, 1]) * 16) for n in range(40)]
+    evil = [Client(core, key, host="198.51.100.7") for key in keys]
+    answers = [evil[0].send(key.public_key, bytes(MAX_PAYLOAD), T + n) for n, key in enumerate(keys)]
+    assert answers == [Sent(7, 1)] * 30 + [Sent(7, QUEUE_FULL)] * 10
+    bob, carol = Client(core, BOB, host="192.0.2.1"), Client(core, ALICE, host="192.0.2.2")
+    assert carol.send(BOB.public_key) == Sent(7, 1), "others send and receive as ever"
+    assert evil[0].send(BOB.public_key, bytes(MAX_PAYLOAD), T + 50) == Sent(7, QUEUE_FULL), (
+        "as a sender it has its share too"
+    )
+    assert carol.send(keys[0].public_key, bytes(MAX_PAYLOAD)) == Sent(7, QUEUE_FULL)
+    for each in evil:
+        each.leave()
+    assert core._for.held == core._from.held == len(bob.state.queue[0].frame) + QUEUED_OVERHEAD
+    assert bob.drain() == [Message(b"x")]
+    assert core._for.held == core._from.held == 0
+
+
+def test_a_frame_counts_until_it_is_written() -> None:
+    core = RendezvousCore()
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    alice.send(BOB.public_key, b"hello")
+    assert bob.state.next_frame == Message(b"hello").encode()
+    assert core._for.held == len(Message(b"hello").encode()) + QUEUED_OVERHEAD
+    core.written(bob.state)
+    core.written(bob.state)  # its connection ended in that moment
+    assert core._for.held == 0

@@ -20,7 +20,7 @@ from warpgate_trio.errors import (
     SignalUnsupported,
 )
 from warpgate_trio.identity import Identity, seal
-from warpgate_trio.servers import rendezvous_core
+from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.signal import (
     CORE_MESSAGES,
     MAX_SIGNAL,
@@ -155,7 +155,7 @@ def test_a_refusal_of_the_future_reads_as_other() -> None:
 
 
 def test_size_limit_is_the_servers_too() -> None:
-    assert MAX_SIGNAL == rendezvous_core.MAX_PAYLOAD == 16_384
+    assert MAX_SIGNAL == rendezvous_frames.MAX_PAYLOAD == 16_384
 
 
 def test_largest_message() -> None:

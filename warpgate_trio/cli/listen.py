@@ -52,6 +52,7 @@ def listen(
         raise click.UsageError("--allow and --allow-any exclude each other")
     from ..errors import PeerIdError
     from ..identity import key_from_peer_id
+    from .files import raise_file_limit
     from .runner import run
 
     for peer_id in allow:
@@ -60,6 +61,7 @@ def listen(
         except PeerIdError as error:
             raise click.UsageError(f"--allow {peer_id}: {error}") from error
     settings.start_logging()
+    raise_file_limit()  # strangers may hold some hundred, and a spray takes as many
     if not allow and not allow_any:
         settings.warn("everybody who has the address may connect; --allow PEER_ID lets in only that peer")
     listening = _Listening(settings, allowed=frozenset(allow) or None, echo=echo, keep_open=keep_open)

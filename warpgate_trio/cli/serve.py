@@ -15,13 +15,17 @@ from .exits import ExitCode, UsageProblem
 from .options import Settings, common_options, json_option, pass_settings
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable, Mapping, Sequence
 
     import trio
 
     from ..host import Interface
+    from ..proxies import TrustedProxies
+    from ..server_url import ServerUrl
     from ..servers.ntp import NtpServer
+    from ..servers.rendezvous_core import RendezvousLimits
+    from ..servers.stun_core import StunLimits
+    from .certificate import Certificate
 
 __all__ = ["reachable_urls", "serve", "start_ntp"]
 
@@ -31,6 +35,8 @@ NTP_PORTS: Final = (123, 1123)
 """Of the time server: NTP's own, and one that everybody may have."""
 MAX_URLS: Final = 4
 """URLs offered for one server: a node keeps a connection to each that is in its configuration."""
+PUBLIC_SCHEMES: Final = {"ws": "websocket", "wss": "websocket", "stun": "stun", "ntp": "ntp"}
+"""What `--public-url` may say, and of which server."""
 
 
 @click.command(short_help="Run the servers that peers find each other by: rendezvous, STUN, time.")
@@ -40,6 +46,26 @@ MAX_URLS: Final = 4
 )
 @click.option("--tls-cert", type=click.Path(path_type=Path), metavar="F", help="Serve wss: certificate chain, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="F", help="Its private key, PEM.")
+@click.option(
+    "--public-url",
+    "public_urls",
+    multiple=True,
+    metavar="URL",
+    help="What peers dial, where that is a DNS name, a proxy or a NAT's address: wss://host, or stun:host, ntp://host; "
+    "may be given several times.",
+)
+@click.option(
+    "--trust-proxy",
+    "trusted",
+    multiple=True,
+    metavar="CIDR",
+    help="A reverse proxy in front, which says whose connection it is; may be given several times.",
+)
+@click.option(
+    "--proxy-header",
+    type=click.Choice(["forwarded", "proxy"]),
+    help="How it does: Forwarded or X-Forwarded-For, or the PROXY protocol.  [default: forwarded]",
+)
 @click.option(
     "--stun-port",
     type=click.IntRange(0, 65535),
@@ -66,6 +92,9 @@ def serve(
     port: int,
     tls_cert: Path | None,
     tls_key: Path | None,
+    public_urls: tuple[str, ...],
+    trusted: tuple[str, ...],
+    proxy_header: str | None,
     stun_port: int | None,
     second_host: str | None,
     no_stun: bool,
@@ -77,6 +106,9 @@ def serve(
     The rendezvous server sees who signals whom and when, never what: signals are sealed to their receiver.  The STUN
     server tells whoever asks from where it is seen, with --second-host on this port and the next of both addresses.
     The time server tells the peers this machine's clock, so that they can punch at one instant.
+
+    Peers sign the name by which they dial the rendezvous server: where that is none of this machine's addresses, and
+    not in its certificate, --public-url says it.  SIGHUP reads the certificate again.
     """
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
@@ -86,13 +118,41 @@ def serve(
         raise click.UsageError("--second-host goes together with --host, the first address")
     if no_ntp and ntp_port is not None:
         raise click.UsageError("--ntp-port and --no-ntp exclude each other")
+    if proxy_header is not None and not trusted:
+        raise click.UsageError("--proxy-header goes together with --trust-proxy")
+    public = _public_urls(public_urls)
+    if trusted and "websocket" not in public:
+        raise click.UsageError("--trust-proxy goes together with --public-url, by which peers dial the proxy")
     ntp_ports = () if no_ntp else NTP_PORTS if ntp_port is None else (ntp_port,)
+    proxies = _trusted_proxies(trusted, proxy_header or "forwarded") if trusted else None
+    from .certificate import Certificate
+    from .files import raise_file_limit, share_files
     from .runner import run
 
     settings.start_logging()
-    context = None if tls_cert is None or tls_key is None else _tls_context(tls_cert, tls_key)
-    stun = None if no_stun else _Stun(host or None, stun_port, second_host)
-    return run(partial(_serve, settings, host or None, port, context, stun, ntp_ports), service=True)
+    limits, stun_limits = share_files(raise_file_limit(), stun=not no_stun)
+    rendezvous = _Rendezvous(
+        host or None,
+        port,
+        None if tls_cert is None or tls_key is None else Certificate(tls_cert, tls_key),
+        public,
+        proxies,
+        limits,
+    )
+    stun = None if no_stun else _Stun(host or None, stun_port, second_host, stun_limits)
+    return run(partial(_serve, settings, rendezvous, stun, ntp_ports), service=True)
+
+
+@dataclass(frozen=True)
+class _Rendezvous:
+    """What is wanted of the rendezvous server.  `public`: what peers dial, of the other servers too."""
+
+    host: str | None
+    port: int
+    certificate: Certificate | None
+    public: Mapping[str, Sequence[ServerUrl]]
+    proxies: TrustedProxies | None
+    limits: RendezvousLimits
 
 
 @dataclass(frozen=True)
@@ -102,45 +162,63 @@ class _Stun:
     host: str | None
     port: int | None
     second_host: str | None
+    limits: StunLimits
 
 
-def _tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    import ssl
+def _public_urls(texts: Iterable[str]) -> dict[str, list[ServerUrl]]:
+    """By key of ``[servers]``."""
+    from ..errors import ConfigError
+    from ..server_url import ServerUrl
 
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    for option, path in (("--tls-cert", certificate), ("--tls-key", key)):
+    found: dict[str, list[ServerUrl]] = {}
+    for text in texts:
         try:
-            path.open("rb").close()
-        except OSError as error:
-            raise UsageProblem(f"{option} {path}: {error.strerror or error}") from error
+            url = ServerUrl.parse(text)
+        except ConfigError as error:
+            raise click.UsageError(f"--public-url {error}") from error
+        if url.scheme not in PUBLIC_SCHEMES or url.username is not None or url.params:
+            raise click.UsageError(
+                f"--public-url {url.redacted}: expected {', '.join(PUBLIC_SCHEMES)}, without a login and a query"
+            )
+        found.setdefault(PUBLIC_SCHEMES[url.scheme], []).append(url)
+    return found
+
+
+def _trusted_proxies(networks: Sequence[str], header: str) -> TrustedProxies:
+    from ..proxies import ProxyHeader, TrustedProxies
+
     try:
-        # A password for an encrypted key would be asked for on the terminal; a server has nobody to ask.
-        context.load_cert_chain(certificate, key, password="")
-    except (ssl.SSLError, OSError) as error:
-        raise UsageProblem(f"--tls-cert {certificate} and --tls-key {key} cannot be used: {error}") from error
-    return context
+        return TrustedProxies(networks, ProxyHeader(header))
+    except ValueError as error:
+        raise click.UsageError(f"--trust-proxy: {error}") from error
 
 
-async def _serve(
-    settings: Settings,
-    host: str | None,
-    port: int,
-    context: ssl.SSLContext | None,
-    stun: _Stun | None,
-    ntp_ports: Sequence[int],
-) -> ExitCode:
+async def _serve(settings: Settings, wanted: _Rendezvous, stun: _Stun | None, ntp_ports: Sequence[int]) -> ExitCode:
     import trio
 
     from .. import host as machine
     from ..nurseries import open_background_nursery
     from ..servers.rendezvous import serve_rendezvous
+    from .certificate import reload_on_hangup
     from .events import ServeReady, encode
     from .stdio import StandardOutput
 
     output = StandardOutput()
+    host, port, certificate = wanted.host, wanted.port, wanted.certificate
     async with open_background_nursery() as nursery:
+        await nursery.start(partial(reload_on_hangup, settings, certificate))
         try:
-            server = await nursery.start(partial(serve_rendezvous, host=host, port=port, ssl_context=context))
+            server = await nursery.start(
+                partial(
+                    serve_rendezvous,
+                    host=host,
+                    port=port,
+                    ssl_context=None if certificate is None else lambda: certificate.context,
+                    limits=wanted.limits,
+                    public_urls=wanted.public.get("websocket", ()),
+                    trusted_proxies=wanted.proxies,
+                )
+            )
         except OSError as error:
             raise UsageProblem(f"cannot listen on {host or 'all addresses'} port {port}: {_reason(error)}") from None
         listening = {"websocket": server.urls}
@@ -149,7 +227,10 @@ async def _serve(
         if ntp_urls := await start_ntp(settings, nursery, host, ntp_ports):
             listening["ntp"] = ntp_urls
         interfaces = machine.current().interfaces()
-        servers = {key: reachable_urls(urls, interfaces) for key, urls in listening.items()}
+        servers = {
+            key: [str(url) for url in wanted.public.get(key, ())] or reachable_urls(urls, interfaces)
+            for key, urls in listening.items()
+        }
         if settings.json:
             await output.write(encode(ServeReady(servers=servers)))
         else:
@@ -168,7 +249,7 @@ async def _start_stun(settings: Settings, wanted: _Stun, nursery: trio.Nursery) 
     where = " and ".join(filter(None, (wanted.host or "all addresses", wanted.second_host)))
     try:
         server: StunServer = await nursery.start(
-            partial(serve_stun, host=wanted.host, port=port, second_host=wanted.second_host)
+            partial(serve_stun, host=wanted.host, port=port, second_host=wanted.second_host, limits=wanted.limits)
         )
     except ValueError as error:
         raise UsageProblem(f"--second-host {wanted.second_host}: {error}") from None

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NoReturn, final
@@ -17,17 +16,19 @@ from typing import NoReturn, final
 import trio
 
 from .. import host as machine
+from ..config import ServerUrl
 from ..nurseries import open_background_nursery
+from ..proxies import TrustedProxies
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
+from .names import ServerNames
 from .rendezvous_core import (
     DEFAULT_LIMITS,
-    MAX_FRAME,
-    ErrorCode,
     RendezvousCore,
     RendezvousLimits,
     RendezvousStatistics,
     ServerConnection,
 )
+from .rendezvous_frames import MAX_FRAME, SUBPROTOCOL, ErrorCode
 
 __all__ = [
     "Rendezvous",
@@ -43,10 +44,16 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @final
 class Rendezvous:
-    """The mailboxes without a listener: `handle` serves one WebSocket, whichever server it came in by."""
+    """The mailboxes without a listener: `handle` serves one WebSocket, whichever server it came in by.
 
-    def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS) -> None:
+    Args:
+      limits: what clients can make it hold.
+      names: by which clients dial it.
+    """
+
+    def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS, names: ServerNames | None = None) -> None:
         self.limits = limits
+        self._names = names if names is not None else ServerNames()
         self._core = RendezvousCore(limits)
         self._outboxes: dict[ServerConnection, _Outbox] = {}
 
@@ -58,10 +65,18 @@ class Rendezvous:
         """Serve one client until it leaves, breaks a rule, falls silent, or is replaced.  Nothing of a payload is
         logged.
         """
-        connection, challenge = self._core.connect(machine.current().entropy(32), trio.current_time())
+        accepted = websocket.accepted
+        assert accepted is not None, "a client's end"
+        connection, challenge = self._core.connect(
+            machine.current().entropy(32),
+            trio.current_time(),
+            host=accepted.host,
+            version=2 if websocket.subprotocol == SUBPROTOCOL else 1,
+            names=self._names.of(accepted),
+        )
         try:
             async with open_background_nursery() as nursery:
-                outbox = _Outbox(websocket, connection.queue, nursery, self.limits.write)
+                outbox = _Outbox(websocket, self._core, connection, nursery)
                 self._outboxes[connection] = outbox
                 try:
                     await outbox.write(challenge)
@@ -69,7 +84,7 @@ class Rendezvous:
                 finally:
                     # Before the nursery closes: somebody may send to this mailbox in that very moment, and wake us.
                     del self._outboxes[connection]
-                    self._core.disconnect(connection)
+                    self._core.disconnect(connection, trio.current_time())
         except WebSocketClosed:
             pass  # the usual end
         except trio.TooSlowError:
@@ -80,9 +95,8 @@ class Rendezvous:
         while not connection.closing:
             data = await self._next_frame(websocket, connection, registration_ends)
             if data is None:
-                await outbox.write(
-                    self._core.fail(connection, ErrorCode.SLOW, "not registered in time, or silent for too long")
-                )
+                why = "not registered in time, or silent for too long"
+                await outbox.write(self._core.fail(connection, ErrorCode.SLOW, why, trio.current_time()))
                 return
             answer, woken = self._core.receive(connection, data, trio.current_time())
             for other in woken:
@@ -108,18 +122,20 @@ class Rendezvous:
 
 @final
 class _Outbox:
-    """Writes to one client, each frame within `timeout` seconds."""
+    """Writes to one client, each frame within the time that the limits give it."""
 
-    def __init__(self, websocket: WebSocket, queue: deque[bytes], nursery: trio.Nursery, timeout: float) -> None:
+    def __init__(
+        self, websocket: WebSocket, core: RendezvousCore, connection: ServerConnection, nursery: trio.Nursery
+    ) -> None:
         self._websocket = websocket
-        self._queue = queue
+        self._core = core
+        self._connection = connection
         self._nursery = nursery
-        self._timeout = timeout
         self._draining = False
         self._last = False
 
     async def write(self, frame: bytes) -> None:
-        with trio.fail_after(self._timeout):
+        with trio.fail_after(self._core.limits.write):
             await self._websocket.send(frame)
 
     def wake(self, *, last: bool = False) -> None:
@@ -131,8 +147,9 @@ class _Outbox:
 
     async def _drain(self) -> None:
         try:
-            while self._queue:
-                await self.write(self._queue.popleft())
+            while (frame := self._connection.next_frame) is not None:
+                await self.write(frame)
+                self._core.written(self._connection)
         except (WebSocketClosed, trio.TooSlowError):
             self._last = True  # the handler, which only reads, might not notice for long
         self._draining = False
@@ -147,7 +164,7 @@ class RendezvousServer:
     def __init__(self, rendezvous: Rendezvous, urls: tuple[str, ...], port: int) -> None:
         self._rendezvous = rendezvous
         self.urls = urls
-        """One URL per listening socket."""
+        """One URL per listening socket, whatever the public ones are."""
         self.port = port
         """The port of the first listening socket."""
 
@@ -168,8 +185,10 @@ async def serve_rendezvous(
     *,
     host: str | None = "127.0.0.1",
     port: int = 0,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
     limits: RendezvousLimits = DEFAULT_LIMITS,
+    public_urls: Sequence[ServerUrl | str] = (),
+    trusted_proxies: TrustedProxies | None = None,
     task_status: trio.TaskStatus[RendezvousServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `nursery.start` returns the `RendezvousServer` once it listens.
@@ -177,17 +196,23 @@ async def serve_rendezvous(
     Args:
       host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each gets a port of its own).
       port: 0 lets the system choose.
-      ssl_context: serve ``wss``.
+      ssl_context: serve ``wss``; a function is asked for each connection, so that certificates can be renewed.
+      limits: what clients can make it hold.
+      public_urls: by which clients dial it, all of them: behind a reverse proxy or a NAT, or by a DNS name.  Clients
+        sign the name that they have dialled, and one that is not known here is refused.  Without any: the address
+        and port that a connection comes in at, and the names in the certificate (`servers.names`).
+      trusted_proxies: reverse proxies in front of it, which say whose connection it is.
 
     Raises:
+      ConfigError: one of `public_urls` is no URL of a WebSocket.
       OSError: the address cannot be listened on.
     """
+    rendezvous = Rendezvous(limits, ServerNames(public_urls, ssl_context))
     listeners = await trio.open_tcp_listeners(port, host=host)
     try:
         names = [listener.socket.getsockname() for listener in listeners]
         scheme = "ws" if ssl_context is None else "wss"
         urls = tuple(f"{scheme}://{f'[{name[0]}]' if ':' in name[0] else name[0]}:{name[1]}" for name in names)
-        rendezvous = Rendezvous(limits)
         async with trio.open_nursery() as nursery:
             await nursery.start(
                 partial(
@@ -195,9 +220,11 @@ async def serve_rendezvous(
                     rendezvous.handle,
                     listeners,
                     ssl_context=ssl_context,
+                    subprotocols=[SUBPROTOCOL],
                     max_message=MAX_FRAME,
                     handshake_timeout=limits.registration,
                     limits=ConnectionLimits(total=limits.connections, per_address=limits.connections_per_address),
+                    trusted_proxies=trusted_proxies,
                 )
             )
             task_status.started(RendezvousServer(rendezvous, urls, names[0][1]))
@@ -213,16 +240,27 @@ async def open_rendezvous(
     *,
     host: str | None = "127.0.0.1",
     port: int = 0,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
     limits: RendezvousLimits = DEFAULT_LIMITS,
+    public_urls: Sequence[ServerUrl | str] = (),
+    trusted_proxies: TrustedProxies | None = None,
 ) -> AsyncGenerator[RendezvousServer]:
     """Run a rendezvous server for the time of the body; arguments as for `serve_rendezvous`.
 
     Raises:
+      ConfigError: one of `public_urls` is no URL of a WebSocket.
       OSError: the address cannot be listened on.
       Whatever the body raises, bare.
     """
     async with open_background_nursery() as nursery:
         yield await nursery.start(
-            partial(serve_rendezvous, host=host, port=port, ssl_context=ssl_context, limits=limits)
+            partial(
+                serve_rendezvous,
+                host=host,
+                port=port,
+                ssl_context=ssl_context,
+                limits=limits,
+                public_urls=public_urls,
+                trusted_proxies=trusted_proxies,
+            )
         )

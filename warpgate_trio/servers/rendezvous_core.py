@@ -1,237 +1,48 @@
-"""The rendezvous protocol without I/O: its frames, what each side may say when, and the mailboxes between them.
+"""The mailboxes of a rendezvous server, without I/O: who may open one, who may write to it, and how much.
 
-A rendezvous server carries sealed signals between nodes that can both reach it.  A node proves that it owns its key and
-so opens the *mailbox* of that key; whoever is registered may send to any mailbox.  The server sees keys, sizes and
-times, never
-contents, and promises nothing: a payload is handed to the connections that are there, or the sender is told that none
-is.
-
-One WebSocket binary message is one frame, a type byte and fixed-width fields, big-endian:
-
-    S->C  0x01 CHALLENGE   version u8, nonce 32
-    C->S  0x02 REGISTER    key 32, signature 64 over nonce + key (context ``warpgate-trio rendezvous v1``)
-    S->C  0x03 REGISTERED
-    C->S  0x04 SEND        id u32, receiver key 32, payload 1..16,384
-    S->C  0x05 SENT        id u32, count u16: connections that it was handed to; 0xFFFF: there are some, all with a full
-    queue S->C  0x06 MESSAGE     payload
-    S->C  0x07 ERROR       code u8, UTF-8 text of at most 200 bytes; the server closes behind it
-
-A frame may be longer than its fixed width only where a payload or text ends it: a later version that needs more fields
-says so in CHALLENGE.  Everything a client can make the server hold is bounded by `RendezvousLimits`.
+`rendezvous_frames` has the protocol.
 """
 
 from __future__ import annotations
 
-import enum
-import struct
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
-from ..errors import RemoteProtocolError, SignalUnsupported
-from ..identity import Identity, verify
+from ..errors import RemoteProtocolError
+from ..identity import verify
+from ..subscribers import Budget
+from .rendezvous_frames import (
+    ANY_INSTANCE,
+    CONTEXT_1,
+    CONTEXT_2,
+    QUEUE_FULL,
+    Challenge,
+    Error,
+    ErrorCode,
+    Message,
+    Register,
+    Register2,
+    Registered,
+    Send,
+    Send2,
+    Sent,
+    decode_from_client,
+)
 
 __all__ = [
     "DEFAULT_LIMITS",
-    "MAX_FRAME",
-    "MAX_PAYLOAD",
-    "QUEUE_FULL",
-    "VERSION",
-    "Challenge",
-    "Error",
-    "ErrorCode",
-    "Message",
-    "Register",
-    "Registered",
+    "QUEUED_OVERHEAD",
     "RendezvousCore",
     "RendezvousLimits",
     "RendezvousStatistics",
-    "Send",
-    "Sent",
     "ServerConnection",
-    "decode_from_client",
-    "decode_from_server",
-    "register",
 ]
 
-VERSION: Final = 1
-MAX_PAYLOAD: Final = 16_384
-"""Bytes in a payload, the size limit of a signal (`warpgate_trio.signal.MAX_SIGNAL`)."""
-MAX_FRAME: Final = 1 + 4 + 32 + MAX_PAYLOAD
-"""Bytes in the longest frame, a full SEND."""
-QUEUE_FULL: Final = 0xFFFF
-MAX_ERROR_TEXT: Final = 200
-
-_CONTEXT = b"warpgate-trio rendezvous v1"
-
-
-class ErrorCode(enum.IntEnum):
-    """Why the server closes.  A client treats a code that it does not know as any other."""
-
-    PROTOCOL = 1  # a frame that is malformed or not allowed now
-    BAD_SIGNATURE = 2  # the registration is not by the key that it names
-    SLOW = 3  # not registered in time, silent for too long, or not reading
-    RATE = 4  # more SENDs than allowed
-    REPLACED = 5  # the same key opened more connections than a mailbox holds; the oldest goes
-
-
-# --- Frames -----------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    nonce: bytes
-    version: int = VERSION
-
-    def encode(self) -> bytes:
-        return struct.pack("!BB32s", 0x01, self.version, self.nonce)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Challenge:
-        if len(data) >= 2 and data[1] != VERSION:
-            raise SignalUnsupported(f"the rendezvous server speaks version {data[1]}, this release speaks {VERSION}")
-        _check_width(data, 34, "CHALLENGE")
-        return cls(data[2:])
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Register:
-    key: bytes
-    signature: bytes
-
-    def encode(self) -> bytes:
-        return struct.pack("!B32s64s", 0x02, self.key, self.signature)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Register:
-        _check_width(data, 97, "REGISTER")
-        return cls(data[1:33], data[33:])
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Registered:
-    def encode(self) -> bytes:
-        return b"\x03"
-
-    @classmethod
-    def decode(cls, data: bytes) -> Registered:
-        _check_width(data, 1, "REGISTERED")
-        return cls()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Send:
-    id: int
-    receiver: bytes
-    payload: bytes
-
-    def encode(self) -> bytes:
-        return struct.pack("!BI32s", 0x04, self.id, self.receiver) + self.payload
-
-    @classmethod
-    def decode(cls, data: bytes) -> Send:
-        _check_payload(data, 37, "SEND")
-        return cls(int.from_bytes(data[1:5], "big"), data[5:37], data[37:])
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Sent:
-    id: int
-    count: int
-
-    def encode(self) -> bytes:
-        return struct.pack("!BIH", 0x05, self.id, self.count)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Sent:
-        _check_width(data, 7, "SENT")
-        return cls(int.from_bytes(data[1:5], "big"), int.from_bytes(data[5:], "big"))
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Message:
-    payload: bytes
-
-    def encode(self) -> bytes:
-        return b"\x06" + self.payload
-
-    @classmethod
-    def decode(cls, data: bytes) -> Message:
-        _check_payload(data, 1, "MESSAGE")
-        return cls(data[1:])
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Error:
-    code: int
-    text: str
-
-    def encode(self) -> bytes:
-        return struct.pack("!BB", 0x07, self.code) + self.text.encode()[:MAX_ERROR_TEXT]
-
-    @classmethod
-    def decode(cls, data: bytes) -> Error:
-        if not 2 <= len(data) <= 2 + MAX_ERROR_TEXT:
-            raise RemoteProtocolError(f"ERROR frame of {len(data)} bytes, not 2 to {2 + MAX_ERROR_TEXT}")
-        # For people and logs only, so damage is shown, not raised; control characters would let it forge log lines.
-        text = data[2:].decode("utf-8", "replace")
-        return cls(data[1], "".join(c if c.isprintable() else "?" for c in text))
-
-
-FromServer: TypeAlias = Challenge | Registered | Sent | Message | Error
-FromClient: TypeAlias = Register | Send
-
-_FROM_SERVER: dict[int, type[FromServer]] = {0x01: Challenge, 0x03: Registered, 0x05: Sent, 0x06: Message, 0x07: Error}
-_FROM_CLIENT: dict[int, type[FromClient]] = {0x02: Register, 0x04: Send}
-
-
-def decode_from_server(data: bytes) -> FromServer:
-    """Decode what a server sent.
-
-    Raises:
-      RemoteProtocolError: it is no frame that a server sends.
-      SignalUnsupported: it is a CHALLENGE of a version that this release does not know.
-    """
-    frame = _FROM_SERVER.get(data[0]) if data else None
-    if frame is None:
-        raise RemoteProtocolError(f"no frame of a rendezvous server: {data[:1].hex() or 'empty'}")
-    return frame.decode(data)
-
-
-def decode_from_client(data: bytes) -> FromClient:
-    """Decode what a client sent; raises `RemoteProtocolError` when it is no frame that a client sends."""
-    frame = _FROM_CLIENT.get(data[0]) if data else None
-    if frame is None:
-        raise RemoteProtocolError(f"no frame of a rendezvous client: {data[:1].hex() or 'empty'}")
-    return frame.decode(data)
-
-
-def _check_width(data: bytes, width: int, name: str) -> None:
-    if len(data) != width:
-        raise RemoteProtocolError(f"{name} frame of {len(data)} bytes, not {width}")
-
-
-def _check_payload(data: bytes, start: int, name: str) -> None:
-    if not 1 <= len(data) - start <= MAX_PAYLOAD:
-        raise RemoteProtocolError(f"{name} frame with a payload of {len(data) - start} bytes, not 1 to {MAX_PAYLOAD}")
-
-
-# --- The client's side ------------------------------------------------------------------------------------------------
-
-
-def register(identity: Identity, challenge: Challenge) -> Register:
-    """Answer the server's challenge: proof that we own the mailbox of our key."""
-    return Register(identity.public_key, identity.sign(_CONTEXT, challenge.nonce + identity.public_key))
-
-
-# --- The server's side ------------------------------------------------------------------------------------------------
+QUEUED_OVERHEAD: Final = 128
+"""Bytes that a queued payload is counted as beside its own: objects, and its place in the queue."""
+_SHOWN_NAME = 60  # characters of an unknown name in an ERROR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,22 +55,30 @@ class RendezvousLimits:
       connections_per_key: connections that one mailbox holds; one more closes the oldest (a node that roams leaves
         ghosts).
       queue: payloads that wait for one connection; a receiver that does not read gets no more.
+      queued_bytes: bytes that wait in all queues together; one /48 or IPv4 /24 gets half of what is free at most.
+      queued_bytes_per_address: of these, for the connections of one IPv4 address or IPv6 /64, and from them.
       sends_per_second: SENDs per connection, sustained; over it the connection is closed.
       send_burst: SENDs per connection at once.
       registration: seconds from the TCP connection to the end of the WebSocket handshake, and again to a good REGISTER.
       silence: seconds without any byte, after which a connection is closed; clients ping every 30 s.
       write: seconds in which a client must take what is written to it.
+      keys: keys that were here by version 2, and have left, that are remembered; beyond, the first one is forgotten.
+      key_memory: seconds for which they are, and version 1 does not get their mailboxes.
     """
 
     connections: int = 16_384
     connections_per_address: int = 256
     connections_per_key: int = 8
     queue: int = 64
+    queued_bytes: int = 64 * 1024 * 1024
+    queued_bytes_per_address: int = 4 * 1024 * 1024
     sends_per_second: float = 50.0
     send_burst: int = 200
     registration: float = 10.0
     silence: float = 90.0
     write: float = 30.0
+    keys: int = 16_384
+    key_memory: float = 3600.0
 
 
 DEFAULT_LIMITS: Final = RendezvousLimits()
@@ -279,22 +98,46 @@ class RendezvousStatistics:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A frame that waits for a connection; `host`: of whom it came from, None where it costs nobody anything."""
+
+    frame: bytes
+    host: str | None = None
+
+    @property
+    def cost(self) -> int:
+        return len(self.frame) + QUEUED_OVERHEAD
+
+
+@final
 class ServerConnection:
     """One client's state on the server.  Made by `RendezvousCore.connect`; `queue` is what waits to be written to it.
 
-    The shell writes `queue` from the left, and closes the connection once `closing` is set and the queue is written.
-    `key` is None until it is registered; the rest is the core's own.
+    The shell writes `next_frame`, calls `RendezvousCore.written`, and so on, and closes the connection once `closing`
+    is set and the queue is empty.  `key` is None until it is registered; the rest is the core's own.
     """
 
-    __slots__ = ("closing", "key", "nonce", "queue", "tokens", "tokens_at")
+    __slots__ = ("closing", "host", "instance", "key", "names", "nonce", "queue", "tokens", "tokens_at", "version")
 
-    def __init__(self, nonce: bytes, tokens: float, now: float) -> None:
+    def __init__(
+        self, nonce: bytes, tokens: float, now: float, *, host: str, version: int, names: Collection[str]
+    ) -> None:
         self.nonce: bytes | None = nonce
         self.tokens: float = tokens
         self.tokens_at: float = now
+        self.host: str = host
+        self.version: int = version
+        self.names: Collection[str] = names
         self.key: bytes | None = None
-        self.queue: deque[bytes] = deque()
+        self.instance: bytes = ANY_INSTANCE
+        self.queue: deque[_Queued] = deque()
         self.closing: bool = False
+
+    @property
+    def next_frame(self) -> bytes | None:
+        """What is to be written next; None: nothing."""
+        return self.queue[0].frame if self.queue else None
 
 
 @final
@@ -305,23 +148,38 @@ class RendezvousCore:
         self.limits = limits
         self._connections: set[ServerConnection] = set()
         self._mailboxes: dict[bytes, list[ServerConnection]] = {}
+        self._left_2: OrderedDict[bytes, float] = OrderedDict()  # key -> when version 2 last left its mailbox
+        self._for = Budget(total=limits.queued_bytes, per_address=limits.queued_bytes_per_address)
+        self._from = Budget(total=limits.queued_bytes, per_address=limits.queued_bytes_per_address)
         self._registrations = 0
         self._sends = 0
         self._handed_over = 0
         self._errors = 0
 
-    def connect(self, nonce: bytes, now: float) -> tuple[ServerConnection, bytes]:
-        """A client came: return its state and the CHALLENGE to write.  `nonce`: 32 fresh random bytes."""
-        connection = ServerConnection(nonce, float(self.limits.send_burst), now)
-        self._connections.add(connection)
-        return connection, Challenge(nonce).encode()
+    def connect(
+        self, nonce: bytes, now: float, *, host: str, version: int, names: Collection[str]
+    ) -> tuple[ServerConnection, bytes]:
+        """A client came: return its state and the CHALLENGE to write.
 
-    def disconnect(self, connection: ServerConnection) -> None:
+        Args:
+          nonce: 32 fresh random bytes.
+          host: the client's IP address, for the limits.
+          version: 2 if it has announced that, else 1.
+          names: of this server, as far as this connection may have been dialled by them (`server_name`).
+        """
+        connection = ServerConnection(
+            nonce, float(self.limits.send_burst), now, host=host, version=version, names=names
+        )
+        self._connections.add(connection)
+        return connection, Challenge(nonce, version).encode()
+
+    def disconnect(self, connection: ServerConnection, now: float) -> None:
         """The connection is gone; its mailbox closes unless another connection keeps it open.  Idempotent."""
         self._connections.discard(connection)
         connection.closing = True
-        connection.queue.clear()
-        self._leave_mailbox(connection)
+        while connection.queue:
+            self.written(connection)
+        self._leave_mailbox(connection, now)
 
     def receive(
         self, connection: ServerConnection, data: bytes, now: float
@@ -334,16 +192,25 @@ class RendezvousCore:
         try:
             frame = decode_from_client(data)
         except RemoteProtocolError as exc:
-            return self.fail(connection, ErrorCode.PROTOCOL, str(exc)), []
-        if isinstance(frame, Register):
-            return self._register(connection, frame)
+            return self.fail(connection, ErrorCode.PROTOCOL, str(exc), now), []
+        if isinstance(frame, Register | Register2):
+            return self._register(connection, frame, now)
         return self._send(connection, frame, now)
 
-    def fail(self, connection: ServerConnection, code: ErrorCode, text: str) -> bytes:
+    def written(self, connection: ServerConnection) -> None:
+        """The connection's `next_frame` was written, or never will be."""
+        if not connection.queue:
+            return  # disconnected while it was being written
+        queued = connection.queue.popleft()
+        if queued.host is not None:
+            self._for.give_back(connection.host, queued.cost)
+            self._from.give_back(queued.host, queued.cost)
+
+    def fail(self, connection: ServerConnection, code: ErrorCode, text: str, now: float) -> bytes:
         """End a connection for the reason given: returns the ERROR frame to write before it is closed."""
         self._errors += 1
         connection.closing = True
-        self._leave_mailbox(connection)
+        self._leave_mailbox(connection, now)
         return Error(code, text).encode()
 
     def statistics(self) -> RendezvousStatistics:
@@ -357,43 +224,94 @@ class RendezvousCore:
             errors=self._errors,
         )
 
-    def _register(self, connection: ServerConnection, frame: Register) -> tuple[bytes | None, list[ServerConnection]]:
+    def _register(
+        self, connection: ServerConnection, frame: Register | Register2, now: float
+    ) -> tuple[bytes | None, list[ServerConnection]]:
         nonce, connection.nonce = connection.nonce, None  # one try per challenge
         if nonce is None:
-            return self.fail(connection, ErrorCode.PROTOCOL, "REGISTER a second time"), []
-        if not verify(frame.key, frame.signature, _CONTEXT, nonce + frame.key):
-            return self.fail(
-                connection, ErrorCode.BAD_SIGNATURE, "the signature is not by the key that wants the mailbox"
-            ), []
+            return self.fail(connection, ErrorCode.PROTOCOL, "REGISTER a second time", now), []
+        refusal = self._refusal(connection, frame, nonce, now)
+        if refusal is not None:
+            return self.fail(connection, *refusal, now), []
+        woken = [connection]
         mailbox = self._mailboxes.setdefault(frame.key, [])
         connection.key = frame.key
         mailbox.append(connection)
+        if isinstance(frame, Register2):
+            connection.instance = frame.instance
+            for other in [each for each in mailbox if each.version == 1]:
+                woken.append(self._replace(other, "the key has registered by version 2", now))
         self._registrations += 1
         # Through the queue, so that no MESSAGE can get ahead of it.
-        connection.queue.append(Registered().encode())
-        woken = [connection]
+        connection.queue.append(_Queued(Registered().encode()))
         if len(mailbox) > self.limits.connections_per_key:
-            oldest = mailbox[0]
-            oldest.queue.append(
-                self.fail(oldest, ErrorCode.REPLACED, "the key opened more connections than a mailbox holds")
-            )
-            woken.append(oldest)
+            woken.append(self._replace(mailbox[0], "the key opened more connections than a mailbox holds", now))
         return None, woken
 
-    def _send(self, connection: ServerConnection, frame: Send, now: float) -> tuple[bytes, list[ServerConnection]]:
+    def _refusal(
+        self, connection: ServerConnection, frame: Register | Register2, nonce: bytes, now: float
+    ) -> tuple[ErrorCode, str] | None:
+        """Why not; None: it may."""
+        if (connection.version == 1) != isinstance(frame, Register):
+            return ErrorCode.PROTOCOL, f"a registration that is not of version {connection.version}"
+        if isinstance(frame, Register):
+            good = verify(frame.key, frame.signature, CONTEXT_1, nonce + frame.key)
+        else:
+            signed = nonce + frame.key + frame.instance + frame.name.encode("ascii")
+            good = verify(frame.key, frame.signature, CONTEXT_2, signed)
+        if not good:
+            return ErrorCode.BAD_SIGNATURE, "the signature is not by the key that wants the mailbox"
+        if isinstance(frame, Register2):
+            if frame.name in connection.names:
+                return None
+            return ErrorCode.UNKNOWN_NAME, (
+                f"this server does not know that it is {frame.name[:_SHOWN_NAME]!r}: "
+                "its operator has to start `serve` with --public-url and the URL that you use"
+            )
+        if self._belongs_to_2(frame.key, now):
+            return ErrorCode.OLD_VERSION, "this key has registered by version 2 lately: version 1 is refused"
+        return None
+
+    def _replace(self, connection: ServerConnection, why: str, now: float) -> ServerConnection:
+        connection.queue.append(_Queued(self.fail(connection, ErrorCode.REPLACED, why, now)))
+        return connection
+
+    def _belongs_to_2(self, key: bytes, now: float) -> bool:
+        """Whether version 2 has the mailbox open, or had it a while ago."""
+        left_at = self._left_2.get(key)
+        if left_at is not None and now - left_at < self.limits.key_memory:
+            return True
+        return any(connection.version != 1 for connection in self._mailboxes.get(key, []))
+
+    def _send(
+        self, connection: ServerConnection, frame: Send | Send2, now: float
+    ) -> tuple[bytes, list[ServerConnection]]:
         if connection.key is None:
-            return self.fail(connection, ErrorCode.PROTOCOL, "SEND before REGISTER"), []
+            return self.fail(connection, ErrorCode.PROTOCOL, "SEND before REGISTER", now), []
         if not self._take_token(connection, now):
-            return self.fail(connection, ErrorCode.RATE, "more SENDs than this server allows"), []
+            return self.fail(connection, ErrorCode.RATE, "more SENDs than this server allows", now), []
         self._sends += 1
         mailbox = self._mailboxes.get(frame.receiver, [])
-        took = [receiver for receiver in mailbox if len(receiver.queue) < self.limits.queue]
-        message = Message(frame.payload).encode()
-        for receiver in took:
-            receiver.queue.append(message)
+        if isinstance(frame, Send2) and frame.instance != ANY_INSTANCE:
+            mailbox = [receiver for receiver in mailbox if receiver.instance == frame.instance]
+        message = _Queued(Message(frame.payload).encode(), connection.host)
+        took = [receiver for receiver in mailbox if self._put(receiver, message)]
         self._handed_over += len(took)
         count = QUEUE_FULL if mailbox and not took else len(took)
         return Sent(frame.id, count).encode(), took
+
+    def _put(self, receiver: ServerConnection, message: _Queued) -> bool:
+        """Queue a payload; False where there is no room for it: of the connection, of its or the sender's subscriber,
+        or in all.
+        """
+        assert message.host is not None
+        if len(receiver.queue) >= self.limits.queue or not self._for.take(receiver.host, message.cost):
+            return False
+        if not self._from.take(message.host, message.cost):
+            self._for.give_back(receiver.host, message.cost)
+            return False
+        receiver.queue.append(message)
+        return True
 
     def _take_token(self, connection: ServerConnection, now: float) -> bool:
         earned = max(0.0, now - connection.tokens_at) * self.limits.sends_per_second
@@ -404,9 +322,14 @@ class RendezvousCore:
         connection.tokens -= 1.0
         return True
 
-    def _leave_mailbox(self, connection: ServerConnection) -> None:
+    def _leave_mailbox(self, connection: ServerConnection, now: float) -> None:
         if connection.key is None:
             return
+        if connection.version != 1:
+            self._left_2[connection.key] = now
+            self._left_2.move_to_end(connection.key)
+            while len(self._left_2) > self.limits.keys:
+                self._left_2.popitem(last=False)
         mailbox = self._mailboxes[connection.key]
         mailbox.remove(connection)
         if not mailbox:

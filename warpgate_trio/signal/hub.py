@@ -34,6 +34,7 @@ from .. import host as machine
 from ..config import ServerUrl
 from ..errors import ConfigError, SignalUnavailable, WarpgateError
 from ..identity import Identity
+from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from .message import MAX_SIGNAL
 from .transport import Delivery, SignalChannel, check_supported, loads_asyncio, open_channel, supports
 
@@ -136,6 +137,7 @@ class SignalHub:
             check_supported(url)
         self._asyncio = any(loads_asyncio(url) for url in servers)
         self._identity = identity
+        self._registrant = Registrant(machine.current().entropy(INSTANCE_LENGTH))
         self._ca_file = ca_file
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None or any(url.tls for url in servers):
@@ -209,7 +211,8 @@ class SignalHub:
         """
         started = trio.current_time()
         context = self._trust() if url.tls else None
-        async with open_channel(url, Identity.generate(), ssl_context=context) as channel:
+        identity = Identity.generate()
+        async with open_channel(url, identity, ssl_context=context, registrant=self._registrant) as channel:
             opened = trio.current_time() - started
             return opened if channel.rtt is None else channel.rtt
         raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
@@ -396,7 +399,9 @@ class SignalHub:
         try:
             with trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT) as slot.scope:
                 context = self._trust() if slot.url.tls else None
-                async with open_channel(slot.url, self._identity, ssl_context=context) as channel:
+                async with open_channel(
+                    slot.url, self._identity, ssl_context=context, registrant=self._registrant
+                ) as channel:
                     slot.scope.deadline = math.inf
                     slot.channel = channel
                     slot.state = ServerState.CONNECTED
@@ -511,4 +516,4 @@ _Place: TypeAlias = tuple[str, str, int, str]
 
 def _place(url: ServerUrl) -> _Place:
     """What makes two URLs the same server: a hint has neither the login nor the query that our configuration has."""
-    return (url.scheme, url.host, url.port, url.path or "/")
+    return (url.scheme, url.host_name, url.port, url.path or "/")

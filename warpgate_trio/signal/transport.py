@@ -16,6 +16,7 @@ from typing import Final, Protocol, TypeAlias
 from ..config import ServerUrl
 from ..errors import ConfigError
 from ..identity import Identity
+from ..servers.rendezvous_frames import Registrant
 
 __all__ = ["Delivery", "SignalChannel", "check_supported", "loads_asyncio", "open_channel", "supports"]
 
@@ -67,19 +68,21 @@ class SignalChannel(Protocol):
         ...
 
 
-Opener: TypeAlias = Callable[[ServerUrl, Identity, ssl.SSLContext | None], AbstractAsyncContextManager[SignalChannel]]
+Opener: TypeAlias = Callable[
+    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None], AbstractAsyncContextManager[SignalChannel]
+]
 
 
 def _websocket(
-    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None
+    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, registrant: Registrant | None
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .websocket_channel import open_websocket_channel
 
-    return open_websocket_channel(url, identity, ssl_context=ssl_context)
+    return open_websocket_channel(url, identity, ssl_context=ssl_context, registrant=registrant)
 
 
 def _mqtt(
-    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None
+    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, _registrant: Registrant | None
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .mqtt_channel import open_mqtt_channel
 
@@ -128,7 +131,11 @@ def loads_asyncio(url: ServerUrl) -> bool:
 
 
 def open_channel(
-    url: ServerUrl, identity: Identity, *, ssl_context: ssl.SSLContext | None = None
+    url: ServerUrl,
+    identity: Identity,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    registrant: Registrant | None = None,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     """Connect to a signal server and register our key, for the time of the ``async with``.
 
@@ -136,6 +143,7 @@ def open_channel(
 
     Args:
       ssl_context: trust for the TLS schemes; the platform's by default.
+      registrant: what the node registers as, and what it knows of its rendezvous servers; a fresh one by default.
 
     Raises (all but the first when it is entered):
       ConfigError: as `check_supported`.
@@ -144,4 +152,4 @@ def open_channel(
       SignalUnsupported: it speaks a version of its protocol that this release does not know.
     """
     check_supported(url)
-    return _OPENERS[url.scheme](url, identity, ssl_context)
+    return _OPENERS[url.scheme](url, identity, ssl_context, registrant)

@@ -1,4 +1,4 @@
-"""A signal channel to our rendezvous server (`warpgate_trio.servers.rendezvous_core` has the protocol).
+"""A signal channel to our rendezvous server (`warpgate_trio.servers.rendezvous_frames` has the protocol).
 
 Three tasks serve an open channel: one reads and sorts what comes in, one writes (so that a cancelled `send` never cuts
 a frame in half), one pings.  When any of them finds the connection dead, all of it is: pending sends and receives end
@@ -14,15 +14,16 @@ from typing import TypeVar, final
 
 import trio
 
+from .. import host as machine
 from ..config import ServerUrl
 from ..errors import RemoteProtocolError, SignalUnavailable
 from ..identity import Identity
 from ..nurseries import open_background_nursery
-from ..servers import rendezvous_core as wire
+from ..servers import rendezvous_frames as wire
 from ..websocket import WebSocket, WebSocketError, open_websocket
 from .transport import Delivery
 
-__all__ = ["WebSocketChannel", "open_websocket_channel"]
+__all__ = ["WebSocketChannel", "new_registrant", "open_websocket_channel"]
 
 PING_INTERVAL = 30.0
 """Seconds between pings: a third of the silence that the server allows, and under the minute of the shortest TCP timers
@@ -166,13 +167,20 @@ class _Waiter:
 
 @asynccontextmanager
 async def open_websocket_channel(
-    url: ServerUrl, identity: Identity, *, ssl_context: ssl.SSLContext | None = None
+    url: ServerUrl,
+    identity: Identity,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    registrant: wire.Registrant | None = None,
 ) -> AsyncGenerator[WebSocketChannel]:
     """Open a channel to the rendezvous server at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     opened = False
     try:
-        async with open_websocket(url, ssl_context=ssl_context, max_message=wire.MAX_FRAME) as websocket:
-            channel = WebSocketChannel(websocket, url.redacted, await _register(websocket, identity))
+        async with open_websocket(
+            url, ssl_context=ssl_context, subprotocols=[wire.SUBPROTOCOL], max_message=wire.MAX_FRAME
+        ) as websocket:
+            rtt = await _register(websocket, identity, registrant or new_registrant(), url)
+            channel = WebSocketChannel(websocket, url.redacted, rtt)
             async with open_background_nursery() as nursery:
                 nursery.start_soon(channel._read)
                 nursery.start_soon(channel._write)
@@ -188,11 +196,17 @@ async def open_websocket_channel(
         raise SignalUnavailable(f"{url.redacted}: {exc}") from exc
 
 
-async def _register(websocket: WebSocket, identity: Identity) -> float:
+def new_registrant() -> wire.Registrant:
+    """For the time of one process, or of a channel that is none of its node's."""
+    return wire.Registrant(machine.current().entropy(wire.INSTANCE_LENGTH))
+
+
+async def _register(websocket: WebSocket, identity: Identity, registrant: wire.Registrant, url: ServerUrl) -> float:
     """Open our mailbox; returns the round-trip time of the exchange in seconds."""
     challenge = _expect(wire.Challenge, await websocket.receive())
     start = trio.current_time()
-    await websocket.send(wire.register(identity, challenge).encode())
+    answer = registrant.answer(identity, challenge, wire.server_name(url.host, url.port))
+    await websocket.send(answer.encode())
     _expect(wire.Registered, await websocket.receive())
     return trio.current_time() - start
 

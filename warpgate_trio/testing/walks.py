@@ -95,7 +95,7 @@ RENDEZVOUS: Final = WorldServer(
     key="websocket",
     url="ws://server:443",  # a port that the strictest of firewalls lets out
     machine="server",
-    open=lambda _host: open_rendezvous(host=None, port=443),
+    open=lambda _host: open_rendezvous(host=None, port=443, public_urls=["ws://server:443"]),
 )
 STUN: Final = WorldServer(
     key="stun",
