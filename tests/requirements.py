@@ -72,6 +72,14 @@ def seccomp() -> str | None:
     return linux() or (None if platform.machine() in NUMBERS else f"no numbers for {platform.machine()}")
 
 
+def nginx() -> str | None:
+    """nginx, with the module that passes streams on."""
+    if reason := program("nginx")():
+        return reason
+    module = "/usr/lib/nginx/modules/ngx_stream_module.so"
+    return None if os.path.exists(module) else "nginx has no stream module (as root on Debian: make lab-deps)"
+
+
 LAB_FILES = 1024
 """A dozen labs at a time, with a TUN device and a namespace for each of their machines."""
 
@@ -101,6 +109,7 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "chronyd": program("chronyd"),
     "miniupnpd": program("miniupnpd"),
     "nft": program("nft"),
+    "nginx": nginx,
     "ip": program("ip"),
 }
 

@@ -5,7 +5,7 @@
 # note that chrony takes the place of systemd-timesyncd.
 set -eu
 
-packages="mosquitto coturn chrony nftables iproute2 miniupnpd"
+packages="mosquitto coturn chrony nftables iproute2 miniupnpd nginx-light libnginx-mod-stream"
 
 missing=""
 for package in $packages; do

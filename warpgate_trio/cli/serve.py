@@ -338,9 +338,10 @@ def configuration(servers: Mapping[str, Sequence[str]]) -> str:
     import tomli_w
 
     from ..address import is_public
+    from ..server_url import ServerUrl
 
     lines = ["# for config.toml on both peers' machines (`warpgate-trio config --show` says where it is)"]
-    hosts = [_parts(url)[1] for urls in servers.values() for url in urls]
+    hosts = [ServerUrl.parse(url).host for urls in servers.values() for url in urls]
     if not any(_is_public_name(name, is_public) for name in hosts):
         lines.append("# this machine has no public address: only peers in its own network reach this")
     return "\n".join([*lines, tomli_w.dumps({"servers": {key: list(urls) for key, urls in servers.items()}})])

@@ -1,0 +1,190 @@
+"""`serve` for a long time and in front of strangers: renewed certificates, public names, open files, two addresses."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.certificates import Authority
+from tests.end_to_end.processes import Command, ran, started
+from tests.nginx import free_ports, nginx
+from warpgate_trio.identity import Identity
+from warpgate_trio.server_url import ServerUrl
+from warpgate_trio.signal import Delivery, open_channel
+
+pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
+
+ALICE = Identity.from_seed(bytes(range(32)))
+LOOPBACK = ("serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--no-ntp")
+
+
+async def shown_certificate(port: int) -> bytes:
+    """What a client is shown now."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    async with await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context) as stream:
+        await stream.do_handshake()
+        der = stream.getpeercert(binary_form=True)
+    assert der is not None
+    return bytes(der)
+
+
+@pytest.mark.needs("linux")
+async def test_a_renewed_certificate_comes_into_use_at_sighup(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.server("127.0.0.1")
+    pem = tmp_path / "127.0.0.1.pem"
+    async with started(*LOOPBACK, "--tls-cert", pem, "--tls-key", pem, "--json") as serve:
+        url = ServerUrl.parse((await serve.event())["servers"]["websocket"][0])
+        async with open_channel(url, ALICE, ssl_context=authority.client()) as channel:
+            first = await shown_certificate(url.port)
+            authority.server("127.0.0.1")  # another key and certificate in the same file
+            serve.process.send_signal(signal.SIGHUP)
+            await serve.wait_err("was read again")
+            second = await shown_certificate(url.port)
+            assert second != first
+            pem.write_text("what a renewal that went wrong leaves", encoding="ascii")
+            serve.process.send_signal(signal.SIGHUP)
+            await serve.wait_err("the certificate stays as it was: --tls-cert")
+            assert await shown_certificate(url.port) == second
+            assert await channel.send(ALICE.public_key, b"x") is Delivery.DELIVERED, "nobody was disconnected"
+        serve.process.send_signal(signal.SIGTERM)
+        assert await serve.code() == 0
+
+
+@pytest.mark.needs("linux")
+async def test_sighup_does_not_end_a_server_without_a_certificate() -> None:
+    async with started(*LOOPBACK, "--json") as serve:
+        url = ServerUrl.parse((await serve.event())["servers"]["websocket"][0])
+        serve.process.send_signal(signal.SIGHUP)
+        await serve.wait_err("no certificate to be read again")
+        async with open_channel(url, ALICE):
+            pass
+
+
+@pytest.mark.needs("linux", "nginx")
+async def test_serve_behind_nginx_that_does_the_tls(tmp_path: Path) -> None:
+    """Two nodes call each other by the configuration that was printed."""
+    authority = Authority(tmp_path)
+    authority.server("127.0.0.1")
+    ports = free_ports()
+    url = f"wss://127.0.0.1:{ports.https}/rendezvous"
+    words = ("--public-url", url, "--trust-proxy", "127.0.0.1", "--public-url", "stun:relay.example")
+    async with started("serve", "--host", "127.0.0.1", "--port", "0", "--no-ntp", "--stun-port", "0", *words) as serve:
+        await serve.wait_err("until interrupted")
+        listening = re.search(r"ws://127\.0\.0\.1:(\d+)", serve.stderr_text)
+        assert listening is not None
+        assert serve.out.decode().count("://") == 1
+        assert '"stun:relay.example"' in serve.out.decode()
+        config = tmp_path / "config.toml"
+        config.write_text(f'[servers]\nwebsocket = ["{url}"]\nca_file = "{authority.ca_file.name}"\n', encoding="utf-8")
+        assert url in serve.out.decode()
+        with nginx(tmp_path, ports, int(listening[1]), tmp_path / "127.0.0.1.pem"):
+            common = ("--ephemeral", "--config", config)
+            async with started("listen", *common, "--allow-any", "--json", "--echo") as listen:
+                event = await listen.event()
+                assert event["signals"] == [url]
+                connect = await ran(
+                    "connect", event["address"], *common, "--plugin", "reverse_connect", "--echo-test", "1000", "--json"
+                )
+                assert connect.process.returncode == 0, connect.stderr_text
+
+
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+async def test_serve_stays_below_its_limit_of_open_files() -> None:
+    """All files that one network can take leave enough for somebody else, and for STUN."""
+    prlimit = ("prlimit", "--nofile=160:160")
+    words = ("serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--no-ntp", "--json")
+    async with started(*words, within=prlimit) as serve, AsyncExitStack() as stack:
+        servers = (await serve.event())["servers"]
+        url, stun = (ServerUrl.parse(servers[key][0]) for key in ("websocket", "stun"))
+        for port in (url.port, stun.port):
+            for number in range(150):
+                await stack.enter_async_context(
+                    await trio.open_tcp_stream("127.0.0.1", port, local_address=f"127.1.0.{1 + number % 4}")
+                )
+        async with open_channel(url, ALICE) as channel:
+            assert await channel.send(ALICE.public_key, b"x") is Delivery.DELIVERED
+        assert len(os.listdir(f"/proc/{serve.process.pid}/fd")) < 160
+        assert "accepted" not in serve.stderr_text
+
+
+@pytest.mark.needs("linux")
+async def test_serve_raises_its_limit_of_open_files() -> None:
+    async with started(*LOOPBACK, "--json", within=("prlimit", "--nofile=100:3000")) as serve:
+        await serve.event()
+        limits = Path(f"/proc/{serve.process.pid}/limits").read_text(encoding="ascii")
+    assert re.search(r"Max open files +3000 +3000 ", limits)
+
+
+@contextmanager
+def two_machines() -> Iterator[tuple[str, str, set[str]]]:
+    """Namespaces at a cable: a server whose end has two addresses, a client, and the addresses."""
+    server, client = (f"wg{each}{os.getpid()}" for each in "sc")
+    addresses = {"10.9.0.1", "10.9.0.2", "2001:db8::1", "2001:db8::2"}
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, stdin=subprocess.DEVNULL)
+
+    try:
+        for name in (server, client):
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("link", "add", "w0", "netns", server, "type", "veth", "peer", "name", "w0", "netns", client)
+        for name, each in [
+            *((server, each) for each in sorted(addresses)),
+            (client, "10.9.0.9"),
+            (client, "2001:db8::9"),
+        ]:
+            v6 = ":" in each
+            ip("-n", name, "addr", "add", f"{each}/{64 if v6 else 24}", "dev", "w0", *(["nodad"] if v6 else []))
+        for name in (server, client):
+            ip("-n", name, "link", "set", "w0", "up")
+        yield server, client, addresses
+    finally:
+        for name in (server, client):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.needs("root", "network_namespaces", "ip", "ipv6")
+async def test_all_that_serve_prints_answers(tmp_path: Path) -> None:
+    """Of a machine with two addresses in one network the kernel would always answer from the first."""
+    config = tmp_path / "config.toml"
+    with two_machines() as (server, client, addresses):
+        async with started("serve", within=("ip", "netns", "exec", server)) as serve:
+            await serve.wait_err("until interrupted")
+            config.write_bytes(serve.out)
+            words = ("netcheck", "--servers", "--config", config, "--json")
+            async with started(*words, within=("ip", "netns", "exec", client)) as netcheck:
+                rows = (await netcheck.event())["servers"]
+        for kind, transports in (("websocket", {"tcp"}), ("stun", {"udp", "tcp"}), ("ntp", {"udp"})):
+            of_kind = [row for row in rows if row["kind"] == kind and row["reachable"]]
+            answered = {(ServerUrl.parse(row["url"]).host, row["transport"]) for row in of_kind}
+            assert {(address, each) for address in addresses for each in transports} <= answered, (kind, rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--trust-proxy", "10.0.0.0/8"], "--trust-proxy goes together with --public-url"),
+        (["--proxy-header", "proxy"], "--proxy-header goes together with --trust-proxy"),
+        (["--trust-proxy", "10.0.0.0/99", "--public-url", "wss://a"], "--trust-proxy: '10.0.0.0/99' does not"),
+        (["--public-url", "https://relay.example"], "--public-url 'https://relay.example': expected one of"),
+        (["--public-url", "mqtt://relay.example"], "--public-url mqtt://relay.example: expected ws, wss, stun, ntp"),
+        (["--public-url", "wss://me:secret@relay.example"], "--public-url wss://me:***@relay.example: expected"),
+    ],
+)
+async def test_what_cannot_be_served(words: list[str], sentence: str) -> None:
+    serve: Command = await ran(*LOOPBACK, *words)
+    assert serve.process.returncode == 2
+    assert sentence in serve.stderr_text
