@@ -32,6 +32,7 @@ from .errors import (
 )
 from .link import Link, PathInfo, Pipe, RefuseReason
 from .nurseries import open_background_nursery
+from .panics import panics_as_errors
 from .signal import Cancel, Clock, Delivery, Failed, Message, RefusalReason, Refused
 from .signal.core import OWNER
 
@@ -262,7 +263,8 @@ class Attempt:
             await trio.sleep(delay)  # pacing: a quick candidate spares the others their work
             attempt = Attempt.of_combo(self._home, session, combo, self.node.host.entropy(16))
             try:
-                link = await attempt.make_link(self._home.factory(combo.plugin))
+                with panics_as_errors():
+                    link = await attempt.make_link(self._home.factory(combo.plugin))
             except Exception as error:
                 if not isinstance(error, EXPECTED):
                     logger.warning("%s failed", combo.plugin, exc_info=True)

@@ -22,6 +22,7 @@ from .combos import Combo, Likelihood
 from .errors import ConnectError, SignalError
 from .link import Pipe, RefuseReason
 from .nurseries import leaves, open_background_nursery
+from .panics import panics_as_errors
 from .plugin import PHASES, Plugin
 from .report import Outcome, Verdict
 from .session import Session
@@ -241,7 +242,8 @@ async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> No
     attempt = Attempt.of_combo(planned.home, session, combo, planned.home.view.host.entropy(16))
     cancelled = False
     try:
-        await attempt.make_pipe(planned.factories[combo.plugin])
+        with panics_as_errors():
+            await attempt.make_pipe(planned.factories[combo.plugin])
     except trio.Cancelled:
         cancelled = True
         raise

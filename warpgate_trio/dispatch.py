@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 import trio
 
 from .errors import SealError, SignalError, SignalMalformed
+from .panics import panics_as_errors
 from .signal import (
     Accepted,
     Cancel,
@@ -172,15 +173,16 @@ class Signals:
 
         async def reply() -> None:
             try:
-                await self.send(
-                    request.sender_address,
-                    message,
-                    owner=OWNER,
-                    session=request.header.session,
-                    attempt=request.header.attempt,
-                    in_reply_to=request.header.message_id,
-                    via=via,
-                )
+                with panics_as_errors():
+                    await self.send(
+                        request.sender_address,
+                        message,
+                        owner=OWNER,
+                        session=request.header.session,
+                        attempt=request.header.attempt,
+                        in_reply_to=request.header.message_id,
+                        via=via,
+                    )
             except SignalError as error:
                 logger.debug("no reply to %s: %s", request.sender_address.peer_id[:8], error)
             except Exception:  # strangers make us answer: whatever comes of that must not end the node
@@ -221,7 +223,8 @@ class Signals:
     def handle(self, incoming: Incoming) -> None:
         """Check and route one blob.  Never raises, whatever is in it."""
         try:
-            self._handle(incoming)
+            with panics_as_errors():
+                self._handle(incoming)
         except Exception:  # strangers choose what comes here: a bug of ours must not end the node
             self.counters["unhandled"] += 1
             logger.exception("a signal could not be handled")

@@ -25,6 +25,7 @@ __all__ = [
     "ConfigError",
     "ConnectError",
     "IdentityError",
+    "LibraryPanicked",
     "LocalProtocolError",
     "PeerIdError",
     "PeerRefused",
@@ -169,6 +170,10 @@ class CarrierError(WarpgateError):
 
 class WrongPeer(CarrierError):
     """Something answered on the path, but not the peer that the address names."""
+
+
+class LibraryPanicked(WarpgateError):
+    """A library in Rust gave up on what it was given; see `warpgate_trio.panics`."""
 
 
 class AttemptFailed(WarpgateError):

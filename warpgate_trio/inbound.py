@@ -27,6 +27,7 @@ from .identity import peer_id_from_key
 from .link import Link, PathInfo, Pipe, RefuseReason
 from .link.frames import LINK_VERSION
 from .nurseries import open_background_nursery
+from .panics import panics_as_errors
 from .subscribers import Gate
 
 if TYPE_CHECKING:
@@ -204,17 +205,18 @@ class Inbound:
         link: Link | None = None
         kept = False
         try:
-            with trio.move_on_after(self._budgets.handshake) as handshake:
-                carrier = await TlsCarrier.serve(connection, self._contexts)
-                link = await Link.hear_proof(carrier)
-                if self._take_link(link):
-                    kept = True
-                    return
-                link.become(initiator=False)
-                link.path = _direct_path(carrier)
-                await link.hear_commit()
-            if link is not None and not handshake.cancelled_caught:  # what is left has bounds of its own
-                kept = await self.decide(link, [])
+            with panics_as_errors():
+                with trio.move_on_after(self._budgets.handshake) as handshake:
+                    carrier = await TlsCarrier.serve(connection, self._contexts)
+                    link = await Link.hear_proof(carrier)
+                    if self._take_link(link):
+                        kept = True
+                        return
+                    link.become(initiator=False)
+                    link.path = _direct_path(carrier)
+                    await link.hear_commit()
+                if link is not None and not handshake.cancelled_caught:  # what is left has bounds of its own
+                    kept = await self.decide(link, [])
         except (CarrierError, WrongPeer, ProtocolError, OSError, trio.BrokenResourceError) as error:
             logger.debug("an inbound connection ended: %s", error)
         except Exception:
@@ -301,7 +303,7 @@ class Inbound:
         if self._authorize is None:
             return False
         try:
-            with trio.fail_after(self._budgets.authorize):
+            with panics_as_errors(), trio.fail_after(self._budgets.authorize):
                 return bool(await self._authorize(peer_id))
         except trio.TooSlowError:
             logger.warning("authorize took more than %g s; %s… is refused", self._budgets.authorize, peer_id[:8])

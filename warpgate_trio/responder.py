@@ -20,6 +20,7 @@ from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
 from .meetings import MeetingFacts, judge_meeting, meeting_source
 from .nat.allowance import TARGET_DIALS_REFILL
+from .panics import panics_as_errors
 from .plugin import PathRequest, Plugin, technique_of
 from .signal import Failed, RefusalReason, Refused, TokenBucket
 
@@ -90,7 +91,7 @@ class Responder:
         else:
             plugin, factory = entry
             self._running[header.sender] += 1
-            self._start(lambda: self._serve(request, plugin, factory))
+            self._start(lambda: self._contained(request, plugin, factory))
 
     def _refuse(self, request: Request, reason: RefusalReason, *, retry_after: float | None = None) -> None:
         self._inbound.count_refusal(reason.value)
@@ -104,6 +105,14 @@ class Responder:
         if len(self._buckets) > MAX_PEERS:
             del self._buckets[next(iter(self._buckets))]
         return bucket
+
+    async def _contained(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
+        """Serve a request in a task of the node, which nothing that a peer chooses may end."""
+        try:
+            with panics_as_errors():
+                await self._serve(request, plugin, factory)
+        except Exception:
+            logger.exception("a request for %s failed in a way that nobody foresaw", plugin.name)
 
     async def _serve(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
         header = request.envelope.header
@@ -146,7 +155,7 @@ class Responder:
                 via=request.via,
                 request_id=header.message_id,
             )
-            with trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
+            with panics_as_errors(), trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
                 await attempt.answer(factory, request.message, self._inbound.decide)
             if dialled is not None:  # it was the peer's own address, and nobody else was troubled
                 self._home.view.nat.dials_for_peers.give_back(dialled)

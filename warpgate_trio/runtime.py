@@ -37,6 +37,7 @@ from .nat.profile import NatProfiles
 from .nat.service import NatService
 from .nat.udp_port import UdpPorts
 from .nurseries import open_background_nursery
+from .panics import panics_as_errors
 from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
 from .responder import Responder
 from .signal import SignalHub
@@ -453,7 +454,8 @@ async def _run_shielded(scope: trio.CancelScope, hub: SignalHub, *, task_status:
 async def _carry(task: Callable[[], Awaitable[object]], link: Link) -> None:
     """What a plugin has work for a Link: a failure is the Link's, as that of its own driver."""
     try:
-        await task()
+        with panics_as_errors():
+            await task()
     except Exception:
         logger.exception("a task that carries %r failed", link)
         link.close_nowait()
@@ -462,7 +464,8 @@ async def _carry(task: Callable[[], Awaitable[object]], link: Link) -> None:
 async def _logged(task: Callable[[], Awaitable[object]]) -> None:
     """A plugin's background task: what it raises is its own affair."""
     try:
-        await task()
+        with panics_as_errors():
+            await task()
     except Exception:
         logger.exception("a background task of a plugin failed")
 

@@ -25,6 +25,7 @@ from warpgate_trio.nat.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, Pa
 from warpgate_trio.nat.classify import Evidence, Sighting
 from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.panics import panics_as_errors
 from warpgate_trio.plugin import RouteType
 
 from .meeting import family_of
@@ -185,18 +186,26 @@ class DatagramRace:
             path = self.ports[pair[0]].open_path(pair[1])
             if answered:
                 self._plugin.hold_phase()
-            carrier = await QuicCarrier.dial(path, peer_key=self._plugin.peer.public_key, initial_rtt=rtt)
+            with panics_as_errors():
+                carrier = await QuicCarrier.dial(path, peer_key=self._plugin.peer.public_key, initial_rtt=rtt)
         except (CarrierError, trio.ClosedResourceError) as error:  # somebody else's key, too: others may be the peer's
             logger.debug("no QUIC over %s: %s", pair[1], error)
+            return
+        except Exception:
+            logger.warning("dialling %s failed; the race goes on", pair[1], exc_info=True)
             return
         self._finish(carrier)
 
     async def _serve(self, path: UdpPath) -> None:
         try:
-            carrier = await self._plugin.node.serve_quic(path)
-            link = await self._plugin.hear_proof(carrier)
+            with panics_as_errors():
+                carrier = await self._plugin.node.serve_quic(path)
+                link = await self._plugin.hear_proof(carrier)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("the peer chose another way than %s: %s", path.remote, error)
+            return
+        except Exception:
+            logger.warning("serving %s failed; the race goes on", path.remote, exc_info=True)
             return
         self._finish(link)
 

@@ -22,6 +22,7 @@ import trio
 from warpgate_trio.carrier import TlsCarrier
 from warpgate_trio.errors import CarrierError, ProtocolError
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
@@ -227,13 +228,17 @@ class StreamRace:
         winner: Carrier | Link
         self._handshakes += 1
         try:
-            if plugin.inbound:
-                winner = await plugin.hear_proof(await TlsCarrier.serve(sock, plugin.node.tls))
-            else:
-                plugin.hold_phase()
-                winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
+            with panics_as_errors():
+                if plugin.inbound:
+                    winner = await plugin.hear_proof(await TlsCarrier.serve(sock, plugin.node.tls))
+                else:
+                    plugin.hold_phase()
+                    winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("%s is not the peer, or not the way it chose: %s", remote, error)
+            return False
+        except Exception:
+            logger.warning("the handshake with %s failed; the race goes on", remote, exc_info=True)
             return False
         finally:
             self._handshakes -= 1

@@ -33,8 +33,10 @@ from tests.links import (
     tls_carriers,
     wired_sockets,
 )
+from tests.panicking import PanicException
 from tests.wire import Fault, Script
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
+from warpgate_trio.carrier._pinning import certificate_key
 from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN
 from warpgate_trio.errors import CarrierError, WrongPeer
 
@@ -120,9 +122,28 @@ async def test_a_certificate_that_is_not_ed25519_is_nobodys(tmp_path: Path) -> N
     assert isinstance(dialed, WrongPeer)
 
 
-async def test_a_certificate_that_cannot_be_read_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_certificate_of_a_version_that_there_is_not_is_nobodys() -> None:
+    """The parser has an exception for that which is no ValueError."""
+    der = ssl.PEM_cert_to_DER_cert(BOB.certificate_pem().decode())
+    odd = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)
+    assert certificate_key(der) == BOB.public_key
+    assert odd != der
+    assert certificate_key(odd) is None
+
+
+def test_no_garbled_certificate_raises() -> None:
+    der = ssl.PEM_cert_to_DER_cert(BOB.certificate_pem().decode())
+    for at in range(len(der)):
+        for bit in (1, 0x80):
+            certificate_key(der[:at] + bytes([der[at] ^ bit]) + der[at + 1 :])
+
+
+@pytest.mark.parametrize("error", [ValueError, PanicException, KeyError])
+async def test_a_certificate_that_cannot_be_read_is_nobodys(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreadable(_der: bytes) -> NoReturn:
-        raise ValueError("what is this?")
+        raise error("what is this?")
 
     monkeypatch.setattr(x509, "load_der_x509_certificate", unreadable)
     sockets = await connect_sockets()

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.panicking import PanicException
 from tests.races import SECRET, half, hold
 from tests.sim.worlds import run
 from warpgate_strategies import datagram_race
@@ -170,6 +171,52 @@ async def test_a_peer_in_many_places_is_dialled_in_a_few(monkeypatch: pytest.Mon
                 await race.first()
         assert len(dialled) == len(set(dialled)) == MAX_DIALS
         assert port.closed
+
+
+@pytest.mark.parametrize("error", [PanicException, RuntimeError])
+async def test_what_breaks_one_pair_of_a_race_does_not_end_it(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datagram_race, "STAGGER", 0.0)
+    dial, serve = QuicCarrier.dial, QuicCarrier.serve
+    broken: list[str] = []
+
+    async def dial_but_the_first(path: Any, **options: Any) -> Carrier:
+        if "dial" not in broken:
+            broken.append("dial")
+            raise error("boo")
+        return await dial(path, **options)
+
+    async def serve_but_the_first(path: Any, *args: Any) -> Carrier:
+        if "serve" not in broken:
+            broken.append("serve")
+            raise error("boo")
+        return await serve(path, *args)
+
+    monkeypatch.setattr(QuicCarrier, "dial", dial_but_the_first)
+    monkeypatch.setattr(QuicCarrier, "serve", serve_but_the_first)
+    async with open_ports() as ports:
+        here = [await ports.open("127.0.0.1") for _ in range(3)]
+        there = await ports.open("127.0.0.1")
+
+        async def meet(inbound: bool, mine: Sequence[UdpPort], theirs: Sequence[UdpPort]) -> Any:
+            async with open_datagram_race(half(inbound=inbound), SECRET) as race:
+                for number in [race.use(port) for port in mine]:
+                    race.checks.add([(number, each.local) for each in theirs], trio.current_time())
+                race.checks.probe(trio.current_time())
+                race.changed()
+                return await race.first()
+
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                await hold(await meet(True, [there], here))
+
+            nursery.start_soon(other)
+            winner = await meet(False, here, [there])
+            await winner.flush()
+            winner.close_nowait()
+    assert sorted(broken) == ["dial", "serve"]
 
 
 async def test_who_answers_is_dialled_whoever_was_heard_before(monkeypatch: pytest.MonkeyPatch) -> None:

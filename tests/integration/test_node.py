@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import suppress
 from ipaddress import ip_address
+from typing import NoReturn
 
 import pytest
 import trio
@@ -23,6 +25,7 @@ from tests.nodes import (
     pair,
     pipes,
 )
+from tests.panicking import PanicException
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import (
     IP4,
@@ -38,7 +41,8 @@ from warpgate_trio import (
     open_node,
     responder,
 )
-from warpgate_trio.carrier import TlsCarrier, TlsContexts
+from warpgate_trio.attempt import Attempt
+from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.errors import (
     AddressExpired,
     AddressForged,
@@ -191,6 +195,67 @@ async def test_a_path_that_is_cut_breaks_its_pipe_alone() -> None:
         assert await others_end.receive_some() == b"fine"
         await other.aclose()
         await others_end.aclose()
+
+
+@pytest.mark.parametrize("error", [PanicException, RuntimeError])
+async def test_what_breaks_one_inbound_connection_is_no_other_ones_affair(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a library in Rust gives up on what a stranger sent, which raises no `Exception`."""
+    hear_proof = Link.hear_proof
+    heard = 0
+
+    async def fail_once(carrier: Carrier) -> Link:
+        nonlocal heard
+        heard += 1
+        if heard == 1:
+            raise error("boo")
+        return await hear_proof(carrier)
+
+    monkeypatch.setattr(Link, "hear_proof", fail_once)
+    async with pair() as both:
+        port = next(endpoint.port for _, endpoint in both.bob.address.endpoints())
+        sock = trio.socket.socket()
+        await sock.connect(("127.0.0.1", port))
+        carrier = await TlsCarrier.dial(sock, TlsContexts(CAROL), peer_key=BOB.public_key)
+        with pytest.raises(trio.BrokenResourceError):
+            await carrier.receive()
+        carrier.close_nowait()
+        async with await both.alice.auto_connect(both.bob.address):
+            pass
+    assert "an inbound connection failed" in caplog.text
+
+
+async def test_a_panic_in_the_driver_of_a_link_breaks_that_link(caplog: pytest.LogCaptureFixture) -> None:
+    async with pipes() as (ours, theirs, both):
+
+        def panic(*_: object) -> NoReturn:
+            raise PanicException("boo")
+
+        theirs._link.protocol.receive = panic  # type: ignore[assignment, method-assign]
+        with suppress(trio.BrokenResourceError):  # whatever comes first: there are PINGs too
+            await ours.send_all(b"x")
+        with pytest.raises(trio.BrokenResourceError):
+            await theirs.receive_some()
+        async with await both.alice.auto_connect(both.bob.address):
+            pass
+    assert "the driver failed" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["make_pipe", "answer"])
+async def test_a_panic_in_a_plugin_costs_its_combo(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the side that calls, and on the side that is asked."""
+
+    def panic(*_: object) -> NoReturn:
+        raise PanicException("boo")
+
+    async with pair() as both, loopback_node(CAROL, config(both.server), strict_plugins=False) as carol:
+        with monkeypatch.context() as patch:
+            patch.setattr(Attempt, part, panic)
+            with pytest.raises(ConnectError):
+                await carol.connect(both.bob.address, plugin="reverse_connect")
+        async with await carol.auto_connect(both.bob.address):
+            pass
 
 
 async def test_a_taken_port_is_a_configuration_error() -> None:

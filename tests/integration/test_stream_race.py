@@ -13,9 +13,11 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.panicking import PanicException
 from tests.races import half, hold
 from warpgate_strategies import stream_race
 from warpgate_strategies.stream_race import open_stream_race
+from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.nat.allowance import TARGET_DIALS, Allowance
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
@@ -71,6 +73,34 @@ async def test_who_accepts_and_stays_silent_holds_up_nobody() -> None:
             winner.close_nowait()
             nursery.cancel_scope.cancel()
         silent.close()
+
+
+@pytest.mark.parametrize("error", [PanicException, RuntimeError])
+async def test_what_breaks_one_connection_of_a_race_does_not_end_it(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dial = TlsCarrier.dial
+    broken: list[trio.socket.SocketType] = []
+
+    async def dial_but_the_first(sock: trio.socket.SocketType, *args: Any, **options: Any) -> Carrier:
+        if not broken:
+            broken.append(sock)
+            sock.close()
+            raise error("boo")
+        return await dial(sock, *args, **options)
+
+    monkeypatch.setattr(TlsCarrier, "dial", dial_but_the_first)
+    with trio.fail_after(5):
+        here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                await hold(await meet_tcp(half(inbound=True), there, []))
+
+            nursery.start_soon(other)
+            winner = await meet_tcp(half(inbound=False), here, [there.local])
+            winner.close_nowait()
+    assert broken
 
 
 async def test_somebody_else_at_a_candidate_is_tried_a_few_times() -> None:

@@ -12,9 +12,9 @@ from typing import Final, final
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from qh3.quic.connection import QuicConnection
 
 from warpgate_trio.carrier import quic_protocol
+from warpgate_trio.carrier.quic_connection import Connection
 from warpgate_trio.carrier.quic_protocol import (
     DATAGRAM,
     IDLE_TIMEOUT,
@@ -169,10 +169,9 @@ def test_somebody_elses_certificate_is_of_no_use() -> None:
 def test_there_is_no_ticket_to_come_back_with() -> None:
     world = World()
     tickets: list[object] = []
-    world.dialer._connection = QuicConnection(
-        configuration=world.dialer._configuration, session_ticket_handler=tickets.append
-    )
-    world.dialer._connection.connect(("192.0.2.1", 443), 0.0)
+    world.dialer._connection = connection = Connection(world.dialer._configuration)
+    connection._quic._session_ticket_handler = tickets.append
+    world.dialer._connection.connect(0.0)
     world.until(lambda: world.server.ready).until(lambda: not world.flying)
     assert tickets == []
 
@@ -180,8 +179,8 @@ def test_there_is_no_ticket_to_come_back_with() -> None:
 def test_another_protocol_is_refused() -> None:
     dialer = QuicProtocol(_configuration(dialer=True, initial_rtt=0.05))
     dialer._configuration.alpn_protocols = ["h3"]
-    dialer._connection = QuicConnection(configuration=dialer._configuration)
-    dialer._connection.connect(("192.0.2.1", 443), 0.0)
+    dialer._connection = Connection(dialer._configuration)
+    dialer._connection.connect(0.0)
     world = World(dialer=dialer)
     world.until(lambda: world.dialer.failure is not None)
     assert not world.server.ready
@@ -425,11 +424,11 @@ def test_what_a_first_datagram_is() -> None:
 
 # --- a peer that uses QUIC otherwise ---
 
-MISUSES: dict[str, Callable[[QuicConnection], object]] = {
-    "another stream": lambda peer: peer.send_stream_data(0, b"x"),
-    "a second stream": lambda peer: peer.send_stream_data(6, b"x"),
-    "a reset": lambda peer: peer.reset_stream(2, 0),
-    "no interest": lambda peer: peer.stop_stream(3, 0),
+MISUSES: dict[str, Callable[[Connection], object]] = {
+    "another stream": lambda peer: peer.send(0, b"x", end=False),
+    "a second stream": lambda peer: peer.send(6, b"x", end=False),
+    "a reset": lambda peer: peer._quic.reset_stream(2, 0),
+    "no interest": lambda peer: peer._quic.stop_stream(3, 0),
 }
 
 
@@ -451,7 +450,7 @@ def test_datagram_frames_are_not_taken() -> None:
     world = connected()
     assert world.dialer._connection is not None
     try:
-        world.dialer._connection.send_datagram_frame(b"x")
+        world.dialer._connection._quic.send_datagram_frame(b"x")
     except Exception:
         return  # the library knows already that we have no use for them
     world.until(lambda: world.server.failure is not None)

@@ -1,4 +1,6 @@
-"""One QUIC connection without I/O: datagrams, ``now`` and plaintext in, datagrams and plaintext out.  Wraps qh3.
+"""One QUIC connection without I/O: datagrams, ``now`` and plaintext in, datagrams and plaintext out.
+
+qh3 does the work, behind `warpgate_trio.carrier.quic_connection`, where whatever it raises becomes a `CarrierError`.
 
 The stream.  Each side opens one unidirectional stream and never another: together they are the carrier's one
 bidirectional byte stream.  Two, so that either side may speak first, and because qh3 says of a stream of one's own
@@ -14,24 +16,32 @@ With Ed25519 certificates all lengths are the same in each run.
 
 A listener that waits for its first datagram does not know yet which one is the dialler's.  Whoever can send with the
 peer's source address can forge a first flight (Initial keys come from what is in the packet), so a few starts may
-stand side by side; the first handshake to be completed, which takes hearing our answers, is the one.
+stand side by side; the first handshake to be completed, which takes hearing our answers, is the one.  A start that
+raises, or says more than a handshake takes, is dropped with all that was kept for it.  The first `MAX_STARTS` are
+looked at as they come; who comes later is asked by a Retry to show that it hears us, which a forger does not, and then
+takes the place of the oldest that has not shown it.  So forged flights cost four handshakes and then an answer of 63
+bytes each, and the dialler one round trip.
 """
 
 from __future__ import annotations
 
-import logging
-import ssl
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
-from qh3.quic import events
-from qh3.quic.configuration import QuicConfiguration
-from qh3.quic.connection import QuicConnection, QuicConnectionError
-
+from .. import host as machine
+from ..errors import CarrierError
 from ._pinning import certificate_key
+from .quic_connection import (
+    CONNECTION_ID,
+    Connection,
+    QuicConfiguration,
+    events,
+    make_configuration,
+    make_retry,
+    read_token,
+)
 
 if TYPE_CHECKING:
     from ..identity import Identity
@@ -49,7 +59,12 @@ IDLE_TIMEOUT: Final = 100.0
 """Seconds of silence that end the connection (RFC 9000 §10.1).  The Link, which asks every 25 s, gives up before that;
 the rest of it is for a carrier that waits for its commit."""
 MAX_STARTS: Final = 4
-"""First flights that a listener looks at side by side; see the module's page."""
+"""First flights that a listener looks at side by side, and those that it looks at unasked; see the module's page."""
+MAX_ALL_STARTS: Final = 16
+"""First flights that a listener looks at in all: a peer that hears our answers dials a path once."""
+HANDSHAKE_MAX: Final = 128 * 1024
+"""Bytes that the other side may send us before the handshake is done: a hundred times what it takes, since all of it
+may be sent again.  Without a bound a message of 16 MiB would be collected, at quadratic cost."""
 EARLY_MAX: Final = 8 * 1024
 """Bytes that the dialer sends before it knows that the server has its end of the handshake.  qh3 2.1 does not send that
 again while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot acknowledge
@@ -64,56 +79,13 @@ MAX_REASON: Final = 100
 _END: Final = b"\0"
 # The last byte of a stream, which is no plaintext.  A STREAM frame that holds nothing but the FIN is not always sent
 # again by qh3 2.1 when it was lost (of 500 at 5 % loss 6 were not); with a byte beside it, always.
-_ALPN: Final = "warpgate-trio"
-_ED25519: Final = 0x0807
-_PEER: Final = (
-    "192.0.2.1",
-    443,
-)  # qh3 wants an address with each datagram; ours come by one path, whatever its name is
-_CONNECTION_ID: Final = 8  # bytes; qh3's own default, here because `_destination` needs it
 _MISUSE: Final = 1  # the application error code for a peer that uses QUIC otherwise than we do
-
-_calling: ContextVar[bool] = ContextVar("_calling", default=False)
-
-
-class _NotOurs(logging.Filter):
-    """qh3 warns of every connection that a peer closes; ours are reported by the Link."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not _calling.get()
-
-
-logging.getLogger("quic").addFilter(_NotOurs())
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    token = _calling.set(True)
-    try:
-        yield
-    finally:
-        _calling.reset(token)
 
 
 def _configuration(*, dialer: bool, initial_rtt: float | None) -> QuicConfiguration:
-    configuration = QuicConfiguration(
-        alpn_protocols=[_ALPN],
-        connection_id_length=_CONNECTION_ID,
-        idle_timeout=IDLE_TIMEOUT,
-        is_client=dialer,
-        max_data=WINDOW,
-        max_stream_data=WINDOW,
-        max_datagram_frame_size=0,
-        max_datagram_size=DATAGRAM,
-        probe_datagram_size=False,
+    return make_configuration(
+        dialer=dialer, initial_rtt=initial_rtt, window=WINDOW, idle_timeout=IDLE_TIMEOUT, datagram=DATAGRAM
     )
-    if initial_rtt is not None:
-        configuration.initial_rtt = initial_rtt
-    if dialer:
-        configuration.verify_mode = ssl.CERT_NONE  # not "anyone": see the module's page
-        configuration.verify_hostname = False
-        configuration.signature_algorithms = [_ED25519]  # which qh3 leaves out by itself
-    return configuration
 
 
 @final
@@ -131,9 +103,12 @@ class QuicProtocol:
     def __init__(self, configuration: QuicConfiguration) -> None:
         self._configuration = configuration
         self._dialer = configuration.is_client
-        self._connection: QuicConnection | None = None
-        self._starts: dict[bytes, QuicConnection] = {}
-        self._last_words: list[bytes] = []  # of starts that failed
+        self._connection: Connection | None = None
+        self._starts: dict[bytes, _Start] = {}
+        self._begun = 0  # starts, and those that are gone
+        self._secret: bytes | None = None  # what tokens of Retry are made with
+        self._handshake_room = HANDSHAKE_MAX  # bytes, for the dialer's
+        self._last_words: list[bytes] = []  # of starts that failed, and to those that are to come again
         self._received: list[bytes] = []
         self._stream, self._peer_stream = (2, 3) if self._dialer else (3, 2)  # RFC 9000 §2.1
         self._confirmed = False
@@ -158,8 +133,8 @@ class QuicProtocol:
         """
         protocol = cls(_configuration(dialer=True, initial_rtt=initial_rtt))
         protocol._heard_at = protocol._fired_at = now
-        protocol._connection = QuicConnection(configuration=protocol._configuration)
-        protocol._connection.connect(_PEER, now)
+        protocol._connection = Connection(protocol._configuration)
+        protocol._connection.connect(now)
         return protocol
 
     @classmethod
@@ -174,37 +149,53 @@ class QuicProtocol:
     def receive(self, datagrams: Sequence[bytes], now: float) -> None:
         """Take datagrams as they came.  They may be anything: what is not the peer's is dropped."""
         self._heard_at = now
-        with _quietly():
-            if self._connection is None:
-                for datagram in datagrams:
-                    self._receive_start(datagram, now)
+        connection = self._connection
+        if connection is None:
+            for datagram in datagrams:
+                self._receive_start(datagram, now)
+            return
+        if not self.ready:
+            self._handshake_room -= sum(len(each) for each in datagrams if _destination(each) == connection.host_cid)
+            if self._handshake_room < 0:
+                self._fail("the other side sends more than a handshake takes")
                 return
-            try:
-                self._connection.receive_many_datagrams(list(datagrams), _PEER, now)
-            except QuicConnectionError as error:
-                self._fail(f"QUIC: {error.reason_phrase}")
-            self._take_events(self._connection)
-            if self.ready and self.failure is None:
-                self._notice_close(self._connection)
-            self._ask_for_confirmation(self._connection)
+        try:
+            connection.receive(datagrams, now)
+        except CarrierError as error:
+            self._fail(str(error))
+        try:
+            self._take_events(connection)
+            if self.ready and self.failure is None and not connection.stands(self._stream):
+                self._notice_close(connection)
+            self._ask_for_confirmation(connection)
+        except CarrierError as error:
+            self._fail(str(error))
 
     def transmit(self, now: float) -> list[bytes]:
         """Datagrams to send now, as far as congestion control and pacing let them go."""
-        connections = self._starts.values() if self._connection is None else (self._connection,)
         datagrams, self._last_words = self._last_words, []
-        for connection in connections:
-            try:
-                datagrams += [datagram for datagram, _ in connection.datagrams_to_send(now)]
-            except QuicConnectionError as error:
-                self._fail(f"QUIC: {error.reason_phrase}")
+        if self._connection is None:
+            for key, start in list(self._starts.items()):
+                try:
+                    datagrams += start.connection.transmit(now)
+                except CarrierError:
+                    del self._starts[key]
+            return datagrams
+        try:
+            datagrams += self._connection.transmit(now)
+        except CarrierError as error:
+            self._fail(str(error))
         return datagrams
 
     def timer(self) -> float | None:
         """When `handle_timer` wants to be called; it moves with every call."""
         timer = (
-            min((each for start in self._starts.values() if (each := start.get_timer()) is not None), default=None)
+            min(
+                (each for start in self._starts.values() if (each := start.connection.timer()) is not None),
+                default=None,
+            )
             if self._connection is None
-            else self._connection.get_timer()
+            else self._connection.timer()
         )
         silence = self._fired_at - self._heard_at
         return timer if timer is None or silence < PATIENCE else max(timer, self._fired_at + silence / 2)
@@ -212,15 +203,21 @@ class QuicProtocol:
     def handle_timer(self, now: float) -> None:
         """Time has come: losses, acknowledgements, pacing, the idle timeout."""
         self._fired_at = now
-        with _quietly():
-            if self._connection is not None:
-                self._connection.handle_timer(now)
-                self._take_events(self._connection)
-                self._ask_for_confirmation(self._connection)
-                return
-            for key, connection in list(self._starts.items()):
+        connection = self._connection
+        if connection is not None:
+            try:
                 connection.handle_timer(now)
-                self._look_at_start(key, connection, now)
+                self._take_events(connection)
+                self._ask_for_confirmation(connection)
+            except CarrierError as error:
+                self._fail(str(error))
+            return
+        for key, start in list(self._starts.items()):
+            try:
+                start.connection.handle_timer(now)
+                self._look_at_start(key, start.connection, now)
+            except CarrierError:
+                self._starts.pop(key, None)
 
     # -- a listener's first datagrams --------------------------------------------------------------------------------
 
@@ -231,45 +228,73 @@ class QuicProtocol:
         destination = _destination(datagram)
         if destination is None:
             return
-        for key, connection in self._starts.items():
-            if destination in (key, connection.host_cid):
+        for key, start in self._starts.items():
+            if destination in (key, start.connection.host_cid):
                 break
         else:
-            if len(self._starts) >= MAX_STARTS or not _is_first(datagram):
+            if not _is_first(datagram):
                 return
             key = destination
-            connection = self._starts[key] = QuicConnection(
-                configuration=self._configuration, original_destination_connection_id=destination
-            )
+            try:
+                found = self._begin_start(datagram, destination)
+            except CarrierError:
+                return
+            if found is None:
+                return
+            start = self._starts[key] = found
+        start.room -= len(datagram)
         try:
-            connection.receive_datagram(datagram, _PEER, now)
-        except QuicConnectionError:
-            del self._starts[key]
-        else:
-            self._look_at_start(key, connection, now)
+            if start.room < 0:
+                raise CarrierError("it sends more than a handshake takes")
+            start.connection.receive([datagram], now)
+            self._look_at_start(key, start.connection, now)
+        except CarrierError as error:
+            if self._connection is None:
+                self._starts.pop(key, None)
+            else:
+                self._fail(str(error))
 
-    def _look_at_start(self, key: bytes, connection: QuicConnection, now: float) -> None:
-        seen: list[events.QuicEvent] = []
-        while (event := connection.next_event()) is not None:
-            seen.append(event)
-            if isinstance(event, events.HandshakeCompleted):
-                self._connection = connection
-                self._starts.clear()
-        if self._connection is connection:
+    def _begin_start(self, datagram: bytes, destination: bytes) -> _Start | None:
+        """A start for a first datagram, if there is to be one; see the module's page."""
+        if self._begun >= MAX_ALL_STARTS:
+            return None
+        original = None
+        if self._begun >= MAX_STARTS:
+            self._secret = self._secret or machine.current().entropy(32)
+            original = read_token(datagram, secret=self._secret)
+            if original is None:
+                if len(self._last_words) < MAX_STARTS and (retry := make_retry(datagram, secret=self._secret)):
+                    self._last_words.append(retry)
+                return None
+            if len(self._starts) >= MAX_STARTS:
+                unproven = next((key for key, each in self._starts.items() if not each.connection.validated), None)
+                if unproven is None:
+                    return None
+                del self._starts[unproven]
+        self._begun += 1
+        if original is None:
+            return _Start(Connection(self._configuration, destination=destination))
+        return _Start(Connection(self._configuration, destination=original, retry=destination))
+
+    def _look_at_start(self, key: bytes, connection: Connection, now: float) -> None:
+        seen = connection.events()
+        if any(isinstance(event, events.HandshakeCompleted) for event in seen):
+            self._connection = connection
+            self._starts.clear()
             for event in seen:
                 self._take_event(connection, event)
             self._take_events(connection)
         elif any(isinstance(event, events.ConnectionTerminated) for event in seen):
-            self._last_words += [datagram for datagram, _ in connection.datagrams_to_send(now)]  # tells it why
-            del self._starts[key]
+            self._starts.pop(key, None)
+            self._last_words += connection.transmit(now)  # tells it why
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def _take_events(self, connection: QuicConnection) -> None:
-        while (event := connection.next_event()) is not None:
+    def _take_events(self, connection: Connection) -> None:
+        for event in connection.events():
             self._take_event(connection, event)
 
-    def _take_event(self, connection: QuicConnection, event: events.QuicEvent) -> None:
+    def _take_event(self, connection: Connection, event: events.QuicEvent) -> None:
         match event:
             case events.StreamDataReceived() if event.stream_id == self._peer_stream:
                 data = event.data[: -len(_END)] if event.end_stream else event.data
@@ -295,21 +320,16 @@ class QuicProtocol:
                 connection.close(_MISUSE, reason_phrase="one stream each way")
                 self._fail("the peer uses QUIC otherwise than a carrier does")
 
-    def _notice_close(self, connection: QuicConnection) -> None:
-        """Learn at once that the peer closed the connection.
+    def _notice_close(self, connection: Connection) -> None:
+        """Learn at once why the peer closed the connection.
 
         qh3 reports it only after the draining period (RFC 9000 §10.2.2), for which we have no use: the path is not used
-        again.  An empty write, which sends nothing, fails before.
+        again.
         """
-        try:
-            connection.send_stream_data(self._stream, b"")
-        except ValueError:  # we have said our end, and the connection stands
-            pass
-        except QuicConnectionError:
-            if (drained := connection.get_timer()) is not None:
-                connection.handle_timer(drained)
-                self._take_events(connection)
-            self._fail("the connection was cut")
+        if (drained := connection.timer()) is not None:
+            connection.handle_timer(drained)
+            self._take_events(connection)
+        self._fail("the connection was cut")
 
     def _fail(self, failure: str) -> None:
         self.failure = self.failure or failure
@@ -318,20 +338,19 @@ class QuicProtocol:
 
     @property
     def peer_certificate_key(self) -> bytes | None:
-        certificate = None if self._connection is None else self._connection.get_peercert()
-        return None if certificate is None else certificate_key(bytes(certificate.public_bytes()))
+        return None if self._connection is None else certificate_key(self._connection.peer_certificate())
 
     @property
     def backlog(self) -> int:
         """Bytes of plaintext that were never sent; what is in flight is not among them."""
         held_back = sum(map(len, self._held_back))
-        return held_back + (0 if self._connection is None else self._connection.get_send_buffer_size(self._stream))
+        return held_back + (0 if self._connection is None else self._connection.unsent(self._stream))
 
     @property
     def delivered(self) -> bool:
         """Whether the peer has acknowledged everything, our end included."""
         connection = self._connection
-        return self.ending and not self.backlog and connection is not None and connection.open_outbound_streams == 0
+        return self.ending and not self.backlog and connection is not None and not connection.unacknowledged_streams
 
     def send(self, part: Buffer) -> None:
         """Put plaintext on the stream; the handshake is done.  Nothing is sent before `transmit`."""
@@ -355,12 +374,12 @@ class QuicProtocol:
             if not self._held_back and self._connection is not None:
                 self._put(self._connection, _END, end=True)
 
-    def _ask_for_confirmation(self, connection: QuicConnection) -> None:
+    def _ask_for_confirmation(self, connection: Connection) -> None:
         """Again with each datagram and timer: qh3 does not repeat a PING that was lost, and shows no HANDSHAKE_DONE."""
         if self.ready and not self._confirmed and self.failure is None:
-            connection.send_ping(0)
+            connection.send_ping()
 
-    def _confirm(self, connection: QuicConnection) -> None:
+    def _confirm(self, connection: Connection) -> None:
         if self._confirmed:
             return
         self._confirmed = True
@@ -370,11 +389,11 @@ class QuicProtocol:
         if was_held_back and self.ending:
             self._put(connection, _END, end=True)
 
-    def _put(self, connection: QuicConnection, data: Buffer, *, end: bool = False) -> None:
+    def _put(self, connection: Connection, data: Buffer, *, end: bool = False) -> None:
         try:
-            connection.send_stream_data(self._stream, data, end)
-        except QuicConnectionError as error:
-            self._fail(f"QUIC: {error.reason_phrase}")
+            connection.send(self._stream, data, end=end)
+        except CarrierError as error:
+            self._fail(str(error))
 
     def take(self) -> list[bytes]:
         """The plaintext that was received since the last call, none of the pieces empty."""
@@ -383,17 +402,29 @@ class QuicProtocol:
 
     def close(self, now: float) -> list[bytes]:
         """End the connection now; the datagrams that tell the peer."""
-        for connection in self._starts.values() if self._connection is None else (self._connection,):
-            connection.close()
+        starts = [start.connection for start in self._starts.values()]
+        for connection in starts if self._connection is None else (self._connection,):
+            with suppress(CarrierError):
+                connection.close()
         return self.transmit(now)
+
+
+class _Start:
+    """A client's first flight, and how much more it may say before its handshake is done."""
+
+    __slots__ = ("connection", "room")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Final = connection
+        self.room = HANDSHAKE_MAX
 
 
 def _destination(datagram: bytes) -> bytes | None:
     """The destination connection id of a datagram's first packet (RFC 8999 §5)."""
-    if len(datagram) < 1 + _CONNECTION_ID:
+    if len(datagram) < 1 + CONNECTION_ID:
         return None
     if not datagram[0] & 0x80:
-        return datagram[1 : 1 + _CONNECTION_ID]
+        return datagram[1 : 1 + CONNECTION_ID]
     length = datagram[5]
     return datagram[6 : 6 + length] if 8 <= length <= 20 and len(datagram) > 6 + length else None
 

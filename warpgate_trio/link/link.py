@@ -23,6 +23,7 @@ import trio
 
 from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer
 from ..identity import check_proof, peer_id_from_key, prove
+from ..panics import panics_as_errors
 from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, data_header
 from .pipe import PathInfo, Pipe
 from .protocol import EARLY_DATA_LIMIT, LinkProtocol
@@ -215,9 +216,10 @@ class Link:
 
         async def listen(scope: trio.CancelScope) -> None:
             try:
-                while self.protocol.state is not LinkState.ENDED:
-                    await self._flush_outbox()  # first: a PING may have come with the COMMIT
-                    await self._pump()
+                with panics_as_errors():
+                    while self.protocol.state is not LinkState.ENDED:
+                        await self._flush_outbox()  # first: a PING may have come with the COMMIT
+                        await self._pump()
                 failure.append(trio.BrokenResourceError("the peer went away"))
             except Exception as error:
                 failure.append(error)
@@ -225,7 +227,8 @@ class Link:
 
         async def run(scope: trio.CancelScope) -> None:
             try:
-                outcome.append(await decide())
+                with panics_as_errors():
+                    outcome.append(await decide())
             except Exception as error:
                 failure.append(error)
             scope.cancel()
@@ -310,7 +313,8 @@ class Link:
 
     async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
         try:
-            await loop()
+            with panics_as_errors():
+                await loop()
         except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as error:
             logger.debug("%r: %s", self, error)
             self._fail(error)

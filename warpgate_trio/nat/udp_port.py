@@ -25,6 +25,7 @@ import trio
 
 from .. import host as machine
 from ..datagrams import BATCH, Datagram, DatagramSocket
+from ..panics import panics_as_errors
 from .stun import TRANSACTION_ID_LENGTH, TransportAddress, looks_like_stun
 from .stun_transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
 
@@ -148,16 +149,25 @@ class UdpPort:
                 while not self._closed:
                     answers: list[Datagram] = []
                     for data, source in await self._sock.receive_batch():
-                        answers += self._sort(data, source)
+                        answers += self._sort_safely(data, source)
                     if answers:
                         await self._sock.send_batch(answers)
             except (trio.ClosedResourceError, trio.BrokenResourceError, OSError) as error:
                 if not self._closed:
                     logger.info("UDP port %s broke: %s", self.local, error)
-            except Exception:  # a bug of who listens here: it costs this port, and not the node whose task this is
-                logger.exception("UDP port %s is closed", self.local)
             finally:
                 self.close_nowait()
+
+    def _sort_safely(self, data: bytes, source: TransportAddress) -> Iterable[Datagram]:
+        """A datagram on which somebody's code fails is dropped: the next one may be the peer's."""
+        try:
+            with panics_as_errors():
+                return list(self._sort(data, source))
+        except Exception:
+            log = logger.debug if self.dropped else logger.warning  # anybody can send the same a thousand times
+            log("UDP port %s: a datagram from %s was not understood", self.local, source, exc_info=True)
+            self.dropped += 1
+            return ()
 
     def _sort(self, data: bytes, source: TransportAddress) -> Iterable[Datagram]:
         handler = self._handlers.get(source)

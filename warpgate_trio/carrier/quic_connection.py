@@ -1,0 +1,318 @@
+"""One connection of qh3 behind the one boundary that every call into the library passes.
+
+qh3 is written in Python and Rust.  What a stranger's bytes raise there is not always what it documents: besides its own
+errors there are those of its buffers, of Unicode, indices and types, and where the Rust part gives up there is a panic,
+which is no `Exception` at all.  So all calls go through `Connection._call`: nothing but `CarrierError` comes out of it,
+and a connection that raised anything that qh3 does not document is never called again.  Nothing else imports qh3.
+
+What is offered and accepted is X25519 alone.  qh3 would also take X25519MLKEM768, P-256 and P-384; its ML-KEM panics
+when a key share is short, and each further group is code that a stranger reaches with one datagram.  Who offers more
+than X25519, as older releases do, is answered with X25519.
+
+A listener may ask a client to show that it hears the answers before a handshake is begun for it: Retry, RFC 9000
+§8.1.2.  `make_retry` and `read_token` need no memory of who was asked.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
+
+from qh3 import tls
+from qh3._hazmat import Buffer as TlsBuffer
+from qh3.quic import events
+from qh3.quic.configuration import QuicConfiguration
+from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3.quic.packet import QuicProtocolVersion, encode_quic_retry, pull_quic_header
+
+from ..errors import CarrierError
+from ..panics import panics_as_errors
+
+if TYPE_CHECKING:
+    from ._carrier import Buffer
+
+__all__ = [
+    "CONNECTION_ID",
+    "Connection",
+    "QuicConfiguration",
+    "events",
+    "make_configuration",
+    "make_retry",
+    "read_token",
+]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CONNECTION_ID: Final = 8
+"""Bytes of our connection ids: qh3's own default, here because datagrams are sorted by them."""
+_KEY_SHARE: Final = 32  # bytes of X25519's (RFC 8446 §4.2.8.2)
+_ALPN: Final = "warpgate-trio"
+_ED25519: Final = 0x0807
+_PEER: Final = ("192.0.2.1", 443)
+# qh3 wants an address with each datagram; ours come by one path, whatever its name is.
+_TAG: Final = 16  # bytes of a token that nobody else can make
+
+_calling: ContextVar[bool] = ContextVar("_calling", default=False)
+
+
+class _NotOurs(logging.Filter):
+    """qh3 warns of every connection that a peer closes; ours are reported by the Link."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _calling.get()
+
+
+logging.getLogger("quic").addFilter(_NotOurs())
+
+
+def make_configuration(
+    *, dialer: bool, initial_rtt: float | None, window: int, idle_timeout: float, datagram: int
+) -> QuicConfiguration:
+    """What both sides agree on; `QuicProtocol` has the reasons."""
+    configuration = QuicConfiguration(
+        alpn_protocols=[_ALPN],
+        connection_id_length=CONNECTION_ID,
+        idle_timeout=idle_timeout,
+        is_client=dialer,
+        max_data=window,
+        max_stream_data=window,
+        max_datagram_frame_size=0,
+        max_datagram_size=datagram,
+        probe_datagram_size=False,
+    )
+    if initial_rtt is not None:
+        configuration.initial_rtt = initial_rtt
+    if dialer:
+        configuration.verify_mode = ssl.CERT_NONE  # not "anyone": the protocol compares the key
+        configuration.verify_hostname = False
+        configuration.signature_algorithms = [_ED25519]  # which qh3 leaves out by itself
+    return configuration
+
+
+# -- X25519 alone ------------------------------------------------------------------------------------------------------
+
+
+def _pull_client_hello(buffer: TlsBuffer) -> tls.ClientHello:
+    """qh3's reader; of the key shares only what we answer."""
+    hello = tls.pull_client_hello(buffer)
+    shares = hello.key_share or []
+    hello.key_share = [share for share in shares if share[0] == tls.Group.X25519 and len(share[1]) == _KEY_SHARE]
+    return hello
+
+
+class _Tls(tls.Context):
+    """qh3's TLS, which takes the first key share that it knows and has no setting for that.
+
+    The method is qh3's own, with the reader above in the place of its own: in this class only, since other users of qh3
+    in the process want theirs.
+    """
+
+    _server_handle_hello = FunctionType(
+        tls.Context._server_handle_hello.__code__,
+        {**vars(tls), "pull_client_hello": _pull_client_hello},
+        "_server_handle_hello",
+    )
+
+
+@final
+class _Quic(QuicConnection):
+    def _create_tls(self, remote_source_cid: bytes | None) -> Any:
+        bridge = super()._create_tls(remote_source_cid)
+        context = bridge.tls
+        context.__class__ = _Tls
+        # The reserved value at the start (RFC 8701) stays: it is what keeps others able to cope with new groups.
+        context._supported_groups = [context._supported_groups[0], tls.Group.X25519]
+        return bridge
+
+
+# -- the boundary ------------------------------------------------------------------------------------------------------
+
+
+class _Broke(CarrierError):
+    """qh3 raised what it does not document."""
+
+
+def _call(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call into qh3: the only place that does."""
+    token = _calling.set(True)
+    try:
+        with panics_as_errors():
+            return operation(*args, **kwargs)
+    except QuicConnectionError as error:  # what qh3 says about a connection that stands, or is over
+        raise CarrierError(f"QUIC: {error.reason_phrase}") from error
+    except MemoryError:  # that of the machine, and nothing that anybody sent
+        raise
+    except Exception as error:
+        logger.debug("qh3 broke", exc_info=True)
+        raise _Broke(f"QUIC: the library failed on what came: {type(error).__name__}") from error
+    finally:
+        _calling.reset(token)
+
+
+@final
+class Connection:
+    """A connection; methods that act raise `CarrierError` and nothing else, whatever came from outside.
+
+    Attributes:
+      broken: qh3 raised what it does not document, so that nobody knows what state it is in: it is not called any more.
+      validated: the client has shown that it hears what is sent to it, by a token of ours.
+    """
+
+    def __init__(
+        self, configuration: QuicConfiguration, *, destination: bytes | None = None, retry: bytes | None = None
+    ) -> None:
+        """A client's, or a server's for the first datagram to `destination`, which was `retry` if we sent a Retry."""
+        self.broken: bool = False
+        self.validated: Final = retry is not None
+        self._quic: _Quic = self._call(
+            _Quic,
+            configuration=configuration,
+            original_destination_connection_id=destination,
+            retry_source_connection_id=retry,
+        )
+
+    def _call(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.broken:
+            raise CarrierError("QUIC: the connection broke")
+        try:
+            return _call(operation, *args, **kwargs)
+        except _Broke:
+            self.broken = True
+            raise
+
+    def _ask(self, question: Callable[[], T], otherwise: T) -> T:
+        """What qh3 says about itself, or what holds for a broken connection; whoever acts on it hears of that."""
+        try:
+            return self._call(question)
+        except CarrierError:
+            return otherwise
+
+    @property
+    def host_cid(self) -> bytes:
+        """The connection id that we gave us."""
+        return self._quic.host_cid
+
+    def connect(self, now: float) -> None:
+        """Begin, as a client."""
+        self._call(self._quic.connect, _PEER, now)
+
+    def receive(self, datagrams: Sequence[bytes], now: float) -> None:
+        """Take datagrams as they came."""
+        self._call(self._quic.receive_many_datagrams, list(datagrams), _PEER, now)
+
+    def transmit(self, now: float) -> list[bytes]:
+        """Datagrams to send now."""
+        return [datagram for datagram, _ in self._call(self._quic.datagrams_to_send, now)]
+
+    def timer(self) -> float | None:
+        """When `handle_timer` wants to be called."""
+        return self._ask(self._quic.get_timer, None)
+
+    def handle_timer(self, now: float) -> None:
+        """Time has come."""
+        self._call(self._quic.handle_timer, now)
+
+    def events(self) -> list[events.QuicEvent]:
+        """What happened since the last call; nothing once it is broken."""
+        if self.broken:
+            return []
+        found: list[events.QuicEvent] = []
+        while (event := self._call(self._quic.next_event)) is not None:
+            found.append(event)
+        return found
+
+    def send(self, stream: int, data: Buffer, *, end: bool) -> None:
+        """Put bytes on a stream."""
+        self._call(self._quic.send_stream_data, stream, data, end)
+
+    def send_ping(self) -> None:
+        """Ask for a sign of life, which `PingAcknowledged` tells of."""
+        self._call(self._quic.send_ping, 0)
+
+    def stands(self, stream: int) -> bool:
+        """Whether the connection can still send: qh3 tells of the peer's close only after its draining period.
+
+        Asked by an empty write, which sends nothing.
+        """
+
+        def write_nothing() -> bool:
+            try:
+                self._quic.send_stream_data(stream, b"")
+            except ValueError:  # we have said our end, and the connection stands
+                return True
+            except QuicConnectionError:
+                return False
+            return True
+
+        return self._call(write_nothing)
+
+    def close(self, error_code: int = 0, *, reason_phrase: str = "") -> None:
+        """End it; `transmit` has the words that tell the peer."""
+        self._call(self._quic.close, error_code, reason_phrase=reason_phrase)
+
+    def unsent(self, stream: int) -> int:
+        """Bytes of a stream that were never sent."""
+        return self._ask(lambda: self._quic.get_send_buffer_size(stream), 0)
+
+    @property
+    def unacknowledged_streams(self) -> int:
+        """Streams of ours of which the peer has not acknowledged everything."""
+        return self._ask(lambda: self._quic.open_outbound_streams, 1)
+
+    def peer_certificate(self) -> bytes | None:
+        """The peer's certificate, in DER."""
+
+        def get() -> bytes | None:
+            certificate = self._quic.get_peercert()
+            return None if certificate is None else bytes(certificate.public_bytes())
+
+        return self._call(get)
+
+
+# -- Retry -------------------------------------------------------------------------------------------------------------
+
+
+def make_retry(first: bytes, *, secret: bytes) -> bytes | None:
+    """The answer to a client's first datagram that asks it to come again with a token; None if there is none."""
+
+    def make() -> bytes:
+        header = pull_quic_header(TlsBuffer(data=first), host_cid_length=CONNECTION_ID)
+        destination = header.destination_cid
+        name, tag = _name_and_tag(secret, destination)
+        return encode_quic_retry(
+            version=QuicProtocolVersion.VERSION_1,
+            source_cid=name,
+            destination_cid=header.source_cid,
+            original_destination_cid=destination,
+            retry_token=tag + destination,
+        )
+
+    try:
+        return _call(make)
+    except CarrierError:
+        return None
+
+
+def read_token(first: bytes, *, secret: bytes) -> bytes | None:
+    """Where a client's first datagram went before our Retry, a connection id; None if it has no token of ours."""
+    try:
+        header = _call(lambda: pull_quic_header(TlsBuffer(data=first), host_cid_length=CONNECTION_ID))
+    except CarrierError:
+        return None
+    tag, original = header.token[:_TAG], header.token[_TAG:]
+    name, right = _name_and_tag(secret, original)
+    return original if hmac.compare_digest(name + right, header.destination_cid + tag) else None
+
+
+def _name_and_tag(secret: bytes, destination: bytes) -> tuple[bytes, bytes]:
+    """The connection id that our Retry gives, and a tag that proves it was we."""
+    digest = hmac.digest(secret, destination, "sha256")
+    return digest[:CONNECTION_ID], digest[-_TAG:]
