@@ -31,7 +31,7 @@ from warpgate_trio.clock.corrected import CorrectedClock
 from warpgate_trio.dispatch import Request, Signals
 from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.signal import Inbox, InboxLimits, Incoming, Message, SignalHub, seal_message
+from warpgate_trio.signal import Inbox, InboxLimits, Incoming, Message, Moment, SignalHub, seal_message
 
 SIZE = 700
 """Bytes of a signal that carries an address with a handful of endpoints, sealed."""
@@ -204,9 +204,13 @@ async def per_second(count: int) -> float:
         on_request=requests.append,
         on_cancel=lambda *_: None,
         on_address=lambda address: None,
+        on_reply_wanted=lambda envelope, via, message: None,
+        knows=lambda key: True,
+        hints_of=lambda address: (),
+        may_visit=lambda address, ip: False,
     )
     unlimited = InboxLimits(rate=1e9, burst=10**9, sender_rate=1e9, sender_burst=10**9)
-    signals._inbox = Inbox(host.wall_time() - 60, unlimited)  # type: ignore[misc]
+    signals._inbox = Inbox(Moment(0.0, trio.current_time() - 60), unlimited)  # type: ignore[misc]
     start = time.process_time()
     for blob in blobs:
         signals.handle(Incoming(blob, "ws://server"))

@@ -221,13 +221,13 @@ async def _refresh_address(planned: PlannedWalk, session: Session, phase: str | 
         logger.debug("the address could not be refreshed: %s", error)
         return
     session.refreshed = session.answered = True
-    if fresh.seq <= session.peer.seq:
+    if fresh == session.peer:
         return
     session.peer = fresh
     session.recorder.note("the peer's address was old; it told us the present one", trio.current_time())
-    tried = {(combo.plugin, combo.route_type, combo.target) for combo in planned.combos}
+    tried = {combo.aim for combo in planned.combos}
     for combo in planned.replan(fresh):
-        if (combo.plugin, combo.route_type, combo.target) not in tried:
+        if combo.aim not in tried:
             planned.combos.append(combo)
             session.recorder.planned(combo)
             if combo.phase == phase and combo.likelihood is not Likelihood.HOPELESS:

@@ -149,6 +149,12 @@ class Combo:
     delay: float
     why: str
 
+    @property
+    def aim(self) -> tuple[object, ...]:
+        """What makes two combos the same thing to try."""
+        where = None if self.target is None else (self.target.address, self.target.port)
+        return (self.plugin, self.af, self.route_type, where)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:

@@ -6,16 +6,22 @@ Inward, a blob passes the checks of `warpgate_trio.signal` in order of their cos
 * ``core`` messages about the clock or the end of a session;
 * the attempt that waits for it: same peer, same session, same attempt;
 * the plugin whose first message it is, which makes a new attempt on the responder's side;
-* nobody: the sender hears ``Refused(unsupported)``.
+* nobody: the sender hears ``Refused(unsupported)``, if it may hear anything.
 
-Nothing that a stranger sends can do more than be counted: each fault is logged at debug level and dropped.
+Nothing that a stranger sends can do more than be counted: each fault is logged at debug level and dropped.  Every
+signal of ours carries our present address, so what nobody waits for is answered only if the node lets its sender in
+(`on_reply_wanted`).
+
+How much is opened a second is bounded, to about a tenth of a core: what is beyond waits in the hub, where every channel
+has a queue and a turn of its own.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 
 import trio
@@ -31,11 +37,14 @@ from .signal import (
     Inbox,
     Incoming,
     Message,
+    Moment,
     OutsideWindow,
     RefusalReason,
     Refused,
     SignalHub,
+    TokenBucket,
     TooOld,
+    check_blob,
     decode_payload,
     open_message,
     seal_message,
@@ -50,6 +59,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .identity import Identity
     from .plugin import Clock
+    from .signal.visits import IPAddress
 
 __all__ = ["AttemptKey", "Mailbox", "Request", "Signals"]
 
@@ -88,6 +98,10 @@ class Signals:
       on_request: takes a plugin's first message; must not block.
       on_cancel: the peer (key) ends a session (id), or one attempt of it (id); must not block.
       on_address: told the address of a peer that answers something we asked.
+      on_reply_wanted: a peer could be told something by `reply_soon`, if it may know where we are; must not block.
+      knows: whether the node has dealings with a peer (its key).
+      hints_of: where a peer hears signals: URLs of servers.
+      may_visit: whether a connection to an address may be opened because a peer's address names a server there.
     """
 
     def __init__(
@@ -102,6 +116,10 @@ class Signals:
         on_request: Callable[[Request], None],
         on_cancel: Callable[[bytes, bytes, bytes | None], None],
         on_address: Callable[[PeerAddress], None],
+        on_reply_wanted: Callable[[Envelope, str, Message], None],
+        knows: Callable[[bytes], bool],
+        hints_of: Callable[[PeerAddress], Sequence[str]],
+        may_visit: Callable[[PeerAddress, IPAddress], bool],
     ) -> None:
         self._identity = identity
         self._host = host
@@ -112,7 +130,13 @@ class Signals:
         self._on_request = on_request
         self._on_cancel = on_cancel
         self._on_address = on_address
-        self._inbox: Final = Inbox(clock.now())
+        self._reply_wanted = on_reply_wanted
+        self._knows = knows
+        self._hints_of = hints_of
+        self._may_visit = may_visit
+        self._inbox: Final = Inbox(self._moment())
+        limits = self._inbox.limits
+        self._pace: Final = TokenBucket(limits.rate, limits.burst, trio.current_time())
         self._mailboxes: dict[AttemptKey, Mailbox] = {}
         self._replies, self._due = trio.open_memory_channel[Callable[[], Awaitable[None]]](64)
         self.counters: Final[Counter[str]] = Counter()
@@ -146,8 +170,8 @@ class Signals:
           SignalMalformed: nothing can be sealed to the peer's address.
         """
         message_id = self._host.entropy(16)
-        now = self._clock.now()
-        stamp = int((now + self._inbox.clocks.offset(peer.public_key)) * 1000)
+        now = self._moment()
+        stamp = int(self._inbox.clocks.time_of(peer.public_key, now) * 1000)
         try:
             blob = seal_message(
                 self._identity,
@@ -160,16 +184,25 @@ class Signals:
                 attempt=attempt,
                 in_reply_to=in_reply_to,
                 generation=generation,
-                time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us the offset, and may have lied
+                time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us its time, and may have lied
             )
         except SealError as error:  # the peer chose the key, too
             raise SignalMalformed(f"nothing can be sealed to {peer.peer_id[:8]}…: {error}") from error
         self._inbox.clocks.note_sent(message_id, peer.public_key, now)
         self.counters["sent"] += 1
-        return await self._hub.send(peer.public_key, blob, hints=peer.signals if visit else (), via=via)
+        return await self._hub.send(
+            peer.public_key,
+            blob,
+            hints=self._hints_of(peer) if visit else (),
+            may_visit=partial(self._may_visit, peer) if visit else None,
+            via=via,
+        )
 
     def reply_soon(self, request: Envelope, via: str, message: Message) -> None:
-        """Answer a request from a task of our own; dropped when 64 answers wait already."""
+        """Answer a request from a task of our own; dropped when 64 answers wait already.
+
+        The answer carries our address: only for who may know it.
+        """
 
         async def reply() -> None:
             try:
@@ -201,9 +234,12 @@ class Signals:
         """Forget a mailbox."""
         self._mailboxes.pop(key, None)
 
-    def clock_stepped(self, seconds: float) -> None:
-        """The node's clock was moved by so many seconds: a time server was heard."""
-        self._inbox.clock_stepped(seconds)
+    def time_at(self, peer_key: bytes) -> float:
+        """Unix seconds on the clock of a peer, as far as it has told; on ours else."""
+        return self._inbox.clocks.time_of(peer_key, self._moment())
+
+    def _moment(self) -> Moment:
+        return Moment(self._clock.now(), trio.current_time())
 
     # -- inward ------------------------------------------------------------------------------------------------------
 
@@ -213,48 +249,60 @@ class Signals:
             for _ in range(_REPLIERS):
                 nursery.start_soon(self._reply_loop)
             while True:
-                self.handle(await self._hub.receive())
+                wait = self._pace.wait_for_one(trio.current_time())
+                if wait:
+                    await trio.sleep(wait)  # pacing: which signal is next is decided after it
+                incoming = await self._hub.receive()
+                self._pace.take(trio.current_time())
+                self.handle(incoming)
 
     async def _reply_loop(self) -> None:
         async for reply in self._due:
             with trio.move_on_after(_REPLY_PATIENCE):
                 await reply()
 
+    def is_worth_a_place(self, payload: bytes) -> bool:
+        """Whether a blob may be a signal, as far as can be told at a glance: others get no place in a queue."""
+        try:
+            check_blob(payload)
+        except SignalError as error:
+            self.counters[type(error).__name__] += 1
+            return False
+        return True
+
     def handle(self, incoming: Incoming) -> None:
-        """Check and route one blob.  Never raises, whatever is in it."""
+        """Check and route one blob.  Raises nothing, whatever is in it, panics of a library included."""
         try:
             with panics_as_errors():
                 self._handle(incoming)
-        except Exception:  # strangers choose what comes here: a bug of ours must not end the node
+        except Exception:  # strangers choose what comes here: a bug must not end the node
             self.counters["unhandled"] += 1
             logger.exception("a signal could not be handled")
 
     def _handle(self, incoming: Incoming) -> None:
-        now = self._clock.now()
-        if not self._inbox.admit(now):
-            self.counters["rate_limited"] += 1
-            return
+        now = self._moment()
         try:
             envelope = open_message(self._identity, incoming.payload)
         except SignalError as error:
             self.counters[type(error).__name__] += 1
             logger.debug("a signal by %s is dropped: %s", incoming.via, error)
             return
-        verdict = self._inbox.check(envelope.header, now)
+        known = self._knows(envelope.header.sender)
+        verdict = self._inbox.check(envelope.header, now, known=known, via=incoming.via)
         self.counters[type(verdict).__name__] += 1
         if isinstance(verdict, OutsideWindow | TooOld) and verdict.needs_clock_reply:
-            self.reply_soon(envelope, incoming.via, ClockReply(time_ms=int(now * 1000)))
+            self._reply_wanted(envelope, incoming.via, ClockReply(time_ms=max(0, int(self._inbox.time(now) * 1000))))
         if not isinstance(verdict, Accepted):
             logger.debug("a signal of %s is dropped: %s", envelope.sender_address.peer_id[:8], verdict)
             return
         self._route(envelope, incoming.via, now)
 
-    def _route(self, envelope: Envelope, via: str, now: float) -> None:
+    def _route(self, envelope: Envelope, via: str, now: Moment) -> None:
         header = envelope.header
         kind = self._types.get(header.type)
         if kind is None:
             self.counters["unknown_type"] += 1
-            self.reply_soon(envelope, via, Refused(reason=RefusalReason.UNSUPPORTED))
+            self._reply_wanted(envelope, via, Refused(reason=RefusalReason.UNSUPPORTED))
             return
         try:
             message = decode_payload(envelope, kind)

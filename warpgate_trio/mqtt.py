@@ -470,7 +470,12 @@ def _say_end(local: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def open_mqtt(
-    url: ServerUrl, *, ssl_context: ssl.SSLContext | None = None, max_payload: int, close_timeout: float = CLOSE_TIMEOUT
+    url: ServerUrl,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    max_payload: int,
+    close_timeout: float = CLOSE_TIMEOUT,
+    dial: Callable[[str, int], Awaitable[trio.abc.Stream]] = trio.open_tcp_stream,
 ) -> AsyncGenerator[MqttConnection]:
     """Connect to the broker at `url` (``mqtt://`` or ``mqtts://``) for the time of the body.
 
@@ -482,6 +487,7 @@ async def open_mqtt(
       ssl_context: for ``mqtts``; the platform's trust by default.  The host name (or IP literal) is verified.
       max_payload: messages that are longer come in empty.
       close_timeout: seconds for DISCONNECT and for the broker's answer to it, which is to close.
+      dial: opens the TCP connection.
 
     Raises:
       ConfigError: no MQTT on this Python (see `check_available`), or `url` is no URL of a broker.
@@ -505,7 +511,7 @@ async def open_mqtt(
         socket_options=[(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)],  # of the way to the bridge
         logger=_quiet,
     )
-    stream: trio.abc.Stream = await trio.open_tcp_stream(url.host, url.port)
+    stream: trio.abc.Stream = await dial(url.host, url.port)
     if url.scheme == "mqtts":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
         stream = trio.SSLStream(stream, context, server_hostname=url.host_name, https_compatible=True)

@@ -17,7 +17,15 @@ from .auto_connect import Factory, PlannedWalk, walk
 from .chosen_interfaces import choose_interfaces
 from .combos import Combo, RouteType
 from .config import NodeConfig
-from .errors import AddressExpired, AttemptFailed, ConfigError, ConnectError, PeerRefused, SignalError
+from .errors import (
+    AddressExpired,
+    AddressNotYetValid,
+    AttemptFailed,
+    ConfigError,
+    ConnectError,
+    PeerRefused,
+    SignalError,
+)
 from .identity import Identity, default_key_file
 from .inbound import Authorize, PipeListener, open_listening_sockets
 from .link import EARLY_DATA_LIMIT, Pipe
@@ -26,7 +34,7 @@ from .netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
 from .netcheck_probes import check_network
 from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
 from .report import Recorder, Verdict, WalkEvent
-from .runtime import NodeRuntime
+from .runtime import NTP_TIMEOUT, NodeRuntime
 from .session import Session
 from .signal import Cancel, ServerState, ServerStatus
 from .signal.core import OWNER
@@ -242,23 +250,34 @@ class Node:
     # -- the walk ----------------------------------------------------------------------------------------------------
 
     async def _current_address(self, peer: PeerAddress | str, deadline: float) -> PeerAddress:
-        """The address to walk to: checked, the newest that is known, refreshed if it has expired."""
+        """The address to walk to: checked, what the peer said last, refreshed if none is good at this time.
+
+        The walk takes what else is known of the peer along (`NodeRuntime.plan`).
+        """
         address = PeerAddress.from_text(peer) if isinstance(peer, str) else peer
         if address.public_key == self._runtime.identity.public_key:
             raise ValueError("that is this node's own address")
         if self._runtime.closing:
             raise trio.ClosedResourceError("this node was closed")
-        known = self._runtime.known_address(address.public_key)
-        if known is not None and known.seq > address.seq:
-            address = known
+        self._runtime.book.note_passed(address)
+        usable = self._runtime.usable_addresses(address.public_key)
+        if not usable and self._runtime.config.servers.ntp:
+            # Our own clock may be what is wrong, and a moment ago nobody knew: a machine without a battery has just
+            # started.
+            with trio.move_on_at(min(deadline, trio.current_time() + NTP_TIMEOUT)):
+                await self._runtime.clock.wait_asked()
+            usable = self._runtime.usable_addresses(address.public_key)
+        if usable:
+            return usable[0]
         try:
-            address.check_fresh(self._runtime.view.clock.now())
-        except AddressExpired as expired:
+            address.check_fresh(self._runtime.clock.now())
+        except (AddressExpired, AddressNotYetValid) as wrong:
             try:
+                # The peer tells where it is, and what time it is there.
                 patience = min(self._runtime.config.budgets.signal, deadline - trio.current_time())
                 return await self.refresh_address(address, timeout=patience)
             except (PeerRefused, SignalError, AttemptFailed, ConfigError, trio.TooSlowError):
-                raise expired from None
+                raise wrong from None
         return address
 
     async def _walk(

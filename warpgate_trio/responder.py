@@ -1,16 +1,21 @@
 """The called side of plugins: a peer's first signal becomes an attempt here, if it may (DESIGN §9.9).
 
 In the order of what it costs a stranger to get there: rates and numbers, the application's `authorize`, the path that
-the request names.  A path is judged by the rules that our own combos are judged by, and what is only *perhaps* a good
-idea for ourselves is refused to a peer: a private address outside our own networks would let it feel around in a
-network that it cannot see.  Failures go back without detail.
+the request names.  Every signal carries its sender's present address, so whom `authorize` does not let in hears nothing
+at all: no refusal, no word about its clock.  Who waits for `authorize` takes none of the places for attempts; strangers
+have places of their own to wait in, so that a slow `authorize` shuts out nobody whom it has let in before.
+
+A path is judged by the rules that our own combos are judged by, and what is only *perhaps* a good idea for ourselves is
+refused to a peer: a private address outside our own networks would let it feel around in a network that it cannot see.
+Failures go back without detail.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from .address import PeerAddress
     from .dispatch import Request
     from .inbound import Inbound
+    from .signal import Envelope, Header, Message
 
 __all__ = ["Responder"]
 
@@ -37,10 +43,14 @@ MAX_ATTEMPTS: Final = 64
 """Attempts on behalf of peers at once, in all."""
 MAX_ATTEMPTS_PER_PEER: Final = 16
 """A walk asks once per own address; two dual-stack interfaces make four."""
+MAX_QUESTIONS: Final = 64
+"""Signals that wait for `authorize` at once, of peers that it has not let in before; as many more of those it has."""
+MAX_QUESTIONS_PER_PEER: Final = 16
+"""Of those, of one peer: as many as it may have attempts."""
 DIALS_PER_MINUTE: Final = 60
 """Per peer, and as many at once after a quiet minute."""
 MAX_PEERS: Final = 1024
-"""Peers whose rate is remembered."""
+"""Peers whose rate is remembered, and as many that were let in."""
 
 
 @final
@@ -71,31 +81,42 @@ class Responder:
         self._work: dict[tuple[bytes, bytes], dict[trio.CancelScope, bytes | None]] = {}
         self._running: Counter[bytes] = Counter()
         self._buckets: dict[bytes, TokenBucket] = {}
+        self._let_in: OrderedDict[bytes, None] = OrderedDict()
+        self._waiting: dict[bool, Counter[bytes]] = {False: Counter(), True: Counter()}  # by whether they were let in
 
     def take(self, request: Request) -> None:
         """A peer's first message for an attempt; refuses, or starts a task.  Does not block."""
         header = request.envelope.header
         entry = self._factories.get(header.type.partition(".")[0])
-        if entry is None:
+        if not self._listening:
+            self._inbound.count_refusal(RefusalReason.NOT_ACCEPTING.value)
+        elif entry is None:
             self._refuse(request, RefusalReason.UNSUPPORTED)
-        elif not self._listening:
-            self._refuse(request, RefusalReason.NOT_ACCEPTING)
         elif header.attempt is None or self._inbound.is_spent(header.sender, header.session):
             logger.debug("a %s for no attempt, or for a session that is over", header.type)
-        elif (
-            self._running.total() >= MAX_ATTEMPTS
-            or self._running[header.sender] >= MAX_ATTEMPTS_PER_PEER
-            or not self._bucket(header.sender).take(trio.current_time())
-        ):
-            self._refuse(request, RefusalReason.BUSY, retry_after=60.0 / DIALS_PER_MINUTE)
+        elif not self._bucket(header.sender).take(trio.current_time()):
+            self._inbound.count_refusal(RefusalReason.BUSY.value)
+            if self.has_let_in(header.sender):
+                self.tell(request.envelope, request.via, _BUSY)
         else:
             plugin, factory = entry
-            self._running[header.sender] += 1
-            self._start(lambda: self._contained(request, plugin, factory))
+            self._when_authorized(header, partial(self._serve, request, plugin, factory))
 
-    def _refuse(self, request: Request, reason: RefusalReason, *, retry_after: float | None = None) -> None:
+    def tell(self, envelope: Envelope, via: str, message: Message) -> None:
+        """Answer a signal, if `authorize` lets its sender in: nobody else hears where we are.  Does not block."""
+
+        async def answer() -> None:
+            self._home.signals.reply_soon(envelope, via, message)
+
+        self._when_authorized(envelope.header, answer)
+
+    def has_let_in(self, peer: bytes) -> bool:
+        """Whether `authorize` has said yes to a peer (its key) when it was asked last; of 1,024 peers."""
+        return peer in self._let_in
+
+    def _refuse(self, request: Request, reason: RefusalReason) -> None:
         self._inbound.count_refusal(reason.value)
-        self._home.signals.reply_soon(request.envelope, request.via, Refused(reason=reason, retry_after=retry_after))
+        self.tell(request.envelope, request.via, Refused(reason=reason))
 
     def _bucket(self, peer: bytes) -> TokenBucket:
         bucket = self._buckets.pop(peer, None)
@@ -106,33 +127,63 @@ class Responder:
             del self._buckets[next(iter(self._buckets))]
         return bucket
 
-    async def _contained(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
-        """Serve a request in a task of the node, which nothing that a peer chooses may end."""
+    def _when_authorized(self, header: Header, then: Callable[[], Awaitable[None]]) -> None:
+        """Do `then` in a task if `authorize` lets the sender in, and there is a place to wait for what it says."""
+        waiting = self._waiting[self.has_let_in(header.sender)]
+        if not self._listening or waiting.total() >= MAX_QUESTIONS or waiting[header.sender] >= MAX_QUESTIONS_PER_PEER:
+            logger.debug("a %s is dropped unjudged", header.type)
+            return
+        waiting[header.sender] += 1
+        self._start(lambda: self._contained(header, waiting, then))
+
+    async def _contained(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
+        """`_question` in a task of the node, which nothing that a peer chooses may end."""
         try:
             with panics_as_errors():
-                await self._serve(request, plugin, factory)
+                await self._question(header, waiting, then)
         except Exception:
-            logger.exception("a request for %s failed in a way that nobody foresaw", plugin.name)
+            logger.exception("a %s failed in a way that nobody foresaw", header.type)
 
-    async def _serve(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
-        header = request.envelope.header
+    async def _question(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
         key = (header.sender, header.session)
         with trio.CancelScope() as scope:
             work = self._work.setdefault(key, {})
             work[scope] = header.attempt
             try:
-                if not await self._inbound.authorize(header.sender, header.session):
-                    self._refuse(request, RefusalReason.NOT_AUTHORIZED)
+                try:
+                    authorized = await self._inbound.authorize(header.sender, header.session)
+                finally:
+                    _count_down(waiting, header.sender)
+                self._note(header.sender, authorized)
+                if authorized:
+                    await then()
                 else:
-                    self._home.learn_address(request.envelope.sender_address)
-                    await self._attempt(request, plugin, factory)
+                    self._inbound.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
             finally:
-                self._running[header.sender] -= 1
-                if not self._running[header.sender]:
-                    del self._running[header.sender]
                 del work[scope]
                 if not work:
                     self._work.pop(key, None)
+
+    def _note(self, peer: bytes, authorized: bool) -> None:
+        self._let_in.pop(peer, None)
+        if authorized:
+            self._let_in[peer] = None
+            if len(self._let_in) > MAX_PEERS:
+                self._let_in.popitem(last=False)
+
+    async def _serve(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
+        """The attempt of a peer that is let in, if there is a place for it."""
+        sender = request.envelope.header.sender
+        if self._running.total() >= MAX_ATTEMPTS or self._running[sender] >= MAX_ATTEMPTS_PER_PEER:
+            self._inbound.count_refusal(RefusalReason.BUSY.value)
+            self._home.signals.reply_soon(request.envelope, request.via, _BUSY)
+            return
+        self._running[sender] += 1
+        try:
+            self._home.learn_address(request.envelope.sender_address)
+            await self._attempt(request, plugin, factory)
+        finally:
+            _count_down(self._running, sender)
 
     async def _attempt(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
         header = request.envelope.header
@@ -141,7 +192,9 @@ class Responder:
             way = self._way(request, plugin)
             dialled = self._counted(way)
             if dialled is not None and not self._home.view.nat.dials_for_peers.take(dialled, trio.current_time()):
-                self._refuse(request, RefusalReason.BUSY, retry_after=1 / TARGET_DIALS_REFILL)
+                self._inbound.count_refusal(RefusalReason.BUSY.value)
+                busy = Refused(reason=RefusalReason.BUSY, retry_after=1 / TARGET_DIALS_REFILL)
+                self._home.signals.reply_soon(request.envelope, request.via, busy)
                 return
             attempt = Attempt(
                 self._home,
@@ -251,3 +304,12 @@ class Responder:
         for scope, its in self._work.get((peer, session), {}).items():
             if attempt in (None, its):
                 scope.cancel(reason="the session is over" if attempt is None else "the attempt is over")
+
+
+_BUSY: Final = Refused(reason=RefusalReason.BUSY, retry_after=60.0 / DIALS_PER_MINUTE)
+
+
+def _count_down(counter: Counter[bytes], key: bytes) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

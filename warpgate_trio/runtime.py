@@ -14,22 +14,24 @@ No scope that spans the body is shielded, so the body can be cancelled as always
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from . import host as machine
-from .address import OwnAddresses, PeerAddress, describe_interfaces
+from .address import OwnAddresses, PeerAddress, describe_interfaces, is_public
+from .address_book import AddressBook
 from .attempt import Attempt
 from .carrier import TlsContexts
 from .carrier.quic import QuicCarrier
 from .clock.corrected import CorrectedClock, keep_measured
-from .combos import Combo, Route, RouteType, pathless_combo, plan_combos
+from .combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
 from .dispatch import AttemptKey, Signals
-from .errors import ConfigError
+from .endpoint import Endpoint, EndpointKind, Transport
+from .errors import AddressError, ConfigError
 from .inbound import REFUSED, Authorize, Inbound
 from .link import Link
 from .meetings import plan_meetings
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from .datagrams import DatagramPath
     from .host import Host
     from .identity import Identity
+    from .signal.visits import IPAddress
 
 __all__ = ["NodeRuntime"]
 
@@ -62,8 +65,9 @@ NTP_TIMEOUT: Final = 5.0
 """Seconds for asking the time servers once: four samples of a server at the other end of a bad satellite link."""
 MAX_TEXT: Final = 600
 """Characters of an address as people pass it on, above which what is not needed is left out."""
-MAX_KNOWN: Final = 1024
-"""Peers whose addresses are remembered; a record is about 300 bytes."""
+LOOK_INTERVAL: Final = 2.0
+"""Seconds between looks at whether the machine's addresses have changed; one takes 0.3 ms."""
+_RANKS: Final = tuple(Likelihood)
 HOST_SALT: Final = 8
 """Bytes of salt in the host id (`warpgate_trio.host.host_id`)."""
 
@@ -134,14 +138,19 @@ class NodeRuntime:
         self._calls: set[trio.CancelScope] = set()
         self._calls_over = trio.Event()
         self.walks: Final[Counter[str]] = Counter()
-        self._known: OrderedDict[bytes, PeerAddress] = OrderedDict()
+        self.book: Final = AddressBook()
         self.closing: bool = False
         self._ports = _ports(sockets)
         self._sockets = sockets
         self._address: PeerAddress | None = None
         self._published: NatProfiles | None = None
         self._salt = host.entropy(HOST_SALT)
-        self.hub: Final = SignalHub(identity, config.servers.signal, ca_file=config.servers.ca_file)
+        self.hub: Final = SignalHub(
+            identity,
+            config.servers.signal,
+            ca_file=config.servers.ca_file,
+            is_worth_a_place=lambda payload: self.signals.is_worth_a_place(payload),
+        )
         contexts = TlsContexts(identity)
         self.inbound: Final = Inbound(
             contexts=contexts,
@@ -167,7 +176,11 @@ class NodeRuntime:
             own_address=lambda: self.address,
             on_request=lambda request: self._responder.take(request),
             on_cancel=self._on_cancel,
-            on_address=self.learn_address,
+            on_address=self.book.hear,
+            on_reply_wanted=lambda envelope, via, message: self._responder.tell(envelope, via, message),
+            knows=lambda key: self.book.heard(key) is not None or self._responder.has_let_in(key),
+            hints_of=self.book.hints,
+            may_visit=self._may_visit,
         )
         self._responder = Responder(
             self,
@@ -187,7 +200,7 @@ class NodeRuntime:
         """What the node publishes now; re-issued when the machine's addresses change, or when it ages."""
         interfaces = describe_interfaces(self.host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6))
         nat = self.nat.profiles
-        now = int(self.view.clock.now())
+        now = max(int(self.view.clock.now()), 0)
         known = self._address
         if (
             known is None
@@ -217,17 +230,41 @@ class NodeRuntime:
         return known
 
     def known_address(self, peer_key: bytes) -> PeerAddress | None:
-        """The newest address that was learned of a peer: from its answers, or because it told us and is authorized."""
-        return self._known.get(peer_key)
+        """What a peer said last of where it is: in its answers, or because it told us and is authorized."""
+        return self.book.heard(peer_key)
 
     def learn_address(self, address: PeerAddress) -> None:
-        """Remember an address if it is newer than what is known; of 1,024 peers, those heard of last."""
-        known = self._known.get(address.public_key)
-        if known is None or address.seq > known.seq:
-            self._known.pop(address.public_key, None)
-            self._known[address.public_key] = address
-            if len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
+        """A peer that is authorized told us where it is."""
+        self.book.hear(address)
+
+    def usable_addresses(self, peer_key: bytes) -> list[PeerAddress]:
+        """What is known of a peer and good at this time, by our clock or by the peer's; what it said itself first."""
+        return [record for record in self.book.records(peer_key) if self._is_fresh(record)]
+
+    def _is_fresh(self, record: PeerAddress) -> bool:
+        """A record's times are on its issuer's clock, which may not agree with ours, and is known once it told us."""
+        for now in (self.clock.now(), self.signals.time_at(record.public_key)):
+            with suppress(AddressError):
+                record.check_fresh(now)
+                return True
+        return False
+
+    def _may_visit(self, peer: PeerAddress, ip: IPAddress) -> bool:
+        """Whether a server that a peer names may be visited at an address: it is judged as a peer's endpoints are.
+
+        Public addresses, those of our own networks, and on one machine with the peer loopback, which our own addresses
+        lead to as well.
+        """
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        own = {address.ip for interface in self.host.interfaces() for address in interface.addresses}
+        if ip.is_loopback or ip in own:
+            return peer.is_same_host(self.host)
+        if ip.is_multicast or ip.is_unspecified or ip.is_link_local:
+            return False
+        if is_public(ip):
+            return True
+        target = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=1)
+        return find_source(target, Route(interfaces=self.address.interfaces)) is not None
 
     def plan(
         self,
@@ -236,7 +273,26 @@ class NodeRuntime:
         afs: Collection[int] | None = None,
         route_types: Collection[RouteType] | None = None,
     ) -> list[Combo]:
-        """The valid combos of these plugins with a peer, on this machine's routes as they are now."""
+        """The valid combos of these plugins with a peer, on this machine's routes as they are now.
+
+        Those with `peer` come first, then those that another address adds that is known of it.
+        """
+        combos: dict[object, Combo] = {}
+        for record in dict.fromkeys((peer, *self.usable_addresses(peer.public_key))):
+            for combo in self._plan(record, plugins, afs, route_types):
+                known = combos.get(combo.aim)
+                if known is None or _RANKS.index(combo.likelihood) > _RANKS.index(known.likelihood):
+                    combos[combo.aim] = combo
+        return list(combos.values())
+
+    def _plan(
+        self,
+        peer: PeerAddress,
+        plugins: Sequence[str],
+        afs: Collection[int] | None,
+        route_types: Collection[RouteType] | None,
+    ) -> list[Combo]:
+        """The same with one address of the peer."""
         kinds = [self.factories[name][0] for name in plugins]
         reaches = frozenset(
             endpoint.address for _, endpoint in peer.endpoints() if self.host.source_address(endpoint.ip) is not None
@@ -392,9 +448,21 @@ class NodeRuntime:
                 self._services.start_soon(self.inbound.serve_socket, sock)
             self._services.start_soon(self.signals.run)
             self._services.start_soon(self.nat.run)
+            self._services.start_soon(self._watch_addresses)
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)
             yield
+
+    async def _watch_addresses(self) -> None:
+        """A machine that moves leaves connections behind that nobody tells of their end: have them asked for."""
+        before = self.host.interfaces()
+        while True:
+            await trio.sleep(LOOK_INTERVAL)  # nobody tells, on no system in the same way: one has to look
+            now = self.host.interfaces()
+            if now != before:
+                logger.info("the machine's addresses have changed")
+                self.hub.check_channels()
+            before = now
 
     async def _keep_time(self) -> None:
         await keep_measured(
@@ -402,7 +470,6 @@ class NodeRuntime:
             self.config.servers.ntp,
             timeout=NTP_TIMEOUT,
             host=self.host,
-            on_step=self.signals.clock_stepped,
         )
 
     async def _set_up(self, stack: AsyncExitStack, name: str, plugin: type[Plugin]) -> None:

@@ -33,6 +33,11 @@ from warpgate_trio.signal.mqtt_channel import open_mqtt_channel
 CONNECTED, WAITING = ServerState.CONNECTED, ServerState.WAITING
 
 
+def anywhere(_: object) -> bool:
+    """A `MayVisit` for peers on this machine."""
+    return True
+
+
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.01)
@@ -334,7 +339,7 @@ async def test_a_broker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.needs("mosquitto")
 async def test_the_end_of_a_hub_leaves_nothing_at_the_broker(mosquitto: Broker) -> None:
     async with hub_for(ALICE, mosquitto.url) as alice:
-        await alice.send(BOB.public_key, b"\x01x", hints=[f"mqtt://localhost:{mosquitto.port}"])
+        await alice.send(BOB.public_key, b"\x01x", hints=[f"mqtt://localhost:{mosquitto.port}"], may_visit=anywhere)
     assert mosquitto.connections() == 0
     with pytest.raises(SignalUnavailable, match="not running"):
         await alice.send(BOB.public_key, b"x")
@@ -440,7 +445,10 @@ async def test_a_visit_to_a_peers_broker(any_broker: Broker) -> None:
     """Alice and Bob share no server; she has MQTT, so his hint may be followed."""
     async with hub_for(ALICE, f"mqtt://127.0.0.1:{free_port()}", connected=False) as alice:
         async with hub_for(BOB, any_broker.url) as bob:
-            assert await alice.send(BOB.public_key, b"\x01request", hints=[str(any_broker.url)]) is Delivery.QUEUED
+            assert (
+                await alice.send(BOB.public_key, b"\x01request", hints=[str(any_broker.url)], may_visit=anywhere)
+                is Delivery.QUEUED
+            )
             assert (await bob.receive()).payload == b"\x01request"
             assert await bob.send(ALICE.public_key, b"\x01reply") is Delivery.QUEUED
             reply = await alice.receive()
@@ -451,7 +459,7 @@ async def test_a_visit_to_a_peers_broker(any_broker: Broker) -> None:
 async def test_a_node_without_mqtt_does_not_follow_hints_to_it(any_broker: Broker) -> None:
     async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
         hints = [str(any_broker.url), "mqtt://broker.example/?bad"]
-        assert await alice.send(BOB.public_key, b"\x01x", hints=hints) is Delivery.NOBODY_HOME
+        assert await alice.send(BOB.public_key, b"\x01x", hints=hints, may_visit=anywhere) is Delivery.NOBODY_HOME
         assert len(alice.status()) == 1
 
 
@@ -462,7 +470,7 @@ async def test_peers_that_share_one_of_their_transports(any_broker: Broker) -> N
             assert (await bob.receive()).via == str(any_broker.url)
             # With his hints she visits his server besides, behind the sender's back.
             hints = [his.url, str(any_broker.url)]
-            assert await alice.send(BOB.public_key, b"\x01y", hints=hints) is Delivery.QUEUED
+            assert await alice.send(BOB.public_key, b"\x01y", hints=hints, may_visit=anywhere) is Delivery.QUEUED
             assert {(await bob.receive()).via for _ in range(2)} == {his.url, str(any_broker.url)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import IPv4Address, ip_address
 
 import pytest
@@ -25,16 +26,20 @@ from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Plugin, RouteType
 from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+from warpgate_trio.servers.rendezvous_core import RendezvousLimits
 from warpgate_trio.signal import (
     Cancel,
     Clock,
     Delivery,
     Envelope,
     Failed,
+    Inbox,
+    InboxLimits,
     Incoming,
     Message,
     RefusalReason,
     Refused,
+    ServerState,
     SignalHub,
     open_message,
     seal_message,
@@ -135,11 +140,81 @@ async def test_garbage_is_counted_and_dropped(blob: bytes) -> None:
         assert give(bob, blob) in ("SignalMalformed", "SignalUnsupported")
 
 
-async def test_a_flood_is_bounded_before_it_is_decrypted() -> None:
-    async with loopback_node(BOB, config(), authorize=anyone) as bob:
-        outcomes = [give(bob, b"\x01" + bytes(200)) for _ in range(1000)]
-        assert outcomes.count("SignalMalformed") < 400
-        assert outcomes[-1] == "rate_limited"
+async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond waits in the queue of its channel, and is dropped when that is full."""
+    limits = InboxLimits(rate=1e-3, burst=7)
+    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=anyone) as bob,
+        hub_of(CAROL, server) as hub,
+    ):
+        await bob.wait_signals()
+        for _ in range(100):
+            await hub.send(BOB.public_key, b"\x01" + bytes(200))
+        with trio.fail_after(1):
+            while bob.stats().signals_dropped < 100 - 7 - 64:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert bob.stats().signals == {"SignalMalformed": 7}
+
+
+async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No place in a queue, and nothing of what may be opened in a second."""
+    limits = InboxLimits(rate=1e-3, burst=1)
+    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=anyone) as bob,
+        hub_of(CAROL, server) as hub,
+    ):
+        await bob.wait_signals()
+        for number in range(150):
+            await hub.send(BOB.public_key, [b"\x01", b"x", b"\x02" + bytes(200)][number % 3])
+        own = address_of(CAROL, port=1)
+        await hub.send(BOB.public_key, sealed(CAROL, bob.address, own, Cancel(), owner="core"))
+        with trio.fail_after(1):
+            while not bob.stats().signals.get("Accepted"):
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert bob.stats().signals == {"SignalMalformed": 50, "SignalUnsupported": 100, "Accepted": 1}
+        assert bob.stats().signals_dropped == 0
+
+
+async def test_a_flood_on_one_channel_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger who knows the peer id floods one server, with as much as it lets him, and Alice uses the other."""
+    limits = InboxLimits(rate=50.0, burst=1)
+    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    allowed = RendezvousLimits(sends_per_second=10**6, send_burst=10**6)
+    async with (
+        open_rendezvous(limits=allowed) as flooded,
+        open_rendezvous() as quiet,
+        loopback_node(BOB, config(flooded, quiet), authorize=anyone) as bob,
+        hub_of(CAROL, flooded) as carol,
+        hub_of(ALICE, quiet) as alice,
+        open_background_nursery() as nursery,
+    ):
+        with trio.fail_after(5):
+            while [each.state for each in bob.signal_servers] != [ServerState.CONNECTED] * 2:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+
+            async def flood() -> None:
+                while True:
+                    await carol.send(BOB.public_key, b"\x01" + bytes(200))
+
+            nursery.start_soon(flood)
+            while not bob.stats().signals_dropped:
+                await trio.lowlevel.checkpoint()
+            own = address_of(ALICE, port=1)
+            for number in range(3):
+                message_id = bytes([number]) * 16
+                blob = sealed(ALICE, bob.address, own, Cancel(), owner="core", message_id=message_id)
+                opened = bob.stats().signals["SignalMalformed"]
+                await alice.send(BOB.public_key, blob)
+                while bob.stats().signals.get("Accepted", 0) <= number:
+                    await trio.lowlevel.checkpoint()
+                assert (
+                    bob.stats().signals["SignalMalformed"] <= opened + 2 + 50
+                )  # its turn; the rest is a loaded machine
+            assert bob.stats().signals_dropped
 
 
 class Unheard(Message, frozen=True):
@@ -196,11 +271,12 @@ async def test_a_peer_that_lies_about_its_clock_harms_only_itself(claimed: int) 
                 in_reply_to=answer.header.message_id,
             )
             assert give(bob, lie) == "Accepted"
-            # What she says now is stamped by the clock that she claims to have, as far as a stamp can say it.
+            # What she says now is stamped by the clock that she claims to have, which is no excuse, or by ours.
             own, now = address_of(CAROL, port=1), max(claimed - 100, 0) / 1000
-            for message_id in (b"3" * 16, b"4" * 16):
-                more = sealed(CAROL, bob.address, own, Unheard(), message_id=message_id, time=now)
-                assert give(bob, more) == "Accepted+unknown_type"
+            more = sealed(CAROL, bob.address, own, Unheard(), message_id=b"3" * 16, time=now)
+            assert give(bob, more) == "OutsideWindow"
+            more = sealed(CAROL, bob.address, own, Unheard(), message_id=b"4" * 16)
+            assert give(bob, more) == "Accepted+unknown_type"
             await trio.testing.wait_all_tasks_blocked(0.05)
         async with hub_of(ALICE, server) as hub:
             assert (await ask(hub, ALICE, bob, b"5" * 16)).header.type == "core.Refused"
@@ -352,6 +428,8 @@ async def asked_to_dial(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple
         raise AttemptFailed("recorded")
 
     monkeypatch.setattr("warpgate_strategies.reverse_connect.dial", dial)
+    limits = InboxLimits(stranger_burst=1000)
+    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
     number = 0
     async with loopback_node(BOB, config(), authorize=anyone, host=Routed()) as bob:
         nat = NatProfile(udp=TransportProfile(external=(IPv4Address("203.0.113.1"),)))

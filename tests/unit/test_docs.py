@@ -34,7 +34,7 @@ from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_regi
 from warpgate_trio.report import ADVICE, Outcome, Verdict
 from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.signal import inbox, wire_name
+from warpgate_trio.signal import inbox, replays, wire_name
 from warpgate_trio.signal.transport import supports
 
 ROOT = Path(__file__).parents[2]
@@ -227,7 +227,8 @@ def test_what_the_numbers_add_up_to() -> None:
     assert "16 MiB of early data" in text
     assert inbound.MAX_WAITING_PIPES * protocol.WINDOW_MIN == 64 * 2**20
     assert "one window each, since credit is given with ACCEPT: 64 MiB" in text
-    assert 2 * inbox.WINDOW * limits.rate + limits.burst < limits.ids  # what architecture.md says of ids
+    longest = 2 * replays.WINDOW / replays.CATCH_UP  # that an id is kept: what architecture.md says of ids
+    assert longest * limits.stranger_rate + limits.stranger_burst < limits.stranger_ids
 
 
 # -- states, frames, rules ---------------------------------------------------------------------------------------------

@@ -261,6 +261,8 @@ class _Call:
 
         if isinstance(error, AddressError):
             verdict, advice = "bad_address", "Ask the peer for its current address, and copy it whole."
+            if isinstance(error, AddressNotYetValid):
+                advice = "Set the clock of this machine: by it, the address was issued in the future."
         elif isinstance(error, UsageProblem):
             verdict, advice = "bad_usage", "Call it differently: see `warpgate-trio connect --help`."
         else:

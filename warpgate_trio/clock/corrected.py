@@ -56,6 +56,7 @@ class CorrectedClock:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._estimate: ClockEstimate | None = None
+        self._asked = trio.Event()
 
     @property
     def estimate(self) -> ClockEstimate | None:
@@ -85,6 +86,14 @@ class CorrectedClock:
     def trio_time(self, instant: float) -> float:
         """A Unix time of this clock as one of `trio.current_time`, for `trio.sleep_until` and deadlines."""
         return trio.current_time() + (instant - self.now())
+
+    def note_asked(self) -> None:
+        """A measurement has ended, well or not."""
+        self._asked.set()
+
+    async def wait_asked(self) -> None:
+        """Return once the time servers have been asked, whatever came of it; the caller bounds the time."""
+        await self._asked.wait()
 
     def update(self, estimate: ClockEstimate) -> float:
         """Use a measurement from now on; returns the seconds by which that moved this clock.
@@ -122,12 +131,14 @@ async def keep_measured(
             estimate = await measure_offset(servers, timeout=timeout, host=host)
         except ClockUnavailable as error:
             logger.warning("no time server: %s", error)
+            clock.note_asked()
             on_failure(error)
             await trio.sleep(pause * host.random.uniform(0.9, 1.1))  # not in step with the other nodes
             pause = min(2 * pause, INTERVAL)
             continue
         pause = RETRY_FIRST
         step = clock.update(estimate)
+        clock.note_asked()
         logger.info(
             "the clock is %+.3f s ± %.3f s off, by %s", -estimate.offset, estimate.uncertainty, estimate.servers
         )

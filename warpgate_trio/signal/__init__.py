@@ -4,14 +4,14 @@ A signal goes from node to server to node.  The rooms' parts, from the inside ou
 
 * `message` (no I/O): the envelope, signed by its sender over its receiver and sealed to it.  A server learns who talks
   to whom, when, and how much.
-* `inbox` (no I/O): which opened messages count: time window, replays, rates, wrong clocks.
+* `inbox` (no I/O): which opened messages count: time, rates, wrong clocks; `replays`: what was accepted already.
 * `core`: the messages that every node understands.  Plugins define their own as subclasses of `Message`.
 * `transport`: what a signal server must be able to do, and the table of URL schemes.
 * `websocket_channel`: the transport to our rendezvous server (`warpgate_trio.servers.rendezvous`).
 * `hub`: the owner of a node's channels; connects, reconnects, sends by all of them at once.
 
-The way of a message in:  ``hub.receive`` -> ``inbox.admit`` -> `open_message` -> ``inbox.check`` -> `decode_payload`.
-The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with our time plus ``clocks.offset(peer)`` ->
+The way of a message in:  `check_blob` -> ``hub.receive`` -> `open_message` -> ``inbox.check`` -> `decode_payload`.
+The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with ``clocks.time_of(peer)`` ->
 ``hub.send``.
 """
 
@@ -30,9 +30,21 @@ from .inbox import (
     Replayed,
     TokenBucket,
     TooOld,
+    Unasked,
     Verdict,
 )
-from .message import MAX_SIGNAL, Envelope, Header, Message, decode_payload, open_message, seal_message, wire_name
+from .message import (
+    MAX_SIGNAL,
+    Envelope,
+    Header,
+    Message,
+    check_blob,
+    decode_payload,
+    open_message,
+    seal_message,
+    wire_name,
+)
+from .replays import Moment
 from .transport import Delivery, SignalChannel, open_channel
 
 __all__ = [
@@ -49,6 +61,7 @@ __all__ = [
     "InboxLimits",
     "Incoming",
     "Message",
+    "Moment",
     "OutsideWindow",
     "Overloaded",
     "PeerClocks",
@@ -62,7 +75,9 @@ __all__ = [
     "SignalHub",
     "TokenBucket",
     "TooOld",
+    "Unasked",
     "Verdict",
+    "check_blob",
     "decode_payload",
     "open_channel",
     "open_message",

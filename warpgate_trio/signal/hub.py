@@ -2,9 +2,9 @@
 
 Theory of operation.  One task per configured server connects, registers, receives, and reconnects after a jittered
 back-off, for as long as the hub runs; a server that is down costs its own task a connection attempt now and then, and
-nobody else anything.  What arrives by any channel goes into one bounded queue.  De-duplication is not done here: the
-same message comes in by several servers as different or equal bytes, and only its id, inside the seal, tells
-(`warpgate_trio.signal.Inbox`).
+nobody else anything.  What arrives goes into a bounded queue of its channel's own, and the channels take turns in
+`receive`: whoever floods one takes nothing from the others.  De-duplication is not done here: the same message comes in
+by several servers as different or equal bytes, and only its id, inside the seal, tells (`warpgate_trio.signal.Inbox`).
 
 A `send` goes out by all connected channels at once, and the best answer counts.  Once a broker has taken a message, a
 server that hangs must not hold up its sender: `send` returns then, and what it began goes on for a little while behind
@@ -13,7 +13,11 @@ as long as the caller waits.  So the tasks that send are the hub's, not the call
 
 When the peer's own servers (*hints*) are not among ours, the hub *visits* them: a channel, registered under our key
 like any other so that replies come in by it, which is closed when it has been idle for a minute.  A peer chooses its
-hints, so visiting means to open connections where a peer says; the caller decides per send whether the peer may.
+hints, so visiting means to open connections where a peer says; the caller decides per send whether the peer may, and to
+which addresses (`warpgate_trio.signal.visits`).
+
+A connection that leads nowhere any more is noticed by the pings of its channel, twice a minute.  Where there is reason
+to doubt it (the machine's addresses have changed, a send hangs), the channel is asked at once.
 """
 
 from __future__ import annotations
@@ -22,9 +26,12 @@ import enum
 import logging
 import math
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NoReturn, TypeAlias, final
 
@@ -34,9 +41,13 @@ from .. import host as machine
 from ..config import ServerUrl
 from ..errors import ConfigError, SignalUnavailable, WarpgateError
 from ..identity import Identity
+from ..nurseries import open_background_nursery
+from ..panics import panics_as_errors
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from .message import MAX_SIGNAL
-from .transport import Delivery, SignalChannel, check_supported, loads_asyncio, open_channel, supports
+from .race import Race
+from .transport import Delivery, Dial, SignalChannel, check_supported, loads_asyncio, open_channel, supports
+from .visits import IPAddress, MayVisit, is_plain, open_judged_stream
 
 __all__ = ["Incoming", "ServerState", "ServerStatus", "SignalHub"]
 
@@ -54,7 +65,9 @@ MAX_VISITS = 4
 VISIT_IDLE = 60.0
 """Seconds after which a visiting channel without traffic is closed."""
 _MAX_TRAILING = 64  # Sends that go on after a broker has queued them; the oldest gives way.
-_INBOX = 256  # Payloads that wait for `receive`; 4 MiB at most.
+SEND_PATIENCE = 2.0
+"""Seconds for a server to answer a send, after which it is asked whether it is still there."""
+_INBOX = 64  # Payloads of one channel that wait for `receive`; 1 MiB at most.
 
 
 class ServerState(enum.Enum):
@@ -98,7 +111,11 @@ class _Slot:
         self.url = url
         self.key = url.redacted
         self.place = _place(url)
+        self.origin = self.place[:3]
         self.visiting = visiting
+        self.dial: Dial = trio.open_tcp_stream
+        self.address: IPAddress | None = None
+        self.waiting: deque[bytes] = deque()
         self.state = ServerState.CONNECTING
         self.channel: SignalChannel | None = None
         self.last_error: str | None = None
@@ -114,6 +131,10 @@ class _Slot:
             if self.channel is not None and self.scope is not None:
                 self.scope.deadline = self.last_used + VISIT_IDLE
 
+    def leads_where(self, may_visit: MayVisit) -> bool:
+        """Whether a visit leads to an address that may be visited; one that leads nowhere yet was judged on its way."""
+        return self.address is None or may_visit(self.address)
+
     def status(self) -> ServerStatus:
         rtt = self.channel.rtt if self.channel is not None else None
         return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.visiting)
@@ -127,18 +148,27 @@ class SignalHub:
       identity: whose mailbox is opened on every server.
       servers: the node's own servers; equal ones count once.
       ca_file: PEM file of certificates that are trusted for TLS in addition to the platform's.
+      is_worth_a_place: whether a payload that came in is to be queued, told at a glance.
 
     Raises:
       ConfigError: there is no transport for a server, or `ca_file` cannot be used.
     """
 
-    def __init__(self, identity: Identity, servers: Sequence[ServerUrl], *, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        servers: Sequence[ServerUrl],
+        *,
+        ca_file: Path | None = None,
+        is_worth_a_place: Callable[[bytes], bool] = lambda _: True,
+    ) -> None:
         for url in servers:
             check_supported(url)
         self._asyncio = any(loads_asyncio(url) for url in servers)
         self._identity = identity
         self._registrant = Registrant(machine.current().entropy(INSTANCE_LENGTH))
         self._ca_file = ca_file
+        self._is_worth_a_place = is_worth_a_place
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None or any(url.tls for url in servers):
             self._trust()  # so that a bad file is found now, not at the first connection
@@ -148,13 +178,15 @@ class SignalHub:
             if any(slot.key == other.key for other in self._own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
         self._visits: list[_Slot] = []
-        self._trailing: list[_Race] = []
+        self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
         self._ended = False
         self._changed = trio.Event()
-        self._arrived, self._incoming = trio.open_memory_channel[Incoming](_INBOX)
+        self._network_changed = trio.Event()
+        self._turns: deque[_Slot] = deque()  # those with payloads, each once
+        self._arrived = trio.Event()
         self.dropped: int = 0
-        """Payloads that came in while 256 waited for `receive`."""
+        """Payloads that came in while 64 of their channel waited for `receive`."""
 
     # --- what the node does with it ---
 
@@ -173,19 +205,36 @@ class SignalHub:
         finally:
             self._ended = True
             self._notify()
-            self._arrived.close()
+            self._arrived.set()
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def receive(self) -> Incoming:
-        """The next payload from any server.  Cancelled: nothing is lost.
+        """The next payload; the channels that have some take turns.  Cancelled: nothing is lost.
 
         Raises:
           SignalUnavailable: the hub has ended.
         """
-        try:
-            return await self._incoming.receive()
-        except trio.EndOfChannel:
-            raise SignalUnavailable("the signal hub has ended") from None
+        await trio.lowlevel.checkpoint()
+        while not self._turns:
+            if self._ended:
+                raise SignalUnavailable("the signal hub has ended")
+            await self._arrived.wait()
+        slot = self._turns.popleft()
+        payload = slot.waiting.popleft()
+        if slot.waiting:
+            self._turns.append(slot)
+        elif not self._turns and not self._ended:
+            self._arrived = trio.Event()
+        return Incoming(payload, slot.key)
+
+    def check_channels(self) -> None:
+        """The machine's addresses have changed: every connection is asked for at once, and what waits to be tried again
+        is tried now."""
+        for slot in (*self._own, *self._visits):
+            if slot.channel is not None:
+                slot.channel.check()
+        self._network_changed.set()
+        self._network_changed = trio.Event()
 
     async def wait_connected(self) -> None:
         """Return once at least one of the node's own servers is connected; the caller bounds the time.
@@ -229,7 +278,13 @@ class SignalHub:
         )
 
     async def send(
-        self, receiver_key: bytes, payload: bytes, *, hints: Sequence[str] = (), via: str | None = None
+        self,
+        receiver_key: bytes,
+        payload: bytes,
+        *,
+        hints: Sequence[str] = (),
+        may_visit: MayVisit | None = None,
+        via: str | None = None,
     ) -> Delivery:
         """Send a sealed payload by every channel there is, and return the best that a server says about it.
 
@@ -243,7 +298,8 @@ class SignalHub:
           payload: 1 to 16,384 bytes.
           hints: URLs of the receiver's servers.  Those that are not ours are visited, at once when we are connected to
             none of them, else when those that we are connected to have not delivered.  Useless hints are passed over,
-            and MQTT brokers by a node that has none itself.
+            URLs with a login, a path or a query, and MQTT brokers by a node that has none itself.
+          may_visit: whether a connection to an address may be opened for this receiver; without it none is.
           via: the channel that a request came in by (`Incoming.via`), for its reply; only a visited one needs to be
             named.
 
@@ -258,8 +314,8 @@ class SignalHub:
         if self._nursery is None:
             await trio.lowlevel.checkpoint()
             raise SignalUnavailable("the signal hub is not running")
-        race = _Race()
-        self._nursery.start_soon(self._run_race, race, receiver_key, payload, self._usable(hints), via)
+        race = Race()
+        self._nursery.start_soon(self._run_race, race, receiver_key, payload, _read(hints), may_visit, via)
         try:
             await race.wait_answered()
         finally:
@@ -268,7 +324,7 @@ class SignalHub:
             raise SignalUnavailable("; ".join(race.failures) or "there is no signal server to send by")
         return race.best
 
-    def _let_go(self, race: _Race) -> None:
+    def _let_go(self, race: Race) -> None:
         """The sender has what it wanted.  Only what a broker has queued is worth a further try elsewhere."""
         if race.best is not Delivery.QUEUED:
             race.scope.cancel()
@@ -282,13 +338,23 @@ class SignalHub:
     # --- parts of a send: each returns a Delivery or raises SignalUnavailable ---
 
     async def _run_race(
-        self, race: _Race, receiver_key: bytes, payload: bytes, urls: dict[_Place, ServerUrl], via: str | None
+        self,
+        race: Race,
+        receiver_key: bytes,
+        payload: bytes,
+        urls: Sequence[ServerUrl],
+        may_visit: MayVisit | None,
+        via: str | None,
     ) -> None:
+        visits = {} if may_visit is None else self._visitable(urls)
         ready = [slot for slot in self._own if slot.channel is not None]
-        ready += [slot for slot in self._visits if slot.channel is not None and (slot.key == via or slot.place in urls)]
-        known = any(slot.place in urls for slot in ready)
-        ours = {slot.place for slot in (*self._own, *ready)}
-        strange = [url for place, url in urls.items() if place not in ours]
+        known = any(slot.origin in {_place(url)[:3] for url in urls} for slot in ready)
+        for slot in self._visits:
+            asked = slot.place in visits and may_visit is not None and slot.leads_where(may_visit)
+            if slot.channel is not None and (slot.key == via or asked):
+                ready.append(slot)
+                known = known or asked
+        strange = [url for place, url in visits.items() if all(slot.place != place for slot in ready)]
         try:
             with race.scope:
                 async with trio.open_nursery() as nursery:
@@ -301,7 +367,8 @@ class SignalHub:
                         await race.wait_over()
                     if race.best is not Delivery.DELIVERED:
                         for url in strange:
-                            race.enter(nursery, partial(self._send_by_visit, url, receiver_key, payload))
+                            assert may_visit is not None
+                            race.enter(nursery, partial(self._send_by_visit, url, may_visit, receiver_key, payload))
                         await race.wait_over()
                     nursery.cancel_scope.cancel()
         except BaseException:  # cancelled, one or a group of them, and not by the race's own scope
@@ -318,7 +385,10 @@ class SignalHub:
         slot.touch()
         slot.sending += 1
         try:
-            return await channel.send(receiver_key, payload)
+            async with open_background_nursery() as nursery:
+                nursery.start_soon(_doubt, channel)
+                return await channel.send(receiver_key, payload)
+            raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
         finally:
             slot.sending -= 1
             slot.touch()
@@ -335,10 +405,15 @@ class SignalHub:
                         logger.debug("not sent: %s", exc)
             await self._changed.wait()
 
-    async def _send_by_visit(self, url: ServerUrl, receiver_key: bytes, payload: bytes) -> Delivery:
-        slot = next((slot for slot in self._visits if slot.place == _place(url)), None) or self._start_visit(url)
+    async def _send_by_visit(
+        self, url: ServerUrl, may_visit: MayVisit, receiver_key: bytes, payload: bytes
+    ) -> Delivery:
+        slot = next((slot for slot in self._visits if slot.place == _place(url)), None)
+        slot = slot or self._start_visit(url, may_visit)
         while slot.channel is None and not slot.ended:
             await self._changed.wait()
+        if not slot.leads_where(may_visit):  # it was opened for another peer
+            raise SignalUnavailable(f"{slot.key} leads to {slot.address}, where this peer may not send us")
         return await self._send_by(slot, receiver_key, payload)
 
     async def _first_connected(self) -> None:
@@ -354,7 +429,7 @@ class SignalHub:
 
     # --- channels ---
 
-    def _start_visit(self, url: ServerUrl) -> _Slot:
+    def _start_visit(self, url: ServerUrl, may_visit: MayVisit) -> _Slot:
         if self._nursery is None:
             raise SignalUnavailable("the signal hub has ended")
         if len(self._visits) >= MAX_VISITS:
@@ -363,6 +438,13 @@ class SignalHub:
                 raise SignalUnavailable(f"{url.redacted}: {MAX_VISITS} servers of peers are being visited already")
             self._leave(min(idle, key=lambda slot: slot.last_used))
         slot = _Slot(url, visiting=True)
+
+        async def dial(host: str, port: int) -> trio.abc.Stream:
+            stream = await open_judged_stream(host, port, may_visit=may_visit)
+            slot.address = ip_address(stream.socket.getpeername()[0].partition("%")[0])
+            return stream
+
+        slot.dial = dial
         self._visits.append(slot)
         self._nursery.start_soon(self._visit, slot)
         return slot
@@ -389,7 +471,8 @@ class SignalHub:
             if held >= _STABLE:
                 pause = BACKOFF_FIRST
             slot.state = ServerState.WAITING
-            await trio.sleep(pause * (1 - machine.current().random.random() / 2))
+            with trio.move_on_after(pause * (1 - machine.current().random.random() / 2)):
+                await self._network_changed.wait()
             pause = min(2 * pause, BACKOFF_LIMIT)
 
     async def _hold(self, slot: _Slot) -> float:
@@ -397,10 +480,13 @@ class SignalHub:
         since = math.inf
         slot.state = ServerState.CONNECTING
         try:
-            with trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT) as slot.scope:
+            with (
+                panics_as_errors(),
+                trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT) as slot.scope,
+            ):
                 context = self._trust() if slot.url.tls else None
                 async with open_channel(
-                    slot.url, self._identity, ssl_context=context, registrant=self._registrant
+                    slot.url, self._identity, ssl_context=context, registrant=self._registrant, dial=slot.dial
                 ) as channel:
                     slot.scope.deadline = math.inf
                     slot.channel = channel
@@ -419,7 +505,7 @@ class SignalHub:
         except (OSError, WarpgateError) as exc:
             slot.last_error = f"{exc} ({exc.__cause__})" if isinstance(exc, OSError) and exc.__cause__ else str(exc)
             logger.debug("not connected to %s: %s", slot.key, slot.last_error)
-        except Exception as exc:
+        except Exception as exc:  # a server's doing, whatever its class: it ends this connection and nothing else
             slot.last_error = f"unexpected {type(exc).__name__}"
             logger.exception("the signal channel to %s failed", slot.key)
         finally:
@@ -429,26 +515,31 @@ class SignalHub:
 
     def _take(self, slot: _Slot, payload: bytes) -> None:
         slot.touch()
-        try:
-            self._arrived.send_nowait(Incoming(payload, slot.key))
-        except trio.WouldBlock:
+        if not self._is_worth_a_place(payload):
+            return
+        if len(slot.waiting) >= _INBOX:
             self.dropped += 1
+            return
+        slot.waiting.append(payload)
+        if len(slot.waiting) == 1:
+            self._turns.append(slot)
+            self._arrived.set()
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _usable(self, hints: Sequence[str]) -> dict[_Place, ServerUrl]:
-        """The first few hints that we can make something of.  A peer wrote them: nothing in them may raise."""
-        urls: dict[_Place, ServerUrl] = {}
-        for hint in hints:
-            try:
-                url = ServerUrl.parse(hint)
-            except ConfigError:
+    def _visitable(self, urls: Sequence[ServerUrl]) -> dict[_Place, ServerUrl]:
+        """The first few URLs of a peer that we would visit; what is ours, by scheme, host and port, is none of them."""
+        ours = {slot.origin for slot in self._own}
+        found: dict[_Place, ServerUrl] = {}
+        for url in urls:
+            place = _place(url)
+            if place[:3] in ours or not is_plain(url) or len(found) >= MAX_VISITS:
                 continue
-            if len(urls) < MAX_VISITS and (self._asyncio or not loads_asyncio(url)) and supports(url):
-                urls.setdefault(_place(url), url)
-        return urls
+            if (self._asyncio or not loads_asyncio(url)) and supports(url):
+                found[place] = url
+        return found
 
     def _trust(self) -> ssl.SSLContext:
         if self._ssl_context is None:
@@ -464,51 +555,19 @@ class SignalHub:
         return self._ssl_context
 
 
-@final
-class _Race:
-    """The answers to one send: the best so far, and whether a better one may come."""
+async def _doubt(channel: SignalChannel) -> None:
+    """A server that lets a send wait may not be there any more."""
+    await trio.sleep(SEND_PATIENCE)
+    channel.check()
 
-    def __init__(self) -> None:
-        self.best: Delivery | None = None
-        self.failures: list[str] = []
-        self.scope = trio.CancelScope()
-        self.over = trio.Event()
-        self._running = 0
-        self._late = 0
-        self._changed = trio.Event()
 
-    def enter(self, nursery: trio.Nursery, attempt: Callable[[], Awaitable[Delivery]], *, late: bool = False) -> None:
-        """Start an attempt; a late one is waited for only while nobody else has answered."""
-        self._late += late
-        self._running += not late
-        nursery.start_soon(self._run, attempt, late)
-
-    async def _run(self, attempt: Callable[[], Awaitable[Delivery]], late: bool) -> None:
-        try:
-            answer = await attempt()
-            self.best = answer if self.best is None else max(self.best, answer)
-        except SignalUnavailable as exc:
-            self.failures.append(str(exc))
-        except Exception as exc:
-            self.failures.append(f"unexpected {type(exc).__name__}")
-            logger.exception("a signal could not be sent")
-        self._late -= late
-        self._running -= not late
-        self.notify()
-
-    def notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_over(self) -> None:
-        """Until nothing better can come."""
-        while self.best is not Delivery.DELIVERED and (self._running or (self._late and self.best is None)):
-            await self._changed.wait()
-
-    async def wait_answered(self) -> None:
-        """Until there is an answer that the sender can go on with, or the race is over."""
-        while not self.over.is_set() and (self.best is None or self.best < Delivery.QUEUED):
-            await self._changed.wait()
+def _read(hints: Sequence[str]) -> list[ServerUrl]:
+    """The hints that are URLs.  A peer wrote them: nothing in them may raise."""
+    urls: list[ServerUrl] = []
+    for hint in hints:
+        with suppress(ConfigError):
+            urls.append(ServerUrl.parse(hint))
+    return urls
 
 
 _Place: TypeAlias = tuple[str, str, int, str]

@@ -1,31 +1,28 @@
 """What makes an opened message acceptable: its time, its novelty, and how much its sender has sent.  No I/O, no clock.
 
-Theory of operation.  A message is stamped by its sender and accepted within ±300 s of our clock.  Its id is remembered
-for as long as its stamp stays acceptable, so within the window nothing is accepted twice; outside it the stamp decides.
-A restart
-forgets the ids, so nothing that was stamped before the process started is accepted either: both rules are one, a
-*horizon* up to which stamps are refused because their ids are not, or no longer, remembered.
+Theory of operation.  A message that starts something is stamped by its sender and accepted within ±300 s of our time;
+one that answers something of ours is accepted for that, for two minutes.  Neither is accepted twice:
+`warpgate_trio.signal.replays` says how, and what our time is.
 
-Clocks are often wrong, so a message outside the window (or behind the horizon) is answered with our time, once per
-sender and ten seconds; the sender then stamps what it sends *to us* accordingly, and reads our stamps accordingly.
-Such a correction
-holds between two peers only: a peer that lies about its clock spoils nothing but its own conversation.  A `Clock` reply
-is itself outside the window of whoever needs it; it is accepted as the answer to a message that we sent just now.
+Clocks are often wrong, so a message outside the window (or from before our start) is answered with our time, once per
+sender and ten seconds, if the sender is one that we answer at all; the sender then stamps what it sends *to us*
+accordingly.  Such a correction holds between two peers only: a peer that lies about its clock spoils nothing but its
+own conversation.
 
-All times are Unix seconds on our own corrected clock, and all tables are bounded.  With the default limits the table of
-ids cannot fill, as 600 s (the longest that an id is kept) of the highest total rate stay below its size; with others a
-full table refuses new messages rather than forget old ones.
+Who can seal to us can also make up senders, so what senders that we do not know may do together is bounded, for each
+channel by itself, and they never get the last quarter of the table of ids: a flood of theirs does not keep out whom we
+know.  All tables are bounded, and a full one refuses new messages rather than forget old ones.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar, final
 
 from .core import OWNER, Clock
 from .message import Header, wire_name
+from .replays import ANSWER_TIME, Moment, Replays
 
 __all__ = [
     "Accepted",
@@ -38,16 +35,13 @@ __all__ = [
     "Replayed",
     "TokenBucket",
     "TooOld",
+    "Unasked",
     "Verdict",
 ]
 
-WINDOW = 300.0
-"""Seconds by which a stamp may differ from our clock."""
-START_SLACK = 2.0
-"""Seconds before our start that a stamp may lie: what two NTP-disciplined clocks differ, and a message takes."""
 CLOCK_REPLY_INTERVAL = 10.0
 """Seconds between two clock replies to one sender: one is enough, the next only in case it was lost."""
-_RECENT = 60.0  # Seconds in which a clock reply must come: a signal that took longer helps nobody any more.
+_CHANNELS = 64  # Whose strangers are counted; a node has a handful.
 _PEERS = 4096  # Peers with a clock correction, a sent id, or a bucket; the least recently used are forgotten.
 
 _CLOCK = wire_name(OWNER, Clock)
@@ -58,18 +52,26 @@ class InboxLimits:
     """Rates are messages per second, sustained; bursts are messages at once.
 
     Attributes:
-      rate, burst: in all, counted before anything is decrypted.
+      rate, burst: opened in all.  What is beyond waits in its channel's queue, and is dropped when that is full.
       sender_rate, sender_burst: of one sender, counted once it is known who that is.
-      clock_rate: our clock replies in all.
-      ids: remembered message ids.
+      stranger_rate, stranger_burst: accepted by one channel of all senders together that we do not know.
+      clock_rate: our clock replies to them in all.
+      ids: remembered message ids; a quarter of them is for senders that we know.
     """
 
-    rate: float = 100.0
-    burst: int = 300
+    rate: float = 500.0
+    burst: int = 250
     sender_rate: float = 30.0
     sender_burst: int = 60
+    stranger_rate: float = 40.0
+    stranger_burst: int = 100
     clock_rate: float = 20.0
     ids: int = 65_536
+
+    @property
+    def stranger_ids(self) -> int:
+        """Ids up to which senders that we do not know find room."""
+        return self.ids * 3 // 4
 
 
 _DEFAULT_LIMITS = InboxLimits()
@@ -93,7 +95,7 @@ class Replayed:
 @final
 @dataclass(frozen=True, slots=True)
 class RateLimited:
-    """This sender sends too much."""
+    """This sender sends too much, or those do that we do not know."""
 
 
 @final
@@ -114,11 +116,17 @@ class OutsideWindow:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Unasked:
+    """It answers what we have not said to its sender, or not within the last two minutes."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Overloaded:
     """No room to remember the id, so the message is refused."""
 
 
-Verdict: TypeAlias = Accepted | Replayed | RateLimited | TooOld | OutsideWindow | Overloaded
+Verdict: TypeAlias = Accepted | Replayed | RateLimited | TooOld | OutsideWindow | Unasked | Overloaded
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
@@ -138,12 +146,20 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Take one, if there is one."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
+        self._earn(now)
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
+
+    def wait_for_one(self, now: float) -> float:
+        """Seconds until there is one to take; 0.0: there is."""
+        self._earn(now)
+        return max(0.0, (1.0 - self._tokens) / self._rate)
+
+    def _earn(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
+        self._at = now
 
 
 _Key = TypeVar("_Key")
@@ -180,23 +196,26 @@ class _Recent(Generic[_Key, _Value]):
 
 @final
 class PeerClocks:
-    """How far each peer's clock is from ours, as far as clock replies have told."""
+    """What time it is at a peer, as far as clock replies have told.
+
+    A peer's clock is known by what it is ahead of *our monotonic one*: whatever happens to our wall clock, that stays.
+    """
 
     def __init__(self) -> None:
         self._sent: _Recent[bytes, tuple[bytes, float]] = _Recent(_PEERS)
-        self._offsets: _Recent[bytes, float] = _Recent(_PEERS)
+        self._ahead: _Recent[bytes, float] = _Recent(_PEERS)
 
-    def note_sent(self, message_id: bytes, peer: bytes, now: float) -> None:
-        """We send `peer` (its key) a message: a clock reply to it is welcome for a minute."""
-        self._sent.put(message_id, (peer, now))
+    def note_sent(self, message_id: bytes, peer: bytes, now: Moment) -> None:
+        """We send `peer` (its key) a message: an answer to it is welcome for `ANSWER_TIME`."""
+        self._sent.put(message_id, (peer, now.monotonic))
 
-    def expects(self, peer: bytes, in_reply_to: bytes | None, now: float) -> bool:
-        """Whether `in_reply_to` is the id of a message that we sent to `peer` within the last minute."""
+    def expects(self, peer: bytes, in_reply_to: bytes | None, now: Moment) -> bool:
+        """Whether `in_reply_to` is the id of a message that we have sent to `peer` within `ANSWER_TIME`."""
         sent = self._sent.get(in_reply_to) if in_reply_to is not None else None
-        return sent is not None and sent[0] == peer and 0.0 <= now - sent[1] <= _RECENT
+        return sent is not None and sent[0] == peer and 0.0 <= now.monotonic - sent[1] <= ANSWER_TIME
 
-    def on_clock_reply(self, peer: bytes, in_reply_to: bytes | None, peer_time_ms: int, now: float) -> float | None:
-        """`peer` says what time it is there.  Returns its new offset, or None when we did not ask.
+    def on_clock_reply(self, peer: bytes, in_reply_to: bytes | None, peer_time_ms: int, now: Moment) -> float | None:
+        """`peer` says what time it is there.  Returns seconds by which that is ahead of us, None when we did not ask.
 
         The peer's time is taken to be that of the middle between our message and its reply.  Each message allows one
         reply.
@@ -205,20 +224,13 @@ class PeerClocks:
             return None
         sent = self._sent.pop(in_reply_to)
         assert sent is not None
-        offset = peer_time_ms / 1000 - (sent[1] + now) / 2
-        self._offsets.put(peer, offset)
-        return offset
+        self._ahead.put(peer, peer_time_ms / 1000 - (sent[1] + now.monotonic) / 2)
+        return self.time_of(peer, now) - now.wall
 
-    def clock_stepped(self, seconds: float) -> None:
-        """Our corrected clock was moved by `seconds`; the peers' were not."""
-        for message_id, (peer, sent_at) in self._sent.items():
-            self._sent.put(message_id, (peer, sent_at + seconds))
-        for peer, offset in self._offsets.items():
-            self._offsets.put(peer, offset - seconds)
-
-    def offset(self, peer: bytes) -> float:
-        """Seconds to add to our clock for the peer's; 0.0 when nothing is known."""
-        return self._offsets.get(peer) or 0.0
+    def time_of(self, peer: bytes, now: Moment) -> float:
+        """Unix seconds at the peer; ours when nothing is known."""
+        ahead = self._ahead.get(peer)
+        return now.wall if ahead is None else now.monotonic + ahead
 
 
 @final
@@ -226,75 +238,78 @@ class Inbox:
     """Judges opened messages.  One per node, for all its channels.
 
     Args:
-      started_at: when the process started.
+      started: when the process started.
       limits: rates and sizes.
-      clocks: corrections per peer, shared with whoever stamps what we send.
+      clocks: what we have sent, and the peers' clocks; shared with whoever stamps what we send.
     """
 
     def __init__(
-        self, started_at: float, limits: InboxLimits = _DEFAULT_LIMITS, clocks: PeerClocks | None = None
+        self, started: Moment, limits: InboxLimits = _DEFAULT_LIMITS, clocks: PeerClocks | None = None
     ) -> None:
         self.clocks: PeerClocks = clocks if clocks is not None else PeerClocks()
-        self._limits = limits
-        self._horizon = started_at - START_SLACK
-        self._ids: set[bytes] = set()
-        self._expiries: list[tuple[float, bytes]] = []  # a heap of (when the stamp leaves the window, id)
-        self._all = TokenBucket(limits.rate, limits.burst, started_at)
+        self.limits: InboxLimits = limits
+        self._replays = Replays(started.monotonic)
         self._senders: _Recent[bytes, TokenBucket] = _Recent(_PEERS)
-        self._clock_replies = TokenBucket(limits.clock_rate, limits.clock_rate, started_at)
+        self._strangers: _Recent[str, TokenBucket] = _Recent(_CHANNELS)
+        self._clock_replies = TokenBucket(limits.clock_rate, limits.clock_rate, started.monotonic)
         self._clock_replied: _Recent[bytes, float] = _Recent(_PEERS)
 
-    def admit(self, now: float) -> bool:
-        """Whether a further blob may be decrypted now.  Ask once per blob, before anything else is done with it."""
-        return self._all.take(now)
+    def time(self, now: Moment) -> float:
+        """The time that stamps are compared with, and that a clock reply tells."""
+        return self._replays.time(now)
 
-    def check(self, header: Header, now: float) -> Verdict:
-        """Judge an opened message.  Only `Accepted` ones may have an effect; those are remembered."""
-        self._forget(now)
-        if header.message_id in self._ids:
+    def check(self, header: Header, now: Moment, *, known: bool = False, via: str = "") -> Verdict:
+        """Judge an opened message.  Only `Accepted` ones may have an effect; those are remembered.
+
+        Args:
+          known: the sender is one that the node has dealings with, and not just anybody who can seal to us.
+          via: the channel that it came by.
+        """
+        self._replays.forget(now)
+        if header.message_id in self._replays:
             return Replayed()
-        if not self._sender(header.sender, now).take(now):
+        if not self._sender(header.sender, now).take(now.monotonic):
             return RateLimited()
-        stamp = header.time_ms / 1000 - self.clocks.offset(header.sender)
-        if header.type == _CLOCK and self.clocks.expects(header.sender, header.in_reply_to, now):
-            stamp = now  # what it says about time is its point; `in_reply_to` proves that it is fresh
-        elif abs(stamp - now) > WINDOW:
-            return OutsideWindow(self._needs_clock_reply(header, now))
-        elif stamp <= self._horizon and not self.clocks.expects(header.sender, header.in_reply_to, now):
-            # An answer to what we have just asked is fresh, whatever our clock and the peer's make of its stamp.
-            return TooOld(self._needs_clock_reply(header, now))
-        if len(self._ids) >= self._limits.ids:
+        stamp = header.time_ms / 1000
+        if header.in_reply_to is not None:
+            if not self.clocks.expects(header.sender, header.in_reply_to, now):
+                return Unasked()
+        elif not self._replays.in_window(stamp, now):
+            return OutsideWindow(self._needs_clock_reply(header, now, known=known))
+        elif self._replays.is_too_old(stamp, now):
+            return TooOld(self._needs_clock_reply(header, now, known=known))
+        elif not known and not self._channel(via, now).take(now.monotonic):
+            return RateLimited()
+        known = known or header.in_reply_to is not None
+        if len(self._replays) >= (self.limits.ids if known else self.limits.stranger_ids):
             return Overloaded()
-        self._ids.add(header.message_id)
-        heapq.heappush(self._expiries, (stamp + WINDOW, header.message_id))
+        if header.in_reply_to is not None:
+            self._replays.remember_answer(header.message_id, now)
+        else:
+            self._replays.remember_stamped(header.message_id, stamp)
         return Accepted()
 
-    def clock_stepped(self, seconds: float) -> None:
-        """Our corrected clock was moved by `seconds` (NTP was heard): what is known in its time moves with it."""
-        self._horizon += seconds
-        self.clocks.clock_stepped(seconds)
-
-    def _forget(self, now: float) -> None:
-        while self._expiries and self._expiries[0][0] < now:
-            expiry, message_id = heapq.heappop(self._expiries)
-            self._ids.discard(message_id)
-            # Whatever the clock does later: a stamp whose id is forgotten is never accepted again.
-            self._horizon = max(self._horizon, expiry - WINDOW)
-
-    def _sender(self, sender: bytes, now: float) -> TokenBucket:
+    def _sender(self, sender: bytes, now: Moment) -> TokenBucket:
         bucket = self._senders.get(sender)
         if bucket is None:
-            bucket = TokenBucket(self._limits.sender_rate, self._limits.sender_burst, now)
+            bucket = TokenBucket(self.limits.sender_rate, self.limits.sender_burst, now.monotonic)
             self._senders.put(sender, bucket)
         return bucket
 
-    def _needs_clock_reply(self, header: Header, now: float) -> bool:
+    def _channel(self, via: str, now: Moment) -> TokenBucket:
+        bucket = self._strangers.get(via)
+        if bucket is None:
+            bucket = TokenBucket(self.limits.stranger_rate, self.limits.stranger_burst, now.monotonic)
+            self._strangers.put(via, bucket)
+        return bucket
+
+    def _needs_clock_reply(self, header: Header, now: Moment, *, known: bool) -> bool:
         if header.type == _CLOCK:
             return False  # two wrong clocks must not answer each other forever
         last = self._clock_replied.get(header.sender)
-        if last is not None and 0.0 <= now - last < CLOCK_REPLY_INTERVAL:
+        if last is not None and now.monotonic - last < CLOCK_REPLY_INTERVAL:
             return False
-        if not self._clock_replies.take(now):
+        if not known and not self._clock_replies.take(now.monotonic):
             return False
-        self._clock_replied.put(header.sender, now)
+        self._clock_replied.put(header.sender, now.monotonic)
         return True

@@ -39,8 +39,9 @@ from ..identity import Identity, peer_id_from_key
 from ..mqtt import MqttConnection, MqttError, open_mqtt
 from ..nurseries import open_background_nursery
 from ..server_url import ServerUrl
+from .keepalive import KeepAlive
 from .message import MAX_SIGNAL
-from .transport import Delivery
+from .transport import Delivery, Dial
 
 __all__ = ["MqttChannel", "open_mqtt_channel"]
 
@@ -66,6 +67,7 @@ class MqttChannel:
         self._prefix = prefix
         self._topic = topic
         self._rtt = rtt
+        self._pings = KeepAlive()
         self._failure: str | None = None
         self._ping: tuple[bytes, trio.Event] | None = None
         self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
@@ -103,6 +105,9 @@ class MqttChannel:
         except trio.EndOfChannel:
             raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed") from None
 
+    def check(self) -> None:
+        self._pings.check()
+
     # --- tasks ---
 
     async def _read(self) -> None:
@@ -127,16 +132,14 @@ class MqttChannel:
 
     async def _keep_alive(self) -> None:
         try:
-            while True:
-                start = trio.current_time()
-                with trio.fail_after(PONG_TIMEOUT):
-                    await self._ping_once()
-                self._rtt += (trio.current_time() - start - self._rtt) / 8  # RFC 6298's alpha
-                await trio.sleep(PING_INTERVAL)
-        except trio.TooSlowError:
-            self._fail(f"no echo within {PONG_TIMEOUT:.0f} s")
+            await self._pings.run(self._ping_once, self._measured, interval=PING_INTERVAL, timeout=PONG_TIMEOUT)
+        except trio.TooSlowError as exc:
+            self._fail(f"no echo {exc}")
         except MqttError as exc:
             self._fail(str(exc))
+
+    def _measured(self, sample: float) -> None:
+        self._rtt += (sample - self._rtt) / 8  # RFC 6298's alpha
 
     async def _ping_once(self) -> None:
         token, echo = machine.current().entropy(_TOKEN), trio.Event()
@@ -154,14 +157,18 @@ class MqttChannel:
 
 @asynccontextmanager
 async def open_mqtt_channel(
-    url: ServerUrl, identity: Identity, *, ssl_context: ssl.SSLContext | None = None
+    url: ServerUrl,
+    identity: Identity,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    dial: Dial = trio.open_tcp_stream,
 ) -> AsyncGenerator[MqttChannel]:
     """Open a channel to the broker at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     prefix = check_mqtt_url(url)
     topic = _topic(prefix, identity.public_key)
     opened = False
     try:
-        async with open_mqtt(url, ssl_context=ssl_context, max_payload=MAX_SIGNAL) as connection:
+        async with open_mqtt(url, ssl_context=ssl_context, max_payload=MAX_SIGNAL, dial=dial) as connection:
             start = trio.current_time()
             await connection.subscribe(topic)
             rtt = trio.current_time() - start

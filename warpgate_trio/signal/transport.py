@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import enum
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, TypeAlias
+
+import trio
 
 from ..config import ServerUrl
 from ..errors import ConfigError
 from ..identity import Identity
 from ..servers.rendezvous_frames import Registrant
 
-__all__ = ["Delivery", "SignalChannel", "check_supported", "loads_asyncio", "open_channel", "supports"]
+__all__ = ["Delivery", "Dial", "SignalChannel", "check_supported", "loads_asyncio", "open_channel", "supports"]
 
 
 class Delivery(enum.IntEnum):
@@ -67,26 +69,32 @@ class SignalChannel(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """There is reason to doubt the connection: ask the server now, and take it for gone unless it answers soon."""
+        ...
 
+
+Dial: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
+"""Opens a connection to a host and port; the name is resolved in there."""
 Opener: TypeAlias = Callable[
-    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None], AbstractAsyncContextManager[SignalChannel]
+    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial], AbstractAsyncContextManager[SignalChannel]
 ]
 
 
 def _websocket(
-    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, registrant: Registrant | None
+    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, registrant: Registrant | None, dial: Dial
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .websocket_channel import open_websocket_channel
 
-    return open_websocket_channel(url, identity, ssl_context=ssl_context, registrant=registrant)
+    return open_websocket_channel(url, identity, ssl_context=ssl_context, registrant=registrant, dial=dial)
 
 
 def _mqtt(
-    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, _registrant: Registrant | None
+    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, _registrant: Registrant | None, dial: Dial
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .mqtt_channel import open_mqtt_channel
 
-    return open_mqtt_channel(url, identity, ssl_context=ssl_context)
+    return open_mqtt_channel(url, identity, ssl_context=ssl_context, dial=dial)
 
 
 # URL scheme -> opener.  Openers import their transport when first used: a node without MQTT servers never loads MQTT.
@@ -136,6 +144,7 @@ def open_channel(
     *,
     ssl_context: ssl.SSLContext | None = None,
     registrant: Registrant | None = None,
+    dial: Dial = trio.open_tcp_stream,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     """Connect to a signal server and register our key, for the time of the ``async with``.
 
@@ -144,6 +153,7 @@ def open_channel(
     Args:
       ssl_context: trust for the TLS schemes; the platform's by default.
       registrant: what the node registers as, and what it knows of its rendezvous servers; a fresh one by default.
+      dial: opens the connection; for who judges where it leads.
 
     Raises (all but the first when it is entered):
       ConfigError: as `check_supported`.
@@ -152,4 +162,4 @@ def open_channel(
       SignalUnsupported: it speaks a version of its protocol that this release does not know.
     """
     check_supported(url)
-    return _OPENERS[url.scheme](url, identity, ssl_context, registrant)
+    return _OPENERS[url.scheme](url, identity, ssl_context, registrant, dial)

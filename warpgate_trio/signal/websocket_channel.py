@@ -21,7 +21,8 @@ from ..identity import Identity
 from ..nurseries import open_background_nursery
 from ..servers import rendezvous_frames as wire
 from ..websocket import WebSocket, WebSocketError, open_websocket
-from .transport import Delivery
+from .keepalive import KeepAlive
+from .transport import Delivery, Dial
 
 __all__ = ["WebSocketChannel", "new_registrant", "open_websocket_channel"]
 
@@ -42,6 +43,7 @@ class WebSocketChannel:
         self._websocket = websocket
         self._url = url
         self._rtt = rtt
+        self._keep_alive = KeepAlive()
         self._failure: str | None = None
         self._next_id = 0
         self._waiting: dict[int, _Waiter] = {}
@@ -91,6 +93,9 @@ class WebSocketChannel:
         except trio.EndOfChannel:
             raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed") from None
 
+    def check(self) -> None:
+        self._keep_alive.check()
+
     # --- tasks ---
 
     async def _read(self) -> None:
@@ -122,14 +127,11 @@ class WebSocketChannel:
 
     async def _ping(self) -> None:
         try:
-            while True:
-                with trio.fail_after(PONG_TIMEOUT):
-                    start = trio.current_time()
-                    await self._websocket.ping()
-                self._measured(trio.current_time() - start)
-                await trio.sleep(PING_INTERVAL)
-        except trio.TooSlowError:
-            self._fail(f"no pong within {PONG_TIMEOUT:.0f} s")
+            await self._keep_alive.run(
+                self._websocket.ping, self._measured, interval=PING_INTERVAL, timeout=PONG_TIMEOUT
+            )
+        except trio.TooSlowError as exc:
+            self._fail(f"no pong {exc}")
         except WebSocketError as exc:
             self._fail(str(exc))
 
@@ -172,12 +174,13 @@ async def open_websocket_channel(
     *,
     ssl_context: ssl.SSLContext | None = None,
     registrant: wire.Registrant | None = None,
+    dial: Dial = trio.open_tcp_stream,
 ) -> AsyncGenerator[WebSocketChannel]:
     """Open a channel to the rendezvous server at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     opened = False
     try:
         async with open_websocket(
-            url, ssl_context=ssl_context, subprotocols=[wire.SUBPROTOCOL], max_message=wire.MAX_FRAME
+            url, ssl_context=ssl_context, subprotocols=[wire.SUBPROTOCOL], max_message=wire.MAX_FRAME, dial=dial
         ) as websocket:
             rtt = await _register(websocket, identity, registrant or new_registrant(), url)
             channel = WebSocketChannel(websocket, url.redacted, rtt)

@@ -1,0 +1,241 @@
+"""Servers that a peer's address names: which of them are visited, how, and where a connection may lead."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.integration.test_signal_hub import hub_for, tcp_server, wait_until
+from tests.nodes import ALICE, BOB, LoopbackHost, address_of, closed_port, config, loopback_node
+from warpgate_trio import Node, anyone
+from warpgate_trio.errors import SignalUnavailable
+from warpgate_trio.host import Interface, InterfaceAddress
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import Delivery, ServerState
+from warpgate_trio.signal.visits import IPAddress, open_judged_stream
+
+ELSEWHERE = LoopbackHost(fingerprint=b"elsewhere" + bytes(23))
+
+
+@asynccontextmanager
+async def alice_at(*urls: str) -> AsyncGenerator[Node]:
+    async with loopback_node(ALICE, config(*urls)) as alice:
+        yield alice
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_a_peer_elsewhere_sends_us_nowhere_on_our_machine(name: str) -> None:
+    async with open_rendezvous() as inside, alice_at() as alice:
+        url = f"ws://{name}:{inside.port}"
+        for host, visited in ((ELSEWHERE, False), (LoopbackHost(), True)):
+            peer = address_of(BOB, port=await closed_port(), signals=[url], host=host)
+            with pytest.raises(Exception, match="no such peer" if visited else "may not send us"):
+                await alice.refresh_address(peer, timeout=1)
+            assert inside.statistics().registrations == int(visited)
+
+
+@pytest.mark.parametrize("rest", ["/rendezvous", "/?token=x", "/a?b=c"])
+@pytest.mark.parametrize("login", ["", "me@", "me:secret@"])
+async def test_only_a_server_and_nothing_else_is_taken_from_a_hint(rest: str, login: str) -> None:
+    """Even where the peer may send us there."""
+    asked: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        asked.append(await stream.receive_some())
+
+    async with tcp_server(serve) as url, hub_for(ALICE, connected=False) as hub:
+        hint = url.replace("//", f"//{login}") + rest
+        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+            await hub.send(BOB.public_key, b"x", hints=[hint], may_visit=lambda _: True)
+    assert asked == []
+
+
+async def test_a_hint_of_our_own_server_is_our_own_channel_with_its_path() -> None:
+    async with open_rendezvous() as server:
+        own = f"{server.url}/rendezvous"
+        async with hub_for(ALICE, own) as alice, hub_for(BOB, own):
+            for hint in (own, server.url, f"{server.url}/another?x=y"):
+                answer = await alice.send(BOB.public_key, b"x", hints=[hint], may_visit=lambda _: True)
+                assert answer is Delivery.DELIVERED
+            assert [status.url for status in alice.status()] == [own]
+
+
+async def test_without_a_judge_nobody_is_visited() -> None:
+    async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
+        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+            await alice.send(BOB.public_key, b"x", hints=[theirs.url])
+        assert theirs.statistics().registrations == 0
+
+
+async def test_a_visit_for_one_peer_is_none_for_another_who_may_not() -> None:
+    async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
+        hints = [theirs.url]
+        assert await alice.send(BOB.public_key, b"x", hints=hints, may_visit=lambda _: True) is Delivery.NOBODY_HOME
+        with pytest.raises(SignalUnavailable, match=r"leads to 127\.0\.0\.1, where this peer may not send us"):
+            await alice.send(BOB.public_key, b"x", hints=hints, may_visit=lambda _: False)
+        assert theirs.statistics().sends == 1
+
+
+async def test_a_redirection_leads_nowhere() -> None:
+    reached: list[str] = []
+
+    async def inside(stream: trio.SocketStream) -> None:
+        reached.append("inside")
+
+    async with tcp_server(inside) as target:
+
+        async def redirect(stream: trio.SocketStream) -> None:
+            await stream.receive_some()
+            where = target.replace("ws:", "http:").encode()
+            await stream.send_all(b"HTTP/1.1 302 Found\r\nLocation: " + where + b"/x\r\nContent-Length: 0\r\n\r\n")
+
+        async with tcp_server(redirect) as url, hub_for(ALICE, connected=False) as hub:
+            with pytest.raises(SignalUnavailable, match="refused with HTTP status 302"):
+                await hub.send(BOB.public_key, b"x", hints=[url], may_visit=lambda _: True)
+    assert reached == []
+
+
+# -- where a name leads ------------------------------------------------------------------------------------------------
+
+
+class Names(trio.abc.HostnameResolver):
+    """Answers with one list of addresses after the other, the last one for ever."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [(trio.socket.AF_INET, trio.socket.SOCK_STREAM, 6, "", (each, port)) for each in found]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def names(*answers: list[str]) -> AsyncGenerator[Names]:
+    resolver = Names(*answers)
+    previous = trio.socket.set_custom_hostname_resolver(resolver)
+    try:
+        yield resolver
+    finally:
+        trio.socket.set_custom_hostname_resolver(previous)
+
+
+def only(*addresses: str) -> Any:
+    allowed = {ip_address(each) for each in addresses}
+
+    def may_visit(ip: IPAddress) -> bool:
+        return ip in allowed
+
+    return may_visit
+
+
+async def listener(address: str, port: int) -> trio.SocketListener:
+    sock = trio.socket.socket()
+    await sock.bind((address, port))
+    sock.listen(4)
+    return trio.SocketListener(sock)
+
+
+async def test_the_connection_goes_to_the_address_that_was_judged() -> None:
+    """A name that leads somewhere else a moment later (DNS rebinding) is asked once."""
+    port = await closed_port()
+    async with await listener("127.0.0.1", port), names(["127.0.0.1"], ["127.0.0.2"]) as resolver:
+        stream = await open_judged_stream("rebound.example", port, may_visit=only("127.0.0.1"))
+        async with stream:
+            assert stream.socket.getpeername()[0] == "127.0.0.1"
+        assert resolver.asked == 1
+
+
+async def test_of_a_names_addresses_only_those_are_tried_that_may_be() -> None:
+    port = await closed_port()
+    async with await listener("127.0.0.2", port) as inside, await listener("127.0.0.3", port):
+        async with names(["127.0.0.2", "127.0.0.4", "127.0.0.3"]):  # the second one has no listener
+            stream = await open_judged_stream("some.example", port, may_visit=only("127.0.0.3", "127.0.0.4"))
+            async with stream:
+                assert stream.socket.getpeername()[0] == "127.0.0.3"
+            with pytest.raises(OSError, match=r"leads to 127\.0\.0\.2, 127\.0\.0\.4, 127\.0\.0\.3, where this peer"):
+                await open_judged_stream("some.example", port, may_visit=only("203.0.113.1"))
+            with pytest.raises(OSError, match="all attempts to connect"):
+                await open_judged_stream("some.example", port, may_visit=only("127.0.0.4"))
+        with trio.move_on_after(0.01):
+            await inside.accept()
+            pytest.fail("it went where it may not go")
+
+
+# -- the node's judgement ----------------------------------------------------------------------------------------------
+
+
+class OnLan(LoopbackHost):  # type: ignore[misc]  # final for everybody else
+    """It has a network of its own, and a public address."""
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        own = (
+            InterfaceAddress(ip=ip_address("10.0.0.5"), prefix=24),
+            InterfaceAddress(ip=ip_address("203.0.113.5"), prefix=24),
+            InterfaceAddress(ip=ip_address("fd00:1::5"), prefix=64),
+        )
+        lan = Interface(name="eth0", index=2, addresses=own, is_loopback=False, is_virtual=False)
+        return (*super().interfaces(), lan)
+
+
+@pytest.mark.parametrize(
+    ("address", "elsewhere", "here"),
+    [
+        ("203.0.113.9", True, True),  # public
+        ("2001:db8::1", True, True),
+        ("10.0.0.77", True, True),  # private, in our own network
+        ("fd00:1::77", True, True),
+        ("10.0.1.77", False, False),  # private, elsewhere
+        ("192.168.1.1", False, False),
+        ("100.64.0.1", False, False),
+        ("fd00:2::1", False, False),
+        ("127.0.0.1", False, True),
+        ("127.9.9.9", False, True),
+        ("::1", False, True),
+        ("10.0.0.5", False, True),  # our own addresses lead through loopback
+        ("203.0.113.5", False, True),
+        ("fd00:1::5", False, True),
+        ("::ffff:127.0.0.1", False, True),
+        ("::ffff:192.168.1.1", False, False),
+        ("169.254.169.254", False, False),
+        ("fe80::1", False, False),
+        ("0.0.0.0", False, False),
+        ("::", False, False),
+        ("224.0.0.1", False, False),
+        ("ff02::1", False, False),
+        ("255.255.255.255", False, False),
+    ],
+)
+async def test_where_a_peer_may_send_us(address: str, elsewhere: bool, here: bool) -> None:
+    """As its endpoints are judged: by whether it runs on our machine."""
+    async with loopback_node(ALICE, config(), host=OnLan()) as alice:
+        for host, allowed in ((ELSEWHERE, elsewhere), (LoopbackHost(), here)):
+            peer = address_of(BOB, port=1, host=host)
+            assert alice._runtime._may_visit(peer, ip_address(address)) is allowed
+
+
+async def test_a_node_on_our_machine_is_found_by_its_hint() -> None:
+    async with open_rendezvous() as server:
+        async with loopback_node(BOB, config(server), authorize=anyone) as bob, alice_at() as alice:
+            await bob.wait_signals()
+            assert await alice.refresh_address(bob.address, timeout=1) == bob.address
+            await wait_until(lambda: [each.state for each in alice.signal_servers] == [ServerState.CONNECTED])

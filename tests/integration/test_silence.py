@@ -1,0 +1,146 @@
+"""Whom `authorize` does not let in hears nothing by signal, and shuts out nobody whom it does."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.integration.test_security import Unheard, ask, give, hub_of, sealed
+from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node
+from warpgate_strategies.get_addr import AskAddress
+from warpgate_strategies.reverse_connect import DialMe
+from warpgate_trio import LOOPBACK_BIND, Identity
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import Message, open_message
+
+DIAL_ME = DialMe(af=4, route_type=LOOPBACK_BIND, address=b"\x7f\0\0\1", port=9)
+
+
+async def not_carol(peer_id: str) -> bool:
+    await trio.lowlevel.checkpoint()
+    return peer_id != CAROL.peer_id
+
+
+@pytest.mark.parametrize(
+    ("message", "owner", "skew"),
+    [
+        (AskAddress(), "get_addr", 0.0),
+        (DIAL_ME, "reverse_connect", 0.0),
+        (Unheard(), "nobody", 0.0),  # no plugin that we have
+        (AskAddress(), "get_addr", 3600.0),  # for its clock
+        (AskAddress(), "get_addr", -3600.0),
+    ],
+)
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_stranger_hears_nothing(message: Message, owner: str, skew: float, listens: bool) -> None:
+    """Each answer would carry our present address."""
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=not_carol if listens else None) as bob,
+        hub_of(CAROL, server),
+    ):
+        await bob.wait_signals()
+        own = address_of(CAROL, port=9)
+        for number in range(100):  # 100 in a moment are over every rate
+            when = LoopbackHost().wall_time() + skew
+            give(
+                bob,
+                sealed(CAROL, bob.address, own, message, owner=owner, message_id=bytes([number]) * 16, time=when),
+            )
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert "sent" not in bob.stats().signals
+        assert bob._runtime.known_address(CAROL.public_key) is None
+
+
+async def test_who_is_let_in_is_told_the_time() -> None:
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=not_carol) as bob,
+        hub_of(ALICE, server) as hub,
+    ):
+        await bob.wait_signals()
+        own, late = address_of(ALICE, port=9), LoopbackHost().wall_time() - 3600
+        assert give(bob, sealed(ALICE, bob.address, own, AskAddress(), owner="get_addr", time=late)) == "OutsideWindow"
+        with trio.fail_after(1):
+            answer = open_message(ALICE, (await hub.receive()).payload)
+        assert answer.header.type == "core.Clock"
+
+
+async def test_a_slow_authorize_shuts_out_nobody_whom_it_has_let_in() -> None:
+    """A hundred strangers wait for its decision; Alice, whom it has let in before, is answered at once."""
+    asked: set[str] = set()
+
+    async def slow(peer_id: str) -> bool:
+        asked.add(peer_id)
+        if peer_id != ALICE.peer_id:
+            await trio.sleep_forever()
+        return True
+
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=slow) as bob,
+        loopback_node(ALICE, config(server)) as alice,
+    ):
+        await alice.wait_signals()
+        await bob.wait_signals()
+        await alice.refresh_address(bob.address, timeout=1)
+        for number in range(100):
+            stranger = Identity.from_seed(number.to_bytes(32, "big"))
+            own = address_of(stranger, port=9)
+            give(bob, sealed(stranger, bob.address, own, DIAL_ME, message_id=number.to_bytes(16, "big")))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(asked) == 1 + 64  # so many strangers wait at a time
+        for _ in range(3):
+            assert await alice.refresh_address(bob.address, timeout=1) == bob.address
+        async with await alice.connect(bob.address, plugin="reverse_connect", timeout=2):
+            pass
+
+
+async def test_who_is_let_in_hears_that_there_is_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warpgate_trio.responder.MAX_ATTEMPTS", 0)
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=not_carol) as bob,
+        hub_of(ALICE, server) as hub,
+    ):
+        await bob.wait_signals()
+        give(bob, sealed(ALICE, bob.address, address_of(ALICE, port=9), DIAL_ME))
+        with trio.fail_after(1):
+            answer = open_message(ALICE, (await hub.receive()).payload)
+        assert answer.header.type == "core.Refused"
+        monkeypatch.setattr("warpgate_trio.responder.MAX_ATTEMPTS", 64)
+        assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
+
+
+async def test_a_panic_of_a_library_does_not_end_the_node(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a library in Rust raises then derives from BaseException."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*args: object, **kwargs: object) -> None:
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=not_carol) as bob,
+        hub_of(ALICE, server) as hub,
+    ):
+        await bob.wait_signals()
+        own = address_of(ALICE, port=9)
+        with monkeypatch.context() as patch:
+            patch.setattr("warpgate_trio.dispatch.open_message", panic)
+            await hub.send(BOB.public_key, sealed(ALICE, bob.address, own, Unheard()))
+            with trio.fail_after(1):
+                while not bob.stats().signals.get("unhandled"):
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+            patch.undo()
+            patch.setattr("warpgate_trio.dispatch.seal_message", panic)
+            give(bob, sealed(ALICE, bob.address, own, Unheard(), message_id=b"2" * 16))
+            with trio.fail_after(1):
+                while "an answer could not be sent" not in caplog.text:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+        assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"

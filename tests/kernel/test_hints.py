@@ -1,0 +1,124 @@
+"""Servers that a stranger's address names, on a machine with services inside: none of them hears anything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+import trio
+
+from tests.kernel.namespaces import Namespace, SocketsOfNamespaces
+from warpgate_trio import ConnectError, Identity, NodeConfig, Servers, open_node
+from warpgate_trio import host as machine
+from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, PeerAddress, Transport
+from warpgate_trio.config import Budgets
+from warpgate_trio.host import Interface, RealHost
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers.rendezvous import open_rendezvous
+
+INSIDE = (
+    ("127.0.0.1", 8500, "ws://127.0.0.1:8500/v1/agent/service/deregister/web?a=b"),
+    ("127.0.0.1", 9200, "ws://localhost:9200"),
+    ("169.254.169.254", 80, "ws://169.254.169.254/latest/meta-data/"),
+    ("10.77.0.1", 2375, "ws://admin:hunter2@10.77.0.1:2375/containers/create"),
+    ("10.77.0.1", 2376, "ws://10.77.0.1:2376"),
+    ("203.0.113.9", 8080, "ws://203.0.113.9:8080"),  # public, and our own
+    ("127.0.0.1", 1883, "mqtt://127.0.0.1:1883"),
+)
+"""What listens where, and the URL that the stranger gives for it; the machine has the addresses as its own."""
+
+
+class HostInNamespace:
+    """The machine that a `Namespace` is, as the package asks it."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._real = RealHost()
+        self.random = random.Random(0)
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        with self._namespace.inside():
+            return self._real.interfaces()
+
+    def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
+        with self._namespace.inside():
+            return self._real.source_address(dest)
+
+    def wall_time(self) -> float:
+        return self._real.wall_time()
+
+    def entropy(self, n: int) -> bytes:
+        return self._real.entropy(n)
+
+    def spare_descriptors(self) -> int:
+        return self._real.spare_descriptors()
+
+    def machine_fingerprint(self) -> bytes:
+        return b"this machine" + bytes(20)
+
+
+@asynccontextmanager
+async def inside(namespace: Namespace) -> AsyncGenerator[None]:
+    previous = trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
+    host = HostInNamespace(namespace)
+    provider = machine.set_provider(lambda: host)
+    try:
+        with namespace:
+            yield
+    finally:
+        trio.socket.set_custom_socket_factory(previous)
+        machine.set_provider(provider)
+
+
+@pytest.mark.slow("a machine is made, and a walk fails in all its phases")
+@pytest.mark.needs("network_namespaces")
+async def test_a_strangers_address_reaches_no_service_inside() -> None:
+    heard: list[str] = []
+
+    async def service(address: str, port: int, task_status: trio.TaskStatus[None]) -> None:
+        with trio.socket.socket() as sock:
+            await sock.bind((address, port))
+            sock.listen(8)
+            task_status.started()
+            while True:
+                connection, _ = await sock.accept()
+                heard.append(f"{address}:{port}")
+                connection.close()
+
+    now = int(RealHost().wall_time())
+    endpoint = Endpoint.make(
+        transport=Transport.TCP, kind=EndpointKind.EXT, ip=ip_address("203.0.113.77"), port=9, prefix=None
+    )
+    budgets = Budgets(direct_min=0.1, direct_max=0.2, punch=0.1, spray=0.1, signal=0.3)
+    with closing(Namespace("machine")) as namespace:
+        namespace.ip_commands(
+            "addr add 169.254.169.254/32 dev lo",
+            "addr add 10.77.0.1/32 dev lo",
+            "link add eth9 type veth peer name eth9p",
+            "addr add 203.0.113.9/24 dev eth9",
+            "link set eth9 up",
+            "link set eth9p up",
+        )
+        async with inside(namespace), open_rendezvous() as server, open_background_nursery() as nursery:
+            for address, port, _ in INSIDE:
+                await nursery.start(service, address, port)
+            config = NodeConfig(servers=Servers(websocket=[server.url]), budgets=budgets)
+            async with open_node(config, identity=Identity.generate()) as node:
+                await node.wait_signals()
+                for start in range(0, len(INSIDE), 4):  # of one address, four are visited at most
+                    stranger = PeerAddress.issue(
+                        Identity.generate(),
+                        seq=now,
+                        issued_at=now,
+                        expires_at=now + 600,
+                        host_salt=bytes(8),
+                        host_id=bytes(16),
+                        signals=[url for _, _, url in INSIDE[start : start + 4]],
+                        interfaces=(AddressInterface(1, (endpoint,)),),
+                    )
+                    with pytest.raises(ConnectError):
+                        await node.auto_connect(str(stranger), timeout=1)
+    assert heard == []

@@ -1,0 +1,62 @@
+"""What a node knows of where its peers are: for each, what it said itself last, and what the application was given.
+
+Theory of operation.  A record is *first-hand* when it came in a signal of the peer's that is fresh and was accepted: an
+answer to something we asked, or what a peer told us that is let in.  Of those the one that came last is the newest,
+whatever its sequence number says: the number follows the peer's clock, and a clock that was ahead and was put right
+leaves behind records with higher numbers than all that the peer will issue for as long as it was ahead.
+
+What the application passes is tried beside it.  It may be newer than what we heard last (the peer has moved, and told
+somebody else), or older (it was copied a week ago), and nothing in it tells which.
+
+A record that names no interface says nothing of where a peer is, and is not learned.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    from .address import PeerAddress
+
+__all__ = ["MAX_KNOWN", "AddressBook"]
+
+MAX_KNOWN: Final = 1024
+"""Peers whose addresses are remembered, those heard of last; a record is about 300 bytes, and there are two at most."""
+
+
+@final
+class AddressBook:
+    def __init__(self) -> None:
+        self._heard: OrderedDict[bytes, PeerAddress] = OrderedDict()
+        self._passed: OrderedDict[bytes, PeerAddress] = OrderedDict()
+
+    def hear(self, address: PeerAddress) -> None:
+        """A peer said where it is, just now."""
+        if address.interfaces:
+            _put(self._heard, address)
+
+    def note_passed(self, address: PeerAddress) -> None:
+        """The application was given this address."""
+        _put(self._passed, address)
+
+    def heard(self, peer_key: bytes) -> PeerAddress | None:
+        """What the peer said last."""
+        return self._heard.get(peer_key)
+
+    def records(self, peer_key: bytes) -> list[PeerAddress]:
+        """All that is known of a peer, what it said itself first; one or two records, or none."""
+        found = (self._heard.get(peer_key), self._passed.get(peer_key))
+        return list(dict.fromkeys(each for each in found if each is not None))
+
+    def hints(self, address: PeerAddress) -> list[str]:
+        """URLs of the servers at which a peer may be: those of a record, then of all others that are known."""
+        records = (address, *self.records(address.public_key))
+        return list(dict.fromkeys(url for record in records for url in record.signals))
+
+
+def _put(table: OrderedDict[bytes, PeerAddress], address: PeerAddress) -> None:
+    table[address.public_key] = address
+    table.move_to_end(address.public_key)
+    if len(table) > MAX_KNOWN:
+        table.popitem(last=False)

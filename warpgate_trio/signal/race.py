@@ -1,0 +1,65 @@
+"""One send by several signal channels at once: the answers that came, and what can still come."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import final
+
+import trio
+
+from ..errors import SignalUnavailable
+from ..panics import panics_as_errors
+from .transport import Delivery
+
+__all__ = ["Race"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+
+@final
+class Race:
+    """The answers to one send: the best so far, and whether a better one may come."""
+
+    def __init__(self) -> None:
+        self.best: Delivery | None = None
+        self.failures: list[str] = []
+        self.scope: trio.CancelScope = trio.CancelScope()
+        self.over: trio.Event = trio.Event()
+        self._running = 0
+        self._late = 0
+        self._changed = trio.Event()
+
+    def enter(self, nursery: trio.Nursery, attempt: Callable[[], Awaitable[Delivery]], *, late: bool = False) -> None:
+        """Start an attempt; a late one is waited for only while nobody else has answered."""
+        self._late += late
+        self._running += not late
+        nursery.start_soon(self._run, attempt, late)
+
+    async def _run(self, attempt: Callable[[], Awaitable[Delivery]], late: bool) -> None:
+        try:
+            with panics_as_errors():
+                answer = await attempt()
+            self.best = answer if self.best is None else max(self.best, answer)
+        except SignalUnavailable as exc:
+            self.failures.append(str(exc))
+        except Exception as exc:
+            self.failures.append(f"unexpected {type(exc).__name__}")
+            logger.exception("a signal could not be sent")
+        self._late -= late
+        self._running -= not late
+        self.notify()
+
+    def notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_over(self) -> None:
+        """Until nothing better can come."""
+        while self.best is not Delivery.DELIVERED and (self._running or (self._late and self.best is None)):
+            await self._changed.wait()
+
+    async def wait_answered(self) -> None:
+        """Until there is an answer that the sender can go on with, or the race is over."""
+        while not self.over.is_set() and (self.best is None or self.best < Delivery.QUEUED):
+            await self._changed.wait()
