@@ -255,7 +255,7 @@ class _Call:
         """The one line of --json where nothing could be tried."""
         if not self._settings.json:
             return
-        from ..errors import AddressError
+        from ..errors import AddressError, AddressNotYetValid
         from .events import Failed, encode
         from .exits import explain
 
