@@ -19,7 +19,7 @@ import trio
 
 from .attempt import EXPECTED, Attempt, AttemptHome
 from .combos import Combo, Likelihood
-from .errors import ConnectError, SignalError
+from .errors import ConnectError, SignalError, printable
 from .link import Pipe, RefuseReason
 from .nurseries import leaves, open_background_nursery
 from .panics import panics_as_errors
@@ -274,7 +274,7 @@ def describe(error: BaseException) -> str:
             error.strerror.startswith("Error connecting to (") and error.errno is not None
         ):  # Trio's wrapping of the reason
             text = os.strerror(error.errno)
-    text = text or type(error).__name__
+    text = printable(text or type(error).__name__)
     return text if isinstance(error, EXPECTED) else f"{type(error).__name__}: {text}"
 
 

@@ -7,7 +7,7 @@ of the tree: a name says *what was wrong with what*, so that nobody has to read 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .report import ConnectReport, Verdict
@@ -45,11 +45,29 @@ __all__ = [
     "StunTimeout",
     "WarpgateError",
     "WrongPeer",
+    "printable",
 ]
+
+MAX_MESSAGE: Final = 2000
+"""Characters of an exception's message: eight servers with a reason each; what one says has bounds of its own."""
+
+
+def printable(text: str, limit: int = MAX_MESSAGE) -> str:
+    """A text that a server or a peer may have had a hand in, fit for a log or a terminal: it moves no cursor, begins no
+    line, turns no writing direction, and is no longer than `limit` characters.
+    """
+    plain = text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text[: limit + 1])
+    return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
 
 class WarpgateError(Exception):
-    """The base of every exception that this package defines."""
+    """The base of every exception that this package defines.
+
+    Much of what others say comes to people in one of these: the text of each is `printable`, whatever was put into it.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(WarpgateError, ValueError):

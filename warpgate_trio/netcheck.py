@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 import msgspec
 
+from .errors import printable
 from .interfaces import lasting_addresses
 from .nat.abilities import Abilities, abilities
 from .nat.profile import NatProfile, TransportProfile, delta_type, describe, nat_type
@@ -267,5 +268,4 @@ def milliseconds(seconds: float) -> float:
 
 def sentence(text: str) -> str:
     """An error fit to be shown: what a server wrote into it moves no cursor, and is no longer than it has to be."""
-    plain = "".join(char if char.isprintable() else "?" for char in text)
-    return plain if len(plain) <= MAX_SENTENCE else plain[: MAX_SENTENCE - 1] + "…"
+    return printable(text, MAX_SENTENCE)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..errors import printable
 from .exits import output_error
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ class _LogToStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         name = record.name.removeprefix("warpgate_trio.")
-        text = f"{record.levelname.lower()}: {name}: {record.getMessage()}"
+        text = printable(f"{record.levelname.lower()}: {name}: {record.getMessage()}")
         if record.exc_info and self._tracebacks:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
+            lines = logging.Formatter().formatException(record.exc_info).split("\n")
+            text = "\n".join([text, *map(printable, lines)])  # other libraries show what servers said to them
         self._settings.say(text, always=True)
 
 

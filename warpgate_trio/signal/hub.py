@@ -39,7 +39,7 @@ import trio
 
 from .. import host as machine
 from ..config import ServerUrl
-from ..errors import ConfigError, SignalUnavailable, WarpgateError
+from ..errors import ConfigError, SignalUnavailable, WarpgateError, printable
 from ..identity import Identity
 from ..nurseries import open_background_nursery
 from ..panics import panics_as_errors
@@ -503,7 +503,8 @@ class SignalHub:
                         slot.channel = None
             slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s" if since == math.inf else "idle"
         except (OSError, WarpgateError) as exc:
-            slot.last_error = f"{exc} ({exc.__cause__})" if isinstance(exc, OSError) and exc.__cause__ else str(exc)
+            why = f"{exc} ({exc.__cause__})" if isinstance(exc, OSError) and exc.__cause__ else str(exc)
+            slot.last_error = printable(why)
             logger.debug("not connected to %s: %s", slot.key, slot.last_error)
         except Exception as exc:  # a server's doing, whatever its class: it ends this connection and nothing else
             slot.last_error = f"unexpected {type(exc).__name__}"
