@@ -27,6 +27,7 @@ from warpgate_trio.nat.stun import (
     decode,
     encode,
     opaque,
+    transport_address,
 )
 from warpgate_trio.servers.stun_core import MAX_ANSWER, MAX_REQUEST, Answer, StunCore, StunLimits
 
@@ -34,10 +35,20 @@ TID = bytes(range(12))
 CLIENT = ("198.51.100.7", 40000)
 PLACES = {(a, p): (f"192.0.2.{1 + a}", 3478 + p) for a in (0, 1) for p in (0, 1)}
 PLACES6 = {(a, p): (f"2001:db8:1111:2222:3333:4444:5555:666{a}", 3478 + p) for a in (0, 1) for p in (0, 1)}
+CLASSIC_ID = bytes(range(16, 32))
+RESPONSE_ADDRESS = transport_address(0x0002, "RESPONSE-ADDRESS")
+SOURCE_ADDRESS = transport_address(0x0004, "SOURCE-ADDRESS")
+CHANGED_ADDRESS = transport_address(0x0005, "CHANGED-ADDRESS")
 
 
 def request(*attributes: AttributeValue) -> bytes:
     return encode(BINDING, MessageClass.REQUEST, TID, attributes)
+
+
+def classic(*attributes: AttributeValue) -> bytes:
+    """A request with a transaction id of 16 bytes, and no cookie."""
+    data = request(*attributes)
+    return data[:4] + CLASSIC_ID + data[20:]
 
 
 def ask(core: StunCore, *attributes: AttributeValue, place: tuple[int, int] = (0, 0)) -> tuple[Message, Answer]:
@@ -148,6 +159,10 @@ def test_a_bad_request(attribute: AttributeValue) -> None:
         b"",
         b"hello",
         bytes(20),
+        classic()[:-1],
+        classic() + b"1234",
+        b"\1\1" + classic()[2:],
+        b"\0\2" + classic()[2:],
         request()[:-1] + b"x" * 2000,
         encode(BINDING, MessageClass.INDICATION, TID),
         encode(BINDING, MessageClass.SUCCESS, TID, [XOR_MAPPED_ADDRESS(CLIENT)]),
@@ -163,6 +178,80 @@ def test_what_is_no_request_gets_no_answer(data: bytes) -> None:
     assert core.statistics().ignored == 1
 
 
+# -- clients of RFC 3489 -----------------------------------------------------------------------------------------------
+
+
+def ask_classic(core: StunCore, *attributes: AttributeValue, place: tuple[int, int] = (0, 0)) -> tuple[Message, Answer]:
+    answer = core.datagram(classic(*attributes), CLIENT, 0.0, place=place)
+    assert answer is not None
+    assert answer.data[4:20] == CLASSIC_ID
+    return decode(answer.data[:4] + request()[4:8] + answer.data[8:]), answer
+
+
+def test_golden_bytes_of_rfc3489() -> None:
+    answer = StunCore(PLACES).datagram(classic(), ("192.0.2.9", 32853), 0.0)
+    assert answer is not None
+    assert (
+        answer.data.hex()
+        == (
+            f"01010024{CLASSIC_ID.hex()}"
+            "000100080001" + "8055c0000209"  # MAPPED-ADDRESS
+            "000400080001" + "0d96c0000201"  # SOURCE-ADDRESS
+            "000500080001" + "0d97c0000202"  # CHANGED-ADDRESS
+        )
+    )
+
+
+def test_with_one_address_rfc3489_is_told_the_mapping_alone() -> None:
+    message, answer = ask_classic(StunCore())
+    assert message.message_class is MessageClass.SUCCESS
+    assert message.attributes == (
+        (0x0001, bytes.fromhex("0001") + (40000).to_bytes(2, "big") + bytes([198, 51, 100, 7])),
+    )
+    assert (answer.to, answer.place) == (CLIENT, (0, 0))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("change", [ChangeRequest(ip=ip, port=port) for ip in (False, True) for port in (False, True)])
+def test_rfc3489_is_answered_from_where_it_asks_for(place: tuple[int, int], change: ChangeRequest) -> None:
+    message, answer = ask_classic(StunCore(PLACES), CHANGE_REQUEST(change), place=place)
+    assert answer.place == (place[0] ^ change.ip, place[1] ^ change.port)
+    assert message.get(MAPPED_ADDRESS) == CLIENT
+    assert message.get(SOURCE_ADDRESS) == PLACES[answer.place]
+    assert message.get(CHANGED_ADDRESS) == PLACES[1 - place[0], 1 - place[1]]
+    assert {type_ for type_, _ in message.attributes} == {1, 4, 5}
+    assert answer.to == CLIENT
+
+
+@pytest.mark.parametrize(
+    ("places", "attribute"),
+    [
+        ({}, CHANGE_REQUEST(ChangeRequest(port=True))),
+        (PLACES, RESPONSE_ADDRESS(("203.0.113.1", 53))),  # has the answer sent to whoever stands there
+        (PLACES, RESPONSE_PORT(53)),
+    ],
+)
+def test_what_rfc3489_asks_for_in_vain(places: dict[Any, Any], attribute: AttributeValue) -> None:
+    message, answer = ask_classic(StunCore(places), attribute)
+    error = message.get(ERROR_CODE)
+    assert error is not None
+    assert error.code == 420
+    assert message.get(UNKNOWN_ATTRIBUTES) == 2 * (attribute.attribute.type,)
+    assert all(len(value) % 4 == 0 for _, value in message.attributes)
+    assert answer.to == CLIENT
+
+
+def test_rfc3489_pays_the_same_rate_and_gains_less() -> None:
+    core = StunCore(PLACES, StunLimits(rate=1, burst=3))
+    answers = [core.datagram(each, CLIENT, 0.0) for each in 5 * [classic(), request()]]
+    lengths = [len(each.data) for each in answers if each is not None]
+    assert lengths == [56, 68, 56]
+
+
+def test_over_tcp_rfc3489_has_nothing_to_say() -> None:
+    assert StunCore(PLACES).stream_message(classic(), CLIENT) is None
+
+
 attributes = st.lists(
     st.builds(CHANGE_REQUEST, st.builds(ChangeRequest, ip=st.booleans(), port=st.booleans()))
     | st.builds(RESPONSE_PORT, st.integers(0, 65535))
@@ -175,6 +264,7 @@ attributes = st.lists(
 @given(
     st.binary(max_size=100)
     | attributes.map(lambda each: request(*each))
+    | attributes.map(lambda each: classic(*each))
     | st.binary(max_size=100).map(lambda tail: b"\0\1" + len(tail).to_bytes(2, "big") + request()[4:] + tail),
     st.sampled_from(sorted(PLACES)),
     st.sampled_from([{}, PLACES6]),
@@ -187,7 +277,8 @@ def test_whatever_comes_the_answer_is_small_and_goes_back(
     if answer is not None:
         assert len(answer.data) <= MAX_ANSWER
         assert answer.to[0] == client[0]
-        assert decode(answer.data).transaction_id == TID
+        assert answer.data[4:20] == data[4:20]
+        decode(answer.data[:4] + request()[4:8] + answer.data[8:])
 
 
 # -- rates -------------------------------------------------------------------------------------------------------------

@@ -246,6 +246,17 @@ def test_an_old_server_that_knows_mapped_address_alone() -> None:
     assert read(MAPPED_ADDRESS(MAPPED), source_address(SERVER)).mapped == MAPPED
 
 
+@pytest.mark.parametrize("type_", [0x8000, 0x8020, 0x8022, 0x8023, 0x8027, 0x802B, 0x802C, 0xFFFF])
+@pytest.mark.parametrize("value", [b"", b"abc", bytes(8), b"\0\x09abcdef", "Gerät".encode("latin-1"), b"x" * 800])
+@pytest.mark.parametrize("first", [False, True])
+def test_what_may_be_ignored_spoils_no_answer(type_: int, value: bytes, first: bool) -> None:
+    attributes = [XOR_MAPPED_ADDRESS(MAPPED), opaque(type_, "ODD")(value)]
+    found = read(*(reversed(attributes) if first else attributes))
+    assert found.mapped == MAPPED
+    assert found.other_address is None
+    assert found.response_origin is None
+
+
 def test_an_answer_that_says_nothing_of_use() -> None:
     with pytest.raises(StunMalformed, match="no mapped address"):
         read(SOFTWARE("hello"))

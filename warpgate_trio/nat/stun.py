@@ -3,10 +3,12 @@
 Theory of operation.  A message is a 20-byte header (type, length, magic cookie, 96-bit transaction id) and attributes
 of type, length, value, padded to four bytes.  `decode` checks the frame alone and keeps values as bytes; an
 `Attribute` knows one type's format, and `message.get(XOR_MAPPED_ADDRESS)` gives its value typed, or raises `StunError`
-when that value is malformed.  So one hostile attribute that nobody asks for does no harm, and TURN (RFC 8656) brings
-its methods and attributes as further numbers and `Attribute`s, without a change here: `encode` takes any method, and
-whatever `Attribute(value)` makes.  Of a method's 12 bits the upper four are kept free (IANA reserves those methods), so
-that the first byte of every message is 0 to 3 and STUN can share a socket with QUIC (RFC 7983, RFC 9443).
+when that value is malformed.  Where the type is one that may be ignored (0x8000 and up, comprehension-optional), a
+malformed value is as if it was not there.  So one hostile attribute that nobody asks for, or has to understand, does no
+harm; and TURN (RFC 8656) brings its methods and attributes as further numbers and `Attribute`s, without a change here:
+`encode` takes any method, and whatever `Attribute(value)` makes.  Of a method's 12 bits the upper four are kept free
+(IANA reserves those methods), so that the first byte of every message is 0 to 3 and STUN can share a socket with QUIC
+(RFC 7983, RFC 9443).
 
 A MAC covers everything in front of it, under the header's length as it was when the MAC was last (RFC 8489 §14.5,
 §14.6); what stands behind a MAC is therefore not authentic, and `decode` drops it (but for a stronger MAC and the
@@ -82,6 +84,7 @@ TRANSACTION_ID_LENGTH: Final = 12
 MAX_ATTRIBUTES: Final = 64
 """Of one message that is read; the longest real ones, TURN's Allocate with credentials, have about fifteen."""
 
+_OPTIONAL: Final = 0x8000  # and up: may be ignored
 _FINGERPRINT_XOR: Final = 0x5354554E  # RFC 8489 §14.7
 _SHA1_LENGTH: Final = 20
 _SHA256_LENGTH: Final = 32
@@ -317,22 +320,25 @@ class Message:
         """The value of the first attribute of this type (further ones mean nothing, RFC 8489 §14), or None.
 
         Raises:
-          StunMalformed: it is not of the type's format.
+          StunMalformed: it is not of the type's format, and of a type that has to be understood (§14: others are
+            ignored by who cannot make anything of them).
         """
         for type_, data in self.attributes:
             if type_ == attribute.type:
                 try:
                     return attribute.from_bytes(data, self.transaction_id)
-                except StunMalformed:
-                    raise
-                except ValueError as error:
+                except (StunMalformed, ValueError) as error:
+                    if type_ >= _OPTIONAL:
+                        return None
+                    if isinstance(error, StunMalformed):
+                        raise
                     raise StunMalformed(f"{attribute.name}: {error}") from None
         return None
 
     def unknown_required(self, known: Collection[Attribute[Any]]) -> tuple[int, ...]:
         """The types of comprehension-required attributes that are not among `known`, in order, each once."""
         types = {each.type for each in known}
-        return tuple(dict.fromkeys(type_ for type_, _ in self.attributes if type_ < 0x8000 and type_ not in types))
+        return tuple(dict.fromkeys(type_ for type_, _ in self.attributes if type_ < _OPTIONAL and type_ not in types))
 
     def verify(self, key: bytes) -> bool:
         """Whether there is a MESSAGE-INTEGRITY by `key`."""

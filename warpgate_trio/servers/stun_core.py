@@ -3,19 +3,19 @@
 Theory of operation.  The server tells whoever sends a Binding request from where it came.  With one address it is
 RFC 8489's Basic server; with a second address there are four places, two addresses times two ports, and it is RFC
 5780's: every answer names the place opposite (OTHER-ADDRESS), and over UDP a CHANGE-REQUEST has it answer from another
-place.
+place.  Clients of RFC 3489, which know no cookie, are answered over UDP in its format (`stun_classic`).
 
 What a stranger can make it do: to a UDP request, whose source may be forged, it says at most one answer of at most
 `MAX_ANSWER` bytes, to the address that the request came from and no other, as often as the source's rate allows, and
 all sources together theirs.  So PADDING, which asks for long answers, is refused as not understood; of RESPONSE-PORT
-(§7.5 there), which moves the answer to another port of the same address, the same rate is paid.  What is no STUN
-request gets no answer.
+(§7.5 there), which moves the answer to another port of the same address, the same rate is paid.  RFC 3489's
+RESPONSE-ADDRESS, which moves it to anybody, is not understood either.  What is no STUN request gets no answer.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 from ..errors import StunMalformed
@@ -45,6 +45,7 @@ from ..nat.stun import (
     encode,
 )
 from ..subscribers import subscriber
+from .stun_classic import CHANGED_ADDRESS, COOKIE, SOURCE_ADDRESS, classic_error, classic_id, replace_cookie
 
 __all__ = ["DEFAULT_LIMITS", "MAX_ANSWER", "MAX_REQUEST", "Answer", "StunCore", "StunLimits", "StunStatistics"]
 
@@ -152,7 +153,8 @@ class StunCore:
         self, data: bytes, source: TransportAddress, now: float, *, place: tuple[int, int] = (0, 0)
     ) -> Answer | None:
         """What to say to a datagram that came to `place` from `source`; never raises."""
-        request = self._read(data)
+        classic = classic_id(data)
+        request = self._read(data if classic is None else replace_cookie(data, COOKIE))
         if request is None:
             return None
         if self._total is None:
@@ -163,19 +165,24 @@ class StunCore:
         if not self._total.take(self._limits.total_rate, self._limits.total_burst, now):
             self._limited += 1
             return None
+        answer = self._answer(request, source, place, classic=classic is not None)
+        return answer if classic is None else replace(answer, data=replace_cookie(answer.data, classic))
+
+    def _answer(self, request: Message, source: TransportAddress, place: tuple[int, int], *, classic: bool) -> Answer:
+        known = _KNOWN if self._places else _KNOWN_ALONE
         try:
-            error = self._error(request, _KNOWN if self._places else _KNOWN_ALONE)
+            error = self._error(request, known - {RESPONSE_PORT} if classic else known, classic=classic)
             change = request.get(CHANGE_REQUEST) or ChangeRequest()
             port = request.get(RESPONSE_PORT)
         except StunMalformed:
-            return Answer(self._bad_request(request), source, place)
+            return Answer(self._refuse(request, 400, "Bad Request", classic=classic), source, place)
         if error is not None:
             return Answer(error, source, place)
         if port == 0:
-            return Answer(self._bad_request(request), source, place)
+            return Answer(self._refuse(request, 400, "Bad Request"), source, place)
         answering = (place[0] ^ change.ip, place[1] ^ change.port) if self._places else place
         return Answer(
-            self._success(request, source, place, answering),
+            self._success(request, source, place, answering, classic=classic),
             (source[0], source[1] if port is None else port),
             answering,
         )
@@ -213,31 +220,38 @@ class StunCore:
             return None
         return message
 
-    def _error(self, request: Message, known: frozenset[Attribute[Any]]) -> bytes | None:
+    def _error(self, request: Message, known: frozenset[Attribute[Any]], *, classic: bool = False) -> bytes | None:
         unknown = request.unknown_required(known)
         if not unknown:
             return None
-        return self._refuse(request, 420, "Unknown Attribute", UNKNOWN_ATTRIBUTES(unknown[:_MAX_UNKNOWN]))
+        return self._refuse(request, 420, "Unknown Attribute", unknown[:_MAX_UNKNOWN], classic=classic)
 
-    def _bad_request(self, request: Message) -> bytes:
-        return self._refuse(request, 400, "Bad Request")
-
-    def _refuse(self, request: Message, code: int, reason: str, *more: AttributeValue) -> bytes:
+    def _refuse(
+        self, request: Message, code: int, reason: str, unknown: tuple[int, ...] = (), *, classic: bool = False
+    ) -> bytes:
         self._refused += 1
-        attributes = [ERROR_CODE(ErrorCode(code, reason)), *more]
+        attributes: list[AttributeValue]
+        if classic:
+            attributes = classic_error(code, reason, unknown)
+        else:
+            attributes = [ERROR_CODE(ErrorCode(code, reason)), *([UNKNOWN_ATTRIBUTES(unknown)] if unknown else [])]
         return encode(BINDING, MessageClass.ERROR, request.transaction_id, attributes)
 
     def _success(
-        self, request: Message, source: TransportAddress, place: tuple[int, int], answering: tuple[int, int]
+        self,
+        request: Message,
+        source: TransportAddress,
+        place: tuple[int, int],
+        answering: tuple[int, int],
+        *,
+        classic: bool = False,
     ) -> bytes:
         self._answered += 1
-        attributes = [XOR_MAPPED_ADDRESS(source)]
+        attributes = [] if classic else [XOR_MAPPED_ADDRESS(source)]
+        if classic or self._places:
+            # For RFC 5780's clients too, which tell gateways by it that rewrite addresses in payloads (§6.1 there).
+            attributes.append(MAPPED_ADDRESS(source))
         if self._places:
-            # MAPPED-ADDRESS too, so that clients can tell gateways that rewrite addresses in payloads (RFC 5780 §6.1).
-            opposite = self._places[1 - place[0], 1 - place[1]]
-            attributes += [
-                MAPPED_ADDRESS(source),
-                RESPONSE_ORIGIN(self._places[answering]),
-                OTHER_ADDRESS(opposite),
-            ]
+            origin, other = (SOURCE_ADDRESS, CHANGED_ADDRESS) if classic else (RESPONSE_ORIGIN, OTHER_ADDRESS)
+            attributes += [origin(self._places[answering]), other(self._places[1 - place[0], 1 - place[1]])]
         return encode(BINDING, MessageClass.SUCCESS, request.transaction_id, attributes)
