@@ -99,8 +99,10 @@ def free_port() -> int:
         return port
 
 
-def make_mosquitto(folder: Path, *, tls: Authority | None = None, password: bool = False) -> Broker:
-    """A mosquitto that is configured and not started."""
+def make_mosquitto(
+    folder: Path, *, tls: Authority | None = None, password: bool = False, acl: str | None = None
+) -> Broker:
+    """A mosquitto that is configured and not started; `acl` is what its ACL file says, which may be nothing."""
     program = find_program("mosquitto")
     assert program is not None
     port, log = free_port(), folder / "mosquitto.log"
@@ -116,6 +118,10 @@ def make_mosquitto(folder: Path, *, tls: Authority | None = None, password: bool
         lines += ["allow_anonymous false", f"password_file {passwords}"]
     else:
         lines += ["allow_anonymous true"]
+    if acl is not None:
+        (folder / "acl").write_text(acl)
+        (folder / "acl").chmod(0o600)
+        lines += [f"acl_file {folder / 'acl'}"]
     if os.geteuid() == 0:
         lines += ["user root"]  # it would become a user who may not write here
     configuration = folder / "mosquitto.conf"

@@ -21,6 +21,7 @@ from .attempt import EXPECTED, Attempt, AttemptHome
 from .combos import Combo, Likelihood
 from .errors import ConnectError, SignalError, printable
 from .link import Pipe, RefuseReason
+from .names import NameFailure, describe_failures
 from .nurseries import leaves, open_background_nursery
 from .panics import panics_as_errors
 from .plugin import PHASES, Plugin
@@ -45,6 +46,22 @@ REFRESH_DELAY: Final = 0.1
 
 
 @final
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Unresolved:
+    """What DNS has to do with a walk's end.
+
+    Attributes:
+      names: those of servers that cannot be resolved now.
+      no_signal, no_stun: all names of signal servers are among them, and all of STUN servers, of which there are some
+        and of which none is remembered.
+    """
+
+    names: Mapping[str, NameFailure] = dataclasses.field(default_factory=dict)
+    no_signal: bool = False
+    no_stun: bool = False
+
+
+@final
 class PlannedWalk:
     """What a walk needs besides the session: who runs the combos, and for how long.
 
@@ -57,6 +74,7 @@ class PlannedWalk:
       ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
       replan: the combos with another address of the peer.
+      unresolved: the names of servers that DNS does not resolve now.
     """
 
     def __init__(
@@ -71,6 +89,7 @@ class PlannedWalk:
         has_relay: bool = False,
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
         replan: Callable[[PeerAddress], Sequence[Combo]] = lambda _: (),
+        unresolved: Callable[[], Unresolved] = Unresolved,
     ) -> None:
         self.home: Final = home
         self.factories: Final = factories
@@ -81,6 +100,7 @@ class PlannedWalk:
         self.has_relay: Final = has_relay
         self.refresh: Final = refresh
         self.replan: Final = replan
+        self.unresolved: Final = unresolved
 
 
 async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pipe:
@@ -113,6 +133,8 @@ async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pip
         session.pipe.report = recorder.finish(Verdict.CONNECTED, trio.current_time(), session_id=session.id)
         return session.pipe
     verdict = decide_verdict(session, planned, timed_out=timed_out)
+    for sentence in describe_failures(planned.unresolved().names):
+        recorder.note(sentence, trio.current_time())
     raise ConnectError(recorder.finish(verdict, trio.current_time(), session_id=session.id))
 
 
@@ -315,8 +337,13 @@ def decide_verdict(session: Session, planned: PlannedWalk, *, timed_out: bool) -
         return Verdict.CLOCK_OFF  # it told us its time, we went by that, and it heard no more of us
     if session.turned_down is not None:
         return Verdict.BUSY if session.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
+    unresolved = planned.unresolved()
+    if session.answered and unresolved.no_stun:
+        return Verdict.NO_DNS  # nothing could be punched
     if session.answered:
         return Verdict.NO_RELAY_CONFIGURED if not planned.has_relay else Verdict.UNREACHABLE
+    if session.best_delivery is None and session.signalled and unresolved.no_signal:
+        return Verdict.NO_DNS
     if session.best_delivery is None:
         return Verdict.NO_SIGNAL if session.signalled else Verdict.UNREACHABLE
     return Verdict.PEER_OFFLINE if session.best_delivery <= Delivery.NOBODY_HOME else Verdict.PEER_SILENT

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 import msgspec
 
+from .clock.ntp import UNSYNCHRONISED
 from .errors import printable
 from .interfaces import lasting_addresses
+from .names import NameFailure, describe_failures
 from .nat.abilities import Abilities, abilities
 from .nat.profile import NatProfile, TransportProfile, delta_type, describe, nat_type
 
@@ -198,11 +200,16 @@ def plan_paths(interfaces: Sequence[Interface], af: Family, source: IpAddress | 
 
 
 def whole(
-    paths: Sequence[PathCheck], signals: Sequence[ServerCheck], servers: Servers, ntp: Sequence[ServerCheck]
+    paths: Sequence[PathCheck],
+    signals: Sequence[ServerCheck],
+    servers: Servers,
+    ntp: Sequence[ServerCheck],
+    *,
+    unresolved: Mapping[str, NameFailure] | None = None,
 ) -> Abilities:
-    """What holds for the node, whatever its paths are like."""
+    """What holds for the node, whatever its paths are like; `unresolved` are servers' names that DNS does not know."""
     can: list[str] = []
-    cannot: list[str] = []
+    cannot = [sentence(each) for each in describe_failures(unresolved or {})]
     unknown: list[str] = []
     alone = "peers can be dialled, and nothing that both sides have to agree on works"
     if not signals:
@@ -219,6 +226,8 @@ def whole(
         unknown.append("no STUN server is configured: what lies between here and the internet is not known")
     if not any(each.reachable for each in ntp):
         why = "answers" if ntp else "is configured"
+        if any(each.error is not None and UNSYNCHRONISED in each.error for each in ntp):
+            why = "has the time (those that answer are not synchronised themselves)"
         unknown.append(f"no time server {why}: how wrong the clock is, only peers tell")
     return Abilities(can=tuple(can), cannot=tuple(cannot), unknown=tuple(unknown))
 

@@ -12,7 +12,7 @@ When the time is up, the report is of what is known by then; nothing raises for 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address
@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 import trio
 
 from .clock.estimate import ClockEstimate, Interval, intersect
+from .clock.ntp import UNSYNCHRONISED
 from .clock.ntp_client import measure_offset
-from .errors import StunError, WarpgateError
+from .errors import WarpgateError
+from .names import NameFailure, Names, in_turn
 from .nat.measure import measure_nat
 from .nat.profile import UNKNOWN
 from .nat.stun import TransportAddress
-from .nat.stun_client import open_stun_stream, query_stream, query_udp, resolve
+from .nat.stun_client import open_stun_stream, query_stream, query_udp
 from .netcheck import (
     FAMILIES,
     ClockCheck,
@@ -41,6 +43,7 @@ from .netcheck import (
     sentence,
     whole,
 )
+from .nurseries import reason_of
 from .signal import ServerState
 
 if TYPE_CHECKING:
@@ -56,7 +59,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 TIMEOUT: Final = 15.0
 """Seconds for the whole check: a measurement with nothing but dead servers, after another one that was under way."""
 HEAD_START: Final = 1.2
-"""Seconds for servers to answer over TCP before the NATs are measured: those that will, have by then."""
+"""Seconds for servers to answer over TCP, and for the names of further ones to be resolved, before the NATs are
+measured: those that will, have by then."""
 PATIENCE: Final = 5.0
 """Seconds for one server: TCP, TLS and registration over a bad satellite link, or a lost SYN and its repetitions."""
 RTO: Final = 0.2
@@ -90,6 +94,7 @@ class _Outcome:
     latency: float | None = None
     error: str | None = None
     asked: bool = True
+    unresolved: bool = False
 
 
 @final
@@ -115,12 +120,19 @@ class _Row:
 
 
 async def check_network(
-    *, servers: Servers, hub: SignalHub, nat: NatService, host: Host, everything: bool, timeout: float
+    *,
+    servers: Servers,
+    hub: SignalHub,
+    nat: NatService,
+    names: Names,
+    host: Host,
+    everything: bool,
+    timeout: float,
 ) -> NetcheckReport:
     """Make the report; see `Node.netcheck`."""
     if not timeout > 0:
         raise ValueError(f"a timeout is more than 0 s, not {timeout}")
-    check = _Check(servers, hub, nat, host, everything)
+    check = _Check(servers, hub, nat, names, host, everything)
     started = trio.current_time()
     with trio.move_on_after(timeout) as scope:
         await check.run()
@@ -129,10 +141,14 @@ async def check_network(
 
 @final
 class _Check:
-    def __init__(self, servers: Servers, hub: SignalHub, nat: NatService, host: Host, everything: bool) -> None:
+    def __init__(
+        self, servers: Servers, hub: SignalHub, nat: NatService, names: Names, host: Host, everything: bool
+    ) -> None:
         self._servers = servers
         self._hub = hub
         self._nat = nat
+        self._names = names
+        self._unresolved: dict[str, NameFailure] = {}
         self._host = host
         self._everything = everything
         self._signals: list[_Row] = []  # empty unless each server is tried afresh
@@ -190,7 +206,7 @@ class _Check:
 
     async def _check_ntp(self, url: ServerUrl) -> None:
         async def ask() -> float:
-            estimate = await measure_offset([url], timeout=PATIENCE, host=self._host)
+            estimate = await measure_offset([url], timeout=PATIENCE, host=self._host, names=self._names)
             self._estimates[url] = estimate
             return estimate.delays[str(url)]
 
@@ -220,13 +236,16 @@ class _Check:
 
     async def _check_family(self, af: Family) -> None:
         there = await self._resolve(af)
-        sources = [self._host.source_address(ip_address(server[0])) for server in there.values()]
+        sources = [self._host.source_address(ip_address(ip)) for addresses in there.values() for ip, _ in addresses]
         paths = self._paths[af] = plan_paths(
             self._host.interfaces(), af, next((each for each in sources if each is not None), None)
         )
         if not there:
+            why = f"no STUN server can be asked over IPv{af}"
+            if self._stun and all(url.host in self._unresolved for url in self._stun):
+                why = "DNS resolves the name of no STUN server"
             for path in paths:
-                path.why = f"was not measured: no STUN server can be asked over IPv{af}"
+                path.why = f"was not measured: {why}"
             return
         before = self._nat.profiles.by_key.get((None, af))
         async with self._nat.measuring[af], trio.open_nursery() as nursery:
@@ -242,50 +261,54 @@ class _Check:
                     path.why = "was not measured: the STUN servers are on this machine"
                 else:
                     path.profile = await measure_nat(
-                        str(path.address), alive or list(there.values()), online=online and path.main
+                        str(path.address), alive or in_turn(there.values()), online=online and path.main
                     )
 
-    async def _resolve(self, af: Family) -> dict[ServerUrl, TransportAddress]:
-        family = trio.socket.AF_INET if af == 4 else trio.socket.AF_INET6
-        found: dict[ServerUrl, TransportAddress] = {}
-
-        async def one(url: ServerUrl) -> None:
-            try:
-                address = await resolve(url.host, url.port, family=family)
-            except StunError as error:
-                why = str(error)
+    async def _resolve(self, af: Family) -> dict[ServerUrl, list[TransportAddress]]:
+        """The addresses of each STUN server in a family; those without one get their outcome."""
+        hosts = [url.host for url in self._stun]
+        known = await self._names.look_up(hosts, timeout=PATIENCE, settle=HEAD_START, fresh=True)
+        self._unresolved.update(self._names.failures(hosts))
+        found: dict[ServerUrl, list[TransportAddress]] = {}
+        for url in self._stun:
+            ips = [ip for ip in known.get(url.host, ()) if ip_address(ip).version == af]
+            routed = [(ip, url.port) for ip in ips if self._host.source_address(ip_address(ip)) is not None]
+            if routed:
+                found[url] = routed
+                continue
+            failure = self._unresolved.get(url.host)
+            if ips:
+                why = f"no route leads to {ips[0]}"
+            elif failure is not None:
+                why = f"the name cannot be resolved: {failure.why}"
             else:
-                if self._host.source_address(ip_address(address[0])) is not None:
-                    found[url] = address
-                    return
-                why = f"no route leads to {address[0]}"
+                why = f"the name has no IPv{af} address"
             for (each, _), row in self._rows.items():
                 if each == url:
-                    row.outcomes.append(_Outcome(error=why, asked=False))
-
-        async with trio.open_nursery() as nursery:
-            for url in self._stun:
-                nursery.start_soon(one, url)
-        return {url: found[url] for url in self._stun if url in found}
+                    row.outcomes.append(_Outcome(error=sentence(why), asked=False))
+        return found
 
     async def _ask_stun(
-        self, servers: dict[ServerUrl, TransportAddress], nursery: trio.Nursery
+        self, servers: dict[ServerUrl, list[TransportAddress]], nursery: trio.Nursery
     ) -> list[TransportAddress]:
-        """Fill the rows of STUN servers; those that answer over UDP.
+        """Fill the rows of STUN servers; those addresses that answer over UDP.
 
         Those that do not over TCP are given up in `nursery`: what they make of a connection takes longer.
         """
-        alive: set[ServerUrl] = set()
+        alive: list[TransportAddress] = []
         tcp = [trio.Event() for _ in servers if self._everything]
 
         async def ask_udp(url: ServerUrl) -> None:
-            outcome = await _outcome(partial(_ask_udp, servers[url]))
-            self._rows[url, "udp"].outcomes.append(outcome)
-            if outcome.error is None:
-                alive.add(url)
+            async def ask(address: TransportAddress) -> float:
+                latency = await _ask_udp(address)
+                alive.append(address)
+                return latency
+
+            # All of them, since each that answers is one more to measure by.
+            self._rows[url, "udp"].outcomes.append(await _best(servers[url], ask, enough=len(servers[url])))
 
         async def ask_tcp(url: ServerUrl, done: trio.Event) -> None:
-            await self._fill(self._rows[url, "tcp"], partial(_ask_tcp, servers[url]))
+            self._rows[url, "tcp"].outcomes.append(await _best(servers[url], _ask_tcp, enough=1))
             done.set()
 
         for url, done in zip(servers, tcp, strict=False):
@@ -296,7 +319,16 @@ class _Check:
         with trio.move_on_after(HEAD_START):
             for done in tcp:
                 await done.wait()
-        return [address for url, address in servers.items() if url in alive]
+        return [address for address in in_turn(servers.values()) if address in alive]
+
+    def _failing_names(self) -> dict[str, NameFailure]:
+        """The names of servers that cannot be resolved, whoever has tried."""
+        found = {} if self._everything else self._hub.unresolved
+        for row in self._signals:
+            for outcome in row.outcomes:
+                if outcome.unresolved:
+                    found[row.url.host] = NameFailure(why=outcome.error or "", remembered=False)
+        return found | self._names.failures(url.host for url in (*self._stun, *self._ntp)) | self._unresolved
 
     # -- the report --------------------------------------------------------------------------------------------------
 
@@ -314,11 +346,11 @@ class _Check:
         ntp = [row.check() for row in self._ntp.values()]
         stun = [row.check() for row in self._rows.values()]
         rows = (*signals, *stun, *(row.check() for row in later), *ntp)
-        if any(each.reachable for each in ntp):
+        if any(each.reachable or UNSYNCHRONISED in (each.error or "") for each in ntp):
             self._unblock()
         paths = [path_check(path) for each in self._paths.values() for path in each]
         paths.sort(key=lambda path: not path.main)
-        said_of_all = whole(paths, signals, self._servers, ntp)
+        said_of_all = whole(paths, signals, self._servers, ntp, unresolved=self._failing_names())
         said = {
             name: tuple(
                 dict.fromkeys(
@@ -356,13 +388,32 @@ async def _outcome(ask: Callable[[], Awaitable[float]]) -> _Outcome:
         with trio.move_on_after(PATIENCE):
             return _Outcome(latency=await ask())
     except OSError as error:
-        return _Outcome(error=sentence(f"{error} ({error.__cause__})" if error.__cause__ else str(error)))
+        return _Outcome(error=sentence(reason_of(error)), unresolved=isinstance(error, trio.socket.gaierror))
     except WarpgateError as error:
         return _Outcome(error=sentence(str(error)))
     except Exception as error:
         logger.exception("a server could not be tested")
         return _Outcome(error=f"unexpected {type(error).__name__}")
     return _Outcome(error=f"no answer within {PATIENCE:g} s")
+
+
+async def _best(
+    addresses: Sequence[TransportAddress], ask: Callable[[TransportAddress], Awaitable[float]], *, enough: int
+) -> _Outcome:
+    """Ask a server by all its addresses at once, until `enough` have answered; the fastest, or the first failure."""
+    outcomes: list[_Outcome] = []
+
+    async def one(address: TransportAddress) -> None:
+        outcome = await _outcome(partial(ask, address))
+        outcomes.append(outcome)
+        if sum(each.error is None for each in outcomes) >= enough:
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for address in addresses:
+            nursery.start_soon(one, address)
+    answers = [each for each in outcomes if each.latency is not None]
+    return min(answers, key=lambda each: each.latency or 0.0) if answers else outcomes[0]
 
 
 async def _ask_udp(server: TransportAddress) -> float:

@@ -147,6 +147,7 @@ class Node:
             servers=self._runtime.config.servers,
             hub=self._runtime.hub,
             nat=self._runtime.nat,
+            names=self._runtime.names,
             host=self._runtime.host,
             everything=servers,
             timeout=timeout,
@@ -305,6 +306,7 @@ class Node:
             ceiling=ceiling,
             refresh=self.refresh_address if replan is not None and "get_addr" in self._runtime.factories else None,
             replan=replan or (lambda _: ()),
+            unresolved=self._runtime.unresolved,
         )
         for left in reversed(range(MAX_SESSIONS)):
             session = Session(peer, self._runtime.host.entropy(16), recorder, early_data=early_data)

@@ -6,13 +6,14 @@ function that happens to use tasks) must not show that group; the recipe for it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
 import trio
 
-__all__ = ["leaves", "open_background_nursery"]
+__all__ = ["leaves", "open_background_nursery", "reason_of"]
 
 
 @asynccontextmanager
@@ -52,6 +53,22 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
             yield from leaves(inner)
     else:
         yield exc
+
+
+def reason_of(error: BaseException) -> str:
+    """Why, in one sentence: the system's words out of the groups and wrappings that Trio puts around them.
+
+    What `trio.open_tcp_stream` raises says "all attempts failed", and has the reasons in a group as its cause.
+    """
+    if isinstance(error, trio.socket.gaierror):
+        return f"the name cannot be resolved: {error.strerror or error}"
+    if isinstance(error, OSError) and isinstance(error.__cause__, BaseExceptionGroup):
+        return f"{error}: {'; '.join(dict.fromkeys(map(reason_of, leaves(error.__cause__))))}"
+    if isinstance(error, OSError) and error.errno is not None and (error.strerror or "").startswith("Error connecting"):
+        return os.strerror(error.errno)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def _raise(exc: BaseException) -> NoReturn:

@@ -36,6 +36,8 @@ class Verdict(Enum):
     """No combo was valid: no common address family, or the options exclude everything."""
     CLOCK_OFF = "clock_off"
     """Signals are refused for their time, and correcting it did not help."""
+    NO_DNS = "no_dns"
+    """The names of all signal servers, or of all STUN servers, cannot be resolved, and no direct path worked."""
     NO_SIGNAL = "no_signal"
     """No signal server that the two share could be reached, and no direct path worked."""
     PEER_OFFLINE = "peer_offline"
@@ -61,6 +63,7 @@ ADVICE: Final = {
     Verdict.WRONG_PEER: "Ask the peer for its current address: another node answers at the one you have.",
     Verdict.NOTHING_TO_TRY: "Check that both sides have IPv4 or IPv6 in common, and that no option excludes it.",
     Verdict.CLOCK_OFF: "Set the clocks: yours and the peer's differ by more than five minutes.",
+    Verdict.NO_DNS: "Check this machine's DNS and the names in [servers]; the report's notes say which ones.",
     Verdict.NO_SIGNAL: "Check the [servers] section and your connection: no signal server could be reached.",
     Verdict.PEER_OFFLINE: "Check that the peer is running and that both sides use the same signal server.",
     Verdict.PEER_SILENT: "Check the peer: its signal server took the messages, but it does not answer.",
@@ -115,7 +118,8 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
       verdict, advice: the one reason, and one sentence on what would help.
       elapsed_ms: from the call to the accepted Pipe or to giving up.
       combos: every combo that was planned, in the order of their plan.
-      notes: what else is worth knowing, one sentence each (dead servers, a corrected clock, plugins that were skipped).
+      notes: what else is worth knowing, one sentence each (names that do not resolve, dead servers, a corrected clock,
+        plugins that were skipped).
     """
 
     peer: str

@@ -25,6 +25,7 @@ from . import host as machine
 from .address import OwnAddresses, PeerAddress, describe_interfaces, is_public
 from .address_book import AddressBook
 from .attempt import Attempt
+from .auto_connect import Unresolved
 from .carrier import TlsContexts
 from .carrier.quic import QuicCarrier
 from .clock.corrected import CorrectedClock, keep_measured
@@ -35,6 +36,7 @@ from .errors import AddressError, ConfigError
 from .inbound import REFUSED, Authorize, Inbound
 from .link import Link
 from .meetings import plan_meetings
+from .names import Names
 from .nat.profile import NatProfiles
 from .nat.service import NatService
 from .nat.udp_port import UdpPorts
@@ -163,8 +165,13 @@ class NodeRuntime:
         self.identity: Final = identity
         self.clock: Final = CorrectedClock(host)
         self.udp_ports: Final = UdpPorts()
+        self.names: Final = Names()
         self.nat: Final = NatService(
-            self.udp_ports, config.servers.stun, host, is_online=lambda: self.hub.rtt is not None
+            self.udp_ports,
+            config.servers.stun,
+            host,
+            names=self.names,
+            is_online=lambda: self.hub.rtt is not None,
         )
         self.view: Final = _View(self, host, contexts, config.budgets, self.hub)
         self.signals: Final = Signals(
@@ -332,6 +339,17 @@ class NodeRuntime:
             signals_dropped=self.hub.dropped,
         )
 
+    def unresolved(self) -> Unresolved:
+        """The names of servers that DNS does not resolve now."""
+        servers = self.config.servers
+        signal, stun = self.hub.unresolved, self.nat.unresolved
+        gone = {name for name, failure in stun.items() if not failure.remembered}
+        return Unresolved(
+            names=signal | stun,
+            no_signal=bool(servers.signal) and all(url.host in signal for url in servers.signal),
+            no_stun=bool(stun) and all(url.host in gone for url in self.nat.servers),
+        )
+
     async def wait_signals(self) -> None:
         """See `Node.wait_signals`."""
         await self.hub.wait_connected()
@@ -434,6 +452,7 @@ class NodeRuntime:
             hub_scope = trio.CancelScope(shield=True)
             stack.callback(hub_scope.cancel)
             await stack.enter_async_context(self.udp_ports.running(keepers))
+            await stack.enter_async_context(self.names.running())
             with trio.CancelScope(
                 shield=True
             ):  # a cancelled `start` would wait for its child, which does not hear of it
@@ -470,6 +489,7 @@ class NodeRuntime:
             self.config.servers.ntp,
             timeout=NTP_TIMEOUT,
             host=self.host,
+            names=self.names,
         )
 
     async def _set_up(self, stack: AsyncExitStack, name: str, plugin: type[Plugin]) -> None:

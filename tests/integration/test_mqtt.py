@@ -483,7 +483,8 @@ def run_python(code: str, *arguments: str, flags: tuple[str, ...] = ("-X", "dev"
 @pytest.mark.slow("a fresh interpreter")
 def test_asyncio_is_untouched_while_no_broker_is_configured() -> None:
     code = """
-        import asyncio, sys, trio
+        import asyncio, logging, sys, trio
+        logging.disable()
         before = (asyncio.get_running_loop, asyncio.new_event_loop, asyncio.get_event_loop_policy)
         import warpgate_trio, warpgate_trio.mqtt, warpgate_trio.signal.mqtt_channel
         from warpgate_trio import Identity, NodeConfig, Servers, open_node

@@ -326,6 +326,58 @@ async def test_a_lost_subscription_is_noticed(mosquitto: Broker, monkeypatch: py
             await channel.send(BOB.public_key, b"x")
 
 
+ACLS = pytest.mark.parametrize("acl", ["", "topic read #\n", "topic write #\n"], ids=["nothing", "read", "write"])
+
+
+@ACLS
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_that_drops_everything_is_not_connected(
+    acl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes the subscription, and acknowledges what it drops; only our own message tells."""
+    monkeypatch.setattr(mqtt_channel, "ECHO_TIMEOUT", 0.05)
+    broker = make_mosquitto(tmp_path, acl=acl)
+    try:
+        broker.start()
+        async with hub_for(ALICE, broker.url, connected=False) as alice:
+            await wait_until(lambda: broker.count("New client connected .* as wg") >= 3)
+            assert CONNECTED not in states(alice)
+            assert alice.rtt is None
+            why = alice.status()[0].last_error or ""
+            with pytest.raises(SignalUnavailable, match="ACL"):
+                await alice.measure_server(broker.url)
+    finally:
+        broker.kill()
+    assert f"no echo within 0.05 s of a message to our own topic warpgate-trio/1/{ALICE.peer_id}" in why
+    assert [each.levelname for each in caplog.records if each.name == hub_module.__name__] == ["WARNING"]
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_that_lets_us_have_our_own_tree_is_connected(tmp_path: Path) -> None:
+    broker = make_mosquitto(tmp_path, acl="topic readwrite some/team/#\n")
+    try:
+        broker.start()
+        async with hub_for(ALICE, f"{broker.url}/some/team") as alice:
+            assert alice.rtt is not None
+    finally:
+        broker.kill()
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_connection_that_ends_before_the_echo_says_so(mosquitto: Broker) -> None:
+    async with open_wire(mosquitto) as wire, open_background_nursery() as nursery:
+        wire.delay = 0.02
+
+        async def cut() -> None:
+            await wait_until(lambda: mosquitto.count("SUBACK") > 0)
+            wire.cut()
+
+        nursery.start_soon(cut)
+        with pytest.raises(SignalUnavailable, match=r"lost|closed|broke"):  # and not the lack of an echo
+            async with open_mqtt_channel(wire.url, ALICE):
+                pass
+
+
 async def test_a_broker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.05)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

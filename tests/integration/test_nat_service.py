@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from tests.cancel_sweep import cuts
 from tests.sim.worlds import run
 from warpgate_trio import host as machine
 from warpgate_trio.config import ServerUrl
-from warpgate_trio.errors import StunError
+from warpgate_trio.names import FRESH, SETTLE, Names
 from warpgate_trio.nat import service
 from warpgate_trio.nat.profile import PROFILE_LIFETIME, Allocation, Mapping, NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.nat.service import FIRST_LOOK, KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
@@ -83,21 +85,31 @@ def play(
     start: bool = True,
     profiles: bool = False,
     slower: float = 0.0,
+    pools: dict[str, tuple[int | None, ...]] | None = None,
     seed: int = 0,
 ) -> None:
-    """Run `body` on a host behind a NAT, with two servers, and the service in the background; nothing may be left."""
+    """Run `body` on a host behind a NAT, with two servers, and the service in the background; nothing may be left.
+
+    `pools`: names for several servers, by their numbers; None is one that is dead.
+    """
 
     async def world(net: Network) -> None:
         servers = [
             net.host("one", link=Link(latency=RTT / 4 + slower)),
             net.host("two", link=Link(latency=RTT / 4)),
         ]
+        for name, members in (pools or {}).items():
+            net.names[name] = [DEAD if each is None else servers[each].ip for each in members]
         client = net.lan("home", nat=nat, uplink=Link(latency=RTT / 4)).host("client")
         async with simulated_hosts(), trio.open_nursery() as nursery:
             with client:
-                ports = UdpPorts()
+                ports, names = UdpPorts(), Names()
                 made = NatService(
-                    ports, [ServerUrl.parse(url) for url in urls], machine.current(), is_online=lambda: False
+                    ports,
+                    [ServerUrl.parse(url) for url in urls],
+                    machine.current(),
+                    names=names,
+                    is_online=lambda: False,
                 )
             this = World(net, client, servers, made, ports, [trio.CancelScope(), trio.CancelScope()], nursery)
             for number in (0, 1):
@@ -110,7 +122,7 @@ def play(
 
                 made._keep_measured = nothing  # type: ignore[method-assign, assignment]
             async with trio.open_nursery() as keepers, ports.running(keepers):
-                async with trio.open_nursery() as services:
+                async with names.running(), trio.open_nursery() as services:
                     with client:
                         services.start_soon(made.run)
                         await body(this)
@@ -408,58 +420,141 @@ def test_a_machine_without_a_network(kind: str) -> None:
     play(body)
 
 
-def test_names_that_lead_elsewhere_each_time_pile_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_lead_elsewhere_each_time_pile_nothing_up() -> None:
     """A pool of servers behind one name, as the NTP pool is: a port stays with those that it was mapped by."""
 
     async def body(this: World) -> None:
-        answers = [address(each) for each in this.servers]
-        asked = 0
+        await trio.sleep(1)
+        first = [this.warm(kind) for kind in ("udp", "tcp")]
+        mapped = [dict(port.mapped) for port in first if port is not None]
+        for turn in range(20):
+            this.net.names["pool"] = [this.servers[turn % 2].ip]
+            await trio.sleep(KEEPALIVE)
+        for kind, port, known in zip(("udp", "tcp"), first, mapped, strict=True):
+            assert this.warm(kind) is port
+            assert port is not None
+            assert port.mapped == known
+            if isinstance(port, TcpPort):
+                assert set(port.servers()) == set(known)
 
-        async def rotate(host: str, port: int, *, family: int) -> TransportAddress:
-            nonlocal asked
-            if family != trio.socket.AF_INET:
-                raise StunError("none")
-            asked += 1
-            await trio.lowlevel.checkpoint()
-            return answers[asked % 2]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(service, "resolve", rotate)
-            await trio.sleep(1)
-            first = [this.warm(kind) for kind in ("udp", "tcp")]
-            mapped = [dict(port.mapped) for port in first if port is not None]
-            await trio.sleep(20 * KEEPALIVE)
-            for kind, port, known in zip(("udp", "tcp"), first, mapped, strict=True):
-                assert this.warm(kind) is port
-                assert port is not None
-                assert port.mapped == known
-                if isinstance(port, TcpPort):
-                    assert set(port.servers()) == set(known)
-            assert asked < 10
-
-    play(body, urls=("stun:pool:3478",))
+    play(body, urls=("stun:pool:3478",), pools={"pool": (1,)})
 
 
-def test_no_names_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is mapped stays so, and is kept alive."""
+def test_no_names_for_a_while() -> None:
+    """What is mapped stays so, and is kept alive; and new ports are mapped by what is remembered."""
 
     async def body(this: World) -> None:
         await trio.sleep(1)
         warm = this.warm("udp")
         assert warm is not None
-
-        async def fail(host: str, port: int, *, family: int) -> TransportAddress:
-            await trio.lowlevel.checkpoint()
-            raise StunError("no DNS")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(service, "resolve", fail)
-            await trio.sleep(10 * KEEPALIVE)
-            assert this.warm("udp") is warm
-            assert warm.mapped_at is not None
-            assert trio.current_time() - warm.mapped_at <= KEEPALIVE + RTT
+        for name in ("one", "two"):
+            this.net.spoil_name(name, error=socket.EAI_AGAIN)
+        await trio.sleep(10 * KEEPALIVE)
+        assert this.warm("udp") is warm
+        assert warm.mapped_at is not None
+        assert trio.current_time() - warm.mapped_at <= KEEPALIVE + RTT
+        assert await this.take("udp") is warm
+        await trio.sleep(1)
+        close(warm)
+        assert this.warm("udp") is not None
+        assert set(this.nat.unresolved) == {"one", "two"}
+        assert all(each.remembered for each in this.nat.unresolved.values())
 
     play(body)
+
+
+# --- names ---
+
+
+HANGS = pytest.mark.parametrize(
+    "urls", [("stun:hangs", "stun:one", "stun:two"), ("stun:one", "stun:two", "stun:hangs")]
+)
+
+
+@KINDS
+@HANGS
+def test_a_name_that_hangs_costs_a_fresh_node_a_moment(kind: str, urls: tuple[str, ...]) -> None:
+    async def body(this: World) -> None:
+        this.net.spoil_name("hangs", delay=5.0)
+        began = trio.current_time()
+        port = await this.take(kind)
+        assert set(port.mapped) <= {address(each) for each in this.servers}
+        assert port.mapped
+        assert trio.current_time() - began <= SETTLE + 4 * RTT
+        close(port)
+
+    play(body, urls=urls)
+
+
+@KINDS
+@HANGS
+def test_a_name_that_hangs_for_ever_costs_a_node_that_knows_others_nothing(kind: str, urls: tuple[str, ...]) -> None:
+    async def body(this: World) -> None:
+        this.net.spoil_name("hangs", delay=math.inf)
+        await trio.sleep(60)
+        for _ in range(2):  # the warm one, and one that is made on the spot
+            began = trio.current_time()
+            port = await this.take(kind)
+            assert port.mapped
+            assert trio.current_time() - began <= 3 * RTT
+            close(port)
+        (why,) = this.nat.unresolved.values()
+        assert "no answer" in why.why
+
+    play(body, urls=urls)
+
+
+@KINDS
+def test_names_that_are_slow_are_there_when_they_come(kind: str) -> None:
+    async def body(this: World) -> None:
+        for name in ("one", "two"):
+            this.net.spoil_name(name, delay=2.5)
+        began = trio.current_time()
+        port = await this.take(kind)
+        assert not port.mapped  # enough on one LAN
+        assert trio.current_time() - began == pytest.approx(service.NAMES_WITHIN)
+        close(port)
+        await trio.sleep(5 - (trio.current_time() - began))
+        assert this.warm(kind) is not None
+
+    play(body)
+
+
+@KINDS
+@pytest.mark.parametrize("pools", [{"pool": (None, 1)}, {"pool": (None, None, None, None, None, 1)}])
+def test_every_address_of_a_name_is_tried(kind: str, pools: dict[str, tuple[int | None, ...]]) -> None:
+    async def body(this: World) -> None:
+        await trio.sleep(10)
+        warm = this.warm(kind)
+        assert warm is not None
+        assert set(warm.mapped) == {address(this.servers[1])}
+
+    play(body, urls=("stun:pool:3478",), pools=pools)
+
+
+@KINDS
+def test_the_first_address_of_each_name_comes_before_the_second_of_any(kind: str) -> None:
+    async def body(this: World) -> None:
+        supply = this.nat._udp if kind == "udp" else this.nat._tcp
+        assert await this.nat._resolve(supply, 4) == [(DEAD, PORT), address(this.servers[0]), address(this.servers[1])]
+        await trio.sleep(10)  # once asked, the dead one comes last
+        assert await this.nat._resolve(supply, 4) == [*map(address, this.servers), (DEAD, PORT)]
+
+    play(body, urls=("stun:pool:3478", "stun:one:3478"), pools={"pool": (None, 1)})
+
+
+@KINDS
+def test_a_server_that_moved_is_found(kind: str) -> None:
+    async def body(this: World) -> None:
+        await trio.sleep(1)
+        this.net.names["pool"] = [this.servers[0].ip]
+        this.running[1].cancel()
+        await trio.sleep(FRESH + 2 * KEEPALIVE + 10)
+        warm = this.warm(kind)
+        assert warm is not None
+        assert set(warm.mapped) == {address(this.servers[0])}
+
+    play(body, urls=("stun:pool:3478",), pools={"pool": (1,)})
 
 
 def test_a_sequence_of_ports_is_left_alone_after_a_port_was_taken() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 
 from tests.nodes import ALICE, loopback_node
-from tests.servers_mqtt import Broker, free_port
+from tests.servers_mqtt import Broker, free_port, make_mosquitto
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
@@ -86,3 +87,20 @@ async def test_a_closed_node() -> None:
         pass
     with pytest.raises(trio.ClosedResourceError):
         await node.netcheck()
+
+
+@pytest.mark.slow("an echo that does not come, twice")
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_that_drops_everything_is_said_not_to_work(tmp_path: Path) -> None:
+    broker = make_mosquitto(tmp_path, acl="")
+    try:
+        broker.start()
+        config = NodeConfig(servers=Servers(mqtt=[str(broker.url)], public_servers=False))
+        async with loopback_node(ALICE, config) as node:
+            for report in (await node.netcheck(), await node.netcheck(servers=True)):
+                (row,) = report.servers
+                assert row.reachable is False
+                assert "no echo within" in (row.error or "")
+                assert any(each.startswith("no signal server answers") for each in report.cannot)
+    finally:
+        broker.kill()

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -561,7 +561,7 @@ async def test_a_connection_that_held_starts_the_pauses_afresh(
     began: list[float] = []
 
     class Channel:
-        url, rtt = "ws://192.0.2.1", 0.1
+        url, rtt, answered = "ws://192.0.2.1", 0.1, True
 
         async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
             raise NotImplementedError
@@ -582,3 +582,95 @@ async def test_a_connection_that_held_starts_the_pauses_afresh(
     pauses = [start - end for start, end in zip(began[1:], ended, strict=False)]
     for pause, most in zip(pauses, [0.2, 0.4, 0.8, 0.2, 0.4], strict=True):
         assert most / 2 - 1e-9 <= pause <= most + 1e-9
+
+
+async def test_a_server_that_registers_us_and_does_no_more_is_no_success(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its channel is given up after as long as it takes to notice; what the next one does is no better."""
+    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.2)
+    began: list[float] = []
+
+    class Channel:
+        url, rtt, answered = "ws://192.0.2.1", 0.1, False
+
+        async def receive(self) -> bytes:
+            await trio.sleep(hub_module.STABLE)
+            raise SignalUnavailable("no pong within 10 s")
+
+    @asynccontextmanager
+    async def open_channel(*args: object, **kwargs: object) -> AsyncGenerator[Channel]:
+        began.append(trio.current_time())
+        yield Channel()
+
+    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    with trio.move_on_after(300):
+        await SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")]).run()
+    pauses = [later - earlier - hub_module.STABLE for earlier, later in itertools.pairwise(began)]
+    assert len(pauses) > 8
+    for number, pause in enumerate(pauses):
+        most = min(0.2 * 2**number, 30.0)
+        assert most / 2 - 1e-9 <= pause <= most + 1e-9
+
+
+async def test_a_channel_has_answered_when_its_server_has() -> None:
+    async with open_rendezvous() as server, real_open_channel(ServerUrl.parse(server.url), ALICE) as channel:
+        await wait_until(lambda: channel.answered)  # the pong
+
+
+# --- what people are told ---
+
+
+async def test_why_a_server_cannot_be_reached_is_said_once_and_when_it_is_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = await free_port()
+    url = f"ws://127.0.0.1:{port}"
+    attempts = 0
+
+    def open_channel(*args: Any, **kwargs: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        return real_open_channel(*args, **kwargs)
+
+    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    with caplog.at_level("INFO", hub_module.__name__):
+        async with hub_for(ALICE, url, connected=False) as alice:
+            await wait_until(lambda: attempts >= 3)
+            async with open_rendezvous(port=port):
+                await alice.wait_connected()
+            known = attempts
+            await wait_until(lambda: attempts >= known + 3)
+    first, back, again = [(each.levelname, each.getMessage()) for each in caplog.records]
+    assert first == (
+        "WARNING",
+        f"signal server {url}: not connected: all attempts to connect to 127.0.0.1:{port} failed: Connection refused",
+    )
+    assert back == ("INFO", f"signal server {url}: connected")
+    assert again[0] == "WARNING"
+
+
+async def test_a_server_that_was_there_at_once_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", hub_module.__name__):
+        async with open_rendezvous() as server, hub_for(ALICE, server.url):
+            pass
+    assert caplog.records == []
+
+
+class NoNames(trio.abc.HostnameResolver):
+    async def getaddrinfo(self, *_: object, **__: object) -> NoReturn:
+        await trio.lowlevel.checkpoint()
+        raise trio.socket.gaierror(trio.socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def getnameinfo(self, *_: object) -> NoReturn:
+        raise NotImplementedError
+
+
+async def test_a_name_that_does_not_resolve_is_said_to_be_that() -> None:
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    async with hub_for(ALICE, "ws://server.example", "ws://127.0.0.1:9", connected=False) as alice:
+        await alice.wait_tried()
+        name, address = (status.last_error for status in alice.status())
+        assert name == "the name cannot be resolved: Temporary failure in name resolution"
+        assert "refused" in (address or "")
+        assert set(alice.unresolved) == {"server.example"}

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -192,6 +193,23 @@ async def test_no_signal() -> None:
 async def test_no_signal_without_any_server() -> None:
     async with loopback_node(ALICE, config(budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL):
         await alice.auto_connect(address_of(BOB, port=await closed_port()))
+
+
+class NoNames(trio.abc.HostnameResolver):
+    async def getaddrinfo(self, *_: object, **__: object) -> NoReturn:
+        await trio.lowlevel.checkpoint()
+        raise trio.socket.gaierror(trio.socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def getnameinfo(self, *_: object) -> NoReturn:
+        raise NotImplementedError
+
+
+async def test_no_dns() -> None:
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    dead = "ws://server.example"
+    async with loopback_node(ALICE, config(dead, budgets=QUICK)) as alice:
+        async with expect(Verdict.NO_DNS):
+            await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 
 
 @pytest.mark.slow("real time: the phase that has to run out")

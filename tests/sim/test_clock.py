@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from ipaddress import ip_address
@@ -257,6 +258,67 @@ def unsynchronised(right: bytes) -> bytes:
     return bytes([right[0] | 0xC0]) + right[1:]
 
 
+def initialising(right: bytes) -> bytes:
+    """As ntpd answers before it has a time, and chronyd without a code."""
+    return bytes([right[0] | 0xC0, 0]) + right[2:12] + b"INIT" + right[16:]
+
+
+NO_TIME = pytest.mark.parametrize(
+    "say",
+    [kiss, unsynchronised, initialising, lambda right: shifted(right[:8] + b"\x7f" + right[9:], 0)],
+    ids=["kiss", "leap 3", "INIT", "distance"],
+)
+
+
+@NO_TIME
+@pytest.mark.parametrize("first", [False, True])
+def test_one_that_has_no_time_is_passed_over(say: Say, first: bool) -> None:
+    async def body(net: Network, nursery: trio.Nursery) -> None:
+        bad = await liar(nursery, net, "bad", say)
+        good = await time_server(nursery, net, "good", link=Link(latency=0.1))
+        client = net.host("client", clock_offset=30)
+        estimate = await ask(client, urls(*((bad, good) if first else (good, bad))))
+        assert is_right(client, estimate)
+        assert estimate.servers == (f"ntp://{good.ip}",)
+
+    world(body)
+
+
+@NO_TIME
+@pytest.mark.parametrize("order", [("bad", "good"), ("good", "bad"), ("dead", "bad", "good")])
+def test_every_address_of_a_name_is_asked(say: Say, order: tuple[str, ...]) -> None:
+    async def body(net: Network, nursery: trio.Nursery) -> None:
+        bad = await liar(nursery, net, "bad", say)
+        good = await time_server(nursery, net, "good")
+        net.names["pool"] = [{"bad": bad.ip, "good": good.ip, "dead": "11.99.0.1"}[each] for each in order]
+        client = net.host("client", clock_offset=30)
+        began = trio.current_time()
+        with client:
+            estimate = await measure_offset([ServerUrl.parse("ntp://pool")], timeout=5, host=machine.current())
+        assert is_right(client, estimate)
+        assert trio.current_time() - began < (1.5 if "dead" in order else 0.5)
+
+    world(body)
+
+
+@pytest.mark.parametrize("order", [("hangs", "good"), ("good", "hangs")])
+def test_a_name_that_hangs_costs_the_others_nothing(order: tuple[str, ...]) -> None:
+    async def body(net: Network, nursery: trio.Nursery) -> None:
+        await time_server(nursery, net, "good")
+        net.spoil_name("hangs", delay=math.inf)
+        client = net.host("client", clock_offset=30)
+        began = trio.current_time()
+        with client:
+            estimate = await measure_offset(
+                [ServerUrl.parse(f"ntp://{each}") for each in order], timeout=5, host=machine.current()
+            )
+        assert is_right(client, estimate)
+        assert trio.current_time() - began < 1
+        assert "resolved" in estimate.faults["ntp://hangs"]
+
+    world(body)
+
+
 def test_one_liar_is_outvoted_and_named() -> None:
     async def body(net: Network, nursery: trio.Nursery) -> None:
         near = await liar(nursery, net, "near", lambda right: shifted(right, 3600))
@@ -288,6 +350,7 @@ def test_one_liar_and_one_honest_server_move_nothing() -> None:
     [
         (kiss, r"kiss of death, DENY"),
         (unsynchronised, "leap indicator 3"),
+        (initialising, r"not synchronised \(stratum 0, code INIT\)"),
         (lambda right: right[:1] + b"\x10" + right[2:], "stratum 16"),
         (lambda right: right[:40] + bytes(8), "does not say when"),
         (lambda right: shifted(right[:8] + b"\x7f" + right[9:], 0), "s off by its own account"),

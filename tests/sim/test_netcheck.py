@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -14,7 +17,7 @@ from warpgate_trio.netcheck import NetcheckReport, ServerCheck
 from warpgate_trio.servers.ntp import serve_ntp
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.servers.stun import serve_stun
-from warpgate_trio.sim import Fault, Kind, Network, presets, simulate
+from warpgate_trio.sim import Fault, Kind, Network, current_host, presets, simulate
 from warpgate_trio.sim import NatConfig as Nat
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.worlds import PeerPair
@@ -218,7 +221,114 @@ def test_dead_servers_cost_their_rows(everything: bool) -> None:
     for each in report.servers:
         assert (each.error is None) is (each.reachable is True), each
         assert (each.latency_ms is not None) is (each.reachable is True), each
-    assert "cannot be found" in (row(report, "stun:nobody.example").error or "")
+    assert "cannot be resolved" in (row(report, "stun:nobody.example").error or "")
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("trouble", [{"error": socket.EAI_AGAIN}, {"delay": math.inf}])
+def test_names_that_do_not_resolve_are_named_and_dns_is_said(everything: bool, trouble: dict[str, Any]) -> None:
+    async def alter(net: Network, _: trio.Nursery) -> None:
+        for name in ("stun", "stun2", "ntp"):
+            net.spoil_name(name, **trouble)
+        await trio.lowlevel.checkpoint()
+
+    report, took = run(presets.LINUX, alter=alter, call=partial(Node.netcheck, servers=everything))
+    assert report.complete
+    assert took < 8
+    assert report.online
+    why = "no answer within " if "delay" in trouble else "Temporary failure in name resolution"
+    assert report.cannot[0].startswith(f"DNS does not resolve stun, stun2, ntp: {why}")
+    for url in STUN:
+        assert (row(report, url).error or "").startswith(f"the name cannot be resolved: {why}")
+    assert "was not measured: DNS resolves the name of no STUN server" in report.unknown
+    assert not any("no STUN server" in each for each in report.cannot)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_signal_servers_name_that_does_not_resolve(everything: bool) -> None:
+    report, _ = run(
+        presets.LINUX, servers(websocket=("ws://nobody.example",)), call=partial(Node.netcheck, servers=everything)
+    )
+    assert report.cannot[:2] == (
+        "DNS does not resolve nobody.example: Name or service not known",
+        "no signal server answers: peers can be dialled, and nothing that both sides have to agree on works",
+    )
+    assert "cannot be resolved" in (row(report, "ws://nobody.example", "tcp").error or "")
+
+
+@pytest.mark.parametrize("stun", [("stun:hangs", *STUN), (*STUN, "stun:hangs")])
+def test_a_name_that_hangs_spoils_no_measurement(stun: Sequence[str]) -> None:
+    async def alter(net: Network, _: trio.Nursery) -> None:
+        net.spoil_name("hangs", delay=5.0)
+        await trio.lowlevel.checkpoint()
+
+    report, took = run(presets.LINUX, servers(stun=stun), alter=alter)
+    assert took < 8
+    assert report.paths[0].can[0] == ANY_BUT
+    assert all(row(report, url).reachable for url in STUN)
+    assert row(report, "stun:hangs").reachable is False
+
+
+def test_dns_that_has_gone_is_said_though_what_it_said_before_still_works() -> None:
+    async def call(node: Node) -> NetcheckReport:
+        await trio.sleep(60)
+        net = current_host().net
+        for name in ("stun", "stun2"):
+            net.spoil_name(name, error=socket.EAI_AGAIN)
+        return await node.netcheck()
+
+    report, _ = run(presets.LINUX, call=call)
+    assert report.paths[0].can[0] == ANY_BUT
+    assert all(row(report, url).reachable for url in STUN)
+    assert report.cannot[0] == (
+        "DNS does not resolve stun, stun2: Temporary failure in name resolution; "
+        "the addresses that they had before are used"
+    )
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_name_whose_first_address_is_dead(everything: bool) -> None:
+    async def alter(net: Network, _: trio.Nursery) -> None:
+        for name in ("stun2", "ntp"):
+            net.names[f"{name}.pool"] = ["11.99.0.1", *net.names[name]]
+        await trio.lowlevel.checkpoint()
+
+    config = servers(stun=("stun:stun2.pool",), ntp=("ntp://ntp.pool",))
+    report, _ = run(presets.LINUX, config, alter=alter, call=partial(Node.netcheck, servers=everything))
+    assert all(each.reachable for each in report.servers), report.servers
+    assert report.external
+    assert report.clock.agreeing == ("ntp://ntp.pool",)
+
+
+# --- the clock ---
+
+
+def test_a_time_server_that_has_no_time_is_said_to_have_none() -> None:
+    async def alter(net: Network, nursery: trio.Nursery) -> None:
+        host = net.host("lost")
+        with host:
+            sock = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+            await sock.bind(("0.0.0.0", 123))
+
+            async def serve() -> None:
+                with sock:
+                    while True:
+                        data, source = await sock.recvfrom(100)
+                        await sock.sendto(b"\xe4" + bytes(23) + data[40:48] + bytes(16), source)
+
+            nursery.start_soon(serve)
+
+    report, _ = run(presets.LINUX, servers(ntp=("ntp://lost",)), alter=alter)
+    assert (row(report, "ntp://lost").error or "").startswith("the server's clock is not synchronised")
+    assert (
+        "no time server has the time (those that answer are not synchronised themselves): "
+        "how wrong the clock is, only peers tell"
+    ) in report.unknown
+    both, _ = run(presets.LINUX, servers(ntp=("ntp://lost", NTP)), alter=alter)
+    assert both.clock.agreeing == (NTP,)
 
 
 def test_all_dead() -> None:

@@ -14,6 +14,7 @@ from warpgate_trio.cli.serve import reachable_urls
 from warpgate_trio.config import InterfacesConfig
 from warpgate_trio.host import Host, Interface, InterfaceAddress
 from warpgate_trio.interfaces import describe_interfaces, lasting_addresses
+from warpgate_trio.names import Names
 from warpgate_trio.nat.profile import Family
 from warpgate_trio.nat.service import NatService
 from warpgate_trio.nat.stun import TransportAddress
@@ -72,7 +73,7 @@ def published(host: Host) -> set[str]:
 
 
 def bound(host: Host, af: Family, servers: Sequence[TransportAddress] = ()) -> str:
-    return NatService(UdpPorts(), (), host, is_online=lambda: False)._bind_address(af, servers)
+    return NatService(UdpPorts(), (), host, names=Names(), is_online=lambda: False)._bind_address(af, servers)
 
 
 ETH0 = {"192.168.1.5", "2001:db8::5"}

@@ -167,12 +167,30 @@ def test_both_versions_in_use_are_read(version: int) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "code"),
-    [(b"RATE", "RATE"), (b"DENY", "DENY"), (b"RSTR", "RSTR"), (b"X\0\0\0", "X"), (b"\x1b[2J", "0x1b5b324a")],
+    [(b"RATE", "RATE"), (b"DENY", "DENY"), (b"RSTR", "RSTR")],
 )
 def test_a_kiss_of_death_is_told_apart(reference: bytes, code: str) -> None:
     with pytest.raises(KissOfDeath, match=code) as caught:
         asked().receive(answer(first=0xE4, stratum=0, reference=reference), NOW)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [
+        (b"INIT", "INIT"),
+        (b"STEP", "STEP"),
+        (bytes(4), "0x00000000"),
+        (b"X\0\0\0", "X"),
+        (b"\x1b[2J", "0x1b5b324a"),
+    ],
+)
+@pytest.mark.parametrize("first", [0xE4, 0x24])
+def test_a_server_that_has_no_time_yet_asks_for_nothing(reference: bytes, code: str, first: int) -> None:
+    """Stratum 16 goes out as 0, beside a code or none (RFC 5905, figure 11 and section 7.4)."""
+    with pytest.raises(NtpRejected, match=rf"not synchronised \(stratum 0, code {code}\)") as caught:
+        asked().receive(answer(first=first, stratum=0, reference=reference), NOW)
+    assert not isinstance(caught.value, KissOfDeath)
 
 
 def test_a_forged_kiss_of_death_has_no_say() -> None:

@@ -20,6 +20,7 @@ import trio
 from ..config import ServerUrl
 from ..errors import ClockUnavailable
 from ..host import Host
+from ..names import Names
 from .estimate import DRIFT, ClockEstimate
 from .ntp_client import measure_offset
 
@@ -115,6 +116,7 @@ async def keep_measured(
     *,
     timeout: float,
     host: Host,
+    names: Names | None = None,
     on_step: Callable[[float], None] = lambda seconds: None,
     on_failure: Callable[[ClockUnavailable], None] = lambda error: None,
 ) -> NoReturn:
@@ -122,13 +124,14 @@ async def keep_measured(
 
     Args:
       timeout: seconds for one measurement.
+      names: as of `measure_offset`.
       on_step: told by how many seconds the clock was moved each time; must not block.
       on_failure: told why a measurement failed, after it was logged; must not block.
     """
     pause = RETRY_FIRST
     while True:
         try:
-            estimate = await measure_offset(servers, timeout=timeout, host=host)
+            estimate = await measure_offset(servers, timeout=timeout, host=host, names=names)
         except ClockUnavailable as error:
             logger.warning("no time server: %s", error)
             clock.note_asked()

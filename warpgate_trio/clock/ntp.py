@@ -27,9 +27,11 @@ import ntplib
 from ..errors import RemoteProtocolError
 
 __all__ = [
+    "KISSES",
     "MAX_DISTANCE",
     "MAX_STRATUM",
     "PACKET_SIZE",
+    "UNSYNCHRONISED",
     "KissOfDeath",
     "NtpExchange",
     "NtpRejected",
@@ -45,6 +47,11 @@ MAX_STRATUM: Final = 15
 """Hops from a reference clock; 16 means unsynchronised (RFC 5905 section 7.3)."""
 MAX_DISTANCE: Final = 16.0
 """Seconds of root delay / 2 + root dispersion from which a server has lost its way: MAXDISP of RFC 5905 section 7.2."""
+KISSES: Final = frozenset({"DENY", "RSTR", "RATE"})
+"""What RFC 5905 section 7.4 has a client act upon.  Stratum 0 alone is no kiss of death: it is also how a server that
+has no time yet says so (stratum 16 goes out as 0, figure 11), with INIT, STEP or nothing in the code's place."""
+UNSYNCHRONISED: Final = "the server's clock is not synchronised"
+"""How each error begins that says so."""
 _MAX_PENDING: Final = 8  # Requests of one exchange that may still be answered.
 _ERA: Final = 2.0**32
 _DELTA: Final = float(ntplib.NTP.NTP_DELTA)
@@ -54,7 +61,7 @@ _TRANSMIT: Final = slice(40, 48)
 _CLIENT: Final = 3
 _SERVER: Final = 4
 _VERSION: Final = 4
-_UNSYNCHRONISED: Final = 3
+_LEAP_UNKNOWN: Final = 3
 
 
 class NtpRejected(RemoteProtocolError):
@@ -68,10 +75,10 @@ class WrongOrigin(NtpRejected):
 
 @final
 class KissOfDeath(NtpRejected):
-    """The server asks to be left alone (RFC 5905 section 7.4).
+    """The server asks to be left alone, or to be asked less often (RFC 5905 section 7.4).
 
     Attributes:
-      code: four letters: RATE, DENY, RSTR and others.
+      code: one of `KISSES`.
     """
 
     def __init__(self, code: str) -> None:
@@ -141,16 +148,17 @@ def _sample(packet: ntplib.NTPPacket, sent: float, now: float) -> NtpSample:
     if not 3 <= packet.version <= _VERSION:
         raise NtpRejected(f"NTP version {packet.version}, not 3 or 4")
     if packet.stratum == 0:
-        raise KissOfDeath(_kiss_code(packet.ref_id))
-    if packet.leap == _UNSYNCHRONISED:
-        raise NtpRejected("the server's clock is not synchronised (leap indicator 3)")
+        code = _kiss_code(packet.ref_id)
+        raise KissOfDeath(code) if code in KISSES else NtpRejected(f"{UNSYNCHRONISED} (stratum 0, code {code})")
+    if packet.leap == _LEAP_UNKNOWN:
+        raise NtpRejected(f"{UNSYNCHRONISED} (leap indicator 3)")
     if packet.stratum > MAX_STRATUM:
-        raise NtpRejected(f"stratum {packet.stratum}: the server's clock is not synchronised")
+        raise NtpRejected(f"{UNSYNCHRONISED} (stratum {packet.stratum})")
     if packet.tx_timestamp == 0 or packet.recv_timestamp == 0:
         raise NtpRejected("the server does not say when it answered")
     distance = packet.root_delay / 2 + packet.root_dispersion
     if distance >= MAX_DISTANCE:
-        raise NtpRejected(f"the server may be {distance:.0f} s off by its own account")
+        raise NtpRejected(f"{UNSYNCHRONISED}: it may be {distance:.0f} s off by its own account")
     if packet.precision > 0:
         raise NtpRejected(f"the server's clock has steps of 2^{packet.precision} s")
     precision = 2.0**packet.precision

@@ -1,7 +1,8 @@
 """The wall clock's error, asked of several time servers at once: the Trio shell of `ntp` and `estimate`.
 
-Theory of operation.  Each server has a task, and under it one for an address of either family, whichever answers first.
-A task asks until it has `SAMPLES` answers and keeps the one with the shortest round trip, which had the least to be
+Theory of operation.  Each server has a task, and under it one for either family, whichever has an answer first: it asks
+the name's addresses one after the other, the next as soon as one has failed or kept silent for `RETRY`.  An address is
+asked until there are `SAMPLES` answers and keeps the one with the shortest round trip, which had the least to be
 wrong about; a server that limits its clients answers perhaps once, and nobody waits long for the second time.  As soon
 as a majority of *all* servers agrees, no further answer could change the result, and the rest is cancelled; when some
 do not answer, those that did are waited upon by `SETTLE` at most.  So a dead server costs nothing that matters.
@@ -13,20 +14,23 @@ Trio's: a wall clock that is moved in the middle spoils nothing.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, final
+from ipaddress import ip_address
+from typing import Final, final
 
 import trio
 
 from ..config import ServerUrl
 from ..errors import ClockUnavailable
 from ..host import Host
+from ..names import Names
 from .estimate import ClockEstimate, Interval, Offset, intersect
 from .ntp import KissOfDeath, NtpExchange, NtpRejected, NtpSample, WrongOrigin
 
-__all__ = ["MAX_REQUESTS", "MAX_SERVERS", "RETRY", "SAMPLES", "SETTLE", "measure_offset"]
+__all__ = ["MAX_ADDRESSES", "MAX_REQUESTS", "MAX_SERVERS", "RETRY", "SAMPLES", "SETTLE", "measure_offset"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -34,6 +38,8 @@ SAMPLES: Final = 3
 """Answers wanted of each server: of three, one is rarely delayed.  More in a row is what servers limit."""
 MAX_REQUESTS: Final = 6
 """Requests to one address in one measurement, lost ones included."""
+MAX_ADDRESSES: Final = 4
+"""Of one family that a server's name is asked by: what pools tell."""
 MAX_SERVERS: Final = 8
 """Servers asked in one measurement, the first that are configured."""
 RETRY: Final = 1.0
@@ -55,8 +61,13 @@ class _Reading:
     done: bool = False
 
 
-async def measure_offset(servers: Sequence[ServerUrl], *, timeout: float, host: Host) -> ClockEstimate:
+async def measure_offset(
+    servers: Sequence[ServerUrl], *, timeout: float, host: Host, names: Names | None = None
+) -> ClockEstimate:
     """Ask the time of `servers` (ntp URLs; the first `MAX_SERVERS`), at most `timeout` seconds in all.
+
+    Args:
+      names: looks the servers' names up, and remembers them; None for this once.
 
     Raises:
       ClockUnavailable: no server answered, or no majority of those that did agrees; names each with its reason.
@@ -65,16 +76,21 @@ async def measure_offset(servers: Sequence[ServerUrl], *, timeout: float, host: 
     for url in servers:
         if url.scheme != "ntp":
             raise ValueError(f"{url.redacted} is no time server")
-    names = list(dict.fromkeys(str(url) for url in servers))[:MAX_SERVERS]
-    if not names:
+    chosen = list(dict.fromkeys(str(url) for url in servers))[:MAX_SERVERS]
+    if not chosen:
         raise ClockUnavailable("no time server is configured")
     wall_at, started = host.wall_time(), trio.current_time()
-    readings = [_Reading(name) for name in names]
+    readings = [_Reading(name) for name in chosen]
 
     def local() -> float:
         return wall_at + (trio.current_time() - started)
 
-    await _ask_all(readings, timeout, local, host)
+    if names is not None:
+        await _ask_all(readings, timeout, local, host, names)
+    else:
+        names = Names()
+        async with names.running():
+            await _ask_all(readings, timeout, local, host, names)
     offset = _agreed(readings, local())
     faults = {each.name: each.fault for each in readings if each.best is None and each.fault is not None}
     if offset is None:
@@ -97,12 +113,14 @@ async def measure_offset(servers: Sequence[ServerUrl], *, timeout: float, host: 
     )
 
 
-async def _ask_all(readings: Sequence[_Reading], timeout: float, local: Callable[[], float], host: Host) -> None:
+async def _ask_all(
+    readings: Sequence[_Reading], timeout: float, local: Callable[[], float], host: Host, names: Names
+) -> None:
     with trio.move_on_after(timeout) as scope:
         async with trio.open_nursery() as nursery:
 
             async def ask(reading: _Reading) -> None:
-                await _ask_server(reading, local, host)
+                await _ask_server(reading, local, host, names)
                 reading.done = True
                 if reading.best is None:
                     return
@@ -133,37 +151,47 @@ def _agreed(readings: Sequence[_Reading], now: float) -> Offset | None:
     )
 
 
-async def _ask_server(reading: _Reading, local: Callable[[], float], host: Host) -> None:
-    """Ask one server by its first address of either family; what came of it is in `reading`."""
+async def _ask_server(reading: _Reading, local: Callable[[], float], host: Host, names: Names) -> None:
+    """Ask one server by its addresses; what came of it is in `reading`."""
     url = ServerUrl.parse(reading.name)
-    try:
-        found = await trio.socket.getaddrinfo(url.host, url.port, type=trio.socket.SOCK_DGRAM)
-    except OSError as error:
-        reading.fault = f"the name cannot be resolved: {error.strerror or error}"
+    reading.fault = "its name has not been resolved yet"
+    found = (await names.look_up([url.host], timeout=math.inf)).get(url.host, ())
+    if not found:
+        failure = names.failures([url.host]).get(url.host)
+        reading.fault = f"the name cannot be resolved: {'no address' if failure is None else failure.why}"
         return
-    first: dict[int, Any] = {}
-    for each, _, _, _, name in found:
-        if each in (trio.socket.AF_INET, trio.socket.AF_INET6):
-            first.setdefault(each, name)
-    if not first:
-        reading.fault = "the name has no address"
-        return
+    reading.fault = None
     async with trio.open_nursery() as nursery:
-        for family, address in first.items():
-            nursery.start_soon(
-                _race, nursery.cancel_scope, partial(_ask_address, reading, family, address, local, host)
-            )
+        for version in (4, 6):
+            asks = [
+                partial(_ask_address, reading, (ip, url.port), local, host)
+                for ip in found
+                if ip_address(ip).version == version
+            ]
+            nursery.start_soon(_race, nursery.cancel_scope, asks[:MAX_ADDRESSES])
 
 
-async def _race(scope: trio.CancelScope, ask: Callable[[], Awaitable[bool]]) -> None:
-    if await ask():
-        scope.cancel()
+async def _race(scope: trio.CancelScope, asks: Sequence[Callable[[], Awaitable[bool]]]) -> None:
+    """One after the other until one has answered well, which ends `scope`; who is slow is not waited for, nor left."""
+
+    async def run(ask: Callable[[], Awaitable[bool]], over: trio.Event) -> None:
+        if await ask():
+            scope.cancel()
+        over.set()
+
+    async with trio.open_nursery() as nursery:
+        for ask in asks:
+            over = trio.Event()
+            nursery.start_soon(run, ask, over)
+            with trio.move_on_after(RETRY):
+                await over.wait()
 
 
-async def _ask_address(reading: _Reading, family: int, address: Any, local: Callable[[], float], host: Host) -> bool:
+async def _ask_address(reading: _Reading, address: tuple[str, int], local: Callable[[], float], host: Host) -> bool:
     """Whether it answered well.  A server that says no, or is not there, is not asked twice."""
     exchange = NtpExchange()
     good = 0
+    family = trio.socket.AF_INET6 if ":" in address[0] else trio.socket.AF_INET
     try:
         with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
             await sock.connect(address)  # so that only its answers come in, and "port unreachable" is heard

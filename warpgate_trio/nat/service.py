@@ -9,7 +9,9 @@ The profile of the NATs (`warpgate_trio.nat.measure`) is measured in the backgro
 machine has moved to another network, when an attempt has seen what contradicts it, and before it is too old to go by.
 
 Everything here works with whatever servers there are: a dead one costs nothing, and without any the ports are just not
-mapped, which is enough between two machines that no NAT separates.
+mapped, which is enough between two machines that no NAT separates.  The same holds for their names, which `names` looks
+up and remembers: one that hangs or fails takes nothing from the others.  Of each name's addresses the first is asked
+before the second of any, and those that were silent when they were last asked come last.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Generic, Literal, NoReturn, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protocol, TypeVar, final
 
 import trio
 
@@ -30,13 +32,13 @@ from ..address import is_public
 from ..errors import StunError
 from ..host import Host
 from ..interfaces import lasting_addresses
+from ..names import NameFailure, Names, in_turn
 from .allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
 from .profile import PROFILE_LIFETIME, UNKNOWN, Allocation, NatProfile, NatProfiles, TransportProfile, describe
 from .stun import TransportAddress
-from .stun_client import resolve
 from .tcp_port import TcpPort
 from .udp_port import UdpPort, UdpPorts
 
@@ -68,7 +70,13 @@ third of a second, as the measurement takes, with what it spaces out."""
 MAX_PREDICTED: Final = 8
 """Ports of a prediction that a peer is told: what a busy home allocates between a question and a punch, twice over."""
 MAX_SERVERS: Final = 4
-"""That a port is mapped by: the second one shows whether its view is the first one's, more of them add little."""
+"""Addresses of servers that a port is mapped by: the second shows whether its view is the first one's, more add
+little."""
+MAX_NAMES: Final = 8
+"""Servers whose names are looked up: twice as many as are asked, for names that cannot be resolved."""
+NAMES_WITHIN: Final = 1.0
+"""Seconds that names are waited for where no address of any server is known; the lookups themselves go on.  An attempt
+that has waited for longer would have missed its punch, and on one LAN it needs no server."""
 QUIET: Final = 2.0
 """Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
 A peer has been told which ports come next."""
@@ -94,6 +102,7 @@ class _Supply(Generic[PortT]):
       warm: the port that waits to be taken.
       taken: set when that one was.
       nearest: the server that was the first to answer.  UDP's may have no STUN over TCP, so each kind has its own.
+      silent: addresses that did not answer when they were last asked.
     """
 
     kind: Kind
@@ -102,6 +111,7 @@ class _Supply(Generic[PortT]):
     warm: dict[Family, PortT] = field(default_factory=dict)
     taken: dict[Family, trio.Event] = field(default_factory=dict)
     nearest: dict[Family, TransportAddress] = field(default_factory=dict)
+    silent: dict[Family, set[TransportAddress]] = field(default_factory=lambda: {af: set() for af in FAMILIES})
 
 
 class _Asks(Protocol):
@@ -115,9 +125,11 @@ class NatService:
     Args:
       ports: the node's UDP ports.
       servers: STUN servers, in order of preference.
+      names: looks their names up; has to be running while the service is used.
       is_online: whether something beyond the NATs answers, so that silence means something.
 
     Attributes:
+      servers: those that are asked, `MAX_NAMES` at most.
       profiles: what was measured of the NATs, by address family.
       allowance: what may still be sent unasked, to whom.
       dials_for_peers: what may still be connected to because a peer asks for it.
@@ -126,11 +138,18 @@ class NatService:
     """
 
     def __init__(
-        self, ports: UdpPorts, servers: Sequence[ServerUrl], host: Host, *, is_online: Callable[[], bool]
+        self,
+        ports: UdpPorts,
+        servers: Sequence[ServerUrl],
+        host: Host,
+        *,
+        names: Names,
+        is_online: Callable[[], bool],
     ) -> None:
         self._host = host
+        self._names = names
         self._is_online = is_online
-        self._servers = [url for url in servers if url.scheme == "stun"]
+        self.servers: Final = [url for url in servers if url.scheme == "stun"][:MAX_NAMES]
         self._udp = _Supply[UdpPort]("udp", ports.open, UdpPort.release)
         self._tcp = _Supply[TcpPort]("tcp", TcpPort.open, TcpPort.close)
         self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
@@ -180,7 +199,7 @@ class NatService:
         Raises:
           OSError: there is none of this family.
         """
-        return self._bind_address(af, await self._resolve(af))
+        return self._bind_address(af, await self._resolve(self._udp, af))
 
     async def wait_looked(self, kind: Kind, af: Family) -> None:
         """Wait until `profiles` tell how our NATs give out ports of UDP or TCP, for `FIRST_LOOK` at most.
@@ -188,7 +207,7 @@ class NatService:
         No time passes except where the node, or the machine in this network, is new.
         """
         await trio.lowlevel.checkpoint()
-        if self._servers:
+        if self.servers:
             with trio.move_on_after(FIRST_LOOK):
                 await self._looked[kind, af].wait()
 
@@ -224,11 +243,16 @@ class NatService:
         finally:
             self._sprays.remove((session, ip, for_peer))
 
+    @property
+    def unresolved(self) -> dict[str, NameFailure]:
+        """The names of servers that cannot be resolved now, and why."""
+        return self._names.failures(url.host for url in self.servers)
+
     # -- the service -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Keep a port of each kind warm, until cancelled."""
-        if not self._servers:
+        if not self.servers:
             return
         async with trio.open_nursery() as nursery:
             for af in FAMILIES:
@@ -248,7 +272,7 @@ class NatService:
         )  # a laptop comes back to the networks that it has been in
         while True:
             self._doubted[af] = trio.Event()
-            servers = await self._resolve(af)
+            servers = await self._resolve(self._udp, af)
             profile: NatProfile | None = None
             source = self._source_to(af, servers)
             if source is not None and source != self._measured_from.get(af):
@@ -360,10 +384,11 @@ class NatService:
     async def _tend(self, port: UdpPort | TcpPort, af: Family, taken: trio.Event) -> None:
         """Ask about a warm port now and then; returns when it was taken, or is of no use any more."""
         # For as long as the port lives: the names may fail, or lead elsewhere each time.
-        servers = list(dict.fromkeys([*port.mapped, *await self._resolve(af)]))[:MAX_SERVERS]
+        supply: _Supply[Any] = self._udp if isinstance(port, UdpPort) else self._tcp
+        servers = list(dict.fromkeys([*port.mapped, *await self._resolve(supply, af)]))[:MAX_SERVERS]
         asked = [server for server in servers if server not in port.mapped]  # the first to answer was enough to begin
         while True:
-            answered = await _ask_all(_asking(port), asked)
+            answered = await self._ask_all(supply, af, _asking(port), asked)
             for silent in set(asked) - answered:
                 port.mapped.pop(silent, None)
             if taken.is_set() or port.closed or not port.mapped:
@@ -382,10 +407,10 @@ class NatService:
 
     async def _make(self, supply: _Supply[PortT], af: Family, only: TransportAddress | None = None) -> PortT:
         """A new port; asked about at all servers, or at one of them, since each of them is a mapping more."""
-        servers = await self._resolve(af) if only is None else [only]
+        servers = await self._resolve(supply, af) if only is None else [only]
         port = await supply.open(self._bind_address(af, servers))
         try:
-            answered = await _ask_all(_asking(port), servers, enough=1)
+            answered = await self._ask_all(supply, af, _asking(port), servers, enough=1)
         except BaseException:
             supply.close(port)
             raise
@@ -396,16 +421,43 @@ class NatService:
         profile = self.profiles.get(None, af)
         return profile.udp if kind == "udp" else profile.tcp
 
-    async def _resolve(self, af: Family) -> list[TransportAddress]:
-        """The servers' addresses of a family; those without one are left out."""
-        found: dict[TransportAddress, None] = {}
-        family = trio.socket.AF_INET if af == 4 else trio.socket.AF_INET6
-        for url in self._servers[:MAX_SERVERS]:
+    async def _resolve(self, supply: _Supply[Any], af: Family) -> list[TransportAddress]:
+        """The servers' addresses of a family, the likeliest to answer first; servers that have none are left out."""
+        known = await self._names.look_up([url.host for url in self.servers], timeout=NAMES_WITHIN)
+        found = in_turn(
+            [(ip, url.port) for ip in known.get(url.host, ()) if ip_address(ip).version == af] for url in self.servers
+        )
+        silent = supply.silent[af] = supply.silent[af].intersection(found)
+        return sorted(found, key=silent.__contains__)[:MAX_SERVERS]
+
+    async def _ask_all(
+        self,
+        supply: _Supply[Any],
+        af: Family,
+        ask: _Asks,
+        servers: Sequence[TransportAddress],
+        *,
+        enough: int | None = None,
+    ) -> set[TransportAddress]:
+        """Ask servers at once; returns those that have answered when all have or failed, or when `enough` have."""
+        answered: set[TransportAddress] = set()
+
+        async def one(server: TransportAddress) -> None:
             try:
-                found[await resolve(url.host, url.port, family=family)] = None
-            except StunError as error:
-                logger.debug("a STUN server is left out: %s", error)
-        return list(found)
+                await ask(server)
+            except (StunError, OSError, trio.ClosedResourceError) as error:
+                logger.debug("%s", error)
+                supply.silent[af].add(server)
+                return
+            supply.silent[af].discard(server)
+            answered.add(server)
+            if enough is not None and len(answered) >= enough:
+                nursery.cancel_scope.cancel(reason="enough servers have answered")
+
+        async with trio.open_nursery() as nursery:
+            for server in servers:
+                nursery.start_soon(one, server)
+        return answered
 
     def _bind_address(self, af: Family, servers: Sequence[TransportAddress]) -> str:
         """Our address on the way to the servers; without them one of ours that lasts, a public one first."""
@@ -424,28 +476,6 @@ def _asking(port: UdpPort | TcpPort) -> _Asks:
     if isinstance(port, UdpPort):
         return partial(port.query, rto=RTO, tries=TRIES)
     return partial(port.query, timeout=PATIENCE)
-
-
-async def _ask_all(
-    ask: _Asks, servers: Sequence[TransportAddress], *, enough: int | None = None
-) -> set[TransportAddress]:
-    """Ask servers at once; returns those that have answered when all have or failed, or when `enough` have."""
-    answered: set[TransportAddress] = set()
-
-    async def one(server: TransportAddress) -> None:
-        try:
-            await ask(server)
-        except (StunError, OSError, trio.ClosedResourceError) as error:
-            logger.debug("%s", error)
-            return
-        answered.add(server)
-        if enough is not None and len(answered) >= enough:
-            nursery.cancel_scope.cancel(reason="enough servers have answered")
-
-    async with trio.open_nursery() as nursery:
-        for server in servers:
-            nursery.start_soon(one, server)
-    return answered
 
 
 def _follows_a_sequence(profile: TransportProfile) -> bool:

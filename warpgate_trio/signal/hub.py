@@ -41,7 +41,8 @@ from .. import host as machine
 from ..config import ServerUrl
 from ..errors import ConfigError, SignalUnavailable, WarpgateError, printable
 from ..identity import Identity
-from ..nurseries import open_background_nursery
+from ..names import NameFailure
+from ..nurseries import open_background_nursery, reason_of
 from ..panics import panics_as_errors
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from .message import MAX_SIGNAL
@@ -59,7 +60,9 @@ BACKOFF_FIRST = 0.2
 BACKOFF_LIMIT = 30.0
 """Seconds between attempts, doubling from the first to the limit, each shortened by up to half at random, so that the
 nodes of a restarted server do not come back in step."""
-_STABLE = 10.0  # A connection that held this long starts the next back-off afresh; one that did not was no success.
+STABLE = 10.0
+"""Seconds that a connection has to hold to start the next back-off afresh, and its server has to have said something in
+them: one that registers us and then falls silent is given up after as long a time, and was no success."""
 MAX_VISITS = 4
 """Channels to servers of peers that are open at a time."""
 VISIT_IDLE = 60.0
@@ -119,6 +122,10 @@ class _Slot:
         self.state = ServerState.CONNECTING
         self.channel: SignalChannel | None = None
         self.last_error: str | None = None
+        self.unresolved = False
+        """`last_error` is that its name cannot be resolved."""
+        self.lost = False
+        """It could not be reached, which people were told."""
         self.scope: trio.CancelScope | None = None
         self.last_used = trio.current_time() if visiting else 0.0
         self.sending = 0
@@ -269,6 +276,15 @@ class SignalHub:
     def status(self) -> tuple[ServerStatus, ...]:
         """Every server, the node's own first, then those visited now."""
         return tuple(slot.status() for slot in (*self._own, *self._visits))
+
+    @property
+    def unresolved(self) -> dict[str, NameFailure]:
+        """The names of the node's own servers that are not connected because they cannot be resolved, and why."""
+        return {
+            slot.url.host: NameFailure(why=slot.last_error or "", remembered=False)
+            for slot in self._own
+            if slot.unresolved
+        }
 
     @property
     def rtt(self) -> float | None:
@@ -467,17 +483,17 @@ class SignalHub:
     async def _keep_connected(self, slot: _Slot) -> None:
         pause = BACKOFF_FIRST
         while True:
-            held = await self._hold(slot)
-            if held >= _STABLE:
+            if await self._hold(slot):
                 pause = BACKOFF_FIRST
             slot.state = ServerState.WAITING
             with trio.move_on_after(pause * (1 - machine.current().random.random() / 2)):
                 await self._network_changed.wait()
             pause = min(2 * pause, BACKOFF_LIMIT)
 
-    async def _hold(self, slot: _Slot) -> float:
-        """One connection, from its opening to its end, whatever ends it.  Returns for how long it was connected."""
+    async def _hold(self, slot: _Slot) -> bool:
+        """One connection, from its opening to its end, whatever ends it.  Returns whether it was a success."""
         since = math.inf
+        answered = False
         slot.state = ServerState.CONNECTING
         try:
             with (
@@ -491,28 +507,43 @@ class SignalHub:
                     slot.scope.deadline = math.inf
                     slot.channel = channel
                     slot.state = ServerState.CONNECTED
-                    slot.last_error = None
+                    slot.last_error, slot.unresolved = None, False
                     since = trio.current_time()
                     slot.touch()
                     self._notify()
-                    logger.debug("connected to %s", slot.key)
+                    self._say_connected(slot)
                     try:
                         while True:
                             self._take(slot, await channel.receive())
                     finally:
                         slot.channel = None
+                        answered = channel.answered
             slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s" if since == math.inf else "idle"
+            slot.unresolved = False
         except (OSError, WarpgateError) as exc:
-            why = f"{exc} ({exc.__cause__})" if isinstance(exc, OSError) and exc.__cause__ else str(exc)
-            slot.last_error = printable(why)
-            logger.debug("not connected to %s: %s", slot.key, slot.last_error)
+            slot.unresolved = isinstance(exc, trio.socket.gaierror)
+            slot.last_error = printable(reason_of(exc))
         except Exception as exc:  # a server's doing, whatever its class: it ends this connection and nothing else
-            slot.last_error = f"unexpected {type(exc).__name__}"
+            slot.last_error, slot.unresolved = f"unexpected {type(exc).__name__}", False
             logger.exception("the signal channel to %s failed", slot.key)
         finally:
             slot.scope = None
             self._notify()
-        return max(0.0, trio.current_time() - since)
+        self._say_lost(slot, was_connected=since != math.inf)
+        return answered and trio.current_time() - since >= STABLE
+
+    def _say_connected(self, slot: _Slot) -> None:
+        logger.log(logging.INFO if slot.lost else logging.DEBUG, "signal server %s: connected", slot.key)
+        slot.lost = False
+
+    def _say_lost(self, slot: _Slot, *, was_connected: bool) -> None:
+        """Tell people once that a server of ours cannot be reached, and why: not at each attempt."""
+        # A connection that broke is nothing yet: the next one may come up at once.
+        tell = not (was_connected or slot.lost or slot.visiting)
+        logger.log(
+            logging.WARNING if tell else logging.DEBUG, "signal server %s: not connected: %s", slot.key, slot.last_error
+        )
+        slot.lost = slot.lost or tell
 
     def _take(self, slot: _Slot, payload: bytes) -> None:
         slot.touch()

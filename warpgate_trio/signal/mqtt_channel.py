@@ -19,9 +19,12 @@ What is promised.  Everything goes with QoS 1, in clean sessions:
   wanted: they leave state on other people's brokers, would have to be taken over by name (two processes with one key
   would evict each other forever), and would deliver messages of walks that are long over.
 
-Twice a minute the channel publishes to itself.  When that comes back, the broker is there and our subscription still
-holds, and we know the round-trip time; when it does not within ten seconds, the channel counts as dead, and the hub
-opens another, which subscribes again.
+A broker may take all of that and pass nothing on: rules that say who may publish and subscribe (ACLs) are not told to
+clients.  MQTT 3.1.1 has a broker acknowledge what it then drops (section 3.3.5), and most grant any subscription.  So a
+channel is open once a message that it has published to itself has come back, for which it gives `ECHO_TIMEOUT`.  Twice
+a minute it does that again.  When the message comes back, the broker is there and our subscription still holds, and we
+know the round-trip time; when it does not within ten seconds, the channel counts as dead, and the hub opens another,
+which subscribes again.
 """
 
 from __future__ import annotations
@@ -49,6 +52,9 @@ PING_INTERVAL = 30.0
 """Seconds between two messages to ourselves; under the minute of the shortest TCP timers of middleboxes that matter."""
 PONG_TIMEOUT = 10.0
 """Seconds without one's own message after which the channel counts as dead."""
+ECHO_TIMEOUT = 3.0
+"""Seconds for the first message to ourselves, which a channel waits for before it counts as open: three round trips by
+a bad satellite link, and less than the hub or a netcheck waits for all of it, so that they hear what was missing."""
 _ROOT: Final = "warpgate-trio/1"
 _PING: Final = 0
 """First byte of a message to ourselves; that of a signal is its version, which starts at 1."""
@@ -61,12 +67,12 @@ _MAX_PREFIX: Final = 128
 class MqttChannel:
     """A subscription of our own topic at a broker: a `warpgate_trio.signal.SignalChannel`."""
 
-    def __init__(self, connection: MqttConnection, url: str, *, prefix: str, topic: str, rtt: float) -> None:
+    def __init__(self, connection: MqttConnection, url: str, *, prefix: str, topic: str) -> None:
         self._connection = connection
         self._url = url
         self._prefix = prefix
         self._topic = topic
-        self._rtt = rtt
+        self._rtt = 0.0
         self._pings = KeepAlive()
         self._failure: str | None = None
         self._ping: tuple[bytes, trio.Event] | None = None
@@ -84,6 +90,10 @@ class MqttChannel:
     @property
     def rtt(self) -> float:
         return self._rtt
+
+    @property
+    def answered(self) -> bool:
+        return True  # before it was open
 
     async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
         if len(receiver_key) != 32:
@@ -130,6 +140,19 @@ class MqttChannel:
         except trio.ClosedResourceError:
             pass  # closed while this one was on its way
 
+    async def _wait_echoed(self) -> None:
+        """Raises MqttError when the broker does not hand us what we publish to ourselves."""
+        try:
+            with trio.fail_after(ECHO_TIMEOUT):
+                start = trio.current_time()
+                await self._ping_once()
+                self._rtt = trio.current_time() - start
+        except trio.TooSlowError:
+            raise MqttError(
+                f"the broker passes nothing on: no echo within {ECHO_TIMEOUT:g} s of a message to our own topic "
+                f"{self._topic}; do its rules (ACL) let us publish and subscribe there?"
+            ) from None
+
     async def _keep_alive(self) -> None:
         try:
             await self._pings.run(self._ping_once, self._measured, interval=PING_INTERVAL, timeout=PONG_TIMEOUT)
@@ -142,17 +165,22 @@ class MqttChannel:
         self._rtt += (sample - self._rtt) / 8  # RFC 6298's alpha
 
     async def _ping_once(self) -> None:
+        """Publish to ourselves, and wait until that has come back."""
         token, echo = machine.current().entropy(_TOKEN), trio.Event()
         self._ping = (token, echo)
         await self._connection.publish(self._topic, bytes([_PING]) + token)
         await echo.wait()
         self._ping = None
+        if self._failure is not None:
+            raise MqttError(self._failure.removeprefix(f"{self._url}: "))
 
     def _fail(self, why: str) -> None:
         """The connection is dead: wake everybody who waits for it."""
         if self._failure is None:
             self._failure = f"{self._url}: {why}"
         self._arrived.close()
+        if self._ping is not None:
+            self._ping[1].set()
 
 
 @asynccontextmanager
@@ -169,12 +197,11 @@ async def open_mqtt_channel(
     opened = False
     try:
         async with open_mqtt(url, ssl_context=ssl_context, max_payload=MAX_SIGNAL, dial=dial) as connection:
-            start = trio.current_time()
             await connection.subscribe(topic)
-            rtt = trio.current_time() - start
-            channel = MqttChannel(connection, url.redacted, prefix=prefix, topic=topic, rtt=rtt)
+            channel = MqttChannel(connection, url.redacted, prefix=prefix, topic=topic)
             async with open_background_nursery() as nursery:
                 nursery.start_soon(channel._read)
+                await channel._wait_echoed()
                 nursery.start_soon(channel._keep_alive)
                 opened = True
                 try:

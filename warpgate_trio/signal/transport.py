@@ -49,6 +49,12 @@ class SignalChannel(Protocol):
         """Smoothed round-trip time between us and the server in seconds; None: not measured yet."""
         ...
 
+    @property
+    def answered(self) -> bool:
+        """Whether the server has been heard of since the channel was opened, or has shown then that it passes messages
+        on: one that registers us and does no more is of no use."""
+        ...
+
     async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
         """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key.
 

@@ -44,6 +44,7 @@ class WebSocketChannel:
         self._url = url
         self._rtt = rtt
         self._keep_alive = KeepAlive()
+        self._answered = False
         self._failure: str | None = None
         self._next_id = 0
         self._waiting: dict[int, _Waiter] = {}
@@ -62,6 +63,10 @@ class WebSocketChannel:
     @property
     def rtt(self) -> float:
         return self._rtt
+
+    @property
+    def answered(self) -> bool:
+        return self._answered
 
     async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
         if len(receiver_key) != 32:
@@ -102,6 +107,7 @@ class WebSocketChannel:
         try:
             while True:
                 frame = wire.decode_from_server(await self._websocket.receive())
+                self._answered = True
                 if isinstance(frame, wire.Message):
                     try:
                         self._arrived.send_nowait(frame.payload)
@@ -142,6 +148,7 @@ class WebSocketChannel:
             waiter.done.set()
 
     def _measured(self, sample: float) -> None:
+        self._answered = True
         self._rtt += (sample - self._rtt) / 8  # RFC 6298's alpha
 
     def _fail(self, why: str) -> None:

@@ -39,7 +39,7 @@ from .link import PERFECT
 from .netstat import Netstat, netstat
 from .pcapng import Capture
 from .ports import os_error
-from .resolver import Resolver
+from .resolver import NameTrouble, Resolver
 from .segment import Links, Segment
 from .tcp_socket import TcpSocket
 from .trace import Trace
@@ -106,6 +106,7 @@ class Network:
     Attributes:
       internet: the topmost segment; `host` and `lan` are its.
       names: DNS names and their addresses, to be added to with `add_name`.
+      name_troubles: what is wrong with some of them, as `spoil_name` said.
       epoch: the true Unix time at time 0 of the run's clock.
     """
 
@@ -124,6 +125,7 @@ class Network:
         self.trace: Trace = Trace()
         self.hosts: dict[str, Host] = {}
         self.names: dict[str, list[str]] = {}
+        self.name_troubles: dict[str, NameTrouble] = {}
         self.resolver_delay = resolver_delay
         self.faults: list[Fault] = []
         self.epoch: float = self.rng("epoch").uniform(*_EPOCHS)
@@ -192,6 +194,18 @@ class Network:
             if not any(address in host.own for host in self.hosts.values()):
                 raise ValueError(f"no host has the address {address}, so {name} cannot stand for it")
         self.names.setdefault(name.lower(), []).extend(found)
+
+    def spoil_name(self, name: str, *, delay: float = 0.0, error: int | None = None) -> None:
+        """Let lookups of a name, which need not be there, take longer or fail from now on; without either, mend them.
+
+        Args:
+          delay: seconds more; math.inf for a resolver that never answers.
+          error: the number of the `socket.gaierror`, such as `socket.EAI_AGAIN`.
+        """
+        if delay or error is not None:
+            self.name_troubles[name.lower()] = NameTrouble(delay=delay, error=error)
+        else:
+            self.name_troubles.pop(name.lower(), None)
 
     def register(self, host: Host) -> None:
         """Enter a host; ValueError when its name is taken."""

@@ -1,12 +1,15 @@
 """Names in a simulated network, behind trio.socket.set_custom_hostname_resolver.
 
 Numeric addresses never get here: Trio answers them itself.  A host asks with its own addresses in mind: IPv6 answers
-come first where it has IPv6 of its own (RFC 6724 in short).
+come first where it has IPv6 of its own (RFC 6724 in short); of one family they come in the order in which the name was
+given them.  Lookups of a name can be slow, hang, or fail: `Network.spoil_name`.
 """
 
 from __future__ import annotations
 
+import math
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
@@ -18,7 +21,21 @@ from .host import current_host
 if TYPE_CHECKING:
     from .network import Network
 
+_ERRORS: Final = {  # glibc's words
+    socket.EAI_AGAIN: "Temporary failure in name resolution",
+    socket.EAI_FAIL: "Non-recoverable failure in name resolution",
+    socket.EAI_NONAME: "Name or service not known",
+}
 _SERVICES: Final = {"http": 80, "https": 443, "domain": 53, "ntp": 123, "stun": 3478, "mqtt": 1883}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameTrouble:
+    """What is wrong with a name: its lookups take `delay` seconds more, and then fail with `error`, an EAI number."""
+
+    delay: float = 0.0
+    error: int | None = None
 
 
 @final
@@ -39,8 +56,8 @@ class Resolver(HostnameResolver):
     ) -> list[Any]:
         """As `socket.getaddrinfo`; socket.gaierror(EAI_NONAME) for a name that the network does not have."""
         here = current_host()
-        await trio.sleep(self._net.resolver_delay)
         name = None if host is None else host.decode("ascii").lower()
+        await self._take_time(name)
         number = self._service(port)
         answers: list[Any] = []
         for address in self._addresses(name, passive=bool(flags & socket.AI_PASSIVE)):
@@ -61,6 +78,17 @@ class Resolver(HostnameResolver):
         has_v6 = any(is_v6(address) for address in here.addresses)
         answers.sort(key=lambda answer: (answer[0] == socket.AF_INET6) != has_v6)
         return answers
+
+    async def _take_time(self, name: str | None) -> None:
+        await trio.sleep(self._net.resolver_delay)
+        trouble = self._net.name_troubles.get(name or "")
+        if trouble is None:
+            return
+        if trouble.delay == math.inf:
+            await trio.sleep_forever()
+        await trio.sleep(trouble.delay)
+        if trouble.error is not None:
+            raise socket.gaierror(trouble.error, _ERRORS.get(trouble.error, "Name resolution failed"))
 
     def _addresses(self, name: str | None, *, passive: bool) -> list[str]:
         if name is None:

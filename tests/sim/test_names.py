@@ -1,0 +1,157 @@
+"""Walks of nodes whose servers' names hang, fail, or lead to servers that are dead: whole nodes in simulated worlds."""
+
+from __future__ import annotations
+
+import math
+import re
+import socket
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import cache, partial
+
+import pytest
+import trio
+
+from warpgate_trio.errors import ConnectError
+from warpgate_trio.report import ConnectReport, Verdict
+from warpgate_trio.sim import Host, NatConfig, Network, presets, simulate
+from warpgate_trio.testing import simulated_hosts, walks
+from warpgate_trio.testing.worlds import PeerPair
+
+Spoil = Callable[[Network], object]
+Trouble = Callable[..., object]
+"""What happens to names: the network, and which."""
+
+pytestmark = pytest.mark.slow("two whole nodes, some of them for virtual minutes")
+
+OLD = 120.0
+"""Seconds after which everything that is remembered has been looked up again."""
+
+
+@asynccontextmanager
+async def _nothing(_: Host) -> AsyncGenerator[None]:
+    yield
+
+
+def named(name: str) -> walks.WorldServer:
+    """A STUN server of the nodes' configuration that this world does not run."""
+    return walks.WorldServer(key="stun", url=f"stun:{name}:3478", machine="server", open=_nothing)
+
+
+SIGNALS, STUN, STUN2 = walks.RENDEZVOUS, walks.STUN, walks.STUN2
+
+
+def connect(
+    servers: Sequence[walks.WorldServer] = (SIGNALS, STUN, STUN2),
+    *,
+    before: Spoil = lambda _: None,
+    after: Spoil = lambda _: None,
+    age: float = 0.0,
+    nat: NatConfig = presets.LINUX,
+) -> ConnectReport:
+    """The report of a walk between two nodes that have been open for a while.
+
+    `before` the nodes open, and `after` they have been open for `age`, something happens to the names.
+    """
+
+    async def scene() -> ConnectReport:
+        pair = PeerPair.between(nat, nat, rtt=0.1, server_rtt=(0.05, 0.06), seed=3)
+        async with pair.build(time_limit=3600) as net, simulated_hosts():
+            before(net)
+            async with walks.open_nodes(net, servers=servers) as nodes:
+                await trio.sleep(age)
+                after(net)
+                try:
+                    async with await nodes.alice.auto_connect(nodes.bob.address) as pipe:
+                        assert pipe.report is not None
+                        return pipe.report
+                except ConnectError as error:
+                    return error.report
+        raise AssertionError("unreachable")
+
+    return simulate(scene, seed=3)
+
+
+@cache
+def undisturbed(age: float) -> ConnectReport:
+    return connect(age=age)
+
+
+def spoil(net: Network, *names: str, delay: float = 0.0, error: int | None = None) -> None:
+    for name in names:
+        net.spoil_name(name, delay=delay, error=error)
+
+
+HANG = partial(spoil, delay=math.inf)
+
+
+@pytest.mark.parametrize("age", [0.0, OLD], ids=["fresh", "old"])
+@pytest.mark.parametrize(
+    "servers",
+    [(SIGNALS, named("hangs"), STUN, STUN2), (SIGNALS, STUN, STUN2, named("hangs"))],
+    ids=["first", "last"],
+)
+@pytest.mark.parametrize("delay", [5.0, math.inf])
+def test_one_name_that_hangs_costs_nothing(servers: Sequence[walks.WorldServer], age: float, delay: float) -> None:
+    well = undisturbed(age)
+    report = connect(servers, before=lambda net: net.spoil_name("hangs", delay=delay), age=age)
+    assert report.winner is not None
+    assert well.winner is not None
+    assert report.winner.plugin == well.winner.plugin
+    assert report.elapsed_ms < well.elapsed_ms + 500
+
+
+def test_many_names_that_hang_before_one_that_does_not() -> None:
+    hanging = [f"hangs{number}" for number in range(6)]
+    report = connect((SIGNALS, *map(named, hanging), STUN), before=lambda net: HANG(net, *hanging))
+    assert report.verdict is Verdict.CONNECTED
+
+
+@pytest.mark.parametrize("age", [0.0, OLD], ids=["fresh", "old"])
+@pytest.mark.parametrize("trouble", [HANG, partial(spoil, error=socket.EAI_AGAIN)], ids=["hangs", "fails"])
+def test_dns_that_goes_away_takes_nothing_from_a_node_that_knows_its_servers(age: float, trouble: Trouble) -> None:
+    report = connect(age=age, after=lambda net: trouble(net, "stun", "stun2", "server"))
+    assert report.verdict is Verdict.CONNECTED
+
+
+@pytest.mark.parametrize("order", [("dead", "stun2"), ("stun2", "dead"), (*5 * ["dead"], "stun2")])
+@pytest.mark.parametrize("age", [0.0, OLD], ids=["fresh", "old"])
+def test_every_address_of_a_name_is_tried(order: Sequence[str], age: float) -> None:
+    def before(net: Network) -> None:
+        net.names["pool"] = [net.hosts[each].ip if each != "dead" else f"11.99.0.{at}" for at, each in enumerate(order)]
+
+    pool = walks.WorldServer(key="stun", url="stun:pool:3478", machine="stun2", open=walks.STUN2.open)
+    report = connect((SIGNALS, pool), before=before, age=age + 5)
+    assert report.verdict is Verdict.CONNECTED
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        (HANG, r"no answer within \d+ s"),
+        (partial(spoil, error=socket.EAI_AGAIN), "Temporary failure in name resolution"),
+        (lambda net, *names: [net.names.pop(name) for name in names], "Name or service not known"),
+    ],
+    ids=["hangs", "fails", "none"],
+)
+def test_the_report_says_dns_and_which_names(trouble: Trouble, why: str) -> None:
+    report = connect(before=lambda net: trouble(net, "stun", "stun2"))
+    assert report.verdict is Verdict.NO_DNS
+    (note,) = report.notes
+    assert re.fullmatch(rf"DNS does not resolve stun, stun2: {why}", note)
+    assert "DNS" in report.advice
+
+
+def test_the_report_says_dns_of_signal_servers_too() -> None:
+    report = connect(before=lambda net: spoil(net, "server", error=socket.EAI_AGAIN))
+    assert report.verdict is Verdict.NO_DNS
+    assert report.notes == ("DNS does not resolve server: Temporary failure in name resolution",)
+
+
+def test_a_name_that_fails_beside_others_is_a_note_and_no_verdict() -> None:
+    """What failed is the NATs', as it does with all names in order."""
+    options = {"nat": presets.LINUX_SYMMETRIC, "servers": (SIGNALS, STUN, STUN2)}
+    assert connect(**options).verdict is Verdict.NO_RELAY_CONFIGURED  # type: ignore[arg-type]
+    report = connect((SIGNALS, STUN, STUN2, named("nobody.example")), nat=presets.LINUX_SYMMETRIC)
+    assert report.verdict is Verdict.NO_RELAY_CONFIGURED
+    assert report.notes == ("DNS does not resolve nobody.example: Name or service not known",)

@@ -1,0 +1,321 @@
+"""Names of servers: what is remembered of them, and who waits for a resolver that is slow, fails, or never answers."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from warpgate_trio.names import (
+    FRESH,
+    MAX_ADDRESSES,
+    MAX_AGE,
+    MAX_LOOKUPS,
+    MAX_NAMES,
+    RETRY,
+    SETTLE,
+    SLOW,
+    NameCache,
+    NameFailure,
+    Names,
+    describe_failures,
+    in_turn,
+)
+
+ONE, TWO = ("192.0.2.1", "2001:db8::1"), ("192.0.2.2",)
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_fresh_then_used_and_due_then_too_old() -> None:
+    cache = NameCache()
+    assert cache.is_due("one", 0.0)
+    assert cache.addresses("one", 0.0) == ()
+    cache.found("one", ONE, 10.0)
+    for at, due, addresses in (
+        (10.0, False, ONE),
+        (10.0 + FRESH, False, ONE),
+        (10.1 + FRESH, True, ONE),
+        (10.0 + MAX_AGE, True, ONE),
+        (10.1 + MAX_AGE, True, ()),
+    ):
+        assert (cache.is_due("one", at), cache.addresses("one", at)) == (due, addresses)
+
+
+def test_a_failure_takes_nothing_away_and_is_not_asked_about_at_once() -> None:
+    cache = NameCache()
+    cache.found("one", ONE, 0.0)
+    cache.failed("one", "no DNS", 100.0)
+    assert cache.addresses("one", 100.0) == ONE
+    assert cache.failure("one") == "no DNS"
+    assert not cache.is_due("one", 100.0 + RETRY)
+    assert cache.is_due("one", 100.1 + RETRY)
+    cache.found("one", TWO, 102.0)
+    assert cache.addresses("one", 102.0) == TWO
+    assert cache.failure("one") is None
+
+
+def test_it_is_bounded() -> None:
+    cache = NameCache()
+    for number in range(MAX_NAMES + 1):
+        cache.found(f"n{number}", [f"10.0.{number}.{host}" for host in range(99)], 0.0)
+    assert cache.addresses("n0", 0.0) == ()
+    assert len(cache.addresses("n1", 0.0)) == MAX_ADDRESSES
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.just(1)), max_size=5), max_size=5))
+def test_in_turn_has_each_once_and_every_first_before_any_third(groups: list[list[tuple[str, int]]]) -> None:
+    found = in_turn(groups)
+    assert sorted(found) == sorted({each for group in groups for each in group})
+    for group in groups:
+        for other in groups:
+            if group and len(other) > 2 and other[2] not in {each for one in groups for each in one[:2]}:
+                assert found.index(group[0]) < found.index(other[2])
+
+
+def test_what_is_said_of_failures() -> None:
+    gone = NameFailure(why="Name or service not known", remembered=False)
+    kept = NameFailure(why="no answer within 7 s", remembered=True)
+    assert describe_failures({}) == []
+    assert describe_failures({"a.example": gone, "b.example": kept, "c.example": gone}) == [
+        "DNS does not resolve a.example, c.example: Name or service not known",
+        "DNS does not resolve b.example: no answer within 7 s; the addresses that they had before are used",
+    ]
+    (many,) = describe_failures({f"n{number}": gone for number in range(9)})
+    assert many.startswith("DNS does not resolve n0, n1, n2, n3, …:")
+
+
+# --- looking up -------------------------------------------------------------------------------------------------------
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Of each name: seconds, and its addresses or what is raised."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[float, tuple[str, ...] | Exception]] = {}
+        self.asked: list[str] = []
+        self.under_way = 0
+        self.most = 0
+
+    async def getaddrinfo(self, host: bytes | None, port: object, *_: object, **__: object) -> list[object]:  # type: ignore[override]
+        name = (host or b"").decode()
+        self.asked.append(name)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            delay, answer = self.known.get(name, (0.0, socket.gaierror(socket.EAI_NONAME, "Name or service not known")))
+            if delay == math.inf:
+                await trio.sleep_forever()
+            await trio.sleep(delay)
+        finally:
+            self.under_way -= 1
+        if isinstance(answer, Exception):
+            raise answer
+        kinds = {True: socket.AF_INET6, False: socket.AF_INET}
+        return [(kinds[":" in each], socket.SOCK_DGRAM, 17, "", (each, 0)) for each in answer]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+def play(body: Callable[[Resolver, Names], Awaitable[None]]) -> None:
+    async def main() -> None:
+        resolver, names = Resolver(), Names()
+        trio.socket.set_custom_hostname_resolver(resolver)
+        async with names.running():
+            await body(resolver, names)
+        assert resolver.under_way == 0
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_addresses_of_both_families_in_the_resolvers_order_each_once() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (0.0, (*ONE, ONE[0]))
+        assert await names.look_up(["one", "192.0.2.9", "::1"], timeout=1) == {
+            "one": ONE,
+            "192.0.2.9": ("192.0.2.9",),
+            "::1": ("::1",),
+        }
+        assert resolver.asked == ["one"]
+
+    play(body)
+
+
+@pytest.mark.parametrize("order", [("hangs", "one", "two"), ("one", "two", "hangs")])
+def test_names_are_looked_up_side_by_side_and_one_that_hangs_is_waited_for_a_moment(order: tuple[str, ...]) -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known |= {"one": (0.3, ONE), "two": (0.4, TWO), "hangs": (math.inf, ())}
+        began = trio.current_time()
+        assert await names.look_up(order, timeout=5) == {"one": ONE, "two": TWO}
+        assert trio.current_time() - began == pytest.approx(0.3 + SETTLE)
+        began = trio.current_time()
+        for _ in range(10):  # from then on it costs nothing
+            assert await names.look_up(order, timeout=5) == {"one": ONE, "two": TWO}
+        assert trio.current_time() == began
+        assert sorted(resolver.asked) == ["hangs", "one", "two"]
+
+    play(body)
+
+
+def test_when_all_hang_the_asker_bounds_the_time() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["hangs"] = (math.inf, ())
+        for timeout in (0.5, 2.0):
+            began = trio.current_time()
+            assert await names.look_up(["hangs"], timeout=timeout) == {}
+            assert trio.current_time() - began == pytest.approx(timeout)
+        assert names.failures(["hangs", "other"]) == {
+            "hangs": NameFailure(why="no answer within 2 s", remembered=False)
+        }
+        assert resolver.asked == ["hangs"]
+
+    play(body)
+
+
+def test_what_was_found_is_used_at_once_while_a_new_lookup_is_under_way_or_fails() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (0.0, ONE)
+        assert await names.look_up(["one"], timeout=1) == {"one": ONE}
+        await trio.sleep(FRESH + 1)
+        resolver.known["one"] = (3.0, TWO)
+        began = trio.current_time()
+        assert await names.look_up(["one"], timeout=1) == {"one": ONE}
+        assert trio.current_time() == began
+        await trio.sleep(4)
+        assert await names.look_up(["one"], timeout=1) == {"one": TWO}
+        await trio.sleep(FRESH + 1)
+        resolver.known["one"] = (0.0, socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))
+        for _ in range(3):
+            assert await names.look_up(["one"], timeout=1) == {"one": TWO}
+            await trio.sleep(60)
+        assert names.failures(["one"]) == {
+            "one": NameFailure(why="Temporary failure in name resolution", remembered=True)
+        }
+        await trio.sleep(MAX_AGE)
+        assert await names.look_up(["one"], timeout=1) == {}
+        assert not names.failures(["one"])["one"].remembered
+
+    play(body)
+
+
+def test_who_wants_fresh_ones_waits_for_them_and_takes_the_old_where_they_do_not_come() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known |= {"one": (0.0, ONE), "two": (0.0, TWO)}
+        await names.look_up(["one", "two"], timeout=1)
+        resolver.known |= {"one": (1.5, TWO), "two": (math.inf, ())}
+        began = trio.current_time()
+        assert await names.look_up(["one", "two"], timeout=5, settle=1.0, fresh=True) == {"one": TWO, "two": TWO}
+        assert trio.current_time() - began == pytest.approx(2.5)
+        assert set(names.failures(["one", "two"])) == {"two"}
+
+    play(body)
+
+
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [
+        (socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure"), "Non-recoverable failure"),
+        (UnicodeError("label too long"), "label too long"),
+        (ValueError(), "ValueError"),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_whatever_a_resolver_raises_is_a_failure(raised: Exception, why: str) -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known |= {"bad": (0.0, raised), "empty": (0.0, ())}
+        assert await names.look_up(["bad", "empty"], timeout=1) == {}
+        assert {name: each.why for name, each in names.failures(["bad", "empty"]).items()} == {
+            "bad": why,
+            "empty": "the name has no address",
+        }
+        assert await names.look_up(["bad"], timeout=1) == {}
+        assert sorted(resolver.asked) == ["bad", "empty"]  # not again at once
+        await trio.sleep(RETRY + 0.1)
+        await names.look_up(["bad"], timeout=1)
+        assert resolver.asked[2:] == ["bad"]
+
+    play(body)
+
+
+def test_lookups_are_bounded_whoever_asks_and_gives_up() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        hanging = [f"hangs{number}" for number in range(3 * MAX_LOOKUPS)]
+        resolver.known |= dict.fromkeys(hanging, (math.inf, ()))
+        for _ in range(20):
+            with trio.move_on_after(0.1):
+                await names.look_up(hanging, timeout=math.inf)
+        assert resolver.most == MAX_LOOKUPS
+        assert len(resolver.asked) == MAX_LOOKUPS
+        assert set(names.failures(hanging)) == set(hanging)
+
+    play(body)
+
+
+def test_a_slow_one_is_a_failure_until_it_comes() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (SLOW + 1, ONE)
+        await names.look_up(["one"], timeout=SLOW / 2)
+        assert names.failures(["one"]) == {}
+        await trio.sleep(SLOW)
+        assert "no answer" in names.failures(["one"])["one"].why
+        assert await names.look_up(["one"], timeout=5) == {"one": ONE}
+        assert names.failures(["one"]) == {}
+
+    play(body)
+
+
+def test_after_the_end_nothing_is_looked_up() -> None:
+    async def main() -> None:
+        names = Names()
+        async with names.running():
+            pass
+        assert await names.look_up(["one", "192.0.2.1"], timeout=1) == {"192.0.2.1": ("192.0.2.1",)}
+        assert "ended" in names.failures(["one"])["one"].why
+
+    trio.run(main)
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """A real resolver that never answers; tells how many threads are in it."""
+    release, inside = threading.Event(), [0]
+
+    def getaddrinfo(*args: Any) -> list[object]:
+        if len(args) == 6 and args[5] & socket.AI_NUMERICHOST:  # Trio looks first whether it is an address
+            raise socket.gaierror(socket.EAI_NONAME, "no address")
+        inside[0] += 1
+        release.wait()
+        inside[0] -= 1
+        return []
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    yield lambda: inside[0]
+    release.set()
+    for _ in range(5000):
+        if not any(thread.name.startswith("getaddrinfo") for thread in threading.enumerate()):
+            break
+        time.sleep(0.001)
+
+
+async def test_threads_that_cannot_be_cancelled_hold_nobody_up_and_do_not_pile_up(stuck: Callable[[], int]) -> None:
+    names = Names()
+    hanging = [f"hangs{number}.example" for number in range(3 * MAX_LOOKUPS)]
+    with trio.fail_after(5):
+        async with names.running():
+            for _ in range(50):
+                assert await names.look_up(hanging, timeout=0.001) == {}
+            while stuck() < MAX_LOOKUPS:
+                await names.look_up(hanging, timeout=0.001)
+            assert stuck() == MAX_LOOKUPS
+            assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == MAX_LOOKUPS
