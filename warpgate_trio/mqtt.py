@@ -8,6 +8,9 @@ loop, which trio-asyncio gives it.  Both are strangers in a Trio program, so thi
   MQTT server never sees any of it; `check_available` answers without importing.
 * **The asyncio loop lives in a task of its own**, a child of whoever opened the connection.  ``open_loop()`` makes its
   loop the current one of the task that enters it; that must not be the caller's.
+  asyncio itself knows one running loop per thread, which goes before the current one of a task.  Where such a loop runs
+  below or beside Trio (guest mode, a notebook), aiomqtt would make its futures in that one, so there is no MQTT there,
+  and `check_no_asyncio` says so before anything is tried.
 * **The network is Trio's.**  paho connects, and does its TLS handshake, in a blocking call in a thread, which nothing
   can cancel: a broker that is a black hole would hold its caller for paho's own five seconds.  Therefore we open the
   TCP and TLS stream ourselves, and paho connects to *us*: to a loopback port that takes one connection, behind which a
@@ -56,7 +59,15 @@ from .server_url import ServerUrl
 if TYPE_CHECKING:
     import aiomqtt
 
-__all__ = ["MqttConnection", "MqttError", "Publication", "check_available", "load_libraries", "open_mqtt"]
+__all__ = [
+    "MqttConnection",
+    "MqttError",
+    "Publication",
+    "check_available",
+    "check_no_asyncio",
+    "load_libraries",
+    "open_mqtt",
+]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -108,6 +119,21 @@ def check_available() -> None:
     missing = [name.replace("_", "-") for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"MQTT servers cannot be used without the package {' and '.join(missing)}")
+
+
+def check_no_asyncio() -> None:
+    """Whether no asyncio loop runs in this thread, where Trio does.  Imports nothing.
+
+    Raises:
+      ConfigError: one does; the message says what to do.
+    """
+    # The C module knows the thread's loop also after trio-asyncio has replaced what asyncio says of it.
+    asyncio = sys.modules.get("_asyncio") or sys.modules.get("asyncio.events")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        raise ConfigError(
+            "MQTT servers cannot be used where Trio runs in one thread with an asyncio loop (guest mode, a notebook): "
+            "call trio.run in a thread of its own, or name WebSocket servers instead"
+        )
 
 
 def load_libraries() -> tuple[Any, Any]:
@@ -490,13 +516,15 @@ async def open_mqtt(
       dial: opens the TCP connection.
 
     Raises:
-      ConfigError: no MQTT on this Python (see `check_available`), or `url` is no URL of a broker.
+      ConfigError: no MQTT on this Python or in this thread (`check_available`, `check_no_asyncio`), or `url` is no URL
+        of a broker.
       OSError: no TCP connection (name resolution included).
       MqttError: TLS failed, or the broker refused us, broke off, or does not speak MQTT.
       Whatever the body raises, bare.
     """
     if url.scheme not in ("mqtt", "mqtts"):
         raise ConfigError(f"{url.redacted}: not the URL of an MQTT broker")
+    check_no_asyncio()
     aiomqtt, trio_asyncio = load_libraries()
     make_client = partial(
         aiomqtt.Client,

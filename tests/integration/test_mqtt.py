@@ -23,7 +23,7 @@ from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from warpgate_trio.errors import ConfigError
-from warpgate_trio.mqtt import MqttConnection, MqttError, check_available
+from warpgate_trio.mqtt import MqttConnection, MqttError, check_available, check_no_asyncio
 from warpgate_trio.mqtt import open_mqtt as real_open_mqtt
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.server_url import ServerUrl
@@ -544,6 +544,80 @@ def test_no_warning_and_no_loop_in_the_callers_task(any_broker: Broker) -> None:
         print("quiet")
     """
     assert run_python(code, str(any_broker.url)) == "quiet\n"
+
+
+BESIDE = """
+    import asyncio, sys, trio
+    from warpgate_trio import Identity, NodeConfig, Servers, open_node
+    from warpgate_trio.errors import ConfigError
+
+    async def look():
+        config = NodeConfig(servers=Servers(mqtt=[sys.argv[1]], public_servers=False))
+        try:
+            async with open_node(config, identity=Identity.generate()) as node:
+                with trio.fail_after(10):
+                    await node.wait_signals()
+                print("connected")
+        except ConfigError as error:
+            print(error)
+
+    async def guest():
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            look, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=done.set_result
+        )
+        (await done).unwrap()
+
+    async def below():
+        trio.run(look)
+
+    async def beside():
+        await asyncio.to_thread(trio.run, look)
+
+    async def twice():
+        await asyncio.to_thread(trio.run, look)
+        await guest()
+
+    async def within():
+        import trio_asyncio
+        async with trio_asyncio.open_loop():
+            await look()
+
+"""
+
+
+@pytest.mark.slow("a fresh interpreter for each way")
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("asyncio.run(guest())", ["refused"]),
+        ("asyncio.run(below())", ["refused"]),
+        ("asyncio.run(beside())", ["connected"]),
+        ("asyncio.run(twice())", ["connected", "refused"]),
+        ("trio.run(within)", ["connected"]),
+    ],
+)
+def test_beside_a_running_asyncio_loop(any_broker: Broker, way: str, said: list[str]) -> None:
+    """Where both run in one thread it is refused at once, with a way out; that way works."""
+    lines = run_python(BESIDE + f"    {way}\n", str(any_broker.url), flags=()).splitlines()
+    assert len(lines) == len(said)
+    for line, outcome in zip(lines, said, strict=True):
+        if outcome == "connected":
+            assert line == "connected"
+        else:
+            assert "one thread with an asyncio loop" in line
+            assert "trio.run in a thread of its own" in line
+
+
+async def test_another_loop_in_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_no_asyncio()
+    monkeypatch.setattr(sys.modules["_asyncio"], "_get_running_loop", object)
+    with pytest.raises(ConfigError, match="asyncio loop"):
+        check_no_asyncio()
+    with pytest.raises(ConfigError, match="asyncio loop"):
+        async with open_mqtt(ServerUrl.parse("mqtt://127.0.0.1:1")):
+            pass
 
 
 # --- where there is no MQTT ---

@@ -111,7 +111,8 @@ def check_supported(url: ServerUrl) -> None:
     """Whether a channel can be opened to a server like this one.  Loads nothing that `loads_asyncio` warns of.
 
     Raises:
-      ConfigError: no transport for the URL's scheme, or not on this Python, or something else in the URL is wrong.
+      ConfigError: no transport for the URL's scheme, or not on this Python or in this thread, or something else in the
+        URL is wrong.
     """
     if url.scheme not in _OPENERS:
         raise ConfigError(
@@ -120,10 +121,11 @@ def check_supported(url: ServerUrl) -> None:
     if not loads_asyncio(url):
         from . import websocket_channel as websocket_channel  # 50 ms that would fall into the node's first walk
     else:
-        from ..mqtt import check_available
+        from ..mqtt import check_available, check_no_asyncio
         from .mqtt_channel import check_mqtt_url
 
         check_available()
+        check_no_asyncio()
         check_mqtt_url(url)
 
 
