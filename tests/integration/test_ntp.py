@@ -26,9 +26,9 @@ CONFIGURATION = """\
 port {port}
 bindaddress 127.0.0.1
 allow 127.0.0.1
-local stratum {stratum}
+{local}
 cmdport 0
-pidfile {folder}/{stratum}.pid
+pidfile {folder}/pid
 """
 
 
@@ -39,11 +39,12 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def chrony(folder: Path, *, stratum: int = 10) -> AsyncGenerator[ServerUrl]:
-    """A chronyd that serves this machine's clock on loopback and, with -x, never touches it."""
+async def chrony(folder: Path, *, local: str = "local stratum 10") -> AsyncGenerator[ServerUrl]:
+    """A chronyd that serves this machine's clock on loopback and, with -x, never touches it; without `local` it has no
+    time to give, as it has no servers either."""
     port = free_port()
-    configuration = folder / f"{stratum}.conf"
-    configuration.write_text(CONFIGURATION.format(port=port, stratum=stratum, folder=folder))
+    configuration = folder / "chrony.conf"
+    configuration.write_text(CONFIGURATION.format(port=port, local=local, folder=folder))
     program = find_program("chronyd")
     assert program is not None
     async with trio.open_nursery() as nursery:
@@ -78,6 +79,23 @@ async def test_our_client_asks_chrony(tmp_path: Path) -> None:
             estimate = await answered(url)
     assert abs(estimate.offset) <= estimate.uncertainty < 0.1
     assert estimate.servers == (str(url),)
+
+
+@pytest.mark.slow("chronyd takes a moment to start, in which a request is refused")
+@pytest.mark.needs("chronyd", "root")
+async def test_a_chrony_without_a_time_is_passed_over(tmp_path: Path) -> None:
+    async with chrony(tmp_path, local="") as url, open_ntp() as other:
+        with trio.fail_after(PATIENCE):
+            why = "refused"
+            while "refused" in why:
+                with pytest.raises(ClockUnavailable) as caught:
+                    await measure_offset([url], timeout=2, host=machine.current())
+                why = str(caught.value)
+                await trio.sleep(0.02)
+            estimate = await measure_offset([url, ServerUrl.parse(other.url)], timeout=2, host=machine.current())
+    assert why == f"{url}: the server's clock is not synchronised (stratum 0, code 0x00000000)"
+    assert estimate.servers == (other.url,)
+    assert set(estimate.faults) == {str(url)}
 
 
 @pytest.mark.slow("chronyd starts, asks and ends")

@@ -125,6 +125,28 @@ async def test_two_addresses_answer_from_elsewhere(change: ChangeRequest) -> Non
 
 
 @pytest.mark.needs("linux")
+@pytest.mark.parametrize("change", [0, 2, 4, 6])
+async def test_a_client_of_rfc3489_is_answered_from_elsewhere(change: int) -> None:
+    """The bytes of one: no cookie, a transaction id of 16, CHANGE-REQUEST."""
+    async with open_stun_server(second_host="127.0.0.2") as server, udp() as sock:
+        number = bytes(range(100, 116))
+        port = server.address[1]
+        await sock.sendto(
+            bytes.fromhex("00010008") + number + bytes.fromhex("00030004000000") + bytes([change]), server.address
+        )
+        with trio.fail_after(5):
+            answer, source = await sock.recvfrom(200)
+        assert source == (f"127.0.0.{1 + bool(change & 4)}", port + bool(change & 2))
+
+        def address(type_: int, ip: str, port: int) -> bytes:
+            return bytes([0, type_, 0, 8, 0, 1]) + port.to_bytes(2, "big") + bytes(map(int, ip.split(".")))
+
+        assert answer == bytes.fromhex("01010024") + number + (
+            address(1, *sock.getsockname()) + address(4, *source) + address(5, "127.0.0.2", port + 1)
+        )
+
+
+@pytest.mark.needs("linux")
 async def test_two_addresses_over_tcp() -> None:
     async with open_stun_server(second_host="127.0.0.2") as server:
         for address in server.addresses:
