@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, nullcontext, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.nodes import ALICE, BOB
 from tests.sim.oracles import promised, punch_possible
+from tests.sim.worlds import may_break
 from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.config import Budgets, ListenConfig
 from warpgate_trio.report import ConnectReport
@@ -194,7 +195,7 @@ async def _walk(alice: Node, bob: Node, connect: Connect, lossy: bool) -> Meetin
                 received += await pipe.receive_some()
         assert received == payload
         await pipe.send_eof()
-        with suppress(trio.BrokenResourceError) if lossy else nullcontext():
+        with may_break(lossy):
             assert await pipe.receive_some() == b""
     return Meeting(True, pipe.report, walk, echoed)
 

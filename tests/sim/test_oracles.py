@@ -179,7 +179,7 @@ def test_peers_anywhere_punch_exactly_when_theory_says(tcp: bool) -> None:
     check()
     print(f"{met.total()} pairs: {dict(met)}")
     assert met[True], met
-    assert met[False] >= 2, met
+    assert met[False], met
 
 
 # Local NATs (research C.2)

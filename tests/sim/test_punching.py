@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pytest
 import trio
-from hypothesis import Phase, given, note, settings
+from hypothesis import Phase, example, given, note, settings
 
 from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds, rows
 from warpgate_trio import Node, PeerAddress, Pipe
@@ -36,6 +36,10 @@ OVERHEAD = 0.03
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
 
 
+ONLY_UDP = replace(presets.LINUX, name="only-udp", tcp=presets.LINUX_SYMMETRIC.tcp)
+"""Two of these are punched over UDP, and not over TCP."""
+
+
 def pinned(plugin: str, timeout: float = 6.0) -> Connect:
     async def connect(node: Node, address: PeerAddress) -> Pipe:
         return await node.connect(address, plugin=plugin, timeout=timeout)
@@ -52,6 +56,8 @@ def test_whoever_can_punch_connects_without_a_relay() -> None:
 
     @settings(max_examples=32, phases=PHASES)
     @given(punchable_worlds())
+    @example((PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT), True))
+    @example((PeerPair.between(ONLY_UDP, ONLY_UDP, rtt=RTT), True))
     def check(world: tuple[PeerPair, bool]) -> None:
         pair, ntp = world
         note(f"{pair}, {'NTP' if ntp else 'no NTP'}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
+
+import trio
 
 from warpgate_trio.sim import Network, simulate
 
@@ -21,3 +24,18 @@ def run(world: Callable[[Network], Awaitable[T]], *, seed: int = 0, limit: float
             return result
 
     return simulate(main, seed=seed)
+
+
+@contextmanager
+def may_break(possible: bool) -> Iterator[None]:
+    """Let a Pipe break in the body where that is `possible`, whether its error comes bare or out of a nursery.
+
+    `contextlib.suppress` looks into groups from Python 3.12 on only.
+    """
+    if not possible:
+        yield
+        return
+    try:
+        yield
+    except* trio.BrokenResourceError:
+        pass
