@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.requirements import find_program
 from warpgate_trio.nat.stun_transaction import binding_request
 
@@ -15,28 +16,12 @@ HOSTS = ("127.0.0.1", "127.0.0.2")
 Address = tuple[str, int]
 
 
-def _free_port() -> int:
-    """One that UDP and TCP have on both addresses."""
-    while True:
-        with ExitStack() as stack:
-            port = 0
-            try:
-                for host in HOSTS:
-                    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                        sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
-                        sock.bind((host, port))
-                        port = sock.getsockname()[1]
-            except OSError:
-                continue
-            return port
-
-
 @contextmanager
 def coturn(folder: Path) -> Iterator[dict[tuple[int, int], Address]]:
     """Run it; its four places, by address and port, each 0 or 1."""
     program = find_program("turnserver")
     assert program is not None
-    ports = (_free_port(), _free_port())
+    ports = (free_port(), free_port())
     command = [
         *(program, "-n", "--stun-only", "--no-cli", "--no-tls", "--no-dtls", "--log-file", "stdout"),
         *("--listening-ip", HOSTS[0], "--listening-ip", HOSTS[1], "--relay-ip", HOSTS[0], "--allow-loopback-peers"),

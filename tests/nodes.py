@@ -11,6 +11,7 @@ from typing import final
 
 import trio
 
+from tests.ports import free_port
 from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio import host as machine
 from warpgate_trio.address import Endpoint
@@ -170,11 +171,8 @@ def address_of(
 
 async def closed_port() -> int:
     """A port of 127.0.0.1 on which nobody listens."""
-    sock = trio.socket.socket()
-    await sock.bind(("127.0.0.1", 0))
-    port: int = sock.getsockname()[1]
-    sock.close()
-    return port
+    await trio.lowlevel.checkpoint()
+    return free_port()
 
 
 async def echo(pipe: Pipe) -> None:

@@ -3,7 +3,7 @@
     def test_something(mosquitto: Broker) -> None: ...
 
 `mosquitto` is skipped where it is not installed (`make lab-deps`); `any_broker` runs with both, amqtt everywhere.
-Brokers are ended by their process id and wait on ports of 127.0.0.1 that were free a moment ago.
+Brokers are ended by their process id and wait on ports of 127.0.0.1 (`tests.ports`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pytest
 import trio
 
 from tests.certificates import Authority
+from tests.ports import free_port
 from tests.requirements import find_program
 from warpgate_trio.mqtt import load_libraries
 from warpgate_trio.nurseries import open_background_nursery
@@ -90,13 +91,6 @@ class Broker:
     def connections(self) -> int:
         """How many clients the broker takes to be connected, going by its log; only those of the package."""
         return self.count(r"New client connected \S+ \S+ as wg") - self.count(r"Client wg\w+ (?:disconnected|closed)")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def make_mosquitto(

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.end_to_end.processes import PROGRAM, checked_event, environment, ran, started
-from tests.servers_mqtt import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
 

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from tests.nodes import ALICE, BOB, loopback_node
-from tests.servers_mqtt import Broker, free_port, open_wire
+from tests.ports import free_port
+from tests.servers_mqtt import Broker, open_wire
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries

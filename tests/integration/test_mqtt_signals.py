@@ -15,7 +15,8 @@ import trio.testing
 
 from tests.certificates import Authority
 from tests.nodes import ALICE, BOB
-from tests.servers_mqtt import PASSWORD, USER, Broker, free_port, make_mosquitto, open_wire
+from tests.ports import free_port
+from tests.servers_mqtt import PASSWORD, USER, Broker, make_mosquitto, open_wire
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries

@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from tests.nodes import ALICE, loopback_node
-from tests.servers_mqtt import Broker, free_port, make_mosquitto
+from tests.ports import free_port
+from tests.servers_mqtt import Broker, make_mosquitto
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,6 +12,7 @@ import ntplib
 import pytest
 import trio
 
+from tests.ports import free_port
 from tests.requirements import find_program
 from warpgate_trio import host as machine
 from warpgate_trio.clock.estimate import ClockEstimate
@@ -30,12 +30,6 @@ allow 127.0.0.1
 cmdport 0
 pidfile {folder}/pid
 """
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.certificates import Authority
+from tests.ports import free_port
 from tests.rendezvous_v1 import old_server
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable
@@ -69,13 +70,6 @@ async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) ->
 
 async def says_nothing(stream: trio.SocketStream) -> None:
     await trio.sleep_forever()
-
-
-async def free_port() -> int:
-    with trio.socket.socket() as sock:
-        await sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
@@ -168,7 +162,7 @@ def test_no_transport() -> None:
 
 
 async def test_a_server_that_is_missing_at_the_start() -> None:
-    port = await free_port()
+    port = free_port()
     async with hub_for(ALICE, f"ws://127.0.0.1:{port}", connected=False) as alice:
         await wait_until(lambda: states(alice) == [ServerState.WAITING])
         assert "all attempts to connect" in (alice.status()[0].last_error or "")
@@ -178,7 +172,7 @@ async def test_a_server_that_is_missing_at_the_start() -> None:
 
 
 async def test_a_send_waits_for_the_first_server() -> None:
-    port = await free_port()
+    port = free_port()
     async with hub_for(ALICE, f"ws://127.0.0.1:{port}", connected=False) as alice:
         async with open_background_nursery() as nursery:
             answers: list[Delivery] = []
@@ -194,7 +188,7 @@ async def test_a_send_waits_for_the_first_server() -> None:
 
 
 async def test_a_server_that_is_killed_and_restarted() -> None:
-    port = await free_port()
+    port = free_port()
     url = f"ws://127.0.0.1:{port}"
     async with hub_for(ALICE, url, connected=False) as alice:
         for _ in range(3):
@@ -372,7 +366,7 @@ async def test_busy_visits_are_not_ended() -> None:
 
 
 async def test_useless_hints() -> None:
-    dead = f"ws://127.0.0.1:{await free_port()}"
+    dead = f"ws://127.0.0.1:{free_port()}"
     hints = ["", "nonsense", "ws://", "http://x", "stun:192.0.2.1", "ws://[::1", "\x00", dead]
     async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
         assert await alice.send(BOB.public_key, b"x", hints=hints, may_visit=anywhere) is Delivery.NOBODY_HOME
@@ -384,7 +378,7 @@ async def test_useless_hints() -> None:
 
 
 async def test_a_dead_hint_does_not_hold_up_a_server_that_comes() -> None:
-    port = await free_port()
+    port = free_port()
     async with tcp_server(says_nothing) as dead, hub_for(ALICE, f"ws://127.0.0.1:{port}", connected=False) as alice:
         await wait_until(lambda: states(alice) == [ServerState.WAITING])
         async with open_rendezvous(port=port), hub_for(BOB, f"ws://127.0.0.1:{port}"):

@@ -326,7 +326,10 @@ def test_nothing_is_left_whatever_goes_wrong(data: st.DataObject, pair: PeerPair
 def test_a_pipe_that_its_faults_break_is_no_fault_of_the_walk() -> None:
     """The walk wins between two restarts of the router, the second of which resets what was won: as it should."""
     pair = PeerPair(
-        alice=Place(), bob=Place(nats=(presets.CGN, presets.NATS["linux-local"]), forwarded=True), server=Link(), seed=533
+        alice=Place(),
+        bob=Place(nats=(presets.CGN, presets.NATS["linux-local"]), forwarded=True),
+        server=Link(),
+        seed=533,
     )
     faults = (
         Fault(at=0.0, until=0.1, target="bob-nat0:up", kind=Kind.MTU_BLACKHOLE, value=1280.0),

@@ -10,7 +10,8 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
@@ -74,17 +75,49 @@ async def pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
         return client, server
 
 
-async def free_port(kind: int) -> int:
-    with trio.socket.socket(socket.AF_INET, kind) as sock:
-        await sock.bind((L4, 0))
-        port: int = sock.getsockname()[1]
-        return port
+@asynccontextmanager
+async def on_one_port(
+    *wanted: tuple[Callable[[], trio.socket.SocketType], str],
+) -> AsyncGenerator[list[trio.socket.SocketType]]:
+    """Sockets that have one port, on an address each; on some, somebody else may have the one that we hit on."""
+    for _ in range(100):
+        with ExitStack() as stack:
+            found: list[trio.socket.SocketType] = []
+            try:
+                for make, host in wanted:
+                    sock = stack.enter_context(make())
+                    await sock.bind((host, found[0].getsockname()[1] if found else 0))
+                    found.append(sock)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            yield found
+            return
+    raise AssertionError("no port can be had on all of these addresses")
+
+
+async def until_readable(sock: trio.socket.SocketType) -> None:
+    """Until there is something on a socket: bytes, an end, an error.  Even on loopback it need not come at once."""
+    while not sock.is_readable():  # noqa: ASYNC110 - nothing tells that both the kernel and the simulator have
+        await trio.sleep(0.001)
 
 
 async def blocks(fn: Callable[[], Awaitable[object]], seconds: float = 0.05) -> bool:
-    with trio.move_on_after(seconds) as scope:
+    """Whether it does, and not the machine, which may be busy."""
+    ended = trio.Event()
+
+    async def call() -> None:
         await fn()
-    return scope.cancelled_caught
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        with trio.move_on_after(seconds):
+            await ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return not ended.is_set()
 
 
 # TCP
@@ -150,25 +183,28 @@ async def tcp_sendmsg_joins_buffers() -> None:
 
 @behaviour
 async def tcp_connection_refused() -> None:
-    port = await free_port(socket.SOCK_STREAM)
-    with stream() as sock:
+    with stream() as nobody, stream() as sock:
+        await nobody.bind((L4, 0))  # has the port, and does not listen
         with fails_with(errno.ECONNREFUSED):
-            await sock.connect((L4, port))
+            await sock.connect(nobody.getsockname())
         assert sock.fileno() != -1
         with fails_with(errno.ECONNABORTED):
-            await sock.connect((L4, port))
+            await sock.connect(nobody.getsockname())
         with fails_with(errno.ECONNREFUSED):  # as good as new
-            await sock.connect((L4, port))
+            await sock.connect(nobody.getsockname())
 
 
 @behaviour
 async def tcp_socket_may_try_again_after_a_refusal() -> None:
-    with stream() as sock:
-        await sock.bind((L4, await free_port(socket.SOCK_STREAM)))
+    with stream() as first, stream() as sock, stream() as nobody:
+        for each in (first, sock):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        await first.bind((L4, 0))
+        await sock.bind(first.getsockname())  # by its number: then the socket keeps it
+        await nobody.bind((L4, 0))
         name = sock.getsockname()
-        port = await free_port(socket.SOCK_STREAM)
         with fails_with(errno.ECONNREFUSED):
-            await sock.connect((L4, port))
+            await sock.connect(nobody.getsockname())
         with await listening() as listener:
             with fails_with(errno.ECONNABORTED):  # Linux: this one only clears the socket
                 await sock.connect(listener.getsockname())
@@ -298,7 +334,7 @@ async def tcp_close_with_unread_data_resets() -> None:
     a, b = await pair()
     with b:
         await b.send(b"never read")
-        await trio.sleep(0.01)
+        await until_readable(a)
         a.close()
         with fails_with(errno.ECONNRESET):
             await b.recv(1)
@@ -322,7 +358,7 @@ async def tcp_data_before_a_reset_can_be_read() -> None:
     a, b = await pair()
     with b:
         await a.send(b"kept")
-        await trio.sleep(0.01)
+        await until_readable(b)
         a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         a.close()
         await trio.sleep(0.01)
@@ -337,7 +373,7 @@ async def tcp_so_error_shows_an_error_once() -> None:
     with b:
         a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         a.close()
-        await trio.sleep(0.01)
+        await until_readable(b)
         assert b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
         assert b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         assert await b.recv(1) == b""
@@ -348,13 +384,9 @@ async def tcp_backpressure() -> None:
     a, b = await pair()
     with a, b:
         sent = 0
-        while sent < 1 << 26:
-            with trio.move_on_after(0.05) as scope:
-                sent += await a.send(bytes(1 << 16))
-            if scope.cancelled_caught:
-                break
+        while sent < 1 << 26 and not await blocks(a.wait_writable):
+            sent += await a.send(bytes(1 << 16))
         assert sent < 1 << 26
-        assert await blocks(a.wait_writable)
         got = 0
         while got < sent:
             got += len(await b.recv(1 << 20))
@@ -466,7 +498,8 @@ async def tcp_wrong_arguments() -> None:
 
 @behaviour
 async def tcp_bind_rules() -> None:
-    with await listening() as listener:
+    async with on_one_port((stream, L4), (stream, "127.0.0.2")) as (listener, elsewhere):
+        listener.listen()
         port = listener.getsockname()[1]
         with stream() as sock:
             with fails_with(errno.EADDRINUSE):
@@ -474,9 +507,8 @@ async def tcp_bind_rules() -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with fails_with(errno.EADDRINUSE):  # somebody listens
                 await sock.bind(("0.0.0.0", port))
-            await sock.bind(("127.0.0.2", port))  # another address
-            with fails_with(errno.EINVAL):
-                await sock.bind((L4, 0))
+        with fails_with(errno.EINVAL):
+            await elsewhere.bind((L4, 0))
     with stream() as sock, fails_with(errno.EADDRNOTAVAIL):
         await sock.bind(("192.0.2.77", 0))
 
@@ -572,15 +604,15 @@ async def tcp_dual_stack() -> None:
 
 @behaviour
 async def tcp_v6only() -> None:
-    with stream(socket.AF_INET6) as listener, stream() as sock, stream() as other:
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        await listener.bind(("::", 0))
+    def v6only() -> trio.socket.SocketType:
+        sock = stream(socket.AF_INET6)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        return sock
+
+    async with on_one_port((v6only, "::"), (stream, "0.0.0.0")) as (listener, other):
         listener.listen()
-        port = listener.getsockname()[1]
-        with fails_with(errno.ECONNREFUSED):
-            await sock.connect((L4, port))
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another test may have left a TIME-WAIT there
-        await other.bind(("0.0.0.0", port))
+        with stream() as sock, fails_with(errno.ECONNREFUSED):  # since the other one does not listen
+            await sock.connect((L4, other.getsockname()[1]))
         with fails_with(errno.EINVAL):
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
 
@@ -649,7 +681,7 @@ async def tcp_is_readable() -> None:
     with a, b:
         assert not b.is_readable()
         await a.send(b"x")
-        await trio.sleep(0.01)
+        await until_readable(b)
         assert b.is_readable()
 
 
@@ -707,22 +739,23 @@ async def udp_connected() -> None:
 
 @behaviour
 async def udp_refusal_shows_on_connected_sockets_only() -> None:
-    port = await free_port(socket.SOCK_DGRAM)
-    with datagram() as connected, datagram() as plain:
-        await connected.connect((L4, port))
+    with datagram() as nobody, datagram() as connected, datagram() as plain:
+        await nobody.bind((L4, 0))
+        await nobody.connect(nobody.getsockname())  # has the port, and takes nothing but its own
+        await connected.connect(nobody.getsockname())
         await connected.send(b"x")
         with fails_with(errno.ECONNREFUSED):
             await connected.recv(1)
         await connected.send(b"x")
-        await trio.sleep(0.01)
+        await until_readable(connected)
         with fails_with(errno.ECONNREFUSED):
             await connected.send(b"x")
         await connected.send(b"x")
-        await trio.sleep(0.01)
+        await until_readable(connected)
         assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
-        await plain.sendto(b"x", (L4, port))
+        await plain.sendto(b"x", nobody.getsockname())
         assert await blocks(lambda: plain.recv(1))
-        await plain.sendto(b"x", (L4, port))
+        await plain.sendto(b"x", nobody.getsockname())
 
 
 @behaviour
@@ -799,22 +832,22 @@ async def udp_reuse() -> None:
                 await plain.bind(first.getsockname())
             if option == socket.SO_REUSEADDR:
                 await plain.sendto(b"x", first.getsockname())
-                await trio.sleep(0.01)
-                assert second.is_readable()  # the last one that was bound
+                await until_readable(second)  # the last one that was bound
                 assert not first.is_readable()
 
 
 @behaviour
 async def udp_specific_address_wins() -> None:
-    with datagram() as wide, datagram() as narrow, datagram() as sender:
-        for sock in (wide, narrow):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        await narrow.bind((L4, 0))
-        await wide.bind(("0.0.0.0", narrow.getsockname()[1]))
-        await sender.sendto(b"x", narrow.getsockname())
-        await trio.sleep(0.01)
-        assert narrow.is_readable()
-        assert not wide.is_readable()
+    def shared() -> trio.socket.SocketType:
+        sock = datagram()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return sock
+
+    async with on_one_port((shared, L4), (shared, "0.0.0.0")) as (narrow, wide):
+        with datagram() as sender:
+            await sender.sendto(b"x", narrow.getsockname())
+            await until_readable(narrow)
+            assert not wide.is_readable()
 
 
 @behaviour
