@@ -356,6 +356,8 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise Unfit("the home directory that '~' stands for is not known") from None
+    except ValueError:  # a name behind '~' that no user can have: a NUL in it, half of a surrogate pair
+        raise Unfit("'~' is followed by what is no user's name") from None
 
 
 def _read_glob(value: object) -> str:

@@ -25,7 +25,7 @@ from typing import Final, NoReturn, final
 
 import platformdirs
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -146,7 +146,7 @@ class Identity:
             key = serialization.load_pem_private_key(pem, password=None)
         except TypeError as error:  # how the library says "encrypted"
             raise IdentityError(f"the key in {file} is encrypted; a node key is stored without a password") from error
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except (ValueError, UnsupportedAlgorithm, InternalError) as error:  # the last: a key that OpenSSL cannot set up
             raise IdentityError(f"{file} does not hold a private key in PEM form") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise IdentityError(f"the key in {file} is not an Ed25519 key")

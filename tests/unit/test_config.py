@@ -396,6 +396,7 @@ class TestToml:
             ("[identity]\nkey_file = ''", "identity.key_file = '': expected a path"),
             ('[identity]\nkey_file = "a\\u0000b"', r"identity.key_file = 'a\\x00b': expected a path"),
             ('[identity]\nkey_file = "~nobody-here/k"', "home directory that '~' stands for is not known"),
+            ('[identity]\nkey_file = "~\ud800/k"', "'~' is followed by what is no user's name"),
             ("[budgets]\npunch = '1'", "budgets.punch = '1': expected a number of seconds above 0"),
             ("[budgets]\npunch = 0x" + "f" * 9000, "budgets.punch = a huge number: expected"),
             ("[budgets]\npunch = " + "9" * 400, "budgets.punch = a huge number: expected"),

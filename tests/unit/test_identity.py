@@ -293,7 +293,13 @@ class TestKeyFile:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"\xff" * 100, b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", bytes(16_384)],
+        [
+            b"",
+            b"\xff" * 100,
+            b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+            ALICE.private_key_pem().replace(b"K2VwBC", b"K2VxBC"),  # by its name a key of Ed448, which is longer
+            bytes(16_384),
+        ],
     )
     def test_garbage(self, tmp_path: Path, content: bytes) -> None:
         with pytest.raises(IdentityError, match="does not hold a private key in PEM form"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -18,7 +20,8 @@ def certificate_key(der: bytes | None) -> bytes | None:
     if der is None:
         return None
     try:
-        with panics_as_errors():
+        # Its warnings are of no interest: a stranger's certificate is no news of ours.
+        with panics_as_errors(), warnings.catch_warnings(action="ignore"):
             key = x509.load_der_x509_certificate(der).public_key()
     except Exception:
         return None
