@@ -121,12 +121,13 @@ async def test_a_decision_that_its_link_does_not_live_to_see() -> None:
 # -- the time that a decision takes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow("decisions that outlast a handshake which a busy machine can keep")
 async def test_a_decision_may_take_longer_than_a_handshake() -> None:
     """By default both have 10 s: a no that is late must arrive as a no, and a yes in time as a Pipe."""
-    budgets = Budgets(handshake=0.05, authorize=0.1, goodbye=0.2)
+    handshake = 0.5
 
     async def thinking(_: str) -> bool:
-        await trio.sleep(0.075)
+        await trio.sleep(1.5 * handshake)
         return True
 
     async def dawdling(_: str) -> bool:
@@ -134,9 +135,11 @@ async def test_a_decision_may_take_longer_than_a_handshake() -> None:
         return True
 
     async with loopback_node(ALICE, config()) as alice:
+        budgets = Budgets(handshake=handshake, goodbye=0.2)
         async with loopback_node(BOB, config(budgets=budgets), authorize=thinking) as bob:
             async with await alice.auto_connect(bob.address, afs=[4]):
                 pass
+        budgets = Budgets(handshake=handshake, authorize=1.5 * handshake, goodbye=0.2)
         async with loopback_node(BOB, config(budgets=budgets), authorize=dawdling) as bob:
             async with expect(Verdict.REFUSED):
                 await alice.auto_connect(bob.address, afs=[4])
