@@ -8,12 +8,19 @@ COVERAGE_MIN ?= 94
 TESTS ?=
 # How many tests run at a time; 0 is one after the other, in this process.
 JOBS ?= 2
+# How many runs or mutants: make flake N=50 TESTS=tests/sim, make mutants N=10 ONLY=warpgate_trio/link SEED=7
+N ?=
+ONLY ?=
+SEED ?=
+# For how long, and what alone: make fuzz SECONDS=600 TARGET=signal
+SECONDS ?= 60
+TARGET ?=
 
 PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench dist lab-deps clean
+.PHONY: help demo test flake mutants fuzz lint format bench dist lab-deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-17s%s\n", $$1, $$2 }'
@@ -23,6 +30,15 @@ demo: ## set up, and watch two nodes find each other and move bytes
 
 test: lint ## everything that must hold: lint, then all tests with branch coverage
 	@sh tools/in_venv.sh dev pytest -n $(JOBS) --cov --cov-fail-under=$(COVERAGE_MIN) $(TESTS)
+
+flake: ## N=20 runs of all that draws or opens sockets, each with new seeds, beside CPU load
+	@sh tools/in_venv.sh dev python tools/flake.py --runs $(or $(N),20) --jobs $(JOBS) $(SEED:%=--seed %) $(TESTS)
+
+mutants: ## N=40 small changes of the code, one at a time: which does no test notice?
+	@sh tools/in_venv.sh dev python tools/mutants.py --count $(or $(N),40) $(SEED:%=--seed %) $(ONLY:%=--only %)
+
+fuzz: ## hostile inputs to everything that takes some, SECONDS=60 for each
+	@sh tools/in_venv.sh dev python -m tests.fuzz.run --seconds $(SECONDS) $(SEED:%=--seed %) $(TARGET:%=--target %)
 
 lint: ## ruff, mypy, import-linter, the house rules, type completeness
 	@sh tools/in_venv.sh dev python tools/lint.py

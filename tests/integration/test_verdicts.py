@@ -16,6 +16,7 @@ from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, clos
 from warpgate_trio import EXT_BIND, ConnectError, PeerRefused, Verdict, anyone
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.config import ServerUrl
+from warpgate_trio.errors import CarrierError
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.report import ADVICE, Outcome, WalkEvent
@@ -46,7 +47,7 @@ async def impostor(serve: Callable[[trio.socket.SocketType], Awaitable[None]]) -
     async def one(sock: trio.socket.SocketType) -> None:
         try:
             await serve(sock)
-        except (OSError, trio.BrokenResourceError):
+        except (OSError, trio.BrokenResourceError, CarrierError):
             pass
         finally:
             sock.close()
