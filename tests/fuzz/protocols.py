@@ -1,0 +1,317 @@
+"""What comes over the network between nodes, and between a node and servers."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Final
+
+from tests.fuzz.registry import pieces, target
+from tests.nodes import ALICE, BOB
+from warpgate_trio.clock.ntp import NtpExchange, NtpRejected
+from warpgate_trio.errors import (
+    RemoteProtocolError,
+    SignalUnsupported,
+    StunError,
+    StunMalformed,
+)
+from warpgate_trio.link import frames as link
+from warpgate_trio.link.protocol import WINDOW_MIN, LinkProtocol
+from warpgate_trio.mqtt_packets import PacketFilter
+from warpgate_trio.nat import stun
+from warpgate_trio.nat.checks import PathChecks
+from warpgate_trio.nat.probe import SECRET_LENGTH, ProbeCodec
+from warpgate_trio.nat.stun_transaction import StunTransaction, binding_request, read_binding_answer
+from warpgate_trio.servers import rendezvous_core as rendezvous
+from warpgate_trio.servers.ntp_core import NtpResponder
+from warpgate_trio.servers.stun_core import StunCore
+
+NOW: Final = 1_700_000_000.0
+
+
+# -- the rendezvous server and its clients -----------------------------------------------------------------------------
+
+
+def _from_server() -> list[bytes]:
+    return [
+        rendezvous.Challenge(b"n" * 32).encode(),
+        rendezvous.Registered().encode(),
+        rendezvous.Sent(7, 1).encode(),
+        rendezvous.Message(b"payload").encode(),
+        rendezvous.Error(3, "slow").encode(),
+    ]
+
+
+@target(_from_server, RemoteProtocolError, SignalUnsupported, inputs=20_000)
+def rendezvous_frames_to_a_client(data: bytes) -> None:
+    assert repr(rendezvous.decode_from_server(data))
+
+
+def _from_client() -> list[bytes]:
+    registration = rendezvous.register(ALICE, rendezvous.Challenge(b"n" * 32))
+    sends = [rendezvous.Send(1, key, b"payload") for key in (ALICE.public_key, BOB.public_key)]
+    return [registration.encode(), *(send.encode() for send in sends)]
+
+
+@target(_from_client, inputs=2_500)
+def rendezvous_frames_to_a_server(data: bytes) -> None:
+    """Before and after a registration; a server says ERROR, and raises nothing."""
+    core = rendezvous.RendezvousCore()
+    stranger, _ = core.connect(b"n" * 32, 0.0)
+    core.receive(stranger, data, 0.0)
+    known, _ = core.connect(b"n" * 32, 0.0)
+    core.receive(known, _from_client()[0], 0.0)
+    core.receive(known, data, 1.0)
+    for connection in (stranger, known):
+        core.disconnect(connection)
+    assert core.statistics().mailboxes == 0
+
+
+# -- the link ----------------------------------------------------------------------------------------------------------
+
+_PROOF: Final = link.Proof(client_key=b"k" * 32, session_id=b"s" * 16, attempt_id=b"t" * 16, signature=b"g" * 64)
+_COMMIT: Final = link.Commit(session_id=b"s" * 16, link_id=b"l" * 16, epoch=1, credit=WINDOW_MIN)
+_DATA: Final = link.data_header(0, 5) + b"hello"
+
+
+def _frames() -> list[bytes]:
+    opened: list[link.Frame] = [
+        link.Accept(channel=0, credit=WINDOW_MIN),
+        link.Open(channel=2, credit=1000, label="a"),
+        link.Open(channel=3, credit=1000, label="b"),
+        link.Accept(channel=1, credit=1000),
+        link.Accept(channel=2, credit=1000),
+        link.Refuse(channel=1, reason=link.RefuseReason.BUSY, text="no"),
+        link.Credit(channel=0, limit=2 * WINDOW_MIN),
+        link.Fin(channel=0, final_offset=5),
+        link.Reset(channel=0, code=link.ResetCode.CLOSED),
+        link.Ping(token=1),
+        link.Pong(token=1),
+        link.GoAway(code=0),
+    ]
+    frames: list[link.Frame] = [_PROOF, _COMMIT, *opened]
+    whole = [link.encode(frame) for frame in frames]
+    return [*whole, _DATA, whole[0] + whole[1] + _DATA, whole[2] + _DATA + whole[6], b"".join(whole[2:7])]
+
+
+@target(_frames, RemoteProtocolError, inputs=10_000)
+def link_frames(data: bytes) -> None:
+    reader = link.FrameReader()
+    for piece in pieces(data):
+        for item in reader.feed([piece]):
+            assert repr(item)
+
+
+@target(_frames, RemoteProtocolError, inputs=1_500)
+def link_protocol(data: bytes) -> None:
+    """In every role, from the first frame on and behind a handshake; each ends for itself."""
+    failed: RemoteProtocolError | None = None
+    for dialer in (True, False):
+        for initiator in (True, False):
+            for committed in (False, True):
+                try:
+                    _converse(dialer, initiator, committed, data)
+                except RemoteProtocolError as error:
+                    failed = error
+    if failed is not None:
+        raise failed
+
+
+def _converse(dialer: bool, initiator: bool, committed: bool, data: bytes) -> None:
+    protocol = LinkProtocol(dialer=dialer, initiator=initiator if dialer else None, now=0.0, idle_interval=10.0)
+    if dialer:
+        protocol.send_proof(_PROOF)
+    if committed:
+        if not dialer:
+            protocol.receive([link.encode(_PROOF)], 0.0)
+            protocol.become(initiator=initiator, now=0.0)
+        if initiator:
+            protocol.send_commit(session_id=b"s" * 16, link_id=b"l" * 16, epoch=1, now=0.0)
+            protocol.receive([link.encode(link.Accept(channel=0, credit=WINDOW_MIN))], 0.0)
+        else:
+            protocol.receive([link.encode(_COMMIT)], 0.0)
+            protocol.send_accept(now=0.0)
+        protocol.open_channel("ours", now=0.0)
+    for number, piece in enumerate(pieces(data)):
+        now = 1.0 + number
+        protocol.receive([piece], now)
+        for channel in protocol.take_touched():
+            protocol.note_read(channel, channel.buffered, now)
+        for opened in protocol.take_opened():
+            protocol.accept_channel(opened.channel)
+        protocol.take_outbox()
+        protocol.handle_timer(protocol.next_timer())
+        if not dialer and not committed and protocol.proof is not None:
+            protocol.become(initiator=initiator, now=now)
+
+
+# -- STUN --------------------------------------------------------------------------------------------------------------
+
+_TID: Final = bytes(range(100, 112))
+_SERVER: Final = ("203.0.113.1", 3478)
+_KEY: Final = b"key" * 6
+
+
+def _stun(message_class: stun.MessageClass) -> list[bytes]:
+    attributes = [
+        stun.XOR_MAPPED_ADDRESS(("203.0.113.7", 4000)),
+        stun.MAPPED_ADDRESS(("2001:db8::7", 4000)),
+        stun.OTHER_ADDRESS(("203.0.113.2", 3479)),
+        stun.RESPONSE_ORIGIN(_SERVER),
+        stun.SOFTWARE("a server"),
+        stun.ERROR_CODE(stun.ErrorCode(420, "unknown")),
+        stun.UNKNOWN_ATTRIBUTES((1, 2)),
+        stun.CHANGE_REQUEST(stun.ChangeRequest(ip=True, port=True)),
+        stun.RESPONSE_PORT(5000),
+    ]
+    return [
+        stun.encode(stun.BINDING, message_class, _TID, chosen, **options)
+        for chosen in (
+            [],
+            attributes[:1],
+            attributes[1:2],
+            attributes[2:5],
+            attributes[5:7],
+            attributes[7:],
+            attributes,
+        )
+        for options in ({}, {"integrity_sha256": _KEY}, {"integrity": _KEY, "fingerprint": True})
+    ]
+
+
+def _all_stun() -> list[bytes]:
+    return [each for message_class in stun.MessageClass for each in _stun(message_class)]
+
+
+def with_length(data: bytes) -> bytes:
+    """With the length that a message of so many bytes has: nothing else would be looked at."""
+    data += bytes(-len(data) % 4)
+    return data if len(data) < 20 else data[:2] + (len(data) - 20).to_bytes(2, "big") + data[4:]
+
+
+_ATTRIBUTES: Final = [each for each in vars(stun).values() if isinstance(each, stun.Attribute)]
+
+
+@target(_all_stun, StunMalformed, inputs=10_000)
+def stun_message(data: bytes) -> None:
+    for variant in (data, with_length(data)):
+        message = stun.decode(variant)
+        message.verify(_KEY)
+        message.verify_sha256(_KEY)
+        message.unknown_required(_ATTRIBUTES)
+        for attribute in _ATTRIBUTES:
+            try:
+                message.get(attribute)
+            except StunMalformed:
+                continue
+
+
+@target(_all_stun, StunMalformed, inputs=10_000)
+def stun_stream(data: bytes) -> None:
+    reader = stun.StreamReader(most=600)
+    for piece in pieces(data):
+        for message in reader.feed(piece):
+            stun.decode(message)
+
+
+@target(lambda: _stun(stun.MessageClass.SUCCESS) + _stun(stun.MessageClass.ERROR), StunError, inputs=10_000)
+def stun_answer(data: bytes) -> None:
+    """With our transaction id: who has seen the request may answer whatever he likes."""
+    data = with_length(data[:8] + _TID + data[20:])
+    transaction = StunTransaction(binding_request(_TID), _SERVER)
+    transaction.start(0.0)
+    if transaction.receive(data, _SERVER, 0.1):
+        read_binding_answer(transaction)
+
+
+@target(lambda: _stun(stun.MessageClass.REQUEST), inputs=6_000)
+def stun_request(data: bytes) -> None:
+    """With one address and with two; a server raises nothing."""
+    places = {(a, p): (f"203.0.113.{1 + a}", 3478 + p) for a in (0, 1) for p in (0, 1)}
+    for core in (StunCore(), StunCore(places)):
+        for variant in (data, with_length(data)):
+            answer = core.datagram(variant, ("198.51.100.7", 4000), 0.0)
+            assert answer is None or len(answer.data) <= 128
+            core.stream_message(variant, ("2001:db8::7", 4000))
+
+
+_SECRET: Final = bytes(range(SECRET_LENGTH))
+
+
+def _probes() -> list[bytes]:
+    codec = ProbeCodec(_SECRET, initiator=True)
+    return [codec.request(_TID), *(codec.response(_TID, (ip, 1000)) for ip in ("203.0.113.1", "2001:db8::1"))]
+
+
+def _take_probe(data: bytes) -> None:
+    checks = PathChecks(ProbeCodec(_SECRET, initiator=False), entropy=lambda _: _TID)
+    pair = (0, _SERVER)
+    checks.add([pair], 0.0, opening=False)
+    checks.probe(0.0)
+    checks.due(0.1)
+    for source in (_SERVER, ("198.51.100.9", 9)):
+        checks.receive(0, data, source, 0.2)
+
+
+@target(_probes, inputs=10_000)
+def probe(data: bytes) -> None:
+    _take_probe(data)
+
+
+@target(lambda: [each[:-20] for each in _probes()] + _stun(stun.MessageClass.SUCCESS), inputs=8_000)
+def probe_of_the_peer(data: bytes) -> None:
+    """Behind its MAC."""
+    from warpgate_trio.nat import probe as module
+
+    data = with_length(data)[:200]
+    data = with_length(data[: len(data) // 4 * 4])
+    if len(data) < 20:
+        return
+    length = len(data) - 20 + 4 + module.MAC_LENGTH
+    head = data[:2] + length.to_bytes(2, "big") + data[4:]
+    mac = stun._mac(head, length, ProbeCodec(_SECRET, initiator=True)._ours, "sha256")[: module.MAC_LENGTH]
+    _take_probe(head + stun._tlv(stun.MESSAGE_INTEGRITY_SHA256.type, mac))
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+_NONCE: Final = b"nonceful"
+
+
+def _ntp_answers() -> list[bytes]:
+    request = NtpExchange().request(_NONCE, NOW)
+    answer = NtpResponder().answer(request, ip_address("127.0.0.1"), received=NOW, sent=NOW, now=0.0)
+    assert answer is not None
+    return [answer]
+
+
+@target(_ntp_answers, NtpRejected, inputs=10_000)
+def ntp_answer(data: bytes) -> None:
+    """With our nonce where an answer has it, and without."""
+    exchange = NtpExchange()
+    for variant in (data, data[:24] + _NONCE + data[32:]):
+        exchange.request(_NONCE, NOW)
+        exchange.receive(variant, NOW + 0.1)
+
+
+@target(lambda: [NtpExchange().request(_NONCE, NOW)], inputs=10_000)
+def ntp_request(data: bytes) -> None:
+    answer = NtpResponder().answer(data, ip_address("127.0.0.1"), received=NOW, sent=NOW, now=0.0)
+    assert answer is None or len(answer) <= max(len(data), 48)
+
+
+# -- MQTT --------------------------------------------------------------------------------------------------------------
+
+
+def _mqtt() -> list[bytes]:
+    connack = b"\x20\x02\0\0"
+    publish = b"\x32\x0f\0\x05topic\0\x07payload"[:17]
+    long = b"\x32" + b"\x8a\x10" + b"\0\x05topic\0\x07" + bytes(2049)
+    others = b"\x40\x02\0\x01", b"\x90\x03\0\x01\0", b"\xb0\x02\0\x01", b"\xd0\0"
+    return [connack, connack + publish, connack + long + publish, connack + b"".join(others)]
+
+
+@target(_mqtt, RemoteProtocolError, inputs=10_000)
+def mqtt_packets(data: bytes) -> None:
+    packets = PacketFilter(max_payload=1000)
+    passed = b"".join(packets.feed(piece) for piece in pieces(data))
+    assert len(passed) <= len(data)
