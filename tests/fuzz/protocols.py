@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from ipaddress import ip_address
 from typing import Final
 
@@ -21,8 +22,9 @@ from warpgate_trio.nat import stun
 from warpgate_trio.nat.checks import PathChecks
 from warpgate_trio.nat.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.nat.stun_transaction import StunTransaction, binding_request, read_binding_answer
-from warpgate_trio.servers import rendezvous_core as rendezvous
+from warpgate_trio.servers import rendezvous_frames as rendezvous
 from warpgate_trio.servers.ntp_core import NtpResponder
+from warpgate_trio.servers.rendezvous_core import RendezvousCore
 from warpgate_trio.servers.stun_core import StunCore
 
 NOW: Final = 1_700_000_000.0
@@ -46,24 +48,39 @@ def rendezvous_frames_to_a_client(data: bytes) -> None:
     assert repr(rendezvous.decode_from_server(data))
 
 
+_NAME: Final = "signal.example.org:443"
+_INSTANCE: Final = b"instance"
+
+
 def _from_client() -> list[bytes]:
-    registration = rendezvous.register(ALICE, rendezvous.Challenge(b"n" * 32))
-    sends = [rendezvous.Send(1, key, b"payload") for key in (ALICE.public_key, BOB.public_key)]
-    return [registration.encode(), *(send.encode() for send in sends)]
+    challenge, keys = rendezvous.Challenge(b"n" * 32), (ALICE.public_key, BOB.public_key)
+    return [
+        rendezvous.register(ALICE, challenge).encode(),
+        rendezvous.register_2(ALICE, challenge, name=_NAME, instance=_INSTANCE).encode(),
+        *(rendezvous.Send(1, key, b"payload").encode() for key in keys),
+        *(rendezvous.Send2(1, key, _INSTANCE, b"payload").encode() for key in keys),
+    ]
 
 
 @target(_from_client, inputs=2_500)
 def rendezvous_frames_to_a_server(data: bytes) -> None:
-    """Before and after a registration; a server says ERROR, and raises nothing."""
-    core = rendezvous.RendezvousCore()
-    stranger, _ = core.connect(b"n" * 32, 0.0)
-    core.receive(stranger, data, 0.0)
-    known, _ = core.connect(b"n" * 32, 0.0)
-    core.receive(known, _from_client()[0], 0.0)
-    core.receive(known, data, 1.0)
-    for connection in (stranger, known):
-        core.disconnect(connection)
+    """Before and after a registration, by both versions; a server says ERROR, and raises nothing."""
+    core = RendezvousCore()
+    connections = []
+    for version in (1, 2):
+        for registered in (False, True):
+            connection, _ = core.connect(b"n" * 32, 0.0, host="192.0.2.1", version=version, names=[_NAME])
+            connections.append(connection)
+            if registered:
+                core.receive(connection, _from_client_once()[version - 1], 0.0)
+            core.receive(connection, data, 1.0)
+    for connection in connections:
+        core.disconnect(connection, 2.0)
     assert core.statistics().mailboxes == 0
+    assert core.statistics().queued == 0
+
+
+_from_client_once = functools.cache(_from_client)
 
 
 # -- the link ----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from warpgate_trio.nat.profile import (
 from warpgate_trio.signal import decode_payload, open_message, seal_message
 from warpgate_trio.signal.inbox import Inbox
 from warpgate_trio.signal.message import Envelope, Header
+from warpgate_trio.signal.replays import Moment
 
 NOW: Final = 1_700_000_000.0
 
@@ -84,7 +85,8 @@ def use_address(address: PeerAddress) -> None:
     for _, endpoint in address.endpoints():
         assert endpoint.ip.version == endpoint.af
     ours = [endpoint for _, endpoint in address.endpoints()]
-    admit([Candidate(each.address, each.port) for each in ours], af=4, loopback=False, network_of=None, ours=ours)
+    candidates = [Candidate(each.address, each.port) for each in ours]
+    admit(candidates, af=4, loopback=False, network_of=None, ours=ours, own=(), same_host=False)
 
 
 def use_profile(profile: NatProfile) -> None:
@@ -177,7 +179,7 @@ def _signals() -> list[bytes]:
 
 def take_envelope(envelope: Envelope) -> None:
     """As the dispatch does: is it fresh, and then what is in it."""
-    verdict = type(Inbox(NOW - 60).check(envelope.header, NOW)).__name__
+    verdict = type(Inbox(Moment(NOW - 60, 0.0)).check(envelope.header, Moment(NOW, 60.0))).__name__
     assert repr(envelope.header)
     use_address(envelope.sender_address)
     for owner, message, _ in GOLDEN_MESSAGES:
@@ -222,7 +224,8 @@ def payloads(data: bytes) -> None:
             msgspec.msgpack.encode(decoded)
             candidates = getattr(decoded, "candidates", ())
             for af in (4, 6):
-                admit(candidates, af=af, loopback=False, network_of=ip_address("192.168.1.1"), ours=())
+                where = ip_address("192.168.1.1")
+                admit(candidates, af=af, loopback=False, network_of=where, ours=(), own=(), same_host=False)
     assert failures <= len(GOLDEN_MESSAGES)
 
 

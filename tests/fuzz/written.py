@@ -26,7 +26,8 @@ def server_url(data: bytes) -> None:
     assert ServerUrl.parse(str(url)) == url
     assert repr(url)
     assert url.redacted
-    assert url.without_login.password is None
+    assert url.published.password is None
+    assert not url.published.params
     assert url.target.startswith("/")
 
 

@@ -618,7 +618,7 @@ async def test_a_channel_has_answered_when_its_server_has() -> None:
 async def test_why_a_server_cannot_be_reached_is_said_once_and_when_it_is_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = await free_port()
+    port = free_port()
     url = f"ws://127.0.0.1:{port}"
     attempts = 0
 

@@ -33,6 +33,7 @@ from warpgate_trio.sim import (
     Uniform,
     presets,
 )
+from warpgate_trio.sim.nat_ports import Allocation
 from warpgate_trio.sim.nat_verdicts import Action
 from warpgate_trio.sim.packet import TCP, UDP, Packet, icmp_error
 
@@ -42,7 +43,7 @@ POOL = ("11.0.0.1", "11.0.0.2")
 RANGE = (2000, 2999)
 HOSTS = [("10.0.0.1", 1000), ("10.0.0.1", 1001), ("10.0.0.2", 1000), ("10.0.0.3", 2500)]
 REMOTES = [("11.1.0.1", 1), ("11.1.0.1", 2), ("11.1.0.2", 1), ("11.1.0.3", 9)]
-ALLOCATIONS = [
+ALLOCATIONS: list[Allocation] = [
     Preserve(otherwise=Uniform(ports=RANGE)),
     Uniform(ports=RANGE),
     Uniform(ports=RANGE, parity=True),
@@ -125,7 +126,7 @@ def test_the_laws_hold_over_any_history(
     mapping: Mapping,
     filtering: Filtering,
     refresh: Refresh,
-    allocation: Uniform,
+    allocation: Allocation,
     conflict: Conflict,
     pooling: Pooling,
     quota: int | None,
@@ -138,7 +139,7 @@ def check_history(
     mapping: Mapping,
     filtering: Filtering,
     refresh: Refresh,
-    allocation: Uniform,
+    allocation: Allocation,
     conflict: Conflict,
     pooling: Pooling,
     quota: int | None,
