@@ -27,6 +27,8 @@ MAX_KNOWN: Final = 1024
 
 @final
 class AddressBook:
+    """The two tables: what was heard, and what was passed; of a thousand peers each."""
+
     def __init__(self) -> None:
         self._heard: OrderedDict[bytes, PeerAddress] = OrderedDict()
         self._passed: OrderedDict[bytes, PeerAddress] = OrderedDict()

@@ -42,7 +42,7 @@ async def test_stats_count_and_are_frozen() -> None:
             for plugin in ("direct_connect", "reverse_connect"):
                 with pytest.raises(ConnectError):
                     await stranger.connect(both.bob.address, plugin=plugin, af=4)
-            assert stranger.stats().walks == {"refused": 2}
+            assert stranger.stats().walks == {"refused": 1, "peer_silent": 1}
         stats = both.bob.stats()
         assert stats.refused == {"unauthorized": 1, "not_authorized": 1}
         assert stats.signals["Accepted"] >= 1

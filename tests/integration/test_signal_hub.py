@@ -668,3 +668,94 @@ async def test_a_name_that_does_not_resolve_is_said_to_be_that() -> None:
         assert name == "the name cannot be resolved: Temporary failure in name resolution"
         assert "refused" in (address or "")
         assert set(alice.unresolved) == {"server.example"}
+
+
+# --- connections that lead nowhere any more ---
+
+
+async def test_a_server_that_lets_a_send_wait_is_asked_whether_it_is_there(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[float] = []
+
+    class Channel:
+        url, rtt, answered = "ws://192.0.2.1", 0.1, True
+
+        async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+            await trio.sleep(1.0 if payload == b"quick" else math.inf)
+            return Delivery.DELIVERED
+
+        async def receive(self) -> bytes:
+            await trio.sleep_forever()
+            return b""
+
+        def check(self) -> None:
+            checked.append(trio.current_time() - began)
+
+    @asynccontextmanager
+    async def open_channel(*args: object, **kwargs: object) -> AsyncGenerator[Channel]:
+        yield Channel()
+
+    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
+    async with open_background_nursery() as nursery:
+        await nursery.start(hub.run)
+        await hub.wait_connected()
+        began = trio.current_time()
+        assert await hub.send(BOB.public_key, b"quick") is Delivery.DELIVERED
+        await trio.sleep(60)
+        assert checked == []
+        began = trio.current_time()
+        with trio.move_on_after(30):
+            await hub.send(BOB.public_key, b"slow")
+        assert checked == pytest.approx([hub_module.SEND_PATIENCE])
+        hub.check_channels()
+        assert len(checked) == 2
+
+
+async def test_in_another_network_what_waits_is_tried_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 1000.0)
+    attempts: list[float] = []
+
+    def open_channel(*args: object, **kwargs: object) -> NoReturn:
+        attempts.append(trio.current_time())
+        raise OSError("no route")
+
+    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
+    async with open_background_nursery() as nursery:
+        await nursery.start(hub.run)
+        await trio.sleep(10)
+        hub.check_channels()
+        await trio.sleep(1)
+    assert attempts[1] - attempts[0] == pytest.approx(10)
+
+
+async def test_the_channels_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much waits on one of them, the next of another is second at most."""
+    monkeypatch.setattr(hub_module, "_INBOX", 5)
+    async with open_rendezvous() as one, open_rendezvous() as two:
+        async with (
+            hub_for(ALICE, one.url) as carol,
+            hub_for(ALICE, two.url) as dave,
+            hub_for(BOB, one.url, two.url) as bob,
+        ):
+            await wait_until(lambda: states(bob) == [ServerState.CONNECTED] * 2)
+            for number in range(9):
+                await carol.send(BOB.public_key, b"flood %d" % number)
+            await wait_until(lambda: bob.dropped == 4)
+            for number in range(2):
+                await dave.send(BOB.public_key, b"friend %d" % number)
+            await wait_until(lambda: sum(len(slot.waiting) for slot in bob._own) == 7)
+            order = [(await bob.receive()).payload for _ in range(7)]
+            assert order == [
+                b"flood 0",
+                b"friend 0",
+                b"flood 1",
+                b"friend 1",
+                b"flood 2",
+                b"flood 3",
+                b"flood 4",
+            ]

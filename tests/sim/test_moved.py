@@ -1,0 +1,45 @@
+"""A machine that moves to another network: its subscribers hear of it when it does, and not when TCP does."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, suppress
+
+import trio
+
+from tests.nodes import ALICE, BOB
+from tests.sim.worlds import run
+from warpgate_trio import NodeConfig, Servers, anyone, open_node
+from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.sim import Network
+from warpgate_trio.testing import simulated_hosts
+
+CONFIG = NodeConfig(servers=Servers(websocket=["ws://server:443"]))
+
+
+def test_who_has_moved_is_reached_again_within_seconds() -> None:
+    """Pings alone would take forty: thirty to the next one, and ten for its answer."""
+
+    async def body(net: Network) -> float:
+        server, bobs, alices = (net.host(name) for name in ("server", "bob", "alice"))
+        async with simulated_hosts(), AsyncExitStack() as stack:
+            with server:
+                await stack.enter_async_context(open_rendezvous(host=None, port=443))
+            with bobs:
+                bob = await stack.enter_async_context(open_node(CONFIG, identity=BOB, authorize=anyone))
+            with alices:
+                alice = await stack.enter_async_context(open_node(CONFIG, identity=ALICE))
+            await bob.wait_signals()
+            await alice.wait_signals()
+            text = str(bob.address)
+            await trio.sleep(31)  # just after a ping
+            moved_at = trio.current_time()
+            interface, old = bobs.interfaces[0], bobs.ip
+            interface.segment.give(interface, interface.segment.free_address())
+            bobs.remove_address(old)
+            while True:
+                with suppress(AttemptFailed, trio.TooSlowError):
+                    assert await alice.refresh_address(text, timeout=1) == bob.address
+                    return trio.current_time() - moved_at
+
+    assert run(body) < 8

@@ -1,0 +1,73 @@
+"""When a signal server is asked whether it is still there."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.signal.keepalive import CHECK_TIMEOUT, KeepAlive
+
+
+class Server:
+    """Answers after `rtt` seconds, while it is there."""
+
+    def __init__(self) -> None:
+        self.began = trio.current_time()
+        self.asked: list[float] = []
+        self.rtt = 0.5
+
+    async def ask(self) -> None:
+        self.asked.append(trio.current_time() - self.began)
+        await trio.sleep(self.rtt)
+
+
+INTERVAL, TIMEOUT = 30.0, 10.0
+
+
+async def keep(pings: KeepAlive, server: Server, ended: list[float]) -> None:
+    try:
+        await pings.run(server.ask, lambda rtt: None, interval=INTERVAL, timeout=TIMEOUT)
+    except trio.TooSlowError:
+        ended.append(trio.current_time() - server.began)
+
+
+async def test_twice_a_minute_and_at_once_when_there_is_doubt(autojump_clock: MockClock) -> None:
+    pings, server = KeepAlive(), Server()
+    ended: list[float] = []
+    async with open_background_nursery() as nursery:
+        nursery.start_soon(keep, pings, server, ended)
+        await trio.sleep(40)
+        pings.check()
+        pings.check()
+        await trio.sleep(1)
+        assert server.asked == pytest.approx([0.0, 30.5, 40.0])
+        server.rtt = 100.0
+        pings.check()
+        await trio.sleep(5)
+    assert ended == pytest.approx([41.0 + CHECK_TIMEOUT])
+
+
+async def test_a_server_that_is_gone_is_missed_after_forty_seconds_at_the_latest(autojump_clock: MockClock) -> None:
+    pings, server = KeepAlive(), Server()
+    ended: list[float] = []
+    async with open_background_nursery() as nursery:
+        nursery.start_soon(keep, pings, server, ended)
+        await trio.sleep(1)
+        server.rtt = 100.0
+        await trio.sleep(60)
+    assert ended == pytest.approx([0.5 + INTERVAL + TIMEOUT])
+
+
+async def test_doubt_shortens_what_is_being_asked(autojump_clock: MockClock) -> None:
+    pings, server = KeepAlive(), Server()
+    ended: list[float] = []
+    async with open_background_nursery() as nursery:
+        nursery.start_soon(keep, pings, server, ended)
+        await trio.sleep(1)
+        server.rtt = 100.0
+        await trio.sleep(30)  # it was asked half a second ago
+        pings.check()
+        await trio.sleep(60)
+    assert ended == pytest.approx([31.0 + CHECK_TIMEOUT])
