@@ -56,7 +56,9 @@ def printable(text: str, limit: int = MAX_MESSAGE) -> str:
     """A text that a server or a peer may have had a hand in, fit for a log or a terminal: it moves no cursor, begins no
     line, turns no writing direction, and is no longer than `limit` characters.
     """
-    plain = text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text[: limit + 1])
+    plain = text[: limit + 1]
+    if not plain.isprintable():
+        plain = "".join(char if char.isprintable() else "?" for char in plain)
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
 

@@ -136,7 +136,7 @@ class NodeView(ABC):
 
     @abstractmethod
     def known_address(self, peer_key: bytes) -> PeerAddress | None:
-        """The newest address that the node has learned of a peer (its Ed25519 key); None when it has learned none."""
+        """What a peer (its Ed25519 key) said last of where it is; None when the node has heard nothing of it."""
 
 
 class Plugin(ABC):

@@ -538,3 +538,28 @@ def test_a_hub_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="aiomqtt"):
         SignalHub(ALICE, [ServerUrl.parse("mqtt://broker.example")])
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_brokers_hint_is_judged_like_any_other(mosquitto: Broker) -> None:
+    """By a node that has a broker itself, and would visit others."""
+    reached: list[bytes] = []
+
+    async def inside(stream: trio.SocketStream) -> None:
+        reached.append(await stream.receive_some())
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with open_background_nursery() as nursery, hub_for(ALICE, mosquitto.url) as alice:
+        await nursery.start(trio.serve_listeners, inside, listeners)
+        port = listeners[0].socket.getsockname()[1]
+        hints = [
+            f"mqtt://127.0.0.1:{port}",
+            f"mqtt://localhost:{port}",
+            f"mqtt://me:secret@127.0.0.1:{port}",
+            f"mqtt://127.0.0.1:{port}/team",
+        ]
+        assert await alice.send(BOB.public_key, b"\x01x", hints=hints, may_visit=lambda _: False) is Delivery.QUEUED
+        while alice._trailing and not alice._trailing[-1].over.is_set():
+            await trio.lowlevel.checkpoint()
+        assert len(alice.status()) == 1
+    assert reached == []
