@@ -25,7 +25,6 @@ __all__ = [
     "ConfigError",
     "ConnectError",
     "IdentityError",
-    "LibraryPanicked",
     "LocalProtocolError",
     "PeerIdError",
     "PeerRefused",
@@ -49,7 +48,7 @@ __all__ = [
 ]
 
 MAX_MESSAGE: Final = 2000
-"""Characters of an exception's message: eight servers with a reason each; what one says has bounds of its own."""
+"""Characters of an exception's message: eight servers with a reason each; what each says has bounds of its own."""
 
 
 def printable(text: str, limit: int = MAX_MESSAGE) -> str:
@@ -190,10 +189,6 @@ class CarrierError(WarpgateError):
 
 class WrongPeer(CarrierError):
     """Something answered on the path, but not the peer that the address names."""
-
-
-class LibraryPanicked(WarpgateError):
-    """A library in Rust gave up on what it was given; see `warpgate_trio.panics`."""
 
 
 class AttemptFailed(WarpgateError):
