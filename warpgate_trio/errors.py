@@ -25,6 +25,7 @@ __all__ = [
     "ConfigError",
     "ConnectError",
     "IdentityError",
+    "LibraryPanicked",
     "LocalProtocolError",
     "PeerIdError",
     "PeerRefused",
@@ -48,16 +49,14 @@ __all__ = [
 ]
 
 MAX_MESSAGE: Final = 2000
-"""Characters of an exception's message: eight servers with a reason each; what each says has bounds of its own."""
+"""Characters of an exception's message: eight servers with a reason each; what one says has bounds of its own."""
 
 
 def printable(text: str, limit: int = MAX_MESSAGE) -> str:
     """A text that a server or a peer may have had a hand in, fit for a log or a terminal: it moves no cursor, begins no
     line, turns no writing direction, and is no longer than `limit` characters.
     """
-    plain = text[: limit + 1]
-    if not plain.isprintable():
-        plain = "".join(char if char.isprintable() else "?" for char in plain)
+    plain = text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text[: limit + 1])
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
 
@@ -189,6 +188,10 @@ class CarrierError(WarpgateError):
 
 class WrongPeer(CarrierError):
     """Something answered on the path, but not the peer that the address names."""
+
+
+class LibraryPanicked(WarpgateError):
+    """A library in Rust gave up on what it was given; see `warpgate_trio.panics`."""
 
 
 class AttemptFailed(WarpgateError):

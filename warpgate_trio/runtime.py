@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .carrier import Carrier
     from .config import Budgets, NodeConfig
     from .datagrams import DatagramPath
-    from .host import Host
+    from .host import Host, Interface
     from .identity import Identity
     from .signal.visits import IPAddress
 
@@ -474,14 +474,18 @@ class NodeRuntime:
 
     async def _watch_addresses(self) -> None:
         """A machine that moves leaves connections behind that nobody tells of their end: have them asked for."""
-        before = self.host.interfaces()
+        before: tuple[Interface, ...] | None = None
         while True:
-            await trio.sleep(LOOK_INTERVAL)  # nobody tells, on no system in the same way: one has to look
-            now = self.host.interfaces()
-            if now != before:
+            try:
+                now = self.host.interfaces()
+            except Exception as error:  # a machine that does not say moves unnoticed
+                logger.debug("the machine's addresses cannot be told: %s", error)
+                return
+            if before not in (None, now):
                 logger.info("the machine's addresses have changed")
                 self.hub.check_channels()
             before = now
+            await trio.sleep(LOOK_INTERVAL)  # nobody tells, on no system in the same way: one has to look
 
     async def _keep_time(self) -> None:
         await keep_measured(

@@ -13,7 +13,6 @@ from tests.integration.test_security import give, sealed
 from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, closed_port, config, loopback_node
 from warpgate_trio import Node, NodeConfig, PeerAddress, Servers, anyone
 from warpgate_trio.clock.estimate import ClockEstimate
-from warpgate_trio.config import ListenConfig
 from warpgate_trio.errors import AddressNotYetValid
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.signal import Cancel
@@ -160,14 +159,16 @@ async def test_a_walk_with_the_old_text_is_healed_by_the_peers_answer() -> None:
 
 
 async def test_what_is_passed_is_tried_beside_what_the_peer_said() -> None:
-    """He has moved since; nobody can be asked, and both addresses are walked to."""
+    """He said so by a clock that was three minutes ahead, and has moved since; now nobody can be asked."""
     async with open_rendezvous() as server, loopback_node(ALICE, config(server)) as alice:
-        async with bob_on(server, 0.0) as bob:
+        async with bob_on(server, 200.0) as bob:
             await alice.wait_signals()
-            await alice.refresh_address(bob.address)
-        async with loopback_node(BOB, NodeConfig(listen=ListenConfig(port=0)), authorize=anyone) as bob:
-            async with await alice.auto_connect(bob.address, timeout=2) as pipe:
+            heard = await alice.refresh_address(bob.address)
+        async with loopback_node(BOB, config(), authorize=anyone) as bob:
+            assert bob.address.seq < heard.seq
+            async with await alice.auto_connect(bob.address, plugins=["direct_connect"], timeout=2) as pipe:
                 assert pipe.path.remote[1] == next(bob.address.endpoints())[1].port
+                assert alice._runtime.known_address(BOB.public_key) == heard
 
 
 # -- a clock that is behind --------------------------------------------------------------------------------------------

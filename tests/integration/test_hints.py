@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from tests.certificates import Authority
 from tests.integration.test_signal_hub import hub_for, tcp_server, wait_until
 from tests.nodes import ALICE, BOB, LoopbackHost, address_of, closed_port, config, loopback_node
 from warpgate_trio import Node, anyone
@@ -99,6 +101,20 @@ async def test_a_redirection_leads_nowhere() -> None:
             with pytest.raises(SignalUnavailable, match="refused with HTTP status 302"):
                 await hub.send(BOB.public_key, b"x", hints=[url], may_visit=lambda _: True)
     assert reached == []
+
+
+async def test_tls_compares_the_name_and_not_the_address_that_was_judged(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with open_rendezvous(ssl_context=authority.server("localhost")) as theirs:
+        async with hub_for(ALICE, ca_file=authority.ca_file, connected=False) as alice:
+            for name, right in (("localhost", True), ("127.0.0.1", False)):
+                hints = [f"wss://{name}:{theirs.port}"]
+                if right:
+                    answer = await alice.send(BOB.public_key, b"x", hints=hints, may_visit=only("127.0.0.1"))
+                    assert answer is Delivery.NOBODY_HOME
+                else:
+                    with pytest.raises(SignalUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                        await alice.send(BOB.public_key, b"x", hints=hints, may_visit=only("127.0.0.1"))
 
 
 # -- where a name leads ------------------------------------------------------------------------------------------------

@@ -619,3 +619,32 @@ def test_open_ntp_leaves_nothing_behind() -> None:
                         pass
 
     world(body, ipv6=True)
+
+
+def test_what_nobody_foresaw_in_a_measurement_ends_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panic of a library derives from BaseException alone."""
+
+    class PanicException(BaseException):
+        pass
+
+    async def body(net: Network, nursery: trio.Nursery) -> None:
+        server = await time_server(nursery, net, "server")
+        failures: list[ClockUnavailable] = []
+        tries = count()
+
+        async def measure(*args: object, **kwargs: object) -> ClockEstimate:
+            if next(tries) == 0:
+                raise PanicException("index out of bounds")
+            return await measure_offset(urls(server), timeout=TIMEOUT, host=machine.current())
+
+        monkeypatch.setattr("warpgate_trio.clock.corrected.measure_offset", measure)
+        with net.host("client", clock_offset=5):
+            clock = CorrectedClock(machine.current())
+            keep = partial(keep_measured, timeout=TIMEOUT, host=machine.current(), on_failure=failures.append)
+            nursery.start_soon(partial(keep, clock, urls(server)))
+            await clock.wait_asked()
+            await trio.sleep(2 * RETRY_FIRST)
+            assert clock.estimate is not None
+        assert [str(each) for each in failures] == ["unexpected PanicException"]
+
+    world(body)

@@ -21,6 +21,7 @@ from ..config import ServerUrl
 from ..errors import ClockUnavailable
 from ..host import Host
 from ..names import Names
+from ..panics import panics_as_errors
 from .estimate import DRIFT, ClockEstimate
 from .ntp_client import measure_offset
 
@@ -131,8 +132,12 @@ async def keep_measured(
     pause = RETRY_FIRST
     while True:
         try:
-            estimate = await measure_offset(servers, timeout=timeout, host=host, names=names)
-        except ClockUnavailable as error:
+            with panics_as_errors():
+                estimate = await measure_offset(servers, timeout=timeout, host=host, names=names)
+        except Exception as error:  # a server's doing, whatever its class: the clock is not measured, no more
+            if not isinstance(error, ClockUnavailable):
+                logger.exception("the clock could not be measured")
+                error = ClockUnavailable(f"unexpected {type(error).__name__}")
             logger.warning("no time server: %s", error)
             clock.note_asked()
             on_failure(error)
