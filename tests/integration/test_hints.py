@@ -38,7 +38,7 @@ async def test_a_peer_elsewhere_sends_us_nowhere_on_our_machine(name: str) -> No
         for host, visited in ((ELSEWHERE, False), (LoopbackHost(), True)):
             peer = address_of(BOB, port=await closed_port(), signals=[url], host=host)
             with pytest.raises(Exception, match="no such peer" if visited else "may not send us"):
-                await alice.refresh_address(peer, timeout=1)
+                await alice.refresh_address(peer, timeout=10)
             assert inside.statistics().registrations == int(visited)
 
 
@@ -253,5 +253,5 @@ async def test_a_node_on_our_machine_is_found_by_its_hint() -> None:
     async with open_rendezvous() as server:
         async with loopback_node(BOB, config(server), authorize=anyone) as bob, alice_at() as alice:
             await bob.wait_signals()
-            assert await alice.refresh_address(bob.address, timeout=1) == bob.address
+            assert await alice.refresh_address(bob.address, timeout=10) == bob.address
             await wait_until(lambda: [each.state for each in alice.signal_servers] == [ServerState.CONNECTED])

@@ -153,7 +153,7 @@ async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.Mon
         await bob.wait_signals()
         for _ in range(100):
             await hub.send(BOB.public_key, b"\x01" + bytes(200))
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             while bob.stats().signals_dropped < 100 - 7 - 64:
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert bob.stats().signals == {"SignalMalformed": 7}
@@ -174,7 +174,7 @@ async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.M
             await hub.send(BOB.public_key, [b"\x01", b"x", b"\x02" + bytes(200)][number % 3])
         own = address_of(CAROL, port=1)
         await hub.send(BOB.public_key, sealed(CAROL, bob.address, own, Cancel(), owner="core"))
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             while not bob.stats().signals.get("Accepted"):
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert bob.stats().signals == {"SignalMalformed": 50, "SignalUnsupported": 100, "Accepted": 1}
@@ -195,7 +195,7 @@ async def test_a_flood_on_one_channel_leaves_the_others_their_turn(monkeypatch: 
         hub_of(ALICE, quiet) as alice,
         open_background_nursery() as nursery,
     ):
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while [each.state for each in bob.signal_servers] != [ServerState.CONNECTED] * 2:
                 await trio.testing.wait_all_tasks_blocked(0.001)
 
