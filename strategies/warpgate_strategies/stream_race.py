@@ -23,6 +23,7 @@ from warpgate_trio.carrier import TlsCarrier
 from warpgate_trio.errors import CarrierError, ProtocolError
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.panics import panics_as_errors
+from warpgate_trio.subscribers import Gate
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
@@ -61,7 +62,7 @@ MAX_CONNECTS: Final = 256
 MAX_OTHERS: Final = 3
 """Connections to one candidate that were made and led to no handshake: somebody else is there."""
 MAX_HANDSHAKES: Final = 16
-"""Connections on which TLS is under way: strangers may find the listener too."""
+"""Connections that came to us, on which TLS is under way: strangers find the listener too, and give way to the peer."""
 
 
 def before_a_repeat(patience: float) -> float:
@@ -121,7 +122,7 @@ class StreamRace:
         self._won = won
         self._winner: Carrier | Link | None = None
         self._connects = 0
-        self._handshakes = 0
+        self._gate = Gate(total=MAX_HANDSHAKES, per_address=MAX_HANDSHAKES, oldest_first=True)
         nat = plugin.node.nat
         self._dials = nat.dials_for_peers if plugin.inbound else nat.own_dials
 
@@ -174,8 +175,12 @@ class StreamRace:
                 logger.debug("cannot accept on %s: %s", port.local, error)
                 await trio.sleep(ACCEPT_PAUSE)
                 continue
-            if self._handshakes < MAX_HANDSHAKES:
-                self._nursery.start_soon(self._handshake, sock, remote)
+            self._nursery.start_soon(self._admit, sock, remote)
+
+    async def _admit(self, sock: trio.socket.SocketType, remote: TransportAddress) -> None:
+        with self._gate.admit(remote[0]) as place:
+            if place is not None:
+                await self._handshake(sock, remote)
             else:
                 sock.close()
 
@@ -226,7 +231,6 @@ class StreamRace:
         """Whether the peer has proven itself on it."""
         plugin = self._plugin
         winner: Carrier | Link
-        self._handshakes += 1
         try:
             with panics_as_errors():
                 if plugin.inbound:
@@ -240,8 +244,6 @@ class StreamRace:
         except Exception:
             logger.warning("the handshake with %s failed; the race goes on", remote, exc_info=True)
             return False
-        finally:
-            self._handshakes -= 1
         try:
             self._wins.send_nowait(winner)
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):

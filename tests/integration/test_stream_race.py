@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -101,6 +102,28 @@ async def test_what_breaks_one_connection_of_a_race_does_not_end_it(
             winner = await meet_tcp(half(inbound=False), here, [there.local])
             winner.close_nowait()
     assert broken
+
+
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+async def test_strangers_at_a_port_do_not_keep_the_peer_out() -> None:
+    with trio.fail_after(5):
+        here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.1.0.1")
+        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+            async with open_stream_race(half(inbound=True)) as race:
+                race.accept_on(here)
+                for _ in range(stream_race.MAX_HANDSHAKES):
+                    await stack.enter_async_context(await trio.open_tcp_stream(*here.local, local_address="127.2.0.1"))
+                    await trio.testing.wait_all_tasks_blocked()
+
+                async def peer() -> None:
+                    await hold(await meet_tcp(half(inbound=False), there, [here.local]))
+
+                nursery.start_soon(peer)
+                winner = await race.first()
+            assert winner.remote == there.local
+            winner.close_nowait()
+            here.close()
+            nursery.cancel_scope.cancel()
 
 
 async def test_somebody_else_at_a_candidate_is_tried_a_few_times() -> None:

@@ -489,13 +489,18 @@ async def test_connections_are_counted_by_subscriber(monkeypatch: pytest.MonkeyP
         sources = iter([("::1", 1), ("::2", 2)])
         with trio.socket.socket(trio.socket.AF_INET6) as any_socket:
             socket_kind: Any = type(any_socket)
-        accept = socket_kind.accept
+        accept, getpeername = socket_kind.accept, socket_kind.getpeername
 
         async def accept_as(self: Any) -> Any:
             connection, _ = await accept(self)
-            return connection, next(sources)
+            seen[connection.fileno()] = next(sources)
+            return connection, seen[connection.fileno()]
 
+        seen: dict[int, tuple[str, int]] = {}
         monkeypatch.setattr(socket_kind, "accept", accept_as)
+        monkeypatch.setattr(
+            socket_kind, "getpeername", lambda self: seen.get(self.fileno()) or getpeername(self), raising=False
+        )
         async with await trio.open_tcp_stream(*server.address) as one:
             with trio.fail_after(1):
                 async with await trio.open_tcp_stream(*server.address) as other:
