@@ -118,6 +118,17 @@ async def test_chrony_asks_our_server(tmp_path: Path, monkeypatch: pytest.Monkey
     assert float(found[1]) == pytest.approx(wrong, abs=0.05)
 
 
+@pytest.mark.needs("linux")  # where all of 127/8 is this machine
+async def test_an_answer_comes_from_where_it_was_asked() -> None:
+    """Of a socket on all addresses the kernel would choose one; our client ignores what comes from another."""
+    async with open_ntp(host=None) as server:
+        for asked in ("127.0.0.1", "127.0.0.2"):
+            estimate = await measure_offset(
+                [ServerUrl.parse(f"ntp://{asked}:{server.port}")], timeout=2, host=machine.current()
+            )
+            assert abs(estimate.offset) < 1
+
+
 @pytest.mark.parametrize("version", [2, 3, 4])
 async def test_ntplibs_client_asks_our_server(version: int) -> None:
     async with open_ntp() as server:

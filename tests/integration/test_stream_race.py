@@ -119,7 +119,7 @@ async def test_strangers_at_a_port_do_not_keep_the_peer_out() -> None:
                     await hold(await meet_tcp(half(inbound=False), there, [here.local]))
 
                 nursery.start_soon(peer)
-                winner = await race.first()
+                winner: Any = await race.first()
             assert winner.remote == there.local
             winner.close_nowait()
             here.close()
