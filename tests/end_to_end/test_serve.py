@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from tests.certificates import Authority
-from tests.end_to_end.processes import Command, ran, started
+from tests.end_to_end.processes import ran, started
 from tests.nginx import free_ports, nginx
 from warpgate_trio.identity import Identity
 from warpgate_trio.server_url import ServerUrl
@@ -171,20 +171,3 @@ async def test_all_that_serve_prints_answers(tmp_path: Path) -> None:
             of_kind = [row for row in rows if row["kind"] == kind and row["reachable"]]
             answered = {(ServerUrl.parse(row["url"]).host, row["transport"]) for row in of_kind}
             assert {(address, each) for address in addresses for each in transports} <= answered, (kind, rows)
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--trust-proxy", "10.0.0.0/8"], "--trust-proxy goes together with --public-url"),
-        (["--proxy-header", "proxy"], "--proxy-header goes together with --trust-proxy"),
-        (["--trust-proxy", "10.0.0.0/99", "--public-url", "wss://a"], "--trust-proxy: '10.0.0.0/99' does not"),
-        (["--public-url", "https://relay.example"], "--public-url 'https://relay.example': expected one of"),
-        (["--public-url", "mqtt://relay.example"], "--public-url mqtt://relay.example: expected ws, wss, stun, ntp"),
-        (["--public-url", "wss://me:secret@relay.example"], "--public-url wss://me:***@relay.example: expected"),
-    ],
-)
-async def test_what_cannot_be_served(words: list[str], sentence: str) -> None:
-    serve: Command = await ran(*LOOPBACK, *words)
-    assert serve.process.returncode == 2
-    assert sentence in serve.stderr_text

@@ -478,7 +478,7 @@ async def test_a_few_subscribers_do_not_keep_everybody_else_out() -> None:
             await query_stream(stream)
         async with await trio.open_tcp_stream(*server.address, local_address="127.1.0.1") as light:
             assert (await query_stream(light)).mapped == light.socket.getsockname()
-            with trio.fail_after(1):
+            with trio.fail_after(10):
                 assert await held[-1].receive_some() == b"", "the youngest one of who holds most"
 
 
@@ -502,7 +502,7 @@ async def test_connections_are_counted_by_subscriber(monkeypatch: pytest.MonkeyP
             socket_kind, "getpeername", lambda self: seen.get(self.fileno()) or getpeername(self), raising=False
         )
         async with await trio.open_tcp_stream(*server.address) as one:
-            with trio.fail_after(1):
+            with trio.fail_after(10):
                 async with await trio.open_tcp_stream(*server.address) as other:
                     assert await other.receive_some() == b""
             assert one.socket.fileno() >= 0
@@ -515,7 +515,7 @@ async def test_an_answer_comes_from_where_it_was_asked(asked: str) -> None:
     async with open_stun_server(host=None) as server, udp("::1" if ":" in asked else "127.0.0.1") as sock:
         await sock.connect((asked, server.address[1]))
         await sock.send(binding_request(bytes(12)))
-        with trio.fail_after(1):
+        with trio.fail_after(10):
             answer = decode(await sock.recv(1000))
     assert answer.get(XOR_MAPPED_ADDRESS) is not None
 

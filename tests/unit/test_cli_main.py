@@ -55,6 +55,13 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["serve", "--tls-cert", "/none", "--tls-key", "/none"], "No such file"),
         (["serve", "--no-stun", "--stun-port", "0"], "--no-stun goes with neither"),
         (["serve", "--second-host", "127.0.0.2"], "goes together with --host"),
+        (["serve", "--trust-proxy", "10.0.0.0/8"], "--trust-proxy goes together with --public-url"),
+        (["serve", "--proxy-header", "proxy"], "--proxy-header goes together with --trust-proxy"),
+        (["serve", "--trust-proxy", "10.0.0.0/99", "--public-url", "wss://a"], "--trust-proxy: '10.0.0.0/99' does not"),
+        (["serve", "--public-url", "https://a"], "--public-url 'https://a': expected one of the schemes"),
+        (["serve", "--public-url", "mqtt://a"], "--public-url mqtt://a: expected ws, wss, stun, ntp"),
+        (["serve", "--public-url", "wss://me:secret@a"], "--public-url wss://me:***@a: expected"),
+        (["serve", "--public-url", "wss://a?token=secret"], "--public-url wss://a?token=***: expected"),
         (
             ["serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--second-host", "::1"],
             "not two addresses of one family",
