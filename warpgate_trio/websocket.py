@@ -7,12 +7,12 @@ owns, is
   client's socket after a close with code 1009, nor when it is cancelled in the middle of the handshake.
 * **The reader's end.**  trio-websocket starts one reader task per connection.  When that task ends during the handshake
   (the server hung up, or sent garbage), the waiting opener is not told; when a pong can no longer come, `ping` is not
-  told either. `_Reader` watches the task, keeps its exception from cancelling the user's code, and wakes whoever waits
+  told either. `Reader` watches the task, keeps its exception from cancelling the user's code, and wakes whoever waits
   for what it can no longer bring.
 * **Framing under cancellation.**  A frame that was cut off halfway makes everything behind it nonsense, so a cancelled
-  write breaks the connection instead of corrupting it (`_Wire.send_all`).
+  write breaks the connection instead of corrupting it (`Wire.send_all`).
 * **A memory bound.**  ``max_message`` bounds what a message may hold, not how many empty fragments may announce it.
-  `_Wire` therefore counts the bytes that came in since the last whole message.
+  `Wire` therefore counts the bytes that came in since the last whole message.
 * **Who comes in.**  A server counts connections by subscriber (`subscribers.Gate`), behind a reverse proxy by whom the
   proxy names (`proxies`): in front of TLS, or in the request, so that such a connection has a name only then.
 
@@ -26,8 +26,8 @@ from __future__ import annotations
 import base64
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn, cast, final
 
@@ -38,8 +38,9 @@ from .accepting import accept_connections
 from .config import ServerUrl
 from .errors import ConfigError, RemoteProtocolError, WarpgateError
 from .nurseries import open_background_nursery
-from .proxies import MAX_PROXY_HEADER, ProxyHeader, ProxyReader, TrustedProxies
+from .proxies import ProxyHeader, TrustedProxies
 from .subscribers import Gate, Place
+from .websocket_stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
 
 __all__ = [
     "Accepted",
@@ -57,10 +58,6 @@ CLOSE_TIMEOUT = 0.2
 """Seconds that a polite close may take: enough for a peer on the same continent, and nobody waits for more on the way
 out.
 """
-
-_RECEIVE_SIZE = 65536  # Largest read.  trio-websocket's own default, 4 KiB, costs a relay three quarters of its speed.
-_BUDGET_EXTRA = 65536  # What a peer may send beyond its messages: headers of the handshake, frame headers, pings.
-_BUDGET_RATE = 64.0  # ... and per second: a ping every second (10 bytes, as sent here) stays well inside.
 
 
 class WebSocketError(WarpgateError):
@@ -115,90 +112,6 @@ class Accepted:
 
 
 @final
-class _Wire(trio.abc.Stream):
-    """The byte stream under one WebSocket: bounds what comes in, and breaks when a write was cut off."""
-
-    def __init__(self, stream: trio.abc.Stream, *, max_message: int) -> None:
-        self._stream = stream
-        self._cut_off = False
-        # Behind the last message that the application took there can be one in trio-websocket's queue, one that its
-        # reader is trying to queue, and one that is arriving.
-        self._budget_full = 3 * max_message + _BUDGET_EXTRA + _RECEIVE_SIZE
-        self._budget = float(self._budget_full)
-        self.last_heard: float = trio.current_time()
-        self.fault: str = ""
-
-    def message_taken(self) -> None:
-        self._budget = float(self._budget_full)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._cut_off:
-            raise trio.BrokenResourceError("an earlier write was cancelled halfway")
-        await trio.lowlevel.checkpoint_if_cancelled()  # a send that was cancelled before it began does no harm
-        self._cut_off = True
-        await self._stream.send_all(data)
-        self._cut_off = False
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        data = bytes(await self._stream.receive_some(max_bytes))
-        now = trio.current_time()
-        self._budget = min(self._budget_full, self._budget + (now - self.last_heard) * _BUDGET_RATE) - len(data)
-        self.last_heard = now
-        if self._budget < 0:
-            self.fault = "the peer sends bytes that never make a message"
-            raise trio.BrokenResourceError(self.fault)
-        return data
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-@final
-class _Reader:
-    """What trio-websocket gets for a nursery, so that we learn when and how the reader task ended that it spawns.
-
-    trio-websocket calls `start_soon` once and nothing else of a nursery.
-    """
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self._scopes: set[trio.CancelScope] = set()
-        self.ended: bool = False
-        self.error: Exception | None = None
-
-    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
-        self._nursery.start_soon(self._run, reader)
-
-    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await reader()
-        except Exception as exc:  # wsproto and h11 errors included: they end this connection and nothing else
-            self.error = exc
-        finally:
-            self.ended = True
-            for scope in self._scopes:
-                scope.cancel()
-
-    @contextmanager
-    def needed(self) -> Generator[None]:
-        """Cancel the body when the reader ends: what the body waits for will not come."""
-        with trio.CancelScope() as scope:
-            if self.ended:
-                scope.cancel()
-            self._scopes.add(scope)
-            try:
-                yield
-            finally:
-                self._scopes.discard(scope)
-
-    def as_nursery(self) -> trio.Nursery:
-        return cast(trio.Nursery, cast(object, self))
-
-
-@final
 class WebSocket(trio.abc.AsyncResource):
     """One open WebSocket connection, made by `open_websocket` and `serve_websocket`.
 
@@ -209,8 +122,8 @@ class WebSocket(trio.abc.AsyncResource):
     def __init__(
         self,
         connection: trio_websocket.WebSocketConnection,
-        reader: _Reader,
-        wire: _Wire,
+        reader: Reader,
+        wire: Wire,
         *,
         max_message: int,
         close_timeout: float,
@@ -359,11 +272,11 @@ async def open_websocket(
     if target.scheme == "wss":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
         stream = trio.SSLStream(stream, context, server_hostname=target.host_name, https_compatible=True)
-    wire = _Wire(stream, max_message=max_message)
+    wire = Wire(stream, max_message=max_message)
     try:
         await _finish_tls(stream, target.redacted)
         async with open_background_nursery() as nursery:
-            reader = _Reader(nursery)
+            reader = Reader(nursery)
             connection = await _open_client(reader, wire, target, subprotocols, max_message=max_message)
             websocket = WebSocket(
                 connection,
@@ -391,7 +304,7 @@ async def _finish_tls(stream: trio.abc.Stream, name: str) -> None:
 
 
 async def _open_client(
-    reader: _Reader, wire: _Wire, target: ServerUrl, subprotocols: Sequence[str], *, max_message: int
+    reader: Reader, wire: Wire, target: ServerUrl, subprotocols: Sequence[str], *, max_message: int
 ) -> trio_websocket.WebSocketConnection:
     headers: list[tuple[bytes, bytes]] = []
     if target.username is not None:
@@ -408,7 +321,7 @@ async def _open_client(
             subprotocols=list(subprotocols),
             extra_headers=headers,
             max_message_size=max_message,
-            receive_buffer_size=_RECEIVE_SIZE,
+            receive_buffer_size=RECEIVE_SIZE,
         )
     error = reader.error
     if isinstance(error, trio_websocket.ConnectionRejected):
@@ -486,7 +399,7 @@ class _Server:
 
     async def serve(self, sock: trio.socket.SocketType, source: tuple[str, int]) -> None:
         """Serve one connection, from its first byte to its end."""
-        stream = _Front(trio.SocketStream(sock))
+        stream = Front(trio.SocketStream(sock))
         try:
             accepted = Accepted(source[0], source[1], sock.getsockname()[:2])
             proxied = self.trusted_proxies is not None and self.trusted_proxies.covers(accepted.host)
@@ -502,23 +415,24 @@ class _Server:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _serve(self, front: _Front, accepted: Accepted, unnamed: Place | None) -> None:
+    async def _serve(self, front: Front, accepted: Accepted, unnamed: Place | None) -> None:
         """`unnamed`: the place of a proxy's connection, while nobody has said whose it is."""
         stream: trio.abc.Stream = front
         if self.ssl_context is not None:
             stream = trio.SSLStream(front, self.ssl_context(), server_side=True, https_compatible=True)
-        wire = _Wire(stream, max_message=self.max_message)
+        wire = Wire(stream, max_message=self.max_message)
         async with open_background_nursery() as nursery:
-            reader = _Reader(nursery)
+            reader = Reader(nursery)
             connection: trio_websocket.WebSocketConnection | None = None
             with trio.move_on_after(self.handshake_timeout), reader.needed():
                 if unnamed is not None and self._header is ProxyHeader.PROXY:
-                    accepted = await _named_in_front(front, accepted)
+                    client = await read_proxy_header(front)
+                    accepted = accepted if client is None else Accepted(*client, accepted.local)
                     if not unnamed.name(accepted.host):
                         return
                 await _finish_tls(stream, "client")
                 request = await trio_websocket.wrap_server_stream(
-                    reader.as_nursery(), wire, max_message_size=self.max_message, receive_buffer_size=_RECEIVE_SIZE
+                    reader.as_nursery(), wire, max_message_size=self.max_message, receive_buffer_size=RECEIVE_SIZE
                 )
                 if unnamed is not None and self._header is ProxyHeader.FORWARDED:
                     assert self.trusted_proxies is not None
@@ -547,44 +461,3 @@ class _Server:
     @property
     def _header(self) -> ProxyHeader | None:
         return self.trusted_proxies.header if self.trusted_proxies is not None else None
-
-
-@final
-class _Front(trio.abc.Stream):
-    """A connection whose first bytes may be read before all else, and partly put back."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._put_back = b""
-
-    def put_back(self, data: bytes) -> None:
-        self._put_back = data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._put_back:
-            await trio.lowlevel.checkpoint()
-            data, self._put_back = self._put_back, b""
-            return data
-        return await self._stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-async def _named_in_front(front: _Front, accepted: Accepted) -> Accepted:
-    """Read the header of the PROXY protocol: who the client is."""
-    header = ProxyReader()
-    try:
-        while not header.feed(data := bytes(await front.receive_some(MAX_PROXY_HEADER))):
-            if not data:
-                raise WebSocketError("the proxy hung up before it said who the client is")
-    except trio.BrokenResourceError as exc:
-        raise WebSocketError("the proxy hung up before it said who the client is") from exc
-    front.put_back(header.rest)
-    return accepted if header.source is None else Accepted(*header.source, accepted.local)
