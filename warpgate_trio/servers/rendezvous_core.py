@@ -1,6 +1,6 @@
 """The mailboxes of a rendezvous server, without I/O: who may open one, who may write to it, and how much.
 
-`rendezvous_frames` has the protocol.
+`rendezvous_frames` has the protocol; its names can be had from here too, where they stood before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from .rendezvous_frames import (
     ANY_INSTANCE,
     CONTEXT_1,
     CONTEXT_2,
+    MAX_FRAME,
+    MAX_PAYLOAD,
     QUEUE_FULL,
+    VERSION,
     Challenge,
     Error,
     ErrorCode,
@@ -29,15 +32,32 @@ from .rendezvous_frames import (
     Send2,
     Sent,
     decode_from_client,
+    decode_from_server,
+    register,
 )
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "MAX_FRAME",
+    "MAX_PAYLOAD",
     "QUEUED_OVERHEAD",
+    "QUEUE_FULL",
+    "VERSION",
+    "Challenge",
+    "Error",
+    "ErrorCode",
+    "Message",
+    "Register",
+    "Registered",
     "RendezvousCore",
     "RendezvousLimits",
     "RendezvousStatistics",
+    "Send",
+    "Sent",
     "ServerConnection",
+    "decode_from_client",
+    "decode_from_server",
+    "register",
 ]
 
 QUEUED_OVERHEAD: Final = 128
