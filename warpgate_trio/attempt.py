@@ -166,6 +166,7 @@ class Attempt:
         self._given_up = False  # by the peer, which has said so
         self._corrected = False
         self.won: bool = False
+        self.met: bool = False  # what the plugin made led to the peer
         self.node: Final = home.view
         self.peer = peer
         self.session_id: Final = session_id
@@ -388,6 +389,7 @@ class Attempt:
                 if self._way is None:
                     return
                 link = await self._proven(made)
+                self.met = True
                 link.path = self._path(link.carrier)
                 accepted = await decide(link, self._adopted)
         finally:

@@ -28,7 +28,8 @@ class OwnAddresses:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._listed = frozenset(address.ip for interface in host.interfaces() for address in interface.addresses)
+        listed = (address.ip for interface in host.interfaces() for address in interface.addresses)
+        self._known: dict[IPv4Address | IPv6Address, bool] = dict.fromkeys(listed, True)
 
     def __contains__(self, ip: object) -> bool:
         if not isinstance(ip, IPv4Address | IPv6Address):
@@ -36,4 +37,6 @@ class OwnAddresses:
         return any(self._leads_here(each) for each in (ip, *embedded_v4(ip)))
 
     def _leads_here(self, ip: IPv4Address | IPv6Address) -> bool:
-        return scope_of(ip) is AddressScope.LOOPBACK or ip in self._listed or self._host.source_address(ip) == ip
+        if ip not in self._known:
+            self._known[ip] = scope_of(ip) is AddressScope.LOOPBACK or self._host.source_address(ip) == ip
+        return self._known[ip]

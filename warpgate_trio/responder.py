@@ -189,8 +189,9 @@ class Responder:
         header = request.envelope.header
         peer = request.envelope.sender_address
         try:
-            way = self._way(request, plugin)
-            dialled = self._counted(way)
+            ours = self._ours()
+            way = self._way(request, plugin, ours)
+            dialled = _counted(way, ours)
             if dialled is not None and not self._home.view.nat.dials_for_peers.take(dialled, trio.current_time()):
                 self._inbound.count_refusal(RefusalReason.BUSY.value)
                 busy = Refused(reason=RefusalReason.BUSY, retry_after=1 / TARGET_DIALS_REFILL)
@@ -208,10 +209,12 @@ class Responder:
                 via=request.via,
                 request_id=header.message_id,
             )
-            with panics_as_errors(), trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
-                await attempt.answer(factory, request.message, self._inbound.decide)
-            if dialled is not None:  # it was the peer's own address, and nobody else was troubled
-                self._home.view.nat.dials_for_peers.give_back(dialled)
+            try:
+                with panics_as_errors(), trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
+                    await attempt.answer(factory, request.message, self._inbound.decide)
+            finally:
+                if dialled is not None and attempt.met:  # it is the peer's own address, and troubled nobody else
+                    self._home.view.nat.dials_for_peers.give_back(dialled)
         except Exception as error:
             expected = isinstance(error, EXPECTED)
             log = logger.debug if expected else logger.warning
@@ -219,13 +222,7 @@ class Responder:
             if not self._inbound.is_spent(header.sender, header.session):
                 self._home.signals.reply_soon(request.envelope, request.via, Failed())
 
-    def _counted(self, way: Way | None) -> str | None:
-        """The address that a peer has us connect to; None where it is nobody else's, or where no one is dialled."""
-        if way is None or way.target is None or way.target.ip in self._ours().own:
-            return None
-        return str(way.target.ip)
-
-    def _way(self, request: Request, plugin: type[Plugin]) -> Way | None:
+    def _way(self, request: Request, plugin: type[Plugin], ours: Route) -> Way | None:
         """The judged path of a request; None for an auxiliary plugin, which makes none.
 
         Raises:
@@ -236,7 +233,7 @@ class Responder:
             return None
         if not isinstance(message, PathRequest):
             raise OSError(f"{plugin.name}'s first message names no path")
-        theirs, ours = Route(interfaces=peer.interfaces), self._ours()
+        theirs = Route(interfaces=peer.interfaces)
         same_host = peer.is_same_host(self._home.view.host)
         if plugin.aim is Aim.MEET:
             return self._meeting(message, plugin, ours, theirs, peer, same_host)
@@ -313,3 +310,10 @@ def _count_down(counter: Counter[bytes], key: bytes) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]
+
+
+def _counted(way: Way | None, ours: Route) -> str | None:
+    """The address that a peer has us connect to; None where it is our own machine's, or where nobody is dialled."""
+    if way is None or way.target is None or way.target.ip in ours.own:
+        return None
+    return str(way.target.ip)
