@@ -147,10 +147,12 @@ class NodeRuntime:
         self._address: PeerAddress | None = None
         self._published: NatProfiles | None = None
         self._salt = host.entropy(HOST_SALT)
+        self.names: Final = Names()
         self.hub: Final = SignalHub(
             identity,
             config.servers.signal,
             ca_file=config.servers.ca_file,
+            names=self.names,
             is_worth_a_place=lambda payload: self.signals.is_worth_a_place(payload),
         )
         contexts = TlsContexts(identity)
@@ -165,7 +167,6 @@ class NodeRuntime:
         self.identity: Final = identity
         self.clock: Final = CorrectedClock(host)
         self.udp_ports: Final = UdpPorts()
-        self.names: Final = Names()
         self.nat: Final = NatService(
             self.udp_ports,
             config.servers.stun,

@@ -38,6 +38,11 @@ def named(name: str) -> walks.WorldServer:
     return walks.WorldServer(key="stun", url=f"stun:{name}:3478", machine="server", open=_nothing)
 
 
+def named_signals() -> walks.WorldServer:
+    """The rendezvous server, which the test runs itself."""
+    return walks.WorldServer(key="websocket", url="ws://server:443", machine="server", open=_nothing)
+
+
 SIGNALS, STUN, STUN2 = walks.RENDEZVOUS, walks.STUN, walks.STUN2
 
 
@@ -51,7 +56,8 @@ def connect(
 ) -> ConnectReport:
     """The report of a walk between two nodes that have been open for a while.
 
-    `before` the nodes open, and `after` they have been open for `age`, something happens to the names.
+    `before` the nodes open, and `after` they have been open for `age`, something happens to the names.  Fresh ones,
+    of no age, call as soon as they have signals.
     """
 
     async def scene() -> ConnectReport:
@@ -69,7 +75,10 @@ def connect(
                     return error.report
         raise AssertionError("unreachable")
 
-    return simulate(scene, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        if not age:
+            patch.setattr(walks, "SETTLE", 0.0)
+        return simulate(scene, seed=3)
 
 
 @cache
@@ -148,10 +157,37 @@ def test_the_report_says_dns_of_signal_servers_too() -> None:
     assert report.notes == ("DNS does not resolve server: Temporary failure in name resolution",)
 
 
+def test_the_report_says_dns_when_it_says_nothing_at_all() -> None:
+    report = connect(before=lambda net: HANG(net, "server", "stun", "stun2"))
+    assert report.verdict is Verdict.NO_DNS
+    (note,) = report.notes
+    assert note.startswith("DNS does not resolve server, stun, stun2: no answer within ")
+
+
+def test_a_signal_server_is_found_again_while_dns_is_away() -> None:
+    """By the address that it had."""
+
+    async def scene() -> None:
+        pair = PeerPair.between(presets.LINUX, presets.LINUX, seed=3)
+        async with pair.build(time_limit=3600) as net, simulated_hosts():
+            async with walks.open_nodes(net, servers=(STUN, STUN2, named_signals())) as nodes:
+                for _ in range(2):
+                    with net.hosts["server"]:
+                        async with walks.RENDEZVOUS.open(net.hosts["server"]):
+                            with trio.fail_after(60):
+                                await nodes.alice.wait_signals()
+                    while any(each.rtt is not None for each in nodes.alice.signal_servers):  # noqa: ASYNC110
+                        await trio.sleep(1)
+                    HANG(net, "server")
+                    await trio.sleep(OLD)
+
+    simulate(scene, seed=3)
+
+
 def test_a_name_that_fails_beside_others_is_a_note_and_no_verdict() -> None:
     """What failed is the NATs', as it does with all names in order."""
     options = {"nat": presets.LINUX_SYMMETRIC, "servers": (SIGNALS, STUN, STUN2)}
     assert connect(**options).verdict is Verdict.NO_RELAY_CONFIGURED  # type: ignore[arg-type]
     report = connect((SIGNALS, STUN, STUN2, named("nobody.example")), nat=presets.LINUX_SYMMETRIC)
     assert report.verdict is Verdict.NO_RELAY_CONFIGURED
-    assert report.notes == ("DNS does not resolve nobody.example: Name or service not known",)
+    assert "DNS does not resolve nobody.example: Name or service not known" in report.notes

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -30,6 +31,7 @@ from warpgate_trio.names import (
     describe_failures,
     in_turn,
 )
+from warpgate_trio.nurseries import reason_of
 
 ONE, TWO = ("192.0.2.1", "2001:db8::1"), ("192.0.2.2",)
 
@@ -273,6 +275,103 @@ def test_a_slow_one_is_a_failure_until_it_comes() -> None:
         assert names.failures(["one"]) == {}
 
     play(body)
+
+
+# --- connecting -------------------------------------------------------------------------------------------------------
+
+
+def real(body: Callable[[Resolver, Names], Awaitable[None]]) -> None:
+    """As `play`, over real sockets of loopback."""
+
+    async def main() -> None:
+        resolver, names = Resolver(), Names()
+        trio.socket.set_custom_hostname_resolver(resolver)
+        with trio.fail_after(10):
+            async with names.running():
+                await body(resolver, names)
+
+    trio.run(main)
+
+
+@pytest.mark.needs("linux")
+def test_every_address_is_connected_to_the_next_at_once_after_a_failure() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        async with listener:
+            for order in (("127.0.0.1",), ("127.0.0.2", "127.0.0.1"), ("127.0.0.2", "::1", "127.0.0.3", "127.0.0.1")):
+                resolver.known[name := f"n{len(order)}"] = (0.0, order)
+                async with await names.open_tcp_stream(name, port) as stream:
+                    assert stream.socket.getpeername() == ("127.0.0.1", port)
+            resolver.known = dict.fromkeys(resolver.known, (math.inf, ()))
+            await trio.lowlevel.checkpoint()
+            async with await names.open_tcp_stream("n2", port):  # by what is remembered
+                pass
+            async with await names.open_tcp_stream("127.0.0.1", port):
+                pass
+
+    real(body)
+
+
+@pytest.mark.needs("linux")
+def test_why_none_can_be_connected_to() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        with trio.socket.socket() as free:
+            await free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        resolver.known["one"] = (0.0, ("127.0.0.2", "127.0.0.1"))
+        with pytest.raises(OSError, match="all attempts to connect to one:") as caught:
+            await names.open_tcp_stream("one", port)
+        assert reason_of(caught.value) == f"all attempts to connect to one:{port} failed: Connection refused"
+        with pytest.raises(socket.gaierror, match="Name or service not known") as unknown:
+            await names.open_tcp_stream("other", port)
+        assert reason_of(unknown.value) == "the name cannot be resolved: Name or service not known"
+
+    real(body)
+
+
+def test_families_take_turns() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (0.0, ("2001:db8::1", "2001:db8::2", "192.0.2.1", "2001:db8::3", "192.0.2.2"))
+        tried: list[str] = []
+
+        class Sockets(trio.abc.SocketFactory):
+            def socket(self, family: int = 0, type: int = 0, proto: int = 0) -> Any:  # noqa: A002
+                raise OSError("no sockets")
+
+        trio.socket.set_custom_socket_factory(Sockets())
+        real_open = trio.open_tcp_stream
+
+        async def note(host: str, port: int) -> trio.SocketStream:
+            tried.append(host)
+            return await real_open(host, port)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="all attempts"):
+            patch.setattr(trio, "open_tcp_stream", note)
+            await names.open_tcp_stream("one", 9)
+        assert tried == ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2", "2001:db8::3"]
+
+    real(body)
+
+
+@pytest.mark.slow("as many connections as one has steps")
+def test_cancelled_at_any_step_it_leaves_no_socket() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        resolver.known["one"] = (0.0, ("127.0.0.1", "127.0.0.1"))
+        async with listener:
+            for steps in range(30):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(connect, names, listener.socket.getsockname()[1])
+                    for _ in range(steps):
+                        await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
+
+    async def connect(names: Names, port: int) -> None:
+        async with await names.open_tcp_stream("one", port):
+            await trio.sleep_forever()
+
+    real(body)
 
 
 def test_after_the_end_nothing_is_looked_up() -> None:

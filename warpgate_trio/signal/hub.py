@@ -41,7 +41,7 @@ from .. import host as machine
 from ..config import ServerUrl
 from ..errors import ConfigError, SignalUnavailable, WarpgateError, printable
 from ..identity import Identity
-from ..names import NameFailure
+from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery, reason_of
 from ..panics import panics_as_errors
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
@@ -155,6 +155,7 @@ class SignalHub:
       identity: whose mailbox is opened on every server.
       servers: the node's own servers; equal ones count once.
       ca_file: PEM file of certificates that are trusted for TLS in addition to the platform's.
+      names: looks up the names of the node's own servers, and remembers them; has to be running while the hub is.
       is_worth_a_place: whether a payload that came in is to be queued, told at a glance.
 
     Raises:
@@ -167,6 +168,7 @@ class SignalHub:
         servers: Sequence[ServerUrl],
         *,
         ca_file: Path | None = None,
+        names: Names | None = None,
         is_worth_a_place: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
         for url in servers:
@@ -184,6 +186,10 @@ class SignalHub:
         for number, slot in enumerate(self._own):
             if any(slot.key == other.key for other in self._own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
+        self._names = names
+        if names is not None:
+            for slot in self._own:
+                slot.dial = names.open_tcp_stream
         self._visits: list[_Slot] = []
         self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
@@ -280,11 +286,15 @@ class SignalHub:
     @property
     def unresolved(self) -> dict[str, NameFailure]:
         """The names of the node's own servers that are not connected because they cannot be resolved, and why."""
-        return {
+        found = {
             slot.url.host: NameFailure(why=slot.last_error or "", remembered=False)
             for slot in self._own
             if slot.unresolved
         }
+        if self._names is not None:  # which knows of those that hang, too
+            waiting = self._names.failures(slot.url.host for slot in self._own if slot.channel is None)
+            found.update((name, failure) for name, failure in waiting.items() if not failure.remembered)
+        return found
 
     @property
     def rtt(self) -> float | None:
@@ -518,8 +528,9 @@ class SignalHub:
                     finally:
                         slot.channel = None
                         answered = channel.answered
-            slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s" if since == math.inf else "idle"
-            slot.unresolved = False
+            slot.last_error, slot.unresolved = "idle", False
+            if since == math.inf:
+                self._say_late(slot)
         except (OSError, WarpgateError) as exc:
             slot.unresolved = isinstance(exc, trio.socket.gaierror)
             slot.last_error = printable(reason_of(exc))
@@ -531,6 +542,13 @@ class SignalHub:
             self._notify()
         self._say_lost(slot, was_connected=since != math.inf)
         return answered and trio.current_time() - since >= STABLE
+
+    def _say_late(self, slot: _Slot) -> None:
+        """It was not connected in time: the server did not answer, or nobody told where it is."""
+        slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s"
+        failure = None if slot.visiting else self.unresolved.get(slot.url.host)
+        if failure is not None:
+            slot.last_error, slot.unresolved = f"the name cannot be resolved: {failure.why}", True
 
     def _say_connected(self, slot: _Slot) -> None:
         logger.log(logging.INFO if slot.lost else logging.DEBUG, "signal server %s: connected", slot.key)
