@@ -11,6 +11,8 @@ from functools import cache, partial
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from warpgate_trio.errors import ConnectError
 from warpgate_trio.report import ConnectReport, Verdict
@@ -191,3 +193,31 @@ def test_a_name_that_fails_beside_others_is_a_note_and_no_verdict() -> None:
     report = connect((SIGNALS, STUN, STUN2, named("nobody.example")), nat=presets.LINUX_SYMMETRIC)
     assert report.verdict is Verdict.NO_RELAY_CONFIGURED
     assert "DNS does not resolve nobody.example: Name or service not known" in report.notes
+
+
+TROUBLES = ("hangs", "fails", "unknown", "slow", "dead", "dead first", "well")
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from(TROUBLES), max_size=6), st.integers(0, 6), st.sampled_from([0.0, 15.0]))
+def test_one_name_that_is_well_is_enough_whatever_the_others_are(troubles: list[str], at: int, age: float) -> None:
+    """Up to `MAX_NAMES` servers, in any order, of which one works and is among the first addresses that are asked."""
+    names = {f"name{number}": trouble for number, trouble in enumerate(troubles)}
+    order = [*names]
+    order.insert(min(at, 3 if not age else 6), "works")
+
+    def before(net: Network) -> None:
+        alive = net.hosts["stun2"].ip
+        net.names["works"] = [alive]
+        for number, (name, trouble) in enumerate(names.items()):
+            dead = f"11.99.0.{number}"
+            net.names[name] = {"dead": [dead], "dead first": [dead, alive], "unknown": []}.get(trouble, [alive])
+            net.spoil_name(
+                name,
+                delay={"hangs": math.inf, "slow": 0.7 * number}.get(trouble, 0.0),
+                error=socket.EAI_AGAIN if trouble == "fails" else None,
+            )
+
+    here = walks.WorldServer(key="stun", url="stun:works:3478", machine="stun2", open=walks.STUN2.open)
+    servers = [here if name == "works" else named(name) for name in order]
+    assert connect((SIGNALS, *servers), before=before, age=age).verdict is Verdict.CONNECTED
