@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from . import host as machine
-from .address import OwnAddresses, PeerAddress, describe_interfaces, is_public
+from .address import AddressScope, OwnAddresses, PeerAddress, describe_interfaces, scope_of
 from .address_book import AddressBook
 from .attempt import Attempt
 from .auto_connect import Unresolved
@@ -264,12 +264,12 @@ class NodeRuntime:
         lead to as well.
         """
         ip = getattr(ip, "ipv4_mapped", None) or ip
-        own = {address.ip for interface in self.host.interfaces() for address in interface.addresses}
-        if ip.is_loopback or ip in own:
+        if ip in OwnAddresses(self.host):
             return peer.is_same_host(self.host)
-        if ip.is_multicast or ip.is_unspecified or ip.is_link_local:
+        scope = scope_of(ip)
+        if scope in (AddressScope.NO_HOST, AddressScope.LINK_LOCAL):
             return False
-        if is_public(ip):
+        if scope is AddressScope.PUBLIC:
             return True
         target = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=1)
         return find_source(target, Route(interfaces=self.address.interfaces)) is not None

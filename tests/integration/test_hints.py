@@ -239,6 +239,10 @@ class OnLan(LoopbackHost):  # type: ignore[misc]  # final for everybody else
         ("224.0.0.1", False, False),
         ("ff02::1", False, False),
         ("255.255.255.255", False, False),
+        ("198.18.0.1", False, False),
+        ("64:ff9b::7f00:1", False, True),  # what is embedded is where it leads
+        ("64:ff9b::a00:14d", False, False),
+        ("2002:a9fe:a9fe::1", False, False),
     ],
 )
 async def test_where_a_peer_may_send_us(address: str, elsewhere: bool, here: bool) -> None:

@@ -320,7 +320,7 @@ async def test_without_hints_nobody_is_visited() -> None:
 
 
 async def test_an_idle_visit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "VISIT_IDLE", 0.05)
+    monkeypatch.setattr("warpgate_trio.signal.slot.VISIT_IDLE", 0.05)
     async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
         for _ in range(2):
             assert (

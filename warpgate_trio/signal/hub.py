@@ -22,7 +22,6 @@ to doubt it (the machine's addresses have changed, a send hangs), the channel is
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 import ssl
@@ -33,7 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NoReturn, TypeAlias, final
+from typing import NoReturn, final
 
 import trio
 
@@ -47,8 +46,9 @@ from ..panics import panics_as_errors
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from .message import MAX_SIGNAL
 from .race import Race
-from .transport import Delivery, Dial, SignalChannel, check_supported, loads_asyncio, open_channel, supports
-from .visits import IPAddress, MayVisit, is_plain, open_judged_stream
+from .slot import Place, ServerState, ServerStatus, Slot, place_of
+from .transport import Delivery, SignalChannel, check_supported, loads_asyncio, open_channel, supports
+from .visits import MayVisit, is_plain, open_judged_stream
 
 __all__ = ["Incoming", "ServerState", "ServerStatus", "SignalHub"]
 
@@ -65,37 +65,10 @@ STABLE = 10.0
 them: one that registers us and then falls silent is given up after as long a time, and was no success."""
 MAX_VISITS = 4
 """Channels to servers of peers that are open at a time."""
-VISIT_IDLE = 60.0
-"""Seconds after which a visiting channel without traffic is closed."""
 _MAX_TRAILING = 64  # Sends that go on after a broker has queued them; the oldest gives way.
 SEND_PATIENCE = 2.0
 """Seconds for a server to answer a send, after which it is asked whether it is still there."""
 _INBOX = 64  # Payloads of one channel that wait for `receive`; 1 MiB at most.
-
-
-class ServerState(enum.Enum):
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    WAITING = "waiting"
-    """Not connected; the next attempt comes after the back-off."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerStatus:
-    """One server, as the hub sees it.
-
-    Attributes:
-      url: without a password.
-      rtt: seconds to the server and back; None when not connected.
-      last_error: one sentence on why it was last not connected.
-      visiting: the server of a peer, not one of the configuration.
-    """
-
-    url: str
-    state: ServerState
-    rtt: float | None
-    last_error: str | None
-    visiting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,47 +77,6 @@ class Incoming:
 
     payload: bytes
     via: str
-
-
-@final
-class _Slot:
-    """One server and, when connected, its channel."""
-
-    def __init__(self, url: ServerUrl, *, visiting: bool) -> None:
-        self.url = url
-        self.key = url.redacted
-        self.place = _place(url)
-        self.origin = self.place[:3]
-        self.visiting = visiting
-        self.dial: Dial = trio.open_tcp_stream
-        self.address: IPAddress | None = None
-        self.waiting: deque[bytes] = deque()
-        self.state = ServerState.CONNECTING
-        self.channel: SignalChannel | None = None
-        self.last_error: str | None = None
-        self.unresolved = False
-        """`last_error` is that its name cannot be resolved."""
-        self.lost = False
-        """It could not be reached, which people were told."""
-        self.scope: trio.CancelScope | None = None
-        self.last_used = trio.current_time() if visiting else 0.0
-        self.sending = 0
-        self.ended = False
-
-    def touch(self) -> None:
-        """There was traffic: a visit lasts a minute more."""
-        if self.visiting:
-            self.last_used = trio.current_time()
-            if self.channel is not None and self.scope is not None:
-                self.scope.deadline = self.last_used + VISIT_IDLE
-
-    def leads_where(self, may_visit: MayVisit) -> bool:
-        """Whether a visit leads to an address that may be visited; one that leads nowhere yet was judged on its way."""
-        return self.address is None or may_visit(self.address)
-
-    def status(self) -> ServerStatus:
-        rtt = self.channel.rtt if self.channel is not None else None
-        return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.visiting)
 
 
 @final
@@ -181,8 +113,8 @@ class SignalHub:
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None or any(url.tls for url in servers):
             self._trust()  # so that a bad file is found now, not at the first connection
-        distinct = {(_place(url), url.params): url for url in servers}
-        self._own = [_Slot(url, visiting=False) for url in distinct.values()]
+        distinct = {(place_of(url), url.params): url for url in servers}
+        self._own = [Slot(url, visiting=False) for url in distinct.values()]
         for number, slot in enumerate(self._own):
             if any(slot.key == other.key for other in self._own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
@@ -190,13 +122,13 @@ class SignalHub:
         if names is not None:
             for slot in self._own:
                 slot.dial = names.open_tcp_stream
-        self._visits: list[_Slot] = []
+        self._visits: list[Slot] = []
         self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
         self._ended = False
         self._changed = trio.Event()
         self._network_changed = trio.Event()
-        self._turns: deque[_Slot] = deque()  # those with payloads, each once
+        self._turns: deque[Slot] = deque()  # those with payloads, each once
         self._arrived = trio.Event()
         self.dropped: int = 0
         """Payloads that came in while 64 of their channel waited for `receive`."""
@@ -374,7 +306,7 @@ class SignalHub:
     ) -> None:
         visits = {} if may_visit is None else self._visitable(urls)
         ready = [slot for slot in self._own if slot.channel is not None]
-        known = any(slot.origin in {_place(url)[:3] for url in urls} for slot in ready)
+        known = any(slot.origin in {place_of(url)[:3] for url in urls} for slot in ready)
         for slot in self._visits:
             asked = slot.place in visits and may_visit is not None and slot.leads_where(may_visit)
             if slot.channel is not None and (slot.key == via or asked):
@@ -404,7 +336,7 @@ class SignalHub:
             race.over.set()
             race.notify()
 
-    async def _send_by(self, slot: _Slot, receiver_key: bytes, payload: bytes) -> Delivery:
+    async def _send_by(self, slot: Slot, receiver_key: bytes, payload: bytes) -> Delivery:
         channel = slot.channel
         if channel is None:
             raise SignalUnavailable(f"{slot.key}: {slot.last_error or 'not connected'}")
@@ -434,7 +366,7 @@ class SignalHub:
     async def _send_by_visit(
         self, url: ServerUrl, may_visit: MayVisit, receiver_key: bytes, payload: bytes
     ) -> Delivery:
-        slot = next((slot for slot in self._visits if slot.place == _place(url)), None)
+        slot = next((slot for slot in self._visits if slot.place == place_of(url)), None)
         slot = slot or self._start_visit(url, may_visit)
         while slot.channel is None and not slot.ended:
             await self._changed.wait()
@@ -455,7 +387,7 @@ class SignalHub:
 
     # --- channels ---
 
-    def _start_visit(self, url: ServerUrl, may_visit: MayVisit) -> _Slot:
+    def _start_visit(self, url: ServerUrl, may_visit: MayVisit) -> Slot:
         if self._nursery is None:
             raise SignalUnavailable("the signal hub has ended")
         if len(self._visits) >= MAX_VISITS:
@@ -463,7 +395,7 @@ class SignalHub:
             if not idle:
                 raise SignalUnavailable(f"{url.redacted}: {MAX_VISITS} servers of peers are being visited already")
             self._leave(min(idle, key=lambda slot: slot.last_used))
-        slot = _Slot(url, visiting=True)
+        slot = Slot(url, visiting=True)
 
         async def dial(host: str, port: int) -> trio.abc.Stream:
             stream = await open_judged_stream(host, port, may_visit=may_visit)
@@ -475,13 +407,13 @@ class SignalHub:
         self._nursery.start_soon(self._visit, slot)
         return slot
 
-    async def _visit(self, slot: _Slot) -> None:
+    async def _visit(self, slot: Slot) -> None:
         try:
             await self._hold(slot)
         finally:
             self._leave(slot)
 
-    def _leave(self, slot: _Slot) -> None:
+    def _leave(self, slot: Slot) -> None:
         slot.ended = True
         slot.channel = None
         if slot in self._visits:
@@ -490,7 +422,7 @@ class SignalHub:
             slot.scope.cancel()
         self._notify()
 
-    async def _keep_connected(self, slot: _Slot) -> None:
+    async def _keep_connected(self, slot: Slot) -> None:
         pause = BACKOFF_FIRST
         while True:
             if await self._hold(slot):
@@ -500,7 +432,7 @@ class SignalHub:
                 await self._network_changed.wait()
             pause = min(2 * pause, BACKOFF_LIMIT)
 
-    async def _hold(self, slot: _Slot) -> bool:
+    async def _hold(self, slot: Slot) -> bool:
         """One connection, from its opening to its end, whatever ends it.  Returns whether it was a success."""
         since = math.inf
         answered = False
@@ -543,18 +475,18 @@ class SignalHub:
         self._say_lost(slot, was_connected=since != math.inf)
         return answered and trio.current_time() - since >= STABLE
 
-    def _say_late(self, slot: _Slot) -> None:
+    def _say_late(self, slot: Slot) -> None:
         """It was not connected in time: the server did not answer, or nobody told where it is."""
         slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s"
         failure = None if slot.visiting else self.unresolved.get(slot.url.host)
         if failure is not None:
             slot.last_error, slot.unresolved = f"the name cannot be resolved: {failure.why}", True
 
-    def _say_connected(self, slot: _Slot) -> None:
+    def _say_connected(self, slot: Slot) -> None:
         logger.log(logging.INFO if slot.lost else logging.DEBUG, "signal server %s: connected", slot.key)
         slot.lost = False
 
-    def _say_lost(self, slot: _Slot, *, was_connected: bool) -> None:
+    def _say_lost(self, slot: Slot, *, was_connected: bool) -> None:
         """Tell people once that a server of ours cannot be reached, and why: not at each attempt."""
         # A connection that broke is nothing yet: the next one may come up at once.
         tell = not (was_connected or slot.lost or slot.visiting)
@@ -563,7 +495,7 @@ class SignalHub:
         )
         slot.lost = slot.lost or tell
 
-    def _take(self, slot: _Slot, payload: bytes) -> None:
+    def _take(self, slot: Slot, payload: bytes) -> None:
         slot.touch()
         if not self._is_worth_a_place(payload):
             return
@@ -579,12 +511,12 @@ class SignalHub:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _visitable(self, urls: Sequence[ServerUrl]) -> dict[_Place, ServerUrl]:
+    def _visitable(self, urls: Sequence[ServerUrl]) -> dict[Place, ServerUrl]:
         """The first few URLs of a peer that we would visit; what is ours, by scheme, host and port, is none of them."""
         ours = {slot.origin for slot in self._own}
-        found: dict[_Place, ServerUrl] = {}
+        found: dict[Place, ServerUrl] = {}
         for url in urls:
-            place = _place(url)
+            place = place_of(url)
             if place[:3] in ours or not is_plain(url) or len(found) >= MAX_VISITS:
                 continue
             if (self._asyncio or not loads_asyncio(url)) and supports(url):
@@ -618,11 +550,3 @@ def _read(hints: Sequence[str]) -> list[ServerUrl]:
         with suppress(ConfigError):
             urls.append(ServerUrl.parse(hint))
     return urls
-
-
-_Place: TypeAlias = tuple[str, str, int, str]
-
-
-def _place(url: ServerUrl) -> _Place:
-    """What makes two URLs the same server: a hint has neither the login nor the query that our configuration has."""
-    return (url.scheme, url.host_name, url.port, url.path or "/")

@@ -1,0 +1,92 @@
+"""One signal server of a node's hub: where it is, its channel while there is one, and what is known of it."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, TypeAlias, final
+
+import trio
+
+from ..config import ServerUrl
+from .transport import Dial, SignalChannel
+from .visits import IPAddress, MayVisit
+
+__all__ = ["VISIT_IDLE", "Place", "ServerState", "ServerStatus", "Slot", "place_of"]
+
+VISIT_IDLE = 60.0
+"""Seconds after which a visiting channel without traffic is closed."""
+
+Place: TypeAlias = tuple[str, str, int, str]
+
+
+def place_of(url: ServerUrl) -> Place:
+    """What makes two URLs the same server: a hint has neither the login nor the query that our configuration has."""
+    return (url.scheme, url.host_name, url.port, url.path or "/")
+
+
+class ServerState(enum.Enum):
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    """Not connected; the next attempt comes after the back-off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatus:
+    """One server, as the hub sees it.
+
+    Attributes:
+      url: without a password.
+      rtt: seconds to the server and back; None when not connected.
+      last_error: one sentence on why it was last not connected.
+      visiting: the server of a peer, not one of the configuration.
+    """
+
+    url: str
+    state: ServerState
+    rtt: float | None
+    last_error: str | None
+    visiting: bool = False
+
+
+@final
+class Slot:
+    """One server and, when connected, its channel.  Its attributes are the hub's."""
+
+    def __init__(self, url: ServerUrl, *, visiting: bool) -> None:
+        self.url: Final = url
+        self.key: str = url.redacted
+        self.place: Final = place_of(url)
+        self.origin: Final = self.place[:3]
+        self.visiting: Final = visiting
+        self.dial: Dial = trio.open_tcp_stream
+        self.address: IPAddress | None = None
+        self.waiting: deque[bytes] = deque()
+        self.state: ServerState = ServerState.CONNECTING
+        self.channel: SignalChannel | None = None
+        self.last_error: str | None = None
+        self.unresolved: bool = False
+        """`last_error` is that its name cannot be resolved."""
+        self.lost: bool = False
+        """It could not be reached, which people were told."""
+        self.scope: trio.CancelScope | None = None
+        self.last_used: float = trio.current_time() if visiting else 0.0
+        self.sending: int = 0
+        self.ended: bool = False
+
+    def touch(self) -> None:
+        """There was traffic: a visit lasts a minute more."""
+        if self.visiting:
+            self.last_used = trio.current_time()
+            if self.channel is not None and self.scope is not None:
+                self.scope.deadline = self.last_used + VISIT_IDLE
+
+    def leads_where(self, may_visit: MayVisit) -> bool:
+        """Whether a visit leads to an address that may be visited; one that leads nowhere yet was judged on its way."""
+        return self.address is None or may_visit(self.address)
+
+    def status(self) -> ServerStatus:
+        rtt = self.channel.rtt if self.channel is not None else None
+        return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.visiting)
