@@ -159,9 +159,11 @@ def test_config_show_names_its_sources_and_masks_secrets(
         encoding="utf-8",
     )
     monkeypatch.setenv("WARPGATE_LISTEN_PORT", "4433")
+    monkeypatch.setenv("WARPGATE_SERVICE_HOST", "10.96.0.7")  # of Kubernetes, beside a Service of our name
     assert call(["config", "--show", "--config", str(file), "--ephemeral"]) == 0
     text = capfd.readouterr().out
     assert "hunter2" not in text
+    assert "WARPGATE_SERVICE_HOST" not in text
     values = tomllib.loads(text)
     assert values["listen"]["port"] == 4433
     assert values["identity"]["ephemeral"] is True
