@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -168,6 +169,18 @@ async def test_an_address_that_is_taken() -> None:
         with pytest.raises(OSError, match="in use"):
             async with open_ntp(port=server.port):
                 pass
+
+
+async def test_a_family_that_is_switched_off_is_left_out_where_all_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def both(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", (ip, 0)) for ip in ("127.0.0.1", "192.0.2.1")]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", both)
+    async with open_ntp(host=None) as server:
+        assert server.port
+    with pytest.raises(OSError, match="assign requested address"):
+        async with open_ntp(host="both.example"):
+            pass
 
 
 async def test_a_server_survives_what_it_is_sent() -> None:

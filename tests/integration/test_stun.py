@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.cancel_sweep import cuts
+from tests.ports import free_port
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
 from warpgate_trio.nat.stun import (
     BINDING,
@@ -525,6 +526,17 @@ async def test_a_port_that_is_taken() -> None:
         with pytest.raises(OSError, match="in use"):
             async with open_stun_server(port=server.address[1]):
                 raise AssertionError
+
+
+async def test_a_server_that_is_started_again_has_its_port_at_once() -> None:
+    """Although the kernel remembers the connections of the old one there for a minute."""
+    port = free_port()
+    for _ in range(2):
+        async with open_stun_server(port=port) as server, open_stun_stream(server.address) as stream:
+            assert (await query_stream(stream)).mapped == stream.socket.getsockname()
+            await stream.send_all(b"\0" * 20)  # which the server hangs up at, first
+            with pytest.raises(StunError):
+                await query_stream(stream)
 
 
 @pytest.mark.needs("linux")

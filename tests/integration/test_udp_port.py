@@ -322,6 +322,10 @@ async def receiving_is_a_checkpoint_and_loses_nothing_when_cancelled(each: Ends)
         with trio.testing.assert_checkpoints():
             got += await path.receive()
     assert got == [b"\x40%d" % each for each in range(number)]
+    await each.say(b"\x40last")
+    await trio.testing.wait_all_tasks_blocked(0.01)  # so that it is there already, which must make no difference
+    with trio.testing.assert_checkpoints():
+        assert await path.receive() == [b"\x40last"]
 
 
 @check
