@@ -17,6 +17,7 @@ import os
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ FOLDERS = ("integration", "sim", "kernel", "end_to_end", "fuzz")
 DRAWS = re.compile(r"^(?:from|import) (?:hypothesis|socket)\b|\btrio\.socket\b|\bopen_node\b|\bopen_tcp_", re.MULTILINE)
 """What makes a file of tests/unit one that draws or opens sockets."""
 BUSY = "while True: pass"
-FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 ENDED_BY_TESTS = (0, 1)
 """Exit codes of pytest after which its summary says all; others (interrupted, unusable) are failures of their own."""
 
@@ -103,7 +104,7 @@ def run(tests: list[str], jobs: int, limit: float, chance: random.Random) -> Run
             output, _ = process.communicate(timeout=limit)
             code = process.returncode
         except subprocess.TimeoutExpired:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # it ends what it has started
             output, _ = process.communicate()
             code = None
         finally:

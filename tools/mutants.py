@@ -65,6 +65,7 @@ OPERATORS: dict[type[ast.operator], str] = {
     ast.BitOr: "&",
     ast.BitXor: "|",
 }
+NO_END = "no end within"
 IDLE_CALLS = re.compile(r"(?:^|\.)(?:logger|log|warnings)\.\w+$|\.(?:checkpoint|debug|info)$")
 """Calls that no test has to miss."""
 
@@ -231,9 +232,9 @@ def killed_by(tree: Path, tests: list[list[str]], limit: float, seed: int) -> st
                 timeout=limit,
             )
         except subprocess.TimeoutExpired:
-            return f"no end within {limit:.0f} s of {' '.join(some)[:80]}"
+            return f"{NO_END} {limit:.0f} s of {' '.join(some)[:80]}"
         if done.returncode not in (0, 5):  # 5: no tests
-            found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+            found = re.search(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
             return found[1] if found else f"pytest ended with {done.returncode}"
     return None
 
@@ -267,6 +268,7 @@ def main() -> None:
     chosen = [some[row] for row in range(rows) for some in by_file if row < len(some)][: options.count]
     print(f"mutants: {len(chosen)} of {total}, --seed {options.seed}; {len(skipped)} accepted survivors", flush=True)
     survivors: list[Mutant] = []
+    hung = 0
     with tempfile.TemporaryDirectory(prefix="warpgate-mutants-") as folder:
         tree = Path(folder) / "tree"
         copy_of(tree)
@@ -285,12 +287,14 @@ def main() -> None:
             place.write_text(text, encoding="utf-8")
             if killer is None:
                 survivors.append(mutant)
+            hung += killer is not None and killer.startswith(NO_END)
             print(f"      {killer or 'SURVIVED'}  ({time.monotonic() - started:.0f} s)", flush=True)
     for mutant in survivors:
         print(f"\n{mutant.file}:{mutant.line}\n{mutant.difference(texts[mutant.file])}")
     if not options.list:
         killed = len(chosen) - len(survivors)
-        print(f"\nmutants: {len(chosen)} tried, {killed} killed, {len(survivors)} survived; --seed {options.seed}")
+        tried = f"{len(chosen)} tried, {killed} killed ({hung} by the time limit), {len(survivors)} survived"
+        print(f"\nmutants: {tried}; --seed {options.seed}")
     sys.exit(bool(survivors))
 
 

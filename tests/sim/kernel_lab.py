@@ -42,7 +42,7 @@ JOBS: Final = 6
 """Cells at a time."""
 TRIES: Final = 3
 """Of a cell that is about who was first, and when: a busy machine delays now one and now the other."""
-MOST_TRIES: Final = 24
+MOST_TRIES: Final = 12
 """Of a cell whose answer is a time, until two of them agree: a busy machine is late, but hardly twice by the same."""
 AGREE: Final = 0.005
 """Seconds by which those two may differ."""
