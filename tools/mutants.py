@@ -285,6 +285,9 @@ def main() -> None:
             tests = [near[:2], near[2:8], *([] if options.nearest else BROADER)]
             killer = killed_by(tree, tests, options.limit, options.seed)
             place.write_text(text, encoding="utf-8")
+            if killer is not None and killer.startswith("tests/"):
+                again = killed_by(tree, [[killer]], options.limit, options.seed)
+                killer += "" if again is None else f", WHICH IS RED WITHOUT IT TOO: {again}"
             if killer is None:
                 survivors.append(mutant)
             hung += killer is not None and killer.startswith(NO_END)

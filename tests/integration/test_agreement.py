@@ -151,12 +151,13 @@ async def test_a_decision_may_take_longer_than_a_handshake() -> None:
 async def test_a_caller_without_a_commit_has_the_handshake_s_time() -> None:
     async with loopback_node(BOB, config(budgets=Budgets(handshake=0.05)), authorize=anyone) as bob:
         link = await dial(bob, b"s" * 16)
-        with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
             await link.carrier.receive()
         link.close_nowait()
         assert bob.stats().handshakes_failed == 1
 
 
+@pytest.mark.slow("a pinned call's whole time, in which a busy machine gets as far as a COMMIT")
 async def test_a_pinned_call_ends_though_the_peer_is_alive_and_never_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(sock: trio.socket.SocketType) -> None:
         link = await committed(sock)
@@ -167,10 +168,10 @@ async def test_a_pinned_call_ends_though_the_peer_is_alive_and_never_decides(mon
 
         await link.while_waiting(never)  # answers every PING
 
-    monkeypatch.setattr(plugin_registry["direct_connect"], "timeout", 0.05)
-    budgets = Budgets(total=0.1, commit=0.03)
+    monkeypatch.setattr(plugin_registry["direct_connect"], "timeout", 0.5)
+    budgets = Budgets(total=1.0, commit=0.3)
     async with impostor(serve) as port, loopback_node(ALICE, config(budgets=budgets)) as alice:
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             async with expect(Verdict.TIMED_OUT):
                 await alice.connect(address_of(BOB, port=port), plugin="direct_connect")
 
@@ -194,18 +195,18 @@ async def test_strangers_do_not_make_a_node_forget_whose_session_was_spent(monke
             carrier, CAROL, peer_key=BOB.public_key, session_id=session, attempt_id=bytes(16), initiator=True
         )
         with pytest.raises(PeerRefused):
-            await link.commit(epoch=1, link_id=bytes(16), patience=1)
+            await link.commit(epoch=1, link_id=bytes(16), patience=5)
 
     async with loopback_node(BOB, config(), authorize=alice_only) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
         first = await dial(bob, b"s" * 16)
-        await first.commit(epoch=1, link_id=bytes(16), patience=1)
+        await first.commit(epoch=1, link_id=bytes(16), patience=5)
         for number in range(4):
             await stranger(port, number)
         assert len(bob._runtime.inbound._questions) == 2
         second = await dial(bob, b"s" * 16)
         with pytest.raises(PeerRefused) as refused:
-            await second.commit(epoch=2, link_id=bytes(16), patience=1)
+            await second.commit(epoch=2, link_id=bytes(16), patience=5)
         assert refused.value.reason == RefuseReason.SESSION_SPENT
         assert bob.stats().pipes_accepted == 1
         first.close_nowait()
@@ -217,13 +218,13 @@ async def test_remembered_sessions_are_bounded_in_number_and_time(monkeypatch: p
         monkeypatch.setattr("warpgate_trio.inbound.MAX_SESSIONS", 2)
         for number in range(3):
             link = await dial(bob, bytes([number]) * 16)
-            await link.commit(epoch=1, link_id=bytes(16), patience=1)
+            await link.commit(epoch=1, link_id=bytes(16), patience=5)
             link.close_nowait()
         assert [inbound.is_spent(ALICE.public_key, bytes([n]) * 16) for n in range(3)] == [False, True, True]
         monkeypatch.setattr("warpgate_trio.inbound.SESSION_MEMORY", 0.001)
         await trio.sleep(0.002)
         link = await dial(bob, bytes([3]) * 16)
-        await link.commit(epoch=1, link_id=bytes(16), patience=1)
+        await link.commit(epoch=1, link_id=bytes(16), patience=5)
         link.close_nowait()
         assert len(inbound._accepted) == len(inbound._questions) == 1
 

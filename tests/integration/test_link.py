@@ -521,7 +521,7 @@ async def test_a_ping_that_came_with_the_commit_is_answered_while_the_applicatio
     async def decide() -> bool:
         return await peer.hear() == Pong(token=1)
 
-    with trio.fail_after(1):
+    with trio.fail_after(5):
         assert await link.while_waiting(decide)
     link.close_nowait()
     peer.close()
@@ -753,7 +753,7 @@ async def test_the_last_pipe_closed_ends_the_link_on_both_sides() -> None:
         assert not alice.ended.is_set()
         await second.send_all(b"one more")
         await second.aclose()
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             await alice.ended.wait()
             await bob.ended.wait()
         assert [await other.receive_some() for _ in range(2)] == [b"one more", b""]
@@ -813,7 +813,7 @@ async def test_a_link_that_was_ended_before_its_driver_ran() -> None:
 async def test_a_link_that_was_closed_before_its_driver_ran() -> None:
     alice, bob = await proven_links()
     alice.close_nowait()
-    with trio.fail_after(1):
+    with trio.fail_after(5):
         await alice.drive(on_open=lambda _: None, goodbye=1.0)
     bob.close_nowait()
 
@@ -1183,7 +1183,7 @@ async def test_aclose_cancelled_anywhere() -> None:
             await alice.pipe.aclose()
         with pytest.raises(trio.ClosedResourceError):
             await alice.pipe.send_all(b"x")
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             assert await bob.pipe.receive_some() == b"last words"
             assert await bob.pipe.receive_some() == b""
             await alice.ended.wait()

@@ -284,7 +284,7 @@ async def test_a_frozen_broker(mosquitto: Broker) -> None:
         assert (await connection.receive()).payload == b"y"
         mosquitto.freeze()
         closing = trio.current_time()
-    assert trio.current_time() - closing < 1, "paho's own patience is 5 s"
+    assert trio.current_time() - closing < 4, "paho's own patience is 5 s"
 
 
 @pytest.mark.needs("mosquitto")
@@ -351,7 +351,7 @@ async def test_a_black_hole() -> None:
                 async with open_mqtt(ServerUrl.parse(f"mqtt://127.0.0.1:{hole.getsockname()[1]}")):
                     pass
             assert scope.cancelled_caught
-            assert trio.current_time() - start < 1, "paho's own patience is 5 s"
+            assert trio.current_time() - start < 4, "paho's own patience is 5 s"
         finally:
             for filler in fillers:
                 filler.close()
@@ -368,7 +368,7 @@ async def test_a_broker_that_says_nothing(scheme: str) -> None:
             async with open_mqtt(ServerUrl.parse(str(url).replace("mqtt", scheme)), close_timeout=5):
                 pass
         assert scope.cancelled_caught
-        assert trio.current_time() - start < 2, "there was no goodbye to wait for"
+        assert trio.current_time() - start < 4, "there was no goodbye to wait for"
 
 
 @pytest.mark.parametrize(

@@ -146,13 +146,13 @@ async def test_a_node_does_not_wait_for_a_dead_broker(kind: str, mosquitto: Brok
         servers = node_config(websocket=server.url, mqtt=url)
         start = trio.current_time()
         async with loopback_node(BOB, servers, authorize=anyone) as bob, loopback_node(ALICE, servers) as alice:
-            assert trio.current_time() - start < 1
+            assert trio.current_time() - start < 5
             assert all(node.signal_servers[1].state is not ServerState.CONNECTED for node in (alice, bob))
             await alice.wait_signals()
             await bob.wait_signals()
             assert alice.signal_servers[0].state is ServerState.CONNECTED
             await call_back(alice, bob)
-        assert trio.current_time() - start < 2
+        assert trio.current_time() - start < 10
 
 
 @pytest.mark.needs("mosquitto")

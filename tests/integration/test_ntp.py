@@ -160,8 +160,8 @@ async def test_ipv6() -> None:
 
 async def test_nobody_listens() -> None:
     url = ServerUrl.parse(f"ntp://127.0.0.1:{free_port()}")
-    with trio.fail_after(1), pytest.raises(ClockUnavailable, match="refused"):
-        await measure_offset([url], timeout=5, host=machine.current())
+    with trio.fail_after(20), pytest.raises(ClockUnavailable, match="refused"):
+        await measure_offset([url], timeout=60, host=machine.current())
 
 
 async def test_an_address_that_is_taken() -> None:

@@ -345,11 +345,12 @@ async def test_an_address_that_is_not_ours() -> None:
         await TcpPort.open("203.0.113.9")
 
 
+@pytest.mark.slow("as long as a busy machine may take to connect so often")
 async def test_strangers_do_not_fill_more_than_the_backlog() -> None:
     port = await TcpPort.open("127.0.0.1")
     strangers: list[trio.socket.SocketType] = []
     try:
-        with trio.move_on_after(0.1):
+        with trio.move_on_after(1.0):
             for _ in range(4 * BACKLOG):
                 strangers.append(trio.socket.socket())
                 await strangers[-1].connect(port.local)

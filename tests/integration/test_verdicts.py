@@ -277,7 +277,7 @@ async def test_timed_out() -> None:
         await trio.sleep_forever()
 
     async with impostor(serve) as port, loopback_node(ALICE, config()) as alice:
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             async with expect(Verdict.TIMED_OUT):
                 await alice.auto_connect(address_of(BOB, port=port), timeout=0.1)
 

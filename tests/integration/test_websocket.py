@@ -398,7 +398,7 @@ async def test_a_silent_peer_delays_the_exit_by_the_close_timeout() -> None:
     async with tcp_server(handler) as url:
         async with open_websocket(url, max_message=LIMIT, close_timeout=0.05):
             start = trio.current_time()
-        assert 0.04 < trio.current_time() - start < 0.5
+        assert 0.04 < trio.current_time() - start < 5
 
 
 async def test_a_cancelled_exit_waits_for_nobody() -> None:
@@ -511,7 +511,7 @@ async def test_the_servers_end_is_the_clients_end() -> None:
 
         async with server(hold) as url:
             await nursery.start(client, url)
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             await closed.wait()
 
 
