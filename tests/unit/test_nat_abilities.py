@@ -139,6 +139,8 @@ def test_examples() -> None:
     unfiltered = replace(SYM, filtering=Filtering.UNKNOWN)
     assert any(each.startswith("may need a relay") for each in of(unfiltered)[2])
     assert not any("relay" in each for each in of(unfiltered)[1])
+    lets_all_in = replace(SYM, filtering=Filtering.ENDPOINT_INDEPENDENT)
+    assert not any("relay" in each for each in of(lets_all_in, SYM)[2])
     assert any(each.startswith("may meet peers") for each in of(SEQ)[2])
     assert any(each.startswith("leads no packet back in") for each in of(PR)[1])
     assert any(each.startswith("does not punch TCP") for each in of(SYM)[1])

@@ -89,6 +89,15 @@ class TestByHand:
         assert (only.port, only.probability) == (5000, 0.5)
         assert ports(TransportProfile(), seen(5000), local_port=7) == []
 
+    def test_what_keeps_ports_and_may_keep_mappings(self) -> None:
+        """The old mapping or the own port: nothing tells which, unless there is no old one."""
+        keeps = replace(TransportProfile(), allocation=Allocation.PRESERVING)
+        both = predict_ports(keeps, seen(5000), count=2, local_port=40000)
+        assert {(each.port, each.probability) for each in both} == {(5000, 0.5), (40000, 0.5)}
+        (only,) = predict_ports(keeps, count=2, local_port=40000)
+        assert only.port == 40000
+        assert only.probability > 0.9
+
 
 class TestAgainstAllocators:
     """A NAT of the simulator is sampled, classified, predicted; its next mapping is compared with the prediction."""
