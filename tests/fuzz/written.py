@@ -65,7 +65,7 @@ def environment(data: bytes) -> None:
     load_config(env={f"WARPGATE_{name}": value})
 
 
-@target(lambda: [ALICE.private_key_pem(), BOB.private_key_pem()], IdentityError, inputs=2_000)
+@target(lambda: [ALICE.private_key_pem(), BOB.private_key_pem()], IdentityError, inputs=500)
 def key_file(data: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="warpgate-fuzz-") as folder:
         file = Path(folder) / "key"
