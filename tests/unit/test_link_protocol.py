@@ -163,6 +163,14 @@ def test_handshake(a_dials: bool) -> None:
     assert channel.sendable == WINDOW_MIN
 
 
+def test_an_accept_without_credit_gives_none() -> None:
+    pair = Pair()
+    ours = pair.a.protocol.open_channel("", now=pair.now)
+    feed(pair.a, Accept(channel=ours.id, credit=0))
+    assert ours.accepted
+    assert ours.sendable == 0
+
+
 def test_our_own_missteps_are_ours() -> None:
     pair = Pair(open_link=False)
     with pytest.raises(LocalProtocolError, match="COMMIT by the dialer/initiator while the link is fresh"):
