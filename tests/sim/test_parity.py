@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -991,3 +993,11 @@ OF_THIS_MACHINE = [
 @pytest.mark.parametrize("fn", OF_THIS_MACHINE, ids=lambda fn: fn.__name__)
 def test_kernel(fn: Callable[[], Awaitable[None]]) -> None:
     on_kernel(fn)
+
+
+@pytest.mark.slow("another interpreter")
+@pytest.mark.needs("network_namespaces")
+def test_ports_that_others_have_on_some_address_fail_nothing() -> None:
+    command = ["unshare", "--net", sys.executable, "-m", "tests.sim.crowded"]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

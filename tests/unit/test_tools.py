@@ -1,0 +1,119 @@
+"""The project's own tools: what a mutant is, who failed in a run, and how a fault of a fuzzer is told."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.fuzz.mutation import mutated, mutated_msgpack, mutated_text
+from tests.fuzz.registry import Target
+from tests.fuzz.run import Fault, feed
+from tools import flake, mutants
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = '''\
+"""A module."""
+
+from __future__ import annotations
+
+LIMIT: int = 4  # a comment stays
+
+
+def decide(value: int | None, *, rows: list[int]) -> str:
+    """What it does."""
+    if value is not None and value >= LIMIT:
+        rows.append(-value)
+        logger.debug("no test has to miss this")
+    return "ä" + f"{value + 1}" if not rows else "none"
+'''
+
+
+def test_mutants_change_one_piece_of_text_and_can_be_read() -> None:
+    found = mutants.mutants_of("m.py", SOURCE)
+    lines = {mutant.changed_lines(SOURCE)[1] for mutant in found}
+    assert {
+        "LIMIT: int = 5  # a comment stays",
+        "if value is None and value >= LIMIT:",
+        "if value is not None or value >= LIMIT:",
+        "if value is not None and value > LIMIT:",
+        "if True:",
+        "if False:",
+        "if not (value is not None and value >= LIMIT):",
+        "rows.append(value)",
+        "pass",
+        'return "ä" + f"{value + 1}" if rows else "none"',
+        'return "ä" - f"{value + 1}" if not rows else "none"',
+    } <= lines
+    assert not any("logger" in mutant.changed_lines(SOURCE)[0] for mutant in found)
+    for mutant in found:
+        ast.parse(mutant.apply(SOURCE))
+        assert mutant.apply(SOURCE) != SOURCE
+        assert len(mutant.apply(SOURCE).splitlines()) == len(SOURCE.splitlines())
+
+
+def test_every_file_that_is_changed_is_there() -> None:
+    for each in mutants.SOURCES:
+        assert list((ROOT / "warpgate_trio").glob(each)), each
+    for file, _, _ in mutants.accepted():
+        assert (ROOT / file).exists()
+
+
+@pytest.mark.slow("reads all tests")
+def test_the_tests_of_a_module_are_asked_first() -> None:
+    near = mutants.nearest("warpgate_trio/nat/probe.py")
+    assert near[0] == "tests/unit/test_nat_probe.py"
+    assert "tests/integration/test_datagram_race.py" in near
+
+
+def test_who_failed_by_luck_is_named_with_the_seeds() -> None:
+    output = (
+        "ERROR    warpgate_trio.signal:hub.py:1 a line of a log\n"
+        "=== short test summary info ===\n"
+        "FAILED tests/sim/test_kernel.py::test_x[attempt linux skew=0.12] - AssertionError: a - b\n"
+        "ERROR tests/unit/test_y.py::test_y\n"
+    )
+    run = flake.Run(order=1, draws=2, code=1, seconds=3.0, output=output)
+    assert run.failures == ["tests/sim/test_kernel.py::test_x[attempt linux skew=0.12]", "tests/unit/test_y.py::test_y"]
+    assert run.seeds == ["--randomly-seed=1", "--hypothesis-seed=2"]
+    assert flake.Run(1, 2, 0, 3.0, "").failures == []
+    assert flake.Run(1, 2, None, 3.0, "").failures == ["(the run did not end in time)"]
+    assert flake.Run(1, 2, 4, 3.0, "").failures == ["(pytest ended with 4)"]
+    chosen = flake.chosen()
+    assert {"tests/integration", "tests/sim", "tests/unit/test_pipe_laws.py"} <= set(chosen)
+    assert "tests/unit/test_docs.py" not in chosen
+
+
+class Panic(BaseException):
+    """What a panic of Rust is to Python."""
+
+
+@pytest.mark.parametrize("error", [KeyError, Panic])
+def test_a_fuzzer_tells_what_a_target_may_not_raise(error: type[BaseException]) -> None:
+    def raises(data: bytes) -> None:
+        raise error
+
+    target = Target("raises", lambda random: random.randbytes(4), raises, (ValueError,), 1)
+    with pytest.raises(Fault, match=f"{error.__name__}.*\n.*--target raises --seed 7 --input 3") as caught:
+        feed(target, 7, 3)
+    assert Random("7 3").randbytes(4).hex() in str(caught.value)
+
+
+def test_a_fuzzer_lets_pass_what_a_target_may_raise() -> None:
+    def raises(data: bytes) -> None:
+        raise UnicodeError  # a ValueError
+
+    feed(Target("raises", lambda random: b"", raises, (ValueError,), 1), 7, 3)
+
+
+def test_inputs_follow_from_their_seed() -> None:
+    for make in (
+        lambda random: mutated(random, [b"one", b"another"]),
+        lambda random: mutated_text(random, ["one", "another"]),
+        lambda random: mutated_msgpack(random, [b"\x93\x01\xa1a\xc4\x01b"]),
+    ):
+        made = [make(Random(seed)) for seed in range(50)]
+        assert made == [make(Random(seed)) for seed in range(50)]
+        assert len(set(made)) > 25
