@@ -9,6 +9,7 @@ import re
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -152,6 +153,27 @@ async def test_a_certificate_that_cannot_be_read_is_nobodys(
 
 
 # --- what TLS it is ---
+
+
+async def test_a_handshake_of_endless_records_is_given_up() -> None:
+    """OpenSSL takes as many of them as come: a ClientHello in records of one byte each, of a length that never ends."""
+    dialed, accepted = await connect_sockets()
+    serve = TlsCarrier.serve(accepted, CONTEXTS[BOB])
+    hello = b"\x01\x00\xff\xff" + bytes(0xFFFF)
+    records = b"".join(b"\x16\x03\x01\0\x01" + hello[at : at + 1] for at in range(len(hello)))
+
+    async def flood() -> None:
+        with dialed, suppress(OSError):
+            for at in range(0, len(records), 16384):
+                await dialed.send(records[at : at + 16384])
+            await dialed.recv(1)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            with pytest.raises(CarrierError, match=r"more than a TLS handshake takes|no TLS 1\.3"):
+                await serve
+    assert accepted.fileno() == -1
 
 
 async def test_a_client_of_tls_1_2_is_refused() -> None:

@@ -36,8 +36,9 @@ from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.carrier.tls import IDLE_INTERVAL
 from warpgate_trio.errors import PeerRefused, RemoteProtocolError, WrongPeer
 from warpgate_trio.identity import prove
-from warpgate_trio.link import EARLY_DATA_LIMIT, Link, Pipe, RefuseReason
+from warpgate_trio.link import EARLY_DATA_LIMIT, Link, Pipe, RefuseReason, protocol
 from warpgate_trio.link.frames import (
+    TURN_FRAMES,
     Accept,
     Commit,
     Data,
@@ -54,6 +55,7 @@ from warpgate_trio.link.frames import (
     data_header,
     encode,
 )
+from warpgate_trio.link.protocol import CONTROL_BURST
 from warpgate_trio.link.states import LinkState
 
 __all__ = ["carrier_kind"]
@@ -1189,3 +1191,32 @@ async def test_aclose_cancelled_anywhere() -> None:
             await alice.ended.wait()
 
     await sweep_pipes(operation)
+
+
+# --- floods ---
+
+
+@pytest.mark.parametrize("frame", [Ping(token=1), data_header(0, 0)], ids=["ping", "empty data"])
+async def test_a_stranger_that_floods_before_its_commit_is_dropped(frame: Frame | bytes) -> None:
+    dialed, accepted = await carriers()
+    peer = RawPeer(dialed)
+    await peer.say(a_proof(), *([frame] * 200))
+    with trio.fail_after(5), pytest.raises(RemoteProtocolError, match="before the link is open"):
+        bob = await Link.hear_proof(accepted)
+        bob.become(initiator=False)
+        await bob.hear_commit()
+    assert is_closed(accepted)
+    peer.close()
+
+
+async def test_others_have_their_turns_while_a_peer_floods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is left unread once it is ahead of its rate."""
+    monkeypatch.setattr(protocol, "CONTROL_RATE", 1.0)
+    async with linked(goodbye=0.02) as (alice, bob):
+        alice.link.carrier.feed(encode(Ping(token=1)) * (CONTROL_BURST + 100))
+        await alice.pipe.send_all(b"x")
+        turns = 0
+        while not bob.link.protocol.pause(trio.current_time()):
+            turns += 1
+            await trio.lowlevel.checkpoint()
+        assert turns >= CONTROL_BURST / TURN_FRAMES

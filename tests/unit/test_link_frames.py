@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,8 @@ from warpgate_trio.link.frames import (
     MAX_DATA,
     MAX_LABEL,
     MAX_REASON_TEXT,
+    TURN_FRAMES,
+    WORTH_KEEPING,
     Accept,
     Commit,
     Credit,
@@ -208,9 +211,40 @@ def test_payload_is_not_copied() -> None:
     (item,) = read(data_header(0, 32768), payload, payload)
     assert isinstance(item, Data)
     assert all(piece is payload for piece in item.pieces)
-    (item,) = read(data_header(0, 3) + b"abc")
+    (item,) = read(data_header(0, 16372) + payload[:16372])  # a record that begins with the header
     assert isinstance(item, Data)
     assert isinstance(item.pieces[0], memoryview)
+
+
+def test_what_is_kept_of_a_record_keeps_no_more_than_itself() -> None:
+    """A view would keep the whole record, so that a peer could have a multiple of its window held."""
+    filler = encode(Ping(token=1)) * 600
+    for size in (1, 4100, 12_000):
+        record = data_header(0, size) + b"d" * size + filler[: 16384 - 12 - size]
+        item = read(record)[0]
+        assert isinstance(item, Data)
+        assert item.size == size
+        wholes = [piece.obj if isinstance(piece, memoryview) else piece for piece in item.pieces]
+        held = sum(len(cast("bytes", whole)) for whole in wholes)
+        assert held <= size / WORTH_KEEPING
+
+
+# --- turns ---
+
+
+@pytest.mark.parametrize(
+    "frame", [encode(Ping(token=1)), data_header(0, 0), frame_bytes(0x80, b""), data_header(1, 1) + b"x"]
+)
+def test_a_turn_is_so_many_frames_whatever_they_are(frame: bytes) -> None:
+    reader = FrameReader()
+    turns = [reader.feed([frame * 1000, frame * 24])]
+    while reader.has_unread:
+        turns.append(reader.feed([]))
+    assert len(turns) == 1024 // TURN_FRAMES
+    counts = [sum(item.frames if isinstance(item, Data) else 1 for item in turn) for turn in turns]
+    assert sum(counts) + reader.silent == 1024
+    assert max(counts) <= TURN_FRAMES
+    assert reader.feed([encode(Pong(token=7))]) == [Pong(token=7)]
 
 
 # --- any frames, cut anywhere ---

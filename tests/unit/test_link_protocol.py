@@ -13,6 +13,7 @@ from warpgate_trio.errors import LocalProtocolError, RemoteProtocolError
 from warpgate_trio.link import protocol as protocol_module
 from warpgate_trio.link.channel import LOOSE_PIECES, Channel
 from warpgate_trio.link.frames import (
+    HEADER,
     MAX_DATA,
     Accept,
     Commit,
@@ -33,9 +34,13 @@ from warpgate_trio.link.frames import (
     encode,
 )
 from warpgate_trio.link.protocol import (
+    CONTROL_BURST,
+    CONTROL_RATE,
     EARLY_DATA_LIMIT,
+    HANDSHAKE_FRAMES,
     MAX_CHANNELS,
     MAX_OUTBOX,
+    OPEN_COST,
     WINDOW_FLOOR,
     WINDOW_MAX,
     WINDOW_MIN,
@@ -132,6 +137,8 @@ class Pair:
 def feed(side: Side, *frames: Frame | bytes, now: float = 1000.0) -> None:
     """What a peer that follows no rules would send."""
     side.protocol.receive([frame if isinstance(frame, bytes) else encode(frame) for frame in frames], now)
+    while side.protocol.has_unread:
+        side.protocol.receive([], now)
 
 
 def data(channel: int, payload: bytes) -> bytes:
@@ -736,6 +743,131 @@ def test_many_pings_get_one_pong() -> None:
     pair = Pair()
     feed(pair.a, *(Ping(token=token) for token in range(5000)))
     assert pair.a.said() == [Pong(token=4999)]
+
+
+# --- floods ---
+
+NOTHING = HEADER.pack(0x80, 0, 0, 0, 0)
+"""A frame of a type that is skipped."""
+
+
+EARLY = data(0, b"x")
+
+
+@pytest.mark.parametrize(
+    ("stage", "frame"),
+    [
+        *(("proven", frame) for frame in (encode(Ping(token=1)), encode(Pong(token=1)), data_header(0, 0), NOTHING)),
+        *(("committed", frame) for frame in (encode(Ping(token=1)), data_header(0, 0), NOTHING, EARLY)),
+    ],
+)
+def test_before_the_link_is_open_there_are_only_so_many_frames(stage: str, frame: bytes) -> None:
+    pair = Pair(open_link=False)
+    pair.a.protocol.send_proof(PROOF)
+    used = 1
+    if stage == "committed":
+        pair.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=pair.now)
+        used = 2
+    pair.carry()
+    b = pair.b.protocol
+    feed(pair.b, *([frame] * (HANDSHAKE_FRAMES - used)))
+    with pytest.raises(RemoteProtocolError, match="more than 64 frames before the link is open"):
+        feed(pair.b, frame)
+    assert b.channels.get(0) is None or b.channels[0].buffered <= HANDSHAKE_FRAMES
+
+
+def test_frames_before_the_proof_are_counted_too() -> None:
+    pair = Pair(open_link=False)
+    feed(pair.b, NOTHING * HANDSHAKE_FRAMES)
+    with pytest.raises(RemoteProtocolError, match="before the link is open"):
+        feed(pair.b, NOTHING)
+
+
+def test_the_one_who_calls_is_flooded_no_more_than_the_one_who_is_called() -> None:
+    pair = Pair(open_link=False)
+    pair.a.protocol.send_proof(PROOF)
+    pair.carry()
+    with pytest.raises(RemoteProtocolError, match="before the link is open"):
+        feed(pair.a, encode(Ping(token=1)) * (HANDSHAKE_FRAMES + 1))
+
+
+def test_early_data_in_one_frame_and_some_pings_are_no_flood() -> None:
+    pair = Pair(open_link=False)
+    pair.a.protocol.send_proof(PROOF)
+    channel = pair.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=pair.now)
+    pair.a.send(channel, bytes(EARLY_DATA_LIMIT))
+    for _ in range(30):
+        pair.a.flush()
+        pair.a.wire += encode(Ping(token=1))
+    pair.carry()
+    pair.b.protocol.send_accept(now=pair.now)
+    pair.carry()
+    assert pair.a.protocol.state is LinkState.OPEN
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode(Ping(token=1)),
+        encode(Pong(token=1)),
+        data_header(0, 0),
+        NOTHING,
+        encode(Credit(channel=0, limit=5)),
+        encode(Reset(channel=2, code=0)),
+        data(2, b"x"),
+    ],
+    ids=["ping", "pong", "empty", "skipped", "credit", "reset", "data of a channel that ended"],
+)
+def test_who_says_nothing_too_often_is_left_unread_for_a_while(frame: bytes) -> None:
+    pair = Pair()
+    pair.open(pair.b)
+    pair.b.protocol.close_channel(pair.b.protocol.channels[2])
+    pair.carry()
+    a = pair.a.protocol
+    assert 2 not in a.channels
+    pair.now += 10.0
+    feed(pair.a, frame * CONTROL_BURST, now=pair.now)
+    assert a.pause(pair.now) == 0.0
+    feed(pair.a, frame * 500, now=pair.now)
+    assert a.pause(pair.now) == pytest.approx(500 / CONTROL_RATE)
+    assert a.pause(pair.now + 500 / CONTROL_RATE) == 0.0
+    assert a.state is LinkState.OPEN
+    pair.now += 10.0
+    feed(pair.a, frame * CONTROL_BURST, now=pair.now)  # and a quiet time forgives all
+    assert a.pause(pair.now) == 0.0
+
+
+def test_opening_and_closing_is_counted() -> None:
+    pair = Pair()
+    a = pair.a.protocol
+    number = 0
+    while not a.pause(pair.now):
+        number += 2
+        feed(pair.a, Open(channel=number, credit=0, label=""), Reset(channel=number, code=0))
+        a.take_opened()
+        pair.a.said()
+        assert number <= CONTROL_BURST
+    assert number == pytest.approx(2 * CONTROL_BURST / (OPEN_COST + 1), abs=4)
+
+
+def test_data_that_is_paid_for_with_credit_is_never_held_up() -> None:
+    pair = Pair()
+    for _ in range(20):
+        feed(pair.b, data(0, b"x") * 1000)
+        pair.b.read(pair.b.main, pair.now)
+        pair.b.said()
+    assert pair.b.protocol.pause(pair.now) == 0.0
+
+
+def test_a_reader_that_takes_little_holds_little() -> None:
+    """What is left of a piece is a view of it, which must not keep all of it while new credit is given."""
+    pair = Pair()
+    feed(pair.b, data(0, bytes(MAX_DATA)))
+    while pair.b.main.buffered > 1000:
+        pair.b.read(pair.b.main, pair.now, 1000)
+        (piece,) = pair.b.main.buffer
+        whole = piece.obj if isinstance(piece, memoryview) else piece
+        assert len(whole) <= 2 * len(piece)  # type: ignore[arg-type]
 
 
 def test_a_peer_that_makes_us_answer_and_reads_nothing_is_dropped() -> None:

@@ -44,6 +44,9 @@ UNSENT_MAX: Final = 128 * 1024
 what is still to go out when a Pipe is closed.  Linux alone would take megabytes."""
 RECORD: Final = 16 * 1024
 """One TLS record carries at most this much plaintext (RFC 8446 §5.1), and ``SSLObject.read`` returns at most one."""
+HANDSHAKE_MAX: Final = 64 * 1024
+"""Bytes that the other side may send us before the handshake is done.  OpenSSL takes more of records that say nothing;
+a ClientHello has 0.3 to 2 KiB, a server's flight less than 2."""
 IDLE_INTERVAL: Final = 60.0
 """Seconds of silence on TCP before a PING (DESIGN §4.2): well under the 2 h 4 min that RFC 5382 asks of TCP mappings,
 and under the few minutes that real NATs give them."""
@@ -155,6 +158,7 @@ class TlsCarrier:
         return carrier
 
     async def _handshake(self) -> None:
+        room = HANDSHAKE_MAX
         try:
             while True:
                 try:
@@ -167,6 +171,9 @@ class TlsCarrier:
                 data = await self._sock.recv(RECEIVE_MIN)
                 if not data:
                     raise CarrierError(f"{_show(self.remote)} closed the connection during the TLS handshake")
+                room -= len(data)
+                if room < 0:
+                    raise CarrierError(f"{_show(self.remote)} sends more than a TLS handshake takes")
                 self._incoming.write(data)
         except ssl.SSLError as error:
             with contextlib.suppress(trio.BrokenResourceError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, cast, final
 
 from .states import DirectionState
 
@@ -103,7 +103,9 @@ class Channel:
             piece = buffer.popleft()
             if len(piece) > missing:
                 view = memoryview(piece)
-                buffer.appendleft(view[missing:])
+                rest = view[missing:]
+                # A view keeps all of the piece alive, which may be a whole window.
+                buffer.appendleft(rest if 2 * len(rest) > len(cast("bytes", view.obj)) else bytes(rest))
                 piece = view[:missing]
             pieces.append(piece)
             missing -= len(piece)

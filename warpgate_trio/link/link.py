@@ -360,11 +360,17 @@ class Link:
                 self._poked.set()
 
     async def _pump(self) -> None:
-        """Read once and let the protocol see it."""
-        pieces = await self.carrier.receive()
-        if not pieces:
-            raise trio.BrokenResourceError("the peer closed the connection")
+        """Take one turn: read once, unless something was left, and let the protocol see it.  A checkpoint always."""
         protocol = self.protocol
+        if pause := protocol.pause(trio.current_time()):
+            await trio.sleep(pause)  # pacing: its own system holds the peer up meanwhile
+        pieces: list[bytes] = []
+        if protocol.has_unread:
+            await trio.lowlevel.checkpoint()
+        else:
+            pieces = await self.carrier.receive()
+            if not pieces:
+                raise trio.BrokenResourceError("the peer closed the connection")
         protocol.receive(pieces, trio.current_time())
         for channel in protocol.take_touched():
             if channel.observer is not None:

@@ -10,6 +10,12 @@ half of it is used up within two round trips: that is when the window, not the p
 windows of a Link together, and what ended channels still hold unread, stay under 64 MiB; each of the 256 channels can
 always have 128 KiB of that, so many channels start smaller.  Who sends past its limit has its channel reset.
 
+Floods.  DATA is paid for with credit; everything else could be sent for nothing, and costs us more than the peer.
+Before the Link is open, a peer may say `HANDSHAKE_FRAMES` frames, early data included; one more is an error, since
+nobody has asked the application about that peer yet.  From then on a Link has frames that carry nothing for the
+application at `CONTROL_RATE`; `pause` says how long the shell leaves a peer unread that is ahead of that.  Waiting is
+kinder than an error, and costs that peer alone: its own system stops it.
+
 What is ignored on purpose: frames of channels that ended, because the two sides' ends cross on the wire.
 """
 
@@ -55,6 +61,16 @@ MAX_CHANNELS: Final = 256
 """Channels alive at once on a Link: bounds what a peer can make us remember."""
 EARLY_DATA_LIMIT: Final = 64 * 1024
 """Bytes that may ride behind a COMMIT before it is accepted (DESIGN §4.2)."""
+HANDSHAKE_FRAMES: Final = 64
+"""Frames of a peer before the Link is open, 1 KiB each at most, and the early data.  It has PROOF, COMMIT, one DATA and
+some PINGs to say."""
+CONTROL_RATE: Final = 100_000.0
+"""Frames per second that are no DATA for a channel that stands: they cost what bulk costs, a fifth of a core.  A
+transfer of 1 GB/s needs 2,000 of them for its credit, and who asks for a PONG waits for it."""
+CONTROL_BURST: Final = 4096
+"""Of them at once: all channels opened, written to and closed, once over."""
+OPEN_COST: Final = 8
+"""Frames that an OPEN counts for, since it makes a channel: 12,500 a second, ten times what Python can do with them."""
 MAX_OUTBOX: Final = 2048
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
 MISSES: Final = 3
@@ -89,7 +105,11 @@ class LinkProtocol:
         self.failure: Exception | None = None
         self._dialer = dialer
         self._initiator = initiator
+        self._roles = _roles(dialer=dialer, initiator=initiator)
         self._reader = FrameReader()
+        self._frames = 0  # of the peer's, before the Link is open
+        self._control = float(CONTROL_BURST)  # what it may say now; below zero it is ahead of its rate
+        self._control_at = now
         self._held: list[Item] = []
         self._outbox: list[bytes] = []
         self._credits: dict[int, int] = {}
@@ -117,17 +137,12 @@ class LinkProtocol:
         if self._initiator is not None and self._initiator is not initiator:
             raise LocalProtocolError("the session's roles are settled already")
         self._initiator = initiator
+        self._roles = _roles(dialer=self._dialer, initiator=initiator)
         held, self._held = self._held, []
         self._take_items(held, now)
 
-    def _roles(self, *, ours: bool) -> frozenset[Role]:
-        roles = {Role.DIALER if self._dialer is ours else Role.LISTENER}
-        if self._initiator is not None:
-            roles.add(Role.INITIATOR if self._initiator is ours else Role.RESPONDER)
-        return frozenset(roles)
-
     def _step(self, kind: FrameType, *, ours: bool) -> None:
-        self.state = next_link_state(self.state, self._roles(ours=ours), kind, ours=ours)
+        self.state = next_link_state(self.state, self._roles[ours], kind, ours=ours)
 
     # -- handshake, our part -----------------------------------------------------------------------------------------
 
@@ -340,9 +355,32 @@ class LinkProtocol:
         """
         self._heard_at = now
         self._misses = 0
-        self._take_items(self._reader.feed(pieces), now)
+        self._control = min(CONTROL_BURST, self._control + max(0.0, now - self._control_at) * CONTROL_RATE)
+        self._control_at = now
+        items = self._reader.feed(pieces)
+        silent, self._reader.silent = self._reader.silent, 0
+        self._count(silent)
+        self._take_items(items, now)
         if len(self._outbox) > MAX_OUTBOX:
             raise RemoteProtocolError("the peer makes us answer but does not read the answers")
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether `receive` left something for its next turn, which wants no new bytes."""
+        return self._reader.has_unread
+
+    def pause(self, now: float) -> float:
+        """Seconds for which the peer is to be left unread: it says more than it may."""
+        return max(0.0, self._control_at - self._control / CONTROL_RATE - now)
+
+    def _count(self, frames: int) -> None:
+        """Frames of the peer that are not paid for with credit."""
+        if self.state is LinkState.OPEN:
+            self._control -= frames
+            return
+        self._frames += frames
+        if self._frames > HANDSHAKE_FRAMES:
+            raise RemoteProtocolError(f"more than {HANDSHAKE_FRAMES} frames before the link is open")
 
     def _take_items(self, items: list[Item], now: float) -> None:
         for index, item in enumerate(items):
@@ -359,11 +397,14 @@ class LinkProtocol:
     def _receive_data(self, data: Data) -> None:
         if self.state is not LinkState.OPEN:
             self._step(FrameType.DATA, ours=False)
+            self._count(data.frames)
         channel = self.channels.get(data.channel)
         if channel is None:
             self._check_was_open(data.channel)
+            self._count(data.frames)
             return
         if channel.incoming is not DirectionState.FLOWING:
+            self._count(data.frames)
             channel.incoming = next_direction_state(channel.incoming, FrameType.DATA, ours=False)
             return
         channel.received += data.size
@@ -388,6 +429,7 @@ class LinkProtocol:
 
     def _receive_frame(self, frame: Frame, now: float) -> None:
         kind = _KIND[type(frame)]
+        self._count(OPEN_COST if kind is FrameType.OPEN else 1)
         self._step(kind, ours=False)
         if isinstance(frame, Ping):
             self._pong = frame.token
@@ -521,6 +563,17 @@ class LinkProtocol:
     def silence(self, now: float) -> float:
         """Seconds since the peer was last heard."""
         return now - self._heard_at
+
+
+def _roles(*, dialer: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
+    """The roles of the peer (False) and ours (True)."""
+    found: dict[bool, frozenset[Role]] = {}
+    for ours in (False, True):
+        roles = {Role.DIALER if dialer is ours else Role.LISTENER}
+        if initiator is not None:
+            roles.add(Role.INITIATOR if initiator is ours else Role.RESPONDER)
+        found[ours] = frozenset(roles)
+    return found
 
 
 _KIND: Final[dict[type, FrameType]] = {
