@@ -108,7 +108,7 @@ class NameCache:
     def is_due(self, name: str, now: float) -> bool:
         """Whether it is time to look a name up (again)."""
         entry = self._entries.get(name)
-        return entry is None or (now - entry.found_at > FRESH and now - entry.failed_at > RETRY)
+        return entry is None or (now - entry.found_at > FRESH and now - entry.failed_at >= RETRY)
 
     def failure(self, name: str) -> str | None:
         """Why the last lookup failed; None where it did not, or there was none."""

@@ -60,8 +60,8 @@ def test_a_failure_takes_nothing_away_and_is_not_asked_about_at_once() -> None:
     cache.failed("one", "no DNS", 100.0)
     assert cache.addresses("one", 100.0) == ONE
     assert cache.failure("one") == "no DNS"
-    assert not cache.is_due("one", 100.0 + RETRY)
-    assert cache.is_due("one", 100.1 + RETRY)
+    assert not cache.is_due("one", 99.9 + RETRY)
+    assert cache.is_due("one", 100.0 + RETRY)
     cache.found("one", TWO, 102.0)
     assert cache.addresses("one", 102.0) == TWO
     assert cache.failure("one") is None
