@@ -186,7 +186,7 @@ def test_a_full_disk_is_no_success(command: list[str]) -> None:
             text=True,
             check=False,
         )
-    assert done.returncode == 74
+    assert done.returncode == 4
     assert done.stderr.endswith("error: stdout cannot be written: No space left on device\n")
 
 

@@ -28,9 +28,7 @@ class ExitCode(IntEnum):
     REFUSED = 3
     """The peer was reached and said no."""
     BROKEN = 4
-    """There was a Pipe, and it broke, or the echo was wrong."""
-    OUTPUT = 74
-    """stdout could not be written, on a full disk, say (EX_IOERR of sysexits.h)."""
+    """There was a Pipe, and it broke, or the echo was wrong; or stdout could not be written, on a full disk, say."""
     INTERNAL = 70
     """A fault of this program (EX_SOFTWARE of sysexits.h)."""
     INTERRUPTED = 130
@@ -64,7 +62,7 @@ def output_error(error: OSError) -> Exception:
     """What to raise where writing to stdout has failed: nobody reads, or what was asked for got lost."""
     if error.errno in _OUTPUT_GONE:
         return OutputClosed()
-    return CommandFailed(ExitCode.OUTPUT, f"stdout cannot be written: {error.strerror or error}")
+    return CommandFailed(ExitCode.BROKEN, f"stdout cannot be written: {error.strerror or error}")
 
 
 _REFUSALS: Final = frozenset({"refused", "not_accepting", "busy"})
