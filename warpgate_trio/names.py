@@ -27,7 +27,8 @@ from typing import Final, final
 
 import trio
 
-from .nurseries import leaves, open_background_nursery
+from .nurseries import open_background_nursery
+from .staggered import open_first_tcp_stream
 
 __all__ = [
     "FRESH",
@@ -38,7 +39,6 @@ __all__ = [
     "RETRY",
     "SETTLE",
     "SLOW",
-    "STAGGER",
     "NameCache",
     "NameFailure",
     "Names",
@@ -64,9 +64,6 @@ RETRY: Final = 1.0
 but a node that has just woken up waits for its network."""
 SETTLE: Final = 0.2
 """Seconds that further names are waited for where one is known: several times what a resolver nearby takes."""
-STAGGER: Final = 0.25
-"""Seconds from one address that is connected to to the next, the Connection Attempt Delay of RFC 8305 §5; none after a
-failure."""
 SLOW: Final = 1.0
 """Seconds under way from which a lookup is said to have failed, in reports: what is slower than that spoils a punch."""
 
@@ -240,31 +237,7 @@ class Names:
         if not addresses:
             failure = self.failures([host]).get(host)
             raise trio.socket.gaierror(trio.socket.EAI_AGAIN, "no address" if failure is None else failure.why)
-        streams: list[trio.SocketStream] = []
-        errors: list[BaseException] = []
-
-        async def attempt(address: str, failed: trio.Event) -> None:
-            try:
-                streams.append(await trio.open_tcp_stream(address, port))
-            except OSError as error:
-                errors.extend(leaves(error.__cause__ or error))  # out of the group that Trio makes of a single one
-                failed.set()
-            else:
-                nursery.cancel_scope.cancel()
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for address in _alternating(addresses):
-                    failed = trio.Event()
-                    nursery.start_soon(attempt, address, failed)
-                    with trio.move_on_after(STAGGER):
-                        await failed.wait()
-            if not streams:
-                raise OSError(f"all attempts to connect to {host}:{port} failed") from BaseExceptionGroup("", errors)
-            return streams.pop(0)
-        finally:
-            for stream in streams:  # a dead heat, or a cancellation in the moment of success
-                stream.socket.close()
+        return await open_first_tcp_stream(_alternating(addresses), port, host=host)
 
     def failures(self, names: Iterable[str]) -> dict[str, NameFailure]:
         """Those of these names whose last lookup has failed, or is slow, and why.  Looks nothing up."""

@@ -9,23 +9,21 @@ that was judged, so that a name cannot lead to another one a moment later.  The 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
 import trio
 
 from ..server_url import ServerUrl
+from ..staggered import open_first_tcp_stream
 
-__all__ = ["MAX_ADDRESSES", "STAGGER", "IPAddress", "MayVisit", "is_plain", "open_judged_stream"]
+__all__ = ["MAX_ADDRESSES", "IPAddress", "MayVisit", "is_plain", "open_judged_stream"]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 MayVisit: TypeAlias = Callable[[IPAddress], bool]
 """Whether a connection may be opened to an address for the peer in question."""
 MAX_ADDRESSES: Final = 4
 """Of one name that are tried."""
-STAGGER: Final = 0.25
-"""Seconds from one address to the next, the Connection Attempt Delay of RFC 8305; none after a failure."""
 
 
 def is_plain(url: ServerUrl) -> bool:
@@ -44,33 +42,4 @@ async def open_judged_stream(host: str, port: int, *, may_visit: MayVisit) -> tr
     judged = [each for each in addresses if may_visit(each)][:MAX_ADDRESSES]
     if not judged:
         raise OSError(f"{host} leads to {', '.join(map(str, addresses))}, where this peer may not send us")
-    streams: list[trio.SocketStream] = []
-    errors: list[OSError] = []
-
-    async def attempt(address: IPAddress, failed: trio.Event) -> None:
-        try:
-            stream = await trio.open_tcp_stream(str(address), port)
-        except OSError as error:
-            errors.append(error)
-            failed.set()
-            return
-        streams.append(stream)
-        nursery.cancel_scope.cancel()
-
-    try:
-        async with trio.open_nursery() as nursery:
-            for address in judged:
-                failed = trio.Event()
-                nursery.start_soon(partial(attempt, address, failed))
-                with trio.move_on_after(STAGGER):
-                    await failed.wait()
-        if not streams:
-            raise errors[0]
-    except BaseException:
-        for stream in streams:
-            await trio.aclose_forcefully(stream)
-        raise
-    winner, *others = streams
-    for stream in others:
-        await trio.aclose_forcefully(stream)
-    return winner
+    return await open_first_tcp_stream(map(str, judged), port, host=host)
