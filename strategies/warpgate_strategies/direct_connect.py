@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from warpgate_trio.carrier import TlsCarrier
+from warpgate_trio.carrier.segments import clamp_segments
 from warpgate_trio.plugin import IP4, TCP, Message, Plugin, RouteType, register
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ async def dial(plugin: Plugin) -> Carrier:
     family = trio.socket.AF_INET if plugin.af == IP4 else trio.socket.AF_INET6
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     try:
+        clamp_segments(sock, str(plugin.dest.ip))
         if plugin.src is not None:
             await sock.bind((str(plugin.src), 0))
         await sock.connect((str(plugin.dest.ip), plugin.dest.port))

@@ -171,7 +171,7 @@ async def test_a_handshake_of_endless_records_is_given_up() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
-            with pytest.raises(CarrierError, match=r"more than a TLS handshake takes|no TLS 1\.3"):
+            with pytest.raises(CarrierError, match="more than a TLS handshake takes"):
                 await serve
     assert accepted.fileno() == -1
 

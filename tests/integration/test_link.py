@@ -36,7 +36,8 @@ from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.carrier.tls import IDLE_INTERVAL
 from warpgate_trio.errors import PeerRefused, RemoteProtocolError, WrongPeer
 from warpgate_trio.identity import prove
-from warpgate_trio.link import EARLY_DATA_LIMIT, Link, Pipe, RefuseReason, protocol
+from warpgate_trio.link import EARLY_DATA_LIMIT, Link, Pipe, RefuseReason, budget
+from warpgate_trio.link.budget import CONTROL_BURST
 from warpgate_trio.link.frames import (
     TURN_FRAMES,
     Accept,
@@ -55,7 +56,6 @@ from warpgate_trio.link.frames import (
     data_header,
     encode,
 )
-from warpgate_trio.link.protocol import CONTROL_BURST
 from warpgate_trio.link.states import LinkState
 
 __all__ = ["carrier_kind"]
@@ -1211,7 +1211,7 @@ async def test_a_stranger_that_floods_before_its_commit_is_dropped(frame: Frame 
 
 async def test_others_have_their_turns_while_a_peer_floods(monkeypatch: pytest.MonkeyPatch) -> None:
     """And it is left unread once it is ahead of its rate."""
-    monkeypatch.setattr(protocol, "CONTROL_RATE", 1.0)
+    monkeypatch.setattr(budget, "CONTROL_RATE", 1.0)
     async with linked(goodbye=0.02) as (alice, bob):
         alice.link.carrier.feed(encode(Ping(token=1)) * (CONTROL_BURST + 100))
         await alice.pipe.send_all(b"x")

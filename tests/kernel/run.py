@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import tempfile
 from collections import deque
@@ -95,6 +96,7 @@ async def pair(
     transport: Transport | None = None,
     rtt: float = RTT,
     echo: int = ECHO,
+    largest: int | None = None,
     wire: Wire | None = None,
     second_host: bool = False,
     serve: Sequence[str] = (),
@@ -109,6 +111,7 @@ async def pair(
       phases: for ``--phases``; all if empty.
       transport: the only one that there is between the homes.
       echo: bytes to echo; 0 for no test.
+      largest: bytes of the largest packet that passes between the homes; what is larger vanishes, and nobody is told.
       second_host: give the server its second address, ``--second-host``.
       serve, listen, connect: more arguments, in front of which ours stand.
       settings: more lines for the configuration of both nodes.
@@ -119,6 +122,9 @@ async def pair(
             wire = stack.enter_context(Wire())
         lab = await stack.enter_async_context(open_lab(wire, kind_a, kind_b, rtt=rtt, only=transport))
         a, b = lab.homes
+        if largest is not None:
+            outside = socket.inet_aton(SERVER)
+            lab.internet.drop = lambda packet: len(packet) > largest and outside not in (packet[12:16], packet[16:20])
         if logs is not None:
             stack.push_async_callback(_keep, lab, logs)
             lab.internet.trace = deque(maxlen=TRACE)

@@ -11,9 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from warpgate_trio.errors import LocalProtocolError, RemoteProtocolError
 from warpgate_trio.link import protocol as protocol_module
+from warpgate_trio.link.budget import CONTROL_BURST, CONTROL_RATE, HANDSHAKE_FRAMES, OPEN_COST
 from warpgate_trio.link.channel import LOOSE_PIECES, Channel
 from warpgate_trio.link.frames import (
     HEADER,
+    MAX_CONTROL,
     MAX_DATA,
     Accept,
     Commit,
@@ -32,15 +34,12 @@ from warpgate_trio.link.frames import (
     ResetCode,
     data_header,
     encode,
+    padding,
 )
 from warpgate_trio.link.protocol import (
-    CONTROL_BURST,
-    CONTROL_RATE,
     EARLY_DATA_LIMIT,
-    HANDSHAKE_FRAMES,
     MAX_CHANNELS,
     MAX_OUTBOX,
-    OPEN_COST,
     WINDOW_FLOOR,
     WINDOW_MAX,
     WINDOW_MIN,
@@ -743,6 +742,43 @@ def test_many_pings_get_one_pong() -> None:
     pair = Pair()
     feed(pair.a, *(Ping(token=token) for token in range(5000)))
     assert pair.a.said() == [Pong(token=4999)]
+
+
+# --- the padding ---
+
+
+@pytest.mark.parametrize("a_dials", [True, False])
+def test_what_each_side_says_first_comes_behind_a_full_segment(a_dials: bool) -> None:
+    """The stream is in order, so where a full segment does not pass there is no COMMIT, or no ACCEPT."""
+    now = 0.0
+    ends = [
+        LinkProtocol(dialer=x is a_dials, initiator=x, now=now, idle_interval=IDLE, padded=True) for x in (True, False)
+    ]
+    a, b = ends
+    said: dict[bool, list[bytes]] = {True: [], False: []}
+
+    def carry() -> None:
+        for sender, receiver, side in ((a, b, True), (b, a, False)):
+            if data := sender.take_outbox():
+                said[side].append(data)
+                receiver.receive([data], now)
+
+    (a if a_dials else b).send_proof(PROOF)
+    carry()
+    a.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=now)
+    carry()
+    b.send_accept(now=now)
+    carry()
+    assert a.state is b.state is LinkState.OPEN
+    for side in (True, False):
+        first, *rest = said[side]
+        assert first.index(bytes(MAX_CONTROL)) < 20  # nothing but a header before it
+        assert len(first) > 1460
+        assert all(len(each) < 200 for each in rest)
+
+
+def test_the_padding_is_skipped_by_who_does_not_know_it() -> None:
+    assert FrameReader().feed([padding()]) == []
 
 
 # --- floods ---

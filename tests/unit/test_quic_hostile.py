@@ -39,8 +39,10 @@ def listener() -> QuicProtocol:
 
 
 def hello_of(dialer: QuicProtocol) -> tuple[bytes, bytes, bytes]:
-    """Its first datagram: destination, source, ClientHello."""
-    return open_initial(dialer.transmit(0.0)[0])
+    """Of its first flight: destination, source, ClientHello."""
+    opened = [open_initial(datagram) for datagram in dialer.transmit(0.0)]
+    destination, source, _ = opened[0]
+    return destination, source, b"".join(part for _, _, part in opened)
 
 
 def first_flight(hello: bytes, *, destination: bytes = b"anywhere") -> list[bytes]:

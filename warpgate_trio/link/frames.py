@@ -51,6 +51,7 @@ __all__ = [
     "data_header",
     "decode",
     "encode",
+    "padding",
     "parse_header",
 ]
 
@@ -227,6 +228,14 @@ def encode(frame: Frame) -> bytes:
     """One whole frame, header and payload."""
     kind, channel, payload = _ENCODERS[type(frame)](frame)
     return HEADER.pack(kind, 0, 0, channel, len(payload)) + payload
+
+
+def padding() -> bytes:
+    """Frames that say nothing (PAD, 0x80, which is skipped), more than a full segment of them."""
+    return 2 * (HEADER.pack(_PAD, 0, 0, 0, MAX_CONTROL) + bytes(MAX_CONTROL))
+
+
+_PAD: Final = 0x80
 
 
 def _with_text(head: struct.Struct, value: int, text: str, limit: int) -> bytes:

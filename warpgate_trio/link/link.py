@@ -68,6 +68,7 @@ class Link:
             initiator=initiator,
             now=trio.current_time(),
             idle_interval=carrier.idle_interval,
+            padded=carrier.name != "quic",  # which pads its own first datagrams
         )
         self.peer_key = peer_key
         self.session_id = session_id

@@ -10,12 +10,6 @@ half of it is used up within two round trips: that is when the window, not the p
 windows of a Link together, and what ended channels still hold unread, stay under 64 MiB; each of the 256 channels can
 always have 128 KiB of that, so many channels start smaller.  Who sends past its limit has its channel reset.
 
-Floods.  DATA is paid for with credit; everything else could be sent for nothing, and costs us more than the peer.
-Before the Link is open, a peer may say `HANDSHAKE_FRAMES` frames, early data included; one more is an error, since
-nobody has asked the application about that peer yet.  From then on a Link has frames that carry nothing for the
-application at `CONTROL_RATE`; `pause` says how long the shell leaves a peer unread that is ahead of that.  Waiting is
-kinder than an error, and costs that peer alone: its own system stops it.
-
 What is ignored on purpose: frames of channels that ended, because the two sides' ends cross on the wire.
 """
 
@@ -25,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+from .budget import OPEN_COST, FrameBudget
 from .channel import LOOSE_PIECES, Channel
 from .frames import (
     Accept,
@@ -46,6 +41,7 @@ from .frames import (
     Reset,
     ResetCode,
     encode,
+    padding,
 )
 from .states import DirectionState, LinkState, Role, next_direction_state, next_link_state
 
@@ -61,16 +57,6 @@ MAX_CHANNELS: Final = 256
 """Channels alive at once on a Link: bounds what a peer can make us remember."""
 EARLY_DATA_LIMIT: Final = 64 * 1024
 """Bytes that may ride behind a COMMIT before it is accepted (DESIGN §4.2)."""
-HANDSHAKE_FRAMES: Final = 64
-"""Frames of a peer before the Link is open, 1 KiB each at most, and the early data.  It has PROOF, COMMIT, one DATA and
-some PINGs to say."""
-CONTROL_RATE: Final = 100_000.0
-"""Frames per second that are no DATA for a channel that stands: they cost what bulk costs, a fifth of a core.  A
-transfer of 1 GB/s needs 2,000 of them for its credit, and who asks for a PONG waits for it."""
-CONTROL_BURST: Final = 4096
-"""Of them at once: all channels opened, written to and closed, once over."""
-OPEN_COST: Final = 8
-"""Frames that an OPEN counts for, since it makes a channel: 12,500 a second, ten times what Python can do with them."""
 MAX_OUTBOX: Final = 2048
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
 MISSES: Final = 3
@@ -93,9 +79,13 @@ class LinkProtocol:
       initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read (DESIGN §4.2).
       now: a monotonic time in seconds, as in every method.
       idle_interval: seconds of silence before a PING.
+      padded: what we say first comes behind a full segment, so that nobody wins on a path that carries none: PROOF of
+        the dialler; COMMIT or ACCEPT of the other side.
     """
 
-    def __init__(self, *, dialer: bool, initiator: bool | None, now: float, idle_interval: float) -> None:
+    def __init__(
+        self, *, dialer: bool, initiator: bool | None, now: float, idle_interval: float, padded: bool = False
+    ) -> None:
         self.state: LinkState = LinkState.FRESH
         self.channels: dict[int, Channel] = {}
         self.proof: Proof | None = None
@@ -104,12 +94,11 @@ class LinkProtocol:
         self.rtt: float | None = None
         self.failure: Exception | None = None
         self._dialer = dialer
+        self._padding = padding() if padded else b""
         self._initiator = initiator
         self._roles = _roles(dialer=dialer, initiator=initiator)
         self._reader = FrameReader()
-        self._frames = 0  # of the peer's, before the Link is open
-        self._control = float(CONTROL_BURST)  # what it may say now; below zero it is ahead of its rate
-        self._control_at = now
+        self._budget = FrameBudget(now)
         self._held: list[Item] = []
         self._outbox: list[bytes] = []
         self._credits: dict[int, int] = {}
@@ -149,7 +138,7 @@ class LinkProtocol:
     def send_proof(self, proof: Proof) -> None:
         self._step(FrameType.PROOF, ours=True)
         self.proof = proof
-        self._outbox.append(encode(proof))
+        self._say_first(encode(proof))
 
     def send_commit(self, *, session_id: bytes, link_id: bytes, epoch: int, now: float) -> Channel:
         """Choose this carrier; the main channel may carry `EARLY_DATA_LIMIT` bytes at once.
@@ -162,7 +151,7 @@ class LinkProtocol:
         channel.outgoing, channel.send_limit = DirectionState.FLOWING, EARLY_DATA_LIMIT
         self._next_id = 1
         self.commit = Commit(session_id=session_id, link_id=link_id, epoch=epoch, credit=channel.receive_limit)
-        self._outbox.append(encode(self.commit))
+        self._say_first(encode(self.commit))
         return channel
 
     def send_accept(self, *, now: float) -> Channel:
@@ -173,8 +162,13 @@ class LinkProtocol:
         channel.accepted = True
         channel.receive_limit = channel.received + channel.window
         channel.granted_at = now
-        self._outbox.append(encode(Accept(channel=0, credit=channel.receive_limit)))
+        self._say_first(encode(Accept(channel=0, credit=channel.receive_limit)))
         return channel
+
+    def _say_first(self, frame: bytes) -> None:
+        """A frame of the handshake, the first one behind the padding: the stream is in order."""
+        self._outbox += [self._padding, frame] if self._padding else [frame]
+        self._padding = b""
 
     def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
         """Say no to the session; the Link ends."""
@@ -355,8 +349,7 @@ class LinkProtocol:
         """
         self._heard_at = now
         self._misses = 0
-        self._control = min(CONTROL_BURST, self._control + max(0.0, now - self._control_at) * CONTROL_RATE)
-        self._control_at = now
+        self._budget.earn(now)
         items = self._reader.feed(pieces)
         silent, self._reader.silent = self._reader.silent, 0
         self._count(silent)
@@ -371,16 +364,11 @@ class LinkProtocol:
 
     def pause(self, now: float) -> float:
         """Seconds for which the peer is to be left unread: it says more than it may."""
-        return max(0.0, self._control_at - self._control / CONTROL_RATE - now)
+        return self._budget.pause(now)
 
     def _count(self, frames: int) -> None:
         """Frames of the peer that are not paid for with credit."""
-        if self.state is LinkState.OPEN:
-            self._control -= frames
-            return
-        self._frames += frames
-        if self._frames > HANDSHAKE_FRAMES:
-            raise RemoteProtocolError(f"more than {HANDSHAKE_FRAMES} frames before the link is open")
+        self._budget.count(frames, link_open=self.state is LinkState.OPEN)
 
     def _take_items(self, items: list[Item], now: float) -> None:
         for index, item in enumerate(items):

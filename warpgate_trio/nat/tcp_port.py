@@ -18,6 +18,7 @@ from typing import Final, Self, final
 
 import trio
 
+from ..carrier.segments import clamp_segments
 from ..errors import StunError
 from .stun import TransportAddress
 from .stun_client import query_stream, share_port
@@ -61,6 +62,7 @@ class TcpPort:
         listener = trio.socket.socket(trio.socket.AF_INET6 if ":" in ip else trio.socket.AF_INET)
         try:
             share_port(listener)
+            clamp_segments(listener, ip)
             await listener.bind((ip, port))
             listener.listen(BACKLOG)
             name = listener.getsockname()
@@ -115,6 +117,7 @@ class TcpPort:
         sock = trio.socket.socket(self._family)
         try:
             share_port(sock)
+            clamp_segments(sock, remote[0])
             await sock.bind(self.local)
             on_start()
             await sock.connect(remote)

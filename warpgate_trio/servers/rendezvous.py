@@ -16,6 +16,7 @@ from typing import NoReturn, final
 import trio
 
 from .. import host as machine
+from ..carrier.segments import clamp_segments
 from ..config import ServerUrl
 from ..nurseries import open_background_nursery
 from ..proxies import TrustedProxies
@@ -211,6 +212,8 @@ async def serve_rendezvous(
     listeners = await trio.open_tcp_listeners(port, host=host)
     try:
         names = [listener.socket.getsockname() for listener in listeners]
+        for listener, name in zip(listeners, names, strict=True):  # before the first SYN that is answered
+            clamp_segments(listener.socket, name[0])
         scheme = "ws" if ssl_context is None else "wss"
         urls = tuple(f"{scheme}://{f'[{name[0]}]' if ':' in name[0] else name[0]}:{name[1]}" for name in names)
         async with trio.open_nursery() as nursery:

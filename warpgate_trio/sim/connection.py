@@ -160,7 +160,12 @@ class Listener:
         if len(self.queue) > self._backlog:
             self.host.drop(syn, "backlog full")
             return
-        options = Options(self.options.ttl, self.options.send_buffer, self.options.receive_buffer)
+        options = Options(
+            self.options.ttl,
+            self.options.send_buffer,
+            self.options.receive_buffer,
+            max_segment=self.options.max_segment,
+        )
         share = Binding(
             syn.dst[0],
             syn.dst[1],

@@ -23,11 +23,14 @@ TCP: Final = socket.IPPROTO_TCP
 
 SO_REUSEPORT: Final = getattr(socket, "SO_REUSEPORT", 15)  # Windows has none
 TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+TCP_MAXSEG: Final = getattr(socket, "TCP_MAXSEG", 2)
 IP_MTU_DISCOVER: Final = getattr(socket, "IP_MTU_DISCOVER", 10)
 IPV6_MTU_DISCOVER: Final = getattr(socket, "IPV6_MTU_DISCOVER", 23)
 IP_MTU: Final = getattr(socket, "IP_MTU", 14)
 PMTUDISC_DO: Final = 2
 _MAX_TTL: Final = 255
+_MIN_SEGMENT: Final = 88  # TCP_MIN_MSS
+_MAX_SEGMENT: Final = 32767  # MAX_TCP_WINDOW
 _MIN_BUFFER: Final = 2304  # SOCK_MIN_RCVBUF
 
 Key = tuple[int, int]
@@ -63,6 +66,12 @@ def _multicast_ttl(value: int) -> int:
     return value
 
 
+def _max_segment(value: int) -> int:
+    if value and not _MIN_SEGMENT <= value <= _MAX_SEGMENT:
+        raise os_error(errno.EINVAL)
+    return value
+
+
 def _buffer(value: int) -> int:
     return 2 * max(value, _MIN_BUFFER // 2)  # the kernel doubles it, for its own needs
 
@@ -94,9 +103,8 @@ def _make_table(stream: bool, v6: bool) -> dict[Key, tuple[int, Callable[[int], 
     if stream:
         table[TCP, socket.TCP_NODELAY] = (0, _flag)
         table[TCP, TCP_NOTSENT_LOWAT] = (0, _any)
-        _optional(
-            table, TCP, "TCP_KEEPIDLE TCP_KEEPINTVL TCP_KEEPCNT TCP_USER_TIMEOUT TCP_QUICKACK TCP_SYNCNT TCP_MAXSEG"
-        )
+        table[TCP, TCP_MAXSEG] = (0, _max_segment)
+        _optional(table, TCP, "TCP_KEEPIDLE TCP_KEEPINTVL TCP_KEEPCNT TCP_USER_TIMEOUT TCP_QUICKACK TCP_SYNCNT")
         _optional(table, TCP, "TCP_DEFER_ACCEPT TCP_CORK TCP_FASTOPEN TCP_KEEPALIVE TCP_WINDOW_CLAMP")
     if v6:
         table[IPV6, socket.IPV6_V6ONLY] = (0, _flag)

@@ -52,6 +52,7 @@ class Packet:
       flags, seq, ack, window: of TCP.
       stamp, echo: of TCP, the timestamps of RFC 7323: when it was sent, and the peer's stamp that it answers.
       blocks: of TCP, selective acknowledgements (RFC 2018): the first number and one after the last of what came early.
+      mss: of TCP, in a SYN: the largest segment that its sender takes; 0 where it says none.
       error, about, mtu: of ICMP: what happened, to which packet, and for PACKET_TOO_BIG, the size that would pass.
       size: bytes on the wire, IP header included.
       fragments: whether routers may cut it up (no DF bit); the pieces then travel as one.
@@ -66,6 +67,7 @@ class Packet:
         "error",
         "flags",
         "fragments",
+        "mss",
         "mtu",
         "payload",
         "proto",
@@ -95,6 +97,7 @@ class Packet:
         stamp: float | None = None,
         echo: float | None = None,
         blocks: tuple[tuple[int, int], ...] = (),
+        mss: int = 0,
     ) -> None:
         self.proto: int = proto
         self.src: Endpoint = src
@@ -112,6 +115,7 @@ class Packet:
         self.stamp: float | None = stamp
         self.echo: float | None = echo
         self.blocks: tuple[tuple[int, int], ...] = blocks
+        self.mss: int = mss
         self.size: int = _HEADERS[proto] + len(payload) + (20 if ":" in src[0] else 0)
         if about is not None:
             self.size += min(about.size, _QUOTED)
@@ -143,6 +147,7 @@ class Packet:
             self.stamp,
             self.echo,
             self.blocks,
+            self.mss,
         )
 
     @property

@@ -59,7 +59,9 @@ def _transport(packet: Packet, v6: bool) -> bytes:
         window = packet.window >> _WINDOW_SHIFT
         if packet.flags & SYN:
             window = min(packet.window, 0xFFFF)
-            options = struct.pack("!BBHBBBB", 2, 4, 1440 if v6 else 1460, 3, 3, _WINDOW_SHIFT, 1)
+            options = struct.pack(
+                "!BBHBBBB", 2, 4, min(packet.mss or (1440 if v6 else 1460), 0xFFFF), 3, 3, _WINDOW_SHIFT, 1
+            )
         offset = (5 + len(options) // 4) << 4
         ports = packet.src[1], packet.dst[1]
         window = min(window, 0xFFFF)

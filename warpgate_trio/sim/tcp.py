@@ -58,7 +58,8 @@ class TcpEndpoint:
         self.ack_due: bool = False
         self.orphan: bool = False  # whether the program has closed it
         self.active: bool = False
-        self.sender: Sender = Sender(iss, mss)
+        self._mss = min(mss, options.max_segment) if options.max_segment else mss
+        self.sender: Sender = Sender(iss, self._mss)
         self.receiver: Receiver = Receiver(0, options.receive_buffer)
         self._iss = iss
         self._retries = 0
@@ -319,6 +320,8 @@ class TcpEndpoint:
         self.receiver = Receiver(packet.seq, self.options.receive_buffer)
         self.receiver.note_stamp(packet.seq, packet.stamp)
         self.sender.peer_window = packet.window
+        if packet.mss:
+            self.sender.bound_mss(packet.mss)
 
     def _opened(self, now: float) -> None:
         self.state = State.ESTABLISHED
@@ -392,6 +395,8 @@ class TcpEndpoint:
             window = self.receiver.advertise() if flags & ACK else self.options.receive_buffer
         ttl = self.options.ttl
         packet = Packet(TCP, self.local, self.remote, data, ttl, flags, seq & _MASK, ack, window, stamp=now)
+        if flags & SYN:
+            packet.mss = self._mss
         if flags & ACK:
             packet.echo = self.receiver.stamp
             if self.receiver.has_gap:

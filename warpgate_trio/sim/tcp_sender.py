@@ -348,6 +348,12 @@ class Sender:
         self._rto_at = now + self._rto if self.end > self.una else inf
         self._probe_at = self._reorder_at = inf
 
+    def bound_mss(self, mss: int) -> None:
+        """Take the peer's word, before anything is sent."""
+        if mss < self.mss:
+            self.mss = mss
+            self._cwnd = _INITIAL_WINDOW * mss
+
     def shrink_mss(self, mss: int) -> None:
         """Use smaller segments from now on and send what is in flight again in them."""
         self.mss = mss

@@ -15,7 +15,7 @@ import trio
 
 from .addr import BROADCAST, is_multicast
 from .connection import Connection, Listener, check_free
-from .options import IP, IPV6, SOL_SOCKET, TCP, TCP_NOTSENT_LOWAT, Buffer
+from .options import IP, IPV6, SOL_SOCKET, TCP, TCP_MAXSEG, TCP_NOTSENT_LOWAT, Buffer
 from .ports import Binding, os_error
 from .slots import Slot
 from .sockets import VirtualSocket
@@ -56,6 +56,7 @@ class TcpSocket(VirtualSocket):
             get(SOL_SOCKET, stdlib.SO_SNDBUF) // 2,
             get(SOL_SOCKET, stdlib.SO_RCVBUF) // 2,
             lowat if lowat > 0 else inf,
+            get(TCP, TCP_MAXSEG),
         )
 
     def _option_changed(self, level: int, optname: int, value: int) -> None:
@@ -74,6 +75,13 @@ class TcpSocket(VirtualSocket):
         on, seconds = struct.unpack("=ii", bytes(memoryview(value))[:8])
         self._linger = float(seconds) if on else None
         return True
+
+    def _special_option(self, level: int, optname: int) -> int | None:
+        if (level, optname) == (TCP, TCP_MAXSEG):
+            if self._connection is not None:  # what it uses, and not what was asked for
+                return self._connection.endpoint.sender.mss
+            return self._options.get(TCP, TCP_MAXSEG) or 536  # TCP_MSS_DEFAULT
+        return super()._special_option(level, optname)
 
     def _take_error(self) -> int:
         if self._connection is not None:

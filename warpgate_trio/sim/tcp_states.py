@@ -72,3 +72,4 @@ class Options:
     send_buffer: int = 256 * 1024
     receive_buffer: int = 256 * 1024
     unsent_limit: float = inf  # TCP_NOTSENT_LOWAT
+    max_segment: int = 0  # TCP_MAXSEG; read when the SYN goes out, 0 for what the route carries

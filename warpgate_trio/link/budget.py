@@ -1,0 +1,57 @@
+"""How many frames a peer may say that nothing pays for.
+
+DATA is paid for with credit; everything else could be sent for nothing, and costs us more than the peer.  Before the
+Link is open a peer may say `HANDSHAKE_FRAMES` frames, early data included; one more is an error, since nobody has asked
+the application about that peer yet.  From then on a Link has frames that carry nothing for the application at
+`CONTROL_RATE`; a peer that is ahead of that is left unread for a while.  Waiting is kinder than an error, and costs
+that peer alone: its own system stops it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from ..errors import RemoteProtocolError
+
+__all__ = ["FrameBudget"]
+
+HANDSHAKE_FRAMES: Final = 64
+"""Frames of a peer before the Link is open, 1 KiB each at most, and the early data.  It has PROOF, COMMIT, one DATA and
+some PINGs to say."""
+CONTROL_RATE: Final = 100_000.0
+"""Frames per second that are no DATA for a channel that stands: they cost what bulk costs, a third of a core.  A
+transfer of 1 GB/s needs 2,000 of them for its credit, and who asks for a PONG waits for it."""
+CONTROL_BURST: Final = 4096
+"""Of them at once: all channels opened, written to and closed, once over."""
+OPEN_COST: Final = 8
+"""Frames that an OPEN counts for, since it makes a channel: 12,500 a second, ten times what Python can do with them."""
+
+
+@final
+class FrameBudget:
+    """What one peer has said on one Link, and may say yet."""
+
+    __slots__ = ("_at", "_before", "_left")
+
+    def __init__(self, now: float) -> None:
+        self._before = 0  # frames before the Link was open
+        self._left = float(CONTROL_BURST)  # below zero it is ahead of its rate
+        self._at = now
+
+    def earn(self, now: float) -> None:
+        """Time has gone by."""
+        self._left = min(CONTROL_BURST, self._left + max(0.0, now - self._at) * CONTROL_RATE)
+        self._at = now
+
+    def count(self, frames: int, *, link_open: bool) -> None:
+        """Frames that nothing pays for; RemoteProtocolError where there are too many before the Link is open."""
+        if link_open:
+            self._left -= frames
+            return
+        self._before += frames
+        if self._before > HANDSHAKE_FRAMES:
+            raise RemoteProtocolError(f"more than {HANDSHAKE_FRAMES} frames before the link is open")
+
+    def pause(self, now: float) -> float:
+        """Seconds for which the peer is to be left unread."""
+        return max(0.0, self._at - self._left / CONTROL_RATE - now)
