@@ -471,7 +471,7 @@ def test_a_mailbox_that_version_2_has_left_stays_closed_to_version_1_for_a_while
 def test_keys_that_have_left_are_remembered_in_number() -> None:
     core = RendezvousCore(RendezvousLimits(keys=2))
     identities = [Identity.from_seed(bytes([n]) * 32) for n in range(3)]
-    for identity in identities:
+    for identity in (*identities[1::-1], identities[1], identities[2]):  # 1, 0, 1 again, 2
         Client(core, identity, version=2).leave()
     Client(core, identities[0])
     for identity in identities[1:]:

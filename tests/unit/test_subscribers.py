@@ -45,8 +45,15 @@ def test_who_counts_as_one() -> None:
         ([f"198.51.100.{n}" for n in range(8)], "192.0.2.1"),
         (["198.51.100.1", "::ffff:198.51.100.1"], "198.51.100.2"),
         ([v6(1, 1, n) for n in range(4)], "192.0.2.1"),
+        # With one place for each of its parts, a prefix is no lighter.
+        ([v6(1, 1, n) for n in range(40)], v6(1, 2, 0)),
+        ([v6(1, n, 0) for n in range(40)], v6(2, 0, 0)),
+        ([f"198.51.100.{n}" for n in range(40)], "192.0.2.1"),
     ],
-    ids=["a /56", "a /56 of the same /48", "a /48", "a /64 of the same /56", "a /24", "an address", "IPv6 and IPv4"],
+    ids=[
+        *("a /56", "a /56 of the same /48", "a /48", "a /64 of the same /56", "a /24", "an address", "IPv6 and IPv4"),
+        *("a /56 by /64s", "a /48 by /56s", "a /24 by addresses"),
+    ],
 )
 async def test_one_who_holds_everything_makes_room_for_one_with_nothing(heavy: list[str], light: str) -> None:
     gate = Gate(total=32, per_address=32)
@@ -192,6 +199,8 @@ def test_a_budget_leaves_something_for_who_comes_later() -> None:
     assert list(taken.values()) == [300, 200, 133]
     assert budget.held == 633
     assert SHARE == 0.5
+    assert Budget(total=10, per_address=10).take("192.0.2.1", 5), "half of it, neither more nor less"
+    assert not Budget(total=10, per_address=10).take("192.0.2.1", 6)
 
 
 def test_a_budget_counts_prefixes_and_addresses() -> None:
