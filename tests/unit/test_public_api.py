@@ -186,5 +186,5 @@ TERSE = {
     "warpgate_trio.cli.exits.ExitCode",
     "warpgate_trio.link.states.DirectionState",
     "warpgate_trio.link.states.LinkState",
-    "warpgate_trio.signal.hub.ServerState",
+    "warpgate_trio.signal.slot.ServerState",
 }
