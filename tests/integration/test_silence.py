@@ -8,6 +8,7 @@ import trio.testing
 
 from tests.integration.test_security import Unheard, ask, give, hub_of, sealed
 from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node
+from tests.panicking import PanicException
 from warpgate_strategies.get_addr import AskAddress
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, Identity
@@ -117,9 +118,6 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a library in Rust raises then derives from BaseException."""
-
-    class PanicException(BaseException):
-        pass
 
     def panic(*args: object, **kwargs: object) -> None:
         raise PanicException("called `Option::unwrap()` on a `None` value")

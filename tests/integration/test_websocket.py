@@ -730,12 +730,11 @@ async def test_the_host_header_has_a_port_only_where_that_is_not_the_schemes_own
         def __new__(cls, stream: trio.abc.Stream, *_: object, **__: object) -> trio.abc.Stream:  # type: ignore[misc]
             return stream
 
-    monkeypatch.setattr("trio.open_tcp_stream", connect)
     monkeypatch.setattr("trio.SSLStream", Plain)
     async with open_background_nursery() as nursery:
 
         async def open_it() -> None:
-            async with open_websocket(url, max_message=LIMIT):
+            async with open_websocket(url, max_message=LIMIT, dial=connect):
                 pytest.fail("opened")
 
         nursery.start_soon(open_it)
