@@ -14,6 +14,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.panicking import PanicException
 from tests.sim.programs import bound
 from tests.sim.worlds import run
 from warpgate_trio import host as machine
@@ -624,9 +625,6 @@ def test_open_ntp_leaves_nothing_behind() -> None:
 def test_what_nobody_foresaw_in_a_measurement_ends_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """A panic of a library derives from BaseException alone."""
 
-    class PanicException(BaseException):
-        pass
-
     async def body(net: Network, nursery: trio.Nursery) -> None:
         server = await time_server(nursery, net, "server")
         failures: list[ClockUnavailable] = []
@@ -645,6 +643,6 @@ def test_what_nobody_foresaw_in_a_measurement_ends_no_node(monkeypatch: pytest.M
             await clock.wait_asked()
             await trio.sleep(2 * RETRY_FIRST)
             assert clock.estimate is not None
-        assert [str(each) for each in failures] == ["unexpected PanicException"]
+        assert [str(each) for each in failures] == ["unexpected LibraryPanicked"]
 
     world(body)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
+from itertools import cycle
 
 import pytest
 import trio
@@ -78,6 +79,7 @@ async def ask_bob(world: World, request: Request, seconds: float) -> Counter[str
         await bob._runtime.nat.wait_looked("tcp", 4)
         bob._runtime.signals.send = taken  # type: ignore[method-assign]
         began = trio.current_time()
+        channels = cycle(range(1, 50))
         before = Counter(bob.stats().refused)
         while trio.current_time() < began + seconds:
             identity, record = fresh_peer(world.claimed)
@@ -93,7 +95,8 @@ async def ask_bob(world: World, request: Request, seconds: float) -> Counter[str
                 attempt=current().entropy(16),
                 time_ms=int(current().wall_time() * 1000),
             )
-            bob._runtime.signals.handle(Incoming(blob, "ws://127.0.0.1:1"))
+            via = f"ws://127.0.0.1:{next(channels)}"  # what strangers say by one channel has a rate of its own
+            bob._runtime.signals.handle(Incoming(blob, via))
             await trio.sleep(PAUSE)
         return Counter(bob.stats().refused) - before
 

@@ -37,7 +37,8 @@ def test_a_strangers_address_reaches_public_servers_alone() -> None:
 
         async with simulated_hosts(), AsyncExitStack() as stack, open_background_nursery() as nursery:
             with theirs:
-                server = await stack.enter_async_context(open_rendezvous(host=None, port=443))
+                rendezvous = open_rendezvous(host=None, port=443, public_urls=["ws://theirs:443"])
+                server = await stack.enter_async_context(rendezvous)
             for address, port in (("127.0.0.1", 80), (alices.ip, 8080), ("127.0.0.1", 8080)):
                 await nursery.start(service, address, port)
             visited: list[str] = []

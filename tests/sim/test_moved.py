@@ -24,7 +24,9 @@ def test_who_has_moved_is_reached_again_within_seconds() -> None:
         server, bobs, alices = (net.host(name) for name in ("server", "bob", "alice"))
         async with simulated_hosts(), AsyncExitStack() as stack:
             with server:
-                await stack.enter_async_context(open_rendezvous(host=None, port=443))
+                await stack.enter_async_context(
+                    open_rendezvous(host=None, port=443, public_urls=CONFIG.servers.websocket)
+                )
             with bobs:
                 bob = await stack.enter_async_context(open_node(CONFIG, identity=BOB, authorize=anyone))
             with alices:

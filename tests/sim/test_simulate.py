@@ -34,13 +34,13 @@ def test_a_pair_that_does_not(capfd: Capture) -> None:
 
 def test_runs_are_of_seeds_and_equal_seeds_give_equal_runs(capfd: Capture) -> None:
     words = ["simulate", "--nat-b", "linux", "--loss", "5", "--skew", "-20", "--json", "--quiet"]
-    assert call([*words, "--runs", "2", "--seed", "3"]) == 0
+    assert call([*words, "--runs", "2", "--seed", "1"]) == 0
     first, second = (checked_event(line) for line in capfd.readouterr().out.splitlines())
-    assert (first["seed"], second["seed"]) == (3, 4)
+    assert (first["seed"], second["seed"]) == (1, 2)
     assert (first["plugin"], first["phase"], first["echo_ok"]) == ("reverse_connect", "direct", True)
     assert first["report"]["verdict"] == first["verdict"] == "connected"
     assert first["digest"] != second["digest"]
-    assert call([*words, "--seed", "4"]) == 0
+    assert call([*words, "--seed", "2"]) == 0
     assert checked_event(capfd.readouterr().out) == second
 
 
