@@ -29,6 +29,7 @@ from tests.links import (
     FAMILIES,
     MALLORY,
     Sockets,
+    close_carriers,
     connect_sockets,
     receive_exactly,
     tls_carriers,
@@ -38,7 +39,7 @@ from tests.panicking import PanicException
 from tests.wire import Fault, Script
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.carrier._pinning import certificate_key
-from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN
+from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN, TURN_RECORDS
 from warpgate_trio.errors import CarrierError, WrongPeer
 
 
@@ -463,3 +464,28 @@ async def test_reads_grow_with_the_traffic_and_shrink_again() -> None:
     assert server._receive_size == RECEIVE_MIN
     dialer.close_nowait()
     server.close_nowait()
+
+
+async def test_many_small_records_are_taken_in_turns() -> None:
+    dialer, server = await tls_carriers()
+    dialer.feed(*[b"x"] * 1000)
+    await dialer.flush()
+    others = got = 0
+
+    async def look_on() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look_on)
+        with trio.fail_after(5):
+            while got < 1000:
+                pieces = await server.receive()
+                assert len(pieces) <= TURN_RECORDS
+                got += len(pieces)
+        nursery.cancel_scope.cancel()
+    assert got == 1000
+    assert others >= 1000 // TURN_RECORDS // 2
+    close_carriers(dialer, server)

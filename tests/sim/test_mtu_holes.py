@@ -14,8 +14,10 @@ from tests.sim.punching import meet, rows
 from tests.sim.worlds import run
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.carrier.segments import MAX_PACKET, clamp_segments
+from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.sim import Fault, Host, Kind, Network, presets
-from warpgate_trio.sim.packet import SYN, TCP
+from warpgate_trio.sim.packet import ACK, SYN, TCP
+from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.worlds import PeerPair
 
 MAXSEG = trio.socket.IPPROTO_TCP, trio.socket.TCP_MAXSEG
@@ -107,6 +109,23 @@ def test_what_is_asked_for(ip: str, value: int) -> None:
         assert sock.getsockopt(*MAXSEG) == value
         sock.close()
         await trio.lowlevel.checkpoint()
+
+    run(world)
+
+
+def test_a_rendezvous_server_asks_for_small_segments() -> None:
+    """Signals are longer than a packet, and its clients may be behind such a path."""
+
+    async def world(net: Network) -> None:
+        server, client = net.host("server"), net.host("client")
+        async with simulated_hosts():
+            with server:
+                async with open_rendezvous(host=None, port=443):
+                    with client:
+                        await (await trio.open_tcp_stream(server.ip, 443)).aclose()
+                    await trio.sleep(1)
+        said = [event.packet.mss for event in net.trace.latest() if event.packet.flags == SYN | ACK]
+        assert set(said) == {MAX_PACKET - 40}
 
     run(world)
 

@@ -85,7 +85,11 @@ class QuicCarrier:
           WrongPeer: the handshake went well, with somebody else's key.
           CarrierError: there was no handshake to be had.
         """
-        protocol = QuicProtocol.dialing(now=trio.current_time(), initial_rtt=initial_rtt)
+        try:
+            protocol = QuicProtocol.dialing(now=trio.current_time(), initial_rtt=initial_rtt)
+        except CarrierError:
+            path.close_nowait()
+            raise
         carrier = cls(path, protocol, dialer=True, server_key=peer_key)
         with closing_on_error(carrier):
             await carrier._handshake()
