@@ -53,7 +53,7 @@ MAX_LOOKUPS: Final = 8
 MAX_NAMES: Final = 64
 """Names that are remembered; the one that was asked for longest ago gives way."""
 MAX_ADDRESSES: Final = 8
-"""Addresses kept of a name: pools tell four of each family."""
+"""Addresses of one family kept of a name: pools tell four."""
 FRESH: Final = 30.0
 """Seconds for which an answer is taken without asking again: the time to live of names that are meant to move."""
 MAX_AGE: Final = 86400.0
@@ -90,7 +90,11 @@ class NameCache:
     def found(self, name: str, addresses: Sequence[str], now: float) -> None:
         """A lookup has told all addresses of a name; those of an earlier one are forgotten."""
         entry = self._entry(name)
-        entry.addresses, entry.found_at, entry.failure = tuple(addresses[:MAX_ADDRESSES]), now, None
+        kept: list[str] = []
+        for each in addresses:
+            if sum((":" in other) == (":" in each) for other in kept) < MAX_ADDRESSES:
+                kept.append(each)
+        entry.addresses, entry.found_at, entry.failure = tuple(kept), now, None
 
     def failed(self, name: str, why: str, now: float) -> None:
         """A lookup has failed; what an earlier one has told stays."""

@@ -70,9 +70,12 @@ def test_a_failure_takes_nothing_away_and_is_not_asked_about_at_once() -> None:
 def test_it_is_bounded() -> None:
     cache = NameCache()
     for number in range(MAX_NAMES + 1):
-        cache.found(f"n{number}", [f"10.0.{number}.{host}" for host in range(99)], 0.0)
+        cache.found(f"n{number}", [*(f"fd00::{host}" for host in range(99)), "10.0.0.1", *4 * ["10.0.0.2"]], 0.0)
     assert cache.addresses("n0", 0.0) == ()
-    assert len(cache.addresses("n1", 0.0)) == MAX_ADDRESSES
+    known = cache.addresses("n1", 0.0)
+    assert known[:MAX_ADDRESSES] == tuple(f"fd00::{host}" for host in range(MAX_ADDRESSES))
+    assert known[MAX_ADDRESSES] == "10.0.0.1"  # one family hides nothing of the other
+    assert len(known) <= 2 * MAX_ADDRESSES
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.just(1)), max_size=5), max_size=5))
