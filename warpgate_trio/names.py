@@ -2,16 +2,17 @@
 
 Theory of operation.  `getaddrinfo` runs in a thread that nothing can cancel, and a resolver that does not answer keeps
 it for as long as the C library has patience: five seconds, or half a minute.  So a lookup is not its asker's but a task
-of `Names`, which waits for its thread to the end.  That bounds the threads exactly: one for a name at a time, however
-many ask for it, and `MAX_LOOKUPS` in all.  Askers wait for as long as they like.
+of `Names`, which waits for its thread to the end.  That bounds the threads exactly: one for a family of a name at a
+time, however many ask for it, and `MAX_LOOKUPS` in all.  Askers wait for as long as they like.
 
 What was found is remembered (`NameCache`, which does no I/O).  For `FRESH` seconds it is taken as it is.  After that
 it is still used at once, while a new lookup is under way behind it, and when that fails or hangs, for `MAX_AGE`: a
 server rarely moves, and a resolver often fails.  So a name costs its asker time only where nothing is known of it; and
 who asks for several names together gets those that are known without waiting for the others for longer than `settle`.
 
-A lookup asks for both address families at once, and all addresses are kept, in the resolver's order: which of them is
-alive, only who talks to them can tell.
+A lookup asks for each address family by itself, since there are resolvers that never answer about one of them; when one
+has come, the other gets `FAMILY_DELAY` more, and is added whenever it comes.  All addresses are kept, in the resolver's
+order: which of them is alive, only who talks to them can tell.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .nurseries import open_background_nursery
 from .staggered import open_first_tcp_stream
 
 __all__ = [
+    "FAMILY_DELAY",
     "FRESH",
     "MAX_ADDRESSES",
     "MAX_AGE",
@@ -48,8 +50,11 @@ __all__ = [
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-MAX_LOOKUPS: Final = 8
-"""Lookups, and so threads, under way at a time: a node names about that many servers, and Trio has 40 threads."""
+MAX_LOOKUPS: Final = 16
+"""Threads that look up names at a time: a node names about eight servers, with two families each, and Trio has 40
+threads."""
+FAMILY_DELAY: Final = 0.05
+"""Seconds for the other family when one has come: the Resolution Delay of RFC 8305 §3."""
 MAX_NAMES: Final = 64
 """Names that are remembered; the one that was asked for longest ago gives way."""
 MAX_ADDRESSES: Final = 8
@@ -250,7 +255,7 @@ class Names:
         for name in dict.fromkeys(names):
             lookup = self._lookups.get(name)
             why = self._cache.failure(name)
-            if lookup is not None and now - lookup.began >= SLOW:
+            if lookup is not None and not lookup.over.is_set() and now - lookup.began >= SLOW:
                 why = f"no answer within {now - lookup.began:.0f} s"
             if why is not None:
                 found[name] = NameFailure(why=why, remembered=bool(self._cache.addresses(name, now)))
@@ -275,18 +280,38 @@ class Names:
         return lookup
 
     async def _run(self, name: str, lookup: _Lookup) -> None:
+        told: dict[int, list[str]] = {}
+        failures: dict[int, str] = {}
+        first, both = trio.Event(), trio.Event()
+
+        async def ask(family: int) -> None:
+            try:
+                async with self._room:
+                    found = await trio.socket.getaddrinfo(name, None, family=family, type=trio.socket.SOCK_DGRAM)
+                told[family] = [str(sockaddr[0]).partition("%")[0] for _, _, _, _, sockaddr in found]
+            except Exception as error:  # OSError, and what Python's IDNA makes of a strange name
+                why = error.strerror if isinstance(error, OSError) else None
+                failures[family] = why or str(error) or type(error).__name__
+            addresses = [address for each in _FAMILIES for address in told.get(each, ())]
+            if told.get(family):
+                self._cache.found(name, list(dict.fromkeys(addresses)), trio.current_time())
+            if len(told) + len(failures) == len(_FAMILIES):
+                both.set()
+            if addresses or both.is_set():
+                first.set()
+
         try:
-            async with self._room:
-                found = await trio.socket.getaddrinfo(name, None, type=trio.socket.SOCK_DGRAM)
-            addresses = [str(sockaddr[0]).partition("%")[0] for family, _, _, _, sockaddr in found if family in _IP]
-            if not addresses:
-                raise OSError("the name has no address")
-        except Exception as error:  # OSError, and what Python's IDNA makes of a strange name
-            why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-            self._cache.failed(name, why, trio.current_time())
-            logger.debug("%s cannot be resolved: %s", name, why)
-        else:
-            self._cache.found(name, list(dict.fromkeys(addresses)), trio.current_time())
+            async with trio.open_nursery() as nursery:
+                for family in _FAMILIES:
+                    nursery.start_soon(ask, family)
+                await first.wait()
+                with trio.move_on_after(FAMILY_DELAY):
+                    await both.wait()
+                if not any(told.values()):
+                    why = next((failures[each] for each in reversed(_FAMILIES) if each in failures), "no address")
+                    self._cache.failed(name, why, trio.current_time())
+                    logger.debug("%s cannot be resolved: %s", name, why)
+                lookup.over.set()
         finally:
             del self._lookups[name]
             lookup.over.set()
@@ -299,7 +324,7 @@ def _alternating(addresses: Sequence[str]) -> list[str]:
     return [address for address, _ in in_turn(groups)]
 
 
-_IP: Final = (trio.socket.AF_INET, trio.socket.AF_INET6)
+_FAMILIES: Final = (trio.socket.AF_INET6, trio.socket.AF_INET)  # RFC 8305 prefers the first
 
 
 def _is_address(name: str) -> bool:

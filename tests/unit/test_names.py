@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from warpgate_trio.names import (
+    FAMILY_DELAY,
     FRESH,
     MAX_ADDRESSES,
     MAX_AGE,
@@ -33,7 +34,7 @@ from warpgate_trio.names import (
 )
 from warpgate_trio.nurseries import reason_of
 
-ONE, TWO = ("192.0.2.1", "2001:db8::1"), ("192.0.2.2",)
+ONE, TWO = ("2001:db8::1", "192.0.2.1"), ("192.0.2.2",)
 
 
 # --- what is remembered -----------------------------------------------------------------------------------------------
@@ -108,26 +109,37 @@ class Resolver(trio.abc.HostnameResolver):
 
     def __init__(self) -> None:
         self.known: dict[str, tuple[float, tuple[str, ...] | Exception]] = {}
+        self.mute: int | None = None
+        """A family about which it never answers."""
+        self.late = 0.0
+        """Seconds more for IPv6."""
         self.asked: list[str] = []
+        self.calls = 0
         self.under_way = 0
         self.most = 0
 
-    async def getaddrinfo(self, host: bytes | None, port: object, *_: object, **__: object) -> list[object]:  # type: ignore[override]
+    async def getaddrinfo(self, host: bytes | None, port: object, family: int = 0, *_: object) -> list[Any]:
         name = (host or b"").decode()
-        self.asked.append(name)
+        if family == socket.AF_INET:
+            self.asked.append(name)
+        self.calls += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
             delay, answer = self.known.get(name, (0.0, socket.gaierror(socket.EAI_NONAME, "Name or service not known")))
-            if delay == math.inf:
+            if delay == math.inf or family == self.mute:
                 await trio.sleep_forever()
-            await trio.sleep(delay)
+            await trio.sleep(delay + (self.late if family == socket.AF_INET6 else 0.0))
         finally:
             self.under_way -= 1
         if isinstance(answer, Exception):
             raise answer
         kinds = {True: socket.AF_INET6, False: socket.AF_INET}
-        return [(kinds[":" in each], socket.SOCK_DGRAM, 17, "", (each, 0)) for each in answer]
+        found = [(kinds[":" in each], socket.SOCK_DGRAM, 17, "", (each, 0)) for each in answer]
+        chosen: list[Any] = [each for each in found if each[0] == family]
+        if found and not chosen:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return chosen
 
     async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
         raise NotImplementedError
@@ -153,6 +165,33 @@ def test_addresses_of_both_families_in_the_resolvers_order_each_once() -> None:
             "::1": ("::1",),
         }
         assert resolver.asked == ["one"]
+
+    play(body)
+
+
+@pytest.mark.parametrize("mute", [socket.AF_INET, socket.AF_INET6])
+def test_a_resolver_that_never_answers_about_one_family_costs_a_moment(mute: int) -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (0.1, ONE)
+        resolver.mute = mute
+        began = trio.current_time()
+        for _ in range(3):
+            found = await names.look_up(["one"], timeout=5)
+            assert found == {"one": tuple(each for each in ONE if (":" in each) is (mute == socket.AF_INET))}
+            assert trio.current_time() - began == pytest.approx(0.1 + FAMILY_DELAY)
+        await trio.sleep(FRESH + SLOW)
+        assert names.failures(["one"]) == {}
+
+    play(body)
+
+
+def test_a_family_that_is_late_is_added() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (0.0, ONE)
+        resolver.late = 1.0
+        assert await names.look_up(["one"], timeout=5) == {"one": ("192.0.2.1",)}
+        await trio.sleep(2)
+        assert await names.look_up(["one"], timeout=5) == {"one": ONE}
 
     play(body)
 
@@ -242,7 +281,7 @@ def test_whatever_a_resolver_raises_is_a_failure(raised: Exception, why: str) ->
         assert await names.look_up(["bad", "empty"], timeout=1) == {}
         assert {name: each.why for name, each in names.failures(["bad", "empty"]).items()} == {
             "bad": why,
-            "empty": "the name has no address",
+            "empty": "no address",
         }
         assert await names.look_up(["bad"], timeout=1) == {}
         assert sorted(resolver.asked) == ["bad", "empty"]  # not again at once
@@ -261,7 +300,7 @@ def test_lookups_are_bounded_whoever_asks_and_gives_up() -> None:
             with trio.move_on_after(0.1):
                 await names.look_up(hanging, timeout=math.inf)
         assert resolver.most == MAX_LOOKUPS
-        assert len(resolver.asked) == MAX_LOOKUPS
+        assert resolver.calls == MAX_LOOKUPS
         assert set(names.failures(hanging)) == set(hanging)
 
     play(body)
