@@ -275,7 +275,7 @@ def test_the_laws_are_not_vacuous() -> None:
     tally: Counter[str] = Counter()
     for mapping, filtering, quota, seed in product(Mapping, Filtering, (None, 2), range(5)):
         tally += check_history(
-            mapping, filtering, Refresh.BOTH, ALLOCATIONS[0], Conflict.NEXT, Pooling.PAIRED, quota, seed
+            mapping, filtering, Refresh.BOTH, Uniform(ports=RANGE), Conflict.NEXT, Pooling.PAIRED, quota, seed
         )
     for name in ("flow", "eim", "adm", "quota", "delivered", "dropped"):
         assert tally[name] >= 20, (name, tally)
