@@ -23,6 +23,6 @@ def certificate_key(der: bytes | None) -> bytes | None:
         # Its warnings are of no interest: a stranger's certificate is no news of ours.
         with panics_as_errors(), warnings.catch_warnings(action="ignore"):
             key = x509.load_der_x509_certificate(der).public_key()
-    except Exception:
+    except Exception:  # not ValueErrors alone: InvalidVersion, InternalError
         return None
     return key.public_bytes_raw() if isinstance(key, Ed25519PublicKey) else None
