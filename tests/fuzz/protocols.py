@@ -62,7 +62,7 @@ def _from_client() -> list[bytes]:
     ]
 
 
-@target(_from_client, inputs=2_500)
+@target(_from_client, inputs=500)
 def rendezvous_frames_to_a_server(data: bytes) -> None:
     """Before and after a registration, by both versions; a server says ERROR, and raises nothing."""
     core = RendezvousCore()

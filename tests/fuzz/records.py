@@ -97,7 +97,7 @@ def use_profile(profile: NatProfile) -> None:
     profile.is_fresh(NOW)
 
 
-@target(lambda: [each.to_bytes() for each in _addresses()], AddressError, inputs=4_000)
+@target(lambda: [each.to_bytes() for each in _addresses()], AddressError, inputs=900)
 def address(data: bytes) -> None:
     use_address(PeerAddress.from_bytes(data))
 

@@ -42,7 +42,7 @@ _TOML: Final = (
 _toml_corpus, _toml_change = texts(*_TOML)
 
 
-@target(_toml_corpus, ConfigError, inputs=4_000, by=_toml_change)
+@target(_toml_corpus, ConfigError, inputs=1_000, by=_toml_change)
 def configuration(data: bytes) -> None:
     config = NodeConfig.from_toml(text_of(data), base_dir=Path("/nowhere"))
     assert repr(config)
@@ -59,7 +59,7 @@ _environment_corpus, _environment_change = texts(
 )
 
 
-@target(_environment_corpus, ConfigError, inputs=1_000, by=_environment_change)
+@target(_environment_corpus, ConfigError, inputs=200, by=_environment_change)
 def environment(data: bytes) -> None:
     name, _, value = text_of(data).partition("=")
     load_config(env={f"WARPGATE_{name}": value})
