@@ -287,7 +287,7 @@ class Names:
         async def ask(family: int) -> None:
             try:
                 async with self._room:
-                    found = await trio.socket.getaddrinfo(name, None, family=family, type=trio.socket.SOCK_DGRAM)
+                    found = await trio.socket.getaddrinfo(name, 0, family=family, type=trio.socket.SOCK_DGRAM)
                 told[family] = [str(sockaddr[0]).partition("%")[0] for _, _, _, _, sockaddr in found]
             except Exception as error:  # OSError, and what Python's IDNA makes of a strange name
                 why = error.strerror if isinstance(error, OSError) else None

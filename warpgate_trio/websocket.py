@@ -246,7 +246,7 @@ async def open_websocket(
     subprotocols: Sequence[str] = (),
     max_message: int,
     close_timeout: float = CLOSE_TIMEOUT,
-    dial: Callable[[str, int], Awaitable[trio.abc.Stream]] = trio.open_tcp_stream,
+    dial: Callable[[str, int], Awaitable[trio.abc.Stream]] | None = None,
 ) -> AsyncGenerator[WebSocket]:
     """Open a WebSocket to `url` (``ws://`` or ``wss://``) for the time of the body.
 
@@ -257,7 +257,7 @@ async def open_websocket(
       subprotocols: what we can speak, the dearest first; a server that knows none of them is none the worse for us.
       max_message: bytes in one message, sent or received; a peer that sends more is closed with code 1009.
       close_timeout: seconds that an exit which is not a cancellation may wait for the peer's close frame.
-      dial: opens the TCP connection.
+      dial: opens the TCP connection; `trio.open_tcp_stream` by default.
 
     Raises:
       OSError: no TCP connection (name resolution included).
@@ -268,7 +268,7 @@ async def open_websocket(
     target = ServerUrl.parse(url) if isinstance(url, str) else url
     if target.scheme not in ("ws", "wss"):
         raise ConfigError(f"{target.redacted}: not the URL of a WebSocket")
-    stream: trio.abc.Stream = await dial(target.host, target.port)
+    stream: trio.abc.Stream = await (dial or trio.open_tcp_stream)(target.host, target.port)
     if target.scheme == "wss":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
         stream = trio.SSLStream(stream, context, server_hostname=target.host_name, https_compatible=True)
