@@ -22,6 +22,7 @@ from warpgate_trio.nat import stun
 from warpgate_trio.nat.checks import PathChecks
 from warpgate_trio.nat.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.nat.stun_transaction import StunTransaction, binding_request, read_binding_answer
+from warpgate_trio.proxies import ProxyHeader, ProxyReader, TrustedProxies
 from warpgate_trio.servers import rendezvous_frames as rendezvous
 from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
@@ -81,6 +82,54 @@ def rendezvous_frames_to_a_server(data: bytes) -> None:
 
 
 _from_client_once = functools.cache(_from_client)
+
+
+# -- a reverse proxy in front of it ------------------------------------------------------------------------------------
+
+
+def _proxy_headers() -> list[bytes]:
+    addresses = bytes([198, 51, 100, 7, 203, 0, 113, 1]) + (50000).to_bytes(2, "big") + (443).to_bytes(2, "big")
+    fixed = b"\r\n\r\n\0\r\nQUIT\n"
+    return [
+        b"PROXY TCP4 198.51.100.7 203.0.113.1 50000 443\r\nGET",
+        b"PROXY TCP6 2001:db8::7 2001:db8::1 50000 443\r\n",
+        b"PROXY UNKNOWN\r\n",
+        fixed + b"\x21\x11\0\x0c" + addresses + b"GET",
+        fixed + b"\x21\x21\0\x24" + bytes(36),
+        fixed + b"\x20\0\0\0",
+    ]
+
+
+@target(_proxy_headers, RemoteProtocolError, inputs=20_000)
+def proxy_protocol(data: bytes) -> None:
+    reader = ProxyReader()
+    for piece in pieces(data):
+        if reader.feed(piece):
+            break
+
+
+def _forwarded() -> list[bytes]:
+    return [
+        b"for=198.51.100.7",
+        b'For="[2001:db8::7]:4711";proto=https;by=10.0.0.1, for=10.0.0.2',
+        b"for=unknown, for=_hidden",
+        b"198.51.100.7, 10.0.0.2, 2001:db8::7",
+    ]
+
+
+@target(_forwarded, RemoteProtocolError, inputs=10_000)
+def forwarded(data: bytes) -> None:
+    """In either header, and in both, each value the other's reverse; whatever is taken for a client is an address."""
+    proxies = TrustedProxies(["10.0.0.0/8"], ProxyHeader.FORWARDED)
+    headers = [(b"forwarded", data), (b"x-forwarded-for", data[::-1])]
+    refused: RemoteProtocolError | None = None
+    for chosen in (headers[:1], [(b"x-forwarded-for", data)], headers):
+        try:
+            ip_address(proxies.client("10.0.0.1", chosen))
+        except RemoteProtocolError as error:
+            refused = error
+    if refused is not None:
+        raise refused
 
 
 # -- the link ----------------------------------------------------------------------------------------------------------
