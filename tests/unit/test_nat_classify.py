@@ -320,6 +320,7 @@ class TestContradicts:
             (LINUX, Evidence(bindings=tuple(one_socket([("192.0.2.9", 5)]))), "the external address is 192.0.2.9 now"),
             (LINUX, Evidence(bindings=tuple(one_socket([500, 501, 600, 700]))), "turned out to be address-and-port"),
             (LINUX, Evidence(bindings=tuple(fresh_sockets([7, 8, 9]))), "ports are not preserved any more"),
+            (LINUX, Evidence(bindings=tuple(fresh_sockets([7, 8]))), "ports are not preserved any more"),
             (LINUX, Evidence(sightings=(Sighting(announced=(OUT, 5), observed=(OUT, 6)),)), "a peer saw another"),
             (HARD, Evidence(bindings=tuple(one_socket([500, 500, 500, 500]))), "turned out to be endpoint-ind"),
             (HARD, Evidence(bindings=tuple(fresh_sockets([1500, 9000]))), "port 9000 lies outside of the range seen"),
