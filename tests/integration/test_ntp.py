@@ -72,7 +72,7 @@ async def test_our_client_asks_chrony(tmp_path: Path) -> None:
     async with chrony(tmp_path) as url:
         with trio.fail_after(PATIENCE):
             estimate = await answered(url)
-    # A chronyd foretells when its answer will leave: one of sixty was told to have left 60 to 90 µs after it had arrived.
+    # A chronyd foretells when its answer will leave; one of sixty had left 60 to 90 µs after it arrived.
     assert abs(estimate.offset) <= estimate.uncertainty + 0.001
     assert estimate.uncertainty < 0.1
     assert estimate.servers == (str(url),)
