@@ -134,35 +134,34 @@ class Responder:
             logger.debug("a %s is dropped unjudged", header.type)
             return
         waiting[header.sender] += 1
-        self._start(lambda: self._contained(header, waiting, then))
+        # Known from here on and not from when its task has its first turn: the peer's Cancel may be the next signal.
+        scope = trio.CancelScope()
+        self._work.setdefault((header.sender, header.session), {})[scope] = header.attempt
+        self._start(lambda: self._contained(header, scope, partial(self._question, header, waiting, then)))
 
-    async def _contained(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
-        """`_question` in a task of the node, which nothing that a peer chooses may end."""
+    async def _contained(self, header: Header, scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+        """What a signal starts, in a task of the node, which nothing that a peer chooses may end."""
+        key = (header.sender, header.session)
         try:
-            with panics_as_errors():
-                await self._question(header, waiting, then)
+            with scope, panics_as_errors():
+                await work()
         except Exception:
             logger.exception("a %s failed in a way that nobody foresaw", header.type)
+        finally:
+            del self._work[key][scope]
+            if not self._work[key]:
+                del self._work[key]
 
     async def _question(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
-        key = (header.sender, header.session)
-        with trio.CancelScope() as scope:
-            work = self._work.setdefault(key, {})
-            work[scope] = header.attempt
-            try:
-                try:
-                    authorized = await self._inbound.authorize(header.sender, header.session)
-                finally:
-                    _count_down(waiting, header.sender)
-                self._note(header.sender, authorized)
-                if authorized:
-                    await then()
-                else:
-                    self._inbound.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
-            finally:
-                del work[scope]
-                if not work:
-                    self._work.pop(key, None)
+        try:
+            authorized = await self._inbound.authorize(header.sender, header.session)
+        finally:
+            _count_down(waiting, header.sender)
+        self._note(header.sender, authorized)
+        if authorized:
+            await then()
+        else:
+            self._inbound.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
 
     def _note(self, peer: bytes, authorized: bool) -> None:
         self._let_in.pop(peer, None)

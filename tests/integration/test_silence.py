@@ -13,7 +13,7 @@ from warpgate_strategies.get_addr import AskAddress
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, Identity
 from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.signal import Message, open_message
+from warpgate_trio.signal import Cancel, Message, open_message, seal_message, wire_name
 
 DIAL_ME = DialMe(af=4, route_type=LOOPBACK_BIND, address=b"\x7f\0\0\1", port=9)
 
@@ -142,3 +142,35 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
                 while "an answer could not be sent" not in caplog.text:
                     await trio.testing.wait_all_tasks_blocked(0.001)
         assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
+
+
+async def test_a_cancel_right_behind_its_request_ends_it() -> None:
+    """Both may wait for us when we come to read: the second is handled before what the first one starts has a turn."""
+    session, attempt = b"s" * 16, b"a" * 16
+    asked = 0
+
+    async def rule(_: str) -> bool:
+        nonlocal asked
+        asked += 1
+        await trio.sleep_forever()
+        return True
+
+    async with loopback_node(BOB, config(), authorize=rule) as bob:
+        for number, message in enumerate((DIAL_ME, Cancel())):
+            give(
+                bob,
+                seal_message(
+                    ALICE,
+                    bob.address,
+                    address_of(ALICE, port=9),
+                    wire_name=wire_name("core" if isinstance(message, Cancel) else "reverse_connect", type(message)),
+                    payload=message,
+                    message_id=bytes([number]) * 16,
+                    session=session,
+                    attempt=attempt,
+                    time_ms=int(LoopbackHost().wall_time() * 1000),
+                ),
+            )
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked <= 1
+        assert not bob._runtime._responder._work
