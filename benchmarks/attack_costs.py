@@ -33,7 +33,7 @@ from warpgate_trio.errors import ConnectError, SignalError
 from warpgate_trio.plugin import RouteType
 from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous_core import RendezvousLimits
-from warpgate_trio.signal import Delivery, SignalHub, seal_message, wire_name
+from warpgate_trio.signal import Delivery, SignalHub, open_channel, seal_message, wire_name
 
 HANDSHAKE = 60 + 52
 """Bytes of the attacker's in a TCP handshake: a SYN and an ACK with Linux's options."""
@@ -418,7 +418,7 @@ async def fill_queues(whom: Victim, payload: bytes, receivers: int) -> tuple[flo
             stopped = trio.Event()
             relay = await nursery.start(relay_until, stopped, whom.port)
             receiver = Identity.generate()
-            await open_hub(nursery, receiver, f"ws://127.0.0.1:{relay}")
+            await nursery.start(stay_registered, receiver, whom.about["url"], relay)
             stopped.set()
             delivery = Delivery.DELIVERED
             while delivery is Delivery.DELIVERED:
@@ -437,6 +437,19 @@ async def open_hub(nursery: trio.Nursery, identity: Identity, url: str) -> Signa
     await nursery.start(hub.run)
     await hub.wait_connected()
     return hub
+
+
+async def stay_registered(
+    identity: Identity, url: str, relay: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """At the server of this name, by a connection through the relay on a port of ours."""
+
+    async def dial(_host: str, _port: int) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", relay)
+
+    async with open_channel(ServerUrl.parse(url), identity, dial=dial):
+        task_status.started()
+        await trio.sleep_forever()
 
 
 async def relay_until(
