@@ -118,7 +118,6 @@ async def keep_measured(
     timeout: float,
     host: Host,
     names: Names | None = None,
-    on_step: Callable[[float], None] = lambda seconds: None,
     on_failure: Callable[[ClockUnavailable], None] = lambda error: None,
 ) -> NoReturn:
     """Keep `clock` measured until cancelled; a service of the node.
@@ -126,7 +125,6 @@ async def keep_measured(
     Args:
       timeout: seconds for one measurement.
       names: as of `measure_offset`.
-      on_step: told by how many seconds the clock was moved each time; must not block.
       on_failure: told why a measurement failed, after it was logged; must not block.
     """
     pause = RETRY_FIRST
@@ -145,13 +143,11 @@ async def keep_measured(
             pause = min(2 * pause, INTERVAL)
             continue
         pause = RETRY_FIRST
-        step = clock.update(estimate)
+        clock.update(estimate)
         clock.note_asked()
         logger.info(
             "the clock is %+.3f s ± %.3f s off, by %s", -estimate.offset, estimate.uncertainty, estimate.servers
         )
-        if step:
-            on_step(step)
         await _until_stale(clock, INTERVAL * host.random.uniform(0.9, 1.1))
 
 
