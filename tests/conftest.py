@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from tests import requirements
+from tests.hangs import HANG
 from tests.kernel.ahead import answers_of, asked_ahead, shared_folder
 from warpgate_trio.plugin import load_plugins, plugin_registry
 
@@ -191,10 +192,10 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture
 async def bounded(nursery: trio.Nursery) -> None:
-    """Nothing on loopback takes five seconds."""
+    """Nothing on loopback takes so long."""
 
     async def alarm() -> None:
-        await trio.sleep(5)
+        await trio.sleep(HANG)
         raise trio.TooSlowError
 
     nursery.start_soon(alarm)

@@ -12,6 +12,7 @@ from typing import Final, Literal, final
 import pytest
 import trio
 
+from tests.hangs import HANG
 from tests.paths import SocketPath, connect_paths
 from tests.wire import Script, open_wire
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
@@ -233,7 +234,7 @@ async def open_ends(
     ends: list[End] = []
     async with trio.open_nursery() as handshake:
         handshake.start_soon(answer)
-        pipe = await alice.commit(epoch=1, link_id=LINK_ID, early_data=early_data, patience=2.0)
+        pipe = await alice.commit(epoch=1, link_id=LINK_ID, early_data=early_data, patience=HANG)
     alice.path = a_path(alice.carrier)
     end = End(alice, pipe)
     nursery.start_soon(partial(end.drive, goodbye))
@@ -242,7 +243,7 @@ async def open_ends(
 
 @asynccontextmanager
 async def linked(
-    over: Sockets | Paths | None = None, *, early_data: bytes = b"", goodbye: float = 1.0, limit: float = 5.0
+    over: Sockets | Paths | None = None, *, early_data: bytes = b"", goodbye: float = 1.0, limit: float = HANG
 ) -> AsyncGenerator[tuple[End, End]]:
     """The same with a nursery of their own; both Links have ended when the body is left, within `limit` seconds."""
     with trio.fail_after(limit):

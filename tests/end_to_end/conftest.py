@@ -10,7 +10,8 @@ from typing import final
 
 import pytest
 
-from tests.end_to_end.processes import PATIENCE, PROGRAM, checked_event, environment
+from tests.end_to_end.processes import PROGRAM, checked_event, environment
+from tests.hangs import HANG
 
 
 @final
@@ -35,6 +36,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             config.write_text(f'[servers]\nwebsocket = ["{url}"]\n', encoding="utf-8")
             yield Server(url, config)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0, "SIGTERM is a server's proper end"
+            assert process.wait(HANG) == 0, "SIGTERM is a server's proper end"
         finally:
             process.kill()

@@ -16,10 +16,9 @@ from typing import Any, final
 import jsonschema
 import trio
 
+from tests.hangs import HANG
 from warpgate_trio.nurseries import open_background_nursery
 
-PATIENCE = 20.0
-"""Seconds after which something hangs, on a machine that has other things to do too."""
 PROGRAM = (sys.executable, "-m", "warpgate_trio.cli.main")
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 
@@ -65,21 +64,21 @@ class Command:
 
     async def wait_out(self, needed: bytes) -> None:
         """Wait until stdout has shown some bytes."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while needed not in self.out:
                 assert not self._ended["out"], (bytes(self.out), self.stderr_text)
                 await self._grown.park()
 
     async def wait_err(self, needed: str) -> None:
         """Wait until stderr has shown some text."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while needed not in self.stderr_text:
                 assert not self._ended["err"], self.stderr_text
                 await self._grown.park()
 
     async def event(self, position: int = 0) -> dict[str, Any]:
         """The JSON line at a position of stdout, once it is there, checked."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while self.out.count(b"\n") <= position:
                 assert not self._ended["out"], (bytes(self.out), self.stderr_text)
                 await self._grown.park()
@@ -88,14 +87,14 @@ class Command:
     async def address(self) -> str:
         """What `listen` without --json prints on stderr."""
         await self.wait_err("\nwg1")
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while not self.stderr_text.partition("\nwg1")[2].count("\n"):
                 await self._grown.park()
         return "wg1" + self.stderr_text.partition("\nwg1")[2].partition("\n")[0]
 
     async def code(self) -> int:
         """Wait for the end; nothing may have gone wrong behind the user's back."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             code = await self.process.wait()
             while not all(self._ended.values()):
                 await self._grown.park()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.end_to_end.processes import PATIENCE, environment
+from tests.end_to_end.processes import environment
+from tests.hangs import HANG
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
@@ -41,7 +42,7 @@ async def first_line(stream: trio.abc.ReceiveStream) -> str:
 @pytest.mark.slow("three processes, one of them after the other")
 async def test_the_two_programs_talk() -> None:
     listener, connector = ([sys.executable, str(path)] for path in EXAMPLES)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_rendezvous() as server, open_background_nursery() as nursery:
             serving = await nursery.start(run, [*listener, server.url])
             assert serving.stdout is not None

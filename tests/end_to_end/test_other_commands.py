@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.certificates import Authority
-from tests.end_to_end.processes import PATIENCE, on_terminal, ran, started
+from tests.end_to_end.processes import on_terminal, ran, started
 from warpgate_trio import host as machine
 from warpgate_trio.clock.ntp_client import measure_offset
 from warpgate_trio.config import NodeConfig
@@ -24,7 +24,7 @@ async def test_demo() -> None:
     started_at = trio.current_time()
     demo = await ran("demo")
     assert demo.process.returncode == 0, demo.stderr_text
-    assert trio.current_time() - started_at < PATIENCE
+    assert trio.current_time() - started_at < 20  # for somebody who watches it
     assert demo.out == b""
     for word in ("ws://127.0.0.1:", "alice dials bob", "reverse_connect", "MB/s", "won"):
         assert word in demo.stderr_text

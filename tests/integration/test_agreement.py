@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.integration.test_node import dial
 from tests.integration.test_verdicts import committed, expect, impostor
 from tests.nodes import ALICE, BOB, CAROL, QUICK, address_of, config, loopback_node
@@ -117,7 +118,7 @@ async def test_a_decision_that_its_link_does_not_live_to_see() -> None:
             await began.wait()
             nursery.cancel_scope.cancel()
         theirs.carrier.close_nowait()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             await ended.wait()
 
 

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
 from warpgate_strategies.fan_out import STAGGER
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, Verdict, anyone
@@ -97,7 +98,7 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
     async with pair() as both:
         await both.alice.announce_address(both.bob.address)
         key = both.alice.address.public_key
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while both.bob._runtime.known_address(key) is None:
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert both.bob._runtime.known_address(key) == both.alice.address
@@ -108,7 +109,7 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
     async with pair(authorize=not_carol) as both, loopback_node(CAROL, config(both.server)) as carol:
         await carol.wait_signals()
         await carol.announce_address(both.bob.address)
-        with trio.fail_after(1):
+        with trio.fail_after(HANG):
             while not both.bob.stats().refused:  # counted when what she told was dealt with
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert both.bob._runtime.known_address(carol.address.public_key) is None

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, Pair, config, loopback_node, pair
 from tests.servers_mqtt import Broker
 from tests.servers_mqtt import libraries as libraries
@@ -28,7 +29,7 @@ from warpgate_trio.signal import Inbox, InboxLimits, ServerState, open_channel
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what other tasks do after a cancellation: closing, telling the peer."""
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         while not condition():
             await trio.testing.wait_all_tasks_blocked(0.001)
 
@@ -69,7 +70,7 @@ def all_task_cuts() -> Iterator[_AllTasks]:
 
 async def wait_for_broker(condition: Callable[[], bool]) -> None:
     """For what another process does in its own time."""
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         while not condition():  # noqa: ASYNC110  # there is no event that a process could set
             await trio.sleep(0.002)
 
@@ -269,7 +270,7 @@ async def test_a_cancelled_end_of_a_pipe_is_an_end() -> None:
                 await ours.aclose()
             with pytest.raises(trio.ClosedResourceError):
                 await ours.send_all(b"x")
-            with trio.fail_after(5):
+            with trio.fail_after(HANG):
                 assert await theirs.receive_some() == b""
             await theirs.aclose()
         await until(lambda: len(first._link.protocol.channels) == 1)

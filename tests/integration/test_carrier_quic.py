@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.links import ALICE, BOB, FAMILIES, MALLORY, Paths, close_carriers, quic_carriers, receive_exactly
 from tests.paths import SocketPath, connect_paths
 from warpgate_trio.carrier.quic import HELD_MAX, UNSENT_MAX, QuicCarrier
@@ -151,7 +152,7 @@ async def test_garbage_on_the_path_harms_nobody() -> None:
         return everything
 
     paths[0].filter = paths[1].filter = add_noise
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         dialer, server = await quic_carriers(paths)
         message = bytes(range(256)) * 400
         for sender, receiver in ((dialer, server), (server, dialer)):
@@ -175,7 +176,7 @@ async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
         dialer.feed(b"after %d" % part)
     assert dialer.owed
     expected = b"".join(message + b"after %d" % part for part in range(4))
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialer.receive)  # who repeats what is lost
             nursery.start_soon(dialer.flush)
@@ -190,7 +191,7 @@ async def test_a_flush_cancelled_anywhere() -> None:
     size = 3 * UNSENT_MAX
 
     async def read(server: QuicCarrier) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             assert len(await receive_exactly(server, size + 3)) == size + 3
 
     for cut in cuts():
@@ -217,7 +218,7 @@ async def test_a_sender_waits_for_a_receiver_that_does_not_take() -> None:
             await dialer.flush()
     assert scope.cancelled_caught
     assert sent <= 65536 + UNSENT_MAX  # nobody drives the other end, so there are no acknowledgements
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialer.flush)
             await receive_exactly(server, sent)
@@ -267,7 +268,7 @@ async def test_losses_are_repaired_while_nobody_writes() -> None:
     dialer.feed(b"once")
     await dialer.flush()
     assert lost
-    with trio.fail_after(2):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialer.receive)
             assert await receive_exactly(server, 4) == b"once"
@@ -310,7 +311,7 @@ async def test_the_end_waits_until_ours_has_arrived() -> None:
         await dialer.receive()
     assert scope.cancelled_caught
     paths[0].filter = None
-    with trio.fail_after(2):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon

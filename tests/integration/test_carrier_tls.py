@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.links import (
     ALICE,
     BOB,
@@ -57,7 +58,7 @@ async def outcomes(
         except Exception as error:
             found[index] = error
 
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, 0, dial)
             nursery.start_soon(run, 1, serve)
@@ -169,7 +170,7 @@ async def test_a_handshake_of_endless_records_is_given_up() -> None:
                 await dialed.send(records[at : at + 16384])
             await dialed.recv(1)
 
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
             with pytest.raises(CarrierError, match="more than a TLS handshake takes"):
@@ -378,7 +379,7 @@ async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
         await dialer.flush()
     assert scope.cancelled_caught
     expected = b"".join(message + b"after %d" % part for part in range(8))
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialer.flush)
             assert await receive_exactly(server, len(expected)) == expected
@@ -480,7 +481,7 @@ async def test_many_small_records_are_taken_in_turns() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look_on)
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while got < 1000:
                 pieces = await server.receive()
                 assert len(pieces) <= TURN_RECORDS

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.integration.test_security import give, sealed
 from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, closed_port, config, loopback_node
 from warpgate_trio import Node, NodeConfig, PeerAddress, Servers, anyone
@@ -132,7 +133,7 @@ async def test_what_the_peer_says_itself_beats_a_record_of_a_clock_that_was_ahea
     async with open_rendezvous() as server, alice_who_heard_from_the_future(server) as (alice, ahead):
         async with bob_on(server, 0.0) as bob:
             await bob.announce_address(alice.address)
-            with trio.fail_after(10):
+            with trio.fail_after(HANG):
                 while alice._runtime.known_address(BOB.public_key) == ahead:
                     await trio.testing.wait_all_tasks_blocked(0.001)
             assert alice._runtime.known_address(BOB.public_key) == bob.address

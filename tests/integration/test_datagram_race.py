@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.panicking import PanicException
 from tests.races import SECRET, half, hold
 from tests.sim.worlds import run
@@ -36,7 +37,7 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def open_ports() -> AsyncGenerator[UdpPorts]:
     ports = UdpPorts()
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             async with ports.running(nursery):
                 yield ports
@@ -255,7 +256,7 @@ async def test_who_answers_is_dialled_whoever_was_heard_before(monkeypatch: pyte
             race.checks.add([(number, theirs.local)], trio.current_time())
             race.checks.probe(trio.current_time())
             race.changed()
-            with trio.fail_after(5):
+            with trio.fail_after(HANG):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(race.first)
                     await wait_until(lambda: theirs.local in dialled)

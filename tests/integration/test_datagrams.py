@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.sim.worlds import run
 from warpgate_trio.datagrams import BATCH, MAX_DATAGRAM, MAX_ERRORS, Datagram, DatagramSocket
 from warpgate_trio.sim import Network
@@ -26,7 +27,7 @@ def check(function: Check) -> Check:
 
 
 async def on_sockets(function: Check, address: str) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         ends = [await DatagramSocket.bind((address, 0)) for _ in range(2)]
         try:
             await function(*ends)

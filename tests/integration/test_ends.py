@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, QUICK, address_of, config, loopback_node, pair
 from warpgate_strategies.direct_connect import dial
 from warpgate_trio import Node, anyone
@@ -45,7 +46,7 @@ async def test_a_walk_in_another_task_ends_with_its_node() -> None:
         return True
 
     async with loopback_node(BOB, config(budgets=QUICK), authorize=rule) as bob:
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery, loopback_node(ALICE, config()) as alice:
                 nursery.start_soon(expect_closed, partial(alice.auto_connect, bob.address))
                 await asked.wait()
@@ -57,7 +58,7 @@ async def test_a_walk_that_its_node_has_ended_is_taken_back_at_the_peer() -> Non
         hub = SignalHub(BOB, [ServerUrl.parse(f"ws://127.0.0.1:{server.port}")])
         await keepers.start(hub.run)
         await hub.wait_connected()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery, loopback_node(ALICE, config(server)) as alice:
                 await alice.wait_signals()
                 call = partial(alice.connect, address_of(BOB, port=1), plugin="reverse_connect", af=4)
@@ -71,7 +72,7 @@ async def test_a_question_in_another_task_ends_with_its_node() -> None:
         hub = SignalHub(BOB, [ServerUrl.parse(f"ws://127.0.0.1:{server.port}")])
         await keepers.start(hub.run)
         await hub.wait_connected()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery, loopback_node(ALICE, config(server)) as alice:
                 await alice.wait_signals()
                 nursery.start_soon(expect_closed, partial(alice.refresh_address, address_of(BOB, port=1)))
@@ -130,7 +131,7 @@ async def test_setup_is_left_after_every_attempt() -> None:
             return log
 
     async with pair(plugins=[Lasting]) as both:
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_closed, partial(both.alice._runtime.ask, both.bob.address, "lasting"))
                 while log.count("started") < 2:
@@ -215,7 +216,7 @@ async def test_goodbyes_go_through_adopted_tasks(cancelled: bool) -> None:
                 await ours.send_all(b"last words")
                 if cancelled:
                     scope.cancel()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             assert await theirs.receive_some() == b"last words"
             assert await theirs.receive_some() == b""
 
@@ -239,7 +240,7 @@ async def test_a_link_is_broken_by_the_failure_of_what_carries_it(caplog: pytest
         ours = await alice.auto_connect(bob.address, afs=[4])
         theirs = await bob.listener.accept()
         fail.set()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             with pytest.raises(trio.BrokenResourceError):
                 await ours.receive_some()
             with pytest.raises(trio.BrokenResourceError):
@@ -265,7 +266,7 @@ async def test_a_link_that_is_over_is_let_go() -> None:
                 session = (ALICE.public_key, ours._link.session_id)
                 await theirs.aclose()
             del ours, theirs
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while alice.stats().links or bob.stats().links:
                 await trio.testing.wait_all_tasks_blocked()
         gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from tests.hangs import HANG
 from tests.integration.test_rendezvous import registered_with, server_that
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import SignalUnavailable
@@ -27,7 +28,7 @@ async def test_what_a_server_says_while_we_register(caplog: pytest.LogCaptureFix
     async with server_that(says_no) as url, open_background_nursery() as nursery:
         hub = SignalHub(Identity.generate(), [ServerUrl.parse(url)])
         await nursery.start(hub.run)
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             await hub.wait_tried()
         said = hub.status()[0].last_error or ""
     assert "owned" in said
@@ -45,6 +46,6 @@ async def test_what_a_server_says_later(how: str) -> None:
             await websocket._connection.aclose(1008, ESCAPES)
 
     async with registered_with(behaviour) as channel:
-        with trio.fail_after(10), pytest.raises(SignalUnavailable, match="owned") as caught:
+        with trio.fail_after(HANG), pytest.raises(SignalUnavailable, match="owned") as caught:
             await channel.receive()
         assert str(caught.value).isprintable()

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import Cut, cuts
+from tests.hangs import HANG
 from tests.links import (
     ALICE,
     BOB,
@@ -157,7 +158,7 @@ async def test_a_peer_that_does_it_wrong(
 ) -> None:
     carrier, peer, wait = await step(nursery)
     await misdeed(peer)
-    with trio.fail_after(2), pytest.raises(error, match=sentence):
+    with trio.fail_after(HANG), pytest.raises(error, match=sentence):
         await wait()
     assert is_closed(carrier)
     peer.close()
@@ -183,7 +184,7 @@ async def test_a_peer_that_says_nothing_is_given_up_by_cancelling(step: Step, nu
 async def test_a_peer_that_goes_away_politely(step: Step, nursery: trio.Nursery) -> None:
     carrier, peer, wait = await step(nursery)
     await peer.say(GoAway())
-    with trio.fail_after(2), pytest.raises(trio.BrokenResourceError, match=r"the peer (went away|ended the link)"):
+    with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match=r"the peer (went away|ended the link)"):
         await wait()
     assert is_closed(carrier)
     peer.close()
@@ -523,7 +524,7 @@ async def test_a_ping_that_came_with_the_commit_is_answered_while_the_applicatio
     async def decide() -> bool:
         return await peer.hear() == Pong(token=1)
 
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         assert await link.while_waiting(decide)
     link.close_nowait()
     peer.close()
@@ -675,7 +676,7 @@ async def raw_end(
     buffers: int | None = None,
     goodbye: float = 0.05,
     greeted: bool = True,
-    limit: float = 5.0,
+    limit: float = HANG,
 ) -> AsyncGenerator[tuple[End, RawPeer]]:
     """Alice's end of an open Link, driven, and a peer that the test plays."""
     dialed, accepted = await carriers(await connect_sockets(buffers=buffers))
@@ -694,7 +695,7 @@ async def raw_end(
     finally:
         peer.close()
         end.link.end_nowait()
-        with trio.CancelScope(shield=True), trio.fail_after(2):
+        with trio.CancelScope(shield=True), trio.fail_after(HANG):
             await end.ended.wait()
 
 
@@ -755,7 +756,7 @@ async def test_the_last_pipe_closed_ends_the_link_on_both_sides() -> None:
         assert not alice.ended.is_set()
         await second.send_all(b"one more")
         await second.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             await alice.ended.wait()
             await bob.ended.wait()
         assert [await other.receive_some() for _ in range(2)] == [b"one more", b""]
@@ -795,7 +796,7 @@ async def test_a_goodbye_is_bounded_whatever_the_peer_does(
 
 async def test_a_link_that_was_ended_before_its_driver_ran() -> None:
     alice, bob = await proven_links()
-    with trio.fail_after(2):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
 
             async def answer() -> None:
@@ -815,7 +816,7 @@ async def test_a_link_that_was_ended_before_its_driver_ran() -> None:
 async def test_a_link_that_was_closed_before_its_driver_ran() -> None:
     alice, bob = await proven_links()
     alice.close_nowait()
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         await alice.drive(on_open=lambda _: None, goodbye=1.0)
     bob.close_nowait()
 
@@ -906,7 +907,7 @@ async def test_a_ping_on_a_pipe_that_is_closed_meanwhile(last: bool, how: str, n
         async with trio.open_nursery() as inner:
 
             async def ping() -> None:
-                with trio.fail_after(0.5), pytest.raises(trio.ClosedResourceError, match="this pipe was closed"):
+                with trio.fail_after(HANG), pytest.raises(trio.ClosedResourceError, match="this pipe was closed"):
                     await pipe.ping()
 
             inner.start_soon(ping)
@@ -1025,7 +1026,7 @@ async def no_task_left() -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def bounded_nursery() -> AsyncGenerator[trio.Nursery]:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             yield nursery
 
@@ -1185,7 +1186,7 @@ async def test_aclose_cancelled_anywhere() -> None:
             await alice.pipe.aclose()
         with pytest.raises(trio.ClosedResourceError):
             await alice.pipe.send_all(b"x")
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             assert await bob.pipe.receive_some() == b"last words"
             assert await bob.pipe.receive_some() == b""
             await alice.ended.wait()
@@ -1201,7 +1202,7 @@ async def test_a_stranger_that_floods_before_its_commit_is_dropped(frame: Frame 
     dialed, accepted = await carriers()
     peer = RawPeer(dialed)
     await peer.say(a_proof(), *([frame] * 200))
-    with trio.fail_after(5), pytest.raises(RemoteProtocolError, match="before the link is open"):
+    with trio.fail_after(HANG), pytest.raises(RemoteProtocolError, match="before the link is open"):
         bob = await Link.hear_proof(accepted)
         bob.become(initiator=False)
         await bob.hear_commit()

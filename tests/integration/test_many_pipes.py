@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.nodes import echo, pair
 from warpgate_trio import Pipe
 
@@ -53,7 +54,7 @@ async def test_a_stalled_pipe_stalls_no_other() -> None:
             await trio.testing.wait_all_tasks_blocked(0.01)
             ours: list[Pipe] = [await stalled.open_pipe() for _ in range(3)]
             theirs: list[Pipe] = [await both.bob.listener.accept() for _ in range(3)]
-            with trio.fail_after(2):
+            with trio.fail_after(HANG):
                 for mine, other in zip(ours, theirs, strict=True):
                     await mine.send_all(bytes(1024 * 1024))  # as much as a window
                     await other.send_all(b"and back")
@@ -78,7 +79,7 @@ async def test_pipes_of_one_link_end_one_by_one() -> None:
         third = await second.open_pipe("third")
         await second.aclose()
         await third.aclose()  # the last one ends the Link
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while both.alice.stats().links or both.bob.stats().links:
                 await trio.testing.wait_all_tasks_blocked(0.001)
         for pipe in theirs:
@@ -90,7 +91,7 @@ async def test_ping_measures_and_proves_arrival() -> None:
     async with pair() as both, await both.alice.auto_connect(both.bob.address) as ours:
         theirs = await both.bob.listener.accept()
         await ours.send_all(bytes(500_000))
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             assert await ours.ping() > 0
         assert theirs._channel.received == 500_000
         rtts: list[float] = []
@@ -105,6 +106,6 @@ async def test_ping_measures_and_proves_arrival() -> None:
         await theirs.aclose()
         with pytest.raises(trio.ClosedResourceError):
             await theirs.ping()
-        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(HANG):
             while True:
                 await ours.ping()

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from tests.servers_mqtt import PASSWORD, USER, Broker, make_mosquitto, open_wire
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
@@ -36,7 +37,7 @@ async def open_mqtt(
     url: ServerUrl, *, ssl_context: ssl.SSLContext | None = None, close_timeout: float = 0.2
 ) -> AsyncGenerator[MqttConnection]:
     """As the real one; bounds the body."""
-    with trio.fail_after(10):
+    with trio.fail_after(HANG):
         async with real_open_mqtt(
             url, ssl_context=ssl_context, max_payload=MAX, close_timeout=close_timeout
         ) as connection:
@@ -45,7 +46,7 @@ async def open_mqtt(
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     """For what another process does in its own time."""
-    with trio.fail_after(10):
+    with trio.fail_after(HANG):
         while not condition():  # noqa: ASYNC110  # there is no event that a process could set
             await trio.sleep(0.002)
 
@@ -555,7 +556,7 @@ BESIDE = """
         config = NodeConfig(servers=Servers(mqtt=[sys.argv[1]], public_servers=False))
         try:
             async with open_node(config, identity=Identity.generate()) as node:
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     await node.wait_signals()
                 print("connected")
         except ConfigError as error:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, loopback_node
 from tests.ports import free_port
 from tests.servers_mqtt import Broker, open_wire
@@ -34,7 +35,7 @@ def node_config(*, websocket: str | None = None, mqtt: object = None) -> NodeCon
 
 
 async def wait_servers(*nodes: Node) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         await wait_until(
             lambda: all(each.state is ServerState.CONNECTED for node in nodes for each in node.signal_servers)
         )
@@ -42,7 +43,7 @@ async def wait_servers(*nodes: Node) -> None:
 
 async def call_back(alice: Node, bob: Node) -> None:
     """A Pipe that needs signals: Alice asks Bob to dial."""
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         pipe = await alice.connect(bob.address, plugin="reverse_connect")
         async with pipe, await bob.listener.accept() as other:
             await pipe.send_all(b"x")
@@ -107,7 +108,7 @@ async def test_a_message_by_both_transports_counts_once(any_broker: Broker, monk
             monkeypatch.setattr(SignalHub, "send", send)
             await call_back(alice, bob)
             counters = bob._runtime.signals.counters
-            with trio.fail_after(5):
+            with trio.fail_after(HANG):
                 await wait_until(lambda: counters["Accepted"] + counters["Replayed"] == 2 * sent)
             assert counters["Accepted"] == counters["Replayed"] == sent > 0
 
@@ -174,7 +175,7 @@ async def test_each_transport_fails_and_recovers_on_its_own(mosquitto: Broker, m
 
             async def wait_states(websocket: bool, mqtt: bool) -> None:
                 wanted = [websocket, mqtt]
-                with trio.fail_after(5):
+                with trio.fail_after(HANG):
                     for node in (alice, bob):
                         await wait_until(
                             lambda node=node: (

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB
 from tests.ports import free_port
 from tests.servers_mqtt import PASSWORD, USER, Broker, make_mosquitto, open_wire
@@ -50,7 +51,7 @@ async def hub_for(
 ) -> AsyncGenerator[SignalHub]:
     """A running hub; bounds the body."""
     hub = SignalHub(identity, [ServerUrl.parse(str(url)) for url in urls], ca_file=ca_file)
-    with trio.fail_after(10):
+    with trio.fail_after(HANG):
         async with open_background_nursery() as nursery:
             await nursery.start(hub.run)
             if connected:
@@ -416,7 +417,7 @@ async def test_a_hub_cancelled_at_any_step(mosquitto: Broker) -> None:
     for milliseconds in range(0, 40, 2):
         with trio.move_on_after(milliseconds / 1000):
             await live()
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         await wait_until(lambda: mosquitto.connections() == 0)
 
 
@@ -448,7 +449,7 @@ async def test_a_rendezvous_server_that_hangs_does_not_hold_up_a_broker(any_brok
                 return Delivery.NOBODY_HOME
 
             hanging.send = hang  # type: ignore[method-assign]
-            with trio.fail_after(5):
+            with trio.fail_after(HANG):
                 assert await alice.send(BOB.public_key, b"\x01x") is Delivery.QUEUED
             assert (await bob.receive()).payload == b"\x01x"
             release.set()

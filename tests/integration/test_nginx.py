@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from tests.nginx import Ports, free_ports, nginx
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import SignalUnavailable
@@ -50,7 +51,7 @@ async def who_comes(folder: Path, header: ProxyHeader) -> AsyncGenerator[Ports]:
     """A server behind nginx that tells each client who it is."""
     ports = free_ports()
     (upstream,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    with trio.fail_after(20):
+    with trio.fail_after(HANG):
         async with open_background_nursery() as nursery:
             await nursery.start(
                 partial(
@@ -113,7 +114,7 @@ async def test_signals_through_nginx(
     ports = free_ports()
     url = ServerUrl.parse(f"{scheme}://127.0.0.1:{getattr(ports, name)}/rendezvous")
     trust = authority.client() if scheme == "wss" else None
-    with trio.fail_after(20):
+    with trio.fail_after(HANG):
         async with open_rendezvous(
             public_urls=[url],
             trusted_proxies=TrustedProxies(["127.0.0.1"], header),
@@ -139,7 +140,7 @@ async def test_signals_through_nginx(
 
 async def test_a_server_behind_nginx_that_was_not_told_its_name(tmp_path: Path, authority: Authority) -> None:
     ports = free_ports()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG):
         async with open_rendezvous() as server:
             with nginx(tmp_path, ports, server.port, tmp_path / "127.0.0.1.pem"):
                 url = ServerUrl.parse(f"wss://127.0.0.1:{ports.https}/rendezvous")

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.nodes import (
     ALICE,
     BOB,
@@ -89,7 +90,7 @@ async def test_a_cancelled_node_still_says_goodbye() -> None:
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
         assert scope.cancelled_caught
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             assert await theirs.receive_some() == b"last words"
             assert await theirs.receive_some() == b""
 
@@ -154,7 +155,7 @@ async def test_calls_that_outlive_the_node_end_with_it(plugin: str) -> None:
         assert outcomes == ["ended"]
         with pytest.raises(trio.ClosedResourceError):
             await carol.refresh_address(both.bob.address)
-        with trio.fail_after(5):  # it has said that the session is over
+        with trio.fail_after(HANG):  # it has said that the session is over
             while plugin == "reverse_connect" and both.bob._runtime._responder._work:
                 await trio.testing.wait_all_tasks_blocked(0.001)
 
@@ -163,7 +164,7 @@ async def test_a_socket_that_was_closed_between_two_accepts_is_no_error(caplog: 
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         closed = trio.socket.socket()
         closed.close()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             await bob._runtime.inbound.serve_socket(closed)
     assert not caplog.records
 
@@ -570,7 +571,7 @@ async def request(node: Node, to: PeerAddress, message: Message, *, session: byt
     key = (to.public_key, session, b"A" * 16)
     node._runtime.signals.attach(key, mailbox)
     await node._runtime.signals.send(to, message, owner="reverse_connect", session=session, attempt=b"A" * 16)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         return await mailbox.receive.receive()
 
 

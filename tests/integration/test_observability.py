@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, LoopbackHost, config, echo, loopback_node, on_host, pair
 from tests.servers_mqtt import PASSWORD, USER, make_mosquitto
 from tests.servers_mqtt import libraries as libraries
@@ -58,7 +59,7 @@ async def test_failed_handshakes_are_counted() -> None:
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(b"no TLS at all")
             await stream.receive_some()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while not bob.stats().handshakes_failed:
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert bob.stats().handshakes == 0
@@ -138,7 +139,7 @@ async def test_a_debug_log_of_mqtt_holds_no_secret(caplog: pytest.LogCaptureFixt
                     await bob.wait_signals()
                     await everything(url, bob, alice)
                 else:
-                    with trio.fail_after(5):
+                    with trio.fail_after(HANG):
                         while not any(each.last_error for each in alice.signal_servers):  # noqa: ASYNC110  # no event
                             await trio.sleep(0.002)
                 logging.getLogger("warpgate_trio").debug("%r %r", alice.signal_servers, alice.address)

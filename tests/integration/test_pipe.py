@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.links import BOB, FAMILIES, End, carrier_kind, connect_ends, connect_sockets, linked, open_ends
 from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.testing.pipe_laws import check_cancelled_receive, check_cancelled_send, check_pipe
@@ -38,7 +39,7 @@ def makers(nursery: trio.Nursery, family: int = trio.socket.AF_INET) -> Makers:
 @pytest.mark.slow("Trio's checks and five laws in two directions, each on fresh Links")
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_the_stream_contract_and_the_laws(family: int) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             await check_pipe(*makers(nursery, family))
 
@@ -46,7 +47,7 @@ async def test_the_stream_contract_and_the_laws(family: int) -> None:
 @pytest.mark.slow("a megabyte for each seed, over QUIC too")
 @pytest.mark.parametrize("seed", range(1, 5))
 async def test_the_random_laws_with_more_seeds(seed: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             maker, _ = makers(nursery)
             await check_cancelled_receive(maker, seed=seed, size=1500)
@@ -55,7 +56,7 @@ async def test_the_random_laws_with_more_seeds(seed: int) -> None:
 
 @pytest.mark.slow("Trio's checks on a further channel")
 async def test_further_pipes_keep_the_contract_too() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(HANG):
         async with linked() as (alice, bob):
 
             async def maker() -> tuple[Pipe, Pipe]:
@@ -310,7 +311,7 @@ async def test_sending_waits_for_credit_and_for_nothing_else() -> None:
             await alice.pipe.wait_send_all_might_not_block()
         assert scope.cancelled_caught
         await bob.pipe.receive_some()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             await alice.pipe.wait_send_all_might_not_block()
 
 
@@ -359,7 +360,7 @@ async def test_what_a_cancelled_sender_left_goes_out_without_it(monkeypatch: pyt
         assert scope.cancelled_caught
         go_on.set()
         received = 0
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while received < 60_000:  # one frame, which was encrypted as a whole
                 received += len(await bob.pipe.receive_some())
 

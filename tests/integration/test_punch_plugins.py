@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, LoopbackHost, Pair, config, loopback_node
 from tests.nodes import pair as open_pair
 from tests.races import SECRET
@@ -46,7 +47,7 @@ def ports_of(*nodes: Node) -> list[int]:
 
 
 async def no_ports(*nodes: Node) -> None:
-    with trio.fail_after(2):
+    with trio.fail_after(HANG):
         while any(ports_of(*nodes)):  # noqa: ASYNC110  # the end of a goodbye is no event that a test could see
             await trio.sleep(0.005)
 
@@ -266,7 +267,7 @@ async def test_a_call_is_cancelled_at_any_moment(name: str) -> None:
             while both.bob.listener.waiting:
                 await (await both.bob.listener.accept()).aclose()
             await no_ports(both.alice)
-            with trio.fail_after(2):
+            with trio.fail_after(HANG):
                 while both.bob.stats().attempts or both.bob.stats().links:
                     while both.bob.listener.waiting:
                         await (await both.bob.listener.accept()).aclose()

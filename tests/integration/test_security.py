@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node, pair
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, Identity, Node, PeerAddress, anyone
@@ -153,7 +154,7 @@ async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.Mon
         await bob.wait_signals()
         for _ in range(100):
             await hub.send(BOB.public_key, b"\x01" + bytes(200))
-        with trio.fail_after(20):
+        with trio.fail_after(HANG):
             while bob.stats().signals_dropped < 100 - 7 - 64:
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert bob.stats().signals == {"SignalMalformed": 7}
@@ -174,7 +175,7 @@ async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.M
             await hub.send(BOB.public_key, [b"\x01", b"x", b"\x02" + bytes(200)][number % 3])
         own = address_of(CAROL, port=1)
         await hub.send(BOB.public_key, sealed(CAROL, bob.address, own, Cancel(), owner="core"))
-        with trio.fail_after(20):
+        with trio.fail_after(HANG):
             while not bob.stats().signals.get("Accepted"):
                 await trio.testing.wait_all_tasks_blocked(0.001)
         assert bob.stats().signals == {"SignalMalformed": 50, "SignalUnsupported": 100, "Accepted": 1}
@@ -195,7 +196,7 @@ async def test_a_flood_on_one_channel_leaves_the_others_their_turn(monkeypatch: 
         hub_of(ALICE, quiet) as alice,
         open_background_nursery() as nursery,
     ):
-        with trio.fail_after(20):
+        with trio.fail_after(HANG):
             while [each.state for each in bob.signal_servers] != [ServerState.CONNECTED] * 2:
                 await trio.testing.wait_all_tasks_blocked(0.001)
 
@@ -233,7 +234,7 @@ async def ask(hub: SignalHub, sender: Identity, node: Node, message_id: bytes) -
     """Send a node something that it does not know, and return its answer."""
     own = address_of(sender, port=1)
     await hub.send(node.address.public_key, sealed(sender, node.address, own, Unheard(), message_id=message_id))
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         return open_message(sender, (await hub.receive()).payload)
 
 

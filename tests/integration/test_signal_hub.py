@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from tests.ports import free_port
 from tests.rendezvous_v1 import old_server
 from warpgate_trio.config import ServerUrl
@@ -48,7 +49,7 @@ async def hub_for(
 ) -> AsyncGenerator[SignalHub]:
     """A running hub; bounds the body."""
     hub = SignalHub(identity, [ServerUrl.parse(url) for url in urls], ca_file=ca_file)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with open_background_nursery() as nursery:
             await nursery.start(hub.run)
             if connected:
@@ -455,7 +456,7 @@ async def test_the_end_of_a_hub() -> None:
         async with hub_for(ALICE, server.url) as alice, hub_for(BOB, server.url) as bob:
             await alice.send(BOB.public_key, b"x", hints=[server.url], may_visit=anywhere)
             await wait_until(lambda: bob.status()[0].state is ServerState.CONNECTED)
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             await wait_until(lambda: server.statistics().connections == 0)
         for hub in (alice, bob):
             with pytest.raises(SignalUnavailable, match="not running"):

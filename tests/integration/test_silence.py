@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.hangs import HANG
 from tests.integration.test_security import Unheard, ask, give, hub_of, sealed
 from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node
 from tests.panicking import PanicException
@@ -63,7 +64,7 @@ async def test_who_is_let_in_is_told_the_time() -> None:
         await bob.wait_signals()
         own, late = address_of(ALICE, port=9), LoopbackHost().wall_time() - 3600
         assert give(bob, sealed(ALICE, bob.address, own, AskAddress(), owner="get_addr", time=late)) == "OutsideWindow"
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             answer = open_message(ALICE, (await hub.receive()).payload)
         assert answer.header.type == "core.Clock"
 
@@ -107,7 +108,7 @@ async def test_who_is_let_in_hears_that_there_is_no_place(monkeypatch: pytest.Mo
     ):
         await bob.wait_signals()
         give(bob, sealed(ALICE, bob.address, address_of(ALICE, port=9), DIAL_ME))
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             answer = open_message(ALICE, (await hub.receive()).payload)
         assert answer.header.type == "core.Refused"
         monkeypatch.setattr("warpgate_trio.responder.MAX_ATTEMPTS", 64)
@@ -132,13 +133,13 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
         with monkeypatch.context() as patch:
             patch.setattr("warpgate_trio.dispatch.open_message", panic)
             await hub.send(BOB.public_key, sealed(ALICE, bob.address, own, Unheard()))
-            with trio.fail_after(10):
+            with trio.fail_after(HANG):
                 while not bob.stats().signals.get("unhandled"):
                     await trio.testing.wait_all_tasks_blocked(0.001)
             patch.undo()
             patch.setattr("warpgate_trio.dispatch.seal_message", panic)
             give(bob, sealed(ALICE, bob.address, own, Unheard(), message_id=b"2" * 16))
-            with trio.fail_after(10):
+            with trio.fail_after(HANG):
                 while "an answer could not be sent" not in caplog.text:
                     await trio.testing.wait_all_tasks_blocked(0.001)
         assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.panicking import PanicException
 from tests.races import half, hold
 from warpgate_strategies import stream_race
@@ -39,7 +40,7 @@ async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddre
 @pytest.mark.parametrize("inbound", [False, True], ids=["initiator", "responder"])
 async def test_a_tcp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool) -> None:
     """That no socket is left is what the fixture of all tests looks at."""
-    with trio.fail_after(10):
+    with trio.fail_after(HANG):
         for cut in cuts():
             here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
             found: list[Any] = []
@@ -60,7 +61,7 @@ async def test_a_tcp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool
 
 async def test_who_accepts_and_stays_silent_holds_up_nobody() -> None:
     """A wrong host on a colliding private address, beside the right one."""
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         silent = await TcpPort.open("127.0.0.1")
         here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
         async with trio.open_nursery() as nursery:
@@ -91,7 +92,7 @@ async def test_what_breaks_one_connection_of_a_race_does_not_end_it(
         return await dial(sock, *args, **options)
 
     monkeypatch.setattr(TlsCarrier, "dial", dial_but_the_first)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
         async with trio.open_nursery() as nursery:
 
@@ -106,7 +107,7 @@ async def test_what_breaks_one_connection_of_a_race_does_not_end_it(
 
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
 async def test_strangers_at_a_port_do_not_keep_the_peer_out() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.1.0.1")
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
             async with open_stream_race(half(inbound=True)) as race:
@@ -173,7 +174,7 @@ async def test_somebody_else_is_troubled_no_more_by_many_ports_and_many_attempts
             listener.listen(10)
             theirs.append(listener.getsockname())
             nursery.start_soon(hang_up, listener)
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             for _ in range(2):
                 enough = False
                 while not enough:
@@ -329,7 +330,7 @@ async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch)
         return await real(self)
 
     monkeypatch.setattr(TcpPort, "accept", accept)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
         async with trio.open_nursery() as nursery:
 
@@ -344,7 +345,7 @@ async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_port_that_is_closed_ends_only_its_own_knocking() -> None:
     """As the boundaries' ports are when the answer has come."""
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         here, there, closing = [await TcpPort.open("127.0.0.1") for _ in range(3)]
         async with trio.open_nursery() as nursery:
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.ports import free_port
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
 from warpgate_trio.nat.stun import (
@@ -135,7 +136,7 @@ async def test_a_client_of_rfc3489_is_answered_from_elsewhere(change: int) -> No
         await sock.sendto(
             bytes.fromhex("00010008") + number + bytes.fromhex("00030004000000") + bytes([change]), server.address
         )
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             answer, source = await sock.recvfrom(200)
         assert source == (f"127.0.0.{1 + bool(change & 4)}", port + bool(change & 2))
 
@@ -516,7 +517,7 @@ async def test_an_answer_comes_from_where_it_was_asked(asked: str) -> None:
     async with open_stun_server(host=None) as server, udp("::1" if ":" in asked else "127.0.0.1") as sock:
         await sock.connect((asked, server.address[1]))
         await sock.send(binding_request(bytes(12)))
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             answer = decode(await sock.recv(1000))
     assert answer.get(XOR_MAPPED_ADDRESS) is not None
 

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.coturn import Address, coturn
+from tests.hangs import HANG
 from tests.requirements import find_program, unmet
 from warpgate_trio.nat.stun import ChangeRequest
 from warpgate_trio.nat.stun_client import open_stun_stream, query_all_udp, query_stream, query_udp, race_tcp
@@ -15,7 +16,6 @@ from warpgate_trio.nat.stun_transaction import StunAnswer
 from warpgate_trio.servers.stun import open_stun_server
 
 pytestmark = pytest.mark.needs("linux", "turnserver", "turnutils")  # Linux, where all of 127/8 is this machine
-PATIENCE = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ async def test_coturn_tells_where_from_over_tcp(places: Places) -> None:
 async def output_of(program: str, *words: str) -> str:
     path = find_program(program)
     assert path is not None
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         run = await trio.run_process([path, *words, "127.0.0.1"], capture_stdout=True, capture_stderr=True)
     return run.stdout.decode()
 

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.sim.worlds import run
 from warpgate_trio.errors import StunError
 from warpgate_trio.nat.stun import TransportAddress
@@ -30,7 +31,7 @@ def check(function: Check) -> Check:
 
 
 async def on(function: Check, address: str) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         port = await TcpPort.open(address)
         try:
             await function(port)

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.panicking import PanicException
 from tests.sim.worlds import run
 from warpgate_trio.datagrams import BATCH, Datagram, DatagramSocket
@@ -89,7 +90,7 @@ async def open_ports() -> AsyncGenerator[UdpPorts]:
 
 @asynccontextmanager
 async def ends(address: str = "127.0.0.1") -> AsyncGenerator[Ends]:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with open_ports() as ports:
             port = await ports.open(address)
             other = await DatagramSocket.bind((address, 0))

@@ -22,6 +22,7 @@ import trio
 import trio.testing
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from warpgate_trio.errors import ConfigError
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.proxies import ProxyHeader, TrustedProxies
@@ -63,7 +64,7 @@ async def server(
     listeners = await trio.open_tcp_listeners(0, host=host)
     port = listeners[0].socket.getsockname()[1]
     context = authority.server(certificate_for or host) if authority else None
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with open_background_nursery() as nursery:
             await nursery.start(
                 partial(
@@ -92,7 +93,7 @@ async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) ->
                 await handler(stream)
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    with trio.fail_after(5):
+    with trio.fail_after(HANG):
         async with open_background_nursery() as nursery:
             await nursery.start(trio.serve_listeners, serve, listeners)
             yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
@@ -511,7 +512,7 @@ async def test_the_servers_end_is_the_clients_end() -> None:
 
         async with server(hold) as url:
             await nursery.start(client, url)
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             await closed.wait()
 
 

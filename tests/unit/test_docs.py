@@ -23,6 +23,7 @@ import trio
 
 import warpgate_strategies
 import warpgate_trio
+from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
 from tests.nodes import config as node_config
 from warpgate_trio import combos, config, inbound, meetings, plugin
@@ -525,7 +526,7 @@ async def test_the_guides_plugin_opens_and_closes_its_door(
             assert pipe.report is not None
             assert pipe.report.winner is not None
             door = pipe.report.winner.target
-            with trio.fail_after(1):
+            with trio.fail_after(HANG):
                 await closed.wait()
     assert seen == [("open", door), ("close", door)]
 

@@ -11,6 +11,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.hangs import HANG
 from warpgate_trio.subscribers import SHARE, Budget, Gate, Place, subscriber
 
 
@@ -111,7 +112,7 @@ async def test_who_gives_way_is_cancelled_and_goes_quietly() -> None:
             await trio.sleep_forever()
         ended.append(host)
 
-    with trio.fail_after(10):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             for host in ("192.0.2.1", "192.0.2.1", "198.51.100.1"):
                 await nursery.start(hold, host)
