@@ -61,6 +61,9 @@ class LoopbackHost:
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         return dest if dest.is_loopback else None
 
+    def name(self) -> str:
+        return ""
+
     def wall_time(self) -> float:
         return self._real.wall_time() + self.skew
 

@@ -57,6 +57,9 @@ class _ChosenInterfaces:
         others = [own.ip for each in interfaces if each.is_used for own in lasting_addresses(each, dest.version)]
         return others[0] if others else None
 
+    def name(self) -> str:
+        return self._host.name()
+
     def wall_time(self) -> float:
         return self._host.wall_time()
 

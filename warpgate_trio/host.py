@@ -113,6 +113,10 @@ class Host(Protocol):
         """The source address that the routing table picks for `dest`; None when there is no route.  Sends no packet."""
         ...
 
+    def name(self) -> str:
+        """By what name its network knows this machine, in lower case; empty where it has none but "localhost"."""
+        ...
+
     def wall_time(self) -> float:
         """Unix seconds, as this machine believes; it may be wrong and it may jump."""
         ...
@@ -220,6 +224,10 @@ class RealHost:
         except OSError:  # no route, no such family on this machine, or a destination that nothing can be sent to
             return None
         return None if source.is_unspecified else source
+
+    def name(self) -> str:
+        name = socket.gethostname().lower()
+        return "" if name.partition(".")[0] == "localhost" else name
 
     def wall_time(self) -> float:
         return time.time()

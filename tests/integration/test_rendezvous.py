@@ -510,6 +510,19 @@ async def test_names_that_a_server_does_not_know(dialled: str, public: list[str]
                 pytest.fail("opened")
 
 
+@pytest.mark.parametrize("dialled", ["box", "BOX.lan", "box.lan."])
+async def test_a_server_knows_the_name_of_its_machine(dialled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in one LAN, or among containers: its administrator gave it that name, no client can."""
+    everything_is_here()
+    monkeypatch.setattr("socket.gethostname", lambda: "Box.lan")
+    async with open_rendezvous() as server, channel_to(f"ws://{dialled}:{server.port}", ALICE):
+        pass
+    async with open_rendezvous(public_urls=["ws://relay.example"]) as server:
+        with pytest.raises(SignalUnavailable, match="--public-url"):
+            async with channel_to(f"ws://{dialled}:{server.port}", ALICE):
+                pytest.fail("opened")
+
+
 async def test_a_server_that_does_tls_knows_the_names_in_its_certificate(tmp_path: Path) -> None:
     everything_is_here()
     authority = Authority(tmp_path)

@@ -47,6 +47,9 @@ class HostInNamespace:
         with self._namespace.inside():
             return self._real.source_address(dest)
 
+    def name(self) -> str:
+        return self._real.name()
+
     def wall_time(self) -> float:
         return self._real.wall_time()
 

@@ -33,6 +33,9 @@ class FakeHost:
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         return None
 
+    def name(self) -> str:
+        return "fake"
+
     def wall_time(self) -> float:
         return self.time
 

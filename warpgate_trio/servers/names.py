@@ -7,6 +7,7 @@ writes both himself.  What counts is, in this order,
 
 * what the operator says: ``public_urls``, and then nothing else;
 * the address and port that the connection came in at, and ``localhost`` where that is loopback;
+* with that port, the name that this machine has: its administrator gave it, so no stranger can choose it;
 * where the server does TLS itself, the names in its certificate, with that port: clients verify them.
 """
 
@@ -37,6 +38,7 @@ class ServerNames:
     Args:
       public_urls: all of its URLs, if somebody has said them.
       ssl_context: what it serves TLS with, or how to get that.
+      hostname: the machine's; empty where it has none.
 
     Raises:
       ConfigError: one of `public_urls` is no URL of a rendezvous server.
@@ -46,9 +48,11 @@ class ServerNames:
         self,
         public_urls: Sequence[ServerUrl | str] = (),
         ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
+        hostname: str = "",
     ) -> None:
         self._public = frozenset(_public_name(url) for url in public_urls)
         self._ssl_context = ssl_context
+        self._hostnames = frozenset({hostname, hostname.partition(".")[0]} - {""})
         self._certified: tuple[ssl.SSLContext, frozenset[str]] | None = None
 
     def of(self, accepted: Accepted) -> frozenset[str]:
@@ -56,7 +60,7 @@ class ServerNames:
         if self._public:
             return self._public
         ip, port = accepted.local
-        hosts = {ip, *self._certificate_hosts()}
+        hosts = {ip, *self._hostnames, *self._certificate_hosts()}
         if ip_address(ip.partition("%")[0]).is_loopback:
             hosts.add("localhost")
         return frozenset(server_name(host, port) for host in hosts)

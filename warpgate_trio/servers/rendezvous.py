@@ -208,7 +208,7 @@ async def serve_rendezvous(
       ConfigError: one of `public_urls` is no URL of a WebSocket.
       OSError: the address cannot be listened on.
     """
-    rendezvous = Rendezvous(limits, ServerNames(public_urls, ssl_context))
+    rendezvous = Rendezvous(limits, ServerNames(public_urls, ssl_context, machine.current().name()))
     listeners = await trio.open_tcp_listeners(port, host=host)
     try:
         names = [listener.socket.getsockname() for listener in listeners]

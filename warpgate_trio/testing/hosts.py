@@ -70,6 +70,9 @@ class SimulatedHost:
         source = self.machine.source_for(str(dest))
         return None if source is None else ip_address(source)
 
+    def name(self) -> str:
+        return self.machine.name.lower()
+
     def wall_time(self) -> float:
         return self.machine.wall_time()
 
