@@ -2,9 +2,14 @@
 
 `walk` plans the pair's combos, then for each phase opens one nursery and starts every combo of the phase as a child
 task. The task that gets its COMMIT accepted records the Pipe and cancels the phase in one step
-(`warpgate_trio.attempt.Session`); later phases never start.  A punch that was merely out of time is tried again beside
+(`warpgate_trio.session.Session`); later phases never start.  A punch that was merely out of time is tried again beside
 the sprays.  When no phase had a Pipe to give, the hopeless combos get one last round, and then the verdict is made from
 what was learned on the way.
+
+Two kinds of direct combos outlast their phase, in a nursery of the walk (`_Beside`).  How long dialling takes goes by
+the distance to the peer, which nobody knows yet; the phases go by the distance to our own signal server.  So a likely
+combo holds the direct phase for its budget, and goes on beside the next ones.  A combo towards a private address of
+another network mostly meets silence: it holds nothing, and goes on beside whatever there is.
 """
 
 from __future__ import annotations
@@ -12,7 +17,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -118,12 +125,16 @@ async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pip
     timed_out = False
     try:
         with trio.move_on_after(timeout) as whole:
-            for phase in planned.phases:
-                await _run_phase(planned, session, phase, [c for c in planned.combos if c.phase == phase])
-                if _over(session):
-                    break
-            else:
-                await _last_round(planned, session)
+            async with _bare_nursery() as nursery:
+                session.beside = nursery.cancel_scope
+                beside = _Beside(nursery)
+                for phase in planned.phases:
+                    await _run_phase(planned, session, phase, beside)
+                    if _over(session):
+                        break
+                else:
+                    await _last_round(planned, session, beside)
+                session.end_walk()
         timed_out = whole.cancelled_caught
     except BaseException:
         if session.pipe is not None:  # cancelled, or a strict plugin's error, after the win: nobody gets the Pipe
@@ -138,20 +149,97 @@ async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pip
     raise ConnectError(recorder.finish(verdict, trio.current_time(), session_id=session.id))
 
 
+@final
+class _Beside:
+    """What runs beside the phases: direct combos that outlast theirs, and the question where the peer is now.
+
+    Args:
+      nursery: the walk's own.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._combos: dict[Combo, _Running] = {}
+        self._refreshed: trio.Event | None = None
+
+    def start(self, planned: PlannedWalk, session: Session, combo: Combo) -> trio.Event:
+        """Run a combo from now on; the event tells its end."""
+        running = self._combos[combo] = _Running(trio.current_time())
+        self._start(partial(_run_combo, planned, session, combo), running.ended)
+        return running.ended
+
+    def refresh(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """Ask where the peer is, if nobody does so now."""
+        if self._refreshed is None or self._refreshed.is_set():
+            self._refreshed = trio.Event()
+            self._start(ask, self._refreshed)
+
+    def _start(self, work: Callable[[], Awaitable[None]], ended: trio.Event) -> None:
+        async def run() -> None:
+            try:
+                await work()
+            finally:
+                ended.set()
+
+        self._nursery.start_soon(run)
+
+    async def wait_refreshed(self) -> None:
+        """Wait until the peer has told where it is, and what that has added is under way; or until it will not."""
+        if self._refreshed is not None:
+            await self._refreshed.wait()
+
+    async def wait_ended(self, likely: float, elsewhere: float) -> None:
+        """Wait for the combos, for so many seconds from the start of each."""
+        for combo, running in list(self._combos.items()):
+            with trio.move_on_at(running.since + (elsewhere if combo.elsewhere else likely)):
+                await running.ended.wait()
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Running:
+    since: float
+    ended: trio.Event = dataclasses.field(default_factory=trio.Event)
+
+
 def _over(session: Session) -> bool:
     return session.pipe is not None or session.refusal is not None or session.spent
 
 
-async def _last_round(planned: PlannedWalk, session: Session) -> None:
-    """Every hopeless combo once: a profile can be wrong, and there is nothing left to lose."""
+@asynccontextmanager
+async def _bare_nursery() -> AsyncGenerator[trio.Nursery]:
+    """Out of which the error of a strict plugin comes bare; other plugins' are caught where they run."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
+        if len(errors) == 1:
+            raise errors[0] from None
+        raise
+
+
+async def _last_round(planned: PlannedWalk, session: Session, beside: _Beside) -> None:
+    """Every hopeless combo once: a profile can be wrong, and there is nothing left to lose.
+
+    Then what runs beside gets the time of a direct phase at least.  Where the peer has answered by signal, it is there,
+    and a likely combo gets that of a handshake: three lost SYNs are 7 s (RFC 6298 §5.5).
+    """
+    view = planned.home.view
     hopeless = [c for c in planned.combos if c.likelihood is Likelihood.HOPELESS]
     if hopeless:
-        await _run_combos(planned, session, None, hopeless, planned.home.view.budgets.direct_max)
+        await _run_combos(planned, session, None, hopeless, view.budgets.direct_max, beside)
+    await beside.wait_refreshed()
+    direct = phase_budget("direct", view.budgets, view.signal_rtt)
+    await beside.wait_ended(max(direct, view.budgets.handshake) if session.answered else direct, direct)
+    async with session.commit_lock:  # whoever has found a path by now may have it accepted
+        pass
 
 
-async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo]) -> None:
+async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, beside: _Beside) -> None:
     view = planned.home.view
-    chosen = [combo for combo in combos if combo.likelihood is not Likelihood.HOPELESS]
+    session.phases.add(phase)
+    chosen = [c for c in planned.combos if c.phase == phase and c.likelihood is not Likelihood.HOPELESS]
     delay = phase_budget("punch", view.budgets, view.signal_rtt) if chosen else 0.0
     again = _plan_second_tries(planned, session, delay=delay) if phase == "spray" else []
     if not chosen and not again:
@@ -162,16 +250,17 @@ async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, 
         return max(own, delay + phase_budget("punch", view.budgets, view.signal_rtt)) if again else own
 
     budget = lasts()
+    follows = _something_follows(planned, phase)
     if planned.ceiling is not None:
         budget = planned.ceiling
-    elif not _something_follows(planned, phase):
+    elif not follows:
         budget = max(budget, view.budgets.signal)  # nothing comes after it that would be worth hurrying for
     elif view.signal_rtt is None:
-        async with open_background_nursery() as beside:
-            beside.start_soon(_shorten_phase, planned, session, lasts)
-            await _run_combos(planned, session, phase, [*chosen, *again], budget)
+        async with open_background_nursery() as watching:
+            watching.start_soon(_shorten_phase, planned, session, lasts)
+            await _run_combos(planned, session, phase, [*chosen, *again], budget, beside, follows=True)
         return
-    await _run_combos(planned, session, phase, [*chosen, *again], budget)
+    await _run_combos(planned, session, phase, [*chosen, *again], budget, beside, follows=follows)
 
 
 def _something_follows(planned: PlannedWalk, phase: str | None) -> bool:
@@ -212,28 +301,43 @@ async def _shorten_phase(planned: PlannedWalk, session: Session, lasts: Callable
 
 
 async def _run_combos(
-    planned: PlannedWalk, session: Session, phase: str | None, combos: Sequence[Combo], budget: float
+    planned: PlannedWalk,
+    session: Session,
+    phase: str | None,
+    combos: Sequence[Combo],
+    budget: float,
+    beside: _Beside,
+    *,
+    follows: bool = False,
 ) -> None:
-    """One nursery, every combo a child task; ends with the last of them, with the first Pipe, or with the budget."""
+    """One nursery, every combo a child task; ends with the last of them, with the first Pipe, or with the budget.
+
+    Where another phase `follows`, direct combos that outlast this one run beside it, and the nursery waits for the
+    likely ones.
+    """
     session.recorder.phase(phase or "last round", trio.current_time())
     with trio.CancelScope() as scope:
         session.begin_phase(scope, budget)
         try:
-            async with trio.open_nursery() as nursery:
+            async with _bare_nursery() as nursery:
                 for combo in combos:
-                    nursery.start_soon(_run_combo, planned, session, combo)
+                    if not follows or not _outlasts(combo):
+                        nursery.start_soon(_run_combo, planned, session, combo)
+                        continue
+                    ended = beside.start(planned, session, combo)
+                    if not combo.elsewhere:
+                        nursery.start_soon(ended.wait)
                 if planned.refresh is not None and not session.refreshed:
-                    nursery.start_soon(_refresh_address, planned, session, phase, nursery)
-        except BaseExceptionGroup as group:  # strict plugins only: the tasks catch what they expect
-            errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
-            if len(errors) == 1:
-                raise errors[0] from None
-            raise
+                    beside.refresh(partial(_refresh_address, planned, session, beside))
         finally:
             session.scope = None
 
 
-async def _refresh_address(planned: PlannedWalk, session: Session, phase: str | None, nursery: trio.Nursery) -> None:
+def _outlasts(combo: Combo) -> bool:
+    return combo.phase == "direct" and (combo.elsewhere or combo.likelihood is Likelihood.LIKELY)
+
+
+async def _refresh_address(planned: PlannedWalk, session: Session, beside: _Beside) -> None:
     """A walk that takes a while may be on its way to where the peer was: ask where it is, and go there too."""
     assert planned.refresh is not None
     await trio.sleep(REFRESH_DELAY)
@@ -252,8 +356,8 @@ async def _refresh_address(planned: PlannedWalk, session: Session, phase: str | 
         if combo.aim not in tried:
             planned.combos.append(combo)
             session.recorder.planned(combo)
-            if combo.phase == phase and combo.likelihood is not Likelihood.HOPELESS:
-                nursery.start_soon(_run_combo, planned, session, combo)
+            if combo.phase in session.phases and combo.likelihood is not Likelihood.HOPELESS:
+                beside.start(planned, session, combo)
 
 
 async def _run_combo(planned: PlannedWalk, session: Session, combo: Combo) -> None:
@@ -307,7 +411,9 @@ def phase_budget(phase: str | None, budgets: Budgets, signal_rtt: float | None) 
             return budgets.direct_max
         return min(max(3 * signal_rtt, budgets.direct_min), budgets.direct_max)
     if phase == "punch":
-        return max(budgets.punch, 4 * (signal_rtt or 0.0) + PHASE_SLACK)
+        if signal_rtt is None:  # there is no signal server yet; a direct phase may have had nothing to wait for
+            return budgets.direct_max + budgets.punch
+        return max(budgets.punch, 4 * signal_rtt + PHASE_SLACK)
     if phase == "spray":
         return max(budgets.spray, 5 * (signal_rtt or 0.0) + 4 * PHASE_SLACK)
     return budgets.relay_base + 12 * (signal_rtt if signal_rtt is not None else budgets.direct_max / 3)

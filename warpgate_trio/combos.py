@@ -150,6 +150,11 @@ class Combo:
     why: str
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether it is towards a private address of a network that the dialling side is not in."""
+        return self.route_type is RouteType.NIC_BIND and self.likelihood is Likelihood.DOUBTFUL
+
+    @property
     def aim(self) -> tuple[object, ...]:
         """What makes two combos the same thing to try."""
         where = None if self.target is None else (self.target.address, self.target.port)

@@ -36,7 +36,9 @@ class Session:
       commit_lock: commits are made one at a time (DESIGN §4.2).
       pipe: the result.
       refusal: the peer's no, which ends the walk.
+      phases: those that have begun.
       scope: the running phase's cancel scope.
+      beside: that of what runs beside the phases.
       over_at: when the session was decided.
       phase_deadline: when the running phase is over.
       attempts: those under way.
@@ -56,7 +58,9 @@ class Session:
         self.pipe: Pipe | None = None
         self.refusal: PeerRefused | None = None
         self.spent: bool = False
+        self.phases: Final[set[str | None]] = set()
         self.scope: trio.CancelScope | None = None
+        self.beside: trio.CancelScope | None = None
         self.over_at: float | None = None
         self.phase_deadline: float = math.inf
         self._budget_ends: float = math.inf
@@ -71,9 +75,9 @@ class Session:
         self.best_delivery: Delivery | None = None
 
     def win(self, pipe: Pipe) -> None:
-        """Record the result and end the phase.  No checkpoint before or after."""
+        """Record the result and end the walk.  No checkpoint before or after."""
         self.pipe = pipe
-        self._end_phase("another combo has won")
+        self.end_walk("another combo has won")
 
     def learn_refusal(self, refusal: PeerRefused) -> None:
         """The peer was reached and said no: other paths lead to the same answer."""
@@ -81,7 +85,7 @@ class Session:
             self.spent = True
         else:
             self.refusal = self.refusal or refusal
-        self._end_phase("the peer refused")
+        self.end_walk("the peer refused")
 
     def begin_phase(self, scope: trio.CancelScope, budget: float) -> None:
         """A phase has begun; it ends in `budget` seconds at the latest, but for what holds or suspends that."""
@@ -124,8 +128,10 @@ class Session:
             self._budget_ends += trio.current_time() - began
             self._set_deadline()
 
-    def _end_phase(self, reason: str) -> None:
+    def end_walk(self, reason: str = "no phase is left") -> None:
+        """End what runs, in the phase and beside it."""
         if self.over_at is None:
             self.over_at = trio.current_time()
-        if self.scope is not None:
-            self.scope.cancel(reason=reason)
+        for scope in (self.scope, self.beside):
+            if scope is not None:
+                scope.cancel(reason=reason)

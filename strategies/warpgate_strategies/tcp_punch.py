@@ -126,7 +126,7 @@ class TcpPunch(Plugin):
         async with self._open_port() as port, open_stream_race(self) as race:
             race.accept_on(port)
             across = self.route_type is RouteType.EXT_BIND
-            predicted = await self.node.nat.predict_tcp(family_of(self)) if across else []
+            predicted = await self.node.nat.predict_tcp(family_of(self), port) if across else []
             mine = to_candidates(own_candidates(self, port.local, port.mapped, predicted))
             if isinstance(reply, MeetByTcp):
                 self._answer(race, port, mine, reply, received_at)

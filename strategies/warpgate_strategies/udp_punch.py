@@ -138,7 +138,7 @@ class UdpPunch(Plugin):
         family = family_of(self)
         port = await self.node.nat.take_udp(family)
         try:
-            return port, await self.node.nat.predict_udp(family)
+            return port, await self.node.nat.predict_udp(family, port)
         except BaseException:
             port.release()
             raise

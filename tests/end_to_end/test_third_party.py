@@ -47,7 +47,7 @@ async def main():
             print(json.dumps({each.name: each.problem for each in alice.plugins}))
             async with await alice.auto_connect(bob.address, plugins=["doorbell"]) as pipe:
                 print(pipe.path.plugin, (await bob.listener.accept()).path.plugin)
-            async with await alice.auto_connect(bob.address) as pipe:
+            async with await alice.auto_connect(bob.address, phases=["direct"]) as pipe:
                 print("doorbell" in {combo.plugin for combo in pipe.report.combos}, pipe.path.plugin)
 
 

@@ -394,7 +394,7 @@ async def test_a_broker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_the_end_of_a_hub_leaves_nothing_at_the_broker(mosquitto: Broker) -> None:
     async with hub_for(ALICE, mosquitto.url) as alice:
         await alice.send(BOB.public_key, b"\x01x", hints=[f"mqtt://localhost:{mosquitto.port}"], may_visit=anywhere)
-    assert mosquitto.connections() == 0
+    await wait_until(lambda: mosquitto.connections() == 0)
     with pytest.raises(SignalUnavailable, match="not running"):
         await alice.send(BOB.public_key, b"x")
 

@@ -670,7 +670,7 @@ async def test_a_refused_walk_asks_once_and_stops() -> None:
         asked += 1
         return False
 
-    async with pair(authorize=nobody) as both:
+    async with pair(authorize=nobody, plugins=["direct_connect"]) as both:  # others would ask too, a moment later
         with pytest.raises(ConnectError) as caught:
             await both.alice.auto_connect(both.bob.address)
         assert caught.value.verdict is Verdict.REFUSED

@@ -35,6 +35,9 @@ async def test_stats_count_and_are_frozen() -> None:
         before = both.bob.stats()
         async with await both.alice.auto_connect(both.bob.address) as pipe:
             async with await pipe.open_pipe():
+                with trio.fail_after(HANG):
+                    while both.bob.stats().attempts:  # she may have asked to be called, too
+                        await trio.testing.wait_all_tasks_blocked(0.001)
                 stats = both.bob.stats()
                 assert (stats.pipes_accepted, stats.links, stats.waiting_pipes, stats.attempts) == (2, 1, 2, 0)
                 assert both.alice.stats().pipes_made == 1

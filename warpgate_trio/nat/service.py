@@ -211,17 +211,21 @@ class NatService:
             with trio.move_on_after(FIRST_LOOK):
                 await self._looked[kind, af].wait()
 
-    async def predict_udp(self, af: Family) -> list[TransportAddress]:
+    async def predict_udp(self, af: Family, port: UdpPort | None = None) -> list[TransportAddress]:
         """Where the next new mapping of ours over UDP will be seen, the likeliest first.
 
         Empty unless the NAT gives each destination a port of its own and they follow one another.  Then a server is
         asked where the sequence stands, from a socket of its own, which takes a round trip.
-        """
-        return await self._predict(self._udp, af)
 
-    async def predict_tcp(self, af: Family) -> list[TransportAddress]:
+        Args:
+          port: what will be sent from.  Two servers that have seen it alike have seen what a peer will see, too: then
+            nothing is waited for.
+        """
+        return await self._predict(self._udp, af, port)
+
+    async def predict_tcp(self, af: Family, port: TcpPort | None = None) -> list[TransportAddress]:
         """The same over TCP, which takes two round trips."""
-        return await self._predict(self._tcp, af)
+        return await self._predict(self._tcp, af, port)
 
     @contextmanager
     def spraying(self, ip: str, session: bytes, *, for_peer: bool) -> Iterator[bool]:
@@ -336,9 +340,12 @@ class NatService:
             supply.taken[af].set()
             if not port.closed:
                 return port
-        return await self._make(supply, af)
+        return await self._make(supply, af, twice=not self._looked[supply.kind, af].is_set())
 
-    async def _predict(self, supply: _Supply[PortT], af: Family) -> list[TransportAddress]:
+    async def _predict(self, supply: _Supply[PortT], af: Family, taken: PortT | None) -> list[TransportAddress]:
+        if taken is not None and _is_seen_alike(taken):
+            await trio.lowlevel.checkpoint()
+            return []
         await self.wait_looked(supply.kind, af)
         profile = self._profile(supply.kind, af)
         if not _follows_a_sequence(profile):
@@ -405,12 +412,17 @@ class NatService:
                     self.doubt(af)  # the machine has moved to another network
                 return
 
-    async def _make(self, supply: _Supply[PortT], af: Family, only: TransportAddress | None = None) -> PortT:
-        """A new port; asked about at all servers, or at one of them, since each of them is a mapping more."""
+    async def _make(
+        self, supply: _Supply[PortT], af: Family, only: TransportAddress | None = None, *, twice: bool = False
+    ) -> PortT:
+        """A new port; asked about at all servers, or at one of them, since each of them is a mapping more.
+
+        The first answer is enough; `twice` waits for another one, for as long again.
+        """
         servers = await self._resolve(supply, af) if only is None else [only]
         port = await supply.open(self._bind_address(af, servers))
         try:
-            answered = await self._ask_all(supply, af, _asking(port), servers, enough=1)
+            answered = await self._ask_all(supply, af, _asking(port), servers, enough=2 if twice else 1)
         except BaseException:
             supply.close(port)
             raise
@@ -439,8 +451,13 @@ class NatService:
         *,
         enough: int | None = None,
     ) -> set[TransportAddress]:
-        """Ask servers at once; returns those that have answered when all have or failed, or when `enough` have."""
+        """Ask servers at once; returns those that have answered.
+
+        Returns when all have answered or failed, or when `enough` have, or when after the first as much time has passed
+        as it took, if so many are not to be had.
+        """
         answered: set[TransportAddress] = set()
+        began = trio.current_time()
 
         async def one(server: TransportAddress) -> None:
             try:
@@ -451,6 +468,8 @@ class NatService:
                 return
             supply.silent[af].discard(server)
             answered.add(server)
+            if enough is not None and len(answered) == 1:
+                nursery.cancel_scope.deadline = 2 * trio.current_time() - began
             if enough is not None and len(answered) >= enough:
                 nursery.cancel_scope.cancel(reason="enough servers have answered")
 
@@ -476,6 +495,12 @@ def _asking(port: UdpPort | TcpPort) -> _Asks:
     if isinstance(port, UdpPort):
         return partial(port.query, rto=RTO, tries=TRIES)
     return partial(port.query, timeout=PATIENCE)
+
+
+def _is_seen_alike(port: UdpPort | TcpPort) -> bool:
+    """Whether servers at two addresses have seen a port as one: RFC 4787 §4.1's endpoint-independent mapping, or a NAT
+    that keeps port numbers, which is as good."""
+    return len({host for host, _ in port.mapped}) > 1 and len(set(port.mapped.values())) == 1
 
 
 def _follows_a_sequence(profile: TransportProfile) -> bool:
