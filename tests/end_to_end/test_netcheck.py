@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.end_to_end.processes import PROGRAM, checked_event, environment, ran, started
+from tests.hangs import HANG
 from tests.ports import free_port
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
@@ -130,4 +131,4 @@ def test_its_reader_has_gone(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(20) == 0
+        assert process.wait(HANG) == 0
