@@ -12,29 +12,25 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import trio
 
+from benchmarks._lab_nodes import RemoteNode, node_on
 from tests.kernel.enclosed import run_enclosed
-from tests.kernel.lab import SECOND, SERVER, Host, open_lab
+from tests.kernel.lab import SECOND, SERVER, open_lab
 from tests.kernel.run import configuration, program_on
 from tests.kernel.wire import Wire
 from tests.requirements import unmet
-from warpgate_trio import EXT_BIND, ConnectError, Identity, Node, Pipe, anyone, load_config, open_node
 
 RUNS = 15
 ROUND_TRIPS = (0.05, 0.1)
-PATIENCE = 20.0
-"""Seconds for a node to get warm, and for one run."""
 SLACK = 0.03
 """Seconds beyond the round trips of a target (DESIGN §8)."""
 SPRAY = 3.0
@@ -71,112 +67,6 @@ COURSES = (
 )
 
 
-# -- a node, as a program of its own: commands come in by stdin, one a line, and each is answered by one line ----------
-
-
-async def be_node(config: str) -> None:
-    """``warm`` is answered by the address, ``call PLUGIN ADDRESS`` by seconds, ``renew`` takes another node."""
-    commands = aiter(trio.wrap_file(sys.stdin))
-    while True:
-        async with (
-            open_node(load_config(file=config), identity=Identity.generate(), authorize=anyone) as node,
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(trio.serve_listeners, echo, [node.listener])
-            again = await obey(node, commands)
-            nursery.cancel_scope.cancel()
-        if not again:
-            return
-        print("renewed", flush=True)
-
-
-async def obey(node: Node, commands: AsyncIterator[str]) -> bool:
-    async for command in commands:
-        match command.split():
-            case ["warm"]:
-                await warm(node)
-                print(node.address, flush=True)
-            case ["call", plugin, address]:
-                try:
-                    print(json.dumps(await call(node, plugin, address)), flush=True)
-                except ConnectError as error:
-                    print(json.dumps(f"{error.verdict.value}: {error}"), flush=True)
-            case ["renew"]:
-                return True
-    return False
-
-
-async def echo(pipe: Pipe) -> None:
-    async with pipe:
-        async for data in pipe:
-            await pipe.send_all(data)
-
-
-async def warm(node: Node) -> None:
-    """Wait until a node has all that it keeps ready."""
-    await node.wait_signals()
-    nat = node._runtime.nat
-    clock = node._runtime.view.clock
-    while not (  # noqa: ASYNC110 - it does not tell anybody
-        nat._udp.warm.get(4)
-        and nat._tcp.warm.get(4)
-        and nat.profiles.get(None, 4).udp.endpoint_independent is not None
-        and not nat.measuring[4].locked()
-        and clock.uncertainty() < 1
-    ):
-        await trio.sleep(0.02)
-
-
-async def call(node: Node, plugin: str, address: str) -> float:
-    """Seconds to the first echoed byte."""
-    began = time.perf_counter()
-    pipe = await node.connect(address, plugin=plugin, af=4, route_type=EXT_BIND, timeout=PATIENCE / 2)
-    async with pipe:
-        await pipe.send_all(b"x")
-        await pipe.receive_some(1)
-        return time.perf_counter() - began
-
-
-# -- the lab -----------------------------------------------------------------------------------------------------------
-
-
-@final
-class RemoteNode:
-    """A node on one of the lab's machines."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self._process = process
-        self._answers = bytearray()
-
-    async def ask(self, command: str) -> str:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with trio.fail_after(PATIENCE):
-            await self._process.stdin.send_all(f"{command}\n".encode())
-            while b"\n" not in self._answers:
-                more = await self._process.stdout.receive_some()
-                if not more:
-                    raise RuntimeError(f"the node ended at {command!r}")
-                self._answers += more
-        answer, _, rest = bytes(self._answers).partition(b"\n")
-        self._answers[:] = rest
-        return answer.decode()
-
-
-@asynccontextmanager
-async def node_on(host: Host, config: Path) -> AsyncGenerator[RemoteNode]:
-    words = [sys.executable, "-m", "benchmarks.punch_times", "--node", str(config)]
-    process = await trio.lowlevel.open_process(
-        host.machine.command(words), pass_fds=[host.machine.fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        yield RemoteNode(process)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
 async def pair_of_nodes(
     stack: AsyncExitStack, wire: Wire, homes: tuple[str, str], rtt: float
 ) -> tuple[RemoteNode, RemoteNode]:
@@ -206,9 +96,9 @@ async def measure(runs: int, round_trips: Sequence[float]) -> None:
                     caller, listener = pair[course.caller], pair[1 - course.caller]
                     address = await listener.ask("warm")
                     await caller.ask("warm")
-                    found = json.loads(await caller.ask(f"call {course.plugin} {address}"))
-                    if isinstance(found, float):
-                        taken.append(found)
+                    found = json.loads(await caller.ask(f"call {course.plugin} 1 {address}"))
+                    if isinstance(found, list):
+                        taken.append(found[0])
                     else:
                         print(f"{course.plugin}, run {each}: {found}", file=sys.stderr)
                 for (_, homes), pair in nodes.items():
@@ -236,18 +126,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--rtt", type=float, nargs="+", default=[1000 * each for each in ROUND_TRIPS], help="ms")
-    parser.add_argument("--node", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.node is not None:
-        trio.run(be_node, options.node)
-    else:
-        trio.run(measure, options.runs, [each / 1000 for each in options.rtt])
+    trio.run(measure, options.runs, [each / 1000 for each in options.rtt])
     return 0
 
 
 if __name__ == "__main__":
-    if "--node" in sys.argv:
-        sys.exit(main(sys.argv[1:]))
     if reason := next(filter(None, map(unmet, ("network_namespaces", "nft", "tun"))), None):
         print(f"punch_times: skipped: {reason}")
         sys.exit(0)
