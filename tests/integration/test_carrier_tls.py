@@ -40,7 +40,8 @@ from tests.panicking import PanicException
 from tests.wire import Fault, Script
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.carrier._pinning import certificate_key
-from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN, TURN_RECORDS
+from warpgate_trio.carrier.records import FIRST_FLIGHT, FIRST_RECORD, IDLE
+from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN, RECORD, TURN_RECORDS
 from warpgate_trio.errors import CarrierError, WrongPeer
 
 
@@ -467,9 +468,30 @@ async def test_reads_grow_with_the_traffic_and_shrink_again() -> None:
     server.close_nowait()
 
 
+async def test_what_is_written_after_a_silence_is_small_records_at_first(mock_clock: trio.testing.MockClock) -> None:
+    dialer, server = await tls_carriers()
+
+    async def lengths() -> list[int]:
+        """Of the records of a write."""
+        pieces: list[bytes] = []
+        dialer.feed(bytes(RECORD))
+        await dialer.flush()
+        while sum(map(len, pieces)) < RECORD:
+            pieces += await server.receive()
+        return [len(piece) for piece in pieces]
+
+    first = [*[FIRST_RECORD] * (FIRST_FLIGHT // FIRST_RECORD), RECORD - FIRST_FLIGHT]
+    assert await lengths() == first
+    assert await lengths() == [RECORD]
+    mock_clock.jump(IDLE)
+    assert await lengths() == first
+    close_carriers(dialer, server)
+
+
 async def test_many_small_records_are_taken_in_turns() -> None:
     dialer, server = await tls_carriers()
-    dialer.feed(*[b"x"] * 1000)
+    for _ in range(1000):
+        dialer.feed(b"x")
     await dialer.flush()
     others = got = 0
 

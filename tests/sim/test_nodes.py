@@ -358,13 +358,16 @@ BEHIND_NAT = Place(link=NEAR, nats=(presets.LINUX,))
         (OPEN, BEHIND_NAT, "reverse_connect", b"", 5.5),
     ],
 )
+@pytest.mark.parametrize("data", [b"ping", bytes(64 * 1024)], ids=["little", "much"])
 def test_the_first_echoed_byte_is_there_in_time(
-    alice: Place, bob: Place, plugin: str, early: bytes, round_trips: float
+    alice: Place, bob: Place, plugin: str, early: bytes, round_trips: float, data: bytes
 ) -> None:
+    """However much is written at first, be it more than TCP sends in its first round trip."""
+
     async def connect(node: Node, address: PeerAddress) -> Pipe:
         return await node.auto_connect(address, early_data=early)
 
-    result = run(PeerPair(alice=alice, bob=bob, server=NEAR), connect, early=early, data=b"ping")
+    result = run(PeerPair(alice=alice, bob=bob, server=NEAR), connect, early=early, data=data)
     assert result.report.winner is not None
     assert result.report.winner.plugin == plugin
     assert result.seconds == pytest.approx(round_trips * RTT, abs=0.001)

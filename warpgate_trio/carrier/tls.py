@@ -28,6 +28,7 @@ import trio
 from ..errors import CarrierError, WrongPeer
 from ._carrier import closing_on_error
 from ._pinning import certificate_key
+from .records import RecordSizes
 
 if TYPE_CHECKING:
     from ..identity import Identity
@@ -120,6 +121,7 @@ class TlsCarrier:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialer)
+        self._sizes = RecordSizes()
         self._unsent = memoryview(b"")
         self._closed = False
         self._fault: ssl.SSLError | None = None
@@ -194,9 +196,8 @@ class TlsCarrier:
 
     def feed(self, *parts: Buffer) -> None:
         try:
-            for part in parts:
-                if part:
-                    self._tls.write(part)
+            for piece in self._sizes.cut(parts, trio.current_time()):
+                self._tls.write(piece)
         except ssl.SSLError as error:
             raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
 
