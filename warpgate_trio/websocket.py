@@ -29,7 +29,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NoReturn, cast, final
+from typing import Final, NoReturn, cast, final
 
 import trio
 import trio_websocket
@@ -129,6 +129,7 @@ class WebSocket(trio.abc.AsyncResource):
         close_timeout: float,
         remote: str,
         accepted: Accepted | None = None,
+        upgrade: float | None = None,
     ) -> None:
         self._connection = connection
         self._reader = reader
@@ -139,6 +140,8 @@ class WebSocket(trio.abc.AsyncResource):
         self._remote = remote
         self.accepted = accepted
         """On a server: who came, and where.  None on a client."""
+        self.upgrade: Final = upgrade
+        """On a client: seconds from its request to the answer, about a round trip.  None on a server."""
 
     def __repr__(self) -> str:
         return f"<WebSocket with {self._remote}>"
@@ -277,6 +280,7 @@ async def open_websocket(
         await _finish_tls(stream, target.redacted)
         async with open_background_nursery() as nursery:
             reader = Reader(nursery)
+            began = trio.current_time()
             connection = await _open_client(reader, wire, target, subprotocols, max_message=max_message)
             websocket = WebSocket(
                 connection,
@@ -285,6 +289,7 @@ async def open_websocket(
                 max_message=max_message,
                 close_timeout=close_timeout,
                 remote=target.redacted,
+                upgrade=trio.current_time() - began,
             )
             try:
                 yield websocket

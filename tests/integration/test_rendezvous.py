@@ -380,6 +380,105 @@ async def test_a_server_that_goes_back_to_version_1() -> None:
             pass
 
 
+# --- what is sent goes out behind the registration ---
+
+
+@asynccontextmanager
+async def channel_at_once(
+    url: str, identity: Identity, registrant: wire.Registrant | None = None
+) -> AsyncGenerator[SignalChannel]:
+    """One that is handed out before the server has said a word about our registration."""
+    async with open_channel(ServerUrl.parse(url), identity, registrant=registrant, at_once=True) as channel:
+        yield channel
+
+
+@pytest.mark.parametrize("first", [wire.Sent, wire.Registered])
+async def test_a_send_does_not_wait_to_be_registered(first: type[wire.FromServer]) -> None:
+    """And a server may answer the two in either order."""
+    told = trio.Event()
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(wire.Challenge(bytes(32), 2).encode())
+        frames = [wire.decode_from_client(await websocket.receive()) for _ in range(2)]
+        assert [type(frame) for frame in frames] == [wire.Register2, wire.Send]
+        answers: list[wire.FromServer] = [wire.Registered(), wire.Sent(frames[1].id, 1)]  # type: ignore[union-attr]
+        for answer in sorted(answers, key=lambda each: not isinstance(each, first)):
+            await websocket.send(answer.encode())
+        await told.wait()
+        await websocket.send(wire.Message(b"y").encode())
+        await websocket.receive()
+
+    async with server_that(handler) as url, channel_at_once(url, ALICE) as channel:
+        assert await channel.send(BOB.public_key, b"x") is Delivery.DELIVERED
+        await channel.wait_registered()
+        told.set()
+        assert await channel.receive() == b"y"
+
+
+async def test_a_send_behind_the_registration_is_delivered() -> None:
+    async with open_rendezvous() as server, channel_to(server, BOB) as bob:
+        for number in range(20):
+            async with channel_at_once(server.url, ALICE) as alice:
+                assert await alice.send(BOB.public_key, bytes([number])) is Delivery.DELIVERED
+                assert await alice.send(ALICE.public_key, b"to herself") is Delivery.DELIVERED
+                assert await alice.receive() == b"to herself"
+            assert await bob.receive() == bytes([number])
+
+
+async def test_a_send_behind_the_registration_at_an_old_server() -> None:
+    async with server_that(old_server) as url, channel_at_once(url, ALICE) as channel:
+        assert await channel.send(ALICE.public_key, b"x") is Delivery.DELIVERED
+        assert await channel.receive() == b"x"
+        await channel.wait_registered()
+
+
+async def test_a_send_behind_a_registration_that_is_refused() -> None:
+    async with (
+        open_rendezvous(public_urls=["ws://relay.example"]) as server,
+        channel_at_once(server.url, ALICE) as alice,
+    ):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(_send_in_vain, alice)
+        for waiting in (alice.wait_registered, alice.receive, partial(alice.send, BOB.public_key, b"x")):
+            with pytest.raises(SignalUnavailable, match=r"the server refused: .*--public-url.*\(code 6\)"):
+                await waiting()
+        await wait_until(lambda: server.statistics().connections == 0)
+        assert server.statistics().sends == 0
+
+
+async def test_a_server_that_goes_back_to_version_1_gets_no_send_either() -> None:
+    heard: list[bytes] = []
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(wire.Challenge(bytes(32)).encode())
+        heard.append(await websocket.receive())
+
+    registrant = websocket_channel.new_registrant()
+    async with server_that(handler) as url:
+        dialled = ServerUrl.parse(url)
+        name = wire.server_name(dialled.host, dialled.port)
+        registrant.answer(ALICE, wire.Challenge(bytes(32), 2), name)  # it spoke version 2 before
+        with pytest.raises(SignalUnavailable, match="claims version 1 now"):
+            async with channel_at_once(url, ALICE, registrant):
+                pytest.fail("opened")
+    assert heard == []
+
+
+async def test_a_channel_that_is_cancelled_before_it_is_registered() -> None:
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(wire.Challenge(bytes(32)).encode())
+        await trio.sleep_forever()
+
+    async with server_that(handler) as url:
+        with trio.move_on_after(0.05) as scope:
+            async with channel_at_once(url, ALICE) as channel:
+                await channel.wait_registered()
+        assert scope.cancelled_caught
+        with pytest.raises(SignalUnavailable, match="closed"):
+            await channel.wait_registered()
+
+
 @asynccontextmanager
 async def relaying_to(server: RendezvousServer, *, version: int) -> AsyncGenerator[tuple[str, list[bytes]]]:
     """A hostile server: whoever connects to it is asked to answer another server's challenge, in version 1 or 2.

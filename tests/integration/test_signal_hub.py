@@ -23,7 +23,7 @@ from warpgate_trio.errors import ConfigError, SignalUnavailable
 from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
-from warpgate_trio.servers.rendezvous_frames import MAX_FRAME, SUBPROTOCOL
+from warpgate_trio.servers.rendezvous_frames import MAX_FRAME, SUBPROTOCOL, Challenge, Registered
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
 from warpgate_trio.signal import hub as hub_module
 from warpgate_trio.signal import open_channel as real_open_channel
@@ -66,6 +66,23 @@ async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) ->
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with open_background_nursery() as nursery:
         await nursery.start(trio.serve_listeners, serve, listeners)
+        yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def websocket_server(handler: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[str]:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with open_background_nursery() as nursery:
+        await nursery.start(
+            partial(
+                serve_websocket,
+                handler,
+                listeners,
+                subprotocols=[SUBPROTOCOL],
+                max_message=MAX_FRAME,
+                handshake_timeout=5,
+            )
+        )
         yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
 
 
@@ -429,26 +446,14 @@ async def test_a_server_that_claims_to_be_older_than_it_was_is_not_registered_wi
             await rendezvous.handle(websocket)
 
     connections: list[trio.CancelScope] = []
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with open_background_nursery() as nursery:
-        await nursery.start(
-            partial(
-                serve_websocket,
-                handler,
-                listeners,
-                subprotocols=[SUBPROTOCOL],
-                max_message=MAX_FRAME,
-                handshake_timeout=5,
-            )
-        )
-        async with hub_for(ALICE, f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}") as alice:
-            old = True
-            connections[0].cancel()
-            await asked.wait()
-            await wait_until(lambda: "claims version 1 now" in str(alice.status()[0].last_error))
-            assert alice.status()[0].state is not ServerState.CONNECTED
-            old = False
-            await alice.wait_connected()
+    async with websocket_server(handler) as url, hub_for(ALICE, url) as alice:
+        old = True
+        connections[0].cancel()
+        await asked.wait()
+        await wait_until(lambda: "claims version 1 now" in str(alice.status()[0].last_error))
+        assert alice.status()[0].state is not ServerState.CONNECTED
+        old = False
+        await alice.wait_connected()
 
 
 async def test_the_end_of_a_hub() -> None:
@@ -559,6 +564,9 @@ async def test_a_connection_that_held_starts_the_pauses_afresh(
         async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
             raise NotImplementedError
 
+        async def wait_registered(self) -> None:
+            await trio.lowlevel.checkpoint()
+
         async def receive(self) -> bytes:
             await trio.sleep(held_for[len(began) - 1] if len(began) <= len(held_for) else math.inf)
             ended.append(trio.current_time())
@@ -586,6 +594,9 @@ async def test_a_server_that_registers_us_and_does_no_more_is_no_success(
 
     class Channel:
         url, rtt, answered = "ws://192.0.2.1", 0.1, False
+
+        async def wait_registered(self) -> None:
+            await trio.lowlevel.checkpoint()
 
         async def receive(self) -> bytes:
             await trio.sleep(hub_module.STABLE)
@@ -643,6 +654,62 @@ async def test_why_a_server_cannot_be_reached_is_said_once_and_when_it_is_back(
     assert again[0] == "WARNING"
 
 
+async def test_a_server_that_refuses_us_is_not_connected_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    """What is sent goes out before it has refused us, and waits for a server that does not."""
+    async with open_rendezvous(public_urls=["ws://relay.example"]) as server:
+        async with hub_for(ALICE, server.url, connected=False) as alice:
+            await alice.wait_tried()
+            with trio.move_on_after(0.1) as scope:
+                await alice.send(BOB.public_key, b"x")
+            assert scope.cancelled_caught
+            (status,) = alice.status()
+            assert status.rtt is None
+            assert "--public-url" in (status.last_error or "")
+            assert server.statistics().errors > 1
+            assert server.statistics().sends == server.statistics().registrations == 0
+            with trio.move_on_after(0.05) as scope:
+                await alice.wait_connected()
+            assert scope.cancelled_caught
+    assert [(each.levelname, "--public-url" in each.getMessage()) for each in caplog.records] == [("WARNING", True)]
+
+
+async def test_it_is_connected_once_it_is_registered() -> None:
+    register, registered = trio.Event(), trio.Event()
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(Challenge(bytes(32)).encode())
+        await websocket.receive()
+        register.set()
+        await registered.wait()
+        await websocket.send(Registered().encode())
+        await websocket.receive()
+
+    async with websocket_server(handler) as url, hub_for(ALICE, url, connected=False) as alice:
+        await register.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert states(alice) == [ServerState.CONNECTING]
+        assert alice.status()[0].rtt is None
+        assert alice.rtt is not None  # of the upgrade
+        registered.set()
+        await alice.wait_connected()
+        assert states(alice) == [ServerState.CONNECTED]
+
+
+async def test_a_server_that_registers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.1)
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(Challenge(bytes(32)).encode())
+        await trio.sleep_forever()
+
+    async with websocket_server(handler) as url, hub_for(BOB, connected=False) as visitor:
+        with pytest.raises(SignalUnavailable, match=r"no answer within 0 s|the channel is closed"):
+            await visitor.send(ALICE.public_key, b"x", hints=[url], may_visit=anywhere)
+        async with hub_for(ALICE, url, connected=False) as alice:
+            await alice.wait_tried()
+            assert alice.status()[0].last_error == "no answer within 0 s"
+
+
 async def test_a_server_that_was_there_at_once_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", hub_module.__name__):
         async with open_rendezvous() as server, hub_for(ALICE, server.url):
@@ -683,6 +750,9 @@ async def test_a_server_that_lets_a_send_wait_is_asked_whether_it_is_there(
         async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
             await trio.sleep(1.0 if payload == b"quick" else math.inf)
             return Delivery.DELIVERED
+
+        async def wait_registered(self) -> None:
+            await trio.lowlevel.checkpoint()
 
         async def receive(self) -> bytes:
             await trio.sleep_forever()

@@ -114,12 +114,13 @@ def run(
     data: bytes = PAYLOAD,
     lossy: bool = False,
     faults: tuple[Fault, ...] = (),
+    cold: bool = False,
 ) -> Result:
     """Open both nodes and a rendezvous server, let alice connect to bob, and check all that holds for any world.
 
     `early` is what `connect` sends as early data; bob's application echoes everything.  The `faults` begin with the
     call.  With any, or where the world is `lossy`, an established Pipe may break, and bob may have accepted what alice
-    has given up by then.
+    has given up by then.  `cold`: she calls as soon as her node is open.
     """
 
     async def main() -> Result:
@@ -127,7 +128,7 @@ def run(
             mapped = pair.forward(net, "bob", PORT) if pair.bob.forwarded else None
             with net.hosts["server"]:
                 async with open_rendezvous(host=None, port=SIGNALS, public_urls=CONFIG.servers.websocket):
-                    result = await _call(net, connect, mapped, early, data, lossy or bool(faults), faults)
+                    result = await _call(net, connect, mapped, early, data, lossy or bool(faults), faults, cold)
             left = net.netstat()
             assert not left, str(left)
             await trio.sleep(1000)  # TIME-WAIT is a minute, and TCP gives an orphan's last bytes up within minutes
@@ -145,6 +146,7 @@ async def _call(
     data: bytes,
     lossy: bool,
     faults: tuple[Fault, ...],
+    cold: bool,
 ) -> Result:
     accepted: list[Pipe] = []
 
@@ -165,8 +167,9 @@ async def _call(
             target = bob.address if mapped is None else with_mapped(bob.address, mapped)
             with net.hosts["alice"]:
                 async with open_node(CONFIG, identity=ALICE) as alice:
-                    await alice.wait_signals()
-                    await trio.sleep(WARM)
+                    if not cold:
+                        await alice.wait_signals()
+                        await trio.sleep(WARM)
                     net.schedule(faults)
                     began = trio.current_time()
                     try:
@@ -368,6 +371,20 @@ def test_the_first_echoed_byte_is_there_in_time(
         return await node.auto_connect(address, early_data=early)
 
     result = run(PeerPair(alice=alice, bob=bob, server=NEAR), connect, early=early, data=data)
+    assert result.report.winner is not None
+    assert result.report.winner.plugin == plugin
+    assert result.seconds == pytest.approx(round_trips * RTT, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("alice", "bob", "plugin", "round_trips"),
+    [(OPEN, OPEN, "direct_connect", 4), (OPEN, BEHIND_NAT, "reverse_connect", 7.5)],
+)
+def test_the_first_call_of_a_node_that_was_just_opened(
+    alice: Place, bob: Place, plugin: str, round_trips: float
+) -> None:
+    """To reach the signal server takes two more round trips, TCP's and the upgrade; to register with it, none."""
+    result = run(PeerPair(alice=alice, bob=bob, server=NEAR), data=bytes(64 * 1024), cold=True)
     assert result.report.winner is not None
     assert result.report.winner.plugin == plugin
     assert result.seconds == pytest.approx(round_trips * RTT, abs=0.001)

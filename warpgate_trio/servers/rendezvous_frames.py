@@ -31,6 +31,9 @@ mailbox that version 2 has opened is closed to version 1 while it is open and fo
 version 2 ends those of version 1; and a client that has seen version 2 at a server never takes 1 there again
 (`Registrant`).
 
+A client does not wait for REGISTERED before it sends: its frames are taken in their order, and after an ERROR none is.
+SENT and REGISTERED may come in either order; no MESSAGE comes before REGISTERED.
+
 A frame may be longer than its fixed width only where a payload, a text or a name ends it.  Everything a client can make
 the server hold is bounded by `rendezvous_core.RendezvousLimits`.
 """

@@ -191,7 +191,7 @@ class SignalHub:
 
     async def wait_tried(self) -> None:
         """Return once each of the node's own servers is connected, or has failed; the caller bounds the time."""
-        while not self._ended and any(slot.channel is None and slot.last_error is None for slot in self._own):
+        while not self._ended and any(not slot.connected and slot.last_error is None for slot in self._own):
             await self._changed.wait()
         await trio.lowlevel.checkpoint()
 
@@ -230,7 +230,7 @@ class SignalHub:
 
     @property
     def rtt(self) -> float | None:
-        """Seconds to the nearest connected server of our own and back; None: none is connected."""
+        """Seconds to the nearest server of our own that we have a channel to, and back; None: to none."""
         return min(
             (slot.channel.rtt for slot in self._own if slot.channel and slot.channel.rtt is not None), default=None
         )
@@ -379,7 +379,7 @@ class SignalHub:
             await trio.lowlevel.checkpoint()
             raise SignalUnavailable("no signal server is configured")
         while not self._ended:
-            if any(slot.channel is not None for slot in self._own):
+            if any(slot.connected for slot in self._own):
                 await trio.lowlevel.checkpoint()
                 return
             await self._changed.wait()
@@ -444,17 +444,24 @@ class SignalHub:
             ):
                 context = self._trust() if slot.url.tls else None
                 async with open_channel(
-                    slot.url, self._identity, ssl_context=context, registrant=self._registrant, dial=slot.dial
+                    slot.url,
+                    self._identity,
+                    ssl_context=context,
+                    registrant=self._registrant,
+                    dial=slot.dial,
+                    at_once=True,
                 ) as channel:
-                    slot.scope.deadline = math.inf
                     slot.channel = channel
-                    slot.state = ServerState.CONNECTED
-                    slot.last_error, slot.unresolved = None, False
-                    since = trio.current_time()
-                    slot.touch()
                     self._notify()
-                    self._say_connected(slot)
                     try:
+                        await channel.wait_registered()
+                        slot.scope.deadline = math.inf
+                        slot.state = ServerState.CONNECTED
+                        slot.last_error, slot.unresolved = None, False
+                        since = trio.current_time()
+                        slot.touch()
+                        self._notify()
+                        self._say_connected(slot)
                         while True:
                             self._take(slot, await channel.receive())
                     finally:

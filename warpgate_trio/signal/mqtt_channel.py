@@ -95,6 +95,9 @@ class MqttChannel:
     def answered(self) -> bool:
         return True  # before it was open
 
+    async def wait_registered(self) -> None:
+        await trio.lowlevel.checkpoint()  # before it was open
+
     async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
         if len(receiver_key) != 32:
             raise ValueError(f"a receiver's key has 32 bytes, not {len(receiver_key)}")

@@ -76,11 +76,16 @@ class Slot:
         self.sending: int = 0
         self.ended: bool = False
 
+    @property
+    def connected(self) -> bool:
+        """The server has registered us.  What there is to send goes by `channel` before that."""
+        return self.channel is not None and self.state is ServerState.CONNECTED
+
     def touch(self) -> None:
         """There was traffic: a visit lasts a minute more."""
         if self.visiting:
             self.last_used = trio.current_time()
-            if self.channel is not None and self.scope is not None:
+            if self.connected and self.scope is not None:
                 self.scope.deadline = self.last_used + VISIT_IDLE
 
     def leads_where(self, may_visit: MayVisit) -> bool:
@@ -88,5 +93,5 @@ class Slot:
         return self.address is None or may_visit(self.address)
 
     def status(self) -> ServerStatus:
-        rtt = self.channel.rtt if self.channel is not None else None
+        rtt = self.channel.rtt if self.channel is not None and self.connected else None
         return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.visiting)

@@ -55,6 +55,14 @@ class SignalChannel(Protocol):
         on: one that registers us and does no more is of no use."""
         ...
 
+    async def wait_registered(self) -> None:
+        """Return once the server has said that it takes us: from then on we get what others send.
+
+        Raises:
+          SignalUnavailable: it refused us, or the channel is gone.
+        """
+        ...
+
     async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
         """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key.
 
@@ -83,20 +91,33 @@ class SignalChannel(Protocol):
 Dial: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens a connection to a host and port; the name is resolved in there."""
 Opener: TypeAlias = Callable[
-    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial], AbstractAsyncContextManager[SignalChannel]
+    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial, bool],
+    AbstractAsyncContextManager[SignalChannel],
 ]
 
 
 def _websocket(
-    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, registrant: Registrant | None, dial: Dial
+    url: ServerUrl,
+    identity: Identity,
+    ssl_context: ssl.SSLContext | None,
+    registrant: Registrant | None,
+    dial: Dial,
+    at_once: bool,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .websocket_channel import open_websocket_channel
 
-    return open_websocket_channel(url, identity, ssl_context=ssl_context, registrant=registrant, dial=dial)
+    return open_websocket_channel(
+        url, identity, ssl_context=ssl_context, registrant=registrant, dial=dial, at_once=at_once
+    )
 
 
 def _mqtt(
-    url: ServerUrl, identity: Identity, ssl_context: ssl.SSLContext | None, _registrant: Registrant | None, dial: Dial
+    url: ServerUrl,
+    identity: Identity,
+    ssl_context: ssl.SSLContext | None,
+    _registrant: Registrant | None,
+    dial: Dial,
+    _at_once: bool,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .mqtt_channel import open_mqtt_channel
 
@@ -153,6 +174,7 @@ def open_channel(
     ssl_context: ssl.SSLContext | None = None,
     registrant: Registrant | None = None,
     dial: Dial = trio.open_tcp_stream,
+    at_once: bool = False,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     """Connect to a signal server and register our key, for the time of the ``async with``.
 
@@ -162,6 +184,8 @@ def open_channel(
       ssl_context: trust for the TLS schemes; the platform's by default.
       registrant: what the node registers as, and what it knows of its rendezvous servers; a fresh one by default.
       dial: opens the connection; for who judges where it leads.
+      at_once: where the protocol has it, do not wait for the server's answer to our registration: what is sent goes out
+        right behind it, and `SignalChannel.wait_registered` tells of a refusal.
 
     Raises (all but the first when it is entered):
       ConfigError: as `check_supported`.
@@ -170,4 +194,4 @@ def open_channel(
       SignalUnsupported: it speaks a version of its protocol that this release does not know.
     """
     check_supported(url)
-    return _OPENERS[url.scheme](url, identity, ssl_context, registrant, dial)
+    return _OPENERS[url.scheme](url, identity, ssl_context, registrant, dial, at_once)

@@ -3,6 +3,9 @@
 Three tasks serve an open channel: one reads and sorts what comes in, one writes (so that a cancelled `send` never cuts
 a frame in half), one pings.  When any of them finds the connection dead, all of it is: pending sends and receives end
 with `SignalUnavailable`.
+
+What is sent goes out right behind the registration.  A server takes a connection's frames in their order, so that its
+word on the registration is not needed for it, which takes a round trip.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ _OUTBOX = 16
 
 @final
 class WebSocketChannel:
-    """A registered connection to a rendezvous server: a `warpgate_trio.signal.SignalChannel`."""
+    """A connection to a rendezvous server, registered or about to be: a `warpgate_trio.signal.SignalChannel`."""
 
     def __init__(self, websocket: WebSocket, url: str, rtt: float) -> None:
         self._websocket = websocket
@@ -46,6 +49,8 @@ class WebSocketChannel:
         self._keep_alive = KeepAlive()
         self._answered = False
         self._failure: str | None = None
+        self._registered = False
+        self._decided = trio.Event()  # whether we are registered, by the server or by its end
         self._next_id = 0
         self._waiting: dict[int, _Waiter] = {}
         self._outgoing, self._to_write = trio.open_memory_channel[bytes](_OUTBOX)
@@ -67,6 +72,11 @@ class WebSocketChannel:
     @property
     def answered(self) -> bool:
         return self._answered
+
+    async def wait_registered(self) -> None:
+        await self._decided.wait()
+        if not self._registered:
+            raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed")
 
     async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
         if len(receiver_key) != 32:
@@ -103,8 +113,12 @@ class WebSocketChannel:
 
     # --- tasks ---
 
-    async def _read(self) -> None:
+    async def _read(self, since: float) -> None:
+        """`since`: when the registration went out."""
         try:
+            await self._hear_registered()
+            # The upgrade, measured before, was a round trip too, and the lesser of two is nearer to the truth.
+            self._rtt = min(self._rtt, trio.current_time() - since)
             while True:
                 frame = wire.decode_from_server(await self._websocket.receive())
                 self._answered = True
@@ -124,14 +138,26 @@ class WebSocketChannel:
         except (WebSocketError, RemoteProtocolError) as exc:
             self._fail(str(exc))
 
-    async def _write(self) -> None:
+    async def _hear_registered(self) -> None:
+        while True:
+            frame = wire.decode_from_server(await self._websocket.receive())
+            if not isinstance(frame, wire.Sent):
+                break
+            self._answer(frame)  # a server writes REGISTERED by another task, which may be later
+        _expect(wire.Registered, frame)
+        self._registered = True
+        self._decided.set()
+
+    async def _write(self, registration: bytes) -> None:
         try:
+            await self._websocket.send(registration)
             async for frame in self._to_write:
                 await self._websocket.send(frame)
         except WebSocketError as exc:
             self._fail(str(exc))
 
     async def _ping(self) -> None:
+        await self._decided.wait()
         try:
             await self._keep_alive.run(
                 self._websocket.ping, self._measured, interval=PING_INTERVAL, timeout=PONG_TIMEOUT
@@ -161,6 +187,7 @@ class WebSocketChannel:
         # The sending ends: whoever receives gets what is there still, then the end.
         self._outgoing.close()
         self._arrived.close()
+        self._decided.set()
         for waiter in self._waiting.values():
             waiter.done.set()
 
@@ -182,6 +209,7 @@ async def open_websocket_channel(
     ssl_context: ssl.SSLContext | None = None,
     registrant: wire.Registrant | None = None,
     dial: Dial = trio.open_tcp_stream,
+    at_once: bool = False,
 ) -> AsyncGenerator[WebSocketChannel]:
     """Open a channel to the rendezvous server at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     opened = False
@@ -189,12 +217,17 @@ async def open_websocket_channel(
         async with open_websocket(
             url, ssl_context=ssl_context, subprotocols=[wire.SUBPROTOCOL], max_message=wire.MAX_FRAME, dial=dial
         ) as websocket:
-            rtt = await _register(websocket, identity, registrant or new_registrant(), url)
-            channel = WebSocketChannel(websocket, url.redacted, rtt)
+            challenge = _expect(wire.Challenge, wire.decode_from_server(await websocket.receive()))
+            name = wire.server_name(url.host, url.port)
+            registration = (registrant or new_registrant()).answer(identity, challenge, name).encode()
+            assert websocket.upgrade is not None, "a server's end"
+            channel = WebSocketChannel(websocket, url.redacted, websocket.upgrade)
             async with open_background_nursery() as nursery:
-                nursery.start_soon(channel._read)
-                nursery.start_soon(channel._write)
+                nursery.start_soon(channel._read, trio.current_time())
+                nursery.start_soon(channel._write, registration)
                 nursery.start_soon(channel._ping)
+                if not at_once:
+                    await channel.wait_registered()
                 opened = True
                 try:
                     yield channel
@@ -211,21 +244,10 @@ def new_registrant() -> wire.Registrant:
     return wire.Registrant(machine.current().entropy(wire.INSTANCE_LENGTH))
 
 
-async def _register(websocket: WebSocket, identity: Identity, registrant: wire.Registrant, url: ServerUrl) -> float:
-    """Open our mailbox; returns the round-trip time of the exchange in seconds."""
-    challenge = _expect(wire.Challenge, await websocket.receive())
-    start = trio.current_time()
-    answer = registrant.answer(identity, challenge, wire.server_name(url.host, url.port))
-    await websocket.send(answer.encode())
-    _expect(wire.Registered, await websocket.receive())
-    return trio.current_time() - start
-
-
 _Frame = TypeVar("_Frame", wire.Challenge, wire.Registered)
 
 
-def _expect(kind: type[_Frame], data: bytes) -> _Frame:
-    frame = wire.decode_from_server(data)
+def _expect(kind: type[_Frame], frame: wire.FromServer) -> _Frame:
     if isinstance(frame, wire.Error):
         raise RemoteProtocolError(f"the server refused: {frame.text} (code {frame.code})")
     if not isinstance(frame, kind):
