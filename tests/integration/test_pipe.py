@@ -356,12 +356,12 @@ async def test_what_a_cancelled_sender_left_goes_out_without_it(monkeypatch: pyt
         await alice.pipe.send_all(b"x")  # for the read that is under way
         assert await bob.pipe.receive_some() == b"x"
         with trio.move_on_after(0.005) as scope:
-            await alice.pipe.send_all(bytes(60_000))
+            await alice.pipe.send_all(bytes(120_000))
         assert scope.cancelled_caught
         go_on.set()
         received = 0
         with trio.fail_after(HANG):
-            while received < 60_000:  # one frame, which was encrypted as a whole
+            while received < 120_000:  # one frame, which was encrypted as a whole
                 received += len(await bob.pipe.receive_some())
 
 
