@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import statistics
 import sys
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rtt", type=float, default=1000 * RTT, metavar="MS")
     parser.add_argument("--only", choices=[course.name for course in COURSES], action="append", help="one pair")
     options = parser.parse_args(arguments)
+    os.setpriority(os.PRIO_PROCESS, 0, -10)  # of all that is measured: at 50 ms, a turn of somebody else's shows
     courses = [course for course in COURSES if options.only is None or course.name in options.only]
     trio.run(measure, courses, options.runs, options.rtt / 1000)
     return 0
