@@ -102,6 +102,20 @@ def test_version_and_wrong_usage_import_next_to_nothing() -> None:
 
 
 @pytest.mark.slow("starts an interpreter")
+@pytest.mark.parametrize("command", [["connect", "wg1…", "--echo-test", "9"], ["listen", "--allow-any", "--echo"]])
+def test_what_a_call_needs_is_imported_before_its_node_is_open(command: list[str]) -> None:
+    """Not in the midst of it: that is time to the first byte."""
+    script = (
+        "import os, sys; from warpgate_trio import node; from warpgate_trio.address import PeerAddress\n"
+        "def open_node(*_, **__): print(*sorted(sys.modules), flush=True); os._exit(0)\n"
+        "node.open_node, PeerAddress.from_text = open_node, lambda _: None\n"
+        f"from warpgate_trio.cli.group import call; call({[*command, '--ephemeral']!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert {"warpgate_trio.cli.echo_test", "warpgate_trio.cli.render"} <= set(done.stdout.split())
+
+
+@pytest.mark.slow("starts an interpreter")
 def test_an_interrupt_while_it_starts_is_130_without_a_traceback() -> None:
     script = (
         "import signal; from warpgate_trio.cli import main;"

@@ -81,6 +81,8 @@ class _Listening:
 
     async def run(self, config: NodeConfig) -> ExitCode:
         from ..node import open_node
+        from . import echo_test as echo_test  # not when a peer is there, and waits
+        from . import render as render
         from .stdio import open_standard_input
 
         async with open_node(config, authorize=self._authorize) as node, open_standard_input() as source:
