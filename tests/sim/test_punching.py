@@ -181,8 +181,8 @@ def test_a_caller_that_was_just_opened_is_hardly_slower() -> None:
     """It learns in mid-phase how far its signals go, and goes by that, not by the longest direct phase there is."""
     result = meet(PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT), warm=0)
     assert result.plugin == "tcp_punch", rows(result)
-    # Three round trips to the signal server, the least direct phase, STUN over TCP, and the punch.
-    assert result.walk <= 3 * RTT + Budgets().direct_min + 2 * RTT + 7 * RTT + OVERHEAD
+    # Two round trips to the signal server, the least direct phase, STUN over TCP, and the punch.
+    assert result.walk <= 2 * RTT + Budgets().direct_min + 2 * RTT + 7 * RTT + OVERHEAD
 
 
 @pytest.mark.slow("5 pairs of nodes")
