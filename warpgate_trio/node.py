@@ -80,9 +80,11 @@ class Node:
 
     @property
     def address(self) -> PeerAddress:
-        """The record that peers need to find this node; re-issued when the machine's addresses change, or when it ages.
+        """The record that peers need to find this node; re-issued when the machine's addresses or what is known of its
+        NATs change, or when it ages.
 
-        ``str(node.address)`` is the text form to pass on.
+        ``str(node.address)`` is the text form to pass on; a node that was just opened knows little of its NATs yet, see
+        `wait_published`.
         """
         return self._runtime.address
 
@@ -126,6 +128,18 @@ class Node:
           SignalUnavailable: there is none to wait for.
         """
         await self._runtime.wait_signals()
+
+    async def wait_published(self) -> None:
+        """Wait until `address` is whole, for as long as the caller's scope allows: then is the time to pass it on.
+
+        It is once one of the configured signal servers is connected, and the NATs have been measured as far as the
+        configured STUN servers answer; that none does is an answer too, after some seconds.  What is not configured is
+        not waited for.  An address that was passed on earlier works, but peers have to ask for the present one first.
+
+        Raises:
+          trio.ClosedResourceError: the node was closed, before or meanwhile.
+        """
+        await self._runtime.wait_published()
 
     async def netcheck(self, *, servers: bool = False, timeout: float = NETCHECK_TIMEOUT) -> NetcheckReport:
         """Find out what this machine's network is like: NATs, addresses, servers, the clock; what works and what not.

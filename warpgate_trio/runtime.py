@@ -37,7 +37,6 @@ from .inbound import REFUSED, Authorize, Inbound
 from .link import Link
 from .meetings import plan_meetings
 from .names import Names
-from .nat.profile import NatProfiles
 from .nat.service import NatService
 from .nat.udp_port import UdpPorts
 from .nurseries import open_background_nursery
@@ -145,7 +144,7 @@ class NodeRuntime:
         self._ports = _ports(sockets)
         self._sockets = sockets
         self._address: PeerAddress | None = None
-        self._published: NatProfiles | None = None
+        self._published_nat: bytes | None = None
         self._salt = host.entropy(HOST_SALT)
         self.names: Final = Names()
         self.hub: Final = SignalHub(
@@ -205,20 +204,21 @@ class NodeRuntime:
 
     @property
     def address(self) -> PeerAddress:
-        """What the node publishes now; re-issued when the machine's addresses change, or when it ages."""
+        """What the node publishes now; re-issued when that has changed, or when it ages."""
         interfaces = describe_interfaces(self.host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6))
-        nat = self.nat.profiles
+        profiles = self.nat.profiles
+        nat = profiles.to_bytes(interfaces=len(interfaces), external=True)
         now = max(int(self.view.clock.now()), 0)
         known = self._address
         if (
             known is None
             or known.interfaces != interfaces
-            or self._published is not nat
+            or self._published_nat != nat
             or not known.issued_at <= now + 60  # the clock was set back
             or now > known.issued_at + ADDRESS_LIFETIME // 2
         ):
             hints = list(dict.fromkeys(str(url.published) for url in self.config.servers.signal))[:MAX_HINTS]
-            self._published = nat
+            self._published_nat = nat
             for external in (True, False):  # where peers would meet us is worth a few characters, and not a longer text
                 known = PeerAddress.issue(
                     self.identity,
@@ -229,7 +229,7 @@ class NodeRuntime:
                     host_id=machine.host_id(self.host.machine_fingerprint(), self._salt, self.identity.public_key),
                     signals=tuple(hints),
                     interfaces=interfaces,
-                    nat=nat.to_bytes(interfaces=len(interfaces), external=external),
+                    nat=profiles.to_bytes(interfaces=len(interfaces), external=external),
                 )
                 if len(str(known)) <= MAX_TEXT:
                     break
@@ -354,6 +354,13 @@ class NodeRuntime:
     async def wait_signals(self) -> None:
         """See `Node.wait_signals`."""
         await self.hub.wait_connected()
+
+    async def wait_published(self) -> None:
+        """See `Node.wait_published`."""
+        with self.call():
+            if self.config.servers.signal:
+                await self.hub.wait_connected()
+            await self.nat.wait_measured()
 
     # -- AttemptHome -------------------------------------------------------------------------------------------------
 

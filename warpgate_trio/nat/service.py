@@ -156,6 +156,8 @@ class NatService:
         self._looked: dict[tuple[Kind, Family], trio.Event] = {
             (kind, af): trio.Event() for kind in KINDS for af in FAMILIES
         }
+        self._measured: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
+        self._unheard: set[Family] = set()  # nothing answered, and nothing else did either: it is not known why
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
         self._sprays: list[tuple[bytes, str, bool]] = []
@@ -210,6 +212,21 @@ class NatService:
         if self.servers:
             with trio.move_on_after(FIRST_LOOK):
                 await self._looked[kind, af].wait()
+
+    async def wait_measured(self) -> None:
+        """Wait until `profiles` tell of each family what servers tell, once all have answered or none has.
+
+        Silence tells something where signals come through: what was silent before they did is measured once more.
+        Time is the caller's to bound: servers that are all dead take some seconds.
+        """
+        await trio.lowlevel.checkpoint()
+        for af in FAMILIES if self.servers else ():
+            await self._measured[af].wait()
+            while af in self._unheard and self._is_online():
+                if self._measured[af].is_set():
+                    self._measured[af] = trio.Event()
+                    self.doubt(af)
+                await self._measured[af].wait()
 
     async def predict_udp(self, af: Family, port: UdpPort | None = None) -> list[TransportAddress]:
         """Where the next new mapping of ours over UDP will be seen, the likeliest first.
@@ -280,14 +297,16 @@ class NatService:
             profile: NatProfile | None = None
             source = self._source_to(af, servers)
             if source is not None and source != self._measured_from.get(af):
+                self._measured[af] = trio.Event() if self._measured[af].is_set() else self._measured[af]
                 before = by_source.get(source)
                 fresh = before is not None and before.is_fresh(self._host.wall_time())
                 self._publish(af, before if fresh else None)
             async with self.measuring[af]:
+                online = self._is_online()
                 if source is not None and servers:
                     looks = partial(self._look, af, (None, af) not in dict(self.profiles))
                     with suppress(OSError):
-                        profile = await measure_nat(source, servers, online=self._is_online(), on_ports=looks)
+                        profile = await measure_nat(source, servers, online=online, on_ports=looks)
                 if source is not None and profile is not None:
                     logger.info("IPv%d: UDP %s; TCP %s", af, describe(profile.udp), describe(profile.tcp))
                     self._measured_from[af] = source
@@ -295,6 +314,8 @@ class NatService:
             for kind in KINDS:
                 self._looked[kind, af].set()
             found = profile is not None and profile.udp != UNKNOWN
+            (self._unheard.discard if found or online or source is None else self._unheard.add)(af)
+            self._measured[af].set()
             if source is not None and profile is not None and found:
                 by_source[source] = profile
                 by_source.move_to_end(source)
