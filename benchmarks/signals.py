@@ -208,6 +208,7 @@ async def per_second(count: int) -> float:
         knows=lambda key: True,
         hints_of=lambda address: (),
         may_visit=lambda address, ip: False,
+        listening=False,
     )
     unlimited = InboxLimits(rate=1e9, burst=10**9, sender_rate=1e9, sender_burst=10**9)
     signals._inbox = Inbox(Moment(0.0, trio.current_time() - 60), unlimited)  # type: ignore[misc]

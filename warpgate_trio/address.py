@@ -4,12 +4,14 @@ Binary form, in which a record is signed, carried in signals and compared::
 
     version u8 = 1 | Ed25519 public key, 32 | signature, 64 | body
     body = msgpack array [sealing key, seq, issued_at, expires_at, host salt, host id, [signal URL...],
-                          [[interface index, [endpoint...]]...], nat or nil, [relay URL...], [capability...]]
+                          [[interface index, [endpoint...]]...], nat or nil, [relay URL...], [capability...],
+                          instance or nil, listens]
     endpoint = [transport, kind, address, prefix or nil, port, base or nil, observed_at or nil]
 
 The signature, context ``warpgate-trio address v1``, is over version, key and body.  Later releases append fields: a
 reader ignores trailing fields and skips endpoints whose transport or kind it does not know.  The record's bytes are
-kept as they came, so a reader hands on what it does not understand.
+kept as they came, so a reader hands on what it does not understand.  The last two came later: without them the record
+is of an older release.
 
 Text form, for people to paste: ``wg1`` and, in base64url without padding, four bytes of checksum and the record.
 
@@ -68,6 +70,7 @@ MAX_ENDPOINTS: Final = 16  # of one interface
 MAX_URLS: Final = 8  # signal servers, and relays
 MAX_CAPABILITIES: Final = 16
 MAX_NAT: Final = 512  # bytes
+INSTANCE_LENGTH: Final = 8  # bytes that name one process among all that have the same key
 
 _VERSION: Final = 1
 _CONTEXT: Final = b"warpgate-trio address v1"
@@ -101,6 +104,8 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     nat: Annotated[bytes, msgspec.Meta(max_length=MAX_NAT)] | None
     relays: _Urls
     capabilities: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=MAX_CAPABILITIES)]
+    instance: Annotated[bytes, msgspec.Meta(min_length=INSTANCE_LENGTH, max_length=INSTANCE_LENGTH)] | None = None
+    listens: bool = True
 
 
 class _EndpointHead(msgspec.Struct, frozen=True, array_like=True):
@@ -137,6 +142,8 @@ class PeerAddress:
       nat: its NAT profile as it stands in the record, or None; `nat_profiles` reads it.
       relays: URLs of relays that it can be met at.
       capabilities: names of what it understands beyond the base protocol.
+      instance: 8 bytes that name the process which published it; None in the records of older releases.
+      listens: whether that process can be called; True where the record does not say.
     """
 
     _record: bytes
@@ -153,6 +160,8 @@ class PeerAddress:
     nat: bytes | None = field(compare=False)
     relays: tuple[str, ...] = field(compare=False)
     capabilities: tuple[str, ...] = field(compare=False)
+    instance: bytes | None = field(compare=False)
+    listens: bool = field(compare=False)
 
     def __init__(self, *, _record: bytes) -> None:
         # Not public, and the only way in: `_record` is within MAX_RECORD, of our version and of a good signature.
@@ -182,6 +191,8 @@ class PeerAddress:
         nat: bytes | None = None,
         relays: Iterable[str] = (),
         capabilities: Iterable[str] = (),
+        instance: bytes | None = None,
+        listens: bool = True,
     ) -> PeerAddress:
         """Sign a record of one's own.  Deterministic: the same values give the same bytes.
 
@@ -201,6 +212,7 @@ class PeerAddress:
                     nat,
                     tuple(relays),
                     tuple(capabilities),
+                    *(() if instance is None else (instance, listens)),
                 )
             )
         except (OverflowError, UnicodeEncodeError) as error:  # beyond 64 bits; half of a surrogate pair

@@ -9,6 +9,9 @@ What the application passes is tried beside it.  It may be newer than what we he
 somebody else), or older (it was copied a week ago), and nothing in it tells which.
 
 A record that names no interface says nothing of where a peer is, and is not learned.
+
+Several processes may have one key.  One that does not listen can be called by nobody, so what it says of itself is good
+for what is under way with it, and never called where a record is known that may lead to one that listens.
 """
 
 from __future__ import annotations
@@ -22,21 +25,24 @@ if TYPE_CHECKING:
 __all__ = ["MAX_KNOWN", "AddressBook"]
 
 MAX_KNOWN: Final = 1024
-"""Peers whose addresses are remembered, those heard of last; a record is about 300 bytes, and there are two at most."""
+"""Peers whose addresses are remembered, those heard of last; a record is about 300 bytes, and there are three each."""
 
 
 @final
 class AddressBook:
-    """The two tables: what was heard, and what was passed; of a thousand peers each."""
+    """The tables: what was heard, what of it can be called, and what was passed; of a thousand peers each."""
 
     def __init__(self) -> None:
         self._heard: OrderedDict[bytes, PeerAddress] = OrderedDict()
+        self._listening: OrderedDict[bytes, PeerAddress] = OrderedDict()
         self._passed: OrderedDict[bytes, PeerAddress] = OrderedDict()
 
     def hear(self, address: PeerAddress) -> None:
         """A peer said where it is, just now."""
         if address.interfaces:
             _put(self._heard, address)
+            if address.listens:
+                _put(self._listening, address)
 
     def note_passed(self, address: PeerAddress) -> None:
         """The application was given this address."""
@@ -47,9 +53,10 @@ class AddressBook:
         return self._heard.get(peer_key)
 
     def records(self, peer_key: bytes) -> list[PeerAddress]:
-        """All that is known of a peer, what it said itself first; one or two records, or none."""
-        found = (self._heard.get(peer_key), self._passed.get(peer_key))
-        return list(dict.fromkeys(each for each in found if each is not None))
+        """Where to call a peer, as far as is known, what it said itself first; one or two records, or none."""
+        heard, passed = self._heard.get(peer_key), self._passed.get(peer_key)
+        listening = [each for each in (self._listening.get(peer_key), passed) if each is not None and each.listens]
+        return list(dict.fromkeys(listening or [each for each in (heard, passed) if each is not None]))
 
     def hints(self, address: PeerAddress) -> list[str]:
         """URLs of the servers at which a peer may be: those of a record, then of all others that are known."""

@@ -4,6 +4,7 @@ Outward, a message is stamped (on the receiver's clock, as far as that is known)
 Inward, a blob passes the checks of `warpgate_trio.signal` in order of their cost, and then belongs to exactly one of:
 
 * ``core`` messages about the clock or the end of a session;
+* nobody, where it is meant for another process of our key that listens (`warpgate_trio.instances`);
 * the attempt that waits for it: same peer, same session, same attempt;
 * the plugin whose first message it is, which makes a new attempt on the responder's side;
 * nobody: the sender hears ``Refused(unsupported)``, if it may hear anything.
@@ -19,6 +20,7 @@ has a queue and a turn of its own.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 import trio
 
 from .errors import SealError, SignalError, SignalMalformed
+from .instances import HERE_INTERVAL, Correspondents, Siblings
 from .panics import panics_as_errors
 from .signal import (
     Accepted,
@@ -34,6 +37,7 @@ from .signal import (
     Delivery,
     Envelope,
     Failed,
+    Here,
     Inbox,
     Incoming,
     Message,
@@ -102,6 +106,7 @@ class Signals:
       knows: whether the node has dealings with a peer (its key).
       hints_of: where a peer hears signals: URLs of servers.
       may_visit: whether a connection to an address may be opened because a peer's address names a server there.
+      listening: whether the node can be called, which it tells other processes of its key.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class Signals:
         knows: Callable[[bytes], bool],
         hints_of: Callable[[PeerAddress], Sequence[str]],
         may_visit: Callable[[PeerAddress, IPAddress], bool],
+        listening: bool,
     ) -> None:
         self._identity = identity
         self._host = host
@@ -134,6 +140,13 @@ class Signals:
         self._knows = knows
         self._hints_of = hints_of
         self._may_visit = may_visit
+        self._listening = listening
+        self._siblings: Final = Siblings(hub.instance)
+        self._correspondents: Final = Correspondents()
+        self._answered_by: dict[AttemptKey, bytes | None] = {}
+        self._warned = False
+        self._here: bytes | None = None
+        self._news = trio.Event()
         self._inbox: Final = Inbox(self._moment())
         limits = self._inbox.limits
         self._pace: Final = TokenBucket(limits.rate, limits.burst, trio.current_time())
@@ -157,7 +170,8 @@ class Signals:
         via: str | None = None,
         visit: bool = False,
     ) -> Delivery:
-        """Say something to a peer, by every server that reaches it.
+        """Say something to a peer, by every server that reaches it: to the process that it answered from in this
+        attempt, else to the one that has published the address.
 
         Args:
           owner: the plugin's name, or ``"core"``.
@@ -171,6 +185,7 @@ class Signals:
         """
         message_id = self._host.entropy(16)
         now = self._moment()
+        instance = self._answered_by.get((peer.public_key, session, attempt or b""), peer.instance)
         stamp = int(self._inbox.clocks.time_of(peer.public_key, now) * 1000)
         try:
             blob = seal_message(
@@ -184,6 +199,7 @@ class Signals:
                 attempt=attempt,
                 in_reply_to=in_reply_to,
                 generation=generation,
+                instance=instance,
                 time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us its time, and may have lied
             )
         except SealError as error:  # the peer chose the key, too
@@ -193,6 +209,7 @@ class Signals:
         return await self._hub.send(
             peer.public_key,
             blob,
+            instance=self._correspondents.ask(peer.public_key, instance, now.monotonic),
             hints=self._hints_of(peer) if visit else (),
             may_visit=partial(self._may_visit, peer) if visit else None,
             via=via,
@@ -233,6 +250,7 @@ class Signals:
     def detach(self, key: AttemptKey) -> None:
         """Forget a mailbox."""
         self._mailboxes.pop(key, None)
+        self._answered_by.pop(key, None)
 
     def time_at(self, peer_key: bytes) -> float:
         """Unix seconds on the clock of a peer, as far as it has told; on ours else."""
@@ -248,6 +266,9 @@ class Signals:
         async with trio.open_nursery() as nursery:
             for _ in range(_REPLIERS):
                 nursery.start_soon(self._reply_loop)
+            if self._listening:
+                nursery.start_soon(self._watch_servers)
+                nursery.start_soon(self._say_here)
             while True:
                 wait = self._pace.wait_for_one(trio.current_time())
                 if wait:
@@ -261,8 +282,54 @@ class Signals:
             with trio.move_on_after(_REPLY_PATIENCE):
                 await reply()
 
+    async def _watch_servers(self) -> NoReturn:
+        opened = 0
+        while True:
+            opened = await self._hub.wait_opened(opened)
+            self._news.set()
+
+    async def _say_here(self) -> NoReturn:
+        """Tell other processes of our key that this one listens: when a server is connected, when another one says so,
+        and now and then while there is one."""
+        while True:
+            pause = HERE_INTERVAL if self._siblings.any_there(trio.current_time()) else math.inf
+            with trio.move_on_after(pause):
+                await self._news.wait()
+            self._news = trio.Event()
+            ours = self._own_address()
+            self._here = seal_message(
+                self._identity,
+                ours,
+                ours,
+                wire_name=_HERE,
+                payload=Here(),
+                message_id=self._host.entropy(16),
+                session=bytes(16),
+                time_ms=min(max(int(self._clock.now() * 1000), 0), MAX_TIME_MS),
+            )
+            with trio.move_on_after(_REPLY_PATIENCE):
+                try:
+                    await self._hub.send(ours.public_key, self._here)
+                except SignalError as error:
+                    logger.debug("other processes of this key do not hear of this one: %s", error)
+
+    def _hear_here(self, instance: bytes | None) -> None:
+        """Another process of our key listens."""
+        if instance is None or not self._listening or not self._siblings.hear(instance, trio.current_time()):
+            return
+        self._news.set()
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "another process listens with this key, %s: who has an address of it calls that one, and who has one "
+                "of an older release, or no present one, either of the two; give each process a key of its own",
+                self._identity.peer_id,
+            )
+
     def is_worth_a_place(self, payload: bytes) -> bool:
         """Whether a blob may be a signal, as far as can be told at a glance: others get no place in a queue."""
+        if payload == self._here:
+            return False  # what this process says to all of its key comes back to it
         try:
             check_blob(payload)
         except SignalError as error:
@@ -287,14 +354,25 @@ class Signals:
             self.counters[type(error).__name__] += 1
             logger.debug("a signal by %s is dropped: %s", incoming.via, error)
             return
+        ours = envelope.header.sender == self._identity.public_key
+        if ours and envelope.sender_address.instance == self._hub.instance:
+            return
+        if self._siblings.is_there(envelope.header.instance, now.monotonic):
+            self.counters["for_another_process"] += 1
+            return
         known = self._knows(envelope.header.sender)
         verdict = self._inbox.check(envelope.header, now, known=known, via=incoming.via)
         self.counters[type(verdict).__name__] += 1
-        if isinstance(verdict, OutsideWindow | TooOld) and verdict.needs_clock_reply:
+        if isinstance(verdict, OutsideWindow | TooOld) and verdict.needs_clock_reply and not ours:
             self._reply_wanted(envelope, incoming.via, ClockReply(time_ms=max(0, int(self._inbox.time(now) * 1000))))
         if not isinstance(verdict, Accepted):
             logger.debug("a signal of %s is dropped: %s", envelope.sender_address.peer_id[:8], verdict)
             return
+        if ours:  # another process; there is nothing else that the two could want of each other
+            if envelope.header.type == _HERE:
+                self._hear_here(envelope.sender_address.instance)
+            return
+        self._correspondents.hear(envelope.header.sender, envelope.sender_address.instance)
         self._route(envelope, incoming.via, now)
 
     def _route(self, envelope: Envelope, via: str, now: Moment) -> None:
@@ -321,11 +399,13 @@ class Signals:
         mailbox = self._mailboxes.get((header.sender, header.session, header.attempt or b""))
         if mailbox is not None:
             self._on_address(envelope.sender_address)
+            self._answered_by[header.sender, header.session, header.attempt or b""] = envelope.sender_address.instance
             mailbox.deliver(message)
-        elif not isinstance(message, ClockReply | Refused | Failed):
+        elif not isinstance(message, ClockReply | Refused | Failed | Here):
             self._on_request(Request(envelope, message, via))
 
 
+_HERE: Final = wire_name(OWNER, Here)
 _REPLIERS: Final = 4
 """Tasks that send answers: a slow server must not hold up the answers to others."""
 _REPLY_PATIENCE: Final = 5.0

@@ -145,6 +145,7 @@ class NodeRuntime:
         self._sockets = sockets
         self._address: PeerAddress | None = None
         self._published_nat: bytes | None = None
+        self._listening = authorize is not None
         self._salt = host.entropy(HOST_SALT)
         self.names: Final = Names()
         self.hub: Final = SignalHub(
@@ -188,6 +189,7 @@ class NodeRuntime:
             knows=lambda key: self.book.heard(key) is not None or self._responder.has_let_in(key),
             hints_of=self.book.hints,
             may_visit=self._may_visit,
+            listening=self._listening,
         )
         self._responder = Responder(
             self,
@@ -195,7 +197,7 @@ class NodeRuntime:
             factories=self.factories,
             ours=lambda: Route(interfaces=self.address.interfaces, own=OwnAddresses(host)),
             start=self._start_service,
-            listening=authorize is not None,
+            listening=self._listening,
         )
         self._services: trio.Nursery | None = None
         self._link_nursery: trio.Nursery | None = None
@@ -230,6 +232,8 @@ class NodeRuntime:
                     signals=tuple(hints),
                     interfaces=interfaces,
                     nat=profiles.to_bytes(interfaces=len(interfaces), external=external),
+                    instance=self.hub.instance,
+                    listens=self._listening,
                 )
                 if len(str(known)) <= MAX_TEXT:
                     break

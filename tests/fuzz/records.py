@@ -65,6 +65,8 @@ def _addresses() -> list[PeerAddress]:
             signals=["wss://example.org:443", "mqtt://example.org"][:count],
             interfaces=[AddressInterface(1, (nic, public)), AddressInterface(2, (six,))][:count],
             nat=nat if count else None,
+            instance=bytes(range(8)) if count else None,
+            listens=count == 1,
         )
         for identity in (ALICE, BOB)
         for count in (0, 1, 2)
@@ -79,6 +81,8 @@ def use_address(address: PeerAddress) -> None:
     """What a node does with one before it dials."""
     assert PeerAddress.from_text(address.text).to_bytes() == address.to_bytes()
     assert repr(address)
+    assert address.instance is None or len(address.instance) == 8
+    assert address.listens in (True, False)
     assert hash(address) == hash(PeerAddress.from_bytes(address.to_bytes()))
     for _, profile in address.nat_profiles:
         use_profile(profile)
@@ -171,6 +175,7 @@ def _signals() -> list[bytes]:
             message_id=bytes([number]) * 16,
             session=b"s" * 16,
             attempt=None if number % 2 else b"a" * 16,
+            instance=None if number % 2 else bytes(8),
             time_ms=int(NOW * 1000),
         )
         for number, (owner, message, _) in enumerate(GOLDEN_MESSAGES)

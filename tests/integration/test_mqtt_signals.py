@@ -443,7 +443,7 @@ async def test_a_rendezvous_server_that_hangs_does_not_hold_up_a_broker(any_brok
             release = trio.Event()
             late: list[bytes] = []
 
-            async def hang(receiver_key: bytes, payload: bytes) -> Delivery:
+            async def hang(receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
                 await release.wait()
                 late.append(payload)
                 return Delivery.NOBODY_HOME
@@ -465,7 +465,7 @@ async def test_what_goes_on_behind_a_senders_back_is_bounded(
         assert hanging is not None
         running: set[bytes] = set()
 
-        async def hang(receiver_key: bytes, payload: bytes) -> Delivery:
+        async def hang(receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
             running.add(payload)
             try:
                 await trio.sleep_forever()

@@ -561,7 +561,7 @@ async def test_a_connection_that_held_starts_the_pauses_afresh(
     class Channel:
         url, rtt, answered = "ws://192.0.2.1", 0.1, True
 
-        async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+        async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
             raise NotImplementedError
 
         async def wait_registered(self) -> None:
@@ -747,7 +747,7 @@ async def test_a_server_that_lets_a_send_wait_is_asked_whether_it_is_there(
     class Channel:
         url, rtt, answered = "ws://192.0.2.1", 0.1, True
 
-        async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+        async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
             await trio.sleep(1.0 if payload == b"quick" else math.inf)
             return Delivery.DELIVERED
 

@@ -63,6 +63,7 @@ def tcp(kind: EndpointKind, ip: str, **more: int) -> Endpoint:
     return Endpoint.make(transport=TCP, kind=kind, ip=ip, port=more.pop("port", 4433), **more)
 
 
+INSTANCE = bytes(range(1, 9))
 GOLDEN = issue(
     signals=["wss://s.example"],
     interfaces=[
@@ -110,6 +111,20 @@ class TestGolden:
             "AgICAgICAgICAgICAgICApGvd3NzOi8vcy5leGFtcGxlkZICkpcBAcQEwKgBBRjNEVHAwJcCAsQQIAENuAAAAAAAAAAAAAAABcDNnEAAzmq"
             "xO4DEAgMEka93c3M6Ly9yLmV4YW1wbGWRoXg"
         )
+
+    def test_which_process_it_is_comes_behind_what_older_releases_read(self) -> None:
+        named = issue(instance=INSTANCE, listens=False)
+        old, new = (msgspec.msgpack.decode(each.to_bytes()[97:]) for each in (issue(), named))
+        assert new == [*old, INSTANCE, False]
+        assert len(old) == 11
+        read = PeerAddress.from_text(named.text)
+        assert (read.instance, read.listens) == (INSTANCE, False)
+        assert (GOLDEN.instance, GOLDEN.listens) == (None, True)  # of an older release
+
+    @pytest.mark.parametrize("tail", [[b"7 bytes"], [b"9 bytes.."], ["a string"], [INSTANCE, 1], [INSTANCE, None]])
+    def test_which_process_it_is_is_bounded(self, tail: list[object]) -> None:
+        with pytest.raises(AddressMalformed):
+            PeerAddress.from_bytes(signed(body(*tail)))
 
     def test_reads_back(self) -> None:
         read = PeerAddress.from_text(GOLDEN.text)
@@ -268,8 +283,10 @@ class TestFromBytes:
 
     def test_the_largest_record(self) -> None:
         # Trailing fields are ignored, so one can fill a record up to the last byte.
-        short = signed(body(b""))
-        filled = signed(body(bytes(MAX_RECORD - len(short) - 1)))  # 1: a longer length takes a byte more
+        short = signed(body(INSTANCE, True, b""))
+        filled = signed(
+            body(INSTANCE, True, bytes(MAX_RECORD - len(short) - 1))
+        )  # 1: a longer length takes a byte more
         assert len(filled) == MAX_RECORD
         assert PeerAddress.from_bytes(filled).to_bytes() == filled
         assert len(PeerAddress.from_bytes(filled).text) <= MAX_TEXT
@@ -400,7 +417,9 @@ class TestFromBytes:
             PeerAddress.from_bytes(with_endpoints(ENDPOINT, [1, 2, b"\xc6\x33\x64\x01", None, 4433, base, None]))
 
     def test_trailing_fields_are_ignored_and_kept(self) -> None:
-        record = signed(body({"a": 1}, "later", interfaces=[[1, [[*ENDPOINT, "later", [1]]], "later"]]))
+        record = signed(
+            body(INSTANCE, False, {"a": 1}, "later", interfaces=[[1, [[*ENDPOINT, "later", [1]]], "later"]])
+        )
         address = PeerAddress.from_bytes(record)
         assert [endpoint.port for _, endpoint in address.endpoints()] == [4433]
         assert address.to_bytes() == record

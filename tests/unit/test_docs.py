@@ -165,7 +165,13 @@ def test_a_number_is_the_codes(name: str, constant: str, value: str) -> None:
 
 NO_BOUNDS = {
     # Versions, names, and what a format fixes.
-    *("endpoint.LATEST", "host.HOST_ID_LENGTH", "host.HOST_SALT_LENGTH", "identity.KEY_LENGTH"),
+    *(
+        "address.INSTANCE_LENGTH",
+        "endpoint.LATEST",
+        "host.HOST_ID_LENGTH",
+        "host.HOST_SALT_LENGTH",
+        "identity.KEY_LENGTH",
+    ),
     *("identity.PEER_ID_LENGTH", "identity.SEAL_OVERHEAD", "identity.SESSION_ID_LENGTH", "identity.SIGNATURE_LENGTH"),
     *("link.frames.HEADER_SIZE", "link.frames.LINK_VERSION", "runtime.HOST_SALT", "plugin.IP4", "plugin.IP6"),
     *("servers.rendezvous_frames.MAX_FRAME", "servers.rendezvous_frames.QUEUE_FULL"),

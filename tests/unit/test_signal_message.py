@@ -146,7 +146,7 @@ def test_golden_payloads() -> None:
         assert msgspec.msgpack.encode(message).hex() == text
         assert msgspec.msgpack.decode(bytes.fromhex(text), type=type(message)) == message
     assert msgspec.msgpack.encode(Failed()).hex() == "80"
-    assert sorted(CORE_MESSAGES) == ["core.Cancel", "core.Clock", "core.Failed", "core.Refused"]
+    assert sorted(CORE_MESSAGES) == ["core.Cancel", "core.Clock", "core.Failed", "core.Here", "core.Refused"]
 
 
 def test_a_refusal_of_the_future_reads_as_other() -> None:
@@ -349,8 +349,20 @@ def test_invalid_utf8_and_deep_nesting() -> None:
 
 
 def test_fields_of_the_future_are_ignored() -> None:
-    body = b"\x9d" + GOLDEN_BODY[1:] + msgspec.msgpack.encode({"new": [1, 2]})
+    body = b"\x9e" + GOLDEN_BODY[1:] + msgspec.msgpack.encode(None) + msgspec.msgpack.encode({"new": [1, 2]})
     check_golden(open_message(BOB, sealed_body(body)))
+
+
+def test_which_process_is_meant_comes_behind_what_older_releases_read() -> None:
+    instance = bytes(range(8))
+    blob = sealed(instance=instance)
+    assert BOB.open_sealed(blob[1:], info=CONTEXT)[64:] == b"\x9d" + GOLDEN_BODY[1:] + b"\xc4\x08" + instance
+    assert open_message(BOB, blob).header.instance == instance
+    assert open_message(BOB, GOLDEN_BLOB).header.instance is None
+    for wrong in (bytes(7), bytes(9), "instance", 1):
+        body = b"\x9d" + GOLDEN_BODY[1:] + msgspec.msgpack.encode(wrong)
+        with pytest.raises(SignalMalformed):
+            open_message(BOB, sealed_body(body))
 
 
 def test_the_payload_is_decoded_on_request_only() -> None:

@@ -17,7 +17,7 @@ The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with `
 
 from __future__ import annotations
 
-from .core import CORE_MESSAGES, Cancel, Clock, Failed, RefusalReason, Refused
+from .core import CORE_MESSAGES, Cancel, Clock, Failed, Here, RefusalReason, Refused
 from .hub import Incoming, ServerState, ServerStatus, SignalHub
 from .inbox import (
     Accepted,
@@ -57,6 +57,7 @@ __all__ = [
     "Envelope",
     "Failed",
     "Header",
+    "Here",
     "Inbox",
     "InboxLimits",
     "Incoming",

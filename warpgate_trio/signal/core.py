@@ -9,7 +9,7 @@ import msgspec
 
 from .message import MAX_TIME_MS, Message, wire_name
 
-__all__ = ["CORE_MESSAGES", "OWNER", "Cancel", "Clock", "Failed", "RefusalReason", "Refused"]
+__all__ = ["CORE_MESSAGES", "OWNER", "Cancel", "Clock", "Failed", "Here", "RefusalReason", "Refused"]
 
 OWNER = "core"
 """The part before the dot in the wire names of these messages; no plugin may have it for a name."""
@@ -63,7 +63,12 @@ class Failed(Message, frozen=True):
     """The peer tried, and it did not work out.  No detail: it would describe the peer's network to whoever asks."""
 
 
+@final
+class Here(Message, frozen=True):
+    """To whoever has our own key: the instance that the sender's address names is there, and listens."""
+
+
 CORE_MESSAGES: dict[str, type[Message]] = {
-    wire_name(OWNER, message): message for message in (Clock, Cancel, Refused, Failed)
+    wire_name(OWNER, message): message for message in (Clock, Cancel, Refused, Failed, Here)
 }
 """Wire name -> type."""

@@ -16,6 +16,9 @@ like any other so that replies come in by it, which is closed when it has been i
 hints, so visiting means to open connections where a peer says; the caller decides per send whether the peer may, and to
 which addresses (`warpgate_trio.signal.visits`).
 
+Of several processes that have the receiver's key, the caller may name one (its *instance*).  When no server has it,
+those that have said so are asked for any: the process that was named has ended, and another may have taken its place.
+
 A connection that leads nowhere any more is noticed by the pings of its channel, twice a minute.  Where there is reason
 to doubt it (the machine's addresses have changed, a send hangs), the channel is asked at once.
 """
@@ -45,7 +48,7 @@ from ..nurseries import open_background_nursery, reason_of
 from ..panics import panics_as_errors
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from .message import MAX_SIGNAL
-from .race import Race
+from .race import Letter, Race, Roll
 from .slot import Place, ServerState, ServerStatus, Slot, place_of
 from .transport import Delivery, SignalChannel, check_supported, loads_asyncio, open_channel, supports
 from .visits import MayVisit, is_plain, open_judged_stream
@@ -124,6 +127,8 @@ class SignalHub:
                 slot.dial = names.open_tcp_stream
         self._visits: list[Slot] = []
         self._trailing: list[Race] = []
+        self.opened: int = 0
+        """How often one of the node's own servers was connected to."""
         self._nursery: trio.Nursery | None = None
         self._ended = False
         self._changed = trio.Event()
@@ -189,6 +194,19 @@ class SignalHub:
         """
         await self._first_connected()
 
+    async def wait_opened(self, before: int) -> int:
+        """Return `opened` once it is no more what it was `before`.
+
+        Raises:
+          SignalUnavailable: the hub has ended.
+        """
+        while self.opened == before:
+            if self._ended:
+                raise SignalUnavailable("the signal hub has ended")
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+        return self.opened
+
     async def wait_tried(self) -> None:
         """Return once each of the node's own servers is connected, or has failed; the caller bounds the time."""
         while not self._ended and any(not slot.connected and slot.last_error is None for slot in self._own):
@@ -229,6 +247,11 @@ class SignalHub:
         return found
 
     @property
+    def instance(self) -> bytes:
+        """What this process is called among all that have its key: 8 bytes."""
+        return self._registrant.instance
+
+    @property
     def rtt(self) -> float | None:
         """Seconds to the nearest server of our own that we have a channel to, and back; None: to none."""
         return min(
@@ -240,6 +263,7 @@ class SignalHub:
         receiver_key: bytes,
         payload: bytes,
         *,
+        instance: bytes | None = None,
         hints: Sequence[str] = (),
         may_visit: MayVisit | None = None,
         via: str | None = None,
@@ -254,6 +278,7 @@ class SignalHub:
         Args:
           receiver_key: the receiver's 32-byte Ed25519 key.
           payload: 1 to 16,384 bytes.
+          instance: the process that is meant, of all that have the receiver's key; None: all of them.
           hints: URLs of the receiver's servers.  Those that are not ours are visited, at once when we are connected to
             none of them, else when those that we are connected to have not delivered.  Useless hints are passed over,
             URLs with a login, a path or a query, and MQTT brokers by a node that has none itself.
@@ -273,7 +298,8 @@ class SignalHub:
             await trio.lowlevel.checkpoint()
             raise SignalUnavailable("the signal hub is not running")
         race = Race()
-        self._nursery.start_soon(self._run_race, race, receiver_key, payload, _read(hints), may_visit, via)
+        letter = Letter(receiver_key, payload, instance)
+        self._nursery.start_soon(self._run_race, race, letter, _read(hints), may_visit, via)
         try:
             await race.wait_answered()
         finally:
@@ -298,8 +324,7 @@ class SignalHub:
     async def _run_race(
         self,
         race: Race,
-        receiver_key: bytes,
-        payload: bytes,
+        letter: Letter,
         urls: Sequence[ServerUrl],
         may_visit: MayVisit | None,
         via: str | None,
@@ -316,17 +341,18 @@ class SignalHub:
         try:
             with race.scope:
                 async with trio.open_nursery() as nursery:
+                    roll = Roll(race, len(ready))
                     for slot in ready:
-                        race.enter(nursery, partial(self._send_by, slot, receiver_key, payload))
+                        race.enter(nursery, partial(self._send_by, slot, letter, roll))
                     if self._own:
                         tried = [slot.channel for slot in ready]
-                        race.enter(nursery, partial(self._send_by_next, tried, receiver_key, payload), late=True)
+                        race.enter(nursery, partial(self._send_by_next, tried, letter), late=True)
                     if known:
                         await race.wait_over()
                     if race.best is not Delivery.DELIVERED:
                         for url in strange:
                             assert may_visit is not None
-                            race.enter(nursery, partial(self._send_by_visit, url, may_visit, receiver_key, payload))
+                            race.enter(nursery, partial(self._send_by_visit, url, may_visit, letter))
                         await race.wait_over()
                     nursery.cancel_scope.cancel()
         except BaseException:  # cancelled, one or a group of them, and not by the race's own scope
@@ -336,7 +362,20 @@ class SignalHub:
             race.over.set()
             race.notify()
 
-    async def _send_by(self, slot: Slot, receiver_key: bytes, payload: bytes) -> Delivery:
+    async def _send_by(self, slot: Slot, letter: Letter, roll: Roll | None = None) -> Delivery:
+        """To the instance that is meant; by a server that does not have it, when no other has: to any."""
+        try:
+            answer = await self._hand_over(slot, letter, letter.instance)
+        finally:
+            if roll is not None:
+                roll.note()
+        if answer is not Delivery.NOBODY_HOME or letter.instance is None:
+            return answer
+        if roll is not None and not await roll.is_missing():
+            return answer
+        return await self._hand_over(slot, letter, None)
+
+    async def _hand_over(self, slot: Slot, letter: Letter, instance: bytes | None) -> Delivery:
         channel = slot.channel
         if channel is None:
             raise SignalUnavailable(f"{slot.key}: {slot.last_error or 'not connected'}")
@@ -345,34 +384,32 @@ class SignalHub:
         try:
             async with open_background_nursery() as nursery:
                 nursery.start_soon(_doubt, channel)
-                return await channel.send(receiver_key, payload)
+                return await channel.send(letter.receiver_key, letter.payload, instance=instance)
             raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
         finally:
             slot.sending -= 1
             slot.touch()
 
-    async def _send_by_next(self, tried: list[SignalChannel | None], receiver_key: bytes, payload: bytes) -> Delivery:
+    async def _send_by_next(self, tried: list[SignalChannel | None], letter: Letter) -> Delivery:
         """By the next own channel that comes up; if it breaks, by the one after it."""
         while True:
             for slot in self._own:
                 if slot.channel is not None and slot.channel not in tried:
                     tried.append(slot.channel)
                     try:
-                        return await self._send_by(slot, receiver_key, payload)
+                        return await self._send_by(slot, letter)
                     except SignalUnavailable as exc:
                         logger.debug("not sent: %s", exc)
             await self._changed.wait()
 
-    async def _send_by_visit(
-        self, url: ServerUrl, may_visit: MayVisit, receiver_key: bytes, payload: bytes
-    ) -> Delivery:
+    async def _send_by_visit(self, url: ServerUrl, may_visit: MayVisit, letter: Letter) -> Delivery:
         slot = next((slot for slot in self._visits if slot.place == place_of(url)), None)
         slot = slot or self._start_visit(url, may_visit)
         while slot.channel is None and not slot.ended:
             await self._changed.wait()
         if not slot.leads_where(may_visit):  # it was opened for another peer
             raise SignalUnavailable(f"{slot.key} leads to {slot.address}, where this peer may not send us")
-        return await self._send_by(slot, receiver_key, payload)
+        return await self._send_by(slot, letter)
 
     async def _first_connected(self) -> None:
         if not self._own:
@@ -492,6 +529,7 @@ class SignalHub:
     def _say_connected(self, slot: Slot) -> None:
         logger.log(logging.INFO if slot.lost else logging.DEBUG, "signal server %s: connected", slot.key)
         slot.lost = False
+        self.opened += not slot.visiting
 
     def _say_lost(self, slot: Slot, *, was_connected: bool) -> None:
         """Tell people once that a server of ours cannot be reached, and why: not at each attempt."""

@@ -4,7 +4,7 @@
     plaintext = signature 64 | body, the signature by the sender's Ed25519 key, context ``warpgate-trio signal v1``,
     over the body body      = msgpack array [version, type, sender, receiver, message id, session, attempt, in reply to,
     generation, time,
-                               the sender's PeerAddress, payload]
+                               the sender's PeerAddress, payload, the receiver's instance or nothing]
 
 A server that carries a blob learns its length.  What the signature buys: it covers the *receiver*, so a receiver cannot
 seal the body again for somebody else in the sender's name; it covers type, session and time, so nothing of an old
@@ -24,7 +24,7 @@ from typing import Annotated, Final, TypeVar, final
 
 import msgspec
 
-from ..address import PeerAddress
+from ..address import INSTANCE_LENGTH, PeerAddress
 from ..errors import (
     AddressError,
     AddressForged,
@@ -75,6 +75,7 @@ _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
 _Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+_Instance = Annotated[bytes, msgspec.Meta(min_length=INSTANCE_LENGTH, max_length=INSTANCE_LENGTH)]
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
       in_reply_to: the `message_id` of the request, or None.
       generation: the round of the session.
       time_ms: when it was sent, Unix milliseconds; on the receiver's clock, as well as the sender knows it.
+      instance: which of the processes that have the receiver's key is meant (`PeerAddress.instance`); None: any.
     """
 
     type: str
@@ -100,6 +102,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     in_reply_to: bytes | None = None
     generation: int = 0
     time_ms: int
+    instance: bytes | None = None
 
 
 @final
@@ -125,6 +128,7 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     time_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
     address: bytes
     payload: bytes
+    instance: _Instance | None = None
 
 
 _decode_body = msgspec.msgpack.Decoder(_Body).decode
@@ -150,6 +154,7 @@ def seal_message(
     attempt: bytes | None = None,
     in_reply_to: bytes | None = None,
     generation: int = 0,
+    instance: bytes | None = None,
 ) -> bytes:
     """Sign a message and seal it to its receiver; the fields are those of `Header`.
 
@@ -168,6 +173,7 @@ def seal_message(
         in_reply_to=in_reply_to,
         generation=generation,
         time_ms=time_ms,
+        instance=instance,
     )
     if own_address.public_key != identity.public_key:
         raise ValueError("the own address is not the sender's")
@@ -239,6 +245,7 @@ def open_message(identity: Identity, blob: bytes) -> Envelope:
         in_reply_to=body.in_reply_to,
         generation=body.generation,
         time_ms=body.time_ms,
+        instance=body.instance,
     )
     return Envelope(header, _open_address(body), body.payload)
 
@@ -265,9 +272,11 @@ def _encode_body(header: Header, address: PeerAddress, payload: bytes) -> bytes:
         time_ms=header.time_ms,
         address=address.to_bytes(),
         payload=payload,
+        instance=header.instance,
     )
     _check_wire_name(header.type)
-    encoded = msgspec.msgpack.encode(body)
+    fields = msgspec.structs.astuple(body)
+    encoded = msgspec.msgpack.encode(fields if header.instance is not None else fields[:-1])
     _decode_body(encoded)  # msgspec checks bounds when it decodes only; a ValueError names the field
     return encoded
 

@@ -6,6 +6,9 @@ for brokers that give each user a part of the tree.  A broker learns who talks t
 cannot vouch for anybody either: whoever may publish at all may publish to us, so what comes in is no more trusted than
 what a stranger sends.
 
+All processes of one key have one topic: which of them is meant, the sealed message says, and who is not leaves it be.
+A topic for each would be one that the peers' older addresses name when it is gone, which no broker would tell them.
+
 What is promised.  Everything goes with QoS 1, in clean sessions:
 
 * `send` returns `Delivery.QUEUED` when the broker has acknowledged; whether the receiver is there, MQTT 3.1.1 does not
@@ -98,7 +101,7 @@ class MqttChannel:
     async def wait_registered(self) -> None:
         await trio.lowlevel.checkpoint()  # before it was open
 
-    async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+    async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
         if len(receiver_key) != 32:
             raise ValueError(f"a receiver's key has 32 bytes, not {len(receiver_key)}")
         if not 1 <= len(payload) <= MAX_SIGNAL:

@@ -1,9 +1,10 @@
-"""One send by several signal channels at once: the answers that came, and what can still come."""
+"""One send by several signal channels at once: what is sent, the answers that came, and what can still come."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import final
 
 import trio
@@ -12,7 +13,7 @@ from ..errors import SignalUnavailable
 from ..panics import panics_as_errors
 from .transport import Delivery
 
-__all__ = ["Race"]
+__all__ = ["Letter", "Race", "Roll"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -63,3 +64,34 @@ class Race:
         """Until there is an answer that the sender can go on with, or the race is over."""
         while not self.over.is_set() and (self.best is None or self.best < Delivery.QUEUED):
             await self._changed.wait()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What is sent, and to whom."""
+
+    receiver_key: bytes
+    payload: bytes
+    instance: bytes | None
+
+
+@final
+class Roll:
+    """Whether one of the channels of a race, which are asked at once, has the instance that is meant."""
+
+    def __init__(self, race: Race, channels: int) -> None:
+        self._race = race
+        self._left = channels
+        self._all = trio.Event()
+
+    def note(self) -> None:
+        """One more has answered, or failed."""
+        self._left -= 1
+        if not self._left:
+            self._all.set()
+
+    async def is_missing(self) -> bool:
+        """Once all have answered: whether none has it, as far as they tell."""
+        await self._all.wait()
+        return self._race.best in (None, Delivery.NOBODY_HOME, Delivery.QUEUED)

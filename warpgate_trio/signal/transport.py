@@ -63,8 +63,9 @@ class SignalChannel(Protocol):
         """
         ...
 
-    async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
-        """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key.
+    async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
+        """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key; where the server can tell processes
+        of one key apart, to the one that has this instance.
 
         Any number of tasks may send.  Cancelled: the payload may or may not go out; the channel stays usable.
 

@@ -78,7 +78,7 @@ class WebSocketChannel:
         if not self._registered:
             raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed")
 
-    async def send(self, receiver_key: bytes, payload: bytes) -> Delivery:
+    async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
         if len(receiver_key) != 32:
             raise ValueError(f"a receiver's key has 32 bytes, not {len(receiver_key)}")
         if not 1 <= len(payload) <= wire.MAX_PAYLOAD:
@@ -90,7 +90,11 @@ class WebSocketChannel:
         self._next_id = (number + 1) % 2**32
         waiter = self._waiting[number] = _Waiter()
         try:
-            await self._outgoing.send(wire.Send(number, receiver_key, payload).encode())
+            if instance is not None and self._websocket.subprotocol == wire.SUBPROTOCOL:
+                frame = wire.Send2(number, receiver_key, instance, payload).encode()
+            else:
+                frame = wire.Send(number, receiver_key, payload).encode()
+            await self._outgoing.send(frame)
             await waiter.done.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass

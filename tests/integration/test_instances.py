@@ -1,0 +1,250 @@
+"""Two processes with one key, as two nodes of one identity: who is called is the one whose address the caller has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+
+from tests.hangs import HANG
+from tests.nodes import ALICE, BOB, CAROL, config, loopback_node
+from tests.servers_mqtt import Broker
+from tests.servers_mqtt import amqtt as amqtt
+from tests.servers_mqtt import any_broker as any_broker
+from tests.servers_mqtt import libraries as libraries
+from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from warpgate_trio import ConnectError, Identity, Node, NodeConfig, PeerAddress, Servers, anyone
+from warpgate_trio.instances import SILENCE
+from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
+from warpgate_trio.servers.rendezvous_frames import MAX_FRAME
+from warpgate_trio.signal import Delivery, SignalHub
+from warpgate_trio.websocket import serve_websocket
+
+pytestmark = pytest.mark.slow("three or four nodes and their server")
+
+Signals = Callable[[], AbstractAsyncContextManager[NodeConfig]]
+"""What carries signals, with the configuration that names it."""
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """For what other tasks do in their own time."""
+    with trio.fail_after(HANG):
+        while not condition():  # noqa: ASYNC110  # there is no event that a server could set
+            await trio.sleep(0.001)
+
+
+async def call_back(alice: Node, text: PeerAddress | str, listener: Node) -> None:
+    """A Pipe that needs signals, from the node that is meant."""
+    with trio.fail_after(HANG):
+        pipe = await alice.connect(text, plugin="reverse_connect")
+        async with pipe, await listener.listener.accept() as other:
+            await pipe.send_all(b"x")
+            assert await other.receive_some() == b"x"
+
+
+def heard(node: Node) -> int:
+    """How many signals of others it has opened and taken."""
+    counters = node._runtime.signals.counters
+    return counters["Accepted"]
+
+
+@asynccontextmanager
+async def open_old_rendezvous() -> AsyncGenerator[RendezvousServer]:
+    """A server of today that agrees on no version but the first."""
+    rendezvous = Rendezvous()
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_websocket, rendezvous.handle, listeners, max_message=MAX_FRAME, handshake_timeout=5)
+        await nursery.start(serve)
+        yield RendezvousServer(rendezvous, (f"ws://127.0.0.1:{port}",), port)
+        nursery.cancel_scope.cancel()
+    listeners[0].socket.close()
+
+
+@asynccontextmanager
+async def mqtt(broker: Broker) -> AsyncGenerator[NodeConfig]:
+    await trio.lowlevel.checkpoint()
+    yield NodeConfig(servers=Servers(mqtt=[str(broker.url)], public_servers=False))
+
+
+@pytest.fixture(params=["rendezvous", "rendezvous_v1", pytest.param("mqtt", marks=pytest.mark.needs("mosquitto"))])
+def signals(request: pytest.FixtureRequest) -> Signals:
+    """The server as it is, one of the first release, and a broker."""
+
+    @asynccontextmanager
+    async def rendezvous() -> AsyncGenerator[NodeConfig]:
+        opener = open_rendezvous if request.param == "rendezvous" else open_old_rendezvous
+        async with opener() as server:
+            yield config(server)
+
+    if request.param != "mqtt":
+        return rendezvous
+    broker: Broker = request.getfixturevalue("mosquitto")
+    return lambda: mqtt(broker)
+
+
+@asynccontextmanager
+async def node(
+    identity: Identity, node_config: NodeConfig, authorize: Callable[[str], Awaitable[bool]] | None = None
+) -> AsyncGenerator[Node]:
+    async with loopback_node(identity, node_config, authorize=authorize) as opened:
+        await opened.wait_signals()
+        yield opened
+
+
+async def test_a_caller_beside_a_listener_takes_nothing_of_its_calls(signals: Signals) -> None:
+    async with signals() as servers:
+        async with (
+            node(BOB, servers, anyone) as listener,
+            node(CAROL, servers, anyone) as carol,
+            node(ALICE, servers) as alice,
+            node(BOB, servers) as caller,
+        ):
+            text = str(listener.address)
+            await call_back(caller, carol.address, carol)  # Carol hears from that key where it is
+            await wait_until(lambda: carol._runtime.known_address(BOB.public_key) == caller.address)
+            for each in (alice, carol):
+                async with await each.auto_connect(text), await listener.listener.accept():
+                    pass
+                await call_back(each, text, listener)
+                assert await each.refresh_address(text) == listener.address
+
+
+async def test_a_caller_takes_no_call_of_a_listener_that_was_restarted(signals: Signals) -> None:
+    """What the caller said of itself is the last that was heard of the key, and it answers at its own port."""
+    async with signals() as servers:
+        async with node(BOB, servers, anyone) as gone:
+            text = str(gone.address)
+        async with (
+            node(BOB, servers, anyone) as listener,
+            node(CAROL, servers, anyone) as carol,
+            node(BOB, servers) as caller,
+        ):
+            await call_back(caller, carol.address, carol)
+            with trio.fail_after(HANG):
+                async with await carol.auto_connect(text), await listener.listener.accept():
+                    pass
+
+
+async def test_what_is_meant_for_one_process_is_handed_to_no_other() -> None:
+    async with open_rendezvous() as server:
+        servers = config(server)
+        async with (
+            node(BOB, servers, anyone) as listener,
+            node(BOB, servers) as caller,
+            node(ALICE, servers) as alice,
+        ):
+            before = heard(caller)
+            await call_back(alice, str(listener.address), listener)
+            await alice.refresh_address(listener.address)
+            assert heard(listener)
+            assert heard(caller) == before
+
+
+@pytest.mark.parametrize("second_first", [False, True])
+async def test_of_two_listeners_that_one_is_called_whose_address_it_is(signals: Signals, second_first: bool) -> None:
+    async with signals() as servers:
+        async with node(BOB, servers, anyone) as first, node(BOB, servers, anyone) as second:
+            await wait_until(lambda: all(each._runtime.signals._warned for each in (first, second)))
+            async with node(ALICE, servers) as alice:
+                for each in (second, first) if second_first else (first, second):
+                    for _ in range(3):
+                        assert await alice.refresh_address(str(each.address)) == each.address
+                        await call_back(alice, str(each.address), each)
+
+
+async def test_two_listeners_are_both_told_once(signals: Signals, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "warpgate_trio.dispatch")
+    async with signals() as servers:
+        async with node(BOB, servers, anyone) as first, node(BOB, servers):
+            async with node(BOB, servers, anyone) as second:
+                await wait_until(lambda: all(each._runtime.signals._warned for each in (first, second)))
+            async with node(BOB, servers, anyone) as third:
+                await wait_until(lambda: third._runtime.signals._warned)
+    assert [BOB.peer_id in record.getMessage() for record in caplog.records] == [True] * 3
+
+
+async def test_a_listener_that_was_restarted_is_reached_by_its_old_address(signals: Signals) -> None:
+    async with signals() as servers:
+        async with node(BOB, servers, anyone) as gone:
+            text = str(gone.address)
+        async with (
+            node(BOB, servers, anyone) as listener,
+            node(BOB, servers) as caller,
+            node(ALICE, servers) as alice,
+        ):
+            assert caller.address.instance != listener.address.instance != PeerAddress.from_text(text).instance
+            assert await alice.refresh_address(text) == listener.address
+            await call_back(alice, text, listener)
+
+
+async def test_a_listener_whose_server_has_not_noticed_that_the_one_before_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is said to the connection that leads nowhere gets no answer; after a while the key alone is asked for."""
+    async with open_rendezvous() as server:
+        servers = config(server)
+        async with node(BOB, servers, anyone) as gone:
+            monkeypatch.setattr(gone._runtime.signals, "_handle", lambda _: None)
+            text = str(gone.address)
+            async with node(BOB, servers, anyone) as listener, node(ALICE, servers) as alice:
+                with pytest.raises(trio.TooSlowError):
+                    await alice.refresh_address(text, timeout=0.05)
+                correspondents = alice._runtime.signals._correspondents
+                for key, since in correspondents._asked.items():
+                    correspondents._asked[key] = since - SILENCE
+                assert await alice.refresh_address(text) == listener.address
+
+
+async def test_peers_of_older_releases_reach_the_one_that_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither their addresses nor their messages name a process."""
+    async with open_rendezvous() as server:
+        servers = config(server)
+        async with (
+            node(BOB, servers, anyone) as listener,
+            node(BOB, servers) as caller,
+            node(ALICE, servers) as alice,
+        ):
+            monkeypatch.setattr(alice._runtime.hub, "send", send_as_before(alice._runtime.hub))
+            before = heard(caller)
+            await call_back(alice, unnamed(listener.address), listener)
+            assert heard(caller) > before  # it has heard all of it, and said nothing
+
+
+def unnamed(address: PeerAddress) -> PeerAddress:
+    """The same, as an older release would have published it."""
+    return PeerAddress.issue(
+        BOB,
+        seq=address.seq,
+        issued_at=address.issued_at,
+        expires_at=address.expires_at,
+        host_salt=address.host_salt,
+        host_id=address.host_id,
+        signals=address.signals,
+        interfaces=address.interfaces,
+    )
+
+
+def send_as_before(hub: SignalHub) -> Callable[..., Awaitable[Delivery]]:
+    real = hub.send
+
+    async def send(
+        receiver_key: bytes, payload: bytes, *, instance: bytes | None = None, **options: object
+    ) -> Delivery:
+        return await real(receiver_key, payload, **options)  # type: ignore[arg-type]
+
+    return send
+
+
+async def test_who_only_calls_says_what_it_is_when_it_is_called_itself() -> None:
+    async with open_rendezvous() as server:
+        servers = config(server)
+        async with node(BOB, servers) as caller, node(ALICE, servers) as alice:
+            with pytest.raises(ConnectError) as caught:
+                await alice.auto_connect(caller.address)
+            assert caught.value.verdict.value == "not_accepting"
