@@ -121,9 +121,10 @@ class _Call:
         from ..node import open_node
         from . import echo_test as echo_test  # not in the midst of what is timed
         from . import render as render
+        from .caller import caller_identity
 
         peer = PeerAddress.from_text(self._address)  # before anything is opened for it
-        async with open_node(config) as node:
+        async with open_node(config, identity=caller_identity(config, peer)) as node:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
             try:

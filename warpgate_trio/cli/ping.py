@@ -66,10 +66,13 @@ async def _ping(
 ) -> PathKind:
     import trio
 
+    from ..address import PeerAddress
     from ..node import open_node
+    from .caller import caller_identity
 
-    async with open_node(config) as node:
-        async with await node.auto_connect(address, timeout=timeout) as pipe:
+    peer = PeerAddress.from_text(address)
+    async with open_node(config, identity=caller_identity(config, peer)) as node:
+        async with await node.auto_connect(peer, timeout=timeout) as pipe:
             times: list[float] = []
             try:
                 for number in range(count):
