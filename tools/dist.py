@@ -42,6 +42,7 @@ def try_wheel(wheel: Path, python: str, place: Path) -> None:
     run(venv_bin / "python", "-m", "pip", "install", "-qq", "--disable-pip-version-check", wheel, cwd=place)
     run(venv_bin / "python", "-m", "pip", "check", cwd=place)
     run(venv_bin / "warpgate-trio", "--version", cwd=place)
+    run(venv_bin / "python", "-m", "warpgate_trio", "--version", cwd=place)
     run(venv_bin / "warpgate-trio", "demo", cwd=place)
     shutil.copy(ROOT / "tests" / "typing" / "user_script.py", place)
     # This environment's mypy reads the other one's packages: that one stays what a user has.

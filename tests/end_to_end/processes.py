@@ -19,7 +19,7 @@ import trio
 from tests.hangs import HANG
 from warpgate_trio.nurseries import open_background_nursery
 
-PROGRAM = (sys.executable, "-m", "warpgate_trio.cli.main")
+PROGRAM = (sys.executable, "-m", "warpgate_trio")
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-m", "warpgate_trio.cli.main"]
+PROGRAM = [sys.executable, "-m", "warpgate_trio"]
 SECCOMP = f"{shlex.quote(sys.executable)} -m tests.seccomp"
 
 pytestmark = pytest.mark.slow("processes")

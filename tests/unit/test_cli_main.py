@@ -17,6 +17,7 @@ from tests.end_to_end.processes import checked_event
 from warpgate_trio.address import PeerAddress
 from warpgate_trio.cli.connect import PHASES as PHASES_OF_CONNECT
 from warpgate_trio.cli.group import call
+from warpgate_trio.cli.options import Settings
 from warpgate_trio.identity import Identity
 from warpgate_trio.plugin import PHASES
 
@@ -86,6 +87,39 @@ def test_help_and_version(capfd: Capture) -> None:
     for command in ("demo", "serve", "listen", "connect", "ping", "simulate", "id", "config"):
         assert f"  {command} " in shown
         assert call([command, "--help"]) == 0
+
+
+def test_nothing_is_a_question_for_help(capfd: Capture) -> None:
+    assert call([]) == 0
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    assert call(["--help"]) == 0
+    assert shown.out == capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [(["-v", "config"], 1), (["config", "-v"], 1), (["-v", "config", "-v"], 2), (["-vv", "config"], 2)],
+)
+def test_how_much_is_said_may_be_said_before_the_command(
+    words: list[str], level: int, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr(Settings, "start_logging", lambda settings: seen.append(settings))
+    assert call(words) == 0
+    assert seen[0].verbose == level
+    assert call(["-q", "--debug", "config"]) == 0
+    assert (seen[1].quiet, seen[1].debug) == (True, True)
+    capfd.readouterr()
+
+
+@pytest.mark.slow("starts an interpreter")
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    """From another folder, so that it is the installed one."""
+    words = [sys.executable, "-m", "warpgate_trio", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("warpgate-trio ")
 
 
 def test_phases_are_those_of_the_walk() -> None:
@@ -193,7 +227,7 @@ def test_config_show_names_its_sources_and_masks_secrets(
 def test_a_full_disk_is_no_success(command: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "warpgate_trio.cli.main", *command],
+            [sys.executable, "-m", "warpgate_trio", *command],
             stdout=full,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from .exits import ExitCode, explain
-from .options import Settings
+from .options import Settings, common_options
 
 __all__ = ["call", "cli"]
 
@@ -50,14 +50,18 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="warpgate-trio", prog_name="warpgate-trio", message="%(prog)s %(version)s")
-def cli() -> None:
+@common_options
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Encrypted, authenticated streams between two peers, through NATs, without an account anywhere.
 
     Try `warpgate-trio demo` first.  Then `listen` on one machine and `connect` on another; `serve`, on a machine that
     both can reach, is how they find each other.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def call(argv: Sequence[str] | None = None) -> int:

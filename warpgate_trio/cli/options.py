@@ -95,14 +95,15 @@ def pass_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
-        if value:
-            setattr(ctx.ensure_object(Settings), name, value)
+        if value:  # counted together with what stands before the command: -v connect -v is -vv
+            settings = ctx.ensure_object(Settings)
+            setattr(settings, name, value + getattr(settings, name) if name == "verbose" else value)
 
     return callback
 
 
 def common_options(function: _F) -> _F:
-    """-q, -v and --debug."""
+    """-q, -v and --debug, before the command or after it."""
     options = (
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.", callback=_set("quiet")),
         click.option(
