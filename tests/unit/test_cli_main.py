@@ -11,13 +11,16 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
-from tests.end_to_end.processes import checked_event
+from tests.end_to_end.processes import PROGRAM, checked_event, environment
 from warpgate_trio.address import PeerAddress
 from warpgate_trio.cli.connect import PHASES as PHASES_OF_CONNECT
-from warpgate_trio.cli.group import call
+from warpgate_trio.cli.group import call, cli
 from warpgate_trio.cli.options import Settings
+from warpgate_trio.cli.parameters import ROUTES, Size, read_route
+from warpgate_trio.combos import RouteType
 from warpgate_trio.identity import Identity
 from warpgate_trio.plugin import PHASES
 
@@ -43,12 +46,17 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["listen", "--allow-any", "--port", "70000"], "70000"),
         (["connect"], "ADDRESS"),
         (["connect", "wg1", "--af", "5"], "'5'"),
-        (["connect", "wg1", "--route", "sideways"], "'sideways'"),
+        (
+            ["connect", "wg1", "--route", "sideways"],
+            "there are nic, ext, loopback (or NIC_BIND, EXT_BIND, LOOPBACK_BIND)",
+        ),
         (["connect", "wg1", "--phases", "direct,brute"], "'brute' is no phase; there are direct, punch, spray, relay"),
         (["connect", "wg1", "--phases", ","], "at least one of"),
         (["connect", "wg1", "--plugin", "p", "--phases", "direct"], "give one of them"),
         (["connect", "wg1", "--timeout", "0"], "--timeout"),
-        (["connect", "wg1", "--echo-test", "0"], "--echo-test"),
+        (["connect", "wg1", "--echo-test", "0"], "'0': at least one byte"),
+        (["connect", "wg1", "--echo-test", "10 apples"], "'10 apples' is no size; 1000000, 10MB or 16MiB are"),
+        (["connect", "wg1", "--echo-test", "-1"], "'-1' is no size"),
         (["netcheck", "--timeout", "0"], "--timeout"),
         (["netcheck", "--config", "/none/config.toml"], "/none/config.toml"),
         (["serve", "--tls-cert", "f"], "go together"),
@@ -122,8 +130,51 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
     assert done.stdout.startswith("warpgate-trio ")
 
 
-def test_phases_are_those_of_the_walk() -> None:
+def test_phases_and_routes_are_those_of_the_walk() -> None:
     assert PHASES_OF_CONNECT == PHASES
+    assert tuple(route.name for route in RouteType) == ROUTES
+
+
+@pytest.mark.parametrize("given", ["loopback", "LOOPBACK_BIND", "Loopback_Bind"])
+def test_a_route_has_two_names(given: str) -> None:
+    assert read_route(click.Context(cli), click.Option(["--route"]), given) is RouteType.LOOPBACK_BIND
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        ("1000000", 10**6),
+        ("10MB", 10**7),
+        ("3 kB", 3000),
+        ("2gb", 2 * 10**9),
+        ("16KiB", 16384),
+        ("1GiB", 2**30),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.slow("starts interpreters")
+def test_a_shell_completes_commands_options_and_plugins() -> None:
+    """What docs/command_line.md has people put into ~/.bashrc."""
+
+    def completed(*words: str) -> list[str]:
+        env = environment(
+            {
+                "_WARPGATE_TRIO_COMPLETE": "bash_complete",
+                "COMP_WORDS": " ".join(words),
+                "COMP_CWORD": f"{len(words) - 1}",
+            }
+        )
+        done = subprocess.run([*PROGRAM], capture_output=True, text=True, env=env, check=True)
+        assert done.stderr == ""
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert completed("warpgate-trio", "co") == ["connect", "config"]
+    assert completed("warpgate-trio", "listen", "--allow") == ["--allow", "--allow-any"]
+    assert completed("warpgate-trio", "connect", "--plugin", "d") == ["direct_connect"]
 
 
 @pytest.mark.slow("starts an interpreter")
@@ -308,8 +359,18 @@ def test_ones_own_address_and_an_unknown_plugin_are_2(tmp_path: Path, capfd: Cap
     shown = capfd.readouterr()
     assert checked_event(shown.out)["verdict"] == "bad_usage"
     assert "own address" in shown.err
-    assert call(["connect", own, "--ephemeral", "--plugin", "carrier_pigeon"]) == 2
-    assert "no plugin 'carrier_pigeon'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["connect", issue(Identity.generate()), "--ephemeral"], ["simulate"]])
+def test_plugins_are_listed_and_those_that_make_no_path_are_refused(words: list[str], capfd: Capture) -> None:
+    there = "there are direct_connect, fan_out, random_probe, reverse_connect, tcp_punch, udp_punch"
+    assert call([*words, "--plugin", "carrier_pigeon"]) == 2
+    assert capfd.readouterr().err == f"error: --plugin: there is no plugin 'carrier_pigeon'; {there}\n"
+    for auxiliary in ("get_addr", "return_addr"):
+        assert call([*words, "--plugin", auxiliary]) == 2
+        assert capfd.readouterr().err == f"error: --plugin: plugin {auxiliary!r} makes no path; {there}\n"
+    assert call([words[0], "--help"]) == 0
+    assert there.removeprefix("there are ") in " ".join(capfd.readouterr().out.split())
 
 
 def test_an_address_without_endpoints_is_no_path(capfd: Capture) -> None:

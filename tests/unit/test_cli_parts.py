@@ -355,7 +355,7 @@ async def test_a_walk_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None
     assert shown.out == ""
     assert shown.err.splitlines() == [
         "      0.1 ms  phase direct",
-        "     12.3 ms  direct_connect IPv4 nic 192.0.2.7:4433: failed",
+        "     12.3 ms  direct_connect IPv4 NIC_BIND 192.0.2.7:4433: failed",
         "     13.0 ms  note: a server is dead",
     ]
     async with watching_walk(Settings(quiet=True)) as take:
@@ -365,7 +365,7 @@ async def test_a_walk_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_tables_have_aligned_columns_and_no_markup_of_strangers() -> None:
     row = format_combo(COMBO)
-    assert row == ("direct", "direct_connect", "4", "nic", "192.0.2.7:4433", "12.3", "failed")
+    assert row == ("direct", "direct_connect", "4", "NIC_BIND", "192.0.2.7:4433", "12.3", "failed")
     lines = plain_table(("a", "bb"), [("xxx", "y"), ("z", "[red]")]).splitlines()
     assert lines == ["a    bb", "---  -----", "xxx  y", "z    [red]"]
     from io import StringIO

@@ -10,9 +10,11 @@ import click
 
 from .exits import CommandFailed, ExitCode, OutputClosed, UsageProblem
 from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+from .parameters import PluginOption, Size, check_plugin, read_route
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
+    from ..combos import RouteType
     from ..config import NodeConfig
     from ..errors import ConnectError
     from ..link import Pipe
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["connect"]
 
-ROUTES: Final = ("nic", "ext", "loopback")
 PHASES: Final = ("direct", "punch", "spray", "relay")  # `plugin.PHASES`, without importing it; a test compares them
 
 
@@ -40,12 +41,14 @@ def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | N
 @click.argument("address")
 @node_options
 @click.option(
-    "--echo-test", type=click.IntRange(min=1), metavar="BYTES", help="Send BYTES to a peer that echoes, and compare."
+    "--echo-test", type=Size(), metavar="SIZE", help="Send SIZE bytes (10MB, 16KiB) to a peer that echoes; compare."
 )
 @json_option
-@click.option("--plugin", metavar="P", help="Use this plugin and nothing else.")
+@click.option("--plugin", cls=PluginOption, metavar="P", help="Use this plugin and nothing else.")
 @click.option("--af", type=click.Choice(("4", "6")), help="Use IPv4 only, or IPv6 only.")
-@click.option("--route", type=click.Choice(ROUTES), help="Use routes of one kind only.")
+@click.option(
+    "--route", callback=read_route, metavar="R", help="Use routes of one kind only: nic, ext or loopback (NIC_BIND, …)."
+)
 @click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @common_options
@@ -58,7 +61,7 @@ def connect(
     echo_test: int | None,
     plugin: str | None,
     af: str | None,
-    route: str | None,
+    route: RouteType | None,
     phases: tuple[str, ...] | None,
     timeout: float | None,
 ) -> int:
@@ -100,7 +103,7 @@ class _Call:
         echo_test: int | None,
         plugin: str | None,
         af: int | None,
-        route: str | None,
+        route: RouteType | None,
         phases: tuple[str, ...] | None,
         timeout: float | None,
     ) -> None:
@@ -124,6 +127,7 @@ class _Call:
         from .caller import caller_identity
 
         peer = PeerAddress.from_text(self._address)  # before anything is opened for it
+        check_plugin(self._plugin)
         async with open_node(config, identity=caller_identity(config, peer)) as node:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
@@ -148,10 +152,8 @@ class _Call:
         return ExitCode.OK
 
     async def _dial(self, node: Node, peer: PeerAddress) -> Pipe:
-        from ..combos import RouteType
         from .render import watching_walk
 
-        route_type = None if self._route is None else RouteType[f"{self._route.upper()}_BIND"]
         async with watching_walk(self._settings) as on_event:
             try:
                 if self._plugin is not None:
@@ -159,7 +161,7 @@ class _Call:
                         peer,
                         plugin=self._plugin,
                         af=self._af,
-                        route_type=route_type,
+                        route_type=self._route,
                         timeout=self._timeout,
                         on_event=on_event,
                     )
@@ -167,7 +169,7 @@ class _Call:
                     peer,
                     phases=None if self._phases is None else [p for p in PHASES if p in self._phases],
                     afs=None if self._af is None else [self._af],
-                    route_types=None if route_type is None else [route_type],
+                    route_types=None if self._route is None else [self._route],
                     timeout=self._timeout,
                     on_event=on_event,
                 )
@@ -176,7 +178,7 @@ class _Call:
 
                 if isinstance(error, WarpgateError):
                     raise
-                raise UsageProblem(str(error)) from error  # of `Node`: our own address, no such plugin
+                raise UsageProblem(str(error)) from error  # of `Node`: our own address
 
     async def _run_echo_test(self, pipe: Pipe, total: int, called_at: float, connect_ms: float) -> None:
         import trio

@@ -71,7 +71,7 @@ def format_combo(combo: ComboReport, *, trying: bool = False) -> tuple[str, ...]
         combo.phase or "",
         combo.plugin,
         str(combo.af),
-        combo.route.removesuffix("_BIND").lower(),
+        combo.route,
         _socket_address(combo.target),
         format_ms(combo.ended_ms),
         "trying" if trying else combo.outcome.value.replace("_", " "),

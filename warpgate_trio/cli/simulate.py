@@ -15,6 +15,7 @@ from .connect import read_phases
 from .events import Preset, Simulated, encode
 from .exits import ExitCode, UsageProblem
 from .options import Settings, common_options, json_option, pass_settings
+from .parameters import PluginOption, check_plugin
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
@@ -47,7 +48,7 @@ _EPILOGUE: Final = (
 )
 @click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Decides all that is random.")
 @click.option("--runs", type=click.IntRange(1), default=1, metavar="N", help="Run with N seeds, from --seed on.")
-@click.option("--plugin", metavar="P", help="Use this plugin and nothing else.")
+@click.option("--plugin", cls=PluginOption, metavar="P", help="Use this plugin and nothing else.")
 @click.option("--phases", callback=read_phases, metavar="P,P,…", help="Take only these phases.")
 @click.option("--ladder", is_flag=True, help="Print every packet of the walk, and what the NATs decided.")
 @click.option("--pcap", type=click.Path(path_type=Path), metavar="F", help="Write all packets to F, for Wireshark.")
@@ -91,6 +92,7 @@ def simulate(
         raise click.UsageError("--pcap is of one run: leave out --matrix and --runs")
     if ladder and matrix:
         raise click.UsageError("--ladder would print every pair's packets: leave out --matrix")
+    check_plugin(plugin)
     simulation = _Simulation(
         settings, rtt=rtt, loss=loss, skew=skew, seeds=range(seed, seed + runs), plugin=plugin, phases=phases
     )
@@ -229,16 +231,9 @@ class _Simulation:
             raise UsageProblem(f"--pcap: {error}") from error
 
     async def _connect(self, node: Node, peer: PeerAddress) -> Pipe:
-        try:
-            if self._plugin is not None:
-                return await node.connect(peer, plugin=self._plugin)
-            return await node.auto_connect(peer, phases=self._phases)  # type: ignore[arg-type]  # names of PHASES
-        except ValueError as error:
-            from ..errors import WarpgateError
-
-            if isinstance(error, WarpgateError):
-                raise
-            raise UsageProblem(str(error)) from error  # of `Node`: no such plugin
+        if self._plugin is not None:
+            return await node.connect(peer, plugin=self._plugin)
+        return await node.auto_connect(peer, phases=self._phases)  # type: ignore[arg-type]  # names of PHASES
 
     def _event(self, nat_a: str, nat_b: str, seed: int, walk: Walk, *, with_report: bool = True) -> Simulated:
         import msgspec
