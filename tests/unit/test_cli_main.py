@@ -41,6 +41,10 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["frobnicate"], "no such command 'frobnicate'"),
         (["lisen"], "the nearest is 'listen'"),
         (["listen", "--allow-any", "--allow", "x"], "exclude each other"),
+        (
+            ["listen", "--echo"],
+            "--allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any;",
+        ),
         (["listen", "--allow", "x"], "--allow x: a peer id has 52 characters"),
         (["listen", "--allow-any", "--ephemeral", "--key-file", "f"], "exclude each other"),
         (["listen", "--allow-any", "--port", "70000"], "70000"),

@@ -29,7 +29,7 @@ SIGNAL_PATIENCE: Final = 3.0
     "--port", type=click.IntRange(0, 65535), metavar="N", help="The TCP port; the system's choice if not given."
 )
 @click.option("--allow", multiple=True, metavar="PEER_ID", help="Let this peer in; may be given several times.")
-@click.option("--allow-any", is_flag=True, help="Let everybody in who has the address, without a warning.")
+@click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
 @json_option
@@ -46,10 +46,15 @@ def listen(
 ) -> int:
     """Print this node's address, wait for a peer, and join stdin and stdout to its Pipe.
 
-    Peers are let in by their id, which `warpgate-trio id` prints on their machine.
+    Peers are let in by their id, which `warpgate-trio id` prints on their machine: --allow, or --allow-any, has to say
+    whom.
     """
     if allow and allow_any:
         raise click.UsageError("--allow and --allow-any exclude each other")
+    if not allow and not allow_any:
+        raise click.UsageError(
+            "say who may connect: --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
+        )
     from ..errors import PeerIdError
     from ..identity import key_from_peer_id
     from .files import raise_file_limit
@@ -62,8 +67,6 @@ def listen(
             raise click.UsageError(f"--allow {peer_id}: {error}") from error
     settings.start_logging()
     raise_file_limit()  # strangers may hold some hundred, and a spray takes as many
-    if not allow and not allow_any:
-        settings.warn("everybody who has the address may connect; --allow PEER_ID lets in only that peer")
     listening = _Listening(settings, allowed=frozenset(allow) or None, echo=echo, keep_open=keep_open)
     return run(partial(listening.run, node_options.load()), service=keep_open)
 
