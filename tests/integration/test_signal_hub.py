@@ -27,6 +27,7 @@ from warpgate_trio.servers.rendezvous_frames import MAX_FRAME, SUBPROTOCOL, Chal
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
 from warpgate_trio.signal import hub as hub_module
 from warpgate_trio.signal import open_channel as real_open_channel
+from warpgate_trio.signal.websocket_channel import WebSocketChannel
 from warpgate_trio.websocket import WebSocket, serve_websocket
 
 ALICE = Identity.from_seed(bytes(range(32)))
@@ -645,12 +646,14 @@ async def test_why_a_server_cannot_be_reached_is_said_once_and_when_it_is_back(
                 await alice.wait_connected()
             known = attempts
             await wait_until(lambda: attempts >= known + 3)
-    first, back, again = [(each.levelname, each.getMessage()) for each in caplog.records]
+    first, back, lost, again = [(each.levelname, each.getMessage()) for each in caplog.records]
     assert first == (
         "WARNING",
         f"signal server {url}: not connected: all attempts to connect to 127.0.0.1:{port} failed: Connection refused",
     )
     assert back == ("INFO", f"signal server {url}: connected")
+    assert lost[0] == "INFO"
+    assert lost[1].startswith(f"signal server {url}: connection lost: ")
     assert again[0] == "WARNING"
 
 
@@ -708,6 +711,20 @@ async def test_a_server_that_registers_nobody(monkeypatch: pytest.MonkeyPatch) -
         async with hub_for(ALICE, url, connected=False) as alice:
             await alice.wait_tried()
             assert alice.status()[0].last_error == "no answer within 0 s"
+
+
+async def test_a_server_that_is_lost_and_back_at_once_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with caplog.at_level("INFO", hub_module.__name__):
+        async with open_rendezvous(port=port), hub_for(ALICE, f"ws://127.0.0.1:{port}") as alice:
+            channel = alice._own[0].channel
+            assert isinstance(channel, WebSocketChannel)
+            channel._fail("a cable was pulled")
+            await wait_until(lambda: len(caplog.records) == 2)
+    lost, back = [(each.levelname, each.getMessage()) for each in caplog.records]
+    assert lost[0] == back[0] == "INFO"
+    assert lost[1].startswith(f"signal server ws://127.0.0.1:{port}: connection lost: ")
+    assert back[1] == f"signal server ws://127.0.0.1:{port}: connected"
 
 
 async def test_a_server_that_was_there_at_once_is_no_news(caplog: pytest.LogCaptureFixture) -> None:

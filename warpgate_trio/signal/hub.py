@@ -527,17 +527,20 @@ class SignalHub:
             slot.last_error, slot.unresolved = f"the name cannot be resolved: {failure.why}", True
 
     def _say_connected(self, slot: Slot) -> None:
-        logger.log(logging.INFO if slot.lost else logging.DEBUG, "signal server %s: connected", slot.key)
-        slot.lost = False
+        """That a server is there at once is no news; that one is back is."""
+        back = slot.lost or slot.broke
+        logger.log(logging.INFO if back else logging.DEBUG, "signal server %s: connected", slot.key)
+        slot.lost = slot.broke = False
         self.opened += not slot.visiting
 
     def _say_lost(self, slot: Slot, *, was_connected: bool) -> None:
         """Tell people once that a server of ours cannot be reached, and why: not at each attempt."""
-        # A connection that broke is nothing yet: the next one may come up at once.
+        # A connection that broke is nothing to warn of yet: the next one may come up at once.
         tell = not (was_connected or slot.lost or slot.visiting)
-        logger.log(
-            logging.WARNING if tell else logging.DEBUG, "signal server %s: not connected: %s", slot.key, slot.last_error
-        )
+        slot.broke = (was_connected and not slot.visiting) or slot.broke
+        level = logging.WARNING if tell else logging.INFO if was_connected and slot.broke else logging.DEBUG
+        what = "connection lost" if was_connected else "not connected"
+        logger.log(level, "signal server %s: %s: %s", slot.key, what, slot.last_error)
         slot.lost = slot.lost or tell
 
     def _take(self, slot: Slot, payload: bytes) -> None:

@@ -71,6 +71,8 @@ class Slot:
         """`last_error` is that its name cannot be resolved."""
         self.lost: bool = False
         """It could not be reached, which people were told."""
+        self.broke: bool = False
+        """Its connection broke, and there has been no other one since."""
         self.scope: trio.CancelScope | None = None
         self.last_used: float = trio.current_time() if visiting else 0.0
         self.sending: int = 0
