@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -277,7 +278,18 @@ def test_config_show_names_its_sources_and_masks_secrets(
 @pytest.mark.needs("linux")
 @pytest.mark.slow("processes")
 @pytest.mark.parametrize(
-    "command", [["id", "--ephemeral"], ["serve", "--host=127.0.0.1", "--port=0", "--no-stun", "--no-ntp"]]
+    "command",
+    [
+        ["id", "--ephemeral"],
+        ["id", "--ephemeral", "--json"],
+        ["config"],
+        ["netcheck", "--timeout=0.1"],
+        ["simulate", "--list"],
+        ["serve", "--host=127.0.0.1", "--port=0", "--no-stun", "--no-ntp"],
+        ["--version"],
+        ["--help"],
+        [],
+    ],
 )
 def test_a_full_disk_is_no_success(command: list[str]) -> None:
     with open("/dev/full", "wb") as full:
@@ -291,6 +303,17 @@ def test_a_full_disk_is_no_success(command: list[str]) -> None:
         )
     assert done.returncode == 4
     assert done.stderr.endswith("error: stdout cannot be written: No space left on device\n")
+
+
+def test_a_key_that_finds_no_room_is_no_mistake_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert call(["id", "--key-file", str(tmp_path / "key")]) == 4
+    assert "cannot be made: No space left on device" in capfd.readouterr().err
 
 
 @pytest.mark.needs("linux")

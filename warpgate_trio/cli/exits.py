@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
     REFUSED = 3
     """The peer was reached and said no."""
     BROKEN = 4
-    """There was a Pipe, and it broke, or the echo was wrong; or stdout could not be written, on a full disk, say."""
+    """There was a Pipe, and it broke, or the echo was wrong; or the disk is full, for stdout or a key file."""
     INTERNAL = 70
     """A fault of this program (EX_SOFTWARE of sysexits.h)."""
     INTERRUPTED = 130
@@ -65,6 +65,18 @@ def output_error(error: OSError) -> Exception:
     return CommandFailed(ExitCode.BROKEN, f"stdout cannot be written: {error.strerror or error}")
 
 
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The system's word that a disk, or a user's share of it, is full, where that is why something was raised."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return error
+        error = error.__cause__
+    return None
+
+
 _REFUSALS: Final = frozenset({"refused", "not_accepting", "busy"})
 
 
@@ -87,6 +99,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return ExitCode.OK, ""
     if isinstance(error, CommandFailed):
         return error.code, "" if error.shown else str(error)
+    full = _full_disk(error)
+    if full is error:  # click's own output: --help, --version, completion
+        return ExitCode.BROKEN, str(output_error(full))
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx is not None else "warpgate-trio"
         return ExitCode.USAGE, f"{_sentence(error.format_message())}; see {where} --help"
@@ -95,7 +110,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, AddressError):
         return ExitCode.USAGE, f"the address cannot be used: {error}"
     if isinstance(error, ConfigError | PeerIdError):
-        return ExitCode.USAGE, str(error)
+        return ExitCode.USAGE if full is None else ExitCode.BROKEN, str(error)
     if isinstance(error, ConnectError):
         return exit_code_of_verdict(error.verdict.value), _no_pipe(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
