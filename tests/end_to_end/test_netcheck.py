@@ -28,9 +28,8 @@ async def test_what_it_prints(tmp_path: Path) -> None:
         plain = check.out.decode()
         assert "\x1b" not in plain
         for words in (
-            "interface",
-            "lo",
-            "no NAT",
+            "lo, IPv4: 127.0.0.1, seen as 127.0.0.1",
+            "  UDP: no NAT",
             "reached",
             "clock: ",
             "can: ",
@@ -98,10 +97,12 @@ async def test_nothing_is_reached(tmp_path: Path) -> None:
     config.write_text(
         f'identity.key_file = "{key}"\nlisten.port = {port}\n[servers]\n'
         f'websocket = ["ws://127.0.0.1:{dead}"]\nstun = ["stun:127.0.0.1:{dead}"]\n'
+        f'ntp = ["ntp://127.0.0.1:{dead}"]\n'
     )
     async with listeners[0]:
         check = await ran("netcheck", "--config", config, "--timeout", "9", "--json")
     assert not key.exists()
+    assert check.stderr_text == "checking, for at most 9 s …\n", "what the table says is not said beside it"
     assert check.process.returncode == 1
     event = checked_event(bytes(check.out))
     assert (event["online"], event["can"], event["external"]) == (False, [], [])

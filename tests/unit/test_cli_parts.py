@@ -20,6 +20,7 @@ from tests.end_to_end.processes import SCHEMAS, checked_event
 from warpgate_trio.cli import events
 from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
 from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
+from warpgate_trio.cli.netcheck import _plain, _styled
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
 from warpgate_trio.cli.runner import run, run_both
@@ -28,7 +29,8 @@ from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_st
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.netcheck import ClockCheck
+from warpgate_trio.nat.profile import NatProfile
+from warpgate_trio.netcheck import ClockCheck, NetcheckReport, ServerCheck, path_check, plan_paths
 from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent
 from warpgate_trio.servers.ntp import open_ntp
 
@@ -390,6 +392,49 @@ def test_each_reason_is_said_once_and_not_at_length() -> None:
     assert lines[1].startswith("1 × reverse_connect: xxx")
     assert len(lines[1]) < 150
     assert len(lines) == 2
+
+
+def netcheck_report() -> NetcheckReport:
+    """Of a network with everything that is long: addresses, names, reasons, sentences."""
+    interface = _interface("enp0s31f6", "2001:db8:1234:5678:9abc:def0:1234:5678")
+    (path,) = plan_paths([interface], 6, interface.addresses[0].ip)
+    path.profile = NatProfile()
+    reason = "the name cannot be resolved: " + "Temporary failure in name resolution, " * 7 + "and so on"
+    return NetcheckReport(
+        online=False,
+        complete=False,
+        elapsed_ms=1.0,
+        external=(),
+        paths=(path_check(path),),
+        servers=(
+            ServerCheck(
+                url="wss://a-name-that-is-long.relay.example:8443/rendezvous/of/ours",
+                kind="websocket",
+                transport="tcp",
+                reachable=False,
+                error=reason,
+            ),
+        ),
+        clock=ClockCheck(),
+        can=(),
+        cannot=("no signal server answers: peers can be dialled, and nothing that both sides have to agree on works",),
+        unknown=(),
+    )
+
+
+def test_netcheck_fits_a_terminal_and_cuts_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = netcheck_report()
+    reason = report.servers[0].error
+    assert reason is not None
+    assert reason in _plain(report)
+    for columns in (80, 132):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        shown = _styled(report)
+        assert max(map(len, shown.splitlines())) <= columns
+        assert "…" not in shown
+        for text in (report.cannot[0], "wss://a-name-that-is-long", "UDP: unknown"):
+            assert "".join(text.split()) in "".join(shown.split())
+        assert shown.count("Temporary") == 7
 
 
 # -- serve -------------------------------------------------------------------------------------------------------------

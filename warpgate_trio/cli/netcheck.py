@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..config import NodeConfig
-    from ..netcheck import ClockCheck, NetcheckReport, ServerCheck
+    from ..netcheck import ClockCheck, NetcheckReport, PathCheck, ServerCheck
 
 __all__ = ["netcheck"]
 
-PATHS: Final = ("interface", "IP", "address", "seen as", "UDP", "TCP")
 SERVERS: Final = ("server", "over", "ms", "outcome")
-MAX_ERROR: Final = 100
-"""Characters of an error that a table shows; the JSON line has all of it."""
+TOLD_BY_THE_TABLE: Final = ("warpgate_trio.signal.hub", "warpgate_trio.clock.corrected")
+"""Loggers that warn of servers that cannot be reached: these stand in the table, with the reason."""
 
 
 @click.command(short_help="What is this network like: NATs, servers, clock; what works in it?")
@@ -47,7 +46,7 @@ def netcheck(settings: Settings, *, config_file: Path | None, servers: bool, tim
     """
     from .runner import run
 
-    settings.start_logging()
+    settings.start_logging(told_otherwise=TOLD_BY_THE_TABLE)
     # An identity of its own: under the node's key it would be called in the place of a `listen` that runs beside it.
     config = NodeOptions(config_file=config_file, key_file=None, ephemeral=True, port=0).load()
     return run(partial(_netcheck, settings, config, servers, timeout))
@@ -75,42 +74,41 @@ async def _netcheck(settings: Settings, config: NodeConfig, servers: bool, timeo
 def _plain(report: NetcheckReport) -> str:
     from .render import plain_table
 
-    blocks = [
-        plain_table(columns, rows)
-        for columns, rows in ((PATHS, _path_rows(report)), (SERVERS, _server_rows(report.servers)))
-        if rows
-    ]
-    return "\n\n".join([*blocks, "\n".join(_lines(report))]) + "\n"
+    blocks = ["\n".join(_path_lines(path)) for path in report.paths]
+    if report.servers:
+        blocks.append(plain_table(SERVERS, _server_rows(report.servers)))
+    return "\n\n".join([*blocks, "\n".join(f"{key}: {text}" for key, text in _lines(report))]) + "\n"
 
 
 def _styled(report: NetcheckReport) -> str:
+    """The same in colours, and no wider than the terminal: sentences go on in a second line."""
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    from .render import rich_table
+    from .render import hanging, rich_table
 
     console = Console(highlight=False)
     with console.capture() as captured:
-        for columns, rows in ((PATHS, _path_rows(report)), (SERVERS, _server_rows(report.servers))):
-            if rows:
-                console.print(rich_table(columns, rows))
-        for line in _lines(report):
-            style = {"can": "green", "cannot": "red", "unknown": "yellow"}.get(line.partition(":")[0], "")
-            console.print(escape(line), style=style)
+        for path in report.paths:
+            head, *rest = _path_lines(path)
+            console.print(Text(hanging(head, console.width), style="bold"))
+            for line in rest:
+                console.print(Text(hanging(line, console.width)))
+        if report.servers:
+            console.print(rich_table(SERVERS, _server_rows(report.servers)))
+        for key, text in _lines(report):
+            style = {"can": "green", "cannot": "red", "unknown": "yellow"}.get(key, "")
+            console.print(Text(hanging(f"{key}: {text}", console.width), style=style))
     return captured.get()
 
 
-def _path_rows(report: NetcheckReport) -> list[tuple[str, ...]]:
+def _path_lines(path: PathCheck) -> list[str]:
+    """What is between an interface and the internet: a line on the addresses, and one for each transport."""
+    seen = ", ".join(dict.fromkeys((*path.udp.external, *path.tcp.external)))
     return [
-        (
-            each.interface,
-            str(each.af),
-            each.address,
-            " ".join(dict.fromkeys((*each.udp.external, *each.tcp.external))) or "-",
-            each.udp.words,
-            each.tcp.words,
-        )
-        for each in report.paths
+        f"{path.interface}, IPv{path.af}: {path.address}" + (f", seen as {seen}" if seen else ""),
+        f"  UDP: {path.udp.words}",
+        f"  TCP: {path.tcp.words}",
     ]
 
 
@@ -122,23 +120,19 @@ def _server_rows(servers: Sequence[ServerCheck]) -> list[tuple[str, ...]]:
             each.url,
             each.transport,
             format_ms(each.latency_ms),
-            "reached" if each.reachable else _cut(each.error or "not reached"),
+            "reached" if each.reachable else each.error or "not reached",
         )
         for each in servers
     ]
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 1] + "…"
-
-
-def _lines(report: NetcheckReport) -> list[str]:
-    lines = [f"clock: {_clock(report.clock)}"]
-    lines += [f"can: {each}" for each in report.can]
-    lines += [f"cannot: {each}" for each in report.cannot]
-    lines += [f"unknown: {each}" for each in report.unknown]
+def _lines(report: NetcheckReport) -> list[tuple[str, str]]:
+    """What it means: a word, and a sentence."""
+    lines = [("clock", _clock(report.clock))]
+    for key in ("can", "cannot", "unknown"):
+        lines += [(key, each) for each in getattr(report, key)]
     if not report.complete:
-        lines.append(f"note: not all has been asked: the time was up after {report.elapsed_ms / 1000:.1f} s")
+        lines.append(("note", f"not all has been asked: the time was up after {report.elapsed_ms / 1000:.1f} s"))
     return lines
 
 

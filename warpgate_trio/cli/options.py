@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,16 @@ class Settings:
         """Tell the user of something that may matter, even with --quiet."""
         self.say(f"warning: {text}", always=True)
 
-    def start_logging(self) -> None:
-        """The package's log: warnings, with -v what happens, with -vv everything.  Tracebacks only with --debug."""
+    def start_logging(self, *, told_otherwise: Collection[str] = ()) -> None:
+        """The package's log: warnings, with -v what happens, with -vv everything.  Tracebacks only with --debug.
+
+        Args:
+          told_otherwise: names of loggers whose warnings are left out as long as nobody asks for the log.
+        """
         level = logging.DEBUG if self.verbose > 1 or self.debug else logging.INFO if self.verbose else logging.WARNING
         handler = _LogToStderr(self)
+        if level == logging.WARNING:
+            handler.addFilter(lambda record: record.levelno > level or record.name not in told_otherwise)
         package = logging.getLogger("warpgate_trio")
         for logger in (package, logging.getLogger("warpgate_strategies")):
             logger.setLevel(logging.ERROR if self.quiet else level)

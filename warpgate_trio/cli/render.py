@@ -6,6 +6,7 @@ never in the way of what is being watched; a walk that is over sooner is drawn o
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, final
@@ -25,6 +26,7 @@ __all__ = [
     "console",
     "format_bytes",
     "format_combo",
+    "hanging",
     "plain_table",
     "progress_bar",
     "rich_table",
@@ -38,6 +40,7 @@ REDRAW: Final = 0.1
 COLUMNS: Final = ("phase", "plugin", "IP", "route", "target", "ms", "outcome")
 MAX_ERROR: Final = 120
 """Characters of an error that are shown; the JSON report and the log have all of it."""
+_LONG: Final = frozenset({"target", "server", "outcome"})
 _STYLES: Final = {
     "won": "bold green",
     "failed": "red",
@@ -100,6 +103,12 @@ def _socket_address(target: str) -> str:
     return target.rpartition(" ")[2]
 
 
+def hanging(text: str, width: int) -> str:
+    """A sentence in lines of at most `width` characters, all but the first indented by two more."""
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Aligned columns, two spaces between, for where there is no terminal."""
     cells = [list(columns), *(list(row) for row in rows)]
@@ -110,14 +119,16 @@ def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
-    """The same for a terminal; the last column is the outcome, which gives the row its colour."""
+    """The same for a terminal, whose width it keeps; the last column is the outcome, which gives the row its colour."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, collapse_padding=True)
     for name in columns:
-        table.add_column(name, justify="right" if name == "ms" else "left", no_wrap=True)
+        # What may be long goes on in a second line, where the terminal is narrow; the rest has its place.
+        long = name in _LONG
+        table.add_column(name, justify="right" if name == "ms" else "left", no_wrap=not long, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row), style=_STYLES.get(row[-1].replace(" ", "_")))
     return table
