@@ -32,7 +32,7 @@ from .names import NameFailure, describe_failures
 from .nurseries import leaves, open_background_nursery
 from .panics import panics_as_errors
 from .plugin import PHASES, Plugin
-from .report import Outcome, Verdict
+from .report import Known, Outcome, Verdict
 from .session import Session
 from .signal import Delivery, RefusalReason
 
@@ -69,6 +69,21 @@ class Unresolved:
 
 
 @final
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """What this side has of what a walk may need.
+
+    Attributes:
+      signal, stun: whether servers of the kind are configured.
+      silent: where no signal server is connected, each with the reason.
+    """
+
+    signal: bool = True
+    stun: bool = True
+    silent: Sequence[str] = ()
+
+
+@final
 class PlannedWalk:
     """What a walk needs besides the session: who runs the combos, and for how long.
 
@@ -82,6 +97,7 @@ class PlannedWalk:
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
       replan: the combos with another address of the peer.
       unresolved: the names of servers that DNS does not resolve now.
+      here: what this side has, as of now.
     """
 
     def __init__(
@@ -97,6 +113,7 @@ class PlannedWalk:
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
         replan: Callable[[PeerAddress], Sequence[Combo]] = lambda _: (),
         unresolved: Callable[[], Unresolved] = Unresolved,
+        here: Callable[[], Here] = Here,
     ) -> None:
         self.home: Final = home
         self.factories: Final = factories
@@ -108,6 +125,7 @@ class PlannedWalk:
         self.refresh: Final = refresh
         self.replan: Final = replan
         self.unresolved: Final = unresolved
+        self.here: Final = here
 
 
 async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pipe:
@@ -146,7 +164,8 @@ async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pip
     verdict = decide_verdict(session, planned, timed_out=timed_out)
     for sentence in describe_failures(planned.unresolved().names):
         recorder.note(sentence, trio.current_time())
-    raise ConnectError(recorder.finish(verdict, trio.current_time(), session_id=session.id))
+    known, lacks = take_stock(session, planned)
+    raise ConnectError(recorder.finish(verdict, trio.current_time(), session_id=session.id, known=known, lacks=lacks))
 
 
 @final
@@ -419,10 +438,33 @@ def phase_budget(phase: str | None, budgets: Budgets, signal_rtt: float | None) 
     return budgets.relay_base + 12 * (signal_rtt if signal_rtt is not None else budgets.direct_max / 3)
 
 
+def take_stock(session: Session, planned: PlannedWalk) -> tuple[set[Known], list[str]]:
+    """What this side was without, for the advice and in sentences; what the walk had no use for is not missed."""
+    here = planned.here()
+    punches = any(phase in ("punch", "spray") for phase in planned.phases)
+    known: set[Known] = set()
+    lacks: list[str] = []
+    if session.refusal is not None:  # it was reached with what there is
+        return ({Known.TAKEN} if session.refusal.reason == RefuseReason.TAKEN else known), lacks
+    if not here.signal:
+        known.add(Known.NO_SIGNAL_HERE)
+    if (session.signalled or punches) and not here.signal:
+        lacks.append("no signal server is configured here")
+    elif session.signalled and here.silent:
+        lacks.append(f"no signal server is connected: {'; '.join(here.silent)}")
+    if punches and not here.stun:
+        known.add(Known.NO_STUN_HERE)
+        lacks.append("no STUN server is configured here: no way through a NAT is known")
+    if punches and not session.peer.nat_profiles:
+        known.add(Known.NO_STUN_THERE)
+    return known, lacks
+
+
 _BY_REFUSAL: Final[Mapping[int, Verdict]] = {
     RefuseReason.UNAUTHORIZED: Verdict.REFUSED,
     RefuseReason.NOT_ACCEPTING: Verdict.NOT_ACCEPTING,
     RefuseReason.BUSY: Verdict.BUSY,
+    RefuseReason.TAKEN: Verdict.BUSY,
     RefuseReason.UNSUPPORTED: Verdict.UNSUPPORTED,
 }
 

@@ -71,7 +71,7 @@ class PipeListener(trio.abc.Listener[Pipe]):
 
     def __init__(self) -> None:
         self._arrivals, self._waiting = trio.open_memory_channel[Pipe](MAX_WAITING_PIPES)
-        self._closed = False
+        self._closed: RefuseReason | None = None
 
     async def accept(self) -> Pipe:
         """The next Pipe.  Cancelling loses none.
@@ -88,8 +88,8 @@ class PipeListener(trio.abc.Listener[Pipe]):
 
     def room(self) -> RefuseReason | None:
         """None when a Pipe can be put in, else what to tell the peer."""
-        if self._closed:
-            return RefuseReason.NOT_ACCEPTING
+        if self._closed is not None:
+            return self._closed
         stats = self._arrivals.statistics()
         free = stats.current_buffer_used < MAX_WAITING_PIPES or stats.tasks_waiting_receive > 0
         return None if free else RefuseReason.BUSY
@@ -103,11 +103,11 @@ class PipeListener(trio.abc.Listener[Pipe]):
         """Hand over an accepted Pipe; `room` was asked in the same step."""
         self._arrivals.send_nowait(pipe)
 
-    def close_nowait(self) -> None:
-        """Stop accepting; Pipes that nobody took are closed."""
-        if self._closed:
+    def close_nowait(self, reason: RefuseReason = RefuseReason.NOT_ACCEPTING) -> None:
+        """Stop accepting; Pipes that nobody took are closed, and peers hear `reason` from now on."""
+        if self._closed is not None:
             return
-        self._closed = True
+        self._closed = reason
         while True:
             try:
                 self._waiting.receive_nowait().close_nowait()

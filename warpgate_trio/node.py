@@ -321,6 +321,7 @@ class Node:
             refresh=self.refresh_address if replan is not None and "get_addr" in self._runtime.factories else None,
             replan=replan or (lambda _: ()),
             unresolved=self._runtime.unresolved,
+            here=self._runtime.here,
         )
         for left in reversed(range(MAX_SESSIONS)):
             session = Session(peer, self._runtime.host.entropy(16), recorder, early_data=early_data)

@@ -7,7 +7,7 @@ line prints as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 from typing import Final, final
 
@@ -15,7 +15,18 @@ import msgspec
 
 from .combos import Combo, Likelihood
 
-__all__ = ["ADVICE", "ComboReport", "ConnectReport", "Outcome", "Recorder", "Verdict", "WalkEvent"]
+__all__ = [
+    "ADVICE",
+    "BETTER_ADVICE",
+    "ComboReport",
+    "ConnectReport",
+    "Known",
+    "Outcome",
+    "Recorder",
+    "Verdict",
+    "WalkEvent",
+    "advise",
+]
 
 
 class Verdict(Enum):
@@ -64,14 +75,47 @@ ADVICE: Final = {
     Verdict.NOTHING_TO_TRY: "Check that both sides have IPv4 or IPv6 in common, and that no option excludes it.",
     Verdict.CLOCK_OFF: "Set the clocks: yours and the peer's differ by more than five minutes.",
     Verdict.NO_DNS: "Check this machine's DNS and the names in [servers]; the report's notes say which ones.",
-    Verdict.NO_SIGNAL: "Check the [servers] section and your connection: no signal server could be reached.",
+    Verdict.NO_SIGNAL: "Check your connection: none of the signal servers in [servers] could be reached.",
     Verdict.PEER_OFFLINE: "Check that the peer is running and that both sides use the same signal server.",
     Verdict.PEER_SILENT: "Check the peer: its signal server took the messages, but it does not answer.",
     Verdict.BROKE_OFF: "Try again: the path that had been found broke before the peer accepted.",
     Verdict.TIMED_OUT: "Give it more time (timeout=… or budgets.total); the report shows the slow step.",
     Verdict.UNREACHABLE: "Check that the peer is running and that no firewall stands between; see the report's paths.",
-    Verdict.NO_RELAY_CONFIGURED: "Run `warpgate-trio serve` on a machine with a public address; name it in [servers].",
+    Verdict.NO_RELAY_CONFIGURED: "Make one side reachable (forward a port, `listen --port`), or change its network.",
 }
+"""What would help; `BETTER_ADVICE` where more is known than the verdict."""
+
+
+class Known(Enum):
+    """What advice goes by besides the verdict, in words."""
+
+    NO_SIGNAL_HERE = "this side has no signal server configured"
+    NO_STUN_HERE = "this side has no STUN server configured, and would have punched"
+    NO_STUN_THERE = "the peer's address says nothing of its NAT, and this side would have punched"
+    TAKEN = "the peer serves one Pipe, and has it"
+
+
+BETTER_ADVICE: Final = {
+    (Verdict.BUSY, Known.TAKEN): "Wait until the peer is free: it serves one caller at a time, and has one.",
+    (
+        Verdict.NO_SIGNAL,
+        Known.NO_SIGNAL_HERE,
+    ): "Name a signal server in [servers] here; `warpgate-trio serve` runs one.",
+    (Verdict.NO_RELAY_CONFIGURED, Known.NO_STUN_HERE): (
+        "Name a STUN server in [servers] here, to get through NATs; `warpgate-trio serve` runs one."
+    ),
+    (Verdict.NO_RELAY_CONFIGURED, Known.NO_STUN_THERE): (
+        "Have the peer name a STUN server in its [servers], to get through NATs; `warpgate-trio serve` runs one."
+    ),
+}
+
+
+def advise(verdict: Verdict, known: Collection[Known] = ()) -> str:
+    """One sentence on what would help, by the first of `Known` that has one for this verdict."""
+    return next(
+        (BETTER_ADVICE[verdict, each] for each in Known if (verdict, each) in BETTER_ADVICE and each in known),
+        ADVICE[verdict],
+    )
 
 
 class Outcome(Enum):
@@ -118,6 +162,7 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
       verdict, advice: the one reason, and one sentence on what would help.
       elapsed_ms: from the call to the accepted Pipe or to giving up.
       combos: every combo that was planned, in the order of their plan.
+      lacks: what this side was without, one sentence each; empty where there is a Pipe.
       notes: what else is worth knowing, one sentence each (names that do not resolve, dead servers, a corrected clock,
         plugins that were skipped).
     """
@@ -129,6 +174,7 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_ms: float
     combos: tuple[ComboReport, ...]
     notes: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
 
     @property
     def winner(self) -> ComboReport | None:
@@ -221,14 +267,23 @@ class Recorder:
             self._notes.append(text)
             self._emit(WalkEvent(kind="note", at_ms=self._ms(now), text=text))
 
-    def finish(self, verdict: Verdict, now: float, *, session_id: bytes) -> ConnectReport:
-        """The report as it stands now."""
+    def finish(
+        self,
+        verdict: Verdict,
+        now: float,
+        *,
+        session_id: bytes,
+        known: Collection[Known] = (),
+        lacks: Sequence[str] = (),
+    ) -> ConnectReport:
+        """The report as it stands now; `known` is what the advice goes by."""
         return ConnectReport(
             peer=self._peer,
             session=session_id.hex(),
             verdict=verdict,
-            advice=ADVICE[verdict],
+            advice=advise(verdict, known),
             elapsed_ms=self._ms(now),
             combos=tuple(self._rows.values()),
             notes=tuple(self._notes),
+            lacks=tuple(lacks),
         )

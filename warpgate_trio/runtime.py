@@ -25,7 +25,7 @@ from . import host as machine
 from .address import AddressScope, OwnAddresses, PeerAddress, describe_interfaces, scope_of
 from .address_book import AddressBook
 from .attempt import Attempt
-from .auto_connect import Unresolved
+from .auto_connect import Here, Unresolved
 from .carrier import TlsContexts
 from .carrier.quic import QuicCarrier
 from .clock.corrected import CorrectedClock, keep_measured
@@ -43,7 +43,7 @@ from .nurseries import open_background_nursery
 from .panics import panics_as_errors
 from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
 from .responder import Responder
-from .signal import SignalHub
+from .signal import ServerState, SignalHub
 from .stats import NodeStats
 
 if TYPE_CHECKING:
@@ -353,6 +353,16 @@ class NodeRuntime:
             names=signal | stun,
             no_signal=bool(servers.signal) and all(url.host in signal for url in servers.signal),
             no_stun=bool(stun) and all(url.host in gone for url in self.nat.servers),
+        )
+
+    def here(self) -> Here:
+        """What this side has of what a walk may need."""
+        own = [server for server in self.hub.status() if not server.visiting]
+        connected = any(server.state is ServerState.CONNECTED for server in own)
+        return Here(
+            signal=bool(own),
+            stun=bool(self.nat.servers),
+            silent=() if connected else [f"{server.url}: {server.last_error or 'no answer yet'}" for server in own],
         )
 
     async def wait_signals(self) -> None:

@@ -19,18 +19,22 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import CarrierError
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.report import ADVICE, Outcome, WalkEvent
+from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, WalkEvent
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import SignalHub
 
 
 @asynccontextmanager
-async def expect(verdict: Verdict) -> AsyncGenerator[None]:
+async def expect(
+    verdict: Verdict, *, advice: str | None = None, lacks: tuple[str, ...] | None = None
+) -> AsyncGenerator[None]:
     with pytest.raises(ConnectError) as caught:
         yield
     report = caught.value.report
     assert caught.value.verdict is report.verdict is verdict, report
-    assert caught.value.advice == ADVICE[verdict]
+    assert caught.value.advice == (advice or ADVICE[verdict])
+    if lacks is not None:
+        assert [have[: len(start)] for have, start in zip(report.lacks, lacks, strict=True)] == list(lacks)
     assert str(caught.value).startswith(verdict.value)
     msgspec.json.encode(report)
     assert report.winner is None
@@ -93,7 +97,7 @@ async def test_refused_on_the_link() -> None:
         assert peer_id == ALICE.peer_id
         return False
 
-    async with pair(authorize=nobody) as both, expect(Verdict.REFUSED):
+    async with pair(authorize=nobody) as both, expect(Verdict.REFUSED, lacks=()):
         await both.alice.connect(both.bob.address, plugin="direct_connect")
 
 
@@ -152,6 +156,14 @@ async def test_busy() -> None:
                 await both.alice.auto_connect(both.bob.address)
 
 
+async def test_busy_with_the_one_peer_that_is_served() -> None:
+    """Which no trying again in a moment helps against."""
+    async with pair() as both, await both.alice.auto_connect(both.bob.address):
+        both.bob.listener.close_nowait(RefuseReason.TAKEN)
+        async with expect(Verdict.BUSY, advice=BETTER_ADVICE[Verdict.BUSY, Known.TAKEN]):
+            await both.alice.auto_connect(both.bob.address)
+
+
 async def test_unsupported() -> None:
     async def serve(sock: trio.socket.SocketType) -> None:
         await (await committed(sock)).refuse(RefuseReason.UNSUPPORTED)
@@ -186,14 +198,18 @@ async def test_nothing_to_try() -> None:
 
 async def test_no_signal() -> None:
     dead = f"ws://127.0.0.1:{await closed_port()}"
-    async with loopback_node(ALICE, config(dead, budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL):
+    lacks = (f"no signal server is connected: {dead}: ",)
+    async with loopback_node(ALICE, config(dead, budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL, lacks=lacks):
         await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 
 
 @pytest.mark.slow("real time: the phase that has to run out")
 async def test_no_signal_without_any_server() -> None:
-    async with loopback_node(ALICE, config(budgets=QUICK)) as alice, expect(Verdict.NO_SIGNAL):
-        await alice.auto_connect(address_of(BOB, port=await closed_port()))
+    advice = BETTER_ADVICE[Verdict.NO_SIGNAL, Known.NO_SIGNAL_HERE]
+    lacks = ("no signal server is configured here", "no STUN server is configured here")
+    async with loopback_node(ALICE, config(budgets=QUICK)) as alice:
+        async with expect(Verdict.NO_SIGNAL, advice=advice, lacks=lacks):
+            await alice.auto_connect(address_of(BOB, port=await closed_port()))
 
 
 class NoNames(trio.abc.HostnameResolver):
@@ -209,7 +225,7 @@ async def test_no_dns() -> None:
     trio.socket.set_custom_hostname_resolver(NoNames())
     dead = "ws://server.example"
     async with loopback_node(ALICE, config(dead, budgets=QUICK)) as alice:
-        async with expect(Verdict.NO_DNS):
+        async with expect(Verdict.NO_DNS, lacks=(f"no signal server is connected: {dead}: ",)):
             await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 
 
@@ -338,6 +354,6 @@ async def test_what_cannot_be_tried_is_an_error_and_no_verdict() -> None:
 def test_every_verdict_is_produced_here() -> None:
     """`expect` compares; this says that none was left out."""
     source = Path(__file__).read_text(encoding="utf-8")
-    expected = set(re.findall(r"expect\(Verdict\.(\w+)\)", source))
+    expected = set(re.findall(r"expect\(Verdict\.(\w+)[,)]", source))
     assert expected == {verdict.name for verdict in Verdict} - {"CONNECTED"}
     assert "report.verdict is Verdict.CONNECTED" in source

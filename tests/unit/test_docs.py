@@ -32,7 +32,7 @@ from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
-from warpgate_trio.report import ADVICE, Outcome, Verdict
+from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, Verdict
 from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import inbox, replays, wire_name
@@ -441,6 +441,13 @@ def test_every_verdict_with_its_advice_and_exit_code() -> None:
         verdict = Verdict(bare(row["verdict"]))
         assert row["advice"] == ADVICE[verdict]
         assert int(row["exit"]) == exit_code_of_verdict(verdict.value)
+
+
+def test_better_advice() -> None:
+    rows = table(page("verdicts.md"), "verdict, where")
+    assert {(Verdict(bare(row["verdict, where"])), Known(row["more is known"])) for row in rows} == set(BETTER_ADVICE)
+    for row in rows:
+        assert row["advice"] == BETTER_ADVICE[Verdict(bare(row["verdict, where"])), Known(row["more is known"])]
 
 
 def test_every_outcome() -> None:

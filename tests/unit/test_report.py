@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from warpgate_trio.address import Endpoint, EndpointKind, Transport
+from warpgate_trio.address import Endpoint, EndpointKind, PeerAddress, Transport
+from warpgate_trio.attempt import AttemptHome
+from warpgate_trio.auto_connect import Here, PlannedWalk, take_stock
 from warpgate_trio.combos import Combo, Likelihood, RouteType
 from warpgate_trio.errors import ConnectError, WarpgateError
-from warpgate_trio.report import ADVICE, ConnectReport, Outcome, Recorder, Verdict, WalkEvent
+from warpgate_trio.identity import Identity
+from warpgate_trio.nat.profile import NatProfile, NatProfiles, TransportProfile
+from warpgate_trio.plugin import PHASES
+from warpgate_trio.report import (
+    ADVICE,
+    BETTER_ADVICE,
+    ConnectReport,
+    Known,
+    Outcome,
+    Recorder,
+    Verdict,
+    WalkEvent,
+    advise,
+)
+from warpgate_trio.session import Session
 
 SESSION = bytes(range(16))
 
@@ -176,3 +193,42 @@ class TestVerdicts:
         assert isinstance(error, WarpgateError)
         assert (error.report, error.verdict, error.advice) == (report, Verdict.PEER_OFFLINE, report.advice)
         assert str(error) == f"peer_offline: {report.advice}"
+
+
+MEASURED = NatProfiles({(None, 4): NatProfile(udp=TransportProfile(translated=False))}).to_bytes(interfaces=0)
+
+
+@pytest.mark.parametrize(
+    ("phases", "here", "nat", "known", "lacks"),
+    [
+        (PHASES, Here(stun=False), None, {Known.NO_STUN_HERE, Known.NO_STUN_THERE}, ["no STUN server is configured"]),
+        (PHASES, Here(stun=False), MEASURED, {Known.NO_STUN_HERE}, ["no STUN server is configured"]),
+        (PHASES, Here(), None, {Known.NO_STUN_THERE}, []),
+        (PHASES, Here(), MEASURED, set(), []),
+        (PHASES, Here(signal=False), MEASURED, {Known.NO_SIGNAL_HERE}, ["no signal server is configured"]),
+        (PHASES, Here(silent=["ws://a: refused"]), MEASURED, set(), ["no signal server is connected: ws://a: refused"]),
+        (["direct"], Here(stun=False), None, set(), []),
+    ],
+)
+def test_what_this_side_was_without(
+    phases: Sequence[str], here: Here, nat: bytes | None, known: set[Known], lacks: list[str]
+) -> None:
+    """What a walk had no use for is not missed: a STUN server, where nothing was to be punched."""
+    peer = PeerAddress.issue(
+        Identity.from_seed(bytes(32)), seq=1, issued_at=1, expires_at=2, host_salt=bytes(8), host_id=bytes(16), nat=nat
+    )
+    session = Session(peer, SESSION, Recorder(peer="p" * 52, now=0.0))
+    session.signalled = True
+    walk = PlannedWalk(cast(AttemptHome, None), factories={}, combos=[], phases=phases, here=lambda: here)
+    found, sentences = take_stock(session, walk)
+    assert found == known
+    assert [have[: len(start)] for have, start in zip(sentences, lacks, strict=True)] == lacks
+
+
+@pytest.mark.parametrize(("verdict", "known"), BETTER_ADVICE)
+def test_advice_goes_by_what_is_known(verdict: Verdict, known: Known) -> None:
+    better = BETTER_ADVICE[verdict, known]
+    assert advise(verdict, {known}) == better != ADVICE[verdict] == advise(verdict)
+    assert better.endswith(".")
+    assert len(better) < 120
+    assert advise(Verdict.UNREACHABLE, set(Known)) == ADVICE[Verdict.UNREACHABLE]

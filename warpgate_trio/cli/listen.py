@@ -93,9 +93,7 @@ class _Listening:
             if self._keep_open:
                 await self._serve_all(node, source)
             else:
-                pipe = await self._accept(node)
-                await node.listener.aclose()  # whoever comes now hears that we accept no more
-                await self._serve(pipe, source)
+                await self._serve(await self._accept(node), source)
         return ExitCode.OK
 
     async def _authorize(self, peer_id: str) -> bool:
@@ -137,10 +135,13 @@ class _Listening:
             self._settings.warn(f"no signal server answers yet, only direct paths work until one does ({reasons})")
 
     async def _accept(self, node: Node) -> Pipe:
+        from ..link import RefuseReason
         from .events import PipeOpened, encode
 
         pipe = await node.listener.accept()
         try:
+            if not self._keep_open:
+                node.listener.close_nowait(RefuseReason.TAKEN)  # what whoever comes now is told
             path = pipe.path
             self._settings.say(
                 f"pipe from {pipe.peer_id} by {path.plugin}, IPv{path.af} {path.route_type}, "

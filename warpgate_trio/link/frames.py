@@ -104,6 +104,8 @@ class RefuseReason(IntEnum):
     """The session already gave the peer's application its one Pipe."""
     UNSUPPORTED = 5
     """A protocol version that the peer does not know."""
+    TAKEN = 6
+    """The peer serves one Pipe, and has it.  A release that does not know the number reads NOT_ACCEPTING."""
 
 
 class ResetCode(IntEnum):
