@@ -147,7 +147,7 @@ async def test_refused_is_3_and_says_what_would_let_it_in(tmp_path: Path) -> Non
 
 
 @pytest.mark.needs("linux")
-async def test_no_path_is_1_with_table_and_advice() -> None:
+async def test_no_path_is_1_with_what_was_tried_and_advice() -> None:
     async with started("listen", "--ephemeral", "--allow-any") as listen:
         address = await listen.address()
     connect = await ran("connect", address, "--ephemeral", "--json", "--timeout", "3")
@@ -155,13 +155,36 @@ async def test_no_path_is_1_with_table_and_advice() -> None:
     failed = await connect.event()
     assert failed["report"]["verdict"] == failed["verdict"]
     assert connect.out.count(b"\n") == 1
-    assert "\nphase   plugin" in connect.stderr_text
-    assert connect.stderr_text.splitlines()[-1] == f"error: {failed['error']}"
+    _, *lines, error = connect.stderr_text.splitlines()
+    assert lines[:2] == failed["report"]["lacks"]
+    assert lines[2].startswith("direct, up to ")
+    assert lines[-1] == "-v shows each path that was tried"
+    assert error == f"error: {failed['error']}"
     assert failed["advice"] in failed["error"]
-    async with on_terminal("connect", address, "--ephemeral", "--plugin", "direct_connect", "--af", "4") as terminal:
+    words = ("connect", address, "--ephemeral", "--plugin", "direct_connect", "--af", "4")
+    async with on_terminal(*words) as terminal:
+        assert await terminal.command.code() == 1
+    assert "direct, up to " in terminal.text
+    assert "───" not in terminal.text.rpartition("direct, up to ")[2]
+    async with on_terminal(*words, "-v") as terminal:
         assert await terminal.command.code() == 1
     assert "direct_connect" in terminal.text
     assert "───" in terminal.text
+    verbose = await ran(*words, "-v")
+    assert "\nphase   plugin" in verbose.stderr_text
+
+
+async def test_a_listener_that_serves_its_one_peer_is_busy() -> None:
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        address = await listen.address()
+        async with started("connect", address, "--ephemeral", stdin=PIPE) as connect:
+            await connect.stdin.send_all(b"x")
+            await listen.wait_out(b"x")
+            other = await ran("connect", address, "--ephemeral", "--json")
+            assert other.process.returncode == 3
+            assert (await other.event())["verdict"] == "busy"
+            _calling, error = other.stderr_text.splitlines()
+            assert "(busy). Wait until the peer is free" in error
 
 
 async def test_a_pipe_that_breaks_is_4() -> None:

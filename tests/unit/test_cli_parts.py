@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -20,6 +23,7 @@ from tests.end_to_end.processes import SCHEMAS, checked_event
 from warpgate_trio.cli import events
 from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
 from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
+from warpgate_trio.cli.failures import failure_lines, show_failure
 from warpgate_trio.cli.netcheck import _plain, _styled
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
@@ -90,8 +94,6 @@ def test_the_schema_knows_every_verdict() -> None:
 
 
 def test_every_event_follows_its_schema() -> None:
-    import msgspec
-
     path: dict[str, Any] = {"phase": "direct", "plugin": "p", "af": 4, "route": "NIC_BIND"}
     plain = msgspec.to_builtins(report(Verdict.UNREACHABLE, COMBO))
     for event in (
@@ -348,7 +350,7 @@ def test_what_a_command_raises_leaves_bare() -> None:
 
 
 async def test_a_walk_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    async with watching_walk(Settings()) as take:
+    async with watching_walk(Settings(verbose=1)) as take:
         take(WalkEvent(kind="phase", at_ms=0.1, phase="direct"))
         take(WalkEvent(kind="combo_started", at_ms=1.0, combo=COMBO))
         take(WalkEvent(kind="combo_ended", at_ms=12.3, combo=COMBO))
@@ -360,9 +362,10 @@ async def test_a_walk_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None
         "     12.3 ms  direct_connect IPv4 NIC_BIND 192.0.2.7:4433: failed",
         "     13.0 ms  note: a server is dead",
     ]
-    async with watching_walk(Settings(quiet=True)) as take:
-        take(WalkEvent(kind="note", at_ms=13.0, text="nobody hears"))
-    assert capsys.readouterr().err == ""
+    for settings in (Settings(), Settings(quiet=True)):
+        async with watching_walk(settings) as take:
+            take(WalkEvent(kind="note", at_ms=13.0, text="nobody hears"))
+        assert capsys.readouterr().err == ""
 
 
 def test_tables_have_aligned_columns_and_no_markup_of_strangers() -> None:
@@ -381,17 +384,91 @@ def test_tables_have_aligned_columns_and_no_markup_of_strangers() -> None:
     assert "[red]no[/]" in console.file.getvalue()
 
 
-def test_each_reason_is_said_once_and_not_at_length() -> None:
-    import msgspec
-
+def test_each_reason_is_said_once() -> None:
     refused = "[Errno 111] Error connecting to ('192.0.2.7', 4433): Connection refused"
     same = [msgspec.structs.replace(COMBO, error=refused, target=f"nic tcp 192.0.2.7:{port}") for port in (1, 2)]
     other = msgspec.structs.replace(COMBO, plugin="reverse_connect", error="x" * 1000)
     lines = format_errors(report(Verdict.UNREACHABLE, *same, other, msgspec.structs.replace(COMBO, error=None)))
-    assert lines[0] == "2 × direct_connect: Connection refused"
-    assert lines[1].startswith("1 × reverse_connect: xxx")
-    assert len(lines[1]) < 150
-    assert len(lines) == 2
+    assert lines == ["2 × direct_connect: Connection refused", f"1 × reverse_connect: {'x' * 1000}"]
+
+
+# -- a walk that failed ------------------------------------------------------------------------------------------------
+
+LONG: Final = "the server said: " + "what servers say when they have much to say, " * 5
+
+
+def failed_walk(verdict: Verdict = Verdict.NO_RELAY_CONFIGURED) -> ConnectReport:
+    """Of two machines with many addresses: 21 combos, long reasons, and much that is worth a note."""
+    rows = [("direct", 12), ("punch", 4), ("spray", 5)]
+    combos = [
+        msgspec.structs.replace(
+            COMBO,
+            phase=phase,
+            target=f"nic tcp 192.0.2.{number}:4433",
+            outcome=Outcome.TIMED_OUT if number else Outcome.FAILED,
+            error=None if number else f"{phase}: {LONG}",
+            started_ms=1000.0 * place,
+            ended_ms=1000.0 * place + 800,
+        )
+        for place, (phase, count) in enumerate(rows)
+        for number in range(count)
+    ]
+    return msgspec.structs.replace(
+        report(verdict, *combos),
+        lacks=("no STUN server is configured here", f"no signal server is connected: {LONG}"),
+        notes=tuple(f"{number}: {LONG}" for number in range(9)),
+    )
+
+
+@pytest.mark.parametrize("width", [80, 132])
+def test_a_failed_walk_is_a_screen_on_a_terminal(width: int) -> None:
+    lines = failure_lines(failed_walk(), width)
+    error = f"error: {explain(ConnectError(failed_walk()))[1]}"
+    assert 1 + len(lines) + math.ceil(len(error) / width) <= 24, "with `calling …` in front, and what ends it"
+    assert max(map(len, lines)) <= width
+    assert lines[0] == "no STUN server is configured here"
+    phases = [line for line in lines if re.match("(direct|punch|spray),", line)]
+    assert phases[0].startswith("direct, up to 0.8 s: 12 paths, 11 timed out, 1 failed (direct: the server said")
+    assert phases[2].startswith("spray, up to 2.8 s: 5 paths, 4 timed out, 1 failed (")
+    assert any("6 more" in line for line in lines)
+    assert lines[-1] == "-v shows each path that was tried"
+
+
+def test_a_failed_walk_is_whole_in_a_pipe() -> None:
+    walk = failed_walk()
+    lines = failure_lines(walk, None)
+    assert lines[:2] == list(walk.lacks)
+    assert [line for line in lines if LONG in line][1:4] == [line for line in lines if " paths, " in line]
+    assert lines[-10:-1] == [f"note: {note}" for note in walk.notes]
+
+
+def test_what_was_not_tried_is_said() -> None:
+    """In the order of the phases, whatever was planned first."""
+    waiting = msgspec.structs.replace(COMBO, outcome=Outcome.NOT_STARTED, error=None, started_ms=None, ended_ms=None)
+    late, early = (msgspec.structs.replace(waiting, phase=phase) for phase in ("spray", "punch"))
+    lines = failure_lines(report(Verdict.TIMED_OUT, late, late, early, COMBO), None)
+    assert lines[:3] == [
+        "direct, up to 0.0 s: 1 path failed (refused)", "punch: 1 path not started", "spray: 2 paths not started"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "verdict", [Verdict.REFUSED, Verdict.NOT_ACCEPTING, Verdict.BUSY, Verdict.UNSUPPORTED, Verdict.PEER_OFFLINE]
+)
+def test_what_the_peer_says_itself_is_one_line(verdict: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
+    show_failure(Settings(), failed_walk(verdict))
+    assert capsys.readouterr().err == ""
+
+
+def test_all_of_a_failed_walk_is_behind_v(capsys: pytest.CaptureFixture[str]) -> None:
+    walk = failed_walk(Verdict.PEER_OFFLINE)
+    show_failure(Settings(verbose=1), walk)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[:2] == list(walk.lacks)
+    assert sum("direct_connect" in line and "192.0.2." in line for line in shown) == 21
+    assert sum(LONG in line for line in shown) == 1 + 3 + 9
+    show_failure(Settings(quiet=True), walk)
+    assert capsys.readouterr().err == ""
 
 
 def netcheck_report() -> NetcheckReport:

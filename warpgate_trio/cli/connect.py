@@ -238,9 +238,9 @@ class _Call:
         await StandardOutput().write(encode(event))
 
     async def _print_failed(self, error: ConnectError) -> None:
-        from .render import show_report
+        from .failures import show_failure
 
-        show_report(self._settings, error.report)
+        show_failure(self._settings, error.report)
         if self._settings.json:
             import msgspec
 

@@ -47,14 +47,14 @@ def ping(
     Exits with 0 when the path is direct, with 1 when it is relayed, with 2 when there is none.
     """
     from ..errors import ConnectError
-    from .render import show_report
+    from .failures import show_failure
     from .runner import run
 
     settings.start_logging()
     try:
         return run(partial(_ping, settings, node_options.load(), address, count, interval, timeout))
     except ConnectError as error:
-        show_report(settings, error.report)
+        show_failure(settings, error.report)
         raise CommandFailed(
             PathKind.NONE,
             f"no path to {error.report.peer[:8]}… ({error.verdict.value}). {error.advice}",

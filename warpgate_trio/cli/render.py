@@ -32,14 +32,13 @@ __all__ = [
     "rich_table",
     "show_report",
     "watching_walk",
+    "without_address",
 ]
 
 REDRAW: Final = 0.1
 """Seconds between two pictures: what an eye can follow."""
 
 COLUMNS: Final = ("phase", "plugin", "IP", "route", "target", "ms", "outcome")
-MAX_ERROR: Final = 120
-"""Characters of an error that are shown; the JSON report and the log have all of it."""
 _LONG: Final = frozenset({"target", "server", "outcome"})
 _STYLES: Final = {
     "won": "bold green",
@@ -86,16 +85,14 @@ def format_errors(report: ConnectReport) -> list[str]:
     found: dict[tuple[str, str], int] = {}
     for combo in report.combos:
         if combo.error:
-            key = (combo.plugin, _short_error(combo.error))
+            key = (combo.plugin, without_address(combo.error))
             found[key] = found.get(key, 0) + 1
     return [f"{count} × {plugin}: {error}" for (plugin, error), count in found.items()]
 
 
-def _short_error(text: str) -> str:
-    """What the system said, without number and address, which the table has; anything else as it is, but not longer."""
-    if text.startswith("[Errno "):
-        text = text.rpartition(": ")[2].rpartition("] ")[2]
-    return text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}…"
+def without_address(text: str) -> str:
+    """What the system said, without number and address, which the table has; anything else as it is."""
+    return text.rpartition(": ")[2].rpartition("] ")[2] if text.startswith("[Errno ") else text
 
 
 def _socket_address(target: str) -> str:
@@ -178,6 +175,8 @@ async def watching_walk(settings: Settings) -> AsyncGenerator[OnEvent]:
     """The `on_event` of a walk, shown as the settings want it."""
     if settings.quiet:
         yield lambda _event: None
+    elif not (settings.live or settings.verbose or settings.debug):
+        yield lambda _event: None  # what comes of it is said at its end
     elif settings.live:
         async with _Live().shown() as view:
             yield view.take
