@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hypothesis.strategies as st
 import msgspec
@@ -24,6 +24,7 @@ from warpgate_trio.cli import events
 from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
 from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
 from warpgate_trio.cli.failures import failure_lines, show_failure
+from warpgate_trio.cli.listen import _Listening
 from warpgate_trio.cli.netcheck import _plain, _styled
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
@@ -35,6 +36,7 @@ from warpgate_trio.errors import ConnectError
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.nat.profile import NatProfile
 from warpgate_trio.netcheck import ClockCheck, NetcheckReport, ServerCheck, path_check, plan_paths
+from warpgate_trio.node import Node
 from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent
 from warpgate_trio.servers.ntp import open_ntp
 
@@ -512,6 +514,35 @@ def test_netcheck_fits_a_terminal_and_cuts_no_reason(monkeypatch: pytest.MonkeyP
         for text in (report.cannot[0], "wss://a-name-that-is-long", "UDP: unknown"):
             assert "".join(text.split()) in "".join(shown.split())
         assert shown.count("Temporary") == 7
+
+
+# -- listen ------------------------------------------------------------------------------------------------------------
+
+
+class NodeInTheMaking:
+    """As far as `listen` asks for its address.  `takes`: seconds until the NATs are measured."""
+
+    peer_id = PEER
+    signal_servers = ()
+
+    def __init__(self, takes: float) -> None:
+        self._takes = takes
+        self.address = "wg1of-before"
+
+    async def wait_published(self) -> None:
+        await trio.sleep(self._takes)
+        self.address = "wg1whole"
+
+
+@pytest.mark.parametrize(("takes", "printed", "after"), [(0.4, "wg1whole", 0.4), (60, "wg1of-before", 1.0)])
+async def test_listen_prints_its_address_when_it_is_whole_or_after_a_second(
+    takes: float, printed: str, after: float, autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listening = _Listening(Settings(quiet=True), allowed=None, echo=True, keep_open=False)
+    started = trio.current_time()
+    await listening._announce(cast(Node, NodeInTheMaking(takes)), NodeConfig())
+    assert trio.current_time() - started == pytest.approx(after)
+    assert capsys.readouterr().err == f"{printed}\n"
 
 
 # -- serve -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ __all__ = ["listen"]
 
 SIGNAL_PATIENCE: Final = 3.0
 """Seconds to wait for a signal server before the address is printed all the same."""
+NAT_PATIENCE: Final = 1.0
+"""Seconds more for the NATs to be measured, of which peers would else have to ask."""
 
 
 @click.command(short_help="Wait for a peer; join stdin and stdout to it, or echo.")
@@ -106,12 +108,16 @@ class _Listening:
         return False
 
     async def _announce(self, node: Node, config: NodeConfig) -> None:
-        """Print the address once peers can reach us by it."""
+        """Print the address once peers can reach us by it, and it says what they need to know."""
+        import trio
+
         from ..signal.hub import ServerState
         from .events import ListenReady, encode
 
         if config.servers.signal:
             await self._wait_signals(node)
+        with trio.move_on_after(NAT_PATIENCE):
+            await node.wait_published()
         connected = [server.url for server in node.signal_servers if server.state is ServerState.CONNECTED]
         address = str(node.address)
         if self._settings.json:
