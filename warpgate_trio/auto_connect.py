@@ -29,6 +29,7 @@ from .combos import Combo, Likelihood
 from .errors import ConnectError, SignalError, printable
 from .link import Pipe, RefuseReason
 from .names import NameFailure, describe_failures
+from .nat.outlook import is_unforeseeable
 from .nurseries import leaves, open_background_nursery
 from .panics import panics_as_errors
 from .plugin import PHASES, Plugin
@@ -48,6 +49,9 @@ Factory = Callable[[Attempt], Plugin]
 
 PHASE_SLACK: Final = 0.5
 """Seconds of a punch beyond its round trips, of which it takes seven, or three and a half of a signal's: a lost SYN."""
+UNLIKELY_SLACK: Final = 0.1
+"""The same where a punch is not likely, and sprays are worth it: one that meets no loss has its time, and any other is
+tried again beside them."""
 REFRESH_DELAY: Final = 0.1
 """Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
 
@@ -241,8 +245,8 @@ async def _bare_nursery() -> AsyncGenerator[trio.Nursery]:
 async def _last_round(planned: PlannedWalk, session: Session, beside: _Beside) -> None:
     """Every hopeless combo once: a profile can be wrong, and there is nothing left to lose.
 
-    Then what runs beside gets the time of a direct phase at least.  Where the peer has answered by signal, it is there,
-    and a likely combo gets that of a handshake: three lost SYNs are 7 s (RFC 6298 §5.5).
+    Then what runs beside gets the time of a direct phase at least.  A likely combo gets that of a handshake, in which
+    three SYNs may be lost (7 s, RFC 6298 §5.5), unless every signal server says that the peer is not there.
     """
     view = planned.home.view
     hopeless = [c for c in planned.combos if c.likelihood is Likelihood.HOPELESS]
@@ -250,7 +254,9 @@ async def _last_round(planned: PlannedWalk, session: Session, beside: _Beside) -
         await _run_combos(planned, session, None, hopeless, view.budgets.direct_max, beside)
     await beside.wait_refreshed()
     direct = phase_budget("direct", view.budgets, view.signal_rtt)
-    await beside.wait_ended(max(direct, view.budgets.handshake) if session.answered else direct, direct)
+    offline = session.best_delivery is not None and session.best_delivery <= Delivery.NOBODY_HOME
+    likely = direct if offline and not session.answered else max(direct, view.budgets.handshake)
+    await beside.wait_ended(likely, direct)
     async with session.commit_lock:  # whoever has found a path by now may have it accepted
         pass
 
@@ -264,7 +270,10 @@ async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, 
     if not chosen and not again:
         return
 
+
     def lasts() -> float:
+        if phase == "punch" and view.signal_rtt is not None and _sprays_are_better(planned, session, chosen):
+            return 3.5 * view.signal_rtt + UNLIKELY_SLACK
         own = phase_budget(phase, view.budgets, view.signal_rtt) if chosen else 0.0
         return max(own, delay + phase_budget("punch", view.budgets, view.signal_rtt)) if again else own
 
@@ -280,6 +289,15 @@ async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, 
             await _run_combos(planned, session, phase, [*chosen, *again], budget, beside, follows=True)
         return
     await _run_combos(planned, session, phase, [*chosen, *again], budget, beside, follows=follows)
+
+
+def _sprays_are_better(planned: PlannedWalk, session: Session, punches: Sequence[Combo]) -> bool:
+    """Whether nobody foretells one side's ports: then a punch finds the other side open to everybody, or nothing."""
+    sprays = [c for c in planned.combos if c.phase == "spray" and c.likelihood is not Likelihood.HOPELESS]
+    if "spray" not in planned.phases or not sprays or any(c.likelihood is Likelihood.LIKELY for c in punches):
+        return False
+    sides = planned.home.view.address, session.peer
+    return any(is_unforeseeable(side.nat_profiles.get(None, 4).udp) for side in sides)
 
 
 def _something_follows(planned: PlannedWalk, phase: str | None) -> bool:
@@ -311,12 +329,17 @@ def _plan_second_tries(planned: PlannedWalk, session: Session, *, delay: float) 
 
 
 async def _shorten_phase(planned: PlannedWalk, session: Session, lasts: Callable[[], float]) -> None:
-    """A node that was just opened learns in mid-phase how far its signals go: from then on the phase goes by that."""
+    """A node that was just opened learns in mid-phase how far its signals go, and a little later how its NAT gives out
+    ports: from then on the phase goes by that."""
     try:
         await planned.home.wait_signals()
     except SignalError:
         return
     session.shorten_phase(lasts())
+    nat = planned.home.view.nat
+    if nat is not None:
+        await nat.wait_looked("udp", 4)
+        session.shorten_phase(lasts())
 
 
 async def _run_combos(

@@ -168,7 +168,7 @@ class Budgets(_Section, frozen=True, kw_only=True):
       relay_base: the relay phase lasts twelve round trips of a signal and this.
       total: one whole `auto_connect`, all phases together.
       handshake: an inbound connection from accept to commit: TLS, proof and COMMIT; and a likely direct combo, where no
-        phase is left and the peer has answered by signal.
+        phase is left.
       commit: the wait for ACCEPT or REFUSE after COMMIT.
       authorize: one call of the application's `authorize`.
       goodbye: what a node may still say to the network after it was told to close.

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.sim.punching import Connect, meet, rows
+from tests.sim.punching import WARM, Connect, meet, rows
 from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.plugin import Aim, Message, Plugin
@@ -133,3 +133,22 @@ def test_a_port_that_two_servers_see_alike_needs_no_forecast(connect: Connect) -
     result = meet(PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT), connect, warm=0)
     assert result.plugin == "tcp_punch", rows(result)
     assert result.walk <= 8.2 * RTT + OVERHEAD
+
+
+# -- what sprays wait for ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warm", [0, WARM])
+@pytest.mark.parametrize("alice_is_hard", [True, False])
+def test_sprays_do_not_wait_for_a_punch_that_is_not_likely(alice_is_hard: bool, warm: float) -> None:
+    """Nobody foretells the ports of one side.  The spray itself takes 0.8 s at this distance."""
+    nats = [PORTS_MOVE, presets.LINUX] if alice_is_hard else [presets.LINUX, PORTS_MOVE]
+    result = meet(PeerPair.between(*nats, rtt=RTT, seed=3), warm=warm)
+    assert result.plugin == "random_probe", rows(result)
+    assert result.walk <= 29 * RTT
+
+
+def test_a_punch_that_is_not_likely_may_come_to_something_all_the_same() -> None:
+    """Over TCP nobody knows what a NAT lets in; this one lets everybody in."""
+    result = meet(PeerPair.between(presets.FULL_CONE, PORTS_MOVE, rtt=RTT))
+    assert result.plugin == "tcp_punch", rows(result)

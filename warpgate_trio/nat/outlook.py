@@ -101,6 +101,11 @@ def _announced(profile: TransportProfile) -> bool | None:
     return independent if profile.allocation is not Allocation.UNKNOWN else None
 
 
+def is_unforeseeable(profile: TransportProfile) -> bool:
+    """Whether nobody can tell where packets to somebody new will come from, and that is known."""
+    return _announced(profile) is False
+
+
 def _gets_in(source: TransportProfile, target: TransportProfile) -> bool | None:
     """D(source→target)."""
     by_port = (
