@@ -160,7 +160,7 @@ async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pip
         timed_out = whole.cancelled_caught
     except BaseException:
         if session.pipe is not None:  # cancelled, or a strict plugin's error, after the win: nobody gets the Pipe
-            session.pipe.close_nowait()
+            session.pipe.abort()
         raise
     if session.pipe is not None:
         session.pipe.report = recorder.finish(Verdict.CONNECTED, trio.current_time(), session_id=session.id)

@@ -27,6 +27,7 @@ __all__ = [
     "IdentityError",
     "LibraryPanicked",
     "LocalProtocolError",
+    "PeerAborted",
     "PeerIdError",
     "PeerRefused",
     "PluginError",
@@ -207,6 +208,10 @@ class PeerRefused(WarpgateError):
     def __init__(self, reason: int, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class PeerAborted(WarpgateError):
+    """The peer gave a Pipe up: it was interrupted, or failed.  The cause of `trio.BrokenResourceError` on the Pipe."""
 
 
 class PluginError(WarpgateError):

@@ -104,19 +104,22 @@ class PipeListener(trio.abc.Listener[Pipe]):
         self._arrivals.send_nowait(pipe)
 
     def close_nowait(self, reason: RefuseReason = RefuseReason.NOT_ACCEPTING) -> None:
-        """Stop accepting; Pipes that nobody took are closed, and peers hear `reason` from now on."""
+        """Stop accepting; Pipes that nobody took are aborted, and peers hear `reason` from now on."""
         if self._closed is not None:
             return
         self._closed = reason
         while True:
             try:
-                self._waiting.receive_nowait().close_nowait()
+                self._waiting.receive_nowait().abort()
             except (trio.WouldBlock, trio.EndOfChannel):
                 break
         self._arrivals.close()
 
     async def aclose(self) -> None:
-        """Stop accepting; peers hear NOT_ACCEPTING from now on.  The node stays open."""
+        """Stop accepting; peers hear NOT_ACCEPTING from now on.  Pipes that nobody took are aborted.
+
+        The node stays open.
+        """
         self.close_nowait()
         await trio.lowlevel.checkpoint()
 

@@ -365,7 +365,8 @@ async def open_node(
     """Open a node: ``async with open_node(config, authorize=my_rule) as node:``.
 
     It is usable at once; signal servers are connected to in the background.  Leaving the block closes every Pipe:
-    local calls raise `trio.ClosedResourceError`, peers see the end of the stream.
+    local calls raise `trio.ClosedResourceError`, peers see the end of the stream.  Leaving it by an exception, or
+    cancelled, aborts every Pipe that is open.
 
     Args:
       config: what `warpgate_trio.load_config` or `NodeConfig` made; None takes the defaults.

@@ -484,7 +484,7 @@ class NodeRuntime:
                 await self._set_up(stack, name, plugin)
             stack.push_async_callback(self._wait_calls)
             self._services = await stack.enter_async_context(open_background_nursery())
-            stack.callback(self._close_nowait)
+            stack.push(self._leave)
             for sock in self._sockets:
                 self._services.start_soon(self.inbound.serve_socket, sock)
             self._services.start_soon(self.signals.run)
@@ -530,7 +530,10 @@ class NodeRuntime:
         else:
             self.factories[name] = (plugin, factory)
 
-    def _close_nowait(self) -> None:
+    def _leave(self, kind: type[BaseException] | None, _error: object, _traceback: object) -> None:
+        self._close_nowait(abort=kind is not None)
+
+    def _close_nowait(self, *, abort: bool = False) -> None:
         """Nothing new from here on; what stands has its goodbye time."""
         self.closing = True
         for sock in self._sockets:
@@ -539,7 +542,7 @@ class NodeRuntime:
         for scope in list(self._calls):
             scope.cancel(reason="the node was left")
         for link in list(self._links):
-            link.end_nowait()
+            link.end_nowait(abort=abort)
 
     async def ask(self, peer: PeerAddress, plugin: str) -> object:
         """Run an auxiliary plugin towards a peer; errors come out bare."""

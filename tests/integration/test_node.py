@@ -80,19 +80,38 @@ async def test_leaving_the_node_closes_its_pipes() -> None:
             await alice.auto_connect(bob.address)
 
 
-async def test_a_cancelled_node_still_says_goodbye() -> None:
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_node_that_was_interrupted_says_goodbye_and_not_that_it_had_finished(cancelled: bool) -> None:
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
-        with trio.CancelScope() as scope:
+        with trio.CancelScope() as scope, suppress(KeyError):
             async with loopback_node(ALICE, config()) as alice:
                 pipe = await alice.auto_connect(bob.address)
                 await pipe.send_all(b"last words")
                 theirs = await bob.listener.accept()
+                if not cancelled:
+                    raise KeyError("a fault of the application")
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
-        assert scope.cancelled_caught
+        assert scope.cancelled_caught is cancelled
         with trio.fail_after(HANG):
             assert await theirs.receive_some() == b"last words"
-            assert await theirs.receive_some() == b""
+            with pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
+                await theirs.receive_some()
+
+
+@pytest.mark.parametrize("left", ["the listener", "the node"])
+async def test_a_pipe_that_nobody_took_does_not_read_as_finished(left: str) -> None:
+    async with loopback_node(ALICE, config()) as alice:
+        async with loopback_node(BOB, config(), authorize=anyone) as bob:
+            pipe = await alice.auto_connect(bob.address)
+            while not bob.listener.waiting:
+                await trio.testing.wait_all_tasks_blocked()
+            if left == "the listener":
+                await bob.listener.aclose()
+                with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
+                    await pipe.receive_some()
+        with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
+            await pipe.receive_some()
 
 
 async def test_goodbyes_are_bounded() -> None:

@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.hangs import HANG
 from tests.links import BOB, FAMILIES, End, carrier_kind, connect_ends, connect_sockets, linked, open_ends
+from warpgate_trio.errors import PeerAborted
 from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.testing.pipe_laws import check_cancelled_receive, check_cancelled_send, check_pipe
 
@@ -283,6 +284,142 @@ async def test_the_peers_close_is_eof_to_read_and_broken_to_write() -> None:
         for call in calls.values():
             with pytest.raises(trio.BrokenResourceError, match="pipe broken: the peer closed its end"):
                 await call()
+
+
+async def abort(pipe: Pipe) -> None:
+    pipe.abort()
+
+
+async def leave_by_exception(pipe: Pipe) -> None:
+    with pytest.raises(ValueError, match="the handler failed"):
+        async with pipe:
+            raise ValueError("the handler failed")
+
+
+async def leave_cancelled(pipe: Pipe) -> None:
+    with trio.CancelScope() as scope:
+        async with pipe:
+            scope.cancel()
+            await trio.sleep_forever()
+
+
+async def leave_with_a_cancelled_close(pipe: Pipe) -> None:
+    with trio.CancelScope() as scope:
+        async with pipe:
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+async def close_cancelled(pipe: Pipe) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await pipe.aclose()
+    assert scope.cancelled_caught
+
+
+async def leave_well(pipe: Pipe) -> None:
+    async with pipe:
+        pass
+
+
+ABORTS = [
+    abort,
+    leave_by_exception,
+    leave_cancelled,
+    leave_with_a_cancelled_close,
+    close_cancelled,
+    trio.aclose_forcefully,
+]
+
+
+def named(function: Callable[..., object]) -> str:
+    return function.__name__
+
+
+@pytest.mark.parametrize("way", ABORTS, ids=named)
+async def test_what_was_interrupted_does_not_read_as_finished(way: Callable[[Pipe], Awaitable[None]]) -> None:
+    async with linked() as (alice, bob):
+        await alice.pipe.send_all(b"a part")
+        await way(alice.pipe)
+        assert await bob.pipe.receive_some() == b"a part"
+        calls = every_call(bob.pipe)
+        for name in ("receive", "send_all", "send nothing", "wait", "eof"):
+            call = calls[name]
+            with pytest.raises(trio.BrokenResourceError, match=r"^pipe broken: the peer aborted it$") as caught:
+                await call()
+            assert isinstance(caught.value.__cause__, PeerAborted)
+        for call in every_call(alice.pipe).values():
+            with pytest.raises(trio.ClosedResourceError, match="this pipe was closed"):
+                await call()
+        assert repr(alice.pipe).endswith(" closed>")
+        await alice.ended.wait()
+
+
+@pytest.mark.parametrize("way", [Pipe.aclose, leave_well], ids=named)
+async def test_what_was_closed_well_reads_as_finished(way: Callable[[Pipe], Awaitable[None]]) -> None:
+    async with linked() as (alice, bob):
+        await alice.pipe.send_all(b"all")
+        await way(alice.pipe)
+        await trio.aclose_forcefully(alice.pipe)  # an end that was said is not taken back
+        alice.pipe.abort()
+        assert [await bob.pipe.receive_some() for _ in range(2)] == [b"all", b""]
+
+
+async def test_an_abort_after_the_end_was_said_breaks_the_peers_sends_alone() -> None:
+    async with linked() as (alice, bob):
+        await alice.pipe.send_all(b"all")
+        await alice.pipe.send_eof()
+        alice.pipe.abort()
+        assert [await bob.pipe.receive_some() for _ in range(2)] == [b"all", b""]
+        with pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
+            await bob.pipe.send_all(b"x")
+
+
+@pytest.mark.parametrize("waits", ["to send", "to receive"])
+async def test_an_abort_wakes_whoever_waits_at_both_ends_and_nobody_else(waits: str) -> None:
+    async with linked() as (alice, bob):
+        beside = await alice.pipe.open_pipe()
+        theirs = await bob.accept()
+        if waits == "to send":
+            for end in (alice, bob):
+                await end.pipe.send_all(bytes(end.pipe._channel.sendable))
+
+        async def wait(call: Callable[[], Awaitable[object]], error: type[Exception], text: str) -> None:
+            with pytest.raises(error, match=text):
+                await call()
+
+        async with trio.open_nursery() as nursery:
+            for end, error, text in (
+                (alice, trio.ClosedResourceError, "this pipe was closed"),
+                (bob, trio.BrokenResourceError, "the peer aborted it"),
+            ):
+                call = partial(end.pipe.send_all, b"x") if waits == "to send" else end.pipe.receive_some
+                nursery.start_soon(wait, call, error, text)
+            await trio.testing.wait_all_tasks_blocked(0.005)
+            alice.pipe.abort()
+        await beside.send_all(b"the Link goes on")
+        assert await theirs.receive_some() == b"the Link goes on"
+
+
+async def test_an_abort_in_the_middle_of_a_send_reaches_the_peer_behind_what_went_out() -> None:
+    """The process is going down: what is left of it are the goodbyes."""
+    async with linked(await connect_sockets(buffers=16384)) as (alice, bob):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery, alice.pipe:
+
+                async def interrupt() -> None:
+                    await trio.testing.wait_all_tasks_blocked(0.005)
+                    scope.cancel()
+
+                nursery.start_soon(interrupt)
+                await alice.pipe.send_all(bytes(16 << 20))
+        alice.link.end_nowait()  # as the node does when it is left
+        received = 0
+        with pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
+            while piece := await bob.pipe.receive_some():
+                received += len(piece)
+        assert 0 < received < 16 << 20
+        await alice.ended.wait()
 
 
 async def test_a_path_that_is_cut_is_broken_both_ways_after_what_had_arrived() -> None:

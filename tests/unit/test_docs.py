@@ -329,6 +329,11 @@ def test_the_refuse_reasons() -> None:
     assert {int(row["refuse reason"]): row["name"] for row in rows} == {r.value: r.name for r in frames.RefuseReason}
 
 
+def test_the_reset_codes() -> None:
+    rows = table(page("architecture.md"), "reset code")
+    assert {int(row["reset code"]): row["name"] for row in rows} == {r.value: r.name for r in frames.ResetCode}
+
+
 def test_the_rendezvous_frames() -> None:
     rows = table(page("architecture.md"), "type", "frame", "from")
     expected = [

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from warpgate_trio.errors import LocalProtocolError, RemoteProtocolError
+from warpgate_trio.errors import LocalProtocolError, PeerAborted, RemoteProtocolError
 from warpgate_trio.link import protocol as protocol_module
 from warpgate_trio.link.budget import CONTROL_BURST, CONTROL_RATE, HANDSHAKE_FRAMES, OPEN_COST
 from warpgate_trio.link.channel import LOOSE_PIECES, Channel
@@ -497,6 +497,61 @@ def test_close_is_fin_and_reset_and_drops_what_nobody_will_read() -> None:
     assert theirs.take(None) == b"last words"
 
 
+def test_an_abort_is_a_reset_without_a_fin_behind_what_was_sent() -> None:
+    pair = Pair()
+    ours, theirs = pair.a.main, pair.b.main
+    pair.b.send(theirs, b"unread")
+    pair.carry()
+    pair.a.send(ours, b"not all")
+    pair.a.protocol.close_channel(ours, abort=True)
+    pair.a.protocol.close_channel(ours)  # it stays aborted
+    assert (ours.buffered, ours.done, pair.a.protocol.channels) == (0, True, {})
+    assert pair.a.said()[1:] == [Reset(channel=0, code=ResetCode.ABORTED)]
+    feed(pair.b, data(0, b"not all"), Reset(channel=0, code=ResetCode.ABORTED))
+    assert theirs.incoming is theirs.outgoing is DirectionState.ABANDONED
+    assert isinstance(theirs.failure, PeerAborted)
+    assert str(theirs.failure) == "the peer aborted it"
+    assert theirs.take(None) == b"not all"
+
+
+def test_an_abort_after_a_fin_takes_back_nothing() -> None:
+    pair = Pair()
+    ours, theirs = pair.a.main, pair.b.main
+    pair.a.protocol.finish(ours)
+    pair.a.protocol.close_channel(ours, abort=True)
+    assert pair.a.said() == [Fin(channel=0, final_offset=0), Reset(channel=0, code=ResetCode.ABORTED)]
+    feed(pair.b, Fin(channel=0, final_offset=0), Reset(channel=0, code=ResetCode.ABORTED))
+    assert theirs.incoming is DirectionState.FINISHED
+    assert theirs.outgoing is DirectionState.ABANDONED
+
+
+def test_an_abort_after_the_peers_fin_breaks_what_we_had_not_ended() -> None:
+    pair = Pair()
+    pair.b.protocol.finish(pair.b.main)
+    pair.carry()
+    pair.a.protocol.close_channel(pair.a.main, abort=True)
+    theirs = pair.b.main
+    pair.carry()
+    assert theirs.incoming is DirectionState.ABANDONED
+    assert theirs.outgoing is DirectionState.FINISHED
+    assert pair.a.protocol.channels == pair.b.protocol.channels == {}
+
+
+@pytest.mark.parametrize("ended", ["closed", "both directions"])
+def test_there_is_nothing_to_abort_after_the_end(ended: str) -> None:
+    pair = Pair()
+    ours = pair.a.main
+    if ended == "closed":
+        pair.a.protocol.close_channel(ours)
+    else:
+        pair.a.protocol.finish(ours)
+        pair.b.protocol.finish(pair.b.main)
+        pair.carry()
+    pair.a.said()
+    pair.a.protocol.close_channel(ours, abort=True)
+    assert pair.a.said() == []
+
+
 def test_a_close_after_the_peers_fin_is_no_reset() -> None:
     pair = Pair()
     feed(pair.a, Fin(channel=0, final_offset=0))
@@ -969,6 +1024,8 @@ class End:
         self.sent = bytearray()
         self.got = bytearray()
         self.closed = False
+        self.cut_short = False
+        """It was aborted before its own end, so that the peer must never read one."""
 
     def waiting(self) -> int:
         return 0 if self.closed else self.channel.buffered
@@ -1060,11 +1117,12 @@ class TwoProtocols(RuleBasedStateMachine):
         if end is not None:
             end.side.protocol.finish(end.channel)
 
-    @rule(name=SIDES, pick=PICK)
-    def close(self, name: str, pick: int) -> None:
+    @rule(name=SIDES, pick=PICK, abort=st.booleans())
+    def close(self, name: str, pick: int, abort: bool) -> None:
         own = [end for (side, _), end in self.ends.items() if side == name]
         end = own[pick % len(own)]  # also one that was not answered yet
-        end.side.protocol.close_channel(end.channel)
+        end.cut_short |= abort and end.channel.outgoing is DirectionState.FLOWING
+        end.side.protocol.close_channel(end.channel, abort=abort)
         end.closed = True
 
     @precondition(lambda self: self.counter < 100)
@@ -1083,7 +1141,7 @@ class TwoProtocols(RuleBasedStateMachine):
     def credit_is_kept(self) -> None:
         for (name, number), end in self.ends.items():
             channel = end.channel
-            assert channel.failure is None or "closed its end" in str(channel.failure)
+            assert channel.failure is None or str(channel.failure) in ("the peer closed its end", "the peer aborted it")
             assert channel.sent == len(end.sent)
             assert channel.received <= channel.receive_limit
             other = self.ends.get(("b" if name == "a" else "a", number))
@@ -1111,6 +1169,7 @@ class TwoProtocols(RuleBasedStateMachine):
                 other = self.ends.get(("b" if name == "a" else "a", number))
                 if other is None or end.closed or end.channel.incoming is not DirectionState.FINISHED:
                     continue
+                assert not other.cut_short
                 end.got += end.side.read(end.channel, self.pair.now)
                 assert end.got == other.sent
             for end in self.ends.values():

@@ -115,8 +115,8 @@ class ResetCode(IntEnum):
     """The application closed the Pipe: it reads no more."""
     OVERRUN = 1
     """More bytes came than credit was given."""
-    LINK_LOST = 2
-    """Not on the wire: the local word for a channel whose Link broke."""
+    ABORTED = 2
+    """The application gave the Pipe up: what it has sent is not all that it meant to send."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

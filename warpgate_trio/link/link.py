@@ -410,10 +410,10 @@ class Link:
             channel.closed_here = True
             self.protocol.refuse_channel(channel, reason)
 
-    def end_nowait(self) -> None:
-        """Close every Pipe of the Link and let the driver say goodbye, within its goodbye time from now."""
+    def end_nowait(self, *, abort: bool = False) -> None:
+        """Close or abort every Pipe of the Link, and let the driver say goodbye, within its goodbye time from now."""
         for channel in list(self._pipes):
-            self.close_channel(channel)
+            self.close_channel(channel, abort=abort)
         self._end()
 
     def _end(self) -> None:
@@ -474,9 +474,9 @@ class Link:
         if self.protocol.has_outbox:
             self._poked.set()
 
-    def close_channel(self, channel: Channel) -> None:
-        """Close a channel here; the last one ends the Link."""
-        self.protocol.close_channel(channel)
+    def close_channel(self, channel: Channel, *, abort: bool = False) -> None:
+        """Close or abort a channel here; the last one ends the Link."""
+        self.protocol.close_channel(channel, abort=abort)
         if channel.observer is not None:
             channel.observer.wake()
         self._answers.unpark_all()
@@ -501,7 +501,7 @@ class Link:
         try:
             await pipe.wait_ready()
         except BaseException:
-            pipe.close_nowait()
+            pipe.abort()
             raise
         return pipe
 

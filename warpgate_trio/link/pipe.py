@@ -11,6 +11,8 @@ from ..identity import peer_id_from_key
 from .states import DirectionState
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from ..carrier import Carrier
     from ..report import ConnectReport
     from .channel import Channel
@@ -74,6 +76,9 @@ class Pipe(trio.abc.HalfCloseableStream):
     Beyond the contract of `trio.abc.HalfCloseableStream` it promises: a cancelled `receive_some` loses nothing; a
     cancelled `send_all` has sent some prefix of its data, and the stream goes on whole; ``b""`` means that the peer
     called `send_eof` or `aclose`, and nothing else; at most 8 MiB wait here for a reader that does not read.
+
+    ``async with pipe:`` closes it when the body ends well, and aborts it when the body is left by an exception or was
+    cancelled, so that the peer does not take for the end what was only interrupted.
 
     Attributes:
       peer_id: who is at the other end, proven.
@@ -242,10 +247,34 @@ class Pipe(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Close both directions.  What was sent still arrives and then reads as EOF; the peer's sends break.
 
-        Does not wait for the peer; the node's own tasks say goodbye, for at most ``budgets.goodbye``.
+        Does not wait for the peer; the node's own tasks say goodbye, for at most ``budgets.goodbye``.  Where it is
+        cancelled already, as in `trio.aclose_forcefully`, it aborts instead.
         """
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            self.abort()
+            raise
         self.close_nowait()
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def abort(self) -> None:
+        """Give the Pipe up: what was sent is not all.  Idempotent, and nothing where the Pipe was closed before.
+
+        The peer still receives what was sent before, as far as the path carries it; then its `receive_some` raises
+        `trio.BrokenResourceError`, whose cause is `warpgate_trio.errors.PeerAborted`.  After `send_eof` it reads the
+        end of the stream, and only its sends break.  Local calls raise `trio.ClosedResourceError`.  Does not wait for
+        the peer, as `aclose` does not.
+        """
+        self._link.close_channel(self._channel, abort=True)
+        self._changed.unpark_all()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is not None:
+            self.abort()
+        await self.aclose()
 
     async def wait_ready(self) -> None:
         """Wait for the peer's answer to an OPEN (used by the Link)."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, final
 
-from ..errors import LocalProtocolError, RemoteProtocolError
+from ..errors import LocalProtocolError, PeerAborted, RemoteProtocolError
 from .budget import OPEN_COST, FrameBudget
 from .channel import LOOSE_PIECES, Channel
 from .frames import (
@@ -243,8 +243,11 @@ class LinkProtocol:
             self._outbox.append(encode(Fin(channel=channel.id, final_offset=channel.sent)))
             self._forget_if_done(channel)
 
-    def close_channel(self, channel: Channel) -> None:
-        """Both ends: FIN where our data is whole, RESET where the peer could still send.  Idempotent."""
+    def close_channel(self, channel: Channel, *, abort: bool = False) -> None:
+        """Both ends: FIN where our data is whole, RESET where the peer could still send.  Idempotent.
+
+        With `abort` our data is not whole: RESET without a FIN.
+        """
         if channel.closed_here:
             return
         channel.closed_here = True
@@ -254,6 +257,9 @@ class LinkProtocol:
             return
         if channel.done:
             self._release(channel, channel.window)
+            return
+        if abort:
+            self._abandon(channel, ResetCode.ABORTED)
             return
         self.finish(channel)
         if channel.incoming in (DirectionState.FLOWING, DirectionState.IDLE):
@@ -497,8 +503,7 @@ class LinkProtocol:
         self._forget_if_done(channel)
 
     def _on_reset(self, channel: Channel, frame: Reset) -> None:
-        reason = "closed its end" if frame.code == ResetCode.CLOSED else f"reset the channel (code {frame.code})"
-        channel.failure = channel.failure or RemoteProtocolError(f"the peer {reason}")
+        channel.failure = channel.failure or _reset_failure(frame.code)
         channel.outgoing = next_direction_state(channel.outgoing, FrameType.RESET, ours=False)
         channel.incoming = next_direction_state(channel.incoming, FrameType.RESET, ours=False)
 
@@ -551,6 +556,14 @@ class LinkProtocol:
     def silence(self, now: float) -> float:
         """Seconds since the peer was last heard."""
         return now - self._heard_at
+
+
+def _reset_failure(code: int) -> Exception:
+    """What a RESET of the peer means to whoever uses the channel."""
+    if code == ResetCode.ABORTED:
+        return PeerAborted("the peer aborted it")
+    reason = "closed its end" if code == ResetCode.CLOSED else f"reset the channel (code {code})"
+    return RemoteProtocolError(f"the peer {reason}")
 
 
 def _roles(*, dialer: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
