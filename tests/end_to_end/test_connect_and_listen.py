@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import struct
 import subprocess
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import trio
 
 from tests.end_to_end.conftest import Server
 from tests.end_to_end.processes import checked_event, on_terminal, ran, started
+from tests.links import connect_sockets
 from warpgate_trio.identity import Identity
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
@@ -197,6 +200,75 @@ async def test_a_pipe_that_breaks_is_4() -> None:
             assert connect.stderr_text.splitlines()[-1].startswith("error: pipe broken")
 
 
+@pytest.mark.parametrize("interrupted", ["listen", "connect"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_what_was_interrupted_is_4_on_the_other_side(interrupted: str, number: signal.Signals) -> None:
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        async with started("connect", await listen.address(), "--ephemeral", stdin=PIPE) as connect:
+            sender, receiver = (listen, connect) if interrupted == "listen" else (connect, listen)
+            await sender.stdin.send_all(b"a part")
+            await receiver.wait_out(b"a part")
+            sender.process.send_signal(number)
+            assert await sender.code() == 130
+            assert await receiver.code() == 4
+            assert receiver.out == b"a part"
+            assert receiver.stderr_text.splitlines()[-1] == "error: pipe broken: the peer aborted it"
+
+
+async def test_a_sender_interrupted_in_mid_transfer_is_4_on_the_other_side(tmp_path: Path) -> None:
+    """The interruption goes behind megabytes that wait in the sender."""
+    source = tmp_path / "large"
+    with source.open("wb") as file:
+        file.truncate(4_000_000_000)
+    with source.open("rb") as file:
+        async with started("listen", "--ephemeral", "--allow-any", stdin=file.fileno()) as listen:
+            async with started("connect", await listen.address(), "--ephemeral") as connect:
+                await connect.wait_out(bytes(100_000))
+                listen.interrupt()
+                assert await listen.code() == 130
+                assert await connect.code() == 4
+                assert len(connect.out) < 4_000_000_000
+
+
+async def test_a_receiver_that_had_said_its_own_end_is_not_taken_for_finished() -> None:
+    """Its stdin is empty, ours open and silent."""
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        async with started("connect", await listen.address(), "--ephemeral") as connect:
+            await listen.stdin.send_all(b"a part")
+            await connect.wait_out(b"a part")
+            connect.interrupt()
+            assert await connect.code() == 130
+            assert await listen.code() == 4
+
+
+async def test_a_stdin_that_breaks_is_4_on_both_sides() -> None:
+    theirs, ours = await connect_sockets()  # a program whose stdin is a connection, which is reset
+    with theirs, ours:
+        async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+            async with started("connect", await listen.address(), "--ephemeral", stdin=theirs.fileno()) as connect:
+                await ours.send(b"a part")
+                await listen.wait_out(b"a part")
+                ours.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+                ours.close()
+                assert await connect.code() == 4
+                assert connect.stderr_text.splitlines()[-1] == "error: stdin cannot be read: Connection reset by peer"
+                assert await listen.code() == 4
+                assert listen.out == b"a part"
+
+
+@pytest.mark.needs("linux")
+async def test_a_stdout_that_cannot_be_written_is_4_on_both_sides() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+            async with started("connect", await listen.address(), "--ephemeral", stdin=PIPE, stdout=full) as connect:
+                await listen.stdin.send_all(b"for a full disk")
+                assert await connect.code() == 4
+                assert await listen.code() == 4
+    finally:
+        os.close(full)
+
+
 async def test_a_peer_that_does_not_echo_is_4() -> None:
     async with started("listen", "--ephemeral", "--allow-any") as listen:  # stdin is empty: it ends at once
         connect = await ran("connect", await listen.address(), "--ephemeral", "--echo-test", "1000", "--json")
@@ -222,6 +294,7 @@ async def test_a_stdout_that_nobody_reads_ends_it_quietly() -> None:
                 await listen.stdin.send_all(b"and has gone")
                 assert await connect.code() == 0
                 assert connect.err == b""
+                assert await listen.code() == 4, "its peer did not want to the end"
     finally:
         for descriptor in (reading, writing):
             if descriptor >= 0:

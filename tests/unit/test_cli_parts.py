@@ -7,8 +7,9 @@ import math
 import os
 import re
 import signal
+import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from ipaddress import ip_address
 from typing import Any, Final, cast
 
@@ -20,6 +21,7 @@ import trio.testing
 from hypothesis import given
 
 from tests.end_to_end.processes import SCHEMAS, checked_event
+from tests.links import connect_sockets
 from warpgate_trio.cli import events
 from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
 from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
@@ -32,7 +34,7 @@ from warpgate_trio.cli.runner import run, run_both
 from warpgate_trio.cli.serve import configuration, reachable_urls, start_ntp
 from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_standard_input
 from warpgate_trio.config import NodeConfig
-from warpgate_trio.errors import ConnectError
+from warpgate_trio.errors import ConnectError, PeerAborted, RemoteProtocolError
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.nat.profile import NatProfile
 from warpgate_trio.netcheck import ClockCheck, NetcheckReport, ServerCheck, path_check, plan_paths
@@ -271,6 +273,62 @@ async def test_a_closed_output_is_told_apart(pipes: tuple[int, int, int, int]) -
     await far.send_all(b"for nobody")
     async with open_standard_input(stdin) as source:
         with pytest.raises(OutputClosed):
+            await join(near, source, StandardOutput(stdout))
+        await _end_input(typing, source)
+
+
+async def test_a_stdin_that_breaks_has_not_ended(pipes: tuple[int, int, int, int]) -> None:
+    """A connection that is reset; as little is a disk that fails."""
+    theirs, ours = await connect_sockets()
+    near, far = trio.testing.memory_stream_pair()
+    with theirs, ours:
+        async with open_standard_input(theirs.fileno()) as source, trio.open_nursery() as nursery:
+
+            async def reset() -> None:
+                await ours.send(b"a part")
+                assert await far.receive_some() == b"a part"
+                ours.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+                ours.close()
+                await far.receive_some()
+                raise AssertionError("it read as ended")
+
+            nursery.start_soon(reset)
+            with pytest.raises(CommandFailed, match=r"^stdin cannot be read: Connection reset by peer$") as failed:
+                await join(near, source, StandardOutput(pipes[3]))
+            assert failed.value.code == ExitCode.BROKEN
+            nursery.cancel_scope.cancel()
+
+
+async def test_there_may_be_no_stdin() -> None:
+    """What `nohup` leaves can be written and not be read."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    async with open_standard_input(null) as source:
+        assert await source.read() == b""
+    os.close(null)
+
+
+@pytest.mark.parametrize(
+    ("why", "interrupted"),
+    [
+        (PeerAborted("the peer aborted it"), True),
+        (trio.BrokenResourceError("the connection was cut"), True),
+        (RemoteProtocolError("the peer closed its end"), False),
+    ],
+)
+async def test_a_peer_that_ended_its_direction_may_be_interrupted_after_that(
+    pipes: tuple[int, int, int, int], why: Exception, interrupted: bool
+) -> None:
+    stdin, typing, _, stdout = pipes
+
+    async def broken() -> None:
+        await trio.lowlevel.checkpoint()
+        raise trio.BrokenResourceError("pipe broken") from why
+
+    near, far = trio.testing.memory_stream_pair()
+    near.send_stream.wait_send_all_might_not_block_hook = broken
+    await far.send_eof()
+    async with open_standard_input(stdin) as source:
+        with pytest.raises(trio.BrokenResourceError) if interrupted else nullcontext():
             await join(near, source, StandardOutput(stdout))
         await _end_input(typing, source)
 

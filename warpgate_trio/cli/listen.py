@@ -159,7 +159,7 @@ class _Listening:
                 )
                 await self._output.write(encode(event))
         except BaseException:
-            pipe.close_nowait()
+            pipe.abort()
             raise
         return pipe
 

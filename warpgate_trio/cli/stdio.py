@@ -12,13 +12,14 @@ import errno
 import math
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from ..errors import PeerAborted
 from ..nurseries import open_background_nursery
-from .exits import output_error
+from .exits import CommandFailed, ExitCode, output_error
 from .runner import run_both
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ CHUNK: Final = 256 * 1024
 PEER_GONE_POLL: Final = 0.25
 """Seconds between looks whether a peer that has ended its direction is still there, while stdin is silent."""
 
-_INPUT_GONE: Final = frozenset({errno.EBADF, errno.EIO, errno.ECONNRESET})  # EIO: the terminal was hung up
-
 
 @final
 class StandardInput:
@@ -42,21 +41,31 @@ class StandardInput:
         self._descriptor = descriptor
         self._wanted = trio.Event()
         self._chunks, self._ready = trio.open_memory_channel[bytes](0)
+        self._failure: CommandFailed | None = None
 
     async def read(self) -> bytes:
-        """Wait for data; ``b""`` at the end.  A cancelled call loses nothing."""
+        """Wait for data; ``b""`` at the end.  A cancelled call loses nothing.
+
+        Raises:
+          CommandFailed: it cannot be read, which is no end.
+        """
         self._wanted.set()
         try:
             return await self._ready.receive()
         except trio.EndOfChannel:
+            if self._failure is not None:
+                raise self._failure from None
             return b""
 
     async def run(self) -> None:
         """The reading task.  Its thread is abandoned when it is cancelled: nothing wakes a read of a terminal."""
         await self._wanted.wait()
         async with self._chunks:
-            while data := await self._read_once():
-                await self._chunks.send(data)
+            try:
+                while data := await self._read_once():
+                    await self._chunks.send(data)
+            except OSError as error:
+                self._failure = CommandFailed(ExitCode.BROKEN, f"stdin cannot be read: {error.strerror or error}")
 
     async def _read_once(self) -> bytes:
         while True:
@@ -65,7 +74,7 @@ class StandardInput:
             except BlockingIOError:  # somebody else made it non-blocking
                 await trio.lowlevel.wait_readable(self._descriptor)
             except OSError as error:
-                if error.errno in _INPUT_GONE:
+                if error.errno == errno.EBADF:  # there is none, or nohup's, which is open for writing only
                     return b""
                 raise
 
@@ -114,8 +123,9 @@ async def join(pipe: trio.abc.HalfCloseableStream, source: StandardInput, sink: 
     A peer that has closed for good ends it too, though nothing more may come from stdin to find that out with.
 
     Raises:
-      trio.BrokenResourceError: the Pipe broke, or the peer closed it while it was being sent to.
+      trio.BrokenResourceError: the Pipe broke, the peer aborted it, or it closed it while it was being sent to.
       OutputClosed: nobody reads stdout any more.
+      CommandFailed: stdin cannot be read, or stdout not be written.
     """
     await _Joint(pipe, source, sink).run()
 
@@ -123,9 +133,20 @@ async def join(pipe: trio.abc.HalfCloseableStream, source: StandardInput, sink: 
 async def wait_delivered(pipe: Pipe) -> None:
     """Wait until the peer's node has all that was sent: on a slow line much of it is still in this machine's buffers,
     and the goodbyes of a node are bounded.  A peer that has closed already had what it wanted.
+
+    Raises:
+      trio.BrokenResourceError: the path broke.
     """
-    with suppress(trio.BrokenResourceError):
+    try:
         await pipe.ping()
+    except trio.BrokenResourceError as error:
+        if _is_interruption(error):
+            raise
+
+
+def _is_interruption(error: trio.BrokenResourceError) -> bool:
+    """Whether the peer was interrupted or cut off, rather than said that it wants no more."""
+    return isinstance(error.__cause__, PeerAborted | trio.BrokenResourceError)
 
 
 @final
@@ -167,7 +188,9 @@ class _Joint:
             # Only a use of the Pipe tells whether the peer ended its direction or everything.
             try:
                 await self._pipe.wait_send_all_might_not_block()
-            except trio.BrokenResourceError:
+            except trio.BrokenResourceError as error:
+                if _is_interruption(error):
+                    raise
                 raise _PeerGone from None
 
 
