@@ -355,6 +355,14 @@ async def test_what_was_interrupted_does_not_read_as_finished(way: Callable[[Pip
         await alice.ended.wait()
 
 
+async def test_an_exception_is_not_lost_where_its_scope_was_cancelled_too() -> None:
+    async with linked() as (alice, _):
+        with pytest.raises(ValueError, match="the handler failed"), trio.CancelScope() as scope:
+            async with alice.pipe:
+                scope.cancel()
+                raise ValueError("the handler failed")
+
+
 @pytest.mark.parametrize("way", [Pipe.aclose, leave_well], ids=named)
 async def test_what_was_closed_well_reads_as_finished(way: Callable[[Pipe], Awaitable[None]]) -> None:
     async with linked() as (alice, bob):

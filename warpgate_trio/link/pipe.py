@@ -272,9 +272,11 @@ class Pipe(trio.abc.HalfCloseableStream):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if exc_type is not None:
+        if exc_type is None:
+            await self.aclose()
+        else:
             self.abort()
-        await self.aclose()
+            await trio.lowlevel.cancel_shielded_checkpoint()  # a Cancelled in its place would hide the exception
 
     async def wait_ready(self) -> None:
         """Wait for the peer's answer to an OPEN (used by the Link)."""
