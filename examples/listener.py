@@ -5,20 +5,19 @@ from contextlib import suppress
 
 import trio
 
-from warpgate_trio import NodeConfig, Pipe, Servers, anyone, open_node
+from warpgate_trio import NodeConfig, Pipe, Servers, anyone, open_node, serve_pipes
 
 
 async def echo(pipe: Pipe) -> None:
-    with suppress(trio.BrokenResourceError):  # a peer that vanishes ends its Pipe, not this program
-        async with pipe:
-            async for data in pipe:
-                await pipe.send_all(data)
+    async for data in pipe:
+        await pipe.send_all(data)
 
 
 async def main(server: str) -> None:
     async with open_node(NodeConfig(servers=Servers(websocket=[server])), authorize=anyone) as node:
         print(node.address, flush=True)
-        await trio.serve_listeners(echo, [node.listener])
+        await serve_pipes(echo, node)
 
 
-trio.run(main, sys.argv[1])
+with suppress(KeyboardInterrupt):  # peers that are being served see an abort
+    trio.run(main, sys.argv[1])

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .address import PeerAddress as PeerAddress
     from .combos import RouteType as RouteType
+    from .config import Budgets as Budgets
+    from .config import IdentityConfig as IdentityConfig
+    from .config import InterfacesConfig as InterfacesConfig
+    from .config import ListenConfig as ListenConfig
     from .config import NodeConfig as NodeConfig
     from .config import Servers as Servers
     from .config import load_config as load_config
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from .errors import PeerRefused as PeerRefused
     from .errors import WarpgateError as WarpgateError
     from .identity import Identity as Identity
+    from .inbound import Authorize as Authorize
     from .inbound import PipeListener as PipeListener
     from .inbound import anyone as anyone
     from .link import PathInfo as PathInfo
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from .plugin import IP6 as IP6
     from .report import ConnectReport as ConnectReport
     from .report import Verdict as Verdict
+    from .serving import serve_pipes as serve_pipes
 
     NIC_BIND = RouteType.NIC_BIND
     EXT_BIND = RouteType.EXT_BIND
@@ -43,10 +49,15 @@ __all__ = [
     "LOOPBACK_BIND",
     "NIC_BIND",
     "AddressError",
+    "Authorize",
+    "Budgets",
     "ConfigError",
     "ConnectError",
     "ConnectReport",
     "Identity",
+    "IdentityConfig",
+    "InterfacesConfig",
+    "ListenConfig",
     "NetcheckReport",
     "Node",
     "NodeConfig",
@@ -62,16 +73,22 @@ __all__ = [
     "anyone",
     "load_config",
     "open_node",
+    "serve_pipes",
 ]
 
 _HOME: Final[dict[str, str]] = {
     "AddressError": "errors",
+    "Authorize": "inbound",
+    "Budgets": "config",
     "ConfigError": "errors",
     "ConnectError": "errors",
     "ConnectReport": "report",
     "IP4": "plugin",
     "IP6": "plugin",
     "Identity": "identity",
+    "IdentityConfig": "config",
+    "InterfacesConfig": "config",
+    "ListenConfig": "config",
     "NetcheckReport": "netcheck",
     "Node": "node",
     "NodeConfig": "config",
@@ -87,6 +104,7 @@ _HOME: Final[dict[str, str]] = {
     "anyone": "inbound",
     "load_config": "config",
     "open_node": "node",
+    "serve_pipes": "serving",
 }
 _ROUTE_TYPES: Final = ("NIC_BIND", "EXT_BIND", "LOOPBACK_BIND")
 

@@ -11,10 +11,12 @@ what is undecided, which any stranger can make us remember, and forget.
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from .carrier import TlsContexts
     from .config import Budgets
 
-__all__ = ["Authorize", "Inbound", "PipeListener", "anyone", "open_listening_sockets"]
+__all__ = ["Authorize", "Inbound", "PipeListener", "anyone", "check_authorize", "open_listening_sockets"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -48,6 +50,23 @@ async def anyone(peer_id: str) -> bool:
     """The `Authorize` rule that lets everybody in, in words: ``open_node(authorize=anyone)``."""
     await trio.lowlevel.checkpoint()
     return True
+
+
+def check_authorize(authorize: Authorize | None) -> None:
+    """Raise `TypeError` for a rule that is no async function: each peer would be refused for it, one by one.
+
+    A partial, a method, and an object whose ``__call__`` is async are as good; a sync function that returns a coroutine
+    cannot be told from one that returns a bool.
+    """
+    rule: object = authorize
+    while isinstance(rule, partial):
+        rule = rule.func
+    if callable(rule):
+        rule = inspect.unwrap(rule)
+        if inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(type(rule).__call__):
+            return
+    if authorize is not None:
+        raise TypeError(f"authorize must be an async function, as `async def rule(peer_id)`, not {authorize!r}")
 
 
 MAX_WAITING_PIPES: Final = 64

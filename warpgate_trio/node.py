@@ -27,7 +27,8 @@ from .errors import (
     SignalError,
 )
 from .identity import Identity, default_key_file
-from .inbound import Authorize, PipeListener, open_listening_sockets
+from .inbound import Authorize, PipeListener, check_authorize, open_listening_sockets
+from .inside_trio import require_trio
 from .link import EARLY_DATA_LIMIT, Pipe
 from .netcheck import NetcheckReport
 from .netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
@@ -370,15 +371,19 @@ async def open_node(
 
     Args:
       config: what `warpgate_trio.load_config` or `NodeConfig` made; None takes the defaults.
-      authorize: ``await authorize(peer_id)`` decides who may open Pipes to this node.  Without it the node can call but
-        not be called.  `warpgate_trio.anyone` lets everybody in.
+      authorize: an async function; ``await authorize(peer_id)`` decides who may open Pipes to this node.  Without it
+        the node can call but not be called.  `warpgate_trio.anyone` lets everybody in.
       identity: instead of the configuration's.
       plugins: names or classes; None takes every plugin that is installed.
       strict_plugins: let a plugin's unexpected exceptions reach the caller (for tests of plugins).
 
     Raises:
       ConfigError: the key file cannot be used, there is no plugin, or the port is taken.
+      RuntimeError: this is not Trio.
+      TypeError: `authorize` is no async function.
     """
+    require_trio("open_node")
+    check_authorize(authorize)
     config = NodeConfig() if config is None else config
     if identity is None:
         wanted = config.identity

@@ -64,6 +64,10 @@ class Verdict(Enum):
     NO_RELAY_CONFIGURED = "no_relay_configured"
     """Everything direct failed, the peer answers signals, and there is no relay to fall back to."""
 
+    def __str__(self) -> str:
+        """Its value, which is what the JSON and the documentation call it."""
+        return self.value
+
 
 ADVICE: Final = {
     Verdict.CONNECTED: "Nothing to do.",

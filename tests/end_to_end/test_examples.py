@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import trio
 
 from tests.end_to_end.processes import environment
 from tests.hangs import HANG
+from tests.nodes import ALICE, config, loopback_node
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
@@ -61,5 +64,28 @@ async def test_the_two_programs_talk() -> None:
             await serving.stdout.aclose()
 
 
-async def run(command: list[str], task_status: trio.TaskStatus[trio.Process]) -> None:
-    await trio.run_process(command, stdout=subprocess.PIPE, check=False, env=environment(), task_status=task_status)
+@pytest.mark.slow("a process that is interrupted while it serves")
+async def test_the_listener_ends_well_on_ctrl_c() -> None:
+    """Without a traceback; the peer that it was serving does not take it for the end."""
+    with trio.fail_after(HANG):
+        async with open_rendezvous() as server, open_background_nursery() as nursery:
+            serving = await nursery.start(
+                partial(run, stderr=subprocess.PIPE), [sys.executable, str(EXAMPLES[0]), server.url]
+            )
+            address = await first_line(serving.stdout)
+            async with loopback_node(ALICE, config(server)) as alice, await alice.auto_connect(address) as pipe:
+                await pipe.send_all(b"served")
+                assert await pipe.receive_some() == b"served"
+                serving.send_signal(signal.SIGINT)
+                with pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
+                    await pipe.receive_some()
+            assert b"".join([data async for data in serving.stderr]) == b""
+            assert await serving.wait() == 0
+            await serving.stdout.aclose()
+            await serving.stderr.aclose()
+
+
+async def run(command: list[str], task_status: trio.TaskStatus[trio.Process], *, stderr: int | None = None) -> None:
+    await trio.run_process(
+        command, stdout=subprocess.PIPE, stderr=stderr, check=False, env=environment(), task_status=task_status
+    )

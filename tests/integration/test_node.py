@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
+from collections.abc import Awaitable
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
-from typing import NoReturn
+from typing import Any, NoReturn
+from unittest.mock import AsyncMock
 
 import pytest
 import trio
@@ -516,6 +520,38 @@ async def test_connect_pins_plugin_family_and_route() -> None:
         async with await both.alice.connect(both.bob.address, plugin="reverse_connect", af=IP4) as pipe:
             assert pipe.path.plugin == "reverse_connect"
             assert pipe.path.rtt is None or pipe.path.rtt > 0
+
+
+def no_coroutine(peer_id: str) -> bool:
+    return bool(peer_id)
+
+
+class Rule:
+    """A rule that is an object."""
+
+    async def __call__(self, peer_id: str) -> bool:
+        return await anyone(peer_id)
+
+    async def method(self, peer_id: str) -> bool:
+        return await anyone(peer_id)
+
+
+@functools.wraps(anyone)
+def wrapped(peer_id: str) -> Awaitable[bool]:
+    return anyone(peer_id)
+
+
+@pytest.mark.parametrize("rule", [no_coroutine, lambda _: True, partial(no_coroutine), Rule, {"peer"}, True])
+async def test_a_rule_that_is_no_async_function_is_refused_at_once(rule: Any) -> None:
+    with pytest.raises(TypeError, match=r"^authorize must be an async function, as `async def rule\(peer_id\)`, not "):
+        async with open_node(config(), identity=ALICE, authorize=rule):
+            raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize("rule", [anyone, partial(anyone), Rule(), Rule().method, wrapped, AsyncMock(), None])
+async def test_whatever_is_async_is_a_rule(rule: Any) -> None:
+    async with loopback_node(ALICE, config(), authorize=rule):
+        pass
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------

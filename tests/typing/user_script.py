@@ -25,6 +25,7 @@ from warpgate_trio import (
     Verdict,
     load_config,
     open_node,
+    serve_pipes,
 )
 
 
@@ -49,7 +50,7 @@ async def serve(config: NodeConfig, friends: frozenset[str]) -> None:
         print(node.address)
         for plugin in node.plugins:
             print(plugin.name, plugin.problem)
-        await trio.serve_listeners(echo, [node.listener])
+        await serve_pipes(echo, node)
 
 
 async def call(config: NodeConfig, text: str) -> bytes:

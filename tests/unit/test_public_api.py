@@ -19,6 +19,7 @@ import pytest
 import warpgate_trio
 
 ROOT = Path(__file__).parents[2]
+ALIASES = {"Authorize"}
 CONSTANTS = {"IP4": 4, "IP6": 6, "NIC_BIND": 1, "EXT_BIND": 2, "LOOPBACK_BIND": 5}
 
 
@@ -28,6 +29,8 @@ class TestNames:
         value = getattr(warpgate_trio, name)
         if name in CONSTANTS:
             assert value == CONSTANTS[name]
+        elif name in ALIASES:
+            assert value is getattr(import_module(f"warpgate_trio.{warpgate_trio._HOME[name]}"), name)
         else:
             assert value.__name__ == name
             assert (value.__doc__ or "").strip()
@@ -53,6 +56,12 @@ class TestNames:
     def test_a_name_that_there_is_not(self) -> None:
         with pytest.raises(AttributeError, match="module 'warpgate_trio' has no attribute 'open_gate'"):
             warpgate_trio.open_gate  # noqa: B018
+
+    def test_what_a_configuration_is_made_of_is_there(self) -> None:
+        whole = warpgate_trio.NodeConfig()
+        sections = {type(getattr(whole, name)).__name__ for name in whole.__struct_fields__}
+        assert sections == {"Budgets", "IdentityConfig", "InterfacesConfig", "ListenConfig", "Servers"}
+        assert sections <= set(warpgate_trio.__all__)
 
     def test_a_name_is_looked_up_once(self) -> None:
         assert warpgate_trio.open_node is vars(warpgate_trio)["open_node"]

@@ -232,3 +232,8 @@ def test_advice_goes_by_what_is_known(verdict: Verdict, known: Known) -> None:
     assert better.endswith(".")
     assert len(better) < 120
     assert advise(Verdict.UNREACHABLE, set(Known)) == ADVICE[Verdict.UNREACHABLE]
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_verdict_is_shown_by_its_value(verdict: Verdict) -> None:
+    assert str(verdict) == f"{verdict}" == verdict.value

@@ -18,6 +18,7 @@ import trio
 from .. import host as machine
 from ..carrier.segments import clamp_segments
 from ..config import ServerUrl
+from ..inside_trio import require_trio
 from ..nurseries import open_background_nursery
 from ..proxies import TrustedProxies
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
@@ -253,8 +254,10 @@ async def open_rendezvous(
     Raises:
       ConfigError: one of `public_urls` is no URL of a WebSocket.
       OSError: the address cannot be listened on.
+      RuntimeError: this is not Trio.
       Whatever the body raises, bare.
     """
+    require_trio("open_rendezvous")
     async with open_background_nursery() as nursery:
         yield await nursery.start(
             partial(
