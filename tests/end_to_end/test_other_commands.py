@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,25 @@ async def test_demo() -> None:
     for word in ("ws://127.0.0.1:", "alice dials bob", "reverse_connect", "MB/s", "won"):
         assert word in demo.stderr_text
     assert "\x1b" not in demo.stderr_text
+
+
+async def test_what_the_demo_advises_connects_two_machines(tmp_path: Path) -> None:
+    """Its last lines, as they are: a configuration is written by the first and read by the others."""
+    shown = (await ran("demo")).stderr_text
+    serving, listening, connecting = (line.split() for line in re.findall(r"^  warpgate-trio (.*?) +#", shown, re.M))
+    assert serving[1:] == [">", "warpgate.toml"]
+    with (tmp_path / "warpgate.toml").open("wb") as file:
+        async with started(
+            "serve", "--port", "0", "--stun-port", "0", "--ntp-port", "0", stdout=file.fileno()
+        ) as serve:
+            await serve.wait_err("until interrupted")
+            words = [str(tmp_path / word) if word == "warpgate.toml" else word for word in listening]
+            async with started(*words, "--ephemeral", "--echo") as listen:
+                address = await listen.address()
+                assert "no signal server" not in listen.stderr_text
+                names = {"warpgate.toml": str(tmp_path / "warpgate.toml"), "wg1…": address}
+                connect = await ran(*(names.get(word, word) for word in connecting), "--ephemeral", "--echo-test", "9")
+                assert connect.process.returncode == 0, connect.stderr_text
 
 
 @pytest.mark.needs("linux")

@@ -27,7 +27,7 @@ from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
 from tests.nodes import config as node_config
 from warpgate_trio import combos, config, inbound, meetings, plugin
-from warpgate_trio.carrier import tls
+from warpgate_trio.carrier import quic, quic_protocol, tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
@@ -228,7 +228,8 @@ def test_what_the_numbers_add_up_to() -> None:
     text = page("back_pressure_and_timeouts.md")
     limits = inbox.InboxLimits()
     assert (1 + protocol.MISSES) * tls.IDLE_INTERVAL == 240
-    assert "240 s after the last byte" in text
+    assert (1 + protocol.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
+    assert "240 s after the last byte over TCP, 100 s over UDP" in text
     assert 2 * protocol.MAX_CHANNELS * protocol.WINDOW_FLOOR == protocol.WINDOWS_TOTAL
     assert inbound.MAX_HANDSHAKES * protocol.EARLY_DATA_LIMIT == 16 * 2**20
     assert "16 MiB of early data" in text

@@ -22,6 +22,11 @@ __all__ = ["demo"]
 TRANSFER: Final = 64 * 1024 * 1024
 PATIENCE: Final = 10.0
 """Seconds for each step; it takes milliseconds."""
+RECIPE: Final = (
+    "warpgate-trio serve > warpgate.toml                      # where both can reach it; copy the file to both",
+    "warpgate-trio listen --config warpgate.toml --allow-any  # on one",
+    "warpgate-trio connect --config warpgate.toml wg1…        # on the other, with what `listen` has printed",
+)
 
 
 @click.command(short_help="Watch two nodes find each other and move bytes, on this machine alone.")
@@ -190,6 +195,5 @@ class _Stage:
 
     def done(self) -> None:
         self._settings.say("\nAll of it was encrypted end to end, and went over loopback only.  Between two machines:")
-        self._settings.say("  warpgate-trio serve               where both can reach it")
-        self._settings.say("  warpgate-trio listen --allow-any  on one")
-        self._settings.say("  warpgate-trio connect wg1…        on the other")
+        for line in RECIPE:
+            self._settings.say(f"  {line}")
