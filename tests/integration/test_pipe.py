@@ -143,6 +143,30 @@ async def test_a_ping_on_a_path_that_is_gone() -> None:
         await ping()  # and when it was gone before
 
 
+async def test_a_ping_tells_of_a_peer_that_aborted_before_it_had_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both had said their ends, and ours was still on its way."""
+    async with linked() as (alice, bob):
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        receive, go_on = bob.link.carrier.receive, trio.Event()
+
+        async def receive_later() -> list[bytes]:
+            await go_on.wait()
+            return await receive()
+
+        monkeypatch.setattr(bob.link.carrier, "receive", receive_later)
+        await alice.pipe.send_all(b"x")  # for the read that is under way
+        assert await bob.pipe.receive_some() == b"x"
+        await bob.pipe.send_eof()
+        assert await alice.pipe.receive_some() == b""
+        await alice.pipe.send_all(b"the rest")
+        await alice.pipe.send_eof()
+        bob.pipe.abort()
+        with pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
+            await alice.pipe.ping()
+        assert await alice.pipe.receive_some() == b""
+        go_on.set()
+
+
 # --- the details ---
 
 

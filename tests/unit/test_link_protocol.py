@@ -525,6 +525,31 @@ def test_an_abort_after_a_fin_takes_back_nothing() -> None:
     assert theirs.outgoing is DirectionState.ABANDONED
 
 
+def test_an_abort_that_crosses_our_fin_is_known_though_both_directions_had_ended() -> None:
+    pair = Pair()
+    ours = pair.a.main
+    pair.b.protocol.finish(pair.b.main)
+    pair.carry()
+    pair.a.protocol.finish(ours)
+    assert pair.a.protocol.channels == {}
+    pair.b.protocol.close_channel(pair.b.main, abort=True)
+    pair.deliver(pair.b)
+    assert isinstance(ours.failure, PeerAborted)
+    pair.a.protocol.close_channel(ours)
+    assert pair.a.protocol._ended == {}
+
+
+def test_only_pipes_that_the_application_holds_are_remembered_after_their_end() -> None:
+    pair = Pair()
+    for number in range(2, 10, 2):  # taken back before anybody saw it
+        feed(pair.a, Open(channel=number, credit=0, label=""), Reset(channel=number, code=ResetCode.ABORTED))
+    ours, theirs = pair.open(pair.a)
+    pair.a.protocol.close_channel(ours)
+    pair.b.protocol.close_channel(theirs)
+    pair.carry()
+    assert pair.a.protocol._ended == pair.b.protocol._ended == {}
+
+
 def test_an_abort_after_the_peers_fin_breaks_what_we_had_not_ended() -> None:
     pair = Pair()
     pair.b.protocol.finish(pair.b.main)

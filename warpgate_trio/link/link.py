@@ -518,7 +518,8 @@ class Link:
                 return trio.current_time() - began
         if channel.closed_here:
             raise trio.ClosedResourceError("this pipe was closed")
-        raise trio.BrokenResourceError(f"pipe broken: {protocol.failure}") from protocol.failure
+        failure = channel.failure or protocol.failure
+        raise trio.BrokenResourceError(f"pipe broken: {failure}") from failure
 
     def live_path(self) -> PathInfo:
         """`path` with the round trip of now."""

@@ -234,7 +234,8 @@ class Pipe(trio.abc.HalfCloseableStream):
         application has read it is another matter.  Waits for as long as the caller's scope allows.
 
         Raises:
-          trio.BrokenResourceError: the path is gone, or the peer ended the Link.
+          trio.BrokenResourceError: the path is gone, or the peer ended the Link; its cause is
+            `warpgate_trio.errors.PeerAborted` where the peer aborted this Pipe before it had all that was sent.
           trio.ClosedResourceError: you closed the Pipe.
         """
         return await self._link.ping(self._channel)

@@ -88,6 +88,7 @@ class LinkProtocol:
     ) -> None:
         self.state: LinkState = LinkState.FRESH
         self.channels: dict[int, Channel] = {}
+        self._ended: dict[int, Channel] = {}  # both directions, and not closed here: no more than the application holds
         self.proof: Proof | None = None
         self.commit: Commit | None = None
         self.refusal: Refuse | None = None
@@ -251,6 +252,7 @@ class LinkProtocol:
         if channel.closed_here:
             return
         channel.closed_here = True
+        self._ended.pop(channel.id, None)
         channel.buffer.clear()
         channel.buffered = 0
         if self.state is LinkState.ENDED:
@@ -318,6 +320,8 @@ class LinkProtocol:
         if self.channels.pop(channel.id, None) is not None:
             self._release(channel, channel.window - channel.buffered)  # the rest as it is read
             self._credits.pop(channel.id, None)
+            if channel.accepted and not channel.closed_here:
+                self._ended[channel.id] = channel
 
     def _release(self, channel: Channel, size: int) -> None:
         channel.window -= size
@@ -476,6 +480,9 @@ class LinkProtocol:
         channel = self.channels.get(frame.channel)
         if channel is None:
             self._check_was_open(frame.channel)
+            if isinstance(frame, Reset) and frame.code == ResetCode.ABORTED and frame.channel in self._ended:
+                # Our FIN had not come to it: it did not get all, whatever it said of its own direction.
+                self._ended[frame.channel].failure = _reset_failure(frame.code)
             return
         if isinstance(frame, Accept):
             ours = channel.id == 0 or (channel.id % 2 == 1) is bool(self._initiator)
@@ -535,6 +542,7 @@ class LinkProtocol:
                     channel.failure = channel.failure or failure
             self._touched.append(channel)
         self.channels.clear()
+        self._ended.clear()
         self._credits.clear()
         self._pong = None
 
