@@ -270,7 +270,6 @@ async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, 
     if not chosen and not again:
         return
 
-
     def lasts() -> float:
         if phase == "punch" and view.signal_rtt is not None and _sprays_are_better(planned, session, chosen):
             return 3.5 * view.signal_rtt + UNLIKELY_SLACK
