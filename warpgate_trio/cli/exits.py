@@ -28,8 +28,8 @@ class ExitCode(IntEnum):
     REFUSED = 3
     """The peer was reached and said no."""
     BROKEN = 4
-    """There was a Pipe, and it broke or the peer was interrupted, or the echo was wrong; stdin could not be read; or the
-    disk is full, for stdout or a key file."""
+    """There was a Pipe, and it broke or the peer was interrupted, or the echo was wrong; stdin could not be read; or
+    the disk is full, for stdout or a key file."""
     INTERNAL = 70
     """A fault of this program (EX_SOFTWARE of sysexits.h)."""
     INTERRUPTED = 130
