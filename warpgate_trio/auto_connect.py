@@ -17,35 +17,33 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .attempt import EXPECTED, Attempt, AttemptHome
+from .attempt import EXPECTED, Attempt
 from .combos import Combo, Likelihood
 from .errors import ConnectError, SignalError, printable
-from .link import Pipe, RefuseReason
-from .names import NameFailure, describe_failures
+from .link import Pipe
+from .names import describe_failures
 from .nat.outlook import is_unforeseeable
 from .nurseries import leaves, open_background_nursery
 from .panics import panics_as_errors
-from .plugin import PHASES, Plugin
-from .report import Known, Outcome, Verdict
+from .planned_walk import PlannedWalk
+from .report import Outcome, Verdict
 from .session import Session
-from .signal import Delivery, RefusalReason
+from .signal import Delivery
+from .verdicts import decide_verdict, take_stock
 
 if TYPE_CHECKING:
-    from .address import PeerAddress
     from .config import Budgets
 
-__all__ = ["PlannedWalk", "walk"]
+__all__ = ["walk"]
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-Factory = Callable[[Attempt], Plugin]
 
 PHASE_SLACK: Final = 0.5
 """Seconds of a punch beyond its round trips, of which it takes seven, or three and a half of a signal's: a lost SYN."""
@@ -54,82 +52,6 @@ UNLIKELY_SLACK: Final = 0.1
 tried again beside them."""
 REFRESH_DELAY: Final = 0.1
 """Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
-
-
-@final
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Unresolved:
-    """What DNS has to do with a walk's end.
-
-    Attributes:
-      names: those of servers that cannot be resolved now.
-      no_signal, no_stun: all names of signal servers are among them, and all of STUN servers, of which there are some
-        and of which none is remembered.
-    """
-
-    names: Mapping[str, NameFailure] = dataclasses.field(default_factory=dict)
-    no_signal: bool = False
-    no_stun: bool = False
-
-
-@final
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
-    """What this side has of what a walk may need.
-
-    Attributes:
-      signal, stun: whether servers of the kind are configured.
-      silent: where no signal server is connected, each with the reason.
-    """
-
-    signal: bool = True
-    stun: bool = True
-    silent: Sequence[str] = ()
-
-
-@final
-class PlannedWalk:
-    """What a walk needs besides the session: who runs the combos, and for how long.
-
-    Args:
-      home: the node.
-      factories: plugin name -> maker of its instances.
-      combos: the plan.
-      phases: those to take, in order; None among them stands for the plugins without a phase (a pinned call).
-      strict: let a plugin's unexpected exception out.
-      ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
-      refresh: asks the peer for its present address; None where the address is to be taken as it is.
-      replan: the combos with another address of the peer.
-      unresolved: the names of servers that DNS does not resolve now.
-      here: what this side has, as of now.
-    """
-
-    def __init__(
-        self,
-        home: AttemptHome,
-        *,
-        factories: Mapping[str, Factory],
-        combos: Sequence[Combo],
-        phases: Sequence[str | None] = PHASES,
-        strict: bool = False,
-        ceiling: float | None = None,
-        has_relay: bool = False,
-        refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
-        replan: Callable[[PeerAddress], Sequence[Combo]] = lambda _: (),
-        unresolved: Callable[[], Unresolved] = Unresolved,
-        here: Callable[[], Here] = Here,
-    ) -> None:
-        self.home: Final = home
-        self.factories: Final = factories
-        self.combos: Final = list(combos)
-        self.phases: Final = phases
-        self.strict: Final = strict
-        self.ceiling: Final = ceiling
-        self.has_relay: Final = has_relay
-        self.refresh: Final = refresh
-        self.replan: Final = replan
-        self.unresolved: Final = unresolved
-        self.here: Final = here
 
 
 async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pipe:
@@ -458,62 +380,3 @@ def phase_budget(phase: str | None, budgets: Budgets, signal_rtt: float | None) 
     if phase == "spray":
         return max(budgets.spray, 5 * (signal_rtt or 0.0) + 4 * PHASE_SLACK)
     return budgets.relay_base + 12 * (signal_rtt if signal_rtt is not None else budgets.direct_max / 3)
-
-
-def take_stock(session: Session, planned: PlannedWalk) -> tuple[set[Known], list[str]]:
-    """What this side was without, for the advice and in sentences; what the walk had no use for is not missed."""
-    here = planned.here()
-    punches = any(phase in ("punch", "spray") for phase in planned.phases)
-    known: set[Known] = set()
-    lacks: list[str] = []
-    if session.refusal is not None:  # it was reached with what there is
-        return ({Known.TAKEN} if session.refusal.reason == RefuseReason.TAKEN else known), lacks
-    if not here.signal:
-        known.add(Known.NO_SIGNAL_HERE)
-    if (session.signalled or punches) and not here.signal:
-        lacks.append("no signal server is configured here")
-    elif session.signalled and here.silent:
-        lacks.append(f"no signal server is connected: {'; '.join(here.silent)}")
-    if punches and not here.stun:
-        known.add(Known.NO_STUN_HERE)
-        lacks.append("no STUN server is configured here: no way through a NAT is known")
-    if punches and not session.peer.nat_profiles:
-        known.add(Known.NO_STUN_THERE)
-    return known, lacks
-
-
-_BY_REFUSAL: Final[Mapping[int, Verdict]] = {
-    RefuseReason.UNAUTHORIZED: Verdict.REFUSED,
-    RefuseReason.NOT_ACCEPTING: Verdict.NOT_ACCEPTING,
-    RefuseReason.BUSY: Verdict.BUSY,
-    RefuseReason.TAKEN: Verdict.BUSY,
-    RefuseReason.UNSUPPORTED: Verdict.UNSUPPORTED,
-}
-
-
-def decide_verdict(session: Session, planned: PlannedWalk, *, timed_out: bool) -> Verdict:
-    """The one reason that explains most: what the peer itself said, then what was seen, then what was missing."""
-    if session.refusal is not None:
-        return _BY_REFUSAL.get(session.refusal.reason, Verdict.NOT_ACCEPTING)
-    if not planned.combos:
-        return Verdict.NOTHING_TO_TRY
-    if timed_out:
-        return Verdict.TIMED_OUT
-    if session.broke_off or session.spent:
-        return Verdict.BROKE_OFF
-    if session.wrong_peer:
-        return Verdict.WRONG_PEER
-    if session.clock_corrected and not session.answered:
-        return Verdict.CLOCK_OFF  # it told us its time, we went by that, and it heard no more of us
-    if session.turned_down is not None:
-        return Verdict.BUSY if session.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
-    unresolved = planned.unresolved()
-    if session.answered and unresolved.no_stun:
-        return Verdict.NO_DNS  # nothing could be punched
-    if session.answered:
-        return Verdict.NO_RELAY_CONFIGURED if not planned.has_relay else Verdict.UNREACHABLE
-    if session.best_delivery is None and session.signalled and unresolved.no_signal:
-        return Verdict.NO_DNS
-    if session.best_delivery is None:
-        return Verdict.NO_SIGNAL if session.signalled else Verdict.UNREACHABLE
-    return Verdict.PEER_OFFLINE if session.best_delivery <= Delivery.NOBODY_HOME else Verdict.PEER_SILENT

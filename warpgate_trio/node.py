@@ -13,7 +13,7 @@ import trio
 
 from . import host as machine
 from .address import PeerAddress
-from .auto_connect import Factory, PlannedWalk, walk
+from .auto_connect import walk
 from .chosen_interfaces import choose_interfaces
 from .combos import Combo, RouteType
 from .config import NodeConfig
@@ -33,6 +33,7 @@ from .link import EARLY_DATA_LIMIT, Pipe
 from .netcheck import NetcheckReport
 from .netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
 from .netcheck_probes import check_network
+from .planned_walk import Factory, PlannedWalk
 from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
 from .report import Recorder, Verdict, WalkEvent
 from .runtime import NTP_TIMEOUT, NodeRuntime

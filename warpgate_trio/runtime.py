@@ -25,7 +25,6 @@ from . import host as machine
 from .address import AddressScope, OwnAddresses, PeerAddress, describe_interfaces, scope_of
 from .address_book import AddressBook
 from .attempt import Attempt
-from .auto_connect import Here, Unresolved
 from .carrier import TlsContexts
 from .carrier.quic import QuicCarrier
 from .clock.corrected import CorrectedClock, keep_measured
@@ -41,6 +40,7 @@ from .nat.service import NatService
 from .nat.udp_port import UdpPorts
 from .nurseries import open_background_nursery
 from .panics import panics_as_errors
+from .planned_walk import Here, Unresolved
 from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
 from .responder import Responder
 from .signal import ServerState, SignalHub
