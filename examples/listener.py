@@ -15,6 +15,7 @@ async def echo(pipe: Pipe) -> None:
 
 async def main(server: str) -> None:
     async with open_node(NodeConfig(servers=Servers(websocket=[server])), authorize=anyone) as node:
+        await node.wait_published()  # connected, and its NAT measured
         print(node.address, flush=True)
         await serve_pipes(echo, node)
 
