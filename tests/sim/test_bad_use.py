@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
 
+import anyio
 import pytest
 import trio
 import trio.testing
@@ -69,36 +74,87 @@ def test_building_mistakes() -> None:
     run(world)
 
 
-def test_a_thread_under_the_simulated_clock() -> None:
+async def beat() -> None:
+    while True:  # noqa: ASYNC110 - the clock shall have somewhere to go
+        await trio.sleep(1)
+
+
+async def with_a_limiter_of_its_own() -> None:
+    await trio.to_thread.run_sync(open, __file__, limiter=trio.CapacityLimiter(1))
+
+
+async def by_anyio() -> None:
+    await anyio.Path(__file__).read_text()
+
+
+async def a_pipe() -> None:
+    reading, writing = os.pipe()
+    try:
+        await trio.lowlevel.wait_readable(reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+async def a_socket() -> None:
+    left, right = socket.socketpair()
+    with trio.socket.from_stdlib_socket(left), right:
+        await trio.socket.from_stdlib_socket(left).recv(1)
+
+
+REALITY: list[tuple[Callable[[], Awaitable[object]], str]] = [
+    (partial(trio.to_thread.run_sync, sum, ()), "a thread for sum "),
+    (with_a_limiter_of_its_own, "a thread for open "),
+    (trio.Path(__file__).read_text, r"a thread for \S*read_text "),
+    (partial(trio.open_file, __file__), "a thread for open "),
+    (by_anyio, r"a thread for \S*read_text "),
+    (a_pipe, "a real socket, or another descriptor"),
+    (a_socket, "a real socket"),
+]
+
+
+@pytest.mark.parametrize(("real", "said"), REALITY)
+@pytest.mark.parametrize("quiet", [True, False])
+def test_threads_and_real_descriptors_are_named_at_once(
+    real: Callable[[], Awaitable[object]], said: str, quiet: bool
+) -> None:
+    """Also where no packet moves and no timer runs, and before the clock has."""
+
     async def main() -> None:
         async with Network() as net:
             net.host("a")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.to_thread.run_sync, lambda: __import__("time").sleep(0.05))
-                with trio.move_on_after(10):
-                    while True:
-                        await trio.testing.wait_all_tasks_blocked()
-                        net.wire.after(0.01, lambda: None)
-                        await trio.sleep(0.1)
-                nursery.cancel_scope.cancel()
+            try:
+                async with trio.open_nursery() as nursery:
+                    if not quiet:
+                        nursery.start_soon(beat)
+                    await real()
+            finally:
+                assert trio.current_time() == 0
 
-    with pytest.raises(RuntimeError, match="thread"):
-        simulate(main)
+    for _ in range(3):
+        with pytest.raises((RuntimeError, ExceptionGroup)) as caught:
+            simulate(main)
+        (error,) = caught.value.exceptions if isinstance(caught.value, ExceptionGroup) else [caught.value]
+        assert isinstance(error, RuntimeError)
+        assert re.match(said, str(error)), error
 
 
-def test_a_real_socket_under_the_simulated_clock() -> None:
-    left, right = socket.socketpair()
-
+def test_who_waits_for_a_real_descriptor_is_named() -> None:
     async def main() -> None:
-        async with Network() as net:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.socket.from_stdlib_socket(left).recv, 1)
-                for n in range(100):
-                    net.wire.after(n, lambda: None)
-                await trio.sleep(1000)
+        async with Network():
+            await a_pipe()
 
-    with left, right, pytest.raises(RuntimeError, match="real socket"):
+    with pytest.raises(RuntimeError, match=r"main at .*test_bad_use.py:\d+$"):
         simulate(main)
+
+
+def test_threads_are_back_after_a_network() -> None:
+    async def main() -> int:
+        async with Network():
+            pass
+        return await trio.to_thread.run_sync(lambda: 5)
+
+    assert simulate(main) == 5
 
 
 def test_a_run_that_hangs_says_what_it_was_doing() -> None:

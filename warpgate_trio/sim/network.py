@@ -39,6 +39,7 @@ from .link import PERFECT
 from .netstat import Netstat, netstat
 from .pcapng import Capture
 from .ports import os_error
+from .reality import watched
 from .resolver import NameTrouble, Resolver
 from .segment import Links, Segment
 from .tcp_socket import TcpSocket
@@ -58,7 +59,6 @@ INTERNET4: Final = "11.0.0.0/8"
 INTERNET6: Final = "2a0a::/32"
 _FIRST_NUMBER: Final = 100_000  # no real file descriptor
 _EPOCHS: Final = (1_735_689_600, 2_208_988_800)  # 2025 to 2039: a wall clock that starts at 0 hides bugs
-_CHECK_EVERY: Final = 64
 
 
 observers: list[Callable[[Network], object]] = []
@@ -135,7 +135,6 @@ class Network:
         self._captures: list[Capture] = []
         self._time_limit = time_limit
         self._used = False
-        self._wakes = 0
         self._wire_failure: Exception | None = None
         first6 = None if self.prefix6 is None else str(self.prefix6.subnet(64, 0))
         self.internet: Segment = Segment(
@@ -246,7 +245,8 @@ class Network:
         self._nursery.cancel_scope.deadline = self._limit_at
         self._resolver_before = trio.socket.set_custom_hostname_resolver(Resolver(self))
         self._factory_before = trio.socket.set_custom_socket_factory(_Factory())
-        self.wire.on_wake = self._look_for_reality
+        self._guard = watched(clock, self.wire.stop)
+        self._guard.__enter__()
         self._wire_scope = trio.CancelScope()
         self._nursery.start_soon(self._run_wire, name="the wire")
         return self
@@ -264,6 +264,7 @@ class Network:
     ) -> None:
         trio.socket.set_custom_hostname_resolver(self._resolver_before)
         trio.socket.set_custom_socket_factory(self._factory_before)
+        self._guard.__exit__(None, None, None)
         for capture in self._captures:
             capture.close()
         self._wire_scope.cancel()
@@ -286,18 +287,6 @@ class Network:
             raise trio.TooSlowError(
                 f"nothing came to an end in {self._time_limit:g} virtual seconds\n\n{self.explain()}"
             )
-
-    def _look_for_reality(self) -> None:
-        """RuntimeError when the run waits for a thread or a real socket, whose time the clock does not know."""
-        self._wakes += 1
-        if self._wakes % _CHECK_EVERY != 1:
-            return
-        if trio.to_thread.current_default_thread_limiter().borrowed_tokens:
-            raise RuntimeError("a thread runs under the simulated clock, which does not wait for threads")
-        statistics = trio.lowlevel.current_statistics().io_statistics
-        real = getattr(statistics, "tasks_waiting_read", 1) - 1 + getattr(statistics, "tasks_waiting_write", 0)
-        if real > 0:  # one is Trio's own
-            raise RuntimeError("a task waits for a real socket, for which the simulated clock does not wait")
 
     def schedule(self, faults: Iterable[Fault]) -> None:
         """Let things go wrong, at times that count from now.  ValueError for a target that is not there."""

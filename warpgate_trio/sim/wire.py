@@ -35,7 +35,7 @@ class Wire:
         self._running = False  # whether entries are being run
         self._task: trio.lowlevel.Task | None = None  # the sleeping wire task
         self._scope: trio.CancelScope | None = None
-        self.on_wake: Callable[[], object] | None = None
+        self._failure: Exception | None = None
         self.ended: float | None = None  # when the network was left
 
     @property
@@ -69,6 +69,14 @@ class Wire:
         if not self._running and self._scope is not None:
             self._interrupt(-inf, self._scope)
 
+    def stop(self, failure: Exception) -> bool:
+        """Let `run` raise `failure` in place of letting time pass; False when it does not run (any more)."""
+        if self._scope is None:
+            return False
+        self._failure = failure
+        self._interrupt(-inf, self._scope)
+        return True
+
     def _interrupt(self, when: float, scope: trio.CancelScope) -> None:
         if when > trio.current_time():
             scope.deadline = when
@@ -88,6 +96,8 @@ class Wire:
             # One scope serves until its deadline comes: being woken for something earlier costs no new one.
             with trio.CancelScope() as scope:
                 while True:
+                    if self._failure is not None:
+                        raise self._failure
                     self._run_due()
                     scope.deadline = self._heap[0][0] if self._heap else inf
                     self._scope, self._task = scope, trio.lowlevel.current_task()
@@ -95,8 +105,6 @@ class Wire:
                         await trio.lowlevel.wait_task_rescheduled(abort)
                     finally:
                         self._scope = self._task = None
-            if self.on_wake is not None:
-                self.on_wake()
 
     def act(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
         """Run `fn(*args)` and what it causes in this instant before returning, as the kernel does in a system call.
