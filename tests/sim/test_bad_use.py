@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import anyio
@@ -16,6 +17,7 @@ import trio.testing
 from tests.sim.programs import bound, reaches
 from tests.sim.worlds import run
 from warpgate_trio.sim import (
+    Host,
     Link,
     Network,
     presets,
@@ -146,6 +148,100 @@ def test_who_waits_for_a_real_descriptor_is_named() -> None:
 
     with pytest.raises(RuntimeError, match=r"main at .*test_bad_use.py:\d+$"):
         simulate(main)
+
+
+@pytest.fixture
+def real_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair()
+    with left, right:
+        yield left, right
+
+
+class OwnSocket(socket.socket):
+    pass
+
+
+WAYS_OUT: dict[str, Callable[[socket.socket], object]] = {
+    "from_stdlib_socket": trio.socket.from_stdlib_socket,
+    "fromfd": lambda sock: trio.socket.fromfd(sock.fileno()),
+    "fileno": lambda sock: trio.socket.socket(fileno=sock.fileno()),
+    "plain fromfd": lambda sock: socket.fromfd(sock.fileno(), socket.AF_UNIX, socket.SOCK_STREAM),
+    "plain fileno": lambda sock: socket.socket(fileno=sock.fileno()),
+    "subclass": lambda _: OwnSocket(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT.values(), ids=WAYS_OUT)
+def test_a_simulated_host_has_no_real_sockets(
+    way: Callable[[socket.socket], object], real_pair: tuple[socket.socket, socket.socket]
+) -> None:
+    async def world(net: Network) -> None:
+        with net.host("alice"), pytest.raises(RuntimeError, match=r"real machine.* simulated <Host alice"):
+            way(real_pair[0])
+        assert real_pair[0].getsockname() == ""  # as it was
+
+    run(world)
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_PACKET])
+def test_other_families_are_refused(family: int) -> None:
+    async def world(net: Network) -> None:
+        for make in (socket.socket, trio.socket.socket):
+            with net.host(make.__module__), pytest.raises(OSError, match="no sockets of address family"):
+                make(family)
+        with net.hosts["socket"], pytest.raises(OSError, match="no pairs of sockets of address family"):
+            socket.socketpair(socket.AF_INET6)
+
+    run(world)
+
+
+def test_blocking_sockets_are_refused() -> None:
+    async def world(net: Network) -> None:
+        net.host("b", link=Link(latency=0.1))
+        with net.host("a"), socket.socket() as sock, socket.socket(type=socket.SOCK_DGRAM) as other:
+            with pytest.raises(RuntimeError, match=r"socket.connect would block the whole simulation"):
+                sock.connect(("b", 80))
+            other.bind(("", 9))
+            with pytest.raises(RuntimeError, match=r"socket.recv would block"):
+                other.recv(1)
+
+    run(world)
+
+
+def test_flags_that_are_not_simulated_are_refused_by_name() -> None:
+    async def world(net: Network) -> None:
+        left, right = await net.host("a").run(in_pair)
+        with left, right:
+            await right.send(b"x")
+            for call in (partial(left.send, b"x"), partial(left.recv, 1)):
+                with pytest.raises(OSError, match="MSG_OOB") as caught:
+                    await call(socket.MSG_OOB)
+                assert caught.value.errno == errno.EOPNOTSUPP
+            with pytest.raises(OSError, match="MSG_TRUNC"):
+                await left.recv(1, socket.MSG_TRUNC)
+            with pytest.raises(OSError, match="ancillary"):
+                await left.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"")])
+            assert await left.recv(1) == b"x"
+
+    run(world)
+
+
+async def in_pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    return trio.socket.socketpair()
+
+
+def test_real_sockets_of_the_standard_library_are_back_too() -> None:
+    async def main() -> Host:
+        async with Network() as net:
+            with net.host("a"), socket.socket() as simulated:
+                assert simulated.fileno() > 1000
+            return net.hosts["a"]
+
+    with simulate(main):  # whose network was left
+        left, right = socket.socketpair()
+        with left, right, socket.socket() as sock:
+            assert max(left.fileno(), right.fileno(), sock.fileno()) < 1000
+            assert type(sock) is socket.socket
 
 
 def test_threads_are_back_after_a_network() -> None:

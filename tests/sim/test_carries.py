@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import anyio
+import hypercorn
+import hypercorn.trio
 import pytest
 import trio
 import trio.testing
+from anyio.abc import SocketAttribute
 from trio_websocket import WebSocketConnection, WebSocketRequest, open_websocket_url, serve_websocket
 
 from tests.certificates import Authority
@@ -140,21 +145,81 @@ def test_trio_websocket() -> None:
 
 
 def test_anyio() -> None:
-    anyio = pytest.importorskip("anyio")
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            assert stream.extra(SocketAttribute.local_port) == 80
+            assert stream.extra(SocketAttribute.raw_socket).fileno() >= 0
+            async for chunk in stream:
+                await stream.send(chunk)
 
     async def world(net: Network) -> None:
         server, client = pair_of_hosts(net)
 
         async def talk() -> None:
             async with await anyio.connect_tcp("server.example", 80) as stream:
+                assert stream.extra(SocketAttribute.remote_address) == (server.ip, 80)
                 await stream.send(b"hello")
                 assert await stream.receive() == b"hello"
 
+        with server:
+            listener = await anyio.create_tcp_listener(local_port=80)
+            assert listener.extra(SocketAttribute.local_port) == 80
         async with trio.open_nursery() as nursery:
-            with server:
-                await nursery.start(trio.serve_tcp, echo, 80)
+            nursery.start_soon(listener.serve, serve)
             await client.run(talk)
             nursery.cancel_scope.cancel()
+        await listener.aclose()
+
+    run(world)
+
+
+def test_anyio_by_udp() -> None:
+    async def world(net: Network) -> None:
+        server, client = pair_of_hosts(net)
+        with server:
+            there = await anyio.create_udp_socket(local_host="0.0.0.0", local_port=53)
+        with client:
+            here = await anyio.create_connected_udp_socket("server.example", 53)
+        async with here, there:
+            await here.send(b"who?")
+            question, source = await there.receive()
+            await there.sendto(question + b" me", *source)
+            assert await here.receive() == b"who? me"
+
+    run(world)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
+def test_hypercorn() -> None:
+    """With its own sockets, which it makes with the standard library."""
+    config = hypercorn.Config()
+    config.bind = ["0.0.0.0:80"]
+    config.errorlog = config.accesslog = None
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while True:
+                await send({"type": (await receive())["type"] + ".complete"})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async def world(net: Network) -> None:
+        server, client = pair_of_hosts(net)
+
+        async def talk() -> None:
+            async with await trio.open_tcp_stream("server.example", 80) as stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\nhost: server.example\r\nconnection: close\r\n\r\n")
+                answer = b"".join([chunk async for chunk in stream])
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b"\r\n\r\nhello")
+
+        async with trio.open_nursery() as nursery:
+            with server:
+                binds = await nursery.start(partial(hypercorn.trio.serve, application, config, mode="asgi"))
+            assert binds == ["http://0.0.0.0:80"]
+            await client.run(talk)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(1)
 
     run(world)
 

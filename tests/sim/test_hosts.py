@@ -334,8 +334,8 @@ def test_names() -> None:
         with pytest.raises(socket.gaierror):
             await here.run(ask, "alias.example", "no-such-service")
         with here:
-            assert await trio.socket.getnameinfo((server.ip, 80), 0) == ("server.example", "80")
-            assert await trio.socket.getnameinfo(("11.9.9.9", 80), 0) == ("11.9.9.9", "80")
+            assert await trio.socket.getnameinfo((server.ip, 80), 0) == ("server.example", "http")
+            assert await trio.socket.getnameinfo(("11.9.9.9", 80), 0) == ("11.9.9.9", "http")
             mapped = await trio.socket.getaddrinfo(
                 "alias.example", 80, socket.AF_INET6, socket.SOCK_DGRAM, 0, socket.AI_V4MAPPED
             )
@@ -353,3 +353,44 @@ def test_names_take_their_time() -> None:
             assert trio.current_time() == pytest.approx(0.3)
 
     simulate(main)
+
+
+def test_names_with_a_trailing_dot_are_the_same_names() -> None:
+    async def world(net: Network) -> None:
+        server = net.host("server")
+        net.add_name("alias.example.", server.ip)
+        net.spoil_name("slow.", delay=5)
+        with server:
+            for name in ("server.", "alias.example", "ALIAS.example.", "localhost."):
+                found = await trio.socket.getaddrinfo(name, 80, socket.AF_INET, socket.SOCK_STREAM)
+                assert found[0][4][0] in (server.ip, "127.0.0.1")
+            before = trio.current_time()
+            with pytest.raises(socket.gaierror):
+                await trio.socket.getaddrinfo("slow", 80)
+            assert trio.current_time() == before + 5
+
+    run(world)
+
+
+def test_lookups_that_look_at_the_host() -> None:
+    """At the simulated one, also for what Trio asks the standard library: addresses to listen on."""
+
+    async def world(net: Network) -> None:
+        both, old = net.host("both"), net.host("old", ipv6=False)
+
+        async def ask(name: str | None, flags: int, family: int = 0) -> list[str]:
+            found = await trio.socket.getaddrinfo(name, 80, family, socket.SOCK_STREAM, 0, flags)
+            return [str(each[4][0]) for each in found]
+
+        assert await both.run(ask, None, socket.AI_PASSIVE | socket.AI_ADDRCONFIG) == ["::", "0.0.0.0"]
+        assert await old.run(ask, None, socket.AI_PASSIVE | socket.AI_ADDRCONFIG) == ["0.0.0.0"]
+        assert await old.run(ask, "both", socket.AI_ADDRCONFIG) == [both.ip]
+        assert await both.run(ask, "both", socket.AI_ADDRCONFIG) == [both.ip6, both.ip]
+        mapped = f"::ffff:{both.ip}"
+        assert await old.run(ask, "both", socket.AI_V4MAPPED, socket.AF_INET6) == [both.ip6]
+        assert await old.run(ask, "both", socket.AI_V4MAPPED | socket.AI_ALL, socket.AF_INET6) == [both.ip6, mapped]
+        assert await old.run(ask, "old", socket.AI_V4MAPPED, socket.AF_INET6) == [f"::ffff:{old.ip}"]
+        with both:
+            assert socket.getaddrinfo("old", 80, type=socket.SOCK_STREAM)[0][4] == (old.ip, 80)
+
+    run(world, ipv6=True)

@@ -936,6 +936,231 @@ async def names_of_this_machine() -> None:
         (await listener.accept())[0].close()
 
 
+async def answers(*args: object, **more: int) -> list[object]:
+    """The addresses that a lookup has, or the error that it ends with."""
+    try:
+        found = await trio.socket.getaddrinfo(*args, **more)  # type: ignore[arg-type]
+    except socket.gaierror as error:
+        return [error.errno]
+    return list(dict.fromkeys(each[4] for each in found if each[0] == socket.AF_INET or each[4][0] != "::1"))
+
+
+@behaviour
+async def lookups_and_their_flags() -> None:
+    stream = {"type": socket.SOCK_STREAM}
+    assert await answers("localhost", 70000, **stream) == [(L4, 4464)]  # glibc looks at 16 bits of a port
+    assert await answers("localhost", -1, **stream) == [socket.EAI_SERVICE]
+    assert await answers("localhost", "no-such-service", **stream) == [socket.EAI_SERVICE]
+    assert await answers("localhost", "https", **stream) == [(L4, 443)]
+    assert await answers("localhost", "https", **stream, flags=socket.AI_NUMERICSERV) == [socket.EAI_NONAME]
+    assert await answers("localhost", 80, **stream, flags=socket.AI_NUMERICHOST) == [socket.EAI_NONAME]
+    assert await answers("localhost", 80, **stream, proto=socket.IPPROTO_UDP) == [socket.EAI_SOCKTYPE]
+    assert await answers("localhost", 80, **stream, flags=1 << 20) == [socket.EAI_BADFLAGS]
+    assert await answers("localhost", 80, family=77) == [socket.EAI_FAMILY]
+    assert await answers(None, None) == [socket.EAI_NONAME]
+    assert await answers(None, 80, **stream, flags=socket.AI_CANONNAME) == [socket.EAI_BADFLAGS]
+    found = await trio.socket.getaddrinfo("localhost", 80, socket.AF_INET, socket.SOCK_STREAM, 0, socket.AI_CANONNAME)
+    assert [each[3] for each in found] == ["localhost"]
+
+
+@behaviour
+async def names_of_addresses() -> None:
+    ask = trio.socket.getnameinfo
+    assert await ask((L4, 80), 0) == ("localhost", "http")
+    assert await ask((L4, 80), socket.NI_NUMERICHOST) == (L4, "http")
+    assert await ask((L4, 80), socket.NI_NUMERICSERV | socket.NI_NAMEREQD) == ("localhost", "80")
+    assert await ask((L4, 12345), 0) == ("localhost", "12345")
+    with pytest.raises(socket.gaierror):
+        await ask(("localhost", 80), 0)
+    with pytest.raises(OSError, match="2 tuple"):
+        await ask((L4, 80, 0, 0), 0)
+
+
+@behaviour
+async def flags_that_change_nothing() -> None:
+    a, b = await pair()
+    with a, b, datagram() as one, datagram() as other:
+        await other.bind((L4, 0))
+        await a.send(b"xy", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        await until_readable(b)
+        assert await b.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"x"
+        assert await b.recv(9, socket.MSG_WAITALL) == b"xy"
+        await one.sendto(b"xy", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT, other.getsockname())
+        assert await other.recv(9, socket.MSG_DONTWAIT) == b"xy"
+
+
+@behaviour
+async def udp_more_joins_datagrams() -> None:
+    with datagram() as one, datagram() as other:
+        await other.bind((L4, 0))
+        name = other.getsockname()
+        assert await one.sendto(b"one", socket.MSG_MORE, name) == 3
+        assert await one.sendto(b"two", socket.MSG_MORE, (L4, 1)) == 3
+        assert await one.sendto(b"three", name) == 5
+        await one.sendto(b"alone", name)
+        assert (await other.recv(99), await other.recv(99)) == (b"onetwothree", b"alone")
+
+
+@behaviour
+async def udp_trunc_tells_the_whole_length() -> None:
+    with datagram() as sock:
+        await sock.bind((L4, 0))
+        for _ in range(3):
+            await sock.sendto(b"12345678", sock.getsockname())
+        buffer = bytearray(4)
+        assert await sock.recv_into(buffer, 4, socket.MSG_TRUNC) == 8
+        assert buffer == b"1234"
+        assert (await sock.recvmsg(4))[::2] == (b"1234", socket.MSG_TRUNC)
+        parts = bytearray(2), bytearray(3)
+        assert await sock.recvmsg_into(parts) == (5, [], socket.MSG_TRUNC, sock.getsockname())
+        assert b"".join(parts) == b"12345"
+
+
+@behaviour
+async def tcp_recvmsg_into() -> None:
+    a, b = await pair()
+    with a, b:
+        await a.send(b"abcd")
+        parts = bytearray(1), bytearray(9)
+        assert (await b.recvmsg_into(parts))[:2] == (4, [])
+        assert parts[1].rstrip(b"\0") == b"bcd"
+
+
+@behaviour
+async def options_of_four_arguments() -> None:
+    with stream() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, None, 0)
+        with fails_with(errno.EINVAL):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, None, 0)
+        with fails_with(errno.EFAULT):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, None, 4)
+        with pytest.raises(TypeError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1, 4)  # type: ignore[call-overload]
+
+
+@behaviour
+async def duplicates_are_one_socket() -> None:
+    a, b = await pair()
+    with a, b:
+        with a.dup() as twin:
+            assert twin.fileno() != a.fileno()
+            assert twin.getsockname() == a.getsockname()
+            a.close()
+            with fails_with(errno.EBADF):
+                await a.send(b"x")
+            await twin.send(b"still open")
+            assert await b.recv(99) == b"still open"
+        assert await b.recv(1) == b""
+
+
+@behaviour
+async def closing_a_duplicate_wakes_its_own_reader() -> None:
+    a, b = await pair()
+
+    async def read(sock: trio.socket.SocketType) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await sock.recv(1)
+
+    with b, a.dup() as twin:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, a)
+            await trio.testing.wait_all_tasks_blocked()
+            a.close()
+        await b.send(b"x")
+        assert await twin.recv(1) == b"x"
+
+
+# Sockets that come from the standard library
+
+
+@behaviour
+async def plain_sockets_become_trios() -> None:
+    """As anyio and hypercorn make their listeners."""
+    plain = socket.socket()
+    plain.setblocking(False)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    plain.set_inheritable(True)
+    plain.bind(("localhost", 0))
+    plain.listen(5)
+    assert plain.getsockname()[0] == L4
+    with trio.socket.from_stdlib_socket(plain) as listener, stream() as sock:
+        assert listener.getsockname() == plain.getsockname()
+        assert listener.fileno() == plain.fileno()
+        await sock.connect(listener.getsockname())
+        accepted, address = await listener.accept()
+        assert address == sock.getsockname()
+        with accepted:
+            await sock.send(b"hello")
+            assert await accepted.recv(9) == b"hello"
+    assert plain.fileno() == -1
+
+
+@behaviour
+async def pairs_of_sockets() -> None:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        left, right = trio.socket.socketpair(type=kind)
+        with left, right:
+            await left.send(b"x")
+            assert await right.recv(9) == b"x"
+            await right.send(b"y")
+            assert await left.recv(9) == b"y"
+
+
+@behaviour
+async def sockets_by_number() -> None:
+    a, b = await pair()
+    with b:
+        with trio.socket.fromfd(a.fileno()) as same:
+            assert same.fileno() != a.fileno()
+            assert same.getsockname() == a.getsockname()
+        await a.send(b"x")
+        assert await b.recv(1) == b"x"
+        number = a.detach()
+        assert a.fileno() == -1
+        with trio.socket.socket(fileno=number) as again:
+            assert (again.fileno(), again.type) == (number, socket.SOCK_STREAM)
+            await again.send(b"y")
+            assert await b.recv(1) == b"y"
+        assert await b.recv(1) == b""
+        with fails_with(errno.EBADF):
+            a.getsockname()
+
+
+@behaviour
+async def plain_sockets_that_do_not_block() -> None:
+    with socket.socket() as listener, socket.socket() as caller, socket.socket(type=socket.SOCK_DGRAM) as plain:
+        assert (caller.gettimeout(), caller.getblocking()) == (None, True)
+        for each in (listener, caller, plain):
+            each.setblocking(False)
+            assert each.gettimeout() == 0
+            each.bind((L4, 0))
+        listener.listen()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        with pytest.raises(BlockingIOError):
+            plain.recv(1)
+        assert caller.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
+        await trio.lowlevel.wait_readable(listener)
+        accepted, address = listener.accept()
+        with accepted:
+            accepted.setblocking(False)
+            assert address == caller.getsockname()
+            await trio.lowlevel.wait_writable(caller)
+            caller.sendall(b"12345")
+            await trio.lowlevel.wait_readable(accepted.fileno())
+            assert accepted.recv(2) == b"12"
+            buffer = bytearray(2)
+            assert accepted.recv_into(buffer) == 2
+            assert accepted.recvmsg(9)[0] == b"5"
+            assert accepted.family == socket.AF_INET
+            assert accepted.getpeername() == address
+        plain.sendto(b"to me", plain.getsockname())
+        await trio.lowlevel.wait_readable(plain)
+        assert plain.recvfrom(99) == (b"to me", plain.getsockname())
+        with plain.dup() as twin:
+            assert twin.getsockname() == plain.getsockname()
+
+
 # Streams
 
 

@@ -48,6 +48,12 @@ def current_host() -> Host:
         ) from None
 
 
+def host_here() -> Host | None:
+    """The simulated host that the calling code runs on, if any; None once its network was left."""
+    host = _current.get(None)
+    return host if host is not None and host.net.entered else None
+
+
 def host_of(context_value: object) -> Host | None:
     """The host in a task's context, given the task's `context`; for listings."""
     get = getattr(context_value, "get", None)

@@ -18,8 +18,6 @@ place of a world does not reshuffle the luck of the others.
 
 from __future__ import annotations
 
-import errno
-import socket as stdlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -28,23 +26,19 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 import trio.testing
-from trio.abc import SocketFactory
 
-from . import explain
+from . import doors, explain
 from .addr import Prefix, canonical
 from .determinism import deterministic
 from .faults import Fault, apply_faults
-from .host import Host, current_host
+from .host import Host
 from .link import PERFECT
 from .netstat import Netstat, netstat
 from .pcapng import Capture
-from .ports import os_error
 from .reality import watched
-from .resolver import NameTrouble, Resolver
+from .resolver import NameTrouble, Resolver, canonical_name
 from .segment import Links, Segment
-from .tcp_socket import TcpSocket
 from .trace import Trace
-from .udp_socket import UdpSocket
 from .wire import Wire
 
 if TYPE_CHECKING:
@@ -63,31 +57,6 @@ _EPOCHS: Final = (1_735_689_600, 2_208_988_800)  # 2025 to 2039: a wall clock th
 
 observers: list[Callable[[Network], object]] = []
 """Called with every network that was left, which can still be asked what it did."""
-
-
-@final
-class _Factory(SocketFactory):
-    """Makes the sockets of whatever host the caller is on."""
-
-    def socket(
-        self,
-        family: int = stdlib.AF_INET,
-        type: int = stdlib.SOCK_STREAM,  # noqa: A002 (Trio's name)
-        proto: int = 0,
-    ) -> trio.socket.SocketType:
-        host = current_host()
-        kind = type & ~(getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0))
-        if family not in (stdlib.AF_INET, stdlib.AF_INET6):
-            raise OSError(errno.EAFNOSUPPORT, f"the simulator has no sockets of address family {family!r}")
-        if kind == stdlib.SOCK_STREAM:
-            if proto not in (0, stdlib.IPPROTO_TCP):
-                raise os_error(errno.EPROTONOSUPPORT)
-            return TcpSocket(host, stdlib.AddressFamily(family), proto)
-        if kind == stdlib.SOCK_DGRAM:
-            if proto not in (0, stdlib.IPPROTO_UDP):
-                raise os_error(errno.EPROTONOSUPPORT)
-            return UdpSocket(host, stdlib.AddressFamily(family), proto)
-        raise os_error(errno.ESOCKTNOSUPPORT)
 
 
 @final
@@ -127,6 +96,7 @@ class Network:
         self.names: dict[str, list[str]] = {}
         self.name_troubles: dict[str, NameTrouble] = {}
         self.resolver_delay = resolver_delay
+        self.resolver: Resolver = Resolver(self)
         self.faults: list[Fault] = []
         self.epoch: float = self.rng("epoch").uniform(*_EPOCHS)
         self.prefix6: Prefix | None = Prefix(INTERNET6) if ipv6 else None
@@ -192,7 +162,7 @@ class Network:
         for address in found:
             if not any(address in host.own for host in self.hosts.values()):
                 raise ValueError(f"no host has the address {address}, so {name} cannot stand for it")
-        self.names.setdefault(name.lower(), []).extend(found)
+        self.names.setdefault(canonical_name(name), []).extend(found)
 
     def spoil_name(self, name: str, *, delay: float = 0.0, error: int | None = None) -> None:
         """Let lookups of a name, which need not be there, take longer or fail from now on; without either, mend them.
@@ -202,9 +172,9 @@ class Network:
           error: the number of the `socket.gaierror`, such as `socket.EAI_AGAIN`.
         """
         if delay or error is not None:
-            self.name_troubles[name.lower()] = NameTrouble(delay=delay, error=error)
+            self.name_troubles[canonical_name(name)] = NameTrouble(delay=delay, error=error)
         else:
-            self.name_troubles.pop(name.lower(), None)
+            self.name_troubles.pop(canonical_name(name), None)
 
     def register(self, host: Host) -> None:
         """Enter a host; ValueError when its name is taken."""
@@ -243,8 +213,9 @@ class Network:
         self._nursery = await self._manager.__aenter__()
         self._limit_at = trio.current_time() + self._time_limit
         self._nursery.cancel_scope.deadline = self._limit_at
-        self._resolver_before = trio.socket.set_custom_hostname_resolver(Resolver(self))
-        self._factory_before = trio.socket.set_custom_socket_factory(_Factory())
+        doors.guard()
+        self._resolver_before = trio.socket.set_custom_hostname_resolver(self.resolver)
+        self._factory_before = trio.socket.set_custom_socket_factory(doors.Factory())
         self._guard = watched(clock, self.wire.stop)
         self._guard.__enter__()
         self._wire_scope = trio.CancelScope()
@@ -302,9 +273,22 @@ class Network:
         self._sockets[self._numbers["socket"]] = sock
         return self._numbers["socket"]
 
-    def close_socket(self, number: int) -> None:
-        """Strike a socket off."""
-        self._sockets.pop(number, None)
+    def renew_socket(self, number: int, sock: VirtualSocket) -> None:
+        """Let another object stand for an open socket."""
+        self._sockets[number] = sock
+
+    def find_socket(self, number: int) -> VirtualSocket | None:
+        """The open socket that has a number."""
+        return self._sockets.get(number)
+
+    @property
+    def entered(self) -> bool:
+        """Whether programs run in it now."""
+        return self._used and self.wire.ended is None
+
+    def close_socket(self, number: int) -> bool:
+        """Strike a socket off; whether it was there."""
+        return self._sockets.pop(number, None) is not None
 
     def open_sockets(self) -> list[VirtualSocket]:
         """The sockets that are not closed, oldest first."""

@@ -22,6 +22,7 @@ IPV6: Final = socket.IPPROTO_IPV6
 TCP: Final = socket.IPPROTO_TCP
 
 SO_REUSEPORT: Final = getattr(socket, "SO_REUSEPORT", 15)  # Windows has none
+SO_BINDTODEVICE: Final = getattr(socket, "SO_BINDTODEVICE", 25)
 TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 TCP_MAXSEG: Final = getattr(socket, "TCP_MAXSEG", 2)
 IP_MTU_DISCOVER: Final = getattr(socket, "IP_MTU_DISCOVER", 10)

@@ -21,7 +21,7 @@ import trio
 import trio.testing
 from trio._core import _thread_cache  # pyright: ignore[reportPrivateUsage]
 
-_TRIO: Final = os.path.dirname(trio.__file__) + os.sep
+_NOT_THE_PROGRAM: Final = (os.path.dirname(trio.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 _WRAPPED: Final = (
     "sync_fn",
     "func",
@@ -125,7 +125,7 @@ def _tasks_that_wait() -> Iterator[str]:
         waiting.extend(child for nursery in task.child_nurseries for child in nursery.child_tasks)
         where, waits = "", False
         for frame, line in task.iter_await_frames():
-            if frame.f_code.co_filename.startswith(_TRIO):
+            if frame.f_code.co_filename.startswith(_NOT_THE_PROGRAM):
                 waits = waits or frame.f_code.co_name in ("wait_readable", "wait_writable")
             else:
                 where = f"{frame.f_code.co_filename}:{line}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import errno
 import socket as stdlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex, TypeVar, cast, overload
 
@@ -30,7 +30,9 @@ from .addr import (
     map_to_v6,
     unmap,
 )
-from .options import IPV6, SO_REUSEPORT, SOL_SOCKET, Buffer, OptionSet, as_bytes, as_int
+from .messages import Received, gather, room_in, scatter, size_of
+from .options import IPV6, SO_BINDTODEVICE, SO_REUSEPORT, SOL_SOCKET, Buffer, OptionSet, as_bytes, as_int
+from .plain_socket import PlainSocket
 from .ports import Binding, os_error
 from .slots import Slot
 
@@ -46,12 +48,17 @@ _READ_ONLY: Final = {
 
 
 class VirtualSocket(SocketType):
-    """A socket on a simulated host."""
+    """A socket on a simulated host.
 
+    Its `__dict__` is what the kernel would call the open file: `dup` shares it.  The slots are the descriptor's own.
+    """
+
+    __slots__ = ("_number", "_plain")
     _kind: stdlib.SocketKind
 
     def __init__(self, host: Host, family: stdlib.AddressFamily, proto: int, options: OptionSet | None = None) -> None:
         super().__init__()
+        self._plain: PlainSocket | None = None
         self.host = host
         self._family = family
         self._proto = proto
@@ -59,6 +66,8 @@ class VirtualSocket(SocketType):
         self._options = options or OptionSet(stream=self._kind == stdlib.SOCK_STREAM, v6=self._v6)
         self._binding: Binding | None = None
         self._shut_write = False
+        self._inheritable = False
+        self._descriptors = 1
         self._number = host.net.open_socket(self)
 
     # What it is
@@ -102,27 +111,71 @@ class VirtualSocket(SocketType):
         """A number that no real file descriptor has; -1 when closed."""
         return self._number
 
+    @property
+    def _sock(self) -> PlainSocket:
+        """The `socket.socket` that it has in Trio's own sockets too, where other libraries look for it."""
+        if self._plain is None:
+            self._plain = PlainSocket.of(self)
+        return self._plain
+
     def get_inheritable(self) -> bool:
         self._check_open()
-        return False
+        return self._inheritable
 
     def set_inheritable(self, inheritable: bool) -> None:
+        """Remembered; a simulated host starts no other programs."""
         self._check_open()
-        if inheritable:
-            raise os_error(errno.EOPNOTSUPP)
+        self._inheritable = bool(inheritable)
+
+    def alias(self) -> Self:
+        """Another object for the same descriptor."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__ = self.__dict__
+        twin._plain = None
+        twin._number = self._number
+        return twin
+
+    def dup(self) -> Self:
+        """A second descriptor of the same socket, which is closed when both are."""
+        self._check_open()
+        twin = self.alias()
+        twin._number = self.host.net.open_socket(twin)
+        self._descriptors += 1
+        return twin
 
     def detach(self) -> int:
-        raise NotImplementedError("a simulated socket has no file descriptor to detach")
-
-    def dup(self) -> SocketType:
-        raise NotImplementedError("a simulated socket has no file descriptor to duplicate")
+        """Give its number up, which `socket.socket(fileno=)` and `trio.socket.fromfd` still know."""
+        self._check_open()
+        number = self._number
+        if self.host.net.find_socket(number) is self:
+            self.host.net.renew_socket(number, self.alias())
+        self._number = -1
+        self._wake_all()
+        return number
 
     def close(self) -> None:
         """Close it; what is on its way still arrives."""
-        if not self.closed:
-            self.host.net.close_socket(self._number)
-            self._number = -1
-            self._close()
+        number, self._number = self._number, -1
+        if number >= 0 and self.host.net.close_socket(number):
+            self._descriptors -= 1
+            if self._descriptors:
+                self._wake_all()
+            else:
+                self._close()
+
+    def _wake_all(self) -> None:
+        """Let the tasks that wait look again."""
+        self._reading.wake()
+        self._writing.wake()
+
+    @property
+    def _reading(self) -> Slot:
+        """Where a task waits that wants to read, or to accept."""
+        raise NotImplementedError
+
+    @property
+    def _writing(self) -> Slot:
+        raise NotImplementedError
 
     def _close(self) -> None:
         raise NotImplementedError
@@ -171,10 +224,14 @@ class VirtualSocket(SocketType):
         if (value is None) != (optlen is not None):
             raise TypeError(f"invalid value for argument 'value': {value!r}, with optlen {optlen!r}")
         self._check_open()
-        if value is None:
-            raise os_error(errno.EINVAL)
         if level == SOL_SOCKET and optname in _READ_ONLY:
             raise os_error(errno.ENOPROTOOPT)
+        if value is None:
+            assert optlen is not None
+            if (level, optname) == (SOL_SOCKET, SO_BINDTODEVICE):  # to none, as it is
+                return
+            self._options.get(level, optname)
+            raise os_error(errno.EINVAL if optlen < 4 else errno.EFAULT)  # the kernel looks for an integer there
         if self._set_special(level, optname, value):
             return
         if (level, optname) == (IPV6, stdlib.IPV6_V6ONLY) and self._binding is not None:
@@ -243,6 +300,19 @@ class VirtualSocket(SocketType):
         assert isinstance(number, int)
         return unmap(canonical(str(name))), number
 
+    def resolve_now(self, address: object, *, local: bool) -> Endpoint:
+        """`_resolve` for calls that cannot wait: without the time that a lookup takes."""
+        found = self._numeric(address)
+        if found is not None:
+            return found
+        host, port, *_ = cast("tuple[Any, ...]", address)
+        flags = stdlib.AI_PASSIVE if local else 0
+        if self._dual():
+            flags |= stdlib.AI_V4MAPPED
+        with self.host:
+            answers = self.host.net.resolver.look_up(host or None, port, self._family, self._kind, self._proto, flags)
+        return unmap(canonical(answers[0][4][0])), answers[0][4][1]
+
     def _dual(self) -> bool:
         return self._v6 and not self._options.get(IPV6, stdlib.IPV6_V6ONLY)
 
@@ -285,6 +355,9 @@ class VirtualSocket(SocketType):
     async def bind(self, address: Any) -> None:
         endpoint = await self._resolve(address, local=True)
         await trio.lowlevel.checkpoint()
+        self.bind_now(endpoint)
+
+    def bind_now(self, endpoint: Endpoint) -> None:
         self._check_open()
         if self._binding is not None:
             raise os_error(errno.EINVAL)
@@ -305,10 +378,23 @@ class VirtualSocket(SocketType):
         binding = self._binding
         return self._show((self._wildcard(), 0) if binding is None else (binding.address, binding.port))
 
-    # Waiting
+    # Calls that may block, as one attempt that returns None when it would, and as one that waits
+
+    def accept_now(self) -> tuple[VirtualSocket, Any] | None:
+        raise NotImplementedError
+
+    def connect_now(self, endpoint: Endpoint) -> bool:
+        """Start to connect; whether that is all, or an answer has to come."""
+        raise NotImplementedError
+
+    def receive_now(self, size: int, flags: int) -> Received | None:
+        """What is there, at most `size` bytes of it."""
+        raise NotImplementedError
+
+    def send_now(self, data: memoryview, flags: int, dst: Endpoint | None) -> int | None:
+        raise NotImplementedError
 
     async def _attempt(self, slot: Slot, fn: Callable[[], T | None]) -> T:
-        """What a call that may block does: `fn` returns None when it would."""
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             result = fn()
@@ -320,30 +406,88 @@ class VirtualSocket(SocketType):
             return result
         while True:
             await slot.wait()
+            if self._number < 0:
+                raise trio.ClosedResourceError("another task closed this socket")
             result = fn()
             if result is not None:
                 return result
 
-    # Calls in terms of recv and recvfrom
-
-    def recv(self, buflen: SupportsIndex, flags: int = 0, /) -> Awaitable[bytes]:
+    def is_readable(self) -> bool:
         raise NotImplementedError
 
-    def recvfrom(self, bufsize: SupportsIndex, flags: int = 0, /) -> Awaitable[tuple[bytes, Any]]:
-        raise NotImplementedError
+    async def wait_readable(self) -> None:
+        """What `trio.lowlevel.wait_readable` does for this socket."""
+
+        def readable() -> bool | None:
+            self._check_open()
+            return self.is_readable() or None
+
+        await self._attempt(self._reading, readable)
+
+    async def accept(self) -> tuple[VirtualSocket, Any]:
+        return await self._attempt(self._reading, self.accept_now)
+
+    # Receiving
+
+    def received_from(self, found: Received) -> Any:
+        """The address that a call returns."""
+        return None if found.source is None else self._show(found.source)
+
+    async def _receive(self, call: str, size: SupportsIndex, flags: int) -> Received:
+        return await self._attempt(self._reading, lambda: self.receive_now(size_of(size, call), flags))
+
+    async def recv(self, buflen: SupportsIndex, flags: int = 0, /) -> bytes:
+        return (await self._receive("recv", buflen, flags)).bytes_for(flags)
+
+    async def recvfrom(self, bufsize: SupportsIndex, flags: int = 0, /) -> tuple[bytes, Any]:
+        found = await self._receive("recvfrom", bufsize, flags)
+        return found.bytes_for(flags), self.received_from(found)
 
     async def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
-        with memoryview(buffer).cast("B") as view:
-            if nbytes > len(view):
-                raise ValueError("nbytes is greater than the length of the buffer")
-            data = await self.recv(nbytes or len(view), flags)
-            view[: len(data)] = data
-        return len(data)
+        return (await self.recvfrom_into(buffer, nbytes, flags))[0]
 
     async def recvfrom_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         with memoryview(buffer).cast("B") as view:
-            if nbytes > len(view):
-                raise ValueError("nbytes is greater than the length of the buffer")
-            data, address = await self.recvfrom(nbytes or len(view), flags)
-            view[: len(data)] = data
-        return len(data), address
+            found = await self._receive("recv_into", room_in(view, nbytes), flags)
+            view[: len(found.data)] = found.data
+        return found.length_for(flags), self.received_from(found)
+
+    async def recvmsg(
+        self, bufsize: SupportsIndex, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        found = await self._receive("recvmsg", bufsize, flags)
+        return found.bytes_for(flags), [], found.notes, self.received_from(found)
+
+    async def recvmsg_into(
+        self, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
+        views = [memoryview(each).cast("B") for each in buffers]
+        found = await self._receive("recvmsg_into", sum(map(len, views)), flags)
+        scatter(found.data, views)
+        return found.length_for(flags), [], found.notes, self.received_from(found)
+
+    # Sending
+
+    async def _send(self, data: Buffer, flags: int, dst: Endpoint | None) -> int:
+        with memoryview(data) as given, given.cast("B") as view:
+            return await self._attempt(self._writing, lambda: self.send_now(view, flags, dst))
+
+    async def send(self, data: Buffer, flags: int = 0, /) -> int:
+        return await self._send(data, flags, None)
+
+    async def sendto(self, *args: Any) -> int:
+        dst = self._numeric(args[-1]) or await self._resolve(args[-1], local=False)
+        if not 2 <= len(args) <= 3:
+            raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args)} given)")
+        return await self._send(args[0], args[1] if len(args) == 3 else 0, dst)
+
+    async def sendmsg(
+        self,
+        buffers: Iterable[Buffer],
+        ancdata: Iterable[tuple[int, int, Buffer]] = (),
+        flags: int = 0,
+        address: Any = None,
+        /,
+    ) -> int:
+        data = gather(buffers, ancdata)
+        return await (self.send(data, flags) if address is None else self.sendto(data, flags, address))

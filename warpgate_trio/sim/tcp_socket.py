@@ -6,15 +6,14 @@ import errno
 import os
 import socket as stdlib
 import struct
-from collections.abc import Iterable
 from math import inf
-from operator import index
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from .addr import BROADCAST, is_multicast
+from .addr import BROADCAST, Endpoint, is_multicast
 from .connection import Connection, Listener, check_free
+from .messages import PEEK, Received, check_receive, check_send
 from .options import IP, IPV6, SOL_SOCKET, TCP, TCP_MAXSEG, TCP_NOTSENT_LOWAT, Buffer
 from .ports import Binding, os_error
 from .slots import Slot
@@ -24,7 +23,7 @@ from .tcp_states import Options, State
 if TYPE_CHECKING:
     from .host import Host
 
-_PEEK: Final = int(stdlib.MSG_PEEK)
+_NOTHING: Final = Received(b"", None, 0)
 
 
 @final
@@ -93,6 +92,14 @@ class TcpSocket(VirtualSocket):
 
     # Life
 
+    @property
+    def _reading(self) -> Slot:
+        return self._accepting if self._connection is None else self._connection.readable
+
+    @property
+    def _writing(self) -> Slot:
+        return self._accepting if self._connection is None else self._connection.writable
+
     def _bind(self, binding: Binding) -> None:
         self._port_locked = binding.port != 0
         self._address = binding.address
@@ -117,16 +124,14 @@ class TcpSocket(VirtualSocket):
         self.host.stack.add_listener(listener)
         self._listener = listener
 
-    def _accept_one(self) -> Connection | None:
+    def accept_now(self) -> tuple[TcpSocket, Any] | None:
         self._check_open()
         if self._listener is None:
             raise os_error(errno.EINVAL)
-        return self._listener.accept() if self._listener.queue else None
-
-    async def accept(self) -> tuple[TcpSocket, Any]:
-        connection = await self._attempt(self._accepting, self._accept_one)
+        if not self._listener.queue:
+            return None
         accepted = TcpSocket(self.host, self._family, self._proto, parent=self)
-        accepted._connection = connection
+        accepted._connection = connection = self._listener.accept()
         return accepted, accepted._show(connection.endpoint.remote)
 
     async def connect(self, address: Any) -> None:
@@ -145,14 +150,34 @@ class TcpSocket(VirtualSocket):
         except trio.Cancelled:
             self.close()
             raise
-        error = connection.endpoint.take_error()
+        error = self._conclude()
+        if error:
+            raise OSError(error, f"Error connecting to {address!r}: {os.strerror(error)}")
+
+    def connect_now(self, endpoint: Endpoint) -> bool:
+        if self._connection is not None and not self._connection.endpoint.opening:  # what an earlier call began
+            error = self._conclude()
+            raise os_error(error or errno.EISCONN)
+        if self._connection is not None:
+            raise os_error(errno.EALREADY)
+        if self._start(endpoint).endpoint.opening:
+            return False
+        error = self._conclude()
+        if error:
+            raise os_error(error)
+        return True
+
+    def _conclude(self) -> int:
+        """The errno with which an attempt to connect ended; after one, the socket is as good as new."""
+        assert self._connection is not None
+        error = self._connection.endpoint.take_error()
         if error:
             self._connection = None
             self._refused = True
             if not self._port_locked and self._binding is not None:
                 self.host.stack.release(self._binding)
                 self._binding = None
-            raise OSError(error, f"Error connecting to {address!r}: {os.strerror(error)}")
+        return error
 
     def _start(self, resolved: tuple[str, int]) -> Connection:
         self._check_open()
@@ -235,8 +260,12 @@ class TcpSocket(VirtualSocket):
 
     # Bytes
 
-    def _send_some(self, data: memoryview) -> int | None:
+    def send_now(self, data: memoryview, flags: int, dst: Endpoint | None) -> int | None:
+        if flags:
+            check_send(flags, stream=True)
         self._check_open()
+        if dst is not None and self._connected() is None:  # where it is connected, Linux ignores the address
+            raise os_error(errno.EPIPE)
         connection = self._connection
         if connection is None:
             raise os_error(errno.EPIPE)
@@ -255,32 +284,6 @@ class TcpSocket(VirtualSocket):
         taken = endpoint.write(data, self.host.net.wire.now)
         self.host.net.wire.act(connection.pump)
         return taken
-
-    async def send(self, data: Buffer, flags: int = 0, /) -> int:
-        slot = self._connection.writable if self._connection is not None else self._accepting
-        with memoryview(data) as given, given.cast("B") as view:
-            return await self._attempt(slot, lambda: self._send_some(view))
-
-    async def sendto(self, *args: Any) -> int:
-        await self._resolve(args[-1], local=False)
-        if not 2 <= len(args) <= 3:
-            raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args)} given)")
-        if self._connected() is None:
-            await trio.lowlevel.checkpoint()
-            raise os_error(errno.EPIPE)
-        return await self.send(args[0])  # Linux ignores the address
-
-    async def sendmsg(
-        self,
-        buffers: Iterable[Buffer],
-        ancdata: Iterable[tuple[int, int, Buffer]] = (),
-        flags: int = 0,
-        address: Any = None,
-        /,
-    ) -> int:
-        if list(ancdata):
-            raise NotImplementedError("simulated sockets carry no ancillary data")
-        return await self.send(b"".join(buffers), flags)
 
     async def wait_writable(self) -> None:
         connection = self._connection
@@ -301,34 +304,21 @@ class TcpSocket(VirtualSocket):
             return bool(self._listener.queue)
         return self._connection is None or self._connection.endpoint.readable
 
-    def _read_some(self, size: int, flags: int) -> bytes | None:
+    def receive_now(self, size: int, flags: int) -> Received | None:
+        if flags:
+            check_receive(flags, stream=True)
         self._check_open()
         connection = self._connection
         if connection is None:
             raise os_error(errno.ENOTCONN)
         endpoint = connection.endpoint
         if size == 0:
-            return b""
-        data = endpoint.read(size, peek=bool(flags & _PEEK))
+            return _NOTHING
+        data = endpoint.read(size, peek=bool(flags & PEEK))
         if data:
             connection.pump()
-            return data
+            return Received(data, None, len(data))
         error = endpoint.take_error()
         if error:
             raise os_error(error)
-        return b"" if endpoint.at_eof and not endpoint.opening else None
-
-    async def recv(self, buflen: SupportsIndex, flags: int = 0, /) -> bytes:
-        size = index(buflen)
-        if size < 0:
-            raise ValueError("negative buffersize in recv")
-        slot = self._connection.readable if self._connection is not None else self._accepting
-        return await self._attempt(slot, lambda: self._read_some(size, flags))
-
-    async def recvfrom(self, bufsize: SupportsIndex, flags: int = 0, /) -> tuple[bytes, Any]:
-        return await self.recv(bufsize, flags), None
-
-    async def recvmsg(
-        self, bufsize: SupportsIndex, ancbufsize: int = 0, flags: int = 0, /
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        return await self.recv(bufsize, flags), [], 0, None
+        return _NOTHING if endpoint.at_eof and not endpoint.opening else None

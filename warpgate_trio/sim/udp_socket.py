@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib
-from collections.abc import Iterable
-from operator import index
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
 from .addr import BROADCAST, Endpoint, is_multicast, is_v6
 from .host import Interface
+from .messages import MORE, PEEK, TRUNC, Received, check_receive, check_send
 from .options import IP, IP_MTU, IP_MTU_DISCOVER, IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO, SOL_SOCKET, Buffer, OptionSet
 from .packet import UDP, Packet
 from .ports import Binding, os_error
@@ -22,7 +21,6 @@ from .udp import UdpPort
 if TYPE_CHECKING:
     from .host import Host
 
-_PEEK: Final = int(stdlib.MSG_PEEK)  # as an enum member, & costs a microsecond
 _ALWAYS_FITS: Final = 576  # smaller links are found out about only by what is larger than this
 _MAX_PAYLOAD: Final = {False: 65507, True: 65527}
 _JOIN: Final = {(IP, stdlib.IP_ADD_MEMBERSHIP), (IPV6, stdlib.IPV6_JOIN_GROUP)}
@@ -39,7 +37,9 @@ class UdpSocket(VirtualSocket):
     def __init__(self, host: Host, family: stdlib.AddressFamily, proto: int) -> None:
         super().__init__(host, family, proto, OptionSet(stream=False, v6=family == stdlib.AF_INET6))
         self._readable = Slot("reading from")
+        self._writable = Slot("writing to")  # nobody ever waits there
         self._port: UdpPort | None = None
+        self._corked: tuple[bytes, Endpoint | None] | None = None  # what was sent with MSG_MORE
         self._multicast_from: Interface | None = None
         self._shut_read = False
         self._refresh_options()
@@ -140,13 +140,25 @@ class UdpSocket(VirtualSocket):
         if error:
             raise os_error(error)
 
+    @property
+    def _reading(self) -> Slot:
+        return self._readable
+
+    @property
+    def _writing(self) -> Slot:
+        return self._writable
+
     async def connect(self, address: Any) -> None:
         try:
-            endpoint = self._destination(await self._resolve(address, local=False))
+            endpoint = await self._resolve(address, local=False)
             await trio.lowlevel.checkpoint()
         except trio.Cancelled:
             self.close()
             raise
+        self.connect_now(endpoint)
+
+    def connect_now(self, endpoint: Endpoint) -> bool:
+        endpoint = self._destination(endpoint)
         self._check_open()
         self._check_family(endpoint[0])
         if endpoint[0] == BROADCAST and not self._broadcast:
@@ -156,6 +168,7 @@ class UdpSocket(VirtualSocket):
         port.peer = endpoint
         if port.binding.wildcard:  # as Linux does it, until the socket is closed
             port.binding.address, port.binding.any4, port.binding.any6 = source, False, False
+        return True
 
     def getpeername(self) -> Any:
         self._check_open()
@@ -179,8 +192,7 @@ class UdpSocket(VirtualSocket):
         self._check_open()
         raise os_error(errno.EOPNOTSUPP)
 
-    async def accept(self) -> Any:
-        await trio.lowlevel.checkpoint()
+    def accept_now(self) -> None:
         self._check_open()
         raise os_error(errno.EOPNOTSUPP)
 
@@ -240,43 +252,31 @@ class UdpSocket(VirtualSocket):
         if packet.ttl > 0:
             self.host.output(packet, self._multicast_from)
 
-    async def sendto(self, *args: Any) -> int:
-        dst = self._numeric(args[-1]) or await self._resolve(args[-1], local=False)
-        if not 2 <= len(args) <= 3:
-            raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args)} given)")
-        data = bytes(args[0])
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            return self._transmit(data, self._destination(dst))
-        finally:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+    def send_now(self, data: memoryview, flags: int, dst: Endpoint | None) -> int:
+        if flags:
+            check_send(flags, stream=False)
+        given = bytes(data)
+        if flags & MORE or self._corked is not None:
+            return self._cork(given, flags, dst)
+        return self._transmit(given, None if dst is None else self._destination(dst))
 
-    async def send(self, data: Buffer, flags: int = 0, /) -> int:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            return self._transmit(bytes(data), None)
-        finally:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-
-    async def sendmsg(
-        self,
-        buffers: Iterable[Buffer],
-        ancdata: Iterable[tuple[int, int, Buffer]] = (),
-        flags: int = 0,
-        address: Any = None,
-        /,
-    ) -> int:
-        if list(ancdata):
-            raise NotImplementedError("simulated sockets carry no ancillary data")
-        data = b"".join(buffers)
-        return await (self.send(data, flags) if address is None else self.sendto(data, flags, address))
+    def _cork(self, data: bytes, flags: int, dst: Endpoint | None) -> int:
+        """Join datagrams until one comes without MSG_MORE; they go where the first was for."""
+        before, first = self._corked or (b"", dst)
+        self._corked = None
+        if flags & MORE:
+            self._check_open()
+            self._corked = before + data, first
+        else:
+            self._transmit(before + data, None if first is None else self._destination(first))
+        return len(data)
 
     def sendto_nowait(self, data: Buffer, address: Any, /) -> int:
         """Send without a checkpoint, to an IP literal; what a `socket.socket` that does not block would do."""
         dst = self._numeric(address)
         if dst is None:
             raise os_error(errno.EINVAL)
-        return self._transmit(bytes(data), self._destination(dst))
+        return self.send_now(memoryview(data), 0, dst)
 
     async def wait_writable(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -288,50 +288,23 @@ class UdpSocket(VirtualSocket):
         port = self._port
         return self._shut_read or (port is not None and bool(port.queue or port.error))
 
-    def _take(self, size: int, flags: int) -> tuple[bytes, Endpoint | None] | None:
+    def receive_now(self, size: int, flags: int) -> Received | None:
+        if flags:
+            check_receive(flags, stream=False)
         self._check_open()
         port = self._port
         if port is not None:
             if port.error:
                 self._raise_pending()
             if port.queue:
-                payload, source = port.take(peek=bool(flags & _PEEK))
-                return payload[:size], source
-        return (b"", None) if self._shut_read else None
+                payload, source = port.take(peek=bool(flags & PEEK))
+                length = len(payload)
+                return Received(payload[:size], source, length, TRUNC if length > size else 0)
+        return Received(b"", None, 0) if self._shut_read else None
 
     def recvfrom_nowait(self, bufsize: int, /) -> tuple[bytes, Any]:
         """What is there, without a checkpoint; BlockingIOError when nothing is."""
-        found = self._take(bufsize, 0)
+        found = self.receive_now(bufsize, 0)
         if found is None:
             raise os_error(errno.EAGAIN)
-        payload, source = found
-        return payload, None if source is None else self._show(source)
-
-    async def wait_readable(self) -> None:
-        """Like `trio.lowlevel.wait_readable`, which asks for a file descriptor."""
-        self._check_open()
-        if self.is_readable():
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._readable.wait()
-
-    async def recvfrom(self, bufsize: SupportsIndex, flags: int = 0, /) -> tuple[bytes, Any]:
-        size = index(bufsize)
-        if size < 0:
-            raise ValueError("negative buffersize in recvfrom")
-        payload, source = await self._attempt(self._readable, lambda: self._take(size, flags))
-        return payload, None if source is None else self._show(source)
-
-    async def recv(self, buflen: SupportsIndex, flags: int = 0, /) -> bytes:
-        size = index(buflen)
-        if size < 0:
-            raise ValueError("negative buffersize in recv")
-        return (await self._attempt(self._readable, lambda: self._take(size, flags)))[0]
-
-    async def recvmsg(
-        self, bufsize: SupportsIndex, ancbufsize: int = 0, flags: int = 0, /
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        size = index(bufsize)
-        payload, source = await self._attempt(self._readable, lambda: self._take(1 << 16, flags))
-        note = stdlib.MSG_TRUNC if len(payload) > size else 0
-        return payload[:size], [], note, None if source is None else self._show(source)
+        return found.data, self.received_from(found)

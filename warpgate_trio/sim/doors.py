@@ -1,0 +1,208 @@
+"""Every way to make a socket, on a simulated host: it makes a simulated one, or is refused.
+
+`trio.socket.socket` asks the factory that a network installs.  All others come by `socket.socket`, or by Trio's own
+socket class, which are therefore told to ask first which host the caller is on, and Trio's waiting for descriptors
+is told which are simulated.  Once told they stay so; on no simulated host, and in no simulated run, they do what they
+did.  What of this is private to Trio may go: then `guard` raises AttributeError, which a test of ours runs into first.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import socket
+from typing import TYPE_CHECKING, Any, Final, final
+
+import trio
+from trio._core import _run  # pyright: ignore[reportPrivateUsage]
+from trio.abc import SocketFactory
+
+from .addr import LOOPBACK4
+from .host import Host, current_host, host_here
+from .plain_socket import PlainSocket
+from .ports import os_error
+from .tcp_socket import TcpSocket
+from .udp_socket import UdpSocket
+
+if TYPE_CHECKING:
+    from .sockets import VirtualSocket
+
+_KIND: Final = ~(getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0))
+
+
+def make_socket(host: Host, family: int, kind: int, proto: int) -> VirtualSocket:
+    """A new socket of a host; OSError for one that is not simulated."""
+    kind &= _KIND
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        raise OSError(errno.EAFNOSUPPORT, f"the simulator has no sockets of address family {family!r}")
+    if kind == socket.SOCK_STREAM:
+        if proto not in (0, socket.IPPROTO_TCP):
+            raise os_error(errno.EPROTONOSUPPORT)
+        return TcpSocket(host, socket.AddressFamily(family), proto)
+    if kind == socket.SOCK_DGRAM:
+        if proto not in (0, socket.IPPROTO_UDP):
+            raise os_error(errno.EPROTONOSUPPORT)
+        return UdpSocket(host, socket.AddressFamily(family), proto)
+    raise os_error(errno.ESOCKTNOSUPPORT)
+
+
+def make_pair(host: Host, family: int | None, kind: int, proto: int) -> tuple[VirtualSocket, VirtualSocket]:
+    """Two connected sockets, by IPv4 on loopback, as Python makes them where the system has no pairs."""
+    if family not in (None, socket.AF_INET, getattr(socket, "AF_UNIX", None)):
+        raise OSError(errno.EAFNOSUPPORT, f"the simulator has no pairs of sockets of address family {family!r}")
+    one, other = (make_socket(host, socket.AF_INET, kind, proto) for _ in range(2))
+    one.bind_now((LOOPBACK4, 0))
+    if isinstance(one, UdpSocket):
+        other.bind_now((LOOPBACK4, 0))
+        one.connect_now(other.getsockname())
+        other.connect_now(one.getsockname())
+        return one, other
+    one.listen(1)
+    other.connect_now(one.getsockname())
+    accepted = one.accept_now()
+    assert accepted is not None  # on loopback a handshake takes no time
+    one.close()
+    return other, accepted[0]
+
+
+@final
+class Factory(SocketFactory):
+    """Makes the sockets of whatever host the caller is on."""
+
+    def socket(
+        self,
+        family: int = socket.AF_INET,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 (Trio's name)
+        proto: int = 0,
+    ) -> trio.socket.SocketType:
+        return make_socket(current_host(), family, type, proto)
+
+
+def _refusal(what: str) -> RuntimeError:
+    return RuntimeError(f"{what} is a socket of the real machine, and this code runs on the simulated {host_here()!r}")
+
+
+def _open_again(host: Host, number: int) -> PlainSocket:
+    """The socket that has a number; it was detached, or it is used by its number."""
+    found = host.net.find_socket(number)
+    if found is None:
+        raise _refusal(f"descriptor {number}")
+    return found.alias()._sock
+
+
+def _new_plain(host: Host, family: int = -1, kind: int = -1, proto: int = -1, fileno: int | None = None) -> PlainSocket:
+    """What `socket.socket` does with its arguments."""
+    timeout = socket.getdefaulttimeout()
+    if fileno is not None:
+        return _open_again(host, fileno).with_timeout(timeout)
+    family = socket.AF_INET if family == -1 else family
+    kind = socket.SOCK_STREAM if kind == -1 else kind
+    made = make_socket(host, family, kind, 0 if proto == -1 else proto)
+    return made._sock.with_timeout(0.0 if kind & getattr(socket, "SOCK_NONBLOCK", 0) else timeout)
+
+
+def guard() -> None:
+    """Let the ways to make a socket ask for the simulated host, from now on and for good."""
+    if hasattr(socket.socketpair, "__wrapped__"):
+        return
+    trio_socket = type(_a_socket_of_trio())
+    _guard_class()
+    _guard_trio(trio_socket)
+    _guard_functions()
+    _guard_waiting()
+
+
+def _a_socket_of_trio() -> trio.socket.SocketType:
+    with socket.socket() as real:
+        return trio.socket.from_stdlib_socket(real)
+
+
+def _guard_class() -> None:
+    make = socket.socket.__new__
+
+    def new(cls: type[socket.socket], *args: Any, **given: Any) -> Any:
+        host = host_here()
+        if host is None or cls is PlainSocket:
+            return make(cls)
+        if cls is not socket.socket:
+            raise _refusal(f"a {cls.__qualname__}")
+        if "type" in given:
+            given["kind"] = given.pop("type")
+        return _new_plain(host, *args, **given)
+
+    socket.socket.__new__ = new  # type: ignore[assignment]
+
+
+def _guard_trio(trio_socket: type[trio.socket.SocketType]) -> None:
+    def new(cls: type[trio.socket.SocketType], sock: object) -> Any:
+        if isinstance(sock, PlainSocket):
+            return sock.virtual
+        if isinstance(sock, socket.socket) and host_here() is not None:
+            raise _refusal(repr(sock))
+        return object.__new__(cls)
+
+    trio_socket.__new__ = new  # type: ignore[assignment]
+
+
+def _guard_functions() -> None:
+    real_pair, real_dup = socket.socketpair, socket.dup
+
+    @functools.wraps(real_pair)
+    def socketpair(family: int | None = None, type: int = socket.SOCK_STREAM, proto: int = 0) -> Any:  # noqa: A002
+        host = host_here()
+        if host is None:
+            return real_pair(family, type, proto)
+        timeout = socket.getdefaulttimeout()
+        return tuple(each._sock.with_timeout(timeout) for each in make_pair(host, family, type, proto))
+
+    @functools.wraps(real_dup)
+    def dup(fd: int) -> int:
+        host = host_here()
+        return real_dup(fd) if host is None else _open_again(host, fd).dup().detach()
+
+    real_lookup = socket.getaddrinfo
+
+    @functools.wraps(real_lookup)
+    def getaddrinfo(host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:  # noqa: A002
+        here = host_here()
+        if here is None:
+            return real_lookup(host, port, family, type, proto, flags)
+        if host is not None and flags & socket.AI_NUMERICHOST:  # it only reads an address, as Trio lets it
+            return real_lookup(host, port, family, type, proto, flags & ~int(socket.AI_ADDRCONFIG))
+        return here.net.resolver.look_up(host, port, family, type, proto, flags)
+
+    socket.getaddrinfo = getaddrinfo
+    socket.socketpair = socketpair
+    socket.dup = dup  # type: ignore[assignment]
+
+
+def _guard_waiting() -> None:
+    """For `trio.lowlevel.wait_readable(sock)`, by which programs wait with a `socket.socket`."""
+    manager: Any = _run.TheIOManager  # type: ignore[attr-defined]
+    for name in ("wait_readable", "wait_writable"):
+        setattr(manager, name, _waiting(name, getattr(manager, name)))
+    real = manager.notify_closing
+
+    @functools.wraps(real)
+    def notify_closing(self: object, fd: object) -> None:
+        if _virtual(fd) is None:
+            real(self, fd)
+
+    manager.notify_closing = notify_closing
+
+
+def _waiting(name: str, real: Any) -> Any:
+    @functools.wraps(real)
+    async def wait(self: object, fd: object) -> None:
+        found = _virtual(fd)
+        await (real(self, fd) if found is None else getattr(found, name)())
+
+    return wait
+
+
+def _virtual(fd: object) -> VirtualSocket | None:
+    """The simulated socket that a program waits for, if it is one."""
+    host = host_here()
+    if host is None:
+        return None
+    return host.net.find_socket(fd if isinstance(fd, int) else fd.fileno())  # type: ignore[attr-defined]
