@@ -101,7 +101,7 @@ TCP_ANY_BUT = "punches TCP with peers behind any NAT but symmetric ones with ran
 NO_TCP = "does not punch TCP with peers whose NAT filters by port"
 
 CAN: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("open", "rfc", "full-cone", "restricted", "cgn"), (ANY, TCP_ANY_BUT)),
+    **dict.fromkeys(("open", "rfc", "full-cone", "restricted", "cgn", "one-to-one"), (ANY, TCP_ANY_BUT)),
     **dict.fromkeys(("linux", "linux-local", "openwrt", "rst", "icmp", "degrading"), (ANY_BUT, SPRAY, TCP_ANY_BUT)),
     **dict.fromkeys(("linux-symmetric", "symmetric-local", "cgn-symmetric", "cloud", "pf"), (LENIENT, TO_CONES)),
     "address-dependent": (LENIENT, SPRAY, TO_CONES),

@@ -268,3 +268,34 @@ def test_private_addresses_are_not_reached_from_outside() -> None:
         b.close()
 
     run(world)
+
+
+def test_one_to_one_gives_every_host_all_ports_of_an_address() -> None:
+    async def world(net: Network) -> None:
+        lan = net.lan("cloud", nat=presets.ONE_TO_ONE)
+        first, second, far = lan.host("first"), lan.host("second"), net.host("far")
+        router = lan.router
+        assert router is not None
+        outside = [address for address, _ in router.outside.addresses]
+        assert len(set(outside)) == 2
+        far_sock = await bound(far, 9)
+        for host, address in zip((first, second), outside, strict=True):
+            sock = await bound(host, 5000)
+            assert await reaches(far_sock, sock, (address, 5000))  # though it has sent nothing
+            await sock.sendto(b"x", (far.ip, 9))
+            assert await receive(far_sock, 1) == (b"x", (address, 5000))
+            with host:
+                (listener,) = await trio.open_tcp_listeners(80, host="0.0.0.0")
+            with far:
+                async with listener, await trio.open_tcp_stream(address, 80), await listener.accept():
+                    pass
+            sock.close()
+        far_sock.close()
+        await trio.sleep(1)
+        assert router.change_address() not in outside
+        with first:
+            sock = trio.socket.socket(type=socket.SOCK_DGRAM)
+        await sock.sendto(b"x", (second.ip, 9))
+        sock.close()
+
+    run(world)

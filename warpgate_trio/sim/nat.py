@@ -54,6 +54,7 @@ class Nat:
         self._random = random
         self._reserved = reserved
         self._forwards: dict[tuple[int, int], Forward] = {}
+        self._inside: list[str] = []
         self.reset(addresses)
 
     def reset(self, addresses: Sequence[str] | None = None) -> None:
@@ -69,6 +70,22 @@ class Nat:
         self._degraded: set[tuple[int, Endpoint]] = set()
         self._held: dict[tuple[int, Endpoint, Endpoint], tuple[float, Packet]] = {}
         self._resting: dict[tuple[int, Endpoint], float] = {}  # ports in hold-down
+
+    # Inside hosts that have an outside address of their own
+
+    @property
+    def addresses_wanted(self) -> int:
+        """How many outside addresses it needs."""
+        return max(1, len(self._inside))
+
+    def pair(self, inside: str) -> None:
+        """Of 1:1: the next outside address belongs to this inside host, unless it has one."""
+        if inside not in self._inside:
+            self._inside.append(inside)
+
+    def _partner(self, address: str, of: Sequence[str], among: Sequence[str]) -> str | None:
+        at = of.index(address) if address in of else len(among)
+        return among[at] if at < len(among) else None
 
     # Forwarded ports, for protocols that ask for them
 
@@ -197,6 +214,10 @@ class Nat:
     ) -> Endpoint | None:
         if self.config.identity:
             return inside
+        if self.config.one_to_one:
+            self.pair(inside[0])
+            own = self._partner(inside[0], self._inside, self.addresses)
+            return None if own is None else (own, inside[1])
         address = self._outside_address(inside[0])
         table = self.table
         for port in take(self._ports[proto], inside, remote, _TRIES):
@@ -288,8 +309,13 @@ class Nat:
         forward = self._forwards.get((proto, outside[1]))
         if forward is not None:
             return self._enter(Session(proto, forward.inside, outside, remote, None, now), behavior)
+        filtering = behavior.filtering
+        if self.config.one_to_one and filtering is Filtering.EIF:
+            inside = self._partner(outside[0], self.addresses, self._inside)
+            return (
+                None if inside is None else self._add(Session(proto, (inside, outside[1]), outside, remote, None, now))
+            )
         for mapping in reversed(self.table.by_outside.get((proto, outside), ())):
-            filtering = behavior.filtering
             if filtering is Filtering.EIF or (filtering is Filtering.ADF and remote[0] in mapping.peers):
                 return self._enter(Session(proto, mapping.inside, outside, remote, mapping, now), behavior)
         return None

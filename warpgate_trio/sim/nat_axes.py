@@ -147,6 +147,7 @@ class NatConfig:
       source: where this behaviour was observed or is required.
       udp, tcp: per transport.
       identity: translate nothing and only filter, as an IPv6 firewall does.
+      one_to_one: every inside host has an outside address of its own, with all of its ports (RFC 2663, section 4.1.1).
       pooling: see the enum.
       quota: mappings that one inside host may have at a time; beyond, packets are refused (RFC 6888, REQ-4).
       hold_down: seconds for which a port is not used again (RFC 6888, REQ-8).
@@ -161,6 +162,7 @@ class NatConfig:
     udp: Behavior = field(default_factory=Behavior)
     tcp: Behavior = field(default_factory=Behavior)
     identity: bool = False
+    one_to_one: bool = False
     pooling: Pooling = Pooling.PAIRED
     quota: int | None = None
     hold_down: float = 0.0

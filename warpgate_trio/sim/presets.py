@@ -159,6 +159,13 @@ CLOUD: Final = NatConfig(
     timers=Timers(udp=350, udp_stream=350, established=350),
 )
 
+ONE_TO_ONE: Final = NatConfig(
+    name="one-to-one",
+    source="RFC 2663, 4.1.1: as clouds give a machine a public address, and all of its ports; nothing is filtered",
+    one_to_one=True,
+    timers=LINUX_TIMERS,
+)
+
 PF: Final = NatConfig(
     name="pf",
     source="OpenBSD pf: a random port of 50001 to 65535 for each remote endpoint",
@@ -246,6 +253,7 @@ NATS: Final = {
         CGN,
         CGN_SYMMETRIC,
         CLOUD,
+        ONE_TO_ONE,
         PF,
         RST,
         ICMP,

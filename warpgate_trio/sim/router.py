@@ -57,6 +57,15 @@ class Router(Host):
         if firewall6 is not None:
             self.firewall6 = Nat(firewall6, (), net.rng(f"firewall6:{self.name}"))
 
+    def joined(self, address: str) -> None:
+        """A host of the LAN has an address: a 1:1 NAT gives it one outside."""
+        nat = self.nat
+        if nat is not None and nat.config.one_to_one and not is_v6(address):
+            nat.pair(address)
+            while len(nat.addresses) < nat.addresses_wanted:
+                segment = self.outside.segment
+                nat.addresses.append(segment.give(self.outside, segment.free_address()))
+
     def _reserved(self, proto: int, port: int) -> bool:
         return (self.stack.udp_ports if proto == UDP else self.stack.tcp_ports).is_used(port)
 
@@ -207,6 +216,6 @@ class Router(Host):
         address = segment.free_address() if new is None else new
         for old in [a for a, _ in self.outside.addresses if not is_v6(a)]:
             segment.take_away(old)
-        segment.give(self.outside, address)
-        self.nat.reset([address])
+        more = [segment.free_address() for _ in range(self.nat.addresses_wanted - 1)]
+        self.nat.reset([segment.give(self.outside, each) for each in (address, *more)])
         return address

@@ -191,6 +191,8 @@ class Segment:
         address, prefix = self._check(address)
         self._by_address[address] = interface
         interface.host.add_address(interface, address, prefix)
+        if self.router is not None:
+            self.router.joined(address)
         return address
 
     def _check(self, address: str) -> tuple[str, Prefix]:
