@@ -1,6 +1,7 @@
 """What tests of network programs need besides pytest and Trio's own helpers.
 
 * `hosts`: `simulated_hosts` lets whole nodes run in a `warpgate_trio.sim.Network`, unchanged.
+* `machine`: `simulated_machine`, the clocks of `time` and psutil for programs that ask those.
 * `pipe_laws`: laws that a byte stream has to keep, for streams of your own.
 * `worlds`: worlds as plain data, `Topology` and `PeerPair`; `populations`: how common which NATs are.
 * `strategies`: Hypothesis strategies for all that, and for NATs, links and faults.  It needs the extra ``testing``
@@ -12,6 +13,7 @@ docs/simulator.md shows how they work together.
 from __future__ import annotations
 
 from .hosts import SimulatedHost, simulated_hosts
+from .machine import simulated_machine
 from .pipe_laws import (
     PipeMaker,
     StreamMaker,
@@ -34,4 +36,5 @@ __all__ = [
     "check_pipe",
     "check_send_copies",
     "simulated_hosts",
+    "simulated_machine",
 ]
