@@ -12,7 +12,6 @@ import trio
 from hypothesis import strategies as st
 
 from tests.nodes import ALICE, BOB
-from tests.sim.oracles import promised, punch_possible
 from tests.sim.worlds import may_break
 from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.config import Budgets, ListenConfig
@@ -35,6 +34,7 @@ from warpgate_trio.sim import (
     simulate,
 )
 from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.theory import promised, punch_possible
 from warpgate_trio.testing.worlds import PeerPair
 
 _T = TypeVar("_T")

@@ -28,6 +28,7 @@ from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.sim import Fault, Hairpin, Kind, Link, NatConfig, Network, presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.strategies import PeerPair, Place, fault_schedules, links, nats, peer_pairs
+from warpgate_trio.testing.theory import lets_out, reaches
 
 PORT = 7000
 SIGNALS = 443  # what the strictest of firewalls lets out
@@ -44,27 +45,13 @@ Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
 # -- the oracle, which knows nothing of nodes --------------------------------------------------------------------------
 
 
-def reaches(dialler: Sequence[NatConfig], target: Sequence[NatConfig]) -> bool:
-    """Whether one who is behind these NATs (outermost first) can dial an address of the other's own interface.
-
-    It can where that address is on a network that the dialling side is in, or that its own NATs are connected to; and
-    where none of the NATs between forbids the port.
-    """
-    between = dialler[len(target) :]
-    return tuple(dialler[: len(target)]) == tuple(target) and _lets_out(between)
-
-
 def reaches_forwarded(dialler: Sequence[NatConfig], target: Sequence[NatConfig], shared: Sequence[NatConfig]) -> bool:
     """Whether it can dial a port that all of the target's NATs forward: from behind one of them only by hairpinning."""
     return (
         bool(target)
-        and _lets_out(dialler[len(shared) :])
-        and (_lets_out(dialler) if not shared else shared[0].tcp.hairpin is Hairpin.EXTERNAL)
+        and lets_out(dialler[len(shared) :], PORT)
+        and (lets_out(dialler, PORT) if not shared else shared[0].tcp.hairpin is Hairpin.EXTERNAL)
     )
-
-
-def _lets_out(nats: Sequence[NatConfig]) -> bool:
-    return all(nat.tcp.ports is None or PORT in nat.tcp.ports for nat in nats)
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ def expected(pair: PeerPair) -> Expected:
     bob = (*pair.shared, *(replace(nat, source="bob's") for nat in pair.bob.nats))
     forwarded = pair.bob.forwarded and reaches_forwarded(alice, bob, pair.shared)
     return Expected(
-        direct=reaches(alice, bob) or forwarded, reverse=reaches(bob, alice) and (not alice or alice == bob)
+        direct=reaches(alice, bob, PORT) or forwarded, reverse=reaches(bob, alice, PORT) and (not alice or alice == bob)
     )
 
 

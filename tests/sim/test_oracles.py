@@ -11,7 +11,7 @@ import pytest
 import trio
 from hypothesis import event, example, given, settings
 
-from tests.sim.oracles import birthday, can_punch, punch_possible, stacked
+from tests.sim.oracles import birthday
 from tests.sim.programs import (
     LATENCY,
     behind,
@@ -42,6 +42,7 @@ from warpgate_trio.sim import (
 )
 from warpgate_trio.testing.strategies import PeerPair, links, peer_pairs
 from warpgate_trio.testing.strategies import nats as nats_that_exist
+from warpgate_trio.testing.theory import can_punch, punch_possible, stacked
 
 ONE_WAY = 2 * LATENCY
 CASES = settings(max_examples=60)

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from random import Random
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.vendor.pretty import pretty
 
-from tests.sim.oracles import punch_possible
+from warpgate_trio import Identity, anyone, open_node, sim
 from warpgate_trio import host as machine
 from warpgate_trio.host import Host, InterfaceAddress, RealHost
-from warpgate_trio.sim import Behavior, Fault, Kind, Link, NatConfig, Network, Router, presets, simulate
-from warpgate_trio.testing import SimulatedHost, simulated_hosts
+from warpgate_trio.sim import (
+    Behavior,
+    Fault,
+    Kind,
+    Link,
+    Mapping,
+    NatConfig,
+    Network,
+    Router,
+    Uniform,
+    presets,
+    simulate,
+)
+from warpgate_trio.testing import WORLD_CONFIG, SimulatedHost, can_connect, simulated_hosts, strategies, world
 from warpgate_trio.testing.strategies import (
     POPULATIONS,
     Lan,
@@ -32,6 +46,7 @@ from warpgate_trio.testing.strategies import (
     population,
     topologies,
 )
+from warpgate_trio.testing.theory import punch_possible
 
 # -- hosts -------------------------------------------------------------------------------------------------------------
 
@@ -192,6 +207,107 @@ def test_what_options_leave_out(nat: NatConfig, link: Link) -> None:
     assert nat in presets.NATS.values()
     assert link == Link(latency=link.latency)
     assert link.latency <= 0.05
+
+
+EXPRESSIONS = {**vars(strategies), **vars(sim)}
+
+
+@settings(max_examples=50)
+@given(peer_pairs() | population(), topologies())
+@pytest.mark.slow("drawing NATs axis by axis takes Hypothesis ten milliseconds")
+def test_worlds_print_as_what_is_unusual_about_them(pair: PeerPair, topology: Topology) -> None:
+    assert eval(repr(pair), EXPRESSIONS) == pair
+    assert eval(repr(topology), EXPRESSIONS) == topology
+    assert pretty(pair) == repr(pair)
+
+
+def test_what_is_as_usual_is_not_printed() -> None:
+    pair = PeerPair(alice=Place(nats=(presets.CGN,)), server=Link(latency=0.1), seed=4)
+    assert repr(pair) == "PeerPair(alice=Place(nats=(presets.CGN,)), server=Link(latency=0.1), seed=4)"
+    own = NatConfig(name="own", udp=Behavior(mapping=Mapping.APDM, allocation=Uniform(parity=True)))
+    assert repr(own) == ("NatConfig(name='own', udp=Behavior(mapping=Mapping.APDM, allocation=Uniform(parity=True)))")
+    assert repr(Link()) == "Link()"
+
+
+# -- a world for programs ----------------------------------------------------------------------------------------------
+
+
+async def call(pair: PeerPair) -> str:
+    """Which plugin brings two nodes together, whose program is on neither of the hosts."""
+    async with world(pair) as (server, alice, bob):
+        assert {server.name, "stun", "stun2", "ntp"} <= set(server.net.hosts)
+        with bob:
+            async with open_node(WORLD_CONFIG, identity=Identity.from_seed(b"b" * 32), authorize=anyone) as there:
+                await there.wait_signals()
+                with alice:
+                    async with open_node(WORLD_CONFIG, identity=Identity.from_seed(b"a" * 32)) as here:
+                        async with await here.auto_connect(there.address) as pipe:
+                            assert pipe.path.plugin is not None
+                            return pipe.path.plugin
+
+
+@pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+@pytest.mark.parametrize(
+    ("alice", "bob", "plugin"),
+    [
+        (presets.LINUX, None, "direct_connect"),
+        (None, presets.LINUX, "reverse_connect"),
+        (presets.LINUX, presets.LINUX, "tcp_punch"),
+        (presets.LINUX, presets.ONE_TO_ONE, "tcp_punch"),
+    ],
+)
+def test_a_world_has_what_nodes_need(alice: NatConfig | None, bob: NatConfig | None, plugin: str) -> None:
+    pair = PeerPair.between(alice, bob, seed=1)
+    assert can_connect(pair)
+    assert simulate(partial(call, pair), seed=1) == plugin
+
+
+@pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+def test_a_web_only_firewall_lets_signals_through() -> None:
+    pair = PeerPair(alice=Place(nats=(presets.WEB_ONLY,)))
+
+    async def main() -> None:
+        async with world(pair) as (_, alice, _):
+            with alice:
+                async with open_node(WORLD_CONFIG, identity=Identity.from_seed(b"a" * 32)) as here:
+                    with trio.fail_after(5):
+                        await here.wait_signals()
+
+    assert not can_connect(pair)
+    simulate(main)
+
+
+def test_a_world_notices_sockets_that_are_left() -> None:
+    async def main() -> None:
+        async with world(PeerPair()) as (server, _, _):
+            with server:
+                trio.socket.socket()
+
+    with pytest.raises(AssertionError, match=r"left sockets open.*TcpSocket on server"):
+        simulate(main)
+
+
+@pytest.mark.slow("dozens of worlds with whole nodes")
+@settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
+@given(peer_pairs(link=links(max_latency=0.1, noisy=False)))
+def test_who_is_sure_to_connect_does(pair: PeerPair) -> None:
+    assume(can_connect(pair))
+    simulate(partial(call, pair), seed=pair.seed)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC),
+        PeerPair.between(presets.LINUX, presets.LINUX_SYMMETRIC),  # a spray helps, mostly
+        PeerPair.between(presets.LINUX, presets.LINUX, loss=0.01),
+        PeerPair.between(presets.UDP_BLOCKED, presets.LINUX_SYMMETRIC),
+        PeerPair.between(presets.LINUX_LOCAL, presets.LINUX_LOCAL, rtt=0.0),
+    ],
+    ids=str,
+)
+def test_what_is_not_sure_is_not_promised(pair: PeerPair) -> None:
+    assert not can_connect(pair)
 
 
 def works(alice: tuple[NatConfig, ...], bob: tuple[NatConfig, ...]) -> bool:

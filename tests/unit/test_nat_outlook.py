@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sim.oracles import punch_possible
 from warpgate_trio import sim
 from warpgate_trio.combos import Likelihood
 from warpgate_trio.nat.outlook import Chance, punch_outlook, spray_outlook
 from warpgate_trio.nat.profile import Allocation, Filtering, Mapping, TransportProfile
 from warpgate_trio.nat.spray import Role
+from warpgate_trio.testing.theory import punch_possible
 
 HOPELESS, DOUBTFUL, LIKELY = Chance.HOPELESS, Chance.DOUBTFUL, Chance.LIKELY
 EIM, ADM, APDM = Mapping.ENDPOINT_INDEPENDENT, Mapping.ADDRESS_DEPENDENT, Mapping.ADDRESS_AND_PORT_DEPENDENT

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .network import Network
     from .segment import Segment
 
-_SCREEN: Final = 40  # packets
+_SCREEN: Final = 10  # packets; `Network.ladder` has more
+_LISTED: Final = 8  # lines of what is still there; `Network.netstat` has more
 
 
 def topology(net: Network) -> str:
@@ -115,6 +116,8 @@ def explain(net: Network) -> str:
     parts = [f"seed {net.seed}, {net.wire.now:.3f} s after the start", topology(net)]
     if net.faults:
         parts.append("faults:\n" + "".join(f"  {fault}\n" for fault in net.faults))
-    parts.append(f"still there:\n{net.netstat()}")
+    left = str(net.netstat()).splitlines()
+    more = [f"  and {len(left) - _LISTED} lines more"] if len(left) > _LISTED else []
+    parts.append("\n".join(["still there:", *left[:_LISTED], *more, ""]))
     parts.append(f"the last packets:\n{ladder(net.trace.latest(), _SCREEN, ())}")
-    return "\n".join(parts)
+    return "\n".join(part.removesuffix("\n") for part in parts) + "\n"

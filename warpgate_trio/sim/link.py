@@ -15,13 +15,15 @@ from math import inf
 from random import Random
 from typing import Final, final
 
+from .short_repr import ShortRepr
+
 DEFAULT_MTU: Final = 1500
 MINIMUM_MTU: Final = 68  # RFC 791
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Link(ShortRepr):
     """The properties of one way of a link.
 
     Attributes:

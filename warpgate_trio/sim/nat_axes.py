@@ -15,6 +15,7 @@ from typing import Final, final
 
 from .nat_ports import Allocation, Preserve
 from .packet import Icmp
+from .short_repr import ShortRepr
 
 
 class Mapping(Enum):
@@ -81,8 +82,8 @@ HOLD: Final = 6.0
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timers:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Timers(ShortRepr):
     """Seconds after which a quiet session is forgotten.
 
     Attributes:
@@ -106,8 +107,8 @@ class Timers:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Behavior:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Behavior(ShortRepr):
     """How a NAT treats one transport.
 
     Attributes:
@@ -138,8 +139,8 @@ class Behavior:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NatConfig:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class NatConfig(ShortRepr):
     """A NAT.
 
     Attributes:
@@ -171,8 +172,16 @@ class NatConfig:
     alg: bool = False
     timers: Timers = field(default_factory=Timers)
 
+    def __repr__(self) -> str:
+        known = next((name for name, config in named.items() if config == self), None)
+        return ShortRepr.__repr__(self) if known is None else known
+
     def __post_init__(self) -> None:
         if self.udp.unsolicited in (Unsolicited.RST, Unsolicited.HOLD):
             raise ValueError(f"unsolicited UDP cannot be answered by {self.udp.unsolicited.name}, which is of TCP")
         if self.quota is not None and self.quota < 1:
             raise ValueError(f"a quota of {self.quota} mappings lets nobody out: use ports=() for that")
+
+
+named: dict[str, NatConfig] = {}
+"""Presets, by the expression that means them."""

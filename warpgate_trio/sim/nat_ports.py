@@ -14,6 +14,7 @@ from random import Random
 from typing import Final, Protocol, final
 
 from .addr import Endpoint
+from .short_repr import ShortRepr
 
 ALL: Final = (1024, 65535)
 PortRange = tuple[int, int]
@@ -51,8 +52,8 @@ def _around(start: int, ports: PortRange) -> Iterator[int]:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uniform:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Uniform(ShortRepr):
     """Any port of a range, uniformly."""
 
     ports: PortRange = ALL
@@ -84,8 +85,8 @@ class _UniformSource:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preserve:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Preserve(ShortRepr):
     """The inside port, where it is free and in the range; else what `otherwise` says."""
 
     otherwise: Allocation = field(default_factory=Uniform)
@@ -111,8 +112,8 @@ class _PreserveSource:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sequential:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Sequential(ShortRepr):
     """The last port plus `delta`; one counter for all, or one for each inside host."""
 
     delta: int = 1
@@ -149,8 +150,8 @@ class _SequentialSource:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Block(ShortRepr):
     """Each inside host has a block of ports of its own (RFC 7422), from which `within` one is chosen."""
 
     size: int = 1024
@@ -189,8 +190,8 @@ class _BlockSource:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hash:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Hash(ShortRepr):
     """A port that the inside endpoint decides, and with `remote` the remote one too; then the ones after it."""
 
     ports: PortRange = ALL

@@ -328,5 +328,6 @@ class Network:
 
 def simulate(fn: Callable[[], Awaitable[T]], *, seed: int = 0) -> T:
     """`trio.run(fn)` in virtual time with a schedule that `seed` decides."""
+    __tracebackhide__ = True  # of pytest: what failed is in `fn`
     with deterministic(seed):
         return trio.run(fn, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -15,6 +15,7 @@ from .nat_axes import (
     Pooling,
     Timers,
     Unsolicited,
+    named,
 )
 from .nat_ports import Block, Sequential, Uniform
 from .packet import Icmp
@@ -266,3 +267,5 @@ NATS: Final = {
 
 FIREWALLS6: Final = {config.name: config for config in (FIREWALL6, SIMPLE_SECURITY6)}
 """IPv6 firewalls by name."""
+
+named |= {f"presets.{name}": config for name, config in list(globals().items()) if isinstance(config, NatConfig)}

@@ -3,6 +3,7 @@
 * `hosts`: `simulated_hosts` lets whole nodes run in a `warpgate_trio.sim.Network`, unchanged.
 * `machine`: `simulated_machine`, the clocks of `time` and psutil for programs that ask those.
 * `pipe_laws`: laws that a byte stream has to keep, for streams of your own.
+* `world`: a world with servers for programs that are built on this package, and `theory`: what to expect in it.
 * `worlds`: worlds as plain data, `Topology` and `PeerPair`; `populations`: how common which NATs are.
 * `strategies`: Hypothesis strategies for all that, and for NATs, links and faults.  It needs the extra ``testing``
   and is not imported by this module: ``from warpgate_trio.testing import strategies``.
@@ -24,11 +25,16 @@ from .pipe_laws import (
     check_pipe,
     check_send_copies,
 )
+from .theory import can_connect
+from .world import WORLD_CONFIG, World, world
 
 __all__ = [
+    "WORLD_CONFIG",
     "PipeMaker",
     "SimulatedHost",
     "StreamMaker",
+    "World",
+    "can_connect",
     "check_cancelled_receive",
     "check_cancelled_send",
     "check_early_eof",
@@ -37,4 +43,5 @@ __all__ = [
     "check_send_copies",
     "simulated_hosts",
     "simulated_machine",
+    "world",
 ]

@@ -13,6 +13,7 @@ from typing import Final, final
 
 from ..sim import Link, NatConfig, Network, Router, Segment
 from ..sim.packet import TCP
+from ..sim.short_repr import ShortRepr
 
 __all__ = ["PERFECT", "Lan", "Machine", "PeerPair", "Place", "Topology"]
 
@@ -20,8 +21,8 @@ PERFECT: Final = Link()
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Machine(ShortRepr):
     """A host to be: the arguments of `Segment.host`.
 
     Attributes:
@@ -42,8 +43,8 @@ class Machine:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lan:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Lan(ShortRepr):
     """A LAN to be, behind a router of the same name: the arguments of `Segment.lan`, and what is on it."""
 
     name: str
@@ -61,8 +62,8 @@ class Lan:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topology:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Topology(ShortRepr):
     """A whole world to be.
 
     Attributes:
@@ -105,8 +106,8 @@ def _walk(lans: Sequence[Lan]) -> list[Lan]:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Place(ShortRepr):
     """Where a peer is.
 
     Attributes:
@@ -135,8 +136,8 @@ class Place:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerPair:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PeerPair(ShortRepr):
     """Two peers, and a server that both can reach.
 
     Attributes:
