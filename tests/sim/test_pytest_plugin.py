@@ -67,3 +67,48 @@ def test_what_a_run_shows(workers: int, tmp_path: Path) -> None:
     assert "seed 9000, 3600.000 s after the start" in screen  # the smallest example
     assert "> 11.0.0.1:9000" in screen
     assert "seed 77," in done.stdout  # the note of an exception that leaves a network
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "simulator.md"
+SYMMETRIC = """@example(PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC), ["a"], ["b"])"""
+MISTAKES = {
+    "raises": ("    assume(can_connect(pair))\n", ""),
+    "differs": ("(bob_says, alice_says)", "(bob_says, alice_says[:-1])"),
+}
+
+
+@pytest.mark.slow("starts interpreters, and simulates whole nodes")
+@pytest.mark.parametrize(("right", "wrong"), MISTAKES.values(), ids=MISTAKES)
+def test_the_failure_of_a_chat_fits_on_a_screen(right: str, wrong: str, tmp_path: Path) -> None:
+    """Of the page's own, with a mistake; worlds as `peer_pairs` draws them, so with NATs of every kind."""
+    programs = dict(
+        re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    )
+    test = programs["test_chat.py"]
+    assert right in test
+    test = test.replace(right, wrong).replace(
+        "max_examples=25", "phases=PHASES, report_multiple_bugs=False, derandomize=True, database=None"
+    )
+    test = test.replace("@given", f"{SYMMETRIC if not wrong else ''}\n@given")
+    extra = (
+        "from hypothesis import Phase, example\n"
+        "from warpgate_trio.sim import presets\n"
+        "from warpgate_trio.testing.worlds import PeerPair\n"
+        "PHASES = [Phase.explicit, Phase.generate]\n"
+    )
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "chat.py").write_text(programs["chat.py"])
+    (tmp_path / "test_chat.py").write_text(extra + test)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:randomly", "-q", "--rootdir", str(tmp_path)],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
+    report = done.stdout.partition("= FAILURES =")[2].partition("short test summary info")[0]
+    assert len(report.splitlines()) <= 60, report
+    assert "pair=PeerPair(" in report
+    assert "the last packets:" in report

@@ -287,6 +287,23 @@ def test_a_world_notices_sockets_that_are_left() -> None:
         simulate(main)
 
 
+def test_a_single_exception_of_a_world_comes_out_bare() -> None:
+    async def fail(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        raise KeyError("mine")
+
+    async def main(times: int) -> None:
+        async with world(PeerPair()), trio.open_nursery() as nursery:
+            for _ in range(times):
+                nursery.start_soon(partial(fail, task_status=trio.TASK_STATUS_IGNORED))
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        simulate(partial(main, 1))
+    assert "seed 0" in caught.value.__notes__[0]
+    with pytest.raises(ExceptionGroup):
+        simulate(partial(main, 2))
+
+
 @pytest.mark.slow("dozens of worlds with whole nodes")
 @settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
 @given(peer_pairs(link=links(max_latency=0.1, noisy=False)))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .network import Network
     from .segment import Segment
 
-_SCREEN: Final = 10  # packets; `Network.ladder` has more
-_LISTED: Final = 8  # lines of what is still there; `Network.netstat` has more
+_SCREEN: Final = 8  # packets; `Network.ladder` has more
+_LISTED: Final = 8  # lines of sockets and tasks; `Network.netstat` has more
 
 
 def topology(net: Network) -> str:
@@ -116,8 +116,17 @@ def explain(net: Network) -> str:
     parts = [f"seed {net.seed}, {net.wire.now:.3f} s after the start", topology(net)]
     if net.faults:
         parts.append("faults:\n" + "".join(f"  {fault}\n" for fault in net.faults))
-    left = str(net.netstat()).splitlines()
-    more = [f"  and {len(left) - _LISTED} lines more"] if len(left) > _LISTED else []
-    parts.append("\n".join(["still there:", *left[:_LISTED], *more, ""]))
+    parts.append("".join(_still_there(net)))
     parts.append(f"the last packets:\n{ladder(net.trace.latest(), _SCREEN, ())}")
     return "\n".join(part.removesuffix("\n") for part in parts) + "\n"
+
+
+def _still_there(net: Network) -> Iterator[str]:
+    """What programs have not closed or ended, and how much else."""
+    found = net.netstat()
+    lines = [*found.sockets, *found.tasks]
+    counts = {"sockets and tasks": lines, "closing connections": found.lingering, "mappings": found.mappings}
+    yield f"still there: {', '.join(f'{name}: {len(each)}' for name, each in counts.items() if each) or 'nothing'}\n"
+    yield from (f"  {line}\n" for line in lines[:_LISTED])
+    if len(lines) > _LISTED:
+        yield f"  and {len(lines) - _LISTED} more\n"

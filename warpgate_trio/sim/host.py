@@ -149,6 +149,7 @@ class Host:
 
     async def run(self, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """Await `fn(*args)` on this host."""
+        __tracebackhide__ = True  # of pytest: what failed is in `fn`
         token = _current.set(self)
         try:
             return await fn(*args)

@@ -2,10 +2,11 @@
 
     pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
-It does two things.  A test that fails after its network was left, as in ``assert simulate(main) == expected``, shows
+It does three things.  A test that fails after its network was left, as in ``assert simulate(main) == expected``, shows
 one screen on that network in its report; with Hypothesis that is the network of the smallest failing example, which is
 run last.  (An exception that leaves the network has it as a note already.)  And the end of the run tells how many
-worlds were simulated, with pytest-xdist those of all workers.
+worlds were simulated, with pytest-xdist those of all workers.  Between the two, a failure in a world shall fit on a
+screen: where nothing else was asked for its traceback is in pytest's short style, and ``--tb=long`` has all of it.
 
 There are no fixtures: a clock that jumps belongs to one run, and one test runs many, so `simulate` makes one for each.
 """
@@ -77,8 +78,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    net = item.config.stash[_tally].last
+    net, options = item.config.stash[_tally].last, item.config.option
+    style = options.tbstyle
+    if net is not None and style == "auto":
+        options.tbstyle = "short"
+    try:
+        report = yield
+    finally:
+        options.tbstyle = style
     if report.failed and net is not None and call.excinfo is not None:
         screen = net.explain()
         if not any(screen.partition("\n")[2][:200] in note for note in getattr(call.excinfo.value, "__notes__", ())):

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, final
 
 from ..config import NodeConfig, Servers
+from ..nurseries import leaves
 from ..sim import Host
 from .hosts import simulated_hosts
 from .walks import NTP, RENDEZVOUS, STUN, STUN2
@@ -52,9 +53,12 @@ async def world(pair: PeerPair, *, time_limit: float = 86400.0) -> AsyncGenerato
     Args:
       time_limit: virtual seconds after which a program has hung; then trio.TooSlowError.
 
+    An exception that a nursery of the body has put into a group, alone, comes out bare.
+
     Raises:
       AssertionError: at the end, for sockets that were not closed.
     """
+    __tracebackhide__ = True  # of pytest: what failed is in the body
     there = {machine.name for machine in pair.public}
     missing = [
         Machine(name=name, link=pair.server, addresses=2 if name == STUN.machine else 1)
@@ -68,6 +72,12 @@ async def world(pair: PeerPair, *, time_limit: float = 86400.0) -> AsyncGenerato
                 machine = net.hosts[server.machine]
                 with machine:
                     await stack.enter_async_context(server.open(machine))
-            yield World(*(net.hosts[name] for name in World._fields))
+            try:
+                yield World(*(net.hosts[name] for name in World._fields))
+            except BaseExceptionGroup as group:
+                (only, *more) = leaves(group)
+                if more:
+                    raise
+                raise only from None
         left = net.netstat().sockets
         assert not left, f"the program left sockets open: {left}"
