@@ -21,6 +21,7 @@ from warpgate_trio.sim import (
     Link,
     Network,
     presets,
+    reality,
     simulate,
 )
 
@@ -242,6 +243,12 @@ def test_real_sockets_of_the_standard_library_are_back_too() -> None:
         with left, right, socket.socket() as sock:
             assert max(left.fileno(), right.fileno(), sock.fileno()) < 1000
             assert type(sock) is socket.socket
+
+
+def test_a_trio_whose_threads_start_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("trio._core._thread_cache.ThreadCache.start_thread_soon")
+    with pytest.raises(RuntimeError, match="where they start now"):
+        reality._refuse_threads.__wrapped__()
 
 
 def test_threads_are_back_after_a_network() -> None:

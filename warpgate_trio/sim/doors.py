@@ -46,11 +46,16 @@ def make_socket(host: Host, family: int, kind: int, proto: int) -> VirtualSocket
     raise os_error(errno.ESOCKTNOSUPPORT)
 
 
-def make_pair(host: Host, family: int | None, kind: int, proto: int) -> tuple[VirtualSocket, VirtualSocket]:
+def make_pair(
+    host: Host,
+    family: int | None = None,
+    type: int = socket.SOCK_STREAM,  # noqa: A002 (socket.socketpair's name)
+    proto: int = 0,
+) -> tuple[VirtualSocket, VirtualSocket]:
     """Two connected sockets, by IPv4 on loopback, as Python makes them where the system has no pairs."""
     if family not in (None, socket.AF_INET, getattr(socket, "AF_UNIX", None)):
         raise OSError(errno.EAFNOSUPPORT, f"the simulator has no pairs of sockets of address family {family!r}")
-    one, other = (make_socket(host, socket.AF_INET, kind, proto) for _ in range(2))
+    one, other = (make_socket(host, socket.AF_INET, type, proto) for _ in range(2))
     one.bind_now((LOOPBACK4, 0))
     if isinstance(one, UdpSocket):
         other.bind_now((LOOPBACK4, 0))
@@ -101,10 +106,9 @@ def _new_plain(host: Host, family: int = -1, kind: int = -1, proto: int = -1, fi
     return made._sock.with_timeout(0.0 if kind & getattr(socket, "SOCK_NONBLOCK", 0) else timeout)
 
 
+@functools.cache
 def guard() -> None:
     """Let the ways to make a socket ask for the simulated host, from now on and for good."""
-    if hasattr(socket.socketpair, "__wrapped__"):
-        return
     trio_socket = type(_a_socket_of_trio())
     _guard_class()
     _guard_trio(trio_socket)
@@ -148,12 +152,12 @@ def _guard_functions() -> None:
     real_pair, real_dup = socket.socketpair, socket.dup
 
     @functools.wraps(real_pair)
-    def socketpair(family: int | None = None, type: int = socket.SOCK_STREAM, proto: int = 0) -> Any:  # noqa: A002
+    def socketpair(*args: Any, **given: Any) -> Any:
         host = host_here()
         if host is None:
-            return real_pair(family, type, proto)
+            return real_pair(*args, **given)
         timeout = socket.getdefaulttimeout()
-        return tuple(each._sock.with_timeout(timeout) for each in make_pair(host, family, type, proto))
+        return tuple(each._sock.with_timeout(timeout) for each in make_pair(host, *args, **given))
 
     @functools.wraps(real_dup)
     def dup(fd: int) -> int:

@@ -27,6 +27,7 @@ _WRAPPED: Final = (
     "func",
     "fn",
 )  # what the wrappers of trio.to_thread, anyio.to_thread and trio.Path call it
+_LAYERS: Final = 8  # more than anybody puts around a function
 _simulated: Final[trio.lowlevel.RunVar[bool]] = trio.lowlevel.RunVar("warpgate_sim_simulated", False)
 
 Fail = Callable[[Exception], bool]
@@ -39,6 +40,7 @@ def _is_simulated() -> bool:
         return False
 
 
+@functools.cache
 def _refuse_threads() -> None:
     """From now on, and for good: without a network the wrapper does what was there."""
     start = getattr(getattr(_thread_cache, "ThreadCache", None), "start_thread_soon", None)
@@ -47,8 +49,6 @@ def _refuse_threads() -> None:
             "this version of Trio has no trio._core._thread_cache.ThreadCache.start_thread_soon, so threads would go "
             "unnoticed until warpgate_trio.sim.reality learns where they start now"
         )
-    if hasattr(start, "__wrapped__"):
-        return
 
     @functools.wraps(start)
     def start_thread_soon(self: Any, fn: Any, deliver: Any, name: str | None = None) -> None:
@@ -65,15 +65,12 @@ def _refuse_threads() -> None:
 def _job(fn: object, name: str | None) -> str:
     """What a thread would do: the function that a program handed to Trio, without what Trio and others put around."""
     found = fn
-    while True:
+    for _ in range(_LAYERS):
         if isinstance(found, functools.partial):
             found = found.func
             continue
         around = inspect.getclosurevars(found).nonlocals if inspect.isfunction(found) else {}
-        inner = next((around[each] for each in _WRAPPED if callable(around.get(each))), None)
-        if inner is None:
-            break
-        found = inner
+        found = next((around[each] for each in _WRAPPED if callable(around.get(each))), found)
     said = getattr(found, "__qualname__", None)
     return said if found is not fn and isinstance(said, str) else name or repr(fn)
 
