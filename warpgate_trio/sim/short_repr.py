@@ -8,12 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-else:
-    DataclassInstance = object
+from typing import Any, Protocol
 
 
 class _Printer(Protocol):
@@ -26,14 +21,14 @@ class ShortRepr:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(_unusual(self))})"  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(_unusual(self))})"
 
     def _repr_pretty_(self, printer: _Printer, cycle: bool) -> None:
         """For Hypothesis and IPython, which would print every field of a dataclass."""
         printer.text(repr(self))
 
 
-def _unusual(data: DataclassInstance) -> Iterator[str]:
+def _unusual(data: Any) -> Iterator[str]:
     for field in fields(data):
         value = getattr(data, field.name)
         if field.repr and value != _default(field):
