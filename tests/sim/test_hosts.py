@@ -382,7 +382,7 @@ def test_lookups_that_look_at_the_host() -> None:
             found = await trio.socket.getaddrinfo(name, 80, family, socket.SOCK_STREAM, 0, flags)
             return [str(each[4][0]) for each in found]
 
-        assert await both.run(ask, None, socket.AI_PASSIVE | socket.AI_ADDRCONFIG) == ["::", "0.0.0.0"]
+        assert await both.run(ask, None, socket.AI_PASSIVE | socket.AI_ADDRCONFIG) == ["0.0.0.0", "::"]
         assert await old.run(ask, None, socket.AI_PASSIVE | socket.AI_ADDRCONFIG) == ["0.0.0.0"]
         assert await old.run(ask, "both", socket.AI_ADDRCONFIG) == [both.ip]
         assert await both.run(ask, "both", socket.AI_ADDRCONFIG) == [both.ip6, both.ip]

@@ -964,6 +964,12 @@ async def lookups_and_their_flags() -> None:
 
 
 @behaviour
+async def addresses_to_listen_on() -> None:
+    found = await trio.socket.getaddrinfo(None, 80, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    assert [each[4][0] for each in found] == ["0.0.0.0", "::"]
+
+
+@behaviour
 async def names_of_addresses() -> None:
     ask = trio.socket.getnameinfo
     assert await ask((L4, 80), 0) == ("localhost", "http")

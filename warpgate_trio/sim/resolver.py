@@ -111,8 +111,9 @@ class Resolver(HostnameResolver):
                     answers.append((socket.AF_INET, kind, protocol, title, (address, number)))
         if not answers:
             raise _error(socket.EAI_NONAME)
-        has_v6 = any(is_v6(address) for address in here.addresses)
-        answers.sort(key=lambda answer: (answer[0] == socket.AF_INET6) != has_v6)
+        if name is not None:
+            has_v6 = any(is_v6(address) for address in here.addresses)
+            answers.sort(key=lambda answer: (answer[0] == socket.AF_INET6) != has_v6)
         return answers
 
     async def _take_time(self, name: str) -> None:
@@ -128,7 +129,7 @@ class Resolver(HostnameResolver):
 
     def _addresses(self, name: str | None, flags: int) -> list[str]:
         if name is None:
-            return [ANY6, ANY4] if flags & socket.AI_PASSIVE else [LOOPBACK6, LOOPBACK4]
+            return [ANY4, ANY6] if flags & socket.AI_PASSIVE else [LOOPBACK6, LOOPBACK4]
         try:
             return [canonical(name)]
         except ValueError:
