@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -22,6 +23,7 @@ from warpgate_trio.plugin import load_plugins, plugin_registry
 
 pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
+SIMULATOR = Path(__file__).parent / "sim"
 SLOW = 0.25
 """Seconds that a test may take without saying why."""
 
@@ -63,6 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in item.iter_markers("slow"):
             if not (marker.args or marker.kwargs.get("reason")):
                 raise pytest.UsageError(f"{item.nodeid}: mark a test as slow with the reason, slow('…')")
+            if SIMULATOR in item.path.parents:
+                item.add_marker("no_cover")  # it reaches by whole walks what other tests reach one by one
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at the skip markers

@@ -87,5 +87,11 @@ async def test_the_listener_ends_well_on_ctrl_c() -> None:
 
 async def run(command: list[str], task_status: trio.TaskStatus[trio.Process], *, stderr: int | None = None) -> None:
     await trio.run_process(
-        command, stdout=subprocess.PIPE, stderr=stderr, check=False, env=environment(), task_status=task_status
+        command,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        check=False,
+        env=environment(),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        task_status=task_status,
     )

@@ -249,7 +249,7 @@ async def test_ten_calls_at_once_give_ten_pipes() -> None:
         async def call() -> None:
             ours.append(await both.alice.auto_connect(both.bob.address))
 
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery:
                 for _ in range(10):
                     nursery.start_soon(call)

@@ -277,6 +277,7 @@ def test_config_show_names_its_sources_and_masks_secrets(
 
 @pytest.mark.needs("linux")
 @pytest.mark.slow("processes")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["as it is", "unbuffered"])
 @pytest.mark.parametrize(
     "command",
     [
@@ -291,10 +292,11 @@ def test_config_show_names_its_sources_and_masks_secrets(
         [],
     ],
 )
-def test_a_full_disk_is_no_success(command: list[str]) -> None:
+def test_a_full_disk_is_no_success(command: list[str], unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "warpgate_trio", *command],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final
@@ -72,8 +74,20 @@ def call(argv: Sequence[str] | None = None) -> int:
     except SystemExit:
         raise
     except BaseException as error:
+        _let_go_of_output()
         return _tell(settings, error)
     return ExitCode.OK if code is None else int(code)
+
+
+def _let_go_of_output() -> None:
+    """Drop what stdout does not take: Python tries again at its end, and has an exit code of its own for that."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
 
 
 def _tell(settings: Settings, error: BaseException) -> int:
