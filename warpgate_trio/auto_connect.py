@@ -30,6 +30,7 @@ from .errors import ConnectError, SignalError, printable
 from .link import Pipe
 from .names import describe_failures
 from .nat.outlook import is_unforeseeable
+from .nat.profile import Filtering
 from .nurseries import leaves, open_background_nursery
 from .panics import panics_as_errors
 from .planned_walk import PlannedWalk
@@ -213,12 +214,15 @@ async def _run_phase(planned: PlannedWalk, session: Session, phase: str | None, 
 
 
 def _sprays_are_better(planned: PlannedWalk, session: Session, punches: Sequence[Combo]) -> bool:
-    """Whether nobody foretells one side's ports: then a punch finds the other side open to everybody, or nothing."""
+    """Whether nobody foretells one side's ports, and the other side may let in by port: most of these cannot punch."""
     sprays = [c for c in planned.combos if c.phase == "spray" and c.likelihood is not Likelihood.HOPELESS]
     if "spray" not in planned.phases or not sprays or any(c.likelihood is Likelihood.LIKELY for c in punches):
         return False
-    sides = planned.home.view.address, session.peer
-    return any(is_unforeseeable(side.nat_profiles.get(None, 4).udp) for side in sides)
+    ours, peers = (side.nat_profiles.get(None, 4).udp for side in (planned.home.view.address, session.peer))
+    return any(
+        is_unforeseeable(hard) and easy.filtering in (Filtering.UNKNOWN, Filtering.ADDRESS_AND_PORT_DEPENDENT)
+        for hard, easy in ((ours, peers), (peers, ours))
+    )
 
 
 def _something_follows(planned: PlannedWalk, phase: str | None) -> bool:

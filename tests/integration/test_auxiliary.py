@@ -11,6 +11,7 @@ from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, clos
 from warpgate_strategies.fan_out import STAGGER
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, Verdict, anyone
 from warpgate_trio.carrier import Carrier
+from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AddressExpired, AttemptFailed, SignalUnavailable
 from warpgate_trio.link import Link
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
@@ -81,9 +82,9 @@ async def test_asking_for_a_fresh_address_is_within_the_callers_time(monkeypatch
         return None
 
     monkeypatch.setattr(NodeRuntime, "ask", silent)
-    async with loopback_node(ALICE, config()) as alice:
+    async with loopback_node(ALICE, config(budgets=Budgets(signal=2 * HANG))) as alice:
         expired = address_of(BOB, port=1, now=LoopbackHost().wall_time() - 8 * 24 * 3600)
-        with trio.fail_after(QUICK.signal / 2), pytest.raises(AddressExpired):
+        with trio.fail_after(HANG), pytest.raises(AddressExpired):
             await alice.auto_connect(expired, timeout=0.05)
 
 
