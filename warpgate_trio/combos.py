@@ -17,11 +17,12 @@ path with a better one beside it does not cost two TLS handshakes each time (the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final, TypeVar
 
 from .address import AddressInterface, AddressScope, Endpoint, EndpointKind, Transport, is_public, scope_of
@@ -115,9 +116,16 @@ class Route:
     interfaces: tuple[AddressInterface, ...]
     reaches: frozenset[bytes] | None = None
     own: Container[IPv4Address | IPv6Address] = frozenset()
+    _endpoints: tuple[Endpoint, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
-    def endpoints(self) -> list[Endpoint]:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_endpoints", tuple(self._find_endpoints()))
+
+    def endpoints(self) -> Sequence[Endpoint]:
         """What the side published, and its loopback endpoints, which follow from the ports and are never published."""
+        return self._endpoints
+
+    def _find_endpoints(self) -> list[Endpoint]:
         published = [endpoint for interface in self.interfaces for endpoint in interface.endpoints]
         ports = {(e.transport, e.af): e.port for e in published if e.kind is EndpointKind.NIC}
         loopback = [
@@ -433,6 +441,11 @@ def find_source(target: Endpoint, dialler: Route) -> IPv4Address | IPv6Address |
     for endpoint in dialler.endpoints():
         if endpoint.kind is not EndpointKind.NIC or endpoint.af != target.af or endpoint.prefix is None:
             continue
-        if target.ip in ip_interface((endpoint.ip, endpoint.prefix)).network:
+        if target.ip in _network(endpoint.address, endpoint.prefix):
             return endpoint.ip
     return None
+
+
+@functools.lru_cache(maxsize=64)  # of our interfaces, and of the peer's
+def _network(address: bytes, prefix: int) -> IPv4Network | IPv6Network:
+    return ip_network((address, prefix), strict=False)

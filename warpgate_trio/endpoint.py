@@ -6,6 +6,7 @@ passes it on through `check_endpoint`, as `Endpoint.make` does.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -81,7 +82,7 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def ip(self) -> IPv4Address | IPv6Address:
-        return IPv4Address(self.address) if len(self.address) == 4 else IPv6Address(self.address)
+        return _ip_of(self.address)
 
     @property
     def af(self) -> Literal[4, 6]:
@@ -99,6 +100,11 @@ class AddressInterface(msgspec.Struct, frozen=True, array_like=True):
 
     index: int
     endpoints: tuple[Endpoint, ...]
+
+
+@functools.lru_cache(maxsize=1024)  # a plan asks for the same few addresses hundreds of times
+def _ip_of(address: bytes) -> IPv4Address | IPv6Address:
+    return IPv4Address(address) if len(address) == 4 else IPv6Address(address)
 
 
 def check_endpoint(endpoint: Endpoint) -> Endpoint:

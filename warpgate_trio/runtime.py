@@ -312,7 +312,8 @@ class NodeRuntime:
         techniques = [technique_of(kind) for kind in kinds if not kind.pathless]
         own = OwnAddresses(self.host)
         same_host = peer.is_same_host(self.host)
-        ours = Route(interfaces=self.address.interfaces, reaches=reaches, own=own)
+        address = self.address
+        ours = Route(interfaces=address.interfaces, reaches=reaches, own=own)
         peers = Route(interfaces=peer.interfaces, own=own if same_host else frozenset())
         combos = plan_combos(
             techniques, ours=ours, peers=peers, same_host=same_host, afs=afs, route_types=route_types
@@ -321,7 +322,7 @@ class NodeRuntime:
             ours=ours,
             peers=peers,
             same_host=same_host,
-            our_nat=self.address.nat_profiles,
+            our_nat=address.nat_profiles,
             peer_nat=peer.nat_profiles,
             afs=afs,
             route_types=route_types,
