@@ -6,10 +6,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.ports import free_port
 from tests.requirements import find_program
 
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -69,10 +70,8 @@ class Ports(NamedTuple):
 
 
 def free_ports() -> Ports:
-    """Ports that are free a moment before nginx takes them."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in Ports._fields]
-        return Ports(*(each.getsockname()[1] for each in sockets))
+    """Ports that nobody else takes before nginx does."""
+    return Ports(*(free_port() for _ in Ports._fields))
 
 
 @contextmanager

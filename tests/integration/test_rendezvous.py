@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.certificates import Authority
+from tests.ports import free_port
 from tests.rendezvous_v1 import Refused, old_client, old_server
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable, SignalUnsupported
@@ -585,8 +586,7 @@ def everything_is_here() -> None:
 async def test_names_that_a_server_knows(dialled: str, public: list[str]) -> None:
     everything_is_here()
     host = "::1" if dialled == "[::1]" else "127.0.0.1"
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with (
         open_rendezvous(host=host, port=port, public_urls=[f"ws://{name}:{port}/path" for name in public]) as server,
         channel_to(f"ws://{dialled}:{port}", ALICE),
