@@ -17,8 +17,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -31,7 +30,7 @@ from .link import Pipe
 from .names import describe_failures
 from .nat.outlook import is_unforeseeable
 from .nat.profile import Filtering
-from .nurseries import leaves, open_background_nursery
+from .nurseries import open_background_nursery, open_bare_nursery
 from .panics import panics_as_errors
 from .planned_walk import PlannedWalk
 from .report import Outcome, Verdict
@@ -70,7 +69,7 @@ async def walk(planned: PlannedWalk, session: Session, *, timeout: float) -> Pip
     timed_out = False
     try:
         with trio.move_on_after(timeout) as whole:
-            async with _bare_nursery() as nursery:
+            async with open_bare_nursery() as nursery:
                 session.beside = nursery.cancel_scope
                 beside = _Beside(nursery)
                 for phase in planned.phases:
@@ -150,19 +149,6 @@ class _Running:
 
 def _over(session: Session) -> bool:
     return session.pipe is not None or session.refusal is not None or session.spent
-
-
-@asynccontextmanager
-async def _bare_nursery() -> AsyncGenerator[trio.Nursery]:
-    """Out of which the error of a strict plugin comes bare; other plugins' are caught where they run."""
-    try:
-        async with trio.open_nursery() as nursery:
-            yield nursery
-    except BaseExceptionGroup as group:
-        errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
-        if len(errors) == 1:
-            raise errors[0] from None
-        raise
 
 
 async def _last_round(planned: PlannedWalk, session: Session, beside: _Beside) -> None:
@@ -286,7 +272,7 @@ async def _run_combos(
     with trio.CancelScope() as scope:
         session.begin_phase(scope, budget)
         try:
-            async with _bare_nursery() as nursery:
+            async with open_bare_nursery() as nursery:
                 for combo in combos:
                     if not follows or not _outlasts(combo):
                         nursery.start_soon(_run_combo, planned, session, combo)

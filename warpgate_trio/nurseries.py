@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import trio
 
-__all__ = ["leaves", "open_background_nursery", "reason_of"]
+__all__ = ["leaves", "open_background_nursery", "open_bare_nursery", "reason_of"]
 
 
 @asynccontextmanager
@@ -40,6 +40,19 @@ async def open_background_nursery() -> AsyncGenerator[trio.Nursery]:
             _raise(body)
         if len(others) == 1 and (body is None or isinstance(body, trio.Cancelled)):
             _raise(others[0])
+        raise
+
+
+@asynccontextmanager
+async def open_bare_nursery() -> AsyncGenerator[trio.Nursery]:
+    """Open a nursery that the body shares its work with: one that raises cancels all, and alone it leaves bare."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
+        if len(errors) == 1:
+            raise errors[0] from None
         raise
 
 
