@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from .address.nat_profile import Filtering
 from .attempt import EXPECTED, Attempt
 from .combos import Combo, Likelihood
 from .errors import ConnectError, SignalError, printable
 from .link import Pipe
 from .names import describe_failures
 from .nat.outlook import is_unforeseeable
-from .nat.profile import Filtering
 from .nurseries import open_background_nursery, open_bare_nursery
 from .panics import panics_as_errors
 from .planned_walk import PlannedWalk

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, final
 
-from .interfaces import lasting_addresses
+from .address.interfaces import lasting_addresses
 
 if TYPE_CHECKING:
     from random import Random

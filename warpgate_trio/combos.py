@@ -26,7 +26,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import Final, TypeVar
 
 from .address import AddressInterface, AddressScope, Endpoint, EndpointKind, Transport, is_public, scope_of
-from .nat.profile import NatProfile
+from .address.nat_profile import NatProfile
 from .subscribers import subscriber
 
 __all__ = [
@@ -110,7 +110,7 @@ class Route:
       interfaces: its endpoints.
       reaches: those addresses of the other side (4 or 16 bytes) that its routing table knows a way to; None where that
         is unknown, as it is for the peer.
-      own: the addresses of the machine that it runs on, as far as they are known (`warpgate_trio.own_addresses`).
+      own: the addresses of the machine that it runs on, as far as they are known (`warpgate_trio.address.own`).
     """
 
     interfaces: tuple[AddressInterface, ...]

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal
 
 from .address import EndpointKind, is_public
+from .address.nat_profile import NatProfile, NatProfiles
 from .combos import (
     SAME_HOST_DELAY,
     Aim,
@@ -29,7 +30,6 @@ from .combos import (
     first_opinion,
     unknown,
 )
-from .nat.profile import NatProfile, NatProfiles
 
 FAMILIES: Final[tuple[Literal[4, 6], ...]] = (4, 6)
 

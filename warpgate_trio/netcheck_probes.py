@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 import trio
 
+from .address.nat_profile import UNKNOWN
 from .clock.estimate import ClockEstimate, Interval, intersect
 from .clock.ntp import UNSYNCHRONISED
 from .clock.ntp_client import measure_offset
 from .errors import WarpgateError
 from .names import NameFailure, Names, in_turn
 from .nat.measure import measure_nat
-from .nat.profile import UNKNOWN
 from .nat.stun import TransportAddress
 from .nat.stun_client import open_stun_stream, query_stream, query_udp
 from .netcheck import (

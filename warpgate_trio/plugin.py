@@ -29,13 +29,13 @@ from .signal import Message, wire_name
 from .signal.core import OWNER
 
 if TYPE_CHECKING:
+    from .address.nat_profile import NatProfile
     from .attempt import Attempt as Attempt
     from .carrier import Carrier, TlsContexts
     from .config import Budgets
     from .datagrams import DatagramPath
     from .host import Host
     from .link import Link
-    from .nat.profile import NatProfile
     from .nat.service import NatService
     from .nat.udp_port import UdpPorts
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .address_scope import is_public
+from .address.scope import is_public
 from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
 from .meetings import MeetingFacts, judge_meeting, meeting_source

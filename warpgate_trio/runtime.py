@@ -23,6 +23,7 @@ import trio
 
 from . import host as machine
 from .address import AddressScope, OwnAddresses, PeerAddress, describe_interfaces, scope_of
+from .address.endpoint import Endpoint, EndpointKind, Transport
 from .address_book import AddressBook
 from .attempt import Attempt
 from .carrier import TlsContexts
@@ -30,7 +31,6 @@ from .carrier.quic import QuicCarrier
 from .clock.corrected import CorrectedClock, keep_measured
 from .combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
 from .dispatch import AttemptKey, Signals
-from .endpoint import Endpoint, EndpointKind, Transport
 from .errors import AddressError, ConfigError
 from .inbound import REFUSED, Authorize, Inbound
 from .link import Link

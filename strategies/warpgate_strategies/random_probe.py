@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Annotated, Final, final
 import msgspec
 import trio
 
+from warpgate_trio.address.nat_profile import Allocation
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.nat.candidates import Candidates, to_candidates
 from warpgate_trio.nat.outlook import spray_outlook
 from warpgate_trio.nat.probe import SECRET_LENGTH
-from warpgate_trio.nat.profile import Allocation
 from warpgate_trio.nat.spray import BURST, BURST_INTERVAL, Role, draw_ports, plan_both_hard, plan_spray, spray_roles
 from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
@@ -40,9 +40,9 @@ from .datagram_race import open_datagram_race
 from .meeting import admitted, own_candidates
 
 if TYPE_CHECKING:
+    from warpgate_trio.address.nat_profile import NatProfile, TransportProfile
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.profile import NatProfile, TransportProfile
     from warpgate_trio.nat.stun import TransportAddress
 
     from .datagram_race import DatagramRace

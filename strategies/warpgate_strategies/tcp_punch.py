@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, Annotated, Final, final
 import msgspec
 import trio
 
+from warpgate_trio.address.nat_profile import Allocation
 from warpgate_trio.clock.peer_offset import combine, from_signal
 from warpgate_trio.clock.rendezvous import Boundary, boundary_rendezvous, bucket_ports, can_meet
 from warpgate_trio.errors import AttemptFailed, SignalError
 from warpgate_trio.nat.candidates import Candidate, Candidates, to_candidates
 from warpgate_trio.nat.outlook import punch_outlook
-from warpgate_trio.nat.profile import Allocation
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.plugin import IP4, TCP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
@@ -46,9 +46,9 @@ from .stream_race import StreamRace, open_stream_race
 
 if TYPE_CHECKING:
     from warpgate_trio.address import PeerAddress
+    from warpgate_trio.address.nat_profile import NatProfile
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.profile import NatProfile
     from warpgate_trio.nat.stun import TransportAddress
 
 __all__ = ["MeetByTcp", "MeetMeByTcp", "TcpPunch"]

@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Annotated, final
 import msgspec
 import trio
 
+from warpgate_trio.address.nat_profile import Filtering
 from warpgate_trio.errors import AttemptFailed, SignalError
 from warpgate_trio.nat.candidates import Candidates, to_candidates
 from warpgate_trio.nat.outlook import punch_outlook
 from warpgate_trio.nat.probe import SECRET_LENGTH
-from warpgate_trio.nat.profile import Filtering
 from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 
 from .datagram_race import open_datagram_race
 from .meeting import admitted, family_of, local_ip, own_candidates
 
 if TYPE_CHECKING:
+    from warpgate_trio.address.nat_profile import NatProfile, TransportProfile
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.profile import NatProfile, TransportProfile
     from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.nat.udp_port import UdpPort
 

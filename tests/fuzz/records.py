@@ -15,6 +15,16 @@ from tests.fuzz.registry import target
 from tests.nodes import ALICE, BOB
 from tests.unit.test_plugin_messages import GOLDEN as GOLDEN_MESSAGES
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, PeerAddress, Transport
+from warpgate_trio.address.nat_profile import (
+    Filtering,
+    Mapping,
+    NatProfile,
+    NatProfiles,
+    TransportProfile,
+    delta_type,
+    describe,
+    nat_type,
+)
 from warpgate_trio.carrier._pinning import certificate_key
 from warpgate_trio.errors import (
     AddressError,
@@ -27,16 +37,6 @@ from warpgate_trio.errors import (
 )
 from warpgate_trio.identity import key_from_peer_id, seal, verify
 from warpgate_trio.nat.candidates import Candidate, admit
-from warpgate_trio.nat.profile import (
-    Filtering,
-    Mapping,
-    NatProfile,
-    NatProfiles,
-    TransportProfile,
-    delta_type,
-    describe,
-    nat_type,
-)
 from warpgate_trio.signal import decode_payload, open_message, seal_message
 from warpgate_trio.signal.inbox import Inbox
 from warpgate_trio.signal.message import Envelope, Header

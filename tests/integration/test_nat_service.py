@@ -17,10 +17,17 @@ import trio
 from tests.cancel_sweep import cuts
 from tests.sim.worlds import run
 from warpgate_trio import host as machine
+from warpgate_trio.address.nat_profile import (
+    PROFILE_LIFETIME,
+    Allocation,
+    Mapping,
+    NatProfile,
+    NatProfiles,
+    TransportProfile,
+)
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.names import FRESH, SETTLE, Names
 from warpgate_trio.nat import service
-from warpgate_trio.nat.profile import PROFILE_LIFETIME, Allocation, Mapping, NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.nat.service import FIRST_LOOK, KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort

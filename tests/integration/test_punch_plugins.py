@@ -24,11 +24,11 @@ from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp, UdpPunch
 from warpgate_trio import ConnectError, Node, Pipe, anyone
 from warpgate_trio import host as machine
+from warpgate_trio.address.nat_profile import TransportProfile
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.nat.candidates import Candidate, to_candidates
-from warpgate_trio.nat.profile import TransportProfile
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nat.udp_port import UdpPorts

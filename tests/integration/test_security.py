@@ -16,13 +16,13 @@ from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loo
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, Identity, Node, PeerAddress, anyone
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
+from warpgate_trio.address.nat_profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.dispatch import Signals
 from warpgate_trio.errors import AttemptFailed, SignalMalformed
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import seal
 from warpgate_trio.nat.allowance import DIALS, TARGET_DIALS, Allowance
-from warpgate_trio.nat.profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Plugin, RouteType
 from warpgate_trio.server_url import ServerUrl

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from warpgate_trio import ConnectError, Identity, Node, NodeConfig, Servers, anyone, open_node
+from warpgate_trio.address.nat_profile import NatProfile, NatProfiles
 from warpgate_trio.config import ListenConfig
-from warpgate_trio.nat.profile import NatProfile, NatProfiles
 from warpgate_trio.plugin import Message, Plugin
 from warpgate_trio.sim import Network, simulate
 from warpgate_trio.sim.packet import ACK, SYN, TCP, UDP, Packet

@@ -16,8 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.sim.worlds import run
+from warpgate_trio.address.nat_profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.measure import measure_nat
-from warpgate_trio.nat.profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.stun import (
     BINDING,
     OTHER_ADDRESS,

@@ -11,7 +11,7 @@ import trio
 
 from tests.nodes import ALICE, BOB
 from warpgate_trio import Node, NodeConfig, Servers, anyone, open_node
-from warpgate_trio.nat.profile import UNKNOWN
+from warpgate_trio.address.nat_profile import UNKNOWN
 from warpgate_trio.sim import Host, NatConfig, Network, presets, simulate
 from warpgate_trio.testing import simulated_hosts, walks
 from warpgate_trio.testing.worlds import PeerPair

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from warpgate_trio.address_scope import AddressScope, embedded_v4, is_public, scope_of
+from warpgate_trio.address.scope import AddressScope, embedded_v4, is_public, scope_of
 
 PUBLIC, SHARED, PRIVATE = AddressScope.PUBLIC, AddressScope.SHARED, AddressScope.PRIVATE
 LINK_LOCAL, LOOPBACK, NO_HOST = AddressScope.LINK_LOCAL, AddressScope.LOOPBACK, AddressScope.NO_HOST

@@ -9,13 +9,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 import pytest
 
 from tests.nodes import LoopbackHost
+from warpgate_trio.address.interfaces import describe_interfaces, lasting_addresses
+from warpgate_trio.address.nat_profile import Family
 from warpgate_trio.chosen_interfaces import choose_interfaces
 from warpgate_trio.cli.serve import reachable_urls
 from warpgate_trio.config import InterfacesConfig
 from warpgate_trio.host import Host, Interface, InterfaceAddress
-from warpgate_trio.interfaces import describe_interfaces, lasting_addresses
 from warpgate_trio.names import Names
-from warpgate_trio.nat.profile import Family
 from warpgate_trio.nat.service import NatService
 from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.udp_port import UdpPorts

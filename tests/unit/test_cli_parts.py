@@ -22,6 +22,7 @@ from hypothesis import given
 
 from tests.end_to_end.processes import SCHEMAS, checked_event
 from tests.links import connect_sockets
+from warpgate_trio.address.nat_profile import NatProfile
 from warpgate_trio.cli import events
 from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
 from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
@@ -36,7 +37,6 @@ from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_st
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError, PeerAborted, RemoteProtocolError
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.nat.profile import NatProfile
 from warpgate_trio.netcheck import ClockCheck, NetcheckReport, ServerCheck, path_check, plan_paths
 from warpgate_trio.node import Node
 from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from warpgate_trio import address
 from warpgate_trio.address import AddressInterface, PeerAddress
+from warpgate_trio.address import record as address
 from warpgate_trio.address_book import AddressBook
 from warpgate_trio.identity import Identity
 from warpgate_trio.instances import (

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
+from warpgate_trio.address.nat_profile import Filtering, Mapping, NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.combos import SAME_HOST_DELAY, Aim, Combo, Likelihood, Opinion, Route, RouteType, Technique
 from warpgate_trio.meetings import MEETING_RULES, MeetingFacts, judge_meeting, meeting_source, plan_meetings
-from warpgate_trio.nat.profile import Filtering, Mapping, NatProfile, NatProfiles, TransportProfile
 
 NIC, EXT = EndpointKind.NIC, EndpointKind.EXT
 NIC_BIND, EXT_BIND, LOOPBACK_BIND = RouteType.NIC_BIND, RouteType.EXT_BIND, RouteType.LOOPBACK_BIND

@@ -11,6 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warpgate_trio.address.nat_profile import (
+    ALL_PORTS,
+    MAX_EXTERNAL,
+    UNKNOWN,
+    Allocation,
+    Filtering,
+    Mapping,
+    TransportProfile,
+)
 from warpgate_trio.nat.classify import (
     MIN_RANDOM,
     Binding,
@@ -25,7 +34,6 @@ from warpgate_trio.nat.classify import (
     new_mappings,
     port_range,
 )
-from warpgate_trio.nat.profile import ALL_PORTS, MAX_EXTERNAL, UNKNOWN, Allocation, Filtering, Mapping, TransportProfile
 from warpgate_trio.sim import Block, NatConfig, Preserve, Sequential, Uniform, presets
 from warpgate_trio.sim import Mapping as Axis
 from warpgate_trio.sim.nat import Nat

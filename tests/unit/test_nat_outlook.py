@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio import sim
+from warpgate_trio.address.nat_profile import Allocation, Filtering, Mapping, TransportProfile
 from warpgate_trio.combos import Likelihood
 from warpgate_trio.nat.outlook import Chance, punch_outlook, spray_outlook
-from warpgate_trio.nat.profile import Allocation, Filtering, Mapping, TransportProfile
 from warpgate_trio.nat.spray import Role
 from warpgate_trio.testing.theory import punch_possible
 

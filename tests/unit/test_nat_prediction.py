@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warpgate_trio.address.nat_profile import Allocation, Mapping, TransportProfile
 from warpgate_trio.nat.classify import Binding, NatObservations, classify
 from warpgate_trio.nat.prediction import MAX_PREDICTED, MAX_RATE, foreign_rate, predict_ports
-from warpgate_trio.nat.profile import Allocation, Mapping, TransportProfile
 from warpgate_trio.sim import Behavior, Block, NatConfig, Preserve, Sequential, Uniform
 from warpgate_trio.sim import Mapping as Axis
 from warpgate_trio.sim.nat import Nat

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, PeerAddress, Transport
-from warpgate_trio.errors import AddressMalformed, AddressUnsupported
-from warpgate_trio.identity import Identity
-from warpgate_trio.nat.profile import (
+from warpgate_trio.address.nat_profile import (
     ALL_PORTS,
     MAX_DELTA,
     PROFILE_LIFETIME,
@@ -31,6 +29,8 @@ from warpgate_trio.nat.profile import (
     describe,
     nat_type,
 )
+from warpgate_trio.errors import AddressMalformed, AddressUnsupported
+from warpgate_trio.identity import Identity
 
 NOW = 1_900_000_000
 T, D = NatType, DeltaType

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warpgate_trio.nat.profile import ALL_PORTS, Allocation, Filtering, Mapping, TransportProfile
+from warpgate_trio.address.nat_profile import ALL_PORTS, Allocation, Filtering, Mapping, TransportProfile
 from warpgate_trio.nat.spray import (
     BURST,
     BURST_INTERVAL,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from warpgate_trio.address.nat_profile import IpAddress
 from warpgate_trio.config import Servers
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.nat.profile import IpAddress
 from warpgate_trio.netcheck import MAX_INTERFACES, MAX_SENTENCE, Path, ServerCheck, plan_paths, sentence, whole
 
 

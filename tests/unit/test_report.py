@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from warpgate_trio.address import Endpoint, EndpointKind, PeerAddress, Transport
+from warpgate_trio.address.nat_profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.attempt import AttemptHome
 from warpgate_trio.combos import Combo, Likelihood, RouteType
 from warpgate_trio.errors import ConnectError, WarpgateError
 from warpgate_trio.identity import Identity
-from warpgate_trio.nat.profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.planned_walk import Here, PlannedWalk
 from warpgate_trio.plugin import PHASES
 from warpgate_trio.report import (

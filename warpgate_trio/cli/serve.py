@@ -326,7 +326,7 @@ def _rank(ip: IPv4Address | IPv6Address) -> tuple[bool, bool, int]:
 def _own_addresses(
     wildcard: IPv4Address | IPv6Address, interfaces: Sequence[Interface]
 ) -> list[IPv4Address | IPv6Address]:
-    from ..interfaces import lasting_addresses
+    from ..address.interfaces import lasting_addresses
 
     ours = [each for used in interfaces if used.is_used for each in lasting_addresses(used, wildcard.version)]
     loopback = [each for interface in interfaces if interface.is_loopback for each in interface.addresses]

@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Final, Literal, final
 
 from ..address import is_public
+from ..address.nat_profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from .outlook import Chance, punch_outlook, spray_outlook
-from .profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
 
 __all__ = ["RULES", "Abilities", "Rule", "abilities"]
 

@@ -59,7 +59,7 @@ def admit(
       loopback: the two are on one machine and meet there.
       network_of: our own address in the one network in which the two meet; None: they meet across the internet.
       ours: our own published endpoints, whose networks are not to be felt around in.
-      own: all addresses of our machine (`warpgate_trio.own_addresses`), which lead to it past firewalls.
+      own: all addresses of our machine (`warpgate_trio.address.own`), which lead to it past firewalls.
       same_host: the peer runs on it too; who does not is at none of them.
       mapped: where STUN servers saw us.  Private addresses pass only if one of these is private too: the internet that
         the two share is then a private one.

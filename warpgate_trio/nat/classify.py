@@ -25,8 +25,17 @@ from itertools import combinations, pairwise
 from math import gcd
 from typing import Final, TypeAlias, final
 
-from ..address_scope import AddressScope, scope_of
-from .profile import ALL_PORTS, MAX_DELTA, MAX_EXTERNAL, Allocation, Filtering, IpAddress, Mapping, TransportProfile
+from ..address.nat_profile import (
+    ALL_PORTS,
+    MAX_DELTA,
+    MAX_EXTERNAL,
+    Allocation,
+    Filtering,
+    IpAddress,
+    Mapping,
+    TransportProfile,
+)
+from ..address.scope import AddressScope, scope_of
 
 __all__ = [
     "Binding",

@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Final, Literal, final
 import trio
 
 from .. import host as machine
+from ..address.nat_profile import Mapping, NatProfile, TransportProfile
+from ..address.own import OwnAddresses
 from ..errors import StunError
-from ..own_addresses import OwnAddresses
 from .classify import Binding, NatObservations, classify, classify_mapping, classify_translated
-from .profile import Mapping, NatProfile, TransportProfile
 from .stun import ChangeRequest, TransportAddress
 from .stun_client import new_transaction_id, open_stun_stream, query_all_udp, query_stream, query_udp
 from .stun_transaction import StunAnswer, binding_request

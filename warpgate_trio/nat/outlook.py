@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, final
 
-from .profile import Allocation, Filtering, TransportProfile, describe
+from ..address.nat_profile import Allocation, Filtering, TransportProfile, describe
 from .spray import Role, SprayPlan, plan_both_hard, plan_spray, spray_roles
 
 __all__ = ["Chance", "Outlook", "SprayOutlook", "punch_outlook", "spray_outlook"]

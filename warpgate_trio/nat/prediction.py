@@ -22,8 +22,8 @@ from itertools import pairwise
 from math import exp, lgamma, log
 from typing import Final, final
 
+from ..address.nat_profile import Allocation, TransportProfile
 from .classify import Binding
-from .profile import Allocation, TransportProfile
 
 __all__ = ["MAX_PREDICTED", "PredictedPort", "foreign_rate", "predict_ports"]
 

@@ -29,15 +29,23 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protoc
 import trio
 
 from ..address import is_public
+from ..address.interfaces import lasting_addresses
+from ..address.nat_profile import (
+    PROFILE_LIFETIME,
+    UNKNOWN,
+    Allocation,
+    NatProfile,
+    NatProfiles,
+    TransportProfile,
+    describe,
+)
 from ..errors import StunError
 from ..host import Host
-from ..interfaces import lasting_addresses
 from ..names import NameFailure, Names, in_turn
 from .allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
-from .profile import PROFILE_LIFETIME, UNKNOWN, Allocation, NatProfile, NatProfiles, TransportProfile, describe
 from .stun import TransportAddress
 from .tcp_port import TcpPort
 from .udp_port import UdpPort, UdpPorts

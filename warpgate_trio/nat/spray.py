@@ -22,7 +22,7 @@ from enum import Enum
 from math import ceil, exp, lgamma, log, log1p, sqrt
 from typing import TYPE_CHECKING, Final, final
 
-from .profile import ALL_PORTS, Filtering, TransportProfile
+from ..address.nat_profile import ALL_PORTS, Filtering, TransportProfile
 
 if TYPE_CHECKING:
     from random import Random

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, Protocol, final
 
-from ..address_scope import AddressScope, scope_of
+from ..address.scope import AddressScope, scope_of
 from ..errors import StunError, StunMalformed, StunRefused, StunTimeout
 from .stun import (
     BINDING,

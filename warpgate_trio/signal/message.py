@@ -24,7 +24,8 @@ from typing import Annotated, Final, TypeVar, final
 
 import msgspec
 
-from ..address import INSTANCE_LENGTH, PeerAddress
+from ..address import PeerAddress
+from ..address.record import INSTANCE_LENGTH
 from ..errors import (
     AddressError,
     AddressForged,

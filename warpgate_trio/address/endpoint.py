@@ -14,7 +14,7 @@ from typing import Final, Literal, final
 
 import msgspec
 
-from .errors import AddressMalformed
+from ..errors import AddressMalformed
 
 __all__ = ["AddressInterface", "Endpoint", "EndpointKind", "Transport"]  # the rest: address.py, interfaces.py
 

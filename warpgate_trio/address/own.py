@@ -10,10 +10,10 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, final
 
-from .address_scope import AddressScope, embedded_v4, scope_of
+from .scope import AddressScope, embedded_v4, scope_of
 
 if TYPE_CHECKING:
-    from .host import Host
+    from ..host import Host
 
 __all__ = ["OwnAddresses"]
 

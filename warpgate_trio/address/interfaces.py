@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
-from .address_scope import is_public
 from .endpoint import MAX_INTERFACES, AddressInterface, Endpoint, EndpointKind, Transport
+from .scope import is_public
 
 if TYPE_CHECKING:
-    from .host import Interface, InterfaceAddress
+    from ..host import Interface, InterfaceAddress
 
 __all__ = ["describe_interfaces", "lasting_addresses"]
 

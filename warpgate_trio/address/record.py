@@ -30,39 +30,22 @@ from typing import TYPE_CHECKING, Annotated, Final, final
 
 import msgspec
 
-from .address_scope import AddressScope as AddressScope
-from .address_scope import is_public as is_public
-from .address_scope import scope_of as scope_of
-from .endpoint import LATEST, check_endpoint
-from .endpoint import MAX_INTERFACES as MAX_INTERFACES
-from .endpoint import AddressInterface as AddressInterface
-from .endpoint import Endpoint as Endpoint
-from .endpoint import EndpointKind as EndpointKind
-from .endpoint import Transport as Transport
-from .errors import AddressExpired, AddressForged, AddressMalformed, AddressNotYetValid, AddressUnsupported
-from .host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
-from .identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
-from .interfaces import describe_interfaces as describe_interfaces
-from .nat.profile import NatProfiles
-from .own_addresses import OwnAddresses as OwnAddresses
+from ..errors import (
+    AddressExpired,
+    AddressForged,
+    AddressMalformed,
+    AddressNotYetValid,
+    AddressUnsupported,
+)
+from ..host import HOST_ID_LENGTH, HOST_SALT_LENGTH, host_id
+from ..identity import KEY_LENGTH, SIGNATURE_LENGTH, Identity, peer_id_from_key, verify
+from .endpoint import LATEST, MAX_INTERFACES, AddressInterface, Endpoint, EndpointKind, Transport, check_endpoint
+from .nat_profile import NatProfiles
 
 if TYPE_CHECKING:
-    from .host import Host
+    from ..host import Host
 
-__all__ = [
-    "MAX_RECORD",
-    "MAX_TEXT",
-    "AddressInterface",
-    "AddressScope",
-    "Endpoint",
-    "EndpointKind",
-    "OwnAddresses",
-    "PeerAddress",
-    "Transport",
-    "describe_interfaces",
-    "is_public",
-    "scope_of",
-]
+__all__ = ["MAX_RECORD", "MAX_TEXT", "PeerAddress"]
 
 MAX_RECORD: Final = 2048  # bytes; a record has to fit a signal several times over, and a QR code
 MAX_TEXT: Final = 2800  # characters; a record of MAX_RECORD bytes makes 2,739
