@@ -29,9 +29,9 @@ from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import Identity, NodeConfig, PeerAddress, Servers, open_node
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.carrier.quic_protocol import QuicProtocol
+from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.errors import ConnectError, SignalError
 from warpgate_trio.plugin import RouteType
-from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous_core import RendezvousLimits
 from warpgate_trio.signal import Delivery, SignalHub, open_channel, seal_message, wire_name
 

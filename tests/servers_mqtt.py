@@ -26,9 +26,9 @@ import trio
 from tests.certificates import Authority
 from tests.ports import free_port
 from tests.requirements import find_program
+from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.mqtt import load_libraries
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.server_url import ServerUrl
 
 USER, PASSWORD = "alice", "correct:horse/battery"
 

@@ -51,10 +51,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
 import trio
 
 from . import host as machine
+from .config.server_url import ServerUrl
 from .errors import ConfigError, RemoteProtocolError, WarpgateError
 from .mqtt_packets import PacketFilter
 from .nurseries import open_background_nursery
-from .server_url import ServerUrl
 
 if TYPE_CHECKING:
     import aiomqtt

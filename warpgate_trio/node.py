@@ -14,9 +14,9 @@ import trio
 from . import host as machine
 from .address import PeerAddress
 from .auto_connect import walk
-from .chosen_interfaces import choose_interfaces
 from .combos import Combo, RouteType
 from .config import NodeConfig
+from .config.chosen_interfaces import choose_interfaces
 from .errors import (
     AddressExpired,
     AddressNotYetValid,

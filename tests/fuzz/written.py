@@ -9,9 +9,9 @@ from typing import Final
 from tests.fuzz.registry import target, text_of, texts
 from tests.nodes import ALICE, BOB
 from warpgate_trio.config import NodeConfig, load_config
+from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.errors import ConfigError, IdentityError
 from warpgate_trio.identity import Identity
-from warpgate_trio.server_url import ServerUrl
 
 _URLS: Final = (
     *("ws://example.org", "wss://example.org:8443/rendezvous?token=x", "mqtts://alice:p%40ss@broker:8883"),

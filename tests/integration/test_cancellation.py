@@ -23,7 +23,7 @@ from tests.servers_mqtt import Broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from warpgate_trio import Node, NodeConfig, Servers, anyone, open_node
-from warpgate_trio.server_url import ServerUrl
+from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.signal import Inbox, InboxLimits, ServerState, open_channel
 

@@ -23,11 +23,11 @@ from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.errors import ConfigError
 from warpgate_trio.mqtt import MqttConnection, MqttError, check_available, check_no_asyncio
 from warpgate_trio.mqtt import open_mqtt as real_open_mqtt
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.server_url import ServerUrl
 
 MAX = 16_384
 
@@ -522,7 +522,7 @@ def test_no_warning_and_no_loop_in_the_callers_task(any_broker: Broker) -> None:
     code = """
         import gc, sys, trio
         from warpgate_trio.mqtt import open_mqtt
-        from warpgate_trio.server_url import ServerUrl
+        from warpgate_trio.config.server_url import ServerUrl
 
         async def main():
             url = ServerUrl.parse(sys.argv[1])

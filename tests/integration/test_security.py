@@ -18,6 +18,7 @@ from warpgate_trio import LOOPBACK_BIND, Identity, Node, PeerAddress, anyone
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.address.nat_profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.carrier import Carrier
+from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.dispatch import Signals
 from warpgate_trio.errors import AttemptFailed, SignalMalformed
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
@@ -25,7 +26,6 @@ from warpgate_trio.identity import seal
 from warpgate_trio.nat.allowance import DIALS, TARGET_DIALS, Allowance
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Plugin, RouteType
-from warpgate_trio.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_core import RendezvousLimits
 from warpgate_trio.signal import (

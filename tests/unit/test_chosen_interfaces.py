@@ -11,9 +11,9 @@ import pytest
 from tests.nodes import LoopbackHost
 from warpgate_trio.address.interfaces import describe_interfaces, lasting_addresses
 from warpgate_trio.address.nat_profile import Family
-from warpgate_trio.chosen_interfaces import choose_interfaces
 from warpgate_trio.cli.serve import reachable_urls
 from warpgate_trio.config import InterfacesConfig
+from warpgate_trio.config.chosen_interfaces import choose_interfaces
 from warpgate_trio.host import Host, Interface, InterfaceAddress
 from warpgate_trio.names import Names
 from warpgate_trio.nat.service import NatService

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from warpgate_trio import config
 from warpgate_trio.config import (
     Budgets,
     IdentityConfig,
@@ -19,6 +18,7 @@ from warpgate_trio.config import (
     Servers,
     ServerUrl,
     TurnServer,
+    config,
     load_config,
 )
 from warpgate_trio.errors import ConfigError

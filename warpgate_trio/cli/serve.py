@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     import trio
 
+    from ..config.server_url import ServerUrl
     from ..host import Interface
     from ..proxies import TrustedProxies
-    from ..server_url import ServerUrl
     from ..servers.ntp import NtpServer
     from ..servers.rendezvous_core import RendezvousLimits
     from ..servers.stun_core import StunLimits
@@ -167,8 +167,8 @@ class _Stun:
 
 def _public_urls(texts: Iterable[str]) -> dict[str, list[ServerUrl]]:
     """By key of ``[servers]``."""
+    from ..config.server_url import ServerUrl
     from ..errors import ConfigError
-    from ..server_url import ServerUrl
 
     found: dict[str, list[ServerUrl]] = {}
     for text in texts:
@@ -338,7 +338,7 @@ def configuration(servers: Mapping[str, Sequence[str]]) -> str:
     import tomli_w
 
     from ..address import is_public
-    from ..server_url import ServerUrl
+    from ..config.server_url import ServerUrl
 
     lines = ["# for config.toml on both peers' machines (`warpgate-trio config --show` says where it is)"]
     hosts = [ServerUrl.parse(url).host for urls in servers.values() for url in urls]

@@ -60,7 +60,7 @@ def config_command(settings: Settings, *, show: bool, node_options: NodeOptions)
 def _sources(options: NodeOptions) -> list[str]:
     """Where values come from, the strongest first."""
     from ..config import default_config_file
-    from ..environment import settings_in
+    from ..config.environment import settings_in
     from ..identity import default_key_file
 
     overrides = sorted(options.overrides())

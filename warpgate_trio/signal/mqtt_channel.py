@@ -40,11 +40,11 @@ from typing import Final, final
 import trio
 
 from .. import host as machine
+from ..config.server_url import ServerUrl
 from ..errors import ConfigError, SignalUnavailable
 from ..identity import Identity, peer_id_from_key
 from ..mqtt import MqttConnection, MqttError, open_mqtt
 from ..nurseries import open_background_nursery
-from ..server_url import ServerUrl
 from .keepalive import KeepAlive
 from .message import MAX_SIGNAL
 from .transport import Delivery, Dial

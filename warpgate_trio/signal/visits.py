@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from ..server_url import ServerUrl
+from ..config.server_url import ServerUrl
 from ..staggered import open_first_tcp_stream
 
 __all__ = ["MAX_ADDRESSES", "IPAddress", "MayVisit", "is_plain", "open_judged_stream"]

@@ -28,11 +28,9 @@ import msgspec
 import platformdirs
 import tomli_w
 
+from ..errors import ConfigError
 from .environment import settings_in
-from .errors import ConfigError
-from .server_url import MASK, Unfit, nearest, read_turn, read_url, shown_value
-from .server_url import ServerUrl as ServerUrl
-from .server_url import TurnServer as TurnServer
+from .server_url import MASK, ServerUrl, TurnServer, Unfit, nearest, read_turn, read_url, shown_value
 
 __all__ = [
     "Budgets",
@@ -40,9 +38,7 @@ __all__ = [
     "InterfacesConfig",
     "ListenConfig",
     "NodeConfig",
-    "ServerUrl",
     "Servers",
-    "TurnServer",
     "default_config_file",
     "load_config",
 ]

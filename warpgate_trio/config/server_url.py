@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["MAX_URL", "ServerUrl", "TurnServer"]  # what else has no underscore is for config.py
 

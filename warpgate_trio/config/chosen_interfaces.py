@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, final
 
-from .address.interfaces import lasting_addresses
+from ..address.interfaces import lasting_addresses
 
 if TYPE_CHECKING:
     from random import Random
 
+    from ..host import Host, Interface
     from .config import InterfacesConfig
-    from .host import Host, Interface
 
 __all__ = ["choose_interfaces"]
 

@@ -1,0 +1,28 @@
+"""What a node and the command line are told: the configuration, and where it comes from."""
+
+from __future__ import annotations
+
+from .config import (
+    Budgets,
+    IdentityConfig,
+    InterfacesConfig,
+    ListenConfig,
+    NodeConfig,
+    Servers,
+    default_config_file,
+    load_config,
+)
+from .server_url import ServerUrl, TurnServer
+
+__all__ = [
+    "Budgets",
+    "IdentityConfig",
+    "InterfacesConfig",
+    "ListenConfig",
+    "NodeConfig",
+    "ServerUrl",
+    "Servers",
+    "TurnServer",
+    "default_config_file",
+    "load_config",
+]
