@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.ports import free_port
 from tests.requirements import find_program
-from warpgate_trio.nat.stun_transaction import binding_request
+from warpgate_trio.stun.transaction import binding_request
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
 Address = tuple[str, int]

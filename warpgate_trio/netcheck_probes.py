@@ -27,8 +27,6 @@ from .clock.ntp_client import measure_offset
 from .errors import WarpgateError
 from .names import NameFailure, Names, in_turn
 from .nat.measure import measure_nat
-from .nat.stun import TransportAddress
-from .nat.stun_client import open_stun_stream, query_stream, query_udp
 from .netcheck import (
     FAMILIES,
     ClockCheck,
@@ -45,6 +43,8 @@ from .netcheck import (
 )
 from .nurseries import reason_of
 from .signal import ServerState
+from .stun.client import open_stun_stream, query_stream, query_udp
+from .stun.codec import TransportAddress
 
 if TYPE_CHECKING:
     from .config import Servers, ServerUrl

@@ -10,8 +10,8 @@ from warpgate_trio.nat.candidates import Candidate, admit
 from warpgate_trio.plugin import IP4, RouteType
 
 if TYPE_CHECKING:
-    from warpgate_trio.nat.stun import TransportAddress
     from warpgate_trio.plugin import Plugin
+    from warpgate_trio.stun.codec import TransportAddress
 
 __all__ = ["LOOPBACK", "admitted", "family_of", "local_ip", "own_candidates"]
 

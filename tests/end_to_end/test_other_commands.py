@@ -16,7 +16,7 @@ from warpgate_trio import host as machine
 from warpgate_trio.clock.ntp_client import measure_offset
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.config.server_url import ServerUrl
-from warpgate_trio.nat.stun_client import query_udp
+from warpgate_trio.stun.client import query_udp
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
 

@@ -22,10 +22,10 @@ from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.datagrams import Datagram
 from warpgate_trio.errors import CarrierError
 from warpgate_trio.nat.probe import ProbeCodec
-from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
 from warpgate_trio.plugin import Plugin
 from warpgate_trio.sim import Network
+from warpgate_trio.stun.codec import TransportAddress
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

@@ -21,9 +21,9 @@ from warpgate_strategies import stream_race
 from warpgate_strategies.stream_race import open_stream_race
 from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.nat.allowance import TARGET_DIALS, Allowance
-from warpgate_trio.nat.stun import TransportAddress
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.plugin import Plugin
+from warpgate_trio.stun.codec import TransportAddress
 
 
 async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddress]) -> Any:

@@ -14,17 +14,9 @@ from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.ports import free_port
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
-from warpgate_trio.nat.stun import (
-    BINDING,
-    ERROR_CODE,
-    XOR_MAPPED_ADDRESS,
-    ChangeRequest,
-    ErrorCode,
-    MessageClass,
-    decode,
-    encode,
-)
-from warpgate_trio.nat.stun_client import (
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers.stun import StunLimits, open_stun_server
+from warpgate_trio.stun.client import (
     MAX_STRANGERS,
     open_stun_stream,
     query_all_udp,
@@ -35,9 +27,17 @@ from warpgate_trio.nat.stun_client import (
     resolve,
     share_port,
 )
-from warpgate_trio.nat.stun_transaction import StunAnswer, binding_request
-from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.servers.stun import StunLimits, open_stun_server
+from warpgate_trio.stun.codec import (
+    BINDING,
+    ERROR_CODE,
+    XOR_MAPPED_ADDRESS,
+    ChangeRequest,
+    ErrorCode,
+    MessageClass,
+    decode,
+    encode,
+)
+from warpgate_trio.stun.transaction import StunAnswer, binding_request
 
 Address = tuple[str, int]
 MAPPED = ("127.0.0.9", 9)

@@ -10,10 +10,10 @@ import trio
 from tests.coturn import Address, coturn
 from tests.hangs import HANG
 from tests.requirements import find_program, unmet
-from warpgate_trio.nat.stun import ChangeRequest
-from warpgate_trio.nat.stun_client import open_stun_stream, query_all_udp, query_stream, query_udp, race_tcp
-from warpgate_trio.nat.stun_transaction import StunAnswer
 from warpgate_trio.servers.stun import open_stun_server
+from warpgate_trio.stun.client import open_stun_stream, query_all_udp, query_stream, query_udp, race_tcp
+from warpgate_trio.stun.codec import ChangeRequest
+from warpgate_trio.stun.transaction import StunAnswer
 
 pytestmark = pytest.mark.needs("linux", "turnserver", "turnutils")  # Linux, where all of 127/8 is this machine
 

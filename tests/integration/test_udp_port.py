@@ -18,7 +18,9 @@ from tests.sim.worlds import run
 from warpgate_trio.datagrams import BATCH, Datagram, DatagramSocket
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
 from warpgate_trio.nat import udp_port
-from warpgate_trio.nat.stun import (
+from warpgate_trio.nat.udp_port import MAX_QUEUED, UdpPort, UdpPorts
+from warpgate_trio.sim import Network
+from warpgate_trio.stun.codec import (
     BINDING,
     ERROR_CODE,
     XOR_MAPPED_ADDRESS,
@@ -27,9 +29,7 @@ from warpgate_trio.nat.stun import (
     TransportAddress,
     encode,
 )
-from warpgate_trio.nat.stun_transaction import binding_request
-from warpgate_trio.nat.udp_port import MAX_QUEUED, UdpPort, UdpPorts
-from warpgate_trio.sim import Network
+from warpgate_trio.stun.transaction import binding_request
 
 MAPPED: TransportAddress = ("203.0.113.7", 4321)
 MAPPED_V6: TransportAddress = ("2001:db8::7", 4321)

@@ -18,15 +18,6 @@ from hypothesis import strategies as st
 from tests.sim.worlds import run
 from warpgate_trio.address.nat_profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.measure import measure_nat
-from warpgate_trio.nat.stun import (
-    BINDING,
-    OTHER_ADDRESS,
-    XOR_MAPPED_ADDRESS,
-    MessageClass,
-    TransportAddress,
-    decode,
-    encode,
-)
 from warpgate_trio.servers.stun import serve_stun
 from warpgate_trio.sim import (
     Behavior,
@@ -46,6 +37,15 @@ from warpgate_trio.sim import (
 )
 from warpgate_trio.sim import Filtering as SimFiltering
 from warpgate_trio.sim import Mapping as Axis
+from warpgate_trio.stun.codec import (
+    BINDING,
+    OTHER_ADDRESS,
+    XOR_MAPPED_ADDRESS,
+    MessageClass,
+    TransportAddress,
+    decode,
+    encode,
+)
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.strategies import nats
 

@@ -38,10 +38,10 @@ from warpgate_trio.nat.checks import MAX_PACKETS
 from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nat.service import MAX_SPRAYS
 from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS, Role
-from warpgate_trio.nat.stun import looks_like_stun
 from warpgate_trio.plugin import Message, Plugin
 from warpgate_trio.sim import presets
 from warpgate_trio.sim.packet import UDP, Packet
+from warpgate_trio.stun.codec import looks_like_stun
 from warpgate_trio.testing.worlds import PeerPair
 
 RTT = 0.05

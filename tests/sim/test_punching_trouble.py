@@ -23,7 +23,6 @@ from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, anyone
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.nat.probe import ProbeCodec
-from warpgate_trio.nat.stun import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 from warpgate_trio.nat.tcp_port import TcpPort
 from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
 from warpgate_trio.plugin import Message, Plugin, register
@@ -44,6 +43,7 @@ from warpgate_trio.sim import (
     simulate,
 )
 from warpgate_trio.sim.packet import UDP, Packet
+from warpgate_trio.stun.codec import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair

@@ -10,8 +10,9 @@ import trio
 
 from tests.sim.worlds import run
 from warpgate_trio.errors import StunError, StunTimeout
-from warpgate_trio.nat.stun import ChangeRequest, TransportAddress
-from warpgate_trio.nat.stun_client import (
+from warpgate_trio.servers.stun import StunServer, serve_stun
+from warpgate_trio.sim import Behavior, Filtering, Host, Link, Mapping, NatConfig, Network, Uniform, presets
+from warpgate_trio.stun.client import (
     open_stun_stream,
     query_all_udp,
     query_stream,
@@ -21,9 +22,8 @@ from warpgate_trio.nat.stun_client import (
     resolve,
     share_port,
 )
-from warpgate_trio.nat.stun_transaction import StunAnswer
-from warpgate_trio.servers.stun import StunServer, serve_stun
-from warpgate_trio.sim import Behavior, Filtering, Host, Link, Mapping, NatConfig, Network, Uniform, presets
+from warpgate_trio.stun.codec import ChangeRequest, TransportAddress
+from warpgate_trio.stun.transaction import StunAnswer
 from warpgate_trio.testing import simulated_hosts
 
 PORT = 3478

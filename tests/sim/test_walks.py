@@ -14,9 +14,9 @@ from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio import host as machine
 from warpgate_trio.clock.ntp_client import measure_offset
 from warpgate_trio.config import ServerUrl
-from warpgate_trio.nat.stun_client import query_udp, resolve
 from warpgate_trio.report import Verdict
 from warpgate_trio.sim import Host, presets, simulate
+from warpgate_trio.stun.client import query_udp, resolve
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, open_nodes, simulate_walk
 from warpgate_trio.testing.worlds import PeerPair, Place

@@ -28,7 +28,7 @@ from warpgate_trio.nat.checks import (
     Stage,
 )
 from warpgate_trio.nat.probe import SECRET_LENGTH, ProbeCodec, ProbeKind
-from warpgate_trio.nat.stun import TransportAddress
+from warpgate_trio.stun.codec import TransportAddress
 
 SECRET = bytes(range(SECRET_LENGTH))
 US: TransportAddress = ("198.51.100.1", 1000)

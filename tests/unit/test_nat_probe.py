@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.nat.probe import MAC_LENGTH, MAX_PROBE, SECRET_LENGTH, Probe, ProbeCodec, ProbeKind
-from warpgate_trio.nat.stun import (
+from warpgate_trio.stun.codec import (
     BINDING,
     SOFTWARE,
     XOR_MAPPED_ADDRESS,

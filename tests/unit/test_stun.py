@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import StunError, StunMalformed
-from warpgate_trio.nat.stun import (
+from warpgate_trio.stun.codec import (
     ALTERNATE_SERVER,
     BINDING,
     CHANGE_REQUEST,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warpgate_trio.nat.stun import (
+from warpgate_trio.servers.stun_core import MAX_ANSWER, MAX_REQUEST, Answer, StunCore, StunLimits
+from warpgate_trio.stun.codec import (
     BINDING,
     CHANGE_REQUEST,
     ERROR_CODE,
@@ -29,7 +30,6 @@ from warpgate_trio.nat.stun import (
     opaque,
     transport_address,
 )
-from warpgate_trio.servers.stun_core import MAX_ANSWER, MAX_REQUEST, Answer, StunCore, StunLimits
 
 TID = bytes(range(12))
 CLIENT = ("198.51.100.7", 40000)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
-from warpgate_trio.nat.stun import (
+from warpgate_trio.stun.codec import (
     BINDING,
     ERROR_CODE,
     MAPPED_ADDRESS,
@@ -26,7 +26,7 @@ from warpgate_trio.nat.stun import (
     opaque,
     transport_address,
 )
-from warpgate_trio.nat.stun_transaction import (
+from warpgate_trio.stun.transaction import (
     StunAnswer,
     StunTransaction,
     binding_request,
@@ -312,7 +312,7 @@ def test_addresses_of_sockets() -> None:
 
 
 def test_requests_of_rfc5780() -> None:
-    from warpgate_trio.nat.stun import CHANGE_REQUEST, RESPONSE_PORT, ChangeRequest
+    from warpgate_trio.stun.codec import CHANGE_REQUEST, RESPONSE_PORT, ChangeRequest
 
     message = decode(binding_request(TID, change=ChangeRequest(port=True), response_port=5))
     assert message.get(CHANGE_REQUEST) == ChangeRequest(port=True)

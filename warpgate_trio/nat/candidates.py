@@ -14,7 +14,7 @@ from typing import Annotated, Final, final
 import msgspec
 
 from ..address import AddressScope, Endpoint, EndpointKind, is_public, scope_of
-from .stun import TransportAddress
+from ..stun.codec import TransportAddress
 
 __all__ = ["MAX_CANDIDATES", "Candidate", "Candidates", "admit", "to_candidates"]
 

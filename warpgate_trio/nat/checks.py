@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar, final
 
+from ..stun.codec import TransportAddress
 from .probe import Probe, ProbeCodec, ProbeKind
-from .stun import TransportAddress
 
 __all__ = [
     "MAX_PACKETS",

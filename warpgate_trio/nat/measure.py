@@ -34,10 +34,10 @@ from .. import host as machine
 from ..address.nat_profile import Mapping, NatProfile, TransportProfile
 from ..address.own import OwnAddresses
 from ..errors import StunError
+from ..stun.client import new_transaction_id, open_stun_stream, query_all_udp, query_stream, query_udp
+from ..stun.codec import ChangeRequest, TransportAddress
+from ..stun.transaction import StunAnswer, binding_request
 from .classify import Binding, NatObservations, classify, classify_mapping, classify_translated
-from .stun import ChangeRequest, TransportAddress
-from .stun_client import new_transaction_id, open_stun_stream, query_all_udp, query_stream, query_udp
-from .stun_transaction import StunAnswer, binding_request
 
 if TYPE_CHECKING:
     from random import Random

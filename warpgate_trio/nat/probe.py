@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Final, final
 
 from ..errors import StunMalformed
-from .stun import BINDING, XOR_MAPPED_ADDRESS, MessageClass, TransportAddress, decode, encode
+from ..stun.codec import BINDING, XOR_MAPPED_ADDRESS, MessageClass, TransportAddress, decode, encode
 
 __all__ = ["MAC_LENGTH", "SECRET_LENGTH", "Probe", "ProbeCodec", "ProbeKind"]
 

@@ -42,17 +42,17 @@ from ..address.nat_profile import (
 from ..errors import StunError
 from ..host import Host
 from ..names import NameFailure, Names, in_turn
+from ..stun.codec import TransportAddress
 from .allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
-from .stun import TransportAddress
 from .tcp_port import TcpPort
 from .udp_port import UdpPort, UdpPorts
 
 if TYPE_CHECKING:
     from ..config import ServerUrl
-    from .stun_transaction import StunAnswer
+    from ..stun.transaction import StunAnswer
 
 __all__ = ["KEEPALIVE", "NatService"]
 

@@ -20,9 +20,9 @@ import trio
 
 from ..carrier.segments import clamp_segments
 from ..errors import StunError
-from .stun import TransportAddress
-from .stun_client import query_stream, share_port
-from .stun_transaction import StunAnswer
+from ..stun.client import query_stream, share_port
+from ..stun.codec import TransportAddress
+from ..stun.transaction import StunAnswer
 
 __all__ = ["BACKLOG", "TcpPort"]
 

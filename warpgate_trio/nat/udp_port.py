@@ -26,8 +26,8 @@ import trio
 from .. import host as machine
 from ..datagrams import BATCH, Datagram, DatagramSocket
 from ..panics import panics_as_errors
-from .stun import TRANSACTION_ID_LENGTH, TransportAddress, looks_like_stun
-from .stun_transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
+from ..stun.codec import TRANSACTION_ID_LENGTH, TransportAddress, looks_like_stun
+from ..stun.transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,7 +208,7 @@ class UdpPort:
             ``rto * (2 ** tries - 1)`` seconds.
 
         Raises:
-          StunError: as `warpgate_trio.nat.stun_client.query_udp`.
+          StunError: as `warpgate_trio.stun.client.query_udp`.
           trio.ClosedResourceError: the port was closed meanwhile.
         """
         transaction = StunTransaction(

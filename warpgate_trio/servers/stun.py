@@ -19,9 +19,9 @@ import trio
 
 from ..accepting import accept_connections
 from ..errors import StunMalformed
-from ..nat.stun import StreamReader, TransportAddress
-from ..nat.stun_transaction import plain_address
 from ..nurseries import open_background_nursery
+from ..stun.codec import StreamReader, TransportAddress
+from ..stun.transaction import plain_address
 from ..subscribers import Gate
 from .replies import ReplySocket
 from .stun_core import DEFAULT_LIMITS, MAX_REQUEST, StunCore, StunLimits, StunStatistics

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..nat.stun import (
+from ..stun.codec import (
     ERROR_CODE,
     HEADER_LENGTH,
     MAGIC_COOKIE,

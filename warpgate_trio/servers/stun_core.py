@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 from ..errors import StunMalformed
-from ..nat.stun import (
+from ..stun.codec import (
     BINDING,
     CHANGE_REQUEST,
     ERROR_CODE,

@@ -1,4 +1,4 @@
-"""Asking STUN servers, over UDP and TCP: the Trio shell of `warpgate_trio.nat.stun_transaction`.
+"""Asking STUN servers, over UDP and TCP: the Trio shell of `warpgate_trio.stun.transaction`.
 
 Law 1 of punching: the port that asked is the port that punches.  So the caller brings the socket or the stream, bound
 as it wants it, and keeps it; nothing here opens or closes one but `open_stun_stream`, whose stream is the caller's too.
@@ -21,8 +21,8 @@ import trio
 
 from .. import host as machine
 from ..errors import StunError, StunMalformed, StunTimeout
-from .stun import TRANSACTION_ID_LENGTH, ChangeRequest, StreamReader, TransportAddress
-from .stun_transaction import (
+from .codec import TRANSACTION_ID_LENGTH, ChangeRequest, StreamReader, TransportAddress
+from .transaction import (
     DEFAULT_RTO,
     LAST_WAIT,
     STREAM_TIMEOUT,

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, final
 
 from ..address.scope import AddressScope, scope_of
 from ..errors import StunError, StunMalformed, StunRefused, StunTimeout
-from .stun import (
+from .codec import (
     BINDING,
     CHANGE_REQUEST,
     ERROR_CODE,
