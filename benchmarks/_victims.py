@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from warpgate_trio import Identity, NodeConfig, Servers, open_node
-from warpgate_trio.nat.udp_port import UdpPorts
+from warpgate_trio.ports.udp import UdpPorts
 from warpgate_trio.servers.ntp import open_ntp
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.servers.rendezvous_core import RendezvousLimits

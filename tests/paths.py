@@ -8,7 +8,7 @@ from typing import final
 import trio
 
 from warpgate_trio.carrier._carrier import SocketAddress
-from warpgate_trio.datagrams import DatagramSocket
+from warpgate_trio.ports.datagrams import DatagramSocket
 
 Filter = Callable[[list[bytes]], list[bytes]]
 """What becomes of a batch that is sent."""

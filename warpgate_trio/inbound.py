@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
-from .accepting import accept_connections
 from .carrier import TlsCarrier
 from .errors import CarrierError, ProtocolError, WrongPeer
 from .identity import peer_id_from_key
@@ -30,6 +29,7 @@ from .link import Link, PathInfo, Pipe, RefuseReason
 from .link.frames import LINK_VERSION
 from .nurseries import open_background_nursery
 from .panics import panics_as_errors
+from .ports.accepting import accept_connections
 from .subscribers import Gate
 
 if TYPE_CHECKING:

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from .attempt import Attempt as Attempt
     from .carrier import Carrier, TlsContexts
     from .config import Budgets
-    from .datagrams import DatagramPath
     from .host import Host
     from .link import Link
     from .nat.service import NatService
-    from .nat.udp_port import UdpPorts
+    from .ports.datagrams import DatagramPath
+    from .ports.udp import UdpPorts
 
 __all__ = [
     "IP4",

@@ -37,11 +37,11 @@ from .link import Link
 from .meetings import plan_meetings
 from .names import Names
 from .nat.service import NatService
-from .nat.udp_port import UdpPorts
 from .nurseries import open_background_nursery
 from .panics import panics_as_errors
 from .planned_walk import Here, Unresolved
 from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
+from .ports.udp import UdpPorts
 from .responder import Responder
 from .signal import ServerState, SignalHub
 from .stats import NodeStats
@@ -49,9 +49,9 @@ from .stats import NodeStats
 if TYPE_CHECKING:
     from .carrier import Carrier
     from .config import Budgets, NodeConfig
-    from .datagrams import DatagramPath
     from .host import Host, Interface
     from .identity import Identity
+    from .ports.datagrams import DatagramPath
     from .signal.visits import IPAddress
 
 __all__ = ["NodeRuntime"]

@@ -33,8 +33,8 @@ from .meeting import family_of
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.udp_port import UdpPath, UdpPort
     from warpgate_trio.plugin import Plugin
+    from warpgate_trio.ports.udp import UdpPath, UdpPort
     from warpgate_trio.stun.codec import TransportAddress
 
 logger: logging.Logger = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from warpgate_trio.subscribers import Gate
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.tcp_port import TcpPort
     from warpgate_trio.plugin import Plugin
+    from warpgate_trio.ports.tcp import TcpPort
     from warpgate_trio.stun.codec import TransportAddress
 
 __all__ = ["MAX_CONNECTS", "MAX_HANDSHAKES", "StreamRace", "open_stream_race"]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from warpgate_trio.address.nat_profile import NatProfile, TransportProfile
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.nat.udp_port import UdpPort
+    from warpgate_trio.ports.udp import UdpPort
     from warpgate_trio.stun.codec import TransportAddress
 
     from .datagram_race import DatagramRace

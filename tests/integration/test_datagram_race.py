@@ -19,11 +19,11 @@ from warpgate_strategies import datagram_race
 from warpgate_strategies.datagram_race import LINGER, MAX_DIALS, DatagramRace, open_datagram_race
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.datagrams import Datagram
 from warpgate_trio.errors import CarrierError
 from warpgate_trio.nat.probe import ProbeCodec
-from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
 from warpgate_trio.plugin import Plugin
+from warpgate_trio.ports.datagrams import Datagram
+from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.sim import Network
 from warpgate_trio.stun.codec import TransportAddress
 

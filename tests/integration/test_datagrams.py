@@ -14,7 +14,7 @@ import trio.testing
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.sim.worlds import run
-from warpgate_trio.datagrams import BATCH, MAX_DATAGRAM, MAX_ERRORS, Datagram, DatagramSocket
+from warpgate_trio.ports.datagrams import BATCH, MAX_DATAGRAM, MAX_ERRORS, Datagram, DatagramSocket
 from warpgate_trio.sim import Network
 
 Check = Callable[[DatagramSocket, DatagramSocket], Awaitable[None]]

@@ -14,8 +14,8 @@ import trio
 from tests.nodes import ALICE, BOB, config, echo, loopback_node
 from warpgate_trio import NodeConfig, Servers, anyone, host, open_node
 from warpgate_trio.host import RESERVED_DESCRIPTORS, RealHost
-from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.ports.udp import UdpPort, UdpPorts
 
 resource = pytest.importorskip("resource", reason="limits of POSIX")
 

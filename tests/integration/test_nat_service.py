@@ -29,8 +29,8 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.names import FRESH, SETTLE, Names
 from warpgate_trio.nat import service
 from warpgate_trio.nat.service import FIRST_LOOK, KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
-from warpgate_trio.nat.tcp_port import TcpPort
-from warpgate_trio.nat.udp_port import UdpPort, UdpPorts
+from warpgate_trio.ports.tcp import TcpPort
+from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.servers.stun import serve_stun
 from warpgate_trio.sim import Host, Link, NatConfig, Network, presets
 from warpgate_trio.stun.codec import TransportAddress

@@ -29,9 +29,9 @@ from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.nat.candidates import Candidate, to_candidates
-from warpgate_trio.nat.tcp_port import TcpPort
-from warpgate_trio.nat.udp_port import UdpPorts
 from warpgate_trio.plugin import Message, Plugin, RouteType
+from warpgate_trio.ports.tcp import TcpPort
+from warpgate_trio.ports.udp import UdpPorts
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.stun.codec import TransportAddress
 

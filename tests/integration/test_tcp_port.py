@@ -15,7 +15,7 @@ from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.sim.worlds import run
 from warpgate_trio.errors import StunError
-from warpgate_trio.nat.tcp_port import BACKLOG, TcpPort
+from warpgate_trio.ports.tcp import BACKLOG, TcpPort
 from warpgate_trio.servers.stun import StunServer, serve_stun
 from warpgate_trio.sim import Network, presets
 from warpgate_trio.stun.codec import TransportAddress

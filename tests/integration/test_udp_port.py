@@ -15,10 +15,10 @@ from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.panicking import PanicException
 from tests.sim.worlds import run
-from warpgate_trio.datagrams import BATCH, Datagram, DatagramSocket
 from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
-from warpgate_trio.nat import udp_port
-from warpgate_trio.nat.udp_port import MAX_QUEUED, UdpPort, UdpPorts
+from warpgate_trio.ports import udp as udp_port
+from warpgate_trio.ports.datagrams import BATCH, Datagram, DatagramSocket
+from warpgate_trio.ports.udp import MAX_QUEUED, UdpPort, UdpPorts
 from warpgate_trio.sim import Network
 from warpgate_trio.stun.codec import (
     BINDING,

@@ -9,8 +9,8 @@ from tests.links import ALICE, ATTEMPT, BOB, LINK_ID, SESSION, End, a_path
 from tests.paths import SocketPath
 from tests.sim.worlds import run
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.datagrams import DatagramSocket
 from warpgate_trio.link import Link
+from warpgate_trio.ports.datagrams import DatagramSocket
 from warpgate_trio.sim import Host, Network, simulate
 from warpgate_trio.sim import Link as Cable
 

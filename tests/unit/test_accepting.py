@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from warpgate_trio.accepting import PAUSE, REPORT_INTERVAL, accept_connections
+from warpgate_trio.ports.accepting import PAUSE, REPORT_INTERVAL, accept_connections
 
 
 class Listener:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..datagrams import BATCH, DatagramPath
 from ..errors import CarrierError, WrongPeer
+from ..ports.datagrams import BATCH, DatagramPath
 from ._carrier import closing_on_error
 from .quic_protocol import QuicProtocol
 

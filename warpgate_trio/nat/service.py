@@ -42,13 +42,13 @@ from ..address.nat_profile import (
 from ..errors import StunError
 from ..host import Host
 from ..names import NameFailure, Names, in_turn
+from ..ports.tcp import TcpPort
+from ..ports.udp import UdpPort, UdpPorts
 from ..stun.codec import TransportAddress
 from .allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
-from .tcp_port import TcpPort
-from .udp_port import UdpPort, UdpPorts
 
 if TYPE_CHECKING:
     from ..config import ServerUrl

@@ -17,9 +17,9 @@ from typing import Final, NoReturn, final
 
 import trio
 
-from ..accepting import accept_connections
 from ..errors import StunMalformed
 from ..nurseries import open_background_nursery
+from ..ports.accepting import accept_connections
 from ..stun.codec import StreamReader, TransportAddress
 from ..stun.transaction import plain_address
 from ..subscribers import Gate

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final, runtime_checkable
 import trio
 
 if TYPE_CHECKING:
-    from .carrier._carrier import SocketAddress
+    from ..carrier._carrier import SocketAddress
 
 __all__ = ["BATCH", "Datagram", "DatagramPath", "DatagramSocket", "NowaitSocket"]
 

@@ -1,0 +1,3 @@
+"""Sockets that are bound: UDP ports with all that share one, TCP ports, the loop that accepts."""
+
+from __future__ import annotations
