@@ -128,7 +128,7 @@ def until_first_packet(lab: Lab, outside: str) -> list[float]:
 
 async def warm(wire: Wire, course: Course, rtt: float, times: Times, runs: int) -> None:
     """Several times of the same two nodes; a spray's are new each time, since it uses up what an address gets unasked
-    (`warpgate_trio.nat.allowance`).
+    (`warpgate_trio.punch.allowance`).
     """
     sprays = course.expected == "random_probe"
     async with AsyncExitStack() as stack:

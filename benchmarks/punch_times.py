@@ -4,7 +4,7 @@ Two nodes behind NATs in the kernel lab (`tests/kernel/`), with servers as far f
 so that a signal takes one round trip.  The same two connect again and again, each time when both are warm: profile
 measured, a port of each kind mapped, the clock known.  Runs of all plugins and round trips are interleaved.
 
-A spray uses up what one address gets unasked (`warpgate_trio.nat.allowance`), so its nodes are new in each round.
+A spray uses up what one address gets unasked (`warpgate_trio.punch.allowance`), so its nodes are new in each round.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from warpgate_trio import Identity
 from warpgate_trio import host as machine
 from warpgate_trio.carrier import Carrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.nat.allowance import TARGET_DIALS, Allowance, DialBudget
 from warpgate_trio.plugin import Plugin
+from warpgate_trio.punch.allowance import TARGET_DIALS, Allowance, DialBudget
 
 SECRET = bytes(16)
 

@@ -29,10 +29,10 @@ from .combos import Combo, Likelihood
 from .errors import ConnectError, SignalError, printable
 from .link import Pipe
 from .names import describe_failures
-from .nat.outlook import is_unforeseeable
 from .nurseries import open_background_nursery, open_bare_nursery
 from .panics import panics_as_errors
 from .planned_walk import PlannedWalk
+from .punch.outlook import is_unforeseeable
 from .report import Outcome, Verdict
 from .session import Session
 from .signal import Delivery

@@ -24,9 +24,9 @@ from .address.scope import is_public
 from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
 from .meetings import MeetingFacts, judge_meeting, meeting_source
-from .nat.allowance import TARGET_DIALS_REFILL
 from .panics import panics_as_errors
 from .plugin import PathRequest, Plugin, technique_of
+from .punch.allowance import TARGET_DIALS_REFILL
 from .signal import Failed, RefusalReason, Refused, TokenBucket
 
 if TYPE_CHECKING:

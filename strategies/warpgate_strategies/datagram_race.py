@@ -1,6 +1,6 @@
 """From ports and candidates to one proven carrier over UDP; what `udp_punch` and `random_probe` share.
 
-`DatagramRace` feeds the connectivity checks of `warpgate_trio.nat.checks` with packets and time, and races what they
+`DatagramRace` feeds the connectivity checks of `warpgate_trio.punch.checks` with packets and time, and races what they
 find.  The initiator dials QUIC on the first pair that carries packets both ways, and on further ones a moment later if
 that does not lead to a handshake at once.  The responder serves QUIC on every pair on which it has heard the peer, and
 takes the one on which the peer proves itself: that is the one that the initiator has chosen.
@@ -21,12 +21,12 @@ import trio
 
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.errors import CarrierError, ProtocolError
-from warpgate_trio.nat.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, PathChecks
 from warpgate_trio.nat.classify import Evidence, Sighting
-from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.panics import panics_as_errors
 from warpgate_trio.plugin import RouteType
+from warpgate_trio.punch.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, PathChecks
+from warpgate_trio.punch.probe import ProbeCodec
 
 from .meeting import family_of
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from warpgate_trio.address import OwnAddresses
-from warpgate_trio.nat.candidates import Candidate, admit
 from warpgate_trio.plugin import IP4, RouteType
+from warpgate_trio.punch.candidates import Candidate, admit
 
 if TYPE_CHECKING:
     from warpgate_trio.plugin import Plugin
@@ -50,7 +50,7 @@ def own_candidates(
 def admitted(
     plugin: Plugin, candidates: Sequence[Candidate], mapped: Mapping[TransportAddress, TransportAddress]
 ) -> list[TransportAddress]:
-    """The peer's candidates that may be sent to; see `warpgate_trio.nat.candidates.admit`."""
+    """The peer's candidates that may be sent to; see `warpgate_trio.punch.candidates.admit`."""
     ours = [endpoint for _, endpoint in plugin.node.address.endpoints()]
     return admit(
         candidates,

@@ -3,7 +3,7 @@
 One side is *easy*: the world sees its one socket at one address and port.  The other is *hard*: each socket and each
 destination get a port of their own.  The easy side opens its NAT for K ports of the hard side's range, with packets
 that die on the way; then the hard side sends from N sockets to the easy side's one address.  They meet if one of the N
-ports is one of the K, which is a birthday problem (`warpgate_trio.nat.spray`).
+ports is one of the K, which is a birthday problem (`warpgate_trio.punch.spray`).
 
     initiator                                                        responder
      ├─ SprayForMe(secret, where I am) ─── by signal ───────────────►│ decides who is easy, by both sides' profiles
@@ -15,7 +15,7 @@ ports is one of the K, which is a birthday problem (`warpgate_trio.nat.spray`).
      │◄──────────────────── answers, and QUIC as in udp_punch ──────►│
 
 Whichever side initiates, both roles come from the profiles that the two have measured.  A profile is a claim: it makes
-the work less or orders it, and never more than the caps of `warpgate_trio.nat.spray`.
+the work less or orders it, and never more than the caps of `warpgate_trio.punch.spray`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ import trio
 
 from warpgate_trio.address.nat_profile import Allocation
 from warpgate_trio.errors import AttemptFailed
-from warpgate_trio.nat.candidates import Candidates, to_candidates
-from warpgate_trio.nat.outlook import spray_outlook
-from warpgate_trio.nat.probe import SECRET_LENGTH
-from warpgate_trio.nat.spray import BURST, BURST_INTERVAL, Role, draw_ports, plan_both_hard, plan_spray, spray_roles
 from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
+from warpgate_trio.punch.candidates import Candidates, to_candidates
+from warpgate_trio.punch.outlook import spray_outlook
+from warpgate_trio.punch.probe import SECRET_LENGTH
+from warpgate_trio.punch.spray import (
+    BURST,
+    BURST_INTERVAL,
+    Role,
+    draw_ports,
+    plan_both_hard,
+    plan_spray,
+    spray_roles,
+)
 
 from .datagram_race import open_datagram_race
 from .meeting import admitted, own_candidates

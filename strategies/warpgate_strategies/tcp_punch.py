@@ -36,10 +36,10 @@ from warpgate_trio.address.nat_profile import Allocation
 from warpgate_trio.clock.peer_offset import combine, from_signal
 from warpgate_trio.clock.rendezvous import Boundary, boundary_rendezvous, bucket_ports, can_meet
 from warpgate_trio.errors import AttemptFailed, SignalError
-from warpgate_trio.nat.candidates import Candidate, Candidates, to_candidates
-from warpgate_trio.nat.outlook import punch_outlook
 from warpgate_trio.plugin import IP4, TCP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
 from warpgate_trio.ports.tcp import TcpPort
+from warpgate_trio.punch.candidates import Candidate, Candidates, to_candidates
+from warpgate_trio.punch.outlook import punch_outlook
 
 from .meeting import admitted, family_of, local_ip, own_candidates
 from .stream_race import StreamRace, open_stream_race

@@ -24,10 +24,10 @@ import trio
 
 from warpgate_trio.address.nat_profile import Filtering
 from warpgate_trio.errors import AttemptFailed, SignalError
-from warpgate_trio.nat.candidates import Candidates, to_candidates
-from warpgate_trio.nat.outlook import punch_outlook
-from warpgate_trio.nat.probe import SECRET_LENGTH
 from warpgate_trio.plugin import UDP, Aim, Likelihood, Message, PathRequest, Plugin, RouteType, register
+from warpgate_trio.punch.candidates import Candidates, to_candidates
+from warpgate_trio.punch.outlook import punch_outlook
+from warpgate_trio.punch.probe import SECRET_LENGTH
 
 from .datagram_race import open_datagram_race
 from .meeting import admitted, family_of, local_ip, own_candidates

@@ -18,9 +18,9 @@ from warpgate_trio.errors import (
 from warpgate_trio.link import frames as link
 from warpgate_trio.link.protocol import WINDOW_MIN, LinkProtocol
 from warpgate_trio.mqtt_packets import PacketFilter
-from warpgate_trio.nat.checks import PathChecks
-from warpgate_trio.nat.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.proxies import ProxyHeader, ProxyReader, TrustedProxies
+from warpgate_trio.punch.checks import PathChecks
+from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.servers import rendezvous_frames as rendezvous
 from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
@@ -326,7 +326,7 @@ def probe(data: bytes) -> None:
 @target(lambda: [each[:-20] for each in _probes()] + _stun(stun.MessageClass.SUCCESS), inputs=8_000)
 def probe_of_the_peer(data: bytes) -> None:
     """Behind its MAC."""
-    from warpgate_trio.nat import probe as module
+    from warpgate_trio.punch import probe as module
 
     data = with_length(data)[:200]
     data = with_length(data[: len(data) // 4 * 4])

@@ -36,7 +36,7 @@ from warpgate_trio.errors import (
     SignalMalformed,
 )
 from warpgate_trio.identity import key_from_peer_id, seal, verify
-from warpgate_trio.nat.candidates import Candidate, admit
+from warpgate_trio.punch.candidates import Candidate, admit
 from warpgate_trio.signal import decode_payload, open_message, seal_message
 from warpgate_trio.signal.inbox import Inbox
 from warpgate_trio.signal.message import Envelope, Header

@@ -20,10 +20,10 @@ from warpgate_strategies.datagram_race import LINGER, MAX_DIALS, DatagramRace, o
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.errors import CarrierError
-from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.plugin import Plugin
 from warpgate_trio.ports.datagrams import Datagram
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
+from warpgate_trio.punch.probe import ProbeCodec
 from warpgate_trio.sim import Network
 from warpgate_trio.stun.codec import TransportAddress
 

@@ -28,10 +28,10 @@ from warpgate_trio.address.nat_profile import TransportProfile
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.nat.candidates import Candidate, to_candidates
 from warpgate_trio.plugin import Message, Plugin, RouteType
 from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPorts
+from warpgate_trio.punch.candidates import Candidate, to_candidates
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.stun.codec import TransportAddress
 

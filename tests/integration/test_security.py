@@ -23,9 +23,9 @@ from warpgate_trio.dispatch import Signals
 from warpgate_trio.errors import AttemptFailed, SignalMalformed
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import seal
-from warpgate_trio.nat.allowance import DIALS, TARGET_DIALS, Allowance
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Plugin, RouteType
+from warpgate_trio.punch.allowance import DIALS, TARGET_DIALS, Allowance
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_core import RendezvousLimits
 from warpgate_trio.signal import (

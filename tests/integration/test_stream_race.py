@@ -20,9 +20,9 @@ from tests.races import half, hold
 from warpgate_strategies import stream_race
 from warpgate_strategies.stream_race import open_stream_race
 from warpgate_trio.carrier import Carrier, TlsCarrier
-from warpgate_trio.nat.allowance import TARGET_DIALS, Allowance
 from warpgate_trio.plugin import Plugin
 from warpgate_trio.ports.tcp import TcpPort
+from warpgate_trio.punch.allowance import TARGET_DIALS, Allowance
 from warpgate_trio.stun.codec import TransportAddress
 
 

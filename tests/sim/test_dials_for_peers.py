@@ -22,9 +22,9 @@ from warpgate_trio import ConnectError, Identity, PeerAddress
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.host import current
-from warpgate_trio.nat.allowance import TARGET_DIALS, TARGET_DIALS_REFILL
-from warpgate_trio.nat.candidates import MAX_CANDIDATES, to_candidates
 from warpgate_trio.plugin import Message, PathRequest, Plugin, RouteType
+from warpgate_trio.punch.allowance import TARGET_DIALS, TARGET_DIALS_REFILL
+from warpgate_trio.punch.candidates import MAX_CANDIDATES, to_candidates
 from warpgate_trio.signal import Delivery, Incoming, seal_message, wire_name
 from warpgate_trio.sim import presets
 from warpgate_trio.testing.worlds import PeerPair

@@ -20,9 +20,9 @@ from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds, r
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.address.nat_profile import NatProfile
 from warpgate_trio.config import Budgets
-from warpgate_trio.nat.allowance import BURST
-from warpgate_trio.nat.checks import MAX_PACKETS
-from warpgate_trio.nat.spray import MAX_OPENERS, MAX_SOCKETS
+from warpgate_trio.punch.allowance import BURST
+from warpgate_trio.punch.checks import MAX_PACKETS
+from warpgate_trio.punch.spray import MAX_OPENERS, MAX_SOCKETS
 from warpgate_trio.sim import Fault, Kind, NatConfig, Network, presets
 from warpgate_trio.sim.packet import Packet
 from warpgate_trio.sim.trace import Trace

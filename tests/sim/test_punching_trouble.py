@@ -22,10 +22,10 @@ from tests.sim.punching import meet, rows
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, anyone
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed
-from warpgate_trio.nat.probe import ProbeCodec
 from warpgate_trio.plugin import Message, Plugin, register
 from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
+from warpgate_trio.punch.probe import ProbeCodec
 from warpgate_trio.report import Outcome, WalkEvent
 from warpgate_trio.session import HOLD
 from warpgate_trio.sim import (

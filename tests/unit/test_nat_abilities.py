@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.test_nat_outlook import BLOCKED, FC, FIREWALL6, OPEN, PR, SYM, transports
 from warpgate_trio.address.nat_profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.abilities import CONE, LENIENT, RULES, STEPPING, SYMMETRIC, WITHIN, abilities
-from warpgate_trio.nat.outlook import Chance, punch_outlook, spray_outlook
+from warpgate_trio.punch.outlook import Chance, punch_outlook, spray_outlook
 
 ANY = "connects over UDP to peers behind any NAT"
 ANY_BUT = f"{ANY} but symmetric ones with random ports"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warpgate_trio.nat.allowance import (
+from warpgate_trio.punch.allowance import (
     BURST,
     DIALS,
     DIALS_REFILL,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.address import Endpoint, EndpointKind, Transport, is_public
-from warpgate_trio.nat.candidates import MAX_CANDIDATES, Candidate, Candidates, admit, to_candidates
+from warpgate_trio.punch.candidates import MAX_CANDIDATES, Candidate, Candidates, admit, to_candidates
 from warpgate_trio.stun.codec import TransportAddress
 
 NIC, EXT = EndpointKind.NIC, EndpointKind.EXT

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warpgate_trio.nat.checks import (
+from warpgate_trio.punch.checks import (
     MAX_ANSWERS,
     MAX_HEARD,
     MAX_PACKETS,
@@ -27,7 +27,7 @@ from warpgate_trio.nat.checks import (
     PathChecks,
     Stage,
 )
-from warpgate_trio.nat.probe import SECRET_LENGTH, ProbeCodec, ProbeKind
+from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec, ProbeKind
 from warpgate_trio.stun.codec import TransportAddress
 
 SECRET = bytes(range(SECRET_LENGTH))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from warpgate_trio import sim
 from warpgate_trio.address.nat_profile import Allocation, Filtering, Mapping, TransportProfile
 from warpgate_trio.combos import Likelihood
-from warpgate_trio.nat.outlook import Chance, punch_outlook, spray_outlook
-from warpgate_trio.nat.spray import Role
+from warpgate_trio.punch.outlook import Chance, punch_outlook, spray_outlook
+from warpgate_trio.punch.spray import Role
 from warpgate_trio.testing.theory import punch_possible
 
 HOPELESS, DOUBTFUL, LIKELY = Chance.HOPELESS, Chance.DOUBTFUL, Chance.LIKELY

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warpgate_trio.nat.probe import MAC_LENGTH, MAX_PROBE, SECRET_LENGTH, Probe, ProbeCodec, ProbeKind
+from warpgate_trio.punch.probe import MAC_LENGTH, MAX_PROBE, SECRET_LENGTH, Probe, ProbeCodec, ProbeKind
 from warpgate_trio.stun.codec import (
     BINDING,
     SOFTWARE,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.address.nat_profile import ALL_PORTS, Allocation, Filtering, Mapping, TransportProfile
-from warpgate_trio.nat.spray import (
+from warpgate_trio.punch.spray import (
     BURST,
     BURST_INTERVAL,
     MAX_OPENERS,

@@ -13,9 +13,9 @@ from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp
 from warpgate_trio.combos import RouteType
 from warpgate_trio.errors import SignalMalformed
-from warpgate_trio.nat.candidates import Candidate
-from warpgate_trio.nat.spray import Role
 from warpgate_trio.plugin import load_plugins
+from warpgate_trio.punch.candidates import Candidate
+from warpgate_trio.punch.spray import Role
 from warpgate_trio.signal import Cancel, Clock, Envelope, Failed, Message, Refused, decode_payload, wire_name
 from warpgate_trio.signal.core import OWNER, RefusalReason
 

@@ -16,7 +16,7 @@ from typing import Final, Literal, final
 
 from ..address import is_public
 from ..address.nat_profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
-from .outlook import Chance, punch_outlook, spray_outlook
+from ..punch.outlook import Chance, punch_outlook, spray_outlook
 
 __all__ = ["RULES", "Abilities", "Rule", "abilities"]
 

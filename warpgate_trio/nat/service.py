@@ -44,8 +44,8 @@ from ..host import Host
 from ..names import NameFailure, Names, in_turn
 from ..ports.tcp import TcpPort
 from ..ports.udp import UdpPort, UdpPorts
+from ..punch.allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
 from ..stun.codec import TransportAddress
-from .allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
