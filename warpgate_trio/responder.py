@@ -23,7 +23,7 @@ import trio
 from .address.scope import is_public
 from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
-from .meetings import MeetingFacts, judge_meeting, meeting_source
+from .combos.meeting import MeetingFacts, judge_meeting, meeting_source
 from .panics import panics_as_errors
 from .plugin import PathRequest, Plugin, technique_of
 from .punch.allowance import TARGET_DIALS_REFILL

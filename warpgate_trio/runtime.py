@@ -30,11 +30,11 @@ from .carrier import TlsContexts
 from .carrier.quic import QuicCarrier
 from .clock.corrected import CorrectedClock, keep_measured
 from .combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
+from .combos.meeting import plan_meetings
 from .dispatch import AttemptKey, Signals
 from .errors import AddressError, ConfigError
 from .inbound import REFUSED, Authorize, Inbound
 from .link import Link
-from .meetings import plan_meetings
 from .names import Names
 from .nat.service import NatService
 from .nurseries import open_background_nursery

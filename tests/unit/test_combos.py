@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.combos import (
-    ASK_DELAY,
-    MAX_COMBOS,
-    MAX_COMBOS_PER_TARGET,
     RULES,
-    SAME_HOST_DELAY,
-    TWIN_DELAY,
     Aim,
     Combo,
     Facts,
@@ -31,6 +26,7 @@ from warpgate_trio.combos import (
     pathless_combo,
     plan_combos,
 )
+from warpgate_trio.combos.dialling import ASK_DELAY, MAX_COMBOS, MAX_COMBOS_PER_TARGET, SAME_HOST_DELAY, TWIN_DELAY
 
 NIC, EXT, MAPPED = EndpointKind.NIC, EndpointKind.EXT, EndpointKind.MAPPED
 NIC_BIND, EXT_BIND, LOOPBACK_BIND = RouteType.NIC_BIND, RouteType.EXT_BIND, RouteType.LOOPBACK_BIND

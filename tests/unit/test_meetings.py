@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.address.nat_profile import Filtering, Mapping, NatProfile, NatProfiles, TransportProfile
-from warpgate_trio.combos import SAME_HOST_DELAY, Aim, Combo, Likelihood, Opinion, Route, RouteType, Technique
-from warpgate_trio.meetings import MEETING_RULES, MeetingFacts, judge_meeting, meeting_source, plan_meetings
+from warpgate_trio.combos import Aim, Combo, Likelihood, Route, RouteType, Technique
+from warpgate_trio.combos.dialling import SAME_HOST_DELAY, Opinion
+from warpgate_trio.combos.meeting import MEETING_RULES, MeetingFacts, judge_meeting, meeting_source, plan_meetings
 
 NIC, EXT = EndpointKind.NIC, EndpointKind.EXT
 NIC_BIND, EXT_BIND, LOOPBACK_BIND = RouteType.NIC_BIND, RouteType.EXT_BIND, RouteType.LOOPBACK_BIND

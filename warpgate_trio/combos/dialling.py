@@ -3,7 +3,7 @@
 A combo aims at one *target*: an endpoint that somebody listens on.  A plugin that dials out (`Aim.PEER`) takes the
 peer's endpoints as targets; one that asks to be dialled (`Aim.OURS`) takes our own, and the same rules judge them
 with the two sides exchanged.  (Where both sides send at once, `Aim.MEET`, there is no target:
-`warpgate_trio.meetings`.)  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
+`warpgate_trio.combos.meeting`.)  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
 
 * INVALID combos do not exist for the pair.
 * HOPELESS ones are known to fail; they cost nothing and are tried once, in a last round before giving up (DESIGN §8).
@@ -25,9 +25,17 @@ from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final, TypeVar
 
-from .address import AddressInterface, AddressScope, Endpoint, EndpointKind, Transport, is_public, scope_of
-from .address.nat_profile import NatProfile
-from .subscribers import subscriber
+from ..address import (
+    AddressInterface,
+    AddressScope,
+    Endpoint,
+    EndpointKind,
+    Transport,
+    is_public,
+    scope_of,
+)
+from ..address.nat_profile import NatProfile
+from ..subscribers import subscriber
 
 __all__ = [
     "RULES",
@@ -77,7 +85,7 @@ class Aim(Enum):
     PEER = "peer"
     OURS = "ours"
     MEET = "meet"
-    """Nobody's: both send at once, from ports and to ports that they tell each other (`warpgate_trio.meetings`)."""
+    """Nobody's: both send at once, from ports and to ports that they tell each other (`warpgate_trio.combos.meeting`)."""
 
 
 Opinion = tuple[Likelihood, str] | None

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal
 
-from .address import EndpointKind, is_public
-from .address.nat_profile import NatProfile, NatProfiles
-from .combos import (
+from ..address import EndpointKind, is_public
+from ..address.nat_profile import NatProfile, NatProfiles
+from .dialling import (
     SAME_HOST_DELAY,
     Aim,
     Combo,
