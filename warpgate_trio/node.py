@@ -34,7 +34,8 @@ from .netcheck import NetcheckReport
 from .netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
 from .netcheck_probes import check_network
 from .planned_walk import Factory, PlannedWalk
-from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins, status_of
+from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
+from .plugin.base import status_of
 from .report import Recorder, Verdict, WalkEvent
 from .runtime import NTP_TIMEOUT, NodeRuntime
 from .session import Session

@@ -25,7 +25,8 @@ from .attempt import EXPECTED, Attempt, AttemptHome, Way
 from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
 from .combos.meeting import MeetingFacts, judge_meeting, meeting_source
 from .panics import panics_as_errors
-from .plugin import PathRequest, Plugin, technique_of
+from .plugin import PathRequest, Plugin
+from .plugin.base import technique_of
 from .punch.allowance import TARGET_DIALS_REFILL
 from .signal import Failed, RefusalReason, Refused, TokenBucket
 

@@ -40,7 +40,8 @@ from .nat.service import NatService
 from .nurseries import open_background_nursery
 from .panics import panics_as_errors
 from .planned_walk import Here, Unresolved
-from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus, technique_of
+from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
+from .plugin.base import technique_of
 from .ports.udp import UdpPorts
 from .responder import Responder
 from .signal import ServerState, SignalHub

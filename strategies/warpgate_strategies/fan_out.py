@@ -13,7 +13,7 @@ from warpgate_trio.plugin import Message, Plugin, register
 
 if TYPE_CHECKING:
     from warpgate_trio.link import Link
-    from warpgate_trio.plugin import Attempt
+    from warpgate_trio.plugin.base import Attempt
 
 __all__ = ["FanOut"]
 

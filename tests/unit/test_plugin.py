@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 import trio
 
-from warpgate_trio import plugin as plugin_module
 from warpgate_trio.errors import ConfigError, PluginError
 from warpgate_trio.plugin import (
-    ENTRY_POINT_GROUP,
     PHASES,
     TCP,
     UDP,
@@ -28,9 +26,9 @@ from warpgate_trio.plugin import (
     load_plugins,
     plugin_registry,
     register,
-    status_of,
-    technique_of,
 )
+from warpgate_trio.plugin import base as plugin_module
+from warpgate_trio.plugin.base import ENTRY_POINT_GROUP, status_of, technique_of
 
 
 @pytest.fixture(autouse=True)

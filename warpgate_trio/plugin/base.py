@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol,
 import msgspec
 import trio
 
-from .address import Endpoint, PeerAddress, Transport
-from .combos import Aim, Likelihood, RouteType, Technique
-from .errors import ConfigError, PluginError
-from .signal import Message, wire_name
-from .signal.core import OWNER
+from ..address import Endpoint, PeerAddress, Transport
+from ..combos import Aim, Likelihood, RouteType, Technique
+from ..errors import ConfigError, PluginError
+from ..signal import Message, wire_name
+from ..signal.core import OWNER
 
 if TYPE_CHECKING:
-    from .address.nat_profile import NatProfile
-    from .attempt import Attempt as Attempt
-    from .carrier import Carrier, TlsContexts
-    from .config import Budgets
-    from .host import Host
-    from .link import Link
-    from .nat.service import NatService
-    from .ports.datagrams import DatagramPath
-    from .ports.udp import UdpPorts
+    from ..address.nat_profile import NatProfile
+    from ..attempt import Attempt as Attempt
+    from ..carrier import Carrier, TlsContexts
+    from ..config import Budgets
+    from ..host import Host
+    from ..link import Link
+    from ..nat.service import NatService
+    from ..ports.datagrams import DatagramPath
+    from ..ports.udp import UdpPorts
 
 __all__ = [
     "IP4",
