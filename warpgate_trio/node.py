@@ -13,7 +13,6 @@ import trio
 
 from . import host as machine
 from .address import PeerAddress
-from .auto_connect import walk
 from .combos import Combo, RouteType
 from .config import NodeConfig
 from .config.chosen_interfaces import choose_interfaces
@@ -33,15 +32,16 @@ from .link import EARLY_DATA_LIMIT, Pipe
 from .netcheck import NetcheckReport
 from .netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
 from .netcheck_probes import check_network
-from .planned_walk import Factory, PlannedWalk
 from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
 from .plugin.base import status_of
 from .report import Recorder, Verdict, WalkEvent
 from .runtime import NTP_TIMEOUT, NodeRuntime
-from .session import Session
 from .signal import Cancel, ServerState, ServerStatus
 from .signal.core import OWNER
 from .stats import NodeStats
+from .walk.planned_walk import Factory, PlannedWalk
+from .walk.session import Session
+from .walk.walk import walk
 
 __all__ = ["Node", "open_node"]
 

@@ -25,7 +25,6 @@ from . import host as machine
 from .address import AddressScope, OwnAddresses, PeerAddress, describe_interfaces, scope_of
 from .address.endpoint import Endpoint, EndpointKind, Transport
 from .address_book import AddressBook
-from .attempt import Attempt
 from .carrier import TlsContexts
 from .carrier.quic import QuicCarrier
 from .clock.corrected import CorrectedClock, keep_measured
@@ -39,13 +38,14 @@ from .names import Names
 from .nat.service import NatService
 from .nurseries import open_background_nursery
 from .panics import panics_as_errors
-from .planned_walk import Here, Unresolved
 from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
 from .plugin.base import technique_of
 from .ports.udp import UdpPorts
 from .responder import Responder
 from .signal import ServerState, SignalHub
 from .stats import NodeStats
+from .walk.attempt import Attempt
+from .walk.planned_walk import Here, Unresolved
 
 if TYPE_CHECKING:
     from .carrier import Carrier

@@ -16,7 +16,6 @@ from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, QUICK, address_of, config, loopback_node, pair
 from warpgate_strategies.direct_connect import dial
 from warpgate_trio import Node, anyone
-from warpgate_trio.attempt import Attempt
 from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.link import Link
@@ -24,6 +23,7 @@ from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Message, NodeView, Plugin, register
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import SignalHub
+from warpgate_trio.walk.attempt import Attempt
 
 pytestmark = pytest.mark.usefixtures("own_plugins")
 

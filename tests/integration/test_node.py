@@ -46,7 +46,6 @@ from warpgate_trio import (
     open_node,
     responder,
 )
-from warpgate_trio.attempt import Attempt
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.errors import (
     AddressExpired,
@@ -59,6 +58,7 @@ from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
+from warpgate_trio.walk.attempt import Attempt
 
 # -- life and death ----------------------------------------------------------------------------------------------------
 

@@ -11,12 +11,12 @@ import trio
 from tests.nodes import ALICE, BOB, QUICK, address_of, closed_port, config, loopback_node, pair
 from warpgate_strategies.direct_connect import DirectConnect, dial
 from warpgate_trio import ConnectError, Verdict, anyone
-from warpgate_trio.attempt import Attempt
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.link import Link
 from warpgate_trio.plugin import Message, NodeView, PathRequest, Plugin, register
 from warpgate_trio.report import Outcome
+from warpgate_trio.walk.attempt import Attempt
 
 pytestmark = pytest.mark.usefixtures("own_plugins")
 

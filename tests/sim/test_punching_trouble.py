@@ -27,7 +27,6 @@ from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.punch.probe import ProbeCodec
 from warpgate_trio.report import Outcome, WalkEvent
-from warpgate_trio.session import HOLD
 from warpgate_trio.sim import (
     Behavior,
     Conflict,
@@ -47,6 +46,7 @@ from warpgate_trio.stun.codec import BINDING, XOR_MAPPED_ADDRESS, MessageClass, 
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
+from warpgate_trio.walk.session import HOLD
 
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 

@@ -11,11 +11,9 @@ import pytest
 
 from warpgate_trio.address import Endpoint, EndpointKind, PeerAddress, Transport
 from warpgate_trio.address.nat_profile import NatProfile, NatProfiles, TransportProfile
-from warpgate_trio.attempt import AttemptHome
 from warpgate_trio.combos import Combo, Likelihood, RouteType
 from warpgate_trio.errors import ConnectError, WarpgateError
 from warpgate_trio.identity import Identity
-from warpgate_trio.planned_walk import Here, PlannedWalk
 from warpgate_trio.plugin import PHASES
 from warpgate_trio.report import (
     ADVICE,
@@ -28,8 +26,10 @@ from warpgate_trio.report import (
     WalkEvent,
     advise,
 )
-from warpgate_trio.session import Session
-from warpgate_trio.verdicts import take_stock
+from warpgate_trio.walk.attempt import AttemptHome
+from warpgate_trio.walk.planned_walk import Here, PlannedWalk
+from warpgate_trio.walk.session import Session
+from warpgate_trio.walk.verdicts import take_stock
 
 SESSION = bytes(range(16))
 

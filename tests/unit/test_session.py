@@ -8,7 +8,7 @@ import trio.testing
 
 from tests.nodes import BOB, address_of
 from warpgate_trio.report import Recorder
-from warpgate_trio.session import HOLD, Session
+from warpgate_trio.walk.session import HOLD, Session
 
 BUDGET = 1.5
 

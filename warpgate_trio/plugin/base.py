@@ -30,7 +30,6 @@ from ..signal.core import OWNER
 
 if TYPE_CHECKING:
     from ..address.nat_profile import NatProfile
-    from ..attempt import Attempt as Attempt
     from ..carrier import Carrier, TlsContexts
     from ..config import Budgets
     from ..host import Host
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from ..nat.service import NatService
     from ..ports.datagrams import DatagramPath
     from ..ports.udp import UdpPorts
+    from ..walk.attempt import Attempt as Attempt
 
 __all__ = [
     "IP4",

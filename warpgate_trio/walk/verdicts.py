@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from .link import RefuseReason
+from ..link import RefuseReason
+from ..report import Known, Verdict
+from ..signal import Delivery, RefusalReason
 from .planned_walk import PlannedWalk
-from .report import Known, Verdict
 from .session import Session
-from .signal import Delivery, RefusalReason
 
 __all__ = ["decide_verdict", "take_stock"]
 

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, final
 
+from ..combos import Combo
+from ..names import NameFailure
+from ..plugin import PHASES, Plugin
 from .attempt import Attempt, AttemptHome
-from .combos import Combo
-from .names import NameFailure
-from .plugin import PHASES, Plugin
 
 if TYPE_CHECKING:
-    from .address import PeerAddress
+    from ..address import PeerAddress
 
 __all__ = ["Factory", "Here", "PlannedWalk", "Unresolved"]
 

@@ -2,7 +2,7 @@
 
 `walk` plans the pair's combos, then for each phase opens one nursery and starts every combo of the phase as a child
 task. The task that gets its COMMIT accepted records the Pipe and cancels the phase in one step
-(`warpgate_trio.session.Session`); later phases never start.  A punch that was merely out of time is tried again beside
+(`warpgate_trio.walk.session.Session`); later phases never start.  A punch that was merely out of time is tried again beside
 the sprays.  When no phase had a Pipe to give, the hopeless combos get one last round, and then the verdict is made from
 what was learned on the way.
 
@@ -23,23 +23,23 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .address.nat_profile import Filtering
+from ..address.nat_profile import Filtering
+from ..combos import Combo, Likelihood
+from ..errors import ConnectError, SignalError, printable
+from ..link import Pipe
+from ..names import describe_failures
+from ..nurseries import open_background_nursery, open_bare_nursery
+from ..panics import panics_as_errors
+from ..punch.outlook import is_unforeseeable
+from ..report import Outcome, Verdict
+from ..signal import Delivery
 from .attempt import EXPECTED, Attempt
-from .combos import Combo, Likelihood
-from .errors import ConnectError, SignalError, printable
-from .link import Pipe
-from .names import describe_failures
-from .nurseries import open_background_nursery, open_bare_nursery
-from .panics import panics_as_errors
 from .planned_walk import PlannedWalk
-from .punch.outlook import is_unforeseeable
-from .report import Outcome, Verdict
 from .session import Session
-from .signal import Delivery
 from .verdicts import decide_verdict, take_stock
 
 if TYPE_CHECKING:
-    from .config import Budgets
+    from ..config import Budgets
 
 __all__ = ["walk"]
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
-from .carrier import Carrier
-from .errors import (
+from ..carrier import Carrier
+from ..errors import (
     AttemptFailed,
     CarrierError,
     PeerRefused,
@@ -30,18 +30,18 @@ from .errors import (
     SignalError,
     WrongPeer,
 )
-from .link import Link, PathInfo, Pipe, RefuseReason
-from .nurseries import open_background_nursery
-from .panics import panics_as_errors
-from .signal import Cancel, Clock, Delivery, Failed, Message, RefusalReason, Refused
-from .signal.core import OWNER
+from ..link import Link, PathInfo, Pipe, RefuseReason
+from ..nurseries import open_background_nursery
+from ..panics import panics_as_errors
+from ..signal import Cancel, Clock, Delivery, Failed, Message, RefusalReason, Refused
+from ..signal.core import OWNER
 
 if TYPE_CHECKING:
-    from .address import Endpoint, PeerAddress
-    from .combos import Combo, RouteType
-    from .dispatch import AttemptKey, Signals
-    from .identity import Identity
-    from .plugin import NodeView, Plugin
+    from ..address import Endpoint, PeerAddress
+    from ..combos import Combo, RouteType
+    from ..dispatch import AttemptKey, Signals
+    from ..identity import Identity
+    from ..plugin import NodeView, Plugin
     from .session import Session
 
 __all__ = ["EXPECTED", "Attempt", "AttemptHome", "Way"]

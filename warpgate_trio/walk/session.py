@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .link import Pipe, RefuseReason
+from ..link import Pipe, RefuseReason
 
 if TYPE_CHECKING:
-    from .address import PeerAddress
+    from ..address import PeerAddress
+    from ..errors import PeerRefused
+    from ..report import Recorder
+    from ..signal import Delivery, RefusalReason
     from .attempt import Attempt
-    from .errors import PeerRefused
-    from .report import Recorder
-    from .signal import Delivery, RefusalReason
 
 __all__ = ["HOLD", "Session"]
 

@@ -1,0 +1,3 @@
+"""One call: a walk through the phases, its attempts, and what is said of them."""
+
+from __future__ import annotations
