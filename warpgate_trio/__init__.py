@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from .errors import PeerRefused as PeerRefused
     from .errors import WarpgateError as WarpgateError
     from .identity import Identity as Identity
-    from .inbound import Authorize as Authorize
-    from .inbound import PipeListener as PipeListener
-    from .inbound import anyone as anyone
     from .link import PathInfo as PathInfo
     from .link import Pipe as Pipe
     from .netcheck import NetcheckReport as NetcheckReport
     from .node import Node as Node
     from .node import open_node as open_node
+    from .node.inbound import Authorize as Authorize
+    from .node.inbound import PipeListener as PipeListener
+    from .node.inbound import anyone as anyone
+    from .node.serving import serve_pipes as serve_pipes
     from .plugin import IP4 as IP4
     from .plugin import IP6 as IP6
     from .report import ConnectReport as ConnectReport
     from .report import Verdict as Verdict
-    from .serving import serve_pipes as serve_pipes
 
     NIC_BIND = RouteType.NIC_BIND
     EXT_BIND = RouteType.EXT_BIND

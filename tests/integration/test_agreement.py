@@ -181,7 +181,7 @@ async def test_a_pinned_call_ends_though_the_peer_is_alive_and_never_decides(mon
 
 
 async def test_strangers_do_not_make_a_node_forget_whose_session_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.inbound.MAX_SESSIONS", 2)
+    monkeypatch.setattr("warpgate_trio.node.inbound.MAX_SESSIONS", 2)
 
     async def alice_only(peer_id: str) -> bool:
         await trio.lowlevel.checkpoint()
@@ -216,13 +216,13 @@ async def test_strangers_do_not_make_a_node_forget_whose_session_was_spent(monke
 async def test_remembered_sessions_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         inbound = bob._runtime.inbound
-        monkeypatch.setattr("warpgate_trio.inbound.MAX_SESSIONS", 2)
+        monkeypatch.setattr("warpgate_trio.node.inbound.MAX_SESSIONS", 2)
         for number in range(3):
             link = await dial(bob, bytes([number]) * 16)
             await link.commit(epoch=1, link_id=bytes(16), patience=5)
             link.close_nowait()
         assert [inbound.is_spent(ALICE.public_key, bytes([n]) * 16) for n in range(3)] == [False, True, True]
-        monkeypatch.setattr("warpgate_trio.inbound.SESSION_MEMORY", 0.001)
+        monkeypatch.setattr("warpgate_trio.node.inbound.SESSION_MEMORY", 0.001)
         await trio.sleep(0.002)
         link = await dial(bob, bytes([3]) * 16)
         await link.commit(epoch=1, link_id=bytes(16), patience=5)

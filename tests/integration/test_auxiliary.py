@@ -14,8 +14,8 @@ from warpgate_trio.carrier import Carrier
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AddressExpired, AttemptFailed, SignalUnavailable
 from warpgate_trio.link import Link
+from warpgate_trio.node.runtime import NodeRuntime
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
-from warpgate_trio.runtime import NodeRuntime
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
 
@@ -117,7 +117,7 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
 
 
 async def test_learned_addresses_are_bounded_and_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.address_book.MAX_KNOWN", 2)
+    monkeypatch.setattr("warpgate_trio.node.address_book.MAX_KNOWN", 2)
     async with loopback_node(ALICE, config()) as alice:
         now = LoopbackHost().wall_time()
         ahead, fresh = address_of(BOB, port=1, now=now + 3600), address_of(BOB, port=2, now=now)

@@ -162,7 +162,7 @@ def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many requests in a second are what the limits are made against."""
     limits = InboxLimits(rate=1e6, burst=10**6, sender_rate=1e6, sender_burst=10**6)
     monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
-    monkeypatch.setattr("warpgate_trio.responder.DIALS_PER_MINUTE", 10**6)
+    monkeypatch.setattr("warpgate_trio.node.responder.DIALS_PER_MINUTE", 10**6)
 
 
 @pytest.mark.usefixtures("unlimited")

@@ -44,7 +44,6 @@ from warpgate_trio import (
     Verdict,
     anyone,
     open_node,
-    responder,
 )
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.errors import (
@@ -56,6 +55,7 @@ from warpgate_trio.errors import (
 )
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.node import responder
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
 from warpgate_trio.walk.attempt import Attempt
@@ -579,7 +579,7 @@ async def test_garbage_and_silence_on_the_port_cost_nothing() -> None:
 
 @pytest.mark.parametrize("bound", ["MAX_HANDSHAKES", "MAX_HANDSHAKES_PER_ADDRESS"])
 async def test_handshakes_are_bounded_in_number(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"warpgate_trio.inbound.{bound}", 3)
+    monkeypatch.setattr(f"warpgate_trio.node.inbound.{bound}", 3)
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
         streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
@@ -597,7 +597,7 @@ async def test_handshakes_are_bounded_in_number(bound: str, monkeypatch: pytest.
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
 async def test_a_few_subscribers_do_not_keep_everybody_else_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that say nothing hold all places, and somebody from elsewhere is heard all the same."""
-    monkeypatch.setattr("warpgate_trio.inbound.MAX_HANDSHAKES", 4)
+    monkeypatch.setattr("warpgate_trio.node.inbound.MAX_HANDSHAKES", 4)
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
         streams = [await trio.open_tcp_stream("127.0.0.1", port, local_address=f"127.1.0.{n}") for n in (1, 2, 1, 2)]
@@ -680,7 +680,7 @@ async def test_accept_errors_of_the_machine_do_not_end_the_node(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     """EMFILE: the connection waits in the backlog, and so does the node, for a moment."""
-    from warpgate_trio.inbound import Inbound
+    from warpgate_trio.node.inbound import Inbound
 
     calls = 0
 

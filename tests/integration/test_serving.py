@@ -60,7 +60,7 @@ async def test_a_handler_that_fails_aborts_its_pipe_is_logged_and_ends_nothing_e
                 await second.receive_some()
         await pipe.send_all(b"good")
         assert b"".join([data async for data in pipe]) == b"good"
-    (record,) = [each for each in caplog.records if each.name == "warpgate_trio.serving"]
+    (record,) = [each for each in caplog.records if each.name == "warpgate_trio.node.serving"]
     assert record.levelno == logging.ERROR
     assert f"a handler failed, <Pipe to {ALICE.peer_id[:8]}" in record.message
     assert "the handler's own fault" in caplog.text
@@ -76,12 +76,12 @@ async def test_a_peer_that_breaks_off_is_one_line(caplog: pytest.LogCaptureFixtu
         finally:
             ended.set()
 
-    with caplog.at_level(logging.INFO, "warpgate_trio.serving"):
+    with caplog.at_level(logging.INFO, "warpgate_trio.node.serving"):
         async with served(read) as (pipe, _, _):
             pipe.abort()
             await ended.wait()
             await trio.testing.wait_all_tasks_blocked()
-    (record,) = [each for each in caplog.records if each.name == "warpgate_trio.serving"]
+    (record,) = [each for each in caplog.records if each.name == "warpgate_trio.node.serving"]
     assert (record.levelno, record.exc_info) == (logging.INFO, None)
     assert record.message.endswith("pipe broken: the peer aborted it")
 

@@ -100,7 +100,7 @@ async def test_a_slow_authorize_shuts_out_nobody_whom_it_has_let_in() -> None:
 
 
 async def test_who_is_let_in_hears_that_there_is_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.responder.MAX_ATTEMPTS", 0)
+    monkeypatch.setattr("warpgate_trio.node.responder.MAX_ATTEMPTS", 0)
     async with (
         open_rendezvous() as server,
         loopback_node(BOB, config(server), authorize=not_carol) as bob,
@@ -111,7 +111,7 @@ async def test_who_is_let_in_hears_that_there_is_no_place(monkeypatch: pytest.Mo
         with trio.fail_after(HANG):
             answer = open_message(ALICE, (await hub.receive()).payload)
         assert answer.header.type == "core.Refused"
-        monkeypatch.setattr("warpgate_trio.responder.MAX_ATTEMPTS", 64)
+        monkeypatch.setattr("warpgate_trio.node.responder.MAX_ATTEMPTS", 64)
         assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
 
 

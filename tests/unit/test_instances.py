@@ -6,7 +6,6 @@ import pytest
 
 from warpgate_trio.address import AddressInterface, PeerAddress
 from warpgate_trio.address import record as address
-from warpgate_trio.address_book import AddressBook
 from warpgate_trio.identity import Identity
 from warpgate_trio.instances import (
     HERE_INTERVAL,
@@ -17,6 +16,7 @@ from warpgate_trio.instances import (
     Correspondents,
     Siblings,
 )
+from warpgate_trio.node.address_book import AddressBook
 from warpgate_trio.servers import rendezvous_frames
 
 BOB = Identity.from_seed(b"bob" + bytes(29))

@@ -46,8 +46,8 @@ def demo(settings: Settings) -> int:
 async def _demo(settings: Settings) -> ExitCode:
     from ..combos import RouteType
     from ..config import IdentityConfig, NodeConfig, Servers
-    from ..inbound import anyone
     from ..node import open_node
+    from ..node.inbound import anyone
     from ..servers.rendezvous import open_rendezvous
 
     stage = _Stage(settings)

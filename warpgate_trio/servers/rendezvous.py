@@ -18,7 +18,7 @@ import trio
 from .. import host as machine
 from ..carrier.segments import clamp_segments
 from ..config import ServerUrl
-from ..inside_trio import require_trio
+from ..node.inside_trio import require_trio
 from ..nurseries import open_background_nursery
 from ..proxies import TrustedProxies
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket

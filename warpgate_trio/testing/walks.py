@@ -27,9 +27,9 @@ from ..address import PeerAddress
 from ..config import ListenConfig, NodeConfig, Servers
 from ..errors import ConnectError
 from ..identity import Identity
-from ..inbound import anyone
 from ..link import Pipe
 from ..node import Node, open_node
+from ..node.inbound import anyone
 from ..nurseries import open_background_nursery
 from ..plugin import Plugin
 from ..report import ConnectReport

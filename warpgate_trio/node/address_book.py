@@ -20,7 +20,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
-    from .address import PeerAddress
+    from ..address import PeerAddress
 
 __all__ = ["MAX_KNOWN", "AddressBook"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
+from ..nurseries import leaves, open_background_nursery
 from .inside_trio import require_trio
-from .nurseries import leaves, open_background_nursery
 
 if TYPE_CHECKING:
-    from .link import Pipe
+    from ..link import Pipe
     from .node import Node
 
 __all__ = ["serve_pipes"]

@@ -11,12 +11,12 @@ from typing import Final, final
 
 import trio
 
-from . import host as machine
-from .address import PeerAddress
-from .combos import Combo, RouteType
-from .config import NodeConfig
-from .config.chosen_interfaces import choose_interfaces
-from .errors import (
+from .. import host as machine
+from ..address import PeerAddress
+from ..combos import Combo, RouteType
+from ..config import NodeConfig
+from ..config.chosen_interfaces import choose_interfaces
+from ..errors import (
     AddressExpired,
     AddressNotYetValid,
     AttemptFailed,
@@ -25,23 +25,23 @@ from .errors import (
     PeerRefused,
     SignalError,
 )
-from .identity import Identity, default_key_file
+from ..identity import Identity, default_key_file
+from ..link import EARLY_DATA_LIMIT, Pipe
+from ..netcheck import NetcheckReport
+from ..netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
+from ..netcheck_probes import check_network
+from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
+from ..plugin.base import status_of
+from ..report import Recorder, Verdict, WalkEvent
+from ..signal import Cancel, ServerState, ServerStatus
+from ..signal.core import OWNER
+from ..walk.planned_walk import Factory, PlannedWalk
+from ..walk.session import Session
+from ..walk.walk import walk
 from .inbound import Authorize, PipeListener, check_authorize, open_listening_sockets
 from .inside_trio import require_trio
-from .link import EARLY_DATA_LIMIT, Pipe
-from .netcheck import NetcheckReport
-from .netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
-from .netcheck_probes import check_network
-from .plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
-from .plugin.base import status_of
-from .report import Recorder, Verdict, WalkEvent
 from .runtime import NTP_TIMEOUT, NodeRuntime
-from .signal import Cancel, ServerState, ServerStatus
-from .signal.core import OWNER
 from .stats import NodeStats
-from .walk.planned_walk import Factory, PlannedWalk
-from .walk.session import Session
-from .walk.walk import walk
 
 __all__ = ["Node", "open_node"]
 

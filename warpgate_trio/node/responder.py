@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .address.scope import is_public
-from .combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
-from .combos.meeting import MeetingFacts, judge_meeting, meeting_source
-from .panics import panics_as_errors
-from .plugin import PathRequest, Plugin
-from .plugin.base import technique_of
-from .punch.allowance import TARGET_DIALS_REFILL
-from .signal import Failed, RefusalReason, Refused, TokenBucket
-from .walk.attempt import EXPECTED, Attempt, AttemptHome, Way
+from ..address.scope import is_public
+from ..combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
+from ..combos.meeting import MeetingFacts, judge_meeting, meeting_source
+from ..panics import panics_as_errors
+from ..plugin import PathRequest, Plugin
+from ..plugin.base import technique_of
+from ..punch.allowance import TARGET_DIALS_REFILL
+from ..signal import Failed, RefusalReason, Refused, TokenBucket
+from ..walk.attempt import EXPECTED, Attempt, AttemptHome, Way
 
 if TYPE_CHECKING:
-    from .address import PeerAddress
-    from .dispatch import Request
+    from ..address import PeerAddress
+    from ..dispatch import Request
+    from ..signal import Envelope, Header, Message
     from .inbound import Inbound
-    from .signal import Envelope, Header, Message
 
 __all__ = ["Responder"]
 

@@ -21,39 +21,39 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from . import host as machine
-from .address import AddressScope, OwnAddresses, PeerAddress, describe_interfaces, scope_of
-from .address.endpoint import Endpoint, EndpointKind, Transport
+from .. import host as machine
+from ..address import AddressScope, OwnAddresses, PeerAddress, describe_interfaces, scope_of
+from ..address.endpoint import Endpoint, EndpointKind, Transport
+from ..carrier import TlsContexts
+from ..carrier.quic import QuicCarrier
+from ..clock.corrected import CorrectedClock, keep_measured
+from ..combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
+from ..combos.meeting import plan_meetings
+from ..dispatch import AttemptKey, Signals
+from ..errors import AddressError, ConfigError
+from ..link import Link
+from ..names import Names
+from ..nat.service import NatService
+from ..nurseries import open_background_nursery
+from ..panics import panics_as_errors
+from ..plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
+from ..plugin.base import technique_of
+from ..ports.udp import UdpPorts
+from ..signal import ServerState, SignalHub
+from ..walk.attempt import Attempt
+from ..walk.planned_walk import Here, Unresolved
 from .address_book import AddressBook
-from .carrier import TlsContexts
-from .carrier.quic import QuicCarrier
-from .clock.corrected import CorrectedClock, keep_measured
-from .combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
-from .combos.meeting import plan_meetings
-from .dispatch import AttemptKey, Signals
-from .errors import AddressError, ConfigError
 from .inbound import REFUSED, Authorize, Inbound
-from .link import Link
-from .names import Names
-from .nat.service import NatService
-from .nurseries import open_background_nursery
-from .panics import panics_as_errors
-from .plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
-from .plugin.base import technique_of
-from .ports.udp import UdpPorts
 from .responder import Responder
-from .signal import ServerState, SignalHub
 from .stats import NodeStats
-from .walk.attempt import Attempt
-from .walk.planned_walk import Here, Unresolved
 
 if TYPE_CHECKING:
-    from .carrier import Carrier
-    from .config import Budgets, NodeConfig
-    from .host import Host, Interface
-    from .identity import Identity
-    from .ports.datagrams import DatagramPath
-    from .signal.visits import IPAddress
+    from ..carrier import Carrier
+    from ..config import Budgets, NodeConfig
+    from ..host import Host, Interface
+    from ..identity import Identity
+    from ..ports.datagrams import DatagramPath
+    from ..signal.visits import IPAddress
 
 __all__ = ["NodeRuntime"]
 
