@@ -17,7 +17,7 @@ from warpgate_trio.config.chosen_interfaces import choose_interfaces
 from warpgate_trio.host import Host, Interface, InterfaceAddress
 from warpgate_trio.names import Names
 from warpgate_trio.nat.service import NatService
-from warpgate_trio.netcheck import plan_paths
+from warpgate_trio.netcheck.report import plan_paths
 from warpgate_trio.ports.udp import UdpPorts
 from warpgate_trio.stun.codec import TransportAddress
 

@@ -37,7 +37,8 @@ from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_st
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError, PeerAborted, RemoteProtocolError
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.netcheck import ClockCheck, NetcheckReport, ServerCheck, path_check, plan_paths
+from warpgate_trio.netcheck import ClockCheck, NetcheckReport, ServerCheck
+from warpgate_trio.netcheck.report import path_check, plan_paths
 from warpgate_trio.node import Node
 from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent
 from warpgate_trio.servers.ntp import open_ntp

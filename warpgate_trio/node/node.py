@@ -28,8 +28,8 @@ from ..errors import (
 from ..identity import Identity, default_key_file
 from ..link import EARLY_DATA_LIMIT, Pipe
 from ..netcheck import NetcheckReport
-from ..netcheck_probes import TIMEOUT as NETCHECK_TIMEOUT
-from ..netcheck_probes import check_network
+from ..netcheck.probes import TIMEOUT as NETCHECK_TIMEOUT
+from ..netcheck.probes import check_network
 from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
 from ..plugin.base import status_of
 from ..report import Recorder, Verdict, WalkEvent

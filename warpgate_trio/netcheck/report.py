@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 import msgspec
 
-from .address.interfaces import lasting_addresses
-from .address.nat_profile import NatProfile, TransportProfile, delta_type, describe, nat_type
-from .clock.ntp import UNSYNCHRONISED
-from .errors import printable
-from .names import NameFailure, describe_failures
-from .nat.abilities import Abilities, abilities
+from ..address.interfaces import lasting_addresses
+from ..address.nat_profile import NatProfile, TransportProfile, delta_type, describe, nat_type
+from ..clock.ntp import UNSYNCHRONISED
+from ..errors import printable
+from ..names import NameFailure, describe_failures
+from ..nat.abilities import Abilities, abilities
 
 if TYPE_CHECKING:
-    from .address.nat_profile import IpAddress
-    from .config import Servers
-    from .host import Interface
+    from ..address.nat_profile import IpAddress
+    from ..config import Servers
+    from ..host import Interface
 
 __all__ = ["ClockCheck", "NetcheckReport", "PathCheck", "ServerCheck", "TransportCheck"]
 

@@ -20,14 +20,18 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 import trio
 
-from .address.nat_profile import UNKNOWN
-from .clock.estimate import ClockEstimate, Interval, intersect
-from .clock.ntp import UNSYNCHRONISED
-from .clock.ntp_client import measure_offset
-from .errors import WarpgateError
-from .names import NameFailure, Names, in_turn
-from .nat.measure import measure_nat
-from .netcheck import (
+from ..address.nat_profile import UNKNOWN
+from ..clock.estimate import ClockEstimate, Interval, intersect
+from ..clock.ntp import UNSYNCHRONISED
+from ..clock.ntp_client import measure_offset
+from ..errors import WarpgateError
+from ..names import NameFailure, Names, in_turn
+from ..nat.measure import measure_nat
+from ..nurseries import reason_of
+from ..signal import ServerState
+from ..stun.client import open_stun_stream, query_stream, query_udp
+from ..stun.codec import TransportAddress
+from .report import (
     FAMILIES,
     ClockCheck,
     Family,
@@ -41,16 +45,12 @@ from .netcheck import (
     sentence,
     whole,
 )
-from .nurseries import reason_of
-from .signal import ServerState
-from .stun.client import open_stun_stream, query_stream, query_udp
-from .stun.codec import TransportAddress
 
 if TYPE_CHECKING:
-    from .config import Servers, ServerUrl
-    from .host import Host
-    from .nat.service import NatService
-    from .signal import SignalHub
+    from ..config import Servers, ServerUrl
+    from ..host import Host
+    from ..nat.service import NatService
+    from ..signal import SignalHub
 
 __all__ = ["PATIENCE", "TIMEOUT", "check_network"]
 
