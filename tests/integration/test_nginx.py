@@ -18,10 +18,10 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.proxies import ProxyHeader, TrustedProxies
 from warpgate_trio.servers.rendezvous import RendezvousLimits, open_rendezvous
 from warpgate_trio.signal import Delivery, open_channel
 from warpgate_trio.websocket import WebSocket, serve_websocket
+from warpgate_trio.websocket.proxies import ProxyHeader, TrustedProxies
 
 pytestmark = [pytest.mark.needs("linux", "nginx"), pytest.mark.slow("starts nginx")]
 

@@ -25,7 +25,6 @@ from tests.certificates import Authority
 from tests.hangs import HANG
 from warpgate_trio.errors import ConfigError
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.proxies import ProxyHeader, TrustedProxies
 from warpgate_trio.websocket import (
     ConnectionLimits,
     WebSocket,
@@ -34,6 +33,7 @@ from warpgate_trio.websocket import (
     open_websocket,
     serve_websocket,
 )
+from warpgate_trio.websocket.proxies import ProxyHeader, TrustedProxies
 
 LIMIT = 10_000
 Handler = Callable[[WebSocket], Awaitable[None]]

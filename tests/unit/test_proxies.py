@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import RemoteProtocolError
-from warpgate_trio.proxies import MAX_FORWARDED, MAX_PROXY_HEADER, ProxyHeader, ProxyReader, TrustedProxies
+from warpgate_trio.websocket.proxies import MAX_FORWARDED, MAX_PROXY_HEADER, ProxyHeader, ProxyReader, TrustedProxies
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from ..config.server_url import ServerUrl
     from ..host import Interface
-    from ..proxies import TrustedProxies
     from ..servers.ntp import NtpServer
     from ..servers.rendezvous_core import RendezvousLimits
     from ..servers.stun_core import StunLimits
+    from ..websocket.proxies import TrustedProxies
     from .certificate import Certificate
 
 __all__ = ["reachable_urls", "serve", "start_ntp"]
@@ -185,7 +185,7 @@ def _public_urls(texts: Iterable[str]) -> dict[str, list[ServerUrl]]:
 
 
 def _trusted_proxies(networks: Sequence[str], header: str) -> TrustedProxies:
-    from ..proxies import ProxyHeader, TrustedProxies
+    from ..websocket.proxies import ProxyHeader, TrustedProxies
 
     try:
         return TrustedProxies(networks, ProxyHeader(header))

@@ -20,8 +20,8 @@ from ..carrier.segments import clamp_segments
 from ..config import ServerUrl
 from ..node.inside_trio import require_trio
 from ..nurseries import open_background_nursery
-from ..proxies import TrustedProxies
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
+from ..websocket.proxies import TrustedProxies
 from .names import ServerNames
 from .rendezvous_core import (
     DEFAULT_LIMITS,

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, final
 
-from .errors import RemoteProtocolError
+from ..errors import RemoteProtocolError
 
 __all__ = ["MAX_PROXY_HEADER", "ProxyHeader", "ProxyReader", "TrustedProxies"]
 

@@ -13,7 +13,7 @@ from typing import Final, cast, final
 
 import trio
 
-from .errors import RemoteProtocolError
+from ..errors import RemoteProtocolError
 from .proxies import MAX_PROXY_HEADER, ProxyReader
 
 __all__ = ["Front", "Reader", "Wire", "read_proxy_header"]

@@ -34,13 +34,13 @@ from typing import Final, NoReturn, cast, final
 import trio
 import trio_websocket
 
-from .config import ServerUrl
-from .errors import ConfigError, RemoteProtocolError, WarpgateError
-from .nurseries import open_background_nursery
-from .ports.accepting import accept_connections
+from ..config import ServerUrl
+from ..errors import ConfigError, RemoteProtocolError, WarpgateError
+from ..nurseries import open_background_nursery
+from ..ports.accepting import accept_connections
+from ..subscribers import Gate, Place
 from .proxies import ProxyHeader, TrustedProxies
-from .subscribers import Gate, Place
-from .websocket_stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
+from .stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
 
 __all__ = [
     "Accepted",
