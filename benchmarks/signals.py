@@ -29,9 +29,9 @@ from warpgate_trio import Identity, PeerAddress
 from warpgate_trio import host as machine
 from warpgate_trio.clock.corrected import CorrectedClock
 from warpgate_trio.config.server_url import ServerUrl
-from warpgate_trio.dispatch import Request, Signals
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Inbox, InboxLimits, Incoming, Message, Moment, SignalHub, seal_message
+from warpgate_trio.signal.router import Request, Signals
 
 SIZE = 700
 """Bytes of a signal that carries an address with a handful of endpoints, sealed."""

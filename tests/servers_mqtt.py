@@ -27,8 +27,8 @@ from tests.certificates import Authority
 from tests.ports import free_port
 from tests.requirements import find_program
 from warpgate_trio.config.server_url import ServerUrl
-from warpgate_trio.mqtt import load_libraries
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.signal.mqtt.connection import load_libraries
 
 USER, PASSWORD = "alice", "correct:horse/battery"
 

@@ -17,13 +17,13 @@ from warpgate_trio.errors import (
 )
 from warpgate_trio.link import frames as link
 from warpgate_trio.link.protocol import WINDOW_MIN, LinkProtocol
-from warpgate_trio.mqtt_packets import PacketFilter
 from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.servers import rendezvous_frames as rendezvous
 from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
 from warpgate_trio.servers.stun_core import StunCore
+from warpgate_trio.signal.mqtt.packets import PacketFilter
 from warpgate_trio.stun import codec as stun
 from warpgate_trio.stun.transaction import StunTransaction, binding_request, read_binding_answer
 from warpgate_trio.websocket.proxies import ProxyHeader, ProxyReader, TrustedProxies

@@ -161,7 +161,7 @@ async def test_connect(plugin: str) -> None:
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many requests in a second are what the limits are made against."""
     limits = InboxLimits(rate=1e6, burst=10**6, sender_rate=1e6, sender_burst=10**6)
-    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     monkeypatch.setattr("warpgate_trio.node.responder.DIALS_PER_MINUTE", 10**6)
 
 

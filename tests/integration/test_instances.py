@@ -18,10 +18,10 @@ from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from warpgate_trio import ConnectError, Identity, Node, NodeConfig, PeerAddress, Servers, anyone
-from warpgate_trio.instances import SILENCE
 from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_frames import MAX_FRAME
 from warpgate_trio.signal import Delivery, SignalHub
+from warpgate_trio.signal.instances import SILENCE
 from warpgate_trio.websocket import serve_websocket
 
 pytestmark = pytest.mark.slow("three or four nodes and their server")
@@ -159,7 +159,7 @@ async def test_of_two_listeners_that_one_is_called_whose_address_it_is(signals: 
 
 
 async def test_two_listeners_are_both_told_once(signals: Signals, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "warpgate_trio.dispatch")
+    caplog.set_level(logging.WARNING, "warpgate_trio.signal.router")
     async with signals() as servers:
         async with node(BOB, servers, anyone) as first, node(BOB, servers):
             async with node(BOB, servers, anyone) as second:

@@ -25,9 +25,9 @@ from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.errors import ConfigError
-from warpgate_trio.mqtt import MqttConnection, MqttError, check_available, check_no_asyncio
-from warpgate_trio.mqtt import open_mqtt as real_open_mqtt
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.signal.mqtt.connection import MqttConnection, MqttError, check_available, check_no_asyncio
+from warpgate_trio.signal.mqtt.connection import open_mqtt as real_open_mqtt
 
 MAX = 16_384
 
@@ -165,7 +165,7 @@ async def test_a_burst_arrives_whole(any_broker: Broker) -> None:
 
 
 async def test_what_nobody_receives_is_dropped_and_counted(any_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.mqtt._INBOX", 64)
+    monkeypatch.setattr("warpgate_trio.signal.mqtt.connection._INBOX", 64)
     async with open_mqtt(any_broker.url) as connection:
         await connection.subscribe("t")
         for number in range(70):
@@ -323,7 +323,7 @@ async def test_many_publications_at_once_wait_for_their_turn(mosquitto: Broker) 
 async def test_what_a_broker_leaves_unacknowledged_is_bounded(
     mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("warpgate_trio.mqtt._UNACKNOWLEDGED", 8)
+    monkeypatch.setattr("warpgate_trio.signal.mqtt.connection._UNACKNOWLEDGED", 8)
     async with open_mqtt(mosquitto.url, close_timeout=0.01) as connection:
         mosquitto.freeze()
         async with open_background_nursery() as nursery:
@@ -487,7 +487,7 @@ def test_asyncio_is_untouched_while_no_broker_is_configured() -> None:
         import asyncio, logging, sys, trio
         logging.disable()
         before = (asyncio.get_running_loop, asyncio.new_event_loop, asyncio.get_event_loop_policy)
-        import warpgate_trio, warpgate_trio.mqtt, warpgate_trio.signal.mqtt_channel
+        import warpgate_trio, warpgate_trio.signal.mqtt.connection, warpgate_trio.signal.mqtt.channel
         from warpgate_trio import Identity, NodeConfig, Servers, open_node
         from warpgate_trio.errors import SignalUnavailable
 
@@ -521,7 +521,7 @@ def test_asyncio_is_untouched_while_no_broker_is_configured() -> None:
 def test_no_warning_and_no_loop_in_the_callers_task(any_broker: Broker) -> None:
     code = """
         import gc, sys, trio
-        from warpgate_trio.mqtt import open_mqtt
+        from warpgate_trio.signal.mqtt.connection import open_mqtt
         from warpgate_trio.config.server_url import ServerUrl
 
         async def main():

@@ -25,12 +25,13 @@ from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable
 from warpgate_trio.identity import Identity, peer_id_from_key
-from warpgate_trio.mqtt import open_mqtt
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.signal import Delivery, ServerState, SignalHub, mqtt_channel, open_channel
+from warpgate_trio.signal import Delivery, ServerState, SignalHub, open_channel
 from warpgate_trio.signal import hub as hub_module
-from warpgate_trio.signal.mqtt_channel import open_mqtt_channel
+from warpgate_trio.signal.mqtt import channel as mqtt_channel
+from warpgate_trio.signal.mqtt.channel import open_mqtt_channel
+from warpgate_trio.signal.mqtt.connection import open_mqtt
 
 CONNECTED, WAITING = ServerState.CONNECTED, ServerState.WAITING
 

@@ -19,7 +19,6 @@ from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Tran
 from warpgate_trio.address.nat_profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.config.server_url import ServerUrl
-from warpgate_trio.dispatch import Signals
 from warpgate_trio.errors import AttemptFailed, SignalMalformed
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import seal
@@ -46,6 +45,7 @@ from warpgate_trio.signal import (
     seal_message,
     wire_name,
 )
+from warpgate_trio.signal.router import Signals
 
 CONTEXT = b"warpgate-trio signal v1"
 
@@ -145,7 +145,7 @@ async def test_garbage_is_counted_and_dropped(blob: bytes) -> None:
 async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is beyond waits in the queue of its channel, and is dropped when that is full."""
     limits = InboxLimits(rate=1e-3, burst=7)
-    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     async with (
         open_rendezvous() as server,
         loopback_node(BOB, config(server), authorize=anyone) as bob,
@@ -164,7 +164,7 @@ async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.Mon
 async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """No place in a queue, and nothing of what may be opened in a second."""
     limits = InboxLimits(rate=1e-3, burst=1)
-    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     async with (
         open_rendezvous() as server,
         loopback_node(BOB, config(server), authorize=anyone) as bob,
@@ -186,7 +186,7 @@ async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.M
 async def test_a_flood_on_one_channel_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger who knows the peer id floods one server, with as much as it lets him, and Alice uses the other."""
     limits = InboxLimits(rate=50.0, burst=1)
-    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     allowed = RendezvousLimits(sends_per_second=10**6, send_burst=10**6)
     async with (
         open_rendezvous(limits=allowed) as flooded,
@@ -442,7 +442,7 @@ async def asked_to_dial(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple
 
     monkeypatch.setattr("warpgate_strategies.reverse_connect.dial", dial)
     limits = InboxLimits(stranger_burst=1000)
-    monkeypatch.setattr("warpgate_trio.dispatch.Inbox", partial(Inbox, limits=limits))
+    monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     number = 0
     async with loopback_node(BOB, config(), authorize=anyone, host=Routed()) as bob:
         nat = NatProfile(udp=TransportProfile(external=(IPv4Address("203.0.113.1"),)))

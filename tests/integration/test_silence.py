@@ -131,13 +131,13 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
         await bob.wait_signals()
         own = address_of(ALICE, port=9)
         with monkeypatch.context() as patch:
-            patch.setattr("warpgate_trio.dispatch.open_message", panic)
+            patch.setattr("warpgate_trio.signal.router.open_message", panic)
             await hub.send(BOB.public_key, sealed(ALICE, bob.address, own, Unheard()))
             with trio.fail_after(HANG):
                 while not bob.stats().signals.get("unhandled"):
                     await trio.testing.wait_all_tasks_blocked(0.001)
             patch.undo()
-            patch.setattr("warpgate_trio.dispatch.seal_message", panic)
+            patch.setattr("warpgate_trio.signal.router.seal_message", panic)
             give(bob, sealed(ALICE, bob.address, own, Unheard(), message_id=b"2" * 16))
             with trio.fail_after(HANG):
                 while "an answer could not be sent" not in caplog.text:

@@ -7,7 +7,9 @@ import pytest
 from warpgate_trio.address import AddressInterface, PeerAddress
 from warpgate_trio.address import record as address
 from warpgate_trio.identity import Identity
-from warpgate_trio.instances import (
+from warpgate_trio.node.address_book import AddressBook
+from warpgate_trio.servers import rendezvous_frames
+from warpgate_trio.signal.instances import (
     HERE_INTERVAL,
     HERE_LASTS,
     MAX_CORRESPONDENTS,
@@ -16,8 +18,6 @@ from warpgate_trio.instances import (
     Correspondents,
     Siblings,
 )
-from warpgate_trio.node.address_book import AddressBook
-from warpgate_trio.servers import rendezvous_frames
 
 BOB = Identity.from_seed(b"bob" + bytes(29))
 FIRST, SECOND, THIRD = (bytes([number]) * 8 for number in (1, 2, 3))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import RemoteProtocolError
-from warpgate_trio.mqtt_packets import PacketFilter
+from warpgate_trio.signal.mqtt.packets import PacketFilter
 
 CONNACK = bytes.fromhex("20020000")
 SUBACK = bytes.fromhex("9003000101")

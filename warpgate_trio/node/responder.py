@@ -32,8 +32,8 @@ from ..walk.attempt import EXPECTED, Attempt, AttemptHome, Way
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
-    from ..dispatch import Request
     from ..signal import Envelope, Header, Message
+    from ..signal.router import Request
     from .inbound import Inbound
 
 __all__ = ["Responder"]

@@ -29,7 +29,6 @@ from ..carrier.quic import QuicCarrier
 from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
 from ..combos.meeting import plan_meetings
-from ..dispatch import AttemptKey, Signals
 from ..errors import AddressError, ConfigError
 from ..link import Link
 from ..names import Names
@@ -40,6 +39,7 @@ from ..plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
 from ..plugin.base import technique_of
 from ..ports.udp import UdpPorts
 from ..signal import ServerState, SignalHub
+from ..signal.router import AttemptKey, Signals
 from ..walk.attempt import Attempt
 from ..walk.planned_walk import Here, Unresolved
 from .address_book import AddressBook

@@ -120,7 +120,7 @@ def _mqtt(
     dial: Dial,
     _at_once: bool,
 ) -> AbstractAsyncContextManager[SignalChannel]:
-    from .mqtt_channel import open_mqtt_channel
+    from .mqtt.channel import open_mqtt_channel
 
     return open_mqtt_channel(url, identity, ssl_context=ssl_context, dial=dial)
 
@@ -143,8 +143,8 @@ def check_supported(url: ServerUrl) -> None:
     if not loads_asyncio(url):
         from . import websocket_channel as websocket_channel  # 50 ms that would fall into the node's first walk
     else:
-        from ..mqtt import check_available, check_no_asyncio
-        from .mqtt_channel import check_mqtt_url
+        from .mqtt.channel import check_mqtt_url
+        from .mqtt.connection import check_available, check_no_asyncio
 
         check_available()
         check_no_asyncio()
@@ -161,7 +161,7 @@ def supports(url: ServerUrl) -> bool:
 
 
 def loads_asyncio(url: ServerUrl) -> bool:
-    """Whether opening a channel to it changes asyncio for the whole process (`warpgate_trio.mqtt` says how).
+    """Whether opening a channel to it changes asyncio for the whole process (`warpgate_trio.signal.mqtt.connection` says how).
 
     Whoever configured such a server wants that; a peer's hint is no reason for it.
     """

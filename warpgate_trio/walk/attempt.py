@@ -39,9 +39,9 @@ from ..signal.core import OWNER
 if TYPE_CHECKING:
     from ..address import Endpoint, PeerAddress
     from ..combos import Combo, RouteType
-    from ..dispatch import AttemptKey, Signals
     from ..identity import Identity
     from ..plugin import NodeView, Plugin
+    from ..signal.router import AttemptKey, Signals
     from .session import Session
 
 __all__ = ["EXPECTED", "Attempt", "AttemptHome", "Way"]

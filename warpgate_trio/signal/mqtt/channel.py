@@ -39,15 +39,15 @@ from typing import Final, final
 
 import trio
 
-from .. import host as machine
-from ..config.server_url import ServerUrl
-from ..errors import ConfigError, SignalUnavailable
-from ..identity import Identity, peer_id_from_key
-from ..mqtt import MqttConnection, MqttError, open_mqtt
-from ..nurseries import open_background_nursery
-from .keepalive import KeepAlive
-from .message import MAX_SIGNAL
-from .transport import Delivery, Dial
+from ... import host as machine
+from ...config.server_url import ServerUrl
+from ...errors import ConfigError, SignalUnavailable
+from ...identity import Identity, peer_id_from_key
+from ...nurseries import open_background_nursery
+from ..keepalive import KeepAlive
+from ..message import MAX_SIGNAL
+from ..transport import Delivery, Dial
+from .connection import MqttConnection, MqttError, open_mqtt
 
 __all__ = ["MqttChannel", "open_mqtt_channel"]
 

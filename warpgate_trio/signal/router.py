@@ -4,7 +4,7 @@ Outward, a message is stamped (on the receiver's clock, as far as that is known)
 Inward, a blob passes the checks of `warpgate_trio.signal` in order of their cost, and then belongs to exactly one of:
 
 * ``core`` messages about the clock or the end of a session;
-* nobody, where it is meant for another process of our key that listens (`warpgate_trio.instances`);
+* nobody, where it is meant for another process of our key that listens (`warpgate_trio.signal.instances`);
 * the attempt that waits for it: same peer, same session, same attempt;
 * the plugin whose first message it is, which makes a new attempt on the responder's side;
 * nobody: the sender hears ``Refused(unsupported)``, if it may hear anything.
@@ -28,10 +28,9 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 
 import trio
 
-from .errors import SealError, SignalError, SignalMalformed
-from .instances import HERE_INTERVAL, Correspondents, Siblings
-from .panics import panics_as_errors
-from .signal import (
+from ..errors import SealError, SignalError, SignalMalformed
+from ..panics import panics_as_errors
+from . import (
     Accepted,
     Cancel,
     Delivery,
@@ -54,16 +53,17 @@ from .signal import (
     seal_message,
     wire_name,
 )
-from .signal import Clock as ClockReply
-from .signal.core import CORE_MESSAGES, OWNER
-from .signal.message import MAX_TIME_MS
+from . import Clock as ClockReply
+from .core import CORE_MESSAGES, OWNER
+from .instances import HERE_INTERVAL, Correspondents, Siblings
+from .message import MAX_TIME_MS
 
 if TYPE_CHECKING:
-    from .address import PeerAddress
-    from .host import Host
-    from .identity import Identity
-    from .plugin import Clock
-    from .signal.visits import IPAddress
+    from ..address import PeerAddress
+    from ..host import Host
+    from ..identity import Identity
+    from ..plugin import Clock
+    from .visits import IPAddress
 
 __all__ = ["AttemptKey", "Mailbox", "Request", "Signals"]
 

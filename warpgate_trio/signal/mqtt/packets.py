@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from .errors import RemoteProtocolError
+from ...errors import RemoteProtocolError
 
 __all__ = ["PacketFilter"]
 

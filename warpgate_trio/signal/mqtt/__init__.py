@@ -1,0 +1,3 @@
+"""Signals over MQTT: the connection, its packets, the channel."""
+
+from __future__ import annotations
