@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hangs import HANG
-from warpgate_trio.subscribers import SHARE, Budget, Gate, Place, subscriber
+from warpgate_trio.limits import SHARE, Budget, Gate, Place, subscriber
 
 
 def v6(site: int, home: int, network: int, host: int = 1) -> str:

@@ -35,7 +35,7 @@ from ..address import (
     scope_of,
 )
 from ..address.nat_profile import NatProfile
-from ..subscribers import subscriber
+from ..limits import subscriber
 
 __all__ = [
     "RULES",

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, final
 
-from ..subscribers import subscriber
+from ..limits import subscriber
 
 __all__ = [
     "BURST",

@@ -19,7 +19,7 @@ from typing import Final, final
 import ntplib
 
 from ..clock.ntp import PACKET_SIZE, to_ntp
-from ..subscribers import subscriber
+from ..limits import subscriber
 
 __all__ = ["DEFAULT_LIMITS", "DISPERSION", "STRATUM", "NtpLimits", "NtpResponder", "NtpStatistics"]
 

@@ -12,7 +12,7 @@ from typing import Final, final
 
 from ..errors import RemoteProtocolError
 from ..identity import verify
-from ..subscribers import Budget
+from ..limits import Budget
 from .rendezvous_frames import (
     ANY_INSTANCE,
     CONTEXT_1,

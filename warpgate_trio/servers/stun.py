@@ -18,11 +18,11 @@ from typing import Final, NoReturn, final
 import trio
 
 from ..errors import StunMalformed
+from ..limits import Gate
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
 from ..stun.codec import StreamReader, TransportAddress
 from ..stun.transaction import plain_address
-from ..subscribers import Gate
 from .replies import ReplySocket
 from .stun_core import DEFAULT_LIMITS, MAX_REQUEST, StunCore, StunLimits, StunStatistics
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 from ..errors import StunMalformed
+from ..limits import subscriber
 from ..stun.codec import (
     BINDING,
     CHANGE_REQUEST,
@@ -44,7 +45,6 @@ from ..stun.codec import (
     decode,
     encode,
 )
-from ..subscribers import subscriber
 from .stun_classic import CHANGED_ADDRESS, COOKIE, SOURCE_ADDRESS, classic_error, classic_id, replace_cookie
 
 __all__ = ["DEFAULT_LIMITS", "MAX_ANSWER", "MAX_REQUEST", "Answer", "StunCore", "StunLimits", "StunStatistics"]

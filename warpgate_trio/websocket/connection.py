@@ -36,9 +36,9 @@ import trio_websocket
 
 from ..config import ServerUrl
 from ..errors import ConfigError, RemoteProtocolError, WarpgateError
+from ..limits import Gate, Place
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
-from ..subscribers import Gate, Place
 from .proxies import ProxyHeader, TrustedProxies
 from .stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
 
