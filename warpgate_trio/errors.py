@@ -7,6 +7,8 @@ of the tree: a name says *what was wrong with what*, so that nobody has to read 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ __all__ = [
     "StunTimeout",
     "WarpgateError",
     "WrongPeer",
+    "is_panic",
+    "panics_as_errors",
     "printable",
 ]
 
@@ -192,7 +196,7 @@ class WrongPeer(CarrierError):
 
 
 class LibraryPanicked(WarpgateError):
-    """A library in Rust gave up on what it was given; see `warpgate_trio.panics`."""
+    """A library in Rust gave up on what it was given; see `panics_as_errors`."""
 
 
 class AttemptFailed(WarpgateError):
@@ -238,3 +242,36 @@ class ConnectError(WarpgateError):
     @property
     def advice(self) -> str:
         return self.report.advice
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether this is what pyo3 makes of a panic.  Each library has a class of its own, and none can be imported."""
+    kind = type(error)
+    return kind.__name__ == "PanicException" and kind.__module__ == "pyo3_runtime"
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise `LibraryPanicked` in place of a panic, also of one that a task inside has raised.
+
+    Where Rust code panics, pyo3 raises ``PanicException``, a `BaseException`: it passes every ``except Exception``,
+    cancels each nursery on its way and ends the program, though all that happened is that somebody's bytes met a bug.
+    Whoever handles what comes from outside works inside of this, beside an ``except Exception`` that keeps the rest
+    with the connection, the attempt or the message that it belongs to.  KeyboardInterrupt, SystemExit and a
+    cancellation pass; a cancellation that is in one group with a panic goes on alone.
+
+    The line that Rust itself writes to stderr with each panic cannot be silenced from Python: no library offers a hook.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        panics, others = group.split(is_panic)
+        if panics is None:
+            raise
+        if others is not None:
+            raise others from panics
+        raise LibraryPanicked("a library panicked") from panics
+    except BaseException as error:
+        if is_panic(error):
+            raise LibraryPanicked(f"a library panicked: {error}") from error
+        raise

@@ -28,8 +28,7 @@ from typing import Final, final
 
 import trio
 
-from .nurseries import open_background_nursery
-from .staggered import open_first_tcp_stream
+from .nurseries import leaves, open_background_nursery
 
 __all__ = [
     "FAMILY_DELAY",
@@ -46,6 +45,7 @@ __all__ = [
     "Names",
     "describe_failures",
     "in_turn",
+    "open_first_tcp_stream",
 ]
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ MAX_LOOKUPS: Final = 16
 threads."""
 FAMILY_DELAY: Final = 0.05
 """Seconds for the other family when one has come: the Resolution Delay of RFC 8305 §3."""
+STAGGER: Final = 0.25
+"""Seconds from one address to the next, the Connection Attempt Delay of RFC 8305 §5; none after a failure."""
 MAX_NAMES: Final = 64
 """Names that are remembered; the one that was asked for longest ago gives way."""
 MAX_ADDRESSES: Final = 8
@@ -333,3 +335,40 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: str) -> trio.SocketStream:
+    """Connect to the first of some IP addresses that answers; the others are let go.  The caller bounds the time.
+
+    Args:
+      addresses: in the order in which they are tried.
+      host: what they are the addresses of, for the error.
+
+    Raises:
+      OSError: none of them can be connected to, with each reason in the group that is its cause.
+    """
+    streams: list[trio.SocketStream] = []
+    errors: list[BaseException] = []
+
+    async def attempt(address: str, failed: trio.Event) -> None:
+        try:
+            streams.append(await trio.open_tcp_stream(address, port))
+        except OSError as error:
+            errors.extend(leaves(error.__cause__ or error))  # out of the group that Trio makes of a single one
+            failed.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed)
+                with trio.move_on_after(STAGGER):
+                    await failed.wait()
+        if not streams:
+            raise OSError(f"all attempts to connect to {host}:{port} failed") from BaseExceptionGroup("", errors)
+        return streams.pop(0)
+    finally:
+        for stream in streams:  # a dead heat, or a cancellation in the moment of success
+            stream.socket.close()

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.errors import CarrierError, ProtocolError
+from warpgate_trio.errors import CarrierError, ProtocolError, panics_as_errors
 from warpgate_trio.nat.classify import Evidence, Sighting
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.panics import panics_as_errors
 from warpgate_trio.plugin import RouteType
 from warpgate_trio.punch.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, PathChecks
 from warpgate_trio.punch.probe import ProbeCodec

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple, final
 import trio
 
 from warpgate_trio.carrier import TlsCarrier
-from warpgate_trio.errors import CarrierError, ProtocolError
+from warpgate_trio.errors import CarrierError, ProtocolError, panics_as_errors
 from warpgate_trio.limits import Gate
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier

@@ -26,11 +26,11 @@ import warpgate_trio
 from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
 from tests.nodes import config as node_config
+from warpgate_trio import config
 from warpgate_trio.carrier import quic, quic_protocol, tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.combos import dialling as combos
 from warpgate_trio.combos import meeting as meetings
-from warpgate_trio.config import config
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
 from warpgate_trio.node import inbound

@@ -6,8 +6,7 @@ import pytest
 import trio
 
 from tests.panicking import PanicException
-from warpgate_trio.errors import LibraryPanicked
-from warpgate_trio.panics import is_panic, panics_as_errors
+from warpgate_trio.errors import LibraryPanicked, is_panic, panics_as_errors
 
 
 def test_a_panic_is_no_exception_and_becomes_one() -> None:

@@ -27,8 +27,7 @@ from tests.quic_flights import (
 from tests.unit.test_quic_protocol import BOB, RTT, World
 from warpgate_trio.carrier.quic_connection import Connection
 from warpgate_trio.carrier.quic_protocol import HANDSHAKE_MAX, MAX_ALL_STARTS, MAX_STARTS, QuicProtocol
-from warpgate_trio.errors import CarrierError
-from warpgate_trio.panics import is_panic
+from warpgate_trio.errors import CarrierError, is_panic
 
 SERVING: Final = QuicProtocol.serving(BOB)._configuration
 STRANGER: Final = b"stranger"

@@ -7,7 +7,7 @@ import warnings
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from ..panics import panics_as_errors
+from ..errors import panics_as_errors
 
 __all__ = ["certificate_key"]
 

@@ -30,8 +30,7 @@ from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 from qh3.quic.packet import QuicProtocolVersion, encode_quic_retry, pull_quic_header
 
-from ..errors import CarrierError
-from ..panics import panics_as_errors
+from ..errors import CarrierError, panics_as_errors
 
 if TYPE_CHECKING:
     from ._carrier import Buffer

@@ -18,10 +18,9 @@ from typing import Final, NoReturn, final
 import trio
 
 from ..config import ServerUrl
-from ..errors import ClockUnavailable
+from ..errors import ClockUnavailable, panics_as_errors
 from ..host import Host
 from ..names import Names
-from ..panics import panics_as_errors
 from .estimate import DRIFT, ClockEstimate
 from .ntp_client import measure_offset
 

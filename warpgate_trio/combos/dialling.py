@@ -85,7 +85,7 @@ class Aim(Enum):
     PEER = "peer"
     OURS = "ours"
     MEET = "meet"
-    """Nobody's: both send at once, from ports and to ports that they tell each other (`warpgate_trio.combos.meeting`)."""
+    """Nobody's: both send at once, from ports and to ports that they tell each other (see `combos.meeting`)."""
 
 
 Opinion = tuple[Likelihood, str] | None

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer
+from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer, panics_as_errors
 from ..identity import check_proof, peer_id_from_key, prove
-from ..panics import panics_as_errors
 from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, data_header
 from .pipe import PathInfo, Pipe
 from .protocol import EARLY_DATA_LIMIT, LinkProtocol

@@ -1,1 +1,3 @@
-"""What this machine's NATs do, and how to ask: STUN, the NAT profile, port prediction, probes."""
+"""What this machine's NATs do: how they are measured, classified and foretold, and what that allows."""
+
+from __future__ import annotations

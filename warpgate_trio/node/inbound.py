@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 import trio
 
 from ..carrier import TlsCarrier
-from ..errors import CarrierError, ProtocolError, WrongPeer
+from ..errors import CarrierError, ProtocolError, WrongPeer, panics_as_errors
 from ..identity import peer_id_from_key
 from ..limits import Gate
 from ..link import Link, PathInfo, Pipe, RefuseReason
 from ..link.frames import LINK_VERSION
 from ..nurseries import open_background_nursery
-from ..panics import panics_as_errors
 from ..ports.accepting import accept_connections
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import trio
 from ..address.scope import is_public
 from ..combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
 from ..combos.meeting import MeetingFacts, judge_meeting, meeting_source
-from ..panics import panics_as_errors
+from ..errors import panics_as_errors
 from ..plugin import PathRequest, Plugin
 from ..plugin.base import technique_of
 from ..punch.allowance import TARGET_DIALS_REFILL

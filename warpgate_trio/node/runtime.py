@@ -29,12 +29,11 @@ from ..carrier.quic import QuicCarrier
 from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
 from ..combos.meeting import plan_meetings
-from ..errors import AddressError, ConfigError
+from ..errors import AddressError, ConfigError, panics_as_errors
 from ..link import Link
 from ..names import Names
 from ..nat.service import NatService
 from ..nurseries import open_background_nursery
-from ..panics import panics_as_errors
 from ..plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
 from ..plugin.base import technique_of
 from ..ports.udp import UdpPorts

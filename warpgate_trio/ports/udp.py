@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .. import host as machine
-from ..panics import panics_as_errors
+from ..errors import panics_as_errors
 from ..stun.codec import TRANSACTION_ID_LENGTH, TransportAddress, looks_like_stun
 from ..stun.transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
 from .datagrams import BATCH, Datagram, DatagramSocket

@@ -41,11 +41,10 @@ import trio
 
 from .. import host as machine
 from ..config import ServerUrl
-from ..errors import ConfigError, SignalUnavailable, WarpgateError, printable
+from ..errors import ConfigError, SignalUnavailable, WarpgateError, panics_as_errors, printable
 from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery, reason_of
-from ..panics import panics_as_errors
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from .message import MAX_SIGNAL
 from .race import Letter, Race, Roll

@@ -9,8 +9,7 @@ from typing import final
 
 import trio
 
-from ..errors import SignalUnavailable
-from ..panics import panics_as_errors
+from ..errors import SignalUnavailable, panics_as_errors
 from .transport import Delivery
 
 __all__ = ["Letter", "Race", "Roll"]

@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 
 import trio
 
-from ..errors import SealError, SignalError, SignalMalformed
-from ..panics import panics_as_errors
+from ..errors import SealError, SignalError, SignalMalformed, panics_as_errors
 from . import (
     Accepted,
     Cancel,

@@ -161,7 +161,7 @@ def supports(url: ServerUrl) -> bool:
 
 
 def loads_asyncio(url: ServerUrl) -> bool:
-    """Whether opening a channel to it changes asyncio for the whole process (`warpgate_trio.signal.mqtt.connection` says how).
+    """Whether opening a channel to it changes asyncio for the whole process (`signal.mqtt.connection` says how).
 
     Whoever configured such a server wants that; a peer's hint is no reason for it.
     """

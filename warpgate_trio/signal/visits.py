@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import trio
 
 from ..config.server_url import ServerUrl
-from ..staggered import open_first_tcp_stream
+from ..names import open_first_tcp_stream
 
 __all__ = ["MAX_ADDRESSES", "IPAddress", "MayVisit", "is_plain", "open_judged_stream"]
 

@@ -29,10 +29,10 @@ from ..errors import (
     ProtocolError,
     SignalError,
     WrongPeer,
+    panics_as_errors,
 )
 from ..link import Link, PathInfo, Pipe, RefuseReason
 from ..nurseries import open_background_nursery
-from ..panics import panics_as_errors
 from ..signal import Cancel, Clock, Delivery, Failed, Message, RefusalReason, Refused
 from ..signal.core import OWNER
 

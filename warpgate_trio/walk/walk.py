@@ -2,8 +2,8 @@
 
 `walk` plans the pair's combos, then for each phase opens one nursery and starts every combo of the phase as a child
 task. The task that gets its COMMIT accepted records the Pipe and cancels the phase in one step
-(`warpgate_trio.walk.session.Session`); later phases never start.  A punch that was merely out of time is tried again beside
-the sprays.  When no phase had a Pipe to give, the hopeless combos get one last round, and then the verdict is made from
+(`walk.session.Session`); later phases never start.  A punch that was merely out of time is tried again beside the
+sprays.  When no phase had a Pipe to give, the hopeless combos get one last round, and then the verdict is made from
 what was learned on the way.
 
 Two kinds of direct combos outlast their phase, in a nursery of the walk (`_Beside`).  How long dialling takes goes by
@@ -25,11 +25,10 @@ import trio
 
 from ..address.nat_profile import Filtering
 from ..combos import Combo, Likelihood
-from ..errors import ConnectError, SignalError, printable
+from ..errors import ConnectError, SignalError, panics_as_errors, printable
 from ..link import Pipe
 from ..names import describe_failures
 from ..nurseries import open_background_nursery, open_bare_nursery
-from ..panics import panics_as_errors
 from ..punch.outlook import is_unforeseeable
 from ..report import Outcome, Verdict
 from ..signal import Delivery

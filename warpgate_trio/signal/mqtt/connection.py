@@ -16,7 +16,7 @@ loop, which trio-asyncio gives it.  Both are strangers in a Trio program, so thi
   TCP and TLS stream ourselves, and paho connects to *us*: to a loopback port that takes one connection, behind which a
   pair of tasks (`_Bridge`) carries the bytes on.  What is left to a thread is a connect to 127.0.0.1, which takes
   microseconds, and the name resolution inside `trio.open_tcp_stream`, which Trio abandons when it is cancelled.  The
-  bridge serves for three things more.  It bounds what comes in (`warpgate_trio.signal.mqtt.packets`); it knows when the broker
+  bridge serves for three things more.  It bounds what comes in (`signal.mqtt.packets`); it knows when the broker
   has hung up, which aiomqtt does not tell to those who wait for an answer; and it makes paho close its socket, since
   a half-closed bridge is the one signal for that which needs no private name of paho's.
 * **Messages skip aiomqtt's queue.**  aiomqtt loses messages when its iterator is cancelled, and its iterator is so much
