@@ -1,4 +1,4 @@
-"""Nurseries whose exceptions reach the caller bare.
+"""Nurseries whose exceptions reach the caller bare; and a clear word to those who call without Trio.
 
 Trio wraps whatever leaves a nursery in a group.  A function whose nursery is nobody's business (its caller called a
 function that happens to use tasks) must not show that group; the recipe for it stands here and nowhere else.
@@ -7,13 +7,14 @@ function that happens to use tasks) must not show that group; the recipe for it 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
 import trio
 
-__all__ = ["leaves", "open_background_nursery", "open_bare_nursery", "reason_of"]
+__all__ = ["leaves", "open_background_nursery", "open_bare_nursery", "reason_of", "require_trio"]
 
 
 @asynccontextmanager
@@ -82,6 +83,16 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
+
+
+def require_trio(function: str) -> None:
+    """Raise `RuntimeError`, which names the function and what to do, unless a Trio task calls."""
+    if trio.lowlevel.in_trio_task():
+        return
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        raise RuntimeError(f"{function} needs Trio, and this is asyncio: start the program with trio.run(main)")
+    raise RuntimeError(f"{function} needs Trio: call it in an async function that trio.run(main) has started")
 
 
 def _raise(exc: BaseException) -> NoReturn:

@@ -30,6 +30,7 @@ from ..link import EARLY_DATA_LIMIT, Pipe
 from ..netcheck import NetcheckReport
 from ..netcheck.probes import TIMEOUT as NETCHECK_TIMEOUT
 from ..netcheck.probes import check_network
+from ..nurseries import require_trio
 from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
 from ..plugin.base import status_of
 from ..report import Recorder, Verdict, WalkEvent
@@ -39,7 +40,6 @@ from ..walk.planned_walk import Factory, PlannedWalk
 from ..walk.session import Session
 from ..walk.walk import walk
 from .inbound import Authorize, PipeListener, check_authorize, open_listening_sockets
-from .inside_trio import require_trio
 from .runtime import NTP_TIMEOUT, NodeRuntime
 from .stats import NodeStats
 

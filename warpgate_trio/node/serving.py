@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from ..nurseries import leaves, open_background_nursery
-from .inside_trio import require_trio
+from ..nurseries import leaves, open_background_nursery, require_trio
 
 if TYPE_CHECKING:
     from ..link import Pipe

@@ -18,8 +18,7 @@ import trio
 from .. import host as machine
 from ..carrier.segments import clamp_segments
 from ..config import ServerUrl
-from ..node.inside_trio import require_trio
-from ..nurseries import open_background_nursery
+from ..nurseries import open_background_nursery, require_trio
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
 from ..websocket.proxies import TrustedProxies
 from .names import ServerNames
