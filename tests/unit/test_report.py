@@ -21,13 +21,13 @@ from warpgate_trio.report import (
     ConnectReport,
     Known,
     Outcome,
-    Recorder,
     Verdict,
     WalkEvent,
     advise,
 )
 from warpgate_trio.walk.attempt import AttemptHome
 from warpgate_trio.walk.planned_walk import Here, PlannedWalk
+from warpgate_trio.walk.recorder import Recorder
 from warpgate_trio.walk.session import Session
 from warpgate_trio.walk.verdicts import take_stock
 

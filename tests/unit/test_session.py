@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from tests.nodes import BOB, address_of
-from warpgate_trio.report import Recorder
+from warpgate_trio.walk.recorder import Recorder
 from warpgate_trio.walk.session import HOLD, Session
 
 BUDGET = 1.5

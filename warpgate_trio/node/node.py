@@ -33,10 +33,11 @@ from ..netcheck.probes import check_network
 from ..nurseries import require_trio
 from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
 from ..plugin.base import status_of
-from ..report import Recorder, Verdict, WalkEvent
+from ..report import Verdict, WalkEvent
 from ..signal import Cancel, ServerState, ServerStatus
 from ..signal.core import OWNER
 from ..walk.planned_walk import Factory, PlannedWalk
+from ..walk.recorder import Recorder
 from ..walk.session import Session
 from ..walk.walk import walk
 from .inbound import Authorize, PipeListener, check_authorize, open_listening_sockets

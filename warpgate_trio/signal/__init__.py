@@ -6,9 +6,11 @@ A signal goes from node to server to node.  The rooms' parts, from the inside ou
   to whom, when, and how much.
 * `inbox` (no I/O): which opened messages count: time, rates, wrong clocks; `replays`: what was accepted already.
 * `core`: the messages that every node understands.  Plugins define their own as subclasses of `Message`.
-* `transport`: what a signal server must be able to do, and the table of URL schemes.
+* `channel`: what a connection to a signal server must be able to do; `transport`: the transports by URL scheme.
 * `websocket_channel`: the transport to our rendezvous server (`warpgate_trio.servers.rendezvous`).
+* `mqtt`: the transport to MQTT brokers.
 * `hub`: the owner of a node's channels; connects, reconnects, sends by all of them at once.
+* `router`: what a node says, and who gets what it hears.
 
 The way of a message in:  `check_blob` -> ``hub.receive`` -> `open_message` -> ``inbox.check`` -> `decode_payload`.
 The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with ``clocks.time_of(peer)`` ->
@@ -17,6 +19,7 @@ The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with `
 
 from __future__ import annotations
 
+from .channel import Delivery, SignalChannel
 from .core import CORE_MESSAGES, Cancel, Clock, Failed, Here, RefusalReason, Refused
 from .hub import Incoming, ServerState, ServerStatus, SignalHub
 from .inbox import (
@@ -45,7 +48,7 @@ from .message import (
     wire_name,
 )
 from .replays import Moment
-from .transport import Delivery, SignalChannel, open_channel
+from .transport import open_channel
 
 __all__ = [
     "CORE_MESSAGES",

@@ -46,10 +46,11 @@ from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery, reason_of
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
+from .channel import Delivery, SignalChannel
 from .message import MAX_SIGNAL
 from .race import Letter, Race, Roll
 from .slot import Place, ServerState, ServerStatus, Slot, place_of
-from .transport import Delivery, SignalChannel, check_supported, loads_asyncio, open_channel, supports
+from .transport import check_supported, loads_asyncio, open_channel, supports
 from .visits import MayVisit, is_plain, open_judged_stream
 
 __all__ = ["Incoming", "ServerState", "ServerStatus", "SignalHub"]

@@ -10,7 +10,7 @@ from typing import final
 import trio
 
 from ..errors import SignalUnavailable, panics_as_errors
-from .transport import Delivery
+from .channel import Delivery
 
 __all__ = ["Letter", "Race", "Roll"]
 

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias, final
 import trio
 
 from ..config import ServerUrl
-from .transport import Dial, SignalChannel
+from .channel import Dial, SignalChannel
 from .visits import IPAddress, MayVisit
 
 __all__ = ["VISIT_IDLE", "Place", "ServerState", "ServerStatus", "Slot", "place_of"]

@@ -1,17 +1,11 @@
-"""What a signal transport is: the small interface that stands between `SignalHub` and a server's own protocol.
-
-A channel is one connection of one node to one signal server, registered under the node's key.  Everything above it
-(which server, racing, de-duplication, reconnecting) is the hub's; everything below (frames, topics, pings) is the
-transport's.
-"""
+"""The signal transports that there are, by URL scheme; each opens a `SignalChannel`."""
 
 from __future__ import annotations
 
-import enum
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
@@ -19,78 +13,11 @@ from ..config import ServerUrl
 from ..errors import ConfigError
 from ..identity import Identity
 from ..servers.rendezvous_frames import Registrant
+from .channel import Dial, SignalChannel
 
-__all__ = ["Delivery", "Dial", "SignalChannel", "check_supported", "loads_asyncio", "open_channel", "supports"]
-
-
-class Delivery(enum.IntEnum):
-    """What a server did with a payload; the higher, the better."""
-
-    NOBODY_HOME = 0
-    """The server knows that the receiver is not there."""
-    FULL = 1
-    """The receiver is there, but takes nothing at the moment: try again."""
-    QUEUED = 2
-    """The server took it, and tells no more than that."""
-    DELIVERED = 3
-    """It was handed to at least one connection of the receiver."""
+__all__ = ["check_supported", "loads_asyncio", "open_channel", "supports"]
 
 
-class SignalChannel(Protocol):
-    """One open, registered connection to a signal server."""
-
-    @property
-    def url(self) -> str:
-        """The server, without a password."""
-        ...
-
-    @property
-    def rtt(self) -> float | None:
-        """Smoothed round-trip time between us and the server in seconds; None: not measured yet."""
-        ...
-
-    @property
-    def answered(self) -> bool:
-        """Whether the server has been heard of since the channel was opened, or has shown then that it passes messages
-        on: one that registers us and does no more is of no use."""
-        ...
-
-    async def wait_registered(self) -> None:
-        """Return once the server has said that it takes us: from then on we get what others send.
-
-        Raises:
-          SignalUnavailable: it refused us, or the channel is gone.
-        """
-        ...
-
-    async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
-        """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key; where the server can tell processes
-        of one key apart, to the one that has this instance.
-
-        Any number of tasks may send.  Cancelled: the payload may or may not go out; the channel stays usable.
-
-        Raises:
-          SignalUnavailable: the channel is gone.
-          ValueError: a length is wrong.
-        """
-        ...
-
-    async def receive(self) -> bytes:
-        """The next payload for us.  Cancelled: nothing is lost.  One task receives, and quickly: the channel's buffer
-        is small.
-
-        Raises:
-          SignalUnavailable: the channel is gone.
-        """
-        ...
-
-    def check(self) -> None:
-        """There is reason to doubt the connection: ask the server now, and take it for gone unless it answers soon."""
-        ...
-
-
-Dial: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
-"""Opens a connection to a host and port; the name is resolved in there."""
 Opener: TypeAlias = Callable[
     [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial, bool],
     AbstractAsyncContextManager[SignalChannel],

@@ -24,8 +24,8 @@ from ..identity import Identity
 from ..nurseries import open_background_nursery
 from ..servers import rendezvous_frames as wire
 from ..websocket import WebSocket, WebSocketError, open_websocket
+from .channel import Delivery, Dial
 from .keepalive import KeepAlive
-from .transport import Delivery, Dial
 
 __all__ = ["WebSocketChannel", "new_registrant", "open_websocket_channel"]
 

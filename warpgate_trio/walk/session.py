@@ -14,9 +14,9 @@ from ..link import Pipe, RefuseReason
 if TYPE_CHECKING:
     from ..address import PeerAddress
     from ..errors import PeerRefused
-    from ..report import Recorder
     from ..signal import Delivery, RefusalReason
     from .attempt import Attempt
+    from .recorder import Recorder
 
 __all__ = ["HOLD", "Session"]
 

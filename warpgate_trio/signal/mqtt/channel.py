@@ -44,9 +44,9 @@ from ...config.server_url import ServerUrl
 from ...errors import ConfigError, SignalUnavailable
 from ...identity import Identity, peer_id_from_key
 from ...nurseries import open_background_nursery
+from ..channel import Delivery, Dial
 from ..keepalive import KeepAlive
 from ..message import MAX_SIGNAL
-from ..transport import Delivery, Dial
 from .connection import MqttConnection, MqttError, open_mqtt
 
 __all__ = ["MqttChannel", "open_mqtt_channel"]

@@ -1,0 +1,107 @@
+"""What a walk does, written down while it goes on: its events, and in the end its `ConnectReport`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import final
+
+import msgspec
+
+from ..combos import Combo, Likelihood
+from ..report import ComboReport, ConnectReport, Known, Outcome, Verdict, WalkEvent, advise
+
+__all__ = ["Recorder"]
+
+
+@final
+class Recorder:
+    """Collects a walk.  Every method takes ``now``, a monotonic time in seconds.
+
+    Args:
+      on_event: called with each `WalkEvent`, synchronously; it must not block.
+    """
+
+    def __init__(self, *, peer: str, now: float, on_event: Callable[[WalkEvent], None] | None = None) -> None:
+        self._peer = peer
+        self._began = now
+        self._on_event = on_event
+        self._rows: dict[Combo, ComboReport] = {}
+        self._notes: list[str] = []
+
+    def _ms(self, now: float) -> float:
+        return round((now - self._began) * 1000, 3)
+
+    def _emit(self, event: WalkEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def planned(self, combo: Combo) -> None:
+        """A combo of the plan that has not started."""
+        hopeless = combo.likelihood.value == "hopeless"
+        self._rows[combo] = ComboReport(
+            phase=combo.phase,
+            plugin=combo.plugin,
+            af=combo.af,
+            route=combo.route_type.name,
+            target="" if combo.target is None else str(combo.target),
+            likelihood=combo.likelihood.value,
+            outcome=Outcome.HOPELESS if hopeless else Outcome.NOT_STARTED,
+            error=combo.why if hopeless else None,
+        )
+
+    def phase(self, name: str, now: float) -> None:
+        """A phase begins."""
+        self._emit(WalkEvent(kind="phase", at_ms=self._ms(now), phase=name))
+
+    def outcome(self, combo: Combo) -> Outcome:
+        """How a planned combo ended, as far as is known."""
+        return self._rows[combo].outcome
+
+    def started(self, combo: Combo, now: float) -> None:
+        """A planned combo's attempt begins; if nobody says how it ended, its time was over."""
+        row = self._rows[combo] = msgspec.structs.replace(
+            self._rows[combo], started_ms=self._ms(now), outcome=Outcome.TIMED_OUT
+        )
+        self._emit(WalkEvent(kind="combo_started", at_ms=self._ms(now), phase=combo.phase, combo=row))
+
+    def ended(
+        self, combo: Combo, outcome: Outcome, now: float, *, error: str | None = None, cleanup: float | None = None
+    ) -> None:
+        """An attempt ended; `cleanup` is the seconds that it took to end after it was told to."""
+        if combo.likelihood is Likelihood.HOPELESS and error is not None:
+            error = f"{combo.why}; tried all the same: {error}"
+        row = self._rows[combo] = msgspec.structs.replace(
+            self._rows[combo],
+            outcome=outcome,
+            error=error,
+            ended_ms=self._ms(now),
+            cleanup_ms=None if cleanup is None else round(cleanup * 1000, 3),
+        )
+        self._emit(WalkEvent(kind="combo_ended", at_ms=self._ms(now), phase=combo.phase, combo=row))
+
+    def note(self, text: str, now: float) -> None:
+        """One sentence for `ConnectReport.notes`; a repeated one is kept once."""
+        if text not in self._notes:
+            self._notes.append(text)
+            self._emit(WalkEvent(kind="note", at_ms=self._ms(now), text=text))
+
+    def finish(
+        self,
+        verdict: Verdict,
+        now: float,
+        *,
+        session_id: bytes,
+        known: Collection[Known] = (),
+        lacks: Sequence[str] = (),
+    ) -> ConnectReport:
+        """The report as it stands now; `known` is what the advice goes by."""
+        return ConnectReport(
+            peer=self._peer,
+            session=session_id.hex(),
+            verdict=verdict,
+            advice=advise(verdict, known),
+            elapsed_ms=self._ms(now),
+            combos=tuple(self._rows.values()),
+            notes=tuple(self._notes),
+            lacks=tuple(lacks),
+        )
