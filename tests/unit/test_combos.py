@@ -13,20 +13,27 @@ from hypothesis import strategies as st
 
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.combos import (
-    RULES,
     Aim,
     Combo,
-    Facts,
     Likelihood,
+    Pair,
     Route,
     RouteType,
     Technique,
+    dialling,
     find_source,
-    judge,
     pathless_combo,
-    plan_combos,
 )
-from warpgate_trio.combos.dialling import ASK_DELAY, MAX_COMBOS, MAX_COMBOS_PER_TARGET, SAME_HOST_DELAY, TWIN_DELAY
+from warpgate_trio.combos.combo import SAME_HOST_DELAY
+from warpgate_trio.combos.dialling import (
+    ASK_DELAY,
+    MAX_COMBOS,
+    MAX_COMBOS_PER_TARGET,
+    RULES,
+    TWIN_DELAY,
+    Facts,
+    judge,
+)
 
 NIC, EXT, MAPPED = EndpointKind.NIC, EndpointKind.EXT, EndpointKind.MAPPED
 NIC_BIND, EXT_BIND, LOOPBACK_BIND = RouteType.NIC_BIND, RouteType.EXT_BIND, RouteType.LOOPBACK_BIND
@@ -189,7 +196,8 @@ def plan(
     afs: list[int] | None = None,
     route_types: list[RouteType] | None = None,
 ) -> list[Combo]:
-    return plan_combos(techniques, ours=ours, peers=peers, same_host=same_host, afs=afs, route_types=route_types)
+    pair = Pair(ours=ours, peers=peers, same_host=same_host)
+    return dialling.plan(pair, techniques, afs=afs, route_types=route_types)
 
 
 def aim(combo: Combo) -> Endpoint:

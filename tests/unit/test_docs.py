@@ -29,7 +29,7 @@ from tests.nodes import config as node_config
 from warpgate_trio import config
 from warpgate_trio.carrier import quic, quic_protocol, tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
-from warpgate_trio.combos import dialling as combos
+from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
@@ -352,9 +352,9 @@ def test_the_rendezvous_frames() -> None:
 
 def test_the_rules_of_the_planner() -> None:
     rows = table(page("architecture.md"), "rule", "opinion")
-    assert [bare(row["rule"]) for row in rows] == [rule.__name__.removeprefix("_") for rule in combos.RULES]
+    assert [bare(row["rule"]) for row in rows] == [rule.__name__.removeprefix("_") for rule in dialling.RULES]
     for row in rows:
-        assert row["opinion"].partition(":")[0] in {each.value for each in combos.Likelihood}
+        assert row["opinion"].partition(":")[0] in {each.value for each in Likelihood}
 
 
 def test_the_rules_of_meetings() -> None:
@@ -363,7 +363,7 @@ def test_the_rules_of_meetings() -> None:
     assert [bare(row["meeting rule"]) for row in rows] == rules
     for row in rows:
         likelihood = row["opinion"].partition(":")[0]
-        assert likelihood in {each.value for each in combos.Likelihood} or row["meeting rule"] == "`outlook`"
+        assert likelihood in {each.value for each in Likelihood} or row["meeting rule"] == "`outlook`"
 
 
 def test_the_messages_of_the_punching_plugins() -> None:

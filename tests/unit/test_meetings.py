@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.address.nat_profile import Filtering, Mapping, NatProfile, NatProfiles, TransportProfile
-from warpgate_trio.combos import Aim, Combo, Likelihood, Route, RouteType, Technique
-from warpgate_trio.combos.dialling import SAME_HOST_DELAY, Opinion
-from warpgate_trio.combos.meeting import MEETING_RULES, MeetingFacts, judge_meeting, meeting_source, plan_meetings
+from warpgate_trio.combos import Aim, Combo, Likelihood, Pair, Route, RouteType, Technique, meeting
+from warpgate_trio.combos.combo import SAME_HOST_DELAY, Opinion
+from warpgate_trio.combos.meeting import MEETING_RULES, MeetingFacts, judge_meeting, meeting_source
 
 NIC, EXT = EndpointKind.NIC, EndpointKind.EXT
 NIC_BIND, EXT_BIND, LOOPBACK_BIND = RouteType.NIC_BIND, RouteType.EXT_BIND, RouteType.LOOPBACK_BIND
@@ -165,16 +165,14 @@ def plan(
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
-    return plan_meetings(
-        techniques,
+    pair = Pair(
         ours=ours,
         peers=peers,
         same_host=same_host,
         our_nat=our_nat or NatProfiles(),
         peer_nat=peer_nat or NatProfiles(),
-        afs=afs,
-        route_types=route_types,
     )
+    return meeting.plan(pair, techniques, afs=afs, route_types=route_types)
 
 
 class TestPlan:

@@ -1,14 +1,8 @@
-"""Which combos (plugin × address family × route) a pair of peers has, and how likely each is.  Pure.
+"""Plans for plugins that dial (plugin × address family × route × endpoint), and how likely each is.  Pure.
 
 A combo aims at one *target*: an endpoint that somebody listens on.  A plugin that dials out (`Aim.PEER`) takes the
 peer's endpoints as targets; one that asks to be dialled (`Aim.OURS`) takes our own, and the same rules judge them
-with the two sides exchanged.  (Where both sides send at once, `Aim.MEET`, there is no target:
-`warpgate_trio.combos.meeting`.)  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
-
-* INVALID combos do not exist for the pair.
-* HOPELESS ones are known to fail; they cost nothing and are tried once, in a last round before giving up (DESIGN §8).
-* DOUBTFUL ones may work: an unknown is planned as possible.
-* LIKELY ones have evidence for them.
+with the two sides exchanged.  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
 
 Every valid combo is launched as a task of its phase at once; `Combo.delay` is how long that task holds back, so that a
 path with a better one beside it does not cost two TLS handshakes each time (the idea of RFC 8305 §5).
@@ -17,164 +11,33 @@ path with a better one beside it does not cost two TLS handshakes each time (the
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Final, TypeVar
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
-from ..address import (
-    AddressInterface,
-    AddressScope,
-    Endpoint,
-    EndpointKind,
-    Transport,
-    is_public,
-    scope_of,
-)
-from ..address.nat_profile import NatProfile
+from ..address import AddressScope, Endpoint, EndpointKind, is_public, scope_of
 from ..limits import subscriber
+from .combo import (
+    SAME_HOST_DELAY,
+    Aim,
+    Combo,
+    JudgedPath,
+    Likelihood,
+    Opinion,
+    Pair,
+    PathRefused,
+    RequestedPath,
+    Route,
+    RouteType,
+    Technique,
+    find_source,
+    first_opinion,
+    unknown,
+)
 
-__all__ = [
-    "RULES",
-    "Aim",
-    "Combo",
-    "Facts",
-    "Likelihood",
-    "Route",
-    "RouteType",
-    "Technique",
-    "find_source",
-    "first_opinion",
-    "judge",
-    "pathless_combo",
-    "plan_combos",
-    "unknown",
-]
-
-
-class RouteType(IntEnum):
-    """How the two ends see each other; the original's names and numbers."""
-
-    NIC_BIND = 1
-    """By an interface's own address: one LAN, one VPN, one machine."""
-    EXT_BIND = 2
-    """By a public or port-mapped address."""
-    LOOPBACK_BIND = 5
-    """By 127.0.0.1 or ::1: one machine."""
-
-
-class Likelihood(Enum):
-    """What the rules think of a combo; it orders the work, and only INVALID forbids it."""
-
-    INVALID = "invalid"
-    """Does not exist for this pair."""
-    HOPELESS = "hopeless"
-    """Known to fail: tried once, in a last round."""
-    DOUBTFUL = "doubtful"
-    """Not known to work, nor to fail."""
-    LIKELY = "likely"
-    """There is evidence for it."""
-
-
-class Aim(Enum):
-    """Whose endpoints a technique aims at."""
-
-    PEER = "peer"
-    OURS = "ours"
-    MEET = "meet"
-    """Nobody's: both send at once, from ports and to ports that they tell each other (see `combos.meeting`)."""
-
-
-Opinion = tuple[Likelihood, str] | None
-FactsT = TypeVar("FactsT")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Technique:
-    """What the planner knows of a plugin.
-
-    `outlook` says what it makes of our NAT, the peer's NAT, and an address family, where nobody is dialled.
-    """
-
-    name: str
-    phase: str | None
-    transport: Transport
-    route_types: frozenset[RouteType]
-    aim: Aim
-    outlook: Callable[[NatProfile, NatProfile, int], Opinion] | None = None
-
-
-LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One side of a pair as the planner sees it.
-
-    Attributes:
-      interfaces: its endpoints.
-      reaches: those addresses of the other side (4 or 16 bytes) that its routing table knows a way to; None where that
-        is unknown, as it is for the peer.
-      own: the addresses of the machine that it runs on, as far as they are known (`warpgate_trio.address.own`).
-    """
-
-    interfaces: tuple[AddressInterface, ...]
-    reaches: frozenset[bytes] | None = None
-    own: Container[IPv4Address | IPv6Address] = frozenset()
-    _endpoints: tuple[Endpoint, ...] = dataclasses.field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_endpoints", tuple(self._find_endpoints()))
-
-    def endpoints(self) -> Sequence[Endpoint]:
-        """What the side published, and its loopback endpoints, which follow from the ports and are never published."""
-        return self._endpoints
-
-    def _find_endpoints(self) -> list[Endpoint]:
-        published = [endpoint for interface in self.interfaces for endpoint in interface.endpoints]
-        ports = {(e.transport, e.af): e.port for e in published if e.kind is EndpointKind.NIC}
-        loopback = [
-            Endpoint.make(transport=transport, kind=EndpointKind.NIC, ip=LOOPBACK[af], port=port)
-            for (transport, af), port in ports.items()
-        ]
-        return list(dict.fromkeys([*published, *loopback]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Combo:
-    """One thing to try.
-
-    Attributes:
-      target: what is dialled: the peer's endpoint, or ours for a plugin that asks to be dialled; None where both sides
-        send at once, and for a plugin that works on no particular path.
-      source: the address to bind before dialling, where the target's network is one that the dialling side is in.
-      delay: seconds that the combo's task holds back.
-      why: the sentence behind its likelihood.
-    """
-
-    phase: str | None
-    plugin: str
-    af: int
-    route_type: RouteType
-    target: Endpoint | None
-    source: IPv4Address | IPv6Address | None
-    likelihood: Likelihood
-    delay: float
-    why: str
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether it is towards a private address of a network that the dialling side is not in."""
-        return self.route_type is RouteType.NIC_BIND and self.likelihood is Likelihood.DOUBTFUL
-
-    @property
-    def aim(self) -> tuple[object, ...]:
-        """What makes two combos the same thing to try."""
-        where = None if self.target is None else (self.target.address, self.target.port)
-        return (self.plugin, self.af, self.route_type, where)
+__all__ = ["RULES", "Facts", "judge", "judge_request", "plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +90,7 @@ def _undialable(f: Facts) -> Opinion:
     scope = scope_of(f.target.ip)
     hidden = scope is AddressScope.LOOPBACK and not f.target.ip.is_loopback  # an IPv4 one inside an IPv6 one
     bad = scope in (AddressScope.NO_HOST, AddressScope.LINK_LOCAL) or hidden
-    return (INVALID, "not an address that may be dialled (DESIGN §9.9)") if bad else None
+    return (INVALID, "not an address that may be dialled") if bad else None
 
 
 def _ourselves(f: Facts) -> Opinion:
@@ -285,11 +148,6 @@ def _public(f: Facts) -> Opinion:
     return None
 
 
-def unknown(_f: object) -> Opinion:
-    """The last rule of each table."""
-    return (Likelihood.DOUBTFUL, "not known to work, nor to fail")
-
-
 RULES: Final[tuple[Callable[[Facts], Opinion], ...]] = (
     _wrong_family,
     _wrong_transport,
@@ -314,17 +172,6 @@ def judge(facts: Facts) -> tuple[Likelihood, str]:
     return first_opinion(RULES, facts)
 
 
-def first_opinion(rules: Sequence[Callable[[FactsT], Opinion]], facts: FactsT) -> tuple[Likelihood, str]:
-    """What the first rule of a table says that has an opinion; the last one always has."""
-    for rule in rules:
-        opinion = rule(facts)
-        if opinion is not None:
-            return opinion
-    raise AssertionError("the last rule always has an opinion")
-
-
-SAME_HOST_DELAY: Final = 0.05
-"""Non-loopback combos on one machine wait for loopback: ten times what a loopback walk takes here (4 ms)."""
 ASK_DELAY: Final = 0.02
 """Asking to be dialled waits for dialling where that is likely: under the 30 ms that DESIGN §8 allows over the RTTs."""
 TWIN_DELAY: Final = 0.05
@@ -336,12 +183,10 @@ MAX_COMBOS_PER_TARGET: Final = 8
 A machine with two interfaces in one network, two addresses on each, and a route type for each of them, has eight."""
 
 
-def plan_combos(
+def plan(
+    pair: Pair,
     techniques: Sequence[Technique],
     *,
-    ours: Route,
-    peers: Route,
-    same_host: bool,
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
@@ -353,7 +198,7 @@ def plan_combos(
     for technique in techniques:
         if technique.aim is Aim.MEET:
             continue
-        target_side, dialler = (peers, ours) if technique.aim is Aim.PEER else (ours, peers)
+        target_side, dialler = (pair.peers, pair.ours) if technique.aim is Aim.PEER else (pair.ours, pair.peers)
         for route_type in RouteType:
             if route_types is not None and route_type not in route_types:
                 continue
@@ -369,7 +214,7 @@ def plan_combos(
                         target=target,
                         target_side=target_side,
                         dialler=dialler,
-                        same_host=same_host,
+                        same_host=pair.same_host,
                         source=source,
                     )
                     likelihood, why = judge(facts)
@@ -379,6 +224,55 @@ def plan_combos(
     order = (Likelihood.LIKELY, Likelihood.DOUBTFUL, Likelihood.HOPELESS)
     combos.sort(key=lambda combo: (order.index(combo.likelihood), combo.delay))
     return [each for phase in dict.fromkeys(c.phase for c in combos) for each in _bounded(combos, phase)]
+
+
+def judge_request(
+    pair: Pair,
+    technique: Technique,
+    wanted: RequestedPath,
+    *,
+    our_nats: Collection[IPv4Address | IPv6Address],
+) -> JudgedPath:
+    """The path that a peer asks us to dial, where we would dial it ourselves and it leads to nobody else.
+
+    What is only *perhaps* a good idea for ourselves is refused to a peer: a private address outside our own networks
+    would let it feel around in a network that it cannot see.
+
+    Args:
+      our_nats: the external addresses of our NATs.
+
+    Raises:
+      PathRefused: it is not one of the peer's endpoints, or the rules forbid it.
+    """
+    why = "the endpoint is not in its sender's address"
+    for endpoint in pair.peers.endpoints():
+        if (endpoint.address, endpoint.port) != (wanted.address, wanted.port):
+            continue
+        source = find_source(endpoint, pair.ours)
+        facts = Facts(
+            technique=technique,
+            af=wanted.af,
+            route_type=wanted.route_type,
+            target=endpoint,
+            target_side=pair.peers,
+            dialler=pair.ours,
+            same_host=pair.same_host,
+            source=source,
+        )
+        likelihood, why = judge(facts)
+        # The kind is the peer's word: a private address that it calls EXT or MAPPED is no less private.
+        near = facts.here or source is not None
+        # And behind an address of our own NAT are its administration, and what it forwards to our neighbours.
+        inside = not is_public(endpoint.ip) or endpoint.ip in our_nats
+        elsewhere = not near and (wanted.route_type is RouteType.NIC_BIND or inside)
+        if likelihood not in (Likelihood.INVALID, Likelihood.HOPELESS) and not elsewhere:
+            return JudgedPath(
+                af=wanted.af,
+                route_type=wanted.route_type,
+                target=endpoint,
+                source=None if facts.here else source,
+            )
+    raise PathRefused(f"not dialled for a peer: {why}")
 
 
 def _bounded(combos: Iterable[Combo], phase: str | None) -> list[Combo]:
@@ -392,21 +286,6 @@ def _bounded(combos: Iterable[Combo], phase: str | None) -> list[Combo]:
             kept.append(combo)
             aims[aim] += 1
     return kept[:MAX_COMBOS]
-
-
-def pathless_combo(plugin: str, phase: str | None) -> Combo:
-    """The one combo of a plugin that works on no particular path."""
-    return Combo(
-        phase=phase,
-        plugin=plugin,
-        af=0,
-        route_type=RouteType.EXT_BIND,
-        target=None,
-        source=None,
-        likelihood=Likelihood.DOUBTFUL,
-        delay=0.0,
-        why="the plugin chooses its own paths",
-    )
 
 
 def _combo(facts: Facts, likelihood: Likelihood, why: str) -> Combo:
@@ -440,20 +319,3 @@ def _with_delays(combos: list[Combo], asking: set[str]) -> list[Combo]:
         aimed_at.add(aim)
         delayed.append(dataclasses.replace(combo, delay=delay))
     return delayed
-
-
-def find_source(target: Endpoint, dialler: Route) -> IPv4Address | IPv6Address | None:
-    """The dialling side's own address in the target's network, if it has one there."""
-    if target.ip.is_loopback:
-        return None
-    for endpoint in dialler.endpoints():
-        if endpoint.kind is not EndpointKind.NIC or endpoint.af != target.af or endpoint.prefix is None:
-            continue
-        if target.ip in _network(endpoint.address, endpoint.prefix):
-            return endpoint.ip
-    return None
-
-
-@functools.lru_cache(maxsize=64)  # of our interfaces, and of the peer's
-def _network(address: bytes, prefix: int) -> IPv4Network | IPv6Network:
-    return ip_network((address, prefix), strict=False)

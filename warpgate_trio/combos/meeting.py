@@ -1,9 +1,8 @@
-"""Which combos a pair has for techniques in which both sides send at once (`Aim.MEET`), and how likely each is.  Pure.
+"""Plans for plugins with which both sides send at once (`Aim.MEET`), and how likely each is.  Pure.
 
 Nobody is dialled: each side finds out where its own packets come from, tells the other one, and both send.  So a combo
 has no target; it is a plugin, an address family and a route, and its rules ask what the *two* sides have in common.
-As in `warpgate_trio.combos`, the first rule that has an opinion decides, and the responder judges a peer's request by
-the same table.
+The first rule that has an opinion decides, and the responder judges a peer's request by the same table.
 """
 
 from __future__ import annotations
@@ -16,13 +15,17 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal
 
 from ..address import EndpointKind, is_public
-from ..address.nat_profile import NatProfile, NatProfiles
-from .dialling import (
+from ..address.nat_profile import NatProfile
+from .combo import (
     SAME_HOST_DELAY,
     Aim,
     Combo,
+    JudgedPath,
     Likelihood,
     Opinion,
+    Pair,
+    PathRefused,
+    RequestedPath,
     Route,
     RouteType,
     Technique,
@@ -35,7 +38,7 @@ FAMILIES: Final[tuple[Literal[4, 6], ...]] = (4, 6)
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-__all__ = ["MEETING_RULES", "MeetingFacts", "judge_meeting", "meeting_source", "plan_meetings"]
+__all__ = ["MEETING_RULES", "MeetingFacts", "judge_meeting", "judge_request", "meeting_source", "plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +128,10 @@ def judge_meeting(facts: MeetingFacts) -> tuple[Likelihood, str]:
     return first_opinion(MEETING_RULES, facts)
 
 
-def plan_meetings(
+def plan(
+    pair: Pair,
     techniques: Sequence[Technique],
     *,
-    ours: Route,
-    peers: Route,
-    same_host: bool,
-    our_nat: NatProfiles,
-    peer_nat: NatProfiles,
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
@@ -148,17 +147,7 @@ def plan_meetings(
             for af in FAMILIES:
                 if afs is not None and af not in afs:
                     continue
-                facts = MeetingFacts(
-                    technique=technique,
-                    af=af,
-                    route_type=route_type,
-                    ours=ours,
-                    peers=peers,
-                    same_host=same_host,
-                    our_nat=our_nat.get(None, af),
-                    peer_nat=peer_nat.get(None, af),
-                    source=meeting_source(route_type, af, ours, peers),
-                )
+                facts = _facts(pair, technique, af, route_type)
                 likelihood, why = judge_meeting(facts)
                 if likelihood is Likelihood.INVALID:
                     continue
@@ -182,6 +171,33 @@ def plan_meetings(
         else combo
         for combo in combos
     ]
+
+
+def judge_request(pair: Pair, technique: Technique, wanted: RequestedPath) -> JudgedPath:
+    """The path on which a peer wants to meet us.  What is hopeless is done all the same: it costs little.
+
+    Raises:
+      PathRefused: there is no such path between the two.
+    """
+    facts = _facts(pair, technique, wanted.af, wanted.route_type)
+    likelihood, why = judge_meeting(facts)
+    if likelihood is Likelihood.INVALID:
+        raise PathRefused(f"not done for a peer: {why}")
+    return JudgedPath(af=wanted.af, route_type=wanted.route_type, target=None, source=facts.source)
+
+
+def _facts(pair: Pair, technique: Technique, af: Literal[4, 6], route_type: RouteType) -> MeetingFacts:
+    return MeetingFacts(
+        technique=technique,
+        af=af,
+        route_type=route_type,
+        ours=pair.ours,
+        peers=pair.peers,
+        same_host=pair.same_host,
+        our_nat=pair.our_nat.get(None, af),
+        peer_nat=pair.peer_nat.get(None, af),
+        source=meeting_source(route_type, af, pair.ours, pair.peers),
+    )
 
 
 def meeting_source(route_type: RouteType, af: int, ours: Route, peers: Route) -> IPv4Address | IPv6Address | None:

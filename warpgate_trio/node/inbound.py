@@ -74,7 +74,7 @@ MAX_HANDSHAKES: Final = 256
 """Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
 MAX_HANDSHAKES_PER_ADDRESS: Final = 64
 """Of those, from one IPv4 address or IPv6 /64: many nodes may share a NAT.  When all are taken, the oldest one of who
-holds most gives way (`subscribers.Gate`): four /64s of one home do not keep everybody else out."""
+holds most gives way (`limits.Gate`): four /64s of one home do not keep everybody else out."""
 MAX_SESSIONS: Final = 4096
 """Remembered sessions, undecided ones and accepted ones each; one costs about 300 bytes."""
 REFUSED: Final = "refused_"

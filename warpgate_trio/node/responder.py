@@ -1,13 +1,12 @@
-"""The called side of plugins: a peer's first signal becomes an attempt here, if it may (DESIGN §9.9).
+"""The called side of plugins: a peer's first signal becomes an attempt here, if it may (docs/threat_model.md).
 
 In the order of what it costs a stranger to get there: rates and numbers, the application's `authorize`, the path that
 the request names.  Every signal carries its sender's present address, so whom `authorize` does not let in hears nothing
 at all: no refusal, no word about its clock.  Who waits for `authorize` takes none of the places for attempts; strangers
 have places of their own to wait in, so that a slow `authorize` shuts out nobody whom it has let in before.
 
-A path is judged by the rules that our own combos are judged by, and what is only *perhaps* a good idea for ourselves is
-refused to a peer: a private address outside our own networks would let it feel around in a network that it cannot see.
-Failures go back without detail.
+A path is judged by the rules that our own combos are judged by (`combos.dialling.judge_request`,
+`combos.meeting.judge_request`).  Failures go back without detail.
 """
 
 from __future__ import annotations
@@ -20,18 +19,15 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..address.scope import is_public
-from ..combos import Aim, Facts, Likelihood, Route, RouteType, find_source, judge
-from ..combos.meeting import MeetingFacts, judge_meeting, meeting_source
+from ..combos import Aim, JudgedPath, Pair, Route, dialling, meeting
 from ..errors import panics_as_errors
 from ..plugin import PathRequest, Plugin
 from ..plugin.base import technique_of
 from ..punch.allowance import TARGET_DIALS_REFILL
 from ..signal import Failed, RefusalReason, Refused, TokenBucket
-from ..walk.attempt import EXPECTED, Attempt, AttemptHome, Way
+from ..walk.attempt import EXPECTED, Attempt, AttemptHome
 
 if TYPE_CHECKING:
-    from ..address import PeerAddress
     from ..signal import Envelope, Header, Message
     from ..signal.router import Request
     from .inbound import Inbound
@@ -190,8 +186,8 @@ class Responder:
         peer = request.envelope.sender_address
         try:
             ours = self._ours()
-            way = self._way(request, plugin, ours)
-            dialled = _counted(way, ours)
+            path = self._judge(request, plugin, ours)
+            dialled = _counted(path, ours)
             if dialled is not None and not self._home.view.nat.dials_for_peers.take(dialled, trio.current_time()):
                 self._inbound.count_refusal(RefusalReason.BUSY.value)
                 busy = Refused(reason=RefusalReason.BUSY, retry_after=1 / TARGET_DIALS_REFILL)
@@ -204,7 +200,7 @@ class Responder:
                 attempt_id=header.attempt or b"",
                 plugin=plugin.name,
                 phase=plugin.phase,
-                way=way,
+                path=path,
                 inbound=True,
                 via=request.via,
                 request_id=header.message_id,
@@ -222,79 +218,29 @@ class Responder:
             if not self._inbound.is_spent(header.sender, header.session):
                 self._home.signals.reply_soon(request.envelope, request.via, Failed())
 
-    def _way(self, request: Request, plugin: type[Plugin], ours: Route) -> Way | None:
+    def _judge(self, request: Request, plugin: type[Plugin], ours: Route) -> JudgedPath | None:
         """The judged path of a request; None for an auxiliary plugin, which makes none.
 
         Raises:
           OSError: the path must not, or cannot, be taken.
         """
-        message, peer = request.message, request.envelope.sender_address
-        if plugin.phase is None and not isinstance(message, PathRequest):
-            return None
+        message, peer, view = request.message, request.envelope.sender_address, self._home.view
         if not isinstance(message, PathRequest):
+            if plugin.phase is None:
+                return None
             raise OSError(f"{plugin.name}'s first message names no path")
-        theirs = Route(interfaces=peer.interfaces)
-        same_host = peer.is_same_host(self._home.view.host)
-        if plugin.aim is Aim.MEET:
-            return self._meeting(message, plugin, ours, theirs, peer, same_host)
-        why = "the endpoint is not in its sender's address"
-        profiles = [profile for _, profile in self._home.view.nat.profiles]
-        our_nats = {ip for profile in profiles for ip in (*profile.udp.external, *profile.tcp.external)}
-        for endpoint in theirs.endpoints():
-            if (endpoint.address, endpoint.port) != (message.address, message.port):
-                continue
-            source = find_source(endpoint, ours)
-            facts = Facts(
-                technique=technique_of(plugin),
-                af=message.af,
-                route_type=message.route_type,
-                target=endpoint,
-                target_side=theirs,
-                dialler=ours,
-                same_host=same_host,
-                source=source,
-            )
-            likelihood, why = judge(facts)
-            # The kind is the peer's word: a private address that it calls EXT or MAPPED is no less private.
-            near = facts.here or source is not None
-            # And behind an address of our own NAT are its administration, and what it forwards to our neighbours.
-            inside = not is_public(endpoint.ip) or endpoint.ip in our_nats
-            elsewhere = not near and (message.route_type is RouteType.NIC_BIND or inside)
-            if likelihood not in (Likelihood.INVALID, Likelihood.HOPELESS) and not elsewhere:
-                return Way(
-                    af=message.af,
-                    route_type=message.route_type,
-                    target=endpoint,
-                    source=None if facts.here else source,
-                )
-        raise OSError(f"not dialled for a peer: {why}")
-
-    def _meeting(
-        self,
-        message: PathRequest,
-        plugin: type[Plugin],
-        ours: Route,
-        theirs: Route,
-        peer: PeerAddress,
-        same_host: bool,
-    ) -> Way:
-        """The same for a plugin that dials nobody.  What is hopeless is done all the same: it costs little."""
-        source = meeting_source(message.route_type, message.af, ours, theirs)
-        facts = MeetingFacts(
-            technique=technique_of(plugin),
-            af=message.af,
-            route_type=message.route_type,
+        pair = Pair(
             ours=ours,
-            peers=theirs,
-            same_host=same_host,
-            our_nat=self._home.view.address.nat_profiles.get(None, message.af),
-            peer_nat=peer.nat_profiles.get(None, message.af),
-            source=source,
+            peers=Route(interfaces=peer.interfaces),
+            same_host=peer.is_same_host(view.host),
+            our_nat=view.address.nat_profiles,
+            peer_nat=peer.nat_profiles,
         )
-        likelihood, why = judge_meeting(facts)
-        if likelihood is Likelihood.INVALID:
-            raise OSError(f"not done for a peer: {why}")
-        return Way(af=message.af, route_type=message.route_type, target=None, source=source)
+        if plugin.aim is Aim.MEET:
+            return meeting.judge_request(pair, technique_of(plugin), message)
+        profiles = [profile for _, profile in view.nat.profiles]
+        our_nats = {ip for profile in profiles for ip in (*profile.udp.external, *profile.tcp.external)}
+        return dialling.judge_request(pair, technique_of(plugin), message, our_nats=our_nats)
 
     def cancel(self, peer: bytes, session: bytes, attempt: bytes | None = None) -> None:
         """The peer ends the session, or one attempt of it, or it got its Pipe: stop what looks for another path."""
@@ -312,8 +258,8 @@ def _count_down(counter: Counter[bytes], key: bytes) -> None:
         del counter[key]
 
 
-def _counted(way: Way | None, ours: Route) -> str | None:
+def _counted(path: JudgedPath | None, ours: Route) -> str | None:
     """The address that a peer has us connect to; None where it is our own machine's, or where nobody is dialled."""
-    if way is None or way.target is None or way.target.ip in ours.own:
+    if path is None or path.target is None or path.target.ip in ours.own:
         return None
-    return str(way.target.ip)
+    return str(path.target.ip)

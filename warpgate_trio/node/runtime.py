@@ -27,8 +27,7 @@ from ..address.endpoint import Endpoint, EndpointKind, Transport
 from ..carrier import TlsContexts
 from ..carrier.quic import QuicCarrier
 from ..clock.corrected import CorrectedClock, keep_measured
-from ..combos import Combo, Likelihood, Route, RouteType, find_source, pathless_combo, plan_combos
-from ..combos.meeting import plan_meetings
+from ..combos import Combo, Likelihood, Pair, Route, RouteType, dialling, find_source, meeting, pathless_combo
 from ..errors import AddressError, ConfigError, panics_as_errors
 from ..link import Link
 from ..names import Names
@@ -313,20 +312,18 @@ class NodeRuntime:
         own = OwnAddresses(self.host)
         same_host = peer.is_same_host(self.host)
         address = self.address
-        ours = Route(interfaces=address.interfaces, reaches=reaches, own=own)
-        peers = Route(interfaces=peer.interfaces, own=own if same_host else frozenset())
-        combos = plan_combos(
-            techniques, ours=ours, peers=peers, same_host=same_host, afs=afs, route_types=route_types
-        ) + plan_meetings(
-            techniques,
-            ours=ours,
-            peers=peers,
+        pair = Pair(
+            ours=Route(interfaces=address.interfaces, reaches=reaches, own=own),
+            peers=Route(interfaces=peer.interfaces, own=own if same_host else frozenset()),
             same_host=same_host,
             our_nat=address.nat_profiles,
             peer_nat=peer.nat_profiles,
-            afs=afs,
-            route_types=route_types,
         )
+        combos = [
+            combo
+            for planner in (dialling, meeting)
+            for combo in planner.plan(pair, techniques, afs=afs, route_types=route_types)
+        ]
         return combos + [pathless_combo(kind.name, kind.phase) for kind in kinds if kind.pathless]
 
     def stats(self) -> NodeStats:
@@ -556,7 +553,7 @@ class NodeRuntime:
             attempt_id=self.host.entropy(16),
             plugin=plugin,
             phase=None,
-            way=None,
+            path=None,
         )
         with self.call():
             return await attempt.ask(self.factories[plugin][1])

@@ -238,19 +238,19 @@ class Plugin(ABC):
 
     @property
     def af(self) -> int:
-        return self._attempt.way.af
+        return self._attempt.path.af
 
     @property
     def route_type(self) -> RouteType:
-        return self._attempt.way.route_type
+        return self._attempt.path.route_type
 
     @property
     def src(self) -> IPv4Address | IPv6Address | None:
-        return self._attempt.way.source
+        return self._attempt.path.source
 
     @property
     def dest(self) -> Endpoint:
-        target = self._attempt.way.target
+        target = self._attempt.path.target
         if target is None:
             raise PluginError(f"{self.name} meets its peer, so there is no endpoint to dial")
         return target

@@ -14,8 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
@@ -37,14 +35,14 @@ from ..signal import Cancel, Clock, Delivery, Failed, Message, RefusalReason, Re
 from ..signal.core import OWNER
 
 if TYPE_CHECKING:
-    from ..address import Endpoint, PeerAddress
-    from ..combos import Combo, RouteType
+    from ..address import PeerAddress
+    from ..combos import Combo, JudgedPath
     from ..identity import Identity
     from ..plugin import NodeView, Plugin
     from ..signal.router import AttemptKey, Signals
     from .session import Session
 
-__all__ = ["EXPECTED", "Attempt", "AttemptHome", "Way"]
+__all__ = ["EXPECTED", "Attempt", "AttemptHome"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -104,34 +102,11 @@ _FINAL_REFUSALS: Final = {
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """What a plugin is to work on: the judged path of a combo, or of a peer's request.
-
-    Attributes:
-      af: 4 or 6.
-      target: the endpoint to dial; ours, where the plugin asks to be dialled; None where both sides send at once.
-      source: the address to bind before, or None for the routing table's choice.
-    """
-
-    af: int
-    route_type: RouteType
-    target: Endpoint | None
-    source: IPv4Address | IPv6Address | None
-
-    @classmethod
-    def of(cls, combo: Combo) -> Way | None:
-        if not combo.af:  # a plugin that works on no particular path
-            return None
-        return cls(af=combo.af, route_type=combo.route_type, target=combo.target, source=combo.source)
-
-
-@final
 class Attempt:
     """One run of a plugin; its fields are what `warpgate_trio.plugin.Plugin` shows to it.
 
     Args:
-      way: None for a plugin that makes no path, such as `get_addr`.
+      path: None for a plugin that makes no path, such as `get_addr`.
       session: the walk that this attempt is part of; None where it belongs to none.
       inbound: on the responder's side.
       via, request_id: there, the channel that the request came in by, and its message id.
@@ -146,7 +121,7 @@ class Attempt:
         attempt_id: bytes,
         plugin: str,
         phase: str | None,
-        way: Way | None,
+        path: JudgedPath | None,
         session: Session | None = None,
         inbound: bool = False,
         via: str | None = None,
@@ -156,7 +131,7 @@ class Attempt:
         self._session = session
         self._plugin = plugin
         self._phase = phase
-        self._way = way
+        self._judged = path
         self._via = via
         self._request_id = request_id
         self._arrivals, self._inbox = trio.open_memory_channel[Link | Message](16)
@@ -183,7 +158,7 @@ class Attempt:
             attempt_id=attempt_id,
             plugin=combo.plugin,
             phase=combo.phase,
-            way=Way.of(combo),
+            path=combo.path,
             session=session,
         )
 
@@ -192,10 +167,10 @@ class Attempt:
         return (self.peer.public_key, self.session_id, self.attempt_id)
 
     @property
-    def way(self) -> Way:
-        if self._way is None:
+    def path(self) -> JudgedPath:
+        if self._judged is None:
             raise PluginError(f"{self._plugin} makes no path, so it has no address family, route or target")
-        return self._way
+        return self._judged
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -361,8 +336,8 @@ class Attempt:
         return PathInfo(
             phase=self._phase,
             plugin=self._plugin,
-            af=self.way.af,
-            route_type=self.way.route_type.name,
+            af=self.path.af,
+            route_type=self.path.route_type.name,
             carrier=carrier.name,
             local=carrier.local,
             remote=carrier.remote,
@@ -376,7 +351,7 @@ class Attempt:
         request: Message,
         decide: Callable[[Link, list[Callable[[], Awaitable[object]]]], Awaitable[bool]],
     ) -> None:
-        """Run the plugin for a peer's request; one without a way (an auxiliary plugin's) ends with its run.
+        """Run the plugin for a peer's request; one without a path (an auxiliary plugin's) ends with its run.
 
         `decide` hears the COMMIT on the Link that came of it; when it returns True it has accepted and adopted the
         Link, and the tasks that the plugin gave for it.
@@ -386,7 +361,7 @@ class Attempt:
         try:
             async with self._running():
                 made = await factory(self).run(request)
-                if self._way is None:
+                if self._judged is None:
                     return
                 link = await self._proven(made)
                 self.met = True
