@@ -52,7 +52,7 @@ MAX_UNCERTAINTY: Final = 10.0
 
 @final
 class CorrectedClock:
-    """Wall-clock time as well as the node knows it.  In shape a `warpgate_trio.plugin.Clock`."""
+    """Wall-clock time as well as the node knows it.  In shape a `warpgate_trio.clock.wall.Clock`."""
 
     def __init__(self, host: Host) -> None:
         self._host = host

@@ -17,12 +17,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, TypeVar, final
 
 import msgspec
 import trio
 
 from ..address import Endpoint, PeerAddress, Transport
+from ..clock.wall import Clock as Clock
 from ..combos import Aim, Likelihood, RouteType, Technique
 from ..errors import ConfigError, PluginError
 from ..signal import Message, wire_name
@@ -93,16 +94,6 @@ class PathRequest(Message, frozen=True):
     route_type: RouteType
     address: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
-
-
-class Clock(Protocol):
-    """The node's idea of wall-clock time."""
-
-    def now(self) -> float:
-        """Unix seconds, corrected as well as the node knows."""
-
-    def uncertainty(self, at: float | None = None) -> float:
-        """Seconds by which that may be wrong; infinite while no time server was heard."""
 
 
 class NodeView(ABC):

@@ -59,9 +59,9 @@ from .message import MAX_TIME_MS
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
+    from ..clock.wall import Clock
     from ..host import Host
     from ..identity import Identity
-    from ..plugin import Clock
     from .visits import IPAddress
 
 __all__ = ["AttemptKey", "Mailbox", "Request", "Signals"]
