@@ -44,7 +44,7 @@ class Half:
     def hold_phase(self) -> None:
         """Nobody waits here."""
 
-    async def hear_proof(self, carrier: Carrier) -> Carrier:
+    async def receive_proof(self, carrier: Carrier) -> Carrier:
         try:
             await trio.lowlevel.checkpoint()
         except BaseException:

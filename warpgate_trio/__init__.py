@@ -78,7 +78,7 @@ __all__ = [
 
 _HOME: Final[dict[str, str]] = {
     "AddressError": "errors",
-    "Authorize": "inbound",
+    "Authorize": "node.inbound",
     "Budgets": "config",
     "ConfigError": "errors",
     "ConnectError": "errors",
@@ -96,15 +96,15 @@ _HOME: Final[dict[str, str]] = {
     "PeerAddress": "address",
     "PeerRefused": "errors",
     "Pipe": "link",
-    "PipeListener": "inbound",
+    "PipeListener": "node.inbound",
     "RouteType": "combos",
     "Servers": "config",
     "Verdict": "report",
     "WarpgateError": "errors",
-    "anyone": "inbound",
+    "anyone": "node.inbound",
     "load_config": "config",
     "open_node": "node",
-    "serve_pipes": "serving",
+    "serve_pipes": "node.serving",
 }
 _ROUTE_TYPES: Final = ("NIC_BIND", "EXT_BIND", "LOOPBACK_BIND")
 

@@ -199,7 +199,7 @@ class DatagramRace:
         try:
             with panics_as_errors():
                 carrier = await self._plugin.node.serve_quic(path)
-                link = await self._plugin.hear_proof(carrier)
+                link = await self._plugin.receive_proof(carrier)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("the peer chose another way than %s: %s", path.remote, error)
             return

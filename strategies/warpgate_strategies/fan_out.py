@@ -13,7 +13,7 @@ from warpgate_trio.plugin import Message, Plugin, register
 
 if TYPE_CHECKING:
     from warpgate_trio.link import Link
-    from warpgate_trio.plugin.base import Attempt
+    from warpgate_trio.plugin import AttemptContext
 
 __all__ = ["FanOut"]
 
@@ -29,7 +29,7 @@ class FanOut(Plugin):
     timeout = 30.0
     pathless = True
 
-    def __init__(self, attempt: Attempt, candidates: Sequence[str] = DEFAULT_CANDIDATES) -> None:
+    def __init__(self, attempt: AttemptContext, candidates: Sequence[str] = DEFAULT_CANDIDATES) -> None:
         super().__init__(attempt)
         self.candidates: Final = tuple(candidates)
 

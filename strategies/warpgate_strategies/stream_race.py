@@ -233,7 +233,7 @@ class StreamRace:
         try:
             with panics_as_errors():
                 if plugin.inbound:
-                    winner = await plugin.hear_proof(await TlsCarrier.serve(sock, plugin.node.tls))
+                    winner = await plugin.receive_proof(await TlsCarrier.serve(sock, plugin.node.tls))
                 else:
                     plugin.hold_phase()
                     winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)

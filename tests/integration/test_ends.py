@@ -7,6 +7,7 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import cast
 
 import pytest
 import trio
@@ -20,10 +21,10 @@ from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.link import Link
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.plugin import Message, NodeView, Plugin, register
+from warpgate_trio.plugin import AttemptContext, Message, NodeView, Plugin, register
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import SignalHub
-from warpgate_trio.walk.attempt import Attempt
+from warpgate_trio.walk.calling import CallingAttempt
 
 pytestmark = pytest.mark.usefixtures("own_plugins")
 
@@ -95,7 +96,7 @@ class Logged(Plugin):
 
     @classmethod
     @asynccontextmanager
-    async def setup(cls, node: NodeView) -> AsyncGenerator[Callable[[Attempt], Plugin]]:
+    async def setup(cls, node: NodeView) -> AsyncGenerator[Callable[[AttemptContext], Plugin]]:
         try:
             yield cls
         finally:
@@ -180,7 +181,7 @@ class Forwarded(Plugin):
                 await both_ways()
             finally:
                 stopped.set()
-                if not self._attempt.won:
+                if not cast(CallingAttempt, self._attempt).won:
                     inner.close()
                     outer.close()
 

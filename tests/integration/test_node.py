@@ -58,7 +58,8 @@ from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.node import responder
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
-from warpgate_trio.walk.attempt import Attempt
+from warpgate_trio.walk.answering import AnsweringAttempt
+from warpgate_trio.walk.calling import CallingAttempt
 
 # -- life and death ----------------------------------------------------------------------------------------------------
 
@@ -266,8 +267,8 @@ async def test_a_panic_in_the_driver_of_a_link_breaks_that_link(caplog: pytest.L
     assert "the driver failed" in caplog.text
 
 
-@pytest.mark.parametrize("part", ["make_pipe", "answer"])
-async def test_a_panic_in_a_plugin_costs_its_combo(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "part"), [(CallingAttempt, "make_pipe"), (AnsweringAttempt, "answer")])
+async def test_a_panic_in_a_plugin_costs_its_combo(kind: type, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the side that calls, and on the side that is asked."""
 
     def panic(*_: object) -> NoReturn:
@@ -275,7 +276,7 @@ async def test_a_panic_in_a_plugin_costs_its_combo(part: str, monkeypatch: pytes
 
     async with pair() as both, loopback_node(CAROL, config(both.server), strict_plugins=False) as carol:
         with monkeypatch.context() as patch:
-            patch.setattr(Attempt, part, panic)
+            patch.setattr(kind, part, panic)
             with pytest.raises(ConnectError):
                 await carol.connect(both.bob.address, plugin="reverse_connect")
         async with await carol.auto_connect(both.bob.address):
@@ -448,7 +449,7 @@ async def test_a_spent_session_is_tried_again_as_a_new_one(monkeypatch: pytest.M
             def entropy(self, n: int) -> bytes:
                 return spent.pop() if spent else real(n)
 
-        monkeypatch.setattr(alice._runtime, "host", Stuck())
+        monkeypatch.setattr(alice._runtime.view, "host", Stuck())
         async with await alice.auto_connect(bob.address, afs=[IP4]) as pipe:
             assert pipe.report is not None
             assert pipe.report.notes == ("a path broke between the peer's accept and ours; tried again",)

@@ -14,9 +14,8 @@ from warpgate_trio import ConnectError, Verdict, anyone
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.link import Link
-from warpgate_trio.plugin import Message, NodeView, PathRequest, Plugin, register
+from warpgate_trio.plugin import AttemptContext, Message, NodeView, PathRequest, Plugin, register
 from warpgate_trio.report import Outcome
-from warpgate_trio.walk.attempt import Attempt
 
 pytestmark = pytest.mark.usefixtures("own_plugins")
 
@@ -190,13 +189,13 @@ async def test_setup_has_the_life_of_the_node() -> None:
     class Stateful(Plugin):
         name = "stateful"
 
-        def __init__(self, attempt: Attempt, shared: list[str]) -> None:
+        def __init__(self, attempt: AttemptContext, shared: list[str]) -> None:
             super().__init__(attempt)
             self.shared = shared
 
         @classmethod
         @asynccontextmanager
-        async def setup(cls, node: NodeView) -> AsyncGenerator[Callable[[Attempt], Plugin]]:
+        async def setup(cls, node: NodeView) -> AsyncGenerator[Callable[[AttemptContext], Plugin]]:
             events.append(f"up {node.peer_id == ALICE.peer_id}")
             try:
                 yield lambda attempt: cls(attempt, events)
@@ -221,7 +220,7 @@ async def test_a_setup_that_fails_disables_its_plugin_alone(caplog: pytest.LogCa
 
         @classmethod
         @asynccontextmanager
-        async def setup(cls, node: NodeView) -> AsyncGenerator[Callable[[Attempt], Plugin]]:
+        async def setup(cls, node: NodeView) -> AsyncGenerator[Callable[[AttemptContext], Plugin]]:
             raise OSError("no such device")
             yield
 

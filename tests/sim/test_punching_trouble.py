@@ -46,7 +46,7 @@ from warpgate_trio.stun.codec import BINDING, XOR_MAPPED_ADDRESS, MessageClass, 
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
-from warpgate_trio.walk.session import HOLD
+from warpgate_trio.walk.phase_clock import HOLD
 
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 

@@ -26,7 +26,7 @@ import warpgate_trio
 from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
 from tests.nodes import config as node_config
-from warpgate_trio import config
+from warpgate_trio import config, plugin
 from warpgate_trio.carrier import quic, quic_protocol, tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.combos import Likelihood, dialling
@@ -35,7 +35,7 @@ from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
 from warpgate_trio.node import inbound
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
-from warpgate_trio.plugin import base as plugin
+from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
 from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, Verdict
 from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.servers.rendezvous import open_rendezvous
@@ -507,12 +507,12 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> It
     """The guide's plugin, installed from its own text as the guide says."""
     program, test = code(page(GUIDE), "python")
     (project,) = code(page(GUIDE), "toml")
-    ((name, value),) = tomllib.loads(project)["project"]["entry-points"][plugin.ENTRY_POINT_GROUP].items()
+    ((name, value),) = tomllib.loads(project)["project"]["entry-points"][ENTRY_POINT_GROUP].items()
     for text in (program, test):
         file_name = text.partition("\n")[0].removeprefix("# ").partition(",")[0]
         (tmp_path / file_name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    loaded = load_plugins(entry_points=[EntryPoint(name=name, value=value, group=plugin.ENTRY_POINT_GROUP)])
+    loaded = load_plugins(entry_points=[EntryPoint(name=name, value=value, group=ENTRY_POINT_GROUP)])
     assert loaded.problems == ()
     assert loaded.plugins["doorbell"].__module__ == value
     yield sys.modules[value]

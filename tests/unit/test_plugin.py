@@ -28,7 +28,7 @@ from warpgate_trio.plugin import (
     register,
 )
 from warpgate_trio.plugin import base as plugin_module
-from warpgate_trio.plugin.base import ENTRY_POINT_GROUP, status_of, technique_of
+from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP, status_of, technique_of
 
 
 @pytest.fixture(autouse=True)

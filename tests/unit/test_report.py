@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,11 +25,9 @@ from warpgate_trio.report import (
     WalkEvent,
     advise,
 )
-from warpgate_trio.walk.attempt import AttemptHome
-from warpgate_trio.walk.planned_walk import Here, PlannedWalk
 from warpgate_trio.walk.recorder import Recorder
 from warpgate_trio.walk.session import Session
-from warpgate_trio.walk.verdicts import take_stock
+from warpgate_trio.walk.verdicts import ThisSide, take_stock
 
 SESSION = bytes(range(16))
 
@@ -200,28 +198,39 @@ MEASURED = NatProfiles({(None, 4): NatProfile(udp=TransportProfile(translated=Fa
 
 
 @pytest.mark.parametrize(
-    ("phases", "here", "nat", "known", "lacks"),
+    ("phases", "this_side", "nat", "known", "lacks"),
     [
-        (PHASES, Here(stun=False), None, {Known.NO_STUN_HERE, Known.NO_STUN_THERE}, ["no STUN server is configured"]),
-        (PHASES, Here(stun=False), MEASURED, {Known.NO_STUN_HERE}, ["no STUN server is configured"]),
-        (PHASES, Here(), None, {Known.NO_STUN_THERE}, []),
-        (PHASES, Here(), MEASURED, set(), []),
-        (PHASES, Here(signal=False), MEASURED, {Known.NO_SIGNAL_HERE}, ["no signal server is configured"]),
-        (PHASES, Here(silent=["ws://a: refused"]), MEASURED, set(), ["no signal server is connected: ws://a: refused"]),
-        (["direct"], Here(stun=False), None, set(), []),
+        (
+            PHASES,
+            ThisSide(stun=False),
+            None,
+            {Known.NO_STUN_HERE, Known.NO_STUN_THERE},
+            ["no STUN server is configured"],
+        ),
+        (PHASES, ThisSide(stun=False), MEASURED, {Known.NO_STUN_HERE}, ["no STUN server is configured"]),
+        (PHASES, ThisSide(), None, {Known.NO_STUN_THERE}, []),
+        (PHASES, ThisSide(), MEASURED, set(), []),
+        (PHASES, ThisSide(signal=False), MEASURED, {Known.NO_SIGNAL_HERE}, ["no signal server is configured"]),
+        (
+            PHASES,
+            ThisSide(silent=["ws://a: refused"]),
+            MEASURED,
+            set(),
+            ["no signal server is connected: ws://a: refused"],
+        ),
+        (["direct"], ThisSide(stun=False), None, set(), []),
     ],
 )
 def test_what_this_side_was_without(
-    phases: Sequence[str], here: Here, nat: bytes | None, known: set[Known], lacks: list[str]
+    phases: Sequence[str], this_side: ThisSide, nat: bytes | None, known: set[Known], lacks: list[str]
 ) -> None:
     """What a walk had no use for is not missed: a STUN server, where nothing was to be punched."""
     peer = PeerAddress.issue(
         Identity.from_seed(bytes(32)), seq=1, issued_at=1, expires_at=2, host_salt=bytes(8), host_id=bytes(16), nat=nat
     )
     session = Session(peer, SESSION, Recorder(peer="p" * 52, now=0.0))
-    session.signalled = True
-    walk = PlannedWalk(cast(AttemptHome, None), factories={}, combos=[], phases=phases, here=lambda: here)
-    found, sentences = take_stock(session, walk)
+    session.evidence.signalled = True
+    found, sentences = take_stock(session, phases, this_side)
     assert found == known
     assert [have[: len(start)] for have, start in zip(sentences, lacks, strict=True)] == lacks
 

@@ -200,6 +200,16 @@ class Combo:
     why: str
 
     @property
+    def hopeless(self) -> bool:
+        """Whether it is known to fail."""
+        return self.likelihood is Likelihood.HOPELESS
+
+    @property
+    def likely(self) -> bool:
+        """Whether there is evidence for it."""
+        return self.likelihood is Likelihood.LIKELY
+
+    @property
     def elsewhere(self) -> bool:
         """Whether it is towards a private address of a network that the dialling side is not in."""
         return self.route_type is RouteType.NIC_BIND and self.likelihood is Likelihood.DOUBTFUL

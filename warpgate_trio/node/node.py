@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, final
+from typing import final
 
 import trio
 
 from .. import host as machine
 from ..address import PeerAddress
-from ..combos import Combo, RouteType
+from ..combos import RouteType
 from ..config import NodeConfig
 from ..config.chosen_interfaces import choose_interfaces
 from ..errors import (
@@ -32,14 +32,11 @@ from ..netcheck.probes import TIMEOUT as NETCHECK_TIMEOUT
 from ..netcheck.probes import check_network
 from ..nurseries import require_trio
 from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
-from ..plugin.base import status_of
+from ..plugin.registry import status_of
 from ..report import Verdict, WalkEvent
-from ..signal import Cancel, ServerState, ServerStatus
-from ..signal.core import OWNER
-from ..walk.planned_walk import Factory, PlannedWalk
-from ..walk.recorder import Recorder
-from ..walk.session import Session
-from ..walk.walk import walk
+from ..signal import ServerStatus
+from ..walk.attempt import Factory
+from ..walk.walk import Walk
 from .inbound import Authorize, PipeListener, check_authorize, open_listening_sockets
 from .runtime import NTP_TIMEOUT, NodeRuntime
 from .stats import NodeStats
@@ -47,9 +44,6 @@ from .stats import NodeStats
 __all__ = ["Node", "open_node"]
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-MAX_SESSIONS: Final = 4
-"""Sessions of one call: a new one follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
 
 
 @final
@@ -183,7 +177,7 @@ class Node:
         timeout: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
-        """Connect to a peer by whatever works: the walk direct → punch → spray → relay (the seed; DESIGN §5, §8).
+        """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/architecture.md).
 
         Args:
           peer: its address, as an object or as text (``wg1…``).
@@ -213,13 +207,14 @@ class Node:
             if phase not in PHASES:
                 raise ValueError(f"there is no phase {phase!r}; there are {', '.join(PHASES)}")
         names = [kind.name for kind in chosen if kind.phase in wanted]
-        combos = self._runtime.plan(address, names, afs, route_types)
         return await self._walk(
             address,
-            combos,
+            plugins=names,
             phases=[phase for phase in PHASES if phase in wanted],
-            replan=lambda fresh: self._runtime.plan(fresh, names, afs, route_types),
+            afs=afs,
+            route_types=route_types,
             deadline=deadline,
+            refresh=self.refresh_address if "get_addr" in self._runtime.factories else None,
             early_data=early_data,
             on_event=on_event,
         )
@@ -235,7 +230,7 @@ class Node:
         timeout: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
-        """Connect with one named plugin, and nothing else (the seed's "Running a single named plugin").
+        """Connect with one named plugin, and nothing else .
 
         Args:
           plugin: its name; or several names, which are raced by `fan_out`.
@@ -252,14 +247,13 @@ class Node:
                 raise ValueError(f"this node has no plugin {each!r}")
         kind, maker = self._runtime.factories[name]
         factory: Callable[..., Plugin] = maker
-        combos = self._runtime.plan(
-            address, [name], None if af is None else [af], None if route_type is None else [route_type]
-        )
         return await self._walk(
             address,
-            combos,
+            plugins=[name],
             phases=[kind.phase],
-            factories={name: factory if candidates is None else partial(factory, candidates=candidates)},
+            afs=None if af is None else [af],
+            route_types=None if route_type is None else [route_type],
+            factories={} if candidates is None else {name: partial(factory, candidates=candidates)},
             deadline=asked_at + (kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout),
             ceiling=kind.timeout,
             early_data=early_data,
@@ -302,59 +296,40 @@ class Node:
     async def _walk(
         self,
         peer: PeerAddress,
-        combos: Sequence[Combo],
         *,
+        plugins: Sequence[str],
         phases: Sequence[str | None],
+        afs: Collection[int] | None,
+        route_types: Collection[RouteType] | None,
         factories: Mapping[str, Factory] | None = None,
-        replan: Callable[[PeerAddress], Sequence[Combo]] | None = None,
-        deadline: float,
         ceiling: float | None = None,
+        refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
+        deadline: float,
         early_data: bytes,
         on_event: Callable[[WalkEvent], None] | None,
     ) -> Pipe:
         if len(early_data) > EARLY_DATA_LIMIT:
             raise ValueError(f"early_data is {len(early_data)} bytes; a commit carries at most {EARLY_DATA_LIMIT}")
-        recorder = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
-        planned = PlannedWalk(
+        walk = Walk(
             self._runtime,
-            factories=factories or {name: factory for name, (_, factory) in self._runtime.factories.items()},
-            combos=combos,
+            peer,
+            plugins=plugins,
             phases=phases,
-            strict=self._runtime.strict,
+            afs=afs,
+            route_types=route_types,
+            factories=factories,
             ceiling=ceiling,
-            refresh=self.refresh_address if replan is not None and "get_addr" in self._runtime.factories else None,
-            replan=replan or (lambda _: ()),
-            unresolved=self._runtime.unresolved,
-            here=self._runtime.here,
+            refresh=refresh,
+            early_data=early_data,
+            on_event=on_event,
         )
-        for left in reversed(range(MAX_SESSIONS)):
-            session = Session(peer, self._runtime.host.entropy(16), recorder, early_data=early_data)
-            try:
-                with self._runtime.call():
-                    pipe = await walk(planned, session, timeout=max(deadline - trio.current_time(), 0.0))
-                self._runtime.walks[Verdict.CONNECTED.value] += 1
-                return pipe
-            except ConnectError as error:
-                # The peer's application has had its one Pipe of this session, on a carrier that died before we heard of
-                # it.  That Pipe is broken there by now; a new session may give a new one.
-                if not session.spent or not left:
-                    self._runtime.walks[error.verdict.value] += 1
-                    raise
-                recorder.note("a path broke between the peer's accept and ours; tried again", trio.current_time())
-            finally:
-                if session.signalled and session.pipe is None:
-                    self._runtime.say_goodbye(partial(self._send_cancel, session))
-        raise AssertionError("the last session returns or raises")
-
-    async def _send_cancel(self, session: Session) -> None:
-        if not any(server.state is ServerState.CONNECTED for server in self.signal_servers):
-            return  # the peer did not hear the beginning either
         try:
-            await self._runtime.signals.send(
-                session.peer, Cancel(), owner=OWNER, session=session.id, attempt=None, visit=False
-            )
-        except SignalError as error:
-            logger.debug("the peer could not be told that the session is over: %s", error)
+            pipe = await walk.run(deadline=deadline)
+        except ConnectError as error:
+            self._runtime.walks[error.verdict.value] += 1
+            raise
+        self._runtime.walks[Verdict.CONNECTED.value] += 1
+        return pipe
 
 
 @asynccontextmanager

@@ -22,10 +22,11 @@ import trio
 from ..combos import Aim, JudgedPath, Pair, Route, dialling, meeting
 from ..errors import panics_as_errors
 from ..plugin import PathRequest, Plugin
-from ..plugin.base import technique_of
+from ..plugin.registry import technique_of
 from ..punch.allowance import TARGET_DIALS_REFILL
 from ..signal import Failed, RefusalReason, Refused, TokenBucket
-from ..walk.attempt import EXPECTED, Attempt, AttemptHome
+from ..walk.answering import AnsweringAttempt
+from ..walk.attempt import EXPECTED, AttemptHome, Factory
 
 if TYPE_CHECKING:
     from ..signal import Envelope, Header, Message
@@ -64,7 +65,7 @@ class Responder:
         home: AttemptHome,
         inbound: Inbound,
         *,
-        factories: Mapping[str, tuple[type[Plugin], Callable[[Attempt], Plugin]]],
+        factories: Mapping[str, tuple[type[Plugin], Factory]],
         ours: Callable[[], Route],
         start: Callable[[Callable[[], Awaitable[object]]], None],
         listening: bool,
@@ -167,7 +168,7 @@ class Responder:
             if len(self._let_in) > MAX_PEERS:
                 self._let_in.popitem(last=False)
 
-    async def _serve(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
+    async def _serve(self, request: Request, plugin: type[Plugin], factory: Factory) -> None:
         """The attempt of a peer that is let in, if there is a place for it."""
         sender = request.envelope.header.sender
         if self._running.total() >= MAX_ATTEMPTS or self._running[sender] >= MAX_ATTEMPTS_PER_PEER:
@@ -181,7 +182,7 @@ class Responder:
         finally:
             _count_down(self._running, sender)
 
-    async def _attempt(self, request: Request, plugin: type[Plugin], factory: Callable[[Attempt], Plugin]) -> None:
+    async def _attempt(self, request: Request, plugin: type[Plugin], factory: Factory) -> None:
         header = request.envelope.header
         peer = request.envelope.sender_address
         try:
@@ -193,15 +194,13 @@ class Responder:
                 busy = Refused(reason=RefusalReason.BUSY, retry_after=1 / TARGET_DIALS_REFILL)
                 self._home.signals.reply_soon(request.envelope, request.via, busy)
                 return
-            attempt = Attempt(
+            attempt = AnsweringAttempt(
                 self._home,
                 peer=peer,
                 session_id=header.session,
                 attempt_id=header.attempt or b"",
-                plugin=plugin.name,
-                phase=plugin.phase,
+                plugin=plugin,
                 path=path,
-                inbound=True,
                 via=request.via,
                 request_id=header.message_id,
             )

@@ -34,12 +34,15 @@ from ..names import Names
 from ..nat.service import NatService
 from ..nurseries import open_background_nursery
 from ..plugin import Clock, LoadedPlugins, NodeView, Plugin, PluginStatus
-from ..plugin.base import technique_of
+from ..plugin.registry import technique_of
 from ..ports.udp import UdpPorts
 from ..signal import ServerState, SignalHub
 from ..signal.router import AttemptKey, Signals
-from ..walk.attempt import Attempt
-from ..walk.planned_walk import Here, Unresolved
+from ..walk.attempt import Attempt, Factory
+from ..walk.calling import CallingAttempt
+from ..walk.recorder import Recorder
+from ..walk.session import Session
+from ..walk.verdicts import ThisSide, Unresolved
 from .address_book import AddressBook
 from .inbound import REFUSED, Authorize, Inbound
 from .responder import Responder
@@ -132,7 +135,7 @@ class NodeRuntime:
         self.strict: Final = strict_plugins
         self.loaded: Final = loaded
         self.problems: Final[list[PluginStatus]] = []
-        self.factories: Final[dict[str, tuple[type[Plugin], Callable[[Attempt], Plugin]]]] = {}
+        self.factories: Final[dict[str, tuple[type[Plugin], Factory]]] = {}
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._links: set[Link] = set()
         self._calls: set[trio.CancelScope] = set()
@@ -353,15 +356,19 @@ class NodeRuntime:
             no_stun=bool(stun) and all(url.host in gone for url in self.nat.servers),
         )
 
-    def here(self) -> Here:
+    def this_side(self) -> ThisSide:
         """What this side has of what a walk may need."""
         own = [server for server in self.hub.status() if not server.visiting]
         connected = any(server.state is ServerState.CONNECTED for server in own)
-        return Here(
+        return ThisSide(
             signal=bool(own),
             stun=bool(self.nat.servers),
             silent=() if connected else [f"{server.url}: {server.last_error or 'no answer yet'}" for server in own],
         )
+
+    def has_signals(self) -> bool:
+        """Whether a signal server is connected."""
+        return any(server.state is ServerState.CONNECTED for server in self.hub.status())
 
     async def wait_signals(self) -> None:
         """See `Node.wait_signals`."""
@@ -376,7 +383,7 @@ class NodeRuntime:
 
     # -- AttemptHome -------------------------------------------------------------------------------------------------
 
-    def factory(self, plugin: str) -> Callable[[Attempt], Plugin]:
+    def factory(self, plugin: str) -> Factory:
         return self.factories[plugin][1]
 
     def register_attempt(self, key: AttemptKey, attempt: Attempt) -> None:
@@ -546,15 +553,8 @@ class NodeRuntime:
         """Run an auxiliary plugin towards a peer; errors come out bare."""
         if plugin not in self.factories:
             raise ConfigError(f"this node has no plugin {plugin!r}")
-        attempt = Attempt(
-            self,
-            peer=peer,
-            session_id=self.host.entropy(16),
-            attempt_id=self.host.entropy(16),
-            plugin=plugin,
-            phase=None,
-            path=None,
-        )
+        session = Session(peer, self.host.entropy(16), Recorder(peer=peer.peer_id, now=trio.current_time()))
+        attempt = CallingAttempt(self, session, plugin=plugin, phase=None, path=None)
         with self.call():
             return await attempt.ask(self.factories[plugin][1])
 

@@ -1,44 +1,30 @@
-"""Plugins: one traversal technique each, yours included (DESIGN §5, the seed's "Plugins").
+"""Plugins: one traversal technique each, yours included; docs/writing_a_plugin.md is the guide.
 
-A plugin is a class with the `register` decorator.  For every valid combo of a walk one instance is made, and its `run`
-turns one possible path into a `Carrier` (or a `Link` that a dialler has already proven itself on), or raises.  What
-becomes of it, the race, the commit, the report and the closing, is the walk's business.
-
-Plugins are found through the entry-point group ``warpgate.strategies``: an entry point names a module, importing it
-runs the decorators.  ``docs/writing_a_plugin.md`` is the guide.
+A plugin is a class with the `register` decorator (`plugin.registry`).  For every valid combo of a walk one instance is
+made, and its `run` turns one possible path into a `Carrier` (or a `Link` that a dialler has already proven itself on),
+or raises.  What becomes of it, the race, the commit, the report and the closing, is the walk's business.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, TypeVar, final
+from typing import Annotated, ClassVar, Final, Literal, final
 
 import msgspec
 import trio
 
 from ..address import Endpoint, PeerAddress, Transport
-from ..clock.wall import Clock as Clock
-from ..combos import Aim, Likelihood, RouteType, Technique
-from ..errors import ConfigError, PluginError
-from ..signal import Message, wire_name
-from ..signal.core import OWNER
-
-if TYPE_CHECKING:
-    from ..address.nat_profile import NatProfile
-    from ..carrier import Carrier, TlsContexts
-    from ..config import Budgets
-    from ..host import Host
-    from ..link import Link
-    from ..nat.service import NatService
-    from ..ports.datagrams import DatagramPath
-    from ..ports.udp import UdpPorts
-    from ..walk.attempt import Attempt as Attempt
+from ..address.nat_profile import NatProfile
+from ..carrier import Carrier
+from ..clock.wall import Clock
+from ..combos import Aim, Likelihood, RouteType
+from ..errors import PluginError
+from ..link import Link
+from ..signal import Message
+from .context import AttemptContext, NodeView
 
 __all__ = [
     "IP4",
@@ -46,23 +32,10 @@ __all__ = [
     "PHASES",
     "TCP",
     "UDP",
-    "Aim",
-    "Clock",
-    "Likelihood",
-    "LoadedPlugins",
-    "Message",
-    "NodeView",
     "PathRequest",
     "Phase",
     "Plugin",
-    "PluginStatus",
-    "RouteType",
-    "load_plugins",
-    "plugin_registry",
-    "register",
 ]
-
-logger: logging.Logger = logging.getLogger(__name__)
 
 IP4: Final = 4
 IP6: Final = 6
@@ -73,14 +46,12 @@ Phase = Literal["direct", "punch", "spray", "relay"]
 PHASES: Final[tuple[Phase, ...]] = ("direct", "punch", "spray", "relay")
 """In the order in which a walk takes them."""
 
-ENTRY_POINT_GROUP: Final = "warpgate.strategies"
-
 
 class PathRequest(Message, frozen=True):
     """The base of a plugin's first signal: it names the path that the initiator's combo is about.
 
     The responder's side judges the path by the same rules before its plugin's `run` is called, so a stranger cannot
-    aim it anywhere (DESIGN §9.9).
+    aim it anywhere.
 
     Attributes:
       af: 4 or 6.
@@ -94,40 +65,6 @@ class PathRequest(Message, frozen=True):
     route_type: RouteType
     address: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
-
-
-class NodeView(ABC):
-    """What a plugin may see of the node it works for; read-only.
-
-    Attributes:
-      peer_id: the node's own id.
-      address: the `PeerAddress` that the node publishes now.
-      host: the machine (`warpgate_trio.host.Host`).
-      tls: the node's TLS contexts, for `TlsCarrier.dial` and `TlsCarrier.serve`.
-      budgets: what the configuration says about time.
-      clock: the corrected wall clock.
-      signal_rtt: seconds that a signal to a peer and its answer take at least, None while no server is connected.
-      udp_ports: opens UDP ports whose owner tasks live as long as the node.
-      nat: what is known of the node's NATs, and ports that are mapped already.
-    """
-
-    peer_id: str
-    address: PeerAddress
-    host: Host
-    tls: TlsContexts
-    budgets: Budgets
-    clock: Clock
-    signal_rtt: float | None
-    udp_ports: UdpPorts
-    nat: NatService
-
-    @abstractmethod
-    async def serve_quic(self, path: DatagramPath) -> Carrier:
-        """Be the QUIC server on a path, with the node's key; see `QuicCarrier.serve`."""
-
-    @abstractmethod
-    def known_address(self, peer_key: bytes) -> PeerAddress | None:
-        """What a peer (its Ed25519 key) said last of where it is; None when the node has heard nothing of it."""
 
 
 class Plugin(ABC):
@@ -161,7 +98,7 @@ class Plugin(ABC):
     ``send_signal``       send a `Message` to the other side's run of this attempt
     ``receive_signal``    the next `Message` from there
     ``wait_inbound``      the `Link` of a peer that dialled us for this attempt
-    ``hear_proof``        the `Link` on a carrier that the peer dialled, once it has proven itself there
+    ``receive_proof``     the `Link` on a carrier that the peer dialled, once it has proven itself there
     ``budget``            seconds until this attempt is ended from outside
     ``clock``, ``nat``    corrected wall clock; our NAT profile (None: not measured)
     ``race``              run other plugins, and take the first path that one of them makes
@@ -180,7 +117,7 @@ class Plugin(ABC):
     aim: ClassVar[Aim] = Aim.PEER
     pathless: ClassVar[bool] = False
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: AttemptContext) -> None:
         self._attempt = attempt
 
     @abstractmethod
@@ -210,7 +147,7 @@ class Plugin(ABC):
         return None
 
     @classmethod
-    def setup(cls, node: NodeView) -> AbstractAsyncContextManager[Callable[[Attempt], Plugin]]:
+    def setup(cls, node: NodeView) -> AbstractAsyncContextManager[Callable[[AttemptContext], Plugin]]:
         """Per-node state: override it with an async context manager that yields the factory of the instances.
 
         It is entered when the node opens and left when the node closes.  An exception in it disables the plugin.
@@ -299,7 +236,7 @@ class Plugin(ABC):
         """Wait for the peer to dial our listener for this attempt; errors as in `receive_signal`."""
         return await self._attempt.wait_inbound()
 
-    async def hear_proof(self, carrier: Carrier) -> Link:
+    async def receive_proof(self, carrier: Carrier) -> Link:
         """Wait until the peer has proven itself on a carrier that it dialled, and return the Link on it.
 
         For a plugin that has several and does not know which one the peer will choose; return the first Link.
@@ -308,7 +245,10 @@ class Plugin(ABC):
           WrongPeer: it was another node, or another session.
           trio.BrokenResourceError, ProtocolError: the carrier ended first.
         """
-        return await self._attempt.hear_proof(carrier)
+        return await self._attempt.receive_proof(carrier)
+
+    hear_proof = receive_proof
+    """The same, under the name that it had in the first releases."""
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
         """Run other plugins towards the peer, every valid combo of theirs, and return the first proven Link.
@@ -347,157 +287,12 @@ class Plugin(ABC):
 
 
 @final
-class _NoSetup(AbstractAsyncContextManager[Callable[["Attempt"], Plugin]]):
+class _NoSetup(AbstractAsyncContextManager[Callable[[AttemptContext], Plugin]]):
     def __init__(self, plugin: type[Plugin]) -> None:
         self._plugin = plugin
 
-    async def __aenter__(self) -> Callable[[Attempt], Plugin]:
+    async def __aenter__(self) -> Callable[[AttemptContext], Plugin]:
         return self._plugin
 
     async def __aexit__(self, *_: object) -> None:
         return None
-
-
-# -- the registry ------------------------------------------------------------------------------------------------------
-
-plugin_registry: Final[dict[str, type[Plugin]]] = {}
-"""Every class that `register` has taken, by name, in the order of registration."""
-
-_P = TypeVar("_P", bound=type[Plugin])
-
-
-def register(*, phase: Phase | None) -> Callable[[_P], _P]:
-    """Class decorator: declare a plugin for a phase of the walk; ``phase=None`` keeps it out of the walk.
-
-    Raises:
-      PluginError: a declaration is missing or wrong, or the name is another plugin's.
-    """
-
-    def decorate(cls: _P) -> _P:
-        if phase is not None and phase not in PHASES:
-            raise PluginError(f"{cls.__name__}: unknown phase {phase!r}; there are {', '.join(PHASES)}")
-        name = _checked_name(cls)
-        other = plugin_registry.get(name)
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise PluginError(f"the plugin name {name!r} is taken by {other.__module__}.{other.__qualname__}")
-        cls.phase = phase
-        plugin_registry[name] = cls
-        return cls
-
-    return decorate
-
-
-def _checked_name(cls: type[Plugin]) -> str:
-    """The plugin's name; `PluginError` when its declaration is missing something or wrong."""
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name.isidentifier() or name == OWNER:
-        raise PluginError(f"{cls.__name__}: a plugin's name is an identifier, not {name!r}")
-    for message in cls.proto_messages:
-        if not (isinstance(message, type) and issubclass(message, Message)):
-            raise PluginError(f"{name}: proto_messages holds {message!r}, which is no Message type")
-    return name
-
-
-def technique_of(plugin: type[Plugin]) -> Technique:
-    """What the planner needs to know of a plugin."""
-    return Technique(
-        name=plugin.name,
-        phase=plugin.phase,
-        transport=plugin.transport,
-        route_types=frozenset(plugin.route_types),
-        aim=plugin.aim,
-        outlook=plugin.outlook,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PluginStatus:
-    """One line of ``node.plugins``: a plugin, or an entry point that gave none; `problem` is None when all is well."""
-
-    name: str
-    phase: str | None = None
-    source: str = ""
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedPlugins:
-    """The plugins of one node.
-
-    Attributes:
-      plugins: by name.
-      messages: wire name -> (plugin, message type).
-      problems: what was skipped, and why.
-    """
-
-    plugins: Mapping[str, type[Plugin]]
-    messages: Mapping[str, tuple[type[Plugin], type[Message]]]
-    problems: tuple[PluginStatus, ...]
-
-
-def load_plugins(
-    select: Iterable[str | type[Plugin]] | None = None,
-    *,
-    entry_points: Sequence[importlib.metadata.EntryPoint] | None = None,
-) -> LoadedPlugins:
-    """Import every advertised plugin and choose among them.
-
-    What cannot be imported, or whose name or message is taken, is skipped, logged, and listed in
-    `LoadedPlugins.problems`.
-
-    Args:
-      select: names of registered plugins, or plugin classes; None takes every plugin that is registered.
-      entry_points: instead of those of the installed packages.
-
-    Raises:
-      ConfigError: there is no plugin at all, or `select` names one that does not exist.
-      PluginError: a class in `select` is not declared as it should be.
-    """
-    if entry_points is None:
-        entry_points = tuple(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
-    problems: list[PluginStatus] = []
-    for point in sorted(entry_points, key=lambda each: each.name):
-        try:
-            point.load()
-        except Exception as error:  # whatever somebody's module raises when it is imported
-            logger.warning("plugin %s (%s) is skipped: %s", point.name, point.value, error, exc_info=True)
-            problems.append(
-                PluginStatus(name=point.name, source=point.value, problem=f"{type(error).__name__}: {error}")
-            )
-    chosen: dict[str, type[Plugin]] = {}
-    for item in plugin_registry if select is None else select:
-        if isinstance(item, str):
-            if item not in plugin_registry:
-                known = ", ".join(sorted(plugin_registry)) or "none is installed"
-                raise ConfigError(f"there is no plugin {item!r} ({known})")
-            chosen[item] = plugin_registry[item]
-        else:
-            chosen[_checked_name(item)] = item
-    messages: dict[str, tuple[type[Plugin], type[Message]]] = {}
-    for name, plugin in list(chosen.items()):
-        own: dict[str, tuple[type[Plugin], type[Message]]] = {}
-        try:
-            for message in plugin.proto_messages:
-                wire = wire_name(name, message)
-                if wire in own:
-                    raise ValueError(f"two of its messages would be {wire!r} on the wire")
-                own[wire] = (plugin, message)
-        except ValueError as error:
-            problems.append(PluginStatus(name=name, phase=plugin.phase, source=_source(plugin), problem=str(error)))
-            logger.warning("plugin %s is skipped: %s", name, error)
-            del chosen[name]
-            continue
-        messages.update(own)
-    if not chosen:
-        raise ConfigError(f"no plugin could be loaded from the entry points of {ENTRY_POINT_GROUP!r}: see the log")
-    return LoadedPlugins(plugins=chosen, messages=messages, problems=tuple(problems))
-
-
-def _source(plugin: type[Plugin]) -> str:
-    return f"{plugin.__module__}.{plugin.__qualname__}"
-
-
-def status_of(loaded: LoadedPlugins) -> tuple[PluginStatus, ...]:
-    """``node.plugins``: what is there, then what was skipped."""
-    present = [PluginStatus(name=name, phase=p.phase, source=_source(p)) for name, p in loaded.plugins.items()]
-    return (*present, *loaded.problems)

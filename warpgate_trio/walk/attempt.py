@@ -1,24 +1,24 @@
 """One plugin's run, on either side, from its start to a Pipe or to nothing left.
 
 An attempt is what stands between a plugin and the node: it gives the plugin its context, bounds it, turns what the
-plugin made into a committed Pipe, and closes everything else.  Its life is one function call, `make_pipe` for the
-initiator's side and `answer` for the responder's; whatever the plugin opened in the attempt's nursery ends before
-that call returns.
-
-The winner's way out (DESIGN §5): on ACCEPT the Link's driver moves to the node's nursery, the session records the
-Pipe, and the phase is cancelled, in one synchronous step.
+plugin made into a proven Link, and closes everything else.  What both sides share is here; `CallingAttempt`
+(`walk.calling`) commits the Link and wins its session, `AnsweringAttempt` (`walk.answering`) hears the commit.
+The life of either is one function call; whatever the plugin opened in the attempt's nursery ends before it returns.
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import Final, Protocol
 
 import trio
 
+from ..address import PeerAddress
 from ..carrier import Carrier
+from ..combos import Combo, JudgedPath
 from ..errors import (
     AttemptFailed,
     CarrierError,
@@ -27,22 +27,15 @@ from ..errors import (
     ProtocolError,
     SignalError,
     WrongPeer,
-    panics_as_errors,
 )
-from ..link import Link, PathInfo, Pipe, RefuseReason
+from ..identity import Identity
+from ..link import Link, PathInfo, RefuseReason
 from ..nurseries import open_background_nursery
-from ..signal import Cancel, Clock, Delivery, Failed, Message, RefusalReason, Refused
-from ..signal.core import OWNER
+from ..plugin import AttemptContext, NodeView, Plugin
+from ..signal import Clock, Delivery, Failed, Message, RefusalReason, Refused
+from ..signal.router import AttemptKey, Signals
 
-if TYPE_CHECKING:
-    from ..address import PeerAddress
-    from ..combos import Combo, JudgedPath
-    from ..identity import Identity
-    from ..plugin import NodeView, Plugin
-    from ..signal.router import AttemptKey, Signals
-    from .session import Session
-
-__all__ = ["EXPECTED", "Attempt", "AttemptHome"]
+__all__ = ["EXPECTED", "Adopted", "Attempt", "AttemptHome", "Factory", "check_delivery", "is_final"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -58,6 +51,11 @@ EXPECTED: Final = (
     trio.TooSlowError,
 )
 """What an attempt may end with without a traceback in the log: networks do that."""
+
+Factory = Callable[[AttemptContext], Plugin]
+"""Makes a plugin's instance for one run."""
+Adopted = list[Callable[[], Awaitable[object]]]
+"""Tasks that live as long as the Link that an attempt makes (`Plugin.adopt`)."""
 
 
 class AttemptHome(Protocol):
@@ -75,16 +73,13 @@ class AttemptHome(Protocol):
 
     def forget_attempt(self, key: AttemptKey) -> None: ...
 
-    def adopt_link(self, link: Link, tasks: list[Callable[[], Awaitable[object]]]) -> None:
+    def adopt_link(self, link: Link, tasks: Adopted) -> None:
         """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""
 
     def plan(self, peer: PeerAddress, plugins: Sequence[str]) -> Sequence[Combo]:
         """The valid combos of these plugins with a peer."""
 
-    async def wait_signals(self) -> None:
-        """Wait until a signal server is connected; `SignalUnavailable` when there is none to wait for."""
-
-    def factory(self, plugin: str) -> Callable[[Attempt], Plugin]:
+    def factory(self, plugin: str) -> Factory:
         """The maker of a plugin's instances."""
 
     def learn_address(self, address: PeerAddress) -> None:
@@ -101,16 +96,16 @@ _FINAL_REFUSALS: Final = {
 """What every other attempt would hear too; a plugin that the peer lacks, or a limit on requests, is no such answer."""
 
 
-@final
-class Attempt:
-    """One run of a plugin; its fields are what `warpgate_trio.plugin.Plugin` shows to it.
+class Attempt(ABC):
+    """One run of a plugin, and its context: the `AttemptContext` that the plugin sees.
 
     Args:
+      plugin, phase: the plugin's, for reports.
       path: None for a plugin that makes no path, such as `get_addr`.
-      session: the walk that this attempt is part of; None where it belongs to none.
-      inbound: on the responder's side.
-      via, request_id: there, the channel that the request came in by, and its message id.
     """
+
+    inbound: bool
+    """Whether this is the responder's side."""
 
     def __init__(
         self,
@@ -122,185 +117,64 @@ class Attempt:
         plugin: str,
         phase: str | None,
         path: JudgedPath | None,
-        session: Session | None = None,
-        inbound: bool = False,
-        via: str | None = None,
-        request_id: bytes | None = None,
     ) -> None:
-        self._home = home
-        self._session = session
-        self._plugin = plugin
-        self._phase = phase
-        self._judged = path
-        self._via = via
-        self._request_id = request_id
+        self._home: Final = home
+        self._plugin: Final = plugin
+        self._phase: Final = phase
+        self._judged: Final = path
         self._arrivals, self._inbox = trio.open_memory_channel[Link | Message](16)
-        self._adopted: list[Callable[[], Awaitable[object]]] = []
+        self._adopted: Adopted = []
         self._nursery: trio.Nursery | None = None
         self._last_sent: Message | None = None
         self._given_up = False  # by the peer, which has said so
-        self._corrected = False
-        self.won: bool = False
-        self.met: bool = False  # what the plugin made led to the peer
+        self._sent_again = False  # since the peer has told its time
         self.node: Final = home.view
-        self.peer = peer
+        self.peer: Final = peer
         self.session_id: Final = session_id
         self.attempt_id: Final = attempt_id
-        self.inbound: Final = inbound
-
-    @classmethod
-    def of_combo(cls, home: AttemptHome, session: Session, combo: Combo, attempt_id: bytes) -> Attempt:
-        """The initiator's attempt at one combo."""
-        return cls(
-            home,
-            peer=session.peer,
-            session_id=session.id,
-            attempt_id=attempt_id,
-            plugin=combo.plugin,
-            phase=combo.phase,
-            path=combo.path,
-            session=session,
-        )
 
     @property
     def key(self) -> AttemptKey:
+        """What messages and Links for this attempt name."""
         return (self.peer.public_key, self.session_id, self.attempt_id)
+
+    # -- what the plugin sees ------------------------------------------------------------------------------------------
 
     @property
     def path(self) -> JudgedPath:
+        """See `AttemptContext.path`."""
         if self._judged is None:
             raise PluginError(f"{self._plugin} makes no path, so it has no address family, route or target")
         return self._judged
 
     @property
     def nursery(self) -> trio.Nursery:
+        """See `Plugin.nursery`."""
         if self._nursery is None:
             raise RuntimeError("an attempt has its nursery while it runs")
         return self._nursery
 
-    # -- the initiator's side ----------------------------------------------------------------------------------------
+    @abstractmethod
+    async def send_signal(self, message: Message) -> None:
+        """See `Plugin.send_signal`."""
 
-    async def make_pipe(self, factory: Callable[[Attempt], Plugin]) -> Pipe:
-        """Run the plugin, commit what it makes, and win the session.
+    async def receive_signal(self) -> Message:
+        """See `Plugin.receive_signal`."""
+        while True:
+            arrival = await self._receive()
+            if not isinstance(arrival, Link):
+                return arrival
+            arrival.close_nowait()  # a plugin that waits for messages has no use for it
 
-        Raises whatever ended the attempt, bare.
-        """
-        session = self._session
-        assert session is not None
-        link: Link | None = None
-        session.attempts.add(self)
-        try:
-            async with self._running():
-                link = await self._proven(await factory(self).run())
-                return await self._commit(link, session)
-        except PeerRefused as refusal:
-            session.learn_refusal(refusal)
-            raise
-        except WrongPeer:
-            session.wrong_peer = True
-            raise
-        finally:
-            session.attempts.discard(self)
-            if link is not None and not self.won:
-                link.close_nowait()
-            self._end_at_the_peer(session)
+    async def wait_inbound(self) -> Link:
+        """See `Plugin.wait_inbound`."""
+        while True:
+            arrival = await self._receive()
+            if isinstance(arrival, Link):
+                return arrival
 
-    def _end_at_the_peer(self, session: Session) -> None:
-        """Spare the peer what is left of its part, where the walk goes on without this attempt.
-
-        What ends the walk ends it there too, with a Pipe or with what the node says about the whole session.
-        """
-        heard = self._last_sent is not None and not self._given_up
-        goes_on = session.over_at is None and trio.current_time() >= session.phase_deadline
-        if heard and goes_on and not self.won:
-            self._home.say_goodbye(self._say_that_it_is_over)
-
-    async def _say_that_it_is_over(self) -> None:
-        try:
-            await self._home.signals.send(
-                self.peer, Cancel(), owner=OWNER, session=self.session_id, attempt=self.attempt_id, visit=False
-            )
-        except SignalError as error:
-            logger.debug("the peer could not be told that %s is over: %s", self._plugin, error)
-
-    async def ask(self, factory: Callable[[Attempt], Plugin]) -> object:
-        """Run an auxiliary plugin, which makes no path, and return what it returns; errors come out bare."""
-        async with self._running():
-            return await factory(self).run()
-
-    async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
-        """See `Plugin.race`."""
-        session = self._session
-        assert session is not None
-        found: list[Link] = []
-        errors: list[Exception] = []
-
-        async def one(combo: Combo, delay: float) -> None:
-            await trio.sleep(delay)  # pacing: a quick candidate spares the others their work
-            attempt = Attempt.of_combo(self._home, session, combo, self.node.host.entropy(16))
-            try:
-                with panics_as_errors():
-                    link = await attempt.make_link(self._home.factory(combo.plugin))
-            except Exception as error:
-                if not isinstance(error, EXPECTED):
-                    logger.warning("%s failed", combo.plugin, exc_info=True)
-                session.wrong_peer = session.wrong_peer or isinstance(error, WrongPeer)
-                errors.append(error)
-                return
-            if found:
-                link.close_nowait()
-            else:
-                found.append(link)
-                self._adopted += attempt._adopted
-                nursery.cancel_scope.cancel(reason="another plugin was first")
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for combo in self._home.plan(self.peer, plugins):
-                    nursery.start_soon(one, combo, combo.delay + stagger * plugins.index(combo.plugin))
-        except BaseException:
-            for link in found:  # cancelled from outside, in the moment of the win
-                link.close_nowait()
-            raise
-        if found:
-            return found[0]
-        for error in errors:
-            if isinstance(error, PeerRefused):
-                raise error
-        raise AttemptFailed("none of them made a path: " + "; ".join(str(error) for error in errors))
-
-    async def make_link(self, factory: Callable[[Attempt], Plugin]) -> Link:
-        """Run the plugin up to a proven Link, for somebody else to commit."""
-        link: Link | None = None
-        try:
-            async with self._running():
-                link = await self._proven(await factory(self).run())
-                link.path = self._path(link.carrier)
-            return link
-        except BaseException:
-            if link is not None:
-                link.close_nowait()
-            raise
-
-    async def _proven(self, made: object) -> Link:
-        if isinstance(made, Link):
-            return made
-        if not isinstance(made, Carrier):
-            raise PluginError(f"{self._plugin}.run() returned {made!r}, which is neither a Carrier nor a Link")
-        identity = self._home.identity
-        if made.dialer:
-            return await Link.prove(
-                made,
-                identity,
-                peer_key=self.peer.public_key,
-                session_id=self.session_id,
-                attempt_id=self.attempt_id,
-                initiator=not self.inbound,
-            )
-        return await self.hear_proof(made)
-
-    async def hear_proof(self, carrier: Carrier) -> Link:
-        """See `Plugin.hear_proof`."""
+    async def receive_proof(self, carrier: Carrier) -> Link:
+        """See `Plugin.receive_proof`."""
         link = await Link.hear_proof(carrier)
         if link.peer_key != self.peer.public_key or link.session_id != self.session_id:
             link.close_nowait()
@@ -308,70 +182,23 @@ class Attempt:
         link.become(initiator=not self.inbound)
         return link
 
-    async def _commit(self, link: Link, session: Session) -> Pipe:
-        async with session.commit_lock:
-            session.epoch += 1
-            try:
-                with session.budget_suspended():
-                    pipe = await link.commit(
-                        epoch=session.epoch,
-                        link_id=session.id[:8] + session.epoch.to_bytes(8, "big"),
-                        early_data=session.early_data,
-                        patience=self.node.budgets.commit,
-                    )
-            except (trio.BrokenResourceError, ProtocolError):
-                session.broke_off = True
-                raise
-            except PeerRefused as refusal:
-                session.learn_refusal(refusal)  # before the lock passes on, to a carrier that would hear the same
-                raise
-            # No checkpoint from the ACCEPT to here: the lock's release is none either.
-            link.path = link.path or self._path(link.carrier)
-            self.won = True
-            self._home.adopt_link(link, self._adopted)
-            session.win(pipe)
-        return pipe
+    @abstractmethod
+    async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
+        """See `Plugin.race`."""
 
-    def _path(self, carrier: Carrier) -> PathInfo:
-        return PathInfo(
-            phase=self._phase,
-            plugin=self._plugin,
-            af=self.path.af,
-            route_type=self.path.route_type.name,
-            carrier=carrier.name,
-            local=carrier.local,
-            remote=carrier.remote,
-        )
+    @abstractmethod
+    def hold_phase(self) -> None:
+        """See `Plugin.hold_phase`."""
 
-    # -- the responder's side ----------------------------------------------------------------------------------------
+    def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
+        """See `Plugin.adopt`."""
+        self._adopted.append(task)
 
-    async def answer(
-        self,
-        factory: Callable[[Attempt], Plugin],
-        request: Message,
-        decide: Callable[[Link, list[Callable[[], Awaitable[object]]]], Awaitable[bool]],
-    ) -> None:
-        """Run the plugin for a peer's request; one without a path (an auxiliary plugin's) ends with its run.
+    def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
+        """See `Plugin.goodbye`."""
+        self._home.say_goodbye(task)
 
-        `decide` hears the COMMIT on the Link that came of it; when it returns True it has accepted and adopted the
-        Link, and the tasks that the plugin gave for it.
-        """
-        accepted = False
-        link: Link | None = None
-        try:
-            async with self._running():
-                made = await factory(self).run(request)
-                if self._judged is None:
-                    return
-                link = await self._proven(made)
-                self.met = True
-                link.path = self._path(link.carrier)
-                accepted = await decide(link, self._adopted)
-        finally:
-            if link is not None and not accepted:
-                link.close_nowait()
-
-    # -- both sides --------------------------------------------------------------------------------------------------
+    # -- the run -------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
@@ -389,6 +216,36 @@ class Attempt:
                     if isinstance(late, Link):
                         late.close_nowait()
 
+    async def _prove(self, made: object) -> Link:
+        """The proven Link on what the plugin made."""
+        if isinstance(made, Link):
+            return made
+        if not isinstance(made, Carrier):
+            raise PluginError(f"{self._plugin}.run() returned {made!r}, which is neither a Carrier nor a Link")
+        if not made.dialer:
+            return await self.receive_proof(made)
+        return await Link.prove(
+            made,
+            self._home.identity,
+            peer_key=self.peer.public_key,
+            session_id=self.session_id,
+            attempt_id=self.attempt_id,
+            initiator=not self.inbound,
+        )
+
+    def _path_info(self, carrier: Carrier) -> PathInfo:
+        return PathInfo(
+            phase=self._phase,
+            plugin=self._plugin,
+            af=self.path.af,
+            route_type=self.path.route_type.name,
+            carrier=carrier.name,
+            local=carrier.local,
+            remote=carrier.remote,
+        )
+
+    # -- arrivals ------------------------------------------------------------------------------------------------------
+
     def deliver(self, arrival: Link | Message) -> None:
         """A Link or a message for this attempt; a Link that finds no room is closed, a message is dropped."""
         try:
@@ -397,100 +254,55 @@ class Attempt:
             if isinstance(arrival, Link):
                 arrival.close_nowait()
 
-    async def send_signal(self, message: Message) -> None:
-        """See `Plugin.send_signal`."""
-        session = self._session
-        self._last_sent = message
-        if session is not None:
-            session.signalled = True  # before it is: cancelled in between, it may have been heard all the same
-        delivery = await self._home.signals.send(
-            self.peer,
-            message,
-            owner=self._plugin,
-            session=self.session_id,
-            attempt=self.attempt_id,
-            in_reply_to=self._request_id,
-            via=self._via,
-            visit=not self.inbound,
-        )
-        if session is not None and (session.best_delivery is None or delivery > session.best_delivery):
-            session.best_delivery = delivery
-        if delivery is Delivery.NOBODY_HOME:
-            raise AttemptFailed("the signal servers know no such peer: it is not connected to them")
-        if delivery is Delivery.FULL:
-            raise AttemptFailed("the peer's mailbox is full: it does not read its signals")
-
     async def _receive(self) -> Link | Message:
         """The next arrival; core messages become exceptions, a clock reply makes us send again."""
-        session = self._session
         while True:
             arrival = await self._inbox.receive()
+            if isinstance(arrival, Clock):
+                await self._send_again(arrival)
+                continue
             if isinstance(arrival, Link):
                 return arrival
-            if session is not None and not isinstance(arrival, Clock):
-                session.answered = True
-            if isinstance(arrival, Clock):
-                await self._correct_clock(arrival)
-            elif isinstance(arrival, Refused):
+            self._note_answer(arrival)
+            if isinstance(arrival, Refused):
                 self._given_up = True
-                raise self._refused(arrival)
-            elif isinstance(arrival, Failed):
+                raise _refusal(arrival)
+            if isinstance(arrival, Failed):
                 self._given_up = True
                 raise AttemptFailed("the peer tried, and it did not work there")
-            else:
-                return arrival
+            return arrival
 
-    def _refused(self, refused: Refused) -> Exception:
-        """What a refusal by signal means: no to us ends the walk, no to this request only the attempt."""
-        text = f"the peer refused by signal: {refused.reason.value.replace('_', ' ')}"
-        final = _FINAL_REFUSALS.get(refused.reason)
-        if final is not None:
-            return PeerRefused(final, text)
-        if self._session is not None:
-            self._session.turned_down = refused.reason
-        return AttemptFailed(text)
+    @abstractmethod
+    def _note_answer(self, message: Message) -> None:
+        """The peer has said something that is not about its clock."""
 
-    async def _correct_clock(self, reply: Clock) -> None:
-        """The peer says what time it is there; `Signals` has noted it, so what was refused can be said again, once.
-
-        The peer answers one message in ten seconds so, whatever it refuses: the session's other attempts hear of it
-        here.
-        """
-        session = self._session
-        if self._corrected or self._last_sent is None:
+    async def _send_again(self, reply: Clock) -> None:
+        """The peer has told what time it is there, and `Signals` has noted it: what was refused is said again, once."""
+        if self._sent_again or self._last_sent is None:
             return
-        self._corrected = True
-        if session is not None and not session.clock_corrected:
-            session.clock_corrected = True
-            session.recorder.note("our clock and the peer's differ; the signals were corrected", trio.current_time())
-            for other in session.attempts - {self}:
-                other.deliver(reply)
+        self._sent_again = True
+        self._note_clock(reply)
         await self.send_signal(self._last_sent)
 
-    async def receive_signal(self) -> Message:
-        """See `Plugin.receive_signal`."""
-        while True:
-            arrival = await self._receive()
-            if not isinstance(arrival, Link):
-                return arrival
-            arrival.close_nowait()  # a plugin that waits for messages has no use for it
+    @abstractmethod
+    def _note_clock(self, reply: Clock) -> None:
+        """The peer's clock differs from ours, and what was sent goes out again by that."""
 
-    async def wait_inbound(self) -> Link:
-        """See `Plugin.wait_inbound`."""
-        while True:
-            arrival = await self._receive()
-            if isinstance(arrival, Link):
-                return arrival
 
-    def hold_phase(self) -> None:
-        """See `Plugin.hold_phase`."""
-        if self._session is not None:
-            self._session.hold_phase()
+def is_final(refused: Refused) -> bool:
+    """Whether every other attempt would hear the same."""
+    return refused.reason in _FINAL_REFUSALS
 
-    def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
-        """See `Plugin.adopt`."""
-        self._adopted.append(task)
 
-    def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
-        """See `Plugin.goodbye`."""
-        self._home.say_goodbye(task)
+def _refusal(refused: Refused) -> Exception:
+    """What a refusal by signal means: no to us ends the walk, no to this request only the attempt."""
+    text = f"the peer refused by signal: {refused.reason.value.replace('_', ' ')}"
+    return PeerRefused(_FINAL_REFUSALS[refused.reason], text) if is_final(refused) else AttemptFailed(text)
+
+
+def check_delivery(delivery: Delivery) -> None:
+    """Raise `AttemptFailed` where a signal did not reach the peer."""
+    if delivery is Delivery.NOBODY_HOME:
+        raise AttemptFailed("the signal servers know no such peer: it is not connected to them")
+    if delivery is Delivery.FULL:
+        raise AttemptFailed("the peer's mailbox is full: it does not read its signals")

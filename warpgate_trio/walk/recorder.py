@@ -7,7 +7,7 @@ from typing import final
 
 import msgspec
 
-from ..combos import Combo, Likelihood
+from ..combos import Combo
 from ..report import ComboReport, ConnectReport, Known, Outcome, Verdict, WalkEvent, advise
 
 __all__ = ["Recorder"]
@@ -37,7 +37,6 @@ class Recorder:
 
     def planned(self, combo: Combo) -> None:
         """A combo of the plan that has not started."""
-        hopeless = combo.likelihood.value == "hopeless"
         self._rows[combo] = ComboReport(
             phase=combo.phase,
             plugin=combo.plugin,
@@ -45,8 +44,8 @@ class Recorder:
             route=combo.route_type.name,
             target="" if combo.target is None else str(combo.target),
             likelihood=combo.likelihood.value,
-            outcome=Outcome.HOPELESS if hopeless else Outcome.NOT_STARTED,
-            error=combo.why if hopeless else None,
+            outcome=Outcome.HOPELESS if combo.hopeless else Outcome.NOT_STARTED,
+            error=combo.why if combo.hopeless else None,
         )
 
     def phase(self, name: str, now: float) -> None:
@@ -68,7 +67,7 @@ class Recorder:
         self, combo: Combo, outcome: Outcome, now: float, *, error: str | None = None, cleanup: float | None = None
     ) -> None:
         """An attempt ended; `cleanup` is the seconds that it took to end after it was told to."""
-        if combo.likelihood is Likelihood.HOPELESS and error is not None:
+        if combo.hopeless and error is not None:
             error = f"{combo.why}; tried all the same: {error}"
         row = self._rows[combo] = msgspec.structs.replace(
             self._rows[combo],

@@ -1,83 +1,105 @@
-"""One call of `auto_connect`, as all of its attempts share it: at most one Pipe comes of it (DESIGN §4.2)."""
+"""One session with a peer, as all of its attempts share it: at most one Pipe comes of it.
+
+A call of `auto_connect` has one, and another one where the first was spent; an auxiliary plugin's question has one.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, final
+import dataclasses
+from typing import Final, final
 
 import trio
 
+from ..address import PeerAddress
+from ..errors import PeerRefused
 from ..link import Pipe, RefuseReason
+from ..signal import Delivery, RefusalReason
+from ..signal.router import Mailbox
+from .phase_clock import PhaseClock
+from .recorder import Recorder
 
-if TYPE_CHECKING:
-    from ..address import PeerAddress
-    from ..errors import PeerRefused
-    from ..signal import Delivery, RefusalReason
-    from .attempt import Attempt
-    from .recorder import Recorder
+__all__ = ["Evidence", "Session"]
 
-__all__ = ["HOLD", "Session"]
 
-HOLD: Final = 1.0
-"""Seconds that a phase waits for a handshake that is under way when its budget ends: a round trip, and a loss in it.
-Without, at 5 % loss, two paths in 600 were cut short that had just answered."""
+@final
+@dataclasses.dataclass(slots=True)
+class Evidence:
+    """What was learned of the peer and of the way to it, for the verdict.
+
+    Attributes:
+      signalled: something was sent to it by signal.
+      best_delivery: the best that a signal server did with that.
+      answered: it answered by signal, other than about the time.
+      clock_corrected: it told its time, and signals went by that from then on.
+      turned_down: why it would not do what one attempt asked of it.
+      wrong_peer: a path led to another node.
+      broke_off: a path was found and proven, and broke before the peer accepted.
+    """
+
+    signalled: bool = False
+    best_delivery: Delivery | None = None
+    answered: bool = False
+    clock_corrected: bool = False
+    turned_down: RefusalReason | None = None
+    wrong_peer: bool = False
+    broke_off: bool = False
+
+    def note_delivery(self, delivery: Delivery) -> None:
+        """A signal server has said what it did."""
+        self.best_delivery = delivery if self.best_delivery is None else max(self.best_delivery, delivery)
+
+    @property
+    def offline(self) -> bool:
+        """Whether every signal server that was asked says that the peer is not there."""
+        return self.best_delivery is not None and self.best_delivery <= Delivery.NOBODY_HOME
 
 
 @final
 class Session:
-    """One call of `auto_connect`, on the initiator's side: at most one Pipe comes of it.
+    """One session, on the initiator's side.
+
+    Args:
+      early_data: what goes to the peer's application with the commit.
 
     Attributes:
       peer: its address, the newest that is known.
-      refreshed: the peer was asked for that.
-      turned_down: why the peer would not do what one attempt asked of it.
-      commit_lock: commits are made one at a time (DESIGN §4.2).
+      clock: that of the running phase.
+      evidence: what was learned, for the verdict.
+      attempts: those under way.
+      commit_lock: commits are made one at a time, so that the peer accepts at most one.
+      epoch: the number of the last commit.
       pipe: the result.
       refusal: the peer's no, which ends the walk.
-      phases: those that have begun.
-      scope: the running phase's cancel scope.
-      beside: that of what runs beside the phases.
+      spent: the peer's application has had its Pipe of this session, and we never saw it.
       over_at: when the session was decided.
-      phase_deadline: when the running phase is over.
-      attempts: those under way.
-      broke_off, wrong_peer, clock_corrected, signalled, answered, best_delivery: what was learned, for
-      the verdict.
+      beside: the cancel scope of what runs beside the phases.
     """
 
     def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
         self.peer = peer
-        self.refreshed: bool = False
-        self.turned_down: RefusalReason | None = None
-        self.id = session_id
+        self.id: Final = session_id
         self.recorder: Final = recorder
         self.early_data: Final = early_data
+        self.clock: Final = PhaseClock()
+        self.evidence: Final = Evidence()
+        self.attempts: Final[set[Mailbox]] = set()
         self.commit_lock: Final = trio.Lock()
         self.epoch = 0
         self.pipe: Pipe | None = None
         self.refusal: PeerRefused | None = None
         self.spent: bool = False
-        self.phases: Final[set[str | None]] = set()
-        self.scope: trio.CancelScope | None = None
-        self.beside: trio.CancelScope | None = None
         self.over_at: float | None = None
-        self.phase_deadline: float = math.inf
-        self._budget_ends: float = math.inf
-        self._held_until: float = -math.inf
-        self._suspended = False
-        self.broke_off = False
-        self.wrong_peer = False
-        self.clock_corrected = False
-        self.attempts: set[Attempt] = set()
-        self.signalled = False
-        self.answered = False
-        self.best_delivery: Delivery | None = None
+        self.beside: trio.CancelScope | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing more can come of it."""
+        return self.pipe is not None or self.refusal is not None or self.spent
 
     def win(self, pipe: Pipe) -> None:
         """Record the result and end the walk.  No checkpoint before or after."""
         self.pipe = pipe
-        self.end_walk("another combo has won")
+        self.end("another combo has won")
 
     def learn_refusal(self, refusal: PeerRefused) -> None:
         """The peer was reached and said no: other paths lead to the same answer."""
@@ -85,53 +107,12 @@ class Session:
             self.spent = True
         else:
             self.refusal = self.refusal or refusal
-        self.end_walk("the peer refused")
+        self.end("the peer refused")
 
-    def begin_phase(self, scope: trio.CancelScope, budget: float) -> None:
-        """A phase has begun; it ends in `budget` seconds at the latest, but for what holds or suspends that."""
-        self.scope = scope
-        self._budget_ends = trio.current_time() + budget
-        self._held_until = -math.inf
-        self._set_deadline()
-
-    def shorten_phase(self, budget: float) -> None:
-        """The budget is to end in so many seconds, if that is earlier than it would, and no commit is under way."""
-        if not self._suspended:
-            self._budget_ends = min(self._budget_ends, trio.current_time() + budget)
-            self._set_deadline()
-
-    def hold_phase(self) -> None:
-        """The phase is not to end within `HOLD` seconds, if that is no more than `HOLD` seconds after its budget."""
-        self._held_until = trio.current_time() + HOLD
-        self._set_deadline()
-
-    def _set_deadline(self) -> None:
-        if self.scope is not None and not self._suspended:
-            self.phase_deadline = max(self._budget_ends, min(self._held_until, self._budget_ends + HOLD))
-            self.scope.deadline = self.phase_deadline
-
-    @contextmanager
-    def budget_suspended(self) -> Iterator[None]:
-        """While a commit is under way the phase's budget does not run: it is for finding paths, and one was found.
-
-        The commit has a bound of its own (the peer's silence), and the walk's deadline stands.
-        """
-        if self.scope is None:
-            yield
-            return
-        began = trio.current_time()
-        self.scope.deadline, self._suspended = math.inf, True
-        try:
-            yield
-        finally:
-            self._suspended = False
-            self._budget_ends += trio.current_time() - began
-            self._set_deadline()
-
-    def end_walk(self, reason: str = "no phase is left") -> None:
+    def end(self, reason: str) -> None:
         """End what runs, in the phase and beside it."""
         if self.over_at is None:
             self.over_at = trio.current_time()
-        for scope in (self.scope, self.beside):
-            if scope is not None:
-                scope.cancel(reason=reason)
+        self.clock.end(reason)
+        if self.beside is not None:
+            self.beside.cancel(reason=reason)

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, final
 
 from ..link import RefuseReason
+from ..names import NameFailure
 from ..report import Known, Verdict
-from ..signal import Delivery, RefusalReason
-from .planned_walk import PlannedWalk
+from ..signal import RefusalReason
 from .session import Session
 
-__all__ = ["decide_verdict", "take_stock"]
+__all__ = ["ThisSide", "Unresolved", "decide_verdict", "take_stock"]
 
 
-def take_stock(session: Session, planned: PlannedWalk) -> tuple[set[Known], list[str]]:
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unresolved:
+    """What DNS has to do with a walk's end.
+
+    Attributes:
+      names: those of servers that cannot be resolved now.
+      no_signal, no_stun: all names of signal servers are among them, and all of STUN servers, of which there are some
+        and of which none is remembered.
+    """
+
+    names: Mapping[str, NameFailure] = field(default_factory=dict)
+    no_signal: bool = False
+    no_stun: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThisSide:
+    """What this side has of what a walk may need.
+
+    Attributes:
+      signal, stun: whether servers of the kind are configured.
+      silent: where no signal server is connected, each with the reason.
+    """
+
+    signal: bool = True
+    stun: bool = True
+    silent: Sequence[str] = ()
+
+
+def take_stock(session: Session, phases: Sequence[str | None], this_side: ThisSide) -> tuple[set[Known], list[str]]:
     """What this side was without, for the advice and in sentences; what the walk had no use for is not missed."""
-    here = planned.here()
-    punches = any(phase in ("punch", "spray") for phase in planned.phases)
+    punches = any(phase in ("punch", "spray") for phase in phases)
     known: set[Known] = set()
     lacks: list[str] = []
     if session.refusal is not None:  # it was reached with what there is
         return ({Known.TAKEN} if session.refusal.reason == RefuseReason.TAKEN else known), lacks
-    if not here.signal:
+    if not this_side.signal:
         known.add(Known.NO_SIGNAL_HERE)
-    if (session.signalled or punches) and not here.signal:
+    if (session.evidence.signalled or punches) and not this_side.signal:
         lacks.append("no signal server is configured here")
-    elif session.signalled and here.silent:
-        lacks.append(f"no signal server is connected: {'; '.join(here.silent)}")
-    if punches and not here.stun:
+    elif session.evidence.signalled and this_side.silent:
+        lacks.append(f"no signal server is connected: {'; '.join(this_side.silent)}")
+    if punches and not this_side.stun:
         known.add(Known.NO_STUN_HERE)
         lacks.append("no STUN server is configured here: no way through a NAT is known")
     if punches and not session.peer.nat_profiles:
@@ -45,29 +76,29 @@ _BY_REFUSAL: Final[Mapping[int, Verdict]] = {
 }
 
 
-def decide_verdict(session: Session, planned: PlannedWalk, *, timed_out: bool) -> Verdict:
+def decide_verdict(session: Session, *, planned: bool, timed_out: bool, unresolved: Unresolved) -> Verdict:
     """The one reason that explains most: what the peer itself said, then what was seen, then what was missing."""
     if session.refusal is not None:
         return _BY_REFUSAL.get(session.refusal.reason, Verdict.NOT_ACCEPTING)
-    if not planned.combos:
+    evidence = session.evidence
+    if not planned:
         return Verdict.NOTHING_TO_TRY
     if timed_out:
         return Verdict.TIMED_OUT
-    if session.broke_off or session.spent:
+    if evidence.broke_off or session.spent:
         return Verdict.BROKE_OFF
-    if session.wrong_peer:
+    if evidence.wrong_peer:
         return Verdict.WRONG_PEER
-    if session.clock_corrected and not session.answered:
+    if evidence.clock_corrected and not evidence.answered:
         return Verdict.CLOCK_OFF  # it told us its time, we went by that, and it heard no more of us
-    if session.turned_down is not None:
-        return Verdict.BUSY if session.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
-    unresolved = planned.unresolved()
-    if session.answered and unresolved.no_stun:
+    if evidence.turned_down is not None:
+        return Verdict.BUSY if evidence.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
+    if evidence.answered and unresolved.no_stun:
         return Verdict.NO_DNS  # nothing could be punched
-    if session.answered:
-        return Verdict.NO_RELAY_CONFIGURED if not planned.has_relay else Verdict.UNREACHABLE
-    if session.best_delivery is None and session.signalled and unresolved.no_signal:
+    if evidence.answered:
+        return Verdict.NO_RELAY_CONFIGURED
+    if evidence.best_delivery is None and evidence.signalled and unresolved.no_signal:
         return Verdict.NO_DNS
-    if session.best_delivery is None:
-        return Verdict.NO_SIGNAL if session.signalled else Verdict.UNREACHABLE
-    return Verdict.PEER_OFFLINE if session.best_delivery <= Delivery.NOBODY_HOME else Verdict.PEER_SILENT
+    if evidence.best_delivery is None:
+        return Verdict.NO_SIGNAL if evidence.signalled else Verdict.UNREACHABLE
+    return Verdict.PEER_OFFLINE if evidence.offline else Verdict.PEER_SILENT

@@ -6,9 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.nodes import BOB, address_of
-from warpgate_trio.walk.recorder import Recorder
-from warpgate_trio.walk.session import HOLD, Session
+from warpgate_trio.walk.phase_clock import HOLD, PhaseClock
 
 BUDGET = 1.5
 
@@ -25,16 +23,15 @@ BUDGET = 1.5
 async def test_a_handshake_is_waited_for_but_not_for_ever(
     holds: tuple[float, ...], end: float, autojump_clock: trio.testing.MockClock
 ) -> None:
-    session = new_session()
+    clock = PhaseClock()
     began = trio.current_time()
-    with trio.CancelScope() as scope:
-        session.begin_phase(scope, BUDGET)
+    with clock.phase(BUDGET):
         for at in holds:
             await trio.sleep_until(began + at)
-            session.hold_phase()
+            clock.hold()
         await trio.sleep_forever()
     assert trio.current_time() - began == pytest.approx(end)
-    assert session.phase_deadline - began == pytest.approx(end)
+    assert clock.deadline - began == pytest.approx(end)
 
 
 @pytest.mark.parametrize("held_first", [False, True])
@@ -42,33 +39,27 @@ async def test_a_budget_that_is_shortened_cuts_no_handshake(
     held_first: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     """A node that was just opened learns in the middle of a phase how far its signals go."""
-    session = new_session()
+    clock = PhaseClock()
     began = trio.current_time()
-    with trio.CancelScope() as scope:
-        session.begin_phase(scope, BUDGET)
-        session.shorten_phase(2 * BUDGET)  # longer than it was: nothing happens
+    with clock.phase(BUDGET):
+        clock.shorten(2 * BUDGET)  # longer than it was: nothing happens
         if held_first:
-            session.hold_phase()
-        session.shorten_phase(0.1)
+            clock.hold()
+        clock.shorten(0.1)
         if not held_first:
-            session.hold_phase()
+            clock.hold()
         await trio.sleep_forever()
     assert trio.current_time() - began == pytest.approx(HOLD)
 
 
 async def test_a_commit_suspends_the_budget_and_what_is_held(autojump_clock: trio.testing.MockClock) -> None:
-    session = new_session()
+    clock = PhaseClock()
     began = trio.current_time()
-    with trio.CancelScope() as scope:
-        session.begin_phase(scope, BUDGET)
-        with session.budget_suspended():
-            session.hold_phase()
-            session.shorten_phase(0.1)
+    with clock.phase(BUDGET):
+        with clock.suspended():
+            clock.hold()
+            clock.shorten(0.1)
             await trio.sleep(10)
-        session.hold_phase()
+        clock.hold()
         await trio.sleep_forever()
     assert trio.current_time() - began == pytest.approx(10 + BUDGET)
-
-
-def new_session() -> Session:
-    return Session(address_of(BOB, port=1), bytes(16), Recorder(peer="bob", now=0.0))

@@ -1,0 +1,112 @@
+"""The responder's side of an attempt: a peer's first signal has asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, final
+
+from ..address import PeerAddress
+from ..combos import JudgedPath
+from ..errors import PluginError
+from ..link import Link
+from ..plugin import Plugin
+from ..signal import Clock, Message
+from .attempt import Adopted, Attempt, AttemptHome, Factory, check_delivery
+
+__all__ = ["AnsweringAttempt"]
+
+
+@final
+class AnsweringAttempt(Attempt):
+    """One run of a plugin for a peer.
+
+    Args:
+      plugin: what the request is for.
+      path: what it asks for, once that was judged; None for a plugin that makes no path.
+      via, request_id: the channel that the request came in by, and its message id.
+
+    Attributes:
+      met: what the plugin made led to the peer.
+    """
+
+    inbound = True
+
+    def __init__(
+        self,
+        home: AttemptHome,
+        *,
+        peer: PeerAddress,
+        session_id: bytes,
+        attempt_id: bytes,
+        plugin: type[Plugin],
+        path: JudgedPath | None,
+        via: str,
+        request_id: bytes,
+    ) -> None:
+        super().__init__(
+            home,
+            peer=peer,
+            session_id=session_id,
+            attempt_id=attempt_id,
+            plugin=plugin.name,
+            phase=plugin.phase,
+            path=path,
+        )
+        self._via: Final = via
+        self._request_id: Final = request_id
+        self.met: bool = False
+
+    async def answer(
+        self, factory: Factory, request: Message, decide: Callable[[Link, Adopted], Awaitable[bool]]
+    ) -> None:
+        """Run the plugin for the request; one without a path (an auxiliary plugin's) ends with its run.
+
+        `decide` hears the COMMIT on the Link that came of it; when it returns True it has accepted and adopted the
+        Link, and the tasks that the plugin gave for it.
+        """
+        accepted = False
+        link: Link | None = None
+        try:
+            async with self._running():
+                made = await factory(self).run(request)
+                if self._judged is None:
+                    return
+                link = await self._prove(made)
+                self.met = True
+                link.path = self._path_info(link.carrier)
+                accepted = await decide(link, self._adopted)
+        finally:
+            if link is not None and not accepted:
+                link.close_nowait()
+
+    async def send_signal(self, message: Message) -> None:
+        """See `Plugin.send_signal`; it goes back by the channel that the request came in by."""
+        self._last_sent = message
+        check_delivery(
+            await self._home.signals.send(
+                self.peer,
+                message,
+                owner=self._plugin,
+                session=self.session_id,
+                attempt=self.attempt_id,
+                in_reply_to=self._request_id,
+                via=self._via,
+            )
+        )
+
+    async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
+        """See `Plugin.race`.
+
+        Raises:
+          PluginError: always; only the side that calls can race plugins.
+        """
+        raise PluginError("only the side that calls can race plugins")
+
+    def hold_phase(self) -> None:
+        """Nothing: the phases are the caller's."""
+
+    def _note_answer(self, message: Message) -> None:
+        """Nothing: only a caller is given a verdict."""
+
+    def _note_clock(self, reply: Clock) -> None:
+        """Nothing: a peer's request has one attempt."""

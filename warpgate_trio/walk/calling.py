@@ -1,0 +1,237 @@
+"""The initiator's side of an attempt: it belongs to a session, commits what its plugin made, and may win.
+
+The winner's way out: on ACCEPT the Link's driver moves to the node's nursery, the session records the Pipe, and the
+phase is cancelled, in one synchronous step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final, final
+
+import trio
+
+from ..combos import Combo, JudgedPath
+from ..errors import AttemptFailed, PeerRefused, ProtocolError, SignalError, WrongPeer, panics_as_errors
+from ..link import Link, Pipe
+from ..signal import Cancel, Clock, Message, Refused
+from ..signal.core import OWNER
+from .attempt import EXPECTED, Adopted, Attempt, AttemptHome, Factory, check_delivery, is_final
+from .session import Session
+
+__all__ = ["CallingAttempt"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+
+@final
+class CallingAttempt(Attempt):
+    """One run of a plugin of ours.
+
+    Args:
+      session: what it belongs to.
+
+    Attributes:
+      won: the session's Pipe is its.
+    """
+
+    inbound = False
+
+    def __init__(
+        self, home: AttemptHome, session: Session, *, plugin: str, phase: str | None, path: JudgedPath | None
+    ) -> None:
+        super().__init__(
+            home,
+            peer=session.peer,
+            session_id=session.id,
+            attempt_id=home.view.host.entropy(16),
+            plugin=plugin,
+            phase=phase,
+            path=path,
+        )
+        self._session: Final = session
+        self.won: bool = False
+
+    @classmethod
+    def of_combo(cls, home: AttemptHome, session: Session, combo: Combo) -> CallingAttempt:
+        """The attempt at one combo."""
+        return cls(home, session, plugin=combo.plugin, phase=combo.phase, path=combo.path)
+
+    # -- three ways to run the plugin ----------------------------------------------------------------------------------
+
+    async def make_pipe(self, factory: Factory) -> Pipe:
+        """Run the plugin, commit what it makes, and win the session.
+
+        Raises whatever ended the attempt, bare.
+        """
+        session = self._session
+        link: Link | None = None
+        session.attempts.add(self)
+        try:
+            async with self._running():
+                link = await self._prove(await factory(self).run())
+                return await self._commit(link)
+        except PeerRefused as refusal:
+            session.learn_refusal(refusal)
+            raise
+        except WrongPeer:
+            session.evidence.wrong_peer = True
+            raise
+        finally:
+            session.attempts.discard(self)
+            if link is not None and not self.won:
+                link.close_nowait()
+            self._end_at_the_peer()
+
+    async def make_link(self, factory: Factory) -> tuple[Link, Adopted]:
+        """Run the plugin up to a proven Link and the tasks that go with it, for somebody else to commit."""
+        link: Link | None = None
+        try:
+            async with self._running():
+                link = await self._prove(await factory(self).run())
+                link.path = self._path_info(link.carrier)
+            return link, self._adopted
+        except BaseException:
+            if link is not None:
+                link.close_nowait()
+            raise
+
+    async def ask(self, factory: Factory) -> object:
+        """Run an auxiliary plugin, which makes no path, and return what it returns; errors come out bare."""
+        async with self._running():
+            return await factory(self).run()
+
+    # -- what the plugin sees ------------------------------------------------------------------------------------------
+
+    async def send_signal(self, message: Message) -> None:
+        """See `Plugin.send_signal`."""
+        evidence = self._session.evidence
+        self._last_sent = message
+        evidence.signalled = True  # before it is: cancelled in between, it may have been heard all the same
+        delivery = await self._home.signals.send(
+            self.peer, message, owner=self._plugin, session=self.session_id, attempt=self.attempt_id, visit=True
+        )
+        evidence.note_delivery(delivery)
+        check_delivery(delivery)
+
+    async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
+        """See `Plugin.race`."""
+        combos = [
+            (combo, combo.delay + stagger * plugins.index(combo.plugin))
+            for combo in self._home.plan(self.peer, plugins)
+        ]
+        link, adopted = await _first_link(self._home, self._session, combos)
+        self._adopted += adopted
+        return link
+
+    def hold_phase(self) -> None:
+        """See `Plugin.hold_phase`."""
+        self._session.clock.hold()
+
+    # -- the commit ----------------------------------------------------------------------------------------------------
+
+    async def _commit(self, link: Link) -> Pipe:
+        session = self._session
+        async with session.commit_lock:
+            session.epoch += 1
+            try:
+                with session.clock.suspended():
+                    pipe = await link.commit(
+                        epoch=session.epoch,
+                        link_id=session.id[:8] + session.epoch.to_bytes(8, "big"),
+                        early_data=session.early_data,
+                        patience=self.node.budgets.commit,
+                    )
+            except (trio.BrokenResourceError, ProtocolError):
+                session.evidence.broke_off = True
+                raise
+            except PeerRefused as refusal:
+                session.learn_refusal(refusal)  # before the lock passes on, to a carrier that would hear the same
+                raise
+            # No checkpoint from the ACCEPT to here: the lock's release is none either.
+            link.path = link.path or self._path_info(link.carrier)
+            self.won = True
+            self._home.adopt_link(link, self._adopted)
+            session.win(pipe)
+        return pipe
+
+    # -- what the session learns ---------------------------------------------------------------------------------------
+
+    def _note_answer(self, message: Message) -> None:
+        self._session.evidence.answered = True
+        if isinstance(message, Refused) and not is_final(message):
+            self._session.evidence.turned_down = message.reason
+
+    def _note_clock(self, reply: Clock) -> None:
+        """The peer tells its time once in ten seconds, whatever it refuses: the session's other attempts hear of it."""
+        session = self._session
+        if session.evidence.clock_corrected:
+            return
+        session.evidence.clock_corrected = True
+        session.recorder.note("our clock and the peer's differ; the signals were corrected", trio.current_time())
+        for other in session.attempts - {self}:
+            other.deliver(reply)
+
+    def _end_at_the_peer(self) -> None:
+        """Spare the peer what is left of its part, where the walk goes on without this attempt.
+
+        What ends the walk ends it there too, with a Pipe or with what the node says about the whole session.
+        """
+        heard = self._last_sent is not None and not self._given_up
+        goes_on = self._session.over_at is None and trio.current_time() >= self._session.clock.deadline
+        if heard and goes_on and not self.won:
+            self._home.say_goodbye(self._say_that_it_is_over)
+
+    async def _say_that_it_is_over(self) -> None:
+        try:
+            await self._home.signals.send(
+                self.peer, Cancel(), owner=OWNER, session=self.session_id, attempt=self.attempt_id, visit=False
+            )
+        except SignalError as error:
+            logger.debug("the peer could not be told that %s is over: %s", self._plugin, error)
+
+
+async def _first_link(
+    home: AttemptHome, session: Session, combos: Sequence[tuple[Combo, float]]
+) -> tuple[Link, Adopted]:
+    """The first proven Link that one of the combos makes, each after so many seconds; the others are closed.
+
+    Raises:
+      PeerRefused: the peer said no to one of them, and none made a Link.
+      AttemptFailed: none made a Link.
+    """
+    found: list[tuple[Link, Adopted]] = []
+    errors: list[Exception] = []
+
+    async def run(combo: Combo, delay: float) -> None:
+        await trio.sleep(delay)  # pacing: a quick candidate spares the others their work
+        attempt = CallingAttempt.of_combo(home, session, combo)
+        try:
+            with panics_as_errors():
+                made = await attempt.make_link(home.factory(combo.plugin))
+        except Exception as error:
+            if not isinstance(error, EXPECTED):
+                logger.warning("%s failed", combo.plugin, exc_info=True)
+            session.evidence.wrong_peer |= isinstance(error, WrongPeer)
+            errors.append(error)
+            return
+        found.append(made)
+        nursery.cancel_scope.cancel(reason="another plugin was first")
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for combo, delay in combos:
+                nursery.start_soon(run, combo, delay)
+    except BaseException:
+        for link, _ in found:  # cancelled from outside, in the moment of the win
+            link.close_nowait()
+        raise
+    for late, _ in found[1:]:
+        late.close_nowait()
+    if found:
+        return found[0]
+    for error in errors:
+        if isinstance(error, PeerRefused):
+            raise error
+    raise AttemptFailed("none of them made a path: " + "; ".join(str(error) for error in errors))
