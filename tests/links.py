@@ -173,6 +173,12 @@ async def proven_links(ends: Sockets | Paths | None = None) -> tuple[Link, Link]
     return alice, bob
 
 
+def link_of(pipe: Pipe) -> Link:
+    """The Link that a Pipe is on."""
+    assert isinstance(pipe._link, Link)
+    return pipe._link
+
+
 def a_path(carrier: Carrier) -> PathInfo:
     return PathInfo(
         phase="direct",

@@ -12,6 +12,7 @@ import trio.testing
 from tests.hangs import HANG
 from tests.integration.test_node import dial
 from tests.integration.test_verdicts import committed, expect, impostor
+from tests.links import link_of
 from tests.nodes import ALICE, BOB, CAROL, address_of, config, loopback_node
 from warpgate_strategies.direct_connect import dial as dial_target
 from warpgate_trio import PeerRefused, Verdict, anyone
@@ -91,8 +92,8 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
         await carrier.flush()
         await deciding.wait()
         await theirs.ping()
-        assert len(ours._link.protocol.take_opened()) == 0
-        assert len(ours._link.protocol._opened) <= 2 * MAX_CHANNELS
+        assert len(link_of(ours).protocol.take_opened()) == 0
+        assert len(link_of(ours).protocol._opened) <= 2 * MAX_CHANNELS
         assert alice.stats().waiting_pipes == 0
 
 

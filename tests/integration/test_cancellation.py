@@ -18,6 +18,7 @@ import trio.testing
 
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
+from tests.links import link_of
 from tests.nodes import ALICE, BOB, Pair, config, loopback_node, pair
 from tests.servers_mqtt import Broker
 from tests.servers_mqtt import libraries as libraries
@@ -220,7 +221,7 @@ async def test_open_pipe() -> None:
         for cut in cuts():
             with cut:
                 await (await pipe.open_pipe("again")).aclose()
-            await until(lambda: len(pipe._link.protocol.channels) == 1)
+            await until(lambda: len(link_of(pipe).protocol.channels) == 1)
             while both.bob.stats().waiting_pipes:
                 await (await both.bob.listener.accept()).aclose()
         assert await pipe.receive_some() == b"x"
@@ -281,7 +282,7 @@ async def test_a_cancelled_end_of_a_pipe_is_an_end() -> None:
                 else:
                     assert await theirs.receive_some() == b""
             await theirs.aclose()
-        await until(lambda: len(first._link.protocol.channels) == 1)
+        await until(lambda: len(link_of(first).protocol.channels) == 1)
         await other.aclose()
 
 

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
+from tests.links import link_of
 from tests.nodes import ALICE, BOB, QUICK, address_of, config, loopback_node, pair
 from warpgate_strategies.direct_connect import dial
 from warpgate_trio import Node, anyone
@@ -263,8 +264,8 @@ async def test_a_link_that_is_over_is_let_go() -> None:
         for _ in range(3):
             async with await alice.auto_connect(bob.address, afs=[4]) as ours:
                 theirs = await bob.listener.accept()
-                links += [weakref.ref(ours._link), weakref.ref(theirs._link)]
-                session = (ALICE.public_key, ours._link.session_id)
+                links += [weakref.ref(link_of(ours)), weakref.ref(link_of(theirs))]
+                session = (ALICE.public_key, link_of(ours).session_id)
                 await theirs.aclose()
             del ours, theirs
         with trio.fail_after(HANG):

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
+from tests.links import link_of
 from tests.nodes import (
     ALICE,
     BOB,
@@ -257,7 +258,7 @@ async def test_a_panic_in_the_driver_of_a_link_breaks_that_link(caplog: pytest.L
         def panic(*_: object) -> NoReturn:
             raise PanicException("boo")
 
-        theirs._link.protocol.receive = panic  # type: ignore[assignment, method-assign]
+        link_of(theirs).protocol.receive = panic  # type: ignore[assignment, method-assign]
         with suppress(trio.BrokenResourceError):  # whatever comes first: there are PINGs too
             await ours.send_all(b"x")
         with pytest.raises(trio.BrokenResourceError):

@@ -1,14 +1,14 @@
 """The Link: the session between two peers on one carrier, and the Pipes on it (DESIGN §4.2, §4.3).
 
 `frames` is the wire format, `states` every state and transition, `protocol` the machine without I/O, `link` the Trio
-shell that drives it, `pipe` what applications hold.
+shell that drives it, `pipe` what applications hold, `path` what they are told of how it travels.
 """
 
 from __future__ import annotations
 
 from .frames import RefuseReason as RefuseReason
 from .link import Link as Link
-from .pipe import PathInfo as PathInfo
+from .path import PathInfo as PathInfo
 from .pipe import Pipe as Pipe
 from .protocol import EARLY_DATA_LIMIT as EARLY_DATA_LIMIT
 

@@ -24,7 +24,7 @@ import trio
 from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer, panics_as_errors
 from ..identity import check_proof, peer_id_from_key, prove
 from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, data_header
-from .pipe import PathInfo, Pipe
+from .pipe import Pipe
 from .protocol import EARLY_DATA_LIMIT, LinkProtocol
 from .states import LinkState
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..carrier import Carrier
     from ..identity import Identity
     from .channel import Channel
+    from .path import PathInfo
 
 __all__ = ["Link"]
 
@@ -520,10 +521,15 @@ class Link:
         failure = channel.failure or protocol.failure
         raise trio.BrokenResourceError(f"pipe broken: {failure}") from failure
 
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round trip in seconds, None before it was measured."""
+        return self.protocol.rtt
+
     def live_path(self) -> PathInfo:
         """`path` with the round trip of now."""
         assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
-        return dataclasses.replace(self.path, rtt=self.protocol.rtt)
+        return dataclasses.replace(self.path, rtt=self.rtt)
 
     async def _flush_outbox(self) -> None:
         """Send what the protocol has to say, inline: handshake only, where nobody else writes."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
@@ -14,11 +13,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..carrier import Carrier
+    from ..errors import PeerRefused
     from ..report import ConnectReport
     from .channel import Channel
-    from .link import Link
+    from .frames import Refuse
+    from .path import PathInfo
 
-__all__ = ["PathInfo", "Pipe"]
+__all__ = ["ChannelLink", "Pipe"]
 
 
 SEND_CHUNK: Final = 128 * 1024
@@ -27,28 +28,26 @@ kernel holds unsent (`carrier.tls.UNSENT_MAX`).  A chunk costs a pass through Tr
 slower where both cores are busy; the receiver decrypts meanwhile, so that 256 KiB are slower where they are free."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathInfo:
-    """How a Pipe travels.
+class ChannelLink(Protocol):
+    """What a Pipe needs of the Link that its channel is on; see `warpgate_trio.link.link.Link`."""
 
-    Attributes:
-      phase: the walk's phase that found the path, ``"direct"`` … ``"relay"``; None for a pinned auxiliary plugin.
-      plugin: the plugin's name.
-      af: 4 or 6.
-      route_type: ``"NIC_BIND"``, ``"EXT_BIND"`` or ``"LOOPBACK_BIND"``.
-      carrier: ``"tls"`` or ``"quic"``.
-      local, remote: the path's two socket addresses as (IP, port).
-      rtt: smoothed round trip of the Link's own PINGs in seconds, None before the first answer.
-    """
+    @property
+    def peer_key(self) -> bytes: ...
+    @property
+    def carrier(self) -> Carrier: ...
+    @property
+    def path(self) -> PathInfo | None: ...
+    @property
+    def rtt(self) -> float | None: ...
 
-    phase: str | None
-    plugin: str
-    af: int
-    route_type: str
-    carrier: str
-    local: tuple[str, int]
-    remote: tuple[str, int]
-    rtt: float | None = None
+    def live_path(self) -> PathInfo: ...
+    def refused(self, refusal: Refuse, /) -> PeerRefused: ...
+    def finish(self, channel: Channel, /) -> None: ...
+    def note_read(self, channel: Channel, size: int, /) -> None: ...
+    def close_channel(self, channel: Channel, /, *, abort: bool = False) -> None: ...
+    async def send_data(self, channel: Channel, data: memoryview, /) -> None: ...
+    async def open_pipe(self, label: str, /) -> Pipe: ...
+    async def ping(self, channel: Channel, /) -> float: ...
 
 
 @final
@@ -86,7 +85,7 @@ class Pipe(trio.abc.HalfCloseableStream):
       report: how the walk went; None on the side that was called.
     """
 
-    def __init__(self, link: Link, channel: Channel) -> None:
+    def __init__(self, link: ChannelLink, channel: Channel) -> None:
         self._link = link
         self._channel = channel
         self._sending: Final = _Conflict("another task is using this pipe for send")
@@ -111,7 +110,7 @@ class Pipe(trio.abc.HalfCloseableStream):
     @property
     def rtt(self) -> float | None:
         """Smoothed round trip to the peer in seconds, None before it was measured."""
-        return self._link.protocol.rtt
+        return self._link.rtt
 
     def wake(self) -> None:
         """Something about the channel changed (called by the Link)."""

@@ -1,0 +1,31 @@
+"""How a Link came about and travels, for those who hold its Pipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["PathInfo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathInfo:
+    """How a Pipe travels.
+
+    Attributes:
+      phase: the walk's phase that found the path, ``"direct"`` … ``"relay"``; None for a pinned auxiliary plugin.
+      plugin: the plugin's name.
+      af: 4 or 6.
+      route_type: ``"NIC_BIND"``, ``"EXT_BIND"`` or ``"LOOPBACK_BIND"``.
+      carrier: ``"tls"`` or ``"quic"``.
+      local, remote: the path's two socket addresses as (IP, port).
+      rtt: smoothed round trip of the Link's own PINGs in seconds, None before the first answer.
+    """
+
+    phase: str | None
+    plugin: str
+    af: int
+    route_type: str
+    carrier: str
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    rtt: float | None = None
