@@ -11,20 +11,25 @@ what it is.
   So somebody with a few connections is served while somebody with many of them holds everything.
 * `Budget` counts bytes.  Nothing can be taken back there, so nobody gets more than a share of what is still free
   (dynamic thresholds: Choudhury and Hahne, 1998); whoever comes later finds something left.
+
+What is counted for one alone has two simpler means.  A `TokenBucket` bounds how often, `TokenBuckets` has one for each
+of many, and a `BoundedMap` bounds of how many anything is remembered.  They know no clock: `now` is in seconds of any
+that does not jump.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Final, final
+from typing import Final, Generic, TypeVar, final
 
 import trio
 
-__all__ = ["Budget", "Gate", "Place", "subscriber"]
+__all__ = ["BoundedMap", "Budget", "Gate", "Place", "TokenBucket", "TokenBuckets", "subscriber"]
 
 SHARE: Final = 0.5
 """Of what is free, the most that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
@@ -245,3 +250,126 @@ class Budget:
             self._held[prefix] -= amount
             if not self._held[prefix]:
                 del self._held[prefix]
+
+
+@final
+class TokenBucket:
+    """`burst` at once, `rate` per second after that; it begins full.  A clock that goes back earns nothing."""
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = float(burst)
+        self._tokens = float(burst)
+        self._at = math.inf  # nothing is earned before the first use: it is full
+
+    def earn(self, now: float) -> None:
+        """Time has gone by."""
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
+        self._at = now
+
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Take so many if there are as many, else none."""
+        self.earn(now)
+        if self._tokens < amount:
+            return False
+        self._tokens -= amount
+        return True
+
+    def spend(self, amount: float) -> None:
+        """Take so many though there may be fewer: what is missing has to be earned first."""
+        self._tokens -= amount
+
+    def give_back(self, amount: float = 1.0) -> None:
+        """What was taken was not used."""
+        self._tokens = min(self._burst, self._tokens + amount)
+
+    def seconds_until(self, now: float, amount: float = 1.0) -> float:
+        """Seconds until there are so many; 0.0: there are."""
+        missing = amount - self._tokens
+        return max(0.0, self._at + missing / self._rate - now) if missing > 0 else 0.0
+
+    def is_full(self, now: float) -> bool:
+        """Whether it is as good as a new one."""
+        self.earn(now)
+        return self._tokens >= self._burst
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
+
+
+@final
+class BoundedMap(Generic[_Key, _Value]):
+    """What is remembered of at most `size` keys: one more, and the oldest falls out.
+
+    A key is as old as the last `put` or `use` of it.
+    """
+
+    __slots__ = ("_items", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: OrderedDict[_Key, _Value] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, key: _Key) -> bool:
+        return key in self._items
+
+    def __iter__(self) -> Iterator[_Key]:
+        """The keys, the oldest first."""
+        return iter(self._items)
+
+    def get(self, key: _Key) -> _Value | None:
+        """What is remembered, None for nothing; the key stays as old as it is."""
+        return self._items.get(key)
+
+    def use(self, key: _Key) -> _Value | None:
+        """The same, and the key is the youngest from now on."""
+        value = self._items.get(key)
+        if value is not None:
+            self._items.move_to_end(key)
+        return value
+
+    def put(self, key: _Key, value: _Value) -> None:
+        """Remember something, in place of what was there; the key is the youngest then."""
+        self._items[key] = value
+        self._items.move_to_end(key)
+        if len(self._items) > self._size:
+            self._items.popitem(last=False)
+
+    def pop(self, key: _Key) -> _Value | None:
+        """Forget a key; what it had, None for nothing."""
+        return self._items.pop(key, None)
+
+    def forget_while(self, is_over: Callable[[_Value], bool]) -> None:
+        """Forget the oldest one for as long as it is over."""
+        while self._items and is_over(next(iter(self._items.values()))):
+            self._items.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._items.clear()
+
+
+@final
+class TokenBuckets(Generic[_Key]):
+    """A `TokenBucket` for each key, of `size` keys; of a key that was forgotten the bucket is full again."""
+
+    __slots__ = ("_buckets", "_burst", "_rate")
+
+    def __init__(self, rate: float, burst: float, size: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._buckets: BoundedMap[_Key, TokenBucket] = BoundedMap(size)
+
+    def take(self, key: _Key, now: float) -> bool:
+        """Take one of a key's, if there is one."""
+        bucket = self._buckets.use(key)
+        if bucket is None:
+            bucket = TokenBucket(self._rate, self._burst)
+            self._buckets.put(key, bucket)
+        return bucket.take(now)

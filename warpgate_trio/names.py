@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from typing import Final, final
 
 import trio
 
+from .limits import BoundedMap
 from .nurseries import leaves, open_background_nursery
 
 __all__ = [
@@ -92,7 +92,7 @@ class NameCache:
     """What lookups have told, and when; times in seconds of any clock that does not jump."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: BoundedMap[str, _Entry] = BoundedMap(MAX_NAMES)
 
     def found(self, name: str, addresses: Sequence[str], now: float) -> None:
         """A lookup has told all addresses of a name; those of an earlier one are forgotten."""
@@ -124,10 +124,10 @@ class NameCache:
         return None if entry is None else entry.failure
 
     def _entry(self, name: str) -> _Entry:
-        entry = self._entries.setdefault(name, _Entry())
-        self._entries.move_to_end(name)
-        if len(self._entries) > MAX_NAMES:
-            self._entries.popitem(last=False)
+        entry = self._entries.use(name)
+        if entry is None:
+            entry = _Entry()
+            self._entries.put(name, entry)
         return entry
 
 

@@ -195,9 +195,11 @@ async def test_a_listener_whose_server_has_not_noticed_that_the_one_before_is_go
             async with node(BOB, servers, anyone) as listener, node(ALICE, servers) as alice:
                 with pytest.raises(trio.TooSlowError):
                     await alice.refresh_address(text, timeout=0.05)
-                correspondents = alice._runtime.signals._correspondents
-                for key, since in correspondents._asked.items():
-                    correspondents._asked[key] = since - SILENCE
+                asked = alice._runtime.signals._correspondents._asked
+                for key in list(asked):
+                    since = asked.get(key)
+                    assert since is not None
+                    asked.put(key, since - SILENCE)
                 assert await alice.refresh_address(text) == listener.address
 
 

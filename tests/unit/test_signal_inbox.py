@@ -19,7 +19,6 @@ from warpgate_trio.signal import (
     PeerClocks,
     RateLimited,
     Replayed,
-    TokenBucket,
     TooOld,
     Unasked,
 )
@@ -318,17 +317,6 @@ def test_strangers_of_one_channel_cannot_fill_their_part_of_the_table() -> None:
     """Even while our time goes at half speed, when ids are kept for twice as long."""
     limits = InboxLimits()
     assert limits.stranger_rate * 2 * WINDOW / CATCH_UP + limits.stranger_burst < limits.stranger_ids
-
-
-def test_token_bucket() -> None:
-    bucket = TokenBucket(2.0, 3, T)
-    assert [bucket.take(T) for _ in range(4)] == [True, True, True, False]
-    assert not bucket.take(T - 100)  # a clock that goes back earns nothing
-    assert not bucket.take(T - 99.6)
-    assert bucket.take(T - 99.5)
-    assert bucket.wait_for_one(T + 1000) == 0.0
-    assert [bucket.take(T + 1000) for _ in range(4)] == [True, True, True, False]
-    assert bucket.wait_for_one(T + 1000.125) == pytest.approx(0.375)
 
 
 # --- clocks ---

@@ -25,6 +25,7 @@ from typing import Final, final
 import ntplib
 
 from ..errors import RemoteProtocolError
+from ..limits import BoundedMap
 
 __all__ = [
     "KISSES",
@@ -111,7 +112,7 @@ class NtpExchange:
     """Requests to one server and their answers, in the time of any one local clock that runs evenly near Unix time."""
 
     def __init__(self) -> None:
-        self._pending: dict[bytes, float] = {}
+        self._pending: BoundedMap[bytes, float] = BoundedMap(_MAX_PENDING)
 
     def request(self, nonce: bytes, now: float) -> bytes:
         """A request to send at once, at local time `now`.  `nonce`: eight fresh unpredictable bytes."""
@@ -119,9 +120,7 @@ class NtpExchange:
             raise ValueError("a nonce has eight bytes")
         if not any(nonce):
             nonce = b"\0\0\0\0\0\0\0\1"  # zero means "never" to a server
-        if len(self._pending) >= _MAX_PENDING:
-            del self._pending[next(iter(self._pending))]
-        self._pending[nonce] = now
+        self._pending.put(nonce, now)
         blank = bytes(ntplib.NTPPacket(version=_VERSION, mode=_CLIENT).to_data())
         return blank[: _TRANSMIT.start] + nonce
 
@@ -133,7 +132,7 @@ class NtpExchange:
           KissOfDeath: the server wants no more requests.
           NtpRejected: the server answered, and what it says cannot be used.
         """
-        sent = self._pending.pop(data[_ORIGIN], None)
+        sent = self._pending.pop(data[_ORIGIN])
         if sent is None or len(data) < PACKET_SIZE:
             # Before all that it says: who did not see the request has no say, not even about the end of the exchange.
             raise WrongOrigin("something came that answers no request of ours")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final, final
 
 from ..errors import RemoteProtocolError
+from ..limits import TokenBucket
 
 __all__ = ["FrameBudget"]
 
@@ -31,22 +32,20 @@ OPEN_COST: Final = 8
 class FrameBudget:
     """What one peer has said on one Link, and may say yet."""
 
-    __slots__ = ("_at", "_before", "_left")
+    __slots__ = ("_before", "_bucket")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self._before = 0  # frames before the Link was open
-        self._left = float(CONTROL_BURST)  # below zero it is ahead of its rate
-        self._at = now
+        self._bucket = TokenBucket(CONTROL_RATE, CONTROL_BURST)  # below zero it is ahead of its rate
 
     def earn(self, now: float) -> None:
         """Time has gone by."""
-        self._left = min(CONTROL_BURST, self._left + max(0.0, now - self._at) * CONTROL_RATE)
-        self._at = now
+        self._bucket.earn(now)
 
     def count(self, frames: int, *, link_open: bool) -> None:
         """Frames that nothing pays for; RemoteProtocolError where there are too many before the Link is open."""
         if link_open:
-            self._left -= frames
+            self._bucket.spend(frames)
             return
         self._before += frames
         if self._before > HANDSHAKE_FRAMES:
@@ -54,4 +53,4 @@ class FrameBudget:
 
     def pause(self, now: float) -> float:
         """Seconds for which the peer is to be left unread."""
-        return max(0.0, self._at - self._left / CONTROL_RATE - now)
+        return self._bucket.seconds_until(now, 0.0)

@@ -99,7 +99,7 @@ class LinkProtocol:
         self._initiator = initiator
         self._roles = _roles(dialer=dialer, initiator=initiator)
         self._reader = FrameReader()
-        self._budget = FrameBudget(now)
+        self._budget = FrameBudget()
         self._held: list[Item] = []
         self._outbox: list[bytes] = []
         self._credits: dict[int, int] = {}

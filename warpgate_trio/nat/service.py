@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from ..address.nat_profile import (
 )
 from ..errors import StunError
 from ..host import Host
+from ..limits import BoundedMap
 from ..names import NameFailure, Names, in_turn
 from ..ports.tcp import TcpPort
 from ..ports.udp import UdpPort, UdpPorts
@@ -296,9 +296,8 @@ class NatService:
     async def _keep_measured(self, af: Family) -> NoReturn:
         """Have a profile of one family at all times, as soon as there is a way to get one."""
         pause = RETRY_FIRST
-        by_source: OrderedDict[str, NatProfile] = (
-            OrderedDict()
-        )  # a laptop comes back to the networks that it has been in
+        # A laptop comes back to the networks that it has been in.
+        by_source: BoundedMap[str, NatProfile] = BoundedMap(MAX_NETWORKS)
         while True:
             self._doubted[af] = trio.Event()
             servers = await self._resolve(self._udp, af)
@@ -325,10 +324,7 @@ class NatService:
             (self._unheard.discard if found or online or source is None else self._unheard.add)(af)
             self._measured[af].set()
             if source is not None and profile is not None and found:
-                by_source[source] = profile
-                by_source.move_to_end(source)
-                if len(by_source) > MAX_NETWORKS:
-                    by_source.popitem(last=False)
+                by_source.put(source, profile)
             pause = RETRY_FIRST if found else min(2 * pause, RETRY_LAST)
             with trio.move_on_after(PROFILE_LIFETIME / 2 if found else pause):
                 await self._doubted[af].wait()

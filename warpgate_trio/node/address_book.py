@@ -16,8 +16,9 @@ for what is under way with it, and never called where a record is known that may
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, final
+
+from ..limits import BoundedMap
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
@@ -33,20 +34,20 @@ class AddressBook:
     """The tables: what was heard, what of it can be called, and what was passed; of a thousand peers each."""
 
     def __init__(self) -> None:
-        self._heard: OrderedDict[bytes, PeerAddress] = OrderedDict()
-        self._listening: OrderedDict[bytes, PeerAddress] = OrderedDict()
-        self._passed: OrderedDict[bytes, PeerAddress] = OrderedDict()
+        self._heard: BoundedMap[bytes, PeerAddress] = BoundedMap(MAX_KNOWN)
+        self._listening: BoundedMap[bytes, PeerAddress] = BoundedMap(MAX_KNOWN)
+        self._passed: BoundedMap[bytes, PeerAddress] = BoundedMap(MAX_KNOWN)
 
     def hear(self, address: PeerAddress) -> None:
         """A peer said where it is, just now."""
         if address.interfaces:
-            _put(self._heard, address)
+            self._heard.put(address.public_key, address)
             if address.listens:
-                _put(self._listening, address)
+                self._listening.put(address.public_key, address)
 
     def note_passed(self, address: PeerAddress) -> None:
         """The application was given this address."""
-        _put(self._passed, address)
+        self._passed.put(address.public_key, address)
 
     def heard(self, peer_key: bytes) -> PeerAddress | None:
         """What the peer said last."""
@@ -62,10 +63,3 @@ class AddressBook:
         """URLs of the servers at which a peer may be: those of a record, then of all others that are known."""
         records = (address, *self.records(address.public_key))
         return list(dict.fromkeys(url for record in records for url in record.signals))
-
-
-def _put(table: OrderedDict[bytes, PeerAddress], address: PeerAddress) -> None:
-    table[address.public_key] = address
-    table.move_to_end(address.public_key)
-    if len(table) > MAX_KNOWN:
-        table.popitem(last=False)

@@ -14,7 +14,7 @@ import errno
 import inspect
 import logging
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from ipaddress import ip_address
@@ -25,7 +25,7 @@ import trio
 from ..carrier import TlsCarrier
 from ..errors import CarrierError, ProtocolError, WrongPeer, panics_as_errors
 from ..identity import peer_id_from_key
-from ..limits import Gate
+from ..limits import BoundedMap, Gate
 from ..link import Link, PathInfo, Pipe, RefuseReason
 from ..link.frames import LINK_VERSION
 from ..nurseries import open_background_nursery
@@ -197,8 +197,8 @@ class Inbound:
         self._take_link = take_link
         self._adopt = adopt
         self._on_accepted = on_accepted
-        self._questions: OrderedDict[_SessionKey, _Question] = OrderedDict()
-        self._accepted: OrderedDict[_SessionKey, _Accepted] = OrderedDict()
+        self._questions: BoundedMap[_SessionKey, _Question] = BoundedMap(MAX_SESSIONS)
+        self._accepted: BoundedMap[_SessionKey, _Accepted] = BoundedMap(MAX_SESSIONS)
         self._gate = Gate(total=MAX_HANDSHAKES, per_address=MAX_HANDSHAKES_PER_ADDRESS, oldest_first=True)
         self.counters: Final[Counter[str]] = Counter()
         """``accepted``, ``handshakes_failed``, and refusals by ``refused_REASON``."""
@@ -368,11 +368,10 @@ class Inbound:
 _Remembered = TypeVar("_Remembered", _Question, _Accepted)
 
 
-def _remember(table: OrderedDict[_SessionKey, _Remembered], key: _SessionKey, what: _Remembered, now: float) -> None:
-    """Put something at the end, and let what is too old or too much fall out at the beginning."""
-    table[key] = what
-    while len(table) > MAX_SESSIONS or now - next(iter(table.values())).since >= SESSION_MEMORY:
-        table.popitem(last=False)
+def _remember(table: BoundedMap[_SessionKey, _Remembered], key: _SessionKey, what: _Remembered, now: float) -> None:
+    """Remember a session, and forget what is too old."""
+    table.put(key, what)
+    table.forget_while(lambda each: now - each.since >= SESSION_MEMORY)
 
 
 def _direct_path(carrier: TlsCarrier) -> PathInfo:

@@ -12,7 +12,7 @@ A path is judged by the rules that our own combos are judged by (`combos.diallin
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
@@ -21,10 +21,11 @@ import trio
 
 from ..combos import Aim, JudgedPath, Pair, Route, dialling, meeting
 from ..errors import panics_as_errors
+from ..limits import BoundedMap, TokenBuckets
 from ..plugin import PathRequest, Plugin
 from ..plugin.registry import technique_of
 from ..punch.allowance import TARGET_DIALS_REFILL
-from ..signal import Failed, RefusalReason, Refused, TokenBucket
+from ..signal import Failed, RefusalReason, Refused
 from ..walk.answering import AnsweringAttempt
 from ..walk.attempt import EXPECTED, AttemptHome, Factory
 
@@ -78,8 +79,8 @@ class Responder:
         self._listening = listening
         self._work: dict[tuple[bytes, bytes], dict[trio.CancelScope, bytes | None]] = {}
         self._running: Counter[bytes] = Counter()
-        self._buckets: dict[bytes, TokenBucket] = {}
-        self._let_in: OrderedDict[bytes, None] = OrderedDict()
+        self._dials: TokenBuckets[bytes] = TokenBuckets(DIALS_PER_MINUTE / 60, DIALS_PER_MINUTE, MAX_PEERS)
+        self._let_in: BoundedMap[bytes, bool] = BoundedMap(MAX_PEERS)
         self._waiting: dict[bool, Counter[bytes]] = {False: Counter(), True: Counter()}  # by whether they were let in
 
     def take(self, request: Request) -> None:
@@ -92,7 +93,7 @@ class Responder:
             self._refuse(request, RefusalReason.UNSUPPORTED)
         elif header.attempt is None or self._inbound.is_spent(header.sender, header.session):
             logger.debug("a %s for no attempt, or for a session that is over", header.type)
-        elif not self._bucket(header.sender).take(trio.current_time()):
+        elif not self._dials.take(header.sender, trio.current_time()):
             self._inbound.count_refusal(RefusalReason.BUSY.value)
             if self.has_let_in(header.sender):
                 self.tell(request.envelope, request.via, _BUSY)
@@ -115,15 +116,6 @@ class Responder:
     def _refuse(self, request: Request, reason: RefusalReason) -> None:
         self._inbound.count_refusal(reason.value)
         self.tell(request.envelope, request.via, Refused(reason=reason))
-
-    def _bucket(self, peer: bytes) -> TokenBucket:
-        bucket = self._buckets.pop(peer, None)
-        if bucket is None:
-            bucket = TokenBucket(DIALS_PER_MINUTE / 60, DIALS_PER_MINUTE, trio.current_time())
-        self._buckets[peer] = bucket  # at the end: the first one is the least recently used
-        if len(self._buckets) > MAX_PEERS:
-            del self._buckets[next(iter(self._buckets))]
-        return bucket
 
     def _when_authorized(self, header: Header, then: Callable[[], Awaitable[None]]) -> None:
         """Do `then` in a task if `authorize` lets the sender in, and there is a place to wait for what it says."""
@@ -162,11 +154,10 @@ class Responder:
             self._inbound.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
 
     def _note(self, peer: bytes, authorized: bool) -> None:
-        self._let_in.pop(peer, None)
         if authorized:
-            self._let_in[peer] = None
-            if len(self._let_in) > MAX_PEERS:
-                self._let_in.popitem(last=False)
+            self._let_in.put(peer, True)
+        else:
+            self._let_in.pop(peer)
 
     async def _serve(self, request: Request, plugin: type[Plugin], factory: Factory) -> None:
         """The attempt of a peer that is let in, if there is a place for it."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, final
 
-from ..limits import subscriber
+from ..limits import TokenBucket, subscriber
 
 __all__ = [
     "BURST",
@@ -54,38 +54,31 @@ class Allowance:
     """Counts by address: `burst` at once, `refill` per second after that.  `key` says what counts as one address."""
 
     def __init__(self, *, burst: float = BURST, refill: float = REFILL, key: Callable[[str], str] = subscriber) -> None:
-        self._burst = float(burst)
+        self._burst = burst
         self._refill = refill
         self._key = key
-        self._left: dict[str, tuple[float, float]] = {}
+        self._left: dict[str, TokenBucket] = {}
 
     def take(self, ip: str, now: float, packets: int = 1) -> bool:
         """Whether so many more may go to `ip`; then they count."""
         key = self._key(ip)
-        left, at = self._left.get(key, (self._burst, now))
-        left = self._refilled(left, at, now)
-        allowed = left >= packets
-        if key not in self._left and not self._make_room(now):
-            return False
-        self._left[key] = (left - packets if allowed else left, now)
-        return allowed
+        bucket = self._left.get(key)
+        if bucket is None:
+            if not self._make_room(now):
+                return False
+            bucket = self._left[key] = TokenBucket(self._refill, self._burst)
+        return bucket.take(now, packets)
 
     def give_back(self, ip: str) -> None:
         """One that was taken did not go there."""
-        key = self._key(ip)
-        if key in self._left:
-            left, at = self._left[key]
-            self._left[key] = (min(self._burst, left + 1), at)
+        bucket = self._left.get(self._key(ip))
+        if bucket is not None:
+            bucket.give_back()
 
     def _make_room(self, now: float) -> bool:
         if len(self._left) >= MAX_TARGETS:
-            self._left = {
-                ip: (left, at) for ip, (left, at) in self._left.items() if self._refilled(left, at, now) < self._burst
-            }
+            self._left = {key: bucket for key, bucket in self._left.items() if not bucket.is_full(now)}
         return len(self._left) < MAX_TARGETS
-
-    def _refilled(self, left: float, at: float, now: float) -> float:
-        return min(self._burst, left + max(0.0, now - at) * self._refill)
 
 
 @final

@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, TypeVar, final
+from typing import Final, final
 
+from ..limits import BoundedMap
 from ..stun.codec import TransportAddress
 from .probe import Probe, ProbeCodec, ProbeKind
 
@@ -152,8 +152,8 @@ class PathChecks:
         self._queue: list[tuple[float, int, Pair]] = []
         self._order = 0
         self._free_at = -math.inf  # when the next burst may go
-        self._sent: OrderedDict[bytes, tuple[Pair, float]] = OrderedDict()
-        self._seen: OrderedDict[bytes, Pair] = OrderedDict()
+        self._sent: BoundedMap[bytes, tuple[Pair, float]] = BoundedMap(MAX_TRANSACTIONS)
+        self._seen: BoundedMap[bytes, Pair] = BoundedMap(MAX_TRANSACTIONS)
         self._unopened = 0
         self._heard = 0
         self._announced: set[str] = set()
@@ -261,7 +261,7 @@ class PathChecks:
         if not self._allow(pair[1][0]):
             return None
         transaction = self._entropy(12)
-        _remember(self._sent, transaction, (pair, now))
+        self._sent.put(transaction, (pair, now))
         return Outgoing(pair[0], self._codec.request(transaction), pair[1], hops)
 
     # -- packets -----------------------------------------------------------------------------------------------------
@@ -280,10 +280,10 @@ class PathChecks:
         return self._asked(socket, probe, source, now)
 
     def _answered(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> None:
-        pair, sent_at = self._sent.get(probe.transaction, (None, now))
+        pair, sent_at = self._sent.get(probe.transaction) or (None, now)
         if pair != (socket, source):
             return  # replayed, too old, or not where we sent to
-        del self._sent[probe.transaction]
+        self._sent.pop(probe.transaction)
         if probe.mapped is not None:
             self.mapped[socket] = probe.mapped
         state = self._pairs[pair]
@@ -294,10 +294,10 @@ class PathChecks:
 
     def _asked(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> list[Outgoing]:
         pair = (socket, source)
-        if self._seen.setdefault(probe.transaction, pair) != pair and source[0] not in self._announced:
+        if self._seen.get(probe.transaction) not in (None, pair) and source[0] not in self._announced:
             # Said before, from elsewhere: a replay.  Where the peer said that it is, the other one was.
             return []
-        _remember(self._seen, probe.transaction, pair)
+        self._seen.put(probe.transaction, pair)
         if self._answers >= MAX_ANSWERS:
             return []
         state = self._pairs.get(pair)
@@ -316,12 +316,3 @@ class PathChecks:
             return []
         self._answers += 1
         return [Outgoing(socket, self._codec.response(probe.transaction, source), source, None)]
-
-
-_T = TypeVar("_T")
-
-
-def _remember(known: OrderedDict[bytes, _T], transaction: bytes, value: _T) -> None:
-    known[transaction] = value
-    if len(known) > MAX_TRANSACTIONS:
-        known.popitem(last=False)

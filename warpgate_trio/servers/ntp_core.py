@@ -11,7 +11,6 @@ each other even when it is wrong, and that is what a punch needs.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, final
@@ -19,7 +18,7 @@ from typing import Final, final
 import ntplib
 
 from ..clock.ntp import PACKET_SIZE, to_ntp
-from ..limits import subscriber
+from ..limits import TokenBucket, TokenBuckets, subscriber
 
 __all__ = ["DEFAULT_LIMITS", "DISPERSION", "STRATUM", "NtpLimits", "NtpResponder", "NtpStatistics"]
 
@@ -69,23 +68,6 @@ class NtpStatistics:
 
 
 @final
-class _Bucket:
-    __slots__ = ("at", "tokens")
-
-    def __init__(self, tokens: float, at: float) -> None:
-        self.tokens = tokens
-        self.at = at
-
-    def take(self, rate: float, burst: float, now: float) -> bool:
-        self.tokens = min(burst, self.tokens + max(now - self.at, 0.0) * rate)
-        self.at = now
-        if self.tokens < 1.0:
-            return False
-        self.tokens -= 1.0
-        return True
-
-
-@final
 class NtpResponder:
     """All requests of one server.  `stratum`: 1 to 15."""
 
@@ -94,8 +76,8 @@ class NtpResponder:
             raise ValueError(f"a server's stratum is 1 to 15, not {stratum}")
         self.limits = limits
         self.stratum = stratum
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
-        self._total: _Bucket | None = None
+        self._sources: TokenBuckets[str] = TokenBuckets(limits.rate, limits.burst, limits.addresses)
+        self._total = TokenBucket(limits.total_rate, limits.total_burst)
         self._answered = 0
         self._ignored = 0
         self._limited = 0
@@ -113,7 +95,7 @@ class NtpResponder:
         if mode != _CLIENT or not 1 <= version <= 4:
             self._ignored += 1
             return None
-        if not self._may(source, now):
+        if not (self._sources.take(subscriber(str(source)), now) and self._total.take(now)):
             self._limited += 1
             return None
         self._answered += 1
@@ -130,18 +112,3 @@ class NtpResponder:
 
     def statistics(self) -> NtpStatistics:
         return NtpStatistics(answered=self._answered, ignored=self._ignored, limited=self._limited)
-
-    def _may(self, source: IPv4Address | IPv6Address, now: float) -> bool:
-        limits = self.limits
-        key = subscriber(str(source))
-        bucket = self._buckets.pop(key, None)
-        if bucket is None:
-            if len(self._buckets) >= limits.addresses:
-                self._buckets.popitem(last=False)
-            bucket = _Bucket(limits.burst, now)
-        self._buckets[key] = bucket
-        if self._total is None:
-            self._total = _Bucket(limits.total_burst, now)
-        return bucket.take(limits.rate, limits.burst, now) and self._total.take(
-            limits.total_rate, limits.total_burst, now
-        )

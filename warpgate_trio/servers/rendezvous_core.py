@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, final
 
 from ..errors import RemoteProtocolError
 from ..identity import verify
-from ..limits import Budget
+from ..limits import BoundedMap, Budget, TokenBucket
 from .rendezvous_frames import (
     ANY_INSTANCE,
     CONTEXT_1,
@@ -138,14 +138,11 @@ class ServerConnection:
     is set and the queue is empty.  `key` is None until it is registered; the rest is the core's own.
     """
 
-    __slots__ = ("closing", "host", "instance", "key", "names", "nonce", "queue", "tokens", "tokens_at", "version")
+    __slots__ = ("closing", "host", "instance", "key", "names", "nonce", "queue", "sends", "version")
 
-    def __init__(
-        self, nonce: bytes, tokens: float, now: float, *, host: str, version: int, names: Collection[str]
-    ) -> None:
+    def __init__(self, nonce: bytes, sends: TokenBucket, *, host: str, version: int, names: Collection[str]) -> None:
         self.nonce: bytes | None = nonce
-        self.tokens: float = tokens
-        self.tokens_at: float = now
+        self.sends: TokenBucket = sends
         self.host: str = host
         self.version: int = version
         self.names: Collection[str] = names
@@ -168,7 +165,7 @@ class RendezvousCore:
         self.limits = limits
         self._connections: set[ServerConnection] = set()
         self._mailboxes: dict[bytes, list[ServerConnection]] = {}
-        self._left_2: OrderedDict[bytes, float] = OrderedDict()  # key -> when version 2 last left its mailbox
+        self._left_2: BoundedMap[bytes, float] = BoundedMap(limits.keys)  # key -> when version 2 last left its mailbox
         self._for = Budget(total=limits.queued_bytes, per_address=limits.queued_bytes_per_address)
         self._from = Budget(total=limits.queued_bytes, per_address=limits.queued_bytes_per_address)
         self._registrations = 0
@@ -187,9 +184,8 @@ class RendezvousCore:
           version: 2 if it has announced that, else 1.
           names: of this server, as far as this connection may have been dialled by them (`server_name`).
         """
-        connection = ServerConnection(
-            nonce, float(self.limits.send_burst), now, host=host, version=version, names=names
-        )
+        sends = TokenBucket(self.limits.sends_per_second, self.limits.send_burst)
+        connection = ServerConnection(nonce, sends, host=host, version=version, names=names)
         self._connections.add(connection)
         return connection, Challenge(nonce, version).encode()
 
@@ -308,7 +304,7 @@ class RendezvousCore:
     ) -> tuple[bytes, list[ServerConnection]]:
         if connection.key is None:
             return self.fail(connection, ErrorCode.PROTOCOL, "SEND before REGISTER", now), []
-        if not self._take_token(connection, now):
+        if not connection.sends.take(now):
             return self.fail(connection, ErrorCode.RATE, "more SENDs than this server allows", now), []
         self._sends += 1
         mailbox = self._mailboxes.get(frame.receiver, [])
@@ -333,23 +329,11 @@ class RendezvousCore:
         receiver.queue.append(message)
         return True
 
-    def _take_token(self, connection: ServerConnection, now: float) -> bool:
-        earned = max(0.0, now - connection.tokens_at) * self.limits.sends_per_second
-        connection.tokens = min(float(self.limits.send_burst), connection.tokens + earned)
-        connection.tokens_at = now
-        if connection.tokens < 1.0:
-            return False
-        connection.tokens -= 1.0
-        return True
-
     def _leave_mailbox(self, connection: ServerConnection, now: float) -> None:
         if connection.key is None:
             return
         if connection.version != 1:
-            self._left_2[connection.key] = now
-            self._left_2.move_to_end(connection.key)
-            while len(self._left_2) > self.limits.keys:
-                self._left_2.popitem(last=False)
+            self._left_2.put(connection.key, now)
         mailbox = self._mailboxes[connection.key]
         mailbox.remove(connection)
         if not mailbox:

@@ -14,12 +14,11 @@ RESPONSE-ADDRESS, which moves it to anybody, is not understood either.  What is 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 from ..errors import StunMalformed
-from ..limits import subscriber
+from ..limits import TokenBucket, TokenBuckets, subscriber
 from ..stun.codec import (
     BINDING,
     CHANGE_REQUEST,
@@ -109,25 +108,6 @@ class Answer:
 
 
 @final
-class _Bucket:
-    """A token bucket."""
-
-    __slots__ = ("_at", "_tokens")
-
-    def __init__(self, burst: int, now: float) -> None:
-        self._tokens = float(burst)
-        self._at = now
-
-    def take(self, rate: float, burst: int, now: float) -> bool:
-        self._tokens = min(float(burst), self._tokens + max(0.0, now - self._at) * rate)
-        self._at = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
-
-
-@final
 class StunCore:
     """What to answer.
 
@@ -140,8 +120,8 @@ class StunCore:
     ) -> None:
         self._places = places or {}
         self._limits = limits
-        self._sources: OrderedDict[str, _Bucket] = OrderedDict()
-        self._total: _Bucket | None = None
+        self._sources: TokenBuckets[str] = TokenBuckets(limits.rate, limits.burst, limits.sources)
+        self._total = TokenBucket(limits.total_rate, limits.total_burst)
         self._answered = self._refused = self._ignored = self._limited = 0
 
     def statistics(self) -> StunStatistics:
@@ -157,12 +137,10 @@ class StunCore:
         request = self._read(data if classic is None else replace_cookie(data, COOKIE))
         if request is None:
             return None
-        if self._total is None:
-            self._total = _Bucket(self._limits.total_burst, now)
         # The source first: one that sends too much must not use up what all share.
         if not self.admit(source, now):
             return None
-        if not self._total.take(self._limits.total_rate, self._limits.total_burst, now):
+        if not self._total.take(now):
             self._limited += 1
             return None
         answer = self._answer(request, source, place, classic=classic is not None)
@@ -198,14 +176,7 @@ class StunCore:
 
     def admit(self, source: TransportAddress, now: float) -> bool:
         """Whether a source may ask now, which uses up one of its requests."""
-        key = subscriber(source[0])
-        bucket = self._sources.get(key)
-        if bucket is None:
-            bucket = self._sources[key] = _Bucket(self._limits.burst, now)
-            if len(self._sources) > self._limits.sources:
-                self._sources.popitem(last=False)
-        self._sources.move_to_end(key)
-        if bucket.take(self._limits.rate, self._limits.burst, now):
+        if self._sources.take(subscriber(source[0]), now):
             return True
         self._limited += 1
         return False

@@ -16,10 +16,10 @@ know.  All tables are bounded, and a full one refuses new messages rather than f
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar, final
+from typing import TypeAlias, final
 
+from ..limits import BoundedMap, TokenBucket, TokenBuckets
 from .core import OWNER, Clock
 from .message import Header, wire_name
 from .replays import ANSWER_TIME, Moment, Replays
@@ -33,7 +33,6 @@ __all__ = [
     "PeerClocks",
     "RateLimited",
     "Replayed",
-    "TokenBucket",
     "TooOld",
     "Unasked",
     "Verdict",
@@ -133,68 +132,6 @@ Verdict: TypeAlias = Accepted | Replayed | RateLimited | TooOld | OutsideWindow 
 
 
 @final
-class TokenBucket:
-    """`burst` at once, `rate` per second after that.  A clock that goes back earns nothing and costs nothing."""
-
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = burst
-        self._at = now
-
-    def take(self, now: float) -> bool:
-        """Take one, if there is one."""
-        self._earn(now)
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
-
-    def wait_for_one(self, now: float) -> float:
-        """Seconds until there is one to take; 0.0: there is."""
-        self._earn(now)
-        return max(0.0, (1.0 - self._tokens) / self._rate)
-
-    def _earn(self, now: float) -> None:
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
-
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
-
-
-@final
-class _Recent(Generic[_Key, _Value]):
-    """A bounded mapping that forgets the least recently used."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._items: OrderedDict[_Key, _Value] = OrderedDict()
-
-    def get(self, key: _Key) -> _Value | None:
-        value = self._items.get(key)
-        if value is not None:
-            self._items.move_to_end(key)
-        return value
-
-    def put(self, key: _Key, value: _Value) -> None:
-        self._items[key] = value
-        self._items.move_to_end(key)
-        if len(self._items) > self._size:
-            self._items.popitem(last=False)
-
-    def pop(self, key: _Key) -> _Value | None:
-        return self._items.pop(key, None)
-
-    def items(self) -> list[tuple[_Key, _Value]]:
-        """Least recently used first."""
-        return list(self._items.items())
-
-
-@final
 class PeerClocks:
     """What time it is at a peer, as far as clock replies have told.
 
@@ -202,8 +139,8 @@ class PeerClocks:
     """
 
     def __init__(self) -> None:
-        self._sent: _Recent[bytes, tuple[bytes, float]] = _Recent(_PEERS)
-        self._ahead: _Recent[bytes, float] = _Recent(_PEERS)
+        self._sent: BoundedMap[bytes, tuple[bytes, float]] = BoundedMap(_PEERS)
+        self._ahead: BoundedMap[bytes, float] = BoundedMap(_PEERS)
 
     def note_sent(self, message_id: bytes, peer: bytes, now: Moment) -> None:
         """We send `peer` (its key) a message: an answer to it is welcome for `ANSWER_TIME`."""
@@ -211,7 +148,7 @@ class PeerClocks:
 
     def expects(self, peer: bytes, in_reply_to: bytes | None, now: Moment) -> bool:
         """Whether `in_reply_to` is the id of a message that we have sent to `peer` within `ANSWER_TIME`."""
-        sent = self._sent.get(in_reply_to) if in_reply_to is not None else None
+        sent = self._sent.use(in_reply_to) if in_reply_to is not None else None
         return sent is not None and sent[0] == peer and 0.0 <= now.monotonic - sent[1] <= ANSWER_TIME
 
     def on_clock_reply(self, peer: bytes, in_reply_to: bytes | None, peer_time_ms: int, now: Moment) -> float | None:
@@ -229,7 +166,7 @@ class PeerClocks:
 
     def time_of(self, peer: bytes, now: Moment) -> float:
         """Unix seconds at the peer; ours when nothing is known."""
-        ahead = self._ahead.get(peer)
+        ahead = self._ahead.use(peer)
         return now.wall if ahead is None else now.monotonic + ahead
 
 
@@ -249,10 +186,10 @@ class Inbox:
         self.clocks: PeerClocks = clocks if clocks is not None else PeerClocks()
         self.limits: InboxLimits = limits
         self._replays = Replays(started.monotonic)
-        self._senders: _Recent[bytes, TokenBucket] = _Recent(_PEERS)
-        self._strangers: _Recent[str, TokenBucket] = _Recent(_CHANNELS)
-        self._clock_replies = TokenBucket(limits.clock_rate, limits.clock_rate, started.monotonic)
-        self._clock_replied: _Recent[bytes, float] = _Recent(_PEERS)
+        self._senders: TokenBuckets[bytes] = TokenBuckets(limits.sender_rate, limits.sender_burst, _PEERS)
+        self._strangers: TokenBuckets[str] = TokenBuckets(limits.stranger_rate, limits.stranger_burst, _CHANNELS)
+        self._clock_replies = TokenBucket(limits.clock_rate, limits.clock_rate)
+        self._clock_replied: BoundedMap[bytes, float] = BoundedMap(_PEERS)
 
     def time(self, now: Moment) -> float:
         """The time that stamps are compared with, and that a clock reply tells."""
@@ -268,7 +205,7 @@ class Inbox:
         self._replays.forget(now)
         if header.message_id in self._replays:
             return Replayed()
-        if not self._sender(header.sender, now).take(now.monotonic):
+        if not self._senders.take(header.sender, now.monotonic):
             return RateLimited()
         stamp = header.time_ms / 1000
         if header.in_reply_to is not None:
@@ -278,7 +215,7 @@ class Inbox:
             return OutsideWindow(self._needs_clock_reply(header, now, known=known))
         elif self._replays.is_too_old(stamp, now):
             return TooOld(self._needs_clock_reply(header, now, known=known))
-        elif not known and not self._channel(via, now).take(now.monotonic):
+        elif not known and not self._strangers.take(via, now.monotonic):
             return RateLimited()
         known = known or header.in_reply_to is not None
         if len(self._replays) >= (self.limits.ids if known else self.limits.stranger_ids):
@@ -289,24 +226,10 @@ class Inbox:
             self._replays.remember_stamped(header.message_id, stamp)
         return Accepted()
 
-    def _sender(self, sender: bytes, now: Moment) -> TokenBucket:
-        bucket = self._senders.get(sender)
-        if bucket is None:
-            bucket = TokenBucket(self.limits.sender_rate, self.limits.sender_burst, now.monotonic)
-            self._senders.put(sender, bucket)
-        return bucket
-
-    def _channel(self, via: str, now: Moment) -> TokenBucket:
-        bucket = self._strangers.get(via)
-        if bucket is None:
-            bucket = TokenBucket(self.limits.stranger_rate, self.limits.stranger_burst, now.monotonic)
-            self._strangers.put(via, bucket)
-        return bucket
-
     def _needs_clock_reply(self, header: Header, now: Moment, *, known: bool) -> bool:
         if header.type == _CLOCK:
             return False  # two wrong clocks must not answer each other forever
-        last = self._clock_replied.get(header.sender)
+        last = self._clock_replied.use(header.sender)
         if last is not None and now.monotonic - last < CLOCK_REPLY_INTERVAL:
             return False
         if not known and not self._clock_replies.take(now.monotonic):

@@ -17,8 +17,9 @@ Who does not listen answers nothing in any case, and does not say that it is the
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Final, final
+
+from ..limits import BoundedMap
 
 __all__ = ["HERE_INTERVAL", "HERE_LASTS", "Correspondents", "Siblings"]
 
@@ -39,17 +40,14 @@ class Siblings:
 
     def __init__(self, own: bytes) -> None:
         self._own = own
-        self._heard: OrderedDict[bytes, float] = OrderedDict()
+        self._heard: BoundedMap[bytes, float] = BoundedMap(MAX_SIBLINGS)
 
     def hear(self, instance: bytes, now: float) -> bool:
         """It says that it listens.  Returns whether that is news."""
         if instance == self._own:
             return False
         news = not self.is_there(instance, now)
-        self._heard[instance] = now
-        self._heard.move_to_end(instance)
-        if len(self._heard) > MAX_SIBLINGS:
-            self._heard.popitem(last=False)
+        self._heard.put(instance, now)
         return news
 
     def is_there(self, instance: bytes | None, now: float) -> bool:
@@ -67,18 +65,19 @@ class Correspondents:
     """The instances of peers that have not answered yet, and since when."""
 
     def __init__(self) -> None:
-        self._asked: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
+        self._asked: BoundedMap[tuple[bytes, bytes], float] = BoundedMap(MAX_CORRESPONDENTS)
 
     def ask(self, peer: bytes, instance: bytes | None, now: float) -> bytes | None:
         """Something is being said to a peer (its key).  Returns the instance to ask servers for; None: any."""
         if instance is None:
             return None
-        since = self._asked.setdefault((peer, instance), now)
-        if len(self._asked) > MAX_CORRESPONDENTS:
-            self._asked.popitem(last=False)
+        since = self._asked.get((peer, instance))
+        if since is None:
+            since = now
+            self._asked.put((peer, instance), since)
         return instance if now - since < SILENCE else None
 
     def hear(self, peer: bytes, instance: bytes | None) -> None:
         """It has said something."""
         if instance is not None:
-            self._asked.pop((peer, instance), None)
+            self._asked.pop((peer, instance))

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 import trio
 
 from ..errors import SealError, SignalError, SignalMalformed, panics_as_errors
+from ..limits import TokenBucket
 from . import (
     Accepted,
     Cancel,
@@ -44,7 +45,6 @@ from . import (
     RefusalReason,
     Refused,
     SignalHub,
-    TokenBucket,
     TooOld,
     check_blob,
     decode_payload,
@@ -148,7 +148,7 @@ class Signals:
         self._news = trio.Event()
         self._inbox: Final = Inbox(self._moment())
         limits = self._inbox.limits
-        self._pace: Final = TokenBucket(limits.rate, limits.burst, trio.current_time())
+        self._pace: Final = TokenBucket(limits.rate, limits.burst)
         self._mailboxes: dict[AttemptKey, Mailbox] = {}
         self._replies, self._due = trio.open_memory_channel[Callable[[], Awaitable[None]]](64)
         self.counters: Final[Counter[str]] = Counter()
@@ -269,7 +269,7 @@ class Signals:
                 nursery.start_soon(self._watch_servers)
                 nursery.start_soon(self._say_here)
             while True:
-                wait = self._pace.wait_for_one(trio.current_time())
+                wait = self._pace.seconds_until(trio.current_time())
                 if wait:
                     await trio.sleep(wait)  # pacing: which signal is next is decided after it
                 incoming = await self._hub.receive()
