@@ -7,8 +7,8 @@ from typing import final
 
 import trio
 
-from warpgate_trio.carrier._carrier import SocketAddress
 from warpgate_trio.ports.datagrams import DatagramSocket
+from warpgate_trio.sockaddr import TransportAddress
 
 Filter = Callable[[list[bytes]], list[bytes]]
 """What becomes of a batch that is sent."""
@@ -23,7 +23,7 @@ class SocketPath:
       filter: changes what is sent, or drops it.
     """
 
-    def __init__(self, sock: DatagramSocket, remote: SocketAddress) -> None:
+    def __init__(self, sock: DatagramSocket, remote: TransportAddress) -> None:
         self.sock = sock
         self.local = sock.local
         self.remote = remote
@@ -31,7 +31,7 @@ class SocketPath:
         self.sent: list[bytes] = []
         self.keep = False
 
-    def _with_peer(self, datagrams: Sequence[bytes]) -> list[tuple[bytes, SocketAddress]]:
+    def _with_peer(self, datagrams: Sequence[bytes]) -> list[tuple[bytes, TransportAddress]]:
         datagrams = list(datagrams)
         if self.filter is not None:
             datagrams = self.filter(datagrams)

@@ -30,6 +30,8 @@ from typing import Final, Protocol, TypeAlias, final
 import psutil
 import trio
 
+from .sockaddr import parse_ip, socket_family
+
 __all__ = [
     "HOST_ID_LENGTH",
     "HOST_SALT_LENGTH",
@@ -216,7 +218,7 @@ class RealHost:
         # could not be asked outside of trio.run either.  Port 9 (discard), since some systems refuse port 0.
         if dest.is_unspecified:  # Linux would take it for this machine
             return None
-        family = socket.AF_INET if dest.version == 4 else socket.AF_INET6
+        family = socket_family(str(dest))
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect((str(dest), 9))
@@ -415,7 +417,7 @@ def _kernel_index(name: str) -> int | None:
 
 @functools.lru_cache(maxsize=2048)  # asked of the same addresses and masks all the time, of which some have hundreds
 def _parse_ip(text: str) -> IPv4Address | IPv6Address:
-    return ip_address(text.partition("%")[0])
+    return parse_ip(text)
 
 
 def _prefix(ip: IPv4Address | IPv6Address, mask: str | None) -> int:

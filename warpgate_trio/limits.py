@@ -24,10 +24,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 from typing import Final, Generic, TypeVar, final
 
 import trio
+
+from .sockaddr import parse_ip, unmapped
 
 __all__ = ["BoundedMap", "Budget", "Gate", "Place", "TokenBucket", "TokenBuckets", "subscriber"]
 
@@ -41,19 +42,14 @@ _TIERS: Final[dict[int, tuple[int, ...]]] = {4: (3, 4), 6: (6, 7, 8)}  # Bytes o
 @lru_cache(maxsize=1024)
 def subscriber(host: str) -> str:
     """A key for the subscriber that has an address (an IP literal, with or without a scope)."""
-    ip = ip_address(host.partition("%")[0])
-    if isinstance(ip, IPv6Address):
-        mapped = ip.ipv4_mapped
-        return str(mapped) if mapped is not None else ip.packed[:8].hex()
-    return str(ip)
+    ip = unmapped(parse_ip(host))
+    return ip.packed[:8].hex() if ip.version == 6 else str(ip)
 
 
 @lru_cache(maxsize=1024)
 def _prefixes(host: str) -> tuple[bytes, ...]:
     """The prefixes that an address is counted under, the shortest first.  No two of different kinds are equal."""
-    ip = ip_address(host.partition("%")[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    ip = unmapped(parse_ip(host))
     return tuple(ip.packed[:length] for length in _TIERS[ip.version])
 
 

@@ -29,6 +29,7 @@ import trio
 
 from .limits import BoundedMap
 from .nurseries import leaves, open_background_nursery
+from .sockaddr import TransportAddress, family_of
 
 __all__ = [
     "FAMILY_DELAY",
@@ -99,7 +100,7 @@ class NameCache:
         entry = self._entry(name)
         kept: list[str] = []
         for each in addresses:
-            if sum((":" in other) == (":" in each) for other in kept) < MAX_ADDRESSES:
+            if sum(family_of(other) == family_of(each) for other in kept) < MAX_ADDRESSES:
                 kept.append(each)
         entry.addresses, entry.found_at, entry.failure = tuple(kept), now, None
 
@@ -131,7 +132,7 @@ class NameCache:
         return entry
 
 
-def in_turn(groups: Iterable[Sequence[tuple[str, int]]]) -> list[tuple[str, int]]:
+def in_turn(groups: Iterable[Sequence[TransportAddress]]) -> list[TransportAddress]:
     """The first of each group, then the second of each, and so on; each once."""
     lists = [list(group) for group in groups]
     longest = max(map(len, lists), default=0)
@@ -321,8 +322,8 @@ class Names:
 
 def _alternating(addresses: Sequence[str]) -> list[str]:
     """The resolver's first one, then one of the other family, and so on (RFC 8305 §4)."""
-    first = ":" in addresses[0]
-    groups = ([(each, 0) for each in addresses if (":" in each) is which] for which in (first, not first))
+    first = family_of(addresses[0])
+    groups = ([(each, 0) for each in addresses if (family_of(each) == first) is which] for which in (True, False))
     return [address for address, _ in in_turn(groups)]
 
 

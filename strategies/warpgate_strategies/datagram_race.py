@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from warpgate_trio.link import Link
     from warpgate_trio.plugin import Plugin
     from warpgate_trio.ports.udp import UdpPath, UdpPort
-    from warpgate_trio.stun.codec import TransportAddress
+    from warpgate_trio.sockaddr import TransportAddress
 
 logger: logging.Logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from warpgate_trio.punch.candidates import Candidate, admit
 
 if TYPE_CHECKING:
     from warpgate_trio.plugin import Plugin
-    from warpgate_trio.stun.codec import TransportAddress
+    from warpgate_trio.sockaddr import TransportAddress
 
 __all__ = ["LOOPBACK", "admitted", "family_of", "local_ip", "own_candidates"]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from warpgate_trio.link import Link
     from warpgate_trio.plugin import Plugin
     from warpgate_trio.ports.tcp import TcpPort
-    from warpgate_trio.stun.codec import TransportAddress
+    from warpgate_trio.sockaddr import TransportAddress
 
 __all__ = ["MAX_CONNECTS", "MAX_HANDSHAKES", "StreamRace", "open_stream_race"]
 

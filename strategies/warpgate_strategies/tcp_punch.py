@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from warpgate_trio.address.nat_profile import NatProfile
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
-    from warpgate_trio.stun.codec import TransportAddress
+    from warpgate_trio.sockaddr import TransportAddress
 
 __all__ = ["MeetByTcp", "MeetMeByTcp", "TcpPunch"]
 

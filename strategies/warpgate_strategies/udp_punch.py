@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
     from warpgate_trio.ports.udp import UdpPort
-    from warpgate_trio.stun.codec import TransportAddress
+    from warpgate_trio.sockaddr import TransportAddress
 
     from .datagram_race import DatagramRace
 

@@ -25,7 +25,7 @@ from warpgate_trio.ports.datagrams import Datagram
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.punch.probe import ProbeCodec
 from warpgate_trio.sim import Network
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import TransportAddress
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

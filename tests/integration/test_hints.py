@@ -20,7 +20,8 @@ from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState
-from warpgate_trio.signal.visits import IPAddress, open_judged_stream
+from warpgate_trio.signal.visits import open_judged_stream
+from warpgate_trio.sockaddr import IpAddress
 
 ELSEWHERE = LoopbackHost(fingerprint=b"elsewhere" + bytes(23))
 
@@ -158,7 +159,7 @@ async def names(*answers: list[str]) -> AsyncGenerator[Names]:
 def only(*addresses: str) -> Any:
     allowed = {ip_address(each) for each in addresses}
 
-    def may_visit(ip: IPAddress) -> bool:
+    def may_visit(ip: IpAddress) -> bool:
         return ip in allowed
 
     return may_visit

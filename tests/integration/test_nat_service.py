@@ -33,7 +33,7 @@ from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.servers.stun import serve_stun
 from warpgate_trio.sim import Host, Link, NatConfig, Network, presets
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import TransportAddress
 from warpgate_trio.testing import simulated_hosts
 
 PORT = 3478

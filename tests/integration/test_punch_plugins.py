@@ -33,7 +33,7 @@ from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPorts
 from warpgate_trio.punch.candidates import Candidate, to_candidates
 from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import TransportAddress
 
 FAST = Budgets(goodbye=0.05)
 FAMILIES = [4, pytest.param(6, marks=pytest.mark.needs("ipv6"))]

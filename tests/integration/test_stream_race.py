@@ -23,7 +23,7 @@ from warpgate_trio.carrier import Carrier, TlsCarrier
 from warpgate_trio.plugin import Plugin
 from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.punch.allowance import TARGET_DIALS, Allowance
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import TransportAddress
 
 
 async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddress]) -> Any:

@@ -18,7 +18,7 @@ from warpgate_trio.errors import StunError
 from warpgate_trio.ports.tcp import BACKLOG, TcpPort
 from warpgate_trio.servers.stun import StunServer, serve_stun
 from warpgate_trio.sim import Network, presets
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import TransportAddress
 from warpgate_trio.testing import simulated_hosts
 
 Check = Callable[[TcpPort], Awaitable[None]]

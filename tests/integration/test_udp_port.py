@@ -20,15 +20,8 @@ from warpgate_trio.ports import udp as udp_port
 from warpgate_trio.ports.datagrams import BATCH, Datagram, DatagramSocket
 from warpgate_trio.ports.udp import MAX_QUEUED, UdpPort, UdpPorts
 from warpgate_trio.sim import Network
-from warpgate_trio.stun.codec import (
-    BINDING,
-    ERROR_CODE,
-    XOR_MAPPED_ADDRESS,
-    ErrorCode,
-    MessageClass,
-    TransportAddress,
-    encode,
-)
+from warpgate_trio.sockaddr import TransportAddress
+from warpgate_trio.stun.codec import BINDING, ERROR_CODE, XOR_MAPPED_ADDRESS, ErrorCode, MessageClass, encode
 from warpgate_trio.stun.transaction import binding_request
 
 MAPPED: TransportAddress = ("203.0.113.7", 4321)

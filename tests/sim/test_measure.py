@@ -37,15 +37,8 @@ from warpgate_trio.sim import (
 )
 from warpgate_trio.sim import Filtering as SimFiltering
 from warpgate_trio.sim import Mapping as Axis
-from warpgate_trio.stun.codec import (
-    BINDING,
-    OTHER_ADDRESS,
-    XOR_MAPPED_ADDRESS,
-    MessageClass,
-    TransportAddress,
-    decode,
-    encode,
-)
+from warpgate_trio.sockaddr import TransportAddress
+from warpgate_trio.stun.codec import BINDING, OTHER_ADDRESS, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.strategies import nats
 

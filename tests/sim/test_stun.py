@@ -12,6 +12,7 @@ from tests.sim.worlds import run
 from warpgate_trio.errors import StunError, StunTimeout
 from warpgate_trio.servers.stun import StunServer, serve_stun
 from warpgate_trio.sim import Behavior, Filtering, Host, Link, Mapping, NatConfig, Network, Uniform, presets
+from warpgate_trio.sockaddr import TransportAddress
 from warpgate_trio.stun.client import (
     open_stun_stream,
     query_all_udp,
@@ -22,7 +23,7 @@ from warpgate_trio.stun.client import (
     resolve,
     share_port,
 )
-from warpgate_trio.stun.codec import ChangeRequest, TransportAddress
+from warpgate_trio.stun.codec import ChangeRequest
 from warpgate_trio.stun.transaction import StunAnswer
 from warpgate_trio.testing import simulated_hosts
 

@@ -10,7 +10,6 @@ import pytest
 
 from tests.nodes import LoopbackHost
 from warpgate_trio.address.interfaces import describe_interfaces, lasting_addresses
-from warpgate_trio.address.nat_profile import Family
 from warpgate_trio.cli.serve import reachable_urls
 from warpgate_trio.config import InterfacesConfig
 from warpgate_trio.config.chosen_interfaces import choose_interfaces
@@ -19,7 +18,7 @@ from warpgate_trio.names import Names
 from warpgate_trio.nat.service import NatService
 from warpgate_trio.netcheck.report import plan_paths
 from warpgate_trio.ports.udp import UdpPorts
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import Family, TransportAddress
 
 
 def interface(name: str, *addresses: str, virtual: bool = False) -> Interface:

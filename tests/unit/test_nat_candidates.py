@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from warpgate_trio.address import Endpoint, EndpointKind, Transport, is_public
 from warpgate_trio.punch.candidates import MAX_CANDIDATES, Candidate, Candidates, admit, to_candidates
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import TransportAddress
 
 NIC, EXT = EndpointKind.NIC, EndpointKind.EXT
 PUBLIC, PRIVATE = ("198.51.100.7", 1), ("10.8.0.7", 1)

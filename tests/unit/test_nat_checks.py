@@ -28,7 +28,7 @@ from warpgate_trio.punch.checks import (
     Stage,
 )
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec, ProbeKind
-from warpgate_trio.stun.codec import TransportAddress
+from warpgate_trio.sockaddr import TransportAddress
 
 SECRET = bytes(range(SECRET_LENGTH))
 US: TransportAddress = ("198.51.100.1", 1000)

@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.punch.probe import MAC_LENGTH, MAX_PROBE, SECRET_LENGTH, Probe, ProbeCodec, ProbeKind
-from warpgate_trio.stun.codec import (
-    BINDING,
-    SOFTWARE,
-    XOR_MAPPED_ADDRESS,
-    MessageClass,
-    TransportAddress,
-    encode,
-    looks_like_stun,
-)
+from warpgate_trio.sockaddr import TransportAddress
+from warpgate_trio.stun.codec import BINDING, SOFTWARE, XOR_MAPPED_ADDRESS, MessageClass, encode, looks_like_stun
 
 SECRET = bytes(range(SECRET_LENGTH))
 TRANSACTION = bytes(range(100, 112))

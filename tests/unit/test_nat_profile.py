@@ -17,7 +17,6 @@ from warpgate_trio.address.nat_profile import (
     UNKNOWN,
     Allocation,
     DeltaType,
-    Family,
     Filtering,
     Key,
     Mapping,
@@ -31,6 +30,7 @@ from warpgate_trio.address.nat_profile import (
 )
 from warpgate_trio.errors import AddressMalformed, AddressUnsupported
 from warpgate_trio.identity import Identity
+from warpgate_trio.sockaddr import Family
 
 NOW = 1_900_000_000
 T, D = NatType, DeltaType

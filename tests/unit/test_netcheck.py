@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warpgate_trio.address.nat_profile import IpAddress
 from warpgate_trio.config import Servers
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.netcheck import ServerCheck
 from warpgate_trio.netcheck.report import MAX_INTERFACES, MAX_SENTENCE, Path, plan_paths, sentence, whole
+from warpgate_trio.sockaddr import IpAddress
 
 
 def interface(name: str, *addresses: str, loopback: bool = False, virtual: bool = False) -> Interface:

@@ -26,14 +26,7 @@ from warpgate_trio.stun.codec import (
     opaque,
     transport_address,
 )
-from warpgate_trio.stun.transaction import (
-    StunAnswer,
-    StunTransaction,
-    binding_request,
-    plain_address,
-    plausible,
-    read_binding_answer,
-)
+from warpgate_trio.stun.transaction import StunAnswer, StunTransaction, binding_request, plausible, read_binding_answer
 
 TID = bytes(range(12))
 SERVER = ("192.0.2.1", 3478)
@@ -303,12 +296,6 @@ def test_hostile_answers_raise_stun_errors_alone(body: bytes, kind: bytes) -> No
     if transaction.receive(data, SERVER, 0.1):
         with suppress(StunError):
             read_binding_answer(transaction)
-
-
-def test_addresses_of_sockets() -> None:
-    assert plain_address(("192.0.2.1", 1)) == ("192.0.2.1", 1)
-    assert plain_address(("fe80::1%eth0", 1, 0, 2)) == ("fe80::1", 1)
-    assert plain_address(("::ffff:192.0.2.1", 1, 0, 0)) == ("192.0.2.1", 1)
 
 
 def test_requests_of_rfc5780() -> None:

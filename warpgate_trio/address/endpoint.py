@@ -15,6 +15,7 @@ from typing import Final, Literal, final
 import msgspec
 
 from ..errors import AddressMalformed
+from ..sockaddr import show_address
 
 __all__ = ["AddressInterface", "Endpoint", "EndpointKind", "Transport"]  # the rest: address.py, interfaces.py
 
@@ -90,8 +91,7 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
         return 4 if len(self.address) == 4 else 6
 
     def __str__(self) -> str:
-        where = f"{self.ip}:{self.port}" if self.af == 4 else f"[{self.ip}]:{self.port}"
-        return f"{self.kind.name.lower()} {self.transport.name.lower()} {where}"
+        return f"{self.kind.name.lower()} {self.transport.name.lower()} {show_address((str(self.ip), self.port))}"
 
 
 @final

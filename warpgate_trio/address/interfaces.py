@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
+from ..sockaddr import unmapped
 from .endpoint import MAX_INTERFACES, AddressInterface, Endpoint, EndpointKind, Transport
 from .scope import is_public
 
@@ -113,5 +114,5 @@ def _loopback_only(port_v4: int | None, port_v6: int | None) -> tuple[AddressInt
 
 
 def _is_usable(ip: IPv4Address | IPv6Address) -> bool:
-    mapped = isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None
+    mapped = unmapped(ip) is not ip
     return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified or mapped)

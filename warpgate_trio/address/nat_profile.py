@@ -32,11 +32,12 @@ from collections.abc import Iterator
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias, final
+from typing import Final, TypeAlias, final
 
 from ..errors import AddressError, AddressMalformed, AddressUnsupported
+from ..sockaddr import Family, IpAddress
 
 __all__ = [
     "ALL_PORTS",
@@ -45,7 +46,6 @@ __all__ = [
     "Allocation",
     "DeltaType",
     "Filtering",
-    "IpAddress",
     "Mapping",
     "NatProfile",
     "NatProfiles",
@@ -56,8 +56,6 @@ __all__ = [
     "nat_type",
 ]
 
-IpAddress: TypeAlias = IPv4Address | IPv6Address
-Family: TypeAlias = Literal[4, 6]
 
 ALL_PORTS: Final = (1024, 65535)
 """First and last port that a NAT gives out, as long as nothing narrower was seen: RFC 4787 REQ-3a keeps below 1024

@@ -18,12 +18,12 @@ a NAT64 prefix of its own (RFC 6052 §2.2) cannot be told from any other.
 from __future__ import annotations
 
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Final
 
-__all__ = ["AddressScope", "embedded_v4", "is_public", "scope_of"]
+from ..sockaddr import IpAddress
 
-IpAddress = IPv4Address | IPv6Address
+__all__ = ["AddressScope", "embedded_v4", "is_public", "scope_of"]
 
 
 class AddressScope(Enum):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Buffer", "Carrier", "SocketAddress", "closing_on_error"]
+from ..sockaddr import TransportAddress
+
+__all__ = ["Buffer", "Carrier", "closing_on_error"]
 
 Buffer = bytes | bytearray | memoryview
-SocketAddress = tuple[str, int]
-"""An IP literal and a port."""
 
 
 @runtime_checkable
@@ -34,9 +34,9 @@ class Carrier(Protocol):
     @property
     def idle_interval(self) -> float: ...
     @property
-    def local(self) -> SocketAddress: ...
+    def local(self) -> TransportAddress: ...
     @property
-    def remote(self) -> SocketAddress: ...
+    def remote(self) -> TransportAddress: ...
 
     @property
     def owed(self) -> bool:

@@ -26,12 +26,13 @@ import trio
 
 from ..errors import CarrierError, WrongPeer
 from ..ports.datagrams import BATCH, DatagramPath
+from ..sockaddr import TransportAddress, show_address
 from ._carrier import closing_on_error
 from .quic_protocol import QuicProtocol
 
 if TYPE_CHECKING:
     from ..identity import Identity
-    from ._carrier import Buffer, SocketAddress
+    from ._carrier import Buffer
 
 __all__ = ["QuicCarrier"]
 
@@ -67,8 +68,8 @@ class QuicCarrier:
         self._closed = False
         self.dialer: Final = dialer
         self.server_key: Final = server_key
-        self.local: Final[SocketAddress] = path.local
-        self.remote: Final[SocketAddress] = path.remote
+        self.local: Final[TransportAddress] = path.local
+        self.remote: Final[TransportAddress] = path.remote
 
     @classmethod
     async def dial(cls, path: DatagramPath, *, peer_key: bytes, initial_rtt: float | None = None) -> QuicCarrier:
@@ -94,7 +95,7 @@ class QuicCarrier:
         with closing_on_error(carrier):
             await carrier._handshake()
             if protocol.peer_certificate_key != peer_key:
-                raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
+                raise WrongPeer(f"{show_address(carrier.remote)} answered with another node's key")
             carrier._fed = True  # the end of the handshake
         return carrier
 
@@ -122,7 +123,7 @@ class QuicCarrier:
                 await self._transmit()
                 await self._advance()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise CarrierError(f"no QUIC with {_show(self.remote)}: {error}") from error
+            raise CarrierError(f"no QUIC with {show_address(self.remote)}: {error}") from error
 
     # -- driving -----------------------------------------------------------------------------------------------------
 
@@ -257,8 +258,3 @@ class QuicCarrier:
             self._path.send_nowait(self._protocol.close(trio.current_time()))
             self._path.close_nowait()
             self._changed.unpark_all()
-
-
-def _show(address: SocketAddress) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

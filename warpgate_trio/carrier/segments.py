@@ -16,10 +16,11 @@ path carries even less, the padding of the Link's handshake (`LinkProtocol`) see
 from __future__ import annotations
 
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Final
 
 import trio
+
+from ..sockaddr import parse_ip
 
 __all__ = ["MAX_PACKET", "clamp_segments"]
 
@@ -35,7 +36,7 @@ def clamp_segments(sock: trio.socket.SocketType, ip: str) -> None:
     Args:
       ip: where it will lead, or where the listener is.  On loopback there is no path, and large segments are faster.
     """
-    address = ip_address(ip.partition("%")[0])
+    address = parse_ip(ip)
     if not address.is_loopback:
         with suppress(OSError, AttributeError):  # not every system has it, or takes it
             option: int = trio.socket.TCP_MAXSEG

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 import trio
 
 from ..errors import CarrierError, WrongPeer
+from ..sockaddr import TransportAddress, show_address
 from ._carrier import closing_on_error
 from ._pinning import certificate_key
 from .records import RecordSizes
 
 if TYPE_CHECKING:
     from ..identity import Identity
-    from ._carrier import Buffer, SocketAddress
+    from ._carrier import Buffer
 
 __all__ = ["ByteSocket", "TlsCarrier", "TlsContexts"]
 
@@ -114,8 +115,8 @@ class TlsCarrier:
         *,
         dialer: bool,
         server_key: bytes,
-        local: SocketAddress,
-        remote: SocketAddress,
+        local: TransportAddress,
+        remote: TransportAddress,
     ) -> None:
         self._sock = sock
         self._incoming = ssl.MemoryBIO()
@@ -146,7 +147,7 @@ class TlsCarrier:
         with closing_on_error(carrier):
             await carrier._handshake()
             if certificate_key(carrier._tls.getpeercert(binary_form=True)) != peer_key:
-                raise WrongPeer(f"{_show(carrier.remote)} answered with another node's key")
+                raise WrongPeer(f"{show_address(carrier.remote)} answered with another node's key")
         return carrier
 
     @classmethod
@@ -176,19 +177,19 @@ class TlsCarrier:
                     return
                 data = await self._sock.recv(RECEIVE_MIN)
                 if not data:
-                    raise CarrierError(f"{_show(self.remote)} closed the connection during the TLS handshake")
+                    raise CarrierError(f"{show_address(self.remote)} closed the connection during the TLS handshake")
                 room -= len(data)
                 if room < 0:
-                    raise CarrierError(f"{_show(self.remote)} sends more than a TLS handshake takes")
+                    raise CarrierError(f"{show_address(self.remote)} sends more than a TLS handshake takes")
                 self._incoming.write(data)
         except ssl.SSLError as error:
             with contextlib.suppress(trio.BrokenResourceError):
                 await self.flush()  # the alert, so that the other side learns why
-            raise CarrierError(f"no TLS 1.3 with {_show(self.remote)}: {error.reason or error}") from error
+            raise CarrierError(f"no TLS 1.3 with {show_address(self.remote)}: {error.reason or error}") from error
         except trio.BrokenResourceError as error:
-            raise CarrierError(f"{_show(self.remote)} broke off during the TLS handshake") from error
+            raise CarrierError(f"{show_address(self.remote)} broke off during the TLS handshake") from error
         except OSError as error:
-            raise CarrierError(f"{_show(self.remote)} broke off during the TLS handshake: {error}") from error
+            raise CarrierError(f"{show_address(self.remote)} broke off during the TLS handshake: {error}") from error
 
     @property
     def owed(self) -> bool:
@@ -271,7 +272,7 @@ class TlsCarrier:
         return trio.BrokenResourceError(f"the connection broke: {error.strerror or error}")
 
 
-def _ends(sock: trio.socket.SocketType) -> dict[str, SocketAddress]:
+def _ends(sock: trio.socket.SocketType) -> dict[str, TransportAddress]:
     try:
         local, remote = sock.getsockname(), sock.getpeername()
         sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)  # a frame is never worth waiting for
@@ -281,8 +282,3 @@ def _ends(sock: trio.socket.SocketType) -> dict[str, SocketAddress]:
         sock.close()
         raise CarrierError(f"the connection broke before TLS began: {error}") from error
     return {"local": (local[0], local[1]), "remote": (remote[0], remote[1])}
-
-
-def _show(address: SocketAddress) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

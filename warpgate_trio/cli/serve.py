@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ..sockaddr import bracketed
 from .exits import ExitCode, UsageProblem
 from .options import Settings, common_options, json_option, pass_settings
 
@@ -304,7 +305,7 @@ def reachable_urls(urls: Iterable[str], interfaces: Sequence[Interface]) -> list
             found.setdefault(url, (False, False, 0))
             continue
         for ip in _own_addresses(listening, interfaces) if listening.is_unspecified else [listening]:
-            text = f"{prefix}{f'[{ip}]' if ip.version == 6 else ip}:{port}"
+            text = f"{prefix}{bracketed(str(ip))}:{port}"
             found.setdefault(text, _rank(ip))
     ordered = sorted(found, key=lambda url: found[url])
     useful = [url for url in ordered if not found[url][0]]

@@ -18,7 +18,6 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
 from typing import Final, final
 
 import trio
@@ -27,6 +26,7 @@ from ..config import ServerUrl
 from ..errors import ClockUnavailable
 from ..host import Host
 from ..names import Names
+from ..sockaddr import FAMILIES, TransportAddress, family_of, socket_family
 from .estimate import ClockEstimate, Interval, Offset, intersect
 from .ntp import KissOfDeath, NtpExchange, NtpRejected, NtpSample, WrongOrigin
 
@@ -162,11 +162,9 @@ async def _ask_server(reading: _Reading, local: Callable[[], float], host: Host,
         return
     reading.fault = None
     async with trio.open_nursery() as nursery:
-        for version in (4, 6):
+        for version in FAMILIES:
             asks = [
-                partial(_ask_address, reading, (ip, url.port), local, host)
-                for ip in found
-                if ip_address(ip).version == version
+                partial(_ask_address, reading, (ip, url.port), local, host) for ip in found if family_of(ip) == version
             ]
             nursery.start_soon(_race, nursery.cancel_scope, asks[:MAX_ADDRESSES])
 
@@ -187,13 +185,12 @@ async def _race(scope: trio.CancelScope, asks: Sequence[Callable[[], Awaitable[b
                 await over.wait()
 
 
-async def _ask_address(reading: _Reading, address: tuple[str, int], local: Callable[[], float], host: Host) -> bool:
+async def _ask_address(reading: _Reading, address: TransportAddress, local: Callable[[], float], host: Host) -> bool:
     """Whether it answered well.  A server that says no, or is not there, is not asked twice."""
     exchange = NtpExchange()
     good = 0
-    family = trio.socket.AF_INET6 if ":" in address[0] else trio.socket.AF_INET
     try:
-        with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
+        with trio.socket.socket(socket_family(address[0]), trio.socket.SOCK_DGRAM) as sock:
             await sock.connect(address)  # so that only its answers come in, and "port unreachable" is heard
             for _ in range(MAX_REQUESTS):
                 wait = RETRY if reading.best is None else max(_MIN_AGAIN, 3 * reading.best.delay)

@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 import msgspec
 
 from ..errors import ConfigError
+from ..sockaddr import bracketed
 
 __all__ = ["MAX_URL", "ServerUrl", "TurnServer"]  # what else has no underscore is for config.py
 
@@ -113,7 +114,7 @@ class ServerUrl(msgspec.Struct, frozen=True):
     @property
     def authority(self) -> str:
         """`host_name`, and the port where it is not the scheme's own: HTTP's ``Host`` (RFC 6455 section 4.1)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host_name
+        host = bracketed(self.host) if ":" in self.host else self.host_name
         return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
 
     @property
@@ -160,7 +161,7 @@ class ServerUrl(msgspec.Struct, frozen=True):
                 login += ":" + quote(self.password, safe="")
             login += "@"
         slashes = "" if self.scheme in _OPAQUE_SCHEMES else "//"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = bracketed(self.host)
         port = "" if self.port == _DEFAULT_PORTS.get(self.scheme) else f":{self.port}"
         return f"{self.scheme}:{slashes}{login}{host}{port}{self.path}{self._query}"
 

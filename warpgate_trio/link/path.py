@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..sockaddr import TransportAddress
+
 __all__ = ["PathInfo"]
 
 
@@ -26,6 +28,6 @@ class PathInfo:
     af: int
     route_type: str
     carrier: str
-    local: tuple[str, int]
-    remote: tuple[str, int]
+    local: TransportAddress
+    remote: TransportAddress
     rtt: float | None = None

@@ -23,19 +23,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import combinations, pairwise
 from math import gcd
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
-from ..address.nat_profile import (
-    ALL_PORTS,
-    MAX_DELTA,
-    MAX_EXTERNAL,
-    Allocation,
-    Filtering,
-    IpAddress,
-    Mapping,
-    TransportProfile,
-)
+from ..address.nat_profile import ALL_PORTS, MAX_DELTA, MAX_EXTERNAL, Allocation, Filtering, Mapping, TransportProfile
 from ..address.scope import AddressScope, scope_of
+from ..sockaddr import IpAddress, TransportAddress
 
 __all__ = [
     "Binding",
@@ -50,9 +42,6 @@ __all__ = [
     "new_mappings",
     "port_range",
 ]
-
-TransportAddress: TypeAlias = tuple[str, int]
-"""IP address and port: RFC 8489's word for it."""
 
 MAX_BINDINGS: Final = 512
 """Answers that are looked at: far more than a measurement collects."""

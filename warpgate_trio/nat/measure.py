@@ -34,8 +34,9 @@ from .. import host as machine
 from ..address.nat_profile import Mapping, NatProfile, TransportProfile
 from ..address.own import OwnAddresses
 from ..errors import StunError
+from ..sockaddr import TransportAddress, socket_family
 from ..stun.client import new_transaction_id, open_stun_stream, query_all_udp, query_stream, query_udp
-from ..stun.codec import ChangeRequest, TransportAddress
+from ..stun.codec import ChangeRequest
 from ..stun.transaction import StunAnswer, binding_request
 from .classify import Binding, NatObservations, classify, classify_mapping, classify_translated
 
@@ -223,7 +224,7 @@ class _Udp(_Transport):
 
     async def open(self, stack: ExitStack) -> trio.socket.SocketType | None:
         """A bound socket; None when there is none to be had."""
-        family = trio.socket.AF_INET6 if ":" in self.local else trio.socket.AF_INET
+        family = socket_family(self.local)
         try:
             sock = stack.enter_context(trio.socket.socket(family, trio.socket.SOCK_DGRAM))
         except OSError:

@@ -45,7 +45,7 @@ from ..names import NameFailure, Names, in_turn
 from ..ports.tcp import TcpPort
 from ..ports.udp import UdpPort, UdpPorts
 from ..punch.allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
-from ..stun.codec import TransportAddress
+from ..sockaddr import FAMILIES, Family, TransportAddress, family_of
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
@@ -58,8 +58,6 @@ __all__ = ["KEEPALIVE", "NatService"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-Family = Literal[4, 6]
-FAMILIES: Final[tuple[Family, Family]] = (4, 6)
 Kind = Literal["udp", "tcp"]
 KINDS: Final[tuple[Kind, Kind]] = ("udp", "tcp")
 
@@ -462,7 +460,7 @@ class NatService:
         """The servers' addresses of a family, the likeliest to answer first; servers that have none are left out."""
         known = await self._names.look_up([url.host for url in self.servers], timeout=NAMES_WITHIN)
         found = in_turn(
-            [(ip, url.port) for ip in known.get(url.host, ()) if ip_address(ip).version == af] for url in self.servers
+            [(ip, url.port) for ip in known.get(url.host, ()) if family_of(ip) == af] for url in self.servers
         )
         silent = supply.silent[af] = supply.silent[af].intersection(found)
         return sorted(found, key=silent.__contains__)[:MAX_SERVERS]

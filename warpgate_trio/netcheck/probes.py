@@ -29,12 +29,10 @@ from ..names import NameFailure, Names, in_turn
 from ..nat.measure import measure_nat
 from ..nurseries import reason_of
 from ..signal import ServerState
+from ..sockaddr import FAMILIES, Family, TransportAddress, family_of, socket_family
 from ..stun.client import open_stun_stream, query_stream, query_udp
-from ..stun.codec import TransportAddress
 from .report import (
-    FAMILIES,
     ClockCheck,
-    Family,
     NetcheckReport,
     Path,
     ServerCheck,
@@ -271,7 +269,7 @@ class _Check:
         self._unresolved.update(self._names.failures(hosts))
         found: dict[ServerUrl, list[TransportAddress]] = {}
         for url in self._stun:
-            ips = [ip for ip in known.get(url.host, ()) if ip_address(ip).version == af]
+            ips = [ip for ip in known.get(url.host, ()) if family_of(ip) == af]
             routed = [(ip, url.port) for ip in ips if self._host.source_address(ip_address(ip)) is not None]
             if routed:
                 found[url] = routed
@@ -417,7 +415,7 @@ async def _best(
 
 
 async def _ask_udp(server: TransportAddress) -> float:
-    family = trio.socket.AF_INET6 if ":" in server[0] else trio.socket.AF_INET
+    family = socket_family(server[0])
     with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
         return (await query_udp(sock, server, rto=RTO, tries=TRIES, last_wait=LAST_WAIT)).rtt
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Final, final
 
 import msgspec
 
@@ -17,9 +17,9 @@ from ..clock.ntp import UNSYNCHRONISED
 from ..errors import printable
 from ..names import NameFailure, describe_failures
 from ..nat.abilities import Abilities, abilities
+from ..sockaddr import Family, IpAddress
 
 if TYPE_CHECKING:
-    from ..address.nat_profile import IpAddress
     from ..config import Servers
     from ..host import Interface
 
@@ -29,8 +29,6 @@ MAX_INTERFACES: Final = 4
 """Measured per address family, one after another, the one that leads to the internet first."""
 MAX_SENTENCE: Final = 300
 """Characters of an error in the report: parts of it may be a server's own words."""
-Family: TypeAlias = Literal[4, 6]
-FAMILIES: Final[tuple[Family, Family]] = (4, 6)
 
 
 # --- The report -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
@@ -30,6 +29,7 @@ from ..link import Link, PathInfo, Pipe, RefuseReason
 from ..link.frames import LINK_VERSION
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
+from ..sockaddr import parse_ip, unmapped
 
 if TYPE_CHECKING:
     from ..carrier import TlsContexts
@@ -376,13 +376,12 @@ def _remember(table: BoundedMap[_SessionKey, _Remembered], key: _SessionKey, wha
 
 def _direct_path(carrier: TlsCarrier) -> PathInfo:
     """A connection to our port is a `direct_connect` of the peer's; its own record says by which route."""
-    remote = ip_address(carrier.remote[0].partition("%")[0])
-    mapped = getattr(remote, "ipv4_mapped", None)
+    remote = parse_ip(carrier.remote[0])
     route = "LOOPBACK_BIND" if remote.is_loopback else "NIC_BIND" if remote.is_private else "EXT_BIND"
     return PathInfo(
         phase="direct",
         plugin="direct_connect",
-        af=4 if remote.version == 4 or mapped is not None else 6,
+        af=unmapped(remote).version,
         route_type=route,
         carrier=carrier.name,
         local=carrier.local,

@@ -38,6 +38,7 @@ from ..plugin.registry import technique_of
 from ..ports.udp import UdpPorts
 from ..signal import ServerState, SignalHub
 from ..signal.router import AttemptKey, Signals
+from ..sockaddr import unmapped
 from ..walk.attempt import Attempt, Factory
 from ..walk.calling import CallingAttempt
 from ..walk.recorder import Recorder
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from ..host import Host, Interface
     from ..identity import Identity
     from ..ports.datagrams import DatagramPath
-    from ..signal.visits import IPAddress
+    from ..sockaddr import IpAddress
 
 __all__ = ["NodeRuntime"]
 
@@ -263,13 +264,13 @@ class NodeRuntime:
                 return True
         return False
 
-    def _may_visit(self, peer: PeerAddress, ip: IPAddress) -> bool:
+    def _may_visit(self, peer: PeerAddress, ip: IpAddress) -> bool:
         """Whether a server that a peer names may be visited at an address: it is judged as a peer's endpoints are.
 
         Public addresses, those of our own networks, and on one machine with the peer loopback, which our own addresses
         lead to as well.
         """
-        ip = getattr(ip, "ipv4_mapped", None) or ip
+        ip = unmapped(ip)
         if ip in OwnAddresses(self.host):
             return peer.is_same_host(self.host)
         scope = scope_of(ip)

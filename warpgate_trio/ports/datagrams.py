@@ -21,16 +21,15 @@ import errno
 import socket as stdlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, final, runtime_checkable
+from typing import Any, Final, Protocol, final, runtime_checkable
 
 import trio
 
-if TYPE_CHECKING:
-    from ..carrier._carrier import SocketAddress
+from ..sockaddr import TransportAddress, socket_address, socket_family
 
 __all__ = ["BATCH", "Datagram", "DatagramPath", "DatagramSocket", "NowaitSocket"]
 
-Datagram = tuple[bytes, "SocketAddress"]
+Datagram = tuple[bytes, TransportAddress]
 """A payload, and where it came from or goes to."""
 
 BATCH: Final = 64
@@ -54,9 +53,9 @@ class DatagramPath(Protocol):
     """
 
     @property
-    def local(self) -> SocketAddress: ...
+    def local(self) -> TransportAddress: ...
     @property
-    def remote(self) -> SocketAddress: ...
+    def remote(self) -> TransportAddress: ...
 
     async def send(self, datagrams: Sequence[bytes]) -> None:
         """Send a whole batch; a checkpoint always.  Datagrams that cannot be sent are dropped, in silence.
@@ -91,7 +90,7 @@ class NowaitSocket(Protocol):
     @property
     def family(self) -> stdlib.AddressFamily: ...
     def recvfrom_nowait(self, size: int, /) -> tuple[bytes, Any]: ...
-    def sendto_nowait(self, data: bytes, address: SocketAddress, /) -> int: ...
+    def sendto_nowait(self, data: bytes, address: TransportAddress, /) -> int: ...
     async def wait_readable(self) -> None: ...
     async def wait_writable(self) -> None: ...
     def getsockname(self) -> Any: ...
@@ -152,20 +151,19 @@ class DatagramSocket:
             else (stdlib.IPPROTO_IP, stdlib.IP_TTL)
         )
         self._closed = False
-        self.local: Final[SocketAddress] = _plain(self._sock.getsockname())
+        self.local: Final[TransportAddress] = socket_address(self._sock.getsockname())
         self.errors: Final[Counter[str]] = Counter()
 
     @classmethod
-    async def bind(cls, local: SocketAddress) -> DatagramSocket:
+    async def bind(cls, local: TransportAddress) -> DatagramSocket:
         """A new socket on an IP literal and a port; port 0 takes any.
 
         Raises:
           OSError: the address is not ours, the port is taken, or there are too many files.
         """
-        v6 = ":" in local[0]
-        sock = trio.socket.socket(stdlib.AF_INET6 if v6 else stdlib.AF_INET, stdlib.SOCK_DGRAM)
+        sock = trio.socket.socket(socket_family(local[0]), stdlib.SOCK_DGRAM)
         try:
-            if v6:
+            if sock.family == stdlib.AF_INET6:
                 sock.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, 1)
             for option in (stdlib.SO_RCVBUF, stdlib.SO_SNDBUF):
                 sock.setsockopt(stdlib.SOL_SOCKET, option, BUFFER)
@@ -234,7 +232,7 @@ class DatagramSocket:
             if len(data) > MAX_DATAGRAM:
                 self.errors["oversize"] += 1
             else:
-                append((data, source if len(source) == 2 else _plain(source)))
+                append((data, source if len(source) == 2 else socket_address(source)))
         return errors
 
     async def send_batch(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
@@ -303,10 +301,3 @@ class DatagramSocket:
         """Close it now.  Idempotent; wakes whoever waits in `receive_batch` or `send_batch`."""
         self._closed = True
         self._sock.close()
-
-
-def _plain(address: Any) -> SocketAddress:
-    """(ip, port) of a socket's address of either family."""
-    if len(address) == 4 and address[3] and "%" not in address[0]:
-        return f"{address[0]}%{address[3]}", address[1]
-    return address[0], address[1]

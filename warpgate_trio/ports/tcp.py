@@ -20,8 +20,8 @@ import trio
 
 from ..carrier.segments import clamp_segments
 from ..errors import StunError
+from ..sockaddr import TransportAddress, socket_family
 from ..stun.client import query_stream, share_port
-from ..stun.codec import TransportAddress
 from ..stun.transaction import StunAnswer
 
 __all__ = ["BACKLOG", "TcpPort"]
@@ -59,7 +59,7 @@ class TcpPort:
         Raises:
           OSError: the address is not ours, the port is taken, or there are too many files.
         """
-        listener = trio.socket.socket(trio.socket.AF_INET6 if ":" in ip else trio.socket.AF_INET)
+        listener = trio.socket.socket(socket_family(ip))
         try:
             share_port(listener)
             clamp_segments(listener, ip)

@@ -25,7 +25,8 @@ import trio
 
 from .. import host as machine
 from ..errors import panics_as_errors
-from ..stun.codec import TRANSACTION_ID_LENGTH, TransportAddress, looks_like_stun
+from ..sockaddr import TransportAddress
+from ..stun.codec import TRANSACTION_ID_LENGTH, looks_like_stun
 from ..stun.transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
 from .datagrams import BATCH, Datagram, DatagramSocket
 

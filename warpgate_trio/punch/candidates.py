@@ -14,7 +14,7 @@ from typing import Annotated, Final, final
 import msgspec
 
 from ..address import AddressScope, Endpoint, EndpointKind, is_public, scope_of
-from ..stun.codec import TransportAddress
+from ..sockaddr import TransportAddress, parse_ip, unmapped
 
 __all__ = ["MAX_CANDIDATES", "Candidate", "Candidates", "admit", "to_candidates"]
 
@@ -38,7 +38,7 @@ Candidates = Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=MAX_CANDID
 
 def to_candidates(addresses: Sequence[TransportAddress]) -> tuple[Candidate, ...]:
     """For a signal: each once, in order, at most `MAX_CANDIDATES`."""
-    distinct = list(dict.fromkeys((ip_address(host.partition("%")[0]).packed, port) for host, port in addresses))
+    distinct = list(dict.fromkeys((parse_ip(host).packed, port) for host, port in addresses))
     return tuple(Candidate(packed, port) for packed, port in distinct[:MAX_CANDIDATES])
 
 
@@ -78,7 +78,7 @@ def admit(
         scope = scope_of(ip)
         if scope in _NEVER:
             continue
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        if unmapped(ip) is not ip:
             continue  # an IPv4 address that would be judged by the rules of IPv6
         near = [network for network in networks if ip in network]
         if scope is AddressScope.LOOPBACK:

@@ -33,7 +33,7 @@ from enum import Enum
 from typing import Final, final
 
 from ..limits import BoundedMap
-from ..stun.codec import TransportAddress
+from ..sockaddr import TransportAddress
 from .probe import Probe, ProbeCodec, ProbeKind
 
 __all__ = [

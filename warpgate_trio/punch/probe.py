@@ -17,7 +17,8 @@ from enum import Enum
 from typing import Final, final
 
 from ..errors import StunMalformed
-from ..stun.codec import BINDING, XOR_MAPPED_ADDRESS, MessageClass, TransportAddress, decode, encode
+from ..sockaddr import TransportAddress
+from ..stun.codec import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 
 __all__ = ["MAC_LENGTH", "SECRET_LENGTH", "Probe", "ProbeCodec", "ProbeKind"]
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import final
 
 from cryptography import x509
 
 from ..config import ServerUrl
 from ..errors import ConfigError
+from ..sockaddr import parse_ip
 from ..websocket import Accepted
 from .rendezvous_frames import server_name
 
@@ -61,7 +61,7 @@ class ServerNames:
             return self._public
         ip, port = accepted.local
         hosts = {ip, *self._hostnames, *self._certificate_hosts()}
-        if ip_address(ip.partition("%")[0]).is_loopback:
+        if parse_ip(ip).is_loopback:
             hosts.add("localhost")
         return frozenset(server_name(host, port) for host in hosts)
 

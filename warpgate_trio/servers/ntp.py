@@ -10,13 +10,13 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
-from ipaddress import ip_address
 from typing import NoReturn, final
 
 import trio
 
 from .. import host as machine
 from ..nurseries import open_background_nursery
+from ..sockaddr import parse_ip, show_address
 from .ntp_core import DEFAULT_LIMITS, STRATUM, NtpLimits, NtpResponder, NtpStatistics
 from .replies import ReplySocket
 
@@ -75,7 +75,7 @@ async def serve_ntp(
     sockets = await _open_sockets(host, port)
     try:
         names = [each.getsockname() for each in sockets]
-        urls = tuple(f"ntp://{f'[{name[0]}]' if ':' in name[0] else name[0]}:{name[1]}" for name in names)
+        urls = tuple(f"ntp://{show_address(name[:2])}" for name in names)
         async with trio.open_nursery() as nursery:
             for each in sockets:
                 nursery.start_soon(_serve_socket, responder, each)
@@ -146,7 +146,7 @@ async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType) -
             received = wall()
             answer = responder.answer(
                 data,
-                ip_address(source[0].partition("%")[0]),
+                parse_ip(source[0]),
                 received=received,
                 sent=wall(),
                 now=trio.current_time(),

@@ -19,6 +19,7 @@ from .. import host as machine
 from ..carrier.segments import clamp_segments
 from ..config import ServerUrl
 from ..nurseries import open_background_nursery, require_trio
+from ..sockaddr import show_address
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
 from ..websocket.proxies import TrustedProxies
 from .names import ServerNames
@@ -215,7 +216,7 @@ async def serve_rendezvous(
         for listener, name in zip(listeners, names, strict=True):  # before the first SYN that is answered
             clamp_segments(listener.socket, name[0])
         scheme = "ws" if ssl_context is None else "wss"
-        urls = tuple(f"{scheme}://{f'[{name[0]}]' if ':' in name[0] else name[0]}:{name[1]}" for name in names)
+        urls = tuple(f"{scheme}://{show_address(name[:2])}" for name in names)
         async with trio.open_nursery() as nursery:
             await nursery.start(
                 partial(

@@ -43,11 +43,11 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 from typing import Final, TypeAlias, final
 
 from ..errors import RemoteProtocolError, SignalUnsupported
 from ..identity import Identity
+from ..sockaddr import parse_ip, show_address, unmapped
 
 __all__ = [
     "ANY_INSTANCE",
@@ -311,12 +311,10 @@ def server_name(host: str, port: int) -> str:
     """
     host = host.lower().removesuffix(".")
     try:
-        ip = ip_address(host.partition("%")[0])
+        ip = unmapped(parse_ip(host))
     except ValueError:
         return f"{host}:{port}"
-    if isinstance(ip, IPv6Address):
-        ip = ip.ipv4_mapped or ip
-    return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+    return show_address((str(ip), port))
 
 
 def register(identity: Identity, challenge: Challenge) -> Register:

@@ -17,6 +17,8 @@ from typing import Any, Final, final
 
 import trio
 
+from ..sockaddr import parse_ip
+
 __all__ = ["ReplySocket"]
 
 _IP_PKTINFO: Final[int | None] = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else None)  # named in 3.12
@@ -36,7 +38,7 @@ class ReplySocket:
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
         self._tells = False
-        if not ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified or not hasattr(sock, "recvmsg"):
+        if not parse_ip(sock.getsockname()[0]).is_unspecified or not hasattr(sock, "recvmsg"):
             return
         v6 = sock.family == socket.AF_INET6
         level, option = (socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO) if v6 else (socket.IPPROTO_IP, _IP_PKTINFO)

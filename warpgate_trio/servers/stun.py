@@ -21,8 +21,8 @@ from ..errors import StunMalformed
 from ..limits import Gate
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
-from ..stun.codec import StreamReader, TransportAddress
-from ..stun.transaction import plain_address
+from ..sockaddr import TransportAddress, plain_address, show_address, socket_family
+from ..stun.codec import StreamReader
 from .replies import ReplySocket
 from .stun_core import DEFAULT_LIMITS, MAX_REQUEST, StunCore, StunLimits, StunStatistics
 
@@ -59,7 +59,7 @@ class StunServer:
     @property
     def urls(self) -> tuple[str, ...]:
         """``stun:host:port`` of each address; of the first port only where there are two."""
-        return tuple(f"stun:{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.addresses[:2])
+        return tuple(f"stun:{show_address(each)}" for each in self.addresses[:2])
 
     def statistics(self) -> StunStatistics:
         """What it has done so far."""
@@ -182,7 +182,7 @@ async def _bind_once(
 
 
 async def _socket(stack: ExitStack, kind: stdlib.SocketKind, at: TransportAddress) -> trio.socket.SocketType:
-    sock = trio.socket.socket(trio.socket.AF_INET6 if ":" in at[0] else trio.socket.AF_INET, kind)
+    sock = trio.socket.socket(socket_family(at[0]), kind)
     stack.callback(sock.close)
     if sock.family == trio.socket.AF_INET6:
         sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)

@@ -19,6 +19,7 @@ from typing import Any, Final, final
 
 from ..errors import StunMalformed
 from ..limits import TokenBucket, TokenBuckets, subscriber
+from ..sockaddr import TransportAddress
 from ..stun.codec import (
     BINDING,
     CHANGE_REQUEST,
@@ -40,7 +41,6 @@ from ..stun.codec import (
     ErrorCode,
     Message,
     MessageClass,
-    TransportAddress,
     decode,
     encode,
 )

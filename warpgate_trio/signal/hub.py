@@ -33,7 +33,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import NoReturn, final
 
@@ -46,6 +45,7 @@ from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery, reason_of
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
+from ..sockaddr import parse_ip
 from .channel import Delivery, SignalChannel
 from .message import MAX_SIGNAL
 from .race import Letter, Race, Roll
@@ -436,7 +436,7 @@ class SignalHub:
 
         async def dial(host: str, port: int) -> trio.abc.Stream:
             stream = await open_judged_stream(host, port, may_visit=may_visit)
-            slot.address = ip_address(stream.socket.getpeername()[0].partition("%")[0])
+            slot.address = parse_ip(stream.socket.getpeername()[0])
             return stream
 
         slot.dial = dial

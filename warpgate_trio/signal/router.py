@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ..clock.wall import Clock
     from ..host import Host
     from ..identity import Identity
-    from .visits import IPAddress
+    from ..sockaddr import IpAddress
 
 __all__ = ["AttemptKey", "Mailbox", "Request", "Signals"]
 
@@ -123,7 +123,7 @@ class Signals:
         on_reply_wanted: Callable[[Envelope, str, Message], None],
         knows: Callable[[bytes], bool],
         hints_of: Callable[[PeerAddress], Sequence[str]],
-        may_visit: Callable[[PeerAddress, IPAddress], bool],
+        may_visit: Callable[[PeerAddress, IpAddress], bool],
         listening: bool,
     ) -> None:
         self._identity = identity

@@ -10,8 +10,9 @@ from typing import Final, TypeAlias, final
 import trio
 
 from ..config import ServerUrl
+from ..sockaddr import IpAddress
 from .channel import Dial, SignalChannel
-from .visits import IPAddress, MayVisit
+from .visits import MayVisit
 
 __all__ = ["VISIT_IDLE", "Place", "ServerState", "ServerStatus", "Slot", "place_of"]
 
@@ -62,7 +63,7 @@ class Slot:
         self.origin: Final = self.place[:3]
         self.visiting: Final = visiting
         self.dial: Dial = trio.open_tcp_stream
-        self.address: IPAddress | None = None
+        self.address: IpAddress | None = None
         self.waiting: deque[bytes] = deque()
         self.state: ServerState = ServerState.CONNECTING
         self.channel: SignalChannel | None = None

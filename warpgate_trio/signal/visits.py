@@ -9,18 +9,17 @@ that was judged, so that a name cannot lead to another one a moment later.  The 
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
 import trio
 
 from ..config.server_url import ServerUrl
 from ..names import open_first_tcp_stream
+from ..sockaddr import IpAddress, parse_ip
 
-__all__ = ["MAX_ADDRESSES", "IPAddress", "MayVisit", "is_plain", "open_judged_stream"]
+__all__ = ["MAX_ADDRESSES", "MayVisit", "is_plain", "open_judged_stream"]
 
-IPAddress: TypeAlias = IPv4Address | IPv6Address
-MayVisit: TypeAlias = Callable[[IPAddress], bool]
+MayVisit: TypeAlias = Callable[[IpAddress], bool]
 """Whether a connection may be opened to an address for the peer in question."""
 MAX_ADDRESSES: Final = 4
 """Of one name that are tried."""
@@ -38,7 +37,7 @@ async def open_judged_stream(host: str, port: int, *, may_visit: MayVisit) -> tr
       OSError: none may, or none can be reached.
     """
     found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-    addresses = dict.fromkeys(ip_address(str(name[0]).partition("%")[0]) for _, _, _, _, name in found)
+    addresses = dict.fromkeys(parse_ip(str(name[0])) for _, _, _, _, name in found)
     judged = [each for each in addresses if may_visit(each)][:MAX_ADDRESSES]
     if not judged:
         raise OSError(f"{host} leads to {', '.join(map(str, addresses))}, where this peer may not send us")

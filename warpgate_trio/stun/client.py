@@ -21,7 +21,8 @@ import trio
 
 from .. import host as machine
 from ..errors import StunError, StunMalformed, StunTimeout
-from .codec import TRANSACTION_ID_LENGTH, ChangeRequest, StreamReader, TransportAddress
+from ..sockaddr import TransportAddress, plain_address, socket_family
+from .codec import TRANSACTION_ID_LENGTH, ChangeRequest, StreamReader
 from .transaction import (
     DEFAULT_RTO,
     LAST_WAIT,
@@ -30,7 +31,6 @@ from .transaction import (
     StunAnswer,
     StunTransaction,
     binding_request,
-    plain_address,
     read_binding_answer,
 )
 
@@ -307,7 +307,7 @@ async def race_tcp(
 
 
 async def _connect(server: TransportAddress, local: TransportAddress | None) -> trio.SocketStream:
-    sock = trio.socket.socket(trio.socket.AF_INET6 if ":" in server[0] else trio.socket.AF_INET)
+    sock = trio.socket.socket(socket_family(server[0]))
     try:
         if local is not None:
             share_port(sock)

@@ -26,9 +26,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Final, Generic, TypeAlias, TypeVar, final
+from typing import Any, Final, Generic, TypeVar, final
 
 from ..errors import StunMalformed
+from ..sockaddr import TransportAddress
 
 __all__ = [
     "ALTERNATE_SERVER",
@@ -60,7 +61,6 @@ __all__ = [
     "Message",
     "MessageClass",
     "StreamReader",
-    "TransportAddress",
     "decode",
     "encode",
     "long_term_key",
@@ -72,9 +72,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-TransportAddress: TypeAlias = tuple[str, int]
-"""IP address, without a scope, and port: RFC 8489's word for it."""
 
 BINDING: Final = 0x001
 """The one method of RFC 8489; TURN adds its own."""

@@ -14,11 +14,12 @@ reached.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any, Final, Protocol, final
 
 from ..address.scope import AddressScope, scope_of
 from ..errors import StunError, StunMalformed, StunRefused, StunTimeout
+from ..sockaddr import TransportAddress, show_address, unmapped
 from .codec import (
     BINDING,
     CHANGE_REQUEST,
@@ -38,7 +39,6 @@ from .codec import (
     ChangeRequest,
     Message,
     MessageClass,
-    TransportAddress,
     decode,
     encode,
     transport_address,
@@ -52,7 +52,6 @@ __all__ = [
     "StunAnswer",
     "StunTransaction",
     "binding_request",
-    "plain_address",
     "plausible",
     "read_binding_answer",
 ]
@@ -106,15 +105,6 @@ class StunAnswer:
     software: str | None = None
 
 
-def plain_address(address: tuple[object, ...]) -> TransportAddress:
-    """A socket's address as `TransportAddress`: IPv6 without flow and scope, IPv4 out of its IPv6 mapping."""
-    host, port = str(address[0]).partition("%")[0], address[1]
-    assert isinstance(port, int)
-    ip = ip_address(host)
-    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    return str(mapped or ip), port
-
-
 def plausible(mapped: TransportAddress, server: TransportAddress) -> str | None:
     """Why `server` cannot have seen a packet from `mapped`, or None.
 
@@ -128,7 +118,7 @@ def plausible(mapped: TransportAddress, server: TransportAddress) -> str | None:
         return f"an IPv{ip.version} address, asked over IPv{at.version}"
     if scope_of(ip) is AddressScope.LOOPBACK and not at.is_loopback:
         return "a loopback address"
-    if scope_of(ip) is AddressScope.NO_HOST or (isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None):
+    if scope_of(ip) is AddressScope.NO_HOST or unmapped(ip) is not ip:
         return "an address that no host has"
     return None
 
@@ -200,7 +190,9 @@ class StunTransaction:
         if self._deadline is None or self.done or now < self._deadline:
             return None
         if self._sent == self._tries:
-            self._error = StunTimeout(f"no answer from STUN server {_shown(self.server)} to {self._sent} request(s)")
+            self._error = StunTimeout(
+                f"no answer from STUN server {show_address(self.server)} to {self._sent} request(s)"
+            )
             return None
         self._sent += 1
         self._sent_at = now
@@ -252,8 +244,8 @@ class StunTransaction:
         if self._answer.message_class is MessageClass.ERROR:
             error = self._answer.get(ERROR_CODE)
             if error is None:
-                raise StunMalformed(f"an error response of {_shown(self.server)} without an error code")
-            raise StunRefused(error.code, f"STUN server {_shown(self.server)}: {error.code} {error.reason}")
+                raise StunMalformed(f"an error response of {show_address(self.server)} without an error code")
+            raise StunRefused(error.code, f"STUN server {show_address(self.server)}: {error.code} {error.reason}")
         return self._answer
 
 
@@ -283,16 +275,16 @@ def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
     message = transaction.response()
     if unknown := message.unknown_required(_KNOWN):
         raise StunMalformed(
-            f"the answer of {_shown(transaction.server)} needs attributes that this release does not know: "
+            f"the answer of {show_address(transaction.server)} needs attributes that this release does not know: "
             + ", ".join(f"{each:#06x}" for each in unknown[:8])
         )
     mapped = message.get(XOR_MAPPED_ADDRESS)
     if mapped is None:
         mapped = message.get(MAPPED_ADDRESS)  # servers of RFC 3489 that copy the cookie
     if mapped is None:
-        raise StunMalformed(f"the answer of {_shown(transaction.server)} names no mapped address")
+        raise StunMalformed(f"the answer of {show_address(transaction.server)} names no mapped address")
     if reason := plausible(mapped, transaction.server):
-        raise StunMalformed(f"STUN server {_shown(transaction.server)} says {_shown(mapped)}: {reason}")
+        raise StunMalformed(f"STUN server {show_address(transaction.server)} says {show_address(mapped)}: {reason}")
     other = message.get(OTHER_ADDRESS)
     if other is not None and not _may_be_asked(other, transaction.server):
         other = None
@@ -315,7 +307,3 @@ def _may_be_asked(other: TransportAddress, server: TransportAddress) -> bool:
     return (
         plausible(other, server) is None and there != here and scope_of(there) in (AddressScope.PUBLIC, scope_of(here))
     )
-
-
-def _shown(address: TransportAddress) -> str:
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

@@ -39,6 +39,7 @@ from ..errors import ConfigError, RemoteProtocolError, WarpgateError
 from ..limits import Gate, Place
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
+from ..sockaddr import TransportAddress, show_address
 from .proxies import ProxyHeader, TrustedProxies
 from .stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
 
@@ -105,10 +106,10 @@ class Accepted:
 
     host: str
     port: int
-    local: tuple[str, int]
+    local: TransportAddress
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return show_address((self.host, self.port))
 
 
 @final
@@ -375,7 +376,7 @@ async def serve_websocket(
     try:
         async with trio.open_nursery() as nursery:
 
-            def serve(sock: trio.socket.SocketType, source: tuple[str, int]) -> None:
+            def serve(sock: trio.socket.SocketType, source: TransportAddress) -> None:
                 nursery.start_soon(server.serve, sock, source)
 
             for listener in listeners:
@@ -402,7 +403,7 @@ class _Server:
     trusted_proxies: TrustedProxies | None
     close_timeout: float
 
-    async def serve(self, sock: trio.socket.SocketType, source: tuple[str, int]) -> None:
+    async def serve(self, sock: trio.socket.SocketType, source: TransportAddress) -> None:
         """Serve one connection, from its first byte to its end."""
         stream = Front(trio.SocketStream(sock))
         try:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, final
 
 from ..errors import RemoteProtocolError
+from ..sockaddr import TransportAddress, parse_ip, unmapped
 
 __all__ = ["MAX_PROXY_HEADER", "ProxyHeader", "ProxyReader", "TrustedProxies"]
 
@@ -63,9 +64,7 @@ class TrustedProxies:
 
     def covers(self, host: str) -> bool:
         """Whether an address is a trusted proxy's."""
-        ip = ip_address(host.partition("%")[0])
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
+        ip = unmapped(parse_ip(host))
         return any(ip in network for network in self._networks)
 
     def client(self, proxy: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
@@ -157,7 +156,7 @@ class ProxyReader:
 
     def __init__(self) -> None:
         self.rest: bytes = b""
-        self.source: tuple[str, int] | None = None
+        self.source: TransportAddress | None = None
 
     def feed(self, data: bytes) -> bool:
         """Take what has come; whether the header is complete.

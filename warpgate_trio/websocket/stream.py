@@ -14,6 +14,7 @@ from typing import Final, cast, final
 import trio
 
 from ..errors import RemoteProtocolError
+from ..sockaddr import TransportAddress
 from .proxies import MAX_PROXY_HEADER, ProxyReader
 
 __all__ = ["Front", "Reader", "Wire", "read_proxy_header"]
@@ -138,7 +139,7 @@ class Front(trio.abc.Stream):
         await self._stream.aclose()
 
 
-async def read_proxy_header(front: Front) -> tuple[str, int] | None:
+async def read_proxy_header(front: Front) -> TransportAddress | None:
     """Read the header of the PROXY protocol: who the client is; None: the proxy itself.
 
     Raises:
