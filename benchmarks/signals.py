@@ -3,7 +3,7 @@
 Latency is one way, from the sender's call to the receiver's return, through a server in a process of its own; the raw
 figure is that of the plainest client of the same protocol through the same server: aiomqtt on plain asyncio for MQTT
 (in a process of its own, since trio-asyncio changes asyncio), trio-websocket and an echo server for WebSocket.  Signals
-per second are those that `Signals.handle` opens, verifies, checks and routes, with the rate limits out of the way.
+per second are those that `SignalRouter.handle` opens, verifies, checks and routes, with the rate limits out of the way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from warpgate_trio.clock.corrected import CorrectedClock
 from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Inbox, InboxLimits, Incoming, Message, Moment, SignalHub, seal_message
-from warpgate_trio.signal.router import Request, Signals
+from warpgate_trio.signal.first_look import FirstLook
+from warpgate_trio.signal.presence import Presence
+from warpgate_trio.signal.router import Request, SignalRouter
+from warpgate_trio.signal.sender import SignalSender
 
 SIZE = 700
 """Bytes of a signal that carries an address with a handful of endpoints, sealed."""
@@ -194,29 +197,44 @@ async def per_second(count: int) -> float:
         for number in range(count)
     ]
     requests: list[Request] = []
-    signals = Signals(
+    hub, clock = SignalHub(receiver, []), CorrectedClock(host)
+    sender = SignalSender(
         identity=receiver,
         host=host,
-        hub=SignalHub(receiver, []),
-        clock=CorrectedClock(host),
-        messages={"bench.Ping": Ping},
+        hub=hub,
+        clock=clock,
         own_address=lambda: own,
+        hints_of=lambda address: (),
+        may_visit=lambda address, ip: False,
+    )
+    presence = Presence(
+        identity=receiver,
+        host=host,
+        hub=hub,
+        clock=clock,
+        first_look=FirstLook(),
+        own_address=lambda: own,
+        listening=False,
+    )
+    router = SignalRouter(
+        identity=receiver,
+        hub=hub,
+        sender=sender,
+        presence=presence,
+        messages={"bench.Ping": Ping},
         on_request=requests.append,
         on_cancel=lambda *_: None,
         on_address=lambda address: None,
         on_reply_wanted=lambda envelope, via, message: None,
         knows=lambda key: True,
-        hints_of=lambda address: (),
-        may_visit=lambda address, ip: False,
-        listening=False,
     )
     unlimited = InboxLimits(rate=1e9, burst=10**9, sender_rate=1e9, sender_burst=10**9)
-    signals._inbox = Inbox(Moment(0.0, trio.current_time() - 60), unlimited)  # type: ignore[misc]
+    router._inbox = Inbox(Moment(0.0, trio.current_time() - 60), unlimited)  # type: ignore[misc]
     start = time.process_time()
     for blob in blobs:
-        signals.handle(Incoming(blob, "ws://server"))
+        router.handle(Incoming(blob, "ws://server"))
     elapsed = time.process_time() - start
-    assert len(requests) == count, signals.counters
+    assert len(requests) == count, router.counters
     return count / elapsed
 
 

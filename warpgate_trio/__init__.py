@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from .netcheck import NetcheckReport as NetcheckReport
     from .node import Node as Node
     from .node import open_node as open_node
-    from .node.inbound import Authorize as Authorize
-    from .node.inbound import PipeListener as PipeListener
-    from .node.inbound import anyone as anyone
+    from .node.admission import Authorize as Authorize
+    from .node.admission import anyone as anyone
+    from .node.listener import PipeListener as PipeListener
     from .node.serving import serve_pipes as serve_pipes
     from .plugin import IP4 as IP4
     from .plugin import IP6 as IP6
@@ -78,7 +78,7 @@ __all__ = [
 
 _HOME: Final[dict[str, str]] = {
     "AddressError": "errors",
-    "Authorize": "node.inbound",
+    "Authorize": "node.admission",
     "Budgets": "config",
     "ConfigError": "errors",
     "ConnectError": "errors",
@@ -96,12 +96,12 @@ _HOME: Final[dict[str, str]] = {
     "PeerAddress": "address",
     "PeerRefused": "errors",
     "Pipe": "link",
-    "PipeListener": "node.inbound",
+    "PipeListener": "node.listener",
     "RouteType": "combos",
     "Servers": "config",
     "Verdict": "report",
     "WarpgateError": "errors",
-    "anyone": "node.inbound",
+    "anyone": "node.admission",
     "load_config": "config",
     "open_node": "node",
     "serve_pipes": "node.serving",

@@ -181,8 +181,14 @@ async def test_a_pinned_call_ends_though_the_peer_is_alive_and_never_decides(mon
 # -- one session, one Pipe ---------------------------------------------------------------------------------------------
 
 
+def remember_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions, in nodes that are opened from now on."""
+    for module in ("admission", "inbound"):
+        monkeypatch.setattr(f"warpgate_trio.node.{module}.MAX_REMEMBERED_SESSIONS", 2)
+
+
 async def test_strangers_do_not_make_a_node_forget_whose_session_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.node.inbound.MAX_SESSIONS", 2)
+    remember_two(monkeypatch)
 
     async def alice_only(peer_id: str) -> bool:
         await trio.lowlevel.checkpoint()
@@ -205,7 +211,7 @@ async def test_strangers_do_not_make_a_node_forget_whose_session_was_spent(monke
         await first.commit(epoch=1, link_id=bytes(16), patience=5)
         for number in range(4):
             await stranger(port, number)
-        assert len(bob._runtime.inbound._questions) == 2
+        assert len(bob._runtime.admission._questions) == 2
         second = await dial(bob, b"s" * 16)
         with pytest.raises(PeerRefused) as refused:
             await second.commit(epoch=2, link_id=bytes(16), patience=5)
@@ -215,20 +221,21 @@ async def test_strangers_do_not_make_a_node_forget_whose_session_was_spent(monke
 
 
 async def test_remembered_sessions_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    remember_two(monkeypatch)
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         inbound = bob._runtime.inbound
-        monkeypatch.setattr("warpgate_trio.node.inbound.MAX_SESSIONS", 2)
         for number in range(3):
             link = await dial(bob, bytes([number]) * 16)
             await link.commit(epoch=1, link_id=bytes(16), patience=5)
             link.close_nowait()
         assert [inbound.is_spent(ALICE.public_key, bytes([n]) * 16) for n in range(3)] == [False, True, True]
-        monkeypatch.setattr("warpgate_trio.node.inbound.SESSION_MEMORY", 0.001)
+        for module in ("admission", "inbound"):
+            monkeypatch.setattr(f"warpgate_trio.node.{module}.SESSION_MEMORY", 0.001)
         await trio.sleep(0.002)
         link = await dial(bob, bytes([3]) * 16)
         await link.commit(epoch=1, link_id=bytes(16), patience=5)
         link.close_nowait()
-        assert len(inbound._accepted) == len(inbound._questions) == 1
+        assert len(inbound._accepted) == len(bob._runtime.admission._questions) == 1
 
 
 async def test_a_peer_whose_every_session_is_spent_ends_the_call() -> None:

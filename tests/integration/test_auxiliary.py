@@ -34,7 +34,7 @@ async def test_get_addr_is_for_those_who_may_connect() -> None:
         async with pair(authorize=rule) as both:
             with pytest.raises(trio.TooSlowError):
                 await both.alice.refresh_address(both.bob.address, timeout=0.1)
-            assert both.alice._runtime.known_address(BOB.public_key) is None
+            assert both.alice._runtime.view.known_address(BOB.public_key) is None
 
 
 async def test_get_addr_of_a_peer_that_is_not_there() -> None:
@@ -100,9 +100,9 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
         await both.alice.announce_address(both.bob.address)
         key = both.alice.address.public_key
         with trio.fail_after(HANG):
-            while both.bob._runtime.known_address(key) is None:
+            while both.bob._runtime.view.known_address(key) is None:
                 await trio.testing.wait_all_tasks_blocked(0.001)
-        assert both.bob._runtime.known_address(key) == both.alice.address
+        assert both.bob._runtime.view.known_address(key) == both.alice.address
 
     async def not_carol(peer_id: str) -> bool:
         return peer_id != CAROL.peer_id
@@ -113,7 +113,7 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
         with trio.fail_after(HANG):
             while not both.bob.stats().refused:  # counted when what she told was dealt with
                 await trio.testing.wait_all_tasks_blocked(0.001)
-        assert both.bob._runtime.known_address(carol.address.public_key) is None
+        assert both.bob._runtime.view.known_address(carol.address.public_key) is None
 
 
 async def test_learned_addresses_are_bounded_and_the_last_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,12 +121,12 @@ async def test_learned_addresses_are_bounded_and_the_last_one_counts(monkeypatch
     async with loopback_node(ALICE, config()) as alice:
         now = LoopbackHost().wall_time()
         ahead, fresh = address_of(BOB, port=1, now=now + 3600), address_of(BOB, port=2, now=now)
-        alice._runtime.learn_address(ahead)
-        alice._runtime.learn_address(fresh)
-        assert alice._runtime.known_address(BOB.public_key) == fresh
+        alice._runtime.home.learn_address(ahead)
+        alice._runtime.home.learn_address(fresh)
+        assert alice._runtime.view.known_address(BOB.public_key) == fresh
         for identity in (CAROL, ALICE):
-            alice._runtime.learn_address(address_of(identity, port=1))
-        assert alice._runtime.known_address(BOB.public_key) is None
+            alice._runtime.home.learn_address(address_of(identity, port=1))
+        assert alice._runtime.view.known_address(BOB.public_key) is None
 
 
 async def test_fan_out_races_named_plugins() -> None:

@@ -309,10 +309,10 @@ async def test_a_cancelled_walk_ends_the_peers_work() -> None:
                     await both.alice.connect(both.bob.address, plugin="reverse_connect", af=4)
 
                 nursery.start_soon(call)
-                await until(lambda: bool(both.bob._runtime._responder._work))
+                await until(lambda: bool(both.bob._runtime.peer_work))
                 scope.cancel()
         assert scope.cancelled_caught
-        await until(lambda: not both.bob._runtime._responder._work)
+        await until(lambda: not both.bob._runtime.peer_work)
 
 
 async def leave(node: Node, server: RendezvousServer) -> None:

@@ -134,9 +134,9 @@ async def test_what_the_peer_says_itself_beats_a_record_of_a_clock_that_was_ahea
         async with bob_on(server, 0.0) as bob:
             await bob.announce_address(alice.address)
             with trio.fail_after(HANG):
-                while alice._runtime.known_address(BOB.public_key) == ahead:
+                while alice._runtime.view.known_address(BOB.public_key) == ahead:
                     await trio.testing.wait_all_tasks_blocked(0.001)
-            assert alice._runtime.known_address(BOB.public_key) == bob.address
+            assert alice._runtime.view.known_address(BOB.public_key) == bob.address
             # ... and goes before the old text, whose number is higher.
             async with await alice.auto_connect(str(ahead), plugins=["direct_connect"], timeout=10) as pipe:
                 assert pipe.path.remote[1] == next(bob.address.endpoints())[1].port
@@ -146,7 +146,7 @@ async def test_asking_the_peer_heals_it_where_the_old_text_is_passed() -> None:
     async with open_rendezvous() as server, alice_who_heard_from_the_future(server) as (alice, ahead):
         async with bob_on(server, 0.0) as bob:
             assert await alice.refresh_address(str(ahead)) == bob.address
-            assert alice._runtime.known_address(BOB.public_key) == bob.address
+            assert alice._runtime.view.known_address(BOB.public_key) == bob.address
 
 
 @pytest.mark.slow("a walk asks the peer after a moment of its own")
@@ -170,7 +170,7 @@ async def test_what_is_passed_is_tried_beside_what_the_peer_said() -> None:
             assert bob.address.seq < heard.seq
             async with await alice.auto_connect(bob.address, plugins=["direct_connect"], timeout=10) as pipe:
                 assert pipe.path.remote[1] == next(bob.address.endpoints())[1].port
-                assert alice._runtime.known_address(BOB.public_key) == heard
+                assert alice._runtime.view.known_address(BOB.public_key) == heard
 
 
 # -- a clock that is behind --------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ async def test_setup_is_left_after_every_attempt() -> None:
                 while log.count("started") < 2:
                     await trio.testing.wait_all_tasks_blocked(0.005)
                 # As `open_node` does it, for both at a time.
-                both.alice._runtime._close_nowait()
+                both.alice._runtime.close_nowait()
     assert log == ["started", "started", "Alice's run", "Alice's setup", "Bob's run", "Bob's setup"]
 
 

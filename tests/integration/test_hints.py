@@ -18,6 +18,7 @@ from tests.nodes import ALICE, BOB, LoopbackHost, address_of, closed_port, confi
 from warpgate_trio import Node, anyone
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.host import Interface, InterfaceAddress
+from warpgate_trio.node.planning import may_visit
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState
 from warpgate_trio.signal.visits import open_judged_stream
@@ -251,7 +252,7 @@ async def test_where_a_peer_may_send_us(address: str, elsewhere: bool, here: boo
     async with loopback_node(ALICE, config(), host=OnLan()) as alice:
         for host, allowed in ((ELSEWHERE, elsewhere), (LoopbackHost(), here)):
             peer = address_of(BOB, port=1, host=host)
-            assert alice._runtime._may_visit(peer, ip_address(address)) is allowed
+            assert may_visit(alice._runtime.host, alice._runtime.own, peer, ip_address(address)) is allowed
 
 
 async def test_a_node_on_our_machine_is_found_by_its_hint() -> None:

@@ -48,7 +48,7 @@ async def call_back(alice: Node, text: PeerAddress | str, listener: Node) -> Non
 
 def heard(node: Node) -> int:
     """How many signals of others it has opened and taken."""
-    counters = node._runtime.signals.counters
+    counters = node._runtime.router.counters
     return counters["Accepted"]
 
 
@@ -107,7 +107,7 @@ async def test_a_caller_beside_a_listener_takes_nothing_of_its_calls(signals: Si
         ):
             text = str(listener.address)
             await call_back(caller, carol.address, carol)  # Carol hears from that key where it is
-            await wait_until(lambda: carol._runtime.known_address(BOB.public_key) == caller.address)
+            await wait_until(lambda: carol._runtime.view.known_address(BOB.public_key) == caller.address)
             for each in (alice, carol):
                 async with await each.auto_connect(text), await listener.listener.accept():
                     pass
@@ -150,7 +150,7 @@ async def test_what_is_meant_for_one_process_is_handed_to_no_other() -> None:
 async def test_of_two_listeners_that_one_is_called_whose_address_it_is(signals: Signals, second_first: bool) -> None:
     async with signals() as servers:
         async with node(BOB, servers, anyone) as first, node(BOB, servers, anyone) as second:
-            await wait_until(lambda: all(each._runtime.signals._warned for each in (first, second)))
+            await wait_until(lambda: all(each._runtime.presence._warned for each in (first, second)))
             async with node(ALICE, servers) as alice:
                 for each in (second, first) if second_first else (first, second):
                     for _ in range(3):
@@ -159,13 +159,13 @@ async def test_of_two_listeners_that_one_is_called_whose_address_it_is(signals: 
 
 
 async def test_two_listeners_are_both_told_once(signals: Signals, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "warpgate_trio.signal.router")
+    caplog.set_level(logging.WARNING, "warpgate_trio.signal.presence")
     async with signals() as servers:
         async with node(BOB, servers, anyone) as first, node(BOB, servers):
             async with node(BOB, servers, anyone) as second:
-                await wait_until(lambda: all(each._runtime.signals._warned for each in (first, second)))
+                await wait_until(lambda: all(each._runtime.presence._warned for each in (first, second)))
             async with node(BOB, servers, anyone) as third:
-                await wait_until(lambda: third._runtime.signals._warned)
+                await wait_until(lambda: third._runtime.presence._warned)
     assert [BOB.peer_id in record.getMessage() for record in caplog.records] == [True] * 3
 
 
@@ -190,12 +190,12 @@ async def test_a_listener_whose_server_has_not_noticed_that_the_one_before_is_go
     async with open_rendezvous() as server:
         servers = config(server)
         async with node(BOB, servers, anyone) as gone:
-            monkeypatch.setattr(gone._runtime.signals, "_handle", lambda _: None)
+            monkeypatch.setattr(gone._runtime.router, "_handle", lambda _: None)
             text = str(gone.address)
             async with node(BOB, servers, anyone) as listener, node(ALICE, servers) as alice:
                 with pytest.raises(trio.TooSlowError):
                     await alice.refresh_address(text, timeout=0.05)
-                asked = alice._runtime.signals._correspondents._asked
+                asked = alice._runtime.sender.correspondents._asked
                 for key in list(asked):
                     since = asked.get(key)
                     assert since is not None

@@ -107,7 +107,7 @@ async def test_a_message_by_both_transports_counts_once(any_broker: Broker, monk
 
             monkeypatch.setattr(SignalHub, "send", send)
             await call_back(alice, bob)
-            counters = bob._runtime.signals.counters
+            counters = bob._runtime.router.counters
             with trio.fail_after(HANG):
                 await wait_until(lambda: counters["Accepted"] + counters["Replayed"] == 2 * sent)
             assert counters["Accepted"] == counters["Replayed"] == sent > 0

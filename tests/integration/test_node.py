@@ -181,7 +181,7 @@ async def test_calls_that_outlive_the_node_end_with_it(plugin: str) -> None:
         with pytest.raises(trio.ClosedResourceError):
             await carol.refresh_address(both.bob.address)
         with trio.fail_after(HANG):  # it has said that the session is over
-            while plugin == "reverse_connect" and both.bob._runtime._responder._work:
+            while plugin == "reverse_connect" and both.bob._runtime.peer_work:
                 await trio.testing.wait_all_tasks_blocked(0.001)
 
 
@@ -626,8 +626,8 @@ async def request(node: Node, to: PeerAddress, message: Message, *, session: byt
     """Send a plugin's first message by hand, and return what comes back."""
     mailbox = Mailbox()
     key = (to.public_key, session, b"A" * 16)
-    node._runtime.signals.attach(key, mailbox)
-    await node._runtime.signals.send(to, message, owner="reverse_connect", session=session, attempt=b"A" * 16)
+    node._runtime.sender.attach(key, mailbox)
+    await node._runtime.sender.send(to, message, owner="reverse_connect", session=session, attempt=b"A" * 16)
     with trio.fail_after(HANG):
         return await mailbox.receive.receive()
 
@@ -682,7 +682,10 @@ async def test_accept_errors_of_the_machine_do_not_end_the_node(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     """EMFILE: the connection waits in the backlog, and so does the node, for a moment."""
+    from warpgate_trio.node.admission import Admission
     from warpgate_trio.node.inbound import Inbound
+    from warpgate_trio.node.links import Links
+    from warpgate_trio.node.listener import PipeListener
 
     calls = 0
 
@@ -698,12 +701,13 @@ async def test_accept_errors_of_the_machine_do_not_end_the_node(
                 raise OSError(errno.EMFILE, "Too many open files")
             raise trio.ClosedResourceError
 
+    admission = Admission(anyone, QUICK, PipeListener())
     inbound = Inbound(
         contexts=TlsContexts(BOB),
         budgets=QUICK,
-        authorize=anyone,
+        admission=admission,
+        links=Links(admission, goodbye=0.0),
         take_link=lambda _: False,
-        adopt=lambda *_: None,
         on_accepted=lambda *_: None,
     )
     await inbound.serve_socket(Exhausted())  # type: ignore[arg-type]

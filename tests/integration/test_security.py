@@ -45,7 +45,7 @@ from warpgate_trio.signal import (
     seal_message,
     wire_name,
 )
-from warpgate_trio.signal.router import Signals
+from warpgate_trio.signal.sender import SignalSender
 
 CONTEXT = b"warpgate-trio signal v1"
 
@@ -77,9 +77,9 @@ def sealed(
 
 def give(node: Node, blob: bytes) -> str:
     """Hand a node a blob as a server would; returns the outcome that it counted."""
-    counters = node._runtime.signals.counters
+    counters = node._runtime.router.counters
     before = counters.copy()
-    node._runtime.signals.handle(Incoming(blob, "ws://127.0.0.1:1"))
+    node._runtime.router.handle(Incoming(blob, "ws://127.0.0.1:1"))
     changed = counters - before
     return "+".join(sorted(changed)) or "nothing"
 
@@ -292,11 +292,11 @@ async def test_a_signal_that_fails_in_a_way_that_nobody_foresaw_does_not_end_the
             async def broken(*args: object, **kwargs: object) -> Delivery:
                 raise KeyError("a bug")
 
-            patch.setattr(bob._runtime.signals, "send", broken)
+            patch.setattr(bob._runtime.sender, "send", broken)
             give(bob, sealed(CAROL, bob.address, address_of(CAROL, port=1), Unheard()))
             await trio.testing.wait_all_tasks_blocked(0.01)
             patch.undo()
-            patch.setattr(bob._runtime.signals, "_on_request", None)
+            patch.setattr(bob._runtime.router, "_on_request", None)
             dial_me = DialMe(af=4, route_type=LOOPBACK_BIND, address=bytes(4), port=9)
             give(bob, sealed(CAROL, bob.address, address_of(CAROL, port=1), dial_me, message_id=b"2" * 16))
         assert "an answer could not be sent" in caplog.text
@@ -500,11 +500,11 @@ async def test_peers_of_all_names_have_a_node_dial_so_much_and_no_more(monkeypat
     """Where everybody is let in, a new identity costs nothing: dials are counted by where they go, and in all."""
     refused: list[Refused] = []
 
-    def reply_soon(self: Signals, envelope: object, via: str, message: Message) -> None:
+    def reply_soon(self: SignalSender, envelope: object, via: str, message: Message) -> None:
         assert isinstance(message, Failed | Refused)
         refused.extend([message] if isinstance(message, Refused) else [])
 
-    monkeypatch.setattr(Signals, "reply_soon", reply_soon)
+    monkeypatch.setattr(SignalSender, "reply_soon", reply_soon)
     monkeypatch.setattr(Allowance, "_refilled", lambda self, left, at, now: left)  # however long the test takes
     async with asked_to_dial(monkeypatch) as (ask, dialled):
         for number in range(TARGET_DIALS + 3):

@@ -52,7 +52,7 @@ async def test_a_stranger_hears_nothing(message: Message, owner: str, skew: floa
             )
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert "sent" not in bob.stats().signals
-        assert bob._runtime.known_address(CAROL.public_key) is None
+        assert bob._runtime.view.known_address(CAROL.public_key) is None
 
 
 async def test_who_is_let_in_is_told_the_time() -> None:
@@ -137,7 +137,7 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
                 while not bob.stats().signals.get("unhandled"):
                     await trio.testing.wait_all_tasks_blocked(0.001)
             patch.undo()
-            patch.setattr("warpgate_trio.signal.router.seal_message", panic)
+            patch.setattr("warpgate_trio.signal.sender.seal_message", panic)
             give(bob, sealed(ALICE, bob.address, own, Unheard(), message_id=b"2" * 16))
             with trio.fail_after(HANG):
                 while "an answer could not be sent" not in caplog.text:
@@ -174,4 +174,4 @@ async def test_a_cancel_right_behind_its_request_ends_it() -> None:
             )
         await trio.testing.wait_all_tasks_blocked()
         assert asked <= 1
-        assert not bob._runtime._responder._work
+        assert not bob._runtime.peer_work

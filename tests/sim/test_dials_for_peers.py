@@ -77,7 +77,7 @@ async def ask_bob(world: World, request: Request, seconds: float) -> Counter[str
     bob = world.nodes.bob
     with world.net.hosts["bob"]:
         await bob._runtime.nat.wait_looked("tcp", 4)
-        bob._runtime.signals.send = taken  # type: ignore[method-assign]
+        bob._runtime.sender.send = taken  # type: ignore[method-assign]
         began = trio.current_time()
         channels = cycle(range(1, 50))
         before = Counter(bob.stats().refused)
@@ -96,7 +96,7 @@ async def ask_bob(world: World, request: Request, seconds: float) -> Counter[str
                 time_ms=int(current().wall_time() * 1000),
             )
             via = f"ws://127.0.0.1:{next(channels)}"  # what strangers say by one channel has a rate of its own
-            bob._runtime.signals.handle(Incoming(blob, via))
+            bob._runtime.router.handle(Incoming(blob, via))
             await trio.sleep(PAUSE)
         return Counter(bob.stats().refused) - before
 

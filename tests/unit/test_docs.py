@@ -33,7 +33,7 @@ from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import frames, protocol, states
-from warpgate_trio.node import inbound
+from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
 from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, Verdict
@@ -237,7 +237,7 @@ def test_what_the_numbers_add_up_to() -> None:
     assert 2 * protocol.MAX_CHANNELS * protocol.WINDOW_FLOOR == protocol.WINDOWS_TOTAL
     assert inbound.MAX_HANDSHAKES * protocol.EARLY_DATA_LIMIT == 16 * 2**20
     assert "16 MiB of early data" in text
-    assert inbound.MAX_WAITING_PIPES * protocol.WINDOW_MIN == 64 * 2**20
+    assert listener.MAX_WAITING_PIPES * protocol.WINDOW_MIN == 64 * 2**20
     assert "one window each, since credit is given with ACCEPT: 64 MiB" in text
     longest = 2 * replays.WINDOW / replays.CATCH_UP  # that an id is kept: what architecture.md says of ids
     assert longest * limits.stranger_rate + limits.stranger_burst < limits.stranger_ids

@@ -47,7 +47,7 @@ async def _demo(settings: Settings) -> ExitCode:
     from ..combos import RouteType
     from ..config import IdentityConfig, NodeConfig, Servers
     from ..node import open_node
-    from ..node.inbound import anyone
+    from ..node.admission import anyone
     from ..servers.rendezvous import open_rendezvous
 
     stage = _Stage(settings)

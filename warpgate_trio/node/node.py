@@ -37,8 +37,10 @@ from ..report import Verdict, WalkEvent
 from ..signal import ServerStatus
 from ..walk.attempt import Factory
 from ..walk.walk import Walk
-from .inbound import Authorize, PipeListener, check_authorize, open_listening_sockets
+from .admission import Authorize, check_authorize
+from .listener import PipeListener
 from .runtime import NTP_TIMEOUT, NodeRuntime
+from .sockets import open_listening_sockets
 from .stats import NodeStats
 
 __all__ = ["Node", "open_node"]
@@ -60,7 +62,7 @@ class Node:
         self._runtime = runtime
 
     def __repr__(self) -> str:
-        return f"<Node {self.peer_id[:8]}… {'closed' if self._runtime.closing else 'open'}>"
+        return f"<Node {self.peer_id[:8]}… {'closed' if self._runtime.home.closing else 'open'}>"
 
     # -- what applications use ---------------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ class Node:
 
     @property
     def listener(self) -> PipeListener:
-        return self._runtime.inbound.listener
+        return self._runtime.listener
 
     @property
     def plugins(self) -> tuple[PluginStatus, ...]:
@@ -84,7 +86,7 @@ class Node:
         ``str(node.address)`` is the text form to pass on; a node that was just opened knows little of its NATs yet, see
         `wait_published`.
         """
-        return self._runtime.address
+        return self._runtime.own.look()
 
     async def refresh_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> PeerAddress:
         """Ask a peer over the signal channel where it is now (`get_addr`).  An expired address will do to ask by.
@@ -125,7 +127,7 @@ class Node:
         Raises:
           SignalUnavailable: there is none to wait for.
         """
-        await self._runtime.wait_signals()
+        await self._runtime.home.wait_signals()
 
     async def wait_published(self) -> None:
         """Wait until `address` is whole, for as long as the caller's scope allows: then is the time to pass it on.
@@ -153,7 +155,7 @@ class Node:
           trio.ClosedResourceError: the node was closed.
           ValueError: the timeout is not more than 0.
         """
-        if self._runtime.closing:
+        if self._runtime.home.closing:
             raise trio.ClosedResourceError("this node was closed")
         return await check_network(
             servers=self._runtime.config.servers,
@@ -265,21 +267,21 @@ class Node:
     async def _current_address(self, peer: PeerAddress | str, deadline: float) -> PeerAddress:
         """The address to walk to: checked, what the peer said last, refreshed if none is good at this time.
 
-        The walk takes what else is known of the peer along (`NodeRuntime.plan`).
+        The walk takes what else is known of the peer along (`Planning.plan`).
         """
         address = PeerAddress.from_text(peer) if isinstance(peer, str) else peer
         if address.public_key == self._runtime.identity.public_key:
             raise ValueError("that is this node's own address")
-        if self._runtime.closing:
+        if self._runtime.home.closing:
             raise trio.ClosedResourceError("this node was closed")
         self._runtime.book.note_passed(address)
-        usable = self._runtime.usable_addresses(address.public_key)
+        usable = self._runtime.planning.usable_addresses(address.public_key)
         if not usable and self._runtime.config.servers.ntp:
             # Our own clock may be what is wrong, and a moment ago nobody knew: a machine without a battery has just
             # started.
             with trio.move_on_at(min(deadline, trio.current_time() + NTP_TIMEOUT)):
                 await self._runtime.clock.wait_asked()
-            usable = self._runtime.usable_addresses(address.public_key)
+            usable = self._runtime.planning.usable_addresses(address.public_key)
         if usable:
             return usable[0]
         try:
@@ -311,7 +313,7 @@ class Node:
         if len(early_data) > EARLY_DATA_LIMIT:
             raise ValueError(f"early_data is {len(early_data)} bytes; a commit carries at most {EARLY_DATA_LIMIT}")
         walk = Walk(
-            self._runtime,
+            self._runtime.home,
             peer,
             plugins=plugins,
             phases=phases,

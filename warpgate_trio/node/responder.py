@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -32,7 +32,10 @@ from ..walk.attempt import EXPECTED, AttemptHome, Factory
 if TYPE_CHECKING:
     from ..signal import Envelope, Header, Message
     from ..signal.router import Request
+    from .admission import Admission
     from .inbound import Inbound
+    from .peer_work import PeerWork
+    from .planning import Factories
 
 __all__ = ["Responder"]
 
@@ -57,27 +60,29 @@ class Responder:
     """Runs attempts for peers.  Owns no nursery: `start` puts them into the node's.
 
     Args:
-      factories: plugin name -> its class and the maker of its instances.
+      work: where the peers can end what they have asked for.
       ours: this side of the pair, as the planner sees it, for a peer's endpoints.
     """
 
     def __init__(
         self,
         home: AttemptHome,
-        inbound: Inbound,
         *,
-        factories: Mapping[str, tuple[type[Plugin], Factory]],
+        admission: Admission,
+        inbound: Inbound,
+        work: PeerWork,
+        factories: Factories,
         ours: Callable[[], Route],
         start: Callable[[Callable[[], Awaitable[object]]], None],
-        listening: bool,
     ) -> None:
         self._home = home
+        self._admission = admission
         self._inbound = inbound
+        self._work = work
         self._factories = factories
         self._ours = ours
         self._start = start
-        self._listening = listening
-        self._work: dict[tuple[bytes, bytes], dict[trio.CancelScope, bytes | None]] = {}
+        self._listening = admission.listening
         self._running: Counter[bytes] = Counter()
         self._dials: TokenBuckets[bytes] = TokenBuckets(DIALS_PER_MINUTE / 60, DIALS_PER_MINUTE, MAX_PEERS)
         self._let_in: BoundedMap[bytes, bool] = BoundedMap(MAX_PEERS)
@@ -88,13 +93,13 @@ class Responder:
         header = request.envelope.header
         entry = self._factories.get(header.type.partition(".")[0])
         if not self._listening:
-            self._inbound.count_refusal(RefusalReason.NOT_ACCEPTING.value)
+            self._admission.count_refusal(RefusalReason.NOT_ACCEPTING.value)
         elif entry is None:
             self._refuse(request, RefusalReason.UNSUPPORTED)
         elif header.attempt is None or self._inbound.is_spent(header.sender, header.session):
             logger.debug("a %s for no attempt, or for a session that is over", header.type)
         elif not self._dials.take(header.sender, trio.current_time()):
-            self._inbound.count_refusal(RefusalReason.BUSY.value)
+            self._admission.count_refusal(RefusalReason.BUSY.value)
             if self.has_let_in(header.sender):
                 self.tell(request.envelope, request.via, _BUSY)
         else:
@@ -114,7 +119,7 @@ class Responder:
         return peer in self._let_in
 
     def _refuse(self, request: Request, reason: RefusalReason) -> None:
-        self._inbound.count_refusal(reason.value)
+        self._admission.count_refusal(reason.value)
         self.tell(request.envelope, request.via, Refused(reason=reason))
 
     def _when_authorized(self, header: Header, then: Callable[[], Awaitable[None]]) -> None:
@@ -124,34 +129,27 @@ class Responder:
             logger.debug("a %s is dropped unjudged", header.type)
             return
         waiting[header.sender] += 1
-        # Known from here on and not from when its task has its first turn: the peer's Cancel may be the next signal.
-        scope = trio.CancelScope()
-        self._work.setdefault((header.sender, header.session), {})[scope] = header.attempt
+        scope = self._work.begin(header)  # the peer's Cancel may be the next signal
         self._start(lambda: self._contained(header, scope, partial(self._question, header, waiting, then)))
 
     async def _contained(self, header: Header, scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
         """What a signal starts, in a task of the node, which nothing that a peer chooses may end."""
-        key = (header.sender, header.session)
         try:
-            with scope, panics_as_errors():
+            with self._work.running(header, scope), panics_as_errors():
                 await work()
         except Exception:
             logger.exception("a %s failed in a way that nobody foresaw", header.type)
-        finally:
-            del self._work[key][scope]
-            if not self._work[key]:
-                del self._work[key]
 
     async def _question(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
         try:
-            authorized = await self._inbound.authorize(header.sender, header.session)
+            authorized = await self._admission.authorize(header.sender, header.session)
         finally:
             _count_down(waiting, header.sender)
         self._note(header.sender, authorized)
         if authorized:
             await then()
         else:
-            self._inbound.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
+            self._admission.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
 
     def _note(self, peer: bytes, authorized: bool) -> None:
         if authorized:
@@ -163,7 +161,7 @@ class Responder:
         """The attempt of a peer that is let in, if there is a place for it."""
         sender = request.envelope.header.sender
         if self._running.total() >= MAX_ATTEMPTS or self._running[sender] >= MAX_ATTEMPTS_PER_PEER:
-            self._inbound.count_refusal(RefusalReason.BUSY.value)
+            self._admission.count_refusal(RefusalReason.BUSY.value)
             self._home.signals.reply_soon(request.envelope, request.via, _BUSY)
             return
         self._running[sender] += 1
@@ -181,7 +179,7 @@ class Responder:
             path = self._judge(request, plugin, ours)
             dialled = _counted(path, ours)
             if dialled is not None and not self._home.view.nat.dials_for_peers.take(dialled, trio.current_time()):
-                self._inbound.count_refusal(RefusalReason.BUSY.value)
+                self._admission.count_refusal(RefusalReason.BUSY.value)
                 busy = Refused(reason=RefusalReason.BUSY, retry_after=1 / TARGET_DIALS_REFILL)
                 self._home.signals.reply_soon(request.envelope, request.via, busy)
                 return
@@ -231,12 +229,6 @@ class Responder:
         profiles = [profile for _, profile in view.nat.profiles]
         our_nats = {ip for profile in profiles for ip in (*profile.udp.external, *profile.tcp.external)}
         return dialling.judge_request(pair, technique_of(plugin), message, our_nats=our_nats)
-
-    def cancel(self, peer: bytes, session: bytes, attempt: bytes | None = None) -> None:
-        """The peer ends the session, or one attempt of it, or it got its Pipe: stop what looks for another path."""
-        for scope, its in self._work.get((peer, session), {}).items():
-            if attempt in (None, its):
-                scope.cancel(reason="the session is over" if attempt is None else "the attempt is over")
 
 
 _BUSY: Final = Refused(reason=RefusalReason.BUSY, retry_after=60.0 / DIALS_PER_MINUTE)

@@ -29,7 +29,7 @@ from ..errors import ConnectError
 from ..identity import Identity
 from ..link import Pipe
 from ..node import Node, open_node
-from ..node.inbound import anyone
+from ..node.admission import anyone
 from ..nurseries import open_background_nursery
 from ..plugin import Plugin
 from ..report import ConnectReport

@@ -33,7 +33,7 @@ from ..link import Link, PathInfo, RefuseReason
 from ..nurseries import open_background_nursery
 from ..plugin import AttemptContext, NodeView, Plugin
 from ..signal import Clock, Delivery, Failed, Message, RefusalReason, Refused
-from ..signal.router import AttemptKey, Signals
+from ..signal.sender import AttemptKey, SignalSender
 
 __all__ = ["EXPECTED", "Adopted", "Attempt", "AttemptHome", "Factory", "check_delivery", "is_final"]
 
@@ -66,7 +66,7 @@ class AttemptHome(Protocol):
     @property
     def identity(self) -> Identity: ...
     @property
-    def signals(self) -> Signals: ...
+    def signals(self) -> SignalSender: ...
 
     def register_attempt(self, key: AttemptKey, attempt: Attempt) -> None:
         """Links and messages for `key` go to this attempt from now on."""

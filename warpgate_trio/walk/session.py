@@ -14,7 +14,7 @@ from ..address import PeerAddress
 from ..errors import PeerRefused
 from ..link import Pipe, RefuseReason
 from ..signal import Delivery, RefusalReason
-from ..signal.router import Mailbox
+from ..signal.sender import Mailbox
 from .phase_clock import PhaseClock
 from .recorder import Recorder
 

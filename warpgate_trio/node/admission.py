@@ -1,0 +1,165 @@
+"""Who is let in: what the application's `authorize` says of a peer, and whether there is room for its Pipe.
+
+`authorize` is asked once for a session, whatever the number of its carriers and signals.  Questions are of strangers'
+making, so their number is bounded, and what any of them makes us remember can be forgotten.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, final
+
+import trio
+
+from ..config import Budgets
+from ..errors import panics_as_errors
+from ..identity import peer_id_from_key
+from ..limits import BoundedMap
+from ..link import Link, Pipe, RefuseReason
+from .listener import PipeListener
+
+__all__ = ["Admission", "Authorize", "SessionKey", "anyone", "check_authorize"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+SessionKey = tuple[bytes, bytes]
+"""Peer's key, session id."""
+Authorize = Callable[[str], Awaitable[bool]]
+"""``await authorize(peer_id)``: whether that peer may have Pipes.
+
+The id is proven; the call is bounded by ``budgets.authorize``; what it raises counts as no."""
+
+
+async def anyone(peer_id: str) -> bool:
+    """The `Authorize` rule that lets everybody in, in words: ``open_node(authorize=anyone)``."""
+    await trio.lowlevel.checkpoint()
+    return True
+
+
+def check_authorize(authorize: Authorize | None) -> None:
+    """Raise `TypeError` for a rule that is no async function: each peer would be refused for it, one by one.
+
+    A partial, a method, and an object whose ``__call__`` is async are as good; a sync function that returns a coroutine
+    cannot be told from one that returns a bool.
+    """
+    rule: object = authorize
+    while isinstance(rule, partial):
+        rule = rule.func
+    if callable(rule):
+        rule = inspect.unwrap(rule)
+        if inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(type(rule).__call__):
+            return
+    if authorize is not None:
+        raise TypeError(f"authorize must be an async function, as `async def rule(peer_id)`, not {authorize!r}")
+
+
+MAX_REMEMBERED_SESSIONS: Final = 4096
+"""Sessions whose answer is remembered; one costs about 300 bytes."""
+SESSION_MEMORY: Final = 120.0
+"""Seconds for which a session is remembered: several times ``budgets.total``."""
+REFUSED: Final = "refused_"
+"""Prefix of the counters of refusals."""
+
+
+@final
+class _Question:
+    """What `authorize` said about a session's peer, or is being asked."""
+
+    __slots__ = ("asking", "authorized", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self.authorized: bool | None = None
+        self.asking: trio.Event | None = None
+
+
+@final
+class Admission:
+    """What decides about peers.
+
+    Args:
+      authorize: None for a node that does not listen.
+      listener: where their Pipes go.
+
+    Attributes:
+      listening: whether the node can be called at all.
+      counters: ``accepted``, and refusals by ``refused_REASON``.
+    """
+
+    def __init__(self, authorize: Authorize | None, budgets: Budgets, listener: PipeListener) -> None:
+        self._authorize = authorize
+        self._budgets = budgets
+        self._listener = listener
+        self._questions: BoundedMap[SessionKey, _Question] = BoundedMap(MAX_REMEMBERED_SESSIONS)
+        self.listening: Final = authorize is not None
+        self.counters: Final[Counter[str]] = Counter()
+        if authorize is None:
+            listener.close_nowait()
+
+    async def authorize(self, peer_key: bytes, session_id: bytes) -> bool:
+        """The application's answer about a peer, asked once per session."""
+        key = (peer_key, session_id)
+        question = self._questions.get(key)
+        if question is None:
+            now = trio.current_time()
+            question = _Question(now)
+            self._questions.put(key, question)
+            self._questions.forget_while(lambda each: now - each.since >= SESSION_MEMORY)
+        while question.authorized is None:
+            if question.asking is not None:  # on another carrier of the session, or for a request by signal
+                await question.asking.wait()
+                continue
+            question.asking = trio.Event()
+            try:
+                question.authorized = await self._ask(peer_id_from_key(peer_key))
+            finally:
+                question.asking.set()
+                question.asking = None
+        return question.authorized
+
+    async def _ask(self, peer_id: str) -> bool:
+        if self._authorize is None:
+            return False
+        try:
+            with panics_as_errors(), trio.fail_after(self._budgets.authorize):
+                return bool(await self._authorize(peer_id))
+        except trio.TooSlowError:
+            logger.warning("authorize took more than %g s; %s… is refused", self._budgets.authorize, peer_id[:8])
+        except Exception:
+            logger.exception("authorize failed; %s… is refused", peer_id[:8])
+        return False
+
+    async def admit(self, link: Link) -> bool:
+        """Whether a peer that *we* called may open Pipes to this node (`Link.drive`)."""
+        if self._authorize is None:
+            return True  # to hear that this node does not listen
+        admitted = await self.authorize(link.peer_key, link.session_id)
+        if not admitted:
+            self.count_refusal(RefuseReason.UNAUTHORIZED.name)
+        return admitted
+
+    def take_opened(self, pipe: Pipe) -> RefuseReason | None:
+        """The peer opened a further Pipe on a Link of ours (`Link.drive`)."""
+        reason = self.room()
+        if reason is None:
+            self.hand_over(pipe)
+        else:
+            self.count_refusal(reason.name)
+        return reason
+
+    def count_refusal(self, reason: str) -> None:
+        """Somebody was told no."""
+        self.counters[f"{REFUSED}{reason.lower()}"] += 1
+
+    def room(self) -> RefuseReason | None:
+        """None when there is room for another Pipe, else what to tell the peer."""
+        return self._listener.room()
+
+    def hand_over(self, pipe: Pipe) -> None:
+        """A Pipe of a peer's goes to the application; `room` was asked in the same step."""
+        self._listener.put(pipe)
+        self.counters["accepted"] += 1

@@ -1,0 +1,114 @@
+"""The address that a node publishes: issued anew when something in it has changed, or when it ages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, final
+
+from .. import host as machine
+from ..address import AddressInterface, PeerAddress, describe_interfaces
+from ..address.nat_profile import NatProfiles
+from ..clock.wall import Clock
+from ..host import Host
+from ..identity import Identity
+
+__all__ = ["OwnAddress"]
+
+ADDRESS_LIFETIME: Final = 7 * 24 * 3600
+"""Seconds for which a published address is good: long enough to be pasted into a chat and used the next days."""
+MAX_HINTS: Final = 4
+"""Signal servers named in the address: each costs its length in a text that people copy."""
+MAX_TEXT: Final = 600
+"""Characters of an address as people pass it on, above which what is not needed is left out."""
+HOST_SALT: Final = 8
+"""Bytes of salt in the host id (`warpgate_trio.host.host_id`)."""
+CLOCK_LEEWAY: Final = 60
+"""Seconds by which the clock may have been set back before the address is issued anew."""
+
+
+@final
+class OwnAddress:
+    """See the module's page.
+
+    Args:
+      ports: those that the node listens on, by IP version.
+      signals: URLs of the signal servers at which it is to be found.
+      nat: what has been measured of the NATs by now.
+      instance: the process among those of its key.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        host: Host,
+        clock: Clock,
+        *,
+        ports: dict[int, int],
+        signals: Sequence[str],
+        nat: Callable[[], NatProfiles],
+        instance: bytes,
+        listening: bool,
+    ) -> None:
+        self._identity = identity
+        self._host = host
+        self._clock = clock
+        self._ports = ports
+        self._signals = tuple(dict.fromkeys(signals))[:MAX_HINTS]
+        self._nat = nat
+        self._instance = instance
+        self._listening = listening
+        self._salt = host.entropy(HOST_SALT)
+        self._interfaces: tuple[AddressInterface, ...] | None = None
+        self._measured: NatProfiles | None = None
+        self._nat_bytes: bytes | None = None
+        self._issued: PeerAddress | None = None
+        self._issued_nat: bytes | None = None
+
+    def look(self) -> PeerAddress:
+        """The address, by the machine's interfaces as they are now."""
+        interfaces = describe_interfaces(
+            self._host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6)
+        )
+        if interfaces != self._interfaces:
+            self._interfaces, self._measured = interfaces, None
+        return self.current()
+
+    def current(self) -> PeerAddress:
+        """The address, by the interfaces as they were seen last; costs nothing where nothing has changed."""
+        if self._interfaces is None:
+            return self.look()
+        measured = self._nat()
+        if measured is not self._measured:
+            self._measured = measured
+            self._nat_bytes = measured.to_bytes(interfaces=len(self._interfaces), external=True)
+        issued, now = self._issued, max(int(self._clock.now()), 0)
+        if (
+            issued is None
+            or issued.interfaces != self._interfaces
+            or self._issued_nat != self._nat_bytes
+            or not issued.issued_at - CLOCK_LEEWAY <= now <= issued.issued_at + ADDRESS_LIFETIME // 2
+        ):
+            self._issued_nat = self._nat_bytes
+            self._issued = issued = self._issue(self._interfaces, measured, now)
+        return issued
+
+    def _issue(self, interfaces: tuple[AddressInterface, ...], nat: NatProfiles, now: int) -> PeerAddress:
+        make = partial(
+            PeerAddress.issue,
+            self._identity,
+            seq=max(now, self._issued.seq + 1 if self._issued is not None else 0),
+            issued_at=now,
+            expires_at=now + ADDRESS_LIFETIME,
+            host_salt=self._salt,
+            host_id=machine.host_id(self._host.machine_fingerprint(), self._salt, self._identity.public_key),
+            signals=self._signals,
+            interfaces=interfaces,
+            instance=self._instance,
+            listens=self._listening,
+        )
+        # Where peers would meet us is worth a few characters, and not a longer text.
+        address = make(nat=nat.to_bytes(interfaces=len(interfaces), external=True))
+        if len(str(address)) <= MAX_TEXT:
+            return address
+        return make(nat=nat.to_bytes(interfaces=len(interfaces), external=False))

@@ -1,0 +1,131 @@
+"""Plans of calls on this machine's routes as they are now, with all that is known of the peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Final, final
+
+from ..address import AddressScope, Endpoint, EndpointKind, OwnAddresses, PeerAddress, Transport, scope_of
+from ..clock.wall import Clock
+from ..combos import Combo, Likelihood, Pair, Route, RouteType, dialling, find_source, meeting, pathless_combo
+from ..errors import AddressError
+from ..host import Host
+from ..plugin import Plugin
+from ..plugin.registry import technique_of
+from ..sockaddr import IpAddress, unmapped
+from ..walk.attempt import Factory
+from .address_book import AddressBook
+from .own_address import OwnAddress
+
+__all__ = ["Factories", "Planning", "may_visit"]
+
+Factories = Mapping[str, tuple[type[Plugin], Factory]]
+"""Plugin name -> its class and the maker of its instances."""
+
+_RANKS: Final = tuple(Likelihood)
+
+
+@final
+class Planning:
+    """See the module's page.
+
+    Args:
+      peer_time: what time it is at a peer (its key), as far as it has told.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        own: OwnAddress,
+        book: AddressBook,
+        clock: Clock,
+        factories: Factories,
+        *,
+        peer_time: Callable[[bytes], float],
+    ) -> None:
+        self._host: Final = host
+        self._own: Final = own
+        self._book: Final = book
+        self._clock: Final = clock
+        self._factories: Final = factories
+        self._peer_time: Final = peer_time
+
+    def usable_addresses(self, peer_key: bytes) -> list[PeerAddress]:
+        """What is known of a peer and good at this time, by our clock or by the peer's; what it said itself first."""
+        return [record for record in self._book.records(peer_key) if self._is_fresh(record)]
+
+    def _is_fresh(self, record: PeerAddress) -> bool:
+        """A record's times are on its issuer's clock, which may not agree with ours, and is known once it told us."""
+        for now in (self._clock.now(), self._peer_time(record.public_key)):
+            with suppress(AddressError):
+                record.check_fresh(now)
+                return True
+        return False
+
+    def plan(
+        self,
+        peer: PeerAddress,
+        plugins: Sequence[str],
+        afs: Collection[int] | None = None,
+        route_types: Collection[RouteType] | None = None,
+    ) -> list[Combo]:
+        """The valid combos of these plugins with a peer, on this machine's routes as they are now.
+
+        Those with `peer` come first, then those that another address adds that is known of it.
+        """
+        combos: dict[object, Combo] = {}
+        for record in dict.fromkeys((peer, *self.usable_addresses(peer.public_key))):
+            for combo in self._plan(record, plugins, afs, route_types):
+                known = combos.get(combo.aim)
+                if known is None or _RANKS.index(combo.likelihood) > _RANKS.index(known.likelihood):
+                    combos[combo.aim] = combo
+        return list(combos.values())
+
+    def _plan(
+        self,
+        peer: PeerAddress,
+        plugins: Sequence[str],
+        afs: Collection[int] | None,
+        route_types: Collection[RouteType] | None,
+    ) -> list[Combo]:
+        """The same with one address of the peer."""
+        kinds = [self._factories[name][0] for name in plugins]
+        reaches = frozenset(
+            endpoint.address for _, endpoint in peer.endpoints() if self._host.source_address(endpoint.ip) is not None
+        )
+        techniques = [technique_of(kind) for kind in kinds if not kind.pathless]
+        own = OwnAddresses(self._host)
+        same_host = peer.is_same_host(self._host)
+        address = self._own.look()
+        pair = Pair(
+            ours=Route(interfaces=address.interfaces, reaches=reaches, own=own),
+            peers=Route(interfaces=peer.interfaces, own=own if same_host else frozenset()),
+            same_host=same_host,
+            our_nat=address.nat_profiles,
+            peer_nat=peer.nat_profiles,
+        )
+        combos = [
+            combo
+            for planner in (dialling, meeting)
+            for combo in planner.plan(pair, techniques, afs=afs, route_types=route_types)
+        ]
+        return combos + [pathless_combo(kind.name, kind.phase) for kind in kinds if kind.pathless]
+
+
+def may_visit(host: Host, own: OwnAddress, peer: PeerAddress, ip: IpAddress) -> bool:
+    """Whether a server that a peer names may be visited at an address: it is judged as a peer's endpoints are.
+
+    Public addresses, those of our own networks, and on one machine with the peer loopback, which our own addresses
+    lead to as well.
+    """
+    ip = unmapped(ip)
+    if ip in OwnAddresses(host):
+        return peer.is_same_host(host)
+    scope = scope_of(ip)
+    if scope in (AddressScope.NO_HOST, AddressScope.LINK_LOCAL):
+        return False
+    if scope is AddressScope.PUBLIC:
+        return True
+    target = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=1)
+    return find_source(target, Route(interfaces=own.current().interfaces)) is not None

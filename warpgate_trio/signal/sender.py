@@ -1,0 +1,219 @@
+"""What a node says to its peers by signal.
+
+A message is stamped (on the receiver's clock, as far as that is known), signed, sealed and given to the hub.  Every one
+carries our present address.  Answers to what a peer asks go out from tasks of their own (`SignalSender.run`): a slow
+server must not hold up what comes in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, NoReturn, Protocol, final
+
+import trio
+
+from ..address import PeerAddress
+from ..clock.wall import Clock
+from ..errors import SealError, SignalError, SignalMalformed, panics_as_errors
+from ..host import Host
+from ..identity import Identity
+from ..sockaddr import IpAddress
+from .channel import Delivery
+from .core import OWNER
+from .hub import SignalHub
+from .inbox import PeerClocks
+from .instances import Correspondents
+from .message import MAX_TIME_MS, Envelope, Message, seal_message, wire_name
+from .replays import Moment
+
+__all__ = ["AttemptKey", "Mailbox", "SignalSender"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+AttemptKey = tuple[bytes, bytes, bytes]
+"""Peer's key, session id, attempt id: what a reply must match to reach an attempt."""
+
+REPLIERS: Final = 4
+"""Tasks that send answers: a slow server must not hold up the answers to others."""
+REPLY_PATIENCE: Final = 5.0
+"""Seconds for one answer: after that whoever asked has given up (``budgets.signal``)."""
+MAX_REPLIES: Final = 64
+"""Answers that wait for one of those tasks."""
+
+
+class Mailbox(Protocol):
+    """An attempt, as far as incoming messages are concerned."""
+
+    def deliver(self, message: Message) -> None:
+        """Take a message of the peer; must not block or raise."""
+
+
+@final
+class SignalSender:
+    """See the module's page.
+
+    Args:
+      own_address: what to put into the next message.
+      hints_of: where a peer hears signals: URLs of servers.
+      may_visit: whether a connection to an address may be opened because a peer's address names a server there.
+
+    Attributes:
+      clocks: the peers' clocks, as far as they have told.
+      correspondents: processes of peers that something was said to.
+      counters: how many messages went out, and how many answers found no place.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        host: Host,
+        hub: SignalHub,
+        clock: Clock,
+        own_address: Callable[[], PeerAddress],
+        hints_of: Callable[[PeerAddress], Sequence[str]],
+        may_visit: Callable[[PeerAddress, IpAddress], bool],
+    ) -> None:
+        self._identity = identity
+        self._host = host
+        self._hub = hub
+        self._clock = clock
+        self._own_address = own_address
+        self._hints_of = hints_of
+        self._may_visit = may_visit
+        self._mailboxes: dict[AttemptKey, Mailbox] = {}
+        self._answered_by: dict[AttemptKey, bytes | None] = {}
+        self._replies, self._due = trio.open_memory_channel[Callable[[], Awaitable[None]]](MAX_REPLIES)
+        self.clocks: Final = PeerClocks()
+        self.correspondents: Final = Correspondents()
+        self.counters: Final[Counter[str]] = Counter()
+
+    async def send(
+        self,
+        peer: PeerAddress,
+        message: Message,
+        *,
+        owner: str,
+        session: bytes,
+        attempt: bytes | None,
+        in_reply_to: bytes | None = None,
+        generation: int = 0,
+        via: str | None = None,
+        visit: bool = False,
+    ) -> Delivery:
+        """Say something to a peer, by every server that reaches it: to the process that it answered from in this
+        attempt, else to the one that has published the address.
+
+        Args:
+          owner: the plugin's name, or ``"core"``.
+          via: the channel that the request came in by, for replies.
+          visit: whether the servers that the peer's address names may be visited; only for peers that the
+            application asked for.
+
+        Raises:
+          SignalUnavailable: no server could take it.
+          SignalMalformed: nothing can be sealed to the peer's address.
+        """
+        message_id = self._host.entropy(16)
+        now = self.moment()
+        instance = self._answered_by.get((peer.public_key, session, attempt or b""), peer.instance)
+        stamp = int(self.clocks.time_of(peer.public_key, now) * 1000)
+        try:
+            blob = seal_message(
+                self._identity,
+                peer,
+                self._own_address(),
+                wire_name=wire_name(owner, type(message)),
+                payload=message,
+                message_id=message_id,
+                session=session,
+                attempt=attempt,
+                in_reply_to=in_reply_to,
+                generation=generation,
+                instance=instance,
+                time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us its time, and may have lied
+            )
+        except SealError as error:  # the peer chose the key, too
+            raise SignalMalformed(f"nothing can be sealed to {peer.peer_id[:8]}…: {error}") from error
+        self.clocks.note_sent(message_id, peer.public_key, now)
+        self.counters["sent"] += 1
+        return await self._hub.send(
+            peer.public_key,
+            blob,
+            instance=self.correspondents.ask(peer.public_key, instance, now.monotonic),
+            hints=self._hints_of(peer) if visit else (),
+            may_visit=partial(self._may_visit, peer) if visit else None,
+            via=via,
+        )
+
+    def reply_soon(self, request: Envelope, via: str, message: Message) -> None:
+        """Answer a request from a task of our own; dropped when 64 answers wait already.
+
+        The answer carries our address: only for who may know it.
+        """
+
+        async def reply() -> None:
+            try:
+                with panics_as_errors():
+                    await self.send(
+                        request.sender_address,
+                        message,
+                        owner=OWNER,
+                        session=request.header.session,
+                        attempt=request.header.attempt,
+                        in_reply_to=request.header.message_id,
+                        via=via,
+                    )
+            except SignalError as error:
+                logger.debug("no reply to %s: %s", request.sender_address.peer_id[:8], error)
+            except Exception:  # strangers make us answer: whatever comes of that must not end the node
+                logger.exception("an answer could not be sent")
+
+        try:
+            self._replies.send_nowait(reply)
+        except trio.WouldBlock:
+            self.counters["replies_dropped"] += 1
+
+    async def run(self) -> NoReturn:
+        """Send the answers, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(REPLIERS):
+                nursery.start_soon(self._reply_loop)
+            await trio.sleep_forever()
+
+    async def _reply_loop(self) -> None:
+        async for reply in self._due:
+            with trio.move_on_after(REPLY_PATIENCE):
+                await reply()
+
+    # -- attempts that wait for what their peers say -------------------------------------------------------------------
+
+    def attach(self, key: AttemptKey, mailbox: Mailbox) -> None:
+        """From now on messages of this peer, session and attempt go to `mailbox`."""
+        self._mailboxes[key] = mailbox
+
+    def detach(self, key: AttemptKey) -> None:
+        """Forget a mailbox."""
+        self._mailboxes.pop(key, None)
+        self._answered_by.pop(key, None)
+
+    def mailbox(self, key: AttemptKey) -> Mailbox | None:
+        """Who waits for such a message."""
+        return self._mailboxes.get(key)
+
+    def note_answer(self, key: AttemptKey, instance: bytes | None) -> None:
+        """A process of the peer has answered an attempt: what is said next in it goes to that one."""
+        self._answered_by[key] = instance
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def time_at(self, peer_key: bytes) -> float:
+        """Unix seconds on the clock of a peer, as far as it has told; on ours else."""
+        return self.clocks.time_of(peer_key, self.moment())
+
+    def moment(self) -> Moment:
+        """Now, on the wall and on Trio's clock."""
+        return Moment(self._clock.now(), trio.current_time())
