@@ -34,8 +34,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCEPTED = ROOT / "tools" / "accepted_survivors.toml"
-WALK = ("auto_connect", "attempt", "session", "combos", "meetings", "inbound", "dispatch", "responder")
-SOURCES = ("link/*.py", "nat/*.py", "signal/*.py", "servers/*.py", *(f"{name}.py" for name in WALK))
+SOURCES = tuple(
+    f"{room}/*.py" for room in ("combos", "link", "nat", "node", "punch", "servers", "signal", "stun", "walk")
+)
 """What is changed, below warpgate_trio/."""
 COPIED = ("warpgate_trio", "strategies", "tests", "docs", "examples", "benchmarks", "tools", "newsfragments")
 BROADER = (["tests/unit"], ["tests/integration", "tests/fuzz"], ["tests/sim"])

@@ -22,9 +22,10 @@ from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.errors import AttemptFailed, SignalMalformed
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import seal
+from warpgate_trio.limits import TokenBucket
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import Plugin, RouteType
-from warpgate_trio.punch.allowance import DIALS, TARGET_DIALS, Allowance
+from warpgate_trio.punch.allowance import DIALS, TARGET_DIALS
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_core import RendezvousLimits
 from warpgate_trio.signal import (
@@ -505,7 +506,7 @@ async def test_peers_of_all_names_have_a_node_dial_so_much_and_no_more(monkeypat
         refused.extend([message] if isinstance(message, Refused) else [])
 
     monkeypatch.setattr(SignalSender, "reply_soon", reply_soon)
-    monkeypatch.setattr(Allowance, "_refilled", lambda self, left, at, now: left)  # however long the test takes
+    monkeypatch.setattr(TokenBucket, "earn", lambda self, now: None)  # however long the test takes
     async with asked_to_dial(monkeypatch) as (ask, dialled):
         for number in range(TARGET_DIALS + 3):
             ip = "203.0.113.9" if number < TARGET_DIALS else f"203.0.113.{number}"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_nat_outlook import BLOCKED, FC, FIREWALL6, OPEN, PR, SYM, transports
+from tests.unit.test_punch_outlook import BLOCKED, FC, FIREWALL6, OPEN, PR, SYM, transports
 from warpgate_trio.address.nat_profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.nat.abilities import CONE, LENIENT, RULES, STEPPING, SYMMETRIC, WITHIN, abilities
 from warpgate_trio.punch.outlook import Chance, punch_outlook, spray_outlook

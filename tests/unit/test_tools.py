@@ -64,7 +64,7 @@ def test_every_file_that_is_changed_is_there() -> None:
 @pytest.mark.slow("reads all tests")
 def test_the_tests_of_a_module_are_asked_first() -> None:
     near = mutants.nearest("warpgate_trio/punch/probe.py")
-    assert near[0] == "tests/unit/test_nat_probe.py"
+    assert near[0] == "tests/unit/test_punch_probe.py"
     assert "tests/integration/test_datagram_race.py" in near
 
 
