@@ -24,6 +24,7 @@ from .addr import (
 )
 from .options import IPV6, OptionSet
 from .ports import Binding, os_error
+from .resolver import look_up
 
 if TYPE_CHECKING:
     from .host import Host
@@ -90,8 +91,8 @@ class Addressed(SocketType):
         flags = stdlib.AI_PASSIVE if local else 0
         if self._dual():
             flags |= stdlib.AI_V4MAPPED
-        with self.host:
-            answers = self.host.net.resolver.look_up(host or None, port, self._family, self._kind, self._proto, flags)
+        names = self.host.net.names
+        answers = look_up(names, self.host, host or None, port, self._family, self._kind, self._proto, flags)
         return unmap(canonical(answers[0][4][0])), answers[0][4][1]
 
     def _dual(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import socket
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import trio
 from trio._core import _run  # pyright: ignore[reportPrivateUsage]
@@ -21,11 +21,10 @@ from .addr import LOOPBACK4
 from .host import Host, current_host, host_here
 from .plain_socket import PlainSocket
 from .ports import os_error
+from .resolver import look_up
+from .sockets import VirtualSocket
 from .tcp_socket import TcpSocket
 from .udp_socket import UdpSocket
-
-if TYPE_CHECKING:
-    from .sockets import VirtualSocket
 
 _KIND: Final = ~(getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0))
 
@@ -90,7 +89,7 @@ def _refusal(what: str) -> RuntimeError:
 def _open_again(host: Host, number: int) -> PlainSocket:
     """The socket that has a number; it was detached, or it is used by its number."""
     found = host.net.find_socket(number)
-    if found is None:
+    if not isinstance(found, VirtualSocket):
         raise _refusal(f"descriptor {number}")
     return found.alias()._sock
 
@@ -173,7 +172,7 @@ def _guard_functions() -> None:
             return real_lookup(host, port, family, type, proto, flags)
         if host is not None and flags & socket.AI_NUMERICHOST:  # it only reads an address, as Trio lets it
             return real_lookup(host, port, family, type, proto, flags & ~int(socket.AI_ADDRCONFIG))
-        return here.net.resolver.look_up(host, port, family, type, proto, flags)
+        return look_up(here.net.names, here, host, port, family, type, proto, flags)
 
     socket.getaddrinfo = getaddrinfo
     socket.socketpair = socketpair
@@ -209,4 +208,5 @@ def _virtual(fd: object) -> VirtualSocket | None:
     host = host_here()
     if host is None:
         return None
-    return host.net.find_socket(fd if isinstance(fd, int) else fd.fileno())  # type: ignore[attr-defined]
+    found = host.net.find_socket(fd if isinstance(fd, int) else fd.fileno())  # type: ignore[attr-defined]
+    return found if isinstance(found, VirtualSocket) else None

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from .addr import is_v6
+from .faults import Fault
+from .host import Host
 from .link import PERFECT, Link
 from .nat_axes import Behavior, NatConfig
+from .netstat import Netstat, netstat
+from .network_base import NetworkBase
 from .packet import Packet
 from .router import Router
+from .segment import Segment
 from .trace import Entry
-
-if TYPE_CHECKING:
-    from .network import Network
-    from .segment import Segment
 
 _SCREEN: Final = 8  # packets; `Network.ladder` has more
 _LISTED: Final = 8  # lines of sockets and tasks; `Network.netstat` has more
 
 
-def topology(net: Network) -> str:
-    """The network as a tree, one line for each segment, router and host."""
-    return "\n".join(_segment(net.internet, "")) + "\n"
+def topology(internet: Segment) -> str:
+    """A segment and all that is behind it as a tree, one line for each segment, router and host."""
+    return "\n".join(_segment(internet, "")) + "\n"
 
 
 def _segment(segment: Segment, indent: str) -> Iterator[str]:
@@ -111,19 +112,18 @@ def _ends(packet: Packet) -> str:
     return f"{show(packet.src)} > {show(packet.dst)}"
 
 
-def explain(net: Network) -> str:
+def explain(net: NetworkBase[Host], internet: Segment, faults: Sequence[Fault]) -> str:
     """Seed, topology, faults, what is open and the last packets."""
-    parts = [f"seed {net.seed}, {net.wire.now:.3f} s after the start", topology(net)]
-    if net.faults:
-        parts.append("faults:\n" + "".join(f"  {fault}\n" for fault in net.faults))
-    parts.append("".join(_still_there(net)))
+    parts = [f"seed {net.seed}, {net.wire.now:.3f} s after the start", topology(internet)]
+    if faults:
+        parts.append("faults:\n" + "".join(f"  {fault}\n" for fault in faults))
+    parts.append("".join(_still_there(netstat(net))))
     parts.append(f"the last packets:\n{ladder(net.trace.latest(), _SCREEN, ())}")
     return "\n".join(part.removesuffix("\n") for part in parts) + "\n"
 
 
-def _still_there(net: Network) -> Iterator[str]:
+def _still_there(found: Netstat) -> Iterator[str]:
     """What programs have not closed or ended, and how much else."""
-    found = net.netstat()
     lines = [*found.sockets, *found.tasks]
     counts = {"sockets and tasks": lines, "closing connections": found.lingering, "mappings": found.mappings}
     yield f"still there: {', '.join(f'{name}: {len(each)}' for name, each in counts.items() if each) or 'nothing'}\n"

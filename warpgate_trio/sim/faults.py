@@ -14,14 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from .host import Host
 from .link import Direction, Impairment
+from .network_base import NetworkBase
 from .router import Router
-
-if TYPE_CHECKING:
-    from .network import Network
 
 
 class Kind(Enum):
@@ -77,7 +75,7 @@ class Fault:
     __str__ = __repr__
 
 
-def apply_faults(net: Network, faults: Iterable[Fault]) -> None:
+def apply_faults(net: NetworkBase[Host], faults: Iterable[Fault]) -> None:
     """Put faults on a network's wire.  ValueError for a target that it does not have."""
     for fault in faults:
         host, directions = find_target(net, fault)
@@ -93,7 +91,7 @@ def apply_faults(net: Network, faults: Iterable[Fault]) -> None:
             net.wire.at(start, _reboot, host)
 
 
-def find_target(net: Network, fault: Fault) -> tuple[Host, list[Direction]]:
+def find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, list[Direction]]:
     """The host that a fault is about, and the directions of its link."""
     name, _, way = fault.target.partition(":")
     host = net.hosts.get(name)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple, fina
 
 from .addr import BROADCAST, LOOPBACK4, LOOPBACK6, Prefix, is_loopback, is_multicast, is_v6
 from .link import DEFAULT_MTU, Direction
+from .network_base import NetworkBase
 from .packet import Icmp, Packet, icmp_error
 from .ports import os_error
 from .stack import Stack
 
 if TYPE_CHECKING:
-    from .network import Network
     from .segment import Segment
 
 T = TypeVar("T")
@@ -127,7 +127,9 @@ class Host:
 
     forwarding = False
 
-    def __init__(self, net: Network, name: str, *, clock_offset: float = 0.0, clock_drift: float = 0.0) -> None:
+    def __init__(
+        self, net: NetworkBase[Host], name: str, *, clock_offset: float = 0.0, clock_drift: float = 0.0
+    ) -> None:
         self.net = net
         self.name = name
         self.clock_offset = clock_offset

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import trio
 
-from .host import host_of
+from .host import Host, host_of
+from .network_base import NetworkBase
 from .packet import PROTOCOL_NAMES, show
 from .router import Router
 from .tcp_states import State
-
-if TYPE_CHECKING:
-    from .network import Network
 
 
 @final
@@ -51,7 +49,7 @@ class Netstat:
         return "".join(parts) or "nothing\n"
 
 
-def netstat(net: Network) -> Netstat:
+def netstat(net: NetworkBase[Host]) -> Netstat:
     """List what a network holds now."""
     return Netstat(
         sockets=tuple(repr(sock) for sock in net.open_sockets()),
@@ -61,7 +59,7 @@ def netstat(net: Network) -> Netstat:
     )
 
 
-def _tasks(net: Network) -> Iterator[str]:
+def _tasks(net: NetworkBase[Host]) -> Iterator[str]:
     if net.wire.ended is not None:
         return
     root = trio.lowlevel.current_root_task()
@@ -76,7 +74,7 @@ def _tasks(net: Network) -> Iterator[str]:
             yield f"{task.name} on {host.name}"
 
 
-def _lingering(net: Network) -> Iterator[str]:
+def _lingering(net: NetworkBase[Host]) -> Iterator[str]:
     for host in net.hosts.values():
         for (local, remote), connection in host.stack.connections.items():
             state = connection.endpoint.state
@@ -84,7 +82,7 @@ def _lingering(net: Network) -> Iterator[str]:
                 yield f"{host.name} {show(local)} > {show(remote)} {state.value}"
 
 
-def _mappings(net: Network) -> Iterator[str]:
+def _mappings(net: NetworkBase[Host]) -> Iterator[str]:
     now = net.wire.now
     for host in net.hosts.values():
         if not isinstance(host, Router):

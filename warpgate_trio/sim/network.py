@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -28,22 +27,20 @@ import trio
 import trio.testing
 
 from . import doors, explain
-from .addr import Prefix, canonical
+from .addr import Prefix
 from .determinism import deterministic
 from .faults import Fault, apply_faults
 from .host import Host
 from .link import PERFECT
 from .netstat import Netstat, netstat
+from .network_base import NetworkBase
 from .pcapng import Capture
 from .reality import watched
-from .resolver import NameTrouble, Resolver, canonical_name
+from .resolver import Resolver
 from .segment import Links, Segment
-from .trace import Trace
-from .wire import Wire
 
 if TYPE_CHECKING:
     from .nat_axes import NatConfig
-    from .sockets import VirtualSocket
 
 T = TypeVar("T")
 
@@ -51,8 +48,6 @@ T = TypeVar("T")
 # documentation blocks out; nothing here ever leaves the process.
 INTERNET4: Final = "11.0.0.0/8"
 INTERNET6: Final = "2a0a::/32"
-_FIRST_NUMBER: Final = 100_000  # no real file descriptor
-_EPOCHS: Final = (1_735_689_600, 2_208_988_800)  # 2025 to 2039: a wall clock that starts at 0 hides bugs
 
 
 observers: list[Callable[[Network], object]] = []
@@ -60,7 +55,7 @@ observers: list[Callable[[Network], object]] = []
 
 
 @final
-class Network:
+class Network(NetworkBase[Host]):
     """A simulated internet.
 
     Args:
@@ -89,31 +84,28 @@ class Network:
         time_limit: float = 7 * 86400.0,
         resolver_delay: float = 0.0,
     ) -> None:
-        self.seed = seed
-        self.wire: Wire = Wire()
-        self.trace: Trace = Trace()
-        self.hosts: dict[str, Host] = {}
-        self.names: dict[str, list[str]] = {}
-        self.name_troubles: dict[str, NameTrouble] = {}
-        self.resolver_delay = resolver_delay
+        prefix6 = Prefix(INTERNET6) if ipv6 else None
+        super().__init__(seed, prefix6=prefix6, resolver_delay=resolver_delay)
         self.resolver: Resolver = Resolver(self)
         self.faults: list[Fault] = []
-        self.epoch: float = self.rng("epoch").uniform(*_EPOCHS)
-        self.prefix6: Prefix | None = Prefix(INTERNET6) if ipv6 else None
-        self._numbers = {"lan": 0, "socket": _FIRST_NUMBER, "subnet": 0}
-        self._sockets: dict[int, VirtualSocket] = {}
         self._captures: list[Capture] = []
         self._time_limit = time_limit
-        self._used = False
         self._wire_failure: Exception | None = None
-        first6 = None if self.prefix6 is None else str(self.prefix6.subnet(64, 0))
+        first6 = None if prefix6 is None else str(prefix6.subnet(64, 0))
         self.internet: Segment = Segment(
             self, "internet", prefix4=INTERNET4, prefix6=first6, link=link, hops=hops, cloud=True
         )
-        self.segments: list[Segment] = [self.internet]
 
     def __repr__(self) -> str:
         return f"<Network seed={self.seed} hosts={len(self.hosts)}>"
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments, each before those that are behind it."""
+        found = [self.internet]
+        for segment in found:
+            found += segment.children
+        return found
 
     # Building
 
@@ -155,47 +147,6 @@ class Network:
             uplink=uplink,
             link=link,
         )
-
-    def add_name(self, name: str, *addresses: str) -> None:
-        """Let a DNS name stand for addresses; ValueError for an address that no host has."""
-        found = [canonical(address) for address in addresses]
-        for address in found:
-            if not any(address in host.own for host in self.hosts.values()):
-                raise ValueError(f"no host has the address {address}, so {name} cannot stand for it")
-        self.names.setdefault(canonical_name(name), []).extend(found)
-
-    def spoil_name(self, name: str, *, delay: float = 0.0, error: int | None = None) -> None:
-        """Let lookups of a name, which need not be there, take longer or fail from now on; without either, mend them.
-
-        Args:
-          delay: seconds more; math.inf for a resolver that never answers.
-          error: the number of the `socket.gaierror`, such as `socket.EAI_AGAIN`.
-        """
-        if delay or error is not None:
-            self.name_troubles[canonical_name(name)] = NameTrouble(delay=delay, error=error)
-        else:
-            self.name_troubles.pop(canonical_name(name), None)
-
-    def register(self, host: Host) -> None:
-        """Enter a host; ValueError when its name is taken."""
-        if host.name in self.hosts:
-            raise ValueError(f"there is a host {host.name!r} already")
-        self.hosts[host.name] = host
-
-    def rng(self, name: str) -> Random:
-        """The stream of random numbers for one purpose; it depends on the seed and the name alone."""
-        return Random(f"{self.seed}/{name}")
-
-    def private_prefix(self) -> Prefix:
-        """A block of private addresses that no other LAN of this network was given."""
-        self._numbers["lan"] += 1
-        number = self._numbers["lan"]
-        return Prefix(f"10.{number >> 8}.{number & 255}.0/24")
-
-    def next_number(self) -> int:
-        """A number for the next IPv6 subnet."""
-        self._numbers["subnet"] += 1
-        return self._numbers["subnet"]
 
     # Running
 
@@ -265,35 +216,6 @@ class Network:
         apply_faults(self, found)
         self.faults += found
 
-    # Sockets
-
-    def open_socket(self, sock: VirtualSocket) -> int:
-        """Enter a socket; returns its number."""
-        self._numbers["socket"] += 1
-        self._sockets[self._numbers["socket"]] = sock
-        return self._numbers["socket"]
-
-    def renew_socket(self, number: int, sock: VirtualSocket) -> None:
-        """Let another object stand for an open socket."""
-        self._sockets[number] = sock
-
-    def find_socket(self, number: int) -> VirtualSocket | None:
-        """The open socket that has a number."""
-        return self._sockets.get(number)
-
-    @property
-    def entered(self) -> bool:
-        """Whether programs run in it now."""
-        return self._used and self.wire.ended is None
-
-    def close_socket(self, number: int) -> bool:
-        """Strike a socket off; whether it was there."""
-        return self._sockets.pop(number, None) is not None
-
-    def open_sockets(self) -> list[VirtualSocket]:
-        """The sockets that are not closed, oldest first."""
-        return list(self._sockets.values())
-
     # Explaining
 
     def netstat(self) -> Netstat:
@@ -306,7 +228,7 @@ class Network:
 
     def topology(self) -> str:
         """The network as a tree."""
-        return explain.topology(self)
+        return explain.topology(self.internet)
 
     def ladder(self, last: int = 60, hosts: Iterable[str] = (), *, since: float = 0.0) -> str:
         """The last packets, one line each, optionally only at some hosts or from a time on."""
@@ -315,7 +237,7 @@ class Network:
 
     def explain(self) -> str:
         """One screen on this world: seed, topology, faults, what is open, the last packets."""
-        return explain.explain(self)
+        return explain.explain(self, self.internet, self.faults)
 
     def capture(self, path: str | Path) -> None:
         """Write every packet from now on to a pcapng file with one interface for each of every host and router."""

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, final
+from collections.abc import Mapping
+from typing import Any, Final, final
 
 import trio
 from trio.abc import HostnameResolver
 
 from .addr import ANY4, ANY6, LOOPBACK4, LOOPBACK6, canonical, is_v6, map_to_v6
-from .host import current_host
-
-if TYPE_CHECKING:
-    from .network import Network
+from .host import Host, current_host
+from .names import canonical_name
+from .network_base import NetworkBase
 
 _V4MAPPED: Final = getattr(socket, "AI_V4MAPPED", 8)
 _ALL: Final = getattr(socket, "AI_ALL", 0x10)
@@ -46,19 +45,10 @@ _SERVICES: Final = {"http": 80, "https": 443, "domain": 53, "ntp": 123, "stun": 
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NameTrouble:
-    """What is wrong with a name: its lookups take `delay` seconds more, and then fail with `error`, an EAI number."""
-
-    delay: float = 0.0
-    error: int | None = None
-
-
-@final
 class Resolver(HostnameResolver):
     """Answers from the names of one network."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: NetworkBase[Host]) -> None:
         self._net = net
 
     async def getaddrinfo(
@@ -71,50 +61,11 @@ class Resolver(HostnameResolver):
         flags: int = 0,
     ) -> list[Any]:
         """As `socket.getaddrinfo`; socket.gaierror(EAI_NONAME) for a name that the network does not have."""
-        current_host()
+        here = current_host()
         await trio.lowlevel.checkpoint()
         if host is not None and not flags & socket.AI_NUMERICHOST:
             await self._take_time(canonical_name(host))
-        return self.look_up(host, port, family, type, proto, flags)
-
-    def look_up(
-        self,
-        host: bytes | str | None,
-        port: bytes | str | int | None,
-        family: int = 0,
-        type: int = 0,  # noqa: A002 (Trio's name)
-        proto: int = 0,
-        flags: int = 0,
-    ) -> list[Any]:
-        """`getaddrinfo` without the time that it takes, and without what is wrong with the name."""
-        here = current_host()
-        if flags & ~_FLAGS or (flags & socket.AI_CANONNAME and host is None):
-            raise _error(socket.EAI_BADFLAGS)
-        if family not in (0, socket.AF_INET, socket.AF_INET6):
-            raise _error(socket.EAI_FAMILY)
-        if host is None and port is None:
-            raise _error(socket.EAI_NONAME)
-        name = None if host is None else canonical_name(host)
-        kinds = _kinds(type, proto)
-        number = _service(port, numeric=bool(flags & _NUMERICSERV))
-        found = self._addresses(name, flags)
-        if flags & socket.AI_ADDRCONFIG:
-            families = {is_v6(address) for address in here.addresses}
-            found = [address for address in found if is_v6(address) in families]
-        answers: list[Any] = []
-        for address in _of_family(found, family, flags):
-            title = name if flags & socket.AI_CANONNAME and not answers else ""
-            for kind, protocol in kinds:
-                if is_v6(address):
-                    answers.append((socket.AF_INET6, kind, protocol, title, (address, number, 0, 0)))
-                else:
-                    answers.append((socket.AF_INET, kind, protocol, title, (address, number)))
-        if not answers:
-            raise _error(socket.EAI_NONAME)
-        if name is not None:
-            has_v6 = any(is_v6(address) for address in here.addresses)
-            answers.sort(key=lambda answer: (answer[0] == socket.AF_INET6) != has_v6)
-        return answers
+        return look_up(self._net.names, here, host, port, family, type, proto, flags)
 
     async def _take_time(self, name: str) -> None:
         await trio.sleep(self._net.resolver_delay)
@@ -126,16 +77,6 @@ class Resolver(HostnameResolver):
         await trio.sleep(trouble.delay)
         if trouble.error is not None:
             raise _error(trouble.error)
-
-    def _addresses(self, name: str | None, flags: int) -> list[str]:
-        if name is None:
-            return [ANY4, ANY6] if flags & socket.AI_PASSIVE else [LOOPBACK6, LOOPBACK4]
-        try:
-            return [canonical(name)]
-        except ValueError:
-            if flags & socket.AI_NUMERICHOST:
-                return []
-        return [LOOPBACK6, LOOPBACK4] if name == "localhost" else self._net.names.get(name, [])
 
     async def getnameinfo(self, sockaddr: tuple[str, int] | tuple[str, int, int, int], flags: int) -> tuple[str, str]:
         """As `socket.getnameinfo`; socket.gaierror(EAI_NONAME) with NI_NAMEREQD for an address without a name."""
@@ -160,14 +101,59 @@ class Resolver(HostnameResolver):
         return name or address, str(port) if flags & socket.NI_NUMERICSERV else service
 
 
+def look_up(
+    names: Mapping[str, list[str]],
+    here: Host,
+    host: bytes | str | None,
+    port: bytes | str | int | None,
+    family: int = 0,
+    type: int = 0,  # noqa: A002 (Trio's name)
+    proto: int = 0,
+    flags: int = 0,
+) -> list[Any]:
+    """What `names` say on the host `here`, at once: `getaddrinfo` without its delays and without spoiled names."""
+    if flags & ~_FLAGS or (flags & socket.AI_CANONNAME and host is None):
+        raise _error(socket.EAI_BADFLAGS)
+    if family not in (0, socket.AF_INET, socket.AF_INET6):
+        raise _error(socket.EAI_FAMILY)
+    if host is None and port is None:
+        raise _error(socket.EAI_NONAME)
+    name = None if host is None else canonical_name(host)
+    kinds = _kinds(type, proto)
+    number = _service(port, numeric=bool(flags & _NUMERICSERV))
+    found = _addresses(names, name, flags)
+    if flags & socket.AI_ADDRCONFIG:
+        families = {is_v6(address) for address in here.addresses}
+        found = [address for address in found if is_v6(address) in families]
+    answers: list[Any] = []
+    for address in _of_family(found, family, flags):
+        title = name if flags & socket.AI_CANONNAME and not answers else ""
+        for kind, protocol in kinds:
+            if is_v6(address):
+                answers.append((socket.AF_INET6, kind, protocol, title, (address, number, 0, 0)))
+            else:
+                answers.append((socket.AF_INET, kind, protocol, title, (address, number)))
+    if not answers:
+        raise _error(socket.EAI_NONAME)
+    if name is not None:
+        has_v6 = any(is_v6(address) for address in here.addresses)
+        answers.sort(key=lambda answer: (answer[0] == socket.AF_INET6) != has_v6)
+    return answers
+
+
+def _addresses(names: Mapping[str, list[str]], name: str | None, flags: int) -> list[str]:
+    if name is None:
+        return [ANY4, ANY6] if flags & socket.AI_PASSIVE else [LOOPBACK6, LOOPBACK4]
+    try:
+        return [canonical(name)]
+    except ValueError:
+        if flags & socket.AI_NUMERICHOST:
+            return []
+    return [LOOPBACK6, LOOPBACK4] if name == "localhost" else names.get(name, [])
+
+
 def _error(code: int) -> socket.gaierror:
     return socket.gaierror(code, _ERRORS.get(code, "Name resolution failed"))
-
-
-def canonical_name(host: bytes | str) -> str:
-    """A name as networks know it: a trailing dot says only that nothing is to be appended (RFC 1034, section 3.1)."""
-    text = host if isinstance(host, str) else host.decode("ascii")
-    return text.lower().removesuffix(".")
 
 
 def _of_family(addresses: list[str], family: int, flags: int) -> list[str]:

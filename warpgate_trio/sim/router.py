@@ -17,10 +17,10 @@ from .host import Host, Interface
 from .nat import Nat
 from .nat_axes import NatConfig
 from .nat_verdicts import Action, Verdict
+from .network_base import NetworkBase
 from .packet import ICMP, UDP, Icmp, Packet, icmp_error
 
 if TYPE_CHECKING:
-    from .network import Network
     from .segment import Segment
 
 
@@ -36,7 +36,7 @@ class Router(Host):
 
     forwarding = True
 
-    def __init__(self, net: Network, name: str) -> None:
+    def __init__(self, net: NetworkBase[Host], name: str) -> None:
         super().__init__(net, name)
         self.nat: Nat | None = None
         self.firewall6: Nat | None = None

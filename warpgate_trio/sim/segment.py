@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final, final
 from .addr import BROADCAST, Prefix, canonical, is_multicast, is_v6
 from .host import DEFAULT4, DEFAULT6, Host, Interface
 from .link import PERFECT, Direction, Link
+from .network_base import NetworkBase
 from .packet import ICMP, Icmp, Packet, icmp_error
 
 if TYPE_CHECKING:
     from .nat_axes import NatConfig
-    from .network import Network
     from .router import Router
 
 ARP_TIMEOUT: Final = 3.0  # mcast_solicit 3, retrans_time 1 s
@@ -40,7 +40,7 @@ class Segment:
 
     def __init__(
         self,
-        net: Network,
+        net: NetworkBase[Host],
         name: str,
         *,
         prefix4: str | None,
@@ -139,7 +139,6 @@ class Segment:
         router.connect(outside, inside, nat, firewall6)
         inside.router = router
         self.children.append(inside)
-        self.net.segments.append(inside)
         return inside
 
     def _enter(self, host: Host, addresses: Sequence[str] | None, link: Links | None, ipv6: bool) -> Interface:
