@@ -1,7 +1,7 @@
 """TCP connections and listeners of a host: the state machine of tcp.py, its timers, and the tasks that wait for it.
 
-A `Connection` outlives its socket until the goodbyes are said.  After each step it sends what the endpoint wants sent,
-moves the timer, wakes who can go on, and leaves the host's tables when it is closed.
+After each step a `Connection` sends what its endpoint wants sent, moves the timer, and wakes who can go on.  It
+outlives its socket until both ends have said goodbye, and leaves its host's `TcpPorts` when it is closed.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import errno
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from .addr import Endpoint
+from .ip_layer import IpLayer
 from .packet import Icmp, Packet
-from .ports import Binding, os_error
+from .ports import Binding, PortTable, os_error
 from .slots import Slot
 from .tcp import TcpEndpoint
 from .tcp_states import Options, State
-
-if TYPE_CHECKING:
-    from .host import Host
 
 TCP_IP_HEADERS: Final = 40
 TCP_IP6_HEADERS: Final = 60
@@ -42,17 +40,27 @@ class Connection:
         "host",
         "listener",
         "owns_binding",
+        "ports",
         "readable",
         "writable",
     )
 
     def __init__(
-        self, host: Host, binding: Binding, local: Endpoint, remote: Endpoint, options: Options, *, owns_binding: bool
+        self,
+        ports: TcpPorts,
+        binding: Binding,
+        local: Endpoint,
+        remote: Endpoint,
+        options: Options,
+        *,
+        owns_binding: bool,
     ) -> None:
+        host = ports.host
         headers = TCP_IP6_HEADERS if ":" in local[0] else TCP_IP_HEADERS
         iss = host.random.getrandbits(32)
         mss = host.mtu_to(remote[0]) - headers
-        self.host: Host = host
+        self.host: IpLayer = host
+        self.ports: TcpPorts = ports
         self.endpoint: TcpEndpoint = TcpEndpoint(local, remote, iss=iss, mss=mss, options=options)
         self.readable: Slot = Slot("reading from")
         self.writable: Slot = Slot("writing to")
@@ -61,7 +69,7 @@ class Connection:
         self._binding = binding
         self._timer = inf
         self._acking = False
-        host.stack.connections[local, remote] = self
+        ports.connections[local, remote] = self
 
     @property
     def key(self) -> tuple[Endpoint, Endpoint]:
@@ -69,12 +77,12 @@ class Connection:
 
     def receive(self, packet: Packet) -> None:
         """Take a segment."""
-        self.endpoint.receive(packet, self.host.net.wire.now)
+        self.endpoint.receive(packet, self.host.wire.now)
         self.pump()
 
     def icmp(self, error: Icmp, mtu: int) -> None:
         """Take an ICMP error."""
-        self.endpoint.icmp(error, mtu, self.host.net.wire.now)
+        self.endpoint.icmp(error, mtu, self.host.wire.now)
         self.pump()
 
     def pump(self) -> None:
@@ -86,10 +94,10 @@ class Connection:
                 self.host.reply(packet)
         if endpoint.ack_due and not self._acking:
             self._acking = True
-            self.host.net.wire.at_end_of_instant(self._flush_ack)
+            self.host.wire.at_end_of_instant(self._flush_ack)
         if endpoint.deadline < self._timer:
             self._timer = endpoint.deadline
-            self.host.net.wire.at(endpoint.deadline, self._tick, endpoint.deadline)
+            self.host.wire.at(endpoint.deadline, self._tick, endpoint.deadline)
         if self.listener is not None:
             self.listener.progressed(self)
         if endpoint.readable:
@@ -101,15 +109,15 @@ class Connection:
 
     def forget(self) -> None:
         """Leave the host's tables."""
-        stack = self.host.stack
-        if stack.connections.get(self.key) is self:
-            del stack.connections[self.key]
+        connections = self.ports.connections
+        if connections.get(self.key) is self:
+            del connections[self.key]
         if self.owns_binding:
-            stack.release(self._binding)
+            self.ports.release(self._binding)
 
     def close(self) -> None:
         """The program closes its socket."""
-        self.endpoint.close(self.host.net.wire.now)
+        self.endpoint.close(self.host.wire.now)
         self.pump()
         self.readable.close()
         self.writable.close()
@@ -123,7 +131,7 @@ class Connection:
 
     def _flush_ack(self) -> None:
         self._acking = False
-        self.endpoint.flush_ack(self.host.net.wire.now)
+        self.endpoint.flush_ack(self.host.wire.now)
         if self.endpoint.out:
             self.pump()
 
@@ -140,10 +148,11 @@ class Connection:
 class Listener:
     """A listening TCP socket: connections that are opening, and those that wait to be accepted."""
 
-    __slots__ = ("_backlog", "_opening", "binding", "closed", "host", "options", "queue", "readable")
+    __slots__ = ("_backlog", "_opening", "binding", "closed", "host", "options", "ports", "queue", "readable")
 
-    def __init__(self, host: Host, binding: Binding, options: Options, backlog: int, readable: Slot) -> None:
-        self.host: Host = host
+    def __init__(self, ports: TcpPorts, binding: Binding, options: Options, backlog: int, readable: Slot) -> None:
+        self.host: IpLayer = ports.host
+        self.ports: TcpPorts = ports
         self.binding: Binding = binding
         self.options: Options = options
         self.readable: Slot = readable
@@ -172,11 +181,11 @@ class Listener:
             reuse_address=self.binding.reuse_address,
             reuse_port=self.binding.reuse_port,
         )
-        connection = Connection(self.host, share, syn.dst, syn.src, options, owns_binding=True)
-        self.host.stack.tcp_ports.add(share)
+        connection = Connection(self.ports, share, syn.dst, syn.src, options, owns_binding=True)
+        self.ports.bindings.add(share)
         connection.listener = self
         self._opening.add(connection.key)
-        connection.endpoint.accept(syn, self.host.net.wire.now)
+        connection.endpoint.accept(syn, self.host.wire.now)
         connection.pump()
 
     def progressed(self, connection: Connection) -> None:
@@ -197,7 +206,7 @@ class Listener:
     def close(self) -> None:
         """Reset what nobody will accept."""
         self.closed = True
-        connections = self.host.stack.connections
+        connections = self.ports.connections
         for key in sorted(self._opening):
             if key in connections:
                 connections[key].listener = None
@@ -207,7 +216,40 @@ class Listener:
         self.queue.clear()
 
 
-def check_free(host: Host, local: Endpoint, remote: Endpoint) -> None:
-    """OSError(EADDRNOTAVAIL) when these two endpoints are connected, or being connected, already."""
-    if (local, remote) in host.stack.connections:
-        raise os_error(errno.EADDRNOTAVAIL)
+@final
+class TcpPorts:
+    """The TCP ports of one host, and what is on them.
+
+    Attributes:
+      host: whose they are.
+      bindings: who owns which port.
+      listeners: by port; several share one by SO_REUSEPORT, or have an address each.
+      connections: by (local, remote); also those that their programs have closed and that are still saying goodbye.
+    """
+
+    __slots__ = ("bindings", "connections", "host", "listeners")
+
+    def __init__(self, host: IpLayer) -> None:
+        self.host: IpLayer = host
+        self.bindings: PortTable = PortTable(host.random, stream=True)
+        self.listeners: dict[int, list[Listener]] = {}
+        self.connections: dict[tuple[Endpoint, Endpoint], Connection] = {}
+
+    def add_listener(self, listener: Listener) -> None:
+        self.bindings.listen(listener.binding)
+        self.listeners.setdefault(listener.binding.port, []).append(listener)
+
+    def remove_listener(self, listener: Listener) -> None:
+        listeners = self.listeners.get(listener.binding.port)
+        if listeners is not None and listener in listeners:
+            listeners.remove(listener)
+            if not listeners:
+                del self.listeners[listener.binding.port]
+
+    def release(self, binding: Binding) -> None:
+        self.bindings.remove(binding)
+
+    def check_free(self, local: Endpoint, remote: Endpoint) -> None:
+        """OSError(EADDRNOTAVAIL) when these two endpoints are connected, or being connected, already."""
+        if (local, remote) in self.connections:
+            raise os_error(errno.EADDRNOTAVAIL)

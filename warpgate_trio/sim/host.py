@@ -23,6 +23,7 @@ from .network_base import NetworkBase
 from .packet import Icmp, Packet, icmp_error
 from .ports import os_error
 from .stack import Stack
+from .wire import Wire
 
 if TYPE_CHECKING:
     from .segment import Segment
@@ -131,6 +132,7 @@ class Host:
         self, net: NetworkBase[Host], name: str, *, clock_offset: float = 0.0, clock_drift: float = 0.0
     ) -> None:
         self.net = net
+        self.wire: Wire = net.wire
         self.name = name
         self.clock_offset = clock_offset
         self.clock_drift = clock_drift
@@ -288,7 +290,7 @@ class Host:
         if dst in self.own or interface is None or is_multicast(dst) or dst == BROADCAST:
             net = self.net
             net.trace.add(net.wire.now, self.name, "receive", packet)
-            self.stack.receive(packet, interface)
+            self.stack.receive(packet, None if interface is None else interface.index)
         elif self.forwarding:
             self.forward(packet, interface)
         else:

@@ -76,7 +76,7 @@ def _tasks(net: NetworkBase[Host]) -> Iterator[str]:
 
 def _lingering(net: NetworkBase[Host]) -> Iterator[str]:
     for host in net.hosts.values():
-        for (local, remote), connection in host.stack.connections.items():
+        for (local, remote), connection in host.stack.tcp.connections.items():
             state = connection.endpoint.state
             if connection.endpoint.orphan or state is State.TIME_WAIT:
                 yield f"{host.name} {show(local)} > {show(remote)} {state.value}"

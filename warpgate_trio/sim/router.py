@@ -67,7 +67,7 @@ class Router(Host):
                 nat.addresses.append(segment.give(self.outside, segment.free_address()))
 
     def _reserved(self, proto: int, port: int) -> bool:
-        return (self.stack.udp_ports if proto == UDP else self.stack.tcp_ports).is_used(port)
+        return (self.stack.udp_ports if proto == UDP else self.stack.tcp.bindings).is_used(port)
 
     def addresses_on(self, segment: Segment) -> list[str]:
         """Its addresses on a segment, one of each family: the gateways of the hosts there."""

@@ -9,17 +9,15 @@ meets the connecting socket before a listener on the same port; then to a listen
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, final
+from typing import final
 
-from .addr import BROADCAST, Endpoint, is_multicast
+from .addr import BROADCAST, is_multicast
+from .connection import Listener, TcpPorts
+from .ip_layer import IpLayer
 from .packet import ACK, ICMP, RST, SYN, TCP, UDP, Icmp, Packet, icmp_error, reset_for
-from .ports import Binding, PortTable
+from .ports import PortTable
 from .tcp_states import State
-
-if TYPE_CHECKING:
-    from .connection import Connection, Listener
-    from .host import Host, Interface
-    from .udp import UdpPort
+from .udp import UdpPort
 
 
 def _spread(packet: Packet) -> int:
@@ -32,30 +30,28 @@ class Stack:
     """The sockets of one host, by what finds them.
 
     Attributes:
-      udp_ports, tcp_ports: who owns which port.
-      connections: by (local, remote); also those that their programs have closed and that are still saying goodbye.
+      udp_ports: who owns which UDP port.
+      udp: the bound UDP sockets by port.
+      tcp: all of TCP.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: IpLayer) -> None:
         self.host = host
         self.udp_ports: PortTable = PortTable(host.random, stream=False)
-        self.tcp_ports: PortTable = PortTable(host.random, stream=True)
         self.udp: dict[int, list[UdpPort]] = {}
-        self.listeners: dict[int, list[Listener]] = {}
-        self.connections: dict[tuple[Endpoint, Endpoint], Connection] = {}
-        self.open_sockets = 0
+        self.tcp: TcpPorts = TcpPorts(host)
 
     def serves(self, packet: Packet) -> bool:
         """Whether a socket of this host wants a packet."""
         if packet.proto == UDP:
             return bool(self._udp_matches(packet))
         if packet.proto == TCP:
-            known = (packet.dst, packet.src) in self.connections
+            known = (packet.dst, packet.src) in self.tcp.connections
             return known or self._listener(packet) is not None
         return False
 
-    def receive(self, packet: Packet, interface: Interface | None) -> None:
-        """Take a packet for this host."""
+    def receive(self, packet: Packet, interface: int | None) -> None:
+        """Take a packet for this host, and the index of the interface that it came on; None for one of its own."""
         if packet.proto == UDP:
             self._receive_udp(packet, interface)
         elif packet.proto == TCP:
@@ -81,7 +77,7 @@ class Stack:
                 found.append(port)
         return found
 
-    def _receive_udp(self, packet: Packet, interface: Interface | None) -> None:
+    def _receive_udp(self, packet: Packet, interface: int | None) -> None:
         address = packet.dst[0]
         if is_multicast(address) or address == BROADCAST:
             for port in list(self.udp.get(packet.dst[1], ())):
@@ -100,14 +96,14 @@ class Stack:
     # TCP
 
     def _listener(self, packet: Packet) -> Listener | None:
-        found = [one for one in self.listeners.get(packet.dst[1], ()) if one.binding.covers(packet.dst[0])]
+        found = [one for one in self.tcp.listeners.get(packet.dst[1], ()) if one.binding.covers(packet.dst[0])]
         specific = [one for one in found if not one.binding.wildcard] or found
         if not specific:
             return None
         return specific[_spread(packet) % len(specific)] if len(specific) > 1 else specific[0]
 
     def _receive_tcp(self, packet: Packet) -> None:
-        connection = self.connections.get((packet.dst, packet.src))
+        connection = self.tcp.connections.get((packet.dst, packet.src))
         opening = packet.flags & (SYN | ACK | RST) == SYN
         if connection is not None:
             if not (opening and connection.endpoint.state is State.TIME_WAIT):
@@ -139,7 +135,7 @@ class Stack:
             known = self.host.path_mtu.get(about.dst[0], packet.mtu)
             self.host.path_mtu[about.dst[0]] = min(known, packet.mtu)
         if about.proto == TCP:
-            connection = self.connections.get((about.src, about.dst))
+            connection = self.tcp.connections.get((about.src, about.dst))
             if connection is not None:
                 connection.icmp(error, packet.mtu)
         elif about.proto == UDP:
@@ -158,17 +154,3 @@ class Stack:
             ports.remove(port)
             if not ports:
                 del self.udp[port.binding.port]
-
-    def add_listener(self, listener: Listener) -> None:
-        self.tcp_ports.listen(listener.binding)
-        self.listeners.setdefault(listener.binding.port, []).append(listener)
-
-    def remove_listener(self, listener: Listener) -> None:
-        listeners = self.listeners.get(listener.binding.port)
-        if listeners is not None and listener in listeners:
-            listeners.remove(listener)
-            if not listeners:
-                del self.listeners[listener.binding.port]
-
-    def release(self, binding: Binding) -> None:
-        self.tcp_ports.remove(binding)

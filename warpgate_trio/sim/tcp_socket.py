@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import trio
 
 from .addr import BROADCAST, Endpoint, is_multicast
-from .connection import Connection, Listener, check_free
+from .connection import Connection, Listener
 from .messages import PEEK, Received, check_receive, check_send
 from .options import IP, IPV6, SOL_SOCKET, TCP, TCP_MAXSEG, TCP_NOTSENT_LOWAT, Buffer
 from .ports import Binding, os_error
@@ -103,13 +103,13 @@ class TcpSocket(VirtualSocket):
     def _bind(self, binding: Binding) -> None:
         self._port_locked = binding.port != 0
         self._address = binding.address
-        self.host.stack.tcp_ports.bind(binding)
+        self.host.stack.tcp.bindings.bind(binding)
         self._binding = binding
 
     def _autobind(self) -> Binding:
         if self._binding is None:
             binding = self._new_binding(self._address or self._wildcard(), 0)
-            self.host.stack.tcp_ports.bind(binding)
+            self.host.stack.tcp.bindings.bind(binding)
             self._binding = binding
         return self._binding
 
@@ -120,8 +120,8 @@ class TcpSocket(VirtualSocket):
             return
         if self._connection is not None:
             raise os_error(errno.EINVAL)
-        listener = Listener(self.host, self._autobind(), self._make_options(), backlog, self._accepting)
-        self.host.stack.add_listener(listener)
+        listener = Listener(self.host.stack.tcp, self._autobind(), self._make_options(), backlog, self._accepting)
+        self.host.stack.tcp.add_listener(listener)
         self._listener = listener
 
     def accept_now(self) -> tuple[TcpSocket, Any] | None:
@@ -175,7 +175,7 @@ class TcpSocket(VirtualSocket):
             self._connection = None
             self._refused = True
             if not self._port_locked and self._binding is not None:
-                self.host.stack.release(self._binding)
+                self.host.stack.tcp.release(self._binding)
                 self._binding = None
         return error
 
@@ -195,13 +195,13 @@ class TcpSocket(VirtualSocket):
         binding = self._autobind()
         local = (source, binding.port)
         try:
-            check_free(self.host, local, remote)
+            self.host.stack.tcp.check_free(local, remote)
         except OSError:
             if not bound_before:
-                self.host.stack.release(binding)
+                self.host.stack.tcp.release(binding)
                 self._binding = None
             raise
-        connection = Connection(self.host, binding, local, remote, self._make_options(), owns_binding=False)
+        connection = Connection(self.host.stack.tcp, binding, local, remote, self._make_options(), owns_binding=False)
         self._connection = connection
         connection.endpoint.connect(self.host.net.wire.now)
         self.host.net.wire.act(connection.pump)
@@ -210,7 +210,7 @@ class TcpSocket(VirtualSocket):
     def _close(self) -> None:
         self._accepting.close()
         if self._listener is not None:
-            self.host.stack.remove_listener(self._listener)
+            self.host.stack.tcp.remove_listener(self._listener)
             self._listener.close()
         connection = self._connection
         if connection is not None and connection.endpoint.state is not State.CLOSED:
@@ -223,7 +223,7 @@ class TcpSocket(VirtualSocket):
         if connection is not None:
             connection.close()
         if self._binding is not None:
-            self.host.stack.release(self._binding)
+            self.host.stack.tcp.release(self._binding)
 
     def _connected(self) -> Connection | None:
         connection = self._connection

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from .addr import BROADCAST, Endpoint
+from .ip_layer import IpLayer
 from .packet import Icmp, Packet
 from .ports import Binding
 from .slots import Slot
-
-if TYPE_CHECKING:
-    from .host import Host, Interface
 
 DEFAULT_BUFFER: Final = 212992  # net.core.rmem_default
 _OVERHEAD: Final = 768  # what the kernel charges for a small datagram beside its bytes (skb truesize)
@@ -32,29 +30,29 @@ class UdpPort:
       peer: the endpoint that it is connected to.
       error: an errno to show once; only a connected socket gets ICMP errors, and of those only the hard ones
         (RFC 1122, 4.1.3.3; `icmp_err_convert` of Linux).
-      groups: (group, interface) pairs that were joined.
+      groups: (group, index of the interface) pairs that were joined.
     """
 
     __slots__ = ("_used", "binding", "error", "groups", "host", "limit", "peer", "queue", "readable")
 
-    def __init__(self, host: Host, binding: Binding, readable: Slot, limit: int) -> None:
-        self.host: Host = host
+    def __init__(self, host: IpLayer, binding: Binding, readable: Slot, limit: int) -> None:
+        self.host: IpLayer = host
         self.binding: Binding = binding
         self.readable: Slot = readable
         self.limit: int = limit
         self.peer: Endpoint | None = None
         self.error: int = 0
-        self.groups: set[tuple[str, Interface]] = set()
+        self.groups: set[tuple[str, int]] = set()
         self.queue: deque[tuple[bytes, Endpoint]] = deque()
         self._used = 0
 
-    def hears(self, group: str, interface: Interface | None) -> bool:
+    def hears(self, group: str, interface: int | None) -> bool:
         """Whether a packet to a group, or a broadcast, is for this socket."""
         if not (self.binding.wildcard or self.binding.address == group):
             return False
         if group == BROADCAST:
             return self.binding.any4
-        return any(g == group and (interface is None or i is interface) for g, i in self.groups)
+        return any(g == group and (interface is None or i == interface) for g, i in self.groups)
 
     def deliver(self, packet: Packet) -> None:
         """Queue a datagram, or drop it when the buffer is full."""

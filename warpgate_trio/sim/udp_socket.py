@@ -83,7 +83,7 @@ class UdpSocket(VirtualSocket):
         group = stdlib.inet_ntop(stdlib.AF_INET6 if v6 else stdlib.AF_INET, request[:size])
         if not is_multicast(group):
             raise os_error(errno.EINVAL)
-        interface = self._interface_for(request[size:], v6=v6)
+        interface = self._interface_for(request[size:], v6=v6).index
         port = self._bound()
         if join:
             port.groups.add((group, interface))
@@ -244,7 +244,7 @@ class UdpSocket(VirtualSocket):
             packet.ttl = get(IPV6, stdlib.IPV6_MULTICAST_HOPS) if v6 else get(IP, stdlib.IP_MULTICAST_TTL)
             if get(IPV6, stdlib.IPV6_MULTICAST_LOOP) if v6 else get(IP, stdlib.IP_MULTICAST_LOOP):
                 out = self._multicast_from or next(iter(self.host.interfaces), None)
-                self.host.net.wire.after(0, self.host.stack.receive, packet, out)
+                self.host.net.wire.after(0, self.host.stack.receive, packet, None if out is None else out.index)
         if self._multicast_from is not None:
             address = self._multicast_from.address(v6=v6)
             if address is not None and self._binding is not None and self._binding.wildcard:
