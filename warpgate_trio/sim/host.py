@@ -11,22 +11,19 @@ interface that the routes name.  Packets to the host itself never leave it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar, Token
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple, final
+from typing import Final, NamedTuple, Protocol, TypeVar, TypeVarTuple, final
 
 from .addr import BROADCAST, LOOPBACK4, LOOPBACK6, Prefix, is_loopback, is_multicast, is_v6
-from .link import DEFAULT_MTU, Direction
+from .link import DEFAULT_MTU, Direction, Links
 from .network_base import NetworkBase
 from .packet import Icmp, Packet, icmp_error
 from .ports import os_error
 from .stack import Stack
 from .wire import Wire
-
-if TYPE_CHECKING:
-    from .segment import Segment
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -62,6 +59,57 @@ def host_of(context_value: object) -> Host | None:
     return found if isinstance(found, Host) else None
 
 
+class Medium(Protocol):
+    """What an interface is attached to: a `Segment`, as far as hosts and routers know it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def cloud(self) -> bool:
+        """Whether it is a cloud of routers, in which every host is a network of its own, and no LAN."""
+        ...
+
+    @property
+    def prefix4(self) -> Prefix | None: ...
+
+    @property
+    def prefix6(self) -> Prefix | None: ...
+
+    @property
+    def router(self) -> Host | None:
+        """The router between it and the segment above; None for the topmost."""
+        ...
+
+    def host(self, name: str, *, address: str | Sequence[str] | None = None, link: Links | None = None) -> Host:
+        """Attach a new host."""
+        ...
+
+    def attach(self, host: Host, *, addresses: Sequence[str] | None = None) -> Interface:
+        """Give a host one more interface, here."""
+        ...
+
+    def carry(self, sender: Interface, packet: Packet, hop: str) -> None:
+        """Take a packet from an interface's link to the neighbour `hop`."""
+        ...
+
+    def announce(self, prefix: Prefix, interface: Interface) -> None:
+        """Let packets for a prefix go to an interface's host."""
+        ...
+
+    def free_address(self) -> str:
+        """An IPv4 address that nobody has."""
+        ...
+
+    def give(self, interface: Interface, address: str) -> str:
+        """Give an interface one more address; ValueError when it is taken or of another network."""
+        ...
+
+    def take_away(self, address: str) -> None:
+        """Take an address away from whoever has it."""
+        ...
+
+
 @final
 class Interface:
     """Where a host, or a router, is attached to a segment.
@@ -74,7 +122,7 @@ class Interface:
       tx, rx: the two ways of its link, towards the segment and from it.
     """
 
-    def __init__(self, host: Host, segment: Segment, name: str, index: int, tx: Direction, rx: Direction) -> None:
+    def __init__(self, host: Host, segment: Medium, name: str, index: int, tx: Direction, rx: Direction) -> None:
         self.host = host
         self.segment = segment
         self.name = name

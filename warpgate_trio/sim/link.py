@@ -64,6 +64,9 @@ class Link(ShortRepr):
 PERFECT: Final = Link()
 """No delay, no limits."""
 
+Links = Link | tuple[Link, Link]
+"""One `Link` for both ways, or (from the host, to the host)."""
+
 
 @final
 @dataclass(slots=True)

@@ -31,13 +31,13 @@ from .addr import Prefix
 from .determinism import deterministic
 from .faults import Fault, apply_faults
 from .host import Host
-from .link import PERFECT
+from .link import PERFECT, Links
 from .netstat import Netstat, netstat
 from .network_base import NetworkBase
 from .pcapng import Capture
 from .reality import watched
 from .resolver import Resolver
-from .segment import Links, Segment
+from .segment import Segment
 
 if TYPE_CHECKING:
     from .nat_axes import NatConfig

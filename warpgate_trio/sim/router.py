@@ -10,18 +10,15 @@ they bind is reachable from outside.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from .addr import BROADCAST, is_multicast, is_v6
-from .host import Host, Interface
+from .host import Host, Interface, Medium
 from .nat import Nat
 from .nat_axes import NatConfig
 from .nat_verdicts import Action, Verdict
 from .network_base import NetworkBase
 from .packet import ICMP, UDP, Icmp, Packet, icmp_error
-
-if TYPE_CHECKING:
-    from .segment import Segment
 
 
 @final
@@ -41,7 +38,7 @@ class Router(Host):
         self.nat: Nat | None = None
         self.firewall6: Nat | None = None
 
-    def connect(self, outside: Interface, lan: Segment, nat: NatConfig | None, firewall6: NatConfig | None) -> None:
+    def connect(self, outside: Interface, lan: Medium, nat: NatConfig | None, firewall6: NatConfig | None) -> None:
         """Put the router between a segment that it is on and a new one."""
         self.outside = outside
         net = self.net
@@ -69,7 +66,7 @@ class Router(Host):
     def _reserved(self, proto: int, port: int) -> bool:
         return (self.stack.udp_ports if proto == UDP else self.stack.tcp.bindings).is_used(port)
 
-    def addresses_on(self, segment: Segment) -> list[str]:
+    def addresses_on(self, segment: Medium) -> list[str]:
         """Its addresses on a segment, one of each family: the gateways of the hosts there."""
         interface = next(interface for interface in self.interfaces if interface.segment is segment)
         found = [interface.address(v6=False), interface.address(v6=True)]

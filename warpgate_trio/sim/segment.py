@@ -11,22 +11,17 @@ An address that nobody has is silence on a cloud and, as failing ARP, HOST_UNREA
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from .addr import BROADCAST, Prefix, canonical, is_multicast, is_v6
 from .host import DEFAULT4, DEFAULT6, Host, Interface
-from .link import PERFECT, Direction, Link
+from .link import PERFECT, Direction, Links
+from .nat_axes import NatConfig
 from .network_base import NetworkBase
 from .packet import ICMP, Icmp, Packet, icmp_error
-
-if TYPE_CHECKING:
-    from .nat_axes import NatConfig
-    from .router import Router
+from .router import Router
 
 ARP_TIMEOUT: Final = 3.0  # mcast_solicit 3, retrans_time 1 s
-
-Links = Link | tuple[Link, Link]
-"""One `Link` for both ways, or (from the host, to the host)."""
 
 
 @final
@@ -123,8 +118,6 @@ class Segment:
           uplink: between router and this segment.
           link: of hosts on the LAN, by default.
         """
-        from .router import Router  # here, since a router is made of all that this module has
-
         if prefix4 is None:
             prefix4 = str(self.net.private_prefix() if nat is not None else self._delegate4())
         if prefix6 is None and ipv6 and self.prefix6 is not None:
