@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import trio
 from trio.socket import SocketType
@@ -22,12 +22,10 @@ from .addr import (
     map_to_v6,
     unmap,
 )
+from .host import Host
 from .options import IPV6, OptionSet
 from .ports import Binding, os_error
 from .resolver import look_up
-
-if TYPE_CHECKING:
-    from .host import Host
 
 
 class Addressed(SocketType):

@@ -19,6 +19,7 @@ from trio.abc import SocketFactory
 
 from .addr import LOOPBACK4
 from .host import Host, current_host, host_here
+from .nowait_socket import NowaitSocket
 from .plain_socket import PlainSocket
 from .ports import os_error
 from .resolver import look_up
@@ -50,7 +51,7 @@ def make_pair(
     family: int | None = None,
     type: int = socket.SOCK_STREAM,  # noqa: A002 (socket.socketpair's name)
     proto: int = 0,
-) -> tuple[VirtualSocket, VirtualSocket]:
+) -> tuple[NowaitSocket, NowaitSocket]:
     """Two connected sockets, by IPv4 on loopback, as Python makes them where the system has no pairs."""
     if family not in (None, socket.AF_INET, getattr(socket, "AF_UNIX", None)):
         raise OSError(errno.EAFNOSUPPORT, f"the simulator has no pairs of sockets of address family {family!r}")
@@ -156,7 +157,7 @@ def _guard_functions() -> None:
         if host is None:
             return real_pair(*args, **given)
         timeout = socket.getdefaulttimeout()
-        return tuple(each._sock.with_timeout(timeout) for each in make_pair(host, *args, **given))
+        return tuple(PlainSocket.of(each).with_timeout(timeout) for each in make_pair(host, *args, **given))
 
     @functools.wraps(real_dup)
     def dup(fd: int) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import Final, TypeVar, final
 
 import trio
 import trio.testing
@@ -32,15 +32,13 @@ from .determinism import deterministic
 from .faults import Fault, apply_faults
 from .host import Host
 from .link import PERFECT, Links
+from .nat_axes import NatConfig
 from .netstat import Netstat, netstat
 from .network_base import NetworkBase
 from .pcapng import Capture
 from .reality import watched
 from .resolver import Resolver
 from .segment import Segment
-
-if TYPE_CHECKING:
-    from .nat_axes import NatConfig
 
 T = TypeVar("T")
 

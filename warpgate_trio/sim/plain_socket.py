@@ -10,14 +10,12 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeVar, final
+from typing import Any, NoReturn, SupportsIndex, TypeVar, final
 
 from .messages import Received, gather, room_in, scatter, size_of
+from .nowait_socket import NowaitSocket
 from .options import Buffer
 from .ports import os_error
-
-if TYPE_CHECKING:
-    from .sockets import VirtualSocket
 
 T = TypeVar("T")
 
@@ -28,15 +26,18 @@ class PlainSocket(socket.socket):
 
     __slots__ = ("_timeout", "virtual")
 
-    virtual: VirtualSocket
+    virtual: NowaitSocket
 
     def __init__(self, *_: object, **__: object) -> None:
         """Nothing: `of` makes them."""
 
     @classmethod
-    def of(cls, virtual: VirtualSocket) -> PlainSocket:
-        """The `socket.socket` of a simulated socket that does not block, as those of Trio's own sockets."""
-        made = cls.__new__(cls)
+    def of(cls, virtual: NowaitSocket) -> PlainSocket:
+        """The `socket.socket` of a simulated socket; it does not block, as those of Trio's own sockets."""
+        known = virtual._plain
+        if isinstance(known, cls):
+            return known
+        virtual._plain = made = cls.__new__(cls)
         made.virtual = virtual
         made._timeout = 0.0
         made._io_refs = 0  # type: ignore[attr-defined]
@@ -102,7 +103,7 @@ class PlainSocket(socket.socket):
     # Life
 
     def dup(self) -> PlainSocket:
-        return self.virtual.dup()._sock.with_timeout(self._timeout)
+        return PlainSocket.of(self.virtual.dup()).with_timeout(self._timeout)
 
     def with_timeout(self, value: float | None) -> PlainSocket:
         self._timeout = value
@@ -142,7 +143,7 @@ class PlainSocket(socket.socket):
 
     def accept(self) -> tuple[PlainSocket, Any]:
         accepted, address = self._now("accept", self.virtual.accept_now)
-        return accepted._sock.with_timeout(socket.getdefaulttimeout()), address
+        return PlainSocket.of(accepted).with_timeout(socket.getdefaulttimeout()), address
 
     def connect(self, address: Any, /) -> None:
         if not self.virtual.connect_now(self.virtual.resolve_now(address, local=False)):

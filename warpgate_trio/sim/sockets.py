@@ -1,4 +1,4 @@
-"""What the simulator's two kinds of sockets share: everything that is not UDP or TCP.
+"""Simulated sockets, of UDP and of TCP, as `trio.socket` has them: with the calls that wait.
 
 The order of checks, checkpoints and errors follows Trio's own socket class: a call looks for cancellation, tries, and
 makes a checkpoint whether it succeeds or fails; only when it would block does it wait.  Two tasks that wait for the
@@ -7,292 +7,28 @@ same direction are an error, and closing wakes them with trio.ClosedResourceErro
 
 from __future__ import annotations
 
-import builtins
-import errno
-import socket as stdlib
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, SupportsIndex, TypeVar, overload
+from typing import Any, SupportsIndex, TypeVar
 
 import trio
 
-from .addr import (
-    ANY4,
-    ANY6,
-    Endpoint,
-    is_loopback,
-    is_multicast,
-)
-from .addressed import Addressed
+from .addr import Endpoint
 from .messages import Received, gather, room_in, scatter, size_of
-from .options import IPV6, SO_BINDTODEVICE, SO_REUSEPORT, SOL_SOCKET, Buffer, OptionSet, as_bytes, as_int
+from .nowait_socket import NowaitSocket
+from .options import Buffer
 from .plain_socket import PlainSocket
-from .ports import Binding, os_error
 from .slots import Slot
 
-if TYPE_CHECKING:
-    from typing import Self
-
-    from .host import Host
-
 T = TypeVar("T")
-_READ_ONLY: Final = {
-    getattr(stdlib, name, None) for name in ("SO_ERROR", "SO_TYPE", "SO_DOMAIN", "SO_PROTOCOL", "SO_ACCEPTCONN")
-}
 
 
-class VirtualSocket(Addressed):
-    """A socket on a simulated host.
-
-    Its `__dict__` is what the kernel would call the open file: `dup` shares it.  The slots are the descriptor's own.
-    """
-
-    __slots__ = ("_number", "_plain")
-
-    def __init__(self, host: Host, family: stdlib.AddressFamily, proto: int, options: OptionSet | None = None) -> None:
-        super().__init__()
-        self._plain: PlainSocket | None = None
-        self.host = host
-        self._family = family
-        self._proto = proto
-        self._v6 = family == stdlib.AF_INET6
-        self._options = options or OptionSet(stream=self._kind == stdlib.SOCK_STREAM, v6=self._v6)
-        self._binding: Binding | None = None
-        self._shut_write = False
-        self._inheritable = False
-        self._descriptors = 1
-        self._number = host.net.open_socket(self)
-
-    # What it is
-
-    @property
-    def family(self) -> stdlib.AddressFamily:
-        return self._family
-
-    @property
-    def type(self) -> stdlib.SocketKind:
-        return self._kind
-
-    @property
-    def proto(self) -> int:
-        return self._proto
-
-    @property
-    def did_shutdown_SHUT_WR(self) -> bool:  # noqa: N802 (Trio's name)
-        return self._shut_write
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else f"laddr={self.getsockname()}"
-        return f"<{type(self).__name__} on {self.host.name}, {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._number < 0
-
-    def fileno(self) -> int:
-        """A number that no real file descriptor has; -1 when closed."""
-        return self._number
+class VirtualSocket(NowaitSocket):
+    """A socket on a simulated host."""
 
     @property
     def _sock(self) -> PlainSocket:
         """The `socket.socket` that it has in Trio's own sockets too, where other libraries look for it."""
-        if self._plain is None:
-            self._plain = PlainSocket.of(self)
-        return self._plain
-
-    def get_inheritable(self) -> bool:
-        self._check_open()
-        return self._inheritable
-
-    def set_inheritable(self, inheritable: bool) -> None:
-        """Remembered; a simulated host starts no other programs."""
-        self._check_open()
-        self._inheritable = bool(inheritable)
-
-    def alias(self) -> Self:
-        """Another object for the same descriptor."""
-        twin = type(self).__new__(type(self))
-        twin.__dict__ = self.__dict__
-        twin._plain = None
-        twin._number = self._number
-        return twin
-
-    def dup(self) -> Self:
-        """A second descriptor of the same socket, which is closed when both are."""
-        self._check_open()
-        twin = self.alias()
-        twin._number = self.host.net.open_socket(twin)
-        self._descriptors += 1
-        return twin
-
-    def detach(self) -> int:
-        """Give its number up, which `socket.socket(fileno=)` and `trio.socket.fromfd` still know."""
-        self._check_open()
-        number = self._number
-        if self.host.net.find_socket(number) is self:
-            self.host.net.renew_socket(number, self.alias())
-        self._number = -1
-        self._wake_all()
-        return number
-
-    def close(self) -> None:
-        """Close it; what is on its way still arrives."""
-        number, self._number = self._number, -1
-        if number >= 0 and self.host.net.close_socket(number):
-            self._descriptors -= 1
-            if self._descriptors:
-                self._wake_all()
-            else:
-                self._close()
-
-    def _wake_all(self) -> None:
-        """Let the tasks that wait look again."""
-        self._reading.wake()
-        self._writing.wake()
-
-    @property
-    def _reading(self) -> Slot:
-        """Where a task waits that wants to read, or to accept."""
-        raise NotImplementedError
-
-    @property
-    def _writing(self) -> Slot:
-        raise NotImplementedError
-
-    def _close(self) -> None:
-        raise NotImplementedError
-
-    def _check_open(self) -> None:
-        if self._number < 0:
-            raise os_error(errno.EBADF)
-
-    # Options
-
-    @overload
-    def getsockopt(self, level: int, optname: int) -> int: ...
-
-    @overload
-    def getsockopt(self, level: int, optname: int, buflen: int) -> bytes: ...
-
-    def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> int | bytes:
-        self._check_open()
-        value = self._special_option(level, optname)
-        if value is None:
-            value = self._options.get(level, optname)
-        return value if buflen is None else as_bytes(value, buflen)
-
-    def _special_option(self, level: int, optname: int) -> int | None:
-        if level != SOL_SOCKET:
-            return None
-        if optname == stdlib.SO_ERROR:
-            return self._take_error()
-        if optname == stdlib.SO_TYPE:
-            return int(self._kind)
-        if optname == getattr(stdlib, "SO_DOMAIN", None):
-            return int(self._family)
-        if optname == getattr(stdlib, "SO_PROTOCOL", None):
-            return stdlib.IPPROTO_TCP if self._kind == stdlib.SOCK_STREAM else stdlib.IPPROTO_UDP
-        if optname == getattr(stdlib, "SO_ACCEPTCONN", None):
-            return int(self._listening())
-        return None
-
-    @overload
-    def setsockopt(self, level: int, optname: int, value: int | Buffer) -> None: ...
-
-    @overload
-    def setsockopt(self, level: int, optname: int, value: None, optlen: int) -> None: ...
-
-    def setsockopt(self, level: int, optname: int, value: int | Buffer | None, optlen: int | None = None) -> None:
-        if (value is None) != (optlen is not None):
-            raise TypeError(f"invalid value for argument 'value': {value!r}, with optlen {optlen!r}")
-        self._check_open()
-        if level == SOL_SOCKET and optname in _READ_ONLY:
-            raise os_error(errno.ENOPROTOOPT)
-        if value is None:
-            assert optlen is not None
-            if (level, optname) == (SOL_SOCKET, SO_BINDTODEVICE):  # to none, as it is
-                return
-            self._options.get(level, optname)
-            raise os_error(errno.EINVAL if optlen < 4 else errno.EFAULT)  # the kernel looks for an integer there
-        if self._set_special(level, optname, value):
-            return
-        if (level, optname) == (IPV6, stdlib.IPV6_V6ONLY) and self._binding is not None:
-            raise os_error(errno.EINVAL)
-        stored = self._options.set(level, optname, as_int(value))
-        if level == SOL_SOCKET and self._binding is not None:
-            if optname == stdlib.SO_REUSEADDR:
-                self._binding.reuse_address = bool(stored)
-            elif optname == SO_REUSEPORT:
-                self._binding.reuse_port = bool(stored)
-        self._option_changed(level, optname, stored)
-
-    def _set_special(self, level: int, optname: int, value: int | Buffer) -> bool:
-        """Handle an option that is no plain number; whether this was one."""
-        return False
-
-    def _option_changed(self, level: int, optname: int, value: int) -> None:
-        pass
-
-    def _take_error(self) -> int:
-        raise NotImplementedError
-
-    def _listening(self) -> bool:
-        return False
-
-    # Names
-
-    async def bind(self, address: Any) -> None:
-        endpoint = await self._resolve(address, local=True)
-        await trio.lowlevel.checkpoint()
-        self.bind_now(endpoint)
-
-    def bind_now(self, endpoint: Endpoint) -> None:
-        self._check_open()
-        if self._binding is not None:
-            raise os_error(errno.EINVAL)
-        name = endpoint[0]
-        mine = name in (ANY4, ANY6) or name in self.host.own or is_loopback(name)
-        if not mine and not (self._kind == stdlib.SOCK_DGRAM and is_multicast(name)):
-            raise os_error(errno.EADDRNOTAVAIL)
-        self._bind(self._new_binding(*endpoint))
-
-    def _bind(self, binding: Binding) -> None:
-        raise NotImplementedError
-
-    def _wildcard(self) -> str:
-        return ANY6 if self._v6 else ANY4
-
-    def getsockname(self) -> Any:
-        self._check_open()
-        binding = self._binding
-        return self._show((self._wildcard(), 0) if binding is None else (binding.address, binding.port))
-
-    # Calls that may block, as one attempt that returns None when it would, and as one that waits
-
-    def accept_now(self) -> tuple[VirtualSocket, Any] | None:
-        raise NotImplementedError
-
-    def connect_now(self, endpoint: Endpoint) -> bool:
-        """Start to connect; whether that is all, or an answer has to come."""
-        raise NotImplementedError
-
-    def receive_now(self, size: int, flags: int) -> Received | None:
-        """What is there, at most `size` bytes of it."""
-        raise NotImplementedError
-
-    def send_now(self, data: memoryview, flags: int, dst: Endpoint | None) -> int | None:
-        raise NotImplementedError
+        return PlainSocket.of(self)
 
     async def _attempt(self, slot: Slot, fn: Callable[[], T | None]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -312,9 +48,6 @@ class VirtualSocket(Addressed):
             if result is not None:
                 return result
 
-    def is_readable(self) -> bool:
-        raise NotImplementedError
-
     async def wait_readable(self) -> None:
         """What `trio.lowlevel.wait_readable` does for this socket."""
 
@@ -324,14 +57,15 @@ class VirtualSocket(Addressed):
 
         await self._attempt(self._reading, readable)
 
-    async def accept(self) -> tuple[VirtualSocket, Any]:
+    async def bind(self, address: Any) -> None:
+        endpoint = await self._resolve(address, local=True)
+        await trio.lowlevel.checkpoint()
+        self.bind_now(endpoint)
+
+    async def accept(self) -> tuple[NowaitSocket, Any]:
         return await self._attempt(self._reading, self.accept_now)
 
     # Receiving
-
-    def received_from(self, found: Received) -> Any:
-        """The address that a call returns."""
-        return None if found.source is None else self._show(found.source)
 
     async def _receive(self, call: str, size: SupportsIndex, flags: int) -> Received:
         return await self._attempt(self._reading, lambda: self.receive_now(size_of(size, call), flags))

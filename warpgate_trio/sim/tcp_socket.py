@@ -7,21 +7,19 @@ import os
 import socket as stdlib
 import struct
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import trio
 
 from .addr import BROADCAST, Endpoint, is_multicast
 from .connection import Connection, Listener
+from .host import Host
 from .messages import PEEK, Received, check_receive, check_send
 from .options import IP, IPV6, SOL_SOCKET, TCP, TCP_MAXSEG, TCP_NOTSENT_LOWAT, Buffer
 from .ports import Binding, os_error
 from .slots import Slot
 from .sockets import VirtualSocket
 from .tcp_states import Options, State
-
-if TYPE_CHECKING:
-    from .host import Host
 
 _NOTHING: Final = Received(b"", None, 0)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import trio
 
 from .addr import BROADCAST, Endpoint, is_multicast, is_v6
-from .host import Interface
+from .host import Host, Interface
 from .messages import MORE, PEEK, TRUNC, Received, check_receive, check_send
 from .options import IP, IP_MTU, IP_MTU_DISCOVER, IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO, SOL_SOCKET, Buffer, OptionSet
 from .packet import UDP, Packet
@@ -17,9 +17,6 @@ from .ports import Binding, os_error
 from .slots import Slot
 from .sockets import VirtualSocket
 from .udp import UdpPort
-
-if TYPE_CHECKING:
-    from .host import Host
 
 _ALWAYS_FITS: Final = 576  # smaller links are found out about only by what is larger than this
 _MAX_PAYLOAD: Final = {False: 65507, True: 65527}
