@@ -21,14 +21,11 @@ from random import Random
 from typing import final
 
 from .addr import Endpoint, is_v6
-from .nat_axes import HOLD, Behavior, Conflict, Filtering, Hairpin, NatConfig, Pooling, Refresh, Unsolicited
-from .nat_axes import Mapping as Axis
-from .nat_ports import take
-from .nat_sessions import Key, Mapping, Phase, Session, Table, Window
+from .nat_axes import HOLD, Behavior, Conflict, Filtering, Hairpin, NatConfig, Refresh, Unsolicited
+from .nat_mapping import Mapper
+from .nat_sessions import Mapping, Phase, Session, Table, Window
 from .nat_verdicts import Action, Forward, Verdict
-from .packet import ACK, ICMP, RST, SYN, TCP, UDP, Icmp, Packet, icmp_error, reset_for
-
-_TRIES = 1 << 16
+from .packet import ACK, ICMP, RST, SYN, TCP, UDP, Packet, icmp_error, reset_for
 
 
 @final
@@ -51,41 +48,33 @@ class Nat:
         reserved: Callable[[int, int], bool] = lambda _proto, _port: False,
     ) -> None:
         self.config = config
-        self._random = random
-        self._reserved = reserved
         self._forwards: dict[tuple[int, int], Forward] = {}
-        self._inside: list[str] = []
+        self._mapper = Mapper(config, random, self._forwards, reserved)
         self.reset(addresses)
 
     def reset(self, addresses: Sequence[str] | None = None) -> None:
         """Forget every mapping and session, as after a reboot, and take other outside addresses.  Forwards stay."""
         if addresses is not None:
-            self.addresses: list[str] = list(addresses)
+            self._mapper.addresses = list(addresses)
         self.table: Table = Table()
-        self._ports = {
-            UDP: self.config.udp.allocation.start(self._random),
-            TCP: self.config.tcp.allocation.start(self._random),
-        }
-        self._paired: dict[str, str] = {}
-        self._degraded: set[tuple[int, Endpoint]] = set()
+        self._mapper.reset(self.table)
         self._held: dict[tuple[int, Endpoint, Endpoint], tuple[float, Packet]] = {}
-        self._resting: dict[tuple[int, Endpoint], float] = {}  # ports in hold-down
 
-    # Inside hosts that have an outside address of their own
+    # Outside addresses
+
+    @property
+    def addresses(self) -> list[str]:
+        """Its outside addresses."""
+        return self._mapper.addresses
 
     @property
     def addresses_wanted(self) -> int:
         """How many outside addresses it needs."""
-        return max(1, len(self._inside))
+        return self._mapper.addresses_wanted
 
     def pair(self, inside: str) -> None:
         """Of 1:1: the next outside address belongs to this inside host, unless it has one."""
-        if inside not in self._inside:
-            self._inside.append(inside)
-
-    def _partner(self, address: str, of: Sequence[str], among: Sequence[str]) -> str | None:
-        at = of.index(address) if address in of else len(among)
-        return among[at] if at < len(among) else None
+        self._mapper.pair(inside)
 
     # Forwarded ports, for protocols that ask for them
 
@@ -114,8 +103,7 @@ class Nat:
     def _expire(self, now: float) -> None:
         if self.table.next_end <= now:
             for mapping in self.table.expire(now):
-                if self.config.hold_down:
-                    self._resting[mapping.proto, mapping.outside] = now + self.config.hold_down
+                self._mapper.rest(mapping, now)
         if self._forwards:
             for key in [key for key, one in self._forwards.items() if one.expires <= now]:
                 del self._forwards[key]
@@ -139,7 +127,7 @@ class Nat:
         note = ""
         window = Window.WITHIN
         if session is None:
-            made = self._open(packet, behavior, now)
+            made = self._mapper.open(packet, behavior, now)
             if isinstance(made, Verdict):
                 return made
             session, note = made, "new session"
@@ -162,93 +150,6 @@ class Nat:
         if back.action is Action.FORWARD:
             return Verdict(Action.HAIRPIN, back.packet, note)
         return Verdict(Action.DROP, packet, back.note)
-
-    def _open(self, packet: Packet, behavior: Behavior, now: float) -> Session | Verdict:
-        """A session for a new flow from inside, or why there is none."""
-        proto, inside, remote = packet.proto, packet.src, packet.dst
-        if behavior.ports is not None and remote[1] not in behavior.ports:
-            return Verdict(Action.DROP, packet, "port not allowed")
-        if proto == TCP and not packet.flags & SYN and (packet.flags & RST or not behavior.loose):
-            return Verdict(Action.DROP, packet, "no session")
-        key = self._key(behavior, proto, inside, remote)
-        for mapping in self._reusable(behavior, key):
-            if (proto, mapping.outside, remote) not in self.table.inbound:
-                return self._add(Session(proto, inside, mapping.outside, remote, mapping, now))
-        quota = self.config.quota
-        if quota is not None and self.table.used.get(inside[0], 0) >= quota:
-            return Verdict(Action.REPLY, icmp_error(remote[0], Icmp.ADMIN_PROHIBITED, packet), "quota used up")
-        outside = self._allocate(behavior, proto, inside, remote, now)
-        if outside is None:
-            return Verdict(Action.DROP, packet, "no port free")
-        # The allocation may have found that this endpoint is degraded now, so the key is asked for again.
-        key = self._key(behavior, proto, inside, remote)
-        known = next((one for one in self.table.mappings.get(key, ()) if one.outside == outside), None)
-        mapping = Mapping(proto, key, inside, outside) if known is None else known
-        if known is None:
-            self.table.add_mapping(mapping)
-        return self._add(Session(proto, inside, outside, remote, mapping, now))
-
-    def _reusable(self, behavior: Behavior, key: Key) -> Sequence[Mapping]:
-        """The mappings in which a new session may be, best first.
-
-        Mostly there is one.  An endpoint that lost its port for somebody has several where ports are overloaded; a
-        connection tracker then takes that of the newest flow, or tries to preserve the port (find_appropriate_src and
-        get_unique_tuple in nf_nat_core; measured, Linux 6.18).
-        """
-        found = self.table.mappings.get(key, ())
-        if len(found) < 2 or behavior.conflict is not Conflict.OVERLOAD:
-            return found
-        return [max(found, key=lambda one: max((s.number for s in one.sessions.values() if s.by_us), default=0))]
-
-    def _add(self, session: Session) -> Session:
-        self.table.add(session)
-        return session
-
-    def _key(self, behavior: Behavior, proto: int, inside: Endpoint, remote: Endpoint) -> Key:
-        if behavior.mapping is Axis.APDM or (proto, inside) in self._degraded:
-            return proto, inside, remote
-        return (proto, inside) if behavior.mapping is Axis.EIM else (proto, inside, remote[0])
-
-    def _allocate(
-        self, behavior: Behavior, proto: int, inside: Endpoint, remote: Endpoint, now: float
-    ) -> Endpoint | None:
-        if self.config.identity:
-            return inside
-        if self.config.one_to_one:
-            self.pair(inside[0])
-            own = self._partner(inside[0], self._inside, self.addresses)
-            return None if own is None else (own, inside[1])
-        address = self._outside_address(inside[0])
-        table = self.table
-        for port in take(self._ports[proto], inside, remote, _TRIES):
-            outside = (address, port)
-            if self._reserved(proto, port) or self._resting.get((proto, outside), 0.0) > now:
-                continue
-            forward = self._forwards.get((proto, port))
-            if forward is not None and forward.inside != inside:
-                continue
-            free = (proto, outside, remote) not in table.inbound
-            if behavior.conflict is Conflict.OVERLOAD:
-                if free:
-                    return outside
-                continue
-            if (proto, outside) in table.by_outside:
-                if behavior.conflict is Conflict.DROP:
-                    return None
-                if behavior.conflict is Conflict.DEGRADE:
-                    self._degraded.add((proto, inside))
-            elif free:
-                return outside
-        return None
-
-    def _outside_address(self, inside: str) -> str:
-        if len(self.addresses) == 1:
-            return self.addresses[0]
-        if self.config.pooling is Pooling.ARBITRARY:
-            return self._random.choice(self.addresses)
-        if inside not in self._paired:
-            self._paired[inside] = self._random.choice(self.addresses)
-        return self._paired[inside]
 
     def _rewrite_payload(self, packet: Packet, outside: Endpoint) -> bytes | None:
         if is_v6(packet.src[0]):
@@ -311,10 +212,10 @@ class Nat:
             return self._enter(Session(proto, forward.inside, outside, remote, None, now), behavior)
         filtering = behavior.filtering
         if self.config.one_to_one and filtering is Filtering.EIF:
-            inside = self._partner(outside[0], self.addresses, self._inside)
-            return (
-                None if inside is None else self._add(Session(proto, (inside, outside[1]), outside, remote, None, now))
-            )
+            inside = self._mapper.inside_of(outside[0])
+            if inside is None:
+                return None
+            return self.table.enter(Session(proto, (inside, outside[1]), outside, remote, None, now))
         for mapping in reversed(self.table.by_outside.get((proto, outside), ())):
             if filtering is Filtering.EIF or (filtering is Filtering.ADF and remote[0] in mapping.peers):
                 return self._enter(Session(proto, mapping.inside, outside, remote, mapping, now), behavior)
@@ -327,14 +228,14 @@ class Nat:
         connection tracker, which overloads ports because both ends of a flow must be unique, lets the new one not in.
         """
         taken = (session.proto, session.inside, session.remote) in self.table.outbound
-        return None if taken and behavior.conflict is Conflict.OVERLOAD else self._add(session)
+        return None if taken and behavior.conflict is Conflict.OVERLOAD else self.table.enter(session)
 
     def _unsolicited(self, packet: Packet, behavior: Behavior, now: float) -> Verdict:
         policy = behavior.unsolicited
         if policy is Unsolicited.LOCAL and not self.config.identity:
             if packet.proto == UDP:
                 session = Session(UDP, None, packet.dst, packet.src, None, now)
-                self.table.add(session)
+                self.table.enter(session)
                 self._touch(session, packet, behavior, now, outbound=False)
             return Verdict(Action.LOCAL, packet, "unsolicited, taken for the router's own")
         if packet.flags & RST:
@@ -369,7 +270,7 @@ class Nat:
         session = self.table.inbound.get(key)
         if session is None:
             session = Session(packet.proto, None, packet.src, packet.dst, None, now)
-            self.table.add(session)
+            self.table.enter(session)
         self._touch(session, packet, self._behavior(packet.proto), now, outbound=True)
 
     # Time
@@ -386,8 +287,8 @@ class Nat:
             lifetime = timers.opening_reset if opening else timers.reset
             if lifetime <= 0:
                 ended = self.table.remove(session)
-                if ended is not None and self.config.hold_down:
-                    self._resting[ended.proto, ended.outside] = now + self.config.hold_down
+                if ended is not None:
+                    self._mapper.rest(ended, now)
             elif was is not phase:  # RFC 7857, section 7.1: it must not refresh
                 self.table.keep_until(session, min(session.expires, now + lifetime))
             return

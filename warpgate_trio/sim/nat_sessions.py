@@ -243,7 +243,8 @@ class Table:
         self.by_outside.setdefault((mapping.proto, mapping.outside), []).append(mapping)
         self.used[mapping.inside[0]] = self.used.get(mapping.inside[0], 0) + 1
 
-    def add(self, session: Session) -> None:
+    def enter(self, session: Session) -> Session:
+        """Add a session, and return it."""
         self._number += 1
         session.number = self._number
         self.inbound[session.proto, session.outside, session.remote] = session
@@ -253,6 +254,7 @@ class Table:
                 self.second.setdefault(flow, []).append(session)
         if session.mapping is not None:
             session.mapping.add(session)
+        return session
 
     def remove(self, session: Session) -> Mapping | None:
         """Forget a session; returns its mapping when that ended with it."""

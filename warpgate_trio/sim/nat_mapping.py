@@ -1,0 +1,167 @@
+"""How a NAT maps (RFC 4787, section 4): which outside endpoint a new session from inside gets.
+
+It is that of a mapping which the session may share, by the mapping axis, or that of a new mapping: a port that the
+allocation proposes and the conflict rule accepts, of the outside address that pooling names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Final, final
+
+from .addr import Endpoint
+from .nat_axes import Behavior, Conflict, NatConfig, Pooling
+from .nat_axes import Mapping as Axis
+from .nat_ports import take
+from .nat_sessions import Key, Mapping, Session, Table
+from .nat_verdicts import Action, Forward, Verdict
+from .packet import RST, SYN, TCP, UDP, Icmp, Packet, icmp_error
+
+_TRIES: Final = 1 << 16  # as many as there are ports
+
+
+@final
+class Mapper:
+    """The outside addresses of one NAT, and the mappings that it makes there.
+
+    Attributes:
+      addresses: the outside addresses; of none for `identity`.
+    """
+
+    def __init__(
+        self,
+        config: NatConfig,
+        random: Random,
+        forwards: dict[tuple[int, int], Forward],
+        reserved: Callable[[int, int], bool],
+    ) -> None:
+        self.addresses: list[str] = []
+        self._config = config
+        self._random = random
+        self._forwards = forwards
+        self._reserved = reserved
+        self._inside: list[str] = []  # of 1:1, in the order of their outside addresses
+
+    def reset(self, table: Table) -> None:
+        """Begin with a new table, and forget all but which inside host has which address of its own."""
+        self._table = table
+        self._ports = {
+            UDP: self._config.udp.allocation.start(self._random),
+            TCP: self._config.tcp.allocation.start(self._random),
+        }
+        self._paired: dict[str, str] = {}
+        self._degraded: set[tuple[int, Endpoint]] = set()
+        self._resting: dict[tuple[int, Endpoint], float] = {}  # ports in hold-down, and until when
+
+    # Inside hosts that have an outside address of their own
+
+    @property
+    def addresses_wanted(self) -> int:
+        """How many outside addresses the NAT needs."""
+        return max(1, len(self._inside))
+
+    def pair(self, inside: str) -> None:
+        """Of 1:1: the next outside address belongs to this inside host, unless it has one."""
+        if inside not in self._inside:
+            self._inside.append(inside)
+
+    def inside_of(self, outside: str) -> str | None:
+        """Of 1:1: the inside host that an outside address belongs to."""
+        return _partner(outside, self.addresses, self._inside)
+
+    # Mappings
+
+    def rest(self, mapping: Mapping, now: float) -> None:
+        """Let the port of a mapping that has ended be unused for as long as `hold_down` says."""
+        if self._config.hold_down:
+            self._resting[mapping.proto, mapping.outside] = now + self._config.hold_down
+
+    def open(self, packet: Packet, behavior: Behavior, now: float) -> Session | Verdict:
+        """A session for a new flow from inside, or why there is none."""
+        proto, inside, remote = packet.proto, packet.src, packet.dst
+        if behavior.ports is not None and remote[1] not in behavior.ports:
+            return Verdict(Action.DROP, packet, "port not allowed")
+        if proto == TCP and not packet.flags & SYN and (packet.flags & RST or not behavior.loose):
+            return Verdict(Action.DROP, packet, "no session")
+        key = self._key(behavior, proto, inside, remote)
+        for mapping in self._reusable(behavior, key):
+            if (proto, mapping.outside, remote) not in self._table.inbound:
+                return self._table.enter(Session(proto, inside, mapping.outside, remote, mapping, now))
+        quota = self._config.quota
+        if quota is not None and self._table.used.get(inside[0], 0) >= quota:
+            return Verdict(Action.REPLY, icmp_error(remote[0], Icmp.ADMIN_PROHIBITED, packet), "quota used up")
+        outside = self._allocate(behavior, proto, inside, remote, now)
+        if outside is None:
+            return Verdict(Action.DROP, packet, "no port free")
+        # The allocation may have found that this endpoint is degraded now, so the key is asked for again.
+        key = self._key(behavior, proto, inside, remote)
+        known = next((one for one in self._table.mappings.get(key, ()) if one.outside == outside), None)
+        mapping = Mapping(proto, key, inside, outside) if known is None else known
+        if known is None:
+            self._table.add_mapping(mapping)
+        return self._table.enter(Session(proto, inside, outside, remote, mapping, now))
+
+    def _reusable(self, behavior: Behavior, key: Key) -> Sequence[Mapping]:
+        """The mappings in which a new session may be, best first.
+
+        Mostly there is one.  An endpoint that lost its port for somebody has several where ports are overloaded; a
+        connection tracker then takes that of the newest flow, or tries to preserve the port (find_appropriate_src and
+        get_unique_tuple in nf_nat_core; measured, Linux 6.18).
+        """
+        found = self._table.mappings.get(key, ())
+        if len(found) < 2 or behavior.conflict is not Conflict.OVERLOAD:
+            return found
+        return [max(found, key=lambda one: max((s.number for s in one.sessions.values() if s.by_us), default=0))]
+
+    def _key(self, behavior: Behavior, proto: int, inside: Endpoint, remote: Endpoint) -> Key:
+        if behavior.mapping is Axis.APDM or (proto, inside) in self._degraded:
+            return proto, inside, remote
+        return (proto, inside) if behavior.mapping is Axis.EIM else (proto, inside, remote[0])
+
+    def _allocate(
+        self, behavior: Behavior, proto: int, inside: Endpoint, remote: Endpoint, now: float
+    ) -> Endpoint | None:
+        if self._config.identity:
+            return inside
+        if self._config.one_to_one:
+            self.pair(inside[0])
+            own = _partner(inside[0], self._inside, self.addresses)
+            return None if own is None else (own, inside[1])
+        address = self._outside_address(inside[0])
+        table = self._table
+        for port in take(self._ports[proto], inside, remote, _TRIES):
+            outside = (address, port)
+            if self._reserved(proto, port) or self._resting.get((proto, outside), 0.0) > now:
+                continue
+            forward = self._forwards.get((proto, port))
+            if forward is not None and forward.inside != inside:
+                continue
+            free = (proto, outside, remote) not in table.inbound
+            if behavior.conflict is Conflict.OVERLOAD:
+                if free:
+                    return outside
+                continue
+            if (proto, outside) in table.by_outside:
+                if behavior.conflict is Conflict.DROP:
+                    return None
+                if behavior.conflict is Conflict.DEGRADE:
+                    self._degraded.add((proto, inside))
+            elif free:
+                return outside
+        return None
+
+    def _outside_address(self, inside: str) -> str:
+        if len(self.addresses) == 1:
+            return self.addresses[0]
+        if self._config.pooling is Pooling.ARBITRARY:
+            return self._random.choice(self.addresses)
+        if inside not in self._paired:
+            self._paired[inside] = self._random.choice(self.addresses)
+        return self._paired[inside]
+
+
+def _partner(address: str, of: Sequence[str], among: Sequence[str]) -> str | None:
+    """What has the same place in `among` as an address in `of`."""
+    at = of.index(address) if address in of else len(among)
+    return among[at] if at < len(among) else None
