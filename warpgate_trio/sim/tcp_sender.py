@@ -26,11 +26,10 @@ from collections.abc import Iterable
 from math import inf
 from typing import Final, NamedTuple, final
 
+from .tcp_rto import RetransmissionTimeout
+
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 1 << 31
-MIN_RTO: Final = 0.2  # Linux's TCP_RTO_MIN
-MAX_RTO: Final = 120.0  # Linux's TCP_RTO_MAX
-FIRST_RTO: Final = 1.0  # RFC 6298, section 2.1
 _INITIAL_WINDOW: Final = 10  # segments, RFC 6928
 _ENOUGH_LATER: Final = 3  # segments that arrived out of order until nothing is waited for, RFC 8985, section 6.2
 _LONE_DELAY: Final = 0.2  # seconds that a lone segment's probe waits longer, as its answer may be delayed (Linux)
@@ -93,8 +92,6 @@ class Sender:
         "_rto",
         "_rto_at",
         "_rtt",
-        "_rttvar",
-        "_srtt",
         "_ssthresh",
         "_timed_out",
         "base",
@@ -121,14 +118,12 @@ class Sender:
         self._delivered = (-1, -inf)  # the latest of those that have arrived: (its order, when it was sent)
         self._rtt = 0.0  # the round trip of that one
         self._min_rtt = inf
-        self._srtt = 0.0
-        self._rttvar = 0.0
         self._cwnd = _INITIAL_WINDOW * mss
         self._ssthresh = inf
         self._recover = iss  # until `una` is here, a loss is part of the last one
         self._timed_out = False  # whether that one was a timeout
         self._probed = False  # whether the last segment was sent again as a probe
-        self._rto = FIRST_RTO
+        self._rto = RetransmissionTimeout()
         self._rto_at = self._probe_at = self._reorder_at = inf
 
     @property
@@ -160,7 +155,7 @@ class Sender:
         """
         segment = self._again(now, probe=probe) if self._lost else self._new(now, probe=probe)
         if self.end > self.una and self._rto_at == inf:
-            self._rto_at = now + self._rto  # also where the window is closed, which is then probed
+            self._rto_at = now + self._rto.seconds  # also where the window is closed, which is then probed
         return segment
 
     def _again(self, now: float, *, probe: bool) -> Segment | None:
@@ -179,7 +174,7 @@ class Sender:
             self._lost -= 1
         flight.lost, flight.again, flight.at, flight.order = False, True, now, self._next_order()
         if not index:
-            self._rto_at = now + self._rto
+            self._rto_at = now + self._rto.seconds
         self._in_flight += flight.end - flight.start
         return self._cut(flight.start, flight.end)
 
@@ -200,7 +195,7 @@ class Sender:
         self._flights.append(_Flight(start, end, now, self._next_order()))
         self._in_flight += end - start
         self.next = end
-        self._rto_at = min(self._rto_at, now + self._rto)
+        self._rto_at = min(self._rto_at, now + self._rto.seconds)
         self._arm_probe(now)
         return self._cut(start, end)
 
@@ -230,7 +225,7 @@ class Sender:
         if gained > 0:
             self._forget(ack, now)
             if round_trip is not None:
-                self._measured(round_trip)
+                self._rto.measured(round_trip)
         for first, after in arrived:
             self._note_arrived(first, after, now)
         if self._delivered != known:
@@ -238,7 +233,7 @@ class Sender:
             self._min_rtt = min(self._min_rtt, self._rtt)
         if gained > 0:
             self._grow(gained)
-            self._rto_at = now + self._rto if self.end > self.una else inf
+            self._rto_at = now + self._rto.seconds if self.end > self.una else inf
             self._probed = False
             self._arm_probe(now)
         self._find_lost(now)
@@ -298,7 +293,7 @@ class Sender:
             self._find_lost(now)
         if self._probe_at <= now:
             self._probe_at, self._probed = inf, True
-            self._rto_at = now + self._rto
+            self._rto_at = now + self._rto.seconds
             last = self._flights[-1]
             if not last.arrived and not last.lost:
                 self._lose(last)
@@ -344,8 +339,8 @@ class Sender:
         self._cwnd = self.mss
         self._recover, self._timed_out = self.next, True
         self.send_again()
-        self._rto = min(self._rto * 2, MAX_RTO)
-        self._rto_at = now + self._rto if self.end > self.una else inf
+        self._rto.back_off()
+        self._rto_at = now + self._rto.seconds if self.end > self.una else inf
         self._probe_at = self._reorder_at = inf
 
     def bound_mss(self, mss: int) -> None:
@@ -362,15 +357,6 @@ class Sender:
     def _arm_probe(self, now: float) -> None:
         """RFC 8985, section 7.2; none while something that is lost waits, or once the last segment was a probe."""
         self._probe_at = inf
-        if self._flights and self._srtt and not self._probed and self.una >= self._recover:
+        if self._flights and self._rto.srtt and not self._probed and self.una >= self._recover:
             lone = _LONE_DELAY if len(self._flights) == 1 else 0.0
-            self._probe_at = min(now + 2 * self._srtt + lone, self._rto_at)  # instead of the first timeout, too
-
-    def _measured(self, rtt: float) -> None:
-        """Take a round trip; a timeout's back-off ends with it."""
-        if not self._srtt:
-            self._srtt, self._rttvar = rtt, rtt / 2
-        else:
-            self._rttvar += (abs(self._srtt - rtt) - self._rttvar) / 4
-            self._srtt += (rtt - self._srtt) / 8
-        self._rto = min(max(self._srtt + max(4 * self._rttvar, MIN_RTO), MIN_RTO), MAX_RTO)
+            self._probe_at = min(now + 2 * self._rto.srtt + lone, self._rto_at)  # instead of the first timeout, too
