@@ -1,9 +1,8 @@
 """One end of a TCP connection, as a pure state machine (RFC 9293, with the answers of Linux).
 
-Feed it with `connect`, `receive`, `icmp`, `tick`, `write`, `read`, `shutdown`, `close` and `abort`; each takes the
-time. What it wants sent collects in `out`; `deadline` is when it wants a `tick`.  `error` is an errno that the
-program is to see once.  Where the RFC leaves room, or Linux departs from it, Linux is followed, since that is what
-programs meet:
+What happens to it are the events of RFC 9293, section 3.10: a call of the program, a segment or an ICMP error that
+arrives, a timer.  What comes of them is in its `Tcb`: segments to send in `out`, and in `deadline` when it wants a
+`tick`.  Where the RFC leaves room, or Linux departs from it, Linux is followed, since that is what programs meet:
 
 * simultaneous open: a bare SYN in SYN-SENT makes SYN-RECEIVED, and the crossing SYN-ACK completes it;
 * SYNs go out at 0, 1, 2, 3, 4, 5, 7, 11, 19, 35 and 67 s and give up at 131 s (tcp_syn_retries 6 and
@@ -12,59 +11,25 @@ programs meet:
   the window; but twice a second at most (tcp_invalid_ratelimit);
 * an ICMP error ends a connection that is opening and does not touch one that is open;
 * closing with unread data, or data that comes after close, is a reset.
-
-An acknowledgement is not sent at once but noted in `ack_due`, so that the shell sends one for all that comes in an
-instant.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from math import inf
-from typing import Final, final
+from typing import final
 
 from . import tcp_states as limits
-from .addr import Endpoint
-from .packet import ACK, FIN, PSH, RST, SYN, TCP, Icmp, Packet
+from .packet import ACK, FIN, RST, SYN, TCP, Icmp, Packet
+from .tcp_block import Tcb
 from .tcp_receiver import Receiver
-from .tcp_sender import Sender, unwrap
-from .tcp_states import MAY_SEND, OPENING, Options, State
-
-_MASK: Final = 0xFFFFFFFF
+from .tcp_sender import unwrap
+from .tcp_states import MAY_SEND, OPENING, State
 
 
 @final
-class TcpEndpoint:
-    """One end of a connection.
-
-    Attributes:
-      local, remote: its two endpoints.
-      state: where it stands.
-      out: packets to send, in order; the shell empties it.
-      deadline: when `tick` is due; inf for never.
-      error: the errno that the program has not seen yet, or 0.
-      ack_due: whether an acknowledgement is to go out at the end of this instant.
-    """
-
-    def __init__(self, local: Endpoint, remote: Endpoint, *, iss: int, mss: int, options: Options) -> None:
-        self.local = local
-        self.remote = remote
-        self.options = options
-        self.state: State = State.CLOSED
-        self.out: list[Packet] = []
-        self.deadline: float = inf
-        self.error: int = 0
-        self.ack_due: bool = False
-        self.orphan: bool = False  # whether the program has closed it
-        self.active: bool = False
-        self._mss = min(mss, options.max_segment) if options.max_segment else mss
-        self.sender: Sender = Sender(iss, self._mss)
-        self.receiver: Receiver = Receiver(0, options.receive_buffer)
-        self._iss = iss
-        self._retries = 0
-        self._challenged = -inf
-        self._read_shut = False
+class TcpEndpoint(Tcb):
+    """One end of a connection: what its program and the network do to it."""
 
     # What the program does
 
@@ -322,86 +287,6 @@ class TcpEndpoint:
         self.sender.peer_window = packet.window
         if packet.mss:
             self.sender.bound_mss(packet.mss)
-
-    def _opened(self, now: float) -> None:
-        self.state = State.ESTABLISHED
-        self._retries = 0
-        self.deadline = inf
-        self._push(now)
-
-    # Ends
-
-    def _move(self, table: Mapping[State, State], now: float) -> None:
-        """Go where a table leads from this state."""
-        self.state = table.get(self.state, self.state)
-        if self.state is State.TIME_WAIT:
-            self.deadline = now + limits.TIME_WAIT
-        elif self.state is State.FIN_WAIT_2:
-            self.deadline = now + limits.FIN_TIMEOUT if self.orphan else inf
-        elif self.state is State.CLOSED:
-            self._finish()
-
-    def _reset(self) -> None:
-        # tcp_reset() in net/ipv4/tcp_input.c
-        if self.state is State.SYN_RECEIVED and not self.active:
-            self._finish()
-        else:
-            self._fail(errno.EPIPE if self.state is State.CLOSE_WAIT else errno.ECONNRESET)
-
-    def _fail(self, error: int) -> None:
-        if not self.orphan:
-            self.error = error
-        self._finish()
-
-    def _finish(self) -> None:
-        self.state = State.CLOSED
-        self.deadline = inf
-        self.ack_due = False
-
-    # Segments out
-
-    def _send_syn(self, now: float, *, keep_timer: bool = False) -> None:
-        answering = self.state is State.SYN_RECEIVED
-        self._emit(SYN | ACK if answering else SYN, self._iss, now)
-        self.sender.sent_syn()
-        if not keep_timer:
-            gaps = limits.SYN_ACK_GAPS if answering else limits.SYN_GAPS
-            self.deadline = now + gaps[min(self._retries, len(gaps) - 1)]
-
-    def _push(self, now: float, *, probe: bool = False) -> None:
-        """Send what the windows allow."""
-        if self.state in OPENING or self.state in (State.CLOSED, State.TIME_WAIT):
-            return
-        while (segment := self.sender.take_segment(now, probe=probe)) is not None:
-            self._emit(
-                ACK | (PSH if segment.data else 0) | (FIN if segment.fin else 0), segment.number, now, segment.data
-            )
-            probe = False
-        self._rearm()
-
-    def _rearm(self) -> None:
-        """Set the timer by what the sender waits for; FIN-WAIT-2, in which it waits for nothing, has its own."""
-        if self.sender.end > self.sender.una:
-            self.deadline = self.sender.deadline
-        elif self.state is not State.FIN_WAIT_2:
-            self.deadline = inf
-
-    def _emit(self, flags: int, seq: int, now: float | None, data: bytes = b"") -> None:
-        ack = window = 0
-        if flags & ACK:
-            ack = self.receiver.next & _MASK
-            self.ack_due = False
-        if not flags & RST:
-            window = self.receiver.advertise() if flags & ACK else self.options.receive_buffer
-        ttl = self.options.ttl
-        packet = Packet(TCP, self.local, self.remote, data, ttl, flags, seq & _MASK, ack, window, stamp=now)
-        if flags & SYN:
-            packet.mss = self._mss
-        if flags & ACK:
-            packet.echo = self.receiver.stamp
-            if self.receiver.has_gap:
-                packet.blocks = tuple((first & _MASK, after & _MASK) for first, after in self.receiver.arrived())
-        self.out.append(packet)
 
 
 def _round_trip(packet: Packet, now: float) -> float | None:
