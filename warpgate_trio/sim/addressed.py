@@ -1,4 +1,4 @@
-"""What addresses mean to a socket: names and families in, the form of its own family out, and where it sends from."""
+"""How a socket reads addresses and shows them, and from which address it sends."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """TCP connections and listeners of a host: the state machine of tcp.py, its timers, and the tasks that wait for it.
 
 After each step a `Connection` sends what its endpoint wants sent, moves the timer, and wakes who can go on.  It
-outlives its socket until both ends have said goodbye, and leaves its host's `TcpPorts` when it is closed.
+outlives its socket until its state is CLOSED; then it leaves the `TcpPorts` of its host.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class TcpPorts:
       host: whose they are.
       bindings: who owns which port.
       listeners: by port; several share one by SO_REUSEPORT, or have an address each.
-      connections: by (local, remote); also those that their programs have closed and that are still saying goodbye.
+      connections: by (local, remote); also those whose sockets are closed and whose FINs are not yet acknowledged.
     """
 
     __slots__ = ("bindings", "connections", "host", "listeners")

@@ -2,7 +2,7 @@
 
 Trio runs the tasks of a batch in an order that it draws from a private `random.Random`, and sorts the batch first
 only when a private flag is set (it is set for Hypothesis).  `deterministic` sets the flag and seeds the generator.
- Both names are private and may go; then `deterministic` raises RuntimeError, which a test of ours runs into first.
+Both names are private and may go; then `deterministic` raises RuntimeError, which a test of ours runs into first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Every way to make a socket, on a simulated host: it makes a simulated one, or is refused.
 
-`trio.socket.socket` asks the factory that a network installs.  All others come by `socket.socket`, or by Trio's own
-socket class, which are therefore told to ask first which host the caller is on, and Trio's waiting for descriptors
-is told which are simulated.  Once told they stay so; on no simulated host, and in no simulated run, they do what they
-did.  What of this is private to Trio may go: then `guard` raises AttributeError, which a test of ours runs into first.
+`trio.socket.socket` asks the factory that a network installs.  All other ways lead through `socket.socket` or through
+Trio's own socket class, so these two are replaced by functions that first ask which host the caller is on.  Functions
+by which Trio waits for a descriptor are replaced by ones that know simulated descriptors.  The replacements stay for
+good; where the caller is on no simulated host, they do what was there before.  Some of what they replace is private to
+Trio and may go: then `guard` raises AttributeError, which a test of ours runs into first.
 """
 
 from __future__ import annotations

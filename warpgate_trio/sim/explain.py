@@ -1,4 +1,4 @@
-"""A world and what happened in it, for people: on one screen."""
+"""What a network is and what happened in it, as text for people, on one screen."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What goes wrong, and when, as a schedule.
 
-A `Fault` is one thing that happens to one target over a span of time.  A schedule is a tuple of them: it prints as
-the Python that makes it, a part of it is a schedule too, and it needs no luck of its own, so a property-based test
-can cut a failing one down to what matters.
+A `Fault` is one thing that happens to one target over a span of time.  A schedule is a tuple of them.  It prints as
+the Python that makes it, any part of it is a schedule too, and nothing in it is drawn when it happens.  So a
+property-based test can cut a failing schedule down to what matters.
 
 Targets are names: a host or a router by its name means its first link, both ways; ``"alice:up"`` and ``"alice:down"``
 mean one way.  What happens to routers (REBOOT, REBIND) needs a router.

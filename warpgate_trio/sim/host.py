@@ -32,7 +32,8 @@ LOOPBACK_MTU: Final = 65536
 DEFAULT4: Final = Prefix("0.0.0.0/0")
 DEFAULT6: Final = Prefix("::/0")
 _current: ContextVar[Host] = ContextVar("warpgate_sim_host")
-# Of the `with host:` blocks that this context is in: kept per context, since many tasks may be in blocks of one host.
+# The tokens of the `with host:` blocks that this context is in.  The host has no list of them, since many tasks may be
+# in blocks of one host.
 _blocks: ContextVar[tuple[Token[Host], ...]] = ContextVar("warpgate_sim_blocks", default=())
 
 
@@ -117,7 +118,7 @@ class Interface:
     Attributes:
       name, index: as on a real machine, ``eth0`` and 2.
       addresses: (address, prefix) pairs.
-      deprecated: those of them from which nothing new starts while there is another (RFC 4862 §5.5.4).
+      deprecated: those of them from which nothing new starts while there is another (RFC 4862, section 5.5.4).
       temporary: those that change now and then, from which connections start by preference (RFC 8981).
       tx, rx: the two ways of its link, towards the segment and from it.
     """
@@ -135,7 +136,7 @@ class Interface:
         self.tap: Callable[[float, Packet, bool], object] | None = None  # for captures: (time, packet, outgoing)
 
     def address(self, *, v6: bool) -> str | None:
-        """The address of a family that packets leave from: the first by rules 3 and 7 of RFC 6724 §5."""
+        """The address of a family that packets leave from: the first by rules 3 and 7 of RFC 6724, section 5."""
         ours = (address for address, _ in self.addresses if is_v6(address) == v6)
         return min(ours, key=lambda address: (address in self.deprecated, address not in self.temporary), default=None)
 
@@ -257,7 +258,7 @@ class Host:
         self.add_route(prefix, interface, None)
 
     def remove_address(self, address: str) -> None:
-        """Take an address away; the sockets on it stay and find out."""
+        """Take an address away; sockets that are bound to it stay open."""
         interface = self.own.pop(address)
         if interface is not None:
             interface.addresses = [pair for pair in interface.addresses if pair[0] != address]
@@ -283,7 +284,7 @@ class Host:
             usable = (r for r in self.routes if dst in r.prefix and r.interface.address(v6=is_v6(dst)))
             found = next(usable, None)
             if found is not None and (is_multicast(dst) or dst == BROADCAST):
-                found = found._replace(gateway=None)  # to all neighbours, not to the one that knows the way
+                found = found._replace(gateway=None)  # to all neighbours, not to the gateway
             self._cache[dst] = found
             return found
 
@@ -326,7 +327,7 @@ class Host:
             raise os_error(errno.ENETUNREACH)
 
     def reply(self, packet: Packet) -> None:
-        """Send what the stack itself has to say (a reset, an ICMP error), if there is a way."""
+        """Send a reset or an ICMP error, or a segment of TCP, if there is a route for it."""
         try:
             self.output(packet)
         except OSError:

@@ -27,9 +27,9 @@ class IpLayer(Protocol):
         ...
 
     def reply(self, packet: Packet) -> None:
-        """Send a packet if there is a way to its destination."""
+        """Send a packet if there is a route to its destination."""
         ...
 
     def drop(self, packet: Packet, why: str) -> None:
-        """Note that a packet has come to its end here."""
+        """Note that a packet is dropped here, and why."""
         ...

@@ -2,7 +2,7 @@
 
 A `Link` says what is configured, a `Direction` is one way of it with its queue, its random draws and the faults that
 are in force.  Draws come from a stream named after the direction, and nothing is drawn for a property that is zero,
-so that taking one link out of a world leaves the luck of all others as it was.
+so that taking one link out of a world leaves the draws of all others as they were.
 
 Jitter never reorders: a packet arrives after the one before it, as on a real queue.  Reordering is a property of its
 own (a share of the packets is held back for a while).  Duplicates are drawn after loss.
@@ -78,7 +78,7 @@ class Impairment:
     reorder: float = 0.0
     delay: float = 0.0
     blocked: bool = False
-    mtu: float = inf  # larger packets vanish without a word
+    mtu: float = inf  # larger packets vanish, and no ICMP error is sent
 
 
 @final
@@ -109,7 +109,7 @@ class Direction:
         self.plain = not noisy and not self.impairments
 
     def carry(self, size: int, now: float) -> tuple[float, ...] | str:
-        """When a packet of `size` bytes that sets out now arrives: once, twice, or a word on why it does not."""
+        """When a packet of `size` bytes that sets out now arrives, two times for a duplicate; or why it does not."""
         link = self.link
         if self.plain:
             return (now + link.latency,)

@@ -1,4 +1,4 @@
-"""DNS names in a network: how they are spelled, and what may be wrong with looking one up."""
+"""DNS names in a network: how they are compared, and what a test can let go wrong with a lookup."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .packet import ACK, ICMP, RST, SYN, TCP, UDP, Packet, icmp_error, reset_for
 
 @final
 class Nat:
-    """One NAT box.
+    """One NAT, or one firewall.
 
     Args:
       config: how it behaves.

@@ -2,8 +2,8 @@
 
 The terms are those of RFC 4787 (UDP), RFC 5382 (TCP) and RFC 7857; `Unsolicited.LOCAL` is what a stock Linux router
 does whose firewall does not drop packets to itself.  A `Behavior` holds the axes of one transport, a `NatConfig` one
-of each transport and what they share.  The defaults are the friendliest NAT there is, so that what a world says about
-its NATs is what matters.
+of each transport and what they share.  The defaults are the NAT that lets most through, so that what a world says
+about its NATs is how they are worse.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Unsolicited(Enum):
     DROP = "drop"
     RST = "rst"  # TCP only
     ICMP = "icmp"
-    HOLD = "hold"  # TCP only: silence for six seconds, then ICMP, unless a SYN of ours crosses it
+    HOLD = "hold"  # TCP only: silence for six seconds, then ICMP, unless a SYN from inside crosses it
     LOCAL = "local"  # handed to the router's own stack, which tracks it, and so takes the port away for that remote
 
 
@@ -121,7 +121,7 @@ class Behavior(ShortRepr):
         number.  Where connections are tracked it is, and then a listener whose host has called the same peer before,
         and given up, cannot answer the peer's SYN (measured, Linux 6.18).
 
-    ValueError for RST or HOLD together with `udp=True` in `NatConfig`.
+    A `NatConfig` raises ValueError for a `udp` whose unsolicited packets are to be answered by RST or HOLD.
     """
 
     mapping: Mapping = Mapping.EIM

@@ -1,4 +1,4 @@
-"""What is still there: sockets, connections that say goodbye, mappings, tasks."""
+"""What is still there: sockets, connections that are closing, mappings, tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Netstat:
     Attributes:
       sockets: those that are not closed, one line each.
       tasks: those that run on a host, besides the one that asks.
-      lingering: connections that their programs have closed and that are not done; TIME-WAIT ends after a minute.
+      lingering: connections whose sockets are closed and whose state is not CLOSED; TIME-WAIT ends after a minute.
       mappings: of all NATs and firewalls; they end with their timers.
     """
 

@@ -12,8 +12,8 @@
 Entering it puts its sockets and its resolver behind `trio.socket`, for the run; code then runs on the host that it was
 started on.  An exception that leaves it takes along, as a note, one screen on what the network did (`explain`).
 
-Everything random in it comes from streams that are named after what they are for, so that a change in one
-place of a world does not reshuffle the luck of the others.
+Everything random in it is drawn from streams that are named after what they are for, so that a change in one place of
+a world leaves the draws of all others as they were.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ INTERNET6: Final = "2a0a::/32"
 
 
 observers: list[Callable[[Network], object]] = []
-"""Called with every network that was left, which can still be asked what it did."""
+"""Called with every network that was left; it still answers what happened in it."""
 
 
 @final
@@ -62,7 +62,7 @@ class Network(NetworkBase[Host]):
       hops: routers between two neighbours of the topmost segment.
       link: of what is attached there, by default.
       time_limit: virtual seconds after which a run has hung; then leaving it raises trio.TooSlowError with the last
-        packets.  A simulated program that waits for ever would otherwise wait for ever in earnest.
+        packets.  Without a limit, a program that waits for ever would never end.
       resolver_delay: seconds that a DNS answer takes.
 
     Attributes:

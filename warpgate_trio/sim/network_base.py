@@ -1,7 +1,7 @@
 """What every part of a network takes from it: time and events, the trace, chance, hosts and names, numbers.
 
-Hosts, segments, sockets and the resolver belong to a network, and a network is built of them.  They know it as a
-`NetworkBase`, which knows none of them; `Network` is that and all of them.
+A network is made of hosts, segments, sockets and a resolver, and each of these needs the network.  They are written for
+a `NetworkBase`, which imports none of them.  `Network` extends it, and imports them all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EPOCHS: Final = (1_735_689_600, 2_208_988_800)  # 2025 to 2039: a wall clock th
 
 
 class Named(Protocol):
-    """A host, as far as the list of hosts has to know it."""
+    """What the list of hosts asks of a host."""
 
     @property
     def name(self) -> str: ...
@@ -40,8 +40,8 @@ class NetworkBase(Generic[H]):
     """The part of a network that its parts know; `H` is what its hosts are.
 
     Attributes:
-      wire: what happens, in time order.
-      trace: what has happened.
+      wire: the time, and the events to come in its order.
+      trace: what has happened to packets.
       hosts: its hosts and routers by name.
       names, name_troubles: DNS names and their addresses, and what is wrong with some of them.
       resolver_delay: seconds that a DNS answer takes.

@@ -1,8 +1,7 @@
 """Simulated sockets, of UDP and of TCP, as far as nothing waits.
 
-What a socket is, its descriptor, its options and its names are here, and one attempt at each call that may block.  Two
-kinds of sockets are made of it: those of `trio.socket` wait (sockets.py), those of `socket` refuse to
-(plain_socket.py).
+Here are a socket's descriptor, its options, its names, and for each call that may block one attempt, which returns None
+where it would.  The sockets of `trio.socket` then wait (sockets.py); those of `socket` raise (plain_socket.py).
 """
 
 from __future__ import annotations
@@ -257,7 +256,7 @@ class NowaitSocket(Addressed):
         binding = self._binding
         return self._show((self._wildcard(), 0) if binding is None else (binding.address, binding.port))
 
-    # Calls that may block, as one attempt that returns None when it would
+    # Attempts
 
     def accept_now(self) -> tuple[NowaitSocket, Any] | None:
         raise NotImplementedError

@@ -1,8 +1,8 @@
 """Simulated sockets as `socket.socket`s, for programs that make theirs with the standard library.
 
 Many do, though they run on Trio: they bind and listen with a `socket.socket`, and give it to
-`trio.socket.from_stdlib_socket`.  What returns at once works here as it does there.  A call that would block refuses to
-with a RuntimeError, since nothing would happen in the meantime: virtual time passes only while Trio runs.
+`trio.socket.from_stdlib_socket`.  Calls that return at once work as on a real socket.  A call that would block raises
+RuntimeError: virtual time passes only while Trio runs, so what it waits for would never happen.
 """
 
 from __future__ import annotations

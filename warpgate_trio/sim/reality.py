@@ -1,8 +1,8 @@
-"""What would lead out of the simulation and is refused: threads, and waiting for a real descriptor.
+"""What is not simulated, and therefore refused: threads, and waiting for a real descriptor.
 
-Virtual time passes when every task waits, and it does not wait for a thread or for a real socket: it would jump to the
-next timer, by as much as the machine is slow, and equal seeds would give different runs.  So a thread is refused where
-a program starts it, and a task that waits for a descriptor when time would pass it by.
+Virtual time jumps to the next timer when every task waits.  It does not wait for a thread or for a real socket, so what
+happens first would depend on how fast the machine is, and equal seeds would give different runs.  So a thread is
+refused where a program starts it, and waiting for a descriptor when time is about to jump.
 
 Trio has no hook for either.  `watched` wraps the one method that starts Trio's threads, which is private and may go;
 then it raises RuntimeError, which a test of ours runs into first.  The clock's `jump` is public.
@@ -42,7 +42,7 @@ def _is_simulated() -> bool:
 
 @functools.cache
 def _refuse_threads() -> None:
-    """From now on, and for good: without a network the wrapper does what was there."""
+    """Wrap what starts threads, once and for good; outside of simulated runs the wrapper only calls it."""
     start = getattr(getattr(_thread_cache, "ThreadCache", None), "start_thread_soon", None)
     if start is None:
         raise RuntimeError(
@@ -77,7 +77,7 @@ def _job(fn: object, name: str | None) -> str:
 
 @contextmanager
 def watched(clock: trio.testing.MockClock, fail: Fail) -> Generator[None]:
-    """Refuse what is real, in this run, and below.
+    """Refuse threads and real descriptors in this run, as long as the block lasts.
 
     A task that waits for a real descriptor when the clock would jump is told to `fail`, which says whether it ends the
     run; then the clock stays where it is.

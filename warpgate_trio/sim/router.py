@@ -178,7 +178,7 @@ class Router(Host):
         self._tell(packet, Icmp.TIME_EXCEEDED)
 
     def _tell(self, packet: Packet, error: Icmp, *, mtu: int = 0) -> None:
-        """Report to a packet's sender; nobody reports on reports (RFC 1122, section 3.2.2)."""
+        """Send a packet's sender an ICMP error, unless it is about an ICMP error (RFC 1122, section 3.2.2)."""
         source = self.source_for(packet.src[0])
         if source is not None and packet.proto != ICMP:
             self.reply(icmp_error(source, error, packet, mtu=mtu))

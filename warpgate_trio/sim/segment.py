@@ -1,11 +1,12 @@
 """Segments: what interfaces are attached to, and what carries packets between them.
 
-A segment is a LAN, or a cloud such as the internet: `hops` routers that are not worth a node each, which decrement
-the TTL and answer for packets that die on the way.  A packet crosses the sender's link, the segment and the
-receiver's link; where the latter is nothing but a delay, both are one event of the wire.
+A segment is a LAN, or a cloud such as the internet: `hops` routers that are not simulated one by one.  Together they
+decrement the TTL by their number, and answer for packets that die on the way.  A packet crosses the sender's link, the
+segment and the receiver's link; where the latter is nothing but a delay, both are one event of the wire.
 
 The segment knows who has which address (as ARP would tell) and which prefix is behind which router (as BGP would).
-An address that nobody has is silence on a cloud and, as failing ARP, HOST_UNREACHABLE after three seconds on a LAN.
+Packets to an address that nobody has vanish on a cloud.  On a LAN their sender gets HOST_UNREACHABLE after three
+seconds, as when ARP fails.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Segment:
         return inside
 
     def _enter(self, host: Host, addresses: Sequence[str] | None, link: Links | None, ipv6: bool) -> Interface:
-        """Attach a host that is new to the network, or leave no trace of it."""
+        """Attach a host that is new to the network; where that fails, the network does not have it."""
         self.net.register(host)
         try:
             return self.attach(host, addresses=addresses, link=link, ipv6=ipv6)

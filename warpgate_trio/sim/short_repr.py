@@ -1,4 +1,4 @@
-"""What plain data prints as: an expression that makes it again, without all that is as usual.
+"""What plain data prints as: an expression that makes it again, without the fields that have their default.
 
 A failing test shows the worlds that it drew, and one NAT has thirty fields.
 """

@@ -27,7 +27,7 @@ def _spread(packet: Packet) -> int:
 
 @final
 class Stack:
-    """The sockets of one host, by what finds them.
+    """The sockets of one host, by the packets that are for them.
 
     Attributes:
       udp_ports: who owns which UDP port.

@@ -229,8 +229,8 @@ class TcpEndpoint(Tcb):
         self._push(now)
 
     def _challenge(self, packet: Packet, now: float) -> None:
-        """Tell the peer where we stand; now and then, or two ends that are out of step would do so for ever."""
-        if packet.payload and not packet.flags & SYN:  # data does not come of such a loop
+        """Send a challenge ACK (RFC 5961); not always, or two ends out of step would answer each other for ever."""
+        if packet.payload and not packet.flags & SYN:  # an acknowledgement carries none, so this is no such loop
             self.ack_due = True
         elif now >= self._challenged + limits.CHALLENGE_PAUSE:
             self._challenged = now
@@ -247,7 +247,7 @@ class TcpEndpoint(Tcb):
             sender.acknowledged(ack, now, round_trip=_round_trip(packet, now))
             sender.peer_window = packet.window
             self._opened(now)
-            # The last SYN-ACK of a crossed open is answered, so that an end that lost the other one gets there too.
+            # The last SYN-ACK of a simultaneous open is answered, so that a peer that missed our SYN-ACK opens too.
             self.ack_due = self.ack_due or bool(packet.flags & SYN)
             return True
         if ack > sender.next:

@@ -2,8 +2,8 @@
 
 tcp.py decides what a connection does; here is what it is, how it makes its segments, and how it ends.
 
-An acknowledgement is not sent at once but noted in `ack_due`, so that the shell sends one for all that comes in an
-instant.
+An acknowledgement is not sent at once but noted in `ack_due`, so that the `Connection` of connection.py sends one for
+all segments that come in an instant.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tcb:
     Attributes:
       local, remote: its two endpoints.
       state: where it stands.
-      out: packets to send, in order; the shell empties it.
+      out: packets to send, in order; the `Connection` takes them out.
       deadline: when `tick` is due; inf for never.
       error: the errno that the program has not seen yet, or 0.
       ack_due: whether an acknowledgement is to go out at the end of this instant.

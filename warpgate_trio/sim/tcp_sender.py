@@ -6,8 +6,9 @@ wire into that form.  The sender is pure: it holds bytes and answers questions; 
 Each segment on its way is a `_Flight`, until it is acknowledged.  Which of them are lost is found as Linux finds it,
 by RACK-TLP (RFC 8985) and selective acknowledgements (RFC 2018):
 
-* what was sent before something that has arrived, by more than a round trip and a quarter, is lost; by three that
-  arrived later, at once; a timer looks again where it is too early to tell;
+* a segment is lost if one that was sent later has arrived, and a round trip and a quarter of the shortest one have
+  passed since it was sent; once three have arrived, the quarter is not waited for; a timer asks again where it is too
+  early to tell;
 * where nothing arrives, the last segment is sent again after two round trips, so that its acknowledgement tells;
 * a timeout (RFC 6298) takes all of them for lost.
 

@@ -18,7 +18,7 @@ from .slots import Slot
 from .sockets import VirtualSocket
 from .udp import UdpPort
 
-_ALWAYS_FITS: Final = 576  # smaller links are found out about only by what is larger than this
+_ALWAYS_FITS: Final = 576  # bytes; only larger packets are compared with the MTU of their way
 _MAX_PAYLOAD: Final = {False: 65507, True: 65527}
 _JOIN: Final = {(IP, stdlib.IP_ADD_MEMBERSHIP), (IPV6, stdlib.IPV6_JOIN_GROUP)}
 _LEAVE: Final = {(IP, stdlib.IP_DROP_MEMBERSHIP), (IPV6, stdlib.IPV6_LEAVE_GROUP)}

@@ -6,8 +6,8 @@ until the first entry is due and then runs all that are due, in order, also thos
 instant.  A packet therefore costs a heap entry, not a task, and an instant costs one pass of Trio's loop, however
 much happens in it.
 
-While entries run, `now` is the time of the entry, so that a world in which the clock was moved by hand still keeps
-cause before effect.  `at_end_of_instant` is for work that many entries of an instant share, such as one acknowledgement
+While entries run, `now` is the time of the entry, so that causes come before effects even where a test has moved the
+clock by hand.  `at_end_of_instant` is for work that many entries of an instant share, such as one acknowledgement
 for a burst of segments.
 """
 

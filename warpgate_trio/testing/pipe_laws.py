@@ -236,8 +236,7 @@ async def check_cancelled_send(
     _law(_is_whole(calls, bytes(received), broken=broken), "a cancelled send_all garbled the stream")
 
 
-# -- what the laws share
-# -------------------------------------------------------------------------------------------------
+# -- what the laws share -----------------------------------------------------------------------------------------------
 
 _MARK: Final = 0xFF
 """Begins every message of `check_cancelled_send` and occurs nowhere else in it."""

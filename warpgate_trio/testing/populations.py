@@ -1,4 +1,4 @@
-"""Who is out there: weights for "what share of random pairs of peers would connect?"."""
+"""How common which kinds of access to the internet are, to answer what share of random pairs of peers would connect."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class _Access:
 
 @final
 class Population:
-    """Who is out there: kinds of access by their share, for "what share of random pairs would connect?".
+    """Kinds of access to the internet, each with its share of all peers.
 
     The shares are illustrative, but anchored in measurements: cellular networks are symmetric for about 40 % and home
     CPE for under 2 % (Richter et al. 2016), CGN in between; one host in five of a peer-to-peer swarm was open in 2011
-    and one NAT in nine endpoint-dependent (Halkes and Pouwelse 2011).  `presets` stand for the kinds, one NAT deep, so
-    the shares are of what a peer looks like from outside.
+    and one NAT in nine endpoint-dependent (Halkes and Pouwelse 2011).  Each kind is one preset, also where
+    real peers have several NATs, so the shares are of what a peer looks like from outside.
     """
 
     __slots__ = ("kinds", "name")

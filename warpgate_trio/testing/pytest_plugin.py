@@ -2,11 +2,14 @@
 
     pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
-It does three things.  A test that fails after its network was left, as in ``assert simulate(main) == expected``, shows
-one screen on that network in its report; with Hypothesis that is the network of the smallest failing example, which is
-run last.  (An exception that leaves the network has it as a note already.)  And the end of the run tells how many
-worlds were simulated, with pytest-xdist those of all workers.  Between the two, a failure in a world shall fit on a
-screen: where nothing else was asked for its traceback is in pytest's short style, and ``--tb=long`` has all of it.
+It does three things:
+
+* A test that fails after its network was left, as in ``assert simulate(main) == expected``, shows one screen on that
+  network in its report.  With Hypothesis it is the network of the smallest failing example, which is run last.  (An
+  exception that leaves the network has the screen as a note already.)
+* The traceback of a test that simulated something is in pytest's short style, so that the failure fits on a screen.
+  ``--tb=long``, and every other style that is asked for, is obeyed.
+* The end of the run tells how many worlds were simulated, with pytest-xdist those of all workers.
 
 There are no fixtures: a clock that jumps belongs to one run, and one test runs many, so `simulate` makes one for each.
 """

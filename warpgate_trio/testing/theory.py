@@ -67,7 +67,7 @@ def punch_possible(a: Sequence[Behavior], b: Sequence[Behavior], *, a_leads: boo
     else from the port of what it has sent before, which a port-dependent filter of a does not know.
 
     Preconditions: the hosts have different outermost addresses; pooling is paired; no port is another host's, and no
-    quota is reached; symmetric NATs do not happen to preserve ports; nothing is `local`.
+    quota is reached; symmetric NATs do not happen to preserve ports; no NAT has `Unsolicited.LOCAL`.
     """
     eim_a = all(one.mapping is Mapping.EIM for one in a)
     eim_b = all(one.mapping is Mapping.EIM for one in b)
@@ -80,11 +80,11 @@ def punch_possible(a: Sequence[Behavior], b: Sequence[Behavior], *, a_leads: boo
 def can_punch(pair: PeerPair, *, tcp: bool = False) -> bool | None:
     """Whether two peers of a world can punch, sending to what a server on the internet saw; None: theory does not say.
 
-    It presupposes that both keep trying, within the lifetime of mappings, and begin with what has a TTL too low to come
-    as far as the other's NATs, or at one time.  What `punch_possible` has for preconditions is looked up here: the
+    It presupposes that both keep trying within the lifetime of mappings.  They begin at one time, or with packets whose
+    TTL is too low to come as far as the other's NATs.  The preconditions of `punch_possible` are checked here: the
     transport passes; the peers have different outermost addresses, or one that hairpins; no port is another's.  Where
-    a NAT could be predicted, or the order of packets decides, there is no saying.  Pooling and quotas do not matter,
-    since each router of a `PeerPair` has one address and a peer needs few mappings.
+    a NAT's next port could be predicted, or the order of packets decides, the answer is None.  Pooling and quotas do
+    not matter, since each router of a `PeerPair` has one address and a peer needs few mappings.
     """
 
     def behind(place: Place) -> list[Behavior]:

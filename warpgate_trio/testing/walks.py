@@ -65,7 +65,7 @@ PORT: Final = 7000
 SETTLE: Final = 5.0
 """Seconds, of no cost, from opening the nodes to the call: signals are connected and servers asked by then."""
 SIGNALS_WITHIN: Final = 60.0
-"""Seconds to wait for signals; on a line that loses everything there will be none, and the walk shall say so."""
+"""Seconds to wait for signals; on a link that loses everything none come, and the walk reports that."""
 PAYLOAD: Final = bytes(range(256)) * 40
 _LADDER: Final = 2000
 """Lines; a trace keeps no more."""
@@ -143,10 +143,10 @@ async def open_nodes(
 
     Args:
       config: of both nodes; its servers are replaced by the world's, and its port by `PORT`.
-      servers: what runs there; one whose machine the world has not is left out.
+      servers: what runs there; a server whose machine is not in the world is left out.
       plugins: those of both nodes; None for all that are installed.
       authorize: bob's.
-      authorize_alice: hers; None where nobody may call her.
+      authorize_alice: alice's; None where nobody may call her.
     """
     chosen = None if plugins is None else list(plugins)
     there = [server for server in servers if server.machine in net.hosts]

@@ -1,13 +1,15 @@
-"""A world for programs that are built on this package: servers run in it, and only the program is missing::
+"""A world for programs that are built on this package: servers run in it, and only the program is missing.
 
-async def main(pair: PeerPair) -> None:
-    async with world(pair) as (server, alice, bob):
-        await alice.run(my_program, ...)
+In a test that is::
 
-@given(peer_pairs())
-def test_my_program(pair: PeerPair) -> None:
-    assume(can_connect(pair))
-    simulate(partial(main, pair), seed=pair.seed)
+    async def main(pair: PeerPair) -> None:
+        async with world(pair) as (server, alice, bob):
+            await alice.run(my_program, ...)
+
+    @given(peer_pairs())
+    def test_my_program(pair: PeerPair) -> None:
+        assume(can_connect(pair))
+        simulate(partial(main, pair), seed=pair.seed)
 """
 
 from __future__ import annotations

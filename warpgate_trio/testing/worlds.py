@@ -1,4 +1,4 @@
-"""Worlds as data: what a network is made of, before it is made.
+"""Worlds as data: what a network is to be made of.
 
 Everything here is frozen, prints, and compares, so that a test can draw it, report it and cut it down; `Topology.build`
 and `PeerPair.build` make a `warpgate_trio.sim.Network` of it.  A `Topology` is any tree of LANs; a `PeerPair` is the
@@ -23,7 +23,7 @@ PERFECT: Final = Link()
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Machine(ShortRepr):
-    """A host to be: the arguments of `Segment.host`.
+    """A host as data: the arguments of `Segment.host`.
 
     Attributes:
       addresses: how many IPv4 addresses it has; its name stands for the first of them.
@@ -45,7 +45,7 @@ class Machine(ShortRepr):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Lan(ShortRepr):
-    """A LAN to be, behind a router of the same name: the arguments of `Segment.lan`, and what is on it."""
+    """A LAN as data, behind a router of the same name: the arguments of `Segment.lan`, and what is on it."""
 
     name: str
     nat: NatConfig
@@ -64,7 +64,7 @@ class Lan(ShortRepr):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Topology(ShortRepr):
-    """A whole world to be.
+    """A whole world as data.
 
     Attributes:
       machines: hosts on the internet itself.
