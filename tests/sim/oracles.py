@@ -1,4 +1,4 @@
-"""What chance says, written without a look at the code that sprays (research E.2)."""
+"""How likely a spray hits (the birthday problem), written without a look at the code that sprays."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ async def _walk(alice: Node, bob: Node, connect: Connect, lossy: bool) -> Meetin
 def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
     """Whether theory says that the two can punch, over UDP or over TCP; the preconditions are `draw_punchable`'s.
 
-    Besides what research E.1 promises, it counts NATs that move ports and let everybody in, for whom there is a way if
+    Besides what `promised` says, it counts NATs that move ports and let everybody in, for whom there is a way if
     whoever is behind them is not the first to send.  For UDP and one such NAT we know when that is so; of a stack of
     them only the strictest filter is seen, and over TCP nobody can measure filtering, as no server calls back.
     """

@@ -332,7 +332,7 @@ def test_a_pipe_that_its_faults_break_is_no_fault_of_the_walk() -> None:
 
 # -- how fast ----------------------------------------------------------------------------------------------------------
 
-RTT = 0.1  # between any two of the three, as DESIGN 8 reckons
+RTT = 0.1  # between any two of the three, as docs/architecture.md counts round trips
 NEAR = Link(latency=RTT / 4)
 OPEN = Place(link=NEAR)
 BEHIND_NAT = Place(link=NEAR, nats=(presets.LINUX,))

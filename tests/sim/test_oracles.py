@@ -115,7 +115,7 @@ def test_tcp_is_punched_exactly_when_theory_says(a: list[Behavior], b: list[Beha
 
 @pytest.mark.parametrize("transport", [try_udp, try_tcp], ids=["udp", "tcp"])
 def test_the_classic_matrix(transport: Callable[[list[Behavior], list[Behavior]], bool]) -> None:
-    """The table of research E.1, measured on a kernel: all but symmetric with port-restricted or symmetric."""
+    """All pairs of classic NATs but symmetric with port-restricted or symmetric, as in docs/kernel_lab.md."""
     full, address, port = (Behavior(filtering=one) for one in Filtering)
     symmetric = Behavior(mapping=Mapping.APDM, filtering=Filtering.APDF, allocation=Uniform())
     never = [(port, symmetric), (symmetric, port), (symmetric, symmetric)]
@@ -183,7 +183,7 @@ def test_peers_anywhere_punch_exactly_when_theory_says(tcp: bool) -> None:
     assert met[False], met
 
 
-# Local NATs (research C.2)
+# Routers that take what is unsolicited for their own (`Unsolicited.LOCAL`)
 
 LOCAL = [presets.LINUX_LOCAL.udp]
 DROP = [presets.LINUX.udp]
@@ -207,7 +207,7 @@ def test_low_ttl_openers_save_local_nats(skew: float) -> None:
     assert try_udp(LOCAL, LOCAL, skew, openers=3)
 
 
-# TCP details (research C.3)
+# TCP: SYNs that cross, and SYNs that are refused
 
 
 def attempt(a: NatConfig, b: NatConfig, skew: float) -> tuple[str, float]:
@@ -296,7 +296,7 @@ def test_presets_are_what_they_say(config: NatConfig) -> None:
 
 
 def test_linux_overloads_ports() -> None:
-    """Measured (research C.1): the third and fourth flow lose the port."""
+    """Measured on Linux 6.18: the third and fourth flow lose the port."""
 
     async def world(net: Network) -> list[bool]:
         home = net.lan("home", nat=presets.LINUX)
@@ -312,7 +312,7 @@ def test_stacked_layers() -> None:
     assert stacked([]) == (Mapping.EIM, Filtering.EIF)
 
 
-# The birthday spray (research E.2)
+# How often a spray hits: the birthday problem
 
 
 def test_birthday_figures() -> None:

@@ -114,7 +114,7 @@ def test_a_symmetric_nat_meets_a_port_restricted_one_by_spraying(alice_is_hard: 
         hits += result.connected
         if result.connected:
             assert result.walk <= 3.0
-    # 98.35 % each (research E.2): fewer than 2 of 4 happen twice in 100,000 times.  `tests.sim.census` counts hundreds.
+    # 98.35 % each (oracles.py): fewer than 2 of 4 happen twice in 100,000 times.  `tests.sim.census` counts hundreds.
     assert sum(comb(runs, k) * 0.9835**k * 0.0165 ** (runs - k) for k in range(2)) < 2e-5
     assert hits >= 2
 

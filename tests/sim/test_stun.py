@@ -58,7 +58,7 @@ def udp() -> trio.socket.SocketType:
 @pytest.mark.parametrize("mapping", Mapping)
 @pytest.mark.parametrize("filtering", Filtering)
 def test_rfc5780_makes_out_what_the_nat_is(mapping: Mapping, filtering: Filtering) -> None:
-    """Its §4.3 and §4.4."""
+    """By its sections 4.3 and 4.4."""
 
     async def talk(server: StunServer, _: Host) -> None:
         primary = server.address
