@@ -204,8 +204,8 @@ def _converse(dialer: bool, initiator: bool, committed: bool, data: bytes) -> No
             protocol.note_read(channel, channel.buffered, now)
         for opened in protocol.take_opened():
             protocol.accept_channel(opened.channel)
-        protocol.take_outbox()
-        protocol.handle_timer(protocol.next_timer())
+        protocol.transmit(now)
+        protocol.handle_timer(protocol.deadline)
         if not dialer and not committed and protocol.proof is not None:
             protocol.become(initiator=initiator, now=now)
 

@@ -67,7 +67,7 @@ class Side:
         return self.protocol.channels[0]
 
     def flush(self) -> None:
-        self.wire += self.protocol.take_outbox()
+        self.wire += self.protocol.transmit(0.0)
 
     def send(self, channel: Channel, data: bytes) -> None:
         self.flush()
@@ -839,7 +839,7 @@ def test_what_each_side_says_first_comes_behind_a_full_segment(a_dials: bool) ->
 
     def carry() -> None:
         for sender, receiver, side in ((a, b, True), (b, a, False)):
-            if data := sender.take_outbox():
+            if data := sender.transmit(0.0):
                 said[side].append(data)
                 receiver.receive([data], now)
 
@@ -997,15 +997,18 @@ def test_three_misses() -> None:
     pair = Pair()
     a = pair.a.protocol
     start = pair.now
-    assert a.next_timer() == start + IDLE
-    assert a.handle_timer(start + IDLE - 0.1)
+    assert a.deadline == start + IDLE
+    a.handle_timer(start + IDLE - 0.1)
+    assert not a.lost
     assert not a.has_outbox
     for miss in (1, 2, 3):
-        assert a.handle_timer(start + miss * IDLE)
+        a.handle_timer(start + miss * IDLE)
+        assert not a.lost
         assert pair.a.said() == [Ping(token=miss)]
         assert a.silence(start + miss * IDLE) == miss * IDLE
-    assert a.next_timer() == start + 4 * IDLE
-    assert not a.handle_timer(start + 4 * IDLE)
+    assert a.deadline == start + 4 * IDLE
+    a.handle_timer(start + 4 * IDLE)
+    assert a.lost
 
 
 def test_any_sign_of_life_counts() -> None:
@@ -1014,8 +1017,9 @@ def test_any_sign_of_life_counts() -> None:
     for miss in (1, 2, 3):
         a.handle_timer(pair.now + miss * IDLE)
     feed(pair.a, encode(Credit(channel=0, limit=0))[:1], now=pair.now + 35)
-    assert a.handle_timer(pair.now + 4 * IDLE)
-    assert a.next_timer() == pair.now + 45
+    a.handle_timer(pair.now + 4 * IDLE)
+    assert not a.lost
+    assert a.deadline == pair.now + 45
 
 
 def test_silence_before_the_commit_is_not_the_peers_fault() -> None:

@@ -170,7 +170,7 @@ class Link:
                 session_id=self.session_id, link_id=link_id, epoch=epoch, now=trio.current_time()
             )
             self.link_id = link_id
-            self.carrier.feed(protocol.take_outbox())
+            self.carrier.feed(protocol.transmit(trio.current_time()))
             if early_data:
                 protocol.note_data_sent(channel, len(early_data))
                 self.carrier.feed(data_header(0, len(early_data)), early_data)
@@ -246,7 +246,7 @@ class Link:
         """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
         channel = self.protocol.send_accept(now=trio.current_time())
         self._admitted = True  # that is what was decided
-        self.carrier.feed(self.protocol.take_outbox())
+        self.carrier.feed(self.protocol.transmit(trio.current_time()))
         return self._pipe(channel)
 
     async def refuse(self, reason: RefuseReason, text: str = "") -> None:
@@ -343,7 +343,7 @@ class Link:
                 if ending:
                     self.protocol.send_go_away()
                 if self.protocol.has_outbox:
-                    self.carrier.feed(self.protocol.take_outbox())
+                    self.carrier.feed(self.protocol.transmit(trio.current_time()))
                 if ending:
                     self.carrier.feed_end()
                 if self.carrier.owed:
@@ -354,8 +354,9 @@ class Link:
     async def _watch(self) -> None:
         """Ask for signs of life.  A task of its own, since a peer that does not read holds the write loop up."""
         while True:
-            await trio.sleep_until(self.protocol.next_timer())
-            if not self.protocol.handle_timer(trio.current_time()):
+            await trio.sleep_until(self.protocol.deadline)
+            self.protocol.handle_timer(trio.current_time())
+            if self.protocol.lost:
                 raise trio.BrokenResourceError("the peer has not been heard for too long")
             if self.protocol.has_outbox:
                 self._poked.set()
@@ -451,7 +452,7 @@ class Link:
                 raise trio.ClosedResourceError("this channel ended")
             self.protocol.note_data_sent(channel, len(data))
             if self.protocol.has_outbox:
-                self.carrier.feed(self.protocol.take_outbox())
+                self.carrier.feed(self.protocol.transmit(trio.current_time()))
             self.carrier.feed(data_header(channel.id, len(data)), data)
             await self.carrier.flush()
         except trio.Cancelled:
@@ -534,6 +535,6 @@ class Link:
     async def _flush_outbox(self) -> None:
         """Send what the protocol has to say, inline: handshake only, where nobody else writes."""
         if self.protocol.has_outbox:
-            self.carrier.feed(self.protocol.take_outbox())
+            self.carrier.feed(self.protocol.transmit(trio.current_time()))
         if self.carrier.owed:
             await self.carrier.flush()

@@ -1,8 +1,8 @@
 """The session between two peers on one carrier, without I/O: plaintext and ``now`` in, events and control frames out.
 
 `LinkProtocol` owns the Link's state, its channels and their credit.  The shell around it (`warpgate_trio.link.link`)
-owns the carrier: it feeds what it reads to `receive`, sends `take_outbox` whenever there is any, and puts DATA on the
-carrier itself after `note_data_sent`, so that payload is never copied here.
+owns the carrier: it feeds what it reads to `receive`, sends what `transmit` hands out, calls `handle_timer` at
+`deadline`, and puts DATA on the carrier itself after `note_data_sent`, so that payload is never copied here.
 
 Credit (DESIGN §4.2).  A sender may go up to an absolute offset; the receiver moves it when the *application* has
 read, so a reader that stops holds at most one window.  The window starts at 1 MiB and doubles, up to 8 MiB, while a
@@ -15,6 +15,7 @@ What is ignored on purpose: frames of channels that ended, because the two sides
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -115,6 +116,8 @@ class LinkProtocol:
         self._pings = 0
         self.answered: int = 0
         self._misses = 0
+        self.lost: bool = False
+        """The peer has not been heard for too long: the Link is dead."""
 
     # -- roles and state ---------------------------------------------------------------------------------------------
 
@@ -335,10 +338,11 @@ class LinkProtocol:
 
     @property
     def has_outbox(self) -> bool:
+        """Whether `transmit` has anything."""
         return bool(self._outbox or self._credits or self._pong is not None)
 
-    def take_outbox(self) -> bytes:
-        """Every control frame that is due, in order; they go out before the next DATA."""
+    def transmit(self, now: float) -> bytes:
+        """Every control frame that is to be sent, in order; they go out before the next DATA."""
         frames = self._outbox
         self._outbox = []
         if self._pong is not None:
@@ -546,20 +550,21 @@ class LinkProtocol:
         self._credits.clear()
         self._pong = None
 
-    def next_timer(self) -> float:
-        """When `handle_timer` wants to be called."""
-        return self._heard_at + (1 + self._misses) * self._idle_interval
+    @property
+    def deadline(self) -> float:
+        """When `handle_timer` wants to be called; infinity once the peer is lost."""
+        return math.inf if self.lost else self._heard_at + (1 + self._misses) * self._idle_interval
 
-    def handle_timer(self, now: float) -> bool:
-        """Send a PING where one is due; False when the peer missed too many and the Link is dead."""
-        if now < self.next_timer():
-            return True
+    def handle_timer(self, now: float) -> None:
+        """Send a PING where one is due; `lost` where the peer has missed too many."""
+        if now < self.deadline:
+            return
         if self._misses >= MISSES:
-            return False
+            self.lost = True
+            return
         self._misses += 1
         self._pinged_at = None  # an unanswered question must not stop the next one
         self.send_ping(now)
-        return True
 
     def silence(self, now: float) -> float:
         """Seconds since the peer was last heard."""
