@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
@@ -64,7 +65,7 @@ def endure(protocol: QuicProtocol, datagrams: list[bytes]) -> None:
     """All that a carrier calls."""
     protocol.receive(datagrams, 0.1)
     protocol.transmit(0.1)
-    if (timer := protocol.timer()) is not None:
+    if (timer := protocol.deadline) < math.inf:
         protocol.handle_timer(timer)
         protocol.transmit(timer)
 

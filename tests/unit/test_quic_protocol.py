@@ -64,8 +64,8 @@ class World:
                     other = self.server if end is self.dialer else self.dialer
                     at = self.now + LATENCY + self.jitter()
                     self.flying.append((at, len(self.sent), other, each))
-        timers = [end.timer() for end in (self.dialer, self.server) if end is not self.deaf]
-        times = [timer for timer in timers if timer is not None] + [each[0] for each in self.flying]
+        timers = [end.deadline for end in (self.dialer, self.server) if end is not self.deaf]
+        times = [timer for timer in timers if timer < math.inf] + [each[0] for each in self.flying]
         if min(times, default=math.inf) > until:
             self.now = until
             return False
@@ -79,8 +79,7 @@ class World:
             batch = [each[3] for _, _, each in landed if each[2] is end]
             if batch:
                 end.receive(batch, self.now)
-            timer = end.timer()
-            if timer is not None and timer <= self.now:
+            if end.deadline <= self.now:
                 end.handle_timer(self.now)
             self.got[end is self.dialer] += b"".join(end.take())
         self.flying = [each for each in self.flying if each[0] > self.now]
@@ -145,7 +144,7 @@ def test_a_known_round_trip_makes_the_first_retransmission_early() -> None:
     for initial_rtt, expected in ((None, 0.666), (0.05, 0.1)):
         protocol = QuicProtocol.dialing(now=5.0, initial_rtt=initial_rtt)
         protocol.transmit(5.0)
-        assert protocol.timer() == pytest.approx(5.0 + expected)
+        assert protocol.deadline == pytest.approx(5.0 + expected)
 
 
 # --- who it is ---
@@ -387,7 +386,7 @@ def test_starts_are_bounded() -> None:
         server.receive(QuicProtocol.dialing(now=0.0).transmit(0.0), 0.0)
     assert len(server._starts) == MAX_STARTS
     assert len(server.transmit(0.0)) <= 3 * 2 * MAX_STARTS  # RFC 9000 §8.1: three times what came
-    assert server.timer() is not None
+    assert server.deadline < math.inf
     assert server.close(1.0)
 
 
@@ -397,8 +396,8 @@ def test_a_start_that_comes_to_nothing_makes_room_for_another() -> None:
         server.receive(QuicProtocol.dialing(now=0.0).transmit(0.0), 0.0)
     now = 0.0
     while server._starts:
-        timer = server.timer()
-        assert timer is not None
+        timer = server.deadline
+        assert timer < math.inf
         now = max(now, timer)
         server.handle_timer(now)
         server.transmit(now)

@@ -143,7 +143,9 @@ class QuicCarrier:
         """Wait for datagrams or for the timer, and let the connection see them."""
         protocol = self._protocol
         batch: list[bytes] = []
-        with trio.CancelScope(deadline=self._due()) as self._alarm:  # `_transmit` of another task may move it
+        with trio.CancelScope(
+            deadline=self._protocol.deadline
+        ) as self._alarm:  # `_transmit` of another task may move it
             try:
                 batch = await self._path.receive()
             except trio.BrokenResourceError as error:
@@ -153,12 +155,8 @@ class QuicCarrier:
         now = trio.current_time()
         if batch:
             protocol.receive(batch, now)
-        if self._due() <= now:
+        if self._protocol.deadline <= now:
             protocol.handle_timer(now)
-
-    def _due(self) -> float:
-        timer = self._protocol.timer()
-        return math.inf if timer is None else timer
 
     async def _transmit(self) -> bool:
         """Send what may go now; whether that was anything, which is also whether it was a checkpoint."""
@@ -180,7 +178,7 @@ class QuicCarrier:
             self._sending.release()
         # No checkpoint since the connection had nothing more to send.
         self._fed = False
-        self._alarm.deadline = self._due()
+        self._alarm.deadline = self._protocol.deadline
         return sent
 
     def _raise_if_over(self) -> None:
@@ -246,7 +244,7 @@ class QuicCarrier:
         if protocol.ending and not protocol.delivered:
             return False
         self._leave_at = min(self._leave_at, now + ACKNOWLEDGED_BY)
-        return now >= self._leave_at or self._due() > self._leave_at
+        return now >= self._leave_at or self._protocol.deadline > self._leave_at
 
     def feed_end(self) -> None:
         self._fed = True

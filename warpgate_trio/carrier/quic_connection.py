@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import ssl
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -211,9 +212,11 @@ class Connection:
         """Datagrams to send now."""
         return [datagram for datagram, _ in self._call(self._quic.datagrams_to_send, now)]
 
-    def timer(self) -> float | None:
-        """When `handle_timer` wants to be called."""
-        return self._ask(self._quic.get_timer, None)
+    @property
+    def deadline(self) -> float:
+        """When `handle_timer` wants to be called; infinity while no timer runs."""
+        timer = self._ask(self._quic.get_timer, None)
+        return math.inf if timer is None else timer
 
     def handle_timer(self, now: float) -> None:
         """Time has come."""

@@ -25,6 +25,7 @@ bytes each, and the dialler one round trip.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -187,18 +188,15 @@ class QuicProtocol:
             self._fail(str(error))
         return datagrams
 
-    def timer(self) -> float | None:
-        """When `handle_timer` wants to be called; it moves with every call."""
-        timer = (
-            min(
-                (each for start in self._starts.values() if (each := start.connection.timer()) is not None),
-                default=None,
-            )
-            if self._connection is None
-            else self._connection.timer()
-        )
+    @property
+    def deadline(self) -> float:
+        """When `handle_timer` wants to be called, infinity while no timer runs; it moves with every call."""
+        if self._connection is None:
+            deadline = min((start.connection.deadline for start in self._starts.values()), default=math.inf)
+        else:
+            deadline = self._connection.deadline
         silence = self._fired_at - self._heard_at
-        return timer if timer is None or silence < PATIENCE else max(timer, self._fired_at + silence / 2)
+        return deadline if silence < PATIENCE else max(deadline, self._fired_at + silence / 2)
 
     def handle_timer(self, now: float) -> None:
         """Time has come: losses, acknowledgements, pacing, the idle timeout."""
@@ -326,7 +324,7 @@ class QuicProtocol:
         qh3 reports it only after the draining period (RFC 9000 §10.2.2), for which we have no use: the path is not used
         again.
         """
-        if (drained := connection.timer()) is not None:
+        if (drained := connection.deadline) < math.inf:
             connection.handle_timer(drained)
             self._take_events(connection)
         self._fail("the connection was cut")
