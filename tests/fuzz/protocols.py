@@ -285,6 +285,7 @@ def stun_answer(data: bytes) -> None:
     data = with_length(data[:8] + _TID + data[20:])
     transaction = StunTransaction(binding_request(_TID), _SERVER)
     transaction.start(0.0)
+    transaction.transmit(0.0)  # what was never sent has no answer
     if transaction.receive(data, _SERVER, 0.1):
         read_binding_answer(transaction)
 

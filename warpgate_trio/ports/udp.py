@@ -224,10 +224,11 @@ class UdpPort:
         try:
             transaction.start(trio.current_time())
             while not transaction.done:
-                request = transaction.due(trio.current_time())
+                transaction.handle_timer(trio.current_time())
+                request = transaction.transmit(trio.current_time())
                 if request is not None:
                     await self._sock.send_batch([(request, server)])
-                if transaction.deadline is not None:
+                if not transaction.done:
                     with trio.move_on_at(transaction.deadline):
                         await done.wait()
                 if self._closed:

@@ -11,6 +11,7 @@ a mapping from two sides within one round trip.
 
 from __future__ import annotations
 
+import math
 import os
 import socket as stdlib
 from collections.abc import AsyncGenerator, Sequence
@@ -161,12 +162,13 @@ async def _converse(
         each.start(trio.current_time())
     while True:
         for each in transactions:
-            if (request := each.due(trio.current_time())) is not None:
+            each.handle_timer(trio.current_time())
+            if (request := each.transmit(trio.current_time())) is not None:
                 await _send(sock, request, each)
-        deadlines = [each.deadline for each in transactions if each.deadline is not None]
-        if not deadlines:
+        deadline = min((each.deadline for each in transactions), default=math.inf)
+        if deadline == math.inf:
             return
-        with trio.move_on_at(min(deadlines)):
+        with trio.move_on_at(deadline):
             while True:
                 data, address = await _receive(sock)
                 now = trio.current_time()
@@ -229,7 +231,7 @@ async def query_stream(
 
 
 async def _exchange(stream: trio.abc.Stream, transaction: StunTransaction, server: TransportAddress) -> None:
-    request = transaction.due(trio.current_time())
+    request = transaction.transmit(trio.current_time())
     assert request is not None
     await stream.send_all(request)
     reader = StreamReader(most=MAX_STREAM_ANSWER)

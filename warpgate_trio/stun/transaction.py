@@ -1,8 +1,8 @@
 """A STUN client's request and its answer without I/O: when to send it again, which answer is believed.
 
-Theory of operation.  A `StunTransaction` is one request: its owner sends what `due` hands out, gives `receive` what
-came in, and looks again at `deadline`, until `done`; then `answer` returns or raises.  Over a datagram socket the
-request is repeated after RTO, 3 RTO, 7 RTO, ... (RFC 8489 §6.2.1); over a stream it is sent once (§6.2.2).
+Theory of operation.  A `StunTransaction` is one request: its owner sends what `transmit` hands out, gives `receive`
+what came in, and calls `handle_timer` at `deadline`, until `done`; then `response` returns or raises.  Over a datagram
+socket the request is repeated after RTO, 3 RTO, 7 RTO, ... (RFC 8489 §6.2.1); over a stream it is sent once (§6.2.2).
 
 What is believed: a response to our method with our transaction id, 96 random bits, from where we asked, or from the
 one place that we asked the server to answer from.  Anything else is not ours (`receive` says False) and ends nothing,
@@ -13,6 +13,7 @@ reached.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final, Protocol, final
@@ -160,7 +161,8 @@ class StunTransaction:
         self._last_wait = last_wait
         self._sent = 0
         self._sent_at = 0.0
-        self._deadline: float | None = None
+        self._deadline = math.inf
+        self._due = False
         self._answer: Message | None = None
         self._error: StunError | None = None
         self.rtt: float | None = None
@@ -176,24 +178,32 @@ class StunTransaction:
         return self._answer is not None or self._error is not None
 
     @property
-    def deadline(self) -> float | None:
-        """When to call `due` again; None before `start` and when it is done."""
-        return None if self.done else self._deadline
+    def deadline(self) -> float:
+        """When `handle_timer` wants to be called; infinity when it is done, or has a request to be sent."""
+        return math.inf if self.done else self._deadline
 
     def start(self, now: float) -> None:
-        """Make the first request due."""
-        if self._deadline is None:
-            self._deadline = now
+        """Make the first request due; again, it does nothing."""
+        if not self._sent:
+            self._due = True
 
-    def due(self, now: float) -> bytes | None:
-        """The request, if it is to be sent to `server` now; then it counts as sent."""
-        if self._deadline is None or self.done or now < self._deadline:
-            return None
+    def handle_timer(self, now: float) -> None:
+        """Repeat the request, or give up: no answer has come in time."""
+        if now < self.deadline:
+            return
+        self._deadline = math.inf
         if self._sent == self._tries:
             self._error = StunTimeout(
                 f"no answer from STUN server {show_address(self.server)} to {self._sent} request(s)"
             )
+        else:
+            self._due = True
+
+    def transmit(self, now: float) -> bytes | None:
+        """The request, if it is to be sent to `server` now; then it counts as sent."""
+        if not self._due or self.done:
             return None
+        self._due = False
         self._sent += 1
         self._sent_at = now
         # From now, not from the last deadline: after a pause of this process there is no burst.
