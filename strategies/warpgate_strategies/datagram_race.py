@@ -117,7 +117,8 @@ class DatagramRace:
 
     async def send_now(self) -> None:
         """Send what is due, in this task: openers have to be on their way before the signal that tells of them."""
-        await self._send(self.checks.due(trio.current_time()))
+        self.checks.handle_timer(trio.current_time())
+        await self._send(self.checks.transmit(trio.current_time()))
 
     async def wait_opened(self) -> None:
         """Wait until an opener is on its way to every pair, at the pace that was asked for."""
@@ -137,16 +138,16 @@ class DatagramRace:
         now = trio.current_time()
         if self._ends_at is not None and now > self._ends_at:
             return []
-        answers = self.checks.receive(number, data, source, now)
+        self.checks.receive(number, data, source, now)
         self._wake.set()
-        return [(each.data, each.remote) for each in answers]
+        return [(each.data, each.remote) for each in self.checks.transmit(now)]
 
     async def _send_due(self) -> None:
         while True:
             self._wake = trio.Event()
             await self.send_now()
             self._sent.set()
-            with trio.move_on_at(self.checks.next_time):
+            with trio.move_on_at(self.checks.deadline):
                 await self._wake.wait()
 
     async def _send(self, packets: Iterable[Outgoing]) -> None:

@@ -314,9 +314,11 @@ def _take_probe(data: bytes) -> None:
     pair = (0, _SERVER)
     checks.add([pair], 0.0, opening=False)
     checks.probe(0.0)
-    checks.due(0.1)
+    checks.handle_timer(0.1)
+    checks.transmit(0.1)
     for source in (_SERVER, ("198.51.100.9", 9)):
         checks.receive(0, data, source, 0.2)
+        checks.transmit(0.2)
 
 
 @target(_probes, inputs=10_000)

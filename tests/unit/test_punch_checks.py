@@ -43,6 +43,18 @@ def numbers() -> Callable[[int], bytes]:
     return lambda n: next(counter).to_bytes(n, "big")
 
 
+def due(checks: PathChecks, now: float) -> list[Outgoing]:
+    """What is to be sent once the time has come."""
+    checks.handle_timer(now)
+    return checks.transmit(now)
+
+
+def answered(checks: PathChecks, socket: int, data: bytes, source: TransportAddress, now: float) -> list[Outgoing]:
+    """What is to be sent because of a datagram."""
+    checks.receive(socket, data, source, now)
+    return checks.transmit(now)
+
+
 @final
 @dataclass
 class Side:
@@ -79,10 +91,10 @@ class Side:
         for _ in range(most):
             if now > until:
                 return sent
-            sent += [(now, packet) for packet in self.checks.due(now)]
-            if self.checks.next_time <= now:
+            sent += [(now, packet) for packet in due(self.checks, now)]
+            if self.checks.deadline <= now:
                 assert self.pause == 0  # a burst was full, and more is really due
-            now = max(now, self.checks.next_time)
+            now = max(now, self.checks.deadline)
         raise AssertionError("the checks never come to rest")
 
 
@@ -112,7 +124,7 @@ class TestOpening:
         side = Side()
         side.checks.add([PAIR], 0.0, silent=True)
         assert len(side.run(10.0)) == 1
-        assert side.checks.next_time == math.inf
+        assert side.checks.deadline == math.inf
 
     def test_without_openers_nothing_goes_out_before_probing(self) -> None:
         side = Side()
@@ -120,14 +132,14 @@ class TestOpening:
         assert side.run(10.0) == []
         assert side.checks.unopened == 0
         side.checks.probe(10.0)
-        assert kinds(side.checks.due(10.0)) == ["probe"]
+        assert kinds(due(side.checks, 10.0)) == ["probe"]
 
     def test_a_pair_that_is_announced_twice_is_one(self) -> None:
         side = Side()
         side.checks.add([PAIR, PAIR], 0.0)
         side.checks.add([PAIR], 0.0, silent=True)
         assert side.checks.unopened == 1
-        assert kinds(side.checks.due(0.0)) == ["opener"]
+        assert kinds(due(side.checks, 0.0)) == ["opener"]
         assert side.checks.unopened == 0
         assert len(side.run(1.0, start=0.001)) > 1  # it is not silent because of that
 
@@ -135,16 +147,16 @@ class TestOpening:
         side = Side(burst=2, pause=1.0, max_packets=3)
         side.checks.add([(0, (THERE[0], port)) for port in range(1, 6)], 0.0, silent=True)
         assert side.checks.unopened == 5
-        assert len(side.checks.due(0.0)) == 2
+        assert len(due(side.checks, 0.0)) == 2
         assert side.checks.unopened == 3
-        assert len(side.checks.due(1.0)) == 1
+        assert len(due(side.checks, 1.0)) == 1
         assert side.checks.unopened == 0  # nobody is to wait for the rest
         assert side.checks.packets == 3
 
     def test_what_was_refused_is_opened_too_as_far_as_anybody_waits(self) -> None:
         side = Side(allow=lambda _: False)
         side.checks.add([PAIR], 0.0)
-        assert side.checks.due(0.0) == []
+        assert due(side.checks, 0.0) == []
         assert (side.checks.unopened, side.checks.packets) == (0, 0)
 
 
@@ -156,7 +168,7 @@ class TestProbing:
         sent = side.run(60.0)
         assert [at for at, _ in sent] == pytest.approx([k * PROBE_PERIOD for k in range(MAX_PROBES)])
         assert {packet.hops for _, packet in sent} == {None}
-        assert side.checks.next_time == math.inf
+        assert side.checks.deadline == math.inf
 
     def test_a_silent_pair_is_never_probed(self) -> None:
         side = Side()
@@ -177,24 +189,24 @@ class TestProbing:
         side.checks.probe(0.0)
         side.checks.add([PAIR], 1.0)
         assert side.checks.unopened == 1
-        assert kinds(side.checks.due(1.0)) == ["probe"]
+        assert kinds(due(side.checks, 1.0)) == ["probe"]
         assert side.checks.unopened == 0
         side.checks.add([(1, THERE)], 1.0, opening=False)
-        assert kinds(side.checks.due(1.0)) == ["probe"]
+        assert kinds(due(side.checks, 1.0)) == ["probe"]
 
     def test_openers_that_waited_become_probes(self) -> None:
         side = Side()
         side.checks.add([PAIR], 0.0)
         side.checks.probe(0.0)
-        assert kinds(side.checks.due(0.0)) == ["probe"]
+        assert kinds(due(side.checks, 0.0)) == ["probe"]
         assert side.checks.unopened == 0
 
     def test_who_has_answered_is_not_asked_any_more(self) -> None:
         side = Side()
         side.checks.add([PAIR], 0.0)
         side.checks.probe(0.0)
-        (packet,) = side.checks.due(0.0)
-        assert side.checks.receive(0, answer_to(packet), THERE, 0.03) == []
+        (packet,) = due(side.checks, 0.0)
+        assert answered(side.checks, 0, answer_to(packet), THERE, 0.03) == []
         assert side.confirmed == [(PAIR, 0.03)]
         assert side.checks.mapped == {0: US}
         assert side.run(60.0, start=0.04) == []
@@ -207,7 +219,7 @@ class TestAnswers:
         side = Side()
         side.checks.add([PAIR, (1, THERE), (0, ELSEWHERE)], 0.0)
         side.checks.probe(0.0)
-        return side, side.checks.due(0.0)[0]
+        return side, due(side.checks, 0.0)[0]
 
     def unmoved(self, side: Side) -> None:
         assert (side.confirmed, side.heard, side.checks.mapped) == ([], [], {})
@@ -215,45 +227,45 @@ class TestAnswers:
     def test_once(self) -> None:
         side, packet = self.probing()
         for _ in range(3):
-            assert side.checks.receive(0, answer_to(packet), THERE, 0.02) == []
+            assert answered(side.checks, 0, answer_to(packet), THERE, 0.02) == []
         assert side.confirmed == [(PAIR, 0.02)]
 
     def test_a_second_answer_of_a_pair_tells_where_we_are_seen_and_confirms_nothing(self) -> None:
         side, first = self.probing()
         second = next(packet for _, packet in side.run(0.2, start=0.01) if (packet.socket, packet.remote) == PAIR)
-        side.checks.receive(0, answer_to(first), THERE, 0.2)
-        side.checks.receive(0, answer_to(second, ("198.51.100.1", 1001)), THERE, 0.2)
+        answered(side.checks, 0, answer_to(first), THERE, 0.2)
+        answered(side.checks, 0, answer_to(second, ("198.51.100.1", 1001)), THERE, 0.2)
         assert len(side.confirmed) == 1
         assert side.checks.mapped == {0: ("198.51.100.1", 1001)}
 
     @pytest.mark.parametrize("where", [(0, STRANGER), (0, ELSEWHERE), (1, THERE)])
     def test_not_from_elsewhere(self, where: Pair) -> None:
         side, packet = self.probing()
-        assert side.checks.receive(where[0], answer_to(packet), where[1], 0.02) == []
+        assert answered(side.checks, where[0], answer_to(packet), where[1], 0.02) == []
         self.unmoved(side)
-        side.checks.receive(0, answer_to(packet), THERE, 0.03)  # it is not used up by that
+        answered(side.checks, 0, answer_to(packet), THERE, 0.03)  # it is not used up by that
         assert side.confirmed == [(PAIR, 0.03)]
 
     def test_not_to_a_transaction_of_nobodys(self) -> None:
         side, _ = self.probing()
         forged = ProbeCodec(SECRET, initiator=False).response(bytes(12), US)
-        assert side.checks.receive(0, forged, THERE, 0.02) == []
+        assert answered(side.checks, 0, forged, THERE, 0.02) == []
         self.unmoved(side)
 
     def test_not_under_another_key(self) -> None:
         side, packet = self.probing()
         forged = ProbeCodec(bytes(SECRET_LENGTH), initiator=False).response(packet.data[8:20], US)
-        assert side.checks.receive(0, forged, THERE, 0.02) == []
-        assert side.checks.receive(0, peer_request(secret=bytes(SECRET_LENGTH)), THERE, 0.02) == []
+        assert answered(side.checks, 0, forged, THERE, 0.02) == []
+        assert answered(side.checks, 0, peer_request(secret=bytes(SECRET_LENGTH)), THERE, 0.02) == []
         self.unmoved(side)
 
     def test_not_what_is_sent_back_to_us(self) -> None:
         """A NAT that hairpins, or somebody in the middle: our own packets are not the peer's."""
         side, packet = self.probing()
-        assert side.checks.receive(0, packet.data, THERE, 0.02) == []
-        (answer,) = side.checks.receive(0, peer_request(), THERE, 0.02)
+        assert answered(side.checks, 0, packet.data, THERE, 0.02) == []
+        (answer,) = answered(side.checks, 0, peer_request(), THERE, 0.02)
         before = list(side.heard)
-        assert side.checks.receive(0, answer.data, THERE, 0.02) == []
+        assert answered(side.checks, 0, answer.data, THERE, 0.02) == []
         assert (side.confirmed, side.heard) == ([], before)
 
     def test_the_oldest_are_forgotten(self) -> None:
@@ -263,9 +275,9 @@ class TestAnswers:
         sent = [packet for _, packet in side.run((MAX_TRANSACTIONS + 5) * PROBE_PERIOD)]
         assert len(sent) > MAX_TRANSACTIONS
         now = len(sent) * PROBE_PERIOD
-        side.checks.receive(0, answer_to(sent[0]), THERE, now)
+        answered(side.checks, 0, answer_to(sent[0]), THERE, now)
         assert side.confirmed == []
-        side.checks.receive(0, answer_to(sent[-1]), THERE, now)
+        answered(side.checks, 0, answer_to(sent[-1]), THERE, now)
         assert [pair for pair, _ in side.confirmed] == [PAIR]
 
 
@@ -273,7 +285,7 @@ class TestRequests:
     def test_an_answer_goes_back_at_once_says_from_where_and_is_hardly_larger(self) -> None:
         side = Side()
         request = peer_request()
-        (answer,) = side.checks.receive(3, request, STRANGER, 0.0)
+        (answer,) = answered(side.checks, 3, request, STRANGER, 0.0)
         assert (answer.socket, answer.remote, answer.hops) == (3, STRANGER, None)
         read = ProbeCodec(SECRET, initiator=False).read(answer.data)
         assert read is not None
@@ -283,47 +295,49 @@ class TestRequests:
     def test_an_unknown_source_is_a_candidate(self) -> None:
         """RFC 8445 §7.3.1.3, peer-reflexive."""
         side = Side()
-        side.checks.receive(0, peer_request(), ELSEWHERE, 0.0)
+        answered(side.checks, 0, peer_request(), ELSEWHERE, 0.0)
         assert side.heard == [(0, ELSEWHERE)]
-        packets = side.checks.due(0.0)
+        packets = due(side.checks, 0.0)
         assert kinds(packets) == ["probe"]
-        side.checks.receive(0, answer_to(packets[0]), ELSEWHERE, 0.05)
+        answered(side.checks, 0, answer_to(packets[0]), ELSEWHERE, 0.05)
         assert side.confirmed == [((0, ELSEWHERE), 0.05)]
 
     @pytest.mark.parametrize("silent", [True, False])
     def test_who_was_heard_is_probed_before_the_peer_said_so(self, silent: bool) -> None:
         side = Side()
         side.checks.add([PAIR], 0.0, silent=silent)
-        side.checks.due(0.0)
-        side.checks.receive(0, peer_request(), THERE, 0.005)
+        due(side.checks, 0.0)
+        answered(side.checks, 0, peer_request(), THERE, 0.005)
         assert side.checks.stage is Stage.OPENING
-        assert kinds(side.checks.due(0.005)) == ["probe"]
+        assert kinds(due(side.checks, 0.005)) == ["probe"]
         assert len(side.run(60.0, start=0.006)) == MAX_PROBES - 1
 
     def test_it_is_said_once(self) -> None:
         side = Side()
         for number in range(5):
-            assert len(side.checks.receive(0, peer_request(number), THERE, 0.0)) == 1
+            assert len(answered(side.checks, 0, peer_request(number), THERE, 0.0)) == 1
         assert side.heard == [PAIR]
 
     def test_after_an_answer_there_is_nothing_to_ask(self) -> None:
         side = Side()
         side.checks.add([PAIR], 0.0)
         side.checks.probe(0.0)
-        (packet,) = side.checks.due(0.0)
-        side.checks.receive(0, answer_to(packet), THERE, 0.01)
-        side.checks.receive(0, peer_request(), THERE, 0.02)
+        (packet,) = due(side.checks, 0.0)
+        answered(side.checks, 0, answer_to(packet), THERE, 0.01)
+        answered(side.checks, 0, peer_request(), THERE, 0.02)
         assert side.heard == [PAIR]
         assert side.run(60.0, start=0.02) == []
 
     def test_a_replay_from_elsewhere_is_nothing(self) -> None:
         side = Side()
         request = peer_request()
-        assert side.checks.receive(0, request, THERE, 0.0)
-        assert side.checks.receive(0, request, STRANGER, 0.1) == []
-        assert side.checks.receive(1, request, THERE, 0.1) == []
+        assert answered(side.checks, 0, request, THERE, 0.0)
+        assert answered(side.checks, 0, request, STRANGER, 0.1) == []
+        assert answered(side.checks, 1, request, THERE, 0.1) == []
         assert side.heard == [PAIR]
-        assert side.checks.receive(0, request, THERE, 0.1)  # the network doubles packets: the answer may have been lost
+        assert answered(
+            side.checks, 0, request, THERE, 0.1
+        )  # the network doubles packets: the answer may have been lost
 
     @pytest.mark.parametrize("port", [THERE[1], THERE[1] + 1])
     def test_a_replay_that_is_faster_than_the_original_does_not_take_its_place(self, port: int) -> None:
@@ -331,35 +345,35 @@ class TestRequests:
         side = Side()
         side.checks.add([PAIR], 0.0)
         request = peer_request()
-        assert side.checks.receive(0, request, STRANGER, 0.0)
-        assert side.checks.receive(0, request, (THERE[0], port), 0.01)
+        assert answered(side.checks, 0, request, STRANGER, 0.0)
+        assert answered(side.checks, 0, request, (THERE[0], port), 0.01)
         assert side.heard == [(0, STRANGER), (0, (THERE[0], port))]
-        assert side.checks.receive(0, request, ("192.0.2.67", 1), 0.02) == []
+        assert answered(side.checks, 0, request, ("192.0.2.67", 1), 0.02) == []
 
     def test_strangers_leave_room_for_who_was_announced(self) -> None:
         side = Side()
         side.checks.add([PAIR], 0.0)
         for number in range(MAX_HEARD + 10):
-            side.checks.receive(0, peer_request(number), (STRANGER[0], 1 + number), 0.0)
+            answered(side.checks, 0, peer_request(number), (STRANGER[0], 1 + number), 0.0)
         assert len(side.heard) == MAX_HEARD
-        assert side.checks.receive(0, peer_request(1000), THERE, 0.1)
+        assert answered(side.checks, 0, peer_request(1000), THERE, 0.1)
         assert side.heard[-1] == PAIR
 
     @pytest.mark.parametrize("data", [b"", b"\0" * 20, b"\x40 quic", peer_request()[:-1], peer_request() + b"\0" * 4])
     def test_what_is_no_probe_changes_nothing(self, data: bytes) -> None:
         side = Side()
-        assert side.checks.receive(0, data, THERE, 0.0) == []
+        assert answered(side.checks, 0, data, THERE, 0.0) == []
         assert side.heard == []
-        assert side.checks.next_time == math.inf
+        assert side.checks.deadline == math.inf
 
     def test_sources_and_answers_are_bounded(self) -> None:
         side = Side()
         answers = 0
         for number in range(MAX_HEARD + 10):
-            answers += len(side.checks.receive(0, peer_request(number), (THERE[0], 1 + number), 0.0))
+            answers += len(answered(side.checks, 0, peer_request(number), (THERE[0], 1 + number), 0.0))
         assert answers == len(side.heard) == MAX_HEARD
         for number in range(MAX_ANSWERS):
-            answers += len(side.checks.receive(0, peer_request(1000 + number), side.heard[0][1], 0.0))
+            answers += len(answered(side.checks, 0, peer_request(1000 + number), side.heard[0][1], 0.0))
         assert answers == MAX_ANSWERS
         assert len(side.heard) == MAX_HEARD
 
@@ -377,31 +391,31 @@ class TestPace:
     def test_nothing_in_a_pause(self) -> None:
         side = Side(burst=1, pause=1.0)
         side.checks.add([PAIR, (1, THERE)], 0.0, silent=True)
-        assert len(side.checks.due(0.0)) == 1
-        assert side.checks.next_time == 1.0
-        assert side.checks.due(0.99) == []
+        assert len(due(side.checks, 0.0)) == 1
+        assert side.checks.deadline == 1.0
+        assert due(side.checks, 0.99) == []
 
     def test_a_triggered_check_does_not_wait_for_the_pause_and_lets_nothing_else_through(self) -> None:
         """A peer that comes from many ports must not make us send faster than was planned."""
         side = Side(burst=10, pause=1.0)
         side.checks.add([(0, (THERE[0], port)) for port in range(1, 101)], 0.0, silent=True)
-        assert len(side.checks.due(0.0)) == 10
+        assert len(due(side.checks, 0.0)) == 10
         for number in range(3):
             source = (THERE[0], 2000 + number)
-            side.checks.receive(0, peer_request(number), source, 0.1)
-            assert side.checks.next_time <= 0.1
-            packets = side.checks.due(0.1)
+            answered(side.checks, 0, peer_request(number), source, 0.1)
+            assert side.checks.deadline <= 0.1
+            packets = due(side.checks, 0.1)
             assert [(each.remote, each.hops) for each in packets] == [(source, None)]
-            assert side.checks.next_time > 0.1
-        assert len(side.checks.due(1.0)) == 10
+            assert side.checks.deadline > 0.1
+        assert len(due(side.checks, 1.0)) == 10
 
     def test_the_budget_is_for_all_pairs_together(self) -> None:
         side = Side(max_packets=7)
         side.checks.add([(0, (THERE[0], port)) for port in range(1, 5)], 0.0)
         side.checks.probe(0.0)
-        side.checks.receive(0, peer_request(), STRANGER, 0.0)
+        answered(side.checks, 0, peer_request(), STRANGER, 0.0)
         assert len(side.run(60.0)) == side.checks.packets == 7
-        assert side.checks.next_time == math.inf
+        assert side.checks.deadline == math.inf
 
     def test_who_was_heard_is_counted_until_it_has_answered(self) -> None:
         """The source of a packet is anybody's word; an answer to our own transaction has been where we sent to."""
@@ -413,9 +427,9 @@ class TestPace:
             return len(asked) <= left
 
         side = Side(allow=allow)
-        assert len(side.checks.receive(0, peer_request(1), STRANGER, 0.0)) == 1
+        assert len(answered(side.checks, 0, peer_request(1), STRANGER, 0.0)) == 1
         assert kinds(packet for _, packet in side.run(60.0)) == ["probe"] * (left - 1)
-        assert side.checks.receive(0, peer_request(2), STRANGER, 60.0) == []
+        assert answered(side.checks, 0, peer_request(2), STRANGER, 60.0) == []
         assert set(asked) == {STRANGER[0]}
 
     def test_who_has_answered_is_not_counted_any_more(self) -> None:
@@ -428,10 +442,10 @@ class TestPace:
         side = Side(allow=allow)
         side.checks.add([PAIR], 0.0)
         side.checks.probe(0.0)
-        (packet,) = side.checks.due(0.0)
-        side.checks.receive(0, answer_to(packet), THERE, 0.0)
+        (packet,) = due(side.checks, 0.0)
+        answered(side.checks, 0, answer_to(packet), THERE, 0.0)
         asked.clear()
-        assert len(side.checks.receive(0, peer_request(1), THERE, 0.0)) == 1
+        assert len(answered(side.checks, 0, peer_request(1), THERE, 0.0)) == 1
         assert side.run(60.0) == []
         assert asked == []
 
@@ -445,30 +459,30 @@ class TestEnd:
         side.checks.add([(1, THERE)], 0.0)
         side.checks.probe(0.0)
         assert side.checks.stage is Stage.ENDED
-        assert side.checks.next_time == math.inf
+        assert side.checks.deadline == math.inf
         assert side.checks.unopened == 0
         assert side.run(60.0) == []
 
     def test_it_keeps_nothing_but_what_tells_replays(self) -> None:
         side = Side()
         side.checks.add([(0, (THERE[0], port)) for port in range(1, 1000)], 0.0)
-        side.checks.due(0.0)
+        due(side.checks, 0.0)
         request = peer_request()
-        side.checks.receive(0, request, THERE, 0.0)
+        answered(side.checks, 0, request, THERE, 0.0)
         side.checks.end()
         assert (len(side.checks._sent), len(side.checks._pairs), len(side.checks._queue)) == (0, 0, 0)
-        assert side.checks.receive(0, request, STRANGER, 0.1) == []
-        assert len(side.checks.receive(0, request, THERE, 0.1)) == 1
+        assert answered(side.checks, 0, request, STRANGER, 0.1) == []
+        assert len(answered(side.checks, 0, request, THERE, 0.1)) == 1
 
     def test_probes_are_answered_and_found_no_more(self) -> None:
         side = Side()
         side.checks.add([PAIR], 0.0)
         side.checks.probe(0.0)
-        (packet,) = side.checks.due(0.0)
+        (packet,) = due(side.checks, 0.0)
         side.checks.end()
-        assert len(side.checks.receive(0, peer_request(1), THERE, 1.0)) == 1
-        assert len(side.checks.receive(0, peer_request(2), STRANGER, 1.0)) == 1
-        side.checks.receive(0, answer_to(packet), THERE, 1.0)
+        assert len(answered(side.checks, 0, peer_request(1), THERE, 1.0)) == 1
+        assert len(answered(side.checks, 0, peer_request(2), STRANGER, 1.0)) == 1
+        answered(side.checks, 0, answer_to(packet), THERE, 1.0)
         assert (side.heard, side.confirmed) == ([], [])
         assert side.run(60.0, start=1.0) == []
 
@@ -482,11 +496,11 @@ def test_two_sides_meet_whoever_is_first() -> None:
     for side, there in ((alice, at_bob), (bob, at_alice)):
         side.checks.add([(0, there)], 0.0)
         side.checks.probe(0.0)
-    flying = [(bob, at_alice, each.data) for each in alice.checks.due(0.0)]
+    flying = [(bob, at_alice, each.data) for each in due(alice.checks, 0.0)]
     for _ in range(20):
         arrived, flying = flying, []
         for side, source, data in arrived:
-            answers = side.checks.receive(0, data, source, 0.01) + side.checks.due(0.01)
+            answers = answered(side.checks, 0, data, source, 0.01) + due(side.checks, 0.01)
             other, from_here = (alice, at_bob) if side is bob else (bob, at_alice)
             flying += [(other, from_here, each.data) for each in answers]
     assert [pair for pair, _ in alice.confirmed] == [(0, at_bob)] == alice.heard
@@ -541,14 +555,14 @@ def test_whatever_happens_the_budget_holds_and_time_goes_on(
         elif name == "wait":
             until = now + arguments[0]  # type: ignore[operator]
             for _ in range(1000):
-                batch = checks.due(now)
+                batch = due(checks, now)
                 assert len(batch) <= burst
                 assert not (batch and checks.stage is Stage.ENDED)
                 sent += batch
-                assert checks.next_time > now or len(batch) == burst  # or more is really due
-                if checks.next_time > until:
+                assert checks.deadline > now or len(batch) == burst  # or more is really due
+                if checks.deadline > until:
                     break
-                now = max(now, checks.next_time)
+                now = max(now, checks.deadline)
             else:
                 raise AssertionError("a busy loop")
             now = until
@@ -560,7 +574,7 @@ def test_whatever_happens_the_budget_holds_and_time_goes_on(
                 data = number if isinstance(number, bytes) else b""
             else:
                 data = answer_to(sent[number % len(sent)])  # type: ignore[operator]
-            replies = checks.receive(0, data, source, now)  # type: ignore[arg-type]
+            replies = answered(checks, 0, data, source, now)  # type: ignore[arg-type]
             assert len(replies) <= (name == "request")
             answers += len(replies)
         assert not (stage is Stage.ENDED and checks.stage is not Stage.ENDED)

@@ -15,7 +15,7 @@ The laws that this follows were measured on real NATs (DESIGN §9.3 to 9.5):
 A *pair* is one of our sockets and one remote address.  What may be sent to a pair follows from the stage:
 
     stage     a pair that was announced      a pair that was heard       by
-    OPENING   openers                        probes                      `PathChecks.open`
+    OPENING   openers                        probes                      `PathChecks.add`
     PROBING   probes                         probes                      `PathChecks.probe`
     ENDED     nothing                        answers only                `PathChecks.end`
 
@@ -156,6 +156,7 @@ class PathChecks:
         self._seen: BoundedMap[bytes, Pair] = BoundedMap(MAX_TRANSACTIONS)
         self._unopened = 0
         self._heard = 0
+        self._outbox: list[Outgoing] = []
         self._announced: set[str] = set()
         self._answers = 0
         self.stage: Stage = Stage.OPENING
@@ -201,22 +202,27 @@ class PathChecks:
         self._sent.clear()  # of a spray a megabyte, and a port that carries a Link keeps us for as long
         self._pairs.clear()
 
-    # -- time --------------------------------------------------------------------------------------------------------
+    # -- time and what is sent ---------------------------------------------------------------------------------------
 
     @property
-    def next_time(self) -> float:
-        """When `due` has something to send; infinity when it has nothing to say unasked."""
+    def deadline(self) -> float:
+        """When `handle_timer` wants to be called; infinity when there is nothing to say unasked."""
         if not self._queue:
             return math.inf
         at = self._queue[0][0]
         return at if at == _AT_ONCE else max(at, self._free_at)
 
-    def due(self, now: float) -> list[Outgoing]:
+    def transmit(self, now: float) -> list[Outgoing]:
         """What is to be sent now."""
+        packets, self._outbox = self._outbox, []
+        return packets
+
+    def handle_timer(self, now: float) -> None:
+        """Say what is due: openers and probes, no more than a burst."""
         packets: list[Outgoing] = []
         while self._queue and self._queue[0][0] <= now and len(packets) < self._burst:
             if now < self._free_at and self._queue[0][0] != _AT_ONCE:
-                return packets
+                break
             at, _, pair = heapq.heappop(self._queue)
             state = self._pairs[pair]
             if at != state.due:
@@ -233,7 +239,7 @@ class PathChecks:
                 self.packets += 1
         if len(packets) == self._burst:
             self._free_at = now + self._pause
-        return packets
+        self._outbox += packets
 
     def _unasked(self, pair: Pair, state: _PairState, now: float) -> Outgoing | None:
         if state.answered:
@@ -266,18 +272,18 @@ class PathChecks:
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
-    def receive(self, socket: int, data: bytes, source: TransportAddress, now: float) -> list[Outgoing]:
-        """A datagram that looks like STUN; returns what is to be sent because of it.
+    def receive(self, socket: int, data: bytes, source: TransportAddress, now: float) -> None:
+        """A datagram that looks like STUN; `transmit` has the answer, if there is one.
 
         What is not an authentic probe of the peer's changes nothing.
         """
         probe = self._codec.read(data)
         if probe is None:
-            return []
+            return
         if probe.kind is ProbeKind.RESPONSE:
             self._answered(socket, probe, source, now)
-            return []
-        return self._asked(socket, probe, source, now)
+        else:
+            self._asked(socket, probe, source, now)
 
     def _answered(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> None:
         pair, sent_at = self._sent.get(probe.transaction) or (None, now)
@@ -292,19 +298,19 @@ class PathChecks:
             if self.stage is not Stage.ENDED:
                 self._on_confirmed(pair, now - sent_at)
 
-    def _asked(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> list[Outgoing]:
+    def _asked(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> None:
         pair = (socket, source)
         if self._seen.get(probe.transaction) not in (None, pair) and source[0] not in self._announced:
             # Said before, from elsewhere: a replay.  Where the peer said that it is, the other one was.
-            return []
+            return
         self._seen.put(probe.transaction, pair)
         if self._answers >= MAX_ANSWERS:
-            return []
+            return
         state = self._pairs.get(pair)
         if self.stage is not Stage.ENDED and (state is None or not state.heard):
             if state is None:
                 if self._heard >= MAX_HEARD:
-                    return []
+                    return
                 self._heard += 1
                 state = self._pairs[pair] = _PairState(silent=False)
             state.heard = True
@@ -313,6 +319,6 @@ class PathChecks:
                 self._schedule(pair, _AT_ONCE)
             self._on_heard(pair)
         if not (state is not None and state.answered) and not self._allow(source[0]):
-            return []
+            return
         self._answers += 1
-        return [Outgoing(socket, self._codec.response(probe.transaction, source), source, None)]
+        self._outbox.append(Outgoing(socket, self._codec.response(probe.transaction, source), source, None))
