@@ -1006,7 +1006,7 @@ async def test_a_transfer_grows_its_window(nursery: trio.Nursery) -> None:
         while bob.pipe.rtt is None:
             await bob.pipe.send_all(b"x")
             await alice.pipe.receive_some()
-        bob.link.protocol.rtt = 1.0  # so that the machine's load cannot matter
+        bob.link.protocol.liveness.rtt = 1.0  # so that the machine's load cannot matter
         nursery.start_soon(alice.pipe.send_all, bytes(4 << 20))
         received = 0
         while received < 4 << 20:

@@ -322,7 +322,7 @@ def test_credit_follows_what_the_application_read() -> None:
 
 def test_the_window_grows_while_half_of_it_is_used_up_within_two_round_trips() -> None:
     pair = Pair()
-    pair.b.protocol.rtt = 0.1
+    pair.b.protocol.liveness.rtt = 0.1
     windows = []
     for _ in range(6):
         pair.a.send(pair.a.main, bytes(pair.a.main.sendable))
@@ -338,7 +338,7 @@ def test_the_window_grows_while_half_of_it_is_used_up_within_two_round_trips() -
 @pytest.mark.parametrize(("rtt", "passed"), [(None, 0.0), (0.1, 0.21)])
 def test_the_window_stays_where_the_path_is_the_limit_or_not_measured(rtt: float | None, passed: float) -> None:
     pair = Pair()
-    pair.b.protocol.rtt = rtt
+    pair.b.protocol.liveness.rtt = rtt
     pair.a.send(pair.a.main, bytes(WINDOW_MIN))
     pair.carry()
     pair.b.read(pair.b.main, pair.now + passed)
@@ -355,7 +355,7 @@ def fill_and_read(pair: Pair, ours: Channel, theirs: Channel) -> None:
 
 def test_all_windows_together_stay_within_their_budget_and_leave_room_for_every_channel() -> None:
     pair = Pair()
-    pair.b.protocol.rtt = 1.0
+    pair.b.protocol.liveness.rtt = 1.0
     channels = [pair.open(pair.a) for _ in range(20)]
     for _ in range(5):
         for ours, theirs in channels:
@@ -792,13 +792,13 @@ def test_a_pong_measures_the_round_trip() -> None:
     a.send_ping(pair.now)  # one question at a time
     assert pair.a.said() == [Ping(token=1)]
     feed(pair.a, Pong(token=2))  # an answer to nothing
-    assert a.rtt is None
+    assert a.liveness.rtt is None
     feed(pair.a, Pong(token=1), now=pair.now + 0.2)
-    assert a.rtt == pytest.approx(0.2)
+    assert a.liveness.rtt == pytest.approx(0.2)
     feed(pair.a, Pong(token=1), now=pair.now + 5.0)  # twice the same
     a.send_ping(pair.now)
     feed(pair.a, Pong(token=2), now=pair.now + 0.6)
-    assert a.rtt == pytest.approx(0.2 * 7 / 8 + 0.6 / 8)
+    assert a.liveness.rtt == pytest.approx(0.2 * 7 / 8 + 0.6 / 8)
 
 
 def test_who_asks_is_answered_whatever_else_is_under_way() -> None:
@@ -808,11 +808,11 @@ def test_who_asks_is_answered_whatever_else_is_under_way() -> None:
     first, second = a.ask(pair.now), a.ask(pair.now)
     assert pair.a.said() == [Ping(token=1), Ping(token=first), Ping(token=second)]
     feed(pair.a, Pong(token=99))  # an answer to nothing
-    assert a.answered == 0
+    assert a.liveness.answered == 0
     feed(pair.a, Pong(token=first))
-    assert a.answered == first
+    assert a.liveness.answered == first
     feed(pair.a, Pong(token=second), Pong(token=1))
-    assert a.answered == second
+    assert a.liveness.answered == second
     a.break_all(RemoteProtocolError("over"))
     with pytest.raises(LocalProtocolError, match="PING by the dialer/initiator while the link is ended"):
         a.ask(pair.now)
@@ -999,16 +999,16 @@ def test_three_misses() -> None:
     start = pair.now
     assert a.deadline == start + IDLE
     a.handle_timer(start + IDLE - 0.1)
-    assert not a.lost
+    assert not a.liveness.lost
     assert not a.has_outbox
     for miss in (1, 2, 3):
         a.handle_timer(start + miss * IDLE)
-        assert not a.lost
+        assert not a.liveness.lost
         assert pair.a.said() == [Ping(token=miss)]
-        assert a.silence(start + miss * IDLE) == miss * IDLE
+        assert a.liveness.silence(start + miss * IDLE) == miss * IDLE
     assert a.deadline == start + 4 * IDLE
     a.handle_timer(start + 4 * IDLE)
-    assert a.lost
+    assert a.liveness.lost
 
 
 def test_any_sign_of_life_counts() -> None:
@@ -1018,7 +1018,7 @@ def test_any_sign_of_life_counts() -> None:
         a.handle_timer(pair.now + miss * IDLE)
     feed(pair.a, encode(Credit(channel=0, limit=0))[:1], now=pair.now + 35)
     a.handle_timer(pair.now + 4 * IDLE)
-    assert not a.lost
+    assert not a.liveness.lost
     assert a.deadline == pair.now + 45
 
 
@@ -1026,7 +1026,7 @@ def test_silence_before_the_commit_is_not_the_peers_fault() -> None:
     pair = Pair(open_link=False)
     pair.a.protocol.send_proof(PROOF)
     pair.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=pair.now + 60)
-    assert pair.a.protocol.silence(pair.now + 61) == 1.0
+    assert pair.a.protocol.liveness.silence(pair.now + 61) == 1.0
 
 
 # --- anything, in any order, cut anywhere ---
@@ -1069,7 +1069,7 @@ class TwoProtocols(RuleBasedStateMachine):
         for name, value in SMALL.items():
             self.patch.setattr(protocol_module, name, value)
         self.pair = Pair()
-        self.pair.a.protocol.rtt = self.pair.b.protocol.rtt = 0.1
+        self.pair.a.protocol.liveness.rtt = self.pair.b.protocol.liveness.rtt = 0.1
         self.ends: dict[tuple[str, int], End] = {}
         self.counter = 0
 

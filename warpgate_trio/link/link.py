@@ -180,7 +180,7 @@ class Link:
                 with trio.move_on_after(patience / 3) as scope:
                     await self._pump()
                 if scope.cancelled_caught:
-                    if protocol.silence(trio.current_time()) >= patience:
+                    if protocol.liveness.silence(trio.current_time()) >= patience:
                         raise trio.BrokenResourceError(f"the peer fell silent for {patience:g} s after the commit")
                     protocol.send_ping(trio.current_time())
             if protocol.refusal is not None:
@@ -356,7 +356,7 @@ class Link:
         while True:
             await trio.sleep_until(self.protocol.deadline)
             self.protocol.handle_timer(trio.current_time())
-            if self.protocol.lost:
+            if self.protocol.liveness.lost:
                 raise trio.BrokenResourceError("the peer has not been heard for too long")
             if self.protocol.has_outbox:
                 self._poked.set()
@@ -513,9 +513,9 @@ class Link:
             began = trio.current_time()
             token = protocol.ask(began)
             self._poked.set()
-            while protocol.answered < token and protocol.state is LinkState.OPEN and not channel.closed_here:
+            while protocol.liveness.answered < token and protocol.state is LinkState.OPEN and not channel.closed_here:
                 await self._answers.park()
-            if protocol.answered >= token:
+            if protocol.liveness.answered >= token:
                 return trio.current_time() - began
         if channel.closed_here:
             raise trio.ClosedResourceError("this pipe was closed")
@@ -525,7 +525,7 @@ class Link:
     @property
     def rtt(self) -> float | None:
         """Smoothed round trip in seconds, None before it was measured."""
-        return self.protocol.rtt
+        return self.protocol.liveness.rtt
 
     def live_path(self) -> PathInfo:
         """`path` with the round trip of now."""

@@ -15,7 +15,6 @@ What is ignored on purpose: frames of channels that ended, because the two sides
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -44,6 +43,7 @@ from .frames import (
     encode,
     padding,
 )
+from .liveness import Liveness
 from .states import DirectionState, LinkState, Role, next_direction_state, next_link_state
 
 __all__ = ["EARLY_DATA_LIMIT", "ChannelOpened", "LinkProtocol"]
@@ -60,8 +60,6 @@ EARLY_DATA_LIMIT: Final = 64 * 1024
 """Bytes that may ride behind a COMMIT before it is accepted (DESIGN §4.2)."""
 MAX_OUTBOX: Final = 2048
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
-MISSES: Final = 3
-"""Idle intervals without a sign of life after which a Link is dead (DESIGN §4.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,6 @@ class LinkProtocol:
         self.proof: Proof | None = None
         self.commit: Commit | None = None
         self.refusal: Refuse | None = None
-        self.rtt: float | None = None
         self.failure: Exception | None = None
         self._dialer = dialer
         self._padding = padding() if padded else b""
@@ -110,14 +107,7 @@ class LinkProtocol:
         self._next_id = 0
         self._highest_theirs = 0
         self._windows = 0
-        self._idle_interval = idle_interval
-        self._heard_at = now
-        self._pinged_at: float | None = None
-        self._pings = 0
-        self.answered: int = 0
-        self._misses = 0
-        self.lost: bool = False
-        """The peer has not been heard for too long: the Link is dead."""
+        self.liveness: Final = Liveness(now, interval=idle_interval)
 
     # -- roles and state ---------------------------------------------------------------------------------------------
 
@@ -150,7 +140,7 @@ class LinkProtocol:
         `silence` counts from here on: a carrier that waited for its turn was not asked for signs of life.
         """
         self._step(FrameType.COMMIT, ours=True)
-        self._heard_at = now
+        self.liveness.begin(now)
         channel = self._add_channel(0, "", window=WINDOW_MIN, receive_limit=WINDOW_MIN, now=now)
         channel.outgoing, channel.send_limit = DirectionState.FLOWING, EARLY_DATA_LIMIT
         self._next_id = 1
@@ -192,21 +182,18 @@ class LinkProtocol:
 
     def send_ping(self, now: float) -> None:
         """Ask for a sign of life, which also measures the round trip; one question at a time."""
-        if self._pinged_at is None and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
-            self._pinged_at = now
-            self._pings += 1
-            self._outbox.append(encode(Ping(token=self._pings)))
+        if not self.liveness.asking and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
+            self._outbox.append(encode(Ping(token=self.liveness.ask(now))))
 
     def ask(self, now: float) -> int:
-        """A PING on somebody's behalf, whatever else is under way; `answered` reaches the token that it returns.
+        """A PING on somebody's behalf, whatever else is under way; `Liveness.answered` reaches the returned token.
 
         The peer answers in order, so by then it has read everything that was sent before.
         """
         self._step(FrameType.PING, ours=True)
-        self._pinged_at = now
-        self._pings += 1
-        self._outbox.append(encode(Ping(token=self._pings)))
-        return self._pings
+        token = self.liveness.ask(now)
+        self._outbox.append(encode(Ping(token=token)))
+        return token
 
     # -- channels, our part ------------------------------------------------------------------------------------------
 
@@ -290,8 +277,8 @@ class LinkProtocol:
         if channel.receive_limit - channel.consumed > channel.window // 2:
             return
         if (
-            self.rtt is not None
-            and now - channel.granted_at < 2 * self.rtt
+            (rtt := self.liveness.rtt) is not None
+            and now - channel.granted_at < 2 * rtt
             and channel.window < WINDOW_MAX
             and channel.window <= self._spare()
         ):
@@ -361,8 +348,7 @@ class LinkProtocol:
         Raises:
           RemoteProtocolError: the peer broke the protocol; the Link is over and its carrier must be closed.
         """
-        self._heard_at = now
-        self._misses = 0
+        self.liveness.heard(now)
         self._budget.earn(now)
         items = self._reader.feed(pieces)
         silent, self._reader.silent = self._reader.silent, 0
@@ -436,7 +422,7 @@ class LinkProtocol:
         if isinstance(frame, Ping):
             self._pong = frame.token
         elif isinstance(frame, Pong):
-            self._on_pong(frame, now)
+            self.liveness.receive(frame.token, now)
         elif isinstance(frame, Proof):
             self.proof = frame
         elif isinstance(frame, Commit):
@@ -449,14 +435,6 @@ class LinkProtocol:
             self.refusal = frame
         else:
             self._on_channel_frame(frame, kind)
-
-    def _on_pong(self, frame: Pong, now: float) -> None:
-        if frame.token <= self._pings:
-            self.answered = max(self.answered, frame.token)
-        if self._pinged_at is not None and frame.token == self._pings:
-            sample = max(now - self._pinged_at, 1e-6)
-            self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample  # RFC 6298 §2
-            self._pinged_at = None
 
     def _on_commit(self, frame: Commit, now: float) -> None:
         self.commit = frame
@@ -553,22 +531,14 @@ class LinkProtocol:
     @property
     def deadline(self) -> float:
         """When `handle_timer` wants to be called; infinity once the peer is lost."""
-        return math.inf if self.lost else self._heard_at + (1 + self._misses) * self._idle_interval
+        return self.liveness.deadline
 
     def handle_timer(self, now: float) -> None:
-        """Send a PING where one is due; `lost` where the peer has missed too many."""
-        if now < self.deadline:
-            return
-        if self._misses >= MISSES:
-            self.lost = True
-            return
-        self._misses += 1
-        self._pinged_at = None  # an unanswered question must not stop the next one
-        self.send_ping(now)
-
-    def silence(self, now: float) -> float:
-        """Seconds since the peer was last heard."""
-        return now - self._heard_at
+        """Send a PING where one is due; `Liveness.lost` where the peer has missed too many."""
+        if now >= self.deadline:
+            self.liveness.handle_timer(now)
+            if not self.liveness.lost:
+                self.send_ping(now)
 
 
 def _reset_failure(code: int) -> Exception:
