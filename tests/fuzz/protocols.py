@@ -296,9 +296,9 @@ def stun_request(data: bytes) -> None:
     places = {(a, p): (f"203.0.113.{1 + a}", 3478 + p) for a in (0, 1) for p in (0, 1)}
     for core in (StunCore(), StunCore(places)):
         for variant in (data, with_length(data)):
-            answer = core.datagram(variant, ("198.51.100.7", 4000), 0.0)
+            answer = core.receive(variant, ("198.51.100.7", 4000), 0.0)
             assert answer is None or len(answer.data) <= 128
-            core.stream_message(variant, ("2001:db8::7", 4000))
+            core.receive_message(variant, ("2001:db8::7", 4000))
 
 
 _SECRET: Final = bytes(range(SECRET_LENGTH))
@@ -348,7 +348,7 @@ _NONCE: Final = b"nonceful"
 
 def _ntp_answers() -> list[bytes]:
     request = NtpExchange().request(_NONCE, NOW)
-    answer = NtpResponder().answer(request, ip_address("127.0.0.1"), received=NOW, sent=NOW, now=0.0)
+    answer = NtpResponder().receive(request, ip_address("127.0.0.1"), received=NOW, sent=NOW, now=0.0)
     assert answer is not None
     return [answer]
 
@@ -364,7 +364,7 @@ def ntp_answer(data: bytes) -> None:
 
 @target(lambda: [NtpExchange().request(_NONCE, NOW)], inputs=10_000)
 def ntp_request(data: bytes) -> None:
-    answer = NtpResponder().answer(data, ip_address("127.0.0.1"), received=NOW, sent=NOW, now=0.0)
+    answer = NtpResponder().receive(data, ip_address("127.0.0.1"), received=NOW, sent=NOW, now=0.0)
     assert answer is None or len(answer) <= max(len(data), 48)
 
 

@@ -69,7 +69,9 @@ async def liar(nursery: trio.Nursery, net: Network, name: str, say: Say, **of_ho
             while True:
                 data, source = await sock.recvfrom(1024)
                 wall = host.wall_time()
-                right = responder.answer(data, ip_address(source[0]), received=wall, sent=wall, now=trio.current_time())
+                right = responder.receive(
+                    data, ip_address(source[0]), received=wall, sent=wall, now=trio.current_time()
+                )
                 said = None if right is None else say(right)
                 if said is not None:
                     await sock.sendto(said, source)

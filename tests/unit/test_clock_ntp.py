@@ -262,7 +262,7 @@ def test_a_time_survives_the_format(unix: float, off: float) -> None:
 
 
 def ask(responder: NtpResponder, data: bytes, *, source: str = "192.0.2.7", now: float = 0.0) -> bytes | None:
-    return responder.answer(data, ip_address(source), received=NOW, sent=NOW + 0.25, now=now)
+    return responder.receive(data, ip_address(source), received=NOW, sent=NOW + 0.25, now=now)
 
 
 def test_the_answers_golden_bytes() -> None:

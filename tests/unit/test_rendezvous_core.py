@@ -185,7 +185,7 @@ class Client:
 
     def drain(self) -> list[FromServer]:
         frames = []
-        while (data := self.state.next_frame) is not None:
+        while (data := self.core.transmit(self.state, 0.0)) is not None:
             frames.append(decode_from_server(data))
             self.core.written(self.state)
         return frames
@@ -528,7 +528,7 @@ def test_a_frame_counts_until_it_is_written() -> None:
     core = RendezvousCore()
     alice, bob = Client(core, ALICE), Client(core, BOB)
     alice.send(BOB.public_key, b"hello")
-    assert bob.state.next_frame == Message(b"hello").encode()
+    assert core.transmit(bob.state, 0.0) == Message(b"hello").encode()
     assert core._for.held == len(Message(b"hello").encode()) + QUEUED_OVERHEAD
     core.written(bob.state)
     core.written(bob.state)  # its connection ended in that moment

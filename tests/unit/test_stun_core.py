@@ -52,7 +52,7 @@ def classic(*attributes: AttributeValue) -> bytes:
 
 
 def ask(core: StunCore, *attributes: AttributeValue, place: tuple[int, int] = (0, 0)) -> tuple[Message, Answer]:
-    answer = core.datagram(request(*attributes), CLIENT, 0.0, place=place)
+    answer = core.receive(request(*attributes), CLIENT, 0.0, place=place)
     assert answer is not None
     return decode(answer.data), answer
 
@@ -67,7 +67,7 @@ def test_one_address_tells_the_mapping_and_no_more() -> None:
 
 
 def test_golden_bytes() -> None:
-    answer = StunCore().datagram(request(), ("192.0.2.1", 32853), 0.0)
+    answer = StunCore().receive(request(), ("192.0.2.1", 32853), 0.0)
     assert answer is not None
     assert answer.data.hex() == "0101000c2112a442" + TID.hex() + "002000080001a147e112a643"
 
@@ -121,22 +121,22 @@ def test_only_some_of_what_is_not_understood_is_named() -> None:
 
 def test_over_tcp_there_is_one_place() -> None:
     core = StunCore(PLACES)
-    data = core.stream_message(request(), CLIENT, place=(1, 0))
+    data = core.receive_message(request(), CLIENT, place=(1, 0))
     assert data is not None
     message = decode(data)
     assert message.get(RESPONSE_ORIGIN) == PLACES[1, 0]
     assert message.get(OTHER_ADDRESS) == PLACES[0, 1]
-    data = core.stream_message(request(CHANGE_REQUEST(ChangeRequest(ip=True))), CLIENT)
+    data = core.receive_message(request(CHANGE_REQUEST(ChangeRequest(ip=True))), CLIENT)
     assert data is not None
     assert decode(data).get(UNKNOWN_ATTRIBUTES) == (CHANGE_REQUEST.type,)
-    assert core.stream_message(b"GET / HTTP/1.1\r\n\r\n" + bytes(20), CLIENT) is None
+    assert core.receive_message(b"GET / HTTP/1.1\r\n\r\n" + bytes(20), CLIENT) is None
 
 
 def test_credentials_are_not_asked_for_and_do_no_harm() -> None:
     data = encode(
         BINDING, MessageClass.REQUEST, TID, [USERNAME("me")], integrity=b"k", integrity_sha256=b"k", fingerprint=True
     )
-    answer = StunCore().datagram(data, CLIENT, 0.0)
+    answer = StunCore().receive(data, CLIENT, 0.0)
     assert answer is not None
     assert decode(answer.data).get(XOR_MAPPED_ADDRESS) == CLIENT
 
@@ -174,7 +174,7 @@ def test_a_bad_request(attribute: AttributeValue) -> None:
 def test_what_is_no_request_gets_no_answer(data: bytes) -> None:
     """Not even an error, or two servers could be made to talk to each other for ever."""
     core = StunCore(PLACES)
-    assert core.datagram(data, CLIENT, 0.0) is None
+    assert core.receive(data, CLIENT, 0.0) is None
     assert core.statistics().ignored == 1
 
 
@@ -182,14 +182,14 @@ def test_what_is_no_request_gets_no_answer(data: bytes) -> None:
 
 
 def ask_classic(core: StunCore, *attributes: AttributeValue, place: tuple[int, int] = (0, 0)) -> tuple[Message, Answer]:
-    answer = core.datagram(classic(*attributes), CLIENT, 0.0, place=place)
+    answer = core.receive(classic(*attributes), CLIENT, 0.0, place=place)
     assert answer is not None
     assert answer.data[4:20] == CLASSIC_ID
     return decode(answer.data[:4] + request()[4:8] + answer.data[8:]), answer
 
 
 def test_golden_bytes_of_rfc3489() -> None:
-    answer = StunCore(PLACES).datagram(classic(), ("192.0.2.9", 32853), 0.0)
+    answer = StunCore(PLACES).receive(classic(), ("192.0.2.9", 32853), 0.0)
     assert answer is not None
     assert (
         answer.data.hex()
@@ -243,13 +243,13 @@ def test_what_rfc3489_asks_for_in_vain(places: dict[Any, Any], attribute: Attrib
 
 def test_rfc3489_pays_the_same_rate_and_gains_less() -> None:
     core = StunCore(PLACES, StunLimits(rate=1, burst=3))
-    answers = [core.datagram(each, CLIENT, 0.0) for each in 5 * [classic(), request()]]
+    answers = [core.receive(each, CLIENT, 0.0) for each in 5 * [classic(), request()]]
     lengths = [len(each.data) for each in answers if each is not None]
     assert lengths == [56, 68, 56]
 
 
 def test_over_tcp_rfc3489_has_nothing_to_say() -> None:
-    assert StunCore(PLACES).stream_message(classic(), CLIENT) is None
+    assert StunCore(PLACES).receive_message(classic(), CLIENT) is None
 
 
 attributes = st.lists(
@@ -273,7 +273,7 @@ def test_whatever_comes_the_answer_is_small_and_goes_back(
     data: bytes, place: tuple[int, int], places: dict[Any, Any]
 ) -> None:
     client = ("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", 40000)
-    answer = StunCore(places).datagram(data, client, 0.0, place=place if places else (0, 0))
+    answer = StunCore(places).receive(data, client, 0.0, place=place if places else (0, 0))
     if answer is not None:
         assert len(answer.data) <= MAX_ANSWER
         assert answer.to[0] == client[0]
@@ -285,7 +285,7 @@ def test_whatever_comes_the_answer_is_small_and_goes_back(
 
 
 def answered(core: StunCore, source: str, count: int, now: float) -> int:
-    return sum(core.datagram(request(), (source, 1000 + n), now) is not None for n in range(count))
+    return sum(core.receive(request(), (source, 1000 + n), now) is not None for n in range(count))
 
 
 def test_a_source_has_its_rate_whatever_its_port() -> None:
@@ -307,13 +307,13 @@ def test_a_subscriber_with_ipv6_is_one_source() -> None:
 def test_errors_count_too() -> None:
     core = StunCore(limits=StunLimits(rate=1, burst=3))
     bad = request(PADDING(b"x"))
-    assert sum(core.datagram(bad, CLIENT, 0.0) is not None for _ in range(10)) == 3
+    assert sum(core.receive(bad, CLIENT, 0.0) is not None for _ in range(10)) == 3
 
 
 def test_what_is_no_request_uses_up_nothing() -> None:
     core = StunCore(limits=StunLimits(rate=1, burst=1))
     for _ in range(10):
-        core.datagram(b"hello", CLIENT, 0.0)
+        core.receive(b"hello", CLIENT, 0.0)
     assert answered(core, CLIENT[0], 1, 0.0) == 1
 
 

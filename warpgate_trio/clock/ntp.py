@@ -109,7 +109,11 @@ class NtpSample:
 
 @final
 class NtpExchange:
-    """Requests to one server and their answers, in the time of any one local clock that runs evenly near Unix time."""
+    """Requests to one server and their answers, in the time of any one local clock that runs evenly near Unix time.
+
+    A `request` is made when its owner wants one, and given up when it wants another.  No timer runs here: how often a
+    server is asked, and how long it is waited for, goes by all of its addresses together (`ntp_client`).
+    """
 
     def __init__(self) -> None:
         self._pending: BoundedMap[bytes, float] = BoundedMap(_MAX_PENDING)

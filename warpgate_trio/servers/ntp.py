@@ -144,7 +144,7 @@ async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType) -
         try:
             data, source, at = await asked.receive(_MAX_REQUEST)
             received = wall()
-            answer = responder.answer(
+            answer = responder.receive(
                 data,
                 parse_ip(source[0]),
                 received=received,

@@ -69,7 +69,11 @@ class NtpStatistics:
 
 @final
 class NtpResponder:
-    """All requests of one server.  `stratum`: 1 to 15."""
+    """All requests of one server.  `stratum`: 1 to 15.
+
+    A request is answered at once or never, so `receive` returns the answer: nothing is left to be handed out later, and
+    no timer runs.
+    """
 
     def __init__(self, limits: NtpLimits = DEFAULT_LIMITS, *, stratum: int = STRATUM) -> None:
         if not 1 <= stratum <= 15:
@@ -82,7 +86,7 @@ class NtpResponder:
         self._ignored = 0
         self._limited = 0
 
-    def answer(
+    def receive(
         self, data: bytes, source: IPv4Address | IPv6Address, *, received: float, sent: float, now: float
     ) -> bytes | None:
         """The answer to a packet of `source`; None for none.

@@ -149,7 +149,7 @@ class _Outbox:
 
     async def _drain(self) -> None:
         try:
-            while (frame := self._connection.next_frame) is not None:
+            while (frame := self._core.transmit(self._connection, trio.current_time())) is not None:
                 await self.write(frame)
                 self._core.written(self._connection)
         except (WebSocketClosed, trio.TooSlowError):

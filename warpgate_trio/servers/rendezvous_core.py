@@ -134,8 +134,9 @@ class _Queued:
 class ServerConnection:
     """One client's state on the server.  Made by `RendezvousCore.connect`; `queue` is what waits to be written to it.
 
-    The shell writes `next_frame`, calls `RendezvousCore.written`, and so on, and closes the connection once `closing`
-    is set and the queue is empty.  `key` is None until it is registered; the rest is the core's own.
+    The shell writes what `RendezvousCore.transmit` hands out, calls `RendezvousCore.written`, and so on, and closes the
+    connection once `closing` is set and the queue is empty.  `key` is None until it is registered; the rest is the
+    core's own.
     """
 
     __slots__ = ("closing", "host", "instance", "key", "names", "nonce", "queue", "sends", "version")
@@ -151,15 +152,15 @@ class ServerConnection:
         self.queue: deque[_Queued] = deque()
         self.closing: bool = False
 
-    @property
-    def next_frame(self) -> bytes | None:
-        """What is to be written next; None: nothing."""
-        return self.queue[0].frame if self.queue else None
-
 
 @final
 class RendezvousCore:
-    """All mailboxes of one server.  Frames and `now` (monotonic seconds) in, answers and fuller queues out."""
+    """All mailboxes of one server.  Frames and `now` (monotonic seconds) in, answers and fuller queues out.
+
+    `receive` returns the answer to a frame, since whoever does not read his answers is not to be read from either.  No
+    timer runs here: how long a client may be silent is counted where its bytes come in, pings among them, which never
+    get this far.
+    """
 
     def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
@@ -213,8 +214,12 @@ class RendezvousCore:
             return self._register(connection, frame, now)
         return self._send(connection, frame, now)
 
+    def transmit(self, connection: ServerConnection, now: float) -> bytes | None:
+        """The frame that is to be written to a connection next, None for nothing; the same one until `written`."""
+        return connection.queue[0].frame if connection.queue else None
+
     def written(self, connection: ServerConnection) -> None:
-        """The connection's `next_frame` was written, or never will be."""
+        """What `transmit` has handed out was written, or never will be."""
         if not connection.queue:
             return  # disconnected while it was being written
         queued = connection.queue.popleft()

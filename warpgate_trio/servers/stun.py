@@ -207,7 +207,7 @@ async def _answer_datagrams(
                 raise
             logger.debug("UDP: %s", error)  # an ICMP error about an earlier answer
             continue
-        answer = core.datagram(data, plain_address(address), trio.current_time(), place=place)
+        answer = core.receive(data, plain_address(address), trio.current_time(), place=place)
         if answer is None:
             continue
         # The scope of a link-local address is lost on the way through the core.
@@ -257,7 +257,7 @@ class _Connections:
             for message in reader.feed(bytes(data)):
                 if not self._core.admit(source, trio.current_time()):
                     return
-                answer = self._core.stream_message(message, source, place=place)
+                answer = self._core.receive_message(message, source, place=place)
                 if answer is None:
                     return  # over TCP nothing gets lost or forged: it speaks something else
                 silent_since = trio.current_time()

@@ -109,7 +109,8 @@ class Answer:
 
 @final
 class StunCore:
-    """What to answer.
+    """What to answer.  A request is answered at once or never, so `receive` returns the answer: nothing is left to be
+    handed out later, and no timer runs.
 
     Args:
       places: the addresses of the four places by address and port, each 0 or 1; empty for a server with one address.
@@ -129,7 +130,7 @@ class StunCore:
             answered=self._answered, refused=self._refused, ignored=self._ignored, limited=self._limited
         )
 
-    def datagram(
+    def receive(
         self, data: bytes, source: TransportAddress, now: float, *, place: tuple[int, int] = (0, 0)
     ) -> Answer | None:
         """What to say to a datagram that came to `place` from `source`; never raises."""
@@ -165,7 +166,9 @@ class StunCore:
             answering,
         )
 
-    def stream_message(self, data: bytes, source: TransportAddress, *, place: tuple[int, int] = (0, 0)) -> bytes | None:
+    def receive_message(
+        self, data: bytes, source: TransportAddress, *, place: tuple[int, int] = (0, 0)
+    ) -> bytes | None:
         """What to say to a message that came over TCP; the shell has asked `admit` first.  Never raises."""
         request = self._read(data)
         if request is None:
