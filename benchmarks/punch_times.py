@@ -32,7 +32,7 @@ from tests.requirements import unmet
 RUNS = 15
 ROUND_TRIPS = (0.05, 0.1)
 SLACK = 0.03
-"""Seconds beyond the round trips of a target (DESIGN §8)."""
+"""Seconds beyond the round trips of a target: what the processors of both sides take."""
 SPRAY = 3.0
 """Seconds of a spray, whatever the round trip."""
 

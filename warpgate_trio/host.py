@@ -1,4 +1,4 @@
-"""The only seam between the package and the machine (DESIGN 3).
+"""The only seam between the package and the machine.
 
 Sockets come from `trio.socket`.  Everything else that a machine answers is asked of a `Host`: its interfaces and
 routes, the wall clock, entropy, randomness, and which machine this is.  `current()` is the real machine unless a

@@ -289,7 +289,7 @@ def default_key_file() -> Path:
 
 
 def prove(identity: Identity, *, server_key: bytes, session_id: bytes) -> bytes:
-    """The client's proof of who it is inside a carrier (DESIGN 4.2): a 64-byte signature.
+    """The client's proof of who it is inside a carrier: a 64-byte signature.
 
     It signs the Ed25519 key of the carrier's server end, which the client has pinned, and the 16-byte session id.
     Only that server can read it, so it needs neither a challenge nor a time.  ValueError for other lengths.

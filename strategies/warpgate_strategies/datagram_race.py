@@ -41,7 +41,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 __all__ = ["LINGER", "DatagramRace", "open_datagram_race"]
 
 LINGER: Final = 5.0
-"""Seconds for which the winner's port goes on answering probes (DESIGN §9.5): the peer may not have heard ours yet."""
+"""Seconds for which the winner's port goes on answering probes: the peer may not have heard ours yet."""
 STAGGER: Final = 0.2
 """Seconds from one dialling to the next: a handshake is one round trip, and nearly always the first one wins."""
 MAX_DIALS: Final = 4

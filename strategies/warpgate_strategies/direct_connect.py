@@ -1,4 +1,4 @@
-"""``direct_connect``: plain TCP to an address that the peer listens on (the seed's first plugin).
+"""``direct_connect``: plain TCP to an address that the peer listens on.
 
 Works when the peer has a public address or a mapped port, on one LAN, and on one machine.
 """

@@ -1,4 +1,4 @@
-"""``fan_out``: race several named plugins against one peer, the first path wins (the seed's "Auxiliary plugins").
+"""``fan_out``: race several named plugins against one peer, the first path wins.
 
 ``node.connect(peer, plugin=["direct_connect", "my_plugin"])`` is this plugin with those two.  Each candidate starts a
 moment after the one before it, so that a quick one spares the others their work.

@@ -1,4 +1,4 @@
-"""``get_addr``: ask a peer, over the signal channel, for its present address (the seed's "Auxiliary plugins").
+"""``get_addr``: ask a peer, over the signal channel, for its present address.
 
 Every signal carries its sender's current signed address, and the node learns it; so question and answer are empty.
 A walk asks when the address that it was given has expired, or does not lead anywhere.

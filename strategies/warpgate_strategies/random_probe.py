@@ -1,4 +1,4 @@
-"""``random_probe``: meet where one side's NAT gives out ports that nobody can tell (the seed's plugin; DESIGN §9.4).
+"""``random_probe``: meet where one side's NAT gives out ports that nobody can tell (docs/punching.md).
 
 One side is *easy*: the world sees its one socket at one address and port.  The other is *hard*: each socket and each
 destination get a port of their own.  The easy side opens its NAT for K ports of the hard side's range, with packets

@@ -1,4 +1,4 @@
-"""``return_addr``: tell a peer, over the signal channel, where we are now (the seed's "Auxiliary plugins").
+"""``return_addr``: tell a peer, over the signal channel, where we are now.
 
 The counterpart of ``get_addr``, unasked: a node that has moved tells those who will look for it.  The peer takes it to
 heart only if it would let us in.

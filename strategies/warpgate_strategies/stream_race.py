@@ -221,7 +221,8 @@ class StreamRace:
             finally:
                 if not somebody_else:
                     self._dials.give_back(remote[0])
-            # DESIGN §9.2: after a refusal within a round trip, with jitter; a SYN that was lost has been waited for.
+            # After a refusal within a round trip, with jitter, since fixed periods would keep the two sides apart
+            # (docs/punching.md, law 2); a SYN that was lost has been waited for.
             took = min(trio.current_time() - began, patience)
             pause = 0.0 if waiting.cancelled_caught else UNSENT_PAUSE if unsent else random.random() * took
             await trio.sleep(MIN_PAUSE + pause)

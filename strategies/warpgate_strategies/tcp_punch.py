@@ -1,4 +1,4 @@
-"""``tcp_punch``: TCP simultaneous open through both sides' NATs (the seed's plugin; DESIGN §9.1, 9.2 and 9.7).
+"""``tcp_punch``: TCP simultaneous open through both sides' NATs (docs/punching.md, laws 1, 2 and 7).
 
     initiator                                                                   responder
      │ a port that a STUN server has seen, and that listens                      │

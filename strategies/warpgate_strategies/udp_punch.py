@@ -1,4 +1,4 @@
-"""``udp_punch``: meet over UDP, through the NATs of both sides (the seed's plugin; DESIGN §9.3 and 9.5).
+"""``udp_punch``: meet over UDP, through the NATs of both sides (docs/punching.md, laws 3 to 5).
 
     initiator                                                                   responder
      │ a port that a STUN server has seen                                        │

@@ -1,4 +1,4 @@
-"""Who may have a Pipe, and how many: what a peer, or a stranger, could try to change about it (DESIGN §4.2)."""
+"""Who may have a Pipe, and how many: what a peer, or a stranger, could try to change about it (docs/walk.md)."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ async def test_packets_that_come_while_a_race_ends_start_nothing() -> None:
 
 
 def test_a_late_probe_is_answered_for_a_while() -> None:
-    """DESIGN §9.5, and then no more: the port carries a Link for days."""
+    """The peer may not have heard ours yet (docs/punching.md, law 5); then no more: a port carries a Link for days."""
 
     async def ask() -> None:
         ports = UdpPorts()

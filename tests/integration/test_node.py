@@ -1,4 +1,4 @@
-"""A node's promises: who owns what, who is let in, and what is left when it goes (DESIGN §4.2, §4.4)."""
+"""A node's promises: who owns what, who is let in, and what is left when it goes (docs/architecture.md)."""
 
 from __future__ import annotations
 

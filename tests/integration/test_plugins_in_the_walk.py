@@ -1,4 +1,7 @@
-"""Plugins of third parties in real walks: what they may do, and how what they do wrong is contained (DESIGN §5)."""
+"""Plugins of third parties in real walks: what they may do, and how what they do wrong is contained.
+
+The promises are those of docs/writing_a_plugin.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger cannot do to a node (DESIGN §6, §9.9); the threat model in docs/ names each of these tests."""
+"""What a stranger cannot do to a node; docs/threat_model.md names each of these tests."""
 
 from __future__ import annotations
 

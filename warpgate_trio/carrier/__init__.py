@@ -1,4 +1,4 @@
-"""Carriers: encrypted, ordered byte streams to *someone*; the Link above finds out to whom (DESIGN §4.1).
+"""Carriers: encrypted, ordered byte streams to *someone*; the Link above finds out to whom.
 
 A carrier separates *encrypting* from *sending*: `Carrier.feed` is synchronous and turns plaintext into ciphertext
 that the carrier owns from then on; `Carrier.flush` sends what is owed and may be cancelled at any byte, because what

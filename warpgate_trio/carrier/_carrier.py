@@ -21,7 +21,7 @@ class Carrier(Protocol):
       dialer: True on the side that dialled, which is the TLS or QUIC client and the one that pins the other's key.
       server_key: the Ed25519 public key (32 bytes) of the side that was dialled: our own on that side.
       name: ``"tls"`` or ``"quic"``.
-      idle_interval: seconds of silence after which the Link asks for a sign of life (DESIGN §4.2).
+      idle_interval: seconds of silence after which the Link asks for a sign of life.
       local, remote: socket addresses of the path.
     """
 

@@ -45,7 +45,7 @@ lets it come to that, and a carrier without a reader must not fill memory."""
 ACKNOWLEDGED_BY: Final = 0.03
 """Seconds after the peer's end within which it has been acknowledged: max_ack_delay is 25 ms (RFC 9000 §18.2)."""
 IDLE_INTERVAL: Final = 25.0
-"""Seconds of silence on UDP before a PING (DESIGN §4.2): RFC 4787 asks two minutes of mappings, real NATs give 30 s."""
+"""Seconds of silence on UDP before a PING: RFC 4787 asks two minutes of mappings, real NATs give 30 s."""
 
 
 @final

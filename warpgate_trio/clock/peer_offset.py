@@ -1,4 +1,4 @@
-"""How far a peer's clock is from ours, from the times of one signal and its answer (DESIGN 9, law 7).
+"""How far a peer's clock is from ours, from the times of one signal and its answer (docs/punching.md, law 7).
 
 The four timestamps are NTP's, with the peer for a server.  The true offset is within half the round trip of the
 computed one, however unevenly the two directions shared it; this is arithmetic, and trusts only that the peer reads its

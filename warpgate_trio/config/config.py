@@ -118,7 +118,8 @@ class Servers(_Section, frozen=True, kw_only=True):
       turn: TURN servers.
       ntp: time servers (ntp).
       ca_file: certificates in PEM that are trusted for TLS besides the system's; None for no more.
-      public_servers: whether the list of public servers in the package fills what is not named here (DESIGN 10).
+      public_servers: whether the list of public servers in the package fills what is not named here; there is no such
+        list yet (docs/configuration.md).
     """
 
     name_of_table = "servers"
@@ -154,7 +155,7 @@ class Servers(_Section, frozen=True, kw_only=True):
 
 @final
 class Budgets(_Section, frozen=True, kw_only=True):
-    """How long things may take, in seconds; each is more than 0 (DESIGN 4 and 8).
+    """How long things may take, in seconds; each is more than 0 (docs/configuration.md).
 
     Attributes:
       direct_min: the direct phase lasts three round trips of a signal, but at least this.

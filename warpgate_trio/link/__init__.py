@@ -1,4 +1,4 @@
-"""The Link: the session between two peers on one carrier, and the Pipes on it (DESIGN §4.2, §4.3).
+"""The Link: the session between two peers on one carrier, and the Pipes on it (docs/wire_formats.md).
 
 `frames` is the wire format, `states` every state and transition, `protocol` the machine without I/O, `link` the Trio
 shell that drives it, `pipe` what applications hold, `path` what they are told of how it travels.

@@ -8,7 +8,7 @@ Flags and reserved bytes are sent as zero and ignored; a payload may be longer t
 bound) and the rest is ignored: that is how the format grows, and why texts carry their length.  An unknown frame type
 below 0x80 is an error, one from 0x80 on is skipped.
 
-Room for moving a live Link to a better carrier (DESIGN §4.2): every Link has an id (in COMMIT), both sides count every
+Room for moving a live Link to a better carrier: every Link has an id (in COMMIT), both sides count every
 channel's bytes from zero, CREDIT carries an absolute offset and FIN the final one, so a later RESUME(link id, offsets)
 needs no new notions; types 0x20 and 0x21 are kept for it.
 """

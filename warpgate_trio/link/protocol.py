@@ -4,11 +4,11 @@
 owns the carrier: it feeds what it reads to `receive`, sends what `transmit` hands out, calls `handle_timer` at
 `deadline`, and puts DATA on the carrier itself after `note_data_sent`, so that payload is never copied here.
 
-Credit (DESIGN §4.2).  A sender may go up to an absolute offset; the receiver moves it when the *application* has
-read, so a reader that stops holds at most one window.  The window starts at 1 MiB and doubles, up to 8 MiB, while a
-half of it is used up within two round trips: that is when the window, not the path, is what limits the speed.  All
-windows of a Link together, and what ended channels still hold unread, stay under 64 MiB; each of the 256 channels can
-always have 128 KiB of that, so many channels start smaller.  Who sends past its limit has its channel reset.
+Credit.  A sender may go up to an absolute offset; the receiver moves it when the *application* has read, so a reader
+that stops holds at most one window.  The window starts at 1 MiB and doubles, up to 8 MiB, while a half of it is used up
+within two round trips: that is when the window, not the path, is what limits the speed.  All windows of a Link
+together, and what ended channels still hold unread, stay under 64 MiB; each of the 256 channels can always have 128 KiB
+of that, so many channels start smaller.  Who sends past its limit has its channel reset.
 
 What is ignored on purpose: frames of channels that ended, because the two sides' ends cross on the wire.
 """
@@ -57,7 +57,7 @@ WINDOW_FLOOR: Final = 128 * 1024
 MAX_CHANNELS: Final = 256
 """Channels alive at once on a Link: bounds what a peer can make us remember."""
 EARLY_DATA_LIMIT: Final = 64 * 1024
-"""Bytes that may ride behind a COMMIT before it is accepted (DESIGN §4.2)."""
+"""Bytes that may ride behind a COMMIT before it is accepted: a responder holds them until it has decided."""
 MAX_OUTBOX: Final = 2048
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
 
@@ -75,7 +75,7 @@ class LinkProtocol:
 
     Args:
       dialer: this side dialled the carrier.
-      initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read (DESIGN §4.2).
+      initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read.
       now: a monotonic time in seconds, as in every method.
       idle_interval: seconds of silence before a PING.
       padded: what we say first comes behind a full segment, so that nobody wins on a path that carries none: PROOF of

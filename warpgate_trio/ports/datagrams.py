@@ -3,10 +3,10 @@
 One task switch costs more than one datagram: reading one datagram a switch gives 6.6 MB/s of QUIC, up to 64 of them
 more than ten times that.  So both interfaces here move batches, with one checkpoint each.
 
-`DatagramSocket` is for the task that owns a UDP socket (DESIGN §9.6: one owner, which demultiplexes).  Trio's sockets
-have no call that takes what is there without a checkpoint, so the descriptor is detached from the Trio socket that
-made it, and read and written without blocking; waiting is `trio.lowlevel.wait_readable`.  Simulated sockets have such
-calls (`NowaitSocket`) and stay as they are.  Either way the socket came from `trio.socket.socket`.
+`DatagramSocket` is for the task that owns a UDP socket (docs/punching.md, law 6).  Trio's sockets have no call that
+takes what is there without a checkpoint, so the descriptor is detached from the Trio socket that made it, and read and
+written without blocking; waiting is `trio.lowlevel.wait_readable`.  Simulated sockets have such calls (`NowaitSocket`)
+and stay as they are.  Either way the socket came from `trio.socket.socket`.
 
 `DatagramPath` is what such an owner, or a relay's client, hands to a carrier: datagrams from one peer to one peer.
 

@@ -1,4 +1,4 @@
-"""One local TCP port, as punching wants it (DESIGN §9.1): a mapping, a listener, and sockets that connect from it.
+"""One local TCP port, as punching wants it (docs/punching.md): a mapping, a listener, sockets that connect from it.
 
 The mapping that a STUN server saw belongs to the local port, and lives as long as the connection to that server.  So
 that connection stays open, and everything else is bound to the same port:

@@ -1,4 +1,4 @@
-"""One UDP port of ours and everything that goes through it (DESIGN §9.1 and 9.6).
+"""One UDP port of ours and everything that goes through it (docs/punching.md, laws 1 and 6).
 
 The port that asked a STUN server is the port that punches, and the port that carries QUIC afterwards: what a NAT lets
 in is tied to it.  So several conversations share a socket.  One owner task reads it and sorts what comes, first by

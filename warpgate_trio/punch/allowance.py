@@ -1,4 +1,4 @@
-"""How much that nobody asked for one address gets of a node, whoever claims to be there (DESIGN §9.8).  Pure.
+"""How much that nobody asked for one address gets of a node, whoever claims to be there (docs/punching.md).  Pure.
 
 A peer says where it is, and may name somebody else.  Openers die on the way and probes are few, but a peer that comes
 again and again, or many that name one address, must not add up, and where everybody is let in a peer costs nothing to

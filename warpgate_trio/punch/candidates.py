@@ -1,4 +1,4 @@
-"""Where a peer says that it can be met, and which of that is believed (DESIGN §9.9).  Pure.
+"""Where a peer says that it can be met, and which of that is believed (docs/walk.md).  Pure.
 
 A peer's claim aims our packets, so it is judged before one is sent: by the route that the combo is about, and by where
 we are ourselves.  What passes can still be a lie; then it is a few small packets to a public address, most of which die

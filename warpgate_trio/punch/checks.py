@@ -1,6 +1,6 @@
 """Connectivity checks between two peers over UDP: which of the possible paths carry packets both ways.  No I/O.
 
-The laws that this follows were measured on real NATs (DESIGN §9.3 to 9.5):
+The laws that this follows were measured on real NATs (docs/punching.md, laws 3 to 5):
 
 * **Causality instead of clocks.**  A NAT that delivers packets to itself when nobody asked for them (``local``) keeps
   the port of the first one that came too early, for as long as they go on coming.  So a side first sends *openers*,
@@ -195,7 +195,7 @@ class PathChecks:
                     self._schedule(pair, now)
 
     def end(self) -> None:
-        """Send nothing unasked any more; go on answering (DESIGN §9.5)."""
+        """Send nothing unasked any more; go on answering, since the peer may not have heard us yet."""
         self.stage = Stage.ENDED
         self._queue.clear()
         self._unopened = 0

@@ -1,11 +1,11 @@
 """The arithmetic of spraying: how many packets a range of ports is worth, who sends which, and how fast.  Pure.
 
-Theory of operation (research E.2, DESIGN §9.4).  When one side's NAT maps endpoint-dependently and gives out random
-ports (the *hard* side), and the other side's filters by port (the *easy* side), neither knows a port to send to.  The
-easy side opens K different ports of the hard side's range with packets from its one mapped socket; the hard side sends
-from N sockets to that one endpoint, and so gets N ports of the same range.  They meet when one of the N is among the
-K: with P ports, 1 - C(P-N, K) / C(P, K), which is 98.35 % for N = 256, K = 1,024 and the full range, and needs a
-fraction of the packets where a carrier gives each customer a block.
+When one side's NAT maps endpoint-dependently and gives out random ports (the *hard* side), and the other side's filters
+by port (the *easy* side), neither knows a port to send to.  The easy side opens K different ports of the hard side's
+range with packets from its one mapped socket; the hard side sends from N sockets to that one endpoint, and so gets N
+ports of the same range.  They meet when one of the N is among the K: with P ports, 1 - C(P-N, K) / C(P, K), which is
+98.35 % for N = 256, K = 1,024 and the full range, and needs a fraction of the packets where a carrier gives each
+customer a block.
 
 When both sides are hard, each sends from ports that it cannot choose to ports that it does not know, and both have to
 be right: about 1 - exp(-nA·nB / (PA·PB)), hopeless over full ranges and 1 in 5 within two small blocks.
