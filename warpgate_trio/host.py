@@ -48,8 +48,9 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 RESERVED_DESCRIPTORS: Final = 64
-"""That sockets opened in bulk leave to the rest of the process, or a quarter where that is less: connections that come
-in, names that are looked up, the application's files.  Of the usual limits, 1,024 and 256, most is left for a spray."""
+"""File descriptors that sockets opened in bulk leave to the rest of the process, or a quarter where that is less:
+connections that come in, names that are looked up, the application's files.  Of the usual limits, 1,024 and 256, most
+is left for a spray."""
 HOST_SALT_LENGTH: Final = 8
 HOST_ID_LENGTH: Final = 16
 _FINGERPRINT_LENGTH: Final = 32  # of SHA-256

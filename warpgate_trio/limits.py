@@ -33,7 +33,7 @@ from .sockaddr import parse_ip, unmapped
 __all__ = ["BoundedMap", "Budget", "Gate", "Place", "TokenBucket", "TokenBuckets", "subscriber"]
 
 SHARE: Final = 0.5
-"""Of what is free, the most that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
+"""Share of what is free that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
 a sixth."""
 _UNNAMED_SHARE: Final = 8  # One in so many places more for connections whose proxy has not yet said who they are of.
 _TIERS: Final[dict[int, tuple[int, ...]]] = {4: (3, 4), 6: (6, 7, 8)}  # Bytes of the prefixes, by IP version.

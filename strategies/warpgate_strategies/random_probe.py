@@ -60,7 +60,7 @@ __all__ = ["Opened", "RandomProbe", "SprayAgreed", "SprayBusy", "SprayForMe"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_PROBES: Final = 4
-"""Of one of the N sockets: the first one that arrives will do, and 256 times 40 would be a flood."""
+"""Probes of one of the N sockets: the first one that arrives will do, and 256 times 40 would be a flood."""
 RETRY_AFTER: Final = 2.0
 """Seconds after which a spray that was in the way is over."""
 MIN_RETRY: Final = 0.5

@@ -41,7 +41,7 @@ PATIENCE: Final = 0.5
 """Seconds for one SYN to be answered, where nobody knows how far the peer is; then it is taken for lost, since the
 system itself would repeat it only after a second (RFC 6298 §2)."""
 MIN_PATIENCE: Final = 0.2
-"""The same on a short path: as long as a busy system may need to answer."""
+"""Seconds for one SYN on a short path: as long as a busy system may need to answer."""
 LATE: Final = 1.5
 """Round trips of a signal, whose way is the longer one as a rule, after which a SYN is taken for lost."""
 REPEAT_MARGIN: Final = 0.1

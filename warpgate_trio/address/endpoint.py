@@ -19,7 +19,8 @@ from ..sockaddr import show_address
 
 __all__ = ["AddressInterface", "Endpoint", "EndpointKind", "Transport"]  # the rest: address.py, interfaces.py
 
-MAX_INTERFACES: Final = 16  # of one record
+MAX_INTERFACES: Final = 16
+"""Interfaces of one record."""
 LATEST: Final = 253_402_300_799  # the end of year 9999, the last second that a datetime can hold
 _V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2; a system sends such a packet to the IPv4 address inside
 

@@ -47,12 +47,18 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_RECORD", "MAX_TEXT", "PeerAddress"]
 
-MAX_RECORD: Final = 2048  # bytes; a record has to fit a signal several times over, and a QR code
-MAX_TEXT: Final = 2800  # characters; a record of MAX_RECORD bytes makes 2,739
-MAX_ENDPOINTS: Final = 16  # of one interface
-MAX_URLS: Final = 8  # signal servers, and relays
+MAX_RECORD: Final = 2048
+"""Bytes of a record: it has to fit a signal several times over, and a QR code."""
+MAX_TEXT: Final = 2800
+"""Characters of a record's text form: a record of `MAX_RECORD` bytes makes 2,739."""
+MAX_ENDPOINTS: Final = 16
+"""Endpoints of one interface: its own addresses, and where it is seen from outside."""
+MAX_URLS: Final = 8
+"""Signal servers named in one record, and as many relays."""
 MAX_CAPABILITIES: Final = 16
-MAX_NAT: Final = 512  # bytes
+"""Capabilities of one record, which has none today."""
+MAX_NAT: Final = 512
+"""Bytes of a NAT profile in a record."""
 INSTANCE_LENGTH: Final = 8  # bytes that name one process among all that have the same key
 
 _VERSION: Final = 1

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 __all__ = ["ByteSocket", "TlsCarrier", "TlsContexts"]
 
 RECEIVE_MIN: Final = 16 * 1024
-"""First ``recv`` size: one TLS record.  It doubles while the kernel fills it, so that an idle Link stays small."""
+"""Bytes of the first ``recv``: a TLS record.  It doubles while the kernel fills it, and an idle Link stays small."""
 RECEIVE_MAX: Final = 256 * 1024
-"""Largest ``recv`` size: 1.3 x the throughput of `trio.SSLStream`, which reads 32 KiB at a time."""
+"""Bytes of the largest ``recv``: 1.3 x the throughput of `trio.SSLStream`, which reads 32 KiB at a time."""
 UNSENT_MAX: Final = 128 * 1024
 """Bytes that the kernel takes before it has sent what it took: what a channel waits for behind another one's bulk, and
 what is still to go out when a Pipe is closed.  Linux alone would take megabytes."""
 RECORD: Final = 16 * 1024
-"""One TLS record carries at most this much plaintext (RFC 8446 §5.1), and ``SSLObject.read`` returns at most one."""
+"""Bytes of plaintext in one TLS record at most (RFC 8446 §5.1); ``SSLObject.read`` returns one record at most."""
 TURN_RECORDS: Final = 64
 """Records that are decrypted in one go, then other tasks have their turn: four reads of whole ones.  One of a single
 byte costs its sender 23 bytes and us a microsecond."""

@@ -39,7 +39,7 @@ SAMPLES: Final = 3
 MAX_REQUESTS: Final = 6
 """Requests to one address in one measurement, lost ones included."""
 MAX_ADDRESSES: Final = 4
-"""Of one family that a server's name is asked by: what pools tell."""
+"""Addresses of one family that a server's name is asked by, one after the other: what pools tell."""
 MAX_SERVERS: Final = 8
 """Servers asked in one measurement, the first that are configured."""
 RETRY: Final = 1.0

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["LOOSE_PIECES", "Channel", "Observer"]
 
 LOOSE_PIECES: Final = 64
+"""Received pieces that may wait in a buffer as they came, however small they are."""
 PIECE_MEAN: Final = 4096
-"""A buffer of more than `LOOSE_PIECES` that hold less than this on average is joined: a piece costs 200 bytes and can
-keep a whole TLS record alive, so a peer that sends single bytes would fill a multiple of its window.  Bulk data comes
-in whole records of 16 KiB and is never joined."""
+"""Bytes that more pieces than that have to hold on average, or they are joined: a piece costs 200 bytes and can keep a
+whole TLS record alive, so a peer that sends single bytes would fill a multiple of its window.  Bulk data comes in whole
+records of 16 KiB and is never joined."""
 
 
 class Observer(Protocol):

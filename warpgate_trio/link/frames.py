@@ -59,9 +59,9 @@ LINK_VERSION: Final = 1
 HEADER: Final = struct.Struct("!BBHII")
 HEADER_SIZE: Final = HEADER.size
 MAX_DATA: Final = 256 * 1024
-"""Most payload of one DATA frame that is read: room for a sender that finds larger frames better than we do."""
+"""Bytes of payload in one DATA frame that is read: room for a sender that finds larger frames better than we do."""
 MAX_CONTROL: Final = 1024
-"""Most payload of any other frame; the largest real one (a REFUSE with its text) is a quarter of it."""
+"""Bytes of payload in any other frame; the largest real one (a REFUSE with its text) is a quarter of it."""
 TURN_FRAMES: Final = 64
 """Frames that are cut in one go, at 1 to 7 µs each: other tasks wait a fraction of a millisecond for one that cuts
 many.  Bulk is not many: 64 KiB come in a frame or two."""

@@ -5,10 +5,8 @@ owns the carrier: it feeds what it reads to `receive`, sends what `transmit` han
 `deadline`, and puts DATA on the carrier itself after `note_data_sent`, so that payload is never copied here.
 
 Credit.  A sender may go up to an absolute offset; the receiver moves it when the *application* has read, so a reader
-that stops holds at most one window.  The window starts at 1 MiB and doubles, up to 8 MiB, while a half of it is used up
-within two round trips: that is when the window, not the path, is what limits the speed.  All windows of a Link
-together, and what ended channels still hold unread, stay under 64 MiB; each of the 256 channels can always have 128 KiB
-of that, so many channels start smaller.  Who sends past its limit has its channel reset.
+that stops holds at most one window.  One of which a half is used up within two round trips doubles: then it, not the
+path, limits the speed.  Who sends past its limit has its channel reset.
 
 What is ignored on purpose: frames of channels that ended, because the two sides' ends cross on the wire.
 """
@@ -49,11 +47,13 @@ from .states import DirectionState, LinkState, Role, next_direction_state, next_
 __all__ = ["EARLY_DATA_LIMIT", "ChannelOpened", "LinkProtocol"]
 
 WINDOW_MIN: Final = 1024 * 1024
+"""Bytes of a channel's first window, where there are not many channels."""
 WINDOW_MAX: Final = 8 * 1024 * 1024
+"""Bytes up to which a window doubles, while a half of it is used up within two round trips."""
 WINDOWS_TOTAL: Final = 64 * 1024 * 1024
-"""What one peer can make this side hold, whatever the number of channels."""
+"""Bytes that one peer can make this side hold: all windows of a Link, and what ended channels still hold unread."""
 WINDOW_FLOOR: Final = 128 * 1024
-"""Kept free for every channel that is still to come: `MAX_CHANNELS` of them are half of `WINDOWS_TOTAL`."""
+"""Bytes kept free for every channel that is still to come: `MAX_CHANNELS` of them are half of `WINDOWS_TOTAL`."""
 MAX_CHANNELS: Final = 256
 """Channels alive at once on a Link: bounds what a peer can make us remember."""
 EARLY_DATA_LIMIT: Final = 64 * 1024

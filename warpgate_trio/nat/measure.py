@@ -50,7 +50,7 @@ MAX_SERVERS: Final = 4
 FRESH_UDP: Final = 16
 """Fresh sockets, which are what the estimate of a port range rests on: at 16 it is within a quarter of the truth."""
 FRESH_TCP: Final = 8
-"""The same over TCP, where each is a whole connection, and ranges matter less: nobody sprays TCP."""
+"""Fresh sockets over TCP, where each is a whole connection, and ranges matter less: nobody sprays TCP."""
 SPACING: Final = 0.01
 """Seconds between fresh sockets: more than what a home network reorders."""
 MAX_ALTERNATES: Final = 3
@@ -58,13 +58,16 @@ MAX_ALTERNATES: Final = 3
 RTO: Final = 0.2
 """Seconds to the first repetition over UDP."""
 TRIES: Final = 3
+"""Requests in all, the first one included."""
 LAST_WAIT: Final = 3.0
 """RTOs after the last request: 1.2 s in all, twice the round trip by satellite."""
 FILTER_RTO: Final = 0.1
+"""Seconds to the first repetition where silence says that a NAT filters."""
 FILTER_TRIES: Final = 4
+"""Requests there: where a round trip fails in 19 of 100 (5 % loss on each of four lines), three in a row fail in 7 of
+1,000, and four in 1."""
 FILTER_LAST_WAIT: Final = 6.0
-"""The same where silence says that a NAT filters: no longer in all, and one request more.  Where a round trip fails in
-19 of 100 (5 % loss on each of four lines), three in a row fail in 7 of 1,000, and four in 1."""
+"""RTOs after the last request there: 1.3 s in all."""
 TCP_PATIENCE: Final = 3.0
 """Seconds for a connection and its answer; a lost SYN is repeated after one."""
 GRACE: Final = 4.0

@@ -68,6 +68,7 @@ RTO: Final = 0.2
 """Seconds to the first repetition of a question about a port that somebody waits for: RFC 8489's 0.5 s would be a third
 of the punch phase, and a server that is farther away than that is no help in it."""
 TRIES: Final = 3
+"""Requests of such a question in all: 1.4 s."""
 PATIENCE: Final = RTO * 2**TRIES
 """Seconds for which such a question is waited for."""
 FIRST_LOOK: Final = 1.0
@@ -95,6 +96,7 @@ DOUBT_INTERVAL: Final = 60.0
 RETRY_FIRST: Final = 1.0
 """Seconds before the next try when no server answers; doubles up to `RETRY_LAST`."""
 RETRY_LAST: Final = 60.0
+"""Seconds of the longest such pause."""
 
 PortT = TypeVar("PortT", UdpPort, TcpPort)
 

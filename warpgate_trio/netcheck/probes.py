@@ -64,6 +64,7 @@ PATIENCE: Final = 5.0
 RTO: Final = 0.2
 """Seconds to the first repetition of a question over UDP; doubles."""
 TRIES: Final = 3
+"""Requests in all, the first one included."""
 LAST_WAIT: Final = 3.0
 """RTOs after the last request: 1.2 s in all, twice the round trip by satellite."""
 

@@ -35,7 +35,7 @@ Datagram = tuple[bytes, TransportAddress]
 BATCH: Final = 64
 """Datagrams in one go: with more of them nothing gets faster, and other tasks wait longer (64 take about 1 ms)."""
 MAX_DATAGRAM: Final = 2048
-"""Bytes.  Nobody whom we talk to sends more than fits an Ethernet frame; what is longer is dropped."""
+"""Bytes of a datagram: nobody whom we talk to sends more than fits an Ethernet frame; what is longer is dropped."""
 BUFFER: Final = 1 << 20
 """Bytes that the kernel is asked to hold in either direction: it gives 208 KiB by itself, which one congestion window
 of a fast path fills.  Linux caps it at net.core.rmem_max without a word."""

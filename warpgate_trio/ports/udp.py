@@ -41,7 +41,7 @@ MAX_QUEUED: Final = 2048
 """Datagrams that wait for the reader of a path: 3 MB, what a fast path delivers while its reader is busy for 30 ms.
 Beyond that they are dropped, as a full socket buffer does it."""
 MAX_PORTS: Final = 1024
-"""Open at a time in one node: two sprays of 256 sockets and some hundred Links; a process's usual limit of files."""
+"""UDP ports open in one node: two sprays of 256 sockets and some hundred Links; a process's usual limit of files."""
 
 Handler = Callable[[bytes, TransportAddress], Iterable[Datagram]]
 """Takes a datagram and its source; what it returns is sent."""

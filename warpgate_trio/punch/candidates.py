@@ -19,7 +19,7 @@ from ..sockaddr import TransportAddress, parse_ip, unmapped
 __all__ = ["MAX_CANDIDATES", "Candidate", "Candidates", "admit", "to_candidates"]
 
 MAX_CANDIDATES: Final = 16
-"""In one message: a few servers' views of one port, and predicted ports beside it."""
+"""Candidates in one message: a few servers' views of one port, and predicted ports beside it."""
 
 _NEVER: Final = (AddressScope.NO_HOST, AddressScope.LINK_LOCAL)
 

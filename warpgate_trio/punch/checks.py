@@ -52,6 +52,7 @@ OPENER_TIMES: Final = (0.0, 0.01, 0.03, 0.06)
 """Seconds after the first one, so that several have gone before the peer's first probe can arrive (one and a half round
 trips later): at 5 % loss all four are lost once in 160,000 times.  Then one each `OPENER_PERIOD`."""
 OPENER_PERIOD: Final = 0.25
+"""Seconds between two openers of a pair, after the first few (`OPENER_TIMES`)."""
 PROBE_PERIOD: Final = 0.05
 """Seconds between two probes of a pair: the Ta of RFC 8445 §14.2."""
 MAX_PROBES: Final = 40

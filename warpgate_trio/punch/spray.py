@@ -47,17 +47,17 @@ __all__ = [
 ]
 
 MAX_SOCKETS: Final = 256
-"""N, on the hard side: what file descriptors (1,024 by default; `Host.spare_descriptors` where there are fewer) and the
-flow tables of home routers bear; 512 failed behind one whose table has about 256 entries, 256 passed."""
+"""Sockets of the hard side (N): what file descriptors (1,024 by default; `Host.spare_descriptors` where there are
+fewer) and the flow tables of home routers bear; 512 failed behind one whose table has about 256 entries, 256 passed."""
 MAX_OPENERS: Final = 1024
-"""K, on the easy side, and packets of a side when both are hard: 98.35 % against 256 sockets over all ports; doubling
-it would add 1.6 points, and is what a stranger can make us send to one address."""
+"""Openers of the easy side (K), and packets of a side when both are hard: 98.35 % against 256 sockets over all ports;
+doubling it would add 1.6 points, and is what a stranger can make us send to one address."""
 TARGET: Final = 0.999
 """The chance that is planned for where the caps allow it; above, losses on the way matter more."""
 MIN_CHANCE: Final = 0.1
 """The least chance that is worth two sides' packets when both are hard: 1 in 10 costs some 20,000 packets a hit."""
 MAX_SHARE: Final = 0.5
-"""Of a range that sockets may use up: in a carrier's block all other traffic of the customer lives on the rest."""
+"""Share of a range that sockets may use up: in a carrier's block the customer's other traffic lives on the rest."""
 BURST: Final = 25
 """Packets sent at once; small against every router's queue."""
 BURST_INTERVAL: Final = 0.01

@@ -94,6 +94,7 @@ MAX_FRAME: Final = 1 + 4 + 32 + INSTANCE_LENGTH + MAX_PAYLOAD
 """Bytes in the longest frame, a full SEND2."""
 QUEUE_FULL: Final = 0xFFFF
 MAX_ERROR_TEXT: Final = 200
+"""Bytes of UTF-8 in the text of an ERROR."""
 MAX_NAME: Final = 261
 """Bytes in a server's name: a DNS name of 255, a colon and a port of 5 digits."""
 

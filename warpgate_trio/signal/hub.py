@@ -60,9 +60,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP, TLS, WebSocket and registration together: eight round trips of a bad satellite link."""
 BACKOFF_FIRST = 0.2
+"""Seconds to the first new connection; doubles, less up to half at random, lest a server's nodes come back in step."""
 BACKOFF_LIMIT = 30.0
-"""Seconds between attempts, doubling from the first to the limit, each shortened by up to half at random, so that the
-nodes of a restarted server do not come back in step."""
+"""Seconds of the longest such pause."""
 STABLE = 10.0
 """Seconds that a connection has to hold to start the next back-off afresh, and its server has to have said something in
 them: one that registers us and then falls silent is given up after as long a time, and was no success."""

@@ -30,6 +30,7 @@ HERE_INTERVAL: Final = 30.0
 HERE_LASTS: Final = 75.0
 """Seconds for which it is believed: two may get lost."""
 MAX_SIBLINGS: Final = 16
+"""Other processes of our key that are remembered."""
 MAX_CORRESPONDENTS: Final = 1024
 """Instances of peers that something was said to, and that have not answered yet."""
 

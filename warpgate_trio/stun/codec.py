@@ -79,7 +79,7 @@ MAGIC_COOKIE: Final = 0x2112A442
 HEADER_LENGTH: Final = 20
 TRANSACTION_ID_LENGTH: Final = 12
 MAX_ATTRIBUTES: Final = 64
-"""Of one message that is read; the longest real ones, TURN's Allocate with credentials, have about fifteen."""
+"""Attributes of a message that is read; the longest real ones, TURN's Allocate with credentials, have about fifteen."""
 
 _OPTIONAL: Final = 0x8000  # and up: may be ignored
 _FINGERPRINT_XOR: Final = 0x5354554E  # RFC 8489 §14.7

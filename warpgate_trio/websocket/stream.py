@@ -24,7 +24,7 @@ RECEIVE_SIZE: Final = 65536
 BUDGET_EXTRA: Final = 65536
 """Bytes that a peer may send beyond its messages: headers of the handshake, frame headers, pings."""
 BUDGET_RATE: Final = 64.0
-"""... and per second: a ping every second (10 bytes, as sent here) stays well inside."""
+"""Bytes per second that it may send so: a ping every second (10 bytes, as sent here) stays well inside."""
 
 
 @final
