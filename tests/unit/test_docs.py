@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import enum
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 import tomllib
@@ -21,18 +18,18 @@ import msgspec
 import pytest
 import trio
 
-import warpgate_strategies
 import warpgate_trio
 from tests.hangs import HANG
 from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
 from tests.nodes import config as node_config
+from tools import limits
 from warpgate_trio import config, plugin
 from warpgate_trio.carrier import quic, quic_protocol, tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.errors import ConfigError, ProtocolError
-from warpgate_trio.link import frames, liveness, protocol, states
+from warpgate_trio.link import frames, protocol, states
 from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
@@ -167,59 +164,29 @@ def test_a_number_is_the_codes(name: str, constant: str, value: str) -> None:
     assert resolve(constant) == number(value)
 
 
-NO_BOUNDS = {
-    # Versions, names, and what a format fixes.
-    *(
-        "address.INSTANCE_LENGTH",
-        "endpoint.LATEST",
-        "host.HOST_ID_LENGTH",
-        "host.HOST_SALT_LENGTH",
-        "identity.KEY_LENGTH",
-    ),
-    *("identity.PEER_ID_LENGTH", "identity.SEAL_OVERHEAD", "identity.SESSION_ID_LENGTH", "identity.SIGNATURE_LENGTH"),
-    *("link.frames.HEADER_SIZE", "link.frames.LINK_VERSION", "runtime.HOST_SALT", "plugin.IP4", "plugin.IP6"),
-    *("servers.rendezvous_frames.MAX_FRAME", "servers.rendezvous_frames.QUEUE_FULL"),
-    *("servers.rendezvous_frames.VERSION", "servers.rendezvous_frames.INSTANCE_LENGTH"),
-    *("nat.stun.BINDING", "nat.stun.HEADER_LENGTH", "nat.stun.MAGIC_COOKIE", "nat.stun.TRANSACTION_ID_LENGTH"),
-    *("nat.probe.MAC_LENGTH", "nat.probe.SECRET_LENGTH", "strategies.tcp_punch.SECRET_LENGTH"),
-    "servers.stun.DEFAULT_PORT",
-    "clock.ntp.PACKET_SIZE",
-    *("signal.message.MAX_TIME_MS", "signal.message.VERSION"),
-}
-
-
 MQTT_IS_BUILT = supports(config.ServerUrl.parse("mqtt://broker.example"))
 
 
-def public_numbers() -> Iterator[str]:
-    """Every number that a module of the package has for a public constant, and every field of a class of limits."""
-    for info in [
-        *pkgutil.walk_packages(warpgate_trio.__path__, "warpgate_trio."),
-        *pkgutil.walk_packages(warpgate_strategies.__path__, "warpgate_strategies."),
-    ]:
-        if info.name.split(".")[1] in ("cli", "sim", "testing"):
-            continue  # no bounds of a running node
-        if "mqtt" in info.name and not MQTT_IS_BUILT:
-            continue
-        module = importlib.import_module(info.name)
-        short = info.name.removeprefix("warpgate_trio.").replace("warpgate_strategies", STRATEGIES)
-        source = inspect.getsource(module) if Path(str(module.__file__)).read_bytes().strip() else ""
-        for node in ast.parse(source).body:
-            targets: list[ast.expr] = node.targets if isinstance(node, ast.Assign) else []
-            target = node.target if isinstance(node, ast.AnnAssign) else targets[0] if targets else None
-            if isinstance(target, ast.Name) and re.fullmatch("[A-Z][A-Z0-9_]*", target.id):
-                value = getattr(module, target.id)
-                if isinstance(value, int | float) and not isinstance(value, bool | enum.Enum):
-                    yield f"{short}.{target.id}"
-        for name, kind in vars(module).items():
-            if name.endswith("Limits") and dataclasses.is_dataclass(kind) and kind.__module__ == info.name:
-                yield from (f"{short}.{name}.{field.name}" for field in dataclasses.fields(kind))
+@pytest.mark.slow("imports every module")
+def test_the_page_of_limits_is_what_the_code_says() -> None:
+    assert limits.undescribed() == []
+    assert page("limits.md") == limits.render(), "run python tools/limits.py"
 
 
-def test_every_bound_is_in_the_architecture() -> None:
-    rows = [bare(row["constant"]) for row in table(page("architecture.md"), "constant", "value", "why")]
-    assert len(set(rows)) == len(rows)
-    assert set(public_numbers()) - NO_BOUNDS == set(rows)
+def test_a_limit_has_its_unit_and_its_first_sentence() -> None:
+    rows = {bare(row["limit"]): row for rows in tables(page("limits.md")) for row in rows}
+    assert rows["carrier.tls.RECORD"]["value"] == "16 KiB"
+    assert rows["signal.replays.WINDOW"]["value"] == "300 s"
+    assert rows["websocket.stream.BUDGET_RATE"]["value"] == "64 B/s"
+    assert rows["link.budget.CONTROL_RATE"]["value"] == "100,000 /s"
+    assert rows["clock.estimate.DRIFT"]["value"] == "0.000015 s"
+    assert rows["link.protocol.MAX_CHANNELS"]["value"] == "256"
+    stun = rows["servers.stun_core.StunLimits.silence"]
+    assert (stun["value"], stun["meaning"]) == (
+        "300 s",
+        "Seconds without a request until a connection is closed; keepalives come far more often",
+    )
+    assert "link.frames.HEADER_SIZE" not in rows  # the format's, nobody's choice
 
 
 def test_every_budget_is_among_the_timeouts() -> None:
@@ -230,17 +197,17 @@ def test_every_budget_is_among_the_timeouts() -> None:
 
 def test_what_the_numbers_add_up_to() -> None:
     text = page("back_pressure_and_timeouts.md")
-    limits = inbox.InboxLimits()
-    assert (1 + liveness.MISSES) * tls.IDLE_INTERVAL == 240
-    assert (1 + liveness.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
+    rates = inbox.InboxLimits()
+    assert (1 + protocol.MISSES) * tls.IDLE_INTERVAL == 240
+    assert (1 + protocol.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
     assert "240 s after the last byte over TCP, 100 s over UDP" in text
     assert 2 * protocol.MAX_CHANNELS * protocol.WINDOW_FLOOR == protocol.WINDOWS_TOTAL
     assert inbound.MAX_HANDSHAKES * protocol.EARLY_DATA_LIMIT == 16 * 2**20
     assert "16 MiB of early data" in text
     assert listener.MAX_WAITING_PIPES * protocol.WINDOW_MIN == 64 * 2**20
     assert "one window each, since credit is given with ACCEPT: 64 MiB" in text
-    longest = 2 * replays.WINDOW / replays.CATCH_UP  # that an id is kept: what architecture.md says of ids
-    assert longest * limits.stranger_rate + limits.stranger_burst < limits.stranger_ids
+    longest = 2 * replays.WINDOW / replays.CATCH_UP  # that an id is kept: what its docstring says of ids
+    assert longest * rates.stranger_rate + rates.stranger_burst < rates.stranger_ids
 
 
 # -- states, frames, rules ---------------------------------------------------------------------------------------------

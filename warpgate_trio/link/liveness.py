@@ -12,7 +12,7 @@ from typing import Final, final
 __all__ = ["MISSES", "Liveness"]
 
 MISSES: Final = 3
-"""Idle intervals without a sign of life after which a Link is dead (DESIGN §4.2)."""
+"""Idle intervals without a sign of life after which a Link is dead: a path may be away for a minute and come back."""
 
 
 @final

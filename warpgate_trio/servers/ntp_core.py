@@ -42,9 +42,12 @@ class NtpLimits:
     """What one address may ask, and all together.
 
     Attributes:
-      rate, burst: answers a second and at once, for an IPv4 address or an IPv6 /64 (RFC 6177).
-      total_rate, total_burst: the same for all.
-      addresses: whose limits are remembered; the least recently seen are forgotten.
+      rate: answers per second to one IPv4 address or IPv6 /64 (RFC 6177): a node asks three times in 17 minutes, and
+        many are behind one NAT.
+      burst: answers to one of them at once.
+      total_rate: answers per second in all.
+      total_burst: answers at once in all.
+      addresses: addresses whose limits are remembered; the least recently seen are forgotten.
     """
 
     rate: float = 8.0

@@ -70,20 +70,22 @@ class RendezvousLimits:
     """What one server allows; the defaults hold an idle node's cost to one connection and a ping every 30 s.
 
     Attributes:
-      connections: connections in all.
+      connections: connections in all; ``serve`` makes it what the limit of open files allows.
       connections_per_address: from one IPv4 address or IPv6 /64; many nodes may sit behind one carrier-grade NAT.
       connections_per_key: connections that one mailbox holds; one more closes the oldest (a node that roams leaves
         ghosts).
       queue: payloads that wait for one connection; a receiver that does not read gets no more.
       queued_bytes: bytes that wait in all queues together; one /48 or IPv4 /24 gets half of what is free at most.
-      queued_bytes_per_address: of these, for the connections of one IPv4 address or IPv6 /64, and from them.
+      queued_bytes_per_address: bytes of these, for the connections of one IPv4 address or IPv6 /64, and from them.
       sends_per_second: SENDs per connection, sustained; over it the connection is closed.
       send_burst: SENDs per connection at once.
       registration: seconds from the TCP connection to the end of the WebSocket handshake, and again to a good REGISTER.
       silence: seconds without any byte, after which a connection is closed; clients ping every 30 s.
       write: seconds in which a client must take what is written to it.
-      keys: keys that were here by version 2, and have left, that are remembered; beyond, the first one is forgotten.
-      key_memory: seconds for which they are, and version 1 does not get their mailboxes.
+      keys: keys that were here by version 2, and have left, that are remembered, at 200 bytes each; beyond, the first
+        one is forgotten.
+      key_memory: seconds for which they are, and version 1 does not get their mailboxes: longer than a reconnection
+        takes, and no lasting harm to who goes back to an older release.
     """
 
     connections: int = 16_384

@@ -51,7 +51,7 @@ __all__ = ["DEFAULT_LIMITS", "MAX_ANSWER", "MAX_REQUEST", "Answer", "StunCore", 
 MAX_REQUEST: Final = 2048
 """Bytes of a request: a packet, and what a PADDING of RFC 5780 §7.6, itself a packet long, adds to it."""
 MAX_ANSWER: Final = 116
-"""Bytes of an answer: the header, and four addresses of IPv6."""
+"""Bytes of an answer: the header, and four addresses of IPv6; nothing to amplify with."""
 _MAX_UNKNOWN = 8  # types named in UNKNOWN-ATTRIBUTES
 
 _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
@@ -66,11 +66,14 @@ class StunLimits:
     """What strangers can make the server do and hold.
 
     Attributes:
-      rate, burst: requests per second of one source (IPv4 address or IPv6 /64), and at once after silence.
-      total_rate, total_burst: of all sources together, over UDP.
+      rate: requests per second of one source (IPv4 address or IPv6 /64); a profile takes about thirty.
+      burst: requests of one source at once, after silence: several nodes behind one address.
+      total_rate: requests per second of all sources together, over UDP, where sources can be forged.
+      total_burst: requests of all sources at once.
       sources: sources whose rate is remembered; beyond, the longest silent one is forgotten.
-      connections, connections_per_address: over TCP.
-      silence: seconds without a request until a connection is closed.
+      connections: connections over TCP; a node keeps one open per interface.
+      connections_per_address: of these, from one source: many nodes may sit behind one carrier-grade NAT.
+      silence: seconds without a request until a connection is closed; keepalives come far more often.
       write: seconds for a client to take an answer.
     """
 

@@ -22,7 +22,7 @@ __all__ = ["MAX_ADDRESSES", "MayVisit", "is_plain", "open_judged_stream"]
 MayVisit: TypeAlias = Callable[[IpAddress], bool]
 """Whether a connection may be opened to an address for the peer in question."""
 MAX_ADDRESSES: Final = 4
-"""Of one name that are tried."""
+"""Addresses of one name that are tried."""
 
 
 def is_plain(url: ServerUrl) -> bool:
