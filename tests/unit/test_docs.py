@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -256,7 +257,7 @@ def direction_states() -> str:
 
 @pytest.mark.parametrize(("name", "render"), [("link states", link_states), ("direction states", direction_states)])
 def test_the_state_tables(name: str, render: Callable[[], str]) -> None:
-    assert generated(page("architecture.md"), name) == render()
+    assert generated(page("wire_formats.md"), name) == render()
 
 
 def last_field(layout: str) -> int:
@@ -283,7 +284,7 @@ SAMPLES: dict[str, frames.Frame] = {
 
 
 def test_the_link_frames() -> None:
-    rows = table(page("architecture.md"), "type", "frame", "channel")
+    rows = table(page("wire_formats.md"), "type", "frame", "channel")
     assert [(bare(row["type"]), row["frame"]) for row in rows] == [(f"0x{k:02x}", k.name) for k in frames.FrameType]
     for row in rows:
         if row["frame"] == "DATA":
@@ -297,35 +298,35 @@ def test_the_link_frames() -> None:
 
 
 def test_the_refuse_reasons() -> None:
-    rows = table(page("architecture.md"), "refuse reason")
+    rows = table(page("wire_formats.md"), "refuse reason")
     assert {int(row["refuse reason"]): row["name"] for row in rows} == {r.value: r.name for r in frames.RefuseReason}
 
 
 def test_the_reset_codes() -> None:
-    rows = table(page("architecture.md"), "reset code")
+    rows = table(page("wire_formats.md"), "reset code")
     assert {int(row["reset code"]): row["name"] for row in rows} == {r.value: r.name for r in frames.ResetCode}
 
 
 def test_the_rendezvous_frames() -> None:
-    rows = table(page("architecture.md"), "type", "frame", "from")
+    rows = table(page("wire_formats.md"), "type", "frame", "from")
     expected = [
         *((code, kind.__name__.upper(), "server") for code, kind in rendezvous_frames._FROM_SERVER.items()),
         *((code, kind.__name__.upper(), "client") for code, kind in rendezvous_frames._FROM_CLIENT.items()),
     ]
     assert [(int(bare(row["type"]), 16), row["frame"], row["from"]) for row in rows] == sorted(expected)
     for code in rendezvous_frames.ErrorCode:
-        assert re.search(rf"\b{code.value} {code.name.lower().replace('_', ' ')}\b", page("architecture.md"))
+        assert re.search(rf"\b{code.value} {code.name.lower().replace('_', ' ')}\b", page("wire_formats.md"))
 
 
 def test_the_rules_of_the_planner() -> None:
-    rows = table(page("architecture.md"), "rule", "opinion")
+    rows = table(page("walk.md"), "rule", "opinion")
     assert [bare(row["rule"]) for row in rows] == [rule.__name__.removeprefix("_") for rule in dialling.RULES]
     for row in rows:
         assert row["opinion"].partition(":")[0] in {each.value for each in Likelihood}
 
 
 def test_the_rules_of_meetings() -> None:
-    rows = table(page("architecture.md"), "meeting rule", "opinion")
+    rows = table(page("walk.md"), "meeting rule", "opinion")
     rules = [rule.__name__.removeprefix("_") for rule in meetings.MEETING_RULES]
     assert [bare(row["meeting rule"]) for row in rows] == rules
     for row in rows:
@@ -334,7 +335,7 @@ def test_the_rules_of_meetings() -> None:
 
 
 def test_the_messages_of_the_punching_plugins() -> None:
-    rows = table(page("architecture.md"), "message", "fields of its own")
+    rows = table(page("wire_formats.md"), "message", "fields of its own")
     path = set(plugin.PathRequest.__struct_fields__)
     expected = {
         wire_name(name, message): [field for field in message.__struct_fields__ if field not in path]
@@ -343,6 +344,65 @@ def test_the_messages_of_the_punching_plugins() -> None:
         for message in kind.proto_messages
     }
     assert {bare(row["message"]): re.findall(r"`(\w+)`", row["fields of its own"]) for row in rows} == expected
+
+
+# -- the code's map ----------------------------------------------------------------------------------------------------
+
+PACKAGE = ROOT / "warpgate_trio"
+STRATEGIES_FOLDER = ROOT / "strategies" / "warpgate_strategies"
+
+
+def source_of(path: str) -> Path:
+    """A file as architecture.md names it: ``walk/walk.py``, ``strategies/fan_out.py``."""
+    first, _, rest = path.partition("/")
+    return STRATEGIES_FOLDER / rest if first == STRATEGIES else PACKAGE / path
+
+
+def names_in(path: str) -> set[str]:
+    """The functions, classes, methods and constants of a module: ``walk``, ``Walk.run``."""
+    found: set[str] = set()
+    for node in ast.parse(source_of(path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            found |= {f"{node.name}.{each.name}" for each in inner}
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return found
+
+
+def test_the_architecture_is_read_in_twenty_minutes() -> None:
+    lines = page("architecture.md").splitlines()
+    assert len(lines) <= 250
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_the_routes_lead_through_functions_that_exist() -> None:
+    routes = [rows for rows in tables(page("architecture.md")) if tuple(rows[0])[:2] == ("file", "name")]
+    assert len(routes) == 4
+    for row in (row for rows in routes for row in rows):
+        assert bare(row["name"]) in names_in(bare(row["file"])), row
+
+
+def test_the_files_that_the_architecture_names_exist_and_no_folder_is_left_out() -> None:
+    text = page("architecture.md")
+    rows = [bare(name) for row in table(text, "folder") for name in row["folder"].split(", ")]
+    assert [name for name in rows if not source_of(name).exists()] == []
+    inside = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+    tools = {"tools/house_lint.py"}
+    assert [name for name in inside if name not in tools and not source_of(name).exists()] == []
+    there = {f"{each.name}/" for each in PACKAGE.iterdir() if (each / "__init__.py").exists()}
+    there |= {each.name for each in PACKAGE.glob("*.py") if each.name not in ("__init__.py", "__main__.py")}
+    assert there <= set(rows)
+
+
+def test_a_page_that_the_code_names_exists() -> None:
+    folders = ("warpgate_trio", "strategies", "tests", "tools", "benchmarks", "examples")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    named = {name for path in sources for name in re.findall(r"docs/(\w+\.md)", path.read_text(encoding="utf-8"))}
+    assert named
+    assert {name for name in named if not (DOCS / name).exists()} == set()
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
