@@ -13,7 +13,7 @@ owns, is
   write breaks the connection instead of corrupting it (`Wire.send_all`).
 * **A memory bound.**  ``max_message`` bounds what a message may hold, not how many empty fragments may announce it.
   `Wire` therefore counts the bytes that came in since the last whole message.
-* **Who comes in.**  A server counts connections by subscriber (`subscribers.Gate`), behind a reverse proxy by whom the
+* **Who comes in.**  A server counts connections by subscriber (`limits.Gate`), behind a reverse proxy by whom the
   proxy names (`proxies`): in front of TLS, or in the request, so that such a connection has a name only then.
 
 No timeout hides in here.  The caller bounds `open_websocket`, `WebSocket.send`, `WebSocket.receive` and
@@ -84,7 +84,7 @@ class ConnectionLimits:
     """How many connections a server holds at once; what is over the limit is closed before TLS costs anything.
 
     Attributes:
-      total: connections in all; beyond, the youngest of the heaviest subscriber gives way (`subscribers.Gate`).
+      total: connections in all; beyond, the youngest of the heaviest subscriber gives way (`limits.Gate`).
       per_address: connections from one IPv4 address or one IPv6 /64 (what one subscriber usually has).
     """
 
