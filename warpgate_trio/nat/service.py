@@ -88,7 +88,7 @@ QUIET: Final = 2.0
 """Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
 A peer has been told which ports come next."""
 MAX_SPRAYS: Final = 2
-"""On behalf of peers at a time: each may take 256 sockets, and peers that name ever other addresses all of them."""
+"""Sprays for peers at a time: each may take 256 sockets, and peers that name ever other addresses all of them."""
 MAX_NETWORKS: Final = 16
 """Networks whose profiles are remembered, by our address in them; good for `PROFILE_LIFETIME`, and measured anew."""
 DOUBT_INTERVAL: Final = 60.0

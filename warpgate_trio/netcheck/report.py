@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ClockCheck", "NetcheckReport", "PathCheck", "ServerCheck", "TransportCheck"]
 
 MAX_INTERFACES: Final = 4
-"""Measured per address family, one after another, the one that leads to the internet first."""
+"""Interfaces measured per address family, one after another, the one that leads to the internet first."""
 MAX_SENTENCE: Final = 300
 """Characters of an error in the report: parts of it may be a server's own words."""
 

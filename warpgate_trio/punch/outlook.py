@@ -1,4 +1,4 @@
-"""Whether two peers' NATs let them punch, or spray: the rules of research E.1 and E.2 over two profiles.  Pure.
+"""Whether two peers' NATs let them punch, or spray: rules over two profiles (docs/punching.md).  Pure.
 
 Theory of operation.  With M for mapping and F for filtering, a packet of A to the endpoint that B announced can be the
 first to get in at B when
