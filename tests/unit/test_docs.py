@@ -30,7 +30,7 @@ from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.errors import ConfigError, ProtocolError
-from warpgate_trio.link import frames, protocol, states
+from warpgate_trio.link import frames, liveness, protocol, states
 from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
@@ -199,8 +199,8 @@ def test_every_budget_is_among_the_timeouts() -> None:
 def test_what_the_numbers_add_up_to() -> None:
     text = page("back_pressure_and_timeouts.md")
     rates = inbox.InboxLimits()
-    assert (1 + protocol.MISSES) * tls.IDLE_INTERVAL == 240
-    assert (1 + protocol.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
+    assert (1 + liveness.MISSES) * tls.IDLE_INTERVAL == 240
+    assert (1 + liveness.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
     assert "240 s after the last byte over TCP, 100 s over UDP" in text
     assert 2 * protocol.MAX_CHANNELS * protocol.WINDOW_FLOOR == protocol.WINDOWS_TOTAL
     assert inbound.MAX_HANDSHAKES * protocol.EARLY_DATA_LIMIT == 16 * 2**20
