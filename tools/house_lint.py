@@ -1,6 +1,6 @@
 """The house rules that no other linter knows, for warpgate_trio and the built-in plugins.
 
-* The clock, chance, threads and sockets of the machine are used in host.py alone (DESIGN section 3), so that the code
+* The clock, chance, threads and sockets of the machine are used in host.py alone, so that the code
   that users run is, line for line, the code that the simulator runs.
 * The simulator, which has nothing of this package to ask and is free of that rule, imports Trio and the standard
   library alone.
