@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from warpgate_trio.carrier import TlsCarrier
-from warpgate_trio.carrier.segments import clamp_segments
 from warpgate_trio.plugin import IP4, TCP, Message, Plugin, RouteType, register
+from warpgate_trio.ports.segments import clamp_segments
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier

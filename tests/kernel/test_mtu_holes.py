@@ -12,7 +12,7 @@ from tests.kernel.lab import open_lab
 from tests.kernel.namespaces import SocketsOfNamespaces
 from tests.kernel.run import pair
 from tests.kernel.wire import Wire
-from warpgate_trio.carrier.segments import MAX_PACKET
+from warpgate_trio.ports.segments import MAX_PACKET
 
 MAXSEG: Final = socket.IPPROTO_TCP, socket.TCP_MAXSEG
 PORT: Final = 7000

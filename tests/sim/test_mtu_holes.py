@@ -13,7 +13,7 @@ import trio
 from tests.sim.punching import meet, rows
 from tests.sim.worlds import run
 from warpgate_trio import Node, PeerAddress, Pipe
-from warpgate_trio.carrier.segments import MAX_PACKET, clamp_segments
+from warpgate_trio.ports.segments import MAX_PACKET, clamp_segments
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.sim import Fault, Host, Kind, Network, presets
 from warpgate_trio.sim.packet import ACK, SYN, TCP

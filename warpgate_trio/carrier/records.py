@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, final
 
-from .segments import MAX_PACKET
+from ..ports.segments import MAX_PACKET
 
 if TYPE_CHECKING:
     from ._carrier import Buffer

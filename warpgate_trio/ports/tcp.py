@@ -18,11 +18,11 @@ from typing import Final, Self, final
 
 import trio
 
-from ..carrier.segments import clamp_segments
 from ..errors import StunError
 from ..sockaddr import TransportAddress, socket_family
 from ..stun.client import query_stream, share_port
 from ..stun.transaction import StunAnswer
+from .segments import clamp_segments
 
 __all__ = ["BACKLOG", "TcpPort"]
 

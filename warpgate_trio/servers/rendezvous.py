@@ -16,9 +16,9 @@ from typing import NoReturn, final
 import trio
 
 from .. import host as machine
-from ..carrier.segments import clamp_segments
 from ..config import ServerUrl
 from ..nurseries import open_background_nursery, require_trio
+from ..ports.segments import clamp_segments
 from ..sockaddr import show_address
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
 from ..websocket.proxies import TrustedProxies
