@@ -22,6 +22,7 @@ CHECKS: dict[str, list[str]] = {
     "type completeness": ["basedpyright", "--ignoreexternal", "--verifytypes", "warpgate_trio"],
     "import-linter": ["lint-imports"],
     "house rules": [sys.executable, "tools/house_lint.py"],
+    "import circles": [sys.executable, "tools/import_circles.py"],
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "."],
 }

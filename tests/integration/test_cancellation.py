@@ -130,7 +130,7 @@ async def test_open_node_at_any_tasks_step_with_both_transports(mosquitto: Broke
             with steps.scope:
                 async with loopback_node(ALICE, NodeConfig(servers=servers), authorize=anyone) as node:
                     while any(each.state is not ServerState.CONNECTED for each in node.signal_servers):
-                        await node._runtime.hub._changed.wait()
+                        await node._runtime.hub._keeper.wait_changed()
             trio.lowlevel.remove_instrument(steps)
             await until(lambda: server.statistics().connections == 0)
             await wait_for_broker(lambda: mosquitto.connections() == 0)

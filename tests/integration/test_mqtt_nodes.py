@@ -102,8 +102,8 @@ async def test_a_message_by_both_transports_counts_once(any_broker: Broker, monk
             async def send(hub: SignalHub, receiver_key: bytes, payload: bytes, **_: object) -> Delivery:
                 nonlocal sent
                 sent += hub is alice._runtime.hub and receiver_key == BOB.public_key  # Bob tells his own key, too
-                assert [slot.channel is not None for slot in hub._own] == [True, True]
-                return max([await slot.channel.send(receiver_key, payload) for slot in hub._own if slot.channel])
+                assert [slot.channel is not None for slot in hub._keeper.own] == [True, True]
+                return max([await slot.channel.send(receiver_key, payload) for slot in hub._keeper.own if slot.channel])
 
             monkeypatch.setattr(SignalHub, "send", send)
             await call_back(alice, bob)
@@ -159,7 +159,7 @@ async def test_a_node_does_not_wait_for_a_dead_broker(kind: str, mosquitto: Brok
 @pytest.mark.needs("mosquitto")
 @pytest.mark.slow("each server is ended, and started again, once")
 async def test_each_transport_fails_and_recovers_on_its_own(mosquitto: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.signal.hub.BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr("warpgate_trio.signal.keeper.BACKOFF_FIRST", 0.01)
     port = free_port()
     servers = node_config(websocket=f"ws://127.0.0.1:{port}", mqtt=mosquitto.url)
     async with trio.open_nursery() as nursery:

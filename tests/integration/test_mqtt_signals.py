@@ -29,6 +29,7 @@ from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState, SignalHub, open_channel
 from warpgate_trio.signal import hub as hub_module
+from warpgate_trio.signal import keeper as keeper_module
 from warpgate_trio.signal.mqtt import channel as mqtt_channel
 from warpgate_trio.signal.mqtt.channel import open_mqtt_channel
 from warpgate_trio.signal.mqtt.connection import open_mqtt
@@ -43,7 +44,7 @@ def anywhere(_: object) -> bool:
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.01)
 
 
 @asynccontextmanager
@@ -268,7 +269,7 @@ async def test_what_was_sent_has_arrived_however_often_the_connection_broke(
     That takes a broker that owns what it acknowledges (MQTT 3.1.1 §4.3.2).  amqtt acknowledges a message that it has
     put into a queue of the connection, and drops the queue with that.
     """
-    monkeypatch.setattr(hub_module, "BACKOFF_LIMIT", 0.02)
+    monkeypatch.setattr(keeper_module, "BACKOFF_LIMIT", 0.02)
     chance = random.Random(4)
     count = 60
     heard: set[bytes] = set()
@@ -304,7 +305,7 @@ async def test_what_was_sent_has_arrived_however_often_the_connection_broke(
 async def test_a_frozen_broker_is_left_and_found_again(mosquitto: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mqtt_channel, "PING_INTERVAL", 0.02)
     monkeypatch.setattr(mqtt_channel, "PONG_TIMEOUT", 0.2)
-    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 1.0)
     async with hub_for(ALICE, mosquitto.url) as alice:
         mosquitto.freeze()
         await wait_until(lambda: states(alice) != [CONNECTED])
@@ -352,7 +353,7 @@ async def test_a_broker_that_drops_everything_is_not_connected(
     finally:
         broker.kill()
     assert f"no echo within 0.05 s of a message to our own topic warpgate-trio/1/{ALICE.peer_id}" in why
-    assert [each.levelname for each in caplog.records if each.name == hub_module.__name__] == ["WARNING"]
+    assert [each.levelname for each in caplog.records if each.name == keeper_module.__name__] == ["WARNING"]
 
 
 @pytest.mark.needs("mosquitto")
@@ -382,7 +383,7 @@ async def test_a_connection_that_ends_before_the_echo_says_so(mosquitto: Broker)
 
 
 async def test_a_broker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.05)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         url = f"mqtt://127.0.0.1:{listener.socket.getsockname()[1]}"
@@ -439,7 +440,7 @@ async def test_two_brokers_and_one_is_dead(mosquitto: Broker, amqtt: Broker) -> 
 async def test_a_rendezvous_server_that_hangs_does_not_hold_up_a_broker(any_broker: Broker) -> None:
     async with open_rendezvous() as server:
         async with hub_for(ALICE, server.url, any_broker.url) as alice, hub_for(BOB, any_broker.url) as bob:
-            hanging = next(slot.channel for slot in alice._own if slot.url.scheme == "ws")
+            hanging = next(slot.channel for slot in alice._keeper.own if slot.url.scheme == "ws")
             assert hanging is not None
             release = trio.Event()
             late: list[bytes] = []
@@ -460,9 +461,9 @@ async def test_a_rendezvous_server_that_hangs_does_not_hold_up_a_broker(any_brok
 async def test_what_goes_on_behind_a_senders_back_is_bounded(
     any_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "_MAX_TRAILING", 3)
+    monkeypatch.setattr(hub_module, "MAX_TRAILING", 3)
     async with open_rendezvous() as server, hub_for(ALICE, server.url, any_broker.url) as alice:
-        hanging = next(slot.channel for slot in alice._own if slot.url.scheme == "ws")
+        hanging = next(slot.channel for slot in alice._keeper.own if slot.url.scheme == "ws")
         assert hanging is not None
         running: set[bytes] = set()
 
@@ -478,7 +479,7 @@ async def test_what_goes_on_behind_a_senders_back_is_bounded(
         for number in range(5):
             assert await alice.send(BOB.public_key, b"\x01%d" % number) is Delivery.QUEUED
         await wait_until(lambda: running == {b"\x012", b"\x013", b"\x014"})
-        monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.01)
+        monkeypatch.setattr(hub_module, "TRAILING_TIME", 0.01)
         assert await alice.send(BOB.public_key, b"\x015") is Delivery.QUEUED
         await wait_until(lambda: b"\x015" not in running)
 

@@ -25,8 +25,10 @@ from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_frames import MAX_FRAME, SUBPROTOCOL, Challenge, Registered
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
-from warpgate_trio.signal import hub as hub_module
+from warpgate_trio.signal import arrivals as arrivals_module
+from warpgate_trio.signal import keeper as keeper_module
 from warpgate_trio.signal import open_channel as real_open_channel
+from warpgate_trio.signal.hub import SEND_PATIENCE
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
 from warpgate_trio.websocket import WebSocket, serve_websocket
 
@@ -41,7 +43,7 @@ def anywhere(_: object) -> bool:
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.01)
 
 
 @asynccontextmanager
@@ -230,7 +232,7 @@ async def test_a_send_when_the_server_is_killed() -> None:
 
 
 async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.05)
     async with tcp_server(says_nothing) as url, hub_for(ALICE, url, connected=False) as alice:
         assert states(alice) == [ServerState.CONNECTING]
         await wait_until(lambda: states(alice) == [ServerState.WAITING])
@@ -257,7 +259,7 @@ async def test_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch, cap
                 raise ZeroDivisionError
             return real_open_channel(*args, **kwargs)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(hub_module, "open_channel", open_channel)
+        monkeypatch.setattr(keeper_module, "open_channel", open_channel)
         async with hub_for(ALICE, server.url):
             pass
     assert "ZeroDivisionError" in caplog.text
@@ -425,7 +427,7 @@ async def test_wrong_lengths(key: bytes, payload: bytes) -> None:
 
 
 async def test_a_full_queue_drops_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "_INBOX", 2)
+    monkeypatch.setattr(arrivals_module, "MAX_WAITING", 2)
     async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
         for number in range(4):
             await alice.send(ALICE.public_key, bytes([number]))
@@ -533,14 +535,14 @@ async def test_cancelled_at_any_step() -> None:
 
 
 async def test_back_off(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.2)
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.2)
     attempts: list[float] = []
 
     def open_channel(*args: object, **kwargs: object) -> NoReturn:
         attempts.append(trio.current_time())
         raise OSError("refused")
 
-    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
     hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
     with trio.move_on_after(200):
         await hub.run()
@@ -554,7 +556,7 @@ async def test_back_off(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPat
 async def test_a_connection_that_held_starts_the_pauses_afresh(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.2)
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.2)
     held_for = [0.0, 0.0, 0.0, 60.0, 0.0]
     ended: list[float] = []
     began: list[float] = []
@@ -578,7 +580,7 @@ async def test_a_connection_that_held_starts_the_pauses_afresh(
         began.append(trio.current_time())
         yield Channel()
 
-    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
     with trio.move_on_after(300):
         await SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")]).run()
     pauses = [start - end for start, end in zip(began[1:], ended, strict=False)]
@@ -590,7 +592,7 @@ async def test_a_server_that_registers_us_and_does_no_more_is_no_success(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its channel is given up after as long as it takes to notice; what the next one does is no better."""
-    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 0.2)
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.2)
     began: list[float] = []
 
     class Channel:
@@ -600,7 +602,7 @@ async def test_a_server_that_registers_us_and_does_no_more_is_no_success(
             await trio.lowlevel.checkpoint()
 
         async def receive(self) -> bytes:
-            await trio.sleep(hub_module.STABLE)
+            await trio.sleep(keeper_module.STABLE)
             raise SignalUnavailable("no pong within 10 s")
 
     @asynccontextmanager
@@ -608,10 +610,10 @@ async def test_a_server_that_registers_us_and_does_no_more_is_no_success(
         began.append(trio.current_time())
         yield Channel()
 
-    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
     with trio.move_on_after(300):
         await SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")]).run()
-    pauses = [later - earlier - hub_module.STABLE for earlier, later in itertools.pairwise(began)]
+    pauses = [later - earlier - keeper_module.STABLE for earlier, later in itertools.pairwise(began)]
     assert len(pauses) > 8
     for number, pause in enumerate(pauses):
         most = min(0.2 * 2**number, 30.0)
@@ -638,8 +640,8 @@ async def test_why_a_server_cannot_be_reached_is_said_once_and_when_it_is_back(
         attempts += 1
         return real_open_channel(*args, **kwargs)
 
-    monkeypatch.setattr(hub_module, "open_channel", open_channel)
-    with caplog.at_level("INFO", hub_module.__name__):
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
+    with caplog.at_level("INFO", keeper_module.__name__):
         async with hub_for(ALICE, url, connected=False) as alice:
             await wait_until(lambda: attempts >= 3)
             async with open_rendezvous(port=port):
@@ -699,7 +701,7 @@ async def test_it_is_connected_once_it_is_registered() -> None:
 
 
 async def test_a_server_that_registers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "CONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.1)
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.send(Challenge(bytes(32)).encode())
@@ -715,9 +717,9 @@ async def test_a_server_that_registers_nobody(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_a_server_that_is_lost_and_back_at_once_is_said(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
-    with caplog.at_level("INFO", hub_module.__name__):
+    with caplog.at_level("INFO", keeper_module.__name__):
         async with open_rendezvous(port=port), hub_for(ALICE, f"ws://127.0.0.1:{port}") as alice:
-            channel = alice._own[0].channel
+            channel = alice._keeper.own[0].channel
             assert isinstance(channel, WebSocketChannel)
             channel._fail("a cable was pulled")
             await wait_until(lambda: len(caplog.records) == 2)
@@ -728,7 +730,7 @@ async def test_a_server_that_is_lost_and_back_at_once_is_said(caplog: pytest.Log
 
 
 async def test_a_server_that_was_there_at_once_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", hub_module.__name__):
+    with caplog.at_level("INFO", keeper_module.__name__):
         async with open_rendezvous() as server, hub_for(ALICE, server.url):
             pass
     assert caplog.records == []
@@ -782,7 +784,7 @@ async def test_a_server_that_lets_a_send_wait_is_asked_whether_it_is_there(
     async def open_channel(*args: object, **kwargs: object) -> AsyncGenerator[Channel]:
         yield Channel()
 
-    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
     hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
     async with open_background_nursery() as nursery:
         await nursery.start(hub.run)
@@ -794,7 +796,7 @@ async def test_a_server_that_lets_a_send_wait_is_asked_whether_it_is_there(
         began = trio.current_time()
         with trio.move_on_after(30):
             await hub.send(BOB.public_key, b"slow")
-        assert checked == pytest.approx([hub_module.SEND_PATIENCE])
+        assert checked == pytest.approx([SEND_PATIENCE])
         hub.check_channels()
         assert len(checked) == 2
 
@@ -802,14 +804,14 @@ async def test_a_server_that_lets_a_send_wait_is_asked_whether_it_is_there(
 async def test_in_another_network_what_waits_is_tried_at_once(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "BACKOFF_FIRST", 1000.0)
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 1000.0)
     attempts: list[float] = []
 
     def open_channel(*args: object, **kwargs: object) -> NoReturn:
         attempts.append(trio.current_time())
         raise OSError("no route")
 
-    monkeypatch.setattr(hub_module, "open_channel", open_channel)
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
     hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
     async with open_background_nursery() as nursery:
         await nursery.start(hub.run)
@@ -821,7 +823,7 @@ async def test_in_another_network_what_waits_is_tried_at_once(
 
 async def test_the_channels_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much waits on one of them, the next of another is second at most."""
-    monkeypatch.setattr(hub_module, "_INBOX", 5)
+    monkeypatch.setattr(arrivals_module, "MAX_WAITING", 5)
     async with open_rendezvous() as one, open_rendezvous() as two:
         async with (
             hub_for(ALICE, one.url) as carol,
@@ -834,7 +836,7 @@ async def test_the_channels_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             await wait_until(lambda: bob.dropped == 4)
             for number in range(2):
                 await dave.send(BOB.public_key, b"friend %d" % number)
-            await wait_until(lambda: sum(len(slot.waiting) for slot in bob._own) == 7)
+            await wait_until(lambda: sum(len(slot.waiting) for slot in bob._keeper.own) == 7)
             order = [(await bob.receive()).payload for _ in range(7)]
             assert order == [
                 b"flood 0",

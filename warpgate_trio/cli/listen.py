@@ -111,7 +111,7 @@ class _Listening:
         """Print the address once peers can reach us by it, and it says what they need to know."""
         import trio
 
-        from ..signal.hub import ServerState
+        from ..signal import ServerState
         from .events import ListenReady, encode
 
         if config.servers.signal:

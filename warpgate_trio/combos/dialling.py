@@ -173,7 +173,7 @@ def judge(facts: Facts) -> tuple[Likelihood, str]:
 
 
 ASK_DELAY: Final = 0.02
-"""Asking to be dialled waits for dialling where that is likely: a connection on one machine or in one network is up within it."""
+"""Asking to be dialled waits for dialling where that is likely: a connection in one network is up within it."""
 TWIN_DELAY: Final = 0.05
 """A public address of a machine in our own network is reached by NIC_BIND and by EXT_BIND: the same dialling twice."""
 MAX_COMBOS: Final = 32

@@ -9,7 +9,8 @@ A signal goes from node to server to node.  The rooms' parts, from the inside ou
 * `channel`: what a connection to a signal server must be able to do; `transport`: the transports by URL scheme.
 * `websocket_channel`: the transport to our rendezvous server (`warpgate_trio.servers.rendezvous`).
 * `mqtt`: the transport to MQTT brokers.
-* `hub`: the owner of a node's channels; connects, reconnects, sends by all of them at once.
+* `keeper`: the owner of a node's channels, which connects and reconnects; `arrivals`: what they receive.
+* `hub`: sends by all of them at once.
 * `router`: what a node says, and who gets what it hears.
 
 The way of a message in:  `check_blob` -> ``hub.receive`` -> `open_message` -> ``inbox.check`` -> `decode_payload`.
@@ -19,9 +20,10 @@ The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with `
 
 from __future__ import annotations
 
+from .arrivals import Incoming
 from .channel import Delivery, SignalChannel
 from .core import CORE_MESSAGES, Cancel, Clock, Failed, Here, RefusalReason, Refused
-from .hub import Incoming, ServerState, ServerStatus, SignalHub
+from .hub import SignalHub
 from .inbox import (
     Accepted,
     Inbox,
@@ -47,6 +49,7 @@ from .message import (
     wire_name,
 )
 from .replays import Moment
+from .slot import ServerState, ServerStatus
 from .transport import open_channel
 
 __all__ = [

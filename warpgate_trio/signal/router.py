@@ -29,9 +29,10 @@ from ..address import PeerAddress
 from ..errors import SignalError, panics_as_errors
 from ..identity import Identity
 from ..limits import TokenBucket
+from .arrivals import Incoming
 from .core import CORE_MESSAGES, Cancel, Failed, Here, RefusalReason, Refused
 from .core import Clock as ClockReply
-from .hub import Incoming, SignalHub
+from .hub import SignalHub
 from .inbox import Accepted, Inbox, OutsideWindow, TooOld
 from .message import Envelope, Message, decode_payload, open_message
 from .presence import HERE, Presence

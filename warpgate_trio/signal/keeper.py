@@ -1,0 +1,351 @@
+"""The signal channels of a node: connecting to servers, receiving, and connecting again.
+
+Theory of operation.  One task per configured server connects, registers, receives, and reconnects after a jittered
+back-off, for as long as the hub runs; a server that is down costs its own task a connection attempt now and then, and
+nobody else anything.
+
+A server of a peer's may be visited: a channel, registered under our key like any other so that replies come in by it,
+which is closed when it has been idle for a minute.  A peer chooses its servers, so visiting means to open connections
+where a peer says; whether it may, and to which addresses, is said with each visit (`signal.visits`).
+
+A connection that leads nowhere any more is noticed by the pings of its channel, twice a minute.  Where there is reason
+to doubt it (the machine's addresses have changed, a send hangs), the channel is asked at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, final
+
+import trio
+
+from .. import host as machine
+from ..config import ServerUrl
+from ..errors import ConfigError, SignalUnavailable, WarpgateError, panics_as_errors, printable
+from ..identity import Identity
+from ..names import NameFailure, Names
+from ..nurseries import reason_of
+from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
+from ..sockaddr import parse_ip
+from .arrivals import Arrivals
+from .slot import Place, ServerState, Slot, place_of
+from .transport import check_supported, loads_asyncio, open_channel, supports
+from .visits import MayVisit, is_plain, open_judged_stream
+
+__all__ = ["ChannelKeeper"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for TCP, TLS, WebSocket and registration together: eight round trips of a bad satellite link."""
+BACKOFF_FIRST = 0.2
+"""Seconds to the first new connection; doubles, less up to half at random, lest a server's nodes come back in step."""
+BACKOFF_LIMIT = 30.0
+"""Seconds of the longest such pause."""
+STABLE = 10.0
+"""Seconds that a connection has to hold to start the next back-off afresh, and its server has to have said something in
+them: one that registers us and then falls silent is given up after as long a time, and was no success."""
+MAX_VISITS = 4
+"""Channels to servers of peers that are open at a time."""
+
+
+@final
+class ChannelKeeper:
+    """All signal channels of one node.
+
+    Args:
+      identity, servers, ca_file, names: as for `SignalHub`.
+      arrivals: what the channels receive goes there.
+
+    Raises:
+      ConfigError: there is no transport for a server, or `ca_file` cannot be used.
+
+    Attributes:
+      own: one slot for each of the node's own servers.
+      visits: those for servers of peers.
+      registrant: what the node registers as.
+      opened: how often one of the node's own servers was connected to.
+      ended: no channel will come up any more.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        servers: Sequence[ServerUrl],
+        arrivals: Arrivals,
+        *,
+        ca_file: Path | None,
+        names: Names | None,
+    ) -> None:
+        for url in servers:
+            check_supported(url)
+        self._asyncio: Final = any(loads_asyncio(url) for url in servers)
+        self._identity = identity
+        self.registrant: Final = Registrant(machine.current().entropy(INSTANCE_LENGTH))
+        self._ca_file = ca_file
+        self._ssl_context: ssl.SSLContext | None = None
+        if ca_file is not None or any(url.tls for url in servers):
+            self.trust()  # so that a bad file is found now, not at the first connection
+        distinct = {(place_of(url), url.params): url for url in servers}
+        self.own = [Slot(url, visiting=False) for url in distinct.values()]
+        for number, slot in enumerate(self.own):
+            if any(slot.key == other.key for other in self.own[:number]):
+                slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
+        self._names = names
+        if names is not None:
+            for slot in self.own:
+                slot.dial = names.open_tcp_stream
+        self.visits: list[Slot] = []
+        self._arrivals: Final = arrivals
+        self._nursery: trio.Nursery | None = None
+        self._changed = trio.Event()
+        self._network_changed = trio.Event()
+        self.opened: int = 0
+        self.ended = False
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Keep the channels to the node's own servers up, in a nursery."""
+        self._nursery = nursery
+        for slot in self.own:
+            nursery.start_soon(self._keep_connected, slot)
+
+    def stop(self) -> None:
+        """The nursery ends: nobody is visited any more."""
+        self._nursery = None
+
+    def end(self) -> None:
+        """It has ended: who waits for a channel waits in vain."""
+        self.ended = True
+        self._notify()
+
+    # -- what others see of it -----------------------------------------------------------------------------------------
+
+    async def wait_changed(self) -> None:
+        """Wait until a channel comes up or ends."""
+        await self._changed.wait()
+
+    async def wait_opened(self, before: int) -> int:
+        """Return `opened` once it is no more what it was `before`.
+
+        Raises:
+          SignalUnavailable: the hub has ended.
+        """
+        while self.opened == before:
+            if self.ended:
+                raise SignalUnavailable("the signal hub has ended")
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+        return self.opened
+
+    async def wait_tried(self) -> None:
+        """Return once each of the node's own servers is connected, or has failed; the caller bounds the time."""
+        while not self.ended and any(not slot.connected and slot.last_error is None for slot in self.own):
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+
+    def check_channels(self) -> None:
+        """The machine's addresses have changed: every connection is asked for at once, and what waits to be tried again
+        is tried now."""
+        for slot in (*self.own, *self.visits):
+            if slot.channel is not None:
+                slot.channel.check()
+        self._network_changed.set()
+        self._network_changed = trio.Event()
+
+    @property
+    def unresolved(self) -> dict[str, NameFailure]:
+        """The names of the node's own servers that are not connected because they cannot be resolved, and why."""
+        found = {
+            slot.url.host: NameFailure(why=slot.last_error or "", remembered=False)
+            for slot in self.own
+            if slot.unresolved
+        }
+        if self._names is not None:  # which knows of those that hang, too
+            waiting = self._names.failures(slot.url.host for slot in self.own if slot.channel is None)
+            found.update((name, failure) for name, failure in waiting.items() if not failure.remembered)
+        return found
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds to the nearest server of our own that we have a channel to, and back; None: to none."""
+        return min(
+            (slot.channel.rtt for slot in self.own if slot.channel and slot.channel.rtt is not None), default=None
+        )
+
+    async def wait_connected(self) -> None:
+        """Return once at least one of the node's own servers is connected; the caller bounds the time.
+
+        Raises:
+          SignalUnavailable: there is no server to wait for, or the hub has ended.
+        """
+        if not self.own:
+            await trio.lowlevel.checkpoint()
+            raise SignalUnavailable("no signal server is configured")
+        while not self.ended:
+            if any(slot.connected for slot in self.own):
+                await trio.lowlevel.checkpoint()
+                return
+            await self._changed.wait()
+        raise SignalUnavailable("the signal hub has ended")
+
+    def visitable(self, urls: Sequence[ServerUrl]) -> dict[Place, ServerUrl]:
+        """The first few URLs of a peer that we would visit; what is ours, by scheme, host and port, is none of them."""
+        ours = {slot.origin for slot in self.own}
+        found: dict[Place, ServerUrl] = {}
+        for url in urls:
+            place = place_of(url)
+            if place[:3] in ours or not is_plain(url) or len(found) >= MAX_VISITS:
+                continue
+            if (self._asyncio or not loads_asyncio(url)) and supports(url):
+                found[place] = url
+        return found
+
+    def trust(self) -> ssl.SSLContext:
+        """Whom TLS trusts."""
+        if self._ssl_context is None:
+            context = ssl.create_default_context()
+            if self._ca_file is not None:
+                try:
+                    context.load_verify_locations(cafile=self._ca_file)
+                except OSError as exc:  # ssl.SSLError is one
+                    raise ConfigError(
+                        f"servers.ca_file = {str(self._ca_file)!r}: no certificates to be read: {exc}"
+                    ) from exc
+            self._ssl_context = context
+        return self._ssl_context
+
+    # -- channels ------------------------------------------------------------------------------------------------------
+
+    def visit(self, url: ServerUrl, may_visit: MayVisit) -> Slot:
+        """The slot for a server of a peer's, which is connected to from now on.
+
+        Raises:
+          SignalUnavailable: there is no room for it.
+        """
+        if self._nursery is None:
+            raise SignalUnavailable("the signal hub has ended")
+        if len(self.visits) >= MAX_VISITS:
+            idle = [slot for slot in self.visits if slot.channel is not None and not slot.sending]
+            if not idle:
+                raise SignalUnavailable(f"{url.redacted}: {MAX_VISITS} servers of peers are being visited already")
+            self._leave(min(idle, key=lambda slot: slot.last_used))
+        slot = Slot(url, visiting=True)
+
+        async def dial(host: str, port: int) -> trio.abc.Stream:
+            stream = await open_judged_stream(host, port, may_visit=may_visit)
+            slot.address = parse_ip(stream.socket.getpeername()[0])
+            return stream
+
+        slot.dial = dial
+        self.visits.append(slot)
+        self._nursery.start_soon(self._visit, slot)
+        return slot
+
+    async def _visit(self, slot: Slot) -> None:
+        try:
+            await self._hold(slot)
+        finally:
+            self._leave(slot)
+
+    def _leave(self, slot: Slot) -> None:
+        slot.ended = True
+        slot.channel = None
+        if slot in self.visits:
+            self.visits.remove(slot)
+        if slot.scope is not None:
+            slot.scope.cancel()
+        self._notify()
+
+    async def _keep_connected(self, slot: Slot) -> None:
+        pause = BACKOFF_FIRST
+        while True:
+            if await self._hold(slot):
+                pause = BACKOFF_FIRST
+            slot.state = ServerState.WAITING
+            with trio.move_on_after(pause * (1 - machine.current().random.random() / 2)):
+                await self._network_changed.wait()
+            pause = min(2 * pause, BACKOFF_LIMIT)
+
+    async def _hold(self, slot: Slot) -> bool:
+        """One connection, from its opening to its end, whatever ends it.  Returns whether it was a success."""
+        since = math.inf
+        answered = False
+        slot.state = ServerState.CONNECTING
+        try:
+            with (
+                panics_as_errors(),
+                trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT) as slot.scope,
+            ):
+                context = self.trust() if slot.url.tls else None
+                async with open_channel(
+                    slot.url,
+                    self._identity,
+                    ssl_context=context,
+                    registrant=self.registrant,
+                    dial=slot.dial,
+                    at_once=True,
+                ) as channel:
+                    slot.channel = channel
+                    self._notify()
+                    try:
+                        await channel.wait_registered()
+                        slot.scope.deadline = math.inf
+                        slot.state = ServerState.CONNECTED
+                        slot.last_error, slot.unresolved = None, False
+                        since = trio.current_time()
+                        slot.touch()
+                        self._notify()
+                        self._say_connected(slot)
+                        while True:
+                            self._arrivals.put(slot, await channel.receive())
+                    finally:
+                        slot.channel = None
+                        answered = channel.answered
+            slot.last_error, slot.unresolved = "idle", False
+            if since == math.inf:
+                self._say_late(slot)
+        except (OSError, WarpgateError) as exc:
+            slot.unresolved = isinstance(exc, trio.socket.gaierror)
+            slot.last_error = printable(reason_of(exc))
+        except Exception as exc:  # a server's doing, whatever its class: it ends this connection and nothing else
+            slot.last_error, slot.unresolved = f"unexpected {type(exc).__name__}", False
+            logger.exception("the signal channel to %s failed", slot.key)
+        finally:
+            slot.scope = None
+            self._notify()
+        self._say_lost(slot, was_connected=since != math.inf)
+        return answered and trio.current_time() - since >= STABLE
+
+    def _say_late(self, slot: Slot) -> None:
+        """It was not connected in time: the server did not answer, or nobody told where it is."""
+        slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s"
+        failure = None if slot.visiting else self.unresolved.get(slot.url.host)
+        if failure is not None:
+            slot.last_error, slot.unresolved = f"the name cannot be resolved: {failure.why}", True
+
+    def _say_connected(self, slot: Slot) -> None:
+        """That a server is there at once is no news; that one is back is."""
+        back = slot.lost or slot.broke
+        logger.log(logging.INFO if back else logging.DEBUG, "signal server %s: connected", slot.key)
+        slot.lost = slot.broke = False
+        self.opened += not slot.visiting
+
+    def _say_lost(self, slot: Slot, *, was_connected: bool) -> None:
+        """Tell people once that a server of ours cannot be reached, and why: not at each attempt."""
+        # A connection that broke is nothing to warn of yet: the next one may come up at once.
+        tell = not (was_connected or slot.lost or slot.visiting)
+        slot.broke = (was_connected and not slot.visiting) or slot.broke
+        level = logging.WARNING if tell else logging.INFO if was_connected and slot.broke else logging.DEBUG
+        what = "connection lost" if was_connected else "not connected"
+        logger.log(level, "signal server %s: %s: %s", slot.key, what, slot.last_error)
+        slot.lost = slot.lost or tell
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
