@@ -118,7 +118,7 @@ class RandomProbe(Plugin):
         if af != 4:
             return Likelihood.INVALID, "IPv6 firewalls translate no ports"
         outlook = spray_outlook(ours.udp, peers.udp)
-        return Likelihood(outlook.chance.value), outlook.why
+        return outlook.likelihood, outlook.why
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         secret = reply.secret if isinstance(reply, SprayForMe) else self.node.host.entropy(SECRET_LENGTH)

@@ -119,7 +119,7 @@ class TcpPunch(Plugin):
     @classmethod
     def outlook(cls, ours: NatProfile, peers: NatProfile, af: int) -> tuple[Likelihood, str]:
         outlook = punch_outlook(ours.tcp, peers.tcp, at_once=True)
-        return Likelihood(outlook.chance.value), outlook.why
+        return outlook.likelihood, outlook.why
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         received_at = self.clock.now()

@@ -79,7 +79,7 @@ class UdpPunch(Plugin):
     @classmethod
     def outlook(cls, ours: NatProfile, peers: NatProfile, af: int) -> tuple[Likelihood, str]:
         outlook = punch_outlook(ours.udp, peers.udp)
-        return Likelihood(outlook.chance.value), outlook.why
+        return outlook.likelihood, outlook.why
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         if isinstance(reply, MeetByUdp):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.unit.test_punch_outlook import BLOCKED, FC, FIREWALL6, OPEN, PR, SYM, transports
 from warpgate_trio.address.nat_profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
+from warpgate_trio.combos import Likelihood
 from warpgate_trio.nat.abilities import CONE, LENIENT, RULES, STEPPING, SYMMETRIC, WITHIN, abilities
-from warpgate_trio.punch.outlook import Chance, punch_outlook, spray_outlook
+from warpgate_trio.punch.outlook import punch_outlook, spray_outlook
 
 ANY = "connects over UDP to peers behind any NAT"
 ANY_BUT = f"{ANY} but symmetric ones with random ports"
@@ -52,22 +53,22 @@ def test_something_is_said_of_everything_and_nothing_twice(profile: NatProfile) 
 @given(profiles)
 def test_what_is_promised_over_udp_is_what_the_walk_expects(profile: NatProfile) -> None:
     can = abilities(profile).can
-    chance = {each: punch_outlook(profile.udp, each).chance for each in (LENIENT, CONE, STEPPING, SYMMETRIC)}
-    every = all(each is Chance.LIKELY for each in chance.values())
+    chance = {each: punch_outlook(profile.udp, each).likelihood for each in (LENIENT, CONE, STEPPING, SYMMETRIC)}
+    every = all(each is Likelihood.LIKELY for each in chance.values())
     silent = profile.udp.translated is None
     assert (ANY in can) is (every and not silent)
     if ANY_BUT in can:
-        assert chance[CONE] is chance[STEPPING] is Chance.LIKELY is not chance[SYMMETRIC]
+        assert chance[CONE] is chance[STEPPING] is Likelihood.LIKELY is not chance[SYMMETRIC]
     if any(each.startswith("connects over UDP") for each in can):
-        assert chance[LENIENT] is Chance.LIKELY
+        assert chance[LENIENT] is Likelihood.LIKELY
         assert sum(each.startswith("connects over UDP") for each in can) == 1
     for each in can:
         if each.startswith("reaches peers behind"):
             peer = CONE if "cone" in each else SYMMETRIC
-            assert chance[peer] is Chance.HOPELESS
+            assert chance[peer] is Likelihood.HOPELESS
             outlook = spray_outlook(profile.udp, peer)
             assert f"in {outlook.probability:.0%}".removesuffix("%") in each
-            assert outlook.chance is Chance.LIKELY
+            assert outlook.likelihood is Likelihood.LIKELY
 
 
 @settings(max_examples=50)
@@ -76,11 +77,11 @@ def test_a_relay_is_asked_for_only_where_nothing_else_gets_there(profile: NatPro
     for each in abilities(profile).cannot:
         if each.startswith("needs a relay with peers behind symmetric NATs"):
             tcp = replace(profile.tcp, filtering=profile.tcp.filtering or profile.udp.filtering)
-            assert punch_outlook(profile.udp, SYMMETRIC).chance is Chance.HOPELESS
-            assert punch_outlook(tcp, SYMMETRIC, at_once=True).chance is Chance.HOPELESS
-            assert spray_outlook(profile.udp, SYMMETRIC).chance is not Chance.LIKELY
+            assert punch_outlook(profile.udp, SYMMETRIC).likelihood is Likelihood.HOPELESS
+            assert punch_outlook(tcp, SYMMETRIC, at_once=True).likelihood is Likelihood.HOPELESS
+            assert spray_outlook(profile.udp, SYMMETRIC).likelihood is not Likelihood.LIKELY
             if "random" not in each:
-                assert punch_outlook(profile.udp, STEPPING).chance is Chance.HOPELESS
+                assert punch_outlook(profile.udp, STEPPING).likelihood is Likelihood.HOPELESS
 
 
 @settings(max_examples=50)

@@ -229,7 +229,7 @@ class Combo:
 
 
 SAME_HOST_DELAY: Final = 0.05
-"""Non-loopback combos on one machine wait for loopback: ten times what a loopback walk takes here (4 ms)."""
+"""Seconds that combos on one machine wait for loopback, if they are not: ten times a loopback walk (4 ms)."""
 
 
 def unknown(_f: object) -> Opinion:

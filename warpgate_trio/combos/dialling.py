@@ -173,14 +173,15 @@ def judge(facts: Facts) -> tuple[Likelihood, str]:
 
 
 ASK_DELAY: Final = 0.02
-"""Asking to be dialled waits for dialling where that is likely: a connection in one network is up within it."""
+"""Seconds that asking to be dialled waits for dialling, where that is likely: less than the 30 ms that a connection may
+take beyond its round trips (benchmarks/punch_times.py)."""
 TWIN_DELAY: Final = 0.05
-"""A public address of a machine in our own network is reached by NIC_BIND and by EXT_BIND: the same dialling twice."""
+"""Seconds between two diallings of one public address in our own network, by NIC_BIND and by EXT_BIND."""
 MAX_COMBOS: Final = 32
-"""Of one phase: a peer's record with 256 endpoints must not make us dial 256 times.  The likely ones come first."""
+"""Combos of one phase, the likely ones first: a record with 256 endpoints must not make us dial 256 times."""
 MAX_COMBOS_PER_TARGET: Final = 8
-"""Of one phase and plugin, to one address, an IPv6 /64 being one: the rest are ports of somebody whom the record names.
-A machine with two interfaces in one network, two addresses on each, and a route type for each of them, has eight."""
+"""Combos of one phase and plugin, to one address, an IPv6 /64 being one: the rest are ports of somebody whom the record
+names.  A machine with two interfaces in one network, two addresses on each, and a route type for each, has eight."""
 
 
 def plan(

@@ -16,7 +16,8 @@ from typing import Final, Literal, final
 
 from ..address import is_public
 from ..address.nat_profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
-from ..punch.outlook import Chance, punch_outlook, spray_outlook
+from ..combos import Likelihood
+from ..punch.outlook import punch_outlook, spray_outlook
 
 __all__ = ["RULES", "Abilities", "Rule", "abilities"]
 
@@ -60,24 +61,24 @@ class Reach:
         """Nothing answered, and that may be the servers' fault."""
         return not self.profile.blocked and self.profile.translated is None
 
-    def _chance(self, peer: TransportProfile) -> Chance:
-        return punch_outlook(self.profile, peer, at_once=self.at_once).chance
+    def _likelihood(self, peer: TransportProfile) -> Likelihood:
+        return punch_outlook(self.profile, peer, at_once=self.at_once).likelihood
 
     @cached_property
-    def lenient(self) -> Chance:
-        return self._chance(LENIENT)
+    def lenient(self) -> Likelihood:
+        return self._likelihood(LENIENT)
 
     @cached_property
-    def cone(self) -> Chance:
-        return self._chance(CONE)
+    def cone(self) -> Likelihood:
+        return self._likelihood(CONE)
 
     @cached_property
-    def stepping(self) -> Chance:
-        return self._chance(STEPPING)
+    def stepping(self) -> Likelihood:
+        return self._likelihood(STEPPING)
 
     @cached_property
-    def symmetric(self) -> Chance:
-        return self._chance(SYMMETRIC)
+    def symmetric(self) -> Likelihood:
+        return self._likelihood(SYMMETRIC)
 
     @property
     def hidden(self) -> bool:
@@ -86,10 +87,14 @@ class Reach:
 
     def sprays_to(self, peer: TransportProfile) -> float:
         """The chance of a spray where nothing else helps; 0 where something does, or too little is known."""
-        if self.silent or self.profile.endpoint_independent is None or self._chance(peer) is not Chance.HOPELESS:
+        if (
+            self.silent
+            or self.profile.endpoint_independent is None
+            or self._likelihood(peer) is not Likelihood.HOPELESS
+        ):
             return 0.0
         outlook = spray_outlook(self.profile, peer)
-        return outlook.probability if outlook.chance is Chance.LIKELY else 0.0
+        return outlook.probability if outlook.likelihood is Likelihood.LIKELY else 0.0
 
 
 @final
@@ -124,7 +129,7 @@ class Rule:
     sentence: str | Callable[[Facts], str]
 
 
-LIKELY, DOUBTFUL, HOPELESS = Chance.LIKELY, Chance.DOUBTFUL, Chance.HOPELESS
+LIKELY, DOUBTFUL, HOPELESS = Likelihood.LIKELY, Likelihood.DOUBTFUL, Likelihood.HOPELESS
 
 
 def _any_nat(reach: Reach) -> bool:
@@ -150,7 +155,7 @@ def _open(reach: Reach) -> bool:
 def _helpless(profile: TransportProfile) -> bool:
     """Peers behind symmetric NATs with random ports are out of reach, whatever is unknown."""
     reach = Reach(profile)
-    no_spray = spray_outlook(profile, SYMMETRIC).chance is HOPELESS
+    no_spray = spray_outlook(profile, SYMMETRIC).likelihood is HOPELESS
     return not reach.silent and reach.symmetric is HOPELESS and no_spray
 
 

@@ -179,7 +179,7 @@ class Node:
         timeout: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
-        """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/architecture.md).
+        """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/walk.md).
 
         Args:
           peer: its address, as an object or as text (``wg1…``).

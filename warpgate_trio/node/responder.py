@@ -44,13 +44,13 @@ logger: logging.Logger = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 64
 """Attempts on behalf of peers at once, in all."""
 MAX_ATTEMPTS_PER_PEER: Final = 16
-"""A walk asks once per own address; two dual-stack interfaces make four."""
+"""Attempts on behalf of one peer: a walk asks once per own address; two dual-stack interfaces make four."""
 MAX_QUESTIONS: Final = 64
 """Signals that wait for `authorize` at once, of peers that it has not let in before; as many more of those it has."""
 MAX_QUESTIONS_PER_PEER: Final = 16
 """Of those, of one peer: as many as it may have attempts."""
 DIALS_PER_MINUTE: Final = 60
-"""Per peer, and as many at once after a quiet minute."""
+"""Attempts that one peer may ask for in a minute, and as many at once after a quiet one."""
 MAX_PEERS: Final = 1024
 """Peers whose rate is remembered, and as many that were let in."""
 

@@ -89,18 +89,19 @@ class Plugin(ABC):
     ====================  ===========================================================================================
     ``node``              `NodeView`
     ``peer``              the peer's `PeerAddress`, authentic
-    ``af``, ``route_type``  of this combo
+    ``af``, ``route_type``  of this combo; PluginError where there is no path, and for the next two
     ``src``               address to bind before dialling, or None for the routing table's choice
     ``dest``              the `Endpoint` to dial; ours, when the plugin asks to be dialled; PluginError with `Aim.MEET`
     ``session_id``        16 bytes that both sides share; ``attempt_id`` 16 more for this run
-    ``inbound``           True on the responder's side
-    ``nursery``           for background work; cancelled when the attempt ends
+    ``inbound``           True in the responder's half, which a peer's request has started
+    ``nursery``           for background work; cancelled when the attempt ends, before the caller has the Pipe; if a
+                          task in it raises, the attempt fails
     ``send_signal``       send a `Message` to the other side's run of this attempt
     ``receive_signal``    the next `Message` from there
     ``wait_inbound``      the `Link` of a peer that dialled us for this attempt
     ``receive_proof``     the `Link` on a carrier that the peer dialled, once it has proven itself there
     ``budget``            seconds until this attempt is ended from outside
-    ``clock``, ``nat``    corrected wall clock; our NAT profile (None: not measured)
+    ``clock``, ``nat``    corrected wall clock; our NAT profile as our address has it (None: nothing is known)
     ``race``              run other plugins, and take the first path that one of them makes
     ``hold_phase``        a path answers: have the phase wait a second for its handshake
     ``adopt``             give a task a life beyond the attempt, with the winner's Link
@@ -219,12 +220,12 @@ class Plugin(ABC):
 
         Raises:
           SignalUnavailable: no server could.
-          AttemptFailed: the servers know that the peer is not there.
+          AttemptFailed: the servers know that the peer is not there, or that it reads nothing.
         """
         await self._attempt.send_signal(message)
 
     async def receive_signal(self) -> Message:
-        """The next message of the peer's run of this attempt.
+        """The next message of the peer's run of this attempt.  A Link that comes meanwhile is closed.
 
         Raises:
           PeerRefused: the peer does not take part.
@@ -233,7 +234,10 @@ class Plugin(ABC):
         return await self._attempt.receive_signal()
 
     async def wait_inbound(self) -> Link:
-        """Wait for the peer to dial our listener for this attempt; errors as in `receive_signal`."""
+        """Wait for the peer to dial our listener for this attempt; errors as in `receive_signal`.
+
+        Messages that come meanwhile are dropped.
+        """
         return await self._attempt.wait_inbound()
 
     async def receive_proof(self, carrier: Carrier) -> Link:
@@ -260,6 +264,7 @@ class Plugin(ABC):
         Raises:
           AttemptFailed: none of them made a path.
           PeerRefused: the peer said no to one of them.
+          PluginError: in the responder's half.
         """
         return await self._attempt.race(plugins, stagger=stagger)
 
@@ -272,9 +277,11 @@ class Plugin(ABC):
         self._attempt.hold_phase()
 
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
-        """Run `task` in the node, for as long as the Link lives that this attempt makes; only if it wins.
+        """Run `task` in the node, for as long as the Link lives that this attempt makes, goodbyes included; only if it
+        wins, or on the responder's side is accepted.
 
-        It is started by the ACCEPT and cancelled when the Link has ended.  What it raises is logged, no more.
+        It is started by the ACCEPT and cancelled when the Link has ended.  What it raises is logged, and breaks the
+        Link.
         """
         self._attempt.adopt(task)
 
@@ -282,6 +289,7 @@ class Plugin(ABC):
         """Run `task` in the node, from now on and for at most ``budgets.goodbye`` seconds, whatever ends this attempt.
 
         For what is still to be said over the network; hand it in on the way out.  It runs while the node closes, too.
+        What it raises is logged, no more.
         """
         self._attempt.goodbye(task)
 

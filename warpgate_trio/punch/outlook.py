@@ -21,24 +21,16 @@ makes it, and neither does one's age (whose profile is stale passes `profile.UNK
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final, final
 
 from ..address.nat_profile import Allocation, Filtering, TransportProfile, describe
+from ..combos import Likelihood
 from .spray import Role, SprayPlan, plan_both_hard, plan_spray, spray_roles
 
-__all__ = ["Chance", "Outlook", "SprayOutlook", "punch_outlook", "spray_outlook"]
+__all__ = ["Outlook", "SprayOutlook", "punch_outlook", "spray_outlook"]
 
 LIKELY_SPRAY: Final = 0.5
 """The computed chance from which a spray is likely rather than doubtful."""
-
-
-class Chance(Enum):
-    """What is to be expected; the values are those of `combos.Likelihood`."""
-
-    HOPELESS = "hopeless"
-    DOUBTFUL = "doubtful"
-    LIKELY = "likely"
 
 
 @final
@@ -46,7 +38,7 @@ class Chance(Enum):
 class Outlook:
     """What is to be expected of a punch, and one sentence on why."""
 
-    chance: Chance
+    likelihood: Likelihood
     why: str
 
 
@@ -56,13 +48,13 @@ class SprayOutlook:
     """What is to be expected of a spray.
 
     Attributes:
-      chance, why: as in `Outlook`.
+      likelihood, why: as in `Outlook`.
       role: ours; None when there is nothing to spray for.
       plan: what it takes; None when `role` is, and when it is not worth a packet.
       probability: the computed one, by the profiles' claims.
     """
 
-    chance: Chance
+    likelihood: Likelihood
     why: str
     role: Role | None = None
     plan: SprayPlan | None = None
@@ -70,15 +62,15 @@ class SprayOutlook:
 
 
 def _hopeless(why: str) -> Outlook:
-    return Outlook(chance=Chance.HOPELESS, why=why)
+    return Outlook(likelihood=Likelihood.HOPELESS, why=why)
 
 
 def _doubtful(why: str) -> Outlook:
-    return Outlook(chance=Chance.DOUBTFUL, why=why)
+    return Outlook(likelihood=Likelihood.DOUBTFUL, why=why)
 
 
 def _likely(why: str) -> Outlook:
-    return Outlook(chance=Chance.LIKELY, why=why)
+    return Outlook(likelihood=Likelihood.LIKELY, why=why)
 
 
 def _or(a: bool | None, b: bool | None) -> bool | None:
@@ -169,24 +161,28 @@ def spray_outlook(
 ) -> SprayOutlook:
     """Whether a spray is worth it, which part is ours, and how large it is; for `we_are_lower` see `spray_roles`."""
     barred = _barred(ours, peers, shared_address)
-    if barred is not None and barred.chance is Chance.HOPELESS:
-        return SprayOutlook(chance=barred.chance, why=barred.why)
+    if barred is not None and barred.likelihood is Likelihood.HOPELESS:
+        return SprayOutlook(likelihood=barred.likelihood, why=barred.why)
     role = spray_roles(ours, peers, we_are_lower=we_are_lower)
     if role is None:
-        return SprayOutlook(chance=Chance.HOPELESS, why="both sides keep their ports: whatever works needs no spray")
+        return SprayOutlook(
+            likelihood=Likelihood.HOPELESS, why="both sides keep their ports: whatever works needs no spray"
+        )
     if role is Role.BOTH:
         plan = plan_both_hard(ours, peers)
         if not plan.worth_it:
             known = Allocation.UNKNOWN not in (ours.allocation, peers.allocation)
-            chance = Chance.HOPELESS if known else Chance.DOUBTFUL
+            likelihood = Likelihood.HOPELESS if known else Likelihood.DOUBTFUL
             size = "too large to meet in" if known else "not known, so that no packet is worth it"
-            return SprayOutlook(chance=chance, why=f"both NATs are symmetric, and their ranges {size}", role=role)
+            return SprayOutlook(
+                likelihood=likelihood, why=f"both NATs are symmetric, and their ranges {size}", role=role
+            )
     else:
         plan = plan_spray(peers if role is Role.EASY else ours)
     certain = ours.endpoint_independent is not None and peers.endpoint_independent is not None
     likely = certain and plan.probability >= LIKELY_SPRAY and barred is None
     return SprayOutlook(
-        chance=Chance.LIKELY if likely else Chance.DOUBTFUL,
+        likelihood=Likelihood.LIKELY if likely else Likelihood.DOUBTFUL,
         why=f"{plan.probability:.1%} with {plan.sockets} sockets and {plan.openers} openers"
         if certain
         else "not known which side is symmetric, if any",

@@ -13,8 +13,8 @@ __all__ = ["PHASE_TABLE", "PhaseRule", "phase_budget"]
 PHASE_SLACK: Final = 0.5
 """Seconds of a punch beyond its round trips, of which it takes seven, or three and a half of a signal's: a lost SYN."""
 UNLIKELY_SLACK: Final = 0.1
-"""The same where a punch is not likely, and sprays are worth it: one that meets no loss has its time, and any other is
-tried again beside them."""
+"""Seconds of a punch beyond its round trips where it is not likely, and sprays are worth it: one that meets no loss has
+its time, and any other is tried again beside them."""
 
 RoundTrip = float | None
 """Seconds that a signal to a peer and its answer take at least; None while no signal server is connected."""

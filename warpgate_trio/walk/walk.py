@@ -47,7 +47,7 @@ __all__ = ["Walk", "WalkHome"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_SESSIONS_OF_A_CALL: Final = 4
-"""A new session follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
+"""Sessions of one call: a new one follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
 REFRESH_DELAY: Final = 0.1
 """Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
 
