@@ -4,7 +4,8 @@
   that users run is, line for line, the code that the simulator runs.
 * The simulator, which has nothing of this package to ask and is free of that rule, imports Trio and the standard
   library alone.
-* A module holds one idea: at most 600 lines, and a docstring that says what it is.
+* A module holds one idea: at most 550 lines, and a docstring that says what it is.  A class has at most 300, a function
+  at most 60 without its docstring; what is longer says why beside it: ``# long: reason``.
 
 The check follows names through imports (`import time as t`, `from os import urandom`), so `trio.socket`, or a function
 that is called `sleep`, is not mistaken for what is forbidden. It does not follow values: what is hidden on purpose
@@ -14,13 +15,17 @@ stays hidden.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("warpgate_trio", "strategies/warpgate_strategies")
-MAX_LINES = 600
+MAX_LINES = 550
+MAX_CLASS = 300
+MAX_FUNCTION = 60
+REASON = re.compile(r"#\s*long: \S")
 HOST = "warpgate_trio/host.py"
 SIMULATOR = "warpgate_trio/sim/"
 
@@ -158,6 +163,22 @@ class Uses(ast.NodeVisitor):
             self.visit(value)
 
 
+def too_long(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str]]:
+    """Classes and functions that are too long, and do not say why on their first line or the one before it."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        assert node.end_lineno is not None
+        length, limit = node.end_lineno - node.lineno + 1, MAX_CLASS
+        if not isinstance(node, ast.ClassDef):
+            limit = MAX_FUNCTION
+            first = node.body[0]
+            if ast.get_docstring(node) is not None and first.end_lineno is not None:
+                length -= first.end_lineno - first.lineno + 1
+        if length > limit and not any(REASON.search(line) for line in lines[max(node.lineno - 2, 0) : node.lineno]):
+            yield node.lineno, f"{node.name} has {length} lines, more than {limit}, and no `# long: reason`"
+
+
 def problems(path: Path) -> Iterator[str]:
     """Every breach in one module, as `file:line: sentence`."""
     name = path.relative_to(ROOT).as_posix()
@@ -167,6 +188,8 @@ def problems(path: Path) -> Iterator[str]:
         yield f"{name}:{MAX_LINES}: {lines} lines; a module holds one idea in at most {MAX_LINES}"
     if tree.body and ast.get_docstring(tree) is None:
         yield f"{name}:1: the module has no docstring"
+    for line, sentence in too_long(tree, source.splitlines()):
+        yield f"{name}:{line}: {sentence}"
     if name.startswith(SIMULATOR):
         for line, module in foreign_imports(tree):
             yield f"{name}:{line}: the simulator imports Trio and the standard library alone, not {module}"
