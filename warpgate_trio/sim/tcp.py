@@ -31,6 +31,13 @@ from .tcp_states import MAY_SEND, OPENING, State
 class TcpEndpoint(Tcb):
     """One end of a connection: what its program and the network do to it."""
 
+    # Of `Tcb`, declared again since they are assigned here too, where a type checker would have to guess.
+    state: State
+    receiver: Receiver
+    deadline: float
+    error: int
+    ack_due: bool
+
     # What the program does
 
     def connect(self, now: float) -> None:
