@@ -11,7 +11,7 @@ import pytest
 from tests.fuzz.mutation import mutated, mutated_msgpack, mutated_text
 from tests.fuzz.registry import Target
 from tests.fuzz.run import Fault, feed
-from tools import flake, mutants
+from tools import flake, house_lint, import_circles, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = '''\
@@ -117,3 +117,44 @@ def test_inputs_follow_from_their_seed() -> None:
         made = [make(Random(seed)) for seed in range(50)]
         assert made == [make(Random(seed)) for seed in range(50)]
         assert len(set(made)) > 25
+
+
+LONG = "def f():\n" + "    pass\n" * 61
+LONG_CLASS = "class C:\n" + "    x = 1\n" * 301
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (LONG, ["f has 62 lines, more than 60, and no `# long: reason`"]),
+        (f"# long: it is a table\n{LONG}", []),
+        (LONG.replace("():", "():  # long: it is a table"), []),
+        (
+            LONG.replace("pass", '"""A docstring is not counted.\n' + "\n" * 40 + '"""', 1).replace(
+                "    pass\n", "", 5
+            ),
+            [],
+        ),
+        (LONG_CLASS, ["C has 302 lines, more than 300, and no `# long: reason`"]),
+        ("def f():\n    pass\n", []),
+    ],
+)
+def test_what_is_too_long_says_why(source: str, found: list[str]) -> None:
+    assert [sentence for _, sentence in house_lint.too_long(ast.parse(source), source.splitlines())] == found
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "circle"),
+    [
+        ("from .b import x", "", False),
+        ("from .b import x", "from .a import y", True),
+        ("from . import b", "import p.a", True),
+        ("if TYPE_CHECKING:\n    from .b import x", "def f():\n    from p.a import y", True),
+    ],
+)
+def test_modules_that_import_each_other_are_found(tmp_path: Path, first: str, second: str, circle: bool) -> None:
+    """For types and inside functions, too."""
+    (tmp_path / "p").mkdir()
+    for name, text in (("__init__", ""), ("a", first), ("b", second)):
+        (tmp_path / "p" / f"{name}.py").write_text(text)
+    assert bool(import_circles.find_circle({"p": tmp_path})) is circle

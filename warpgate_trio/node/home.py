@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, final
@@ -15,6 +16,7 @@ from ..identity import Identity
 from ..link import Link
 from ..nat.service import NatService
 from ..plugin import NodeView
+from ..report import Verdict
 from ..signal import ServerState, SignalHub
 from ..signal.sender import AttemptKey, SignalSender
 from ..walk.attempt import Adopted, Attempt, Factory
@@ -35,6 +37,7 @@ class Home:
       signals: what attempts send by.
       strict: whether a plugin's unexpected exception reaches the caller.
       closing: whether the node was left.
+      walks: how calls ended, by verdict.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Home:
         self.signals: Final = signals
         self.strict: Final = strict
         self.closing: bool = False
+        self.walks: Final[Counter[str]] = Counter()
         self._servers: Final = servers
         self._hub: Final = hub
         self._nat: Final = nat
@@ -151,6 +155,10 @@ class Home:
             no_signal=bool(self._servers.signal) and all(url.host in signal for url in self._servers.signal),
             no_stun=bool(stun) and all(url.host in gone for url in self._nat.servers),
         )
+
+    def count_walk(self, verdict: Verdict) -> None:
+        """A walk has ended so."""
+        self.walks[verdict.value] += 1
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import final
@@ -21,21 +21,19 @@ from ..errors import (
     AddressNotYetValid,
     AttemptFailed,
     ConfigError,
-    ConnectError,
     PeerRefused,
     SignalError,
 )
 from ..identity import Identity, default_key_file
-from ..link import EARLY_DATA_LIMIT, Pipe
+from ..link import Pipe
 from ..netcheck import NetcheckReport
 from ..netcheck.probes import TIMEOUT as NETCHECK_TIMEOUT
 from ..netcheck.probes import check_network
 from ..nurseries import require_trio
 from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
 from ..plugin.registry import status_of
-from ..report import Verdict, WalkEvent
+from ..report import WalkEvent
 from ..signal import ServerStatus
-from ..walk.attempt import Factory
 from ..walk.walk import Walk
 from .admission import Authorize, check_authorize
 from .listener import PipeListener
@@ -209,17 +207,18 @@ class Node:
             if phase not in PHASES:
                 raise ValueError(f"there is no phase {phase!r}; there are {', '.join(PHASES)}")
         names = [kind.name for kind in chosen if kind.phase in wanted]
-        return await self._walk(
+        walk = Walk(
+            self._runtime.home,
             address,
             plugins=names,
             phases=[phase for phase in PHASES if phase in wanted],
             afs=afs,
             route_types=route_types,
-            deadline=deadline,
             refresh=self.refresh_address if "get_addr" in self._runtime.factories else None,
             early_data=early_data,
             on_event=on_event,
         )
+        return await walk.run(deadline=deadline)
 
     async def connect(
         self,
@@ -249,18 +248,20 @@ class Node:
                 raise ValueError(f"this node has no plugin {each!r}")
         kind, maker = self._runtime.factories[name]
         factory: Callable[..., Plugin] = maker
-        return await self._walk(
+        walk = Walk(
+            self._runtime.home,
             address,
             plugins=[name],
             phases=[kind.phase],
             afs=None if af is None else [af],
             route_types=None if route_type is None else [route_type],
             factories={} if candidates is None else {name: partial(factory, candidates=candidates)},
-            deadline=asked_at + (kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout),
             ceiling=kind.timeout,
             early_data=early_data,
             on_event=on_event,
         )
+        patience = kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout
+        return await walk.run(deadline=asked_at + patience)
 
     # -- the walk ----------------------------------------------------------------------------------------------------
 
@@ -294,44 +295,6 @@ class Node:
             except (PeerRefused, SignalError, AttemptFailed, ConfigError, trio.TooSlowError):
                 raise wrong from None
         return address
-
-    async def _walk(
-        self,
-        peer: PeerAddress,
-        *,
-        plugins: Sequence[str],
-        phases: Sequence[str | None],
-        afs: Collection[int] | None,
-        route_types: Collection[RouteType] | None,
-        factories: Mapping[str, Factory] | None = None,
-        ceiling: float | None = None,
-        refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
-        deadline: float,
-        early_data: bytes,
-        on_event: Callable[[WalkEvent], None] | None,
-    ) -> Pipe:
-        if len(early_data) > EARLY_DATA_LIMIT:
-            raise ValueError(f"early_data is {len(early_data)} bytes; a commit carries at most {EARLY_DATA_LIMIT}")
-        walk = Walk(
-            self._runtime.home,
-            peer,
-            plugins=plugins,
-            phases=phases,
-            afs=afs,
-            route_types=route_types,
-            factories=factories,
-            ceiling=ceiling,
-            refresh=refresh,
-            early_data=early_data,
-            on_event=on_event,
-        )
-        try:
-            pipe = await walk.run(deadline=deadline)
-        except ConnectError as error:
-            self._runtime.walks[error.verdict.value] += 1
-            raise
-        self._runtime.walks[Verdict.CONNECTED.value] += 1
-        return pipe
 
 
 @asynccontextmanager

@@ -14,7 +14,6 @@ No scope that spans the body is shielded, so the body can be cancelled as always
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -75,10 +74,9 @@ class NodeRuntime:
     Attributes:
       factories: plugin name -> its class and the maker of its instances, once `run` was entered.
       problems: plugins whose `setup` failed.
-      walks: how calls ended, by verdict.
     """
 
-    def __init__(
+    def __init__(  # long: a node's parts one by one, each made of those above it
         self,
         *,
         identity: Identity,
@@ -95,7 +93,6 @@ class NodeRuntime:
         self.loaded: Final = loaded
         self.problems: Final[list[PluginStatus]] = []
         self.factories: Final[dict[str, tuple[type[Plugin], Factory]]] = {}
-        self.walks: Final[Counter[str]] = Counter()
         self._sockets: Final = sockets
         self._services: trio.Nursery | None = None
         budgets, servers, listening = config.budgets, config.servers, authorize is not None
@@ -230,8 +227,8 @@ class NodeRuntime:
         """See `Node.stats`."""
         counters = self.admission.counters
         return NodeStats(
-            walks=dict(self.walks),
-            pipes_made=self.walks["connected"],
+            walks=dict(self.home.walks),
+            pipes_made=self.home.walks["connected"],
             pipes_accepted=counters["accepted"],
             refused={k.removeprefix(REFUSED): n for k, n in counters.items() if k.startswith(REFUSED)},
             handshakes_failed=self.inbound.failed,

@@ -91,7 +91,7 @@ class ChannelKeeper:
         if ca_file is not None or any(url.tls for url in servers):
             self.trust()  # so that a bad file is found now, not at the first connection
         distinct = {(place_of(url), url.params): url for url in servers}
-        self.own = [Slot(url, visiting=False) for url in distinct.values()]
+        self.own: list[Slot] = [Slot(url, visiting=False) for url in distinct.values()]
         for number, slot in enumerate(self.own):
             if any(slot.key == other.key for other in self.own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
@@ -105,7 +105,7 @@ class ChannelKeeper:
         self._changed = trio.Event()
         self._network_changed = trio.Event()
         self.opened: int = 0
-        self.ended = False
+        self.ended: bool = False
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ another network mostly meets silence: it holds nothing, and goes on beside whate
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -24,13 +23,11 @@ from typing import Final, Protocol, final
 import trio
 
 from ..address import PeerAddress
-from ..address.nat_profile import Filtering
 from ..combos import Combo, RouteType
 from ..errors import ConnectError, SignalError, panics_as_errors, printable
-from ..link import Pipe
+from ..link import EARLY_DATA_LIMIT, Pipe
 from ..names import describe_failures
 from ..nurseries import open_background_nursery, open_bare_nursery
-from ..punch.outlook import is_unforeseeable
 from ..report import Outcome, Verdict, WalkEvent
 from ..signal import Cancel
 from ..signal.core import OWNER
@@ -38,6 +35,7 @@ from .attempt import EXPECTED, AttemptHome, Factory
 from .beside import Beside
 from .calling import CallingAttempt
 from .phases import PHASE_TABLE, phase_budget
+from .plan import Plan
 from .recorder import Recorder
 from .session import Session
 from .verdicts import ThisSide, Unresolved, decide_verdict, take_stock
@@ -83,6 +81,9 @@ class WalkHome(AttemptHome, Protocol):
     def unresolved(self) -> Unresolved:
         """The names of servers that DNS does not resolve now."""
 
+    def count_walk(self, verdict: Verdict) -> None:
+        """A walk has ended so."""
+
 
 @final
 class Walk:
@@ -98,6 +99,9 @@ class Walk:
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
       early_data: what reaches the peer's application with the Pipe.
       on_event: called with each step.
+
+    Raises:
+      ValueError: there is too much early data.
     """
 
     def __init__(
@@ -115,6 +119,8 @@ class Walk:
         early_data: bytes = b"",
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> None:
+        if len(early_data) > EARLY_DATA_LIMIT:
+            raise ValueError(f"early_data is {len(early_data)} bytes; a commit carries at most {EARLY_DATA_LIMIT}")
         self._home: Final = home
         self._peer: Final = peer
         self._plugins: Final = plugins
@@ -126,7 +132,7 @@ class Walk:
         self._refresh: Final = refresh
         self._early_data: Final = early_data
         self._recorder: Final = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
-        self._combos: list[Combo] = []
+        self._plan = Plan((), phases, self._recorder)
         self._begin_session()
 
     def _begin_session(self) -> None:
@@ -143,15 +149,18 @@ class Walk:
           ConnectError: there is no Pipe; its report says why.
           trio.ClosedResourceError: the node was closed.
         """
-        self._combos = list(self._plan(self._peer))
+        self._plan = Plan(self._plan_with(self._peer), self._phases, self._recorder)
         for left in reversed(range(MAX_SESSIONS_OF_A_CALL)):
             try:
                 with self._home.call():
-                    return await self._run_session(deadline)
-            except ConnectError:
+                    pipe = await self._run_session(deadline)
+                self._home.count_walk(Verdict.CONNECTED)
+                return pipe
+            except ConnectError as error:
                 # The peer's application has had its one Pipe of this session, on a carrier that died before we heard of
                 # it.  That Pipe is broken there by now; a new session may give a new one.
                 if not self._session.spent or not left:
+                    self._home.count_walk(error.verdict)
                     raise
                 self._note("a path broke between the peer's accept and ours; tried again")
             finally:
@@ -172,8 +181,7 @@ class Walk:
 
     async def _run_session(self, deadline: float) -> Pipe:
         session = self._session
-        for combo in self._combos:
-            self._recorder.planned(combo)
+        self._plan.record()
         timed_out = False
         try:
             with trio.CancelScope(deadline=max(deadline, trio.current_time())) as whole:
@@ -199,7 +207,7 @@ class Walk:
 
     def _failure(self, *, timed_out: bool) -> ConnectError:
         session, unresolved = self._session, self._home.unresolved()
-        verdict = decide_verdict(session, planned=bool(self._combos), timed_out=timed_out, unresolved=unresolved)
+        verdict = decide_verdict(session, planned=bool(self._plan), timed_out=timed_out, unresolved=unresolved)
         for sentence in describe_failures(unresolved.names):
             self._note(sentence)
         known, lacks = take_stock(session, self._phases, self._home.this_side())
@@ -210,69 +218,28 @@ class Walk:
     def _note(self, sentence: str) -> None:
         self._recorder.note(sentence, trio.current_time())
 
-    # -- planning ------------------------------------------------------------------------------------------------------
-
-    def _plan(self, peer: PeerAddress) -> Sequence[Combo]:
+    def _plan_with(self, peer: PeerAddress) -> Sequence[Combo]:
         return self._home.plan(peer, self._plugins, self._afs, self._route_types)
-
-    def _add(self, combos: Sequence[Combo]) -> None:
-        for combo in combos:
-            self._combos.append(combo)
-            self._recorder.planned(combo)
-
-    def _of_phase(self, phase: str | None) -> list[Combo]:
-        """Those that may work."""
-        return [combo for combo in self._combos if combo.phase == phase and not combo.hopeless]
-
-    def _plan_second_tries(self, phase: str | None, *, delay: float) -> list[Combo]:
-        """The combos of the phase that this one repeats, where they only ran out of time, as combos of this one.
-
-        They wait for `delay` seconds, in which what punches over UDP has met the peer or not: a NAT may number the
-        ports of both transports in one row, and then nobody foretells the ports of two punches at once (seen with the
-        kernel's).
-        """
-        repeats = PHASE_TABLE[phase].repeats
-        again = [
-            dataclasses.replace(combo, phase=phase, delay=combo.delay + delay)
-            for combo in self._combos
-            if repeats is not None and combo.phase == repeats and self._recorder.outcome(combo) is Outcome.TIMED_OUT
-        ]
-        self._add(again)
-        return again
-
-    def _something_follows(self, phase: str | None) -> bool:
-        """Whether a later phase has a combo that may work, or a second try."""
-        later = self._phases[self._phases.index(phase) + 1 :]
-        return any(PHASE_TABLE[each].repeats == phase is not None or self._of_phase(each) for each in later)
-
-    def _sprays_are_better(self, punches: Sequence[Combo]) -> bool:
-        """Whether nobody foretells one side's ports, and the other side may let in by port: most of these cannot punch.
-
-        Then the punches have a shorter phase, if none of them is likely and there is something to spray for.
-        """
-        if "spray" not in self._phases or not self._of_phase("spray") or any(combo.likely for combo in punches):
-            return False
-        ours, peers = (each.nat_profiles.get(None, 4).udp for each in (self._home.view.address, self._session.peer))
-        return any(
-            is_unforeseeable(hard) and easy.filtering in (Filtering.UNKNOWN, Filtering.ADDRESS_AND_PORT_DEPENDENT)
-            for hard, easy in ((ours, peers), (peers, ours))
-        )
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
     async def _run_phase(self, phase: str | None, beside: Beside) -> None:
         view, rule = self._home.view, PHASE_TABLE[phase]
         self._begun.add(phase)
-        chosen = self._of_phase(phase)
+        chosen = self._plan.of_phase(phase)
         repeated = phase_budget(rule.repeats, view.budgets, view.signal_rtt) if rule.repeats is not None else 0.0
         delay = repeated if chosen else 0.0
-        again = self._plan_second_tries(phase, delay=delay)
+        again = self._plan.add_second_tries(phase, delay=delay)
         if not chosen and not again:
             return
 
         def lasts() -> float:
             rtt = view.signal_rtt
-            if rule.short_budget is not None and rtt is not None and self._sprays_are_better(chosen):
+            if (
+                rule.short_budget is not None
+                and rtt is not None
+                and self._plan.sprays_are_better(chosen, view.address, self._session.peer)
+            ):
                 return rule.short_budget(rtt)
             own = rule.budget(view.budgets, rtt) if chosen else 0.0
             if rule.repeats is None or not again:
@@ -281,8 +248,8 @@ class Walk:
 
         combos = [*chosen, *again]
         if self._ceiling is not None:
-            await self._run_combos(phase, combos, self._ceiling, beside, follows=self._something_follows(phase))
-        elif not self._something_follows(phase):  # nothing comes after it that would be worth hurrying for
+            await self._run_combos(phase, combos, self._ceiling, beside, follows=self._plan.something_follows(phase))
+        elif not self._plan.something_follows(phase):  # nothing comes after it that would be worth hurrying for
             await self._run_combos(phase, combos, max(lasts(), view.budgets.signal), beside)
         elif view.signal_rtt is not None:
             await self._run_combos(phase, combos, lasts(), beside, follows=True)
@@ -309,7 +276,7 @@ class Walk:
         which three SYNs may be lost (7 s, RFC 6298 §5.5), unless every signal server says that the peer is not there.
         """
         view, evidence = self._home.view, self._session.evidence
-        hopeless = [combo for combo in self._combos if combo.hopeless]
+        hopeless = self._plan.hopeless()
         if hopeless:
             await self._run_combos(None, hopeless, view.budgets.direct_max, beside)
         await beside.wait_refreshed()
@@ -355,10 +322,7 @@ class Walk:
             return
         session.peer = fresh
         self._note("the peer's address was old; it told us the present one")
-        tried = {combo.aim for combo in self._combos}
-        added = [combo for combo in self._plan(fresh) if combo.aim not in tried]
-        self._add(added)
-        for combo in added:
+        for combo in self._plan.add_new(self._plan_with(fresh)):
             if combo.phase in self._begun and not combo.hopeless:
                 beside.start(combo, partial(self._run_combo, combo))
 
