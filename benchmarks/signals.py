@@ -205,7 +205,7 @@ async def per_second(count: int) -> float:
         clock=clock,
         own_address=lambda: own,
         hints_of=lambda address: (),
-        may_visit=lambda address, ip: False,
+        may_connect=lambda address, ip: False,
     )
     presence = Presence(
         identity=receiver,

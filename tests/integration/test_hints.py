@@ -18,10 +18,10 @@ from tests.nodes import ALICE, BOB, LoopbackHost, address_of, closed_port, confi
 from warpgate_trio import Node, anyone
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.node.planning import may_visit
+from warpgate_trio.node.planning import may_connect
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState
-from warpgate_trio.signal.visits import open_judged_stream
+from warpgate_trio.signal.peers_servers import open_judged_stream
 from warpgate_trio.sockaddr import IpAddress
 
 ELSEWHERE = LoopbackHost(fingerprint=b"elsewhere" + bytes(23))
@@ -56,7 +56,7 @@ async def test_only_a_server_and_nothing_else_is_taken_from_a_hint(rest: str, lo
     async with tcp_server(serve) as url, hub_for(ALICE, connected=False) as hub:
         hint = url.replace("//", f"//{login}") + rest
         with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
-            await hub.send(BOB.public_key, b"x", hints=[hint], may_visit=lambda _: True)
+            await hub.send(BOB.public_key, b"x", hints=[hint], may_connect=lambda _: True)
     assert asked == []
 
 
@@ -65,7 +65,7 @@ async def test_a_hint_of_our_own_server_is_our_own_channel_with_its_path() -> No
         own = f"{server.url}/rendezvous"
         async with hub_for(ALICE, own) as alice, hub_for(BOB, own):
             for hint in (own, server.url, f"{server.url}/another?x=y"):
-                answer = await alice.send(BOB.public_key, b"x", hints=[hint], may_visit=lambda _: True)
+                answer = await alice.send(BOB.public_key, b"x", hints=[hint], may_connect=lambda _: True)
                 assert answer is Delivery.DELIVERED
             assert [status.url for status in alice.status()] == [own]
 
@@ -80,9 +80,9 @@ async def test_without_a_judge_nobody_is_visited() -> None:
 async def test_a_visit_for_one_peer_is_none_for_another_who_may_not() -> None:
     async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
         hints = [theirs.url]
-        assert await alice.send(BOB.public_key, b"x", hints=hints, may_visit=lambda _: True) is Delivery.NOBODY_HOME
+        assert await alice.send(BOB.public_key, b"x", hints=hints, may_connect=lambda _: True) is Delivery.NOBODY_HOME
         with pytest.raises(SignalUnavailable, match=r"leads to 127\.0\.0\.1, where this peer may not send us"):
-            await alice.send(BOB.public_key, b"x", hints=hints, may_visit=lambda _: False)
+            await alice.send(BOB.public_key, b"x", hints=hints, may_connect=lambda _: False)
         assert theirs.statistics().sends == 1
 
 
@@ -101,7 +101,7 @@ async def test_a_redirection_leads_nowhere() -> None:
 
         async with tcp_server(redirect) as url, hub_for(ALICE, connected=False) as hub:
             with pytest.raises(SignalUnavailable, match="refused with HTTP status 302"):
-                await hub.send(BOB.public_key, b"x", hints=[url], may_visit=lambda _: True)
+                await hub.send(BOB.public_key, b"x", hints=[url], may_connect=lambda _: True)
     assert reached == []
 
 
@@ -112,11 +112,11 @@ async def test_tls_compares_the_name_and_not_the_address_that_was_judged(tmp_pat
             for name, right in (("localhost", True), ("127.0.0.1", False)):
                 hints = [f"wss://{name}:{theirs.port}"]
                 if right:
-                    answer = await alice.send(BOB.public_key, b"x", hints=hints, may_visit=only("127.0.0.1"))
+                    answer = await alice.send(BOB.public_key, b"x", hints=hints, may_connect=only("127.0.0.1"))
                     assert answer is Delivery.NOBODY_HOME
                 else:
                     with pytest.raises(SignalUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
-                        await alice.send(BOB.public_key, b"x", hints=hints, may_visit=only("127.0.0.1"))
+                        await alice.send(BOB.public_key, b"x", hints=hints, may_connect=only("127.0.0.1"))
 
 
 # -- where a name leads ------------------------------------------------------------------------------------------------
@@ -160,10 +160,10 @@ async def names(*answers: list[str]) -> AsyncGenerator[Names]:
 def only(*addresses: str) -> Any:
     allowed = {ip_address(each) for each in addresses}
 
-    def may_visit(ip: IpAddress) -> bool:
+    def may_connect(ip: IpAddress) -> bool:
         return ip in allowed
 
-    return may_visit
+    return may_connect
 
 
 async def listener(address: str, port: int) -> trio.SocketListener:
@@ -177,7 +177,7 @@ async def test_the_connection_goes_to_the_address_that_was_judged() -> None:
     """A name that leads somewhere else a moment later (DNS rebinding) is asked once."""
     port = await closed_port()
     async with await listener("127.0.0.1", port), names(["127.0.0.1"], ["127.0.0.2"]) as resolver:
-        stream = await open_judged_stream("rebound.example", port, may_visit=only("127.0.0.1"))
+        stream = await open_judged_stream("rebound.example", port, may_connect=only("127.0.0.1"))
         async with stream:
             assert stream.socket.getpeername()[0] == "127.0.0.1"
         assert resolver.asked == 1
@@ -187,13 +187,13 @@ async def test_of_a_names_addresses_only_those_are_tried_that_may_be() -> None:
     port = await closed_port()
     async with await listener("127.0.0.2", port) as inside, await listener("127.0.0.3", port):
         async with names(["127.0.0.2", "127.0.0.4", "127.0.0.3"]):  # the second one has no listener
-            stream = await open_judged_stream("some.example", port, may_visit=only("127.0.0.3", "127.0.0.4"))
+            stream = await open_judged_stream("some.example", port, may_connect=only("127.0.0.3", "127.0.0.4"))
             async with stream:
                 assert stream.socket.getpeername()[0] == "127.0.0.3"
             with pytest.raises(OSError, match=r"leads to 127\.0\.0\.2, 127\.0\.0\.4, 127\.0\.0\.3, where this peer"):
-                await open_judged_stream("some.example", port, may_visit=only("203.0.113.1"))
+                await open_judged_stream("some.example", port, may_connect=only("203.0.113.1"))
             with pytest.raises(OSError, match="all attempts to connect"):
-                await open_judged_stream("some.example", port, may_visit=only("127.0.0.4"))
+                await open_judged_stream("some.example", port, may_connect=only("127.0.0.4"))
         with trio.move_on_after(0.01):
             await inside.accept()
             pytest.fail("it went where it may not go")
@@ -252,7 +252,7 @@ async def test_where_a_peer_may_send_us(address: str, elsewhere: bool, here: boo
     async with loopback_node(ALICE, config(), host=OnLan()) as alice:
         for host, allowed in ((ELSEWHERE, elsewhere), (LoopbackHost(), here)):
             peer = address_of(BOB, port=1, host=host)
-            assert may_visit(alice._runtime.host, alice._runtime.own, peer, ip_address(address)) is allowed
+            assert may_connect(alice._runtime.host, alice._runtime.own, peer, ip_address(address)) is allowed
 
 
 async def test_a_node_on_our_machine_is_found_by_its_hint() -> None:

@@ -500,7 +500,7 @@ def test_asyncio_is_untouched_while_no_broker_is_configured() -> None:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(hub.run)
                     with trio.move_on_after(0.2):  # a peer's hint is no reason either
-                        await hub.send(bytes(32), b"x", hints=["mqtt://127.0.0.1:1"], may_visit=lambda _: True)
+                        await hub.send(bytes(32), b"x", hints=["mqtt://127.0.0.1:1"], may_connect=lambda _: True)
                     nursery.cancel_scope.cancel()
 
         trio.run(main)

@@ -38,7 +38,7 @@ CONNECTED, WAITING = ServerState.CONNECTED, ServerState.WAITING
 
 
 def anywhere(_: object) -> bool:
-    """A `MayVisit` for peers on this machine."""
+    """A `MayConnect` for peers on this machine."""
     return True
 
 
@@ -395,7 +395,7 @@ async def test_a_broker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.needs("mosquitto")
 async def test_the_end_of_a_hub_leaves_nothing_at_the_broker(mosquitto: Broker) -> None:
     async with hub_for(ALICE, mosquitto.url) as alice:
-        await alice.send(BOB.public_key, b"\x01x", hints=[f"mqtt://localhost:{mosquitto.port}"], may_visit=anywhere)
+        await alice.send(BOB.public_key, b"\x01x", hints=[f"mqtt://localhost:{mosquitto.port}"], may_connect=anywhere)
     await wait_until(lambda: mosquitto.connections() == 0)
     with pytest.raises(SignalUnavailable, match="not running"):
         await alice.send(BOB.public_key, b"x")
@@ -502,7 +502,7 @@ async def test_a_visit_to_a_peers_broker(any_broker: Broker) -> None:
     async with hub_for(ALICE, f"mqtt://127.0.0.1:{free_port()}", connected=False) as alice:
         async with hub_for(BOB, any_broker.url) as bob:
             assert (
-                await alice.send(BOB.public_key, b"\x01request", hints=[str(any_broker.url)], may_visit=anywhere)
+                await alice.send(BOB.public_key, b"\x01request", hints=[str(any_broker.url)], may_connect=anywhere)
                 is Delivery.QUEUED
             )
             assert (await bob.receive()).payload == b"\x01request"
@@ -515,7 +515,7 @@ async def test_a_visit_to_a_peers_broker(any_broker: Broker) -> None:
 async def test_a_node_without_mqtt_does_not_follow_hints_to_it(any_broker: Broker) -> None:
     async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
         hints = [str(any_broker.url), "mqtt://broker.example/?bad"]
-        assert await alice.send(BOB.public_key, b"\x01x", hints=hints, may_visit=anywhere) is Delivery.NOBODY_HOME
+        assert await alice.send(BOB.public_key, b"\x01x", hints=hints, may_connect=anywhere) is Delivery.NOBODY_HOME
         assert len(alice.status()) == 1
 
 
@@ -526,7 +526,7 @@ async def test_peers_that_share_one_of_their_transports(any_broker: Broker) -> N
             assert (await bob.receive()).via == str(any_broker.url)
             # With his hints she visits his server besides, behind the sender's back.
             hints = [his.url, str(any_broker.url)]
-            assert await alice.send(BOB.public_key, b"\x01y", hints=hints, may_visit=anywhere) is Delivery.QUEUED
+            assert await alice.send(BOB.public_key, b"\x01y", hints=hints, may_connect=anywhere) is Delivery.QUEUED
             assert {(await bob.receive()).via for _ in range(2)} == {his.url, str(any_broker.url)}
 
 
@@ -561,7 +561,7 @@ async def test_a_brokers_hint_is_judged_like_any_other(mosquitto: Broker) -> Non
             f"mqtt://me:secret@127.0.0.1:{port}",
             f"mqtt://127.0.0.1:{port}/team",
         ]
-        assert await alice.send(BOB.public_key, b"\x01x", hints=hints, may_visit=lambda _: False) is Delivery.QUEUED
+        assert await alice.send(BOB.public_key, b"\x01x", hints=hints, may_connect=lambda _: False) is Delivery.QUEUED
         while alice._trailing and not alice._trailing[-1].over.is_set():
             await trio.lowlevel.checkpoint()
         assert len(alice.status()) == 1

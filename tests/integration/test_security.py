@@ -30,7 +30,7 @@ from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_core import RendezvousLimits
 from warpgate_trio.signal import (
     Cancel,
-    Clock,
+    ClockReply,
     Delivery,
     Envelope,
     Failed,
@@ -266,7 +266,7 @@ async def test_a_peer_that_lies_about_its_clock_harms_only_itself(claimed: int) 
                 CAROL,
                 bob.address,
                 address_of(CAROL, port=1),
-                Clock(time_ms=claimed),
+                ClockReply(time_ms=claimed),
                 owner="core",
                 message_id=b"2" * 16,
                 in_reply_to=answer.header.message_id,

@@ -37,7 +37,7 @@ BOB = Identity.from_seed(bytes(range(32, 64)))
 
 
 def anywhere(_: object) -> bool:
-    """A `MayVisit` for peers on this machine."""
+    """A `MayConnect` for peers on this machine."""
     return True
 
 
@@ -302,7 +302,7 @@ async def test_a_visit_and_the_reply_by_it() -> None:
     async with open_rendezvous() as ours, open_rendezvous() as theirs:
         async with hub_for(ALICE, ours.url) as alice, hub_for(BOB, theirs.url) as bob:
             assert (
-                await alice.send(BOB.public_key, b"request", hints=[theirs.url], may_visit=anywhere)
+                await alice.send(BOB.public_key, b"request", hints=[theirs.url], may_connect=anywhere)
                 is Delivery.DELIVERED
             )
             request = await bob.receive()
@@ -320,16 +320,16 @@ async def test_a_visit_and_the_reply_by_it() -> None:
 
 async def test_a_visit_without_servers_of_our_own() -> None:
     async with open_rendezvous() as theirs, hub_for(BOB, theirs.url), hub_for(ALICE, connected=False) as alice:
-        assert await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_visit=anywhere) is Delivery.DELIVERED
+        assert await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_connect=anywhere) is Delivery.DELIVERED
 
 
 async def test_no_visit_when_a_common_server_delivers() -> None:
     async with open_rendezvous() as common, open_rendezvous() as theirs:
         async with hub_for(ALICE, common.url) as alice, hub_for(BOB, common.url, theirs.url):
             hints = [theirs.url, common.url]
-            assert await alice.send(BOB.public_key, b"x", hints=hints, may_visit=anywhere) is Delivery.DELIVERED
+            assert await alice.send(BOB.public_key, b"x", hints=hints, may_connect=anywhere) is Delivery.DELIVERED
             assert len(alice.status()) == 1
-            assert await alice.send(bytes(32), b"x", hints=hints, may_visit=anywhere) is Delivery.NOBODY_HOME
+            assert await alice.send(bytes(32), b"x", hints=hints, may_connect=anywhere) is Delivery.NOBODY_HOME
             assert len(alice.status()) == 2
 
 
@@ -341,11 +341,11 @@ async def test_without_hints_nobody_is_visited() -> None:
 
 
 async def test_an_idle_visit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.signal.slot.VISIT_IDLE", 0.05)
+    monkeypatch.setattr("warpgate_trio.signal.slot.PEERS_SERVER_IDLE", 0.05)
     async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
         for _ in range(2):
             assert (
-                await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_visit=anywhere) is Delivery.NOBODY_HOME
+                await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_connect=anywhere) is Delivery.NOBODY_HOME
             )
             await wait_until(lambda: alice.status() == ())
             await wait_until(lambda: theirs.statistics().connections == 0)
@@ -366,11 +366,11 @@ async def test_at_most_four_visits() -> None:
         async with hub_for(ALICE, connected=False) as alice:
             hints = [server.url for server in servers]
             # Of six hints four are used,
-            assert await alice.send(BOB.public_key, b"x", hints=hints, may_visit=anywhere) is Delivery.NOBODY_HOME
+            assert await alice.send(BOB.public_key, b"x", hints=hints, may_connect=anywhere) is Delivery.NOBODY_HOME
             assert {status.url for status in alice.status()} == set(hints[:4])
             # and a new visit ends that which was idle for longest.
-            assert await alice.send(BOB.public_key, b"x", hints=hints[:1], may_visit=anywhere) is Delivery.NOBODY_HOME
-            assert await alice.send(BOB.public_key, b"x", hints=hints[5:], may_visit=anywhere) is Delivery.NOBODY_HOME
+            assert await alice.send(BOB.public_key, b"x", hints=hints[:1], may_connect=anywhere) is Delivery.NOBODY_HOME
+            assert await alice.send(BOB.public_key, b"x", hints=hints[5:], may_connect=anywhere) is Delivery.NOBODY_HOME
             urls = [status.url for status in alice.status()]
             assert len(urls) == 4
             assert {hints[0], hints[5]} <= set(urls)
@@ -380,22 +380,22 @@ async def test_busy_visits_are_not_ended() -> None:
     async with open_rendezvous() as theirs, AsyncExitStack() as stack:
         hints = [await stack.enter_async_context(tcp_server(says_nothing)) for _ in range(4)]
         async with hub_for(ALICE, connected=False) as alice, open_background_nursery() as nursery:
-            nursery.start_soon(partial(alice.send, BOB.public_key, b"x", hints=hints, may_visit=anywhere))
+            nursery.start_soon(partial(alice.send, BOB.public_key, b"x", hints=hints, may_connect=anywhere))
             await wait_until(lambda: len(alice.status()) == 4)
             with pytest.raises(SignalUnavailable, match="4 servers of peers are being visited already"):
-                await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_visit=anywhere)
+                await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_connect=anywhere)
 
 
 async def test_useless_hints() -> None:
     dead = f"ws://127.0.0.1:{free_port()}"
     hints = ["", "nonsense", "ws://", "http://x", "stun:192.0.2.1", "ws://[::1", "\x00", dead]
     async with open_rendezvous() as server, hub_for(ALICE, server.url) as alice:
-        assert await alice.send(BOB.public_key, b"x", hints=hints, may_visit=anywhere) is Delivery.NOBODY_HOME
+        assert await alice.send(BOB.public_key, b"x", hints=hints, may_connect=anywhere) is Delivery.NOBODY_HOME
     async with hub_for(ALICE, connected=False) as alice:
         with pytest.raises(SignalUnavailable, match="all attempts to connect"):
-            await alice.send(BOB.public_key, b"x", hints=hints, may_visit=anywhere)
+            await alice.send(BOB.public_key, b"x", hints=hints, may_connect=anywhere)
         with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
-            await alice.send(BOB.public_key, b"x", hints=hints[:-1], may_visit=anywhere)
+            await alice.send(BOB.public_key, b"x", hints=hints[:-1], may_connect=anywhere)
 
 
 async def test_a_dead_hint_does_not_hold_up_a_server_that_comes() -> None:
@@ -403,7 +403,7 @@ async def test_a_dead_hint_does_not_hold_up_a_server_that_comes() -> None:
     async with tcp_server(says_nothing) as dead, hub_for(ALICE, f"ws://127.0.0.1:{port}", connected=False) as alice:
         await wait_until(lambda: states(alice) == [ServerState.WAITING])
         async with open_rendezvous(port=port), hub_for(BOB, f"ws://127.0.0.1:{port}"):
-            assert await alice.send(BOB.public_key, b"x", hints=[dead], may_visit=anywhere) is Delivery.DELIVERED
+            assert await alice.send(BOB.public_key, b"x", hints=[dead], may_connect=anywhere) is Delivery.DELIVERED
 
 
 # --- bounds and ends ---
@@ -462,7 +462,7 @@ async def test_a_server_that_claims_to_be_older_than_it_was_is_not_registered_wi
 async def test_the_end_of_a_hub() -> None:
     async with open_rendezvous() as server:
         async with hub_for(ALICE, server.url) as alice, hub_for(BOB, server.url) as bob:
-            await alice.send(BOB.public_key, b"x", hints=[server.url], may_visit=anywhere)
+            await alice.send(BOB.public_key, b"x", hints=[server.url], may_connect=anywhere)
             await wait_until(lambda: bob.status()[0].state is ServerState.CONNECTED)
         with trio.fail_after(HANG):
             await wait_until(lambda: server.statistics().connections == 0)
@@ -519,7 +519,7 @@ async def test_cancelled_at_any_step() -> None:
 
         async def live() -> None:
             async with hub_for(ALICE, ours.url) as alice:
-                await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_visit=anywhere)
+                await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_connect=anywhere)
                 await trio.sleep_forever()
 
         for steps in range(0, 160, 8):
@@ -709,7 +709,7 @@ async def test_a_server_that_registers_nobody(monkeypatch: pytest.MonkeyPatch) -
 
     async with websocket_server(handler) as url, hub_for(BOB, connected=False) as visitor:
         with pytest.raises(SignalUnavailable, match=r"no answer within 0 s|the channel is closed"):
-            await visitor.send(ALICE.public_key, b"x", hints=[url], may_visit=anywhere)
+            await visitor.send(ALICE.public_key, b"x", hints=[url], may_connect=anywhere)
         async with hub_for(ALICE, url, connected=False) as alice:
             await alice.wait_tried()
             assert alice.status()[0].last_error == "no answer within 0 s"

@@ -16,7 +16,7 @@ from warpgate_trio.errors import SignalMalformed
 from warpgate_trio.plugin import load_plugins
 from warpgate_trio.punch.candidates import Candidate
 from warpgate_trio.punch.spray import Role
-from warpgate_trio.signal import Cancel, Clock, Envelope, Failed, Message, Refused, decode_payload, wire_name
+from warpgate_trio.signal import Cancel, ClockReply, Envelope, Failed, Message, Refused, decode_payload, wire_name
 from warpgate_trio.signal.core import OWNER, RefusalReason
 
 DIAL_ME = DialMe(af=4, route_type=RouteType.NIC_BIND, address=bytes([192, 168, 1, 9]), port=4433)
@@ -67,7 +67,7 @@ GOLDEN = [
     ("random_probe", SprayAgreed(role=Role.EASY, candidates=HERE), f"82a4726f6c65a465617379{HERE_HEX}"),
     ("random_probe", SprayBusy(retry_after=2.0), "81ab72657472795f6166746572cb4000000000000000"),
     ("random_probe", Opened(), "80"),
-    (OWNER, Clock(time_ms=1_700_000_000_000), "81a774696d655f6d73cf0000018bcfe56800"),
+    (OWNER, ClockReply(time_ms=1_700_000_000_000), "81a774696d655f6d73cf0000018bcfe56800"),
     (OWNER, Cancel(), "80"),
     (OWNER, Failed(), "80"),
     (

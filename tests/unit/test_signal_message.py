@@ -25,7 +25,7 @@ from warpgate_trio.signal import (
     CORE_MESSAGES,
     MAX_SIGNAL,
     Cancel,
-    Clock,
+    ClockReply,
     Envelope,
     Failed,
     Message,
@@ -92,7 +92,7 @@ class Blob(Message, frozen=True):
 def sealed(payload: Message | None = None, **changes: Any) -> bytes:
     fields: dict[str, Any] = {
         "wire_name": "core.Clock",
-        "payload": payload or Clock(time_ms=1_700_000_000_000),
+        "payload": payload or ClockReply(time_ms=1_700_000_000_000),
         "message_id": b"m" * 16,
         "session": b"s" * 16,
         "in_reply_to": b"r" * 16,
@@ -122,7 +122,7 @@ def check_golden(envelope: Envelope) -> None:
     assert (header.attempt, header.in_reply_to) == (None, b"r" * 16)
     assert (header.generation, header.time_ms) == (2, 1_700_000_000_123)
     assert envelope.sender_address == ALICE_ADDRESS
-    assert decode_payload(envelope, Clock) == Clock(time_ms=1_700_000_000_000)
+    assert decode_payload(envelope, ClockReply) == ClockReply(time_ms=1_700_000_000_000)
 
 
 def test_golden_blob_opens() -> None:
@@ -138,7 +138,7 @@ def test_sealing_gives_the_golden_plaintext() -> None:
 
 def test_golden_payloads() -> None:
     golden = {
-        "81a774696d655f6d7301": Clock(time_ms=1),
+        "81a774696d655f6d7301": ClockReply(time_ms=1),
         "80": Cancel(),
         "82a6726561736f6ea462757379ab72657472795f6166746572cb3ff8000000000000": Refused(RefusalReason.BUSY, 1.5),
     }
@@ -367,14 +367,14 @@ def test_which_process_is_meant_comes_behind_what_older_releases_read() -> None:
 
 def test_the_payload_is_decoded_on_request_only() -> None:
     envelope = open_message(BOB, sealed_body(changed(payload=b"\xc1 no msgpack")))
-    with pytest.raises(SignalMalformed, match="a payload that is no Clock"):
-        decode_payload(envelope, Clock)
+    with pytest.raises(SignalMalformed, match="a payload that is no ClockReply"):
+        decode_payload(envelope, ClockReply)
 
 
 def test_a_payload_that_is_nested_too_deep() -> None:
     payload = b"\x82\xa7time_ms\x01\xa1x" + b"\x91" * 15_000 + b"\xc0"
     with pytest.raises(SignalMalformed):
-        decode_payload(open_message(BOB, sealed_body(changed(payload=payload))), Clock)
+        decode_payload(open_message(BOB, sealed_body(changed(payload=payload))), ClockReply)
 
 
 def _fails_cleanly(data: bytes, wrap: Callable[[bytes], bytes]) -> None:

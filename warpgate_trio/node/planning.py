@@ -18,7 +18,7 @@ from ..walk.attempt import Factory
 from .address_book import AddressBook
 from .own_address import OwnAddress
 
-__all__ = ["Factories", "Planning", "may_visit"]
+__all__ = ["Factories", "Planning", "may_connect"]
 
 Factories = Mapping[str, tuple[type[Plugin], Factory]]
 """Plugin name -> its class and the maker of its instances."""
@@ -113,8 +113,8 @@ class Planning:
         return combos + [pathless_combo(kind.name, kind.phase) for kind in kinds if kind.pathless]
 
 
-def may_visit(host: Host, own: OwnAddress, peer: PeerAddress, ip: IpAddress) -> bool:
-    """Whether a server that a peer names may be visited at an address: it is judged as a peer's endpoints are.
+def may_connect(host: Host, own: OwnAddress, peer: PeerAddress, ip: IpAddress) -> bool:
+    """Whether a server that a peer names may be connected to at an address: it is judged as a peer's endpoints are.
 
     Public addresses, those of our own networks, and on one machine with the peer loopback, which our own addresses
     lead to as well.

@@ -51,7 +51,7 @@ from .links import Links
 from .listener import PipeListener
 from .own_address import OwnAddress
 from .peer_work import PeerWork
-from .planning import Planning, may_visit
+from .planning import Planning, may_connect
 from .responder import Responder
 from .sockets import ports_of
 from .stats import NodeStats
@@ -137,7 +137,7 @@ class NodeRuntime:
             clock=self.clock,
             own_address=self.own.current,
             hints_of=self.book.hints,
-            may_visit=partial(may_visit, host, self.own),
+            may_connect=partial(may_connect, host, self.own),
         )
         self.planning: Final = Planning(
             host, self.own, self.book, self.clock, self.factories, peer_time=self.sender.time_at

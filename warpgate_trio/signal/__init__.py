@@ -22,12 +22,13 @@ from __future__ import annotations
 
 from .arrivals import Incoming
 from .channel import Delivery, SignalChannel
-from .core import CORE_MESSAGES, Cancel, Clock, Failed, Here, RefusalReason, Refused
+from .core import CORE_MESSAGES, Cancel, ClockReply, Failed, Here, RefusalReason, Refused
 from .hub import SignalHub
 from .inbox import (
     Accepted,
     Inbox,
     InboxLimits,
+    Judgement,
     OutsideWindow,
     Overloaded,
     PeerClocks,
@@ -35,7 +36,6 @@ from .inbox import (
     Replayed,
     TooOld,
     Unasked,
-    Verdict,
 )
 from .message import (
     MAX_SIGNAL,
@@ -57,7 +57,7 @@ __all__ = [
     "MAX_SIGNAL",
     "Accepted",
     "Cancel",
-    "Clock",
+    "ClockReply",
     "Delivery",
     "Envelope",
     "Failed",
@@ -66,6 +66,7 @@ __all__ = [
     "Inbox",
     "InboxLimits",
     "Incoming",
+    "Judgement",
     "Message",
     "Moment",
     "OutsideWindow",
@@ -81,7 +82,6 @@ __all__ = [
     "SignalHub",
     "TooOld",
     "Unasked",
-    "Verdict",
     "check_blob",
     "decode_payload",
     "open_channel",

@@ -9,20 +9,21 @@ import msgspec
 
 from .message import MAX_TIME_MS, Message, wire_name
 
-__all__ = ["CORE_MESSAGES", "OWNER", "Cancel", "Clock", "Failed", "Here", "RefusalReason", "Refused"]
+__all__ = ["CORE_MESSAGES", "OWNER", "Cancel", "ClockReply", "Failed", "Here", "RefusalReason", "Refused"]
 
 OWNER = "core"
 """The part before the dot in the wire names of these messages; no plugin may have it for a name."""
 
 
 @final
-class Clock(Message, frozen=True):
+class ClockReply(Message, frozen=True):
     """Reply to a message that was stamped outside our window: this is what our clock says.
 
     Attributes:
       time_ms: Unix milliseconds on the sender's clock.
     """
 
+    NAME = "Clock"
     time_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
 
 
@@ -69,6 +70,6 @@ class Here(Message, frozen=True):
 
 
 CORE_MESSAGES: dict[str, type[Message]] = {
-    wire_name(OWNER, message): message for message in (Clock, Cancel, Refused, Failed, Here)
+    wire_name(OWNER, message): message for message in (ClockReply, Cancel, Refused, Failed, Here)
 }
 """Wire name -> type."""

@@ -5,8 +5,8 @@ has taken a message, a server that hangs must not hold up its sender: `send` ret
 a little while behind its back.  A message whose channels all broke before they answered goes out by the next own
 channel that comes up, for as long as the caller waits.  So the tasks that send are the hub's, not the caller's.
 
-When the peer's own servers (*hints*) are not among ours, the hub *visits* them (`signal.keeper`).  The caller decides
-per send whether the peer may have that done, and to which addresses.
+When the peer's own servers (*hints*) are not among ours, the hub connects to them (`signal.keeper`).  The caller
+decides per send whether the peer may have that done, and to which addresses.
 
 Of several processes that have the receiver's key, the caller may name one (its *instance*).  When no server has it,
 those that have said so are asked for any: the process that was named has ended, and another may have taken its place.
@@ -32,10 +32,10 @@ from .arrivals import Arrivals, Incoming
 from .channel import Delivery, SignalChannel
 from .keeper import ChannelKeeper
 from .message import MAX_SIGNAL
+from .peers_servers import MayConnect
 from .race import Letter, Race, Roll
 from .slot import ServerStatus, Slot, place_of
 from .transport import open_channel
-from .visits import MayVisit
 
 __all__ = ["SignalHub"]
 
@@ -157,8 +157,8 @@ class SignalHub:
         raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
 
     def status(self) -> tuple[ServerStatus, ...]:
-        """Every server, the node's own first, then those visited now."""
-        return tuple(slot.status() for slot in (*self._keeper.own, *self._keeper.visits))
+        """Every server, the node's own first, then those of peers that it is connected to now."""
+        return tuple(slot.status() for slot in (*self._keeper.own, *self._keeper.peers_servers))
 
     @property
     def unresolved(self) -> dict[str, NameFailure]:
@@ -182,7 +182,7 @@ class SignalHub:
         *,
         instance: bytes | None = None,
         hints: Sequence[str] = (),
-        may_visit: MayVisit | None = None,
+        may_connect: MayConnect | None = None,
         via: str | None = None,
     ) -> Delivery:
         """Send a sealed payload by every channel there is, and return the best that a server says about it.
@@ -196,12 +196,12 @@ class SignalHub:
           receiver_key: the receiver's 32-byte Ed25519 key.
           payload: 1 to 16,384 bytes.
           instance: the process that is meant, of all that have the receiver's key; None: all of them.
-          hints: URLs of the receiver's servers.  Those that are not ours are visited, at once when we are connected to
-            none of them, else when those that we are connected to have not delivered.  Useless hints are passed over,
-            URLs with a login, a path or a query, and MQTT brokers by a node that has none itself.
-          may_visit: whether a connection to an address may be opened for this receiver; without it none is.
-          via: the channel that a request came in by (`Incoming.via`), for its reply; only a visited one needs to be
-            named.
+          hints: URLs of the receiver's servers.  Those that are not ours are connected to as well, at once when we have
+            a channel to none of them, else when those that we have one to have not delivered.  Useless hints are passed
+            over, URLs with a login, a path or a query, and MQTT brokers by a node that has none itself.
+          may_connect: whether a connection to an address may be opened for this receiver; without it none is.
+          via: the channel that a request came in by (`Incoming.via`), for its reply; only one to a peer's server needs
+            to be named.
 
         Raises:
           SignalUnavailable: there is no server, or none could take the payload.
@@ -216,7 +216,7 @@ class SignalHub:
             raise SignalUnavailable("the signal hub is not running")
         race = Race()
         letter = Letter(receiver_key, payload, instance)
-        self._nursery.start_soon(self._run_race, race, letter, _read(hints), may_visit, via)
+        self._nursery.start_soon(self._run_race, race, letter, _read(hints), may_connect, via)
         try:
             await race.wait_answered()
         finally:
@@ -243,18 +243,18 @@ class SignalHub:
         race: Race,
         letter: Letter,
         urls: Sequence[ServerUrl],
-        may_visit: MayVisit | None,
+        may_connect: MayConnect | None,
         via: str | None,
     ) -> None:
-        visits = {} if may_visit is None else self._keeper.visitable(urls)
+        usable = {} if may_connect is None else self._keeper.usable(urls)
         ready = [slot for slot in self._keeper.own if slot.channel is not None]
         known = any(slot.origin in {place_of(url)[:3] for url in urls} for slot in ready)
-        for slot in self._keeper.visits:
-            asked = slot.place in visits and may_visit is not None and slot.leads_where(may_visit)
+        for slot in self._keeper.peers_servers:
+            asked = slot.place in usable and may_connect is not None and slot.leads_where(may_connect)
             if slot.channel is not None and (slot.key == via or asked):
                 ready.append(slot)
                 known = known or asked
-        strange = [url for place, url in visits.items() if all(slot.place != place for slot in ready)]
+        strange = [url for place, url in usable.items() if all(slot.place != place for slot in ready)]
         try:
             with race.scope:
                 async with trio.open_nursery() as nursery:
@@ -268,8 +268,8 @@ class SignalHub:
                         await race.wait_over()
                     if race.best is not Delivery.DELIVERED:
                         for url in strange:
-                            assert may_visit is not None
-                            race.enter(nursery, partial(self._send_by_visit, url, may_visit, letter))
+                            assert may_connect is not None
+                            race.enter(nursery, partial(self._send_by_peers_server, url, may_connect, letter))
                         await race.wait_over()
                     nursery.cancel_scope.cancel()
         except BaseException:  # cancelled, one or a group of them, and not by the race's own scope
@@ -319,12 +319,12 @@ class SignalHub:
                         logger.debug("not sent: %s", exc)
             await self._keeper.wait_changed()
 
-    async def _send_by_visit(self, url: ServerUrl, may_visit: MayVisit, letter: Letter) -> Delivery:
-        slot = next((slot for slot in self._keeper.visits if slot.place == place_of(url)), None)
-        slot = slot or self._keeper.visit(url, may_visit)
+    async def _send_by_peers_server(self, url: ServerUrl, may_connect: MayConnect, letter: Letter) -> Delivery:
+        slot = next((slot for slot in self._keeper.peers_servers if slot.place == place_of(url)), None)
+        slot = slot or self._keeper.connect_to(url, may_connect)
         while slot.channel is None and not slot.ended:
             await self._keeper.wait_changed()
-        if not slot.leads_where(may_visit):  # it was opened for another peer
+        if not slot.leads_where(may_connect):  # it was opened for another peer
             raise SignalUnavailable(f"{slot.key} leads to {slot.address}, where this peer may not send us")
         return await self._send_by(slot, letter)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from ..limits import BoundedMap, TokenBucket, TokenBuckets
-from .core import OWNER, Clock
+from .core import OWNER, ClockReply
 from .message import Header, wire_name
 from .replays import ANSWER_TIME, Moment, Replays
 
@@ -28,6 +28,7 @@ __all__ = [
     "Accepted",
     "Inbox",
     "InboxLimits",
+    "Judgement",
     "OutsideWindow",
     "Overloaded",
     "PeerClocks",
@@ -35,7 +36,6 @@ __all__ = [
     "Replayed",
     "TooOld",
     "Unasked",
-    "Verdict",
 ]
 
 CLOCK_REPLY_INTERVAL = 10.0
@@ -43,7 +43,7 @@ CLOCK_REPLY_INTERVAL = 10.0
 _CHANNELS = 64  # Whose strangers are counted; a node has a handful.
 _PEERS = 4096  # Peers with a clock correction, a sent id, or a bucket; the least recently used are forgotten.
 
-_CLOCK = wire_name(OWNER, Clock)
+_CLOCK = wire_name(OWNER, ClockReply)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,7 @@ class Overloaded:
     """No room to remember the id, so the message is refused."""
 
 
-Verdict: TypeAlias = Accepted | Replayed | RateLimited | TooOld | OutsideWindow | Unasked | Overloaded
+Judgement: TypeAlias = Accepted | Replayed | RateLimited | TooOld | OutsideWindow | Unasked | Overloaded
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Inbox:
         """The time that stamps are compared with, and that a clock reply tells."""
         return self._replays.time(now)
 
-    def check(self, header: Header, now: Moment, *, known: bool = False, via: str = "") -> Verdict:
+    def check(self, header: Header, now: Moment, *, known: bool = False, via: str = "") -> Judgement:
         """Judge an opened message.  Only `Accepted` ones may have an effect; those are remembered.
 
         Args:

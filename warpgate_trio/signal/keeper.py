@@ -4,9 +4,9 @@ Theory of operation.  One task per configured server connects, registers, receiv
 back-off, for as long as the hub runs; a server that is down costs its own task a connection attempt now and then, and
 nobody else anything.
 
-A server of a peer's may be visited: a channel, registered under our key like any other so that replies come in by it,
-which is closed when it has been idle for a minute.  A peer chooses its servers, so visiting means to open connections
-where a peer says; whether it may, and to which addresses, is said with each visit (`signal.visits`).
+A server of a peer's may be connected to as well: by a channel that is registered under our key like any other, so that
+replies come in by it, and that is closed when it has been idle for a minute.  A peer chooses its servers, so that means
+to open connections where a peer says; whether it may, and where, is said each time (`signal.peers_servers`).
 
 A connection that leads nowhere any more is noticed by the pings of its channel, twice a minute.  Where there is reason
 to doubt it (the machine's addresses have changed, a send hangs), the channel is asked at once.
@@ -32,9 +32,9 @@ from ..nurseries import reason_of
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from ..sockaddr import parse_ip
 from .arrivals import Arrivals
+from .peers_servers import MayConnect, is_plain, open_judged_stream
 from .slot import Place, ServerState, Slot, place_of
 from .transport import check_supported, loads_asyncio, open_channel, supports
-from .visits import MayVisit, is_plain, open_judged_stream
 
 __all__ = ["ChannelKeeper"]
 
@@ -49,7 +49,7 @@ BACKOFF_LIMIT = 30.0
 STABLE = 10.0
 """Seconds that a connection has to hold to start the next back-off afresh, and its server has to have said something in
 them: one that registers us and then falls silent is given up after as long a time, and was no success."""
-MAX_VISITS = 4
+MAX_PEERS_SERVERS = 4
 """Channels to servers of peers that are open at a time."""
 
 
@@ -66,7 +66,7 @@ class ChannelKeeper:
 
     Attributes:
       own: one slot for each of the node's own servers.
-      visits: those for servers of peers.
+      peers_servers: those for servers of peers.
       registrant: what the node registers as.
       opened: how often one of the node's own servers was connected to.
       ended: no channel will come up any more.
@@ -91,7 +91,7 @@ class ChannelKeeper:
         if ca_file is not None or any(url.tls for url in servers):
             self.trust()  # so that a bad file is found now, not at the first connection
         distinct = {(place_of(url), url.params): url for url in servers}
-        self.own: list[Slot] = [Slot(url, visiting=False) for url in distinct.values()]
+        self.own: list[Slot] = [Slot(url, of_peer=False) for url in distinct.values()]
         for number, slot in enumerate(self.own):
             if any(slot.key == other.key for other in self.own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
@@ -99,7 +99,7 @@ class ChannelKeeper:
         if names is not None:
             for slot in self.own:
                 slot.dial = names.open_tcp_stream
-        self.visits: list[Slot] = []
+        self.peers_servers: list[Slot] = []
         self._arrivals: Final = arrivals
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
@@ -116,7 +116,7 @@ class ChannelKeeper:
             nursery.start_soon(self._keep_connected, slot)
 
     def stop(self) -> None:
-        """The nursery ends: nobody is visited any more."""
+        """The nursery ends: no server of a peer is connected to any more."""
         self._nursery = None
 
     def end(self) -> None:
@@ -152,7 +152,7 @@ class ChannelKeeper:
     def check_channels(self) -> None:
         """The machine's addresses have changed: every connection is asked for at once, and what waits to be tried again
         is tried now."""
-        for slot in (*self.own, *self.visits):
+        for slot in (*self.own, *self.peers_servers):
             if slot.channel is not None:
                 slot.channel.check()
         self._network_changed.set()
@@ -194,13 +194,13 @@ class ChannelKeeper:
             await self._changed.wait()
         raise SignalUnavailable("the signal hub has ended")
 
-    def visitable(self, urls: Sequence[ServerUrl]) -> dict[Place, ServerUrl]:
-        """The first few URLs of a peer that we would visit; what is ours, by scheme, host and port, is none of them."""
+    def usable(self, urls: Sequence[ServerUrl]) -> dict[Place, ServerUrl]:
+        """The first few URLs of a peer that we would connect to; none of them is ours, by scheme, host and port."""
         ours = {slot.origin for slot in self.own}
         found: dict[Place, ServerUrl] = {}
         for url in urls:
             place = place_of(url)
-            if place[:3] in ours or not is_plain(url) or len(found) >= MAX_VISITS:
+            if place[:3] in ours or not is_plain(url) or len(found) >= MAX_PEERS_SERVERS:
                 continue
             if (self._asyncio or not loads_asyncio(url)) and supports(url):
                 found[place] = url
@@ -222,7 +222,7 @@ class ChannelKeeper:
 
     # -- channels ------------------------------------------------------------------------------------------------------
 
-    def visit(self, url: ServerUrl, may_visit: MayVisit) -> Slot:
+    def connect_to(self, url: ServerUrl, may_connect: MayConnect) -> Slot:
         """The slot for a server of a peer's, which is connected to from now on.
 
         Raises:
@@ -230,24 +230,26 @@ class ChannelKeeper:
         """
         if self._nursery is None:
             raise SignalUnavailable("the signal hub has ended")
-        if len(self.visits) >= MAX_VISITS:
-            idle = [slot for slot in self.visits if slot.channel is not None and not slot.sending]
+        if len(self.peers_servers) >= MAX_PEERS_SERVERS:
+            idle = [slot for slot in self.peers_servers if slot.channel is not None and not slot.sending]
             if not idle:
-                raise SignalUnavailable(f"{url.redacted}: {MAX_VISITS} servers of peers are being visited already")
+                raise SignalUnavailable(
+                    f"{url.redacted}: {MAX_PEERS_SERVERS} servers of peers are being visited already"
+                )
             self._leave(min(idle, key=lambda slot: slot.last_used))
-        slot = Slot(url, visiting=True)
+        slot = Slot(url, of_peer=True)
 
         async def dial(host: str, port: int) -> trio.abc.Stream:
-            stream = await open_judged_stream(host, port, may_visit=may_visit)
+            stream = await open_judged_stream(host, port, may_connect=may_connect)
             slot.address = parse_ip(stream.socket.getpeername()[0])
             return stream
 
         slot.dial = dial
-        self.visits.append(slot)
-        self._nursery.start_soon(self._visit, slot)
+        self.peers_servers.append(slot)
+        self._nursery.start_soon(self._hold_peers_server, slot)
         return slot
 
-    async def _visit(self, slot: Slot) -> None:
+    async def _hold_peers_server(self, slot: Slot) -> None:
         try:
             await self._hold(slot)
         finally:
@@ -256,8 +258,8 @@ class ChannelKeeper:
     def _leave(self, slot: Slot) -> None:
         slot.ended = True
         slot.channel = None
-        if slot in self.visits:
-            self.visits.remove(slot)
+        if slot in self.peers_servers:
+            self.peers_servers.remove(slot)
         if slot.scope is not None:
             slot.scope.cancel()
         self._notify()
@@ -325,7 +327,7 @@ class ChannelKeeper:
     def _say_late(self, slot: Slot) -> None:
         """It was not connected in time: the server did not answer, or nobody told where it is."""
         slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s"
-        failure = None if slot.visiting else self.unresolved.get(slot.url.host)
+        failure = None if slot.of_peer else self.unresolved.get(slot.url.host)
         if failure is not None:
             slot.last_error, slot.unresolved = f"the name cannot be resolved: {failure.why}", True
 
@@ -334,13 +336,13 @@ class ChannelKeeper:
         back = slot.lost or slot.broke
         logger.log(logging.INFO if back else logging.DEBUG, "signal server %s: connected", slot.key)
         slot.lost = slot.broke = False
-        self.opened += not slot.visiting
+        self.opened += not slot.of_peer
 
     def _say_lost(self, slot: Slot, *, was_connected: bool) -> None:
         """Tell people once that a server of ours cannot be reached, and why: not at each attempt."""
         # A connection that broke is nothing to warn of yet: the next one may come up at once.
-        tell = not (was_connected or slot.lost or slot.visiting)
-        slot.broke = (was_connected and not slot.visiting) or slot.broke
+        tell = not (was_connected or slot.lost or slot.of_peer)
+        slot.broke = (was_connected and not slot.of_peer) or slot.broke
         level = logging.WARNING if tell else logging.INFO if was_connected and slot.broke else logging.DEBUG
         what = "connection lost" if was_connected else "not connected"
         logger.log(level, "signal server %s: %s: %s", slot.key, what, slot.last_error)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar, final
+from typing import Annotated, ClassVar, Final, TypeVar, final
 
 import msgspec
 
@@ -70,6 +70,9 @@ class Message(msgspec.Struct, frozen=True):
     A msgpack map on the wire, or an array with ``array_like=True``.  A reader ignores fields that it does not know, so
     a later release may add fields that have defaults.
     """
+
+    NAME: ClassVar[str | None] = None
+    """The last part of its name on the wire, where that is not the class's."""
 
 
 _AnyMessage = TypeVar("_AnyMessage", bound=Message)
@@ -136,8 +139,8 @@ _decode_body = msgspec.msgpack.Decoder(_Body).decode
 
 
 def wire_name(owner: str, message: type[Message]) -> str:
-    """The name of a message type on the wire: ``<owner>.<ClassName>``, ASCII, at most 64 characters (ValueError)."""
-    name = f"{owner}.{message.__name__}"
+    """The name of a message type on the wire: ``<owner>.<NAME or the class's>``, at most 64 characters (ValueError)."""
+    name = f"{owner}.{message.NAME or message.__name__}"
     _check_wire_name(name)
     return name
 

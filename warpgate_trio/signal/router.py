@@ -30,8 +30,7 @@ from ..errors import SignalError, panics_as_errors
 from ..identity import Identity
 from ..limits import TokenBucket
 from .arrivals import Incoming
-from .core import CORE_MESSAGES, Cancel, Failed, Here, RefusalReason, Refused
-from .core import Clock as ClockReply
+from .core import CORE_MESSAGES, Cancel, ClockReply, Failed, Here, RefusalReason, Refused
 from .hub import SignalHub
 from .inbox import Accepted, Inbox, OutsideWindow, TooOld
 from .message import Envelope, Message, decode_payload, open_message

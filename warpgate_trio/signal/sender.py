@@ -58,7 +58,7 @@ class SignalSender:
     Args:
       own_address: what to put into the next message.
       hints_of: where a peer hears signals: URLs of servers.
-      may_visit: whether a connection to an address may be opened because a peer's address names a server there.
+      may_connect: whether a connection to an address may be opened because a peer's address names a server there.
 
     Attributes:
       clocks: the peers' clocks, as far as they have told.
@@ -75,7 +75,7 @@ class SignalSender:
         clock: Clock,
         own_address: Callable[[], PeerAddress],
         hints_of: Callable[[PeerAddress], Sequence[str]],
-        may_visit: Callable[[PeerAddress, IpAddress], bool],
+        may_connect: Callable[[PeerAddress, IpAddress], bool],
     ) -> None:
         self._identity = identity
         self._host = host
@@ -83,7 +83,7 @@ class SignalSender:
         self._clock = clock
         self._own_address = own_address
         self._hints_of = hints_of
-        self._may_visit = may_visit
+        self._may_connect = may_connect
         self._mailboxes: dict[AttemptKey, Mailbox] = {}
         self._answered_by: dict[AttemptKey, bytes | None] = {}
         self._replies, self._due = trio.open_memory_channel[Callable[[], Awaitable[None]]](MAX_REPLIES)
@@ -102,7 +102,7 @@ class SignalSender:
         in_reply_to: bytes | None = None,
         generation: int = 0,
         via: str | None = None,
-        visit: bool = False,
+        to_peers_servers: bool = False,
     ) -> Delivery:
         """Say something to a peer, by every server that reaches it: to the process that it answered from in this
         attempt, else to the one that has published the address.
@@ -110,8 +110,8 @@ class SignalSender:
         Args:
           owner: the plugin's name, or ``"core"``.
           via: the channel that the request came in by, for replies.
-          visit: whether the servers that the peer's address names may be visited; only for peers that the
-            application asked for.
+          to_peers_servers: whether the servers that the peer's address names may be connected to; only for peers that
+            the application asked for.
 
         Raises:
           SignalUnavailable: no server could take it.
@@ -144,8 +144,8 @@ class SignalSender:
             peer.public_key,
             blob,
             instance=self.correspondents.ask(peer.public_key, instance, now.monotonic),
-            hints=self._hints_of(peer) if visit else (),
-            may_visit=partial(self._may_visit, peer) if visit else None,
+            hints=self._hints_of(peer) if to_peers_servers else (),
+            may_connect=partial(self._may_connect, peer) if to_peers_servers else None,
             via=via,
         )
 

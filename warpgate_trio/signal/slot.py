@@ -12,12 +12,12 @@ import trio
 from ..config import ServerUrl
 from ..sockaddr import IpAddress
 from .channel import Dial, SignalChannel
-from .visits import MayVisit
+from .peers_servers import MayConnect
 
-__all__ = ["VISIT_IDLE", "Place", "ServerState", "ServerStatus", "Slot", "place_of"]
+__all__ = ["PEERS_SERVER_IDLE", "Place", "ServerState", "ServerStatus", "Slot", "place_of"]
 
-VISIT_IDLE = 60.0
-"""Seconds after which a visiting channel without traffic is closed."""
+PEERS_SERVER_IDLE = 60.0
+"""Seconds after which a channel to a peer's server is closed that has no traffic."""
 
 Place: TypeAlias = tuple[str, str, int, str]
 
@@ -56,12 +56,12 @@ class ServerStatus:
 class Slot:
     """One server and, when connected, its channel.  Its attributes are the hub's."""
 
-    def __init__(self, url: ServerUrl, *, visiting: bool) -> None:
+    def __init__(self, url: ServerUrl, *, of_peer: bool) -> None:
         self.url: Final = url
         self.key: str = url.redacted
         self.place: Final = place_of(url)
         self.origin: Final = self.place[:3]
-        self.visiting: Final = visiting
+        self.of_peer: Final = of_peer
         self.dial: Dial = trio.open_tcp_stream
         self.address: IpAddress | None = None
         self.waiting: deque[bytes] = deque()
@@ -75,7 +75,7 @@ class Slot:
         self.broke: bool = False
         """Its connection broke, and there has been no other one since."""
         self.scope: trio.CancelScope | None = None
-        self.last_used: float = trio.current_time() if visiting else 0.0
+        self.last_used: float = trio.current_time() if of_peer else 0.0
         self.sending: int = 0
         self.ended: bool = False
 
@@ -85,16 +85,16 @@ class Slot:
         return self.channel is not None and self.state is ServerState.CONNECTED
 
     def touch(self) -> None:
-        """There was traffic: a visit lasts a minute more."""
-        if self.visiting:
+        """There was traffic: a channel to a peer's server lasts a minute more."""
+        if self.of_peer:
             self.last_used = trio.current_time()
             if self.connected and self.scope is not None:
-                self.scope.deadline = self.last_used + VISIT_IDLE
+                self.scope.deadline = self.last_used + PEERS_SERVER_IDLE
 
-    def leads_where(self, may_visit: MayVisit) -> bool:
-        """Whether a visit leads to an address that may be visited; one that leads nowhere yet was judged on its way."""
-        return self.address is None or may_visit(self.address)
+    def leads_where(self, may_connect: MayConnect) -> bool:
+        """Whether it leads to an address that may be connected to; one that leads nowhere yet was judged on its way."""
+        return self.address is None or may_connect(self.address)
 
     def status(self) -> ServerStatus:
         rtt = self.channel.rtt if self.channel is not None and self.connected else None
-        return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.visiting)
+        return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.of_peer)

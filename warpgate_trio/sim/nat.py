@@ -24,7 +24,7 @@ from .addr import Endpoint, is_v6
 from .nat_axes import HOLD, Behavior, Conflict, Filtering, Hairpin, NatConfig, Refresh, Unsolicited
 from .nat_mapping import Mapper
 from .nat_sessions import Mapping, Phase, Session, Table, Window
-from .nat_verdicts import Action, Forward, Verdict
+from .nat_verdicts import Action, Forward, NatVerdict
 from .packet import ACK, ICMP, RST, SYN, TCP, UDP, Packet, icmp_error, reset_for
 
 
@@ -113,7 +113,7 @@ class Nat:
 
     # From inside
 
-    def outbound(self, packet: Packet, now: float) -> Verdict:
+    def outbound(self, packet: Packet, now: float) -> NatVerdict:
         """Decide on a packet from inside that is to leave."""
         self._expire(now)
         if packet.proto == ICMP:
@@ -128,42 +128,42 @@ class Nat:
         window = Window.WITHIN
         if session is None:
             made = self._mapper.open(packet, behavior, now)
-            if isinstance(made, Verdict):
+            if isinstance(made, NatVerdict):
                 return made
             session, note = made, "new session"
         elif not behavior.simultaneous_open and session.crosses(packet):
-            return Verdict(Action.DROP, packet, "no simultaneous open")
+            return NatVerdict(Action.DROP, packet, "no simultaneous open")
         elif behavior.strict_isn:
             window = session.window(packet, outbound=True)
             if window is Window.ABOVE:
-                return Verdict(Action.DROP, packet, "out of window")
+                return NatVerdict(Action.DROP, packet, "out of window")
         if window is Window.WITHIN:
             self._touch(session, packet, behavior, now, outbound=True)
         self._held.pop((packet.proto, session.outside, dst), None)
         payload = self._rewrite_payload(packet, session.outside) if self.config.alg else None
         translated = packet.rewritten(src=session.outside, payload=payload)
         if not hairpin:
-            return Verdict(Action.FORWARD, translated, note)
+            return NatVerdict(Action.FORWARD, translated, note)
         back = self.inbound(translated, now)
         if back.action is Action.REPLY:
             back = self.inbound(back.packet, now)
         if back.action is Action.FORWARD:
-            return Verdict(Action.HAIRPIN, back.packet, note)
-        return Verdict(Action.DROP, packet, back.note)
+            return NatVerdict(Action.HAIRPIN, back.packet, note)
+        return NatVerdict(Action.DROP, packet, back.note)
 
     def _rewrite_payload(self, packet: Packet, outside: Endpoint) -> bytes | None:
         if is_v6(packet.src[0]):
             return None
         return packet.payload.replace(socket.inet_aton(packet.src[0]), socket.inet_aton(outside[0]))
 
-    def _hairpin_plain(self, packet: Packet, behavior: Behavior) -> Verdict:
+    def _hairpin_plain(self, packet: Packet, behavior: Behavior) -> NatVerdict:
         """Hairpinning that leaves the source alone: only the destination is looked up, and no filter applies."""
         if behavior.hairpin is Hairpin.LOCAL:
-            return Verdict(Action.LOCAL, packet, "no hairpinning, taken for the router's own")
+            return NatVerdict(Action.LOCAL, packet, "no hairpinning, taken for the router's own")
         target = self._target(packet)
         if behavior.hairpin is Hairpin.NONE or target is None:
-            return Verdict(Action.DROP, packet, "no hairpinning")
-        return Verdict(Action.HAIRPIN, packet.rewritten(dst=target))
+            return NatVerdict(Action.DROP, packet, "no hairpinning")
+        return NatVerdict(Action.HAIRPIN, packet.rewritten(dst=target))
 
     def _target(self, packet: Packet) -> Endpoint | None:
         forward = self._forwards.get((packet.proto, packet.dst[1]))
@@ -174,7 +174,7 @@ class Nat:
 
     # From outside
 
-    def inbound(self, packet: Packet, now: float) -> Verdict:
+    def inbound(self, packet: Packet, now: float) -> NatVerdict:
         """Decide on a packet from outside for one of the outside addresses."""
         self._expire(now)
         if packet.proto == ICMP:
@@ -190,7 +190,7 @@ class Nat:
             note = "new session"
         elif session.inside is None:
             self._touch(session, packet, behavior, now, outbound=False)
-            return Verdict(Action.LOCAL, packet, "the router's own")
+            return NatVerdict(Action.LOCAL, packet, "the router's own")
         elif not behavior.simultaneous_open and session.crosses(packet):
             return self._unsolicited(packet, behavior, now)
         window = session.window(packet, outbound=False) if behavior.strict_isn else Window.WITHIN
@@ -200,7 +200,7 @@ class Nat:
         inside = session.inside
         if window is Window.WITHIN:
             self._touch(session, packet, behavior, now, outbound=False)
-        return Verdict(Action.FORWARD, packet.rewritten(dst=inside), note)
+        return NatVerdict(Action.FORWARD, packet.rewritten(dst=inside), note)
 
     def _admit(self, packet: Packet, behavior: Behavior, now: float) -> Session | None:
         """A session for a flow that begins outside, if a forward or a mapping admits it."""
@@ -230,25 +230,25 @@ class Nat:
         taken = (session.proto, session.inside, session.remote) in self.table.outbound
         return None if taken and behavior.conflict is Conflict.OVERLOAD else self.table.enter(session)
 
-    def _unsolicited(self, packet: Packet, behavior: Behavior, now: float) -> Verdict:
+    def _unsolicited(self, packet: Packet, behavior: Behavior, now: float) -> NatVerdict:
         policy = behavior.unsolicited
         if policy is Unsolicited.LOCAL and not self.config.identity:
             if packet.proto == UDP:
                 session = Session(UDP, None, packet.dst, packet.src, None, now)
                 self.table.enter(session)
                 self._touch(session, packet, behavior, now, outbound=False)
-            return Verdict(Action.LOCAL, packet, "unsolicited, taken for the router's own")
+            return NatVerdict(Action.LOCAL, packet, "unsolicited, taken for the router's own")
         if packet.flags & RST:
-            return Verdict(Action.DROP, packet, "unsolicited")
+            return NatVerdict(Action.DROP, packet, "unsolicited")
         if policy is Unsolicited.RST:
-            return Verdict(Action.REPLY, reset_for(packet), "unsolicited, reset")
+            return NatVerdict(Action.REPLY, reset_for(packet), "unsolicited, reset")
         if policy is Unsolicited.ICMP:
             error = icmp_error(packet.dst[0], behavior.unsolicited_icmp, packet)
-            return Verdict(Action.REPLY, error, "unsolicited, refused")
+            return NatVerdict(Action.REPLY, error, "unsolicited, refused")
         if policy is Unsolicited.HOLD and packet.flags & (SYN | ACK) == SYN:
             self._held.setdefault((packet.proto, packet.dst, packet.src), (now + HOLD, packet))
-            return Verdict(Action.DROP, packet, "unsolicited, held", held=True)
-        return Verdict(Action.DROP, packet, "unsolicited")
+            return NatVerdict(Action.DROP, packet, "unsolicited, held", held=True)
+        return NatVerdict(Action.DROP, packet, "unsolicited")
 
     @property
     def next_due(self) -> float:
@@ -298,28 +298,28 @@ class Nat:
 
     # ICMP errors
 
-    def _icmp_in(self, packet: Packet) -> Verdict:
+    def _icmp_in(self, packet: Packet) -> NatVerdict:
         about = packet.about
         assert about is not None
         session = self.table.inbound.get((about.proto, about.src, about.dst))
         if session is None:
-            return Verdict(Action.DROP, packet, "about no session")
+            return NatVerdict(Action.DROP, packet, "about no session")
         if session.inside is None:
-            return Verdict(Action.LOCAL, packet)
+            return NatVerdict(Action.LOCAL, packet)
         if not self.config.icmp:
-            return Verdict(Action.DROP, packet, "ICMP not passed")
+            return NatVerdict(Action.DROP, packet, "ICMP not passed")
         if self.config.icmp_kills:
             self.table.remove(session)
         inside = session.inside
-        return Verdict(Action.FORWARD, packet.rewritten(dst=(inside[0], 0), about=about.rewritten(src=inside)))
+        return NatVerdict(Action.FORWARD, packet.rewritten(dst=(inside[0], 0), about=about.rewritten(src=inside)))
 
-    def _icmp_out(self, packet: Packet) -> Verdict:
+    def _icmp_out(self, packet: Packet) -> NatVerdict:
         about = packet.about
         assert about is not None
         session = self.table.outbound.get((about.proto, about.dst, about.src))
         if session is None or not self.config.icmp:
-            return Verdict(Action.DROP, packet, "about no session" if session is None else "ICMP not passed")
+            return NatVerdict(Action.DROP, packet, "about no session" if session is None else "ICMP not passed")
         if self.config.identity:
-            return Verdict(Action.FORWARD, packet)
+            return NatVerdict(Action.FORWARD, packet)
         outside = session.outside
-        return Verdict(Action.FORWARD, packet.rewritten(src=(outside[0], 0), about=about.rewritten(dst=outside)))
+        return NatVerdict(Action.FORWARD, packet.rewritten(src=(outside[0], 0), about=about.rewritten(dst=outside)))

@@ -15,7 +15,7 @@ from .nat_axes import Behavior, Conflict, NatConfig, Pooling
 from .nat_axes import Mapping as Axis
 from .nat_ports import take
 from .nat_sessions import Key, Mapping, Session, Table
-from .nat_verdicts import Action, Forward, Verdict
+from .nat_verdicts import Action, Forward, NatVerdict
 from .packet import RST, SYN, TCP, UDP, Icmp, Packet, icmp_error
 
 _TRIES: Final = 1 << 16  # as many as there are ports
@@ -77,23 +77,23 @@ class Mapper:
         if self._config.hold_down:
             self._resting[mapping.proto, mapping.outside] = now + self._config.hold_down
 
-    def open(self, packet: Packet, behavior: Behavior, now: float) -> Session | Verdict:
+    def open(self, packet: Packet, behavior: Behavior, now: float) -> Session | NatVerdict:
         """A session for a new flow from inside, or why there is none."""
         proto, inside, remote = packet.proto, packet.src, packet.dst
         if behavior.ports is not None and remote[1] not in behavior.ports:
-            return Verdict(Action.DROP, packet, "port not allowed")
+            return NatVerdict(Action.DROP, packet, "port not allowed")
         if proto == TCP and not packet.flags & SYN and (packet.flags & RST or not behavior.loose):
-            return Verdict(Action.DROP, packet, "no session")
+            return NatVerdict(Action.DROP, packet, "no session")
         key = self._key(behavior, proto, inside, remote)
         for mapping in self._reusable(behavior, key):
             if (proto, mapping.outside, remote) not in self._table.inbound:
                 return self._table.enter(Session(proto, inside, mapping.outside, remote, mapping, now))
         quota = self._config.quota
         if quota is not None and self._table.used.get(inside[0], 0) >= quota:
-            return Verdict(Action.REPLY, icmp_error(remote[0], Icmp.ADMIN_PROHIBITED, packet), "quota used up")
+            return NatVerdict(Action.REPLY, icmp_error(remote[0], Icmp.ADMIN_PROHIBITED, packet), "quota used up")
         outside = self._allocate(behavior, proto, inside, remote, now)
         if outside is None:
-            return Verdict(Action.DROP, packet, "no port free")
+            return NatVerdict(Action.DROP, packet, "no port free")
         # The allocation may have found that this endpoint is degraded now, so the key is asked for again.
         key = self._key(behavior, proto, inside, remote)
         known = next((one for one in self._table.mappings.get(key, ()) if one.outside == outside), None)

@@ -23,7 +23,7 @@ class Action(Enum):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class NatVerdict:
     """What a NAT decided, the packet that comes of it, and why."""
 
     action: Action

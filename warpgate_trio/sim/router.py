@@ -16,7 +16,7 @@ from .addr import BROADCAST, is_multicast, is_v6
 from .host import Host, Interface, Medium
 from .nat import Nat
 from .nat_axes import NatConfig
-from .nat_verdicts import Action, Verdict
+from .nat_verdicts import Action, NatVerdict
 from .network_base import NetworkBase
 from .packet import ICMP, UDP, Icmp, Packet, icmp_error
 
@@ -188,7 +188,7 @@ class Router(Host):
             self.net.trace.add(self.net.wire.now, self.name, "in", packet, "held SYN refused")
             self._emit(packet, packet.ttl)
 
-    def _note(self, way: str, packet: Packet, verdict: Verdict) -> None:
+    def _note(self, way: str, packet: Packet, verdict: NatVerdict) -> None:
         net = self.net
         event = way if verdict.action in (Action.FORWARD, Action.LOCAL) else verdict.action.value
         changed = verdict.packet if verdict.packet is not packet else None

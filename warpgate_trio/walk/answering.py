@@ -10,7 +10,7 @@ from ..combos import JudgedPath
 from ..errors import PluginError
 from ..link import Link
 from ..plugin import Plugin
-from ..signal import Clock, Message
+from ..signal import ClockReply, Message
 from .attempt import Adopted, Attempt, AttemptHome, Factory, check_delivery
 
 __all__ = ["AnsweringAttempt"]
@@ -108,5 +108,5 @@ class AnsweringAttempt(Attempt):
     def _note_answer(self, message: Message) -> None:
         """Nothing: only a caller is given a verdict."""
 
-    def _note_clock(self, reply: Clock) -> None:
+    def _note_clock(self, reply: ClockReply) -> None:
         """Nothing: a peer's request has one attempt."""

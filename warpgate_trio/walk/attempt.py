@@ -32,7 +32,7 @@ from ..identity import Identity
 from ..link import Link, PathInfo, RefuseReason
 from ..nurseries import open_background_nursery
 from ..plugin import AttemptContext, NodeView, Plugin
-from ..signal import Clock, Delivery, Failed, Message, RefusalReason, Refused
+from ..signal import ClockReply, Delivery, Failed, Message, RefusalReason, Refused
 from ..signal.sender import AttemptKey, SignalSender
 
 __all__ = ["EXPECTED", "Adopted", "Attempt", "AttemptHome", "Factory", "check_delivery", "is_final"]
@@ -258,7 +258,7 @@ class Attempt(ABC):
         """The next arrival; core messages become exceptions, a clock reply makes us send again."""
         while True:
             arrival = await self._inbox.receive()
-            if isinstance(arrival, Clock):
+            if isinstance(arrival, ClockReply):
                 await self._send_again(arrival)
                 continue
             if isinstance(arrival, Link):
@@ -276,7 +276,7 @@ class Attempt(ABC):
     def _note_answer(self, message: Message) -> None:
         """The peer has said something that is not about its clock."""
 
-    async def _send_again(self, reply: Clock) -> None:
+    async def _send_again(self, reply: ClockReply) -> None:
         """The peer has told what time it is there, and `Signals` has noted it: what was refused is said again, once."""
         if self._sent_again or self._last_sent is None:
             return
@@ -285,7 +285,7 @@ class Attempt(ABC):
         await self.send_signal(self._last_sent)
 
     @abstractmethod
-    def _note_clock(self, reply: Clock) -> None:
+    def _note_clock(self, reply: ClockReply) -> None:
         """The peer's clock differs from ours, and what was sent goes out again by that."""
 
 

@@ -15,7 +15,7 @@ import trio
 from ..combos import Combo, JudgedPath
 from ..errors import AttemptFailed, PeerRefused, ProtocolError, SignalError, WrongPeer, panics_as_errors
 from ..link import Link, Pipe
-from ..signal import Cancel, Clock, Message, Refused
+from ..signal import Cancel, ClockReply, Message, Refused
 from ..signal.core import OWNER
 from .attempt import EXPECTED, Adopted, Attempt, AttemptHome, Factory, check_delivery, is_final
 from .session import Session
@@ -110,7 +110,12 @@ class CallingAttempt(Attempt):
         self._last_sent = message
         evidence.signalled = True  # before it is: cancelled in between, it may have been heard all the same
         delivery = await self._home.signals.send(
-            self.peer, message, owner=self._plugin, session=self.session_id, attempt=self.attempt_id, visit=True
+            self.peer,
+            message,
+            owner=self._plugin,
+            session=self.session_id,
+            attempt=self.attempt_id,
+            to_peers_servers=True,
         )
         evidence.note_delivery(delivery)
         check_delivery(delivery)
@@ -163,7 +168,7 @@ class CallingAttempt(Attempt):
         if isinstance(message, Refused) and not is_final(message):
             self._session.evidence.turned_down = message.reason
 
-    def _note_clock(self, reply: Clock) -> None:
+    def _note_clock(self, reply: ClockReply) -> None:
         """The peer tells its time once in ten seconds, whatever it refuses: the session's other attempts hear of it."""
         session = self._session
         if session.evidence.clock_corrected:
@@ -186,7 +191,12 @@ class CallingAttempt(Attempt):
     async def _say_that_it_is_over(self) -> None:
         try:
             await self._home.signals.send(
-                self.peer, Cancel(), owner=OWNER, session=self.session_id, attempt=self.attempt_id, visit=False
+                self.peer,
+                Cancel(),
+                owner=OWNER,
+                session=self.session_id,
+                attempt=self.attempt_id,
+                to_peers_servers=False,
             )
         except SignalError as error:
             logger.debug("the peer could not be told that %s is over: %s", self._plugin, error)

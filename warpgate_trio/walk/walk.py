@@ -174,7 +174,7 @@ class Walk:
             return  # the peer did not hear the beginning either
         try:
             await self._home.signals.send(
-                session.peer, Cancel(), owner=OWNER, session=session.id, attempt=None, visit=False
+                session.peer, Cancel(), owner=OWNER, session=session.id, attempt=None, to_peers_servers=False
             )
         except SignalError as error:
             logger.debug("the peer could not be told that the session is over: %s", error)
