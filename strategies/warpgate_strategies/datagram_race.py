@@ -28,6 +28,7 @@ from warpgate_trio.punch.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, 
 from warpgate_trio.punch.probe import ProbeCodec
 
 from .meeting import family_of
+from .winner import Winner
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
@@ -58,16 +59,14 @@ async def open_datagram_race(
     """
     race = DatagramRace(plugin, secret, burst=burst, pause=pause, max_probes=max_probes)
     try:
-        async with open_background_nursery() as nursery:
-            race._nursery = nursery
-            nursery.start_soon(race._send_due)
-            try:
-                yield race
-            finally:
-                race._nursery = None  # its tasks end, and packets still come in
-    except BaseException:
-        race._drop_winner()  # cancelled on the way out, with the winner in nobody's hands
-        raise
+        with race._winner:
+            async with open_background_nursery() as nursery:
+                race._nursery = nursery
+                nursery.start_soon(race._send_due)
+                try:
+                    yield race
+                finally:
+                    race._nursery = None  # its tasks end, and packets still come in
     finally:
         race._end()
 
@@ -86,8 +85,7 @@ class DatagramRace:
         self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
         self._sent = trio.Event()
-        self._wins, self._won = trio.open_memory_channel["Carrier | Link"](1)
-        self._winner: Carrier | Link | None = None
+        self._winner = Winner()
         self._used: set[Pair] = set()
         self._dials = {False: 0, True: 0}  # by whether the pair had answered
         self._next_dial = {False: -1.0, True: -1.0}
@@ -129,8 +127,7 @@ class DatagramRace:
 
     async def first(self) -> Carrier | Link:
         """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
-        self._winner = await self._won.receive()
-        return self._winner
+        return await self._winner.first()
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +191,7 @@ class DatagramRace:
         except Exception:
             logger.warning("dialling %s failed; the race goes on", pair[1], exc_info=True)
             return
-        self._finish(carrier)
+        self._winner.offer(carrier)
 
     async def _serve(self, path: UdpPath) -> None:
         try:
@@ -207,19 +204,9 @@ class DatagramRace:
         except Exception:
             logger.warning("serving %s failed; the race goes on", path.remote, exc_info=True)
             return
-        self._finish(link)
-
-    def _finish(self, winner: Carrier | Link) -> None:
-        try:
-            self._wins.send_nowait(winner)
-        except (trio.WouldBlock, trio.BrokenResourceError):
-            winner.close_nowait()
+        self._winner.offer(link)
 
     # -- the end -----------------------------------------------------------------------------------------------------
-
-    def _drop_winner(self) -> None:
-        if self._winner is not None:
-            self._winner.close_nowait()
 
     def _tell_what_was_seen(self) -> None:
         """Where the peer saw our ports, beside where servers did: the NAT may be another one than it was."""
@@ -235,9 +222,6 @@ class DatagramRace:
         """Close what the winner does not need, and what nobody came for."""
         self.checks.end()
         self._ends_at = trio.current_time() + LINGER
-        self._wins.close()
-        with suppress(trio.WouldBlock, trio.EndOfChannel):
-            self._won.receive_nowait().close_nowait()
         self._tell_what_was_seen()
         logger.info(
             "%s: %d packets sent unasked from %d sockets, %d pairs tried",

@@ -14,7 +14,7 @@ import errno
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVarTuple, final
 
 import trio
@@ -23,6 +23,8 @@ from warpgate_trio.carrier import TlsCarrier
 from warpgate_trio.errors import CarrierError, ProtocolError, panics_as_errors
 from warpgate_trio.limits import Gate
 from warpgate_trio.nurseries import open_background_nursery
+
+from .winner import Winner
 
 if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
@@ -87,39 +89,19 @@ async def open_stream_race(plugin: Plugin) -> AsyncGenerator[StreamRace]:
 
     What `StreamRace.first` gave outlives the block, unless that is left by an exception.
     """
-    wins, won = trio.open_memory_channel["Carrier | Link"](1)
-    race: StreamRace | None = None
-    try:
+    with Winner() as winner:
         async with open_background_nursery() as nursery:
-            race = StreamRace(plugin, nursery, wins, won)
-            yield race
-    except BaseException:
-        if race is not None and race._winner is not None:  # cancelled on the way out, with it in nobody's hands
-            race._winner.close_nowait()
-        raise
-    finally:
-        wins.close()
-        with suppress(trio.WouldBlock, trio.EndOfChannel):
-            won.receive_nowait().close_nowait()
-        won.close()
+            yield StreamRace(plugin, nursery, winner)
 
 
 @final
 class StreamRace:
     """See the module's page; made by `open_stream_race`."""
 
-    def __init__(
-        self,
-        plugin: Plugin,
-        nursery: trio.Nursery,
-        wins: trio.MemorySendChannel[Carrier | Link],
-        won: trio.MemoryReceiveChannel[Carrier | Link],
-    ) -> None:
+    def __init__(self, plugin: Plugin, nursery: trio.Nursery, winner: Winner) -> None:
         self._plugin = plugin
         self._nursery = nursery
-        self._wins = wins
-        self._won = won
-        self._winner: Carrier | Link | None = None
+        self._winner = winner
         self._connects = 0
         self._gate = Gate(total=MAX_HANDSHAKES, per_address=MAX_HANDSHAKES, oldest_first=True)
         nat = plugin.node.nat
@@ -161,8 +143,7 @@ class StreamRace:
 
     async def first(self) -> Carrier | Link:
         """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
-        self._winner = await self._won.receive()
-        return self._winner
+        return await self._winner.first()
 
     async def _accept(self, port: TcpPort) -> None:
         while not port.closed:
@@ -230,22 +211,19 @@ class StreamRace:
     async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> bool:
         """Whether the peer has proven itself on it."""
         plugin = self._plugin
-        winner: Carrier | Link
+        proven: Carrier | Link
         try:
             with panics_as_errors():
                 if plugin.inbound:
-                    winner = await plugin.receive_proof(await TlsCarrier.serve(sock, plugin.node.tls))
+                    proven = await plugin.receive_proof(await TlsCarrier.serve(sock, plugin.node.tls))
                 else:
                     plugin.hold_phase()
-                    winner = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
+                    proven = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("%s is not the peer, or not the way it chose: %s", remote, error)
             return False
         except Exception:
             logger.warning("the handshake with %s failed; the race goes on", remote, exc_info=True)
             return False
-        try:
-            self._wins.send_nowait(winner)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            winner.close_nowait()
+        self._winner.offer(proven)
         return True
