@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from warpgate_trio.carrier import Carrier
     from warpgate_trio.link import Link
     from warpgate_trio.plugin import Plugin
-    from warpgate_trio.ports.udp import UdpPath, UdpPort
+    from warpgate_trio.ports.datagrams import DatagramPath, DatagramPort
     from warpgate_trio.sockaddr import TransportAddress
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class DatagramRace:
         self._dials = {False: 0, True: 0}  # by whether the pair had answered
         self._next_dial = {False: -1.0, True: -1.0}
         self._ends_at: float | None = None
-        self.ports: Final[list[UdpPort]] = []
+        self.ports: Final[list[DatagramPort]] = []
         self.checks: Final = PathChecks(
             ProbeCodec(secret, initiator=not plugin.inbound),
             entropy=plugin.node.host.entropy,
@@ -102,7 +102,7 @@ class DatagramRace:
             on_confirmed=self._confirmed,
         )
 
-    def use(self, port: UdpPort) -> int:
+    def use(self, port: DatagramPort) -> int:
         """Take a port for the race, which owns it from now on; its number in `Pair`s."""
         number = len(self.ports)
         self.ports.append(port)
@@ -193,7 +193,7 @@ class DatagramRace:
             return
         self._winner.offer(carrier)
 
-    async def _serve(self, path: UdpPath) -> None:
+    async def _serve(self, path: DatagramPath) -> None:
         try:
             with panics_as_errors():
                 carrier = await self._plugin.node.serve_quic(path)

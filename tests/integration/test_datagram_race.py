@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, final
 
 import pytest
 import trio
@@ -21,7 +21,7 @@ from warpgate_trio.carrier import Carrier
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.errors import CarrierError
 from warpgate_trio.plugin import Plugin
-from warpgate_trio.ports.datagrams import Datagram
+from warpgate_trio.ports.datagrams import Datagram, DatagramHandler, DatagramPath, DatagramPort
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.punch.probe import ProbeCodec
 from warpgate_trio.sim import Network
@@ -45,7 +45,7 @@ async def open_ports() -> AsyncGenerator[UdpPorts]:
 
 
 async def meet_udp(
-    plugin: Plugin, ports: UdpPorts, port: UdpPort, there: Sequence[TransportAddress], **options: Any
+    plugin: Plugin, ports: UdpPorts, port: DatagramPort, there: Sequence[TransportAddress], **options: Any
 ) -> Any:
     async with open_datagram_race(plugin, SECRET, **options) as race:
         number = race.use(port)
@@ -78,6 +78,52 @@ async def test_a_udp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool
                 assert len(ours) == 0
                 nursery.cancel_scope.cancel()
             assert len(theirs) == 0
+
+
+@final
+class Supplier:
+    """A `DatagramPort` that is no UDP port of ours, as a relayed address is none."""
+
+    def __init__(self, port: UdpPort) -> None:
+        self._port = port
+        self.local = port.local
+        self.mapped: dict[TransportAddress, TransportAddress] = {}
+        self.sent = 0
+
+    @property
+    def closed(self) -> bool:
+        return self._port.closed
+
+    async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
+        batch = list(datagrams)
+        self.sent += len(batch)
+        await self._port.send(batch)
+
+    def listen_for_probes(self, handler: DatagramHandler | None) -> None:
+        self._port.listen_for_probes(handler)
+
+    def open_path(self, remote: TransportAddress) -> DatagramPath:
+        return self._port.open_path(remote)
+
+    def release(self) -> None:
+        self._port.release()
+
+
+async def test_a_race_takes_whoever_supplies_its_datagrams() -> None:
+    async with open_ports() as ports:
+        here, there = Supplier(await ports.open("127.0.0.1")), await ports.open("127.0.0.1")
+
+        async def other() -> None:
+            await hold(await meet_udp(half(inbound=True), ports, there, [here.local]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            winner = await meet_udp(half(inbound=False), ports, here, [there.local])
+            await winner.flush()
+            winner.close_nowait()
+            assert here.closed
+            nursery.cancel_scope.cancel()
+    assert here.sent > 0
 
 
 async def test_packets_that_come_while_a_race_ends_start_nothing() -> None:

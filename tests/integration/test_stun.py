@@ -26,10 +26,12 @@ from warpgate_trio.stun.client import (
     race_udp,
     resolve,
     share_port,
+    transact_stream,
 )
 from warpgate_trio.stun.codec import (
     BINDING,
     ERROR_CODE,
+    SOFTWARE,
     XOR_MAPPED_ADDRESS,
     ChangeRequest,
     ErrorCode,
@@ -37,7 +39,7 @@ from warpgate_trio.stun.codec import (
     decode,
     encode,
 )
-from warpgate_trio.stun.transaction import StunAnswer, binding_request
+from warpgate_trio.stun.transaction import StunAnswer, StunTransaction, binding_request
 
 Address = tuple[str, int]
 MAPPED = ("127.0.0.9", 9)
@@ -360,6 +362,19 @@ async def test_any_stream_will_do_with_the_servers_address() -> None:
         assert (await query_stream(both, server=server.address)).mapped == stream.socket.getsockname()
         with pytest.raises(TypeError):
             await query_stream(both)
+
+
+async def test_a_request_of_any_method_over_a_stream() -> None:
+    """TURN's Refresh (0x004)."""
+
+    async def talk(stream: trio.SocketStream) -> None:
+        request = await stream.receive_some()
+        await stream.send_all(encode(0x004, MessageClass.SUCCESS, bytes(request[8:20]), [SOFTWARE("relay")]))
+
+    async with fake_stream(talk) as stream:
+        transaction = StunTransaction(encode(0x004, MessageClass.REQUEST, bytes(12)), ("127.0.0.1", 3478))
+        await transact_stream(stream, transaction)
+    assert transaction.response().get(SOFTWARE) == "relay"
 
 
 async def test_resolving() -> None:

@@ -21,8 +21,8 @@ from warpgate_trio.ports.datagrams import BATCH, Datagram, DatagramSocket
 from warpgate_trio.ports.udp import MAX_QUEUED, UdpPort, UdpPorts
 from warpgate_trio.sim import Network
 from warpgate_trio.sockaddr import TransportAddress
-from warpgate_trio.stun.codec import BINDING, ERROR_CODE, XOR_MAPPED_ADDRESS, ErrorCode, MessageClass, encode
-from warpgate_trio.stun.transaction import binding_request
+from warpgate_trio.stun.codec import BINDING, ERROR_CODE, REALM, XOR_MAPPED_ADDRESS, ErrorCode, MessageClass, encode
+from warpgate_trio.stun.transaction import StunTransaction, binding_request
 
 MAPPED: TransportAddress = ("203.0.113.7", 4321)
 MAPPED_V6: TransportAddress = ("2001:db8::7", 4321)
@@ -194,6 +194,72 @@ async def a_source_with_a_handler_has_everything_of_it(each: Ends) -> None:
     await each.say(b"\x40y")
     assert len(seen) == 2
     assert await path.receive() == [b"\x40y"]
+
+
+@check
+async def an_answer_is_found_before_the_handler_of_its_source(each: Ends) -> None:
+    """A TURN server has a handler, and is asked things over the same port."""
+    seen: list[bytes] = []
+
+    def handle(data: bytes, source: TransportAddress) -> list[Datagram]:
+        seen.append(data)
+        return []
+
+    with each.port.handler(each.other.local, handle):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(each.answer)
+            answer = await each.port.query(each.other.local, rto=1.0, tries=1)
+        assert answer.mapped == each.mapped
+        assert seen == []
+        late = response(binding_request(bytes(12)), each.mapped)
+        await each.say(late, b"\x40 relayed")
+        assert seen == [late, b"\x40 relayed"]
+
+
+@check
+async def who_names_a_request_of_ours_from_elsewhere_answers_nothing(each: Ends) -> None:
+    seen: list[bytes] = []
+
+    def handle(data: bytes, source: TransportAddress) -> list[Datagram]:
+        seen.append(data)
+        return []
+
+    asked = await DatagramSocket.bind((each.other.local[0], 0))
+    transaction = StunTransaction(binding_request(bytes(12)), asked.local)
+    forged = response(transaction.request, each.mapped)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(each.port.transact, transaction)
+        await trio.testing.wait_all_tasks_blocked()
+        each.port.listen_for_probes(handle)
+        await each.say(forged)
+        assert seen == []  # no probe either
+        with each.port.handler(each.other.local, handle):
+            await each.say(forged)
+        assert seen == [forged]  # whose source has a handler is judged by that
+        assert not transaction.done
+        nursery.cancel_scope.cancel()
+    asked.close()
+
+
+@check
+async def a_request_of_any_method_is_answered(each: Ends) -> None:
+    """A TURN server's first answer to Allocate (0x003) is an error that says how to ask again."""
+    transaction = StunTransaction(encode(0x003, MessageClass.REQUEST, bytes(12)), each.other.local)
+
+    async def refuse() -> None:
+        ((data, source),) = await each.other.receive_batch()
+        refusal = encode(
+            0x003, MessageClass.ERROR, data[8:20], [ERROR_CODE(ErrorCode(401, "Unauthorized")), REALM("r")]
+        )
+        await each.other.send_batch([(refusal, source)])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse)
+        await each.port.transact(transaction)
+    assert transaction.answer is not None
+    assert transaction.answer.get(REALM) == "r"
+    with pytest.raises(StunRefused, match="401 Unauthorized"):
+        transaction.response()
 
 
 @check

@@ -1,14 +1,15 @@
-"""Datagrams in batches: a UDP socket of ours, and the path that somebody's socket offers to a carrier.
+"""Datagrams in batches: a UDP socket of ours, who supplies them to races, and the path that carriers have of those.
 
 One task switch costs more than one datagram: reading one datagram a switch gives 6.6 MB/s of QUIC, up to 64 of them
-more than ten times that.  So both interfaces here move batches, with one checkpoint each.
+more than ten times that.  So all interfaces here move batches, with one checkpoint each.
 
 `DatagramSocket` is for the task that owns a UDP socket (docs/punching.md, law 6).  Trio's sockets have no call that
 takes what is there without a checkpoint, so the descriptor is detached from the Trio socket that made it, and read and
 written without blocking; waiting is `trio.lowlevel.wait_readable`.  Simulated sockets have such calls (`NowaitSocket`)
 and stay as they are.  Either way the socket came from `trio.socket.socket`.
 
-`DatagramPath` is what such an owner, or a relay's client, hands to a carrier: datagrams from one peer to one peer.
+`DatagramPort` is where a race sends from and is heard: one address of ours, on a socket of ours or at a relay.
+`DatagramPath` is what such a port hands to a carrier: datagrams from one peer to one peer.
 
 A datagram that cannot be sent (no route, a firewall's EPERM, no buffer, too big for the link) is counted and dropped,
 as the network would have done: whoever speaks UDP has to live with loss, and one bad destination must not end a socket
@@ -20,17 +21,19 @@ from __future__ import annotations
 import errno
 import socket as stdlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, final, runtime_checkable
 
 import trio
 
 from ..sockaddr import TransportAddress, socket_address, socket_family
 
-__all__ = ["BATCH", "Datagram", "DatagramPath", "DatagramSocket", "NowaitSocket"]
+__all__ = ["BATCH", "Datagram", "DatagramHandler", "DatagramPath", "DatagramPort", "DatagramSocket", "NowaitSocket"]
 
 Datagram = tuple[bytes, TransportAddress]
 """A payload, and where it came from or goes to."""
+DatagramHandler = Callable[[bytes, TransportAddress], Iterable[Datagram]]
+"""Takes a datagram and its source; what it returns is sent."""
 
 BATCH: Final = 64
 """Datagrams in one go: with more of them nothing gets faster, and other tasks wait longer (64 take about 1 ms)."""
@@ -78,6 +81,49 @@ class DatagramPath(Protocol):
 
     def close_nowait(self) -> None:
         """Give the path back to its owner.  Idempotent; wakes whoever waits in `send` or `receive`."""
+
+
+class DatagramPort(Protocol):
+    """An address of ours at which peers are met, whoever supplies its datagrams: a UDP port, or a relay.
+
+    It belongs to whoever has it until `release`.
+
+    Attributes:
+      local: its own address: a socket's, or the relayed one.
+      mapped: where others have seen it, by the server that told.
+      closed: nothing is sent or received any more.
+    """
+
+    @property
+    def local(self) -> TransportAddress: ...
+    @property
+    def mapped(self) -> Mapping[TransportAddress, TransportAddress]: ...
+    @property
+    def closed(self) -> bool: ...
+
+    async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
+        """Send a batch; a checkpoint always.  Datagrams that cannot be sent are dropped, in silence.
+
+        Args:
+          hops: the TTL or hop limit of these alone, where the port has a say in it; else they may be dropped.
+
+        Raises:
+          trio.ClosedResourceError: the port was closed.
+        """
+
+    def listen_for_probes(self, handler: DatagramHandler | None, /) -> None:
+        """Give STUN messages that answer nothing of the port's own to `handler`, until another one or None takes its
+        place."""
+
+    def open_path(self, remote: TransportAddress, /) -> DatagramPath:
+        """A path to one remote address; ValueError when it has one.
+
+        Raises:
+          trio.ClosedResourceError: the port was closed.
+        """
+
+    def release(self) -> None:
+        """Its owner needs it no more: it closes with its last path, or now."""
 
 
 @runtime_checkable

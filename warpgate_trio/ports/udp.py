@@ -1,11 +1,12 @@
 """One UDP port of ours and everything that goes through it (docs/punching.md, laws 1 and 6).
 
 The port that asked a STUN server is the port that punches, and the port that carries QUIC afterwards: what a NAT lets
-in is tied to it.  So several conversations share a socket.  One owner task reads it and sorts what comes, first by
-source, then by the first byte (RFC 9443):
+in is tied to it.  So several conversations share a socket.  One owner task reads it and sorts what comes; the first of
+these that applies has it:
 
-    from a source that has a handler     to that handler (a TURN server, say)
-    0 to 3, with STUN's cookie           the answer to a request of ours, else to the checks that listen for probes
+    the answer to a request of ours      to its transaction
+    from a source that has a handler     to that handler (a TURN server's, say)
+    0 to 3, with STUN's cookie           to the checks that listen for probes (RFC 9443 tells by the first byte)
     anything else                        to the path that was opened to the source; without one it is dropped
 
 A port outlives the attempt that used it exactly when a path of it was kept: `release` closes it now, or with its last
@@ -28,7 +29,7 @@ from ..errors import panics_as_errors
 from ..sockaddr import TransportAddress
 from ..stun.codec import TRANSACTION_ID_LENGTH, looks_like_stun
 from ..stun.transaction import StunAnswer, StunTransaction, binding_request, read_binding_answer
-from .datagrams import BATCH, Datagram, DatagramSocket
+from .datagrams import BATCH, Datagram, DatagramHandler, DatagramSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,9 +43,6 @@ MAX_QUEUED: Final = 2048
 Beyond that they are dropped, as a full socket buffer does it."""
 MAX_PORTS: Final = 1024
 """UDP ports open in one node: two sprays of 256 sockets and some hundred Links; a process's usual limit of files."""
-
-Handler = Callable[[bytes, TransportAddress], Iterable[Datagram]]
-"""Takes a datagram and its source; what it returns is sent."""
 
 
 @final
@@ -118,8 +116,8 @@ class UdpPort:
         self._sock = sock
         self._on_close = on_close
         self._paths: dict[TransportAddress, UdpPath] = {}
-        self._handlers: dict[TransportAddress, Handler] = {}
-        self._probes: Handler | None = None
+        self._handlers: dict[TransportAddress, DatagramHandler] = {}
+        self._probes: DatagramHandler | None = None
         self._transactions: dict[bytes, tuple[StunTransaction, trio.Event]] = {}
         self._released = False
         self._closed = False
@@ -171,16 +169,18 @@ class UdpPort:
             return ()
 
     def _sort(self, data: bytes, source: TransportAddress) -> Iterable[Datagram]:
-        handler = self._handlers.get(source)
-        if handler is not None:
-            return handler(data, source)
-        if looks_like_stun(data):
-            found = self._transactions.get(data[8 : 8 + TRANSACTION_ID_LENGTH])
-            if found is not None:
-                transaction, done = found
-                if transaction.receive(data, source, trio.current_time()) and transaction.done:
-                    done.set()
+        is_stun = looks_like_stun(data)
+        found = self._transactions.get(data[8 : 8 + TRANSACTION_ID_LENGTH]) if is_stun else None
+        if found is not None:
+            transaction, done = found
+            if transaction.receive(data, source, trio.current_time()):
+                done.set()
                 return ()
+        if (handler := self._handlers.get(source)) is not None:
+            return handler(data, source)
+        if found is not None:
+            return ()  # it names a request of ours, and is no answer to it
+        if is_stun:
             if self._probes is not None:
                 return self._probes(data, source)
         elif (path := self._paths.get(source)) is not None:
@@ -219,6 +219,18 @@ class UdpPort:
             tries=tries,
             last_wait=2 ** (tries - 1),
         )
+        await self.transact(transaction)
+        answer = read_binding_answer(transaction)
+        self.mapped[server] = answer.mapped
+        self.mapped_at = trio.current_time()
+        return answer
+
+    async def transact(self, transaction: StunTransaction) -> None:
+        """Send a request and wait until the transaction is done, whatever its method; then its owner reads the answer.
+
+        Raises:
+          trio.ClosedResourceError: the port was closed meanwhile.
+        """
         done = trio.Event()
         self._transactions[transaction.transaction_id] = (transaction, done)
         try:
@@ -227,7 +239,7 @@ class UdpPort:
                 transaction.handle_timer(trio.current_time())
                 request = transaction.transmit(trio.current_time())
                 if request is not None:
-                    await self._sock.send_batch([(request, server)])
+                    await self._sock.send_batch([(request, transaction.server)])
                 if not transaction.done:
                     with trio.move_on_at(transaction.deadline):
                         await done.wait()
@@ -235,21 +247,17 @@ class UdpPort:
                     raise trio.ClosedResourceError("the port was closed")
         finally:
             del self._transactions[transaction.transaction_id]
-        answer = read_binding_answer(transaction)
-        self.mapped[server] = answer.mapped
-        self.mapped_at = trio.current_time()
-        return answer
 
     @contextmanager
-    def handler(self, source: TransportAddress, handler: Handler) -> Iterator[None]:
-        """Give everything that comes from `source` to `handler`, within the block."""
+    def handler(self, source: TransportAddress, handler: DatagramHandler) -> Iterator[None]:
+        """Give what comes from `source` to `handler`, within the block; answers to requests of ours come before."""
         self._handlers[source] = handler
         try:
             yield
         finally:
             del self._handlers[source]
 
-    def listen_for_probes(self, handler: Handler | None) -> None:
+    def listen_for_probes(self, handler: DatagramHandler | None) -> None:
         """Give STUN packets that answer nothing of ours to `handler`, until another one or None takes its place."""
         self._probes = handler
 

@@ -3,7 +3,7 @@
 Law 1 of punching: the port that asked is the port that punches.  So the caller brings the socket or the stream, bound
 as it wants it, and keeps it; nothing here opens or closes one but `open_stun_stream`, whose stream is the caller's too.
 While a datagram socket is being asked over, nobody else may read from it; an owner that demultiplexes (RFC 9443) feeds
-`StunTransaction`s itself instead.
+`StunTransaction`s itself instead.  The ``query`` functions ask for a binding; the ``transact`` ones take any request.
 
 Several servers over one socket are asked at once, each by its own transaction; that is the race, and also how one sees
 a mapping from two sides within one round trip.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import socket as stdlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -46,6 +46,8 @@ __all__ = [
     "race_udp",
     "resolve",
     "share_port",
+    "transact_stream",
+    "transact_udp",
 ]
 
 MAX_STREAM_ANSWER: Final = 2048
@@ -94,7 +96,7 @@ async def query_udp(
         tries=tries,
         last_wait=last_wait,
     )
-    await _converse(sock, [transaction])
+    await transact_udp(sock, [transaction])
     return read_binding_answer(transaction)
 
 
@@ -108,7 +110,7 @@ async def query_all_udp(
 ) -> list[StunAnswer | StunError]:
     """Ask all servers at once over one socket, requests leaving in order; what each said, in the same order."""
     transactions = _transactions(servers, rto, tries, last_wait)
-    await _converse(sock, transactions)
+    await transact_udp(sock, transactions)
     return [_outcome(each) for each in transactions]
 
 
@@ -128,7 +130,7 @@ async def race_udp(
     if not servers:
         raise StunError("there is no STUN server to ask")
     transactions = _transactions(servers, rto, tries, last_wait)
-    await _converse(sock, transactions, first=True)
+    await transact_udp(sock, transactions, until=lambda each: isinstance(_outcome(each), StunAnswer))
     outcomes = [_outcome(each) for each in transactions if each.done]
     for outcome in outcomes:
         if isinstance(outcome, StunAnswer):
@@ -154,10 +156,17 @@ def _outcome(transaction: StunTransaction) -> StunAnswer | StunError:
         return error
 
 
-async def _converse(
-    sock: trio.socket.SocketType, transactions: Sequence[StunTransaction], *, first: bool = False
+async def transact_udp(
+    sock: trio.socket.SocketType,
+    transactions: Sequence[StunTransaction],
+    *,
+    until: Callable[[StunTransaction], bool] = lambda _: False,
 ) -> None:
-    """Send and receive until all are done; `first`: until one has a usable answer."""
+    """Send requests of any method and receive until all are done, or `until` holds of one that has its response.
+
+    Args:
+      sock: as of `query_udp`.
+    """
     for each in transactions:
         each.start(trio.current_time())
     while True:
@@ -173,7 +182,7 @@ async def _converse(
                 data, address = await _receive(sock)
                 now = trio.current_time()
                 took = [each for each in transactions if each.receive(data, address, now)]
-                if any(first and isinstance(_outcome(each), StunAnswer) for each in took):
+                if any(until(each) for each in took):
                     return
                 if all(each.done for each in transactions):
                     return
@@ -219,18 +228,29 @@ async def query_stream(
             raise TypeError("server can be left out for a SocketStream only")
         server = plain_address(stream.socket.getpeername())
     transaction = StunTransaction(binding_request(new_transaction_id()), server, rto=timeout, tries=1, last_wait=1)
-    transaction.start(trio.current_time())
     with trio.move_on_after(timeout) as scope:
-        try:
-            await _exchange(stream, transaction, server)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise StunError(f"the connection to STUN server {server[0]} broke") from error
+        await transact_stream(stream, transaction)
     if scope.cancelled_caught:
         raise StunTimeout(f"no answer from STUN server {server[0]} within {timeout} s")
     return read_binding_answer(transaction)
 
 
+async def transact_stream(stream: trio.abc.Stream, transaction: StunTransaction) -> None:
+    """Send a request of any method to the server at the other end of `stream`, and wait for its response; the caller
+    bounds the time.  The stream is for nothing else meanwhile.
+
+    Raises:
+      StunMalformed: what comes is no STUN, or answers nothing.
+      StunError: the connection broke or ended.
+    """
+    try:
+        await _exchange(stream, transaction, transaction.server)
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        raise StunError(f"the connection to STUN server {transaction.server[0]} broke") from error
+
+
 async def _exchange(stream: trio.abc.Stream, transaction: StunTransaction, server: TransportAddress) -> None:
+    transaction.start(trio.current_time())
     request = transaction.transmit(trio.current_time())
     assert request is not None
     await stream.send_all(request)

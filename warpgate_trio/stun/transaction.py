@@ -239,6 +239,11 @@ class StunTransaction:
             self._answer = message
         return True
 
+    @property
+    def answer(self) -> Message | None:
+        """The response, a success or an error; None where none has come."""
+        return self._answer
+
     def response(self) -> Message:
         """The success response.
 
