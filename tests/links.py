@@ -91,8 +91,8 @@ async def tls_carriers(sockets: Sockets | None = None) -> tuple[TlsCarrier, TlsC
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        dialer = await TlsCarrier.dial(dialed, CONTEXTS[ALICE], peer_key=BOB.public_key)
-    return dialer, ends[0]
+        dialler = await TlsCarrier.dial(dialed, CONTEXTS[ALICE], peer_key=BOB.public_key)
+    return dialler, ends[0]
 
 
 async def quic_carriers(paths: Paths | None = None) -> tuple[QuicCarrier, QuicCarrier]:
@@ -105,9 +105,9 @@ async def quic_carriers(paths: Paths | None = None) -> tuple[QuicCarrier, QuicCa
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        dialer = await QuicCarrier.dial(dialed, peer_key=BOB.public_key)
-        await dialer.flush()
-    return dialer, ends[0]
+        dialler = await QuicCarrier.dial(dialed, peer_key=BOB.public_key)
+        await dialler.flush()
+    return dialler, ends[0]
 
 
 async def connect_ends(family: int = trio.socket.AF_INET) -> Sockets | Paths:

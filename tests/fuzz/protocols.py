@@ -171,23 +171,23 @@ def link_frames(data: bytes) -> None:
 def link_protocol(data: bytes) -> None:
     """In every role, from the first frame on and behind a handshake; each ends for itself."""
     failed: RemoteProtocolError | None = None
-    for dialer in (True, False):
+    for dialler in (True, False):
         for initiator in (True, False):
             for committed in (False, True):
                 try:
-                    _converse(dialer, initiator, committed, data)
+                    _converse(dialler, initiator, committed, data)
                 except RemoteProtocolError as error:
                     failed = error
     if failed is not None:
         raise failed
 
 
-def _converse(dialer: bool, initiator: bool, committed: bool, data: bytes) -> None:
-    protocol = LinkProtocol(dialer=dialer, initiator=initiator if dialer else None, now=0.0, idle_interval=10.0)
-    if dialer:
+def _converse(dialler: bool, initiator: bool, committed: bool, data: bytes) -> None:
+    protocol = LinkProtocol(dialler=dialler, initiator=initiator if dialler else None, now=0.0, idle_interval=10.0)
+    if dialler:
         protocol.send_proof(_PROOF)
     if committed:
-        if not dialer:
+        if not dialler:
             protocol.receive([link.encode(_PROOF)], 0.0)
             protocol.become(initiator=initiator, now=0.0)
         if initiator:
@@ -206,7 +206,7 @@ def _converse(dialer: bool, initiator: bool, committed: bool, data: bytes) -> No
             protocol.accept_channel(opened.channel)
         protocol.transmit(now)
         protocol.handle_timer(protocol.deadline)
-        if not dialer and not committed and protocol.proof is not None:
+        if not dialler and not committed and protocol.proof is not None:
             protocol.become(initiator=initiator, now=now)
 
 

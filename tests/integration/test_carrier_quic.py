@@ -69,7 +69,7 @@ async def test_another_nodes_key(family: int) -> None:
 # --- handshakes that fail ---
 
 
-async def test_the_dialers_last_flight_rides_with_its_first_words() -> None:
+async def test_the_diallers_last_flight_rides_with_its_first_words() -> None:
     paths = await connect_paths()
     ends: list[QuicCarrier] = []
 
@@ -78,50 +78,50 @@ async def test_the_dialers_last_flight_rides_with_its_first_words() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        dialer = await QuicCarrier.dial(paths[0], peer_key=BOB.public_key)
-        assert dialer.owed
+        dialler = await QuicCarrier.dial(paths[0], peer_key=BOB.public_key)
+        assert dialler.owed
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert not ends
-        dialer.feed(b"proof")
-        await dialer.flush()
+        dialler.feed(b"proof")
+        await dialler.flush()
     assert ends[0]._protocol.held == 5
-    close_carriers(dialer, *ends)
+    close_carriers(dialler, *ends)
 
 
-@pytest.mark.parametrize("dialer", [True, False])
-async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialer: bool) -> None:
+@pytest.mark.parametrize("dialler", [True, False])
+async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialler: bool) -> None:
     paths = await connect_paths()
-    ours, other = paths if dialer else reversed(paths)
+    ours, other = paths if dialler else reversed(paths)
     with trio.move_on_after(0.01) as scope:
-        await (dialing(paths) if dialer else serving(paths))()
+        await (dialing(paths) if dialler else serving(paths))()
     assert scope.cancelled_caught
     assert ours.sock.fileno() == -1
     other.close_nowait()
 
 
-@pytest.mark.parametrize("dialer", [True, False])
-async def test_a_path_that_ends_in_the_handshake(dialer: bool) -> None:
+@pytest.mark.parametrize("dialler", [True, False])
+async def test_a_path_that_ends_in_the_handshake(dialler: bool) -> None:
     paths = await connect_paths()
-    ours, other = paths if dialer else reversed(paths)
+    ours, other = paths if dialler else reversed(paths)
     other.close_nowait()
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def end() -> None:
             with pytest.raises(CarrierError, match=r"^no QUIC with 127\.0\.0\.1:\d+: the path was closed$"):
-                await (dialing(paths) if dialer else serving(paths))()
+                await (dialing(paths) if dialler else serving(paths))()
 
         await trio.testing.wait_all_tasks_blocked()
         ours.close_nowait()
 
 
 async def test_a_handshake_is_cancelled_at_each_of_its_checkpoints() -> None:
-    for dialer in (True, False):
+    for dialler in (True, False):
         for cut in cuts():
             paths = await connect_paths()
-            ours, other = paths if dialer else reversed(paths)
-            end = dialing(paths) if dialer else serving(paths)
-            counterpart = serving(paths) if dialer else dialing(paths)
+            ours, other = paths if dialler else reversed(paths)
+            end = dialing(paths) if dialler else serving(paths)
+            counterpart = serving(paths) if dialler else dialing(paths)
             async with trio.open_nursery() as nursery:
 
                 async def play(counterpart: Callable[[], Awaitable[object]] = counterpart) -> None:
@@ -153,37 +153,37 @@ async def test_garbage_on_the_path_harms_nobody() -> None:
 
     paths[0].filter = paths[1].filter = add_noise
     with trio.fail_after(HANG):
-        dialer, server = await quic_carriers(paths)
+        dialler, server = await quic_carriers(paths)
         message = bytes(range(256)) * 400
-        for sender, receiver in ((dialer, server), (server, dialer)):
+        for sender, receiver in ((dialler, server), (server, dialler)):
             async with trio.open_nursery() as nursery:
                 sender.feed(message)
                 nursery.start_soon(sender.flush)
                 assert await receive_exactly(receiver, len(message)) == message
-    close_carriers(dialer, server)
+    close_carriers(dialler, server)
 
 
 # --- the stream ---
 
 
 async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
-    dialer, server = await quic_carriers()
+    dialler, server = await quic_carriers()
     message = bytes(range(256)) * 4096
     for part in range(4):
-        dialer.feed(message)
+        dialler.feed(message)
         with trio.move_on_after(0.002):
-            await dialer.flush()
-        dialer.feed(b"after %d" % part)
-    assert dialer.owed
+            await dialler.flush()
+        dialler.feed(b"after %d" % part)
+    assert dialler.owed
     expected = b"".join(message + b"after %d" % part for part in range(4))
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dialer.receive)  # who repeats what is lost
-            nursery.start_soon(dialer.flush)
+            nursery.start_soon(dialler.receive)  # who repeats what is lost
+            nursery.start_soon(dialler.flush)
             assert await receive_exactly(server, len(expected)) == expected
-            assert not dialer.owed
+            assert not dialler.owed
             nursery.cancel_scope.cancel()
-    close_carriers(dialer, server)
+    close_carriers(dialler, server)
 
 
 @pytest.mark.slow("a transfer of 768 KiB for each of its first checkpoints")
@@ -195,49 +195,49 @@ async def test_a_flush_cancelled_anywhere() -> None:
             assert len(await receive_exactly(server, size + 3)) == size + 3
 
     for cut in cuts():
-        dialer, server = await quic_carriers()
+        dialler, server = await quic_carriers()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read, server)
-            dialer.feed(bytes(size))
+            dialler.feed(bytes(size))
             with cut:
-                await dialer.flush()
-            dialer.feed(b"end")
-            await dialer.flush()
-        close_carriers(dialer, server)
+                await dialler.flush()
+            dialler.feed(b"end")
+            await dialler.flush()
+        close_carriers(dialler, server)
         if cut.number == 12:  # it goes on like that: a transfer, one acknowledgement after the other
             break
 
 
 async def test_a_sender_waits_for_a_receiver_that_does_not_take() -> None:
-    dialer, server = await quic_carriers()
+    dialler, server = await quic_carriers()
     sent = 0
     with trio.move_on_after(0.2) as scope:
         while True:
-            dialer.feed(bytes(65536))
+            dialler.feed(bytes(65536))
             sent += 65536
-            await dialer.flush()
+            await dialler.flush()
     assert scope.cancelled_caught
     assert sent <= 65536 + UNSENT_MAX  # nobody drives the other end, so there are no acknowledgements
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dialer.flush)
+            nursery.start_soon(dialler.flush)
             await receive_exactly(server, sent)
-    close_carriers(dialer, server)
+    close_carriers(dialler, server)
 
 
 @pytest.mark.slow("waits to see that nothing more happens")
 async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
     """Two carriers that only send: each takes in what it has room for, and then waits to be read."""
-    dialer, server = await quic_carriers()
+    dialler, server = await quic_carriers()
     size = 4 * HELD_MAX
     async with trio.open_nursery() as nursery:
-        for end in (dialer, server):
+        for end in (dialler, server):
             end.feed(bytes(size))
             nursery.start_soon(end.flush)
         await trio.sleep(0.2)
-        for end in (dialer, server):
+        for end in (dialler, server):
             assert end._protocol.held <= HELD_MAX + WINDOW // 16
-        got = {dialer: 0, server: 0}
+        got = {dialler: 0, server: 0}
 
         async def read(end: QuicCarrier) -> None:
             while True:  # also when it has all: the other end wants its acknowledgements
@@ -246,16 +246,16 @@ async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
                     nursery.cancel_scope.cancel()
 
         nursery.cancel_scope.deadline = trio.current_time() + 10
-        nursery.start_soon(read, dialer)
+        nursery.start_soon(read, dialler)
         nursery.start_soon(read, server)
     assert set(got.values()) == {size}
-    close_carriers(dialer, server)
+    close_carriers(dialler, server)
 
 
 async def test_losses_are_repaired_while_nobody_writes() -> None:
     """The reader drives: it hears what is missing, and keeps the timers."""
     paths = await connect_paths()
-    dialer, server = await quic_carriers(paths)
+    dialler, server = await quic_carriers(paths)
     lost: list[bytes] = []
 
     def lose_one(datagrams: list[bytes]) -> list[bytes]:
@@ -265,31 +265,31 @@ async def test_losses_are_repaired_while_nobody_writes() -> None:
         return datagrams[1:]
 
     paths[0].filter = lose_one
-    dialer.feed(b"once")
-    await dialer.flush()
+    dialler.feed(b"once")
+    await dialler.flush()
     assert lost
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dialer.receive)
+            nursery.start_soon(dialler.receive)
             assert await receive_exactly(server, 4) == b"once"
             nursery.cancel_scope.cancel()
-    close_carriers(dialer, server)
+    close_carriers(dialler, server)
 
 
 # --- the end ---
 
 
 async def test_after_the_end_nothing_is_sent() -> None:
-    dialer, server = await quic_carriers()
-    dialer.feed_end()
+    dialler, server = await quic_carriers()
+    dialler.feed_end()
     with pytest.raises(trio.BrokenResourceError, match="this carrier has said its end"):
-        dialer.feed(b"more")
-    close_carriers(dialer, server)
+        dialler.feed(b"more")
+    close_carriers(dialler, server)
 
 
 async def test_a_cut_that_was_read_is_known_to_the_writer() -> None:
-    dialer, server = await quic_carriers()
-    dialer.close_nowait()
+    dialler, server = await quic_carriers()
+    dialler.close_nowait()
     for use in (server.receive, server.flush):
         with pytest.raises(trio.BrokenResourceError, match="the connection was cut"):
             await use()
@@ -300,15 +300,15 @@ async def test_a_cut_that_was_read_is_known_to_the_writer() -> None:
 
 async def test_the_end_waits_until_ours_has_arrived() -> None:
     paths = await connect_paths()
-    dialer, server = await quic_carriers(paths)
+    dialler, server = await quic_carriers(paths)
     server.feed_end()
     await server.flush()
-    dialer.feed(b"last words")
-    dialer.feed_end()
+    dialler.feed(b"last words")
+    dialler.feed_end()
     paths[0].filter = lambda datagrams: []
-    await dialer.flush()
+    await dialler.flush()
     with trio.move_on_after(0.05) as scope:
-        await dialer.receive()
+        await dialler.receive()
     assert scope.cancelled_caught
     paths[0].filter = None
     with trio.fail_after(HANG):
@@ -316,8 +316,8 @@ async def test_the_end_waits_until_ours_has_arrived() -> None:
 
             @nursery.start_soon
             async def end() -> None:
-                assert await dialer.receive() == []
-                dialer.close_nowait()
+                assert await dialler.receive() == []
+                dialler.close_nowait()
 
             assert await receive_exactly(server, 10) == b"last words"
             assert await server.receive() == []
@@ -325,26 +325,26 @@ async def test_the_end_waits_until_ours_has_arrived() -> None:
 
 
 async def test_a_close_wakes_whoever_waits() -> None:
-    dialer, server = await quic_carriers()
-    dialer.feed(bytes(1 << 20))
+    dialler, server = await quic_carriers()
+    dialler.feed(bytes(1 << 20))
 
     async def read() -> None:
         with pytest.raises(trio.ClosedResourceError, match="this carrier was closed"):
-            await dialer.receive()
+            await dialler.receive()
 
     async def write() -> None:
         with pytest.raises(trio.ClosedResourceError, match="this carrier was closed"):
-            await dialer.flush()
+            await dialler.flush()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
         nursery.start_soon(write)
         await trio.testing.wait_all_tasks_blocked()
-        close_carriers(dialer, dialer)
+        close_carriers(dialler, dialler)
     with pytest.raises(trio.ClosedResourceError):
-        await dialer.receive()
+        await dialler.receive()
     with pytest.raises(trio.ClosedResourceError):
-        await dialer.flush()
+        await dialler.flush()
     server.close_nowait()
 
 
@@ -385,31 +385,31 @@ async def test_a_path_that_breaks(reading: bool) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        dialer = await QuicCarrier.dial(path, peer_key=BOB.public_key)
-        await dialer.flush()
+        dialler = await QuicCarrier.dial(path, peer_key=BOB.public_key)
+        await dialler.flush()
     with trio.move_on_after(0.05):
-        await dialer.receive()
+        await dialler.receive()
     path.broken = True
     if reading:
         ends[0].feed(b"x")
         await ends[0].flush()
     else:
-        dialer.feed(b"x")
+        dialler.feed(b"x")
     with pytest.raises(trio.BrokenResourceError, match="the path broke: the relay is gone"):
-        await (dialer.receive() if reading else dialer.flush())
-    close_carriers(dialer, *ends)
+        await (dialler.receive() if reading else dialler.flush())
+    close_carriers(dialler, *ends)
 
 
 @pytest.mark.slow("a hundred seconds of virtual time")
 async def test_a_peer_that_vanished_is_noticed(autojump_clock: trio.testing.MockClock) -> None:
     autojump_clock.autojump_threshold = 0.005
-    dialer, server = await quic_carriers()
+    dialler, server = await quic_carriers()
     with trio.move_on_after(1):
-        await dialer.receive()
+        await dialler.receive()
     server._path.close_nowait()
     with pytest.raises(trio.BrokenResourceError, match="the connection was cut: Idle timeout"):
-        await dialer.receive()
-    dialer.close_nowait()
+        await dialler.receive()
+    dialler.close_nowait()
     server.close_nowait()
 
 

@@ -224,16 +224,16 @@ async def test_no_tickets_no_resumption_no_name_of_who_is_called() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        dialer = await TlsCarrier.dial(sockets[0], CONTEXTS[ALICE], peer_key=BOB.public_key)
+        dialler = await TlsCarrier.dial(sockets[0], CONTEXTS[ALICE], peer_key=BOB.public_key)
     ends[0].feed(b"x")
     await ends[0].flush()
-    await dialer.receive()  # tickets would have come before it
+    await dialler.receive()  # tickets would have come before it
     assert names == [None]
     assert contexts.server.num_tickets == 0
-    assert dialer._tls.session is None or not dialer._tls.session.has_ticket
-    assert dialer._tls.version() == "TLSv1.3"
-    assert dialer._tls.session_reused is False
-    dialer.close_nowait()
+    assert dialler._tls.session is None or not dialler._tls.session.has_ticket
+    assert dialler._tls.version() == "TLSv1.3"
+    assert dialler._tls.session_reused is False
+    dialler.close_nowait()
     ends[0].close_nowait()
 
 
@@ -287,10 +287,10 @@ def test_a_sandbox_may_deny_anonymous_files(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello", bytes(100), b"\x80" * 70_000]
 )
-@pytest.mark.parametrize("dialer", [True, False])
-async def test_garbage(garbage: bytes, dialer: bool) -> None:
+@pytest.mark.parametrize("dialler", [True, False])
+async def test_garbage(garbage: bytes, dialler: bool) -> None:
     sockets = await connect_sockets()
-    other = sockets[1 if dialer else 0]
+    other = sockets[1 if dialler else 0]
 
     async def garble() -> None:
         with other:
@@ -298,19 +298,19 @@ async def test_garbage(garbage: bytes, dialer: bool) -> None:
             while await other.recv(1000):
                 pass
 
-    ends = (dialing(sockets), garble) if dialer else (garble, serving(sockets))
+    ends = (dialing(sockets), garble) if dialler else (garble, serving(sockets))
     found = await outcomes(sockets, *ends)
-    error = found[0 if dialer else 1]
+    error = found[0 if dialler else 1]
     assert isinstance(error, CarrierError)
     assert str(error).startswith("no TLS 1.3 with 127.0.0.1:")
 
 
-@pytest.mark.parametrize("dialer", [True, False])
-async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialer: bool) -> None:
+@pytest.mark.parametrize("dialler", [True, False])
+async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialler: bool) -> None:
     sockets = await connect_sockets()
-    ours, other = sockets if dialer else reversed(sockets)
+    ours, other = sockets if dialler else reversed(sockets)
     with other, trio.move_on_after(0.01) as scope:
-        await (dialing(sockets) if dialer else serving(sockets))()
+        await (dialing(sockets) if dialler else serving(sockets))()
     assert scope.cancelled_caught
     assert ours.fileno() == -1
 
@@ -331,12 +331,12 @@ async def test_a_peer_that_vanishes_in_the_handshake(fault: Fault, there: int | 
 
 
 async def test_a_handshake_is_cancelled_at_each_of_its_checkpoints() -> None:
-    for dialer in (True, False):
+    for dialler in (True, False):
         for cut in cuts():
             sockets = await connect_sockets()
-            ours, other = sockets if dialer else reversed(sockets)
-            end = dialing(sockets) if dialer else serving(sockets)
-            counterpart = serving(sockets) if dialer else dialing(sockets)
+            ours, other = sockets if dialler else reversed(sockets)
+            end = dialing(sockets) if dialler else serving(sockets)
+            counterpart = serving(sockets) if dialler else dialing(sockets)
             async with trio.open_nursery() as nursery:
 
                 async def play(counterpart: Callable[[], Awaitable[object]] = counterpart) -> None:
@@ -367,37 +367,37 @@ async def test_a_socket_that_is_not_connected() -> None:
 
 
 async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
-    dialer, server = await tls_carriers(await connect_sockets(buffers=65536))
+    dialler, server = await tls_carriers(await connect_sockets(buffers=65536))
     message = bytes(range(256)) * 512
     for part in range(8):
-        dialer.feed(message)
+        dialler.feed(message)
         with trio.move_on_after(0.002):
-            await dialer.flush()
-        dialer.feed(b"after %d" % part)
-    assert dialer.owed  # 1 MiB is more than these sockets take
+            await dialler.flush()
+        dialler.feed(b"after %d" % part)
+    assert dialler.owed  # 1 MiB is more than these sockets take
     with trio.CancelScope() as scope:
         scope.cancel()
-        await dialer.flush()
+        await dialler.flush()
     assert scope.cancelled_caught
     expected = b"".join(message + b"after %d" % part for part in range(8))
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dialer.flush)
+            nursery.start_soon(dialler.flush)
             assert await receive_exactly(server, len(expected)) == expected
-    dialer.close_nowait()
+    dialler.close_nowait()
     server.close_nowait()
 
 
 async def test_a_connection_that_breaks() -> None:
     async with wired_sockets(there=Script(Fault.CUT, 2000)) as sockets:
-        dialer, server = await tls_carriers(sockets)
-        dialer.feed(bytes(1 << 23))
+        dialler, server = await tls_carriers(sockets)
+        dialler.feed(bytes(1 << 23))
         with pytest.raises(trio.BrokenResourceError, match="the connection broke: "):
-            await dialer.flush()
+            await dialler.flush()
         with pytest.raises(trio.BrokenResourceError, match=r"the connection (broke: |was cut)"):
             while True:
                 await server.receive()
-        dialer.close_nowait()
+        dialler.close_nowait()
         server.close_nowait()
 
 
@@ -406,76 +406,76 @@ async def test_forged_bytes_break_it_and_what_came_before_is_good() -> None:
         dialed, served = await outcomes(sockets, dialing(sockets), serving(sockets))
         assert isinstance(dialed, CarrierError)
         assert isinstance(served, CarrierError)
-    dialer, server = await tls_carriers()
+    dialler, server = await tls_carriers()
     server.feed(b"good")
     good = server._outgoing.read()
     server.feed(b"bad")
     bad = bytearray(server._outgoing.read())
     bad[-1] ^= 1
     await trio.SocketStream(server._sock).send_all(good + bad)  # type: ignore[arg-type]
-    assert await dialer.receive() == [b"good"]
+    assert await dialler.receive() == [b"good"]
     for _ in range(2):
         with pytest.raises(trio.BrokenResourceError, match="TLS: DECRYPTION_FAILED_OR_BAD_RECORD_MAC"):
-            await dialer.receive()
+            await dialler.receive()
     with pytest.raises(trio.BrokenResourceError, match="TLS: "):
-        dialer.feed(b"x")
-    dialer.close_nowait()
+        dialler.feed(b"x")
+    dialler.close_nowait()
     server.close_nowait()
 
 
 async def test_a_carrier_that_was_closed_here() -> None:
-    dialer, server = await tls_carriers(await connect_sockets(buffers=65536))
+    dialler, server = await tls_carriers(await connect_sockets(buffers=65536))
     async with trio.open_nursery() as nursery:
 
         async def receive() -> None:
             with pytest.raises(trio.ClosedResourceError):
-                await dialer.receive()
+                await dialler.receive()
 
         async def flush() -> None:
-            dialer.feed(bytes(1 << 20))
+            dialler.feed(bytes(1 << 20))
             with pytest.raises(trio.ClosedResourceError):
-                await dialer.flush()
+                await dialler.flush()
 
         nursery.start_soon(receive)
         nursery.start_soon(flush)
         await trio.testing.wait_all_tasks_blocked()
-        dialer.close_nowait()
-        dialer.close_nowait()
+        dialler.close_nowait()
+        dialler.close_nowait()
     with pytest.raises(trio.ClosedResourceError):
-        await dialer.receive()
+        await dialler.receive()
     with pytest.raises(trio.ClosedResourceError):
-        await dialer.flush()
+        await dialler.flush()
     server.close_nowait()
 
 
 async def test_reads_grow_with_the_traffic_and_shrink_again() -> None:
-    dialer, server = await tls_carriers()
+    dialler, server = await tls_carriers()
     sizes = set()
     async with trio.open_nursery() as nursery:
-        dialer.feed(bytes(1 << 22))
-        nursery.start_soon(dialer.flush)
+        dialler.feed(bytes(1 << 22))
+        nursery.start_soon(dialler.flush)
         received = 0
         while received < 1 << 22:
             received += sum(map(len, await server.receive()))
             sizes.add(server._receive_size)
     assert max(sizes) == RECEIVE_MAX
     for _ in range(5):
-        dialer.feed(b"x")
-        await dialer.flush()
+        dialler.feed(b"x")
+        await dialler.flush()
         await server.receive()
     assert server._receive_size == RECEIVE_MIN
-    dialer.close_nowait()
+    dialler.close_nowait()
     server.close_nowait()
 
 
 async def test_what_is_written_after_a_silence_is_small_records_at_first(mock_clock: trio.testing.MockClock) -> None:
-    dialer, server = await tls_carriers()
+    dialler, server = await tls_carriers()
 
     async def lengths() -> list[int]:
         """Of the records of a write."""
         pieces: list[bytes] = []
-        dialer.feed(bytes(RECORD))
-        await dialer.flush()
+        dialler.feed(bytes(RECORD))
+        await dialler.flush()
         while sum(map(len, pieces)) < RECORD:
             pieces += await server.receive()
         return [len(piece) for piece in pieces]
@@ -485,14 +485,14 @@ async def test_what_is_written_after_a_silence_is_small_records_at_first(mock_cl
     assert await lengths() == [RECORD]
     mock_clock.jump(IDLE)
     assert await lengths() == first
-    close_carriers(dialer, server)
+    close_carriers(dialler, server)
 
 
 async def test_many_small_records_are_taken_in_turns() -> None:
-    dialer, server = await tls_carriers()
+    dialler, server = await tls_carriers()
     for _ in range(1000):
-        dialer.feed(b"x")
-    await dialer.flush()
+        dialler.feed(b"x")
+    await dialler.flush()
     others = got = 0
 
     async def look_on() -> None:
@@ -511,4 +511,4 @@ async def test_many_small_records_are_taken_in_turns() -> None:
         nursery.cancel_scope.cancel()
     assert got == 1000
     assert others >= 1000 // TURN_RECORDS // 2
-    close_carriers(dialer, server)
+    close_carriers(dialler, server)

@@ -274,7 +274,7 @@ async def test_roles_that_the_peer_has_not() -> None:
     dialed, accepted = await carriers()
     await RawPeer(dialed).say(a_proof(), COMMIT)
     link = await Link.hear_proof(accepted)
-    with pytest.raises(RemoteProtocolError, match="COMMIT by the dialer/responder"):
+    with pytest.raises(RemoteProtocolError, match="COMMIT by the dialler/responder"):
         link.become(initiator=True)
     assert is_closed(accepted)
     dialed.close_nowait()

@@ -95,8 +95,8 @@ class Pair:
 
     def __init__(self, *, a_dials: bool = True, open_link: bool = True) -> None:
         self.now = 1000.0
-        self.a = Side(LinkProtocol(dialer=a_dials, initiator=True, now=self.now, idle_interval=IDLE))
-        self.b = Side(LinkProtocol(dialer=not a_dials, initiator=False, now=self.now, idle_interval=IDLE))
+        self.a = Side(LinkProtocol(dialler=a_dials, initiator=True, now=self.now, idle_interval=IDLE))
+        self.b = Side(LinkProtocol(dialler=not a_dials, initiator=False, now=self.now, idle_interval=IDLE))
         if open_link:
             (self.a if a_dials else self.b).protocol.send_proof(PROOF)
             self.carry()
@@ -151,8 +151,8 @@ def data(channel: int, payload: bytes) -> bytes:
 def test_handshake(a_dials: bool) -> None:
     pair = Pair(a_dials=a_dials, open_link=False)
     a, b = pair.a.protocol, pair.b.protocol
-    dialer, listener = (a, b) if a_dials else (b, a)
-    dialer.send_proof(PROOF)
+    dialler, listener = (a, b) if a_dials else (b, a)
+    dialler.send_proof(PROOF)
     pair.carry()
     assert listener.proof == PROOF
     assert (a.state, b.state) == (LinkState.PROVEN, LinkState.PROVEN)
@@ -179,11 +179,11 @@ def test_an_accept_without_credit_gives_none() -> None:
 
 def test_our_own_missteps_are_ours() -> None:
     pair = Pair(open_link=False)
-    with pytest.raises(LocalProtocolError, match="COMMIT by the dialer/initiator while the link is fresh"):
+    with pytest.raises(LocalProtocolError, match="COMMIT by the dialler/initiator while the link is fresh"):
         pair.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=pair.now)
     with pytest.raises(LocalProtocolError, match="PROOF by the listener/responder"):
         pair.b.protocol.send_proof(PROOF)
-    with pytest.raises(LocalProtocolError, match="OPEN by the dialer/initiator while the link is fresh"):
+    with pytest.raises(LocalProtocolError, match="OPEN by the dialler/initiator while the link is fresh"):
         pair.a.protocol.open_channel("", now=pair.now)
     with pytest.raises(LocalProtocolError, match="ACCEPT by"):
         pair.b.protocol.send_accept(now=pair.now)
@@ -196,7 +196,7 @@ def test_our_own_missteps_are_ours() -> None:
 
 
 def test_a_listener_settles_its_role_after_the_proof_and_judges_then_what_came_with_it() -> None:
-    listener = Side(LinkProtocol(dialer=False, initiator=None, now=0.0, idle_interval=IDLE))
+    listener = Side(LinkProtocol(dialler=False, initiator=None, now=0.0, idle_interval=IDLE))
     feed(listener, PROOF, COMMIT, data(0, b"early"), Ping(token=1))
     assert listener.protocol.proof == PROOF
     assert listener.protocol.commit is None
@@ -211,9 +211,9 @@ def test_a_listener_settles_its_role_after_the_proof_and_judges_then_what_came_w
 
 
 def test_what_came_with_the_proof_may_turn_out_to_be_wrong() -> None:
-    listener = Side(LinkProtocol(dialer=False, initiator=None, now=0.0, idle_interval=IDLE))
+    listener = Side(LinkProtocol(dialler=False, initiator=None, now=0.0, idle_interval=IDLE))
     feed(listener, PROOF, COMMIT)
-    with pytest.raises(RemoteProtocolError, match="COMMIT by the dialer/responder while the link is proven"):
+    with pytest.raises(RemoteProtocolError, match="COMMIT by the dialler/responder while the link is proven"):
         listener.protocol.become(initiator=True, now=1.0)
 
 
@@ -233,7 +233,7 @@ def test_refuse_ends_the_link(committed: bool) -> None:
 @pytest.mark.parametrize("frame", [COMMIT, Accept(channel=0, credit=1), Ping(token=1), GoAway()])
 def test_nothing_comes_before_the_proof(frame: Frame) -> None:
     pair = Pair(open_link=False)
-    with pytest.raises(RemoteProtocolError, match="by the dialer/initiator while the link is fresh"):
+    with pytest.raises(RemoteProtocolError, match="by the dialler/initiator while the link is fresh"):
         feed(pair.b, frame)
 
 
@@ -814,7 +814,7 @@ def test_who_asks_is_answered_whatever_else_is_under_way() -> None:
     feed(pair.a, Pong(token=second), Pong(token=1))
     assert a.liveness.answered == second
     a.break_all(RemoteProtocolError("over"))
-    with pytest.raises(LocalProtocolError, match="PING by the dialer/initiator while the link is ended"):
+    with pytest.raises(LocalProtocolError, match="PING by the dialler/initiator while the link is ended"):
         a.ask(pair.now)
 
 
@@ -832,7 +832,7 @@ def test_what_each_side_says_first_comes_behind_a_full_segment(a_dials: bool) ->
     """The stream is in order, so where a full segment does not pass there is no COMMIT, or no ACCEPT."""
     now = 0.0
     ends = [
-        LinkProtocol(dialer=x is a_dials, initiator=x, now=now, idle_interval=IDLE, padded=True) for x in (True, False)
+        LinkProtocol(dialler=x is a_dials, initiator=x, now=now, idle_interval=IDLE, padded=True) for x in (True, False)
     ]
     a, b = ends
     said: dict[bool, list[bytes]] = {True: [], False: []}

@@ -11,13 +11,13 @@ from warpgate_trio.link.frames import FrameType
 from warpgate_trio.link.states import DirectionState, LinkState, Role, next_direction_state, next_link_state
 
 F, L, D = FrameType, LinkState, DirectionState
-DIALER, LISTENER, INITIATOR, RESPONDER = Role.DIALER, Role.LISTENER, Role.INITIATOR, Role.RESPONDER
+DIALLER, LISTENER, INITIATOR, RESPONDER = Role.DIALLER, Role.LISTENER, Role.INITIATOR, Role.RESPONDER
 
-PARTIES = [frozenset(pair) for pair in product((DIALER, LISTENER), (INITIATOR, RESPONDER))]
+PARTIES = [frozenset(pair) for pair in product((DIALLER, LISTENER), (INITIATOR, RESPONDER))]
 
 # Written again, not imported: state, frame, who may send it, state after.
 LINK: list[tuple[LinkState, FrameType, Role | None, LinkState]] = [
-    (L.FRESH, F.PROOF, DIALER, L.PROVEN),
+    (L.FRESH, F.PROOF, DIALLER, L.PROVEN),
     (L.PROVEN, F.COMMIT, INITIATOR, L.COMMITTED),
     (L.PROVEN, F.REFUSE, RESPONDER, L.ENDED),
     (L.PROVEN, F.PING, None, L.PROVEN),
@@ -83,9 +83,9 @@ def test_direction_table(state: DirectionState, kind: FrameType, ours: bool) -> 
 
 
 def test_a_dialler_whose_role_in_the_session_is_not_known_may_prove_itself_and_no_more() -> None:
-    party = frozenset({DIALER})
+    party = frozenset({DIALLER})
     assert next_link_state(L.FRESH, party, F.PROOF, ours=False) is L.PROVEN
-    with pytest.raises(RemoteProtocolError, match="COMMIT by the dialer"):
+    with pytest.raises(RemoteProtocolError, match="COMMIT by the dialler"):
         next_link_state(L.PROVEN, party, F.COMMIT, ours=False)
 
 

@@ -38,9 +38,9 @@ def listener() -> QuicProtocol:
     return QuicProtocol(SERVING)
 
 
-def hello_of(dialer: QuicProtocol) -> tuple[bytes, bytes, bytes]:
+def hello_of(dialler: QuicProtocol) -> tuple[bytes, bytes, bytes]:
     """Of its first flight: destination, source, ClientHello."""
-    opened = [open_initial(datagram) for datagram in dialer.transmit(0.0)]
+    opened = [open_initial(datagram) for datagram in dialler.transmit(0.0)]
     destination, source, _ = opened[0]
     return destination, source, b"".join(part for _, _, part in opened)
 
@@ -55,8 +55,8 @@ def first_flight(hello: bytes, *, destination: bytes = b"anywhere") -> list[byte
 
 def with_shares(*shares: tuple[int, bytes]) -> bytes:
     """A good ClientHello with other key shares, from `STRANGER`."""
-    dialer = QuicProtocol.dialing(now=0.0)
-    _, source, hello = hello_of(dialer)
+    dialler = QuicProtocol.dialing(now=0.0)
+    _, source, hello = hello_of(dialler)
     head, extensions = split_hello(hello.replace(source, STRANGER))
     return join_hello(head, [(n, key_shares(*shares) if n == KEY_SHARE else data) for n, data in extensions])
 
@@ -72,8 +72,8 @@ def endure(protocol: QuicProtocol, datagrams: list[bytes]) -> None:
 
 def serves_the_dialler(server: QuicProtocol) -> None:
     world = World(server=server)
-    world.until(lambda: world.dialer.ready and world.server.ready, limit=1)
-    world.dialer.send(b"hello")
+    world.until(lambda: world.dialler.ready and world.server.ready, limit=1)
+    world.dialler.send(b"hello")
     world.until(lambda: world.got[False] == b"hello", limit=2)
 
 
@@ -133,7 +133,7 @@ def test_forged_flights_take_no_place_from_the_dialler() -> None:
             assert [len(answer) for answer in answers] == [63]  # a Retry: 5 % of what it answers
     assert len(server._starts) == MAX_STARTS
     world = World(server=server)
-    world.until(lambda: world.dialer.ready, limit=2 * RTT + 0.001)  # one round trip more
+    world.until(lambda: world.dialler.ready, limit=2 * RTT + 0.001)  # one round trip more
     world.until(lambda: world.server.ready)
     assert not server._starts
 
@@ -143,11 +143,11 @@ def test_a_token_cannot_be_made_up() -> None:
     for number in range(MAX_STARTS):
         server.receive(first_flight(with_shares((X25519, bytes(range(32)))), destination=b"forged%02d" % number), 0.0)
     begun = server._begun
-    dialer = QuicProtocol.dialing(now=0.0)
-    server.receive(dialer.transmit(0.0), 0.0)
+    dialler = QuicProtocol.dialing(now=0.0)
+    server.receive(dialler.transmit(0.0), 0.0)
     retry = server.transmit(0.0)[0]
-    dialer.receive([retry], 0.1)
-    (again,) = dialer.transmit(0.1)
+    dialler.receive([retry], 0.1)
+    (again,) = dialler.transmit(0.1)
     for at in (*range(6, 14), *range(24, 48)):  # its destination, and the token
         server.receive([again[:at] + bytes([again[at] ^ 1]) + again[at + 1 :]], 0.1)
     assert server._begun == begun
@@ -162,11 +162,11 @@ def test_a_token_cannot_be_made_up() -> None:
 def test_the_starts_of_a_listener_are_bounded_in_all() -> None:
     server = listener()
     for _ in range(2 * MAX_ALL_STARTS):
-        dialer = QuicProtocol.dialing(now=0.0)
+        dialler = QuicProtocol.dialing(now=0.0)
         for now in (0.0, 0.1, 0.2):
-            server.receive(dialer.transmit(now), now)
-            dialer.receive(server.transmit(now), now)
-            dialer.failure = None
+            server.receive(dialler.transmit(now), now)
+            dialler.receive(server.transmit(now), now)
+            dialler.failure = None
         server._starts.clear()
         server._connection = None
     assert server._begun == MAX_ALL_STARTS
@@ -183,11 +183,11 @@ def test_a_start_that_says_too_much_is_dropped() -> None:
 
 
 def test_a_handshake_that_says_too_much_ends_the_dialling() -> None:
-    dialer = QuicProtocol.dialing(now=0.0)
-    destination, source, _ = hello_of(dialer)
+    dialler = QuicProtocol.dialing(now=0.0)
+    destination, source, _ = hello_of(dialler)
     for number in range(HANDSHAKE_MAX // 1000):
-        dialer.receive([make_initial(source, STRANGER, b"\x01", number=number, answer_to=destination)], 0.0)
-    assert dialer.failure == "the other side sends more than a handshake takes"
+        dialler.receive([make_initial(source, STRANGER, b"\x01", number=number, answer_to=destination)], 0.0)
+    assert dialler.failure == "the other side sends more than a handshake takes"
 
 
 # --- the dialler ---
@@ -205,22 +205,22 @@ def test_a_handshake_that_says_too_much_ends_the_dialling() -> None:
     ],
 )
 def test_an_answer_with_another_key_share(group: int, key: bytes) -> None:
-    dialer = QuicProtocol.dialing(now=0.0)
-    destination, source, hello = hello_of(dialer)
+    dialler = QuicProtocol.dialing(now=0.0)
+    destination, source, hello = hello_of(dialler)
     session = hello[39 : 39 + hello[38]]
-    endure(dialer, [make_initial(source, STRANGER, crypto(server_hello(session, group, key)), answer_to=destination)])
-    assert not dialer.ready
+    endure(dialler, [make_initial(source, STRANGER, crypto(server_hello(session, group, key)), answer_to=destination)])
+    assert not dialler.ready
 
 
 def test_garbled_answers_end_the_dialling_at_most() -> None:
     failures = set()
     answer = server_hello(b"", X25519, bytes(range(32)))
     for garbled in mutants(answer, 120, seed=13):
-        dialer = QuicProtocol.dialing(now=0.0)
-        destination, source, _ = hello_of(dialer)
-        endure(dialer, [make_initial(source, STRANGER, crypto(garbled), answer_to=destination)])
-        failures.add(dialer.failure)
-        dialer.close(1.0)
+        dialler = QuicProtocol.dialing(now=0.0)
+        destination, source, _ = hello_of(dialler)
+        endure(dialler, [make_initial(source, STRANGER, crypto(garbled), answer_to=destination)])
+        failures.add(dialler.failure)
+        dialler.close(1.0)
     assert None in failures
     assert len(failures) > 1
 
@@ -241,13 +241,13 @@ def test_a_dialler_offers_x25519_alone() -> None:
 def test_a_dialler_that_offers_more_gets_x25519() -> None:
     """As older releases do, and with ML-KEM in the first place."""
     world = World()
-    connection = Connection(world.dialer._configuration)
-    connection._quic = QuicConnection(configuration=world.dialer._configuration)  # type: ignore[assignment]
-    world.dialer._connection = connection
+    connection = Connection(world.dialler._configuration)
+    connection._quic = QuicConnection(configuration=world.dialler._configuration)  # type: ignore[assignment]
+    world.dialler._connection = connection
     connection.connect(0.0)
     context: Any = connection._quic.tls
     assert context._x25519_kyber_768_private_key is not None
-    world.until(lambda: world.dialer.ready and world.server.ready)
+    world.until(lambda: world.dialler.ready and world.server.ready)
     assert world.server._connection is not None
     served: Any = world.server._connection._quic.tls
     assert served._x25519_private_key is not None
@@ -256,7 +256,7 @@ def test_a_dialler_that_offers_more_gets_x25519() -> None:
 
 def test_other_users_of_the_library_keep_what_they_have() -> None:
     world = World()
-    world.until(lambda: world.dialer.ready)
+    world.until(lambda: world.dialler.ready)
     assert tls.Context._server_handle_hello.__globals__ is vars(tls)
     assert tls.Group.X25519ML768 in tls.Context(is_client=True)._supported_groups
 
@@ -287,36 +287,36 @@ def test_what_the_library_raises_ends_the_connection_and_it_is_not_called_again(
     kind: type[BaseException], call: str
 ) -> None:
     world = World()
-    world.until(lambda: world.dialer.ready and world.server.ready)
-    connection = world.dialer._connection
+    world.until(lambda: world.dialler.ready and world.server.ready)
+    connection = world.dialler._connection
     assert connection is not None
     error = kind if kind is not UnicodeDecodeError else UnicodeError
     setattr(connection._quic, call, raising(error))
-    world.dialer.receive([b"x"], world.now)
-    world.dialer.transmit(world.now)
-    world.dialer.handle_timer(world.now)
-    assert world.dialer.failure is not None
+    world.dialler.receive([b"x"], world.now)
+    world.dialler.transmit(world.now)
+    world.dialler.handle_timer(world.now)
+    assert world.dialler.failure is not None
     assert connection.broken
     for name in ("receive_many_datagrams", "datagrams_to_send", "handle_timer", "next_event", "get_timer", "close"):
         setattr(connection._quic, name, lambda *_args, **_kwargs: pytest.fail("it was called again"))
-    endure(world.dialer, [b"y"])
-    world.dialer.send(b"more")
-    world.dialer.send_end()
-    assert world.dialer.backlog == 0
-    assert not world.dialer.delivered
+    endure(world.dialler, [b"y"])
+    world.dialler.send(b"more")
+    world.dialler.send_end()
+    assert world.dialler.backlog == 0
+    assert not world.dialler.delivered
     with pytest.raises(CarrierError):
-        _ = world.dialer.peer_certificate_key
-    assert world.dialer.close(world.now) == []
+        _ = world.dialler.peer_certificate_key
+    assert world.dialler.close(world.now) == []
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError])
 def test_what_is_not_the_librarys_passes(kind: type[BaseException]) -> None:
-    dialer = QuicProtocol.dialing(now=0.0)
-    assert dialer._connection is not None
-    dialer._connection._quic.receive_datagram = raising(kind)  # type: ignore[method-assign]
+    dialler = QuicProtocol.dialing(now=0.0)
+    assert dialler._connection is not None
+    dialler._connection._quic.receive_datagram = raising(kind)  # type: ignore[method-assign]
     with pytest.raises(kind):
-        dialer.receive([b"x"], 0.0)
-    assert dialer.failure is None
+        dialler.receive([b"x"], 0.0)
+    assert dialler.failure is None
 
 
 def test_a_start_that_cannot_even_be_begun_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

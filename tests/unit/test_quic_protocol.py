@@ -40,31 +40,31 @@ Fault = Callable[[bytes], list[bytes]]
 class World:
     """Two ends and the wire between them, on a clock of its own."""
 
-    dialer: QuicProtocol = field(default_factory=lambda: QuicProtocol.dialing(now=0.0))
+    dialler: QuicProtocol = field(default_factory=lambda: QuicProtocol.dialing(now=0.0))
     server: QuicProtocol = field(default_factory=lambda: QuicProtocol.serving(BOB))
     fault: Fault = field(default=lambda datagram: [datagram])
     jitter: Callable[[], float] = field(default=lambda: 0.0)
     now: float = 0.0
     sent: list[tuple[float, bool, bytes]] = field(default_factory=list)
-    """(time, whether the dialer sent it, datagram)."""
+    """(time, whether the dialler sent it, datagram)."""
     flying: list[tuple[float, int, QuicProtocol, bytes]] = field(default_factory=list)
     got: dict[bool, bytes] = field(default_factory=lambda: {True: b"", False: b""})
-    """What the dialer has read (True), and the server."""
+    """What the dialler has read (True), and the server."""
     deaf: QuicProtocol | None = None
     """An end that is not there any more."""
 
     def step(self, until: float = math.inf) -> bool:
         """Send, and go to the next thing that happens before `until`; False when nothing will."""
-        for end in (self.dialer, self.server):
+        for end in (self.dialler, self.server):
             if end is self.deaf:
                 continue
             for datagram in end.transmit(self.now):
-                self.sent.append((self.now, end is self.dialer, datagram))
+                self.sent.append((self.now, end is self.dialler, datagram))
                 for each in self.fault(datagram):
-                    other = self.server if end is self.dialer else self.dialer
+                    other = self.server if end is self.dialler else self.dialler
                     at = self.now + LATENCY + self.jitter()
                     self.flying.append((at, len(self.sent), other, each))
-        timers = [end.deadline for end in (self.dialer, self.server) if end is not self.deaf]
+        timers = [end.deadline for end in (self.dialler, self.server) if end is not self.deaf]
         times = [timer for timer in timers if timer < math.inf] + [each[0] for each in self.flying]
         if min(times, default=math.inf) > until:
             self.now = until
@@ -73,7 +73,7 @@ class World:
             return False
         self.now = max(self.now, min(times))
         landed = sorted((*each[:2], each) for each in self.flying if each[0] <= self.now)
-        for end in (self.dialer, self.server):
+        for end in (self.dialler, self.server):
             if end is self.deaf:
                 continue
             batch = [each[3] for _, _, each in landed if each[2] is end]
@@ -81,7 +81,7 @@ class World:
                 end.receive(batch, self.now)
             if end.deadline <= self.now:
                 end.handle_timer(self.now)
-            self.got[end is self.dialer] += b"".join(end.take())
+            self.got[end is self.dialler] += b"".join(end.take())
         self.flying = [each for each in self.flying if each[0] > self.now]
         return True
 
@@ -94,26 +94,26 @@ class World:
     def until(self, condition: Callable[[], bool], limit: float = 60.0) -> World:
         """Let time pass until something holds."""
         while not condition():
-            assert self.step(), f"nothing happens any more: {self.dialer.failure!r} {self.server.failure!r} {self.now}"
+            assert self.step(), f"nothing happens any more: {self.dialler.failure!r} {self.server.failure!r} {self.now}"
             assert self.now < limit, "it took too long"
         return self
 
 
 def connected(**changes: object) -> World:
     world = World(**changes)  # type: ignore[arg-type]
-    return world.until(lambda: world.dialer.ready and world.server.ready).until(lambda: not world.flying)
+    return world.until(lambda: world.dialler.ready and world.server.ready).until(lambda: not world.flying)
 
 
 # --- time and lengths ---
 
 
-def test_the_handshake_takes_one_round_trip_and_the_dialers_words_come_half_a_one_later() -> None:
+def test_the_handshake_takes_one_round_trip_and_the_diallers_words_come_half_a_one_later() -> None:
     world = World()
-    world.until(lambda: world.dialer.ready)
+    world.until(lambda: world.dialler.ready)
     assert world.now == RTT
     assert not world.server.ready
-    world.dialer.send(b"proof")
-    world.dialer.send(b" and commit")
+    world.dialler.send(b"proof")
+    world.dialler.send(b" and commit")
     world.until(lambda: world.server.ready)
     assert world.got[False] == b"proof and commit"
     assert world.now == pytest.approx(1.5 * RTT)
@@ -125,14 +125,14 @@ def test_the_handshake_takes_one_round_trip_and_the_dialers_words_come_half_a_on
 def test_every_run_has_the_same_lengths_and_every_datagram_fits() -> None:
     def lengths() -> list[tuple[float, bool, int]]:
         world = connected()
-        world.dialer.send(bytes(5000))
+        world.dialler.send(bytes(5000))
         world.server.send(bytes(300))
         world.until(lambda: len(world.got[False]) == 5000 and len(world.got[True]) == 300)
-        world.dialer.send_end()
+        world.dialler.send_end()
         world.server.send_end()
-        world.until(lambda: world.dialer.delivered and world.server.delivered)
+        world.until(lambda: world.dialler.delivered and world.server.delivered)
         assert all(datagram[0] & 0x40 for _, _, datagram in world.sent)  # RFC 9443: none looks like STUN
-        return [(at, dialer, len(datagram)) for at, dialer, datagram in world.sent]
+        return [(at, dialler, len(datagram)) for at, dialler, datagram in world.sent]
 
     first = lengths()
     assert max(length for _, _, length in first) == DATAGRAM
@@ -150,9 +150,9 @@ def test_a_known_round_trip_makes_the_first_retransmission_early() -> None:
 # --- who it is ---
 
 
-def test_the_dialer_learns_the_servers_key() -> None:
+def test_the_dialler_learns_the_servers_key() -> None:
     world = connected()
-    assert world.dialer.peer_certificate_key == BOB.public_key
+    assert world.dialler.peer_certificate_key == BOB.public_key
     assert world.server.peer_certificate_key is None
 
 
@@ -161,27 +161,27 @@ def test_somebody_elses_certificate_is_of_no_use() -> None:
     server._configuration.load_cert_chain(BOB.certificate_pem(), ALICE.private_key_pem())
     world = World(server=server)
     with pytest.raises(AssertionError, match=r"nothing happens|too long"):
-        world.until(lambda: world.dialer.ready, limit=5)
-    assert world.dialer.failure is not None
+        world.until(lambda: world.dialler.ready, limit=5)
+    assert world.dialler.failure is not None
 
 
 def test_there_is_no_ticket_to_come_back_with() -> None:
     world = World()
     tickets: list[object] = []
-    world.dialer._connection = connection = Connection(world.dialer._configuration)
+    world.dialler._connection = connection = Connection(world.dialler._configuration)
     connection._quic._session_ticket_handler = tickets.append
-    world.dialer._connection.connect(0.0)
+    world.dialler._connection.connect(0.0)
     world.until(lambda: world.server.ready).until(lambda: not world.flying)
     assert tickets == []
 
 
 def test_another_protocol_is_refused() -> None:
-    dialer = QuicProtocol(_configuration(dialer=True, initial_rtt=0.05))
-    dialer._configuration.alpn_protocols = ["h3"]
-    dialer._connection = Connection(dialer._configuration)
-    dialer._connection.connect(0.0)
-    world = World(dialer=dialer)
-    world.until(lambda: world.dialer.failure is not None)
+    dialler = QuicProtocol(_configuration(dialler=True, initial_rtt=0.05))
+    dialler._configuration.alpn_protocols = ["h3"]
+    dialler._connection = Connection(dialler._configuration)
+    dialler._connection.connect(0.0)
+    world = World(dialler=dialler)
+    world.until(lambda: world.dialler.failure is not None)
     assert not world.server.ready
     assert world.server.failure is None  # it may have been anybody
 
@@ -191,11 +191,11 @@ def test_another_protocol_is_refused() -> None:
 
 def test_the_end_is_delivered_when_it_is_acknowledged() -> None:
     world = connected()
-    assert not world.dialer.delivered
-    world.dialer.send(b"last words")
-    world.dialer.send_end()
-    world.dialer.send_end()
-    assert not world.dialer.delivered
+    assert not world.dialler.delivered
+    world.dialler.send(b"last words")
+    world.dialler.send_end()
+    world.dialler.send_end()
+    assert not world.dialler.delivered
     lost: list[bytes] = []
     world.fault = lambda datagram: [] if not lost and not lost.append(datagram) else [datagram]  # type: ignore[func-returns-value]
     world.step()
@@ -204,19 +204,19 @@ def test_the_end_is_delivered_when_it_is_acknowledged() -> None:
     world.until(lambda: world.server.ended)
     assert world.got[False] == b"last words"
     assert world.now > began + RTT  # it was sent again
-    assert not world.dialer.delivered
-    world.until(lambda: world.dialer.delivered)
+    assert not world.dialler.delivered
+    world.until(lambda: world.dialler.delivered)
     world.server.send(b"the other half is open")
     world.server.send_end()
-    world.until(lambda: world.dialer.ended and world.server.delivered)
+    world.until(lambda: world.dialler.ended and world.server.delivered)
     assert world.got[True] == b"the other half is open"
 
 
 def test_a_close_is_noticed_at_once() -> None:
-    for end in ("dialer", "server"):
+    for end in ("dialler", "server"):
         world = connected()
         closing = getattr(world, end)
-        other = world.server if end == "dialer" else world.dialer
+        other = world.server if end == "dialler" else world.dialler
         other.send(b"x")
         datagrams = closing.close(world.now)
         assert len(datagrams) == 1
@@ -227,10 +227,10 @@ def test_a_close_is_noticed_at_once() -> None:
 
 def test_a_close_after_both_ends_is_no_failure_of_either() -> None:
     world = connected()
-    world.dialer.send_end()
+    world.dialler.send_end()
     world.server.send_end()
-    world.until(lambda: world.dialer.ended and world.server.ended and world.dialer.delivered)
-    world.server.receive(world.dialer.close(world.now), world.now + LATENCY)
+    world.until(lambda: world.dialler.ended and world.server.ended and world.dialler.delivered)
+    world.server.receive(world.dialler.close(world.now), world.now + LATENCY)
     assert world.server.ended
     assert world.server.failure is not None
 
@@ -252,16 +252,16 @@ def test_a_bad_wire(seed: int) -> None:
     world = World(fault=fault, jitter=lambda: rng.random() * LATENCY)
     sent = {True: b"", False: b""}
     for _ in range(20):
-        for end in (world.dialer, world.server):
+        for end in (world.dialler, world.server):
             if end.ready:
                 data = rng.randbytes(rng.randrange(1, 9000))
                 end.send(data)
                 sent[end is world.server] += data
         world.run(rng.random() * 3 * RTT)
-    world.until(lambda: world.dialer.ready and world.server.ready)
-    world.dialer.send_end()
+    world.until(lambda: world.dialler.ready and world.server.ready)
+    world.dialler.send_end()
     world.server.send_end()
-    world.until(lambda: all(end.ended and end.delivered for end in (world.dialer, world.server)))
+    world.until(lambda: all(end.ended and end.delivered for end in (world.dialler, world.server)))
     assert world.got == sent
 
 
@@ -271,11 +271,11 @@ def test_a_lost_end_is_sent_again() -> None:
         rng = random.Random(seed)
         world = connected()
         world.fault = lambda datagram, rng=rng: [] if rng.random() < 0.2 else [datagram]  # type: ignore[misc]
-        world.dialer.send(bytes(3000))
+        world.dialler.send(bytes(3000))
         world.run(RTT / 2)
-        for end in (world.dialer, world.server):
+        for end in (world.dialler, world.server):
             end.send_end()
-        world.until(lambda: all(end.ended and end.delivered for end in (world.dialer, world.server)))  # noqa: B023
+        world.until(lambda: all(end.ended and end.delivered for end in (world.dialler, world.server)))  # noqa: B023
         assert world.got == {True: b"", False: bytes(3000)}
 
 
@@ -287,18 +287,18 @@ def test_a_peer_that_fell_silent_is_asked_ever_more_rarely(stage: str) -> None:
     world = World()
     if stage == "answer":
         world.deaf = None
-        world.until(lambda: len([1 for _, dialer, _ in world.sent if not dialer]) > 0)
-        silent, left = world.dialer, world.server
+        world.until(lambda: len([1 for _, dialler, _ in world.sent if not dialler]) > 0)
+        silent, left = world.dialler, world.server
     elif stage == "first flight":
-        silent, left = world.server, world.dialer
+        silent, left = world.server, world.dialler
     elif stage == "finished":
-        world.until(lambda: world.dialer.ready)
-        silent, left = world.server, world.dialer
+        world.until(lambda: world.dialler.ready)
+        silent, left = world.server, world.dialler
         left.send(b"proof")
     else:
         connected_world = connected()
         world = connected_world
-        silent, left = world.server, world.dialer
+        silent, left = world.server, world.dialler
         left.send(bytes(10) if stage == "confirmed" else bytes(1 << 20))
     world.deaf = silent
     before, began = len(world.sent), world.now
@@ -342,18 +342,18 @@ def test_forged_datagrams_change_nothing(seed: int) -> None:
 
     world.step()
     for _ in range(8):
-        for end in (world.dialer, world.server):
+        for end in (world.dialler, world.server):
             end.receive(noise(), world.now)
         world.run(RTT / 4)
-    world.until(lambda: world.dialer.ready and world.server.ready)
+    world.until(lambda: world.dialler.ready and world.server.ready)
     for _ in range(10):
-        world.dialer.send(b"x" * 3000)
+        world.dialler.send(b"x" * 3000)
         world.server.send(b"y" * 3000)
-        for end in (world.dialer, world.server):
+        for end in (world.dialler, world.server):
             end.receive(noise(), world.now)
         world.run(RTT / 2)
     world.until(lambda: world.got == {True: b"y" * 30_000, False: b"x" * 30_000})
-    assert world.dialer.failure is world.server.failure is None
+    assert world.dialler.failure is world.server.failure is None
 
 
 @given(datagram=st.binary(max_size=1300))
@@ -369,14 +369,14 @@ def test_nothing_that_comes_first_ends_a_listener(datagram: bytes) -> None:
     assert len(server._starts) <= 1
 
 
-def test_first_flights_of_others_do_not_hide_the_dialers() -> None:
+def test_first_flights_of_others_do_not_hide_the_diallers() -> None:
     world = World()
     for _ in range(MAX_STARTS - 1):
         forged = QuicProtocol.dialing(now=0.0)
         world.server.receive(forged.transmit(0.0), 0.0)
-    world.until(lambda: world.dialer.ready and world.server.ready)
+    world.until(lambda: world.dialler.ready and world.server.ready)
     assert not world.server._starts
-    world.dialer.send(b"hello")
+    world.dialler.send(b"hello")
     world.until(lambda: world.got[False] == b"hello")
 
 
@@ -402,7 +402,7 @@ def test_a_start_that_comes_to_nothing_makes_room_for_another() -> None:
         server.handle_timer(now)
         server.transmit(now)
     assert now <= IDLE_TIMEOUT * 1.5
-    world = World(server=server, dialer=QuicProtocol.dialing(now=now), now=now)
+    world = World(server=server, dialler=QuicProtocol.dialing(now=now), now=now)
     world.until(lambda: world.server.ready, limit=now + 1)
 
 
@@ -434,22 +434,22 @@ MISUSES: dict[str, Callable[[Connection], object]] = {
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_a_peer_that_uses_quic_otherwise(misuse: str) -> None:
     world = connected()
-    world.dialer.send(b"x")
+    world.dialler.send(b"x")
     world.server.send(b"x")
     world.until(lambda: world.got == {True: b"x", False: b"x"})
-    assert world.dialer._connection is not None
-    MISUSES[misuse](world.dialer._connection)
+    assert world.dialler._connection is not None
+    MISUSES[misuse](world.dialler._connection)
     world.until(lambda: world.server.failure is not None)
     assert world.server.failure == "the peer uses QUIC otherwise than a carrier does"
-    world.until(lambda: world.dialer.failure is not None)
-    assert world.dialer.failure == "the connection was cut: one stream each way"
+    world.until(lambda: world.dialler.failure is not None)
+    assert world.dialler.failure == "the connection was cut: one stream each way"
 
 
 def test_datagram_frames_are_not_taken() -> None:
     world = connected()
-    assert world.dialer._connection is not None
+    assert world.dialler._connection is not None
     try:
-        world.dialer._connection._quic.send_datagram_frame(b"x")
+        world.dialler._connection._quic.send_datagram_frame(b"x")
     except Exception:
         return  # the library knows already that we have no use for them
     world.until(lambda: world.server.failure is not None)
@@ -457,8 +457,8 @@ def test_datagram_frames_are_not_taken() -> None:
 
 def test_a_reason_is_made_fit_to_be_shown() -> None:
     world = connected()
-    assert world.dialer._connection is not None
-    world.dialer._connection.close(7, reason_phrase="\x1b[31m" + "red" * 100)
+    assert world.dialler._connection is not None
+    world.dialler._connection.close(7, reason_phrase="\x1b[31m" + "red" * 100)
     world.until(lambda: world.server.failure is not None)
     assert world.server.failure is not None
     assert world.server.failure.startswith("the connection was cut: [31mredred")

@@ -18,7 +18,7 @@ class Carrier(Protocol):
     """An encrypted, ordered byte stream; see the room's page for the division of labour.
 
     Attributes:
-      dialer: True on the side that dialled, which is the TLS or QUIC client and the one that pins the other's key.
+      dialler: True on the side that dialled, which is the TLS or QUIC client and the one that pins the other's key.
       server_key: the Ed25519 public key (32 bytes) of the side that was dialled: our own on that side.
       name: ``"tls"`` or ``"quic"``.
       idle_interval: seconds of silence after which the Link asks for a sign of life.
@@ -26,7 +26,7 @@ class Carrier(Protocol):
     """
 
     @property
-    def dialer(self) -> bool: ...
+    def dialler(self) -> bool: ...
     @property
     def server_key(self) -> bytes: ...
     @property

@@ -55,7 +55,7 @@ class QuicCarrier:
     name: Final = "quic"
     idle_interval: Final = IDLE_INTERVAL
 
-    def __init__(self, path: DatagramPath, protocol: QuicProtocol, *, dialer: bool, server_key: bytes) -> None:
+    def __init__(self, path: DatagramPath, protocol: QuicProtocol, *, dialler: bool, server_key: bytes) -> None:
         self._path = path
         self._protocol = protocol
         self._sending = trio.Lock()
@@ -66,7 +66,7 @@ class QuicCarrier:
         self._fed = False
         self._leave_at = math.inf
         self._closed = False
-        self.dialer: Final = dialer
+        self.dialler: Final = dialler
         self.server_key: Final = server_key
         self.local: Final[TransportAddress] = path.local
         self.remote: Final[TransportAddress] = path.remote
@@ -91,7 +91,7 @@ class QuicCarrier:
         except CarrierError:
             path.close_nowait()
             raise
-        carrier = cls(path, protocol, dialer=True, server_key=peer_key)
+        carrier = cls(path, protocol, dialler=True, server_key=peer_key)
         with closing_on_error(carrier):
             await carrier._handshake()
             if protocol.peer_certificate_key != peer_key:
@@ -110,7 +110,7 @@ class QuicCarrier:
           CarrierError: the path broke.
         """
         protocol = QuicProtocol.serving(identity, initial_rtt=initial_rtt)
-        carrier = cls(path, protocol, dialer=False, server_key=identity.public_key)
+        carrier = cls(path, protocol, dialler=False, server_key=identity.public_key)
         with closing_on_error(carrier):
             await carrier._handshake()
         return carrier

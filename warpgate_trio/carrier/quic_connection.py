@@ -74,14 +74,14 @@ logging.getLogger("quic").addFilter(_NotOurs())
 
 
 def make_configuration(
-    *, dialer: bool, initial_rtt: float | None, window: int, idle_timeout: float, datagram: int
+    *, dialler: bool, initial_rtt: float | None, window: int, idle_timeout: float, datagram: int
 ) -> QuicConfiguration:
     """What both sides agree on; `QuicProtocol` has the reasons."""
     configuration = QuicConfiguration(
         alpn_protocols=[_ALPN],
         connection_id_length=CONNECTION_ID,
         idle_timeout=idle_timeout,
-        is_client=dialer,
+        is_client=dialler,
         max_data=window,
         max_stream_data=window,
         max_datagram_frame_size=0,
@@ -90,7 +90,7 @@ def make_configuration(
     )
     if initial_rtt is not None:
         configuration.initial_rtt = initial_rtt
-    if dialer:
+    if dialler:
         configuration.verify_mode = ssl.CERT_NONE  # not "anyone": the protocol compares the key
         configuration.verify_hostname = False
         configuration.signature_algorithms = [_ED25519]  # which qh3 leaves out by itself

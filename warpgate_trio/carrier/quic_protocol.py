@@ -67,9 +67,9 @@ HANDSHAKE_MAX: Final = 128 * 1024
 """Bytes that the other side may send us before the handshake is done: a hundred times what it takes, since all of it
 may be sent again.  Without a bound a message of 16 MiB would be collected, at quadratic cost."""
 EARLY_MAX: Final = 8 * 1024
-"""Bytes that the dialer sends before it knows that the server has its end of the handshake.  qh3 2.1 does not send that
-again while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot acknowledge
-the data."""
+"""Bytes that the dialler sends before it knows that the server has its end of the handshake.  qh3 2.1 does not send
+that again while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot
+acknowledge the data."""
 PATIENCE: Final = 0.25
 """Seconds without a datagram after which the pauses between retransmissions are at least half of the silence.  qh3 2.1
 does not back off (RFC 9002 §6.2.1) while its handshake is done and not confirmed: 20,000 datagrams in 30 s to a peer on
@@ -83,9 +83,9 @@ _END: Final = b"\0"
 _MISUSE: Final = 1  # the application error code for a peer that uses QUIC otherwise than we do
 
 
-def _configuration(*, dialer: bool, initial_rtt: float | None) -> QuicConfiguration:
+def _configuration(*, dialler: bool, initial_rtt: float | None) -> QuicConfiguration:
     return make_configuration(
-        dialer=dialer, initial_rtt=initial_rtt, window=WINDOW, idle_timeout=IDLE_TIMEOUT, datagram=DATAGRAM
+        dialler=dialler, initial_rtt=initial_rtt, window=WINDOW, idle_timeout=IDLE_TIMEOUT, datagram=DATAGRAM
     )
 
 
@@ -103,15 +103,15 @@ class QuicProtocol:
 
     def __init__(self, configuration: QuicConfiguration) -> None:
         self._configuration = configuration
-        self._dialer = configuration.is_client
+        self._dialler = configuration.is_client
         self._connection: Connection | None = None
         self._starts: dict[bytes, _Start] = {}
         self._begun = 0  # starts, and those that are gone
         self._secret: bytes | None = None  # what tokens of Retry are made with
-        self._handshake_room = HANDSHAKE_MAX  # bytes, for the dialer's
+        self._handshake_room = HANDSHAKE_MAX  # bytes, for the dialler's
         self._last_words: list[bytes] = []  # of starts that failed, and to those that are to come again
         self._received: list[bytes] = []
-        self._stream, self._peer_stream = (2, 3) if self._dialer else (3, 2)  # RFC 9000 §2.1
+        self._stream, self._peer_stream = (2, 3) if self._dialler else (3, 2)  # RFC 9000 §2.1
         self._confirmed = False
         self._early = 0  # bytes sent before that
         self._held_back: deque[memoryview] = deque()  # the rest of them
@@ -132,7 +132,7 @@ class QuicProtocol:
           initial_rtt: a guess at the round trip, in seconds, from what was sent on this path before; it is what the
             first retransmissions go by (RFC 9002 §6.2.2: 1/3 s when nothing is known).
         """
-        protocol = cls(_configuration(dialer=True, initial_rtt=initial_rtt))
+        protocol = cls(_configuration(dialler=True, initial_rtt=initial_rtt))
         protocol._heard_at = protocol._fired_at = now
         protocol._connection = Connection(protocol._configuration)
         protocol._connection.connect(now)
@@ -141,7 +141,7 @@ class QuicProtocol:
     @classmethod
     def serving(cls, identity: Identity, *, initial_rtt: float | None = None) -> QuicProtocol:
         """The server, which waits for a first flight."""
-        configuration = _configuration(dialer=False, initial_rtt=initial_rtt)
+        configuration = _configuration(dialler=False, initial_rtt=initial_rtt)
         configuration.load_cert_chain(identity.certificate_pem(), identity.private_key_pem())
         return cls(configuration)
 
@@ -302,7 +302,7 @@ class QuicProtocol:
                 self.ended = self.ended or event.end_stream
             case events.HandshakeCompleted():
                 self.ready = True
-                if not self._dialer:
+                if not self._dialler:
                     self._confirm(connection)
             case events.PingAcknowledged():  # a server acknowledges nothing of this before it has our Finished
                 self._confirm(connection)

@@ -113,7 +113,7 @@ class TlsCarrier:
         sock: ByteSocket,
         context: ssl.SSLContext,
         *,
-        dialer: bool,
+        dialler: bool,
         server_key: bytes,
         local: TransportAddress,
         remote: TransportAddress,
@@ -121,14 +121,14 @@ class TlsCarrier:
         self._sock = sock
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialer)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialler)
         self._sizes = RecordSizes()
         self._unsent = memoryview(b"")
         self._closed = False
         self._fault: ssl.SSLError | None = None
         self._receive_size = RECEIVE_MIN
         self._left = False  # records that were not decrypted in the last turn
-        self.dialer: Final = dialer
+        self.dialler: Final = dialler
         self.server_key: Final = server_key
         self.local: Final = local
         self.remote: Final = remote
@@ -143,7 +143,7 @@ class TlsCarrier:
           WrongPeer: the handshake went well, with somebody else's key.
           CarrierError: there was no TLS 1.3 handshake to be had.
         """
-        carrier = cls(sock, contexts.client, dialer=True, server_key=peer_key, **_ends(sock))
+        carrier = cls(sock, contexts.client, dialler=True, server_key=peer_key, **_ends(sock))
         with closing_on_error(carrier):
             await carrier._handshake()
             if certificate_key(carrier._tls.getpeercert(binary_form=True)) != peer_key:
@@ -159,7 +159,7 @@ class TlsCarrier:
         Raises:
           CarrierError: there was no TLS 1.3 handshake to be had.
         """
-        carrier = cls(sock, contexts.server, dialer=False, server_key=contexts.public_key, **_ends(sock))
+        carrier = cls(sock, contexts.server, dialler=False, server_key=contexts.public_key, **_ends(sock))
         with closing_on_error(carrier):
             await carrier._handshake()
         return carrier

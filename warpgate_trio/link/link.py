@@ -64,7 +64,7 @@ class Link:
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
         self.carrier: Final = carrier
         self.protocol: Final = LinkProtocol(
-            dialer=carrier.dialer,
+            dialler=carrier.dialler,
             initiator=initiator,
             now=trio.current_time(),
             idle_interval=carrier.idle_interval,

@@ -74,7 +74,7 @@ class LinkProtocol:
     """One side of a Link.
 
     Args:
-      dialer: this side dialled the carrier.
+      dialler: this side dialled the carrier.
       initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read.
       now: a monotonic time in seconds, as in every method.
       idle_interval: seconds of silence before a PING.
@@ -83,7 +83,7 @@ class LinkProtocol:
     """
 
     def __init__(
-        self, *, dialer: bool, initiator: bool | None, now: float, idle_interval: float, padded: bool = False
+        self, *, dialler: bool, initiator: bool | None, now: float, idle_interval: float, padded: bool = False
     ) -> None:
         self.state: LinkState = LinkState.FRESH
         self.channels: dict[int, Channel] = {}
@@ -92,10 +92,10 @@ class LinkProtocol:
         self.commit: Commit | None = None
         self.refusal: Refuse | None = None
         self.failure: Exception | None = None
-        self._dialer = dialer
+        self._dialler = dialler
         self._padding = padding() if padded else b""
         self._initiator = initiator
-        self._roles = _roles(dialer=dialer, initiator=initiator)
+        self._roles = _roles(dialler=dialler, initiator=initiator)
         self._reader = FrameReader()
         self._budget = FrameBudget()
         self._held: list[Item] = []
@@ -120,7 +120,7 @@ class LinkProtocol:
         if self._initiator is not None and self._initiator is not initiator:
             raise LocalProtocolError("the session's roles are settled already")
         self._initiator = initiator
-        self._roles = _roles(dialer=self._dialer, initiator=initiator)
+        self._roles = _roles(dialler=self._dialler, initiator=initiator)
         held, self._held = self._held, []
         self._take_items(held, now)
 
@@ -549,11 +549,11 @@ def _reset_failure(code: int) -> Exception:
     return RemoteProtocolError(f"the peer {reason}")
 
 
-def _roles(*, dialer: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
+def _roles(*, dialler: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
     """The roles of the peer (False) and ours (True)."""
     found: dict[bool, frozenset[Role]] = {}
     for ours in (False, True):
-        roles = {Role.DIALER if dialer is ours else Role.LISTENER}
+        roles = {Role.DIALLER if dialler is ours else Role.LISTENER}
         if initiator is not None:
             roles.add(Role.INITIATOR if initiator is ours else Role.RESPONDER)
         found[ours] = frozenset(roles)

@@ -3,7 +3,7 @@
 Rule 1 (h11's): the tables do not know whether a frame is being sent or received, only *whose* it is.  So the same rules
 bind us and the peer: a wrong frame of ours is a `LocalProtocolError`, a wrong one of theirs a `RemoteProtocolError`.
 
-Rule 2: a party has two roles that are independent of each other.  Who dialled the carrier (DIALER, else LISTENER)
+Rule 2: a party has two roles that are independent of each other.  Who dialled the carrier (DIALLER, else LISTENER)
 decides who proves itself; who called (INITIATOR, else RESPONDER) decides who commits.  In a reverse connection they
 cross.
 
@@ -33,7 +33,7 @@ __all__ = ["DirectionState", "LinkState", "Role", "next_direction_state", "next_
 class Role(Enum):
     """What a party is; every party has one of the first two and one of the last two."""
 
-    DIALER = "dialer"
+    DIALLER = "dialler"
     LISTENER = "listener"
     INITIATOR = "initiator"
     RESPONDER = "responder"
@@ -53,7 +53,7 @@ class LinkState(Enum):
 
 
 _ANY: Final = frozenset(Role)
-_DIALER: Final = frozenset({Role.DIALER})
+_DIALLER: Final = frozenset({Role.DIALLER})
 _INITIATOR: Final = frozenset({Role.INITIATOR})
 _RESPONDER: Final = frozenset({Role.RESPONDER})
 
@@ -61,7 +61,7 @@ _Rule = tuple[frozenset[Role], LinkState]
 
 _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
     LinkState.FRESH: {
-        FrameType.PROOF: (_DIALER, LinkState.PROVEN),
+        FrameType.PROOF: (_DIALLER, LinkState.PROVEN),
     },
     LinkState.PROVEN: {
         FrameType.COMMIT: (_INITIATOR, LinkState.COMMITTED),

@@ -222,7 +222,7 @@ class Attempt(ABC):
             return made
         if not isinstance(made, Carrier):
             raise PluginError(f"{self._plugin}.run() returned {made!r}, which is neither a Carrier nor a Link")
-        if not made.dialer:
+        if not made.dialler:
             return await self.receive_proof(made)
         return await Link.prove(
             made,
