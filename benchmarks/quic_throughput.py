@@ -41,9 +41,9 @@ async def serve(peer_port: int, total: int, stall: bool) -> None:
     sock = await DatagramSocket.bind(("127.0.0.1", 0))
     print(sock.local[1], flush=True)
     path = SocketPath(sock, ("127.0.0.1", peer_port))
-    link = await Link.hear_proof(await QuicCarrier.serve(path, KEY))
-    link.become(initiator=False)
-    await link.hear_commit()
+    link = await Link.receive_proof(await QuicCarrier.serve(path, KEY))
+    link.set_role(initiator=False)
+    await link.receive_commit()
     pipe = link.accept()
     link.path = PATH
     async with trio.open_nursery() as nursery:

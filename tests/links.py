@@ -168,8 +168,8 @@ async def proven_links(ends: Sockets | Paths | None = None) -> tuple[Link, Link]
     """Alice's Link, who dialled and calls, and Bob's."""
     dialed, accepted = await carriers(ends)
     alice = await alice_proves(dialed)
-    bob = await Link.hear_proof(accepted)
-    bob.become(initiator=False)
+    bob = await Link.receive_proof(accepted)
+    bob.set_role(initiator=False)
     return alice, bob
 
 
@@ -231,7 +231,7 @@ async def open_ends(
     pipes: list[Pipe] = []
 
     async def answer() -> None:
-        await bob.hear_commit()
+        await bob.receive_commit()
         pipes.append(bob.accept())
         bob.path = a_path(bob.carrier)
         ends.append(End(bob, pipes[0]))

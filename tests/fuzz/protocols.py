@@ -189,7 +189,7 @@ def _converse(dialler: bool, initiator: bool, committed: bool, data: bytes) -> N
     if committed:
         if not dialler:
             protocol.receive([link.encode(_PROOF)], 0.0)
-            protocol.become(initiator=initiator, now=0.0)
+            protocol.set_role(initiator=initiator, now=0.0)
         if initiator:
             protocol.send_commit(session_id=b"s" * 16, link_id=b"l" * 16, epoch=1, now=0.0)
             protocol.receive([link.encode(link.Accept(channel=0, credit=WINDOW_MIN))], 0.0)
@@ -207,7 +207,7 @@ def _converse(dialler: bool, initiator: bool, committed: bool, data: bytes) -> N
         protocol.transmit(now)
         protocol.handle_timer(protocol.deadline)
         if not dialler and not committed and protocol.proof is not None:
-            protocol.become(initiator=initiator, now=now)
+            protocol.set_role(initiator=initiator, now=now)
 
 
 # -- STUN --------------------------------------------------------------------------------------------------------------

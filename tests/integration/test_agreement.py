@@ -323,12 +323,12 @@ async def test_after_a_refusal_no_other_carrier_commits() -> None:
 
     async def serve(sock: trio.socket.SocketType) -> None:
         nonlocal proofs, commits
-        link = await Link.hear_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
+        link = await Link.receive_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
         proofs += 1
         if proofs == 2:
             proven.set()
-        link.become(initiator=False)
-        await link.hear_commit()
+        link.set_role(initiator=False)
+        await link.receive_commit()
         commits += 1
         await proven.wait()
         await link.refuse(RefuseReason.BUSY)

@@ -81,7 +81,7 @@ def a_proof(**changes: object) -> Proof:
 async def at_proof(nursery: trio.Nursery) -> tuple[Carrier, RawPeer, Callable[[], Awaitable[object]]]:
     """Bob waits for the PROOF."""
     dialed, accepted = await carriers()
-    return accepted, RawPeer(dialed), lambda: Link.hear_proof(accepted)
+    return accepted, RawPeer(dialed), lambda: Link.receive_proof(accepted)
 
 
 async def at_commit(nursery: trio.Nursery) -> tuple[Carrier, RawPeer, Callable[[], Awaitable[object]]]:
@@ -89,9 +89,9 @@ async def at_commit(nursery: trio.Nursery) -> tuple[Carrier, RawPeer, Callable[[
     dialed, accepted = await carriers()
     peer = RawPeer(dialed)
     await peer.say(a_proof())
-    link = await Link.hear_proof(accepted)
-    link.become(initiator=False)
-    return accepted, peer, link.hear_commit
+    link = await Link.receive_proof(accepted)
+    link.set_role(initiator=False)
+    return accepted, peer, link.receive_commit
 
 
 async def at_decision(nursery: trio.Nursery) -> tuple[Carrier, RawPeer, Callable[[], Awaitable[object]]]:
@@ -99,9 +99,9 @@ async def at_decision(nursery: trio.Nursery) -> tuple[Carrier, RawPeer, Callable
     dialed, accepted = await carriers()
     peer = RawPeer(dialed)
     await peer.say(a_proof(), COMMIT)
-    link = await Link.hear_proof(accepted)
-    link.become(initiator=False)
-    await link.hear_commit()
+    link = await Link.receive_proof(accepted)
+    link.set_role(initiator=False)
+    await link.receive_commit()
     return accepted, peer, lambda: link.while_waiting(trio.sleep_forever)
 
 
@@ -218,7 +218,7 @@ async def test_a_proof_that_does_not_hold(changes: dict[str, object]) -> None:
     dialed, accepted = await carriers()
     await RawPeer(dialed).say(a_proof(**changes))
     with pytest.raises(WrongPeer, match="the dialler's proof does not hold"):
-        await Link.hear_proof(accepted)
+        await Link.receive_proof(accepted)
     assert is_closed(accepted)
     dialed.close_nowait()
 
@@ -247,7 +247,7 @@ async def test_a_proof_cannot_be_replayed_to_another_server() -> None:
     dialed, accepted = await carriers()
     await RawPeer(dialed).say(heard)
     with pytest.raises(WrongPeer):
-        await Link.hear_proof(accepted)
+        await Link.receive_proof(accepted)
     dialed.close_nowait()
 
 
@@ -255,7 +255,7 @@ async def test_a_proof_of_an_unknown_version() -> None:
     dialed, accepted = await carriers()
     await RawPeer(dialed).say(a_proof(version=2))
     with pytest.raises(RemoteProtocolError, match="the peer speaks version 2 of the link protocol"):
-        await Link.hear_proof(accepted)
+        await Link.receive_proof(accepted)
     assert is_closed(accepted)
     dialed.close_nowait()
 
@@ -273,9 +273,9 @@ async def test_a_slip_of_our_own_closes_the_carrier_too() -> None:
 async def test_roles_that_the_peer_has_not() -> None:
     dialed, accepted = await carriers()
     await RawPeer(dialed).say(a_proof(), COMMIT)
-    link = await Link.hear_proof(accepted)
+    link = await Link.receive_proof(accepted)
     with pytest.raises(RemoteProtocolError, match="COMMIT by the dialler/responder"):
-        link.become(initiator=True)
+        link.set_role(initiator=True)
     assert is_closed(accepted)
     dialed.close_nowait()
 
@@ -287,12 +287,12 @@ async def test_who_was_dialled_may_be_the_one_who_commits() -> None:
     """A reverse connection: Bob calls Alice, and Alice dials."""
     dialed, accepted = await carriers()
     alice = await alice_proves(dialed, initiator=False)
-    bob = await Link.hear_proof(accepted)
-    bob.become(initiator=True)
+    bob = await Link.receive_proof(accepted)
+    bob.set_role(initiator=True)
     async with trio.open_nursery() as nursery:
 
         async def answer() -> None:
-            await alice.hear_commit()
+            await alice.receive_commit()
             alice.accept()
             await alice._flush_outbox()
 
@@ -344,9 +344,9 @@ async def test_a_commit_of_an_unknown_version_can_be_answered(nursery: trio.Nurs
     dialed, accepted = await carriers()
     peer = RawPeer(dialed)
     await peer.say(a_proof(), Commit(session_id=bytes(16), link_id=LINK_ID, epoch=1, credit=1, version=9))
-    link = await Link.hear_proof(accepted)
-    link.become(initiator=False)
-    assert (await link.hear_commit()).version == 9
+    link = await Link.receive_proof(accepted)
+    link.set_role(initiator=False)
+    assert (await link.receive_commit()).version == 9
     nursery.start_soon(link.refuse, RefuseReason.UNSUPPORTED)
     assert await peer.hear_until_end() == [Refuse(channel=0, reason=RefuseReason.UNSUPPORTED)]
     peer.close()
@@ -370,7 +370,7 @@ async def test_a_refusal_reaches_an_initiator_that_still_sends() -> None:
     async with trio.open_nursery() as nursery:
 
         async def answer() -> None:
-            await bob.hear_commit()
+            await bob.receive_commit()
             await bob.refuse(RefuseReason.BUSY, "full")
 
         nursery.start_soon(answer)
@@ -418,7 +418,7 @@ async def test_patience_is_for_silence_and_not_for_the_time_that_a_decision_take
     async with trio.open_nursery() as nursery:
 
         async def answer() -> None:
-            await bob.hear_commit()
+            await bob.receive_commit()
 
             async def decide() -> bool:
                 await trio.sleep(4 * patience)
@@ -515,11 +515,11 @@ async def test_a_ping_that_came_with_the_commit_is_answered_while_the_applicatio
     dialed, accepted = await carriers()
     peer = RawPeer(dialed)
     await peer.say(a_proof(), *((COMMIT, Ping(token=1)) if settled_late else ()))
-    link = await Link.hear_proof(accepted)
-    link.become(initiator=False)
+    link = await Link.receive_proof(accepted)
+    link.set_role(initiator=False)
     if not settled_late:
         await peer.say(COMMIT, Ping(token=1))
-    await link.hear_commit()
+    await link.receive_commit()
 
     async def decide() -> bool:
         return await peer.hear() == Pong(token=1)
@@ -537,9 +537,9 @@ async def committed(early: bytes = b"") -> tuple[RawPeer, Link]:
     dialed, accepted = await carriers()
     peer = RawPeer(dialed)
     await peer.say(a_proof(), COMMIT, early)
-    link = await Link.hear_proof(accepted)
-    link.become(initiator=False)
-    await link.hear_commit()
+    link = await Link.receive_proof(accepted)
+    link.set_role(initiator=False)
+    await link.receive_commit()
     return peer, link
 
 
@@ -800,7 +800,7 @@ async def test_a_link_that_was_ended_before_its_driver_ran() -> None:
         async with trio.open_nursery() as nursery:
 
             async def answer() -> None:
-                await bob.hear_commit()
+                await bob.receive_commit()
                 bob.accept()
                 bob.end_nowait()
                 await bob.drive(on_open=lambda _: None, goodbye=0.05)
@@ -1042,7 +1042,7 @@ async def test_prove_cancelled_anywhere() -> None:
         accepted.close_nowait()
 
 
-async def test_hear_proof_and_hear_commit_cancelled_anywhere() -> None:
+async def test_receive_proof_and_receive_commit_cancelled_anywhere() -> None:
     for cut in cuts():
         dialed, accepted = await carriers()
         peer = RawPeer(dialed)
@@ -1059,9 +1059,9 @@ async def test_hear_proof_and_hear_commit_cancelled_anywhere() -> None:
         async with no_task_left(), bounded_nursery() as nursery:
             nursery.start_soon(play)
             with cut:
-                link = await Link.hear_proof(accepted)
-                link.become(initiator=False)
-                await link.hear_commit()
+                link = await Link.receive_proof(accepted)
+                link.set_role(initiator=False)
+                await link.receive_commit()
             nursery.cancel_scope.cancel()
         assert is_closed(accepted) is cut.caught
         accepted.close_nowait()
@@ -1074,7 +1074,7 @@ async def test_commit_cancelled_anywhere() -> None:
 
         async def answer(bob: Link = bob) -> None:
             try:
-                await bob.hear_commit()
+                await bob.receive_commit()
                 if await bob.while_waiting(decide):
                     bob.accept()
                     await bob._flush_outbox()
@@ -1207,9 +1207,9 @@ async def test_a_stranger_that_floods_before_its_commit_is_dropped(frame: Frame 
     peer = RawPeer(dialed)
     await peer.say(a_proof(), *([frame] * 200))
     with trio.fail_after(HANG), pytest.raises(RemoteProtocolError, match="before the link is open"):
-        bob = await Link.hear_proof(accepted)
-        bob.become(initiator=False)
-        await bob.hear_commit()
+        bob = await Link.receive_proof(accepted)
+        bob.set_role(initiator=False)
+        await bob.receive_commit()
     assert is_closed(accepted)
     peer.close()
 

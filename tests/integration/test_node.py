@@ -124,9 +124,9 @@ async def test_goodbyes_are_bounded() -> None:
     """A peer that neither reads nor closes keeps nobody waiting for longer than the goodbye time."""
 
     async def stubborn(sock: trio.socket.SocketType) -> None:
-        link = await Link.hear_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
-        link.become(initiator=False)
-        await link.hear_commit()
+        link = await Link.receive_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
+        link.set_role(initiator=False)
+        await link.receive_commit()
         link.accept()
         await link.carrier.flush()
         await trio.sleep_forever()
@@ -228,7 +228,7 @@ async def test_what_breaks_one_inbound_connection_is_no_other_ones_affair(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where a library in Rust gives up on what a stranger sent, which raises no `Exception`."""
-    hear_proof = Link.hear_proof
+    receive_proof = Link.receive_proof
     heard = 0
 
     async def fail_once(carrier: Carrier) -> Link:
@@ -236,9 +236,9 @@ async def test_what_breaks_one_inbound_connection_is_no_other_ones_affair(
         heard += 1
         if heard == 1:
             raise error("boo")
-        return await hear_proof(carrier)
+        return await receive_proof(carrier)
 
-    monkeypatch.setattr(Link, "hear_proof", fail_once)
+    monkeypatch.setattr(Link, "receive_proof", fail_once)
     async with pair() as both:
         port = next(endpoint.port for _, endpoint in both.bob.address.endpoints())
         sock = trio.socket.socket()

@@ -73,9 +73,9 @@ async def impostor(serve: Callable[[trio.socket.SocketType], Awaitable[None]]) -
 
 async def committed(sock: trio.socket.SocketType) -> Link:
     """Bob's side by hand, up to the COMMIT."""
-    link = await Link.hear_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
-    link.become(initiator=False)
-    await link.hear_commit()
+    link = await Link.receive_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
+    link.set_role(initiator=False)
+    await link.receive_commit()
     return link
 
 

@@ -30,9 +30,9 @@ async def dial(path: SocketPath, initial_rtt: float | None = RTT) -> End:
 
 async def serve(path: SocketPath, initial_rtt: float | None = RTT) -> End:
     carrier = await QuicCarrier.serve(path, BOB, initial_rtt=initial_rtt)
-    link = await Link.hear_proof(carrier)
-    link.become(initiator=False)
-    await link.hear_commit()
+    link = await Link.receive_proof(carrier)
+    link.set_role(initiator=False)
+    await link.receive_commit()
     end = End(link, link.accept())
     link.path = a_path(carrier)
     return end

@@ -201,20 +201,20 @@ def test_a_listener_settles_its_role_after_the_proof_and_judges_then_what_came_w
     assert listener.protocol.proof == PROOF
     assert listener.protocol.commit is None
     assert not listener.protocol.has_outbox
-    listener.protocol.become(initiator=False, now=1.0)
+    listener.protocol.set_role(initiator=False, now=1.0)
     assert listener.protocol.commit == COMMIT
     assert listener.main.take(None) == b"early"
     assert listener.said() == [Pong(token=1)]
-    listener.protocol.become(initiator=False, now=2.0)  # the same again is no change
+    listener.protocol.set_role(initiator=False, now=2.0)  # the same again is no change
     with pytest.raises(LocalProtocolError, match="the session's roles are settled already"):
-        listener.protocol.become(initiator=True, now=2.0)
+        listener.protocol.set_role(initiator=True, now=2.0)
 
 
 def test_what_came_with_the_proof_may_turn_out_to_be_wrong() -> None:
     listener = Side(LinkProtocol(dialler=False, initiator=None, now=0.0, idle_interval=IDLE))
     feed(listener, PROOF, COMMIT)
     with pytest.raises(RemoteProtocolError, match="COMMIT by the dialler/responder while the link is proven"):
-        listener.protocol.become(initiator=True, now=1.0)
+        listener.protocol.set_role(initiator=True, now=1.0)
 
 
 @pytest.mark.parametrize("committed", [False, True])

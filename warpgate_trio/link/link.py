@@ -4,10 +4,10 @@ Who writes.  ``send_all`` encrypts and flushes in the sender's own task, under t
 costs no task switch.  Everything else (credit, FIN, RESET, PING, what a cancelled sender left behind) is sent by the
 driver's write loop when it is poked.  The reader never writes, so two peers that only send cannot deadlock.
 
-Life.  The handshake (`prove` or `hear_proof`, `commit` or `hear_commit` and `accept`) runs inline, in the task of the
-attempt that wants the Link: whatever ends that task closes the carrier.  From ACCEPT on `drive` runs in a nursery of
-the node.  It shields itself and ends when the last Pipe was closed here, when the peer or the path is gone, or within
-the goodbye time after the node said `end_nowait` (docs/architecture.md).
+Life.  The handshake (`prove` or `receive_proof`, `commit` or `receive_commit` and `accept`) runs inline, in the task of
+the attempt that wants the Link: whatever ends that task closes the carrier.  From ACCEPT on `drive` runs in a nursery
+of the node.  It shields itself and ends when the last Pipe was closed here, when the peer or the path is gone, or
+within the goodbye time after the node said `end_nowait` (DESIGN §4.4).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Link:
     Attributes:
       peer_key: the peer's Ed25519 key, proven.
       session_id: 16 bytes that name the call that this Link belongs to.
-      attempt_id: 16 bytes that name the attempt the dialler made it for, from `hear_proof` on.
+      attempt_id: 16 bytes that name the attempt the dialler made it for, from `receive_proof` on.
       link_id: 16 bytes, from COMMIT on.
       path: how the Link came about; set by the attempt that made it.
     """
@@ -118,8 +118,8 @@ class Link:
         return link
 
     @classmethod
-    async def hear_proof(cls, carrier: Carrier) -> Link:
-        """The listener's start: learn who dialled.  The session's roles are for the caller to settle (`become`).
+    async def receive_proof(cls, carrier: Carrier) -> Link:
+        """The listener's start: learn who dialled.  The session's roles are for the caller to settle (`set_role`).
 
         Raises:
           WrongPeer: the proof does not hold.
@@ -141,10 +141,10 @@ class Link:
             link.peer_key, link.session_id, link.attempt_id = proof.client_key, proof.session_id, proof.attempt_id
         return link
 
-    def become(self, *, initiator: bool) -> None:
-        """Settle, after `hear_proof`, which side of the session we are; raises `RemoteProtocolError` like a read."""
+    def set_role(self, *, initiator: bool) -> None:
+        """Settle, after `receive_proof`, which side of the session we are; raises `RemoteProtocolError` like a read."""
         with self._closing_on_error():
-            self.protocol.become(initiator=initiator, now=trio.current_time())
+            self.protocol.set_role(initiator=initiator, now=trio.current_time())
 
     async def commit(self, *, epoch: int, link_id: bytes, early_data: bytes = b"", patience: float) -> Pipe:
         """The initiator's choice of this Link; returns its Pipe when the peer accepted.
@@ -189,7 +189,7 @@ class Link:
                 raise trio.BrokenResourceError("the peer ended the link before it accepted")
             return self._pipe(channel)  # also when its whole life, data and end, came in one read
 
-    async def hear_commit(self) -> Commit:
+    async def receive_commit(self) -> Commit:
         """The responder waits to be chosen.
 
         Raises:

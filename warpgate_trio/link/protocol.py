@@ -111,7 +111,7 @@ class LinkProtocol:
 
     # -- roles and state ---------------------------------------------------------------------------------------------
 
-    def become(self, *, initiator: bool, now: float) -> None:
+    def set_role(self, *, initiator: bool, now: float) -> None:
         """Settle who called, once a listener has read the PROOF and looked its session up.
 
         What came right behind the PROOF waited for this, since the table cannot judge it before; so this raises what

@@ -98,7 +98,7 @@ class Home:
         attempt = self._attempts.get((link.peer_key, link.session_id, link.attempt_id))
         if attempt is None:
             return False
-        link.become(initiator=not attempt.inbound)
+        link.set_role(initiator=not attempt.inbound)
         attempt.deliver(link)
         return True
 

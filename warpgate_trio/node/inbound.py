@@ -111,13 +111,13 @@ class Inbound:
             with panics_as_errors():
                 with trio.move_on_after(self._budgets.handshake) as handshake:
                     carrier = await TlsCarrier.serve(connection, self._contexts)
-                    link = await Link.hear_proof(carrier)
+                    link = await Link.receive_proof(carrier)
                     if self._take_link(link):
                         kept = True
                         return
-                    link.become(initiator=False)
+                    link.set_role(initiator=False)
                     link.path = _direct_path(carrier)
-                    await link.hear_commit()
+                    await link.receive_commit()
                 if link is not None and not handshake.cancelled_caught:  # what is left has bounds of its own
                     kept = await self.decide(link, [])
         except (CarrierError, WrongPeer, ProtocolError, OSError, trio.BrokenResourceError) as error:
@@ -141,7 +141,7 @@ class Inbound:
         Raises:
           trio.BrokenResourceError, ProtocolError: the initiator chose another carrier, or went away.
         """
-        commit = await link.hear_commit()
+        commit = await link.receive_commit()
         if commit.version != LINK_VERSION:
             return await self._refuse(link, RefuseReason.UNSUPPORTED)
         if not self._admission.listening:

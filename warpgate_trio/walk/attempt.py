@@ -175,11 +175,11 @@ class Attempt(ABC):
 
     async def receive_proof(self, carrier: Carrier) -> Link:
         """See `Plugin.receive_proof`."""
-        link = await Link.hear_proof(carrier)
+        link = await Link.receive_proof(carrier)
         if link.peer_key != self.peer.public_key or link.session_id != self.session_id:
             link.close_nowait()
             raise WrongPeer("somebody else dialled on this path")
-        link.become(initiator=not self.inbound)
+        link.set_role(initiator=not self.inbound)
         return link
 
     @abstractmethod
