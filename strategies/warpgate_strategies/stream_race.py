@@ -1,6 +1,6 @@
 """From TCP ports and candidates to one proven carrier; the other half of `tcp_punch`.
 
-A race has ports; on each it accepts, and from each it knocks at what it is told to.  Whatever is established is a
+A race has ports; on each it accepts, and from each it connects to what it is told.  Whatever is established is a
 candidate: the initiator does TLS as the client on all of them and takes the first that holds the peer's key; the
 responder takes the one on which the peer proves itself, which is the one that the initiator has chosen.
 
@@ -115,7 +115,7 @@ class StreamRace:
         """Take what comes to a port."""
         self._nursery.start_soon(self._accept, port)
 
-    def knock(
+    def connect(
         self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, *, round_trip: float | None = None
     ) -> None:
         """From an instant on (`trio.current_time`), connect from a port to each candidate until one works.
@@ -130,15 +130,15 @@ class StreamRace:
         patience = max(PATIENCE, 2 * (self._plugin.node.signal_rtt or 0.0))
         if round_trip is not None:
             patience = min(patience, max(MIN_PATIENCE, LATE * round_trip))
-        self._nursery.start_soon(self._knock_in_order, port, others, at, before_a_repeat(patience))
+        self._nursery.start_soon(self._connect_in_order, port, others, at, before_a_repeat(patience))
 
-    async def _knock_in_order(
+    async def _connect_in_order(
         self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, patience: float
     ) -> None:
         await trio.sleep_until(at)
         for remote in remotes:
             gone = trio.Event()
-            self._nursery.start_soon(self._knock, port, remote, patience, gone)
+            self._nursery.start_soon(self._connect, port, remote, patience, gone)
             await gone.wait()
 
     async def first(self) -> Carrier | Link:
@@ -164,13 +164,13 @@ class StreamRace:
             else:
                 sock.close()
 
-    async def _knock(self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event) -> None:
+    async def _connect(self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event) -> None:
         try:
-            await self._knock_until_it_works(port, remote, patience, gone)
+            await self._connect_until_it_works(port, remote, patience, gone)
         finally:
             gone.set()
 
-    async def _knock_until_it_works(
+    async def _connect_until_it_works(
         self, port: TcpPort, remote: TransportAddress, patience: float, gone: trio.Event
     ) -> None:
         random = self._plugin.node.host.random

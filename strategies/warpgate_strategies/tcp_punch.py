@@ -18,8 +18,9 @@ Where the answer comes late or not at all, both sides still know two instants mo
 B + 1, and for each some ports that follow from a secret of the request (`warpgate_trio.clock.rendezvous`).  They meet
 there if both NATs preserve ports and the initiator knows from the peer's record where the peer is seen.
 
-Where one side's ports move and the other's stay, the one knocks from a second port, too, which it has told nobody: its
-NAT may let everybody in at the first, and would give what leaves from there another mapping.
+Where one side's NAT gives each destination another port and the other side's does not, the former connects from a
+second port, too, which it has told nobody: its NAT may let everybody in at the first, and would give what leaves from
+there another mapping.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class MeetByTcp(PathRequest, frozen=True, kw_only=True):
 
 @final
 class MeetMeByTcp(Message, frozen=True, kw_only=True):
-    """Where the responder is, and when it will knock; times are of its clock."""
+    """Where the responder is, and when it will connect; times are of its clock."""
 
     candidates: Candidates
     received_at: Seconds
@@ -179,7 +180,7 @@ class TcpPunch(Plugin):
             signal = from_signal(sent_at, answer.received_at, answer.sent_at, received_at)
         known = combine(_finite(self.clock.uncertainty()), answer.uncertainty, signal)
         wait = 0.0 if known is None else known.to_ours(answer.punch_at) - received_at
-        self._knock(race, port, answer.candidates, wait, received_at - sent_at)
+        self._punch(race, port, answer.candidates, wait, received_at - sent_at)
         await self._listen_to_peer()
 
     def _answer(
@@ -200,7 +201,7 @@ class TcpPunch(Plugin):
             punch_at=sent_at + wait,
         )
         race.start(self._tell, answer)
-        where = self._knock(race, port, request.candidates, wait, None if took is None else 2 * took)
+        where = self._punch(race, port, request.candidates, wait, None if took is None else 2 * took)
         uncertainty = math.inf if request.uncertainty is None else request.uncertainty
         if can_meet(PERIOD, uncertainty + self.clock.uncertainty()):
             boundaries = [Boundary(bucket, bucket * PERIOD) for bucket in (request.bucket, request.bucket + 1)]
@@ -222,30 +223,30 @@ class TcpPunch(Plugin):
 
     # -- meeting -----------------------------------------------------------------------------------------------------
 
-    def _knock(
+    def _punch(
         self, race: StreamRace, port: TcpPort, candidates: Candidates, wait: float, round_trip: float | None
     ) -> str:
-        """Knock at all candidates of the peer in `wait` seconds; the address of the first one."""
+        """Connect to all candidates of the peer in `wait` seconds; the address of the first one."""
         theirs = admitted(self, candidates, port.mapped)
         if not theirs:
             raise AttemptFailed("the peer named no place that may be sent to")
         at = trio.current_time() + min(max(wait, 0.0), MAX_WAIT)
-        race.knock(port, theirs, at, round_trip=round_trip)
-        if self._ours_move_and_peers_stay():
-            race.start(self._knock_from_elsewhere, race, theirs, at, round_trip)
+        race.connect(port, theirs, at, round_trip=round_trip)
+        if self._our_mapping_alone_varies():
+            race.start(self._punch_from_another_port, race, theirs, at, round_trip)
         return theirs[0][0]
 
-    def _ours_move_and_peers_stay(self) -> bool:
+    def _our_mapping_alone_varies(self) -> bool:
         profiles = (side.nat_profiles.get(None, family_of(self)) for side in (self.node.address, _newest(self)))
         ours, peers = (profile.tcp.endpoint_independent for profile in profiles)
         return self.route_type is RouteType.EXT_BIND and ours is False and peers is True
 
-    async def _knock_from_elsewhere(
+    async def _punch_from_another_port(
         self, race: StreamRace, theirs: Sequence[TransportAddress], at: float, round_trip: float | None
     ) -> None:
-        """Knock from a port that nobody has been told of, which is as good where ours move.
+        """Connect from a port that nobody has been told of, which is as good where our mappings differ anyway.
 
-        Knocking from the one where the peer's SYNs come in, we had two connections between the same two ports, by two
+        Connecting from the one where the peer's SYNs come in, we had two connections between the same two ports, by two
         mappings, and answered each with the other's numbers: four of 1,500 such pairs did not meet.
         """
         try:
@@ -253,7 +254,7 @@ class TcpPunch(Plugin):
         except OSError:
             return
         with closing(port):
-            race.knock(port, theirs, at, round_trip=round_trip)
+            race.connect(port, theirs, at, round_trip=round_trip)
             await trio.sleep_forever()
 
     async def _keep_boundaries_in(
@@ -285,7 +286,7 @@ class TcpPunch(Plugin):
                         port = await TcpPort.open(local, number)
                         stack.callback(port.close)
                         race.accept_on(port)
-                        race.knock(port, [(ip, number)], at)
+                        race.connect(port, [(ip, number)], at)
             await trio.sleep_forever()
 
     def _both_preserve_ports(self) -> bool:

@@ -31,7 +31,7 @@ async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddre
     try:
         async with open_stream_race(plugin) as race:
             race.accept_on(port)
-            race.knock(port, there, trio.current_time())
+            race.connect(port, there, trio.current_time())
             return await race.first()
     finally:
         port.close()
@@ -291,7 +291,7 @@ async def test_a_lost_syn_is_repeated_at_once_when_it_has_been_waited_for(
     port = await TcpPort.open("127.0.0.1")
     with trio.move_on_after(3 * patience):
         async with open_stream_race(plugin) as race:
-            race.knock(port, [("127.0.0.1", 9)], trio.current_time(), round_trip=round_trip)
+            race.connect(port, [("127.0.0.1", 9)], trio.current_time(), round_trip=round_trip)
             await race.first()
     port.close()
     assert [b - a for a, b in pairwise(began)] == pytest.approx([patience + stream_race.MIN_PAUSE] * 2)
@@ -313,7 +313,7 @@ async def test_what_the_system_does_not_send_is_not_tried_again_and_again(
     port = await TcpPort.open("127.0.0.1")
     with trio.move_on_after(5):
         async with open_stream_race(half(inbound=False)) as race:
-            race.knock(port, [("127.0.0.1", 9)], trio.current_time())
+            race.connect(port, [("127.0.0.1", 9)], trio.current_time())
             await race.first()
     port.close()
     assert tried == 50
@@ -356,12 +356,12 @@ async def test_a_port_that_is_closed_ends_only_its_own_knocking() -> None:
             nursery.start_soon(other)
             async with open_stream_race(half(inbound=False)) as race:
                 race.accept_on(closing)
-                race.knock(closing, [there.local], trio.current_time())
+                race.connect(closing, [there.local], trio.current_time())
                 await trio.lowlevel.checkpoint()
                 closing.close()
                 await trio.testing.wait_all_tasks_blocked()
                 race.accept_on(here)
-                race.knock(here, [there.local], trio.current_time())
+                race.connect(here, [there.local], trio.current_time())
                 (await race.first()).close_nowait()
             here.close()
             nursery.cancel_scope.cancel()

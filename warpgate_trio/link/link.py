@@ -7,7 +7,7 @@ driver's write loop when it is poked.  The reader never writes, so two peers tha
 Life.  The handshake (`prove` or `receive_proof`, `commit` or `receive_commit` and `accept`) runs inline, in the task of
 the attempt that wants the Link: whatever ends that task closes the carrier.  From ACCEPT on `drive` runs in a nursery
 of the node.  It shields itself and ends when the last Pipe was closed here, when the peer or the path is gone, or
-within the goodbye time after the node said `end_nowait` (DESIGN §4.4).
+within the goodbye time after the node said `end_nowait` (docs/architecture.md).
 """
 
 from __future__ import annotations

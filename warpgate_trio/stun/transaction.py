@@ -317,7 +317,7 @@ def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
 
 
 def _may_be_asked(other: TransportAddress, server: TransportAddress) -> bool:
-    """Whether `other` can be another address of `server`; one outside must not send us knocking at doors inside."""
+    """Whether `other` can be another address of `server`; one outside must not have us ask inside."""
     there, here = ip_address(other[0]), ip_address(server[0])
     return (
         plausible(other, server) is None and there != here and scope_of(there) in (AddressScope.PUBLIC, scope_of(here))
