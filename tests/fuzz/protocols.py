@@ -16,7 +16,8 @@ from warpgate_trio.errors import (
     StunMalformed,
 )
 from warpgate_trio.link import frames as link
-from warpgate_trio.link.protocol import WINDOW_MIN, LinkProtocol
+from warpgate_trio.link.channels import WINDOW_MIN
+from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.servers import rendezvous_frames as rendezvous

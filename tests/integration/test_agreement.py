@@ -19,8 +19,8 @@ from warpgate_trio import PeerRefused, Verdict, anyone
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.config import Budgets
 from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.link.channels import MAX_CHANNELS
 from warpgate_trio.link.frames import Open, Reset, ResetCode, encode
-from warpgate_trio.link.protocol import MAX_CHANNELS
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
 from warpgate_trio.report import WalkEvent
 
@@ -93,7 +93,7 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
         await deciding.wait()
         await theirs.ping()
         assert len(link_of(ours).protocol.take_opened()) == 0
-        assert len(link_of(ours).protocol._opened) <= 2 * MAX_CHANNELS
+        assert len(link_of(ours).protocol.channels._opened) <= 2 * MAX_CHANNELS
         assert alice.stats().waiting_pipes == 0
 
 

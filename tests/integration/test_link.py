@@ -634,7 +634,7 @@ async def test_an_open_that_is_refused(reason: RefuseReason) -> None:
 
 
 async def test_a_link_without_room_for_a_further_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warpgate_trio.link.protocol.MAX_CHANNELS", 2)
+    monkeypatch.setattr("warpgate_trio.link.channels.MAX_CHANNELS", 2)
     async with linked() as (alice, _bob):
         await alice.pipe.open_pipe()
         with pytest.raises(PeerRefused, match="this link has no room for a further channel") as caught:
@@ -738,7 +738,7 @@ async def test_a_pipe_that_the_handler_closes_at_once(nursery: trio.Nursery) -> 
 async def test_a_link_that_is_ending_takes_no_more_pipes(nursery: trio.Nursery) -> None:
     async with raw_end(nursery) as (alice, _peer):
         alice.link._ending = True
-        channel = alice.link.protocol._add_channel(2, "", window=1, receive_limit=1, now=0.0)
+        channel = alice.link.protocol.channels._add(2, "", window=1, receive_limit=1, now=0.0)
         alice.link._answer_open(channel)
         assert alice.opened == []
         assert channel.closed_here

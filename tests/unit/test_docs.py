@@ -30,7 +30,7 @@ from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.errors import ConfigError, ProtocolError
-from warpgate_trio.link import frames, liveness, protocol, states
+from warpgate_trio.link import channels, frames, liveness, states
 from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
@@ -120,7 +120,7 @@ UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "s": 1, "/s": 1}
 
 
 def resolve(dotted: str) -> object:
-    """``link.protocol.WINDOW_MIN``, ``config.Budgets.total``: a constant, or the default of a field."""
+    """``link.channels.WINDOW_MIN``, ``config.Budgets.total``: a constant, or the default of a field."""
     parts = dotted.split(".")
     package = ["warpgate_trio"]
     if parts[0] == STRATEGIES:
@@ -181,7 +181,7 @@ def test_a_limit_has_its_unit_and_its_first_sentence() -> None:
     assert rows["websocket.stream.BUDGET_RATE"]["value"] == "64 B/s"
     assert rows["link.budget.CONTROL_RATE"]["value"] == "100,000 /s"
     assert rows["clock.estimate.DRIFT"]["value"] == "0.000015 s"
-    assert rows["link.protocol.MAX_CHANNELS"]["value"] == "256"
+    assert rows["link.channels.MAX_CHANNELS"]["value"] == "256"
     stun = rows["servers.stun_core.StunLimits.silence"]
     assert (stun["value"], stun["meaning"]) == (
         "300 s",
@@ -202,10 +202,10 @@ def test_what_the_numbers_add_up_to() -> None:
     assert (1 + liveness.MISSES) * tls.IDLE_INTERVAL == 240
     assert (1 + liveness.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
     assert "240 s after the last byte over TCP, 100 s over UDP" in text
-    assert 2 * protocol.MAX_CHANNELS * protocol.WINDOW_FLOOR == protocol.WINDOWS_TOTAL
-    assert inbound.MAX_HANDSHAKES * protocol.EARLY_DATA_LIMIT == 16 * 2**20
+    assert 2 * channels.MAX_CHANNELS * channels.WINDOW_FLOOR == channels.WINDOWS_TOTAL
+    assert inbound.MAX_HANDSHAKES * channels.EARLY_DATA_LIMIT == 16 * 2**20
     assert "16 MiB of early data" in text
-    assert listener.MAX_WAITING_PIPES * protocol.WINDOW_MIN == 64 * 2**20
+    assert listener.MAX_WAITING_PIPES * channels.WINDOW_MIN == 64 * 2**20
     assert "one window each, since credit is given with ACCEPT: 64 MiB" in text
     longest = 2 * replays.WINDOW / replays.CATCH_UP  # that an id is kept: what its docstring says of ids
     assert longest * rates.stranger_rate + rates.stranger_burst < rates.stranger_ids

@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from warpgate_trio.errors import LocalProtocolError, PeerAborted, RemoteProtocolError
-from warpgate_trio.link import protocol as protocol_module
+from warpgate_trio.link import channels as channels_module
 from warpgate_trio.link.budget import CONTROL_BURST, CONTROL_RATE, HANDSHAKE_FRAMES, OPEN_COST
 from warpgate_trio.link.channel import LOOSE_PIECES, Channel
+from warpgate_trio.link.channels import (
+    EARLY_DATA_LIMIT,
+    MAX_CHANNELS,
+    WINDOW_FLOOR,
+    WINDOW_MAX,
+    WINDOW_MIN,
+    WINDOWS_TOTAL,
+)
 from warpgate_trio.link.frames import (
     HEADER,
     MAX_CONTROL,
@@ -36,16 +44,7 @@ from warpgate_trio.link.frames import (
     encode,
     padding,
 )
-from warpgate_trio.link.protocol import (
-    EARLY_DATA_LIMIT,
-    MAX_CHANNELS,
-    MAX_OUTBOX,
-    WINDOW_FLOOR,
-    WINDOW_MAX,
-    WINDOW_MIN,
-    WINDOWS_TOTAL,
-    LinkProtocol,
-)
+from warpgate_trio.link.protocol import MAX_OUTBOX, LinkProtocol
 from warpgate_trio.link.states import DirectionState, LinkState
 
 SESSION, LINK_ID = b"s" * 16, b"l" * 16
@@ -440,7 +439,7 @@ def test_what_ended_channels_hold_unread_counts_against_the_budget() -> None:
     for channel in held[2:]:
         pair.b.read(channel, pair.now, 1000)
         pair.b.protocol.close_channel(channel)
-    assert pair.b.protocol._windows == WINDOW_MIN  # of the main channel
+    assert pair.b.protocol.channels._windows == WINDOW_MIN  # of the main channel
     pair.open(pair.a)
 
 
@@ -505,7 +504,7 @@ def test_an_abort_is_a_reset_without_a_fin_behind_what_was_sent() -> None:
     pair.a.send(ours, b"not all")
     pair.a.protocol.close_channel(ours, abort=True)
     pair.a.protocol.close_channel(ours)  # it stays aborted
-    assert (ours.buffered, ours.done, pair.a.protocol.channels) == (0, True, {})
+    assert (ours.buffered, ours.done, dict(pair.a.protocol.channels)) == (0, True, {})
     assert pair.a.said()[1:] == [Reset(channel=0, code=ResetCode.ABORTED)]
     feed(pair.b, data(0, b"not all"), Reset(channel=0, code=ResetCode.ABORTED))
     assert theirs.incoming is theirs.outgoing is DirectionState.ABANDONED
@@ -536,7 +535,7 @@ def test_an_abort_that_crosses_our_fin_is_known_though_both_directions_had_ended
     pair.deliver(pair.b)
     assert isinstance(ours.failure, PeerAborted)
     pair.a.protocol.close_channel(ours)
-    assert pair.a.protocol._ended == {}
+    assert pair.a.protocol.channels._ended == {}
 
 
 def test_only_pipes_that_the_application_holds_are_remembered_after_their_end() -> None:
@@ -547,7 +546,7 @@ def test_only_pipes_that_the_application_holds_are_remembered_after_their_end() 
     pair.a.protocol.close_channel(ours)
     pair.b.protocol.close_channel(theirs)
     pair.carry()
-    assert pair.a.protocol._ended == pair.b.protocol._ended == {}
+    assert pair.a.protocol.channels._ended == pair.b.protocol.channels._ended == {}
 
 
 def test_an_abort_after_the_peers_fin_breaks_what_we_had_not_ended() -> None:
@@ -594,7 +593,7 @@ def test_closes_that_cross_are_forgotten_on_both_sides() -> None:
     pair.b.protocol.close_channel(theirs)
     pair.carry()
     assert set(pair.a.protocol.channels) == set(pair.b.protocol.channels) == {0}
-    assert pair.a.protocol._windows == pair.b.protocol._windows == WINDOW_MIN
+    assert pair.a.protocol.channels._windows == pair.b.protocol.channels._windows == WINDOW_MIN
 
 
 def test_a_reset_breaks_both_directions_that_still_flow() -> None:
@@ -643,7 +642,7 @@ def test_a_refused_channel_is_forgotten_on_both_sides() -> None:
     assert ours.refusal == Refuse(channel=1, reason=RefuseReason.NOT_ACCEPTING)
     assert ours.done
     assert set(pair.a.protocol.channels) == set(pair.b.protocol.channels) == {0}
-    assert pair.a.protocol._windows == pair.b.protocol._windows == WINDOW_MIN
+    assert pair.a.protocol.channels._windows == pair.b.protocol.channels._windows == WINDOW_MIN
 
 
 def test_an_open_that_was_taken_back_at_once_is_never_shown() -> None:
@@ -1067,7 +1066,7 @@ class TwoProtocols(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         for name, value in SMALL.items():
-            self.patch.setattr(protocol_module, name, value)
+            self.patch.setattr(channels_module, name, value)
         self.pair = Pair()
         self.pair.a.protocol.liveness.rtt = self.pair.b.protocol.liveness.rtt = 0.1
         self.ends: dict[tuple[str, int], End] = {}
@@ -1120,7 +1119,7 @@ class TwoProtocols(RuleBasedStateMachine):
             channel = side.protocol.open_channel("label", now=self.pair.now)
         except LocalProtocolError:
             protocol = side.protocol
-            assert len(protocol.channels) == SMALL["MAX_CHANNELS"] or protocol._windows > 5900
+            assert len(protocol.channels) == SMALL["MAX_CHANNELS"] or protocol.channels._windows > 5900
         else:
             self.ends[name, channel.id] = End(side, channel)
 
@@ -1187,7 +1186,7 @@ class TwoProtocols(RuleBasedStateMachine):
                 for (side, number), end in self.ends.items()
                 if side == name and number not in protocol.channels
             )
-            assert protocol._windows == alive + unread <= SMALL["WINDOWS_TOTAL"]
+            assert protocol.channels._windows == alive + unread <= SMALL["WINDOWS_TOTAL"]
             assert len(protocol.channels) <= SMALL["MAX_CHANNELS"]
             assert not any(channel.done for channel in protocol.channels.values())
 
@@ -1207,7 +1206,7 @@ class TwoProtocols(RuleBasedStateMachine):
             self.settle()
             for name in ("a", "b"):
                 assert self.side(name).protocol.channels == {}
-                assert self.side(name).protocol._windows == 0
+                assert self.side(name).protocol.channels._windows == 0
         finally:
             self.patch.undo()
 

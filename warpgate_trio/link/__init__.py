@@ -6,10 +6,10 @@ shell that drives it, `pipe` what applications hold, `path` what they are told o
 
 from __future__ import annotations
 
+from .channels import EARLY_DATA_LIMIT as EARLY_DATA_LIMIT
 from .frames import RefuseReason as RefuseReason
 from .link import Link as Link
 from .path import PathInfo as PathInfo
 from .pipe import Pipe as Pipe
-from .protocol import EARLY_DATA_LIMIT as EARLY_DATA_LIMIT
 
 __all__ = ["EARLY_DATA_LIMIT", "Link", "PathInfo", "Pipe", "RefuseReason"]

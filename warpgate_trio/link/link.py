@@ -23,9 +23,10 @@ import trio
 
 from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer, panics_as_errors
 from ..identity import check_proof, peer_id_from_key, prove
+from .channels import EARLY_DATA_LIMIT
 from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, data_header
 from .pipe import Pipe
-from .protocol import EARLY_DATA_LIMIT, LinkProtocol
+from .protocol import LinkProtocol
 from .states import LinkState
 
 if TYPE_CHECKING:
