@@ -148,7 +148,7 @@ class RandomProbe(Plugin):
         role = _COUNTERPART[answer.role]
         target = self._admitted(race, number, answer.candidates)[0][0]
         while True:
-            with self.node.nat.spraying(target, self.session_id, for_peer=False) as free:
+            with self.node.nat.sprays.hold(target, self.session_id, for_peer=False) as free:
                 if free:
                     await self._prepare(race, number, role, answer.candidates)
                     if role is not Role.HARD:
@@ -173,7 +173,7 @@ class RandomProbe(Plugin):
             raise AttemptFailed("both sides keep their ports, so there is nothing to spray for")
         for _ in range(MAX_ASKS):
             theirs = self._admitted(race, number, request.candidates)
-            with self.node.nat.spraying(theirs[0][0], self.session_id, for_peer=True) as free:
+            with self.node.nat.sprays.hold(theirs[0][0], self.session_id, for_peer=True) as free:
                 if free:
                     await self._prepare(race, number, role, request.candidates)
                     await self.send_signal(SprayAgreed(role=role, candidates=mine))

@@ -27,7 +27,7 @@ from warpgate_trio.address.nat_profile import (
 )
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.names import FRESH, SETTLE, Names
-from warpgate_trio.nat import service
+from warpgate_trio.nat import servers, service
 from warpgate_trio.nat.service import FIRST_LOOK, KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
 from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
@@ -392,7 +392,8 @@ def test_a_machine_on_two_networks_does_not_move_between_them(kind: str) -> None
             def source_address(self, dest: object) -> object:
                 return ip_address(second if str(dest) == this.servers[1].ip else first)
 
-        this.nat._host = TwoHomes()  # type: ignore[assignment]
+        for supply in (this.nat._udp, this.nat._tcp):
+            supply.servers._host = TwoHomes()  # type: ignore[assignment]
         doubted: list[int] = []
         this.nat.doubt = doubted.append  # type: ignore[method-assign, assignment]
         await trio.sleep(1)
@@ -519,7 +520,7 @@ def test_names_that_are_slow_are_there_when_they_come(kind: str) -> None:
         began = trio.current_time()
         port = await this.take(kind)
         assert not port.mapped  # enough on one LAN
-        assert trio.current_time() - began == pytest.approx(service.NAMES_WITHIN)
+        assert trio.current_time() - began == pytest.approx(servers.NAMES_WITHIN)
         close(port)
         await trio.sleep(5 - (trio.current_time() - began))
         assert this.warm(kind) is not None
@@ -543,9 +544,9 @@ def test_every_address_of_a_name_is_tried(kind: str, pools: dict[str, tuple[int 
 def test_the_first_address_of_each_name_comes_before_the_second_of_any(kind: str) -> None:
     async def body(this: World) -> None:
         supply = this.nat._udp if kind == "udp" else this.nat._tcp
-        assert await this.nat._resolve(supply, 4) == [(DEAD, PORT), address(this.servers[0]), address(this.servers[1])]
+        assert await supply.servers.resolve(4) == [(DEAD, PORT), address(this.servers[0]), address(this.servers[1])]
         await trio.sleep(10)  # once asked, the dead one comes last
-        assert await this.nat._resolve(supply, 4) == [*map(address, this.servers), (DEAD, PORT)]
+        assert await supply.servers.resolve(4) == [*map(address, this.servers), (DEAD, PORT)]
 
     play(body, urls=("stun:pool:3478", "stun:one:3478"), pools={"pool": (None, 1)})
 
@@ -711,13 +712,13 @@ def test_a_real_measurement_is_found_in_the_profiles() -> None:
 def test_one_spray_at_a_time_of_an_address_where_the_lower_session_goes_on_and_few_in_all() -> None:
     async def body(this: World) -> None:
         low, high = b"\1" * 16, b"\2" * 16
-        spraying = partial(this.nat.spraying, for_peer=True)
+        spraying = partial(this.nat.sprays.hold, for_peer=True)
         with spraying("a", low) as one, spraying("b", high) as elsewhere:
             assert one
             assert elsewhere
             with spraying("c", low) as third:
                 assert not third
-            with this.nat.spraying("c", low, for_peer=False) as ours:
+            with this.nat.sprays.hold("c", low, for_peer=False) as ours:
                 assert ours
         with spraying("a", low), spraying("a", high) as later:
             assert not later
@@ -729,7 +730,7 @@ def test_one_spray_at_a_time_of_an_address_where_the_lower_session_goes_on_and_f
             raise ZeroDivisionError
         with spraying("a", high) as again:
             assert again
-        assert this.nat._sprays == []
+        assert this.nat.sprays._held == []
         await trio.lowlevel.checkpoint()
 
     play(body)

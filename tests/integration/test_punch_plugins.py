@@ -356,7 +356,7 @@ async def test_one_spray_at_a_time_is_counted_by_where_it_goes(monkeypatch: pyte
         raise Stop
 
     half_: Any = SimpleNamespace(
-        node=SimpleNamespace(peer_id="a", nat=SimpleNamespace(spraying=spraying), address=None),
+        node=SimpleNamespace(peer_id="a", nat=SimpleNamespace(sprays=SimpleNamespace(hold=spraying)), address=None),
         peer=SimpleNamespace(peer_id="b"),
         session_id=bytes(16),
         _ours=TransportProfile,

@@ -32,9 +32,8 @@ from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp, UdpPunch
 from warpgate_trio.address.nat_profile import Allocation, Filtering, Mapping, NatProfile, TransportProfile
 from warpgate_trio.errors import SignalError
-from warpgate_trio.nat.service import MAX_SPRAYS
 from warpgate_trio.plugin import Message, Plugin
-from warpgate_trio.punch.allowance import BURST, REFILL
+from warpgate_trio.punch.allowance import BURST, MAX_SPRAYS, REFILL
 from warpgate_trio.punch.candidates import MAX_CANDIDATES, Candidate
 from warpgate_trio.punch.checks import MAX_PACKETS
 from warpgate_trio.punch.probe import ProbeCodec

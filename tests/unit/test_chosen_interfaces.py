@@ -15,9 +15,8 @@ from warpgate_trio.config import InterfacesConfig
 from warpgate_trio.config.chosen_interfaces import choose_interfaces
 from warpgate_trio.host import Host, Interface, InterfaceAddress
 from warpgate_trio.names import Names
-from warpgate_trio.nat.service import NatService
+from warpgate_trio.nat.servers import StunServers
 from warpgate_trio.netcheck.report import plan_paths
-from warpgate_trio.ports.udp import UdpPorts
 from warpgate_trio.sockaddr import Family, TransportAddress
 
 
@@ -72,7 +71,7 @@ def published(host: Host) -> set[str]:
 
 
 def bound(host: Host, af: Family, servers: Sequence[TransportAddress] = ()) -> str:
-    return NatService(UdpPorts(), (), host, names=Names(), is_online=lambda: False)._bind_address(af, servers)
+    return StunServers((), host, Names()).source(af, servers)
 
 
 ETH0 = {"192.168.1.5", "2001:db8::5"}

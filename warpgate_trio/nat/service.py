@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, final
 
 import trio
 
-from ..address import is_public
-from ..address.interfaces import lasting_addresses
 from ..address.nat_profile import (
     PROFILE_LIFETIME,
     UNKNOWN,
@@ -41,18 +39,18 @@ from ..address.nat_profile import (
 from ..errors import StunError
 from ..host import Host
 from ..limits import BoundedMap
-from ..names import NameFailure, Names, in_turn
+from ..names import NameFailure, Names
 from ..ports.tcp import TcpPort
 from ..ports.udp import UdpPort, UdpPorts
-from ..punch.allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget
-from ..sockaddr import FAMILIES, Family, TransportAddress, family_of
+from ..punch.allowance import TARGET_DIALS, TARGET_DIALS_REFILL, Allowance, DialBudget, Sprays
+from ..sockaddr import FAMILIES, Family, TransportAddress
 from .classify import Binding, Evidence, contradicts
 from .measure import measure_nat
 from .prediction import predict_ports
+from .servers import MAX_SERVERS, Asks, StunServers
 
 if TYPE_CHECKING:
     from ..config import ServerUrl
-    from ..stun.transaction import StunAnswer
 
 __all__ = ["KEEPALIVE", "NatService"]
 
@@ -76,19 +74,11 @@ FIRST_LOOK: Final = 1.0
 third of a second, as the measurement takes, with what it spaces out."""
 MAX_PREDICTED: Final = 8
 """Ports of a prediction that a peer is told: what a busy home allocates between a question and a punch, twice over."""
-MAX_SERVERS: Final = 4
-"""Addresses of servers that a port is mapped by: the second shows whether its view is the first one's, more add
-little."""
 MAX_NAMES: Final = 8
 """Servers whose names are looked up: twice as many as are asked, for names that cannot be resolved."""
-NAMES_WITHIN: Final = 1.0
-"""Seconds that names are waited for where no address of any server is known; the lookups themselves go on.  An attempt
-that has waited for longer would have missed its punch, and on one LAN it needs no server."""
 QUIET: Final = 2.0
 """Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
 A peer has been told which ports come next."""
-MAX_SPRAYS: Final = 2
-"""Sprays for peers at a time: each may take 256 sockets, and peers that name ever other addresses all of them."""
 MAX_NETWORKS: Final = 16
 """Networks whose profiles are remembered, by our address in them; good for `PROFILE_LIFETIME`, and measured anew."""
 DOUBT_INTERVAL: Final = 60.0
@@ -107,23 +97,32 @@ class _Supply(Generic[PortT]):
     """The ports of one kind: how they are made and closed, and by address family what there is of them.
 
     Attributes:
+      servers: whom they are mapped by.
       warm: the port that waits to be taken.
       taken: set when that one was.
-      nearest: the server that was the first to answer.  UDP's may have no STUN over TCP, so each kind has its own.
-      silent: addresses that did not answer when they were last asked.
     """
 
     kind: Kind
     open: Callable[[str], Awaitable[PortT]]
     close: Callable[[PortT], None]
+    servers: StunServers
     warm: dict[Family, PortT] = field(default_factory=dict)
     taken: dict[Family, trio.Event] = field(default_factory=dict)
-    nearest: dict[Family, TransportAddress] = field(default_factory=dict)
-    silent: dict[Family, set[TransportAddress]] = field(default_factory=lambda: {af: set() for af in FAMILIES})
 
+    async def make(self, af: Family, only: TransportAddress | None = None, *, twice: bool = False) -> PortT:
+        """A new port; asked about at all servers, or at one of them, since each of them is a mapping more.
 
-class _Asks(Protocol):
-    def __call__(self, server: TransportAddress, /) -> Awaitable[StunAnswer]: ...
+        The first answer is enough; `twice` waits for another one, for as long again.
+        """
+        servers = await self.servers.resolve(af) if only is None else [only]
+        port = await self.open(self.servers.source(af, servers))
+        try:
+            answered = await self.servers.ask_all(af, _asking(port), servers, enough=2 if twice else 1)
+        except BaseException:
+            self.close(port)
+            raise
+        self.servers.nearest.update((af, server) for server in answered)
+        return port
 
 
 @final
@@ -142,6 +141,7 @@ class NatService:
       allowance: what may still be sent unasked, to whom.
       dials_for_peers: what may still be connected to because a peer asks for it.
       own_dials: the same for calls of the application's own, and only by address: a peer says where it is there, too.
+      sprays: those that are under way.
       measuring: held, by address family, by whoever measures: two at a time would disturb the order of mappings.
     """
 
@@ -158,8 +158,8 @@ class NatService:
         self._names = names
         self._is_online = is_online
         self.servers: Final = [url for url in servers if url.scheme == "stun"][:MAX_NAMES]
-        self._udp = _Supply[UdpPort]("udp", ports.open, UdpPort.release)
-        self._tcp = _Supply[TcpPort]("tcp", TcpPort.open, TcpPort.close)
+        self._udp = _Supply[UdpPort]("udp", ports.open, UdpPort.release, StunServers(self.servers, host, names))
+        self._tcp = _Supply[TcpPort]("tcp", TcpPort.open, TcpPort.close, StunServers(self.servers, host, names))
         self._doubted: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
         self._looked: dict[tuple[Kind, Family], trio.Event] = {
             (kind, af): trio.Event() for kind in KINDS for af in FAMILIES
@@ -168,10 +168,10 @@ class NatService:
         self._unheard: set[Family] = set()  # nothing answered, and nothing else did either: it is not known why
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
-        self._sprays: list[tuple[bytes, str, bool]] = []
         self.allowance: Final = Allowance()
         self.dials_for_peers: Final = DialBudget()
         self.own_dials: Final = Allowance(burst=TARGET_DIALS, refill=TARGET_DIALS_REFILL)
+        self.sprays: Final = Sprays()
         self.measuring: Final[dict[Family, trio.Lock]] = {af: trio.Lock() for af in FAMILIES}
         self.profiles: NatProfiles = NatProfiles()
 
@@ -209,7 +209,7 @@ class NatService:
         Raises:
           OSError: there is none of this family.
         """
-        return self._bind_address(af, await self._resolve(self._udp, af))
+        return self._udp.servers.source(af, await self._udp.servers.resolve(af))
 
     async def wait_looked(self, kind: Kind, af: Family) -> None:
         """Wait until `profiles` tell how our NATs give out ports of UDP or TCP, for `FIRST_LOOK` at most.
@@ -252,26 +252,6 @@ class NatService:
         """The same over TCP, which takes two round trips."""
         return await self._predict(self._tcp, af, port)
 
-    @contextmanager
-    def spraying(self, ip: str, session: bytes, *, for_peer: bool) -> Iterator[bool]:
-        """One spray at a time per external address of a peer, and few for peers; yields whether this one may go.
-
-        Of two for one address the lower session goes on, so that two that wait for each other do not wait for ever.
-
-        Args:
-          for_peer: a peer has asked for it.  Peers that ask for all that there may be do not hold up what we ask for.
-        """
-        waits = any(at == ip and other < session for other, at, _ in self._sprays)
-        full = for_peer and sum(theirs for _, _, theirs in self._sprays) >= MAX_SPRAYS
-        if waits or full:
-            yield False
-            return
-        self._sprays.append((session, ip, for_peer))
-        try:
-            yield True
-        finally:
-            self._sprays.remove((session, ip, for_peer))
-
     @property
     def unresolved(self) -> dict[str, NameFailure]:
         """The names of servers that cannot be resolved now, and why."""
@@ -300,9 +280,11 @@ class NatService:
         by_source: BoundedMap[str, NatProfile] = BoundedMap(MAX_NETWORKS)
         while True:
             self._doubted[af] = trio.Event()
-            servers = await self._resolve(self._udp, af)
+            servers = await self._udp.servers.resolve(af)
             profile: NatProfile | None = None
-            source = self._source_to(af, servers)
+            source: str | None = None
+            with suppress(OSError):
+                source = self._udp.servers.source(af, servers)
             if source is not None and source != self._measured_from.get(af):
                 self._measured[af] = trio.Event() if self._measured[af].is_set() else self._measured[af]
                 before = by_source.get(source)
@@ -339,12 +321,6 @@ class NatService:
             self.profiles = NatProfiles(known)
         self._looked[kind, af].set()
 
-    def _source_to(self, af: Family, servers: Sequence[TransportAddress]) -> str | None:
-        try:
-            return self._bind_address(af, servers)
-        except OSError:
-            return None
-
     def _publish(self, af: Family, profile: NatProfile | None) -> None:
         known = {key: value for key, value in self.profiles if key[1] != af}
         if profile is not None:
@@ -365,7 +341,7 @@ class NatService:
             supply.taken[af].set()
             if not port.closed:
                 return port
-        return await self._make(supply, af, twice=not self._looked[supply.kind, af].is_set())
+        return await supply.make(af, twice=not self._looked[supply.kind, af].is_set())
 
     async def _predict(self, supply: _Supply[PortT], af: Family, taken: PortT | None) -> list[TransportAddress]:
         if taken is not None and _is_seen_alike(taken):
@@ -376,7 +352,7 @@ class NatService:
         if not _follows_a_sequence(profile):
             return []
         try:
-            port = await self._make(supply, af, supply.nearest.get(af))
+            port = await supply.make(af, supply.servers.nearest.get(af))
         except OSError as error:
             logger.debug("no prediction: %s", error)
             return []
@@ -391,7 +367,7 @@ class NatService:
         while True:
             port: PortT | None = None
             try:
-                port = await self._make(supply, af)
+                port = await supply.make(af)
                 if not port.mapped:
                     raise StunError("no server answers")
             except (OSError, StunError) as error:
@@ -417,10 +393,10 @@ class NatService:
         """Ask about a warm port now and then; returns when it was taken, or is of no use any more."""
         # For as long as the port lives: the names may fail, or lead elsewhere each time.
         supply: _Supply[Any] = self._udp if isinstance(port, UdpPort) else self._tcp
-        servers = list(dict.fromkeys([*port.mapped, *await self._resolve(supply, af)]))[:MAX_SERVERS]
+        servers = list(dict.fromkeys([*port.mapped, *await supply.servers.resolve(af)]))[:MAX_SERVERS]
         asked = [server for server in servers if server not in port.mapped]  # the first to answer was enough to begin
         while True:
-            answered = await self._ask_all(supply, af, _asking(port), asked)
+            answered = await supply.servers.ask_all(af, _asking(port), asked)
             for silent in set(asked) - answered:
                 port.mapped.pop(silent, None)
             if taken.is_set() or port.closed or not port.mapped:
@@ -431,92 +407,18 @@ class NatService:
                 await taken.wait()
                 return
             asked = servers
-            sources = {self._host.source_address(ip_address(host)) for host, _ in servers} - {None}
+            sources = supply.servers.sources(servers)
             if ip_address(port.local[0]) not in sources:
                 if sources:
                     self.doubt(af)  # the machine has moved to another network
                 return
 
-    async def _make(
-        self, supply: _Supply[PortT], af: Family, only: TransportAddress | None = None, *, twice: bool = False
-    ) -> PortT:
-        """A new port; asked about at all servers, or at one of them, since each of them is a mapping more.
-
-        The first answer is enough; `twice` waits for another one, for as long again.
-        """
-        servers = await self._resolve(supply, af) if only is None else [only]
-        port = await supply.open(self._bind_address(af, servers))
-        try:
-            answered = await self._ask_all(supply, af, _asking(port), servers, enough=2 if twice else 1)
-        except BaseException:
-            supply.close(port)
-            raise
-        supply.nearest.update((af, server) for server in answered)
-        return port
-
     def _profile(self, kind: Kind, af: Family) -> TransportProfile:
         profile = self.profiles.get(None, af)
         return profile.udp if kind == "udp" else profile.tcp
 
-    async def _resolve(self, supply: _Supply[Any], af: Family) -> list[TransportAddress]:
-        """The servers' addresses of a family, the likeliest to answer first; servers that have none are left out."""
-        known = await self._names.look_up([url.host for url in self.servers], timeout=NAMES_WITHIN)
-        found = in_turn(
-            [(ip, url.port) for ip in known.get(url.host, ()) if family_of(ip) == af] for url in self.servers
-        )
-        silent = supply.silent[af] = supply.silent[af].intersection(found)
-        return sorted(found, key=silent.__contains__)[:MAX_SERVERS]
 
-    async def _ask_all(
-        self,
-        supply: _Supply[Any],
-        af: Family,
-        ask: _Asks,
-        servers: Sequence[TransportAddress],
-        *,
-        enough: int | None = None,
-    ) -> set[TransportAddress]:
-        """Ask servers at once; returns those that have answered.
-
-        Returns when all have answered or failed, or when `enough` have, or when after the first as much time has passed
-        as it took, if so many are not to be had.
-        """
-        answered: set[TransportAddress] = set()
-        began = trio.current_time()
-
-        async def one(server: TransportAddress) -> None:
-            try:
-                await ask(server)
-            except (StunError, OSError, trio.ClosedResourceError) as error:
-                logger.debug("%s", error)
-                supply.silent[af].add(server)
-                return
-            supply.silent[af].discard(server)
-            answered.add(server)
-            if enough is not None and len(answered) == 1:
-                nursery.cancel_scope.deadline = 2 * trio.current_time() - began
-            if enough is not None and len(answered) >= enough:
-                nursery.cancel_scope.cancel(reason="enough servers have answered")
-
-        async with trio.open_nursery() as nursery:
-            for server in servers:
-                nursery.start_soon(one, server)
-        return answered
-
-    def _bind_address(self, af: Family, servers: Sequence[TransportAddress]) -> str:
-        """Our address on the way to the servers; without them one of ours that lasts, a public one first."""
-        for host, _ in servers:
-            source = self._host.source_address(ip_address(host))
-            if source is not None:
-                return str(source)
-        used = [interface for interface in self._host.interfaces() if interface.is_used]
-        ours = [each.ip for interface in used for each in lasting_addresses(interface, af)]
-        if not ours:
-            raise OSError(f"this machine has no IPv{af} address")
-        return str(next((ip for ip in ours if is_public(ip)), ours[0]))
-
-
-def _asking(port: UdpPort | TcpPort) -> _Asks:
+def _asking(port: UdpPort | TcpPort) -> Asks:
     if isinstance(port, UdpPort):
         return partial(port.query, rto=RTO, tries=TRIES)
     return partial(port.query, timeout=PATIENCE)

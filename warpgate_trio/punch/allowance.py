@@ -9,13 +9,15 @@ make.  So what goes to one address is counted over all peers and attempts of the
 * *Connections* that are opened because a peer asked, to one address and in all: they cost whoever is there a socket and
   a handshake each.  One that leads to the peer is given back, since it went to nobody else; so is one that was never
   made.
+* *Sprays*, which take sockets and ports by the hundred: one at a time for an address, and few for peers.
 
 Under IPv6 a subscriber has a whole /64, and a liar 2**64 addresses to name there, so a /64 counts as one address.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, final
 
 from ..limits import TokenBucket, subscriber
@@ -24,12 +26,14 @@ __all__ = [
     "BURST",
     "DIALS",
     "DIALS_REFILL",
+    "MAX_SPRAYS",
     "MAX_TARGETS",
     "REFILL",
     "TARGET_DIALS",
     "TARGET_DIALS_REFILL",
     "Allowance",
     "DialBudget",
+    "Sprays",
 ]
 
 BURST: Final = 4096
@@ -47,6 +51,9 @@ DIALS: Final = 256
 """Connections to all addresses at once, on behalf of peers: four of each attempt that runs for one."""
 DIALS_REFILL: Final = 16.0
 """Connections to all addresses per second after that: a network is scanned at leisure, if at all."""
+
+MAX_SPRAYS: Final = 2
+"""Sprays for peers at a time: each may take 256 sockets, and peers that name ever other addresses all of them."""
 
 
 @final
@@ -102,3 +109,31 @@ class DialBudget:
         """One that was taken was not made, or led to the peer who asked for it."""
         self._targets.give_back(ip)
         self._all.give_back(ip)
+
+
+@final
+class Sprays:
+    """Those that a node has under way."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[bytes, str, bool]] = []
+
+    @contextmanager
+    def hold(self, ip: str, session: bytes, *, for_peer: bool) -> Iterator[bool]:
+        """One spray at a time per external address of a peer, and few for peers; yields whether this one may go.
+
+        Of two for one address the lower session goes on, so that two that wait for each other do not wait for ever.
+
+        Args:
+          for_peer: a peer has asked for it.  Peers that ask for all that there may be do not hold up what we ask for.
+        """
+        waits = any(at == ip and other < session for other, at, _ in self._held)
+        full = for_peer and sum(theirs for _, _, theirs in self._held) >= MAX_SPRAYS
+        if waits or full:
+            yield False
+            return
+        self._held.append((session, ip, for_peer))
+        try:
+            yield True
+        finally:
+            self._held.remove((session, ip, for_peer))
