@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["netcheck"]
 
 SERVERS: Final = ("server", "over", "ms", "outcome")
-TOLD_BY_THE_TABLE: Final = ("warpgate_trio.signal.hub", "warpgate_trio.clock.corrected")
+TOLD_BY_THE_TABLE: Final = ("warpgate_trio.signal.keeper", "warpgate_trio.clock.corrected")
 """Loggers that warn of servers that cannot be reached: these stand in the table, with the reason."""
 
 
