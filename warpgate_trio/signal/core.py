@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, final
+from typing import Annotated, ClassVar, final
 
 import msgspec
 
@@ -23,7 +23,7 @@ class ClockReply(Message, frozen=True):
       time_ms: Unix milliseconds on the sender's clock.
     """
 
-    NAME = "Clock"
+    NAME: ClassVar[str | None] = "Clock"
     time_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
 
 
