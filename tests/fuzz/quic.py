@@ -24,7 +24,8 @@ from qh3.quic.tls_bridge import QuicTlsBridge, QuicTlsCryptoData
 from tests.fuzz.mutation import mutated
 from tests.fuzz.registry import target
 from tests.nodes import BOB
-from warpgate_trio.carrier.quic_protocol import DATAGRAM, QuicProtocol
+from warpgate_trio.carrier.quic_connection import DATAGRAM
+from warpgate_trio.carrier.quic_protocol import QuicProtocol
 from warpgate_trio.errors import CarrierError
 
 ROUNDS: Final = 4

@@ -27,7 +27,8 @@ from tests.quic_flights import (
 )
 from tests.unit.test_quic_protocol import BOB, RTT, World
 from warpgate_trio.carrier.quic_connection import Connection
-from warpgate_trio.carrier.quic_protocol import HANDSHAKE_MAX, MAX_ALL_STARTS, MAX_STARTS, QuicProtocol
+from warpgate_trio.carrier.quic_protocol import QuicProtocol
+from warpgate_trio.carrier.quic_starts import HANDSHAKE_MAX, MAX_ALL_STARTS, MAX_STARTS
 from warpgate_trio.errors import CarrierError, is_panic
 
 SERVING: Final = QuicProtocol.serving(BOB)._configuration
@@ -95,7 +96,7 @@ def test_a_key_share_that_is_not_ours_is_refused_and_the_dialler_is_served(share
     server = listener()
     endure(server, first_flight(with_shares(*shares)))
     assert server.failure is None
-    assert not server._starts
+    assert not server._flights._starts
     serves_the_dialler(server)
 
 
@@ -105,7 +106,7 @@ def test_garbled_first_flights_end_nothing_and_leave_nothing() -> None:
         server = listener()
         endure(server, first_flight(garbled))
         assert server.failure is None
-        assert len(server._starts) <= 1
+        assert len(server._flights._starts) <= 1
     for size in range(0, len(hello), 7):
         server = listener()
         endure(server, first_flight(hello[:1] + max(0, size - 4).to_bytes(3, "big") + hello[4:size]))
@@ -131,18 +132,18 @@ def test_forged_flights_take_no_place_from_the_dialler() -> None:
         answers = server.transmit(0.0)
         if number >= MAX_STARTS:
             assert [len(answer) for answer in answers] == [63]  # a Retry: 5 % of what it answers
-    assert len(server._starts) == MAX_STARTS
+    assert len(server._flights._starts) == MAX_STARTS
     world = World(server=server)
     world.until(lambda: world.dialler.ready, limit=2 * RTT + 0.001)  # one round trip more
     world.until(lambda: world.server.ready)
-    assert not server._starts
+    assert not server._flights._starts
 
 
 def test_a_token_cannot_be_made_up() -> None:
     server = listener()
     for number in range(MAX_STARTS):
         server.receive(first_flight(with_shares((X25519, bytes(range(32)))), destination=b"forged%02d" % number), 0.0)
-    begun = server._begun
+    begun = server._flights._begun
     dialler = QuicProtocol.dialing(now=0.0)
     server.receive(dialler.transmit(0.0), 0.0)
     retry = server.transmit(0.0)[0]
@@ -150,13 +151,13 @@ def test_a_token_cannot_be_made_up() -> None:
     (again,) = dialler.transmit(0.1)
     for at in (*range(6, 14), *range(24, 48)):  # its destination, and the token
         server.receive([again[:at] + bytes([again[at] ^ 1]) + again[at + 1 :]], 0.1)
-    assert server._begun == begun
+    assert server._flights._begun == begun
     other = listener()
-    other._begun = MAX_STARTS
+    other._flights._begun = MAX_STARTS
     other.receive([again], 0.1)  # that of another listener
-    assert other._begun == MAX_STARTS
+    assert other._flights._begun == MAX_STARTS
     server.receive([again], 0.1)
-    assert server._begun == begun + 1
+    assert server._flights._begun == begun + 1
 
 
 def test_the_starts_of_a_listener_are_bounded_in_all() -> None:
@@ -167,9 +168,9 @@ def test_the_starts_of_a_listener_are_bounded_in_all() -> None:
             server.receive(dialler.transmit(now), now)
             dialler.receive(server.transmit(now), now)
             dialler.failure = None
-        server._starts.clear()
+        server._flights._starts.clear()
         server._connection = None
-    assert server._begun == MAX_ALL_STARTS
+    assert server._flights._begun == MAX_ALL_STARTS
 
 
 def test_a_start_that_says_too_much_is_dropped() -> None:
@@ -178,7 +179,7 @@ def test_a_start_that_says_too_much_is_dropped() -> None:
     for number in range(HANDSHAKE_MAX // 1200 + 1):
         part = announced + bytes(996) if number == 0 else bytes(1000)
         server.receive([make_initial(b"anywhere", STRANGER, crypto(part, number * 1000), number=number)], 0.0)
-    assert not server._starts
+    assert not server._flights._starts
     assert server.failure is None
 
 
@@ -326,5 +327,5 @@ def test_a_start_that_cannot_even_be_begun_is_dropped(monkeypatch: pytest.Monkey
         patch.setattr("warpgate_trio.carrier.quic_connection._Quic", raising(PanicException))
         server.receive(flight, 0.0)
     assert server.failure is None
-    assert not server._starts
+    assert not server._flights._starts
     serves_the_dialler(server)

@@ -14,16 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.carrier import quic_protocol
-from warpgate_trio.carrier.quic_connection import Connection
-from warpgate_trio.carrier.quic_protocol import (
-    DATAGRAM,
-    IDLE_TIMEOUT,
-    MAX_STARTS,
-    QuicProtocol,
-    _configuration,
-    _destination,
-    _is_first,
-)
+from warpgate_trio.carrier.quic_connection import DATAGRAM, Connection
+from warpgate_trio.carrier.quic_protocol import IDLE_TIMEOUT, QuicProtocol, _configuration
+from warpgate_trio.carrier.quic_starts import MAX_STARTS, destination_id, is_first
 from warpgate_trio.identity import Identity
 
 ALICE: Final = Identity.from_seed(b"alice".ljust(32))
@@ -304,7 +297,7 @@ def test_a_peer_that_fell_silent_is_asked_ever_more_rarely(stage: str) -> None:
     before, began = len(world.sent), world.now
 
     def over() -> bool:
-        return left.failure is not None or (stage == "answer" and not left._starts)
+        return left.failure is not None or (stage == "answer" and not left._flights._starts)
 
     world.until(over, limit=began + 2 * IDLE_TIMEOUT)
     assert stage == "answer" or left.failure == "the connection was cut: Idle timeout"
@@ -366,7 +359,7 @@ def test_nothing_that_comes_first_ends_a_listener(datagram: bytes) -> None:
     server.receive([datagram] * 2, 0.0)
     server.transmit(0.0)
     assert server.failure is None
-    assert len(server._starts) <= 1
+    assert len(server._flights._starts) <= 1
 
 
 def test_first_flights_of_others_do_not_hide_the_diallers() -> None:
@@ -375,7 +368,7 @@ def test_first_flights_of_others_do_not_hide_the_diallers() -> None:
         forged = QuicProtocol.dialing(now=0.0)
         world.server.receive(forged.transmit(0.0), 0.0)
     world.until(lambda: world.dialler.ready and world.server.ready)
-    assert not world.server._starts
+    assert not world.server._flights._starts
     world.dialler.send(b"hello")
     world.until(lambda: world.got[False] == b"hello")
 
@@ -384,7 +377,7 @@ def test_starts_are_bounded() -> None:
     server = QuicProtocol.serving(BOB)
     for _ in range(MAX_STARTS + 5):
         server.receive(QuicProtocol.dialing(now=0.0).transmit(0.0), 0.0)
-    assert len(server._starts) == MAX_STARTS
+    assert len(server._flights._starts) == MAX_STARTS
     assert len(server.transmit(0.0)) <= 3 * 2 * MAX_STARTS  # RFC 9000 §8.1: three times what came
     assert server.deadline < math.inf
     assert server.close(1.0)
@@ -395,7 +388,7 @@ def test_a_start_that_comes_to_nothing_makes_room_for_another() -> None:
     for _ in range(MAX_STARTS):
         server.receive(QuicProtocol.dialing(now=0.0).transmit(0.0), 0.0)
     now = 0.0
-    while server._starts:
+    while server._flights._starts:
         timer = server.deadline
         assert timer < math.inf
         now = max(now, timer)
@@ -408,17 +401,17 @@ def test_a_start_that_comes_to_nothing_makes_room_for_another() -> None:
 
 def test_what_a_first_datagram_is() -> None:
     first = QuicProtocol.dialing(now=0.0).transmit(0.0)[0]
-    assert _is_first(first)
-    assert _destination(first) == first[6:14]
-    assert not _is_first(first[:-1])
-    assert not _is_first(b"\x40" + first[1:])
-    assert not _is_first(first[:4] + b"\2" + first[5:])
-    assert _destination(b"\x40" + bytes(range(1, 20))) == bytes(range(1, 9))
-    assert _destination(b"\x40" + bytes(7)) is None
-    assert _destination(first[:5] + b"\x07" + first[6:]) is None
-    assert _destination(first[:5] + b"\x15" + first[6:]) is None
-    assert _destination(first[:10]) is None
-    assert _destination(b"") is None
+    assert is_first(first)
+    assert destination_id(first) == first[6:14]
+    assert not is_first(first[:-1])
+    assert not is_first(b"\x40" + first[1:])
+    assert not is_first(first[:4] + b"\2" + first[5:])
+    assert destination_id(b"\x40" + bytes(range(1, 20))) == bytes(range(1, 9))
+    assert destination_id(b"\x40" + bytes(7)) is None
+    assert destination_id(first[:5] + b"\x07" + first[6:]) is None
+    assert destination_id(first[:5] + b"\x15" + first[6:]) is None
+    assert destination_id(first[:10]) is None
+    assert destination_id(b"") is None
 
 
 # --- a peer that uses QUIC otherwise ---

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONNECTION_ID",
+    "DATAGRAM",
     "Connection",
     "QuicConfiguration",
     "events",
@@ -53,6 +54,9 @@ T = TypeVar("T")
 
 CONNECTION_ID: Final = 8
 """Bytes of our connection ids: qh3's own default, here because datagrams are sorted by them."""
+DATAGRAM: Final = 1200
+"""Bytes of every full datagram: the least that a path must carry (RFC 9000 §14).  With the headers of UDP and IPv6, and
+those of a relay's channel or a tunnel's, it is still within the 1,280 bytes of IPv6's smallest MTU."""
 _KEY_SHARE: Final = 32  # bytes of X25519's (RFC 8446 §4.2.8.2)
 _ALPN: Final = "warpgate-trio"
 _ED25519: Final = 0x0807

@@ -1,6 +1,7 @@
 """One QUIC connection without I/O: datagrams, ``now`` and plaintext in, datagrams and plaintext out.
 
 qh3 does the work, behind `warpgate_trio.carrier.quic_connection`, where whatever it raises becomes a `CarrierError`.
+Which one of a listener's first datagrams is the dialler's, `warpgate_trio.carrier.quic_starts` finds out.
 
 The stream.  Each side opens one unidirectional stream and never another: together they are the carrier's one
 bidirectional byte stream.  Two, so that either side may speak first, and because qh3 says of a stream of one's own
@@ -13,14 +14,6 @@ dialler compares the key; no certificate authority, no name, no ticket and so no
 What is fixed: QUIC version 1; datagrams of at most `DATAGRAM` bytes, never probed for more; the fixed bit always set,
 which tells QUIC from STUN on a shared socket (RFC 9443: greasing it, RFC 9287, has to be negotiated, and qh3 does not).
 With Ed25519 certificates all lengths are the same in each run.
-
-A listener that waits for its first datagram does not know yet which one is the dialler's.  Whoever can send with the
-peer's source address can forge a first flight (Initial keys come from what is in the packet), so a few starts may
-stand side by side; the first handshake to be completed, which takes hearing our answers, is the one.  A start that
-raises, or says more than a handshake takes, is dropped with all that was kept for it.  The first `MAX_STARTS` are
-looked at as they come; who comes later is asked by a Retry to show that it hears us, which a forger does not, and then
-takes the place of the oldest that has not shown it.  So forged flights cost four handshakes and then an answer of 63
-bytes each, and the dialler one round trip.
 """
 
 from __future__ import annotations
@@ -31,18 +24,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
-from .. import host as machine
 from ..errors import CarrierError
 from ._pinning import certificate_key
 from .quic_connection import (
-    CONNECTION_ID,
+    DATAGRAM,
     Connection,
     QuicConfiguration,
     events,
     make_configuration,
-    make_retry,
-    read_token,
 )
+from .quic_starts import HANDSHAKE_MAX, FirstFlights, destination_id
 
 if TYPE_CHECKING:
     from ..identity import Identity
@@ -50,22 +41,12 @@ if TYPE_CHECKING:
 
 __all__ = ["QuicProtocol"]
 
-DATAGRAM: Final = 1200
-"""Bytes of every full datagram: the least that a path must carry (RFC 9000 §14).  With the headers of UDP and IPv6, and
-those of a relay's channel or a tunnel's, it is still within the 1,280 bytes of IPv6's smallest MTU."""
 WINDOW: Final = 8 * 1024 * 1024
 """Bytes that the peer may send before we acknowledge: the Link's largest credit.  It also bounds what a hostile peer
 can make us hold out of order."""
 IDLE_TIMEOUT: Final = 100.0
 """Seconds of silence that end the connection (RFC 9000 §10.1).  The Link, which asks every 25 s, gives up before that;
 the rest of it is for a carrier that waits for its commit."""
-MAX_STARTS: Final = 4
-"""First flights that a listener looks at side by side, and those that it looks at unasked; see the module's page."""
-MAX_ALL_STARTS: Final = 16
-"""First flights that a listener looks at in all: a peer that hears our answers dials a path once."""
-HANDSHAKE_MAX: Final = 128 * 1024
-"""Bytes that the other side may send us before the handshake is done: a hundred times what it takes, since all of it
-may be sent again.  Without a bound a message of 16 MiB would be collected, at quadratic cost."""
 EARLY_MAX: Final = 8 * 1024
 """Bytes that the dialler sends before it knows that the server has its end of the handshake.  qh3 2.1 does not send
 that again while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot
@@ -105,11 +86,8 @@ class QuicProtocol:
         self._configuration = configuration
         self._dialler = configuration.is_client
         self._connection: Connection | None = None
-        self._starts: dict[bytes, _Start] = {}
-        self._begun = 0  # starts, and those that are gone
-        self._secret: bytes | None = None  # what tokens of Retry are made with
+        self._flights = FirstFlights(configuration)
         self._handshake_room = HANDSHAKE_MAX  # bytes, for the dialler's
-        self._last_words: list[bytes] = []  # of starts that failed, and to those that are to come again
         self._received: list[bytes] = []
         self._stream, self._peer_stream = (2, 3) if self._dialler else (3, 2)  # RFC 9000 §2.1
         self._confirmed = False
@@ -152,11 +130,15 @@ class QuicProtocol:
         self._heard_at = now
         connection = self._connection
         if connection is None:
-            for datagram in datagrams:
-                self._receive_start(datagram, now)
+            for number, datagram in enumerate(datagrams):
+                self._flights.receive(datagram, now)
+                if self._take_completed():
+                    for each in datagrams[number + 1 :]:
+                        self.receive([each], now)
+                    return
             return
         if not self.ready:
-            self._handshake_room -= sum(len(each) for each in datagrams if _destination(each) == connection.host_cid)
+            self._handshake_room -= sum(len(each) for each in datagrams if destination_id(each) == connection.host_cid)
             if self._handshake_room < 0:
                 self._fail("the other side sends more than a handshake takes")
                 return
@@ -174,13 +156,8 @@ class QuicProtocol:
 
     def transmit(self, now: float) -> list[bytes]:
         """Datagrams to send now, as far as congestion control and pacing let them go."""
-        datagrams, self._last_words = self._last_words, []
+        datagrams = self._flights.transmit(now)
         if self._connection is None:
-            for key, start in list(self._starts.items()):
-                try:
-                    datagrams += start.connection.transmit(now)
-                except CarrierError:
-                    del self._starts[key]
             return datagrams
         try:
             datagrams += self._connection.transmit(now)
@@ -191,10 +168,7 @@ class QuicProtocol:
     @property
     def deadline(self) -> float:
         """When `handle_timer` wants to be called, infinity while no timer runs; it moves with every call."""
-        if self._connection is None:
-            deadline = min((start.connection.deadline for start in self._starts.values()), default=math.inf)
-        else:
-            deadline = self._connection.deadline
+        deadline = (self._connection or self._flights).deadline
         silence = self._fired_at - self._heard_at
         return deadline if silence < PATIENCE else max(deadline, self._fired_at + silence / 2)
 
@@ -210,81 +184,22 @@ class QuicProtocol:
             except CarrierError as error:
                 self._fail(str(error))
             return
-        for key, start in list(self._starts.items()):
-            try:
-                start.connection.handle_timer(now)
-                self._look_at_start(key, start.connection, now)
-            except CarrierError:
-                self._starts.pop(key, None)
+        self._flights.handle_timer(now)
+        self._take_completed()
 
-    # -- a listener's first datagrams --------------------------------------------------------------------------------
-
-    def _receive_start(self, datagram: bytes, now: float) -> None:
-        if self._connection is not None:  # the datagram before this one completed the handshake
-            self.receive([datagram], now)
-            return
-        destination = _destination(datagram)
-        if destination is None:
-            return
-        for key, start in self._starts.items():
-            if destination in (key, start.connection.host_cid):
-                break
-        else:
-            if not _is_first(datagram):
-                return
-            key = destination
-            try:
-                found = self._begin_start(datagram, destination)
-            except CarrierError:
-                return
-            if found is None:
-                return
-            start = self._starts[key] = found
-        start.room -= len(datagram)
+    def _take_completed(self) -> bool:
+        """Whether a listener has found its dialler."""
+        completed = self._flights.take_completed()
+        if completed is None:
+            return False
+        self._connection, seen = completed
         try:
-            if start.room < 0:
-                raise CarrierError("it sends more than a handshake takes")
-            start.connection.receive([datagram], now)
-            self._look_at_start(key, start.connection, now)
-        except CarrierError as error:
-            if self._connection is None:
-                self._starts.pop(key, None)
-            else:
-                self._fail(str(error))
-
-    def _begin_start(self, datagram: bytes, destination: bytes) -> _Start | None:
-        """A start for a first datagram, if there is to be one; see the module's page."""
-        if self._begun >= MAX_ALL_STARTS:
-            return None
-        original = None
-        if self._begun >= MAX_STARTS:
-            self._secret = self._secret or machine.current().entropy(32)
-            original = read_token(datagram, secret=self._secret)
-            if original is None:
-                if len(self._last_words) < MAX_STARTS and (retry := make_retry(datagram, secret=self._secret)):
-                    self._last_words.append(retry)
-                return None
-            if len(self._starts) >= MAX_STARTS:
-                unproven = next((key for key, each in self._starts.items() if not each.connection.validated), None)
-                if unproven is None:
-                    return None
-                del self._starts[unproven]
-        self._begun += 1
-        if original is None:
-            return _Start(Connection(self._configuration, destination=destination))
-        return _Start(Connection(self._configuration, destination=original, retry=destination))
-
-    def _look_at_start(self, key: bytes, connection: Connection, now: float) -> None:
-        seen = connection.events()
-        if any(isinstance(event, events.HandshakeCompleted) for event in seen):
-            self._connection = connection
-            self._starts.clear()
             for event in seen:
-                self._take_event(connection, event)
-            self._take_events(connection)
-        elif any(isinstance(event, events.ConnectionTerminated) for event in seen):
-            self._starts.pop(key, None)
-            self._last_words += connection.transmit(now)  # tells it why
+                self._take_event(self._connection, event)
+            self._take_events(self._connection)
+        except CarrierError as error:
+            self._fail(str(error))
+        return True
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -400,33 +315,6 @@ class QuicProtocol:
 
     def close(self, now: float) -> list[bytes]:
         """End the connection now; the datagrams that tell the peer."""
-        starts = [start.connection for start in self._starts.values()]
-        for connection in starts if self._connection is None else (self._connection,):
-            with suppress(CarrierError):
-                connection.close()
+        with suppress(CarrierError):
+            (self._connection or self._flights).close()
         return self.transmit(now)
-
-
-class _Start:
-    """A client's first flight, and how much more it may say before its handshake is done."""
-
-    __slots__ = ("connection", "room")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection: Final = connection
-        self.room = HANDSHAKE_MAX
-
-
-def _destination(datagram: bytes) -> bytes | None:
-    """The destination connection id of a datagram's first packet (RFC 8999 §5)."""
-    if len(datagram) < 1 + CONNECTION_ID:
-        return None
-    if not datagram[0] & 0x80:
-        return datagram[1 : 1 + CONNECTION_ID]
-    length = datagram[5]
-    return datagram[6 : 6 + length] if 8 <= length <= 20 and len(datagram) > 6 + length else None
-
-
-def _is_first(datagram: bytes) -> bool:
-    """Whether this can be a client's first datagram: an Initial of version 1, padded (RFC 9000 §14.1, §17.2.2)."""
-    return len(datagram) >= DATAGRAM and datagram[0] & 0xF0 == 0xC0 and datagram[1:5] == b"\0\0\0\1"
