@@ -294,7 +294,7 @@ async def test_who_was_dialled_may_be_the_one_who_commits() -> None:
         async def answer() -> None:
             await alice.receive_commit()
             alice.accept()
-            await alice._flush_outbox()
+            await alice._writer.flush()
 
         nursery.start_soon(answer)
         await bob.commit(epoch=3, link_id=LINK_ID, patience=2.0)
@@ -426,7 +426,7 @@ async def test_patience_is_for_silence_and_not_for_the_time_that_a_decision_take
 
             assert await bob.while_waiting(decide)
             bob.accept()
-            await bob._flush_outbox()
+            await bob._writer.flush()
 
         nursery.start_soon(answer)
         started = trio.current_time()
@@ -1077,7 +1077,7 @@ async def test_commit_cancelled_anywhere() -> None:
                 await bob.receive_commit()
                 if await bob.while_waiting(decide):
                     bob.accept()
-                    await bob._flush_outbox()
+                    await bob._writer.flush()
             except (trio.BrokenResourceError, RemoteProtocolError):
                 pass
 

@@ -1,7 +1,8 @@
 """The Link: the session between two peers on one carrier, and the Pipes on it (docs/wire_formats.md).
 
-`frames` is the wire format, `states` every state and transition, `protocol` the machine without I/O, `link` the Trio
-shell that drives it, `pipe` what applications hold, `path` what they are told of how it travels.
+`frames` is the wire format, `states` every state and transition, `protocol` the machine without I/O, with `channels`
+and `liveness` for its parts; `link` is the Trio shell that drives it, with `writer`; `pipe` is what applications hold,
+`path` what they are told of how it travels.
 """
 
 from __future__ import annotations

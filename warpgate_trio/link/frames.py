@@ -387,7 +387,7 @@ class FrameReader:
         """Whether there are bytes that the last `feed` did not come to."""
         return bool(self._unread)
 
-    # long: it is the one loop that every byte of bulk goes through, where a call per step would cost as much as the step
+    # long: every byte of bulk goes through this loop, where a call for each step would cost as much as the step
     def feed(self, pieces: list[bytes]) -> list[Item]:
         """Raises `RemoteProtocolError` at the first fault; the reader must not be fed after that."""
         unread = self._unread

@@ -1,8 +1,4 @@
-"""The Trio shell of a Link: it owns the carrier, its one write lock and its one reader, and turns channels into Pipes.
-
-Who writes.  ``send_all`` encrypts and flushes in the sender's own task, under the write lock, so that a bulk transfer
-costs no task switch.  Everything else (credit, FIN, RESET, PING, what a cancelled sender left behind) is sent by the
-driver's write loop when it is poked.  The reader never writes, so two peers that only send cannot deadlock.
+"""The Trio shell of a Link: it owns the carrier and its one reader, and turns channels into Pipes.
 
 Life.  The handshake (`prove` or `receive_proof`, `commit` or `receive_commit` and `accept`) runs inline, in the task of
 the attempt that wants the Link: whatever ends that task closes the carrier.  From ACCEPT on `drive` runs in a nursery
@@ -28,6 +24,7 @@ from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason
 from .pipe import Pipe
 from .protocol import LinkProtocol
 from .states import LinkState
+from .writer import LinkWriter
 
 if TYPE_CHECKING:
     from ..carrier import Carrier
@@ -51,6 +48,7 @@ def refuse_all(_pipe: Pipe) -> RefuseReason:
 
 
 @final
+# long: a session has one owner from PROOF to GOAWAY: handshake, driver and Pipes share its carrier, reader and end
 class Link:
     """One side of the session between two peers on one carrier.  Attributes are for reading.
 
@@ -76,8 +74,7 @@ class Link:
         self.attempt_id: bytes = b""
         self.link_id: bytes = b""
         self.path: PathInfo | None = None
-        self._write_lock: Final = trio.Lock()
-        self._poked = trio.Event()
+        self._writer: Final = LinkWriter(carrier, self.protocol)
         self._answers: Final = trio.lowlevel.ParkingLot()
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
@@ -115,7 +112,7 @@ class Link:
                     signature=signature,
                 )
             )
-            await link._flush_outbox()
+            await link._writer.flush()
         return link
 
     @classmethod
@@ -177,7 +174,7 @@ class Link:
                 self.carrier.feed(data_header(0, len(early_data)), early_data)
             await self.carrier.flush()
             while protocol.state is LinkState.COMMITTED:
-                await self._flush_outbox()  # not after the read: from the ACCEPT on there is no checkpoint
+                await self._writer.flush()  # not after the read: from the ACCEPT on there is no checkpoint
                 with trio.move_on_after(patience / 3) as scope:
                     await self._pump()
                 if scope.cancelled_caught:
@@ -199,7 +196,7 @@ class Link:
         """
         with self._closing_on_error():
             while (commit := self.protocol.commit) is None:
-                await self._flush_outbox()  # first: a PING may have come with the PROOF
+                await self._writer.flush()  # first: a PING may have come with the PROOF
                 await self._pump()
                 if self.protocol.state is LinkState.ENDED:
                     raise trio.BrokenResourceError("the peer went away without a commit")
@@ -220,7 +217,7 @@ class Link:
             try:
                 with panics_as_errors():
                     while self.protocol.state is not LinkState.ENDED:
-                        await self._flush_outbox()  # first: a PING may have come with the COMMIT
+                        await self._writer.flush()  # first: a PING may have come with the COMMIT
                         await self._pump()
                 failure.append(trio.BrokenResourceError("the peer went away"))
             except Exception as error:
@@ -254,7 +251,7 @@ class Link:
         """Say no, and close; the caller bounds it."""
         try:
             self.protocol.send_refuse(reason, text)
-            await self._flush_outbox()
+            await self._writer.flush()
             self.carrier.feed_end()
             await self.carrier.flush()
             while await self.carrier.receive():  # let the peer read it before the socket goes: a reset would eat it
@@ -305,7 +302,7 @@ class Link:
                 self._bound_goodbye()
             self.protocol.send_ping(trio.current_time())  # the round trip, for credit and for `Pipe.path`
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._guard, self._write_loop)
+                nursery.start_soon(self._guard, partial(self._writer.run, lambda: self._ending))
                 nursery.start_soon(self._guard, self._watch)
                 if admit is not None and not self._admitted:
                     nursery.start_soon(self._guard, partial(self._decide_admission, admit))
@@ -334,24 +331,6 @@ class Link:
         while await self.carrier.receive():  # until the peer has closed too: closing first could eat our last words
             pass
 
-    async def _write_loop(self) -> None:
-        self._poked.set()
-        while True:
-            await self._poked.wait()
-            self._poked = trio.Event()
-            async with self._write_lock:
-                ending = self._ending  # asked once: it may become true while we wait for the socket
-                if ending:
-                    self.protocol.send_go_away()
-                if self.protocol.has_outbox:
-                    self.carrier.feed(self.protocol.transmit(trio.current_time()))
-                if ending:
-                    self.carrier.feed_end()
-                if self.carrier.owed:
-                    await self.carrier.flush()
-            if ending:
-                return
-
     async def _watch(self) -> None:
         """Ask for signs of life.  A task of its own, since a peer that does not read holds the write loop up."""
         while True:
@@ -360,7 +339,7 @@ class Link:
             if self.protocol.liveness.lost:
                 raise trio.BrokenResourceError("the peer has not been heard for too long")
             if self.protocol.has_outbox:
-                self._poked.set()
+                self._writer.poke()
 
     async def _pump(self) -> None:
         """Take one turn: read once, unless something was left, and let the protocol see it.  A checkpoint always."""
@@ -382,13 +361,13 @@ class Link:
         if self._goodbye is not None:
             self._answer_opens()
         if protocol.has_outbox:
-            self._poked.set()
+            self._writer.poke()
 
     async def _decide_admission(self, admit: Admit) -> None:
         await self._first_open.wait()
         self._admitted = await admit(self)
         self._answer_opens()
-        self._poked.set()
+        self._writer.poke()
 
     def _answer_opens(self) -> None:
         if self._admitted is None:  # they wait in the protocol, where their number is bounded
@@ -420,7 +399,7 @@ class Link:
 
     def _end(self) -> None:
         self._ending = True
-        self._poked.set()
+        self._writer.poke()
         self._bound_goodbye()
 
     def _bound_goodbye(self) -> None:
@@ -443,38 +422,23 @@ class Link:
         return Pipe(self, channel)
 
     async def send_data(self, channel: Channel, data: memoryview) -> None:
-        """Put one DATA frame on the carrier; a checkpoint always.  The caller has checked the credit."""
+        """See `LinkWriter.send_data`."""
         try:
-            self._write_lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._write_lock.acquire()
-        try:
-            if len(data) > channel.sendable:  # the channel ended while we waited for the lock; the Link is well
-                raise trio.ClosedResourceError("this channel ended")
-            self.protocol.note_data_sent(channel, len(data))
-            if self.protocol.has_outbox:
-                self.carrier.feed(self.protocol.transmit(trio.current_time()))
-            self.carrier.feed(data_header(channel.id, len(data)), data)
-            await self.carrier.flush()
-        except trio.Cancelled:
-            self._poked.set()  # the rest of the record goes out without us
-            raise
+            await self._writer.send_data(channel, data)
         except trio.BrokenResourceError as error:
             self._fail(error)
             raise
-        finally:
-            self._write_lock.release()
 
     def finish(self, channel: Channel) -> None:
         """Half-close a channel."""
         self.protocol.finish(channel)
-        self._poked.set()
+        self._writer.poke()
 
     def note_read(self, channel: Channel, size: int) -> None:
         """The application read; credit follows."""
         self.protocol.note_read(channel, size, trio.current_time())
         if self.protocol.has_outbox:
-            self._poked.set()
+            self._writer.poke()
 
     def close_channel(self, channel: Channel, *, abort: bool = False) -> None:
         """Close or abort a channel here; the last one ends the Link."""
@@ -484,7 +448,7 @@ class Link:
         self._answers.unpark_all()
         self._pipes.discard(channel)
         if self._pipes:
-            self._poked.set()
+            self._writer.poke()
         else:
             self._end()
 
@@ -499,7 +463,7 @@ class Link:
         except ProtocolError as error:
             raise PeerRefused(RefuseReason.BUSY, str(error)) from error
         pipe = self._pipe(channel)
-        self._poked.set()
+        self._writer.poke()
         try:
             await pipe.wait_ready()
         except BaseException:
@@ -513,7 +477,7 @@ class Link:
         if protocol.state is LinkState.OPEN and not channel.closed_here:
             began = trio.current_time()
             token = protocol.ask(began)
-            self._poked.set()
+            self._writer.poke()
             while protocol.liveness.answered < token and protocol.state is LinkState.OPEN and not channel.closed_here:
                 await self._answers.park()
             if protocol.liveness.answered >= token:
@@ -532,10 +496,3 @@ class Link:
         """`path` with the round trip of now."""
         assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
         return dataclasses.replace(self.path, rtt=self.rtt)
-
-    async def _flush_outbox(self) -> None:
-        """Send what the protocol has to say, inline: handshake only, where nobody else writes."""
-        if self.protocol.has_outbox:
-            self.carrier.feed(self.protocol.transmit(trio.current_time()))
-        if self.carrier.owed:
-            await self.carrier.flush()
