@@ -186,7 +186,7 @@ class StreamRace:
             unsent = somebody_else = False
             try:
                 if not self._plugin.node.nat.allowance.take(remote[0], began, syns(patience)):
-                    logger.debug("%s has been knocked at often enough", remote)
+                    logger.debug("%s has been connected to often enough", remote)
                     return
                 with trio.move_on_after(patience) as waiting:
                     try:
