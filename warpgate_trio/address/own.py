@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, final
 from .scope import AddressScope, embedded_v4, scope_of
 
 if TYPE_CHECKING:
-    from ..host import Host
+    from collections.abc import Sequence
+
+    from ..host import Host, Interface
 
 __all__ = ["OwnAddresses"]
 
@@ -22,13 +24,14 @@ __all__ = ["OwnAddresses"]
 class OwnAddresses:
     """The addresses that lead to `host`, loopback among them; ``ip in OwnAddresses(host)`` asks.
 
-    The interfaces are those of the moment in which this was made.  Beside them the routing table is asked: only an
-    address of the machine's own is its own source, also one of no interface (``ip route add local``).
+    The interfaces are those of the moment in which this was made, or the given ones.  Beside them the routing table is
+    asked: only an address of the machine's own is its own source, also one of no interface (``ip route add local``).
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, interfaces: Sequence[Interface] | None = None) -> None:
         self._host = host
-        listed = (address.ip for interface in host.interfaces() for address in interface.addresses)
+        known = host.interfaces() if interfaces is None else interfaces
+        listed = (address.ip for interface in known for address in interface.addresses)
         self._known: dict[IPv4Address | IPv6Address, bool] = dict.fromkeys(listed, True)
 
     def __contains__(self, ip: object) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final, final
 
 from .. import host as machine
-from ..address import AddressInterface, PeerAddress, describe_interfaces
+from ..address import AddressInterface, OwnAddresses, PeerAddress, describe_interfaces
 from ..address.nat_profile import NatProfiles
 from ..clock.wall import Clock
 from ..host import Host
@@ -67,12 +67,16 @@ class OwnAddress:
 
     def look(self) -> PeerAddress:
         """The address, by the machine's interfaces as they are now."""
-        interfaces = describe_interfaces(
-            self._host.interfaces(), port_v4=self._ports.get(4), port_v6=self._ports.get(6)
-        )
+        address, _ = self.look_around()
+        return address
+
+    def look_around(self) -> tuple[PeerAddress, OwnAddresses]:
+        """The same, and all addresses that lead to this machine."""
+        listed = self._host.interfaces()
+        interfaces = describe_interfaces(listed, port_v4=self._ports.get(4), port_v6=self._ports.get(6))
         if interfaces != self._interfaces:
             self._interfaces, self._measured = interfaces, None
-        return self.current()
+        return self.current(), OwnAddresses(self._host, listed)
 
     def current(self) -> PeerAddress:
         """The address, by the interfaces as they were seen last; costs nothing where nothing has changed."""

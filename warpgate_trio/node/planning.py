@@ -95,9 +95,8 @@ class Planning:
             endpoint.address for _, endpoint in peer.endpoints() if self._host.source_address(endpoint.ip) is not None
         )
         techniques = [technique_of(kind) for kind in kinds if not kind.pathless]
-        own = OwnAddresses(self._host)
         same_host = peer.is_same_host(self._host)
-        address = self._own.look()
+        address, own = self._own.look_around()
         pair = Pair(
             ours=Route(interfaces=address.interfaces, reaches=reaches, own=own),
             peers=Route(interfaces=peer.interfaces, own=own if same_host else frozenset()),

@@ -21,7 +21,7 @@ from typing import Final, final
 
 import trio
 
-from ..address import OwnAddresses, PeerAddress
+from ..address import PeerAddress
 from ..carrier import TlsContexts
 from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Route
@@ -221,7 +221,8 @@ class NodeRuntime:
 
     def _route(self) -> Route:
         """This side of a pair, for what a peer asks us to dial."""
-        return Route(interfaces=self.own.look().interfaces, own=OwnAddresses(self.host))
+        address, own = self.own.look_around()
+        return Route(interfaces=address.interfaces, own=own)
 
     def stats(self) -> NodeStats:
         """See `Node.stats`."""
