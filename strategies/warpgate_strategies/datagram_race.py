@@ -232,4 +232,4 @@ class DatagramRace:
         )
         for port in self.ports:
             port.release()
-        self.ports.clear()  # the one that is kept keeps us
+        self.ports.clear()  # the port that the winner keeps refers to this race

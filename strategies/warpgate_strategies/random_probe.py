@@ -122,9 +122,9 @@ class RandomProbe(Plugin):
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         secret = reply.secret if isinstance(reply, SprayForMe) else self.node.host.entropy(SECRET_LENGTH)
-        await self.node.nat.wait_looked("udp", 4)  # the roles go by it, and a spray would upset the measurement
+        await self.node.nat.wait_looked("udp", 4)  # the roles follow from it, and a spray would upset the measurement
         if reply is None and self._ours().allocation is Allocation.SEQUENTIAL:
-            await trio.sleep(FORETELLING)  # pacing: a port more in between, and the peer goes to where we are not
+            await trio.sleep(FORETELLING)  # pacing: a mapping in between would move the port that the peer was told
         async with open_datagram_race(self, secret, burst=BURST, pause=BURST_INTERVAL, max_probes=MAX_PROBES) as race:
             port = await self.node.nat.take_udp(4)
             number = race.use(port)
@@ -140,7 +140,7 @@ class RandomProbe(Plugin):
         await self.send_signal(request)
         answer = await self.receive_signal()
         while isinstance(answer, SprayBusy):
-            await trio.sleep(max(answer.retry_after, MIN_RETRY))  # it is the peer that says when
+            await trio.sleep(max(answer.retry_after, MIN_RETRY))  # pacing, at the peer's word
             await self.send_signal(request)
             answer = await self.receive_signal()
         if not isinstance(answer, SprayAgreed):
@@ -158,7 +158,7 @@ class RandomProbe(Plugin):
                         race.changed()
                     self.nursery.start_soon(self._listen_to_peer)
                     return await race.first()
-            await trio.sleep(RETRY_AFTER)  # the peer has called us meanwhile, and its session is the lower one
+            await trio.sleep(RETRY_AFTER)  # pacing: the peer's own call has the lower session, and goes first
 
     async def _listen_to_peer(self) -> None:
         """Hear of it if the peer gives up."""

@@ -150,7 +150,7 @@ class StreamRace:
             try:
                 sock, remote = await port.accept()
             except trio.ClosedResourceError:
-                break  # the port was for an instant that has passed
+                break  # the boundary that the port was for has passed
             except OSError as error:  # EMFILE and the like: it stays in the backlog, until something is closed
                 logger.debug("cannot accept on %s: %s", port.local, error)
                 await trio.sleep(ACCEPT_PAUSE)

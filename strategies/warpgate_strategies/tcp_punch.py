@@ -176,7 +176,7 @@ class TcpPunch(Plugin):
         if not isinstance(answer, MeetMeByTcp):
             raise AttemptFailed("the peer answered with something else")
         signal = None
-        with suppress(ValueError):  # its times are none: then there is only NTP to go by
+        with suppress(ValueError):  # the peer's times make no round trip: only NTP is left to go by
             signal = from_signal(sent_at, answer.received_at, answer.sent_at, received_at)
         known = combine(_finite(self.clock.uncertainty()), answer.uncertainty, signal)
         wait = 0.0 if known is None else known.to_ours(answer.punch_at) - received_at
@@ -282,7 +282,7 @@ class TcpPunch(Plugin):
                     continue
                 at = trio.current_time() + wait
                 for number in bucket_ports(secret, boundary.bucket, BOUNDARY_PORTS, *PORT_RANGE):
-                    with suppress(OSError):  # somebody has that port here
+                    with suppress(OSError):  # another program has that port
                         port = await TcpPort.open(local, number)
                         stack.callback(port.close)
                         race.accept_on(port)

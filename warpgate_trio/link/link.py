@@ -243,7 +243,7 @@ class Link:
     def accept(self) -> Pipe:
         """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
         channel = self.protocol.send_accept(now=trio.current_time())
-        self._admitted = True  # that is what was decided
+        self._admitted = True  # `authorize` was asked before the ACCEPT
         self.carrier.feed(self.protocol.transmit(trio.current_time()))
         return self._pipe(channel)
 

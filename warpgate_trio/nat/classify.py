@@ -259,7 +259,7 @@ def _common_step(ports: Sequence[int]) -> int:
     if len(jumps) > 1 or len(small) < 2 or 0 in small or len({step > 0 for step in small}) > 1:
         return 0
     if jumps and (len(ports) < _SHORT or (jumps[0] > 0) == (small[0] > 0)):
-        return 0  # a wrap leads back, and a short row that jumps is none
+        return 0  # the jump of a wrap goes the other way than the steps; in a short row it proves nothing
     common = Counter(small).most_common(1)[0][1]
     if len(ports) < _SHORT and 2 * common <= len(small):
         return 0

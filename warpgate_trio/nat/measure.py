@@ -76,7 +76,7 @@ GRACE_MIN: Final = 0.5
 """Seconds that they get at least: for one repetition."""
 HAIRPIN_WAIT: Final = 0.2
 """Seconds after each of three packets to ourselves: they go no farther than the outermost NAT."""
-_LOCAL_PORTS: Final = (20000, 60000)  # drawn, as systems that hand out ports in a row look like an offset
+_LOCAL_PORTS: Final = (20000, 60000)  # drawn: ports that a system hands out in a row look like a NAT's offset
 _BIND_TRIES: Final = 4
 
 
@@ -178,7 +178,7 @@ def _alternates(answers: Sequence[StunAnswer]) -> tuple[StunAnswer, list[Transpo
     for answer in answers:
         other = answer.other_address
         if other is not None and ip_address(other[0]) in own and ip_address(answer.server[0]) not in own:
-            continue  # a server elsewhere has us talk to ourselves
+            continue  # its "other address" is ours: whatever answers there is no server
         if other is not None and other[1] != answer.server[1]:
             (ip, port), (ip2, port2) = answer.server, other
             return answer, [(ip, port2), (ip2, port), (ip2, port2)]
@@ -261,7 +261,7 @@ class _Udp(_Transport):
         except OSError:
             return []
         answers = [each for each in outcomes if isinstance(each, StunAnswer)]
-        for answer in answers:  # in the order of asking, which is what one `at` leaves
+        for answer in answers:  # in the order of asking: `at`, the same for all, cannot tell
             self.note(self.name(sock), answer, at)
         return answers
 
@@ -363,7 +363,7 @@ class _Tcp(_Transport):
             return
         second = _alternates(answers)
         more = [] if second is None else second[1]
-        there = [each.server for each in answers] if len(answers) > 1 else self.servers  # as over UDP
+        there = [each.server for each in answers] if len(answers) > 1 else self.servers  # the choice of UDP, too
         targets = list(dict.fromkeys([*there, *more]))
         port = (self.local, self.draw_port())
         # Connections from the one port stay until the last has answered, since they hold the mapping.

@@ -200,7 +200,7 @@ class PathChecks:
         self.stage = Stage.ENDED
         self._queue.clear()
         self._unopened = 0
-        self._sent.clear()  # of a spray a megabyte, and a port that carries a Link keeps us for as long
+        self._sent.clear()  # a megabyte after a spray, and this object lives as long as the port that carries the Link
         self._pairs.clear()
 
     # -- time and what is sent ---------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class PathChecks:
     def _asked(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> None:
         pair = (socket, source)
         if self._seen.get(probe.transaction) not in (None, pair) and source[0] not in self._announced:
-            # Said before, from elsewhere: a replay.  Where the peer said that it is, the other one was.
+            # Seen on another pair before: a replay.  (From an announced address, the other one was the replay.)
             return
         self._seen.put(probe.transaction, pair)
         if self._answers >= MAX_ANSWERS:
@@ -316,7 +316,7 @@ class PathChecks:
                 state = self._pairs[pair] = _PairState(silent=False)
             state.heard = True
             if not state.answered:
-                # Ours, the other way, before all that waits, and in a pause too: RFC 8445's triggered check.
+                # Our probe goes back before all that waits, in a pause too: RFC 8445 §7.3.1.4's triggered check.
                 self._schedule(pair, _AT_ONCE)
             self._on_heard(pair)
         if not (state is not None and state.answered) and not self._allow(source[0]):
