@@ -322,15 +322,27 @@ class Message:
         """
         for type_, data in self.attributes:
             if type_ == attribute.type:
-                try:
-                    return attribute.from_bytes(data, self.transaction_id)
-                except (StunMalformed, ValueError) as error:
-                    if type_ >= _OPTIONAL:
-                        return None
-                    if isinstance(error, StunMalformed):
-                        raise
-                    raise StunMalformed(f"{attribute.name}: {error}") from None
+                return self._value(attribute, data)
         return None
+
+    def get_all(self, attribute: Attribute[T]) -> list[T]:
+        """The values of all attributes of this type, in order, for one that may stand there more than once.
+
+        Raises:
+          StunMalformed: as `get`, for any of them; what is malformed and may be ignored is left out.
+        """
+        values = [self._value(attribute, data) for type_, data in self.attributes if type_ == attribute.type]
+        return [value for value in values if value is not None]
+
+    def _value(self, attribute: Attribute[T], data: bytes) -> T | None:
+        try:
+            return attribute.from_bytes(data, self.transaction_id)
+        except (StunMalformed, ValueError) as error:
+            if attribute.type >= _OPTIONAL:
+                return None
+            if isinstance(error, StunMalformed):
+                raise
+            raise StunMalformed(f"{attribute.name}: {error}") from None
 
     def unknown_required(self, known: Collection[Attribute[Any]]) -> tuple[int, ...]:
         """The types of comprehension-required attributes that are not among `known`, in order, each once."""
