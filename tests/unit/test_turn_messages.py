@@ -181,7 +181,7 @@ messages = st.one_of(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.lists(messages, max_size=8), st.integers(1, 70))
 def test_a_stream_is_cut_into_its_messages_wherever_it_is_torn(sent: list[bytes], size: int) -> None:
     stream = b"".join(sent)

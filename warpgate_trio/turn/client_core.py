@@ -1,0 +1,506 @@
+"""A TURN client's side of one 5-tuple without I/O (RFC 8656): one allocation, its permissions, channels and data.
+
+Theory of operation.  The first Allocate goes without credentials: its 401 brings realm and nonce, which belong to the
+5-tuple, so `prime` fetches them long before a relay is wanted, and `allocate` then takes one round trip.  What is
+wanted of the allocation (`permit`, `bind`) may be said at any time and goes out in one flight with it.  A server may
+look the user up aside and answer what follows meanwhile: answers are matched by transaction in any order, and a 400 to
+what was sent before the allocation stood is asked again.  Data goes out when the server has said yes, never before.
+
+What stands is kept: the allocation is refreshed a minute before its lifetime is over, permissions and channels (which
+carry one) well inside of a permission's five minutes.  A nonce may become stale at any time (438); the request goes
+again with the new one.  437 says that the server knows no allocation any more, as after its restart, and ends the
+client; `check` asks for that at once.  `release` frees the allocation, also one whose answer is still on its way.
+
+What is believed: answers to our requests by method and 96-bit transaction id, successes with the MAC of our password
+where we gave one, errors with that MAC or none (who can read our ids can cut us off anyway).  The shell passes on only
+what came from the server.  Data is passed up only from addresses that were permitted.  DONT-FRAGMENT is never sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import ip_address
+from typing import Any, Final, final
+
+from ..address.scope import AddressScope, scope_of
+from ..errors import StunError, StunMalformed, StunRefused
+from ..sockaddr import Family, TransportAddress, family_of, show_address, unmapped
+from ..stun.codec import (
+    ALTERNATE_SERVER,
+    ERROR_CODE,
+    MESSAGE_INTEGRITY,
+    MESSAGE_INTEGRITY_SHA256,
+    NONCE,
+    REALM,
+    TRANSACTION_ID_LENGTH,
+    UNKNOWN_ATTRIBUTES,
+    USERNAME,
+    XOR_MAPPED_ADDRESS,
+    Attribute,
+    AttributeValue,
+    Message,
+    MessageClass,
+    decode,
+    encode,
+)
+from ..stun.transaction import DEFAULT_RTO, STREAM_TIMEOUT, TRIES, StunTransaction
+from .framing import decode_channel_data, encode_channel_data, is_channel_data
+from .grants import Grant, Grants
+from .login import Credentials, Login
+from .messages import (
+    CHANNEL_NUMBER,
+    DATA,
+    DEFAULT_LIFETIME,
+    LIFETIME,
+    REQUESTED_ADDRESS_FAMILY,
+    REQUESTED_TRANSPORT,
+    RESERVATION_TOKEN,
+    UDP_PROTOCOL,
+    XOR_PEER_ADDRESS,
+    XOR_RELAYED_ADDRESS,
+    Code,
+    Method,
+)
+
+__all__ = ["TRANSITIONS", "TurnClientCore", "TurnState"]
+
+REFRESH_MARGIN: Final = 60.0
+"""Seconds before the end of the allocation at which it is refreshed (§8)."""
+MIN_LIFETIME: Final = 20.0
+"""Seconds of an allocation at least, whatever the server says: else a lie would have us refresh without end."""
+MAX_STALE: Final = 3
+"""Stale nonces to one request: what comes after that is a server that goes in circles."""
+
+_KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
+    {
+        ERROR_CODE,
+        LIFETIME,
+        MESSAGE_INTEGRITY,
+        MESSAGE_INTEGRITY_SHA256,
+        NONCE,
+        REALM,
+        RESERVATION_TOKEN,
+        UNKNOWN_ATTRIBUTES,
+        USERNAME,
+        XOR_MAPPED_ADDRESS,
+        XOR_RELAYED_ADDRESS,
+    }
+)
+
+
+class TurnState(Enum):
+    """How far a client has come."""
+
+    NEW = "new"
+    ASKING = "asking"
+    """The first Allocate, without credentials, is under way."""
+    PRIMED = "primed"
+    """The server has said what it wants, and nothing is allocated."""
+    ALLOCATING = "allocating"
+    ALLOCATED = "allocated"
+    LEAVING = "leaving"
+    """Given up while the answer to an Allocate is on its way."""
+    RELEASING = "releasing"
+    """The allocation is being freed."""
+    ENDED = "ended"
+
+
+class _Event(Enum):
+    PRIME = "prime"
+    CHALLENGED = "challenged"
+    ALLOCATE = "allocate"
+    GRANTED = "granted"
+    RELEASE = "release"
+    OVER = "over"
+
+
+_N, _E = TurnState, _Event
+TRANSITIONS: Final[dict[tuple[TurnState, _Event], TurnState]] = {
+    (_N.NEW, _E.PRIME): _N.ASKING,
+    (_N.NEW, _E.RELEASE): _N.ENDED,
+    (_N.ASKING, _E.CHALLENGED): _N.PRIMED,
+    (_N.ASKING, _E.GRANTED): _N.ALLOCATED,  # a server that lets everybody in
+    (_N.ASKING, _E.RELEASE): _N.LEAVING,
+    (_N.PRIMED, _E.ALLOCATE): _N.ALLOCATING,
+    (_N.PRIMED, _E.RELEASE): _N.ENDED,
+    (_N.ALLOCATING, _E.GRANTED): _N.ALLOCATED,
+    (_N.ALLOCATING, _E.RELEASE): _N.LEAVING,
+    (_N.ALLOCATED, _E.RELEASE): _N.RELEASING,
+    (_N.LEAVING, _E.GRANTED): _N.RELEASING,
+    (_N.LEAVING, _E.CHALLENGED): _N.ENDED,
+    (_N.LEAVING, _E.RELEASE): _N.LEAVING,
+    (_N.RELEASING, _E.RELEASE): _N.RELEASING,
+    (_N.ENDED, _E.RELEASE): _N.ENDED,
+} | {(state, _E.OVER): _N.ENDED for state in TurnState}
+"""All that can happen; a pair that is not here is an error in this module."""
+
+
+@final
+@dataclass(slots=True)
+class _Request:
+    """One request under way, and what to do with its answer."""
+
+    transaction: StunTransaction
+    method: Method
+    attributes: tuple[AttributeValue, ...]
+    grant: Grant | None
+    early: bool  # sent before the allocation stood
+    signed: bool
+    stale: int
+
+
+@final
+class TurnClientCore:  # long: one state, and all that an answer may change of it
+    """See the module's page.
+
+    Args:
+      server: whom all of it goes to.
+      entropy: ``entropy(n)`` gives unpredictable bytes.
+      credentials: None for a server that wants none.
+      family: of the relayed address.
+      reliable: the transport loses nothing, so nothing is repeated and ChannelData is padded.
+      rto, tries: RFC 8489 §6.2.1, for UDP.
+
+    Attributes:
+      state: see `TurnState`.
+      relayed: the relayed address, once it is known.
+      mapped: where the server sees us.
+      error: why it ended, where nobody asked for that.
+      alternate: the server that this one names in its place (300), which `error` is about then.
+    """
+
+    def __init__(
+        self,
+        server: TransportAddress,
+        *,
+        entropy: Callable[[int], bytes],
+        credentials: Credentials | None = None,
+        family: Family = 4,
+        reliable: bool = False,
+        rto: float = DEFAULT_RTO,
+        tries: int = TRIES,
+    ) -> None:
+        self.server: Final = server
+        self.family: Final = family
+        self.reliable: Final = reliable
+        self.state: TurnState = TurnState.NEW
+        self.relayed: TransportAddress | None = None
+        self.mapped: TransportAddress | None = None
+        self.error: StunError | None = None
+        self.alternate: TransportAddress | None = None
+        self._entropy = entropy
+        self._login = Login(credentials)
+        self._rto = STREAM_TIMEOUT if reliable else rto
+        self._tries = 1 if reliable else tries
+        self._wanted = False
+        self._requests: dict[bytes, _Request] = {}
+        self._refresh_at = math.inf
+        self._grants = Grants()
+
+    # -- what is wanted ----------------------------------------------------------------------------------------------
+
+    def prime(self, now: float) -> None:
+        """Ask the server what it wants; again, it does nothing."""
+        if self.state is TurnState.NEW:
+            self._go(_Event.PRIME)
+            self._ask(Method.ALLOCATE, now)
+
+    def allocate(self, now: float) -> None:
+        """Get an allocation, as soon as that can be; again, it does nothing."""
+        self._wanted = True
+        self.prime(now)
+        if self.state is TurnState.PRIMED:
+            self._allocate(now)
+
+    def permit(self, ip: str, now: float) -> Grant:
+        """Let a peer's address in, at any port.
+
+        Raises:
+          ValueError: there are too many (`MAX_GRANTS`).
+        """
+        grant = self._grants.permission(ip)
+        self._want(grant, now)
+        return grant
+
+    def bind(self, peer: TransportAddress, now: float) -> Grant:
+        """Let a peer in at one port, by a channel, which costs four bytes a datagram where an indication costs 36.
+
+        Raises as `permit` does.
+        """
+        grant = self._grants.channel(peer)
+        self._want(grant, now)
+        return grant
+
+    def _want(self, grant: Grant, now: float) -> None:
+        if self.state in (TurnState.ALLOCATING, TurnState.ALLOCATED) and not (grant.settled or self._asked(grant)):
+            self._ask_for(grant, now)
+
+    def check(self, now: float) -> None:
+        """Ask whether the allocation still stands; if not, the client has ended when the answer is there."""
+        if self.state is TurnState.ALLOCATED and not any(r.method is Method.REFRESH for r in self._requests.values()):
+            self._refresh_at = math.inf
+            self._ask(Method.REFRESH, now)
+
+    def release(self, now: float) -> None:
+        """Free the allocation; it ends when the server has said that it is."""
+        before = self.state
+        self._go(_Event.RELEASE)
+        if before is TurnState.ALLOCATED:
+            self._free(now)
+        elif self.state is TurnState.ENDED:
+            self._requests.clear()
+
+    def fail(self, error: StunError) -> None:
+        """End it from outside: its transport is broken."""
+        self._end(error)
+
+    def _asked(self, grant: Grant) -> bool:
+        return any(request.grant is grant for request in self._requests.values())
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def wrap(self, data: bytes, peer: TransportAddress) -> bytes | None:
+        """What is to be sent to the server for `data` to reach `peer`; None where it would be dropped there."""
+        if self.state is not TurnState.ALLOCATED:
+            return None
+        channel = self._grants.channel_to(peer)
+        if channel is not None:
+            return encode_channel_data(channel, data, padded=self.reliable)
+        if not self._grants.lets_out(peer[0]):
+            return None
+        return encode(
+            Method.SEND,
+            MessageClass.INDICATION,
+            self._entropy(TRANSACTION_ID_LENGTH),
+            (XOR_PEER_ADDRESS(peer), DATA(data)),
+        )
+
+    # -- what comes in -----------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float) -> Sequence[tuple[bytes, TransportAddress]]:
+        """Take what came from the server; data of peers, and from whom.  Never raises for anything that comes."""
+        try:
+            if is_channel_data(data):
+                channel, payload = decode_channel_data(data)
+                peer = self._grants.peer_of(channel)
+                return ((payload, peer),) if peer is not None else ()
+            message = decode(data)
+            if message.message_class is MessageClass.INDICATION:
+                return self._indicated(message)
+        except StunMalformed:
+            return ()
+        request = self._requests.get(message.transaction_id)
+        if request is not None and request.transaction.receive_message(message, self.server, now):
+            self._requests.pop(message.transaction_id)
+            try:
+                self._answered(request, message, now)
+            except StunMalformed as error:
+                self._refused(request, error)
+        return ()
+
+    def _indicated(self, message: Message) -> Sequence[tuple[bytes, TransportAddress]]:
+        peer, payload = message.get(XOR_PEER_ADDRESS), message.get(DATA)
+        if message.method != Method.DATA or peer is None or payload is None:
+            return ()
+        return ((payload, peer),) if self._grants.lets_in(peer[0]) else ()
+
+    def _answered(self, request: _Request, message: Message, now: float) -> None:
+        if message.message_class is MessageClass.SUCCESS:
+            if unknown := message.unknown_required(_KNOWN):
+                raise StunMalformed(f"{self._name} needs attributes that this release does not know: {unknown[:8]}")
+            self._succeeded(request, message, now)
+            return
+        error = message.get(ERROR_CODE)
+        if error is None:
+            raise StunMalformed(f"an error response of {self._name} without an error code")
+        refused = StunRefused(error.code, f"{self._name}: {error.code} {error.reason.rstrip('?')}".rstrip())
+        if error.code == Code.UNAUTHENTICATED and not request.signed:
+            self._challenged(message, now)
+        elif error.code == Code.STALE_NONCE and self.state is not TurnState.LEAVING and request.stale < MAX_STALE:
+            self._login.learn(message)
+            self._again(request, now, stale=request.stale + 1)
+        elif error.code == Code.BAD_REQUEST and request.grant is not None and request.early:
+            if self.state is TurnState.ALLOCATED:
+                self._ask_for(request.grant, now)
+            # else it is asked for when the allocation stands
+        elif error.code == Code.TRY_ALTERNATE and request.method is Method.ALLOCATE:
+            self.alternate = message.get(ALTERNATE_SERVER)
+            self._end(refused)
+        else:
+            if error.code == Code.BAD_REQUEST and request.grant is not None:
+                self.check(now)  # some say 400 where the allocation is gone
+            self._refused(request, refused)
+
+    def _succeeded(self, request: _Request, message: Message, now: float) -> None:
+        if request.method is Method.ALLOCATE:
+            self._granted(message, now)
+        elif request.method is Method.REFRESH:
+            if self.state is TurnState.RELEASING:
+                self._go(_Event.OVER)
+                self._requests.clear()
+            else:
+                self._set_lifetime(message, now)
+        elif request.grant is not None:
+            request.grant.give(now)
+
+    def _granted(self, message: Message, now: float) -> None:
+        self._go(_Event.GRANTED)
+        if self.state is TurnState.RELEASING:
+            self._free(now)
+            return
+        try:
+            self.relayed = _read_relayed(message, self.family, self.server)
+            self.mapped = message.get(XOR_MAPPED_ADDRESS)
+        except StunMalformed as error:
+            self.error = error
+            self.release(now)  # whatever it is, it is of no use here
+            return
+        self._set_lifetime(message, now)
+        for grant in self._grants:
+            self._want(grant, now)
+
+    def _set_lifetime(self, message: Message, now: float) -> None:
+        lifetime = message.get(LIFETIME)
+        seconds = max(float(DEFAULT_LIFETIME if lifetime is None else lifetime), MIN_LIFETIME)
+        self._refresh_at = now + max(seconds - REFRESH_MARGIN, seconds / 2)
+
+    def _challenged(self, message: Message, now: float) -> None:
+        self._login.learn(message)
+        if self.state is TurnState.ASKING and self._login.credentials is None:
+            self._end(StunRefused(Code.UNAUTHENTICATED, f"{self._name} wants a name and a password"))
+            return
+        self._go(_Event.CHALLENGED)
+        if self._wanted and self.state is TurnState.PRIMED:
+            self._allocate(now)
+
+    def _refused(self, request: _Request, error: StunError) -> None:
+        """A request has failed for good."""
+        gone = isinstance(error, StunRefused) and error.code == Code.ALLOCATION_MISMATCH
+        if request.grant is None or gone:
+            self._end(error)
+        else:
+            request.grant.refuse(error)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return f"TURN server {show_address(self.server)}"
+
+    def _allocate(self, now: float) -> None:
+        self._go(_Event.ALLOCATE)
+        self._ask(Method.ALLOCATE, now)
+        for grant in self._grants:
+            self._ask_for(grant, now)
+
+    def _ask_for(self, grant: Grant, now: float) -> None:
+        if grant.channel is None:
+            self._ask(Method.CREATE_PERMISSION, now, (XOR_PEER_ADDRESS(grant.peer),), grant)
+        else:
+            attributes = (CHANNEL_NUMBER(grant.channel), XOR_PEER_ADDRESS(grant.peer))
+            self._ask(Method.CHANNEL_BIND, now, attributes, grant)
+
+    def _free(self, now: float) -> None:
+        self._requests.clear()
+        self._refresh_at = math.inf
+        self._ask(Method.REFRESH, now, (LIFETIME(0),))
+
+    def _again(self, request: _Request, now: float, *, stale: int) -> None:
+        self._ask(request.method, now, request.attributes, request.grant, stale=stale)
+
+    def _ask(
+        self,
+        method: Method,
+        now: float,
+        attributes: tuple[AttributeValue, ...] = (),
+        grant: Grant | None = None,
+        *,
+        stale: int = 0,
+    ) -> None:
+        if method is Method.ALLOCATE and not attributes:
+            attributes = (REQUESTED_TRANSPORT(UDP_PROTOCOL),)
+            if self.family == 6:  # left out it means IPv4, which is also what the oldest servers understand
+                attributes += (REQUESTED_ADDRESS_FAMILY(6),)
+        transaction_id = self._entropy(TRANSACTION_ID_LENGTH)
+        transaction = StunTransaction(
+            self._login.encode(method, transaction_id, attributes),
+            self.server,
+            rto=self._rto,
+            tries=self._tries,
+            last_wait=1 if self.reliable else 2 ** (self._tries - 1),
+            check=self._login.check(),
+        )
+        transaction.start(now)
+        self._requests[transaction_id] = _Request(
+            transaction,
+            method,
+            attributes,
+            grant,
+            early=self.state is not TurnState.ALLOCATED,
+            signed=self._login.signing,
+            stale=stale,
+        )
+
+    # -- driving -----------------------------------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When `handle_timer` wants to be called; infinity while no timer runs."""
+        times = [request.transaction.deadline for request in self._requests.values()]
+        if self.state is TurnState.ALLOCATED:
+            times.append(self._refresh_at)
+            times += [grant.renew_at for grant in self._grants]
+        return min(times, default=math.inf)
+
+    def handle_timer(self, now: float) -> None:
+        """Repeat what was not answered, give up what was not answered for long, renew what would run out."""
+        for transaction_id, request in list(self._requests.items()):
+            request.transaction.handle_timer(now)
+            if request.transaction.done:
+                del self._requests[transaction_id]
+                try:
+                    request.transaction.response()
+                except StunError as error:
+                    self._end(error)  # whatever it was: a server that says nothing for so long is not there
+                return
+        if self.state is not TurnState.ALLOCATED:
+            return
+        if now >= self._refresh_at:
+            self.check(now)
+        for grant in self._grants:
+            if now >= grant.renew_at:
+                grant.renew_at = math.inf
+                self._ask_for(grant, now)
+
+    def transmit(self, now: float) -> list[bytes]:
+        """What is to be sent to the server now."""
+        sent = [request.transaction.transmit(now) for request in self._requests.values()]
+        return [request for request in sent if request is not None]
+
+    def _go(self, event: _Event) -> None:
+        self.state = TRANSITIONS[self.state, event]
+
+    def _end(self, error: StunError) -> None:
+        if self.state not in (TurnState.LEAVING, TurnState.RELEASING, TurnState.ENDED):
+            self.error = error
+            for grant in self._grants:
+                grant.refuse(error)
+        self._go(_Event.OVER)
+        self._requests.clear()
+
+
+def _read_relayed(message: Message, family: Family, server: TransportAddress) -> TransportAddress:
+    """The relayed address of a family; raises `StunMalformed` where there is none that a relay can have."""
+    found = [each for each in message.get_all(XOR_RELAYED_ADDRESS) if family_of(each[0]) == family]
+    if not found:
+        raise StunMalformed(f"TURN server {show_address(server)} gave no relayed address of IPv{family}")
+    relayed = found[0]
+    ip = ip_address(relayed[0])
+    scope = scope_of(ip)
+    hidden = scope is AddressScope.LOOPBACK and not ip_address(server[0]).is_loopback
+    if relayed[1] == 0 or hidden or scope is AddressScope.NO_HOST or unmapped(ip) is not ip:
+        raise StunMalformed(f"TURN server {show_address(server)} gave {show_address(relayed)}, which no relay has")
+    return relayed
