@@ -33,6 +33,10 @@ __all__ = [
     "PeerIdError",
     "PeerRefused",
     "PluginError",
+    "PortMapError",
+    "PortMapMalformed",
+    "PortMapRefused",
+    "PortMapTimeout",
     "ProtocolError",
     "RemoteProtocolError",
     "SealError",
@@ -181,6 +185,30 @@ class StunRefused(StunError):
 
 class StunTimeout(StunError):
     """No answer came in time."""
+
+
+class PortMapError(WarpgateError):
+    """A gateway opened no port; the subclasses say why.  Raised as itself: nobody can be asked, or nothing is true."""
+
+
+class PortMapMalformed(PortMapError, ValueError):
+    """Bytes that are no answer of a gateway, or an answer that points where it must not."""
+
+
+class PortMapRefused(PortMapError):
+    """The gateway answered with an error.
+
+    Attributes:
+      code: its number, in the protocol that it was asked by.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PortMapTimeout(PortMapError):
+    """The gateway did not answer in time."""
 
 
 class ClockUnavailable(WarpgateError):

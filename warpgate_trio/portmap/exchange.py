@@ -1,0 +1,91 @@
+"""One question to a gateway over UDP, and its answer: when to ask again, which answer is ours.  No I/O.
+
+Neither NAT-PMP nor PCP is kept from strangers by more than an address, so an answer is believed from the gateway's
+address and port alone, and must be to what was asked (`read`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar, final
+
+from ..errors import PortMapMalformed
+from ..sockaddr import TransportAddress, parse_ip
+
+__all__ = ["RTO", "TRIES", "Exchange"]
+
+RTO: Final = 0.25
+"""Seconds to the first repetition (RFC 6886 §3.1); doubles.  A busy gateway takes longer for a mapping, and gets the
+question twice: it has one answer to both."""
+TRIES: Final = 5
+"""Requests in all, of the nine there: 7.75 s.  The last ones of nine would take two minutes."""
+
+T = TypeVar("T")
+
+
+@final
+class Exchange(Generic[T]):
+    """One request and what comes of it.
+
+    Args:
+      read: the answer, or None for bytes that are none to this request; `PortMapMalformed` counts as None.
+
+    Attributes:
+      answer: None until there is one.
+    """
+
+    def __init__(
+        self,
+        request: bytes,
+        gateway: TransportAddress,
+        read: Callable[[bytes], T | None],
+        *,
+        rto: float = RTO,
+        tries: int = TRIES,
+    ) -> None:
+        self.gateway: Final = gateway
+        self.answer: T | None = None
+        self._from = (parse_ip(gateway[0]), gateway[1])
+        self._request = request
+        self._read = read
+        self._rto = rto
+        self._tries = tries
+        self._sent = 0
+        self._due = True
+        self._deadline = math.inf
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer, or all requests stayed without one."""
+        return self.answer is not None or (self._sent == self._tries and self._deadline == math.inf)
+
+    @property
+    def deadline(self) -> float:
+        """When `handle_timer` wants to be called."""
+        return math.inf if self.done else self._deadline
+
+    def transmit(self, now: float) -> bytes | None:
+        """The request, if it is to be sent to `gateway` now; then it counts as sent."""
+        if not self._due or self.done:
+            return None
+        self._due = False
+        self._sent += 1
+        self._deadline = now + self._rto * 2 ** (self._sent - 1)
+        return self._request
+
+    def handle_timer(self, now: float) -> None:
+        """Ask again, or give up."""
+        if now >= self.deadline:
+            self._deadline = math.inf
+            self._due = self._sent < self._tries
+
+    def receive(self, data: bytes, source: TransportAddress, now: float) -> bool:
+        """Whether `data`, which came from `source`, is the answer; never raises."""
+        if self.done or (parse_ip(source[0]), source[1]) != self._from:
+            return False
+        try:
+            self.answer = self._read(data)
+        except PortMapMalformed:
+            return False
+        return self.answer is not None

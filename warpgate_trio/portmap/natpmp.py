@@ -1,0 +1,120 @@
+"""NAT-PMP (RFC 6886): what is asked of a gateway at its port 5351, and what it answers.  No I/O.
+
+A gateway that speaks PCP alone answers with version 2 and UNSUPP_VERSION; that is a refusal here, too.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address
+from typing import Final, TypeAlias, final
+
+from ..address.endpoint import Transport
+from ..errors import PortMapMalformed
+
+__all__ = ["PORT", "ExternalAddress", "Mapped", "Refused", "Result", "decode", "encode_address", "encode_map"]
+
+PORT: Final = 5351
+"""Where gateways listen, NAT-PMP's and PCP's alike."""
+MAX_ANSWER: Final = 1100
+"""Bytes of an answer that is looked at: PCP's longest message (RFC 6887 §7)."""
+
+_VERSION: Final = 0
+_ADDRESS: Final = 0
+_MAP: Final = {Transport.UDP: 1, Transport.TCP: 2}
+_TRANSPORTS: Final = {opcode: transport for transport, opcode in _MAP.items()}
+_RESPONSE: Final = 128
+_HEAD: Final = struct.Struct("!BBHI")
+_MAPPED: Final = struct.Struct("!HHI")
+
+
+class Result(IntEnum):
+    """RFC 6886 §3.5."""
+
+    SUCCESS = 0
+    UNSUPPORTED_VERSION = 1
+    NOT_AUTHORIZED = 2
+    NETWORK_FAILURE = 3
+    OUT_OF_RESOURCES = 4
+    UNSUPPORTED_OPCODE = 5
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExternalAddress:
+    """The gateway's address on its other side; it is announced, too."""
+
+    epoch: int
+    ip: IPv4Address
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What has become of a request for a mapping; a lifetime of 0 is the answer to its deletion."""
+
+    transport: Transport
+    epoch: int
+    internal: int
+    external: int
+    lifetime: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An answer that says no.
+
+    Attributes:
+      transport: of the mapping; None for the address.
+      internal: the port that it was asked for, where the answer repeats it.
+      result: a `Result`, or a number that RFC 6886 does not know.
+    """
+
+    transport: Transport | None
+    epoch: int
+    internal: int | None
+    result: int
+
+
+Answer: TypeAlias = ExternalAddress | Mapped | Refused
+
+
+def encode_address() -> bytes:
+    """The question for the external address."""
+    return bytes([_VERSION, _ADDRESS])
+
+
+def encode_map(transport: Transport, internal: int, external: int, lifetime: int) -> bytes:
+    """A request for a mapping of `lifetime` seconds; `external` is a suggestion, 0 for none; 0 seconds delete it."""
+    return bytes([_VERSION, _MAP[transport], 0, 0]) + _MAPPED.pack(internal, external, lifetime)
+
+
+def decode(data: bytes) -> Answer:
+    """Read an answer.
+
+    Raises:
+      PortMapMalformed: it is none of NAT-PMP.
+    """
+    if not _HEAD.size <= len(data) <= MAX_ANSWER:
+        raise PortMapMalformed(f"a NAT-PMP answer has {len(data)} bytes")
+    version, opcode, result, epoch = _HEAD.unpack_from(data)
+    transport = _TRANSPORTS.get(opcode - _RESPONSE)
+    if version != _VERSION or (transport is None and opcode != _RESPONSE + _ADDRESS):
+        raise PortMapMalformed(f"version {version}, opcode {opcode} is no answer of NAT-PMP")
+    body = data[_HEAD.size :]
+    if result:
+        internal = None if transport is None or len(body) < 2 else int.from_bytes(body[:2], "big")
+        return Refused(transport, epoch, internal, result)
+    if transport is None:
+        if len(body) < 4:
+            raise PortMapMalformed("a NAT-PMP answer is too short for an address")
+        return ExternalAddress(epoch, IPv4Address(body[:4]))
+    if len(body) < _MAPPED.size:
+        raise PortMapMalformed("a NAT-PMP answer is too short for a mapping")
+    internal, external, lifetime = _MAPPED.unpack_from(body)
+    if not internal or (lifetime and not external):
+        raise PortMapMalformed("a NAT-PMP answer maps port 0")
+    return Mapped(transport, epoch, internal, external, lifetime)
