@@ -16,7 +16,7 @@ from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers
 from warpgate_trio import host as machine
 from warpgate_trio.address import Endpoint
 from warpgate_trio.config import Budgets, ListenConfig
-from warpgate_trio.host import Host, Interface, InterfaceAddress
+from warpgate_trio.host import Gateway, Host, Interface, InterfaceAddress
 from warpgate_trio.plugin import Plugin
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 
@@ -60,6 +60,9 @@ class LoopbackHost:
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         return dest if dest.is_loopback else None
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        return ()
 
     def name(self) -> str:
         return ""

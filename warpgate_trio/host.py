@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, Protocol, TypeAlias, final
 
 import psutil
@@ -36,6 +36,7 @@ __all__ = [
     "HOST_ID_LENGTH",
     "HOST_SALT_LENGTH",
     "RESERVED_DESCRIPTORS",
+    "Gateway",
     "Host",
     "Interface",
     "InterfaceAddress",
@@ -100,6 +101,19 @@ class Interface:
         return not (self.is_loopback or self.is_virtual or self.is_excluded)
 
 
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Whom an interface's packets to the internet are handed to.
+
+    Attributes:
+      interface: the interface's index.
+      ip: its address on that network; of IPv6 mostly a link-local one.
+    """
+
+    interface: int
+    ip: IPv4Address | IPv6Address
+
+
 class Host(Protocol):
     """What the package asks of a machine, sockets apart."""
 
@@ -114,6 +128,10 @@ class Host(Protocol):
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         """The source address that the routing table picks for `dest`; None when there is no route.  Sends no packet."""
+        ...
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        """Who may be asked for what a router does for its network, by default routes.  Sends no packet."""
         ...
 
     def name(self) -> str:
@@ -227,6 +245,13 @@ class RealHost:
         except OSError:  # no route, no such family on this machine, or a destination that nothing can be sent to
             return None
         return None if source.is_unspecified else source
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        if sys.platform != "linux":
+            return _likely_gateways(self.interfaces())
+        found = (*_parse_route(_read("/proc/thread-self/net/route")), *_parse_ipv6_route(_read(_IPV6_ROUTES)))
+        pairs = ((_kernel_index(name), ip) for name, ip in found)
+        return tuple(dict.fromkeys(Gateway(index, ip) for index, ip in pairs if index is not None))
 
     def name(self) -> str:
         name = socket.gethostname().lower()
@@ -362,6 +387,50 @@ def _parse_if_inet6(text: str) -> _States:
     """Its lines: address, index, length of the prefix, scope, flags, all in hexadecimal, and the interface's name."""
     rows = (line.split() for line in text.splitlines())
     return {(row[5], IPv6Address(int(row[0], 16))): int(row[4], 16) for row in rows if len(row) == 6}
+
+
+_IPV6_ROUTES: Final = "/proc/thread-self/net/ipv6_route"
+_RTF_GATEWAY: Final = 0x0002
+_SMALLEST_NETWORK: Final = 30
+_Route: TypeAlias = tuple[str, IPv4Address | IPv6Address]
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:  # no such family, or no /proc
+        return ""
+
+
+def _parse_route(text: str) -> list[_Route]:
+    """Default routes: interface, destination, gateway, flags, three numbers, mask; addresses as the machine's words."""
+    rows = [row for row in map(str.split, text.splitlines()[1:]) if len(row) >= 8]
+    return [
+        (row[0], IPv4Address(int(row[2], 16).to_bytes(4, sys.byteorder)))
+        for row in rows
+        if not int(row[1], 16) and not int(row[7], 16) and int(row[3], 16) & _RTF_GATEWAY
+    ]
+
+
+def _parse_ipv6_route(text: str) -> list[_Route]:
+    """Default routes: destination and length, source and length, next hop, three numbers, flags, interface."""
+    rows = [row for row in map(str.split, text.splitlines()) if len(row) == 10]
+    return [
+        (row[9], IPv6Address(int(row[4], 16)))
+        for row in rows
+        if not int(row[0], 16) and not int(row[1], 16) and int(row[4], 16) and int(row[8], 16) & _RTF_GATEWAY
+    ]
+
+
+def _likely_gateways(interfaces: Sequence[Interface]) -> tuple[Gateway, ...]:
+    """Where the system does not tell: routers of homes mostly have the first address of their network."""
+    return tuple(
+        Gateway(interface.index, ip_network((own.ip, own.prefix), strict=False)[1])
+        for interface in interfaces
+        for own in interface.addresses
+        if own.ip.version == 4 and own.ip.is_private and own.prefix <= _SMALLEST_NETWORK and interface.is_used
+    )
 
 
 # Where the interfaces cannot be listed, our own addresses are those from which packets to these would leave.  None is

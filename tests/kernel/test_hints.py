@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from contextlib import closing
+from ipaddress import ip_address
 
 import pytest
 import trio
 
-from tests.kernel.namespaces import Namespace, SocketsOfNamespaces
+from tests.kernel.machines import inside
+from tests.kernel.namespaces import Namespace
 from warpgate_trio import ConnectError, Identity, NodeConfig, Servers, open_node
-from warpgate_trio import host as machine
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, PeerAddress, Transport
 from warpgate_trio.config import Budgets
-from warpgate_trio.host import Interface, RealHost
+from warpgate_trio.host import RealHost
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
@@ -29,51 +27,6 @@ INSIDE = (
     ("127.0.0.1", 1883, "mqtt://127.0.0.1:1883"),
 )
 """What listens where, and the URL that the stranger gives for it; the machine has the addresses as its own."""
-
-
-class HostInNamespace:
-    """The machine that a `Namespace` is, as the package asks it."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._real = RealHost()
-        self.random = random.Random(0)
-
-    def interfaces(self) -> tuple[Interface, ...]:
-        with self._namespace.inside():
-            return self._real.interfaces()
-
-    def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
-        with self._namespace.inside():
-            return self._real.source_address(dest)
-
-    def name(self) -> str:
-        return self._real.name()
-
-    def wall_time(self) -> float:
-        return self._real.wall_time()
-
-    def entropy(self, n: int) -> bytes:
-        return self._real.entropy(n)
-
-    def spare_descriptors(self) -> int:
-        return self._real.spare_descriptors()
-
-    def machine_fingerprint(self) -> bytes:
-        return b"this machine" + bytes(20)
-
-
-@asynccontextmanager
-async def inside(namespace: Namespace) -> AsyncGenerator[None]:
-    previous = trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
-    host = HostInNamespace(namespace)
-    provider = machine.set_provider(lambda: host)
-    try:
-        with namespace:
-            yield
-    finally:
-        trio.socket.set_custom_socket_factory(previous)
-        machine.set_provider(provider)
 
 
 @pytest.mark.slow("a machine is made, and a walk fails in all its phases")

@@ -15,7 +15,7 @@ import trio
 
 import warpgate_trio
 from warpgate_trio import host
-from warpgate_trio.host import Interface, InterfaceAddress, RealHost
+from warpgate_trio.host import Gateway, Interface, InterfaceAddress, RealHost
 
 FINGERPRINT = b"\1" * 32
 
@@ -32,6 +32,9 @@ class FakeHost:
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         return None
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        return ()
 
     def name(self) -> str:
         return "fake"
@@ -356,6 +359,46 @@ class TestInterfacesFromPsutil:
             "2001:db8::17": (False, False),
             "2001:db8::18": (False, False),  # it came between the two questions
         }
+
+    def test_gateways_are_those_of_default_routes(self) -> None:
+        """What /proc/net/route and /proc/net/ipv6_route say: addresses of IPv4 are words of the machine."""
+
+        def word(ip: str) -> str:
+            return f"{int.from_bytes(IPv4Address(ip).packed, sys.byteorder):08X}"
+
+        zero, mask = word("0.0.0.0"), word("255.255.255.0")
+        text = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+        for name, to, by, flags, of in (
+            ("eth0", zero, word("192.168.1.1"), 3, zero),
+            ("tun0", zero, zero, 1, zero),  # no gateway: a tunnel
+            ("eth0", word("192.168.1.0"), zero, 1, mask),
+            ("eth0", word("10.0.0.0"), word("192.168.1.2"), 3, mask),
+        ):
+            text += f"{name}\t{to}\t{by}\t{flags:04X}\t0\t0\t100\t{of}\t0\t0\t0\n"
+        assert host._parse_route(text + "nonsense\n") == [("eth0", IPv4Address("192.168.1.1"))]
+        router, none = IPv6Address("fe80::1").packed.hex(), "0" * 32
+        lines = (
+            f"{none} 00 {none} 00 {router} 00000400 1 0 00000003 eth0",
+            f"{none} 00 {none} 00 {none} ffffffff 1 0 00200200 lo",  # unreachable
+            f"20010db8{'0' * 24} 40 {none} 00 {none} 00000100 1 0 00000001 eth0",
+        )
+        assert host._parse_ipv6_route("\n".join(lines)) == [("eth0", IPv6Address("fe80::1"))]
+
+    def test_where_nobody_tells_the_gateway_is_a_private_networks_first_address(self) -> None:
+        def interface(index: int, ip: str, prefix: int, *, is_virtual: bool = False) -> Interface:
+            address = InterfaceAddress(ip=ip_address(ip), prefix=prefix)
+            return Interface(
+                name=f"eth{index}", index=index, addresses=(address,), is_loopback=False, is_virtual=is_virtual
+            )
+
+        interfaces = (
+            interface(1, "192.168.7.20", 24),
+            interface(2, "8.8.8.8", 24),
+            interface(3, "10.8.0.2", 32),  # a tunnel
+            interface(4, "172.17.0.2", 16, is_virtual=True),
+            interface(5, "fd00::2", 64),
+        )
+        assert host._likely_gateways(interfaces) == (host.Gateway(1, IPv4Address("192.168.7.1")),)
 
     @pytest.mark.needs("linux")
     def test_states_are_known_without_proc_or_not_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from ..address.interfaces import lasting_addresses
 if TYPE_CHECKING:
     from random import Random
 
-    from ..host import Host, Interface
+    from ..host import Gateway, Host, Interface
     from .config import InterfacesConfig
 
 __all__ = ["choose_interfaces"]
@@ -56,6 +56,9 @@ class _ChosenInterfaces:
             return source
         others = [own.ip for each in interfaces if each.is_used for own in lasting_addresses(each, dest.version)]
         return others[0] if others else None
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        return self._host.gateways()
 
     def name(self) -> str:
         return self._host.name()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .. import sim
-from ..host import Host, Interface, InterfaceAddress, set_provider
+from ..host import Gateway, Host, Interface, InterfaceAddress, set_provider
 
 if TYPE_CHECKING:
     from random import Random
@@ -33,6 +33,10 @@ _LOOPBACK: Final = Interface(
     is_loopback=True,
     is_virtual=False,
 )
+
+
+_PORT_MAPPING: Final = (5351, 1900)  # NAT-PMP and PCP; SSDP
+_FAR_AWAY: Final = ("192.0.2.1", "2001:db8::1")  # whither the default routes lead
 
 
 @final
@@ -69,6 +73,18 @@ class SimulatedHost:
             return None
         source = self.machine.source_for(str(dest))
         return None if source is None else ip_address(source)
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        """Routers on which a program serves a protocol of port mapping; the others have nothing to be asked for."""
+        routes = {(route.interface.index, route.gateway) for there in _FAR_AWAY if (route := self.machine.route(there))}
+        routers = {each.index: each.segment.router for each in self.machine.interfaces}
+        serving = {
+            index
+            for index, router in routers.items()
+            if router is not None and any(map(router.stack.udp_ports.is_used, _PORT_MAPPING))
+        }
+        found = sorted((index, ip) for index, ip in routes if index in serving and ip is not None)
+        return tuple(Gateway(index, ip_address(ip)) for index, ip in found)
 
     def name(self) -> str:
         return self.machine.name.lower()

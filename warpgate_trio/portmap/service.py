@@ -1,0 +1,262 @@
+"""`PortMaps`: has routers open the ports that a node listens on, in the background, for as long as it is open.
+
+For each of the machine's own IPv4 addresses that is private and has a gateway there is a `Keeper`, and for each public
+IPv6 one, whose pinhole in the gateway's firewall it keeps open.  A keeper ends, and deletes what it had, when its
+address or its gateway is gone.  Interfaces that are not used (`Interface.is_used`), and tunnels, which have no gateway,
+have none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+from typing import Final, final
+
+import trio
+
+from ..address.endpoint import Transport
+from ..address.interfaces import lasting_addresses
+from ..address.scope import AddressScope, scope_of
+from ..host import Host, Interface
+from ..sockaddr import IpAddress, TransportAddress
+from . import natpmp
+from .announcements import listen
+from .asking import NatPmpClient, PcpClient
+from .client import Client, ProtocolName, Protocols
+from .keeper import Find, Keeper
+from .lease import MIN_PORT, Lease
+from .pcp import NONCE_LENGTH
+
+__all__ = ["GatewayState", "MappedPort", "PortMaps"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+PRIVATE: Final = (AddressScope.PRIVATE, AddressScope.SHARED)
+_MAX_PORT: Final = 65535
+MAX_KEEPERS: Final = 8
+"""Addresses for which routers are asked: a machine has two or three, and a list of virtual ones has no end."""
+CLOCK_JUMP: Final = 5.0
+"""Seconds by which the machine's clock went on while its monotonic one did not: it slept, and so did its mappings'
+renewals, while their lifetimes went on."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MappedPort:
+    """A port that is open now.
+
+    Attributes:
+      interface: the index of the interface that it leads to.
+      local: our address on it.
+      ip: the gateway's address on its other side, by its own word; None where it does not tell.
+      external: the port there.
+      internal: ours.
+    """
+
+    interface: int
+    local: IpAddress
+    transport: Transport
+    ip: IpAddress | None
+    external: int
+    internal: int
+    protocol: ProtocolName
+    permanent: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """A gateway, as it is known now.
+
+    Attributes:
+      interface: the name of the interface that it is asked from.
+      protocols: what it has answered to.
+      mapped: what it has opened.
+      problems: why it has not opened more, in sentences.
+    """
+
+    interface: str
+    local: IpAddress
+    gateway: IpAddress
+    protocols: Protocols
+    mapped: tuple[MappedPort, ...]
+    problems: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where ports may be opened: an address of ours, and whom to ask."""
+
+    interface: int
+    name: str
+    local: IpAddress
+    prefix: int
+    gateway: IpAddress
+
+
+@final
+class PortMaps:
+    """See the module's page.
+
+    Args:
+      ports: those that are to be opened, TCP, by IP version.
+      protocols: what gateways may be asked by; empty for none at all.
+      goodbye: seconds that deleting may take at the end.
+    """
+
+    def __init__(self, host: Host, ports: Mapping[int, int], *, protocols: Protocols, goodbye: float) -> None:
+        self._host = host
+        self._ports = dict(ports)
+        self._protocols = protocols
+        self._goodbye = goodbye
+        self._keepers: dict[_Place, tuple[Keeper, trio.CancelScope]] = {}
+        self._nursery: trio.Nursery | None = None
+        self._clock: float | None = None
+
+    async def run(self) -> None:
+        """Keep ports open until cancelled; then delete what was opened."""
+        if not self._protocols:
+            return
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                self.look()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def look(self) -> None:
+        """Go by the machine's interfaces and gateways as they are now; cheap where nothing has changed."""
+        if self._nursery is None:
+            return
+        try:
+            wanted = self._places()
+        except Exception as error:  # a machine that does not tell has no ports opened
+            logger.debug("the machine's gateways cannot be told: %s", error)
+            return
+        for place in [place for place in self._keepers if place not in wanted]:
+            self._keepers.pop(place)[1].cancel()
+        for place in wanted:
+            if place not in self._keepers and len(self._keepers) < MAX_KEEPERS:
+                keeper, scope = self._keeper(place), trio.CancelScope()
+                self._keepers[place] = keeper, scope
+                self._nursery.start_soon(self._run, place, keeper, scope)
+        offset = self._host.wall_time() - trio.current_time()
+        if self._clock is not None and offset - self._clock > CLOCK_JUMP:
+            for keeper, _ in self._keepers.values():
+                keeper.announced()
+        self._clock = offset
+
+    @property
+    def mapped(self) -> tuple[MappedPort, ...]:
+        """What is open now."""
+        return tuple(port for place, (keeper, _) in self._keepers.items() for port in _mapped(place, keeper))
+
+    @property
+    def gateways(self) -> tuple[GatewayState, ...]:
+        """What is known of the gateways that are asked."""
+        return tuple(_state(place, keeper) for place, (keeper, _) in self._keepers.items())
+
+    async def wait_settled(self) -> None:
+        """Wait until each gateway has opened all ports, has refused, or is known not to answer; ask it first."""
+        await trio.lowlevel.checkpoint()
+        for keeper, _ in list(self._keepers.values()):
+            await keeper.settled.wait()
+
+    def _places(self) -> dict[_Place, None]:
+        """In the order of the interfaces."""
+        gateways = self._host.gateways()
+        if not gateways:
+            return {}
+        found: dict[_Place, None] = {}
+        for interface in self._host.interfaces():
+            for gateway in gateways:
+                if gateway.interface == interface.index and interface.is_used:
+                    found |= dict.fromkeys(self._on(interface, gateway.ip))
+        return found
+
+    def _on(self, interface: Interface, gateway: IpAddress) -> list[_Place]:
+        version = gateway.version
+        if version not in self._ports:
+            return []
+        wanted = PRIVATE if version == 4 else (AddressScope.PUBLIC,)
+        ours = [own for own in lasting_addresses(interface, version) if scope_of(own.ip) in wanted]
+        return [_Place(interface.index, interface.name, own.ip, own.prefix, gateway) for own in ours[:1]]
+
+    def _keeper(self, place: _Place) -> Keeper:
+        random = self._host.random
+        lease = Lease(
+            Transport.TCP,
+            self._ports[place.local.version],
+            nonce=self._host.entropy(NONCE_LENGTH),
+            choose=lambda: random.randint(MIN_PORT, _MAX_PORT),
+        )
+        find: dict[ProtocolName, Find] = {
+            "pcp": partial(_find_pcp, place),
+            "natpmp": partial(_find_natpmp, place),
+        }
+        if place.local.version == 6:
+            del find["natpmp"]  # of IPv4 alone
+        chosen = {name: each for name, each in find.items() if name in self._protocols}
+        heard: Callable[[Callable[[], None]], Awaitable[None]] | None = None
+        if isinstance(place.local, IPv4Address):
+            heard = partial(listen, place.local, place.gateway)
+        return Keeper(chosen, [lease], listen=heard, goodbye=self._goodbye)
+
+    async def _run(self, place: _Place, keeper: Keeper, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                await keeper.run()
+            except Exception:
+                logger.exception("no more ports are opened by %s", place.gateway)
+            keeper.settled.set()
+
+
+def _scoped(place: _Place) -> TransportAddress:
+    """Where PCP is asked; a link-local gateway is on the interface."""
+    scope = f"%{place.interface}" if place.gateway.version == 6 and place.gateway.is_link_local else ""
+    return f"{place.gateway}{scope}", natpmp.PORT
+
+
+async def _find_pcp(place: _Place) -> Client:
+    client = PcpClient(place.local, _scoped(place))
+    await client.probe()
+    return client
+
+
+async def _find_natpmp(place: _Place) -> Client:
+    client = NatPmpClient(place.local, place.gateway)
+    await client.probe()
+    return client
+
+
+def _mapped(place: _Place, keeper: Keeper) -> list[MappedPort]:
+    return [
+        MappedPort(
+            interface=place.interface,
+            local=place.local,
+            transport=grant.claim.transport,
+            ip=grant.ip,
+            external=grant.external,
+            internal=grant.claim.internal,
+            protocol=kept.client.protocol,
+            permanent=grant.lifetime == 0,
+        )
+        for kept in keeper.kept
+        if (grant := kept.lease.grant) is not None and kept.client is not None
+    ]
+
+
+def _state(place: _Place, keeper: Keeper) -> GatewayState:
+    return GatewayState(
+        interface=place.name,
+        local=place.local,
+        gateway=place.gateway,
+        protocols=tuple(name for name in keeper.clients),
+        mapped=tuple(_mapped(place, keeper)),
+        problems=tuple(kept.problem for kept in keeper.kept if kept.problem is not None),
+    )
