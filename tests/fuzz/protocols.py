@@ -20,8 +20,10 @@ from warpgate_trio.link.channels import WINDOW_MIN
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
+from warpgate_trio.servers import relay_frames as relay
 from warpgate_trio.servers import rendezvous_frames as rendezvous
 from warpgate_trio.servers.ntp_core import NtpResponder
+from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayRules
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
 from warpgate_trio.servers.stun_core import StunCore
 from warpgate_trio.signal.mqtt.packets import PacketFilter
@@ -42,6 +44,18 @@ def _from_server() -> list[bytes]:
         rendezvous.Sent(7, 1).encode(),
         rendezvous.Message(b"payload").encode(),
         rendezvous.Error(3, "slow").encode(),
+        rendezvous.Registered(3).encode(),
+        relay.Ring(2, b"payload").encode(),
+        *_of_circuits(1),
+    ]
+
+
+def _of_circuits(circuit: int) -> list[bytes]:
+    return [
+        relay.Answer(circuit, b"payload").encode(),
+        relay.Relay(circuit, b"bytes").encode(),
+        relay.RelayCredit(circuit, 100_000).encode(),
+        relay.RelayEnd(circuit, relay.EndReason.CLOSED).encode(),
     ]
 
 
@@ -59,17 +73,20 @@ def _from_client() -> list[bytes]:
     return [
         rendezvous.register(ALICE, challenge).encode(),
         rendezvous.register_2(ALICE, challenge, name=_NAME, instance=_INSTANCE).encode(),
+        rendezvous.register_3(ALICE, challenge, name=_NAME, instance=_INSTANCE).encode(),
         *(rendezvous.Send(1, key, b"payload").encode() for key in keys),
         *(rendezvous.Send2(1, key, _INSTANCE, b"payload").encode() for key in keys),
+        *(relay.Call(circuit, key, bytes(8), b"payload").encode() for key in keys for circuit in (1, 3)),
+        *(frame for circuit in (1, 2, 4) for frame in _of_circuits(circuit)),
     ]
 
 
 @target(_from_client, inputs=500)
 def rendezvous_frames_to_a_server(data: bytes) -> None:
-    """Before and after a registration, by both versions; a server says ERROR, and raises nothing."""
+    """Before and after a registration, by each version; a server says ERROR, and raises nothing."""
     core = RendezvousCore()
     connections = []
-    for version in (1, 2):
+    for version in (1, 2, 3):
         for registered in (False, True):
             connection, _ = core.connect(b"n" * 32, 0.0, host="192.0.2.1", version=version, names=[_NAME])
             connections.append(connection)
@@ -83,6 +100,31 @@ def rendezvous_frames_to_a_server(data: bytes) -> None:
 
 
 _from_client_once = functools.cache(_from_client)
+
+
+@target(_from_client, inputs=500)
+def frames_of_circuits_to_a_server(data: bytes) -> None:
+    """From either side of a circuit, and before it is answered: the other side, and the server's counts, stay whole."""
+    core = RendezvousCore(relay=RelayRules(open_to_all=True))
+    sides = []
+    for identity in (ALICE, BOB):
+        connection, _ = core.connect(b"n" * 32, 0.0, host="192.0.2.1", version=3, names=[_NAME])
+        challenge = rendezvous.Challenge(b"n" * 32, 3)
+        core.receive(connection, rendezvous.register_3(identity, challenge, _INSTANCE, _NAME).encode(), 0.0)
+        sides.append(connection)
+    alice, bob = sides
+    core.receive(alice, relay.Call(1, BOB.public_key, bytes(8), b"payload").encode(), 1.0)
+    core.receive(bob, data, 2.0)
+    core.receive(bob, relay.Answer(2, b"payload").encode(), 3.0)
+    for connection in sides:
+        core.receive(connection, data, 4.0)
+        while core.transmit(connection, 5.0) is not None:
+            core.written(connection)
+        core.handle_timer(connection, 1000.0)
+    assert core.statistics().relay.held <= CIRCUIT_BYTES
+    for connection in sides:
+        core.disconnect(connection, 1001.0)
+    assert (core.statistics().relay.held, core.statistics().relay.circuits) == (0, 0)
 
 
 # -- a reverse proxy in front of it ------------------------------------------------------------------------------------

@@ -682,10 +682,10 @@ async def test_no_rendezvous_server(frames: list[bytes], words: str) -> None:
 
 async def test_a_server_of_the_future() -> None:
     async def handler(websocket: WebSocket) -> None:
-        await websocket.send(wire.Challenge(bytes(32), version=3).encode())
+        await websocket.send(wire.Challenge(bytes(32), version=4).encode())
 
     async with server_that(handler) as url:
-        with pytest.raises(SignalUnsupported, match="version 3"):
+        with pytest.raises(SignalUnsupported, match="version 4"):
             async with channel_to(url, ALICE):
                 pytest.fail("opened")
 

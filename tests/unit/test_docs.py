@@ -36,6 +36,7 @@ from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_regi
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
 from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, Verdict
 from warpgate_trio.servers import rendezvous_frames
+from warpgate_trio.servers.relay_frames import EndReason
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import inbox, replays, wire_name
 from warpgate_trio.signal.transport import supports
@@ -314,6 +315,8 @@ def test_the_rendezvous_frames() -> None:
         *((code, kind.__name__.upper(), "client") for code, kind in rendezvous_frames._FROM_CLIENT.items()),
     ]
     assert [(int(bare(row["type"]), 16), row["frame"], row["from"]) for row in rows] == sorted(expected)
+    ends = table(page("wire_formats.md"), "end reason", "name")
+    assert [(int(row["end reason"]), row["name"]) for row in ends] == [(each.value, each.name) for each in EndReason]
     for code in rendezvous_frames.ErrorCode:
         assert re.search(rf"\b{code.value} {code.name.lower().replace('_', ' ')}\b", page("wire_formats.md"))
 

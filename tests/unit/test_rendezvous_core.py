@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from warpgate_trio.errors import RemoteProtocolError, SignalUnsupported
 from warpgate_trio.identity import Identity
+from warpgate_trio.servers.relay_frames import MAX_RELAY, Answer, Call, Relay, RelayCredit, RelayEnd, Ring
 from warpgate_trio.servers.rendezvous_core import QUEUED_OVERHEAD, RendezvousCore, RendezvousLimits, ServerConnection
 from warpgate_trio.servers.rendezvous_frames import (
     MAX_FRAME,
@@ -24,6 +25,7 @@ from warpgate_trio.servers.rendezvous_frames import (
     Message,
     Register,
     Register2,
+    Register3,
     Registered,
     Registrant,
     Send,
@@ -61,6 +63,8 @@ FROM_SERVER: list[tuple[str, FromServer]] = [
     ("050000002a0003", Sent(42, 3)),
     ("05ffffffffffff", Sent(2**32 - 1, QUEUE_FULL)),
     ("0668656c6c6f", Message(b"hello")),
+    ("030003", Registered(3)),
+    ("0c0000000268656c6c6f", Ring(2, b"hello")),
     ("0704c3bc62657220746865206c696d6974", Error(ErrorCode.RATE, "über the limit")),
     ("07ff", Error(255, "")),
 ]
@@ -69,6 +73,18 @@ FROM_CLIENT: list[tuple[str, FromClient]] = [
     (REGISTER2_GOLDEN, Registrant(INSTANCE).answer(ALICE, Challenge(NONCE, 2), NAME)),
     ("040000002a" + "11" * 32 + "68656c6c6f", Send(42, b"\x11" * 32, b"hello")),
     ("090000002a" + "11" * 32 + "22" * 8 + "68656c6c6f", Send2(42, b"\x11" * 32, b"\x22" * 8, b"hello")),
+]
+
+REGISTER3 = Register3(b"\x11" * 32, INSTANCE, b"\x22" * 64, 1, b"\x33" * 32, NAME)
+FROM_CLIENT += [
+    ("0a" + "11" * 32 + INSTANCE.hex() + "22" * 64 + "0001" + "33" * 32 + NAME.encode().hex(), REGISTER3),
+    ("0b00000001" + "11" * 32 + "22" * 8 + "68656c6c6f", Call(1, b"\x11" * 32, b"\x22" * 8, b"hello")),
+]
+BOTH_WAYS: list[tuple[str, Answer | Relay | RelayCredit | RelayEnd]] = [
+    ("0d0000000268656c6c6f", Answer(2, b"hello")),
+    ("0e0000000268656c6c6f", Relay(2, b"hello")),
+    ("0f000000020000000000010000", RelayCredit(2, 65536)),
+    ("100000000207", RelayEnd(2, 7)),
 ]
 
 
@@ -94,10 +110,16 @@ def test_no_frame_goes_both_ways(golden: str, frame: FromServer | FromClient) ->
         wrong_way(bytes.fromhex(golden))
 
 
+@pytest.mark.parametrize(("golden", "frame"), BOTH_WAYS)
+def test_golden_frames_of_circuits(golden: str, frame: Answer | Relay | RelayCredit | RelayEnd) -> None:
+    assert frame.encode().hex() == golden
+    assert decode_from_server(bytes.fromhex(golden)) == decode_from_client(bytes.fromhex(golden)) == frame
+
+
 def test_widths_are_exact() -> None:
-    for golden, frame in FROM_SERVER:
+    for golden, frame in [*FROM_SERVER, *BOTH_WAYS]:
         data = bytes.fromhex(golden)
-        if not isinstance(frame, Message | Error):
+        if not isinstance(frame, Message | Error | Ring | Answer | Relay):
             for wrong in (data[:-1], data + b"\x00"):
                 with pytest.raises(RemoteProtocolError):
                     decode_from_server(wrong)
@@ -117,7 +139,7 @@ def test_payload_limits(size: int) -> None:
 
 
 def test_the_longest_frame() -> None:
-    assert len(Send2(1, bytes(32), INSTANCE, bytes(MAX_PAYLOAD)).encode()) == MAX_FRAME
+    assert len(Relay(1, bytes(MAX_RELAY)).encode()) == MAX_FRAME
     assert decode_from_client(Send(1, bytes(32), bytes(MAX_PAYLOAD)).encode()) == Send(1, bytes(32), bytes(MAX_PAYLOAD))
 
 
@@ -130,8 +152,8 @@ def test_error_text_is_bounded_and_harmless() -> None:
 
 
 def test_a_version_of_the_future() -> None:
-    with pytest.raises(SignalUnsupported, match="version 3, this release speaks 1 to 2"):
-        decode_from_server(b"\x01\x03" + bytes(99))
+    with pytest.raises(SignalUnsupported, match="version 4, this release speaks 1 to 3"):
+        decode_from_server(b"\x01\x04" + bytes(99))
 
 
 @settings(deadline=None)
@@ -139,6 +161,7 @@ def test_a_version_of_the_future() -> None:
     st.binary(max_size=120)
     | st.binary(max_size=120).map(lambda data: b"\x01\x01" + data)
     | st.binary(max_size=400).map(lambda data: b"\x08" + data)
+    | st.builds(lambda kind, data: bytes([kind]) + data, st.integers(0x0A, 0x10), st.binary(max_size=200))
 )
 def test_hostile_frames(data: bytes) -> None:
     for decode in (decode_from_server, decode_from_client):

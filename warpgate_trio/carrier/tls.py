@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 import trio
 
 from ..errors import CarrierError, WrongPeer
+from ..ports.segments import limit_unsent
 from ..sockaddr import TransportAddress, show_address
 from ._carrier import closing_on_error
 from ._pinning import certificate_key
@@ -276,8 +277,7 @@ def _ends(sock: trio.socket.SocketType) -> dict[str, TransportAddress]:
     try:
         local, remote = sock.getsockname(), sock.getpeername()
         sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)  # a frame is never worth waiting for
-        with contextlib.suppress(OSError, AttributeError):  # not every system has it
-            sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, UNSENT_MAX)
+        limit_unsent(sock, UNSENT_MAX)
     except OSError as error:  # the other side is gone already
         sock.close()
         raise CarrierError(f"the connection broke before TLS began: {error}") from error

@@ -1,4 +1,4 @@
-"""How large TCP's segments are, on paths that do not say what they carry.
+"""How large TCP's segments are, on paths that do not say what they carry; and how much waits in its sockets.
 
 A path may carry less than its ends' links, and its routers may say nothing about it: ICMP is filtered, or a tunnel
 drops what is too large (RFC 2923 §2.1).  TCP then connects, says little, and hangs at the first full segment.  RFC 4821
@@ -22,7 +22,7 @@ import trio
 
 from ..sockaddr import parse_ip
 
-__all__ = ["MAX_PACKET", "clamp_segments"]
+__all__ = ["MAX_PACKET", "clamp_segments", "limit_unsent"]
 
 MAX_PACKET: Final = 1280
 """Bytes of a packet with a full segment, IP header included: the least that a link must carry under IPv6 (RFC 8200 §5);
@@ -41,3 +41,12 @@ def clamp_segments(sock: trio.socket.SocketType, ip: str) -> None:
         with suppress(OSError, AttributeError):  # not every system has it, or takes it
             option: int = trio.socket.TCP_MAXSEG
             sock.setsockopt(trio.socket.IPPROTO_TCP, option, MAX_PACKET - _HEADERS[address.version])
+
+
+def limit_unsent(sock: trio.socket.SocketType, size: int) -> None:
+    """Have the kernel take no more from us while it has not sent `size` bytes of what it took.
+
+    What is most urgent then goes next, and is not behind megabytes that nobody can take back.
+    """
+    with suppress(OSError, AttributeError):  # not every system has it
+        sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, size)

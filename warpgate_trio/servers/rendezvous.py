@@ -23,6 +23,7 @@ from ..sockaddr import show_address
 from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_websocket
 from ..websocket.proxies import TrustedProxies
 from .names import ServerNames
+from .relay_core import NO_RELAY, RelayLimits, RelayRules, RelayStatistics
 from .rendezvous_core import (
     DEFAULT_LIMITS,
     RendezvousCore,
@@ -30,9 +31,12 @@ from .rendezvous_core import (
     RendezvousStatistics,
     ServerConnection,
 )
-from .rendezvous_frames import MAX_FRAME, SUBPROTOCOL, ErrorCode
+from .rendezvous_frames import MAX_FRAME, SUBPROTOCOLS, ErrorCode
 
 __all__ = [
+    "RelayLimits",
+    "RelayRules",
+    "RelayStatistics",
     "Rendezvous",
     "RendezvousLimits",
     "RendezvousServer",
@@ -51,12 +55,19 @@ class Rendezvous:
     Args:
       limits: what clients can make it hold.
       names: by which clients dial it.
+      relay: between whom it relays.
     """
 
-    def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS, names: ServerNames | None = None) -> None:
+    def __init__(
+        self,
+        limits: RendezvousLimits = DEFAULT_LIMITS,
+        names: ServerNames | None = None,
+        *,
+        relay: RelayRules = NO_RELAY,
+    ) -> None:
         self.limits = limits
         self._names = names if names is not None else ServerNames()
-        self._core = RendezvousCore(limits)
+        self._core = RendezvousCore(limits, relay=relay)
         self._outboxes: dict[ServerConnection, _Outbox] = {}
 
     def statistics(self) -> RendezvousStatistics:
@@ -73,12 +84,12 @@ class Rendezvous:
             machine.current().entropy(32),
             trio.current_time(),
             host=accepted.host,
-            version=2 if websocket.subprotocol == SUBPROTOCOL else 1,
+            version=SUBPROTOCOLS.get(websocket.subprotocol or "", 1),
             names=self._names.of(accepted),
         )
         try:
             async with open_background_nursery() as nursery:
-                outbox = _Outbox(websocket, self._core, connection, nursery)
+                outbox = _Outbox(websocket, self._core, connection, nursery, self._wake_circuits)
                 self._outboxes[connection] = outbox
                 try:
                     await outbox.write(challenge)
@@ -87,6 +98,7 @@ class Rendezvous:
                     # Before the nursery closes: somebody may send to this mailbox in that very moment, and wake us.
                     del self._outboxes[connection]
                     self._core.disconnect(connection, trio.current_time())
+                    self._wake_circuits()
         except WebSocketClosed:
             pass  # the usual end
         except trio.TooSlowError:
@@ -103,9 +115,16 @@ class Rendezvous:
             answer, woken = self._core.receive(connection, data, trio.current_time())
             for other in woken:
                 self._outboxes[other].wake(last=other.closing)
+            self._wake_circuits()
             if answer is not None:
                 # By this task, not through the queue: a client that does not read its answers is not read from either.
                 await outbox.write(answer)
+
+    def _wake_circuits(self) -> None:
+        for connection in self._core.woken():
+            outbox = self._outboxes.get(connection)
+            if outbox is not None:
+                outbox.wake()
 
     async def _next_frame(
         self, websocket: WebSocket, connection: ServerConnection, registration_ends: float
@@ -116,9 +135,13 @@ class Rendezvous:
             if connection.key is not None:
                 # Pings never get as far as this task, so silence is measured where bytes come in.
                 deadline = websocket.last_heard + self.limits.silence
-            if deadline <= trio.current_time():
+            now = trio.current_time()
+            if deadline <= now:
                 return None
-            with trio.CancelScope(deadline=deadline):
+            if self._core.deadline(connection) <= now:
+                self._core.handle_timer(connection, now)
+                self._wake_circuits()
+            with trio.CancelScope(deadline=min(deadline, self._core.deadline(connection))):
                 return await websocket.receive()
 
 
@@ -127,12 +150,18 @@ class _Outbox:
     """Writes to one client, each frame within the time that the limits give it."""
 
     def __init__(
-        self, websocket: WebSocket, core: RendezvousCore, connection: ServerConnection, nursery: trio.Nursery
+        self,
+        websocket: WebSocket,
+        core: RendezvousCore,
+        connection: ServerConnection,
+        nursery: trio.Nursery,
+        wake_circuits: Callable[[], None],
     ) -> None:
         self._websocket = websocket
         self._core = core
         self._connection = connection
         self._nursery = nursery
+        self._wake_circuits = wake_circuits
         self._draining = False
         self._last = False
 
@@ -152,6 +181,7 @@ class _Outbox:
             while (frame := self._core.transmit(self._connection, trio.current_time())) is not None:
                 await self.write(frame)
                 self._core.written(self._connection)
+                self._wake_circuits()
         except (WebSocketClosed, trio.TooSlowError):
             self._last = True  # the handler, which only reads, might not notice for long
         self._draining = False
@@ -191,6 +221,7 @@ async def serve_rendezvous(
     limits: RendezvousLimits = DEFAULT_LIMITS,
     public_urls: Sequence[ServerUrl | str] = (),
     trusted_proxies: TrustedProxies | None = None,
+    relay: RelayRules = NO_RELAY,
     task_status: trio.TaskStatus[RendezvousServer] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; `nursery.start` returns the `RendezvousServer` once it listens.
@@ -204,12 +235,17 @@ async def serve_rendezvous(
         sign the name that they have dialled, and one that is not known here is refused.  Without any: the address
         and port that a connection comes in at, and the names in the certificate (`servers.names`).
       trusted_proxies: reverse proxies in front of it, which say whose connection it is.
+      relay: between whom it relays; between nobody where that is not said.
 
     Raises:
       ConfigError: one of `public_urls` is no URL of a WebSocket.
       OSError: the address cannot be listened on.
     """
-    rendezvous = Rendezvous(limits, ServerNames(public_urls, ssl_context, machine.current().name()))
+    rendezvous = Rendezvous(
+        limits,
+        ServerNames(public_urls, ssl_context, machine.current().name()),
+        relay=relay,
+    )
     listeners = await trio.open_tcp_listeners(port, host=host)
     try:
         names = [listener.socket.getsockname() for listener in listeners]
@@ -224,7 +260,7 @@ async def serve_rendezvous(
                     rendezvous.handle,
                     listeners,
                     ssl_context=ssl_context,
-                    subprotocols=[SUBPROTOCOL],
+                    subprotocols=list(SUBPROTOCOLS),
                     max_message=MAX_FRAME,
                     handshake_timeout=limits.registration,
                     limits=ConnectionLimits(total=limits.connections, per_address=limits.connections_per_address),
@@ -248,6 +284,7 @@ async def open_rendezvous(
     limits: RendezvousLimits = DEFAULT_LIMITS,
     public_urls: Sequence[ServerUrl | str] = (),
     trusted_proxies: TrustedProxies | None = None,
+    relay: RelayRules = NO_RELAY,
 ) -> AsyncGenerator[RendezvousServer]:
     """Run a rendezvous server for the time of the body; arguments as for `serve_rendezvous`.
 
@@ -268,5 +305,6 @@ async def open_rendezvous(
                 limits=limits,
                 public_urls=public_urls,
                 trusted_proxies=trusted_proxies,
+                relay=relay,
             )
         )

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import hmac
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, final
@@ -13,20 +14,25 @@ from typing import Final, final
 from ..errors import RemoteProtocolError
 from ..identity import verify
 from ..limits import BoundedMap, Budget, TokenBucket
+from .relay_core import NO_RELAY, Circuits, RelayRules, RelayStatistics
+from .relay_frames import Answer, Call, Relay, RelayCredit, RelayEnd
 from .rendezvous_frames import (
     ANY_INSTANCE,
     CONTEXT_1,
     CONTEXT_2,
+    CONTEXT_3,
     MAX_FRAME,
     MAX_PAYLOAD,
     QUEUE_FULL,
     VERSION,
+    Capability,
     Challenge,
     Error,
     ErrorCode,
     Message,
     Register,
     Register2,
+    Register3,
     Registered,
     Send,
     Send2,
@@ -34,7 +40,9 @@ from .rendezvous_frames import (
     decode_from_client,
     decode_from_server,
     register,
+    token_proof,
 )
+from .server_connection import QUEUED_OVERHEAD, Queued, ServerConnection
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -60,9 +68,8 @@ __all__ = [
     "register",
 ]
 
-QUEUED_OVERHEAD: Final = 128
-"""Bytes that a queued payload is counted as beside its own: objects, and its place in the queue."""
 _SHOWN_NAME = 60  # characters of an unknown name in an ERROR
+_VERSIONS: Final = {Register: 1, Register2: 2, Register3: 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,55 +124,32 @@ class RendezvousStatistics:
     sends: int
     handed_over: int
     errors: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Queued:
-    """A frame that waits for a connection; `host`: of whom it came from, None where it costs nobody anything."""
-
-    frame: bytes
-    host: str | None = None
-
-    @property
-    def cost(self) -> int:
-        return len(self.frame) + QUEUED_OVERHEAD
-
-
-@final
-class ServerConnection:
-    """One client's state on the server.  Made by `RendezvousCore.connect`; `queue` is what waits to be written to it.
-
-    The shell writes what `RendezvousCore.transmit` hands out, calls `RendezvousCore.written`, and so on, and closes the
-    connection once `closing` is set and the queue is empty.  `key` is None until it is registered; the rest is the
-    core's own.
-    """
-
-    __slots__ = ("closing", "host", "instance", "key", "names", "nonce", "queue", "sends", "version")
-
-    def __init__(self, nonce: bytes, sends: TokenBucket, *, host: str, version: int, names: Collection[str]) -> None:
-        self.nonce: bytes | None = nonce
-        self.sends: TokenBucket = sends
-        self.host: str = host
-        self.version: int = version
-        self.names: Collection[str] = names
-        self.key: bytes | None = None
-        self.instance: bytes = ANY_INSTANCE
-        self.queue: deque[_Queued] = deque()
-        self.closing: bool = False
+    relay: RelayStatistics
 
 
 @final
 class RendezvousCore:
     """All mailboxes of one server.  Frames and `now` (monotonic seconds) in, answers and fuller queues out.
 
-    `receive` returns the answer to a frame, since whoever does not read his answers is not to be read from either.  No
-    timer runs here: how long a client may be silent is counted where its bytes come in, pings among them, which never
-    get this far.
+    `receive` returns the answer to a frame, since whoever does not read his answers is not to be read from either.  How
+    long a client may be silent is counted where its bytes come in, pings among them, which never get this far.  What a
+    call changes for the circuits of other connections is told by `woken`.
+
+    Args:
+      relay: between whom it relays.
+
+    Attributes:
+      circuits: what is relayed.
     """
 
-    def __init__(self, limits: RendezvousLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        limits: RendezvousLimits = DEFAULT_LIMITS,
+        *,
+        relay: RelayRules = NO_RELAY,
+    ) -> None:
         self.limits = limits
+        self.circuits: Circuits = Circuits(relay)
         self._connections: set[ServerConnection] = set()
         self._mailboxes: dict[bytes, list[ServerConnection]] = {}
         self._left_2: BoundedMap[bytes, float] = BoundedMap(limits.keys)  # key -> when version 2 last left its mailbox
@@ -184,7 +168,7 @@ class RendezvousCore:
         Args:
           nonce: 32 fresh random bytes.
           host: the client's IP address, for the limits.
-          version: 2 if it has announced that, else 1.
+          version: the newest one that it has announced, else 1.
           names: of this server, as far as this connection may have been dialled by them (`server_name`).
         """
         sends = TokenBucket(self.limits.sends_per_second, self.limits.send_burst)
@@ -196,8 +180,11 @@ class RendezvousCore:
         """The connection is gone; its mailbox closes unless another connection keeps it open.  Idempotent."""
         self._connections.discard(connection)
         connection.closing = True
+        if connection.sending is not None:
+            self.written(connection)
         while connection.queue:
             self.written(connection)
+        self.circuits.left(connection, now)
         self._leave_mailbox(connection, now)
 
     def receive(
@@ -212,16 +199,38 @@ class RendezvousCore:
             frame = decode_from_client(data)
         except RemoteProtocolError as exc:
             return self.fail(connection, ErrorCode.PROTOCOL, str(exc), now), []
-        if isinstance(frame, Register | Register2):
+        if isinstance(frame, Register | Register2 | Register3):
             return self._register(connection, frame, now)
-        return self._send(connection, frame, now)
+        if isinstance(frame, Send | Send2):
+            return self._send(connection, frame, now)
+        if not connection.relays:
+            return self.fail(connection, ErrorCode.PROTOCOL, "a circuit of who has not registered for any", now), []
+        if isinstance(frame, Call):
+            return self._call(connection, frame, now)
+        if isinstance(frame, Answer):
+            self._answer(connection, frame, now)
+        elif isinstance(frame, Relay):
+            self.circuits.relay(connection, frame, now)
+        elif isinstance(frame, RelayCredit):
+            self.circuits.credit(connection, frame)
+        else:
+            self.circuits.ended(connection, frame, now)
+        return None, []
 
     def transmit(self, connection: ServerConnection, now: float) -> bytes | None:
         """The frame that is to be written to a connection next, None for nothing; the same one until `written`."""
-        return connection.queue[0].frame if connection.queue else None
+        if connection.sending is None:
+            if connection.queue:
+                return connection.queue[0].frame
+            connection.sending = self.circuits.transmit(connection)
+        return None if connection.sending is None else connection.sending.frame
 
     def written(self, connection: ServerConnection) -> None:
         """What `transmit` has handed out was written, or never will be."""
+        if connection.sending is not None:
+            piece, connection.sending = connection.sending, None
+            self.circuits.written(piece)
+            return
         if not connection.queue:
             return  # disconnected while it was being written
         queued = connection.queue.popleft()
@@ -229,10 +238,25 @@ class RendezvousCore:
             self._for.give_back(connection.host, queued.cost)
             self._from.give_back(queued.host, queued.cost)
 
+    def woken(self) -> list[ServerConnection]:
+        """The connections that have something more to write of their circuits since this was asked last."""
+        woken = list(self.circuits.woken)
+        self.circuits.woken.clear()
+        return woken
+
+    def deadline(self, connection: ServerConnection) -> float:
+        """When `handle_timer` is to be called for a connection."""
+        return self.circuits.deadline(connection) if connection.legs else math.inf
+
+    def handle_timer(self, connection: ServerConnection, now: float) -> None:
+        """Circuits that this connection has called may be over."""
+        self.circuits.handle_timer(connection, now)
+
     def fail(self, connection: ServerConnection, code: ErrorCode, text: str, now: float) -> bytes:
         """End a connection for the reason given: returns the ERROR frame to write before it is closed."""
         self._errors += 1
         connection.closing = True
+        self.circuits.left(connection, now)
         self._leave_mailbox(connection, now)
         return Error(code, text).encode()
 
@@ -245,10 +269,11 @@ class RendezvousCore:
             sends=self._sends,
             handed_over=self._handed_over,
             errors=self._errors,
+            relay=self.circuits.statistics(),
         )
 
     def _register(
-        self, connection: ServerConnection, frame: Register | Register2, now: float
+        self, connection: ServerConnection, frame: Register | Register2 | Register3, now: float
     ) -> tuple[bytes | None, list[ServerConnection]]:
         nonce, connection.nonce = connection.nonce, None  # one try per challenge
         if nonce is None:
@@ -260,31 +285,42 @@ class RendezvousCore:
         mailbox = self._mailboxes.setdefault(frame.key, [])
         connection.key = frame.key
         mailbox.append(connection)
-        if isinstance(frame, Register2):
+        if not isinstance(frame, Register):
             connection.instance = frame.instance
             for other in [each for each in mailbox if each.version == 1]:
                 woken.append(self._replace(other, "the key has registered by version 2", now))
         self._registrations += 1
+        registered = Registered()
+        if isinstance(frame, Register3):
+            connection.relays = bool(frame.capabilities & Capability.RELAY)
+            rules = self.circuits.rules
+            connection.has_token = rules.token is not None and hmac.compare_digest(
+                frame.token, token_proof(rules.token, nonce, frame.key, frame.name)
+            )
+            may_relay = connection.has_token or rules.open_to_all
+            registered = Registered(Capability.RELAY | (Capability.MAY_RELAY if may_relay else Capability(0)))
         # Through the queue, so that no MESSAGE can get ahead of it.
-        connection.queue.append(_Queued(Registered().encode()))
+        connection.queue.append(Queued(registered.encode()))
         if len(mailbox) > self.limits.connections_per_key:
             woken.append(self._replace(mailbox[0], "the key opened more connections than a mailbox holds", now))
         return None, woken
 
     def _refusal(
-        self, connection: ServerConnection, frame: Register | Register2, nonce: bytes, now: float
+        self, connection: ServerConnection, frame: Register | Register2 | Register3, nonce: bytes, now: float
     ) -> tuple[ErrorCode, str] | None:
         """Why not; None: it may."""
-        if (connection.version == 1) != isinstance(frame, Register):
+        if connection.version != _VERSIONS[type(frame)]:
             return ErrorCode.PROTOCOL, f"a registration that is not of version {connection.version}"
         if isinstance(frame, Register):
             good = verify(frame.key, frame.signature, CONTEXT_1, nonce + frame.key)
-        else:
+        elif isinstance(frame, Register2):
             signed = nonce + frame.key + frame.instance + frame.name.encode("ascii")
             good = verify(frame.key, frame.signature, CONTEXT_2, signed)
+        else:
+            good = verify(frame.key, frame.signature, CONTEXT_3, nonce + frame.signed)
         if not good:
             return ErrorCode.BAD_SIGNATURE, "the signature is not by the key that wants the mailbox"
-        if isinstance(frame, Register2):
+        if not isinstance(frame, Register):
             if frame.name in connection.names:
                 return None
             return ErrorCode.UNKNOWN_NAME, (
@@ -296,7 +332,7 @@ class RendezvousCore:
         return None
 
     def _replace(self, connection: ServerConnection, why: str, now: float) -> ServerConnection:
-        connection.queue.append(_Queued(self.fail(connection, ErrorCode.REPLACED, why, now)))
+        connection.queue.append(Queued(self.fail(connection, ErrorCode.REPLACED, why, now)))
         return connection
 
     def _belongs_to_2(self, key: bytes, now: float) -> bool:
@@ -317,13 +353,43 @@ class RendezvousCore:
         mailbox = self._mailboxes.get(frame.receiver, [])
         if isinstance(frame, Send2) and frame.instance != ANY_INSTANCE:
             mailbox = [receiver for receiver in mailbox if receiver.instance == frame.instance]
-        message = _Queued(Message(frame.payload).encode(), connection.host)
+        message = Queued(Message(frame.payload).encode(), connection.host)
         took = [receiver for receiver in mailbox if self._put(receiver, message)]
         self._handed_over += len(took)
         count = QUEUE_FULL if mailbox and not took else len(took)
         return Sent(frame.id, count).encode(), took
 
-    def _put(self, receiver: ServerConnection, message: _Queued) -> bool:
+    def _call(
+        self, connection: ServerConnection, frame: Call, now: float
+    ) -> tuple[bytes | None, list[ServerConnection]]:
+        if frame.circuit % 2 == 0 or frame.circuit in connection.legs:
+            return self.fail(connection, ErrorCode.PROTOCOL, "a CALL by a number that is taken, or not odd", now), []
+        if not connection.sends.take(now):
+            return self.fail(connection, ErrorCode.RATE, "more CALLs than this server allows", now), []
+        mailbox = [
+            each
+            for each in self._mailboxes.get(frame.receiver, [])
+            if each.relays and frame.instance in (ANY_INSTANCE, each.instance)
+        ]
+        rings = self.circuits.call(connection, frame, mailbox, now)
+        if isinstance(rings, RelayEnd):
+            return rings.encode(), []
+        rung: list[ServerConnection] = []
+        for receiver, ring in rings:
+            if self._put(receiver, Queued(ring, connection.host)):
+                rung.append(receiver)
+            else:
+                self.circuits.not_rung(connection, frame.circuit, receiver, now)
+        return None, rung
+
+    def _answer(self, connection: ServerConnection, frame: Answer, now: float) -> None:
+        answer = self.circuits.answer(connection, frame, now)
+        if answer is not None and not self._put(answer[0], Queued(answer[1], connection.host)):
+            self.circuits.unheard(connection, frame.circuit, now)
+        elif answer is not None:
+            self.circuits.woken[answer[0]] = None
+
+    def _put(self, receiver: ServerConnection, message: Queued) -> bool:
         """Queue a payload; False where there is no room for it: of the connection, of its or the sender's subscriber,
         or in all.
         """

@@ -19,17 +19,24 @@ One WebSocket binary message is one frame, a type byte and fixed-width fields, b
     C->S  0x08 REGISTER2   key 32, instance 8, signature 64 over nonce + key + instance + name (context
                            ``warpgate-trio rendezvous v2``), the server's name 1..261
     C->S  0x09 SEND2       id u32, receiver key 32, receiver's instance 8 or zeros for any, payload 1..16,384
+    C->S  0x0a REGISTER3   key 32, instance 8, signature 64 over nonce + key + instance + capabilities + token proof +
+                           name (context ``warpgate-trio rendezvous v3``), capabilities u16, token proof 32, name 1..261
+    S->C  0x03 REGISTERED  by version 3 with capabilities u16 behind it
+    both  0x0b .. 0x10     circuits (`relay_frames`), where both have said that they can: `Capability.RELAY`
 
 Version 1 signs nothing of the server, so whoever is asked to register can pass the challenge of another server on, and
 so register there as its client.  *Version 2* signs the name that the client has dialled (`server_name`), and a server
 takes its own names alone; a registration that was made for another server is worth nothing to it.  It also names the
 client's *instance*, 8 random bytes of its process, so that of two processes with one key each can be written to.
 
-A client announces version 2 as a subprotocol in its upgrade request; it gets a CHALLENGE of version 2 then, and else of
-version 1, the only one that older clients take.  A hostile server may always claim version 1.  So, on the server, a
-mailbox that version 2 has opened is closed to version 1 while it is open and for an hour after, and a registration of
-version 2 ends those of version 1; and a client that has seen version 2 at a server never takes 1 there again
-(`Registrant`).
+*Version 3* adds what each side can do (`Capability`), and the proof that a client has the server's relay token: an
+HMAC-SHA256 by the token over nonce, key and name, or zeros.  So the token itself goes to nobody.
+
+A client announces versions 2 and 3 as subprotocols in its upgrade request; it gets a CHALLENGE of the newest one that
+the server knows too, and else of version 1, the only one that older clients take.  A hostile server may always claim
+version 1.  So, on the server, a mailbox that version 2 or 3 has opened is closed to version 1 while it is open and for
+an hour after, and a registration of version 2 or 3 ends those of version 1; and a client that has seen version 2 or 3
+at a server never takes 1 there again (`Registrant`).
 
 A client does not wait for REGISTERED before it sends: its frames are taken in their order, and after an ERROR none is.
 SENT and REGISTERED may come in either order; no MESSAGE comes before REGISTERED.
@@ -40,7 +47,10 @@ the server hold is bounded by `rendezvous_core.RendezvousLimits`.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import hashlib
+import hmac
 import struct
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
@@ -48,18 +58,34 @@ from typing import Final, TypeAlias, final
 from ..errors import RemoteProtocolError, SignalUnsupported
 from ..identity import Identity
 from ..sockaddr import parse_ip, show_address, unmapped
+from .relay_frames import (
+    MAX_PAYLOAD,
+    MAX_RELAY_FRAME,
+    Answer,
+    Call,
+    Relay,
+    RelayCredit,
+    RelayEnd,
+    Ring,
+    check_payload,
+    check_width,
+)
 
 __all__ = [
     "ANY_INSTANCE",
     "CONTEXT_1",
     "CONTEXT_2",
+    "CONTEXT_3",
     "INSTANCE_LENGTH",
     "MAX_FRAME",
     "MAX_NAME",
     "MAX_PAYLOAD",
+    "NO_TOKEN",
     "QUEUE_FULL",
     "SUBPROTOCOL",
+    "SUBPROTOCOLS",
     "VERSION",
+    "Capability",
     "Challenge",
     "Error",
     "ErrorCode",
@@ -68,6 +94,7 @@ __all__ = [
     "Message",
     "Register",
     "Register2",
+    "Register3",
     "Registered",
     "Registrant",
     "Send",
@@ -77,21 +104,23 @@ __all__ = [
     "decode_from_server",
     "register",
     "register_2",
+    "register_3",
     "server_name",
+    "token_proof",
 ]
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The newest version of the protocol; 1 is spoken with who does not announce it."""
 SUBPROTOCOL: Final = "warpgate-rendezvous-2"
 """The WebSocket subprotocol by which a client announces that it understands version 2."""
+SUBPROTOCOLS: Final = {"warpgate-rendezvous-3": 3, SUBPROTOCOL: 2}
+"""Version by subprotocol, the newest first; what a client announces, in this order."""
 INSTANCE_LENGTH: Final = 8
 """Bytes that name one process among all that have the same key."""
 ANY_INSTANCE: Final = bytes(INSTANCE_LENGTH)
 """In SEND2: whoever has the key.  The instance of who registers by version 1."""
-MAX_PAYLOAD: Final = 16_384
-"""Bytes in a payload, the size limit of a signal (`warpgate_trio.signal.MAX_SIGNAL`)."""
-MAX_FRAME: Final = 1 + 4 + 32 + INSTANCE_LENGTH + MAX_PAYLOAD
-"""Bytes in the longest frame, a full SEND2."""
+MAX_FRAME: Final = MAX_RELAY_FRAME
+"""Bytes in the longest frame, a full RELAY."""
 QUEUE_FULL: Final = 0xFFFF
 MAX_ERROR_TEXT: Final = 200
 """Bytes of UTF-8 in the text of an ERROR."""
@@ -100,6 +129,19 @@ MAX_NAME: Final = 261
 
 CONTEXT_1: Final = b"warpgate-trio rendezvous v1"
 CONTEXT_2: Final = b"warpgate-trio rendezvous v2"
+CONTEXT_3: Final = b"warpgate-trio rendezvous v3"
+TOKEN_CONTEXT: Final = b"warpgate-trio relay token v1"
+NO_TOKEN: Final = bytes(32)
+"""The token proof of who has none."""
+
+
+class Capability(enum.IntFlag):
+    """What a side of version 3 can do; bits that a reader does not know mean nothing to it."""
+
+    RELAY = 1
+    """It speaks the frames of circuits (`relay_frames`)."""
+    MAY_RELAY = 2
+    """Of a server: this client may call and be called by anybody, as the server is open, or as its token is right."""
 
 
 class ErrorCode(enum.IntEnum):
@@ -132,7 +174,7 @@ class Challenge:
             raise SignalUnsupported(
                 f"the rendezvous server speaks version {data[1]}, this release speaks 1 to {VERSION}"
             )
-        _check_width(data, 34, "CHALLENGE")
+        check_width(data, 34, "CHALLENGE")
         return cls(data[2:], data[1])
 
 
@@ -147,19 +189,25 @@ class Register:
 
     @classmethod
     def decode(cls, data: bytes) -> Register:
-        _check_width(data, 97, "REGISTER")
+        check_width(data, 97, "REGISTER")
         return cls(data[1:33], data[33:])
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Registered:
+    """`capabilities`: of the server, by version 3; None by those before."""
+
+    capabilities: int | None = None
+
     def encode(self) -> bytes:
-        return b"\x03"
+        return b"\x03" if self.capabilities is None else struct.pack("!BH", 0x03, self.capabilities)
 
     @classmethod
     def decode(cls, data: bytes) -> Registered:
-        _check_width(data, 1, "REGISTERED")
+        if len(data) == 3:
+            return cls(int.from_bytes(data[1:], "big"))
+        check_width(data, 1, "REGISTERED")
         return cls()
 
 
@@ -175,7 +223,7 @@ class Send:
 
     @classmethod
     def decode(cls, data: bytes) -> Send:
-        _check_payload(data, 37, "SEND")
+        check_payload(data, 37, "SEND")
         return cls(int.from_bytes(data[1:5], "big"), data[5:37], data[37:])
 
 
@@ -190,7 +238,7 @@ class Sent:
 
     @classmethod
     def decode(cls, data: bytes) -> Sent:
-        _check_width(data, 7, "SENT")
+        check_width(data, 7, "SENT")
         return cls(int.from_bytes(data[1:5], "big"), int.from_bytes(data[5:], "big"))
 
 
@@ -204,7 +252,7 @@ class Message:
 
     @classmethod
     def decode(cls, data: bytes) -> Message:
-        _check_payload(data, 1, "MESSAGE")
+        check_payload(data, 1, "MESSAGE")
         return cls(data[1:])
 
 
@@ -239,10 +287,7 @@ class Register2:
 
     @classmethod
     def decode(cls, data: bytes) -> Register2:
-        name = data[105:]
-        if not 1 <= len(name) <= MAX_NAME or not name.isascii() or not name.decode("ascii").isprintable():
-            raise RemoteProtocolError(f"REGISTER2 frame without a name of 1 to {MAX_NAME} printable characters")
-        return cls(data[1:33], data[33:41], data[41:105], name.decode("ascii"))
+        return cls(data[1:33], data[33:41], data[41:105], _name(data, 105, "REGISTER2"))
 
 
 @final
@@ -258,15 +303,66 @@ class Send2:
 
     @classmethod
     def decode(cls, data: bytes) -> Send2:
-        _check_payload(data, 45, "SEND2")
+        check_payload(data, 45, "SEND2")
         return cls(int.from_bytes(data[1:5], "big"), data[5:37], data[37:45], data[45:])
 
 
-FromServer: TypeAlias = Challenge | Registered | Sent | Message | Error
-FromClient: TypeAlias = Register | Send | Register2 | Send2
+@final
+@dataclass(frozen=True, slots=True)
+class Register3:
+    """`capabilities`: the client's; `token`: `token_proof`, or `NO_TOKEN`."""
 
-_FROM_SERVER: dict[int, type[FromServer]] = {0x01: Challenge, 0x03: Registered, 0x05: Sent, 0x06: Message, 0x07: Error}
-_FROM_CLIENT: dict[int, type[FromClient]] = {0x02: Register, 0x04: Send, 0x08: Register2, 0x09: Send2}
+    key: bytes
+    instance: bytes
+    signature: bytes
+    capabilities: int
+    token: bytes
+    name: str
+
+    def encode(self) -> bytes:
+        fixed = struct.pack(
+            "!B32s8s64sH32s", 0x0A, self.key, self.instance, self.signature, self.capabilities, self.token
+        )
+        return fixed + self.name.encode("ascii")
+
+    @classmethod
+    def decode(cls, data: bytes) -> Register3:
+        name = _name(data, 139, "REGISTER3")
+        return cls(data[1:33], data[33:41], data[41:105], int.from_bytes(data[105:107], "big"), data[107:139], name)
+
+    @property
+    def signed(self) -> bytes:
+        """What its signature is over, behind the nonce."""
+        return self.key + self.instance + self.capabilities.to_bytes(2, "big") + self.token + self.name.encode("ascii")
+
+
+FromServer: TypeAlias = Challenge | Registered | Sent | Message | Error | Ring | Answer | Relay | RelayCredit | RelayEnd
+FromClient: TypeAlias = Register | Send | Register2 | Send2 | Register3 | Call | Answer | Relay | RelayCredit | RelayEnd
+
+_FROM_SERVER: dict[int, type[FromServer]] = {
+    0x01: Challenge,
+    0x03: Registered,
+    0x05: Sent,
+    0x06: Message,
+    0x07: Error,
+    0x0C: Ring,
+    0x0D: Answer,
+    0x0E: Relay,
+    0x0F: RelayCredit,
+    0x10: RelayEnd,
+}
+_FROM_CLIENT: dict[int, type[FromClient]] = {
+    0x02: Register,
+    0x04: Send,
+    0x08: Register2,
+    0x09: Send2,
+    0x0A: Register3,
+    0x0B: Call,
+    0x0D: Answer,
+    0x0E: Relay,
+    0x0F: RelayCredit,
+    0x10: RelayEnd,
+}
 
 
 def decode_from_server(data: bytes) -> FromServer:
@@ -290,14 +386,11 @@ def decode_from_client(data: bytes) -> FromClient:
     return frame.decode(data)
 
 
-def _check_width(data: bytes, width: int, name: str) -> None:
-    if len(data) != width:
-        raise RemoteProtocolError(f"{name} frame of {len(data)} bytes, not {width}")
-
-
-def _check_payload(data: bytes, start: int, name: str) -> None:
-    if not 1 <= len(data) - start <= MAX_PAYLOAD:
-        raise RemoteProtocolError(f"{name} frame with a payload of {len(data) - start} bytes, not 1 to {MAX_PAYLOAD}")
+def _name(data: bytes, start: int, frame: str) -> str:
+    name = data[start:]
+    if not 1 <= len(name) <= MAX_NAME or not name.isascii() or not name.decode("ascii").isprintable():
+        raise RemoteProtocolError(f"{frame} frame without a name of 1 to {MAX_NAME} printable characters")
+    return name.decode("ascii")
 
 
 # --- The client's side ------------------------------------------------------------------------------------------------
@@ -329,6 +422,22 @@ def register_2(identity: Identity, challenge: Challenge, instance: bytes, name: 
     return Register2(identity.public_key, instance, identity.sign(CONTEXT_2, signed), name)
 
 
+def register_3(
+    identity: Identity, challenge: Challenge, instance: bytes, name: str, *, relay_token: str | None = None
+) -> Register3:
+    """Answer the server's challenge by version 3: the same, with what this release can do."""
+    token = NO_TOKEN if relay_token is None else token_proof(relay_token, challenge.nonce, identity.public_key, name)
+    unsigned = Register3(identity.public_key, instance, bytes(64), Capability.RELAY, token, name)
+    signature = identity.sign(CONTEXT_3, challenge.nonce + unsigned.signed)
+    return dataclasses.replace(unsigned, signature=signature)
+
+
+def token_proof(relay_token: str, nonce: bytes, key: bytes, name: str) -> bytes:
+    """The proof that who registers by a key, at the server of this name, has its relay token."""
+    said = TOKEN_CONTEXT + nonce + key + name.encode("ascii")
+    return hmac.digest(relay_token.encode(), said, hashlib.sha256)
+
+
 @final
 class Registrant:
     """What one process registers as, at all of its servers.
@@ -339,15 +448,17 @@ class Registrant:
 
     Args:
       instance: 8 random bytes.
+      relay_token: of its servers, where it has one.
     """
 
-    def __init__(self, instance: bytes) -> None:
+    def __init__(self, instance: bytes, *, relay_token: str | None = None) -> None:
         if len(instance) != INSTANCE_LENGTH or instance == ANY_INSTANCE:
             raise ValueError(f"an instance is {INSTANCE_LENGTH} random bytes")
         self.instance = instance
+        self._relay_token = relay_token
         self._speak_2: set[str] = set()
 
-    def answer(self, identity: Identity, challenge: Challenge, name: str) -> Register | Register2:
+    def answer(self, identity: Identity, challenge: Challenge, name: str) -> Register | Register2 | Register3:
         """Answer the challenge of the server that was dialled by `name` (`server_name`).
 
         Raises:
@@ -355,6 +466,8 @@ class Registrant:
         """
         if challenge.version != 1:
             self._speak_2.add(name)
+            if challenge.version == 3:
+                return register_3(identity, challenge, self.instance, name, relay_token=self._relay_token)
             return register_2(identity, challenge, self.instance, name)
         if name in self._speak_2:
             raise RemoteProtocolError(

@@ -39,6 +39,7 @@ from ..errors import ConfigError, RemoteProtocolError, WarpgateError
 from ..limits import Gate, Place
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
+from ..ports.segments import limit_unsent
 from ..sockaddr import TransportAddress, show_address
 from .proxies import ProxyHeader, TrustedProxies
 from .stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
@@ -59,6 +60,11 @@ CLOSE_TIMEOUT = 0.2
 """Seconds that a polite close may take: enough for a peer on the same continent, and nobody waits for more on the way
 out.
 """
+
+
+UNSENT_MAX: Final = 64 * 1024
+"""Bytes that the kernel takes before it has sent what it took: what a short message waits for behind long ones.  Linux
+alone would take megabytes."""
 
 
 class WebSocketError(WarpgateError):
@@ -273,6 +279,8 @@ async def open_websocket(
     if target.scheme not in ("ws", "wss"):
         raise ConfigError(f"{target.redacted}: not the URL of a WebSocket")
     stream: trio.abc.Stream = await (dial or trio.open_tcp_stream)(target.host, target.port)
+    if isinstance(stream, trio.SocketStream):
+        limit_unsent(stream.socket, UNSENT_MAX)
     if target.scheme == "wss":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
         stream = trio.SSLStream(stream, context, server_hostname=target.host_name, https_compatible=True)
@@ -405,6 +413,7 @@ class _Server:
 
     async def serve(self, sock: trio.socket.SocketType, source: TransportAddress) -> None:
         """Serve one connection, from its first byte to its end."""
+        limit_unsent(sock, UNSENT_MAX)
         stream = Front(trio.SocketStream(sock))
         try:
             accepted = Accepted(source[0], source[1], sock.getsockname()[:2])

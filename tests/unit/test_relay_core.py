@@ -1,0 +1,457 @@
+"""Circuits on a rendezvous server: who may have one, what it holds at most, in which order it is passed on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warpgate_trio.identity import Identity
+from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayLimits, RelayRules
+from warpgate_trio.servers.relay_frames import (
+    INITIAL_CREDIT,
+    MAX_RELAY,
+    Answer,
+    Call,
+    EndReason,
+    Relay,
+    RelayCredit,
+    RelayEnd,
+    Ring,
+)
+from warpgate_trio.servers.rendezvous_core import RendezvousCore, RendezvousLimits
+from warpgate_trio.servers.rendezvous_frames import (
+    ANY_INSTANCE,
+    Challenge,
+    Error,
+    ErrorCode,
+    FromClient,
+    FromServer,
+    Message,
+    Registered,
+    Registrant,
+    Send,
+    decode_from_server,
+    register_2,
+)
+
+ALICE = Identity.from_seed(bytes(range(32)))
+BOB = Identity.from_seed(bytes(range(32, 64)))
+CAROL = Identity.from_seed(bytes(range(64, 96)))
+NONCE = bytes(range(32))
+NAME = "relay.example:443"
+TOKEN = "a token"
+T = 1000.0
+WHOLE = bytes(MAX_RELAY)
+
+
+class Client:
+    """A client of version 3 on a core, and all that the server has written to it."""
+
+    def __init__(
+        self,
+        core: RendezvousCore,
+        identity: Identity,
+        *,
+        token: str | None = None,
+        instance: bytes = b"instance",
+        host: str = "192.0.2.1",
+    ) -> None:
+        self.core = core
+        self.state, challenge = core.connect(NONCE, T, host=host, version=3, names={NAME})
+        assert decode_from_server(challenge) == Challenge(NONCE, 3)
+        registrant = Registrant(instance, relay_token=token)
+        self.say(registrant.answer(identity, Challenge(NONCE, 3), NAME))
+        (self.registered,) = self.drain()
+
+    def say(self, frame: FromClient, now: float = T) -> FromServer | None:
+        answer, _ = self.core.receive(self.state, frame.encode(), now)
+        return None if answer is None else decode_from_server(answer)
+
+    def take(self) -> FromServer | None:
+        """One frame, written."""
+        data = self.core.transmit(self.state, T)
+        if data is None:
+            return None
+        self.core.written(self.state)
+        return decode_from_server(data)
+
+    def drain(self) -> list[FromServer]:
+        return list(iter(self.take, None))
+
+    def call(self, receiver: Identity, circuit: int = 1, now: float = T) -> FromServer | None:
+        return self.say(Call(circuit, receiver.public_key, ANY_INSTANCE, b"hello"), now)
+
+
+def open_core(**limits: float) -> RendezvousCore:
+    relay = dataclasses.replace(RelayLimits(), **limits)  # type: ignore[arg-type]
+    return RendezvousCore(relay=RelayRules(token=TOKEN, open_to_all=True, limits=relay))
+
+
+def circuit_of(core: RendezvousCore) -> tuple[Client, Client]:
+    """Alice has called Bob, who has answered: circuit 1 of hers, 2 of his."""
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    assert alice.call(BOB) is None
+    assert bob.drain() == [Ring(2, b"hello")]
+    assert bob.say(Answer(2, b"yes")) is None
+    assert alice.drain() == [Answer(1, b"yes")]
+    return alice, bob
+
+
+def relayed(frames: Sequence[FromServer]) -> bytes:
+    return b"".join(frame.data for frame in frames if isinstance(frame, Relay))
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+def test_from_call_to_end() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.say(Relay(1, b"ping"))
+    assert bob.state in core.woken()
+    assert bob.drain() == [Relay(2, b"ping")]
+    bob.say(Relay(2, b"pong"))
+    bob.say(RelayEnd(2, EndReason.CLOSED))
+    assert alice.drain() == [Relay(1, b"pong"), RelayEnd(1, EndReason.CLOSED)]
+    assert bob.drain() == []
+    found = core.statistics().relay
+    assert (found.circuits, found.held, found.calls, found.answered, found.relayed_bytes) == (0, 0, 1, 1, 8)
+
+
+def test_who_may_relay_is_said_at_registration() -> None:
+    closed = RendezvousCore(relay=RelayRules(token=TOKEN))
+    assert Client(closed, ALICE).registered == Registered(1)
+    assert Client(closed, ALICE, token="another").registered == Registered(1)
+    assert Client(closed, ALICE, token=TOKEN).registered == Registered(3)
+    assert Client(open_core(), ALICE).registered == Registered(3)
+    assert Client(RendezvousCore(), ALICE, token=TOKEN).registered == Registered(1)
+
+
+@pytest.mark.parametrize("who", ["caller", "receiver"])
+def test_one_of_the_two_needs_the_token(who: str) -> None:
+    core = RendezvousCore(relay=RelayRules(token=TOKEN))
+    alice = Client(core, ALICE, token=TOKEN if who == "caller" else None)
+    bob = Client(core, BOB, token=TOKEN if who == "receiver" else None)
+    assert alice.call(BOB) is None
+    assert bob.drain() == [Ring(2, b"hello")]
+    carol, dave = Client(core, CAROL), Client(core, Identity.from_seed(bytes(32)))
+    assert carol.call(Identity.from_seed(bytes(32))) == RelayEnd(1, EndReason.NOT_ALLOWED)
+    assert dave.drain() == []
+
+
+def test_who_speaks_no_version_3_is_not_rung() -> None:
+    core = open_core()
+    alice = Client(core, ALICE)
+    old, _ = core.connect(NONCE, T, host="192.0.2.2", version=2, names={NAME})
+    core.receive(old, register_2(BOB, Challenge(NONCE, 2), b"instance", NAME).encode(), T)
+    core.written(old)
+    assert alice.call(BOB) == RelayEnd(1, EndReason.NOBODY_HOME)
+    answer, _ = core.receive(old, Call(1, ALICE.public_key, ANY_INSTANCE, b"x").encode(), T)
+    assert answer is not None
+    error = decode_from_server(answer)
+    assert isinstance(error, Error)
+    assert error.code == ErrorCode.PROTOCOL
+
+
+def test_an_instance_can_be_called() -> None:
+    core = open_core()
+    alice = Client(core, ALICE)
+    one, other = (Client(core, BOB, instance=name) for name in (b"11111111", b"22222222"))
+    alice.say(Call(1, BOB.public_key, b"22222222", b"hello"))
+    assert one.drain() == []
+    assert other.drain() == [Ring(2, b"hello")]
+    assert alice.say(Call(3, BOB.public_key, b"33333333", b"hello")) == RelayEnd(3, EndReason.NOBODY_HOME)
+
+
+def test_the_first_process_that_answers_has_the_circuit() -> None:
+    core = open_core()
+    alice, one, other = Client(core, ALICE), Client(core, BOB), Client(core, BOB)
+    alice.call(BOB)
+    assert one.drain() == other.drain() == [Ring(2, b"hello")]
+    one.say(Answer(2, b"one"))
+    other.say(Answer(2, b"other"))
+    assert alice.drain() == [Answer(1, b"one")]
+    assert other.drain() == [RelayEnd(2, EndReason.ANSWERED_ELSEWHERE)]
+
+
+def test_a_call_ends_when_nobody_takes_it() -> None:
+    core = open_core()
+    alice, one, other = Client(core, ALICE), Client(core, BOB), Client(core, BOB)
+    alice.call(BOB)
+    one.say(RelayEnd(2, EndReason.REFUSED))
+    assert alice.drain() == []
+    core.disconnect(other.state, T)
+    assert alice.drain() == [RelayEnd(1, EndReason.GONE)]
+    assert core.statistics().relay.circuits == 0
+
+
+def test_a_call_that_its_caller_takes_back() -> None:
+    core = open_core()
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    alice.call(BOB)
+    alice.say(RelayEnd(1, EndReason.CLOSED))
+    assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.CLOSED)]
+    bob.say(Answer(2, b"too late"))
+    assert alice.drain() == []
+    assert core.statistics().relay.circuits == 0
+
+
+@pytest.mark.parametrize("circuit", [0, 2, 1])
+def test_a_number_that_is_taken_or_not_the_clients(circuit: int) -> None:
+    alice, _ = circuit_of(open_core())
+    error = alice.call(BOB, circuit)
+    assert isinstance(error, Error)
+    assert error.code == ErrorCode.PROTOCOL
+
+
+def test_limits_are_said_by_their_names() -> None:
+    core = open_core(circuits_per_connection=3, rings=2, circuits_per_address=4, circuits=100)
+    alice, bob, carol = Client(core, ALICE), Client(core, BOB), Client(core, CAROL)
+    assert [alice.call(BOB, number) for number in (1, 3)] == [None, None]
+    assert alice.call(BOB, 5) == RelayEnd(5, EndReason.FULL), "rings"
+    assert alice.call(CAROL, 5) is None
+    assert alice.call(CAROL, 7) == RelayEnd(7, EndReason.TOO_MANY_HERE)
+    assert carol.call(ALICE, 1) == RelayEnd(1, EndReason.FULL), "Alice has three"
+    assert carol.call(BOB, 1) == RelayEnd(1, EndReason.FULL)
+    assert [number for number, _ in enumerate(bob.drain())] == [0, 1]
+    dave = Client(core, Identity.from_seed(bytes(32)))
+    assert carol.call(Identity.from_seed(bytes(32)), 1) is None
+    assert carol.call(Identity.from_seed(bytes(32)), 3) == RelayEnd(3, EndReason.TOO_MANY_OF_ADDRESS)
+    assert len(dave.drain()) == 1
+    full = open_core(circuits=0)
+    alice, bob = Client(full, ALICE), Client(full, BOB)
+    assert alice.call(BOB) == RelayEnd(1, EndReason.TOO_MANY_IN_ALL)
+
+
+def test_calls_count_as_sends() -> None:
+    core = RendezvousCore(RendezvousLimits(send_burst=2))
+    alice = Client(core, ALICE)
+    assert [alice.call(BOB, number) for number in (1, 3)] == [
+        RelayEnd(number, EndReason.NOBODY_HOME) for number in (1, 3)
+    ]
+    error = alice.call(BOB, 5)
+    assert isinstance(error, Error)
+    assert error.code == ErrorCode.RATE
+
+
+def test_a_receiver_whose_queue_is_full() -> None:
+    core = RendezvousCore(RendezvousLimits(queue=1), relay=RelayRules(open_to_all=True))
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    alice.say(Send(1, BOB.public_key, b"x"))
+    assert alice.call(BOB) is None
+    assert alice.drain() == [RelayEnd(1, EndReason.FULL)]
+    assert bob.drain() == [Message(b"x")]
+    assert core.statistics().relay.circuits == 0
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unanswered_call_ends() -> None:
+    core = open_core()
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    alice.call(BOB)
+    assert core.deadline(alice.state) == T + 60
+    core.handle_timer(alice.state, T + 59)
+    assert alice.drain() == []
+    core.handle_timer(alice.state, T + 60)
+    assert alice.drain() == [RelayEnd(1, EndReason.UNANSWERED)]
+    assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.UNANSWERED)]
+
+
+def test_an_idle_circuit_ends() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    bob.say(Relay(2, b"x"), T + 100)
+    assert core.deadline(alice.state) == T + 700
+    core.handle_timer(alice.state, T + 700)
+    assert alice.drain() == [Relay(1, b"x"), RelayEnd(1, EndReason.IDLE)]
+    assert bob.drain() == [RelayEnd(2, EndReason.IDLE)]
+
+
+def test_an_end_that_nobody_takes() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    for _ in range(2):
+        alice.say(Relay(1, WHOLE))
+        bob.take()
+        alice.drain()
+    alice.say(RelayEnd(1, EndReason.CLOSED), T + 1)
+    assert bob.drain() == []  # it has no credit
+    assert core.statistics().relay.circuits == 1
+    core.handle_timer(bob.state, core.deadline(bob.state))
+    assert core.deadline(bob.state) > T + 61
+    found = core.statistics().relay
+    assert (found.circuits, found.held) == (0, 0)
+
+
+# -- credit ------------------------------------------------------------------------------------------------------------
+
+
+def test_credit_is_renewed_as_the_server_writes_on() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.say(Relay(1, WHOLE))
+    assert alice.drain() == [], "nothing was written on"
+    assert bob.drain() == [Relay(2, WHOLE)]
+    assert alice.drain() == [RelayCredit(1, INITIAL_CREDIT + 2 * INITIAL_CREDIT)], "and its window has grown"
+
+
+def test_the_window_grows_up_to_what_a_circuit_may_hold() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    limit = sent = 0
+    limit = INITIAL_CREDIT
+    for _ in range(20):
+        while sent < limit:
+            size = min(MAX_RELAY, limit - sent)
+            alice.say(Relay(1, bytes(size)))
+            sent += size
+        bob.say(RelayCredit(2, 2 * sent))
+        bob.drain()
+        limit = max(frame.limit for frame in alice.drain() if isinstance(frame, RelayCredit))
+    assert limit - sent == CIRCUIT_BYTES - INITIAL_CREDIT
+
+
+def test_who_exceeds_its_credit_loses_the_circuit() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.say(Relay(1, WHOLE))
+    alice.say(Relay(1, b"x"))
+    assert alice.drain() == [RelayEnd(1, EndReason.OVERRUN)]
+    assert bob.drain() == [Relay(2, WHOLE), RelayEnd(2, EndReason.OVERRUN)]
+    assert alice.call(BOB, 3) is None, "and nothing else"
+
+
+def test_nothing_is_relayed_before_the_answer() -> None:
+    core = open_core()
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    alice.call(BOB)
+    alice.say(Relay(1, b"x"))
+    assert alice.drain() == [RelayEnd(1, EndReason.OVERRUN)]
+    assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.OVERRUN)]
+
+
+def test_a_circuit_that_is_not_read_stops_nothing_else() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.call(BOB, 3)
+    bob.drain()
+    bob.say(Answer(4, b"yes"))
+    alice.drain()
+    for _ in range(2):
+        alice.say(Relay(1, WHOLE))
+        bob.drain()
+    assert core.statistics().relay.held == MAX_RELAY
+    alice.say(Relay(3, b"on and on"))
+    assert bob.drain() == [Relay(4, b"on and on")]
+
+
+# -- order -------------------------------------------------------------------------------------------------------------
+
+
+def test_signals_overtake_relayed_bytes() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    carol = Client(core, CAROL)
+    alice.say(Relay(1, b"1" * 1000))
+    alice.say(Relay(1, b"2" * 1000))
+    assert core.transmit(bob.state, T) == Relay(2, b"1" * 1000).encode(), "is being written"
+    carol.say(Send(1, BOB.public_key, b"signal"))
+    assert core.transmit(bob.state, T) == Relay(2, b"1" * 1000).encode()
+    core.written(bob.state)
+    assert bob.drain() == [Message(b"signal"), Relay(2, b"2" * 1000)]
+
+
+def test_circuits_take_turns_and_credit_goes_before() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.call(BOB, 3)
+    bob.drain()
+    bob.say(Answer(4, b"yes"))
+    alice.drain()
+    for data in (b"a", b"b"):
+        for circuit in (1, 3):
+            alice.say(Relay(circuit, data))
+    assert bob.drain() == [Relay(2, b"a"), Relay(4, b"a"), Relay(2, b"b"), Relay(4, b"b")]
+    bob.say(Relay(2, WHOLE))
+    alice.say(Relay(1, b"c"))
+    alice.take()
+    assert [type(frame) for frame in bob.drain()] == [RelayCredit, Relay]
+
+
+# -- any order of events -----------------------------------------------------------------------------------------------
+
+
+class Side:
+    """One side of a circuit in the model: it keeps to its credit."""
+
+    def __init__(self, client: Client, circuit: int) -> None:
+        self.client, self.circuit = client, circuit
+        self.limit, self.sent = INITIAL_CREDIT, 0
+        self.granted, self.got = INITIAL_CREDIT, 0
+        self.to_come: deque[int] = deque()  # sizes of what the other side has sent
+
+    def hear(self, frame: FromServer) -> None:
+        if isinstance(frame, RelayCredit):
+            assert frame.limit > self.limit, "credit grows"
+            self.limit = frame.limit
+        elif isinstance(frame, Relay):
+            expected = bytes((self.got + n) % 251 for n in range(len(frame.data)))
+            assert frame.data == expected, "whole, in order, once"
+            self.got += len(frame.data)
+            assert self.got <= self.granted, "never more than the client has granted"
+        else:
+            pytest.fail(f"{frame}")
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["send", "take", "grant", "signal"]), st.booleans(), st.integers(1, MAX_RELAY)),
+        max_size=60,
+    )
+)
+@pytest.mark.slow("hypothesis")
+def test_any_order_of_events(events: list[tuple[str, bool, int]]) -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    sides = [Side(alice, 1), Side(bob, 2)]
+    signals = 0
+    for event, first, size in events:
+        side = sides[0 if first else 1]
+        client = side.client
+        if event == "send":
+            size = min(size, side.limit - side.sent)
+            if size:
+                client.say(Relay(side.circuit, bytes((side.sent + n) % 251 for n in range(size))))
+                side.sent += size
+        elif event == "grant":
+            side.granted += size
+            client.say(RelayCredit(side.circuit, side.granted))
+        elif event == "signal":
+            signals += 1
+            client.say(Send(signals, (BOB if first else ALICE).public_key, b"x"))
+            other = sides[1 if first else 0].client
+            assert other.take() == Message(b"x"), "before all that is relayed"
+        elif (frame := client.take()) is not None:
+            side.hear(frame)
+        held = core.statistics().relay.held
+        assert held == sum(each.sent for each in sides) - sum(each.got for each in sides)
+        assert held <= CIRCUIT_BYTES
+    for side in sides:
+        side.granted = 2**40
+        side.client.say(RelayCredit(side.circuit, side.granted))
+    for side in sides:
+        for frame in side.client.drain():
+            side.hear(frame)
+    assert (sides[0].got, sides[1].got) == (sides[1].sent, sides[0].sent)
+    for side in sides:
+        core.disconnect(side.client.state, T)
+    found = core.statistics().relay
+    assert (found.circuits, found.held) == (0, 0)
