@@ -108,6 +108,8 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "turnutils": program("turnutils_natdiscovery"),
     "chronyd": program("chronyd"),
     "miniupnpd": program("miniupnpd"),
+    "squid": program("squid"),
+    "tinyproxy": program("tinyproxy"),
     "nft": program("nft"),
     "nginx": nginx,
     "ip": program("ip"),

@@ -38,6 +38,7 @@ __all__ = [
     "PortMapRefused",
     "PortMapTimeout",
     "ProtocolError",
+    "ProxyError",
     "RemoteProtocolError",
     "SealError",
     "SignalError",
@@ -161,6 +162,13 @@ class SignalMisdirected(SignalError):
 
 class SignalUnavailable(SignalError):
     """No signal server can carry a message now."""
+
+
+class ProxyError(WarpgateError):
+    """A proxy opened no way to a server: it could not be reached, refused, or is no proxy.
+
+    The message names the proxy, what it said, and what to do; the server itself has said nothing.
+    """
 
 
 class StunError(WarpgateError):

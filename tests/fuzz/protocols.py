@@ -9,7 +9,9 @@ from typing import Final
 from tests.fuzz.registry import pieces, target
 from tests.nodes import ALICE, BOB
 from warpgate_trio.clock.ntp import NtpExchange, NtpRejected
+from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import (
+    ProxyError,
     RemoteProtocolError,
     SignalUnsupported,
     StunError,
@@ -18,6 +20,7 @@ from warpgate_trio.errors import (
 from warpgate_trio.link import frames as link
 from warpgate_trio.link.channels import WINDOW_MIN
 from warpgate_trio.link.protocol import LinkProtocol
+from warpgate_trio.ports.connect import ConnectRequest
 from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.servers import relay_frames as relay
@@ -173,6 +176,39 @@ def forwarded(data: bytes) -> None:
             refused = error
     if refused is not None:
         raise refused
+
+
+# -- proxies on the way to a server ------------------------------------------------------------------------------------
+
+
+def _answers_to_connect() -> list[bytes]:
+    return [
+        b"HTTP/1.1 200 Connection established\r\n\r\n\x16\x03\x03",
+        b"HTTP/1.0 200 OK\r\nProxy-agent: tinyproxy/1.11.1\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\n",
+        b'HTTP/1.1 407 Login\r\nProxy-Authenticate: Negotiate, Basic realm="a, b"\r\nContent-Length: 3\r\n\r\nno!',
+        b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 502 " + b"x" * 100 + b"\r\nA:\r\n b\r\n\r\n",
+    ]
+
+
+@target(_answers_to_connect, ProxyError, inputs=5_000)
+def answer_to_connect(data: bytes) -> None:
+    request = ConnectRequest(ServerUrl("http", "proxy.example", 3128, "ann", "pw"), "2001:db8::1", 443)
+    fed = 0
+    said: ProxyError | None = None
+    try:
+        for piece in pieces(data):
+            fed += len(piece)
+            if request.receive(piece):
+                assert data[:fed].endswith(request.rest)
+                return
+        request.receive(b"")
+    except ProxyError as error:
+        said = error
+    assert said is not None
+    assert len(str(said)) < 400
+    raise said
 
 
 # -- the link ----------------------------------------------------------------------------------------------------------

@@ -8,10 +8,9 @@ transport's.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-import trio
+from ..ports.server_dial import Dial
 
 __all__ = ["Delivery", "Dial", "SignalChannel"]
 
@@ -80,7 +79,3 @@ class SignalChannel(Protocol):
     def check(self) -> None:
         """There is reason to doubt the connection: ask the server now, and take it for gone unless it answers soon."""
         ...
-
-
-Dial: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
-"""Opens a connection to a host and port; the name is resolved in there."""

@@ -1,0 +1,160 @@
+"""Proxies for tests: squid and tinyproxy as Debian has them, processes of their own, and one that says anything."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import subprocess
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from tests.requirements import find_program
+from warpgate_trio.nurseries import open_background_nursery
+
+USER, PASSWORD = "ann", "sesame"
+BASIC_AUTH = "/usr/lib/squid/basic_ncsa_auth"
+SQUID = """\
+http_port {host}:{port}
+acl open_ports port {allowed}
+acl CONNECT method CONNECT
+{login}
+http_access deny CONNECT !open_ports
+{rule}
+http_access deny all
+cache deny all
+cache_mem 0
+access_log none
+cache_log {folder}/cache.log
+pid_filename {folder}/pid
+coredump_dir {folder}
+netdb_filename none
+hosts_file {folder}/hosts
+dns_nameservers 127.0.0.1
+dns_timeout 1 second
+dns_retransmit_interval 1 second
+shutdown_lifetime 0 seconds
+visible_hostname squid.example
+pinger_enable off
+"""
+SQUID_LOGIN = """\
+auth_param basic program {program} {folder}/passwords
+acl known proxy_auth REQUIRED
+"""
+TINYPROXY = """\
+Port {port}
+Listen {host}
+LogFile "{folder}/log"
+MaxClients 20
+Timeout 60
+{allowed}
+{login}
+"""
+
+
+@contextmanager
+def squid(
+    folder: Path, port: int, *, host: str = "127.0.0.1", allowed: str = "443", login: bool = False
+) -> Iterator[None]:
+    """Run squid.
+
+    Args:
+      allowed: the ports that it connects to.
+      login: whether it wants `USER` and `PASSWORD`.
+    """
+    program = find_program("squid")
+    assert program is not None
+    hashed = subprocess.run(["openssl", "passwd", "-apr1", PASSWORD], capture_output=True, check=True).stdout.decode()
+    (folder / "passwords").write_text(f"{USER}:{hashed}")
+    (folder / "hosts").write_text("127.0.0.1 target.example\n")
+    text = SQUID.format(
+        host=host,
+        port=port,
+        folder=folder,
+        allowed=allowed,
+        login=SQUID_LOGIN.format(program=BASIC_AUTH, folder=folder) if login else "",
+        rule=f"http_access allow {'known' if login else 'all'}",
+    )
+    (folder / "squid.conf").write_text(text)
+    if os.geteuid() == 0:  # it drops to this user
+        proxy = pwd.getpwnam("proxy")
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, proxy.pw_uid, proxy.pw_gid)
+        _let_in(folder)
+    with _running([program, "-N", "-n", f"test{port}", "-f", str(folder / "squid.conf")], host, port, folder):
+        yield
+
+
+@contextmanager
+def tinyproxy(
+    folder: Path, port: int, *, host: str = "127.0.0.1", allowed: str = "443", login: bool = False
+) -> Iterator[None]:
+    """Run tinyproxy; the arguments as for `squid`."""
+    program = find_program("tinyproxy")
+    assert program is not None
+    text = TINYPROXY.format(
+        host=host,
+        port=port,
+        folder=folder,
+        allowed="\n".join(f"ConnectPort {each}" for each in allowed.split()),
+        login=f"BasicAuth {USER} {PASSWORD}" if login else "",
+    )
+    (folder / "tinyproxy.conf").write_text(text)
+    with _running([program, "-d", "-c", str(folder / "tinyproxy.conf")], host, port, folder):
+        yield
+
+
+def _let_in(folder: Path) -> None:
+    """Folders above it are the test's own, closed to everybody else."""
+    for each in folder.parents:
+        if each.stat().st_uid == os.geteuid() and "pytest" in each.name:
+            each.chmod(0o755)
+
+
+@contextmanager
+def _running(command: list[str], host: str, port: int, folder: Path) -> Iterator[None]:
+    with (folder / "out").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+        try:
+            for _ in range(1000):
+                assert process.poll() is None, (folder / "out").read_text()
+                try:
+                    socket.create_connection((host, port), 1).close()
+                except OSError:
+                    time.sleep(0.01)
+                else:
+                    break
+            else:
+                raise AssertionError(f"{command[0]} does not take connections")
+            yield
+        finally:
+            process.kill()  # squid takes two seconds to end when it is asked
+            process.wait(10)
+
+
+@asynccontextmanager
+async def says(*answers: bytes | None, host: str = "127.0.0.1") -> AsyncGenerator[int]:
+    """A proxy on loopback that reads a request and says `answers`, one write each; None hangs up, silence holds the
+    line.  Its port."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        try:
+            await stream.receive_some(4096)
+            for each in answers:
+                if each is None:
+                    return
+                await stream.send_all(each)
+            await stream.receive_some(1)  # until the other side ends
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async with open_background_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host=host)
+        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        yield listener.socket.getsockname()[1]

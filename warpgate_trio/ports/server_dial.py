@@ -1,0 +1,111 @@
+"""TCP connections to servers: directly, or by the proxy that the configuration names (`warpgate_trio.config.Proxies`).
+
+A server's name goes to its proxy unresolved: a machine behind one may know no names but the proxy's.  What a proxy does
+is told as a `ProxyError`, and so is that it cannot be reached; what comes through it, a refused certificate say, is the
+server's.  Nothing here has a timeout.  Who gave up waiting may ask the `ServerDial` who did not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, final
+
+import trio
+
+from ..config import ServerUrl
+from ..errors import ProxyError
+from ..nurseries import reason_of
+from .connect import ConnectRequest, name_of
+
+__all__ = ["Dial", "ServerDial"]
+
+Dial: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
+"""Opens a connection to a host and port; the name is resolved in there, or by a proxy."""
+_RECEIVE: Final = 4096
+
+
+@final
+class ServerDial:
+    """Opens connections to servers by one proxy, or directly: a `Dial`.
+
+    Args:
+      proxy: of the scheme http; None: there is none.
+      open_stream: opens the connection to the proxy, or to the server itself.
+    """
+
+    def __init__(self, proxy: ServerUrl | None, open_stream: Dial = trio.open_tcp_stream) -> None:
+        self._proxy = proxy
+        self._open_stream = open_stream
+        self._waiting = False
+
+    @property
+    def silence(self) -> str:
+        """Who did not answer, as a sentence's end, when the last call was given up."""
+        return f" from {name_of(self._proxy)}" if self._proxy is not None and self._waiting else ""
+
+    async def __call__(self, host: str, port: int) -> trio.abc.Stream:
+        """Connect to a server.
+
+        Raises:
+          OSError: there is no proxy, and the server cannot be reached.
+          ProxyError: the proxy cannot be reached, or opens no way to the server.
+        """
+        if self._proxy is None:
+            return await self._open_stream(host, port)
+        self._waiting = True  # and so it stays when this is cancelled
+        stream = await self._through(self._proxy, host, port)
+        self._waiting = False
+        return stream
+
+    async def _through(self, proxy: ServerUrl, host: str, port: int) -> trio.abc.Stream:
+        try:
+            stream = await self._open_stream(proxy.host, proxy.port)
+        except OSError as error:
+            self._waiting = False
+            raise ProxyError(
+                f"{name_of(proxy)} cannot be reached: {reason_of(error)}; which one is used says [network] proxy, "
+                "or HTTPS_PROXY in the environment"
+            ) from error
+        try:
+            return await _connect(stream, proxy, host, port)
+        except BaseException as error:
+            self._waiting = isinstance(error, trio.Cancelled)
+            await trio.aclose_forcefully(stream)
+            raise
+
+
+async def _connect(stream: trio.abc.Stream, proxy: ServerUrl, host: str, port: int) -> trio.abc.Stream:
+    request = ConnectRequest(proxy, host, port)
+    try:
+        await stream.send_all(request.transmit())
+        while not request.receive(bytes(await stream.receive_some(_RECEIVE))):
+            pass
+    except trio.BrokenResourceError as error:
+        raise ProxyError(f"{name_of(proxy)} broke the connection off: {error.__cause__ or error}") from error
+    return _Tunnel(stream, request.rest) if request.rest else stream
+
+
+@final
+class _Tunnel(trio.abc.Stream):
+    """A connection some of whose first bytes have been read already, along with the proxy's answer."""
+
+    def __init__(self, stream: trio.abc.Stream, first: bytes) -> None:
+        self._stream = stream
+        self._first = first
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if not self._first:
+            return await self._stream.receive_some(max_bytes)
+        await trio.lowlevel.checkpoint()
+        data, self._first = self._first[:max_bytes], b"" if max_bytes is None else self._first[max_bytes:]
+        return data
+
+    async def aclose(self) -> None:
+        self._first = b""
+        await self._stream.aclose()
