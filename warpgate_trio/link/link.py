@@ -284,6 +284,7 @@ class Link:
 
     # -- the driver, in the node's nursery ---------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def drive(self, *, on_open: OpenHandler, admit: Admit | None = None, goodbye: float) -> None:
         """Run the Link until it ends.  Never raises, and is not cancelled from outside: see `end_nowait`.
 
@@ -310,6 +311,7 @@ class Link:
                 nursery.cancel_scope.cancel()
         self._fail(trio.BrokenResourceError("the link ended"))
 
+    @trio.lowlevel.enable_ki_protection  # a record that Ctrl-C cuts off would be one that somebody has forged
     async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
         try:
             with panics_as_errors():

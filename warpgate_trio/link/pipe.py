@@ -76,6 +76,8 @@ class Pipe(trio.abc.HalfCloseableStream):
     cancelled `send_all` has sent some prefix of its data, and the stream goes on whole; ``b""`` means that the peer
     called `send_eof` or `aclose`, and nothing else; at most 8 MiB wait here for a reader that does not read.
 
+    A Ctrl-C reaches the program between its calls and at their checkpoints, and not in the middle of a record.
+
     ``async with pipe:`` closes it when the body ends well, and aborts it when the body is left by an exception or was
     cancelled, so that the peer does not take for the end what was only interrupted.
 
@@ -133,6 +135,7 @@ class Pipe(trio.abc.HalfCloseableStream):
             await self._changed.park()
             self._check_send()
 
+    @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; blocks while the peer's application does not read.
 
@@ -161,12 +164,14 @@ class Pipe(trio.abc.HalfCloseableStream):
                     raise
                 view = view[size:]
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the peer has given credit; errors as in `send_all`."""
         with self._sending:
             await trio.lowlevel.checkpoint()
             await self._wait_sendable()
 
+    @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
         """Say that no more comes from here; receiving goes on.  Idempotent; errors as in `send_all`."""
         with self._sending:
@@ -177,6 +182,7 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for data and return between 1 and `max_bytes` of it; ``b""`` at the peer's end of stream.
 
@@ -211,6 +217,7 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def open_pipe(self, label: str = "") -> Pipe:
         """Open a further, independent Pipe to the same peer on the same Link: one round trip, no walk.
 
@@ -226,6 +233,7 @@ class Pipe(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("this pipe was closed")
         return await self._link.open_pipe(label)
 
+    @trio.lowlevel.enable_ki_protection
     async def ping(self) -> float:
         """Measure the round trip to the peer's node now, in seconds.
 
@@ -239,11 +247,13 @@ class Pipe(trio.abc.HalfCloseableStream):
         """
         return await self._link.ping(self._channel)
 
+    @trio.lowlevel.enable_ki_protection
     def close_nowait(self) -> None:
         """The synchronous core of `aclose`: local calls fail from now on, the peer is told in the background."""
         self._link.close_channel(self._channel)
         self._changed.unpark_all()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close both directions.  What was sent still arrives and then reads as EOF; the peer's sends break.
 
@@ -258,6 +268,7 @@ class Pipe(trio.abc.HalfCloseableStream):
         self.close_nowait()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """Give the Pipe up: what was sent is not all.  Idempotent, and nothing where the Pipe was closed before.
 
@@ -269,6 +280,7 @@ class Pipe(trio.abc.HalfCloseableStream):
         self._link.close_channel(self._channel, abort=True)
         self._changed.unpark_all()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:

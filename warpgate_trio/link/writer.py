@@ -65,7 +65,7 @@ class LinkWriter:
             self.feed_outbox()
             self._carrier.feed(data_header(channel.id, len(data)), data)
             await self._carrier.flush()
-        except trio.Cancelled:
+        except (trio.Cancelled, KeyboardInterrupt):
             self.poke()  # the rest of the record goes out without us
             raise
         finally:
