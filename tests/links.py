@@ -13,17 +13,14 @@ import pytest
 import trio
 
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB, MALLORY
 from tests.paths import SocketPath, connect_paths
 from tests.wire import Script, open_wire
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.identity import Identity
 from warpgate_trio.link import Link, PathInfo, Pipe, RefuseReason
 from warpgate_trio.link.frames import Frame, FrameReader, Item, encode
 
-ALICE: Final = Identity.from_seed(b"alice".ljust(32))
-BOB: Final = Identity.from_seed(b"bob".ljust(32))
-MALLORY: Final = Identity.from_seed(b"mallory".ljust(32))
 CONTEXTS: Final = {identity: TlsContexts(identity) for identity in (ALICE, BOB, MALLORY)}
 SESSION, ATTEMPT, LINK_ID = b"session.........", b"attempt.........", b"link............"
 

@@ -11,6 +11,7 @@ from typing import final
 
 import trio
 
+from tests.identities import ALICE, BOB
 from tests.ports import free_port
 from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio import host as machine
@@ -19,10 +20,6 @@ from warpgate_trio.config import Budgets, ListenConfig
 from warpgate_trio.host import Gateway, Host, Interface, InterfaceAddress
 from warpgate_trio.plugin import Plugin
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
-
-ALICE = Identity.from_seed(b"alice" + bytes(27))
-BOB = Identity.from_seed(b"bob" + bytes(29))
-CAROL = Identity.from_seed(b"carol" + bytes(27))
 
 QUICK = Budgets(
     direct_min=0.1,

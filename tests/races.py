@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import trio
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from warpgate_trio import Identity
 from warpgate_trio import host as machine
 from warpgate_trio.carrier import Carrier, TlsContexts

@@ -14,7 +14,8 @@ import trio
 
 from tests.end_to_end.processes import environment
 from tests.hangs import HANG
-from tests.nodes import ALICE, config, loopback_node
+from tests.identities import ALICE
+from tests.nodes import config, loopback_node
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 

@@ -16,14 +16,13 @@ import trio
 
 from tests.certificates import Authority
 from tests.end_to_end.processes import ran, started
+from tests.identities import ALICE
 from tests.nginx import free_ports, nginx
 from warpgate_trio.config.server_url import ServerUrl
-from warpgate_trio.identity import Identity
 from warpgate_trio.signal import Delivery, open_channel
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
 
-ALICE = Identity.from_seed(bytes(range(32)))
 LOOPBACK = ("serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--no-ntp")
 
 

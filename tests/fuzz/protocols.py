@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from tests.fuzz.registry import pieces, target
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from warpgate_trio.clock.ntp import NtpExchange, NtpRejected
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import (

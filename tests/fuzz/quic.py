@@ -23,7 +23,7 @@ from qh3.quic.tls_bridge import QuicTlsBridge, QuicTlsCryptoData
 
 from tests.fuzz.mutation import mutated
 from tests.fuzz.registry import target
-from tests.nodes import BOB
+from tests.identities import BOB
 from warpgate_trio.carrier.quic_connection import DATAGRAM
 from warpgate_trio.carrier.quic_protocol import QuicProtocol
 from warpgate_trio.errors import CarrierError

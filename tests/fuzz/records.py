@@ -12,7 +12,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from tests.fuzz.mutation import mutated_msgpack
 from tests.fuzz.registry import target
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from tests.unit.test_plugin_messages import GOLDEN as GOLDEN_MESSAGES
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, PeerAddress, Transport
 from warpgate_trio.address.nat_profile import (

@@ -15,7 +15,7 @@ from typing import Final, final
 import trio
 
 from tests.fuzz.registry import target
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.errors import CarrierError
 from warpgate_trio.websocket import WebSocket, WebSocketError, open_websocket, serve_websocket

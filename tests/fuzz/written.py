@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.fuzz.registry import target, text_of, texts
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from warpgate_trio.config import NodeConfig, load_config
 from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.errors import ConfigError, IdentityError

@@ -10,10 +10,11 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB, CAROL
 from tests.integration.test_node import dial
 from tests.integration.test_verdicts import committed, expect, impostor
 from tests.links import link_of
-from tests.nodes import ALICE, BOB, CAROL, address_of, config, loopback_node
+from tests.nodes import address_of, config, loopback_node
 from warpgate_strategies.direct_connect import dial as dial_target
 from warpgate_trio import PeerRefused, Verdict, anyone
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts

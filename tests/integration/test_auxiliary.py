@@ -7,7 +7,9 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from tests.identities import ALICE, BOB, CAROL
+from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from tests.waiting import wait_until
 from warpgate_strategies.fan_out import STAGGER
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, Verdict, anyone
 from warpgate_trio.carrier import Carrier
@@ -99,9 +101,7 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
     async with pair() as both:
         await both.alice.announce_address(both.bob.address)
         key = both.alice.address.public_key
-        with trio.fail_after(HANG):
-            while both.bob._runtime.view.known_address(key) is None:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: both.bob._runtime.view.known_address(key) is not None)
         assert both.bob._runtime.view.known_address(key) == both.alice.address
 
     async def not_carol(peer_id: str) -> bool:
@@ -110,9 +110,7 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
     async with pair(authorize=not_carol) as both, loopback_node(CAROL, config(both.server)) as carol:
         await carol.wait_signals()
         await carol.announce_address(both.bob.address)
-        with trio.fail_after(HANG):
-            while not both.bob.stats().refused:  # counted when what she told was dealt with
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: both.bob.stats().refused)  # counted when what she told was dealt with
         assert both.bob._runtime.view.known_address(carol.address.public_key) is None
 
 

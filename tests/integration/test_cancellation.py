@@ -7,7 +7,7 @@ that no task is left, of the nurseries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import final
@@ -18,33 +18,28 @@ import trio.testing
 
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB
 from tests.links import link_of
-from tests.nodes import ALICE, BOB, Pair, config, loopback_node, pair
+from tests.nodes import Pair, config, loopback_node, pair
 from tests.servers_mqtt import Broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from tests.waiting import wait_until
 from warpgate_trio import Node, NodeConfig, Servers, anyone, open_node
 from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.signal import Inbox, InboxLimits, ServerState, open_channel
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what other tasks do after a cancellation: closing, telling the peer."""
-    with trio.fail_after(HANG):
-        while not condition():
-            await trio.testing.wait_all_tasks_blocked(0.001)
-
-
 async def nothing_left(both: Pair, *, interrupted: bool = False) -> None:
     """Pipes that Bob was given read as ended, those of an interrupted call as broken; then both nodes are as new."""
-    await until(lambda: not both.alice.stats().links and not both.alice.stats().attempts)
+    await wait_until(lambda: not both.alice.stats().links and not both.alice.stats().attempts)
     while both.bob.stats().waiting_pipes:
         async with await both.bob.listener.accept() as pipe:
             with pytest.raises(trio.BrokenResourceError) if interrupted else nullcontext():
                 async for _ in pipe:
                     pass
-    await until(
+    await wait_until(
         lambda: not both.bob.stats().links and not both.bob.stats().attempts and not both.bob.stats().handshakes
     )
 
@@ -73,13 +68,6 @@ def all_task_cuts() -> Iterator[_AllTasks]:
     raise AssertionError("it does not come to its end")
 
 
-async def wait_for_broker(condition: Callable[[], bool]) -> None:
-    """For what another process does in its own time."""
-    with trio.fail_after(HANG):
-        while not condition():  # noqa: ASYNC110  # there is no event that a process could set
-            await trio.sleep(0.002)
-
-
 async def say_and_hear(url: ServerUrl) -> None:
     """A channel's whole life."""
     async with open_channel(url, ALICE) as channel:
@@ -94,13 +82,13 @@ async def test_a_websocket_channel_at_any_tasks_step() -> None:
         for cut in cuts():
             with cut:
                 await say_and_hear(url)
-            await until(lambda: server.statistics().connections == 0)
+            await wait_until(lambda: server.statistics().connections == 0)
         for steps in all_task_cuts():
             trio.lowlevel.add_instrument(steps)
             with steps.scope:
                 await say_and_hear(url)
             trio.lowlevel.remove_instrument(steps)
-            await until(lambda: server.statistics().connections == 0)
+            await wait_until(lambda: server.statistics().connections == 0)
         assert server.statistics().mailboxes == 0
 
 
@@ -110,13 +98,13 @@ async def test_an_mqtt_channel_at_any_tasks_step(mosquitto: Broker) -> None:
     for cut in cuts():
         with cut:
             await say_and_hear(mosquitto.url)
-        await wait_for_broker(lambda: mosquitto.connections() == 0)
+        await wait_until(lambda: mosquitto.connections() == 0)
     for steps in all_task_cuts():
         trio.lowlevel.add_instrument(steps)
         with steps.scope:
             await say_and_hear(mosquitto.url)
         trio.lowlevel.remove_instrument(steps)
-        await wait_for_broker(lambda: mosquitto.connections() == 0)
+        await wait_until(lambda: mosquitto.connections() == 0)
     assert mosquitto.count("Sending SUBACK to wg") > 10, "many were cut after they had subscribed"
 
 
@@ -132,8 +120,8 @@ async def test_open_node_at_any_tasks_step_with_both_transports(mosquitto: Broke
                     while any(each.state is not ServerState.CONNECTED for each in node.signal_servers):
                         await node._runtime.hub._keeper.wait_changed()
             trio.lowlevel.remove_instrument(steps)
-            await until(lambda: server.statistics().connections == 0)
-            await wait_for_broker(lambda: mosquitto.connections() == 0)
+            await wait_until(lambda: server.statistics().connections == 0)
+            await wait_until(lambda: mosquitto.connections() == 0)
         assert mosquitto.count("Sending SUBACK to wg") > 10
 
 
@@ -145,7 +133,7 @@ async def test_open_node() -> None:
                 async with open_node(config(server), identity=ALICE, authorize=anyone) as node:
                     await node.wait_signals()
                     await trio.lowlevel.checkpoint()
-            await until(lambda: server.statistics().connections == 0)
+            await wait_until(lambda: server.statistics().connections == 0)
 
 
 @pytest.mark.parametrize("plugin", ["direct_connect", "reverse_connect"])
@@ -221,7 +209,7 @@ async def test_open_pipe() -> None:
         for cut in cuts():
             with cut:
                 await (await pipe.open_pipe("again")).aclose()
-            await until(lambda: len(link_of(pipe).protocol.channels) == 1)
+            await wait_until(lambda: len(link_of(pipe).protocol.channels) == 1)
             while both.bob.stats().waiting_pipes:
                 await (await both.bob.listener.accept()).aclose()
         assert await pipe.receive_some() == b"x"
@@ -282,7 +270,7 @@ async def test_a_cancelled_end_of_a_pipe_is_an_end() -> None:
                 else:
                     assert await theirs.receive_some() == b""
             await theirs.aclose()
-        await until(lambda: len(link_of(first).protocol.channels) == 1)
+        await wait_until(lambda: len(link_of(first).protocol.channels) == 1)
         await other.aclose()
 
 
@@ -309,10 +297,10 @@ async def test_a_cancelled_walk_ends_the_peers_work() -> None:
                     await both.alice.connect(both.bob.address, plugin="reverse_connect", af=4)
 
                 nursery.start_soon(call)
-                await until(lambda: bool(both.bob._runtime.peer_work))
+                await wait_until(lambda: bool(both.bob._runtime.peer_work))
                 scope.cancel()
         assert scope.cancelled_caught
-        await until(lambda: not both.bob._runtime.peer_work)
+        await wait_until(lambda: not both.bob._runtime.peer_work)
 
 
 async def leave(node: Node, server: RendezvousServer) -> None:
@@ -324,5 +312,5 @@ async def test_a_closed_node_leaves_nothing_on_the_server() -> None:
     async with open_rendezvous() as server:
         async with loopback_node(BOB, config(server)) as bob:
             await leave(bob, server)
-        await until(lambda: server.statistics().connections == 0)
+        await wait_until(lambda: server.statistics().connections == 0)
         assert server.statistics().mailboxes == 0

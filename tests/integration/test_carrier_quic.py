@@ -11,7 +11,8 @@ import trio.testing
 
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
-from tests.links import ALICE, BOB, FAMILIES, MALLORY, Paths, close_carriers, quic_carriers, receive_exactly
+from tests.identities import ALICE, BOB, MALLORY
+from tests.links import FAMILIES, Paths, close_carriers, quic_carriers, receive_exactly
 from tests.paths import SocketPath, connect_paths
 from warpgate_trio.carrier.quic import HELD_MAX, UNSENT_MAX, QuicCarrier
 from warpgate_trio.carrier.quic_protocol import WINDOW, QuicProtocol

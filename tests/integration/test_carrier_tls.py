@@ -23,12 +23,10 @@ from cryptography.x509.oid import NameOID
 
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB, MALLORY
 from tests.links import (
-    ALICE,
-    BOB,
     CONTEXTS,
     FAMILIES,
-    MALLORY,
     Sockets,
     close_carriers,
     connect_sockets,

@@ -7,7 +7,8 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
-from tests.links import BOB, FAMILIES, carrier_kind, carriers, close_carriers, connect_ends, receive_exactly
+from tests.identities import BOB
+from tests.links import FAMILIES, carrier_kind, carriers, close_carriers, connect_ends, receive_exactly
 from warpgate_trio.carrier import Carrier, quic, tls
 
 __all__ = ["carrier_kind"]

@@ -9,9 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.hangs import HANG
+from tests.identities import ALICE, BOB, CAROL
 from tests.integration.test_security import give, sealed
-from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, closed_port, config, loopback_node
+from tests.nodes import LoopbackHost, address_of, closed_port, config, loopback_node
+from tests.waiting import wait_until
 from warpgate_trio import Node, NodeConfig, PeerAddress, Servers, anyone
 from warpgate_trio.clock.estimate import ClockEstimate
 from warpgate_trio.errors import AddressNotYetValid
@@ -58,8 +59,7 @@ async def test_a_step_of_a_tenth_of_a_second_by_ntp_replays_nothing(monkeypatch:
     monkeypatch.setattr("warpgate_trio.clock.corrected.INTERVAL", 0.001)
     node_config = NodeConfig(servers=Servers(ntp=["ntp://127.0.0.1:1"]))
     async with loopback_node(BOB, node_config, authorize=anyone, host=host) as bob:
-        while measured < 2:
-            await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: measured >= 2)
         own = address_of(ALICE, port=1)
         first = sealed(ALICE, bob.address, own, Cancel(), owner="core", time=start)
         assert give(bob, first) == "Accepted"
@@ -67,8 +67,7 @@ async def test_a_step_of_a_tenth_of_a_second_by_ntp_replays_nothing(monkeypatch:
         later = sealed(ALICE, bob.address, own, Cancel(), owner="core", time=host.shows, message_id=b"2" * 16)
         assert give(bob, later) == "Accepted"  # the first one is forgotten, since its stamp is too old
         step.set()
-        while measured < 3:
-            await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: measured >= 3)
         host.shows += 0.01
         assert bob._runtime.clock.now() < start + 300
         assert "Accepted" not in give(bob, first)
@@ -133,9 +132,7 @@ async def test_what_the_peer_says_itself_beats_a_record_of_a_clock_that_was_ahea
     async with open_rendezvous() as server, alice_who_heard_from_the_future(server) as (alice, ahead):
         async with bob_on(server, 0.0) as bob:
             await bob.announce_address(alice.address)
-            with trio.fail_after(HANG):
-                while alice._runtime.view.known_address(BOB.public_key) == ahead:
-                    await trio.testing.wait_all_tasks_blocked(0.001)
+            await wait_until(lambda: alice._runtime.view.known_address(BOB.public_key) != ahead)
             assert alice._runtime.view.known_address(BOB.public_key) == bob.address
             # ... and goes before the old text, whose number is higher.
             async with await alice.auto_connect(str(ahead), plugins=["direct_connect"], timeout=10) as pipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, final
 
@@ -15,6 +15,7 @@ from tests.hangs import HANG
 from tests.panicking import PanicException
 from tests.races import SECRET, half, hold
 from tests.sim.worlds import run
+from tests.waiting import wait_until
 from warpgate_strategies import datagram_race
 from warpgate_strategies.datagram_race import LINGER, MAX_DIALS, DatagramRace, open_datagram_race
 from warpgate_trio.carrier import Carrier
@@ -26,12 +27,6 @@ from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.punch.probe import ProbeCodec
 from warpgate_trio.sim import Network
 from warpgate_trio.sockaddr import TransportAddress
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """For what other tasks do in their own time."""
-    while not condition():
-        await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 @asynccontextmanager

@@ -14,8 +14,9 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB
 from tests.links import link_of
-from tests.nodes import ALICE, BOB, QUICK, address_of, config, loopback_node, pair
+from tests.nodes import QUICK, address_of, config, loopback_node, pair
 from warpgate_strategies.direct_connect import dial
 from warpgate_trio import Node, anyone
 from warpgate_trio.carrier import Carrier, TlsCarrier

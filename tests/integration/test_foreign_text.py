@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from tests.hangs import HANG
-from tests.integration.test_rendezvous import registered_with, server_that
+from tests.hubs import websocket_server
+from tests.integration.test_rendezvous import registered_with
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.identity import Identity
@@ -25,7 +26,7 @@ async def test_what_a_server_says_while_we_register(caplog: pytest.LogCaptureFix
         await websocket.send(frames.Error(9, ESCAPES).encode())
         await trio.sleep_forever()
 
-    async with server_that(says_no) as url, open_background_nursery() as nursery:
+    async with websocket_server(says_no) as url, open_background_nursery() as nursery:
         hub = SignalHub(Identity.generate(), [ServerUrl.parse(url)])
         await nursery.start(hub.run)
         with trio.fail_after(HANG):

@@ -13,8 +13,10 @@ import trio
 import trio.testing
 
 from tests.certificates import Authority
-from tests.integration.test_signal_hub import hub_for, tcp_server, wait_until
-from tests.nodes import ALICE, BOB, LoopbackHost, address_of, closed_port, config, loopback_node
+from tests.hubs import hub_for, tcp_server
+from tests.identities import ALICE, BOB
+from tests.nodes import LoopbackHost, address_of, closed_port, config, loopback_node
+from tests.waiting import wait_until
 from warpgate_trio import Node, anyone
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.host import Interface, InterfaceAddress

@@ -11,12 +11,14 @@ import pytest
 import trio
 
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, CAROL, config, loopback_node
+from tests.identities import ALICE, BOB, CAROL
+from tests.nodes import config, loopback_node
 from tests.servers_mqtt import Broker
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from tests.waiting import wait_until
 from warpgate_trio import ConnectError, Identity, Node, NodeConfig, PeerAddress, Servers, anyone
 from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_frames import MAX_FRAME
@@ -28,13 +30,6 @@ pytestmark = pytest.mark.slow("three or four nodes and their server")
 
 Signals = Callable[[], AbstractAsyncContextManager[NodeConfig]]
 """What carries signals, with the configuration that names it."""
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """For what other tasks do in their own time."""
-    with trio.fail_after(HANG):
-        while not condition():  # noqa: ASYNC110  # there is no event that a server could set
-            await trio.sleep(0.001)
 
 
 async def call_back(alice: Node, text: PeerAddress | str, listener: Node) -> None:

@@ -14,12 +14,10 @@ import trio.testing
 
 from tests.cancel_sweep import Cut, cuts
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB, MALLORY
 from tests.links import (
-    ALICE,
-    BOB,
     CONTEXTS,
     LINK_ID,
-    MALLORY,
     SESSION,
     End,
     RawPeer,

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import trio
 
-from tests.nodes import ALICE, BOB, config, echo, loopback_node
+from tests.identities import ALICE, BOB
+from tests.nodes import config, echo, loopback_node
 from warpgate_trio import NodeConfig, Servers, anyone, host, open_node
 from warpgate_trio.host import RESERVED_DESCRIPTORS, RealHost
 from warpgate_trio.nurseries import open_background_nursery

@@ -10,6 +10,7 @@ import trio.testing
 
 from tests.hangs import HANG
 from tests.nodes import echo, pair
+from tests.waiting import wait_until
 from warpgate_trio import Pipe
 
 PIPES = 50
@@ -79,9 +80,7 @@ async def test_pipes_of_one_link_end_one_by_one() -> None:
         third = await second.open_pipe("third")
         await second.aclose()
         await third.aclose()  # the last one ends the Link
-        with trio.fail_after(HANG):
-            while both.alice.stats().links or both.bob.stats().links:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: not both.alice.stats().links and not both.bob.stats().links)
         for pipe in theirs:
             await pipe.aclose()
         await (await both.bob.listener.accept()).aclose()

@@ -23,6 +23,7 @@ from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from tests.waiting import wait_until
 from warpgate_trio.config.server_url import ServerUrl
 from warpgate_trio.errors import ConfigError
 from warpgate_trio.nurseries import open_background_nursery
@@ -42,13 +43,6 @@ async def open_mqtt(
             url, ssl_context=ssl_context, max_payload=MAX, close_timeout=close_timeout
         ) as connection:
             yield connection
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """For what another process does in its own time."""
-    with trio.fail_after(HANG):
-        while not condition():  # noqa: ASYNC110  # there is no event that a process could set
-            await trio.sleep(0.002)
 
 
 @asynccontextmanager

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
 
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, loopback_node
+from tests.identities import ALICE, BOB
+from tests.nodes import loopback_node
 from tests.ports import free_port
 from tests.servers_mqtt import Broker, open_wire
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from tests.waiting import wait_until
 from warpgate_trio import Node, NodeConfig, Servers, anyone
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """For what other tasks and processes do in their own time."""
-    while not condition():  # noqa: ASYNC110  # there is no event that a process could set
-        await trio.sleep(0.001)
 
 
 def node_config(*, websocket: str | None = None, mqtt: object = None) -> NodeConfig:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,19 @@ import trio.testing
 
 from tests.certificates import Authority
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB
+from tests.hubs import anywhere, hub_for, states
+from tests.hubs import no_long_pauses as no_long_pauses
+from tests.identities import ALICE, BOB
 from tests.ports import free_port
 from tests.servers_mqtt import PASSWORD, USER, Broker, make_mosquitto, open_wire
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
+from tests.waiting import wait_until
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable
-from warpgate_trio.identity import Identity, peer_id_from_key
+from warpgate_trio.identity import peer_id_from_key
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState, SignalHub, open_channel
@@ -36,39 +37,7 @@ from warpgate_trio.signal.mqtt.connection import open_mqtt
 
 CONNECTED, WAITING = ServerState.CONNECTED, ServerState.WAITING
 
-
-def anywhere(_: object) -> bool:
-    """A `MayConnect` for peers on this machine."""
-    return True
-
-
-@pytest.fixture(autouse=True)
-def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.01)
-
-
-@asynccontextmanager
-async def hub_for(
-    identity: Identity, *urls: object, ca_file: Path | None = None, connected: bool = True
-) -> AsyncGenerator[SignalHub]:
-    """A running hub; bounds the body."""
-    hub = SignalHub(identity, [ServerUrl.parse(str(url)) for url in urls], ca_file=ca_file)
-    with trio.fail_after(HANG):
-        async with open_background_nursery() as nursery:
-            await nursery.start(hub.run)
-            if connected:
-                await wait_until(lambda: states(hub) == [CONNECTED] * len(urls))
-            yield hub
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """For what other tasks and processes do in their own time."""
-    while not condition():  # noqa: ASYNC110  # there is no event that a process could set
-        await trio.sleep(0.001)
-
-
-def states(hub: SignalHub) -> list[ServerState]:
-    return [status.state for status in hub.status()]
+pytestmark = pytest.mark.usefixtures("no_long_pauses")
 
 
 # --- one broker ---
@@ -429,7 +398,10 @@ async def test_a_hub_cancelled_at_any_step(mosquitto: Broker) -> None:
 @pytest.mark.slow("leaving a frozen broker takes the goodbye's 0.2 s, for each hub")
 @pytest.mark.needs("mosquitto")
 async def test_two_brokers_and_one_is_dead(mosquitto: Broker, amqtt: Broker) -> None:
-    async with hub_for(ALICE, mosquitto.url, amqtt.url) as alice, hub_for(BOB, amqtt.url, mosquitto.url) as bob:
+    async with (
+        hub_for(ALICE, mosquitto.url, amqtt.url, everywhere=True) as alice,
+        hub_for(BOB, amqtt.url, mosquitto.url, everywhere=True) as bob,
+    ):
         assert await alice.send(BOB.public_key, b"\x01both") is Delivery.QUEUED
         assert {(await bob.receive()).via for _ in range(2)} == {str(mosquitto.url), str(amqtt.url)}
         mosquitto.freeze()
@@ -439,7 +411,10 @@ async def test_two_brokers_and_one_is_dead(mosquitto: Broker, amqtt: Broker) -> 
 
 async def test_a_rendezvous_server_that_hangs_does_not_hold_up_a_broker(any_broker: Broker) -> None:
     async with open_rendezvous() as server:
-        async with hub_for(ALICE, server.url, any_broker.url) as alice, hub_for(BOB, any_broker.url) as bob:
+        async with (
+            hub_for(ALICE, server.url, any_broker.url, everywhere=True) as alice,
+            hub_for(BOB, any_broker.url) as bob,
+        ):
             hanging = next(slot.channel for slot in alice._keeper.own if slot.url.scheme == "ws")
             assert hanging is not None
             release = trio.Event()
@@ -462,7 +437,7 @@ async def test_what_goes_on_behind_a_senders_back_is_bounded(
     any_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "MAX_TRAILING", 3)
-    async with open_rendezvous() as server, hub_for(ALICE, server.url, any_broker.url) as alice:
+    async with open_rendezvous() as server, hub_for(ALICE, server.url, any_broker.url, everywhere=True) as alice:
         hanging = next(slot.channel for slot in alice._keeper.own if slot.url.scheme == "ws")
         assert hanging is not None
         running: set[bytes] = set()
@@ -487,7 +462,7 @@ async def test_what_goes_on_behind_a_senders_back_is_bounded(
 async def test_delivered_is_better_than_queued(any_broker: Broker) -> None:
     async with open_rendezvous() as server:
         urls = (server.url, any_broker.url)
-        async with hub_for(ALICE, *urls) as alice, hub_for(BOB, *urls) as bob:
+        async with hub_for(ALICE, *urls, everywhere=True) as alice, hub_for(BOB, *urls, everywhere=True) as bob:
             for _ in range(5):
                 assert await alice.send(BOB.public_key, b"\x01x") >= Delivery.QUEUED
                 # Both bring it, or the rendezvous server was so fast that the broker was spared.
@@ -521,7 +496,10 @@ async def test_a_node_without_mqtt_does_not_follow_hints_to_it(any_broker: Broke
 
 async def test_peers_that_share_one_of_their_transports(any_broker: Broker) -> None:
     async with open_rendezvous() as hers, open_rendezvous() as his:
-        async with hub_for(ALICE, hers.url, any_broker.url) as alice, hub_for(BOB, his.url, any_broker.url) as bob:
+        async with (
+            hub_for(ALICE, hers.url, any_broker.url, everywhere=True) as alice,
+            hub_for(BOB, his.url, any_broker.url, everywhere=True) as bob,
+        ):
             assert await alice.send(BOB.public_key, b"\x01x") is Delivery.QUEUED
             assert (await bob.receive()).via == str(any_broker.url)
             # With his hints she visits his server besides, behind the sender's back.

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import trio
 
-from tests.nodes import ALICE, loopback_node
+from tests.identities import ALICE
+from tests.nodes import loopback_node
 from tests.ports import free_port
 from tests.servers_mqtt import Broker, make_mosquitto
 from tests.servers_mqtt import amqtt as amqtt

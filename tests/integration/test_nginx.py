@@ -13,10 +13,10 @@ import trio
 
 from tests.certificates import Authority
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB
 from tests.nginx import Ports, free_ports, nginx
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import SignalUnavailable
-from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import RendezvousLimits, open_rendezvous
 from warpgate_trio.signal import Delivery, open_channel
@@ -25,8 +25,6 @@ from warpgate_trio.websocket.proxies import ProxyHeader, TrustedProxies
 
 pytestmark = [pytest.mark.needs("linux", "nginx"), pytest.mark.slow("starts nginx")]
 
-ALICE = Identity.from_seed(bytes(range(32)))
-BOB = Identity.from_seed(bytes(range(32, 64)))
 UPGRADE = (
     b"GET /rendezvous HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n%s\r\n"

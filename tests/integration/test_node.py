@@ -17,21 +17,11 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB, CAROL
 from tests.links import link_of
-from tests.nodes import (
-    ALICE,
-    BOB,
-    CAROL,
-    QUICK,
-    LoopbackHost,
-    address_of,
-    config,
-    echo,
-    loopback_node,
-    pair,
-    pipes,
-)
+from tests.nodes import QUICK, LoopbackHost, address_of, config, echo, loopback_node, pair, pipes
 from tests.panicking import PanicException
+from tests.waiting import wait_until
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import (
     IP4,
@@ -110,8 +100,7 @@ async def test_a_pipe_that_nobody_took_does_not_read_as_finished(left: str) -> N
     async with loopback_node(ALICE, config()) as alice:
         async with loopback_node(BOB, config(), authorize=anyone) as bob:
             pipe = await alice.auto_connect(bob.address)
-            while not bob.listener.waiting:
-                await trio.testing.wait_all_tasks_blocked()
+            await wait_until(lambda: bob.listener.waiting)
             if left == "the listener":
                 await bob.listener.aclose()
                 with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):
@@ -180,9 +169,8 @@ async def test_calls_that_outlive_the_node_end_with_it(plugin: str) -> None:
         assert outcomes == ["ended"]
         with pytest.raises(trio.ClosedResourceError):
             await carol.refresh_address(both.bob.address)
-        with trio.fail_after(HANG):  # it has said that the session is over
-            while plugin == "reverse_connect" and both.bob._runtime.peer_work:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        if plugin == "reverse_connect":  # it has said that the session is over
+            await wait_until(lambda: not both.bob._runtime.peer_work)
 
 
 async def test_a_socket_that_was_closed_between_two_accepts_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -427,8 +415,7 @@ async def test_two_commits_wait_for_one_decision() -> None:
         async with trio.open_nursery() as nursery:
             for epoch, link in enumerate(links, 1):
                 nursery.start_soon(commit, link, epoch)
-            while not asked:
-                await trio.testing.wait_all_tasks_blocked(0.005)
+            await wait_until(lambda: asked)
             await trio.testing.wait_all_tasks_blocked(0.01)
             decide.set()
         assert asked == 1
@@ -585,15 +572,13 @@ async def test_handshakes_are_bounded_in_number(bound: str, monkeypatch: pytest.
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
         streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
-        while bob._runtime.inbound.handshakes < 3:
-            await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: bob._runtime.inbound.handshakes >= 3)
         async with await trio.open_tcp_stream("127.0.0.1", port) as one_too_many:
             with trio.fail_after(5):
                 assert await one_too_many.receive_some() == b""
         for stream in streams:
             await stream.aclose()
-        while bob._runtime.inbound.handshakes:
-            await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: not bob._runtime.inbound.handshakes)
 
 
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
@@ -603,8 +588,7 @@ async def test_a_few_subscribers_do_not_keep_everybody_else_out(monkeypatch: pyt
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
         streams = [await trio.open_tcp_stream("127.0.0.1", port, local_address=f"127.1.0.{n}") for n in (1, 2, 1, 2)]
-        while bob._runtime.inbound.handshakes < 4:
-            await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: bob._runtime.inbound.handshakes >= 4)
         async with loopback_node(ALICE, config()) as alice:
             async with await alice.connect(bob.address, plugin="direct_connect") as pipe:
                 assert pipe.peer_id == bob.peer_id

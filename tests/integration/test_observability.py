@@ -13,10 +13,11 @@ import trio
 import trio.testing
 
 from tests.certificates import Authority
-from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, LoopbackHost, config, echo, loopback_node, on_host, pair
+from tests.identities import ALICE, ALICE_SEED, BOB, BOB_SEED
+from tests.nodes import LoopbackHost, config, echo, loopback_node, on_host, pair
 from tests.servers_mqtt import PASSWORD, USER, make_mosquitto
 from tests.servers_mqtt import libraries as libraries
+from tests.waiting import wait_until
 from warpgate_strategies.direct_connect import DirectConnect
 from warpgate_strategies.reverse_connect import ReverseConnect
 from warpgate_trio import ConnectError, Identity, Node, NodeConfig, Servers, anyone
@@ -35,9 +36,7 @@ async def test_stats_count_and_are_frozen() -> None:
         before = both.bob.stats()
         async with await both.alice.auto_connect(both.bob.address) as pipe:
             async with await pipe.open_pipe():
-                with trio.fail_after(HANG):
-                    while both.bob.stats().attempts:  # she may have asked to be called, too
-                        await trio.testing.wait_all_tasks_blocked(0.001)
+                await wait_until(lambda: not both.bob.stats().attempts)  # she may have asked to be called, too
                 stats = both.bob.stats()
                 assert (stats.pipes_accepted, stats.links, stats.waiting_pipes, stats.attempts) == (2, 1, 2, 0)
                 assert both.alice.stats().pipes_made == 1
@@ -62,9 +61,7 @@ async def test_failed_handshakes_are_counted() -> None:
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(b"no TLS at all")
             await stream.receive_some()
-        with trio.fail_after(HANG):
-            while not bob.stats().handshakes_failed:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: bob.stats().handshakes_failed)
         assert bob.stats().handshakes == 0
 
 
@@ -97,8 +94,7 @@ async def test_a_debug_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> 
     """Keys, payloads and passwords, in any of the forms in which they could slip into a line."""
     caplog.set_level(logging.DEBUG)
     secrets = [b"PAYLOAD-EARLY", b"PAYLOAD-SENT", b"hunter2", b"user:hunter2"]  # the last one as HTTP sends it
-    seeds = [b"alice" + bytes(27), b"bob" + bytes(29)]
-    for identity, seed in zip((ALICE, BOB), seeds, strict=True):
+    for identity, seed in ((ALICE, ALICE_SEED), (BOB, BOB_SEED)):
         assert Identity.from_seed(seed).peer_id == identity.peer_id
         pem = identity.private_key_pem()
         secrets += [seed, pem, pem.splitlines()[1]]
@@ -142,16 +138,14 @@ async def test_a_debug_log_of_mqtt_holds_no_secret(caplog: pytest.LogCaptureFixt
                     await bob.wait_signals()
                     await everything(url, bob, alice)
                 else:
-                    with trio.fail_after(HANG):
-                        while not any(each.last_error for each in alice.signal_servers):  # noqa: ASYNC110  # no event
-                            await trio.sleep(0.002)
+                    await wait_until(lambda: any(each.last_error for each in alice.signal_servers))
                 logging.getLogger("warpgate_trio").debug("%r %r", alice.signal_servers, alice.address)
                 assert password not in str(alice.address)
                 nursery.cancel_scope.cancel()
     finally:
         broker.kill()
     secrets = [b"PAYLOAD-EARLY", b"PAYLOAD-SENT", PASSWORD.encode(), quote(PASSWORD, safe="").encode()]
-    find_secrets(caplog, [*secrets, b"another-secret", b"alice" + bytes(27), ALICE.private_key_pem()])
+    find_secrets(caplog, [*secrets, b"another-secret", ALICE_SEED, ALICE.private_key_pem()])
 
 
 def find_secrets(caplog: pytest.LogCaptureFixture, secrets: list[bytes]) -> None:

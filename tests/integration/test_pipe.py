@@ -11,7 +11,8 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
-from tests.links import BOB, FAMILIES, End, carrier_kind, connect_ends, connect_sockets, linked, open_ends
+from tests.identities import BOB
+from tests.links import FAMILIES, End, carrier_kind, connect_ends, connect_sockets, linked, open_ends
 from warpgate_trio.errors import PeerAborted
 from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.testing.pipe_laws import check_cancelled_receive, check_cancelled_send, check_pipe

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.nodes import ALICE, BOB, QUICK, address_of, closed_port, config, loopback_node, pair
+from tests.identities import ALICE, BOB
+from tests.nodes import QUICK, address_of, closed_port, config, loopback_node, pair
 from warpgate_strategies.direct_connect import DirectConnect, dial
 from warpgate_trio import ConnectError, Verdict, anyone
 from warpgate_trio.carrier import Carrier

@@ -15,9 +15,11 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, LoopbackHost, Pair, config, loopback_node
+from tests.identities import ALICE, BOB
+from tests.nodes import LoopbackHost, Pair, config, loopback_node
 from tests.nodes import pair as open_pair
 from tests.races import SECRET
+from tests.waiting import wait_until
 from warpgate_strategies import random_probe
 from warpgate_strategies.random_probe import RandomProbe, SprayForMe
 from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
@@ -47,9 +49,7 @@ def ports_of(*nodes: Node) -> list[int]:
 
 
 async def no_ports(*nodes: Node) -> None:
-    with trio.fail_after(HANG):
-        while any(ports_of(*nodes)):  # noqa: ASYNC110  # the end of a goodbye is no event that a test could see
-            await trio.sleep(0.005)
+    await wait_until(lambda: not any(ports_of(*nodes)))
 
 
 async def echo_once(pipe: Pipe, both: Pair) -> None:

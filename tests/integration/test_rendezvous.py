@@ -14,8 +14,11 @@ import pytest
 import trio
 
 from tests.certificates import Authority
+from tests.hubs import websocket_server
+from tests.identities import ALICE, BOB
 from tests.ports import free_port
 from tests.rendezvous_v1 import Refused, old_client, old_server
+from tests.waiting import wait_until
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable, SignalUnsupported
 from warpgate_trio.identity import Identity
@@ -34,11 +37,7 @@ from warpgate_trio.websocket import (
     WebSocket,
     WebSocketClosed,
     open_websocket,
-    serve_websocket,
 )
-
-ALICE = Identity.from_seed(bytes(range(32)))
-BOB = Identity.from_seed(bytes(range(32, 64)))
 
 pytestmark = pytest.mark.usefixtures("bounded")
 
@@ -64,25 +63,6 @@ async def by_hand(server: RendezvousServer, identity: Identity | None = None) ->
         yield websocket
 
 
-@asynccontextmanager
-async def server_that(handler: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[str]:
-    """A WebSocket server that is no rendezvous server, or a bad one; yields its URL."""
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with open_background_nursery() as nursery:
-        await nursery.start(
-            partial(
-                serve_websocket,
-                handler,
-                listeners,
-                subprotocols=[wire.SUBPROTOCOL],
-                max_message=100_000,
-                handshake_timeout=5,
-                close_timeout=0.01,
-            )
-        )
-        yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-
-
 async def expect_error(websocket: WebSocket, code: wire.ErrorCode) -> str:
     error = wire.decode_from_server(await websocket.receive())
     assert isinstance(error, wire.Error)
@@ -90,12 +70,6 @@ async def expect_error(websocket: WebSocket, code: wire.ErrorCode) -> str:
     with pytest.raises(WebSocketClosed):
         await websocket.receive()
     return error.text
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """For what happens in another task some time after a socket told its kernel."""
-    while not condition():
-        await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 # --- what it is for ---
@@ -356,7 +330,7 @@ async def test_an_old_client_and_a_new_one() -> None:
 
 
 async def test_a_new_client_at_an_old_server() -> None:
-    async with server_that(old_server) as url, channel_to(url, ALICE) as channel:
+    async with websocket_server(old_server) as url, channel_to(url, ALICE) as channel:
         assert await channel.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
         assert await channel.send(ALICE.public_key, b"y") is Delivery.DELIVERED
         assert await channel.receive() == b"y"
@@ -369,7 +343,7 @@ async def test_a_server_that_goes_back_to_version_1() -> None:
         await (old_server(websocket) if old else rendezvous.handle(websocket))
 
     registrant = websocket_channel.new_registrant()
-    async with server_that(handler) as url:
+    async with websocket_server(handler) as url:
         async with channel_to(url, ALICE, registrant):
             old = True
         with pytest.raises(SignalUnavailable, match="spoke version 2 before and claims version 1 now"):
@@ -409,7 +383,7 @@ async def test_a_send_does_not_wait_to_be_registered(first: type[wire.FromServer
         await websocket.send(wire.Message(b"y").encode())
         await websocket.receive()
 
-    async with server_that(handler) as url, channel_at_once(url, ALICE) as channel:
+    async with websocket_server(handler) as url, channel_at_once(url, ALICE) as channel:
         assert await channel.send(BOB.public_key, b"x") is Delivery.DELIVERED
         await channel.wait_registered()
         told.set()
@@ -427,7 +401,7 @@ async def test_a_send_behind_the_registration_is_delivered() -> None:
 
 
 async def test_a_send_behind_the_registration_at_an_old_server() -> None:
-    async with server_that(old_server) as url, channel_at_once(url, ALICE) as channel:
+    async with websocket_server(old_server) as url, channel_at_once(url, ALICE) as channel:
         assert await channel.send(ALICE.public_key, b"x") is Delivery.DELIVERED
         assert await channel.receive() == b"x"
         await channel.wait_registered()
@@ -456,7 +430,7 @@ async def test_a_server_that_goes_back_to_version_1_gets_no_send_either() -> Non
         heard.append(await websocket.receive())
 
     registrant = websocket_channel.new_registrant()
-    async with server_that(handler) as url:
+    async with websocket_server(handler) as url:
         dialled = ServerUrl.parse(url)
         name = wire.server_name(dialled.host, dialled.port)
         registrant.answer(ALICE, wire.Challenge(bytes(32), 2), name)  # it spoke version 2 before
@@ -471,7 +445,7 @@ async def test_a_channel_that_is_cancelled_before_it_is_registered() -> None:
         await websocket.send(wire.Challenge(bytes(32)).encode())
         await trio.sleep_forever()
 
-    async with server_that(handler) as url:
+    async with websocket_server(handler) as url:
         with trio.move_on_after(0.05) as scope:
             async with channel_at_once(url, ALICE) as channel:
                 await channel.wait_registered()
@@ -497,7 +471,7 @@ async def relaying_to(server: RendezvousServer, *, version: int) -> AsyncGenerat
             while True:
                 answers.append(await honest.receive())
 
-    async with server_that(handler) as url:
+    async with websocket_server(handler) as url:
         yield url, answers
 
 
@@ -674,7 +648,7 @@ async def test_no_rendezvous_server(frames: list[bytes], words: str) -> None:
         for frame in frames:
             await websocket.send(frame)
 
-    async with server_that(handler) as url:
+    async with websocket_server(handler) as url:
         with pytest.raises(SignalUnavailable, match=words):
             async with channel_to(url, ALICE):
                 pytest.fail("opened")
@@ -684,7 +658,7 @@ async def test_a_server_of_the_future() -> None:
     async def handler(websocket: WebSocket) -> None:
         await websocket.send(wire.Challenge(bytes(32), version=4).encode())
 
-    async with server_that(handler) as url:
+    async with websocket_server(handler) as url:
         with pytest.raises(SignalUnsupported, match="version 4"):
             async with channel_to(url, ALICE):
                 pytest.fail("opened")
@@ -694,7 +668,7 @@ async def test_a_server_that_says_nothing() -> None:
     async def handler(websocket: WebSocket) -> None:
         await trio.sleep_forever()
 
-    async with server_that(handler) as url:
+    async with websocket_server(handler) as url:
         with trio.move_on_after(0.05) as scope:
             async with channel_to(url, ALICE):
                 pytest.fail("opened")
@@ -711,7 +685,7 @@ async def registered_with(behaviour: Callable[[WebSocket], Awaitable[None]]) -> 
         await websocket.send(wire.Registered().encode())
         await behaviour(websocket)
 
-    async with server_that(handler) as url, channel_to(url, ALICE) as channel:
+    async with websocket_server(handler) as url, channel_to(url, ALICE) as channel:
         yield channel
 
 

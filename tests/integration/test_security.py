@@ -12,7 +12,9 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node, pair
+from tests.identities import ALICE, BOB, CAROL
+from tests.nodes import LoopbackHost, address_of, config, loopback_node, pair
+from tests.waiting import wait_until
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, Identity, Node, PeerAddress, anyone
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
@@ -155,9 +157,7 @@ async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.Mon
         await bob.wait_signals()
         for _ in range(100):
             await hub.send(BOB.public_key, b"\x01" + bytes(200))
-        with trio.fail_after(HANG):
-            while bob.stats().signals_dropped < 100 - 7 - 64:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: bob.stats().signals_dropped >= 100 - 7 - 64)
         assert bob.stats().signals == {"SignalMalformed": 7}
 
 
@@ -176,9 +176,7 @@ async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.M
             await hub.send(BOB.public_key, [b"\x01", b"x", b"\x02" + bytes(200)][number % 3])
         own = address_of(CAROL, port=1)
         await hub.send(BOB.public_key, sealed(CAROL, bob.address, own, Cancel(), owner="core"))
-        with trio.fail_after(HANG):
-            while not bob.stats().signals.get("Accepted"):
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await wait_until(lambda: bob.stats().signals.get("Accepted"))
         assert bob.stats().signals == {"SignalMalformed": 50, "SignalUnsupported": 100, "Accepted": 1}
         assert bob.stats().signals_dropped == 0
 
@@ -197,9 +195,8 @@ async def test_a_flood_on_one_channel_leaves_the_others_their_turn(monkeypatch: 
         hub_of(ALICE, quiet) as alice,
         open_background_nursery() as nursery,
     ):
+        await wait_until(lambda: [each.state for each in bob.signal_servers] == [ServerState.CONNECTED] * 2)
         with trio.fail_after(HANG):
-            while [each.state for each in bob.signal_servers] != [ServerState.CONNECTED] * 2:
-                await trio.testing.wait_all_tasks_blocked(0.001)
 
             async def flood() -> None:
                 while True:

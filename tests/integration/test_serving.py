@@ -13,7 +13,8 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, config, loopback_node
+from tests.identities import ALICE, BOB
+from tests.nodes import config, loopback_node
 from warpgate_trio import Node, Pipe, anyone, open_node, serve_pipes
 from warpgate_trio.servers.rendezvous import open_rendezvous
 

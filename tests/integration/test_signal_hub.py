@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -16,91 +16,30 @@ from trio.testing import MockClock
 
 from tests.certificates import Authority
 from tests.hangs import HANG
+from tests.hubs import anywhere, hub_for, states, tcp_server, websocket_server
+from tests.hubs import no_long_pauses as no_long_pauses
+from tests.identities import ALICE, BOB
 from tests.ports import free_port
 from tests.rendezvous_v1 import old_server
+from tests.waiting import wait_until
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable
-from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
-from warpgate_trio.servers.rendezvous_frames import MAX_FRAME, SUBPROTOCOL, Challenge, Registered
+from warpgate_trio.servers.rendezvous_frames import Challenge, Registered
 from warpgate_trio.signal import Delivery, ServerState, SignalHub
 from warpgate_trio.signal import arrivals as arrivals_module
 from warpgate_trio.signal import keeper as keeper_module
 from warpgate_trio.signal import open_channel as real_open_channel
 from warpgate_trio.signal.hub import SEND_PATIENCE
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
-from warpgate_trio.websocket import WebSocket, serve_websocket
+from warpgate_trio.websocket import WebSocket
 
-ALICE = Identity.from_seed(bytes(range(32)))
-BOB = Identity.from_seed(bytes(range(32, 64)))
-
-
-def anywhere(_: object) -> bool:
-    """A `MayConnect` for peers on this machine."""
-    return True
-
-
-@pytest.fixture(autouse=True)
-def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.01)
-
-
-@asynccontextmanager
-async def hub_for(
-    identity: Identity, *urls: str, ca_file: Path | None = None, connected: bool = True
-) -> AsyncGenerator[SignalHub]:
-    """A running hub; bounds the body."""
-    hub = SignalHub(identity, [ServerUrl.parse(url) for url in urls], ca_file=ca_file)
-    with trio.fail_after(HANG):
-        async with open_background_nursery() as nursery:
-            await nursery.start(hub.run)
-            if connected:
-                await hub.wait_connected()
-            yield hub
-
-
-@asynccontextmanager
-async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncGenerator[str]:
-    async def serve(stream: trio.SocketStream) -> None:
-        async with stream:
-            await handler(stream)
-
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with open_background_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve, listeners)
-        yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-
-
-@asynccontextmanager
-async def websocket_server(handler: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[str]:
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with open_background_nursery() as nursery:
-        await nursery.start(
-            partial(
-                serve_websocket,
-                handler,
-                listeners,
-                subprotocols=[SUBPROTOCOL],
-                max_message=MAX_FRAME,
-                handshake_timeout=5,
-            )
-        )
-        yield f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+pytestmark = pytest.mark.usefixtures("no_long_pauses")
 
 
 async def says_nothing(stream: trio.SocketStream) -> None:
     await trio.sleep_forever()
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """For what other tasks do in their own time."""
-    while not condition():
-        await trio.testing.wait_all_tasks_blocked(0.001)
-
-
-def states(hub: SignalHub) -> list[ServerState]:
-    return [status.state for status in hub.status()]
 
 
 # --- one server ---

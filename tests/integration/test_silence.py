@@ -7,9 +7,11 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
+from tests.identities import ALICE, BOB, CAROL
 from tests.integration.test_security import Unheard, ask, give, hub_of, sealed
-from tests.nodes import ALICE, BOB, CAROL, LoopbackHost, address_of, config, loopback_node
+from tests.nodes import LoopbackHost, address_of, config, loopback_node
 from tests.panicking import PanicException
+from tests.waiting import wait_until
 from warpgate_strategies.get_addr import AskAddress
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_trio import LOOPBACK_BIND, Identity
@@ -133,15 +135,11 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
         with monkeypatch.context() as patch:
             patch.setattr("warpgate_trio.signal.router.open_message", panic)
             await hub.send(BOB.public_key, sealed(ALICE, bob.address, own, Unheard()))
-            with trio.fail_after(HANG):
-                while not bob.stats().signals.get("unhandled"):
-                    await trio.testing.wait_all_tasks_blocked(0.001)
+            await wait_until(lambda: bob.stats().signals.get("unhandled"))
             patch.undo()
             patch.setattr("warpgate_trio.signal.sender.seal_message", panic)
             give(bob, sealed(ALICE, bob.address, own, Unheard(), message_id=b"2" * 16))
-            with trio.fail_after(HANG):
-                while "an answer could not be sent" not in caplog.text:
-                    await trio.testing.wait_all_tasks_blocked(0.001)
+            await wait_until(lambda: "an answer could not be sent" in caplog.text)
         assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
 
 

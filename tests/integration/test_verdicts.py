@@ -12,7 +12,8 @@ import msgspec
 import pytest
 import trio
 
-from tests.nodes import ALICE, BOB, CAROL, QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from tests.identities import ALICE, BOB, CAROL
+from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
 from warpgate_trio import EXT_BIND, ConnectError, PeerRefused, Verdict, anyone
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.config import Budgets, ServerUrl

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import trio
 from hypothesis import strategies as st
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from tests.sim.worlds import may_break
 from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.config import Budgets, ListenConfig

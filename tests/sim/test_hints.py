@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import trio
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from tests.sim.worlds import run
 from warpgate_trio import NodeConfig, PeerAddress, open_node
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.nodes import ALICE
+from tests.identities import ALICE
 from tests.sim.punching import meet
 from tests.sim.worlds import run
 from warpgate_trio import Node, NodeConfig, PeerAddress, Pipe, Servers, open_node

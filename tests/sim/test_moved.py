@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, suppress
 
 import trio
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from tests.sim.worlds import run
 from warpgate_trio import NodeConfig, Servers, anyone, open_node
 from warpgate_trio.errors import AttemptFailed

@@ -18,7 +18,7 @@ import trio
 from hypothesis import Phase, example, given, note, settings
 from hypothesis import strategies as st
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from tests.sim.worlds import may_break
 from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport

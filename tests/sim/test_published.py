@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from warpgate_trio import Node, NodeConfig, Servers, anyone, open_node
 from warpgate_trio.address.nat_profile import UNKNOWN
 from warpgate_trio.sim import Host, NatConfig, Network, presets, simulate

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.links import ALICE, ATTEMPT, BOB, LINK_ID, SESSION, End, a_path
+from tests.identities import ALICE, BOB
+from tests.links import ATTEMPT, LINK_ID, SESSION, End, a_path
 from tests.paths import SocketPath
 from tests.sim.worlds import run
 from warpgate_trio.carrier.quic import QuicCarrier

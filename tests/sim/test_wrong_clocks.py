@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from warpgate_trio import NodeConfig, Servers, anyone, open_node
 from warpgate_trio.sim import presets, simulate
 from warpgate_trio.testing import simulated_hosts, walks

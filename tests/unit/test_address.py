@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.identities import ALICE, BOB
 from warpgate_trio.address import (
     MAX_RECORD,
     MAX_TEXT,
@@ -36,8 +37,6 @@ from warpgate_trio.errors import (
 from warpgate_trio.host import Interface, InterfaceAddress, host_id
 from warpgate_trio.identity import Identity
 
-ALICE = Identity.from_seed(bytes(range(32)))
-BOB = Identity.from_seed(b"bob" + bytes(29))
 NOW = 1_790_000_000
 DAY = 86_400
 SALT = b"\1" * 8

@@ -21,7 +21,8 @@ import trio
 
 import warpgate_trio
 from tests.hangs import HANG
-from tests.nodes import ALICE, BOB, LoopbackHost, loopback_node, on_host, pair
+from tests.identities import ALICE, BOB
+from tests.nodes import LoopbackHost, loopback_node, on_host, pair
 from tests.nodes import config as node_config
 from tools import limits
 from warpgate_trio import config, plugin

@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.nodes import ALICE, address_of
+from tests.identities import ALICE
+from tests.nodes import address_of
 from warpgate_trio.cli.group import call, cli
 from warpgate_trio.cli.options import Settings
 

@@ -21,12 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.identities import ALICE, BOB
 from warpgate_trio import host, identity
 from warpgate_trio.errors import ConfigError, IdentityError, PeerIdError, SealError, WarpgateError
 from warpgate_trio.identity import Identity, is_usable_key, key_from_peer_id, peer_id_from_key, verify
 
-ALICE = Identity.from_seed(bytes(range(32)))
-BOB = Identity.from_seed(b"bob" + bytes(29))
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 quick = settings(max_examples=50, deadline=None)
 

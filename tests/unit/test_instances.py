@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.identities import BOB
 from warpgate_trio.address import AddressInterface, PeerAddress
 from warpgate_trio.address import record as address
-from warpgate_trio.identity import Identity
 from warpgate_trio.node.address_book import AddressBook
 from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.signal.instances import (
@@ -19,7 +19,6 @@ from warpgate_trio.signal.instances import (
     Siblings,
 )
 
-BOB = Identity.from_seed(b"bob" + bytes(29))
 FIRST, SECOND, THIRD = (bytes([number]) * 8 for number in (1, 2, 3))
 PEER = bytes(32)
 

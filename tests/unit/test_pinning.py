@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509 import load_pem_x509_certificate
 
-from tests.nodes import ALICE
+from tests.identities import ALICE
 from warpgate_trio.carrier._pinning import certificate_key
 
 DER = load_pem_x509_certificate(ALICE.certificate_pem()).public_bytes(serialization.Encoding.DER)

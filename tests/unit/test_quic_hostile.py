@@ -10,6 +10,7 @@ import pytest
 from qh3 import _hazmat, tls
 from qh3.quic.connection import QuicConnection
 
+from tests.identities import BOB
 from tests.panicking import PanicException
 from tests.quic_flights import (
     KEY_SHARE,
@@ -25,7 +26,7 @@ from tests.quic_flights import (
     server_hello,
     split_hello,
 )
-from tests.unit.test_quic_protocol import BOB, RTT, World
+from tests.unit.test_quic_protocol import RTT, World
 from warpgate_trio.carrier.quic_connection import Connection
 from warpgate_trio.carrier.quic_protocol import QuicProtocol
 from warpgate_trio.carrier.quic_starts import HANDSHAKE_MAX, MAX_ALL_STARTS, MAX_STARTS

@@ -13,14 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.identities import ALICE, BOB
 from warpgate_trio.carrier import quic_protocol
 from warpgate_trio.carrier.quic_connection import DATAGRAM, Connection
 from warpgate_trio.carrier.quic_protocol import IDLE_TIMEOUT, QuicProtocol, _configuration
 from warpgate_trio.carrier.quic_starts import MAX_STARTS, destination_id, is_first
-from warpgate_trio.identity import Identity
 
-ALICE: Final = Identity.from_seed(b"alice".ljust(32))
-BOB: Final = Identity.from_seed(b"bob".ljust(32))
 LATENCY: Final = 0.02
 RTT: Final = 2 * LATENCY
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.identities import ALICE, BOB
 from warpgate_trio.errors import RemoteProtocolError, SignalUnsupported
 from warpgate_trio.identity import Identity
 from warpgate_trio.servers.relay_frames import MAX_RELAY, Answer, Call, Relay, RelayCredit, RelayEnd, Ring
@@ -38,8 +39,6 @@ from warpgate_trio.servers.rendezvous_frames import (
     server_name,
 )
 
-ALICE = Identity.from_seed(bytes(range(32)))
-BOB = Identity.from_seed(bytes(range(32, 64)))
 NONCE = bytes(range(32))
 INSTANCE = b"instance"
 NAME = "relay.example:443"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.identities import ALICE, BOB, MALLORY
 from warpgate_trio.address import PeerAddress
 from warpgate_trio.errors import (
     SignalError,
@@ -38,9 +39,6 @@ from warpgate_trio.signal import (
 )
 
 CONTEXT = b"warpgate-trio signal v1"
-ALICE = Identity.from_seed(bytes(range(32)))
-BOB = Identity.from_seed(bytes(range(32, 64)))
-MALLORY = Identity.from_seed(b"m" * 32)
 
 
 def address_of(identity: Identity) -> PeerAddress:
