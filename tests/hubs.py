@@ -21,7 +21,7 @@ from warpgate_trio.websocket import WebSocket, serve_websocket
 
 
 def anywhere(_: object) -> bool:
-    """A `MayVisit` for peers on this machine."""
+    """A `MayConnect` for peers on this machine."""
     return True
 
 

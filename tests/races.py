@@ -1,63 +1,134 @@
-"""As much of a plugin and its node as a race sees, so that the two ends of one can be tested by themselves."""
+"""One run of a plugin without a node around it, so that the two ends of a race can be tested by themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from types import SimpleNamespace
-from typing import Any, cast
 
 import trio
 
 from tests.identities import ALICE, BOB
-from warpgate_trio import Identity
+from tests.nodes import address_of
+from warpgate_trio import Identity, PeerAddress
 from warpgate_trio import host as machine
 from warpgate_trio.carrier import Carrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.plugin import Plugin
-from warpgate_trio.punch.allowance import TARGET_DIALS, Allowance, DialBudget
+from warpgate_trio.combos import JudgedPath
+from warpgate_trio.config import Budgets
+from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.link import Link
+from warpgate_trio.names import Names
+from warpgate_trio.nat.service import NatService
+from warpgate_trio.plugin import Message, NodeView, Plugin, RouteType
+from warpgate_trio.ports.datagrams import DatagramPath
+from warpgate_trio.ports.udp import UdpPorts
 
 SECRET = bytes(16)
 
 
-class Half:
-    """As much of a plugin as a race sees."""
+class TrueClock:
+    """A clock that is right."""
 
-    def __init__(self, *, inbound: bool, identity: Identity | None = None) -> None:
-        own = identity or (BOB if inbound else ALICE)
-        self.name = "half"
+    def now(self) -> float:
+        return machine.current().wall_time()
+
+    def uncertainty(self, at: float | None = None) -> float:
+        return 0.0
+
+
+class LoneNode(NodeView):
+    """What a plugin sees of a node that has a key and ports, and neither servers nor signals."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self.peer_id = identity.peer_id
+        self.address = address_of(identity, port=1)
+        self.host = machine.current()
+        self.tls = TlsContexts(identity)
+        self.budgets = Budgets()
+        self.clock = TrueClock()
+        self.signal_rtt = None
+        self.udp_ports = UdpPorts()
+        self.nat = NatService(self.udp_ports, [], self.host, names=Names(), is_online=lambda: False)
+
+    async def serve_quic(self, path: DatagramPath) -> Carrier:
+        return await QuicCarrier.serve(path, self._identity)
+
+    def known_address(self, peer_key: bytes) -> PeerAddress | None:
+        return None
+
+
+class LoneAttempt:
+    """An `AttemptContext` of Alice's run, or of Bob's where it is inbound; its peer says nothing.
+
+    Whoever dials is taken for the peer without a proof, and what is handed in for later is noted.
+    """
+
+    def __init__(self, *, inbound: bool) -> None:
+        self.node: NodeView = LoneNode(BOB if inbound else ALICE)
+        self.peer = address_of(ALICE if inbound else BOB, port=1)
+        self.path = JudgedPath(af=4, route_type=RouteType.LOOPBACK_BIND, target=None, source=None)
+        self.session_id = bytes(16)
+        self.attempt_id = bytes(16)
         self.inbound = inbound
-        self.peer = SimpleNamespace(public_key=(ALICE if inbound else BOB).public_key)
+        self.sent: list[Message] = []
+        self.tasks: list[Callable[[], Awaitable[object]]] = []
 
-        async def serve_quic(path: Any) -> Carrier:
-            return await QuicCarrier.serve(path, own)
+    @property
+    def nursery(self) -> trio.Nursery:
+        raise RuntimeError("nothing runs beside a race")
 
-        self.node = SimpleNamespace(
-            host=machine.current(),
-            nat=SimpleNamespace(
-                allowance=Allowance(), dials_for_peers=DialBudget(), own_dials=Allowance(burst=TARGET_DIALS, refill=0.0)
-            ),
-            tls=TlsContexts(own),
-            signal_rtt=None,
-            serve_quic=serve_quic,
-        )
+    async def send_signal(self, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        self.sent.append(message)
 
-    def hold_phase(self) -> None:
-        """Nobody waits here."""
+    async def receive_signal(self) -> Message:
+        return await trio.sleep_forever()
 
-    async def receive_proof(self, carrier: Carrier) -> Carrier:
+    async def wait_inbound(self) -> Link:
+        return await trio.sleep_forever()
+
+    async def receive_proof(self, carrier: Carrier) -> Link:
         try:
             await trio.lowlevel.checkpoint()
         except BaseException:
             carrier.close_nowait()
             raise
-        return carrier
+        return Link(carrier, peer_key=self.peer.public_key, session_id=self.session_id, initiator=not self.inbound)
+
+    async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
+        await trio.lowlevel.checkpoint()
+        raise AttemptFailed("there are no other plugins")
+
+    def hold_phase(self) -> None:
+        """Nobody waits here."""
+
+    def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
+        self.tasks.append(task)
+
+    def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
+        self.tasks.append(task)
 
 
-def half(**options: Any) -> Plugin:
-    return cast("Plugin", Half(**options))
+class Half(Plugin):
+    """One side of a race that is run by hand."""
+
+    name = "half"
+
+    async def run(self, reply: Message | None = None) -> Carrier | Link:
+        raise AssertionError("the test does what a run would do")
 
 
-async def hold(winner: Any) -> None:
+def half(*, inbound: bool) -> Plugin:
+    return Half(LoneAttempt(inbound=inbound))
+
+
+def carrier_of(winner: Carrier | Link) -> Carrier:
+    """What a race has won, whichever side's it is."""
+    return winner.carrier if isinstance(winner, Link) else winner
+
+
+async def hold(winner: Carrier) -> None:
     """Keep what a race gave until the other end has let go of it."""
     try:
         with suppress(trio.BrokenResourceError):

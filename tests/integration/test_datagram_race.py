@@ -13,7 +13,7 @@ import trio.testing
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.panicking import PanicException
-from tests.races import SECRET, half, hold
+from tests.races import SECRET, carrier_of, half, hold
 from tests.sim.worlds import run
 from tests.waiting import wait_until
 from warpgate_strategies import datagram_race
@@ -39,15 +39,13 @@ async def open_ports() -> AsyncGenerator[UdpPorts]:
             nursery.cancel_scope.cancel()
 
 
-async def meet_udp(
-    plugin: Plugin, ports: UdpPorts, port: DatagramPort, there: Sequence[TransportAddress], **options: Any
-) -> Any:
-    async with open_datagram_race(plugin, SECRET, **options) as race:
+async def meet_udp(plugin: Plugin, ports: UdpPorts, port: DatagramPort, there: Sequence[TransportAddress]) -> Carrier:
+    async with open_datagram_race(plugin, SECRET) as race:
         number = race.use(port)
         race.checks.add([(number, each) for each in there], trio.current_time())
         race.checks.probe(trio.current_time())
         race.changed()
-        return await race.first()
+        return carrier_of(await race.first())
 
 
 @pytest.mark.slow("a handshake for each checkpoint of a race")
@@ -56,7 +54,7 @@ async def test_a_udp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool
     async with open_ports() as ours, open_ports() as theirs:
         for cut in cuts():
             here, there = await ours.open("127.0.0.1"), await theirs.open("127.0.0.1")
-            found: list[Any] = []
+            found: list[Carrier] = []
 
             async def other(there: UdpPort = there, here: UdpPort = here) -> None:
                 await hold(await meet_udp(half(inbound=not inbound), theirs, there, [here.local]))
@@ -250,13 +248,13 @@ async def test_what_breaks_one_pair_of_a_race_does_not_end_it(
         here = [await ports.open("127.0.0.1") for _ in range(3)]
         there = await ports.open("127.0.0.1")
 
-        async def meet(inbound: bool, mine: Sequence[UdpPort], theirs: Sequence[UdpPort]) -> Any:
+        async def meet(inbound: bool, mine: Sequence[UdpPort], theirs: Sequence[UdpPort]) -> Carrier:
             async with open_datagram_race(half(inbound=inbound), SECRET) as race:
                 for number in [race.use(port) for port in mine]:
                     race.checks.add([(number, each.local) for each in theirs], trio.current_time())
                 race.checks.probe(trio.current_time())
                 race.changed()
-                return await race.first()
+                return carrier_of(await race.first())
 
         async with trio.open_nursery() as nursery:
 

@@ -16,7 +16,7 @@ import trio.testing
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.panicking import PanicException
-from tests.races import half, hold
+from tests.races import carrier_of, half, hold
 from warpgate_strategies import stream_race
 from warpgate_strategies.stream_race import open_stream_race
 from warpgate_trio.carrier import Carrier, TlsCarrier
@@ -27,12 +27,12 @@ from warpgate_trio.punch.allowance import TARGET_DIALS
 from warpgate_trio.sockaddr import TransportAddress
 
 
-async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddress]) -> Any:
+async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddress]) -> Carrier:
     try:
         async with open_stream_race(plugin) as race:
             race.accept_on(port)
             race.connect(port, there, trio.current_time())
-            return await race.first()
+            return carrier_of(await race.first())
     finally:
         port.close()
 
@@ -44,7 +44,7 @@ async def test_a_tcp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool
     with trio.fail_after(HANG):
         for cut in cuts():
             here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
-            found: list[Any] = []
+            found: list[Carrier] = []
 
             async def other(there: TcpPort = there, here: TcpPort = here) -> None:
                 await hold(await meet_tcp(half(inbound=not inbound), there, [here.local]))
@@ -121,7 +121,7 @@ async def test_strangers_at_a_port_do_not_keep_the_peer_out() -> None:
                     await hold(await meet_tcp(half(inbound=False), there, [here.local]))
 
                 nursery.start_soon(peer)
-                winner: Any = await race.first()
+                winner = carrier_of(await race.first())
             assert winner.remote == there.local
             winner.close_nowait()
             here.close()
