@@ -536,25 +536,39 @@ def registry() -> Iterator[None]:
 @pytest.fixture
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> Iterator[types.ModuleType]:
     """The guide's plugin, installed from its own text as the guide says."""
-    program, test = code(page(GUIDE), "python")
+    programs = code(page(GUIDE), "python")
     (project,) = code(page(GUIDE), "toml")
     ((name, value),) = tomllib.loads(project)["project"]["entry-points"][ENTRY_POINT_GROUP].items()
-    for text in (program, test):
-        file_name = text.partition("\n")[0].removeprefix("# ").partition(",")[0]
+    names = [text.partition("\n")[0].removeprefix("# ").partition(",")[0] for text in programs]
+    assert names == [f"{value}.py", f"test_{value}.py", f"test_{value}_alone.py"]
+    for file_name, text in zip(names, programs, strict=True):
         (tmp_path / file_name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     loaded = load_plugins(entry_points=[EntryPoint(name=name, value=value, group=ENTRY_POINT_GROUP)])
     assert loaded.problems == ()
     assert loaded.plugins["doorbell"].__module__ == value
     yield sys.modules[value]
-    for module in [value, f"test_{value}"]:
+    for module in [value, f"test_{value}", f"test_{value}_alone"]:
         sys.modules.pop(module, None)
 
 
+async def run_tests_of(module: str) -> int:
+    """Run what the guide calls a test; how many there are."""
+    tests = [each for name, each in vars(importlib.import_module(module)).items() if name.startswith("test_")]
+    for test in tests:
+        await test()
+    return len(tests)
+
+
 async def test_the_guides_own_test_passes(guide: types.ModuleType) -> None:
-    test: Any = importlib.import_module(f"test_{guide.__name__}")
     async with on_host(LoopbackHost()):
-        await test.test_doorbell()
+        assert await run_tests_of(f"test_{guide.__name__}") == 1
+
+
+async def test_the_guides_tests_without_a_peer_pass(guide: types.ModuleType) -> None:
+    assert await run_tests_of(f"test_{guide.__name__}_alone") == 2
+    played: Any = sys.modules[f"test_{guide.__name__}_alone"]
+    assert {name for name in dir(plugin.AttemptContext) if not name.startswith("_")} <= set(dir(played.AloneRun()))
 
 
 async def test_the_guides_plugin_opens_and_closes_its_door(
