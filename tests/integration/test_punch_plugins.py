@@ -1,13 +1,11 @@
-"""udp_punch and tcp_punch on real sockets: two nodes, and whatever may go wrong between them."""
+"""udp_punch and tcp_punch on real sockets, or simulated ones where time counts: two nodes, and what may go wrong."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from ipaddress import ip_address
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +16,16 @@ from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.nodes import LoopbackHost, Pair, config, loopback_node
 from tests.nodes import pair as open_pair
-from tests.races import SECRET
+from tests.races import SECRET, LoneAttempt
+from tests.sim.walks import RTT, in_world
 from tests.waiting import wait_until
 from warpgate_strategies import random_probe
+from warpgate_strategies.datagram_race import open_datagram_race
 from warpgate_strategies.random_probe import RandomProbe, SprayForMe
 from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp, TcpPunch
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp, UdpPunch
-from warpgate_trio import ConnectError, Node, Pipe, anyone
+from warpgate_trio import ConnectError, Node, Pipe, Verdict, anyone
 from warpgate_trio import host as machine
-from warpgate_trio.address.nat_profile import TransportProfile
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.host import Interface, InterfaceAddress
@@ -34,8 +33,11 @@ from warpgate_trio.plugin import Message, Plugin, RouteType
 from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPorts
 from warpgate_trio.punch.candidates import Candidate, to_candidates
+from warpgate_trio.report import Outcome
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.sockaddr import TransportAddress
+from warpgate_trio.testing.walks import RENDEZVOUS, NodePair
+from warpgate_trio.testing.worlds import PeerPair
 
 FAST = Budgets(goodbye=0.05)
 FAMILIES = [4, pytest.param(6, marks=pytest.mark.needs("ipv6"))]
@@ -139,9 +141,9 @@ async def with_peer(
 PLUGINS: list[tuple[type[Plugin], type[Message]]] = [(UdpPunch, MeetMeByUdp), (TcpPunch, MeetMeByTcp)]
 
 
-async def fails(alice: Node, bob: Node, base: type[Plugin], timeout: float = 2.0) -> str:
+async def fails(alice: Node, bob: Node, base: type[Plugin]) -> str:
     with pytest.raises(ConnectError) as caught:
-        await alice.connect(bob.address, plugin=base.name, af=4, timeout=timeout)
+        await alice.connect(bob.address, plugin=base.name, af=4, timeout=2.0)
     await no_ports(alice, bob)
     return " ".join(str(combo.error) for combo in caught.value.report.combos)
 
@@ -167,15 +169,6 @@ async def test_a_peer_that_gives_up_later_too(base: type[Plugin], answer: type[M
 
 
 @pytest.mark.parametrize(("base", "answer"), PLUGINS, ids=NAMES)
-async def test_a_peer_that_stays_silent_costs_the_timeout(base: type[Plugin], answer: type[Message]) -> None:
-    async def run(self: Plugin, reply: Message) -> Any:
-        await trio.sleep_forever()
-
-    async with with_peer(base, run) as (alice, bob):
-        await fails(alice, bob, base, timeout=0.1)
-
-
-@pytest.mark.parametrize(("base", "answer"), PLUGINS, ids=NAMES)
 async def test_a_peer_that_says_something_else(base: type[Plugin], answer: type[Message]) -> None:
     async def run(self: Plugin, reply: Message) -> Any:
         request: Any = reply
@@ -197,17 +190,6 @@ async def test_a_peer_that_names_no_place_to_be_met_at(
 
     async with with_peer(base, run) as (alice, bob):
         assert "no place that may be sent to" in await fails(alice, bob, base)
-
-
-@pytest.mark.parametrize(("base", "answer"), PLUGINS, ids=NAMES)
-async def test_messages_that_are_too_many_are_dropped(base: type[Plugin], answer: type[Message]) -> None:
-    async def run(self: Plugin, reply: Message) -> Any:
-        for _ in range(20):
-            await self.send_signal(a_message(answer, [("127.0.0.1", 9)]))
-        await trio.sleep_forever()
-
-    async with with_peer(base, run) as (alice, bob):
-        await fails(alice, bob, base, timeout=0.15)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -339,6 +321,72 @@ async def test_two_nodes_at_one_address_in_a_network(name: str, machines: int) -
             await no_ports(alice, bob)
 
 
+# -- where time counts, by a clock that jumps --------------------------------------------------------------------------
+
+TIMEOUT = 3.0
+BOTH_OPEN = PeerPair.between(None, rtt=RTT)
+"""Two machines that can be reached by everybody."""
+
+
+def runs_out_of_time(kind: type[Plugin]) -> None:
+    """A call by a plugin takes the time that it was given, to the millisecond, and no error is what ended it."""
+
+    async def main(nodes: NodePair) -> None:
+        with pytest.raises(ConnectError) as caught:
+            await nodes.alice.connect(nodes.bob.address, plugin=kind.name, af=4, timeout=TIMEOUT)
+        report = caught.value.report
+        (combo,) = report.combos
+        assert (combo.outcome, combo.error) == (Outcome.TIMED_OUT, None)
+        assert (combo.started_ms, combo.ended_ms) == (0, 1000 * TIMEOUT)
+        assert report.elapsed_ms == 1000 * TIMEOUT
+        assert report.verdict is Verdict.TIMED_OUT
+        assert "unhandled" not in nodes.alice.stats().signals
+        await no_ports(nodes.alice, nodes.bob)
+
+    in_world(main, BOTH_OPEN, servers=[RENDEZVOUS], plugins=[kind])
+
+
+@pytest.mark.slow("two nodes with TLS, in a world with a server")
+@pytest.mark.parametrize(("base", "answer"), PLUGINS, ids=NAMES)
+def test_a_peer_that_stays_silent_costs_the_timeout(base: Any, answer: type[Message]) -> None:
+    asked: list[Message | None] = []
+
+    class Silent(base):  # type: ignore[misc]
+        async def run(self, reply: Message | None = None) -> Any:
+            if not self.inbound:
+                return await super().run(reply)
+            asked.append(reply)
+            return await trio.sleep_forever()
+
+    runs_out_of_time(Silent)
+    assert [type(each) for each in asked] == [base.proto_messages[0]]
+
+
+@pytest.mark.slow("two nodes with TLS, in a world with a server")
+@pytest.mark.parametrize(("base", "answer"), PLUGINS, ids=NAMES)
+def test_messages_that_are_too_many_are_dropped(base: Any, answer: type[Message]) -> None:
+    """Those that find no room where they wait for the plugin; and the plugin, that of those only one matters."""
+    heard: list[Message] = []
+
+    class Talking(base):  # type: ignore[misc]
+        async def run(self, reply: Message | None = None) -> Any:
+            if not self.inbound:
+                return await super().run(reply)
+            ip = next(str(endpoint.ip) for _, endpoint in self.node.address.endpoints())
+            for _ in range(20):
+                await self.send_signal(a_message(answer, [(ip, 9)]))
+            return await trio.sleep_forever()
+
+        async def receive_signal(self) -> Message:
+            if not heard:
+                await trio.sleep(TIMEOUT / 2)  # virtual: all have come by then
+            heard.append(await super().receive_signal())
+            return heard[-1]
+
+    runs_out_of_time(Talking)
+    assert len(heard) == 16
+
+
 # -- random_probe ------------------------------------------------------------------------------------------------------
 
 
@@ -355,22 +403,21 @@ async def test_one_spray_at_a_time_is_counted_by_where_it_goes(monkeypatch: pyte
         counted.append(ip)
         raise Stop
 
-    half_: Any = SimpleNamespace(
-        node=SimpleNamespace(peer_id="a", nat=SimpleNamespace(sprays=SimpleNamespace(hold=spraying)), address=None),
-        peer=SimpleNamespace(peer_id="b"),
-        session_id=bytes(16),
-        _ours=TransportProfile,
-        _theirs=TransportProfile,
-    )
-    half_._admitted = partial(RandomProbe._admitted, half_)
-    race: Any = SimpleNamespace(ports=[SimpleNamespace(mapped={})])
+    plugin = RandomProbe(LoneAttempt(inbound=True))
+    monkeypatch.setattr(plugin.node.nat.sprays, "hold", spraying)
     monkeypatch.setattr(random_probe, "admitted", lambda *_: [("203.0.113.9", 5)])
     decoy = Candidate(ip_address("10.1.2.3").packed, 5)
     request = SprayForMe(af=4, route_type=RouteType.EXT_BIND, secret=SECRET, candidates=(decoy,))
-    with pytest.raises(Stop):
-        await RandomProbe._answer(half_, race, 0, request, ())
-    assert counted == ["203.0.113.9"]
-    monkeypatch.setattr(random_probe, "admitted", lambda *_: [])
-    with pytest.raises(AttemptFailed, match="no place"):
-        await RandomProbe._answer(half_, race, 0, request, ())
+    async with (
+        trio.open_nursery() as nursery,
+        plugin.node.udp_ports.running(nursery),
+        open_datagram_race(plugin, SECRET) as race,
+    ):
+        number = race.use(await plugin.node.udp_ports.open("127.0.0.1"))
+        with pytest.raises(Stop):
+            await plugin._answer(race, number, request, ())
+        assert counted == ["203.0.113.9"]
+        monkeypatch.setattr(random_probe, "admitted", lambda *_: [])
+        with pytest.raises(AttemptFailed, match="no place"):
+            await plugin._answer(race, number, request, ())
     assert len(counted) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
-from tests.nodes import echo
 from tests.sim.punching import meet, rows
+from tests.sim.walks import CONES, RTT, in_world, serve
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, anyone
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed
@@ -44,53 +44,14 @@ from warpgate_trio.sim import (
 from warpgate_trio.sim.packet import UDP, Packet
 from warpgate_trio.stun.codec import BINDING, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import NTP, RENDEZVOUS, SERVERS, STUN, NodePair, WorldServer, open_nodes
+from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 from warpgate_trio.walk.phase_clock import HOLD
 
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 
-RTT = 0.05
 BUDGETS = Budgets()
-CONES = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
 PUNCHES = ["udp_punch", "tcp_punch"]
-
-
-def in_world(
-    main: Callable[[NodePair], Awaitable[None]],
-    pair: PeerPair = CONES,
-    *,
-    servers: Sequence[WorldServer] = SERVERS,
-    prepare: Callable[[Network], object] = lambda _: None,
-    accepting: bool = True,
-    plugins: Sequence[str | type[Plugin]] | None = None,
-) -> None:
-    """Run `main` between two nodes, of which bob echoes; nothing may be left afterwards."""
-
-    async def run() -> None:
-        async with pair.build(time_limit=36000) as net, simulated_hosts():
-            prepare(net)
-            opened = open_nodes(net, servers=servers, authorize_alice=anyone, plugins=plugins)
-            async with opened as nodes, trio.open_nursery() as nursery:
-                if accepting:
-                    with net.hosts["bob"]:
-                        nursery.start_soon(serve, nodes.bob)
-                await main(nodes)
-                nursery.cancel_scope.cancel()
-            left = net.netstat()
-            assert not left, str(left)
-
-    simulate(run, seed=pair.seed)
-
-
-async def serve(node: Node) -> None:
-    async def one(pipe: Pipe) -> None:
-        with suppress(trio.BrokenResourceError):
-            await echo(pipe)
-
-    async with trio.open_nursery() as nursery:
-        while True:
-            nursery.start_soon(one, await node.listener.accept())
 
 
 async def try_to_connect(nodes: NodePair, plugin: str | None = None, timeout: float = 6.0) -> str:
