@@ -24,6 +24,7 @@ from warpgate_trio.plugin import load_plugins, plugin_registry
 pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
 SIMULATOR = Path(__file__).parent / "sim"
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 SLOW = 0.25
 """Seconds that a test may take without saying why."""
 
@@ -207,10 +208,10 @@ async def bounded(nursery: trio.Nursery) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the developer's own key, configuration and WARPGATE_* settings apart from the tests."""
+    """Keeps the developer's own key, configuration, proxies and WARPGATE_* settings apart from the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("WARPGATE_") and name != "WARPGATE_REQUIRE":
+            if (name.startswith("WARPGATE_") and name != "WARPGATE_REQUIRE") or name.lower() in PROXY_VARIABLES:
                 patch.delenv(name)
         home = tmp_path_factory.mktemp("home")
         for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -39,10 +39,18 @@ QUICK = Budgets(
 class LoopbackHost:
     """A machine that has nothing but loopback: no test packet can leave it.
 
-    `skew` is what its wall clock is off; `fingerprint` tells machines apart.
+    `skew` is what its wall clock is off; `fingerprint` tells machines apart; `variables` are its environment.
     """
 
-    def __init__(self, *, skew: float = 0.0, fingerprint: bytes = bytes(32), seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        skew: float = 0.0,
+        fingerprint: bytes = bytes(32),
+        seed: int = 0,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._variables = {} if variables is None else variables
         self._real = machine.RealHost()
         self.skew = skew
         self._fingerprint = fingerprint
@@ -63,6 +71,9 @@ class LoopbackHost:
 
     def name(self) -> str:
         return ""
+
+    def environment(self) -> Mapping[str, str]:
+        return self._variables
 
     def wall_time(self) -> float:
         return self._real.wall_time() + self.skew

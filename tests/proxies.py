@@ -6,8 +6,9 @@ import os
 import pwd
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -58,61 +59,66 @@ Timeout 60
 
 @contextmanager
 def squid(
-    folder: Path, port: int, *, host: str = "127.0.0.1", allowed: str = "443", login: bool = False
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    allowed: str = "443",
+    login: bool = False,
+    names: Sequence[str] = (),
 ) -> Iterator[None]:
     """Run squid.
 
     Args:
       allowed: the ports that it connects to.
       login: whether it wants `USER` and `PASSWORD`.
+      names: what it takes for this machine.
     """
     program = find_program("squid")
     assert program is not None
     hashed = subprocess.run(["openssl", "passwd", "-apr1", PASSWORD], capture_output=True, check=True).stdout.decode()
-    (folder / "passwords").write_text(f"{USER}:{hashed}")
-    (folder / "hosts").write_text("127.0.0.1 target.example\n")
-    text = SQUID.format(
-        host=host,
-        port=port,
-        folder=folder,
-        allowed=allowed,
-        login=SQUID_LOGIN.format(program=BASIC_AUTH, folder=folder) if login else "",
-        rule=f"http_access allow {'known' if login else 'all'}",
-    )
-    (folder / "squid.conf").write_text(text)
-    if os.geteuid() == 0:  # it drops to this user
-        proxy = pwd.getpwnam("proxy")
-        for path in (folder, *folder.iterdir()):
-            os.chown(path, proxy.pw_uid, proxy.pw_gid)
-        _let_in(folder)
-    with _running([program, "-N", "-n", f"test{port}", "-f", str(folder / "squid.conf")], host, port, folder):
-        yield
+    with _folder() as folder:
+        (folder / "passwords").write_text(f"{USER}:{hashed}")
+        (folder / "hosts").write_text("".join(f"127.0.0.1 {name}\n" for name in names))
+        text = SQUID.format(
+            host=host,
+            port=port,
+            folder=folder,
+            allowed=allowed,
+            login=SQUID_LOGIN.format(program=BASIC_AUTH, folder=folder) if login else "",
+            rule=f"http_access allow {'known' if login else 'all'}",
+        )
+        (folder / "squid.conf").write_text(text)
+        if os.geteuid() == 0:  # it becomes this user
+            proxy = pwd.getpwnam("proxy")
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, proxy.pw_uid, proxy.pw_gid)
+        with _running([program, "-N", "-n", f"test{port}", "-f", str(folder / "squid.conf")], host, port, folder):
+            yield
 
 
 @contextmanager
-def tinyproxy(
-    folder: Path, port: int, *, host: str = "127.0.0.1", allowed: str = "443", login: bool = False
-) -> Iterator[None]:
+def tinyproxy(port: int, *, host: str = "127.0.0.1", allowed: str = "443", login: bool = False) -> Iterator[None]:
     """Run tinyproxy; the arguments as for `squid`."""
     program = find_program("tinyproxy")
     assert program is not None
-    text = TINYPROXY.format(
-        host=host,
-        port=port,
-        folder=folder,
-        allowed="\n".join(f"ConnectPort {each}" for each in allowed.split()),
-        login=f"BasicAuth {USER} {PASSWORD}" if login else "",
-    )
-    (folder / "tinyproxy.conf").write_text(text)
-    with _running([program, "-d", "-c", str(folder / "tinyproxy.conf")], host, port, folder):
-        yield
+    with _folder() as folder:
+        text = TINYPROXY.format(
+            host=host,
+            port=port,
+            folder=folder,
+            allowed="\n".join(f"ConnectPort {each}" for each in allowed.split()),
+            login=f"BasicAuth {USER} {PASSWORD}" if login else "",
+        )
+        (folder / "tinyproxy.conf").write_text(text)
+        with _running([program, "-d", "-c", str(folder / "tinyproxy.conf")], host, port, folder):
+            yield
 
 
-def _let_in(folder: Path) -> None:
-    """Folders above it are the test's own, closed to everybody else."""
-    for each in folder.parents:
-        if each.stat().st_uid == os.geteuid() and "pytest" in each.name:
-            each.chmod(0o755)
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Not below pytest's own, where nobody else is let in."""
+    with tempfile.TemporaryDirectory(prefix="proxy-") as name:
+        yield Path(name)
 
 
 @contextmanager
@@ -148,7 +154,8 @@ async def says(*answers: bytes | None, host: str = "127.0.0.1") -> AsyncGenerato
                 if each is None:
                     return
                 await stream.send_all(each)
-            await stream.receive_some(1)  # until the other side ends
+            async for _ in stream:  # until the other side ends
+                pass
         except trio.BrokenResourceError:
             pass
         finally:

@@ -94,7 +94,12 @@ class Broker:
 
 
 def make_mosquitto(
-    folder: Path, *, tls: Authority | None = None, password: bool = False, acl: str | None = None
+    folder: Path,
+    *,
+    tls: Authority | None = None,
+    name: str = "127.0.0.1",
+    password: bool = False,
+    acl: str | None = None,
 ) -> Broker:
     """A mosquitto that is configured and not started; `acl` is what its ACL file says, which may be nothing."""
     program = find_program("mosquitto")
@@ -102,8 +107,8 @@ def make_mosquitto(
     port, log = free_port(), folder / "mosquitto.log"
     lines = [f"listener {port} 127.0.0.1", f"log_dest file {log}", "log_type all", "set_tcp_nodelay true"]
     if tls is not None:
-        tls.server("127.0.0.1")
-        file = tls.ca_file.with_name("127.0.0.1.pem")
+        tls.server(name)
+        file = tls.ca_file.with_name(f"{name}.pem")
         lines += [f"certfile {file}", f"keyfile {file}"]
     if password:
         hasher, passwords = find_program("mosquitto_passwd"), folder / "passwords"

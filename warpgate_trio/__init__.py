@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config import IdentityConfig as IdentityConfig
     from .config import InterfacesConfig as InterfacesConfig
     from .config import ListenConfig as ListenConfig
+    from .config import NetworkConfig as NetworkConfig
     from .config import NodeConfig as NodeConfig
     from .config import Servers as Servers
     from .config import load_config as load_config
@@ -59,6 +60,7 @@ __all__ = [
     "InterfacesConfig",
     "ListenConfig",
     "NetcheckReport",
+    "NetworkConfig",
     "Node",
     "NodeConfig",
     "PathInfo",
@@ -90,6 +92,7 @@ _HOME: Final[dict[str, str]] = {
     "InterfacesConfig": "config",
     "ListenConfig": "config",
     "NetcheckReport": "netcheck",
+    "NetworkConfig": "config",
     "Node": "node",
     "NodeConfig": "config",
     "PathInfo": "link",

@@ -138,6 +138,10 @@ class Host(Protocol):
         """By what name its network knows this machine, in lower case; empty where it has none but "localhost"."""
         ...
 
+    def environment(self) -> Mapping[str, str]:
+        """The variables that this machine sets for its programs, for what they say of its network."""
+        ...
+
     def wall_time(self) -> float:
         """Unix seconds, as this machine believes; it may be wrong and it may jump."""
         ...
@@ -256,6 +260,9 @@ class RealHost:
     def name(self) -> str:
         name = socket.gethostname().lower()
         return "" if name.partition(".")[0] == "localhost" else name
+
+    def environment(self) -> Mapping[str, str]:
+        return os.environ
 
     def wall_time(self) -> float:
         return time.time()

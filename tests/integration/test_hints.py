@@ -18,12 +18,14 @@ from tests.identities import ALICE, BOB
 from tests.nodes import LoopbackHost, address_of, closed_port, config, loopback_node
 from tests.waiting import wait_until
 from warpgate_trio import Node, anyone
+from warpgate_trio.config import Proxies, ServerUrl
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.node.planning import may_connect
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Delivery, ServerState
-from warpgate_trio.signal.peers_servers import open_judged_stream
+from warpgate_trio.signal.peers_servers import JudgedDial, MayConnect
 from warpgate_trio.sockaddr import IpAddress
 
 ELSEWHERE = LoopbackHost(fingerprint=b"elsewhere" + bytes(23))
@@ -175,11 +177,17 @@ async def listener(address: str, port: int) -> trio.SocketListener:
     return trio.SocketListener(sock)
 
 
+async def dial_judged(host: str, port: int, *, may_connect: MayConnect) -> trio.SocketStream:
+    stream = await JudgedDial(ServerUrl("ws", host, port), may_connect, proxies=Proxies("none", {}))(host, port)
+    assert isinstance(stream, trio.SocketStream)
+    return stream
+
+
 async def test_the_connection_goes_to_the_address_that_was_judged() -> None:
     """A name that leads somewhere else a moment later (DNS rebinding) is asked once."""
     port = await closed_port()
     async with await listener("127.0.0.1", port), names(["127.0.0.1"], ["127.0.0.2"]) as resolver:
-        stream = await open_judged_stream("rebound.example", port, may_connect=only("127.0.0.1"))
+        stream = await dial_judged("rebound.example", port, may_connect=only("127.0.0.1"))
         async with stream:
             assert stream.socket.getpeername()[0] == "127.0.0.1"
         assert resolver.asked == 1
@@ -189,13 +197,13 @@ async def test_of_a_names_addresses_only_those_are_tried_that_may_be() -> None:
     port = await closed_port()
     async with await listener("127.0.0.2", port) as inside, await listener("127.0.0.3", port):
         async with names(["127.0.0.2", "127.0.0.4", "127.0.0.3"]):  # the second one has no listener
-            stream = await open_judged_stream("some.example", port, may_connect=only("127.0.0.3", "127.0.0.4"))
+            stream = await dial_judged("some.example", port, may_connect=only("127.0.0.3", "127.0.0.4"))
             async with stream:
                 assert stream.socket.getpeername()[0] == "127.0.0.3"
             with pytest.raises(OSError, match=r"leads to 127\.0\.0\.2, 127\.0\.0\.4, 127\.0\.0\.3, where this peer"):
-                await open_judged_stream("some.example", port, may_connect=only("203.0.113.1"))
+                await dial_judged("some.example", port, may_connect=only("203.0.113.1"))
             with pytest.raises(OSError, match="all attempts to connect"):
-                await open_judged_stream("some.example", port, may_connect=only("127.0.0.4"))
+                await dial_judged("some.example", port, may_connect=only("127.0.0.4"))
         with trio.move_on_after(0.01):
             await inside.accept()
             pytest.fail("it went where it may not go")
@@ -263,3 +271,35 @@ async def test_a_node_on_our_machine_is_found_by_its_hint() -> None:
             await bob.wait_signals()
             assert await alice.refresh_address(bob.address, timeout=10) == bob.address
             await wait_until(lambda: [each.state for each in alice.signal_servers] == [ServerState.CONNECTED])
+
+
+async def test_a_proxy_is_asked_for_the_address_that_was_judged() -> None:
+    """Never for the name, and for the next address where it cannot reach one."""
+    asked: list[bytes] = []
+
+    async def proxy(stream: trio.SocketStream) -> None:
+        asked.append(bytes(await stream.receive_some()).partition(b"\r\n")[0])
+        await stream.send_all(b"HTTP/1.1 %s\r\n\r\n" % (b"502 No" if len(asked) == 1 else b"200 OK"))
+        await stream.aclose()
+
+    async with open_background_nursery() as nursery:
+        (door,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, proxy, [door])
+        proxies = Proxies(ServerUrl("http", "127.0.0.1", door.socket.getsockname()[1]), {})
+        dial = JudgedDial(
+            ServerUrl("wss", "some.example", 443), lambda ip: ip != ip_address("8.8.8.8"), proxies=proxies
+        )
+        async with names(["8.8.8.8", "9.9.9.9", "1.1.1.1"]) as resolver:
+            await trio.aclose_forcefully(await dial("some.example", 443))
+    assert asked == [b"CONNECT 9.9.9.9:443 HTTP/1.1", b"CONNECT 1.1.1.1:443 HTTP/1.1"]
+    assert dial.address == ip_address("1.1.1.1")
+    assert resolver.asked == 1
+
+
+async def test_no_proxy_is_asked_for_an_address_that_means_another_machine_there() -> None:
+    port = await closed_port()
+    proxies = Proxies(ServerUrl("http", "127.0.0.1", await closed_port()), {})
+    dial = JudgedDial(ServerUrl("wss", "lan.example", port), only("127.0.0.1"), proxies=proxies)
+    async with await listener("127.0.0.1", port), names(["127.0.0.1"]):
+        await trio.aclose_forcefully(await dial("lan.example", port))
+    assert dial.address == ip_address("127.0.0.1")

@@ -318,7 +318,7 @@ async def test_a_broker_that_drops_everything_is_not_connected(
             assert alice.rtt is None
             why = alice.status()[0].last_error or ""
             with pytest.raises(SignalUnavailable, match="ACL"):
-                await alice.measure_server(broker.url)
+                await alice.measure_server(broker.url, timeout=HANG)
     finally:
         broker.kill()
     assert f"no echo within 0.05 s of a message to our own topic warpgate-trio/1/{ALICE.peer_id}" in why

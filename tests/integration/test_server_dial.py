@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 import trio
@@ -62,14 +61,13 @@ async def refusal(dial: ServerDial, host: str = "127.0.0.1", port: int = 443) ->
 
 
 @pytest.fixture(scope="module", params=[pytest.param(each, marks=pytest.mark.needs(each)) for each in PROGRAMS])
-def proxies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int, int]]:
+def proxies(request: pytest.FixtureRequest) -> Iterator[tuple[int, int, int]]:
     """Of a real proxy: its port; its port where it wants a login; and the one target port that either lets through
     besides the echo server's, where nobody is."""
     run = PROGRAMS[request.param]
     plain, locked, nobody = free_port(), free_port(), free_port()
     allowed = f"{ECHO} {nobody}"
-    folders: list[Path] = [tmp_path_factory.mktemp(request.param) for _ in range(2)]
-    with run(folders[0], plain, allowed=allowed), run(folders[1], locked, allowed=allowed, login=True):
+    with run(plain, allowed=allowed), run(locked, allowed=allowed, login=True):
         yield plain, locked, nobody
 
 
@@ -106,9 +104,9 @@ class TestRealProxies:
 
 @pytest.mark.needs("squid")
 @pytest.mark.slow("squid is started")
-async def test_the_name_is_the_proxys_to_resolve(tmp_path: Path) -> None:
+async def test_the_name_is_the_proxys_to_resolve() -> None:
     port = free_port()
-    with squid(tmp_path, port, allowed=str(ECHO)):
+    with squid(port, allowed=str(ECHO), names=["target.example"]):
         async with target():
             with trio.fail_after(HANG):
                 await check_echo(await by(port)("target.example", ECHO))  # in squid's hosts file, and nowhere else
@@ -116,16 +114,21 @@ async def test_the_name_is_the_proxys_to_resolve(tmp_path: Path) -> None:
 
 class TestStrangeProxies:
     async def test_what_came_along_is_the_servers(self) -> None:
-        async with says(b"HTTP/1.1 200 OK\r\n\r\nfirst", b"second") as port:
-            stream = await by(port)("a.example", 443)
-            async with stream:
-                got = [bytes(await stream.receive_some(3)), bytes(await stream.receive_some())]
-                while sum(map(len, got)) < 11:
-                    got.append(bytes(await stream.receive_some()))
-                assert got[:2] == [b"fir", b"st"]
-                assert b"".join(got) == b"firstsecond"
-                await stream.wait_send_all_might_not_block()
-                await stream.send_all(b"x")
+        here, there = trio.testing.memory_stream_pair()
+
+        async def open_stream(host: str, port: int) -> trio.abc.Stream:
+            await there.send_all(b"HTTP/1.1 200 OK\r\n\r\nfirst")
+            return here
+
+        async with await ServerDial(ServerUrl("http", "proxy.example", 3128), open_stream)("a.example", 443) as stream:
+            await there.send_all(b"second")
+            assert [await stream.receive_some(3), await stream.receive_some(3)] == [b"fir", b"st"]
+            assert await stream.receive_some() == b"second"
+            assert (await there.receive_some()).startswith(b"CONNECT")
+            await stream.wait_send_all_might_not_block()
+            await stream.send_all(b"x")
+            assert await there.receive_some() == b"x"
+        assert await there.receive_some() == b""
 
     @pytest.mark.parametrize(
         ("answer", "said"),

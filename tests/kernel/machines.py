@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
 
@@ -36,6 +36,9 @@ class HostInNamespace:
 
     def name(self) -> str:
         return self._real.name()
+
+    def environment(self) -> Mapping[str, str]:
+        return {}
 
     def wall_time(self) -> float:
         return self._real.wall_time()

@@ -444,7 +444,7 @@ def test_what_is_not_built_is_called_so() -> None:
 
 
 def test_every_variable_is_known_and_no_other() -> None:
-    samples = {"key_file": "k", "ephemeral": "1", "port": "1", "ca_file": "c", "public_servers": "0"}
+    samples = {"key_file": "k", "ephemeral": "1", "port": "1", "proxy": "none", "ca_file": "c", "public_servers": "0"}
     urls = {"websocket": "ws://a", "mqtt": "mqtt://a", "stun": "stun:a", "turn": "turn:a", "ntp": "ntp://a"}
     for row in table(page("configuration.md"), "key", "default", "environment"):
         name = bare(row["key"]).partition(".")[2]

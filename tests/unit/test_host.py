@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -38,6 +39,9 @@ class FakeHost:
 
     def name(self) -> str:
         return "fake"
+
+    def environment(self) -> Mapping[str, str]:
+        return {}
 
     def wall_time(self) -> float:
         return self.time

@@ -7,11 +7,13 @@ from .config import (
     IdentityConfig,
     InterfacesConfig,
     ListenConfig,
+    NetworkConfig,
     NodeConfig,
     Servers,
     default_config_file,
     load_config,
 )
+from .proxies import Proxies
 from .server_url import ServerUrl, TurnServer
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "IdentityConfig",
     "InterfacesConfig",
     "ListenConfig",
+    "NetworkConfig",
     "NodeConfig",
+    "Proxies",
     "ServerUrl",
     "Servers",
     "TurnServer",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, final
 
@@ -62,6 +62,9 @@ class _ChosenInterfaces:
 
     def name(self) -> str:
         return self._host.name()
+
+    def environment(self) -> Mapping[str, str]:
+        return self._host.environment()
 
     def wall_time(self) -> float:
         return self._host.wall_time()

@@ -30,6 +30,7 @@ import tomli_w
 
 from ..errors import ConfigError
 from .environment import settings_in
+from .proxies import ProxySetting, read_proxy
 from .server_url import MASK, ServerUrl, TurnServer, Unfit, nearest, read_turn, read_url, shown_value
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "IdentityConfig",
     "InterfacesConfig",
     "ListenConfig",
+    "NetworkConfig",
     "NodeConfig",
     "Servers",
     "default_config_file",
@@ -103,6 +105,24 @@ class InterfacesConfig(_Section, frozen=True, kw_only=True):
     if TYPE_CHECKING:  # what __post_init__ makes true: any iterable is accepted
 
         def __init__(self, *, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None: ...
+
+
+@final
+class NetworkConfig(_Section, frozen=True, kw_only=True):
+    """How the node gets out of its network.
+
+    Attributes:
+      proxy: by what proxy its TCP connections to servers go (docs/configuration.md): "env", the one that HTTPS_PROXY or
+        ALL_PROXY in the environment names, if they name one; "none"; or the URL of one.  Text is accepted.
+    """
+
+    name_of_table = "network"
+
+    proxy: ProxySetting = "env"
+
+    if TYPE_CHECKING:  # what __post_init__ makes true: text is accepted for the URL
+
+        def __init__(self, *, proxy: ProxySetting | str = "env") -> None: ...
 
 
 @final
@@ -201,6 +221,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     identity: IdentityConfig = msgspec.field(default_factory=IdentityConfig)
     listen: ListenConfig = msgspec.field(default_factory=ListenConfig)
     interfaces: InterfacesConfig = msgspec.field(default_factory=InterfacesConfig)
+    network: NetworkConfig = msgspec.field(default_factory=NetworkConfig)
     servers: Servers = msgspec.field(default_factory=Servers)
     budgets: Budgets = msgspec.field(default_factory=Budgets)
 
@@ -393,6 +414,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "listen.port": _read_port,
     "interfaces.include": _read_list(_read_glob, "globs of interface names"),
     "interfaces.exclude": _read_list(_read_glob, "globs of interface names"),
+    "network.proxy": lambda value, _: read_proxy(value),
     "servers.websocket": _read_urls("ws", "wss"),
     "servers.mqtt": _read_urls("mqtt", "mqtts"),
     "servers.stun": _read_urls("stun", "stuns"),
@@ -403,7 +425,8 @@ _READERS: Final[Mapping[str, _Reader]] = {
 } | {f"budgets.{name}": _read_seconds for name in Budgets.__struct_fields__}
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {
-    section.name_of_table: section for section in (IdentityConfig, ListenConfig, InterfacesConfig, Servers, Budgets)
+    section.name_of_table: section
+    for section in (IdentityConfig, ListenConfig, InterfacesConfig, NetworkConfig, Servers, Budgets)
 }
 _ENVIRONMENT: Final = {"WARPGATE_" + key.replace(".", "_").upper(): key for key in _READERS}
 

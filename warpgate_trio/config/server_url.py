@@ -42,9 +42,11 @@ _DEFAULT_PORTS: Final[Mapping[str, int]] = {
     "turns": 5349,
     "ntp": 123,
 }
+_PROXY_PORTS: Final[Mapping[str, int]] = {"http": 80}
+_ALL_PORTS: Final[Mapping[str, int]] = {**_DEFAULT_PORTS, **_PROXY_PORTS}
 _OPAQUE_SCHEMES: Final = frozenset({"stun", "stuns", "turn", "turns"})  # those of RFC 7064 and RFC 7065
 _WITH_PATH: Final = frozenset({"ws", "wss", "mqtt", "mqtts"})
-_WITH_LOGIN: Final = _WITH_PATH | {"turn", "turns"}
+_WITH_LOGIN: Final = _WITH_PATH | {"turn", "turns", *_PROXY_PORTS}
 
 _PRINTABLE = re.compile(r"[!-~]+", re.ASCII)
 _URL = re.compile(
@@ -71,7 +73,7 @@ class ServerUrl(msgspec.Struct, frozen=True):
     """Where a server is and how to talk to it.  Made by `parse`; `str` gives the URL back, in its normal form.
 
     Attributes:
-      scheme: ws, wss, mqtt, mqtts, stun, stuns, turn, turns or ntp.
+      scheme: ws, wss, mqtt, mqtts, stun, stuns, turn, turns or ntp; http for a proxy on the way to one.
       host: a DNS name in lower case, or an IPv4 or IPv6 address without brackets.
       port: the scheme's own where the URL names none.
       username, password: of the server, or None.
@@ -115,7 +117,7 @@ class ServerUrl(msgspec.Struct, frozen=True):
     def authority(self) -> str:
         """`host_name`, and the port where it is not the scheme's own: HTTP's ``Host`` (RFC 6455 section 4.1)."""
         host = bracketed(self.host) if ":" in self.host else self.host_name
-        return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+        return host if self.port == _ALL_PORTS.get(self.scheme) else f"{host}:{self.port}"
 
     @property
     def target(self) -> str:
@@ -162,7 +164,7 @@ class ServerUrl(msgspec.Struct, frozen=True):
             login += "@"
         slashes = "" if self.scheme in _OPAQUE_SCHEMES else "//"
         host = bracketed(self.host)
-        port = "" if self.port == _DEFAULT_PORTS.get(self.scheme) else f":{self.port}"
+        port = "" if self.port == _ALL_PORTS.get(self.scheme) else f":{self.port}"
         return f"{self.scheme}:{slashes}{login}{host}{port}{self.path}{self._query}"
 
     def __repr__(self) -> str:
@@ -244,18 +246,28 @@ def _turn_values(url: object, username: object, password: object) -> tuple[Serve
     return server, username, password
 
 
-def _parse_url(text: str) -> ServerUrl:
+def parse_proxy_url(text: str) -> ServerUrl:
+    """A proxy's URL, or its host and port alone, as curl takes them; raises `Unfit`."""
+    if ":" not in text:  # a misspelt word, rather than a host
+        raise Unfit("expected the URL of a proxy, as http://proxy:3128")
+    url = _parse_url((text if "://" in text else f"http://{text}").removesuffix("/"), _PROXY_PORTS)
+    if ":" in (url.username or ""):
+        raise Unfit("the name of a login has no colon (RFC 7617)")
+    return url
+
+
+def _parse_url(text: str, ports: Mapping[str, int] = _DEFAULT_PORTS) -> ServerUrl:
     if not _PRINTABLE.fullmatch(text):  # before all else: no control characters, which would end up in a request
         raise Unfit("a URL has printable ASCII characters only, without spaces")
     match = _URL.fullmatch(text)
     if match is None:
         raise Unfit("expected scheme://host:port, or for STUN and TURN scheme:host:port")
     scheme = match["scheme"].lower()
-    if scheme not in _DEFAULT_PORTS:
-        raise Unfit(f"expected one of the schemes {', '.join(_DEFAULT_PORTS)}")
+    if scheme not in ports:
+        raise Unfit(f"expected one of the schemes {', '.join(ports)}")
     if (match["slashes"] is None) != (scheme in _OPAQUE_SCHEMES):
         raise Unfit(f"expected {scheme}:host:port" if scheme in _OPAQUE_SCHEMES else f"expected {scheme}://host:port")
-    port = match["port"] or ("" if match["port"] is not None else str(_DEFAULT_PORTS[scheme]))
+    port = match["port"] or ("" if match["port"] is not None else str(ports[scheme]))
     if not re.fullmatch("[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
         hint = "; in a login, write : / ? # and @ percent-encoded" if "@" in text else ""
         raise Unfit(f"the port is 1 to 65535{hint}")

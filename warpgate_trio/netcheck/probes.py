@@ -12,6 +12,7 @@ When the time is up, the report is of what is known by then; nothing raises for 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -177,7 +178,7 @@ class _Check:
             self._signals = [_Row(url, "tcp") for url in dict.fromkeys(self._servers.signal)]
             async with trio.open_nursery() as nursery:
                 for row in self._signals:
-                    nursery.start_soon(self._fill, row, partial(self._hub.measure_server, row.url))
+                    nursery.start_soon(self._fill, row, partial(self._hub.measure_server, row.url, timeout=PATIENCE))
         else:
             with trio.move_on_after(PATIENCE):
                 await self._hub.wait_tried()
@@ -201,7 +202,8 @@ class _Check:
         ]
 
     async def _fill(self, row: _Row, ask: Callable[[], Awaitable[float]]) -> None:
-        row.outcomes.append(await _outcome(ask))
+        """`ask` bounds its own time, and knows who did not answer."""
+        row.outcomes.append(await _outcome(ask, patience=math.inf))
 
     async def _check_ntp(self, url: ServerUrl) -> None:
         async def ask() -> float:
@@ -381,10 +383,10 @@ class _Check:
                 path.profile = replace(path.profile, udp=replace(path.profile.udp, blocked=None))
 
 
-async def _outcome(ask: Callable[[], Awaitable[float]]) -> _Outcome:
-    """Ask within `PATIENCE`.  A server's answer can be anything; nothing of it is raised."""
+async def _outcome(ask: Callable[[], Awaitable[float]], *, patience: float = PATIENCE) -> _Outcome:
+    """Ask within some seconds.  A server's answer can be anything; nothing of it is raised."""
     try:
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(patience):
             return _Outcome(latency=await ask())
     except OSError as error:
         return _Outcome(error=sentence(reason_of(error)), unresolved=isinstance(error, trio.socket.gaierror))
@@ -393,7 +395,7 @@ async def _outcome(ask: Callable[[], Awaitable[float]]) -> _Outcome:
     except Exception as error:
         logger.exception("a server could not be tested")
         return _Outcome(error=f"unexpected {type(error).__name__}")
-    return _Outcome(error=f"no answer within {PATIENCE:g} s")
+    return _Outcome(error=f"no answer within {patience:g} s")
 
 
 async def _best(

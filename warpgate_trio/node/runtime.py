@@ -25,7 +25,7 @@ from ..address import PeerAddress
 from ..carrier import TlsContexts
 from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Route
-from ..config import NodeConfig
+from ..config import NodeConfig, Proxies
 from ..errors import ConfigError
 from ..host import Host, Interface
 from ..identity import Identity
@@ -107,6 +107,7 @@ class NodeRuntime:
             servers.signal,
             ca_file=servers.ca_file,
             names=self.names,
+            proxies=Proxies(config.network.proxy, host.environment()),
             is_worth_a_place=first_look.passes,
         )
         hub = self.hub

@@ -38,6 +38,14 @@ class ServerDial:
         self._open_stream = open_stream
         self._waiting = False
 
+    def __str__(self) -> str:
+        return "a connection of its own" if self._proxy is None else name_of(self._proxy)
+
+    @property
+    def by_proxy(self) -> bool:
+        """Whether there is a proxy."""
+        return self._proxy is not None
+
     @property
     def silence(self) -> str:
         """Who did not answer, as a sentence's end, when the last call was given up."""

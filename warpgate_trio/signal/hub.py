@@ -23,14 +23,14 @@ from typing import Final, NoReturn, final
 
 import trio
 
-from ..config import ServerUrl
+from ..config import Proxies, ServerUrl
 from ..errors import ConfigError, SignalUnavailable
 from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery
 from .arrivals import Arrivals, Incoming
 from .channel import Delivery, SignalChannel
-from .keeper import ChannelKeeper
+from .keeper import NO_PROXIES, ChannelKeeper
 from .message import MAX_SIGNAL
 from .peers_servers import MayConnect
 from .race import Letter, Race, Roll
@@ -58,10 +58,11 @@ class SignalHub:
       servers: the node's own servers; equal ones count once.
       ca_file: PEM file of certificates that are trusted for TLS in addition to the platform's.
       names: looks up the names of the node's own servers, and remembers them; has to be running while the hub is.
+      proxies: by which of them the servers are reached; by none by default.
       is_worth_a_place: whether a payload that came in is to be queued, told at a glance.
 
     Raises:
-      ConfigError: there is no transport for a server, or `ca_file` cannot be used.
+      ConfigError: there is no transport for a server, or `ca_file` or a server's proxy cannot be used.
     """
 
     def __init__(
@@ -71,10 +72,13 @@ class SignalHub:
         *,
         ca_file: Path | None = None,
         names: Names | None = None,
+        proxies: Proxies = NO_PROXIES,
         is_worth_a_place: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
         self._arrivals: Final = Arrivals(is_worth_a_place)
-        self._keeper: Final = ChannelKeeper(identity, servers, self._arrivals, ca_file=ca_file, names=names)
+        self._keeper: Final = ChannelKeeper(
+            identity, servers, self._arrivals, ca_file=ca_file, names=names, proxies=proxies
+        )
         self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
 
@@ -140,21 +144,27 @@ class SignalHub:
         """Return once each of the node's own servers is connected, or has failed; the caller bounds the time."""
         await self._keeper.wait_tried()
 
-    async def measure_server(self, url: ServerUrl) -> float:
+    async def measure_server(self, url: ServerUrl, *, timeout: float) -> float:
         """Connect to a signal server afresh, register, and close; seconds of a round trip to it.
 
-        It registers a key that nobody else has: under our own it would be handed messages for us.  The caller bounds
-        the time.
+        It registers a key that nobody else has: under our own it would be handed messages for us.
+
+        Args:
+          timeout: seconds to registration, after which it raises SignalUnavailable.
 
         Raises as `open_channel`.
         """
         started = trio.current_time()
         context = self._keeper.trust() if url.tls else None
         identity = Identity.generate()
-        async with open_channel(url, identity, ssl_context=context, registrant=self._keeper.registrant) as channel:
-            opened = trio.current_time() - started
-            return opened if channel.rtt is None else channel.rtt
-        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+        dial = self._keeper.dial_to(url)
+        with trio.move_on_after(timeout):
+            async with open_channel(
+                url, identity, ssl_context=context, registrant=self._keeper.registrant, dial=dial
+            ) as channel:
+                opened = trio.current_time() - started
+                return opened if channel.rtt is None else channel.rtt
+        raise SignalUnavailable(f"no answer within {timeout:g} s{dial.silence}")
 
     def status(self) -> tuple[ServerStatus, ...]:
         """Every server, the node's own first, then those of peers that it is connected to now."""

@@ -24,19 +24,20 @@ from typing import Final, final
 import trio
 
 from .. import host as machine
-from ..config import ServerUrl
+from ..config import Proxies, ServerUrl
 from ..errors import ConfigError, SignalUnavailable, WarpgateError, panics_as_errors, printable
 from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import reason_of
+from ..ports.server_dial import ServerDial
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
-from ..sockaddr import parse_ip
 from .arrivals import Arrivals
-from .peers_servers import MayConnect, is_plain, open_judged_stream
+from .channel import Dial
+from .peers_servers import JudgedDial, MayConnect, is_plain
 from .slot import Place, ServerState, Slot, place_of
 from .transport import check_supported, loads_asyncio, open_channel, supports
 
-__all__ = ["ChannelKeeper"]
+__all__ = ["NO_PROXIES", "ChannelKeeper"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ STABLE = 10.0
 them: one that registers us and then falls silent is given up after as long a time, and was no success."""
 MAX_PEERS_SERVERS = 4
 """Channels to servers of peers that are open at a time."""
+NO_PROXIES: Final = Proxies("none", {})
 
 
 @final
@@ -58,11 +60,11 @@ class ChannelKeeper:
     """All signal channels of one node.
 
     Args:
-      identity, servers, ca_file, names: as for `SignalHub`.
+      identity, servers, ca_file, names, proxies: as for `SignalHub`.
       arrivals: what the channels receive goes there.
 
     Raises:
-      ConfigError: there is no transport for a server, or `ca_file` cannot be used.
+      ConfigError: there is no transport for a server, or `ca_file` or a server's proxy cannot be used.
 
     Attributes:
       own: one slot for each of the node's own servers.
@@ -80,6 +82,7 @@ class ChannelKeeper:
         *,
         ca_file: Path | None,
         names: Names | None,
+        proxies: Proxies,
     ) -> None:
         for url in servers:
             check_supported(url)
@@ -91,14 +94,15 @@ class ChannelKeeper:
         if ca_file is not None or any(url.tls for url in servers):
             self.trust()  # so that a bad file is found now, not at the first connection
         distinct = {(place_of(url), url.params): url for url in servers}
-        self.own: list[Slot] = [Slot(url, of_peer=False) for url in distinct.values()]
+        self._proxies = proxies
+        self._open_stream: Dial = trio.open_tcp_stream if names is None else names.open_tcp_stream
+        self.own: list[Slot] = [Slot(url, ServerDial(proxies.to(url), self._open_stream)) for url in distinct.values()]
         for number, slot in enumerate(self.own):
+            if slot.by_proxy:
+                logger.info("signal server %s: by %s", slot.key, slot.dial)
             if any(slot.key == other.key for other in self.own[:number]):
                 slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
         self._names = names
-        if names is not None:
-            for slot in self.own:
-                slot.dial = names.open_tcp_stream
         self.peers_servers: list[Slot] = []
         self._arrivals: Final = arrivals
         self._nursery: trio.Nursery | None = None
@@ -167,7 +171,8 @@ class ChannelKeeper:
             if slot.unresolved
         }
         if self._names is not None:  # which knows of those that hang, too
-            waiting = self._names.failures(slot.url.host for slot in self.own if slot.channel is None)
+            direct = (slot for slot in self.own if slot.channel is None and not slot.by_proxy)
+            waiting = self._names.failures(slot.url.host for slot in direct)
             found.update((name, failure) for name, failure in waiting.items() if not failure.remembered)
         return found
 
@@ -220,6 +225,10 @@ class ChannelKeeper:
             self._ssl_context = context
         return self._ssl_context
 
+    def dial_to(self, url: ServerUrl) -> ServerDial:
+        """What opens a connection to one of the node's own servers, with its name looked up afresh."""
+        return ServerDial(self._proxies.to(url))
+
     # -- channels ------------------------------------------------------------------------------------------------------
 
     def connect_to(self, url: ServerUrl, may_connect: MayConnect) -> Slot:
@@ -237,14 +246,8 @@ class ChannelKeeper:
                     f"{url.redacted}: {MAX_PEERS_SERVERS} servers of peers are being visited already"
                 )
             self._leave(min(idle, key=lambda slot: slot.last_used))
-        slot = Slot(url, of_peer=True)
-
-        async def dial(host: str, port: int) -> trio.abc.Stream:
-            stream = await open_judged_stream(host, port, may_connect=may_connect)
-            slot.address = parse_ip(stream.socket.getpeername()[0])
-            return stream
-
-        slot.dial = dial
+        dial = JudgedDial(url, may_connect, proxies=self._proxies, open_stream=self._open_stream)
+        slot = Slot(url, dial)
         self.peers_servers.append(slot)
         self._nursery.start_soon(self._hold_peers_server, slot)
         return slot
@@ -326,7 +329,7 @@ class ChannelKeeper:
 
     def _say_late(self, slot: Slot) -> None:
         """It was not connected in time: the server did not answer, or nobody told where it is."""
-        slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s"
+        slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s{slot.dial.silence}"
         failure = None if slot.of_peer else self.unresolved.get(slot.url.host)
         if failure is not None:
             slot.last_error, slot.unresolved = f"the name cannot be resolved: {failure.why}", True

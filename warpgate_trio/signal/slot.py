@@ -10,9 +10,10 @@ from typing import Final, TypeAlias, final
 import trio
 
 from ..config import ServerUrl
+from ..ports.server_dial import ServerDial
 from ..sockaddr import IpAddress
-from .channel import Dial, SignalChannel
-from .peers_servers import MayConnect
+from .channel import SignalChannel
+from .peers_servers import JudgedDial, MayConnect
 
 __all__ = ["PEERS_SERVER_IDLE", "Place", "ServerState", "ServerStatus", "Slot", "place_of"]
 
@@ -56,14 +57,13 @@ class ServerStatus:
 class Slot:
     """One server and, when connected, its channel.  Its attributes are the hub's."""
 
-    def __init__(self, url: ServerUrl, *, of_peer: bool) -> None:
+    def __init__(self, url: ServerUrl, dial: ServerDial | JudgedDial) -> None:
         self.url: Final = url
         self.key: str = url.redacted
         self.place: Final = place_of(url)
         self.origin: Final = self.place[:3]
-        self.of_peer: Final = of_peer
-        self.dial: Dial = trio.open_tcp_stream
-        self.address: IpAddress | None = None
+        self.of_peer: Final = isinstance(dial, JudgedDial)
+        self.dial: Final = dial
         self.waiting: deque[bytes] = deque()
         self.state: ServerState = ServerState.CONNECTING
         self.channel: SignalChannel | None = None
@@ -75,7 +75,7 @@ class Slot:
         self.broke: bool = False
         """Its connection broke, and there has been no other one since."""
         self.scope: trio.CancelScope | None = None
-        self.last_used: float = trio.current_time() if of_peer else 0.0
+        self.last_used: float = trio.current_time() if self.of_peer else 0.0
         self.sending: int = 0
         self.ended: bool = False
 
@@ -90,6 +90,16 @@ class Slot:
             self.last_used = trio.current_time()
             if self.connected and self.scope is not None:
                 self.scope.deadline = self.last_used + PEERS_SERVER_IDLE
+
+    @property
+    def by_proxy(self) -> bool:
+        """Whether it is one of our own that a proxy leads to: its name is the proxy's affair."""
+        return isinstance(self.dial, ServerDial) and self.dial.by_proxy
+
+    @property
+    def address(self) -> IpAddress | None:
+        """Where the connection to a peer's server leads; None: nowhere yet, or it is our own."""
+        return self.dial.address if isinstance(self.dial, JudgedDial) else None
 
     def leads_where(self, may_connect: MayConnect) -> bool:
         """Whether it leads to an address that may be connected to; one that leads nowhere yet was judged on its way."""

@@ -8,7 +8,7 @@ simulator's own context variable, so a node has the host that it was opened on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final, final
@@ -88,6 +88,9 @@ class SimulatedHost:
 
     def name(self) -> str:
         return self.machine.name.lower()
+
+    def environment(self) -> Mapping[str, str]:
+        return {}  # a simulated machine has none: the one that simulates is not asked
 
     def wall_time(self) -> float:
         return self.machine.wall_time()
