@@ -9,11 +9,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 
 import trio
 
+from tests.kernel.namespaces import Namespace
 from tests.requirements import find_program
 from warpgate_trio.nurseries import open_background_nursery
 
@@ -65,6 +66,7 @@ def squid(
     allowed: str = "443",
     login: bool = False,
     names: Sequence[str] = (),
+    machine: Namespace | None = None,
 ) -> Iterator[None]:
     """Run squid.
 
@@ -72,6 +74,7 @@ def squid(
       allowed: the ports that it connects to.
       login: whether it wants `USER` and `PASSWORD`.
       names: what it takes for this machine.
+      machine: where it runs; on this one if not given.
     """
     program = find_program("squid")
     assert program is not None
@@ -92,12 +95,20 @@ def squid(
             proxy = pwd.getpwnam("proxy")
             for path in (folder, *folder.iterdir()):
                 os.chown(path, proxy.pw_uid, proxy.pw_gid)
-        with _running([program, "-N", "-n", f"test{port}", "-f", str(folder / "squid.conf")], host, port, folder):
+        command = [program, "-N", "-n", f"test{port}", "-f", str(folder / "squid.conf")]
+        with running(command, host, port, folder, machine=machine):
             yield
 
 
 @contextmanager
-def tinyproxy(port: int, *, host: str = "127.0.0.1", allowed: str = "443", login: bool = False) -> Iterator[None]:
+def tinyproxy(
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    allowed: str = "443",
+    login: bool = False,
+    machine: Namespace | None = None,
+) -> Iterator[None]:
     """Run tinyproxy; the arguments as for `squid`."""
     program = find_program("tinyproxy")
     assert program is not None
@@ -110,7 +121,8 @@ def tinyproxy(port: int, *, host: str = "127.0.0.1", allowed: str = "443", login
             login=f"BasicAuth {USER} {PASSWORD}" if login else "",
         )
         (folder / "tinyproxy.conf").write_text(text)
-        with _running([program, "-d", "-c", str(folder / "tinyproxy.conf")], host, port, folder):
+        command = [program, "-d", "-c", str(folder / "tinyproxy.conf")]
+        with running(command, host, port, folder, machine=machine):
             yield
 
 
@@ -122,14 +134,21 @@ def _folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _running(command: list[str], host: str, port: int, folder: Path) -> Iterator[None]:
+def running(
+    command: Sequence[str], host: str, port: int, folder: Path, *, machine: Namespace | None = None
+) -> Iterator[None]:
+    """A server, from when it takes connections until it is killed: squid takes two seconds to end when it is asked."""
+    words, descriptors = (command, []) if machine is None else (machine.command(command), [machine.fd])
     with (folder / "out").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, pass_fds=descriptors
+        )
         try:
             for _ in range(1000):
                 assert process.poll() is None, (folder / "out").read_text()
                 try:
-                    socket.create_connection((host, port), 1).close()
+                    with nullcontext() if machine is None else machine.inside():
+                        socket.create_connection((host, port), 1).close()
                 except OSError:
                     time.sleep(0.01)
                 else:
@@ -138,7 +157,7 @@ def _running(command: list[str], host: str, port: int, folder: Path) -> Iterator
                 raise AssertionError(f"{command[0]} does not take connections")
             yield
         finally:
-            process.kill()  # squid takes two seconds to end when it is asked
+            process.kill()
             process.wait(10)
 
 
