@@ -1,4 +1,4 @@
-"""Proxies for tests: squid and tinyproxy as Debian has them, processes of their own, and one that says anything."""
+"""Proxies for tests: squid, tinyproxy and microsocks, processes of their own, and one that says anything."""
 
 from __future__ import annotations
 
@@ -124,6 +124,16 @@ def tinyproxy(
         command = [program, "-d", "-c", str(folder / "tinyproxy.conf")]
         with running(command, host, port, folder, machine=machine):
             yield
+
+
+@contextmanager
+def microsocks(port: int, *, login: bool = False) -> Iterator[None]:
+    """Run microsocks on loopback, a SOCKS5 proxy that connects to everything."""
+    program = find_program("microsocks")
+    assert program is not None
+    words = ["-u", USER, "-P", PASSWORD] if login else []
+    with _folder() as folder, running([program, "-i", "127.0.0.1", "-p", str(port), *words], "127.0.0.1", port, folder):
+        yield
 
 
 @contextmanager

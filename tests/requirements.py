@@ -108,6 +108,7 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "turnutils": program("turnutils_natdiscovery"),
     "chronyd": program("chronyd"),
     "miniupnpd": program("miniupnpd"),
+    "microsocks": program("microsocks"),
     "squid": program("squid"),
     "tinyproxy": program("tinyproxy"),
     "nft": program("nft"),

@@ -13,11 +13,14 @@ from functools import partial
 from typing import Final, final
 
 import trio
+import trio.testing
 
 from tests.fuzz.registry import target
 from tests.identities import ALICE, BOB
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
-from warpgate_trio.errors import CarrierError
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.errors import CarrierError, ProxyError
+from warpgate_trio.ports.socks import ask_socks
 from warpgate_trio.websocket import WebSocket, WebSocketError, open_websocket, serve_websocket
 
 MAX_MESSAGE: Final = 2000
@@ -221,3 +224,26 @@ def tls_from_a_server(data: bytes) -> None:
         carrier.close_nowait()
 
     against(answer, ours)
+
+
+# -- proxies -----------------------------------------------------------------------------------------------------------
+
+
+def _answers_of_socks() -> list[bytes]:
+    return [
+        method + granted + b"\x05\x00\x00" + address + b"\x01\xbb"
+        for method, granted in ((b"\x05\x00", b""), (b"\x05\x02", b"\x01\x00"))
+        for address in (b"\x01\xc0\x00\x02\x01", b"\x03\x07example", b"\x04" + bytes(16))
+    ] + [b"\x05\x00\x05\x05\x00\x01" + bytes(6), b"\x05\xff", b"\x05\x02\x01\x01"]
+
+
+@target(_answers_of_socks, ProxyError, trio.BrokenResourceError, inputs=500)
+def answer_of_a_socks_proxy(data: bytes) -> None:
+    async def main() -> None:
+        here, there = trio.testing.memory_stream_pair()
+        await there.send_all(data)
+        await there.send_eof()
+        with trio.fail_after(PATIENCE):
+            await ask_socks(here, ServerUrl("socks5", "proxy.example", 1080, "ann", "pw"), "a.example", 443)
+
+    _run(main)

@@ -27,6 +27,8 @@ class TestTheSetting:
             ("none", "none"),
             ("http://proxy.example:3128", ServerUrl("http", "proxy.example", 3128)),
             ("http://Proxy.Example/", ServerUrl("http", "proxy.example", 80)),
+            ("socks5://proxy.example", ServerUrl("socks5", "proxy.example", 1080)),
+            ("socks5h://ann:pw@proxy.example:9050", ServerUrl("socks5h", "proxy.example", 9050, "ann", "pw")),
             ("proxy.example:3128", ServerUrl("http", "proxy.example", 3128)),
             ("http://ann:a%40b%3A@[2001:db8::1]:8080", ServerUrl("http", "2001:db8::1", 8080, "ann", "a@b:")),
         ],
@@ -104,7 +106,7 @@ class TestTheEnvironment:
         with pytest.raises(ConfigError) as refused:
             proxies.to(ServerUrl.parse(WSS))
         assert str(refused.value) == (
-            "environment HTTPS_PROXY = 'gopher://***@a:1': expected one of the schemes http; "
+            "environment HTTPS_PROXY = 'gopher://***@a:1': expected one of the schemes http, socks5, socks5h; "
             'network.proxy = "none" does without it'
         )
 

@@ -42,7 +42,7 @@ _DEFAULT_PORTS: Final[Mapping[str, int]] = {
     "turns": 5349,
     "ntp": 123,
 }
-_PROXY_PORTS: Final[Mapping[str, int]] = {"http": 80}
+_PROXY_PORTS: Final[Mapping[str, int]] = {"http": 80, "socks5": 1080, "socks5h": 1080}
 _ALL_PORTS: Final[Mapping[str, int]] = {**_DEFAULT_PORTS, **_PROXY_PORTS}
 _OPAQUE_SCHEMES: Final = frozenset({"stun", "stuns", "turn", "turns"})  # those of RFC 7064 and RFC 7065
 _WITH_PATH: Final = frozenset({"ws", "wss", "mqtt", "mqtts"})
@@ -73,7 +73,7 @@ class ServerUrl(msgspec.Struct, frozen=True):
     """Where a server is and how to talk to it.  Made by `parse`; `str` gives the URL back, in its normal form.
 
     Attributes:
-      scheme: ws, wss, mqtt, mqtts, stun, stuns, turn, turns or ntp; http for a proxy on the way to one.
+      scheme: ws, wss, mqtt, mqtts, stun, stuns, turn, turns or ntp; http, socks5 or socks5h for a proxy on the way.
       host: a DNS name in lower case, or an IPv4 or IPv6 address without brackets.
       port: the scheme's own where the URL names none.
       username, password: of the server, or None.

@@ -16,6 +16,7 @@ from ..config import ServerUrl
 from ..errors import ProxyError
 from ..nurseries import reason_of
 from .connect import ConnectRequest, name_of
+from .socks import ask_socks, check_available
 
 __all__ = ["Dial", "ServerDial"]
 
@@ -29,11 +30,16 @@ class ServerDial:
     """Opens connections to servers by one proxy, or directly: a `Dial`.
 
     Args:
-      proxy: of the scheme http; None: there is none.
+      proxy: None: there is none.
       open_stream: opens the connection to the proxy, or to the server itself.
+
+    Raises:
+      ConfigError: it is a SOCKS5 proxy, and the package for these is not there.
     """
 
     def __init__(self, proxy: ServerUrl | None, open_stream: Dial = trio.open_tcp_stream) -> None:
+        if proxy is not None and proxy.scheme != "http":
+            check_available()
         self._proxy = proxy
         self._open_stream = open_stream
         self._waiting = False
@@ -83,8 +89,11 @@ class ServerDial:
 
 
 async def _connect(stream: trio.abc.Stream, proxy: ServerUrl, host: str, port: int) -> trio.abc.Stream:
-    request = ConnectRequest(proxy, host, port)
     try:
+        if proxy.scheme != "http":
+            await ask_socks(stream, proxy, host, port)
+            return stream
+        request = ConnectRequest(proxy, host, port)
         await stream.send_all(request.transmit())
         while not request.receive(bytes(await stream.receive_some(_RECEIVE))):
             pass
