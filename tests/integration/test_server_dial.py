@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.ports import free_port
 from tests.proxies import PASSWORD, USER, says, squid, tinyproxy
+from warpgate_trio import names as names_module
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ProxyError
 from warpgate_trio.names import Names
@@ -188,6 +190,37 @@ class TestStrangeProxies:
 
         said = await refusal(ServerDial(ServerUrl("http", "proxy.example", 3128), open_stream), "a.example")
         assert said.startswith("the proxy proxy.example:3128 broke the connection off")
+
+
+async def test_the_proxys_name_is_looked_up_once_and_kept_and_the_servers_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when what is remembered is due again, and the resolver hangs."""
+    monkeypatch.setattr(names_module, "FRESH", 0.0)
+    asked: list[str] = []
+
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: Any, *_: Any, **__: Any) -> Any:
+            asked.append(host.decode() if isinstance(host, bytes) else host)
+            if len(asked) > 2:  # one of each family
+                await trio.sleep_forever()
+            return [(trio.socket.AF_INET, trio.socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+        async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+            raise NotImplementedError
+
+    previous = trio.socket.set_custom_hostname_resolver(Resolver())
+    names = Names()
+    try:
+        async with says(b"HTTP/1.1 200 OK\r\n\r\n") as port, names.running():
+            dial = ServerDial(ServerUrl("http", "proxy.example", port), names.open_tcp_stream)
+            with trio.fail_after(HANG):
+                for _ in range(3):
+                    await trio.aclose_forcefully(await dial("a.example", 443))
+    finally:
+        trio.socket.set_custom_hostname_resolver(previous)
+    assert set(asked) == {"proxy.example"}
+    assert len(asked) == 4  # and one lookup in the background, under way still
 
 
 async def test_without_a_proxy_it_is_a_plain_connection() -> None:

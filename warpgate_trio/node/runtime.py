@@ -99,6 +99,7 @@ class NodeRuntime:
 
         # What reaches servers.
         self.names: Final = Names()
+        self.proxies: Final = Proxies(config.network.proxy, host.environment())
         self.clock: Final = CorrectedClock(host)
         self.udp_ports: Final = UdpPorts()
         first_look = FirstLook()
@@ -107,7 +108,7 @@ class NodeRuntime:
             servers.signal,
             ca_file=servers.ca_file,
             names=self.names,
-            proxies=Proxies(config.network.proxy, host.environment()),
+            proxies=self.proxies,
             is_worth_a_place=first_look.passes,
         )
         hub = self.hub

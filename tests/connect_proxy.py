@@ -1,0 +1,49 @@
+"""A CONNECT proxy in plain Trio, for where squid does not run: on a simulated host."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+__all__ = ["serve_connect_proxy"]
+
+
+async def serve_connect_proxy(
+    port: int, asked: list[str], *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled; what it was asked for, each ``host:port``, goes into `asked`."""
+    await trio.serve_tcp(partial(_serve, asked), port, task_status=task_status)
+
+
+async def _serve(asked: list[str], client: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async with client:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                data = await client.receive_some()
+                if not data:
+                    return
+                head += data
+            target = head.split(b" ")[1].decode("ascii")
+            asked.append(target)
+            host, _, port = target.rpartition(":")
+            try:
+                server = await trio.open_tcp_stream(host.strip("[]"), int(port))
+            except OSError:
+                await client.send_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+                return
+            async with server:
+                await client.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                async with trio.open_nursery() as nursery:
+                    for source, sink in ((client, server), (server, client)):
+                        nursery.start_soon(_pass_on, source, sink, nursery.cancel_scope)
+
+
+async def _pass_on(source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """As real ones do, the end of either direction is that of both."""
+    with suppress(trio.BrokenResourceError):
+        async for data in source:
+            await sink.send_all(data)
+    scope.cancel()

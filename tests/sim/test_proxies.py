@@ -1,0 +1,67 @@
+"""Whole nodes in networks out of which a proxy is the only way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.connect_proxy import serve_connect_proxy
+from warpgate_trio import ConnectError, NodeConfig
+from warpgate_trio.config import NetworkConfig
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.report import Verdict
+from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import ServerState
+from warpgate_trio.sim import presets, simulate
+from warpgate_trio.testing import simulated_hosts, walks
+from warpgate_trio.testing.worlds import PeerPair
+
+pytestmark = pytest.mark.slow("two whole nodes")
+
+PORT = 3128
+PROXY_ONLY = replace(
+    presets.WEB_ONLY,
+    name="proxy-only",
+    source="a company's firewall that lets nothing out but to its proxy",
+    tcp=replace(presets.WEB_ONLY.tcp, ports=(PORT,)),
+)
+SERVER = walks.WorldServer(
+    key="websocket",
+    url="ws://server:443",
+    machine="server",
+    open=lambda _host: open_rendezvous(host=None, port=443, public_urls=["ws://server:443"]),
+)
+
+
+def call(proxy: str) -> tuple[Verdict, set[ServerState], list[str]]:
+    """What comes of a call between two such networks: the verdict, how alice's server is, what the proxy was asked."""
+    asked: list[str] = []
+
+    async def scene() -> tuple[Verdict, set[ServerState], list[str]]:
+        pair = PeerPair.between(PROXY_ONLY, PROXY_ONLY, rtt=0.1, seed=5)
+        config = NodeConfig(network=NetworkConfig(proxy=proxy))
+        async with pair.build(time_limit=3600) as net, simulated_hosts(), open_background_nursery() as nursery:
+            with net.hosts["stun2"]:
+                await nursery.start(serve_connect_proxy, PORT, asked)
+            async with walks.open_nodes(net, config=config, servers=[SERVER]) as nodes:
+                states = {each.state for each in nodes.alice.signal_servers}
+                with pytest.raises(ConnectError) as failed:
+                    await nodes.alice.auto_connect(nodes.bob.address)
+            return failed.value.verdict, states, asked
+
+    return simulate(scene)
+
+
+def test_the_peer_answers_by_signals_although_neither_has_a_way_out() -> None:
+    verdict, states, asked = call(f"http://stun2:{PORT}")
+    assert verdict is Verdict.NO_RELAY_CONFIGURED
+    assert states == {ServerState.CONNECTED}
+    assert asked == ["server:443"] * 2  # the name, unresolved
+
+
+def test_without_the_proxy_nobody_is_reached() -> None:
+    verdict, states, asked = call("none")
+    assert verdict is Verdict.NO_SIGNAL
+    assert ServerState.CONNECTED not in states
+    assert asked == []
