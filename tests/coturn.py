@@ -54,3 +54,64 @@ def _wait(address: Address, process: subprocess.Popen[bytes]) -> None:
                 continue
             return
     raise AssertionError("turnserver does not answer")
+
+
+@contextmanager
+def coturn_relay(folder: Path, *lines: str, certificate: Path | None = None) -> Iterator[Relay]:
+    """A TURN server on 127.0.0.1 and ::1, with the user ``user`` whose password is ``secret``.
+
+    Args:
+      lines: further lines of its configuration.
+      certificate: PEM file with certificate and key, for TLS.
+    """
+    relay = Relay(folder, lines, certificate)
+    relay.start()
+    try:
+        yield relay
+    finally:
+        relay.stop()
+
+
+class Relay:
+    """See `coturn_relay`.
+
+    Attributes:
+      port: UDP and TCP; TLS too, where there is a certificate.
+    """
+
+    def __init__(self, folder: Path, lines: tuple[str, ...], certificate: Path | None) -> None:
+        self.port = free_port()
+        self.log = folder / "log"
+        self._folder = folder
+        tls = [f"cert={certificate}", f"pkey={certificate}"] if certificate else ["no-tls"]
+        self._config = [
+            *(f"listening-port={self.port}", f"tls-listening-port={free_port()}", "lt-cred-mech", "user=user:secret"),
+            *("realm=test", "no-cli", "no-dtls", "log-file=stdout", "simple-log", "verbose", "allow-loopback-peers"),
+            *(f"pidfile={folder}/pid", f"userdb={folder}/db", "listening-ip=127.0.0.1", "listening-ip=::1"),
+            *("relay-ip=127.0.0.1", "relay-ip=::1", *tls, *lines),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Run it until it answers."""
+        program = find_program("turnserver")
+        assert program is not None
+        config = self._folder / "conf"
+        config.write_text("\n".join(self._config) + "\n")
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder
+            )
+        _wait(("127.0.0.1", self.port), self._process)
+
+    def kill(self) -> None:
+        """Without a goodbye."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(10)

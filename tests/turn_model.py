@@ -27,6 +27,7 @@ from warpgate_trio.stun.credentials import (
     SecurityFeature,
     nonce_cookie,
 )
+from warpgate_trio.turn.framing import is_channel_data
 from warpgate_trio.turn.messages import (
     CHANNEL_NUMBER,
     LIFETIME,
@@ -73,6 +74,8 @@ class ModelServer:
 
     def receive(self, data: bytes, now: float) -> bytes | None:
         """The answer to a request; the same to a repeated one."""
+        if is_channel_data(data):
+            return None
         message = decode(data)
         if message.message_class is not MessageClass.REQUEST:
             return None

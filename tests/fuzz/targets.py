@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import gateways, protocols, quic, records, streams, written
+from tests.fuzz import gateways, protocols, quic, records, streams, turn, written
 from tests.fuzz.registry import TARGETS, Target
 
-__all__ = ["TARGETS", "Target", "gateways", "protocols", "quic", "records", "streams", "written"]
+__all__ = ["TARGETS", "Target", "gateways", "protocols", "quic", "records", "streams", "turn", "written"]

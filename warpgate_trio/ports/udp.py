@@ -20,7 +20,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-__all__ = ["MAX_PORTS", "MAX_QUEUED", "UdpPath", "UdpPort", "UdpPorts"]
+__all__ = ["MAX_PORTS", "MAX_QUEUED", "PathOwner", "UdpPath", "UdpPort", "UdpPorts"]
 
 MAX_QUEUED: Final = 2048
 """Datagrams that wait for the reader of a path: 3 MB, what a fast path delivers while its reader is busy for 30 ms.
@@ -45,16 +45,27 @@ MAX_PORTS: Final = 1024
 """UDP ports open in one node: two sprays of 256 sockets and some hundred Links; a process's usual limit of files."""
 
 
+class PathOwner(Protocol):
+    """What a `UdpPath` is a path of."""
+
+    @property
+    def local(self) -> TransportAddress: ...
+    async def send(self, datagrams: Iterable[Datagram], /) -> None: ...
+    def send_nowait(self, datagrams: Iterable[Datagram], /) -> None: ...
+    def forget(self, path: UdpPath, /) -> None:
+        """The path was closed."""
+
+
 @final
 class UdpPath:
-    """The `DatagramPath` of one remote address through a `UdpPort`."""
+    """The `DatagramPath` of one remote address through a `UdpPort`, or through whatever else supplies datagrams."""
 
-    def __init__(self, port: UdpPort, remote: TransportAddress) -> None:
+    def __init__(self, port: PathOwner, remote: TransportAddress) -> None:
         self._port = port
         self._waiting: deque[bytes] = deque()
         self._arrived = trio.Event()
         self._closed = False
-        self._broken = False
+        self._broken = ""
         self.local: Final = port.local
         self.remote: Final = remote
         self.dropped: int = 0
@@ -80,24 +91,26 @@ class UdpPath:
     def close_nowait(self) -> None:
         if not self._closed:
             self._closed = True
-            self._port._forget(self)
+            self._port.forget(self)
             self._arrived.set()
 
     def _check(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("this path was closed")
         if self._broken:
-            raise trio.BrokenResourceError("the port of this path was closed")
+            raise trio.BrokenResourceError(self._broken)
 
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
+        """A datagram has come in from there."""
         if len(self._waiting) >= MAX_QUEUED:
             self.dropped += 1
             return
         self._waiting.append(data)
         self._arrived.set()
 
-    def _break(self) -> None:
-        self._broken = True
+    def break_off(self, why: str) -> None:
+        """Its port is no more; who sends or receives hears `why`."""
+        self._broken = why
         self._arrived.set()
 
 
@@ -184,7 +197,7 @@ class UdpPort:
             if self._probes is not None:
                 return self._probes(data, source)
         elif (path := self._paths.get(source)) is not None:
-            path._take(data)
+            path.take(data)
             return ()
         self.dropped += 1
         return ()
@@ -270,7 +283,8 @@ class UdpPort:
         path = self._paths[remote] = UdpPath(self, remote)
         return path
 
-    def _forget(self, path: UdpPath) -> None:
+    def forget(self, path: UdpPath) -> None:
+        """A path was closed."""
         if self._paths.get(path.remote) is path:
             del self._paths[path.remote]
         if self._released and not self._paths:
@@ -290,7 +304,7 @@ class UdpPort:
         self._probes = None
         self._sock.close()
         for path in list(self._paths.values()):
-            path._break()
+            path.break_off("the port of this path was closed")
         for _, done in self._transactions.values():
             done.set()
         self._on_close(self)

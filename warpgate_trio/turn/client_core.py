@@ -247,7 +247,10 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
     def release(self, now: float) -> None:
         """Free the allocation; it ends when the server has said that it is."""
         before = self.state
-        self._go(_Event.RELEASE)
+        if before is TurnState.ASKING and self._login.credentials is not None:
+            self._go(_Event.OVER)  # a 401 is on its way, or nothing at all: a dead server holds up nobody who leaves
+        else:
+            self._go(_Event.RELEASE)
         if before is TurnState.ALLOCATED:
             self._free(now)
         elif self.state is TurnState.ENDED:

@@ -1,0 +1,176 @@
+"""The relays of a node against a small server of ours: no step at which they are cancelled leaves an allocation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.cancel_sweep import cuts
+from tests.hangs import HANG
+from tests.turn_model import ModelServer
+from warpgate_trio.config.server_url import TurnServer
+from warpgate_trio.errors import StunError
+from warpgate_trio.names import Names
+from warpgate_trio.ports.datagrams import DatagramSocket
+from warpgate_trio.sockaddr import TransportAddress
+from warpgate_trio.turn.relays import Relays
+
+
+class UdpServer:
+    """A `ModelServer` for each client, on a socket of its own.
+
+    Attributes:
+      dead: it answers nothing.
+      code: an error for each Allocate with credentials.
+    """
+
+    def __init__(self, sock: DatagramSocket) -> None:
+        self._sock = sock
+        self.url = f"turn:{sock.local[0]}:{sock.local[1]}"
+        self.clients: dict[TransportAddress, ModelServer] = {}
+        self.dead = False
+        self.code = 0
+
+    @property
+    def allocations(self) -> int:
+        return sum(each.allocation is not None for each in self.clients.values())
+
+    async def run(self) -> None:
+        while True:
+            for data, source in await self._sock.receive_batch():
+                client = self.clients.setdefault(source, ModelServer(allocate_with=self.code))
+                if not self.dead and (answer := client.receive(data, trio.current_time())) is not None:
+                    await self._sock.send_batch([(answer, source)])
+
+
+@asynccontextmanager
+async def open_servers(number: int = 1) -> AsyncGenerator[list[UdpServer]]:
+    servers = [UdpServer(await DatagramSocket.bind(("127.0.0.1", 0))) for _ in range(number)]
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            for each in servers:
+                nursery.start_soon(each.run)
+            yield servers
+            nursery.cancel_scope.cancel()
+    for each in servers:
+        each._sock.close()
+
+
+@asynccontextmanager
+async def open_relays(servers: list[UdpServer]) -> AsyncGenerator[Relays]:
+    names = Names()
+    relays = Relays([TurnServer(each.url, "user", "secret") for each in servers], names=names)
+    async with names.running(), trio.open_nursery() as nursery:
+        async with relays.running(nursery):
+            yield relays
+    assert len(relays) == 0
+
+
+async def settle(over: Callable[[], bool]) -> None:
+    """Wait for what other tasks, and the kernel between them, are about to do."""
+    while not over():
+        await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+@pytest.mark.slow("once for each checkpoint")
+@pytest.mark.parametrize("primed", [False, True])
+@pytest.mark.parametrize("number", [1, 2])
+async def test_cancelled_anywhere_opening_leaves_nothing(primed: bool, number: int) -> None:
+    for cut in cuts():
+        async with open_servers(number) as servers, open_relays(servers) as relays:
+            if primed:
+                await relays.prime()
+            with cut:
+                port = await relays.open(permit=["127.0.0.1"])
+                assert port.local == ("192.0.2.7", 50_000)
+            if not cut.caught:
+                port.release()
+            await settle(lambda: not any(each.allocations for each in servers) and len(relays) <= primed * number)
+
+
+@pytest.mark.slow("once for each checkpoint")
+async def test_cancelled_anywhere_priming_leaves_nothing_but_primed_sockets() -> None:
+    for cut in cuts():
+        async with open_servers() as servers, open_relays(servers) as relays:
+            with cut:
+                await relays.prime()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert len(relays) <= 1
+            assert servers[0].allocations == 0
+
+
+@pytest.mark.slow("once for each checkpoint")
+async def test_cancelled_anywhere_sending_frees_with_its_path() -> None:
+    for cut in cuts():
+        async with open_servers() as servers, open_relays(servers) as relays:
+            port = await relays.open()
+            path = port.open_path(("127.0.0.1", 9))
+            port.release()
+            assert not port.closed
+            with cut:
+                await path.send([b"x"])
+            path.close_nowait()
+            path.close_nowait()
+            assert port.closed
+            await settle(lambda: not servers[0].allocations and not len(relays))
+
+
+async def test_a_node_that_ends_frees_what_it_has() -> None:
+    async with open_servers() as servers:
+        async with open_relays(servers) as relays:
+            path = (await relays.open()).open_path(("127.0.0.1", 9))
+            await relays.prime()
+            assert servers[0].allocations == 1
+        assert servers[0].allocations == 0
+        with pytest.raises(trio.BrokenResourceError, match="the relay was released"):
+            await path.send([b"x"])
+        with pytest.raises(trio.ClosedResourceError):
+            await relays.open()
+
+
+async def test_a_cancelled_node_frees_what_it_has() -> None:
+    async with open_servers() as servers:
+        with trio.CancelScope() as scope:
+            async with open_relays(servers) as relays:
+                await relays.open()
+                scope.cancel()
+                await trio.sleep_forever()
+        assert servers[0].allocations == 0
+
+
+async def test_the_first_server_that_gives_an_address_wins_and_the_other_has_nothing() -> None:
+    async with open_servers(3) as servers, open_relays(servers) as relays:
+        servers[0].code = 486
+        servers[1].code = 508
+        port = await relays.open()
+        assert port.name == servers[2].url
+        assert [each.allocations for each in servers] == [0, 0, 1]
+        port.release()
+
+
+async def test_every_server_says_why_not() -> None:
+    async with open_servers(2) as servers, open_relays(servers) as relays:
+        servers[0].code, servers[1].code = 486, 508
+        with pytest.raises(StunError, match=r"486.*; .*508"):
+            await relays.open()
+
+
+async def test_without_a_server_there_is_none_to_ask() -> None:
+    async with open_relays([]) as relays:
+        await relays.prime()
+        with pytest.raises(StunError, match="there is no TURN server to ask"):
+            await relays.open()
+
+
+async def test_a_channel_that_is_refused_breaks_its_path() -> None:
+    async with open_servers() as servers, open_relays(servers) as relays:
+        port = await relays.open()
+        next(iter(servers[0].clients.values())).forbidden = {"127.0.0.1"}
+        path = port.open_path(("127.0.0.1", 9))
+        with pytest.raises(trio.BrokenResourceError, match="403"):
+            await path.send([b"x"])
+        port.release()

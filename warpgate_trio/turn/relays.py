@@ -1,0 +1,300 @@
+"""The relays of one node: its TURN servers, sockets that have asked them already, and relayed addresses on demand.
+
+A nonce belongs to the 5-tuple that it was given to, so what is kept between `prime` and `open` is a socket per server,
+with its 401.  Servers are raced: the first that gives an address wins, a dead one costs `STAGGER` seconds at most, and
+what a loser was given is freed.  A server may name another one in its place (300): it is followed once, with the same
+credentials, to an address that the user has configured too or that is public, and to no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Final, final
+
+import trio
+
+from .. import host as machine
+from ..address.scope import AddressScope, scope_of
+from ..config.server_url import TurnServer
+from ..errors import StunError
+from ..names import Names, in_turn
+from ..nurseries import open_background_nursery, open_bare_nursery
+from ..ports.datagrams import DatagramSocket
+from ..sockaddr import Family, TransportAddress, family_of, plain_address, show_address
+from .client_core import TurnClientCore
+from .login import Credentials
+from .relay_port import RelayPort
+from .transport import StreamTransport, TurnTransport, UdpTransport
+
+__all__ = ["KEPT_PRIMED", "MAX_RELAYS", "MAX_TARGETS", "STAGGER", "Relays"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+KEPT_PRIMED: Final = 50.0
+"""Seconds that a socket with its 401 is kept: some servers forget whom they have asked after 60."""
+STAGGER: Final = 0.25
+"""Seconds from one server to the next, as with connections (RFC 8305 §5); none after a failure."""
+MAX_TARGETS: Final = 8
+"""Servers, each with each of its addresses, that are tried for one relayed address."""
+MAX_RELAYS: Final = 256
+"""Relays of one node at a time: each is a socket here and a port at a server, and servers have quotas."""
+LOOKUP: Final = 5.0
+"""Seconds for the names of the servers that are reached by UDP."""
+
+_ANY: Final = {4: "0.0.0.0", 6: "::"}
+
+
+@final
+class Relays:
+    """See the module's page.
+
+    Args:
+      servers: in the order in which they are tried.
+      trust: makes the TLS context for ``turns`` servers, when one is first needed.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[TurnServer],
+        *,
+        names: Names,
+        trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+    ) -> None:
+        self.servers: Final = tuple(servers)
+        self._names = names
+        self._trust = trust
+        self._nursery: trio.Nursery | None = None
+        self._timers: trio.Nursery | None = None
+        self._ports: dict[RelayPort, None] = {}
+        self._primed: dict[tuple[TurnServer, TransportAddress | None, Family], tuple[RelayPort, float]] = {}
+
+    def __len__(self) -> int:
+        """Relays that are open, primed sockets included."""
+        return len(self._ports)
+
+    @asynccontextmanager
+    async def running(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
+        """Relays can be opened within the block; their owner tasks run in `nursery`, and have
+        `warpgate_trio.turn.relay_port.GOODBYE` seconds when it ends."""
+        async with open_background_nursery() as timers:
+            self._nursery, self._timers = nursery, timers
+            try:
+                yield
+            finally:
+                self._nursery = self._timers = None
+                self._primed.clear()
+                for port in list(self._ports):
+                    port.close_nowait()
+
+    # -- a relayed address -------------------------------------------------------------------------------------------
+
+    async def open(self, family: Family = 4, *, permit: Sequence[str] = ()) -> RelayPort:
+        """A relayed address of one of the servers; it is the caller's to `release`.
+
+        Args:
+          permit: addresses of the peer to let in, asked for together with the allocation.
+
+        Raises:
+          StunError: no server gave one; the message has each one's reason.
+          trio.ClosedResourceError: the node was closed.
+        """
+        targets = await self._targets()
+        if not targets:
+            raise StunError("there is no TURN server to ask")
+        errors: list[StunError] = []
+        found: list[RelayPort] = []
+
+        async def attempt(server: TurnServer, address: TransportAddress | None, failed: trio.Event) -> None:
+            try:
+                found.append(await self._allocate(server, address, family, permit))
+            except StunError as error:
+                errors.append(error)
+                failed.set()
+            else:
+                nursery.cancel_scope.cancel()
+
+        try:
+            async with open_bare_nursery() as nursery:
+                for server, address in targets[:MAX_TARGETS]:
+                    failed = trio.Event()
+                    nursery.start_soon(attempt, server, address, failed)
+                    with trio.move_on_after(STAGGER):
+                        await failed.wait()
+            if not found:
+                raise StunError("no TURN server gives an address: " + "; ".join(str(error) for error in errors))
+            return found.pop(0)
+        finally:
+            for port in found:  # a dead heat, or a cancellation in the moment of success
+                port.release()
+
+    async def _allocate(
+        self, server: TurnServer, address: TransportAddress | None, family: Family, permit: Sequence[str]
+    ) -> RelayPort:
+        port = self._take_primed(server, address, family)
+        if port is None:
+            port = await self._connect(server, address, family)
+        try:
+            return await self._ask(port, permit)
+        except StunError:
+            alternate = port.alternate
+            if alternate is None or not await self._may_follow(alternate):
+                raise
+        logger.info("%s names %s in its place", port.name, show_address(alternate))
+        return await self._ask(await self._connect(server, alternate, family, hop=True), permit)
+
+    async def _ask(self, port: RelayPort, permit: Sequence[str]) -> RelayPort:
+        try:
+            port.permit_nowait(permit)
+            await port.wait_allocated()
+        except BaseException:
+            port.release()
+            raise
+        return port
+
+    async def _may_follow(self, alternate: TransportAddress) -> bool:
+        """Whether a server's word may lead us there, and our credentials: anybody's 300 comes without a MAC."""
+        known = await self._names.look_up([each.url.host for each in self.servers], timeout=0)
+        if any(alternate[0] in ips for ips in known.values()):
+            return True
+        return scope_of(ip_address(alternate[0])) is AddressScope.PUBLIC
+
+    # -- primed sockets ----------------------------------------------------------------------------------------------
+
+    async def prime(self, family: Family = 4) -> None:
+        """Have every server say what it wants, so that `open` takes one round trip within the next `KEPT_PRIMED`
+        seconds.  Returns when each has, or has failed, which is nobody's business."""
+        async with open_bare_nursery() as nursery:
+            for server, address in (await self._targets())[:MAX_TARGETS]:
+                nursery.start_soon(self._prime, server, address, family)
+
+    async def _prime(self, server: TurnServer, address: TransportAddress | None, family: Family) -> None:
+        known = self._primed.get((server, address, family))
+        if known is not None and not known[0].closed and known[1] > trio.current_time():
+            return
+        try:
+            port = await self._connect(server, address, family)
+        except (StunError, trio.ClosedResourceError) as error:
+            logger.debug("%s cannot be primed: %s", server.url.redacted, error)
+            return
+        until = trio.current_time() + KEPT_PRIMED
+        try:
+            await port.wait_primed()
+        except (StunError, trio.ClosedResourceError) as error:
+            logger.debug("%s cannot be primed: %s", server.url.redacted, error)
+            port.release()
+            return
+        except BaseException:
+            port.release()
+            raise
+        if self._timers is None:
+            port.release()
+            return
+        before = self._primed.pop((server, address, family), None)
+        if before is not None:
+            before[0].release()
+        self._primed[server, address, family] = port, until
+        self._timers.start_soon(self._expire, port, until)
+
+    async def _expire(self, port: RelayPort, until: float) -> None:
+        await trio.sleep_until(until)  # a socket that waits for a walk which may not come
+        for key, (kept, _) in list(self._primed.items()):
+            if kept is port:
+                del self._primed[key]
+                port.release()
+
+    def _take_primed(self, server: TurnServer, address: TransportAddress | None, family: Family) -> RelayPort | None:
+        port, _ = self._primed.pop((server, address, family), (None, 0.0))
+        return None if port is None or port.closed else port
+
+    # -- sockets -----------------------------------------------------------------------------------------------------
+
+    async def _targets(self) -> list[tuple[TurnServer, TransportAddress | None]]:
+        """What is tried, in order: servers over UDP with each of their addresses, those over TCP by name."""
+        over_udp = [each for each in self.servers if each.url.transport == "udp"]
+        known = await self._names.look_up([each.url.host for each in over_udp], timeout=LOOKUP)
+        groups: list[list[TransportAddress]] = []
+        owners: dict[TransportAddress, TurnServer] = {}
+        found: list[tuple[TurnServer, TransportAddress | None]] = []
+        for server in over_udp:
+            addresses = [(ip, server.url.port) for ip in known.get(server.url.host, ())]
+            groups.append(addresses)
+            for address in addresses:
+                owners.setdefault(address, server)
+        found += [(owners[address], address) for address in dict.fromkeys(in_turn(groups))]
+        return found + [(each, None) for each in self.servers if each.url.transport == "tcp"]
+
+    async def _connect(
+        self, server: TurnServer, address: TransportAddress | None, family: Family, *, hop: bool = False
+    ) -> RelayPort:
+        """A port that has nothing yet; raises `StunError`."""
+        nursery = self._check_room()
+        try:
+            transport = await self._transport(server, address, hop=hop)
+        except OSError as error:
+            raise StunError(f"TURN server {server.url.redacted} cannot be reached: {error}") from error
+        try:
+            nursery = self._check_room()  # others may have been here, and the node may have closed
+            credentials = (
+                None
+                if server.username is None or server.password is None
+                else Credentials(server.username, server.password)
+            )
+            core = TurnClientCore(
+                transport.server,
+                entropy=machine.current().entropy,
+                credentials=credentials,
+                family=family,
+                reliable=transport.reliable,
+            )
+            port = RelayPort(core, transport, name=server.url.redacted, on_close=self._forget)
+            nursery.start_soon(port.serve, name=f"relay at {server.url.redacted}")
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await transport.aclose()
+            raise
+        self._ports[port] = None
+        return port
+
+    async def _transport(self, server: TurnServer, address: TransportAddress | None, *, hop: bool) -> TurnTransport:
+        if server.url.transport == "udp":
+            assert address is not None
+            sock = await DatagramSocket.bind((_ANY[family_of(address[0])], 0))
+            return UdpTransport(sock, address)
+        if hop:
+            assert address is not None
+            stream: trio.abc.Stream = await trio.open_tcp_stream(*address)
+        else:
+            stream = await self._names.open_tcp_stream(server.url.host, server.url.port)
+        assert isinstance(stream, trio.SocketStream)
+        remote = plain_address(stream.socket.getpeername())
+        if server.url.tls:
+            stream = await _finish_tls(stream, self._trust(), server.url.host_name)
+        return StreamTransport(stream, remote)
+
+    def _check_room(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise trio.ClosedResourceError("this node was closed")
+        if len(self._ports) >= MAX_RELAYS:
+            raise StunError(f"{MAX_RELAYS} relays are open already")
+        return self._nursery
+
+    def _forget(self, port: RelayPort) -> None:
+        self._ports.pop(port, None)
+
+
+async def _finish_tls(stream: trio.SocketStream, context: ssl.SSLContext, name: str) -> trio.abc.Stream:
+    over_tls = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
+    try:
+        await over_tls.do_handshake()
+    except trio.BrokenResourceError as error:
+        await trio.aclose_forcefully(stream)
+        raise OSError(f"TLS handshake failed: {error.__cause__ or error}") from error
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(stream)
+        raise
+    return over_tls

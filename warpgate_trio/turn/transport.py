@@ -1,0 +1,144 @@
+"""What carries a TURN client's messages to its server: a UDP socket, or a byte stream over TCP or TLS.
+
+A stream has a writer of its own: whoever sends puts whole messages into its outbox, so a cancelled sender tears none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final, Protocol, final
+
+import trio
+
+from ..errors import StunMalformed
+from ..ports.datagrams import DatagramSocket
+from ..sockaddr import TransportAddress
+from .framing import TurnStreamReader
+
+__all__ = ["MAX_MESSAGE", "MAX_OUTBOX", "StreamTransport", "TurnTransport", "UdpTransport"]
+
+MAX_MESSAGE: Final = 4096
+"""Bytes of a message from the server: a datagram of a peer's, twice the size that anything of ours has."""
+MAX_OUTBOX: Final = 1 << 18
+"""Bytes that wait for a stream; beyond that senders wait, and what may not wait is dropped, as by a full socket."""
+_RECEIVE_SIZE: Final = 65536
+
+
+class TurnTransport(Protocol):
+    """Whole messages to and from one server.
+
+    Attributes:
+      server: its address.
+      reliable: nothing is lost on the way.
+    """
+
+    server: TransportAddress
+    reliable: bool
+
+    async def run(self) -> None:
+        """What it needs a task for, until cancelled."""
+
+    async def receive(self) -> list[bytes]:
+        """Wait for messages of the server's, one at least.
+
+        Raises:
+          trio.BrokenResourceError: there will be none.
+        """
+
+    async def send(self, messages: Iterable[bytes]) -> None:
+        """Send a batch; a checkpoint always.  Raises as `receive` does."""
+
+    def send_nowait(self, messages: Iterable[bytes]) -> None:
+        """The same without waiting; what does not go at once may be dropped.  Never raises."""
+
+    async def aclose(self) -> None:
+        """Close it, without a goodbye; what waits in it is dropped."""
+
+
+@final
+class UdpTransport:
+    """A UDP socket of its own, which it owns; from anybody but the server nothing is heard."""
+
+    def __init__(self, sock: DatagramSocket, server: TransportAddress) -> None:
+        self._sock = sock
+        self.server: TransportAddress = server
+        self.reliable: bool = False
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    async def receive(self) -> list[bytes]:
+        while True:
+            found = [data for data, source in await self._sock.receive_batch() if source == self.server]
+            if found:
+                return found
+
+    async def send(self, messages: Iterable[bytes]) -> None:
+        await self._sock.send_batch([(message, self.server) for message in messages])
+
+    def send_nowait(self, messages: Iterable[bytes]) -> None:
+        self._sock.send_nowait([(message, self.server) for message in messages])
+
+    async def aclose(self) -> None:
+        self._sock.close()
+
+
+@final
+class StreamTransport:
+    """A byte stream that is connected already, TLS included, and that it owns."""
+
+    def __init__(self, stream: trio.abc.Stream, server: TransportAddress) -> None:
+        self._stream = stream
+        self._reader = TurnStreamReader(most=MAX_MESSAGE)
+        self._outbox = bytearray()
+        self._filled = trio.Event()
+        self._drained = trio.Event()
+        self._broken: Exception | None = None
+        self.server: TransportAddress = server
+        self.reliable: bool = True
+
+    async def run(self) -> None:
+        try:
+            while True:
+                while self._outbox:
+                    data = bytes(self._outbox)
+                    self._outbox.clear()
+                    await self._stream.send_all(data)
+                    self._drained.set()
+                self._filled = trio.Event()
+                await self._filled.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._broken = error
+            self._drained.set()
+            await trio.sleep_forever()  # the reader tells of it, with what the server said last
+
+    async def receive(self) -> list[bytes]:
+        try:
+            while data := await self._stream.receive_some(_RECEIVE_SIZE):
+                if found := self._reader.feed(bytes(data)):
+                    return found
+        except StunMalformed as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        raise trio.BrokenResourceError("the server closed the connection")
+
+    async def send(self, messages: Iterable[bytes]) -> None:
+        await trio.lowlevel.checkpoint()
+        while len(self._outbox) > MAX_OUTBOX and self._broken is None:
+            self._drained = trio.Event()
+            await self._drained.wait()
+        if self._broken is not None:
+            raise trio.BrokenResourceError("the connection broke") from self._broken
+        self._put(messages, math.inf)
+
+    def send_nowait(self, messages: Iterable[bytes]) -> None:
+        self._put(messages, MAX_OUTBOX)
+
+    def _put(self, messages: Iterable[bytes], most: float) -> None:
+        for message in messages:
+            if len(self._outbox) <= most:
+                self._outbox += message
+        self._filled.set()
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
