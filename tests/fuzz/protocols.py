@@ -8,6 +8,8 @@ from typing import Final
 
 from tests.fuzz.registry import pieces, target
 from tests.identities import ALICE, BOB
+from tests.turn_bench import PEER, Bench, allocated
+from tests.turn_requests import Requests, channel_data, indication
 from warpgate_trio.clock.ntp import NtpExchange, NtpRejected
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import (
@@ -32,6 +34,8 @@ from warpgate_trio.servers.stun_core import StunCore
 from warpgate_trio.signal.mqtt.packets import PacketFilter
 from warpgate_trio.stun import codec as stun
 from warpgate_trio.stun.transaction import StunTransaction, binding_request, read_binding_answer
+from warpgate_trio.turn import messages as turn
+from warpgate_trio.turn.framing import TurnStreamReader
 from warpgate_trio.websocket.proxies import ProxyHeader, ProxyReader, TrustedProxies
 
 NOW: Final = 1_700_000_000.0
@@ -378,6 +382,37 @@ def stun_request(data: bytes) -> None:
             answer = core.receive(variant, ("198.51.100.7", 4000), 0.0)
             assert answer is None or len(answer.data) <= 128
             core.receive_message(variant, ("2001:db8::7", 4000))
+
+
+def _to_turn() -> list[bytes]:
+    requests = Requests()
+    requests.learn(stun.decode(Bench().say(requests.allocate())[0][1]))
+    return [
+        requests.allocate(turn.LIFETIME(700), turn.REQUESTED_ADDRESS_FAMILY(4), turn.EVEN_PORT(False)),
+        requests.permit(PEER, ("198.51.100.9", 1)),
+        requests.bind(0x4001, ("198.51.100.9", 9)),
+        requests.refresh(0),
+        indication(PEER, b"to a peer"),
+        channel_data(0x4000, b"to a peer"),
+    ]
+
+
+@target(_to_turn, StunMalformed, inputs=1_000)
+def turn_to_a_server(data: bytes) -> None:
+    """From a stranger and from a client that has all; what is sent goes to who asked, or to who is permitted."""
+    bench = Bench()
+    client = allocated(bench)
+    client.bind(0x4000, PEER)
+    for variant in (data, with_length(data)):
+        bench.say(variant, source=("198.51.100.8", 1))
+        for sink, _, to in client.say(variant):
+            assert to == client.source if sink is client.sink else to[0] in bench.relays[sink].permissions
+        bench.from_peer(client.relayed, variant)
+    bench.wait(3601)
+    assert not bench.core.statistics().allocations
+    reader = TurnStreamReader(most=2048)
+    for piece in pieces(data):
+        reader.feed(piece)
 
 
 _SECRET: Final = bytes(range(SECRET_LENGTH))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, final, runtime_checkable
@@ -28,7 +29,16 @@ import trio
 
 from ..sockaddr import TransportAddress, socket_address, socket_family
 
-__all__ = ["BATCH", "Datagram", "DatagramHandler", "DatagramPath", "DatagramPort", "DatagramSocket", "NowaitSocket"]
+__all__ = [
+    "BATCH",
+    "Datagram",
+    "DatagramHandler",
+    "DatagramPath",
+    "DatagramPort",
+    "DatagramSocket",
+    "NowaitSocket",
+    "nowait_socket",
+]
 
 Datagram = tuple[bytes, TransportAddress]
 """A payload, and where it came from or goes to."""
@@ -158,6 +168,9 @@ class _KernelSocket:
         self.sendto_nowait = self._sock.sendto
         self.getsockname = self._sock.getsockname
         self.fileno = self._sock.fileno
+        if sys.platform != "win32":
+            self.recvmsg_nowait = self._sock.recvmsg
+            self.sendmsg_nowait = self._sock.sendmsg
 
     def setsockopt(self, level: int, optname: int, value: int) -> None:
         self._sock.setsockopt(level, optname, value)
@@ -177,6 +190,14 @@ class _KernelSocket:
             self._sock.close()
 
 
+def nowait_socket(sock: trio.socket.SocketType) -> NowaitSocket:
+    """A bound UDP socket as one that is read and written without checkpoints; `sock` is not to be used any more.
+
+    A kernel's has ``recvmsg_nowait`` and ``sendmsg_nowait`` too, where the system has them.
+    """
+    return sock if isinstance(sock, NowaitSocket) else _KernelSocket(sock)
+
+
 @final
 class DatagramSocket:
     """Batches on a bound, unconnected UDP socket, which it owns from the call on.
@@ -190,7 +211,7 @@ class DatagramSocket:
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock: NowaitSocket = sock if isinstance(sock, NowaitSocket) else _KernelSocket(sock)
+        self._sock: NowaitSocket = nowait_socket(sock)
         self._hops = (
             (stdlib.IPPROTO_IPV6, stdlib.IPV6_UNICAST_HOPS)
             if sock.family == stdlib.AF_INET6

@@ -12,14 +12,19 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, Final, final
 
 import trio
 
-from ..sockaddr import parse_ip
+from ..ports.datagrams import BATCH, BUFFER, NowaitSocket, nowait_socket
+from ..sockaddr import TransportAddress, parse_ip, socket_address
 
-__all__ = ["ReplySocket"]
+__all__ = ["MAX_SINKS", "ReplySink", "ReplySocket", "ServerSocket"]
+
+MAX_SINKS: Final = 4096
+"""Addresses of this machine that clients ask one socket at; of more, who was there before has to begin anew."""
 
 _IP_PKTINFO: Final[int | None] = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else None)  # named in 3.12
 _IPV6_RECVPKTINFO: Final[int | None] = getattr(socket, "IPV6_RECVPKTINFO", None)
@@ -37,17 +42,7 @@ class ReplySocket:
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
-        self._tells = False
-        if not parse_ip(sock.getsockname()[0]).is_unspecified or not hasattr(sock, "recvmsg"):
-            return
-        v6 = sock.family == socket.AF_INET6
-        level, option = (socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO) if v6 else (socket.IPPROTO_IP, _IP_PKTINFO)
-        if option is not None:
-            try:
-                sock.setsockopt(level, option, 1)
-                self._tells = True
-            except OSError:  # a system that lacks it
-                pass
+        self._tells: bool = hasattr(sock, "recvmsg") and _ask_for_destinations(sock)
 
     async def receive(self, size: int) -> tuple[bytes, Any, Ancillary]:
         """A datagram, its source, and what to `reply` with.  Raises `OSError` as a socket does."""
@@ -55,7 +50,7 @@ class ReplySocket:
             data, source = await self._sock.recvfrom(size)
             return data, source, []
         data, ancillary, _flags, source = await self._sock.recvmsg(size, _SPACE)
-        return data, source, [found for each in ancillary if (found := _source(*each)) is not None]
+        return data, source, _answering(ancillary)
 
     async def reply(self, data: bytes, to: Any, ancillary: Ancillary) -> None:
         """Answer a datagram that came with `ancillary`.  Raises `OSError` as a socket does."""
@@ -63,6 +58,140 @@ class ReplySocket:
             await self._sock.sendmsg([data], ancillary, 0, to)
         else:
             await self._sock.sendto(data, to)
+
+
+@final
+class ReplySink:
+    """Answers from one address of a `ServerSocket`; the same one for as long as that address is asked.
+
+    Attributes:
+      is_stream: False, for who has other ways to answer too.
+    """
+
+    __slots__ = ("_ancillary", "_sock", "is_stream")
+
+    def __init__(self, sock: NowaitSocket, ancillary: Ancillary) -> None:
+        self._sock = sock
+        self._ancillary = ancillary
+        self.is_stream: bool = False
+
+    def send(self, data: bytes, to: TransportAddress) -> None:
+        """Send a datagram if it goes without waiting; what cannot be sent is dropped, as a network would."""
+        try:
+            if self._ancillary:
+                self._sock.sendmsg_nowait([data], self._ancillary, 0, to)  # type: ignore[attr-defined]
+            else:
+                self._sock.sendto_nowait(data, to)
+        except (OSError, ValueError, OverflowError):  # the latter two: no address, no port
+            pass
+
+    def close(self) -> None:
+        """Close the socket, from whichever of its addresses."""
+        self._sock.close()
+
+
+@final
+class ServerSocket:
+    """The same in batches, for servers that relay: it owns the socket from the call on, and closes it.
+
+    What is to be sent goes without waiting, or is dropped: one destination's way must not hold up the others'.
+    """
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        tells = _ask_for_destinations(sock)
+        self.address: Final[TransportAddress] = socket_address(sock.getsockname())
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        self._sock: NowaitSocket = nowait_socket(sock)
+        self._receive: Callable[..., Any] | None = getattr(self._sock, "recvmsg_nowait", None) if tells else None
+        self.sink: Final[ReplySink] = ReplySink(self._sock, [])
+        self._sinks: dict[bytes, ReplySink] = {}
+
+    async def receive_batch(self, size: int) -> list[tuple[bytes, TransportAddress, ReplySink]]:
+        """Wait for datagrams; those that are there, with their sources and what to answer each with.
+
+        Longer ones than `size` are dropped.
+
+        Raises:
+          trio.ClosedResourceError: it was closed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            if self._sock.fileno() < 0:
+                raise trio.ClosedResourceError("this socket was closed")
+            batch = self._drain(size) if self._receive is None else self._drain_told(size)
+            if batch:
+                break
+            await self._sock.wait_readable()
+            waited = True
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return batch
+
+    def _drain(self, size: int) -> list[tuple[bytes, TransportAddress, ReplySink]]:
+        receive, sink = self._sock.recvfrom_nowait, self.sink
+        batch: list[tuple[bytes, TransportAddress, ReplySink]] = []
+        for _ in range(BATCH):
+            try:
+                data, source = receive(size + 1)
+            except BlockingIOError:
+                break
+            except OSError:  # an ICMP error about an earlier answer
+                continue
+            if len(data) <= size:
+                batch.append((data, source if len(source) == 2 else socket_address(source), sink))
+        return batch
+
+    def _drain_told(self, size: int) -> list[tuple[bytes, TransportAddress, ReplySink]]:
+        assert self._receive is not None
+        batch: list[tuple[bytes, TransportAddress, ReplySink]] = []
+        for _ in range(BATCH):
+            try:
+                data, ancillary, _flags, source = self._receive(size + 1, _SPACE)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue
+            if len(data) <= size:
+                batch.append((data, socket_address(source), self._sink(ancillary)))
+        return batch
+
+    def _sink(self, ancillary: Ancillary) -> ReplySink:
+        told = ancillary[0][2] if ancillary else b""
+        found = self._sinks.get(told)
+        if found is None:
+            if len(self._sinks) >= MAX_SINKS:
+                self._sinks.clear()
+            answering = _answering(ancillary)
+            # The same address may have been asked through another interface.
+            key = answering[0][2] if answering else b""
+            found = self._sinks[told] = self._sinks.setdefault(key, ReplySink(self._sock, answering))
+        return found
+
+    def close(self) -> None:
+        """Close it now.  Idempotent; wakes who waits in `receive_batch`."""
+        self._sock.close()
+
+
+def _ask_for_destinations(sock: trio.socket.SocketType) -> bool:
+    """Have the kernel tell where each datagram was sent to; False where that is known, or the system does not tell."""
+    if not parse_ip(sock.getsockname()[0]).is_unspecified:
+        return False
+    v6 = sock.family == socket.AF_INET6
+    level, option = (socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO) if v6 else (socket.IPPROTO_IP, _IP_PKTINFO)
+    if option is None:
+        return False
+    try:
+        sock.setsockopt(level, option, 1)
+    except OSError:  # a system that lacks it
+        return False
+    return True
+
+
+def _answering(ancillary: Ancillary) -> Ancillary:
+    """What has an answer leave from where a datagram came in, by what came with it."""
+    return [found for each in ancillary if (found := _source(*each)) is not None]
 
 
 def _source(level: int, kind: int, data: bytes) -> tuple[int, int, bytes] | None:

@@ -6,13 +6,10 @@ address all four places are bound before the first answer, so that what OTHER-AD
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket as stdlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from ipaddress import ip_address
 from typing import Final, NoReturn, final
 
 import trio
@@ -21,8 +18,9 @@ from ..errors import StunMalformed
 from ..limits import Gate
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
-from ..sockaddr import TransportAddress, plain_address, show_address, socket_family
+from ..sockaddr import TransportAddress, plain_address, show_address
 from ..stun.codec import StreamReader
+from .listening import bind_places, listening_hosts
 from .replies import ReplySocket
 from .stun_core import DEFAULT_LIMITS, MAX_REQUEST, StunCore, StunLimits, StunStatistics
 
@@ -34,7 +32,6 @@ DEFAULT_PORT: Final = 3478
 """RFC 8489 §18.6; a server with two addresses has the next port too."""
 
 _RECEIVE_SIZE: Final = MAX_REQUEST + 1
-_BIND_TRIES: Final = 20  # for a port that UDP chose and TCP may not get, or that lacks a free neighbour
 _Place = tuple[int, int]
 
 
@@ -86,14 +83,14 @@ async def serve_stun(
       OSError: an address cannot be listened on.
       ValueError: `second_host` without an address in `host`, or of another family, or the same.
     """
-    hosts = _hosts(host, second_host)
+    hosts = listening_hosts(host, second_host)
     with ExitStack() as stack:
         if second_host is None:
-            bound = await _bind(stack, [(each, 0) for each in hosts], port, optional=host is None)
+            bound = await bind_places(stack, [(each, 0) for each in hosts], port, optional=host is None)
             keys: list[_Place] = [(0, 0)] * len(bound)
         else:
             keys = [(0, 0), (1, 0), (0, 1), (1, 1)]
-            bound = await _bind(stack, [(hosts[a], p) for a, p in keys], port)
+            bound = await bind_places(stack, [(hosts[a], p) for a, p in keys], port)
         addresses = tuple(plain_address(udp.getsockname()) for udp, _ in bound)
         places = {} if second_host is None else dict(zip(keys, addresses, strict=True))
         core = StunCore(places, limits)
@@ -121,75 +118,6 @@ async def open_stun_server(
     """
     async with open_background_nursery() as nursery:
         yield await nursery.start(partial(serve_stun, host=host, port=port, second_host=second_host, limits=limits))
-
-
-# --- Binding ----------------------------------------------------------------------------------------------------------
-
-
-def _hosts(host: str | None, second: str | None) -> list[str]:
-    if second is None:
-        return ["0.0.0.0", "::"] if host is None else [host]
-    if host is None:
-        raise ValueError("a second address needs a first one: the host")
-    one, two = ip_address(host), ip_address(second)
-    if one == two or one.version != two.version or one.is_unspecified or two.is_unspecified:
-        raise ValueError(f"{host} and {second} are not two addresses of one family")
-    return [host, second]
-
-
-async def _bind(
-    stack: ExitStack, wanted: Sequence[tuple[str, int]], port: int, *, optional: bool = False
-) -> list[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
-    """A UDP socket and a TCP listener for each (host, offset to the port), all or none.
-
-    `optional`: what the machine's lack of a family makes impossible may be left out, as long as something is left.
-    """
-    for attempt in range(1, _BIND_TRIES + 1):
-        with ExitStack() as trial:
-            try:
-                found = await _bind_once(trial, wanted, port, optional)
-            except OSError as error:
-                if port == 0 and error.errno == errno.EADDRINUSE and attempt < _BIND_TRIES:
-                    continue
-                raise
-            stack.push(trial.pop_all())
-            return found
-    raise AssertionError("unreachable")  # pragma: no cover
-
-
-async def _bind_once(
-    stack: ExitStack, wanted: Sequence[tuple[str, int]], port: int, optional: bool
-) -> list[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
-    found: list[tuple[trio.socket.SocketType, trio.socket.SocketType]] = []
-    for host, offset in wanted:
-        if port == 0 and found:
-            port = found[0][0].getsockname()[1]
-        at = (host, port + offset if port else 0)
-        if at[1] > 0xFFFF:
-            raise OSError(errno.EADDRINUSE, "there is no port above 65535 for a second one")
-        try:
-            udp = await _socket(stack, trio.socket.SOCK_DGRAM, at)
-            listener = await _socket(stack, trio.socket.SOCK_STREAM, (host, udp.getsockname()[1]))
-        except OSError as error:
-            if optional and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and host != wanted[-1][0]:
-                continue
-            if optional and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and found:
-                continue
-            raise
-        listener.listen(128)
-        found.append((udp, listener))
-    return found
-
-
-async def _socket(stack: ExitStack, kind: stdlib.SocketKind, at: TransportAddress) -> trio.socket.SocketType:
-    sock = trio.socket.socket(socket_family(at[0]), kind)
-    stack.callback(sock.close)
-    if sock.family == trio.socket.AF_INET6:
-        sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
-    if kind == trio.socket.SOCK_STREAM:
-        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
-    await sock.bind(at)
-    return sock
 
 
 # --- Serving ----------------------------------------------------------------------------------------------------------

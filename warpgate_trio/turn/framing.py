@@ -66,10 +66,14 @@ class TurnStreamReader:
 
     Bytes that can begin neither, or one of more than `most` bytes, raise `StunMalformed`: nothing behind them can be
     found again, so the connection is over.
+
+    Args:
+      channels: numbers that ChannelData may have.
     """
 
-    def __init__(self, *, most: int) -> None:
+    def __init__(self, *, most: int, channels: range = CHANNELS) -> None:
         self._most = most
+        self._channel_bytes = range(channels[0] >> 8, (channels[-1] >> 8) + 1)
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -92,7 +96,7 @@ class TurnStreamReader:
     def _length(self, buffer: bytearray, at: int) -> int | None:
         """Bytes of the message that begins at `at`; None where its header is not whole."""
         length = int.from_bytes(buffer[at + 2 : at + 4], "big")
-        if 0x40 <= buffer[at] <= 0x4F:
+        if buffer[at] in self._channel_bytes:
             length += CHANNEL_HEADER_LENGTH + -length % 4
         elif buffer[at] < 4 and not length % 4:
             length += HEADER_LENGTH

@@ -1,0 +1,151 @@
+"""The TURN server, as users run it, on a simulated internet: NATs in front of its clients and peers, and time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import trio
+
+from tests.sim.worlds import run
+from tests.turn_requests import Requests, channel_data, error_of
+from warpgate_trio.servers.turn import OWN_INTERVAL, TurnServer, serve_turn
+from warpgate_trio.servers.turn_credentials import TurnCredentials
+from warpgate_trio.servers.turn_limits import DEFAULT_LIMITS
+from warpgate_trio.sim import Network, presets
+from warpgate_trio.sockaddr import TransportAddress
+from warpgate_trio.stun.client import query_udp
+from warpgate_trio.stun.codec import Message, decode
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.turn.framing import TurnStreamReader
+from warpgate_trio.turn.messages import XOR_PEER_ADDRESS, XOR_RELAYED_ADDRESS, Code
+
+PORT = 3478
+CHANNEL = 0x4000
+CREDENTIALS = TurnCredentials("example.org", {"alice": "sesame"})
+Talk = Callable[[TurnServer, Network], Awaitable[None]]
+
+
+def served(talk: Talk, **options: Any) -> None:
+    """Run `talk` beside a server on 11.9.0.1."""
+
+    async def world(net: Network) -> None:
+        server = net.host("server", address="11.9.0.1")
+        async with simulated_hosts(), trio.open_nursery() as nursery:
+            with server:
+                running = await nursery.start(partial(serve_turn, CREDENTIALS, host="11.9.0.1", port=PORT, **options))
+            await talk(running, net)
+            nursery.cancel_scope.cancel()
+
+    run(world)
+
+
+class Datagrams:
+    """A client on a simulated UDP socket."""
+
+    def __init__(self, server: TransportAddress) -> None:
+        self.requests = Requests()
+        self.server = server
+        self.sock = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+        self.relayed: TransportAddress = ("", 0)
+
+    async def ask(self, data: bytes) -> Message:
+        await self.sock.sendto(data, self.server)
+        return decode(await self.sock.recv(4096))
+
+    async def allocate(self) -> Message:
+        self.requests.learn(await self.ask(self.requests.allocate()))
+        answer = await self.ask(self.requests.allocate())
+        self.relayed = answer.get(XOR_RELAYED_ADDRESS) or ("", 0)
+        return answer
+
+
+def test_two_symmetric_nats_meet_at_one_relayed_address() -> None:
+    """The permission is for the peer's address; its port is another one than STUN said, and is learned from data."""
+
+    async def talk(server: TurnServer, net: Network) -> None:
+        nat = presets.LINUX_SYMMETRIC
+        here, there = net.lan("here", nat=nat).host("client"), net.lan("there", nat=nat).host("peer")
+        with here:
+            client = Datagrams(server.address)
+        with there:
+            peer = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+            await peer.bind(("0.0.0.0", 0))
+            told = (await query_udp(peer, server.address)).mapped
+        with client.sock, peer:
+            assert error_of(await client.allocate()) == 0
+            assert error_of(await client.ask(client.requests.permit(told))) == 0
+            await peer.sendto(b"hello", client.relayed)
+            heard = decode(await client.sock.recv(4096))
+            source = heard.get(XOR_PEER_ADDRESS)
+            assert source is not None
+            assert source[0] == told[0]
+            assert source != told
+            assert error_of(await client.ask(client.requests.bind(CHANNEL, source))) == 0
+            await client.sock.sendto(channel_data(CHANNEL, b"welcome"), server.address)
+            assert await peer.recv(100) == b"welcome"
+
+    served(talk)
+
+
+def test_an_allocation_ends_ten_minutes_after_its_last_refresh_with_its_socket() -> None:
+    async def talk(server: TurnServer, net: Network) -> None:
+        with net.host("client"):
+            client = Datagrams(server.address)
+        with client.sock:
+            await client.allocate()
+            await trio.sleep(500)
+            assert error_of(await client.ask(client.requests.refresh(600))) == 0
+            await trio.sleep(590)
+            assert server.statistics().allocations == 1
+            assert len(net.netstat().sockets) == 4
+            await trio.sleep(20)
+            assert server.statistics().allocations == 0
+            assert len(net.netstat().sockets) == 3
+
+    served(talk)
+
+
+def test_a_silent_connection_ends_and_an_allocation_keeps_one() -> None:
+    async def talk(server: TurnServer, net: Network) -> None:
+        with net.host("client"):
+            for allocates, least, most in ((False, 60, 61), (True, 600, 662)):
+                async with await trio.open_tcp_stream(*server.address) as stream:
+                    requests, reader = Requests(), TurnStreamReader(most=4096)
+                    for _ in range(1 + allocates):
+                        await stream.send_all(requests.allocate())
+                        (answer,) = reader.feed(bytes(await stream.receive_some()))
+                        requests.learn(decode(answer))
+                    assert server.statistics().allocations == allocates
+                    begun = trio.current_time()
+                    assert await stream.receive_some() == b""
+                    assert least <= trio.current_time() - begun <= most
+                    assert server.statistics().allocations == 0
+
+    served(talk)
+
+
+def test_a_place_that_one_address_holds_too_many_of_is_not_given() -> None:
+    async def talk(server: TurnServer, net: Network) -> None:
+        with net.host("client"):
+            async with await trio.open_tcp_stream(*server.address), await trio.open_tcp_stream(*server.address) as two:
+                assert await two.receive_some() == b""
+
+    served(talk, limits=replace(DEFAULT_LIMITS, connections_per_address=1))
+
+
+def test_addresses_that_the_host_gets_later_are_its_own_too() -> None:
+    async def talk(server: TurnServer, net: Network) -> None:
+        with net.host("client"):
+            client = Datagrams(server.address)
+        with client.sock:
+            await client.allocate()
+            assert error_of(await client.ask(client.requests.permit(("11.9.0.2", 80)))) == 0
+            (interface,) = net.hosts["server"].interfaces
+            net.internet.give(interface, "11.9.0.2")
+            await trio.sleep(OWN_INTERVAL + 1)
+            assert error_of(await client.ask(client.requests.permit(("11.9.0.2", 80)))) == Code.FORBIDDEN
+
+    served(talk)

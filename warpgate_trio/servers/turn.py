@@ -1,0 +1,246 @@
+"""The TURN server over UDP, TCP and TLS: the Trio shell of `warpgate_trio.servers.turn_core`.
+
+It is a STUN server too, on the same ports (RFC 8656 §3.1 has clients ask it for bindings): what is no TURN message goes
+to `warpgate_trio.servers.stun_core`.
+
+One task reads each UDP port, in batches without a checkpoint for each datagram, one each relayed address, and one each
+connection; a second one of the connection writes.  Whatever is to be sent goes at once and without waiting, or is
+dropped: a client or a peer that does not read costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from ipaddress import ip_address
+from typing import Final, NoReturn, final
+
+import trio
+
+from .. import host as machine
+from ..nurseries import open_background_nursery
+from ..sockaddr import FAMILIES, Family, IpAddress, TransportAddress, family_of, parse_ip, plain_address, show_address
+from .listening import bind_places, listen, listening_hosts
+from .replies import ServerSocket
+from .stun_core import DEFAULT_LIMITS as DEFAULT_STUN_LIMITS
+from .stun_core import StunCore, StunLimits, StunStatistics
+from .turn_core import TurnCore
+from .turn_credentials import TurnCredentials
+from .turn_limits import DEFAULT_LIMITS, TurnLimits, TurnStatistics
+from .turn_peers import IpNetwork, PeerRules
+from .turn_shell import RelayPlaces, Sink, TlsContext, TurnShell
+
+__all__ = ["DEFAULT_PORT", "TurnServer", "open_turn_server", "serve_turn"]
+
+DEFAULT_PORT: Final = 3478
+"""RFC 8656 §15: that of STUN."""
+OWN_INTERVAL: Final = 30.0
+"""Seconds between looks at which addresses this host has, to which no client may send."""
+# By which routes this machine's own address is found, where nobody has said it.  Nothing is sent there.
+_LANDMARKS: Final[dict[Family, IpAddress]] = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
+
+
+@final
+class TurnServer:
+    """A running TURN server, made by `open_turn_server` and `serve_turn`."""
+
+    def __init__(
+        self,
+        core: TurnCore[Sink],
+        stun: StunCore,
+        addresses: tuple[TransportAddress, ...],
+        tls_addresses: tuple[TransportAddress, ...],
+    ) -> None:
+        self._core = core
+        self._stun = stun
+        self.addresses = addresses
+        """Where it listens, over UDP and TCP alike."""
+        self.tls_addresses = tls_addresses
+        """Where it listens for TLS."""
+
+    def __repr__(self) -> str:
+        return f"<TurnServer {' '.join(self.urls)}>"
+
+    @property
+    def address(self) -> TransportAddress:
+        """The first of `addresses`."""
+        return self.addresses[0]
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """``turn:host:port`` and ``turns:host:port`` of each address."""
+        return (
+            *(f"turn:{show_address(each)}" for each in self.addresses),
+            *(f"turns:{show_address(each)}" for each in self.tls_addresses),
+        )
+
+    def statistics(self) -> TurnStatistics:
+        """What it holds, and what it has done so far."""
+        return self._core.statistics()
+
+    def stun_statistics(self) -> StunStatistics:
+        """What it has done as a STUN server."""
+        return self._stun.statistics()
+
+
+async def serve_turn(
+    credentials: TurnCredentials,
+    *,
+    host: str | None = "127.0.0.1",
+    port: int = 0,
+    second_host: str | None = None,
+    ssl_context: TlsContext | None = None,
+    tls_port: int = 0,
+    relay_hosts: Mapping[Family, str] | None = None,
+    external_ips: Mapping[Family, str] | None = None,
+    relay_ports: range | None = None,
+    allowed_peers: Sequence[IpNetwork] = (),
+    limits: TurnLimits = DEFAULT_LIMITS,
+    stun_limits: StunLimits = DEFAULT_STUN_LIMITS,
+    task_status: trio.TaskStatus[TurnServer] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve TURN and STUN until cancelled; `nursery.start` returns the `TurnServer` once it listens.
+
+    Args:
+      credentials: whose users may have allocations.
+      host: the address to listen on; None: all, IPv4 and IPv6.  An answer leaves from the address that was asked.
+      port: for UDP and TCP; 0 lets the system choose.
+      second_host: another address of this machine, as `warpgate_trio.servers.stun.serve_stun` has it.
+      ssl_context: serve TLS too, on `tls_port` of the same addresses; or how to get it for each
+        connection.
+      relay_hosts: this machine's address that relayed addresses are bound to, by family; by default `host`, and what
+        this machine's routes say where that is all.
+      external_ips: what clients are told in their place: the address of a NAT in front that hands everything on.
+      relay_ports: ports of relayed addresses; None lets the system choose.
+      allowed_peers: networks whose hosts clients may send to though they are not public.
+
+    Raises:
+      OSError: an address cannot be listened on.
+      ValueError: no usable second host, no address for relays, or a realm that is too long.
+    """
+    relays = _relay_places(host, relay_hosts, external_ips, relay_ports)
+    rules = PeerRules(allowed_peers)
+    hosts = listening_hosts(host, second_host)
+    with ExitStack() as stack:
+        if second_host is None:
+            bound = await bind_places(stack, [(each, 0) for each in hosts], port, optional=host is None)
+            keys = [(0, 0)] * len(bound)
+        else:
+            keys = [(0, 0), (1, 0), (0, 1), (1, 1)]
+            bound = await bind_places(stack, [(hosts[a], p) for a, p in keys], port)
+        sockets = [ServerSocket(udp) for udp, _ in bound]
+        for each in sockets:
+            stack.callback(each.close)
+        addresses = tuple(plain_address(each.address) for each in sockets)
+        encrypted = await _listen_for_tls(stack, addresses, tls_port) if ssl_context is not None else []
+        places = {} if second_host is None else dict(zip(keys, addresses, strict=True))
+        core: TurnCore[Sink] = TurnCore(
+            credentials,
+            rules,
+            entropy=machine.current().entropy,
+            wall_time=machine.current().wall_time,
+            families=tuple(relays.hosts),
+            limits=limits,
+        )
+        stun = StunCore(places, stun_limits)
+        async with trio.open_nursery() as nursery:
+            shell = TurnShell(core, stun, relays, limits, nursery)
+            known = {*(ip for ip, _ in addresses), *relays.hosts.values(), *relays.external.values()}
+            _tell_own_addresses(rules, known)  # before anybody can ask
+            nursery.start_soon(_follow_own_addresses, rules, known)
+            nursery.start_soon(shell.keep_time)
+            by_place = dict(zip(keys, sockets, strict=True))
+            for key, sock, (_, listener) in zip(keys, sockets, bound, strict=True):
+                nursery.start_soon(shell.serve_datagrams, sock, key, by_place)
+                nursery.start_soon(shell.accept, listener, key, None)
+            for listener in encrypted:
+                nursery.start_soon(shell.accept, listener, (0, 0), ssl_context)
+            tls_addresses = tuple(plain_address(each.getsockname()) for each in encrypted)
+            task_status.started(TurnServer(core, stun, addresses, tls_addresses))
+            await trio.sleep_forever()
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+@asynccontextmanager
+async def open_turn_server(
+    credentials: TurnCredentials,
+    *,
+    host: str | None = "127.0.0.1",
+    port: int = 0,
+    second_host: str | None = None,
+    ssl_context: TlsContext | None = None,
+    tls_port: int = 0,
+    relay_hosts: Mapping[Family, str] | None = None,
+    external_ips: Mapping[Family, str] | None = None,
+    relay_ports: range | None = None,
+    allowed_peers: Sequence[IpNetwork] = (),
+    limits: TurnLimits = DEFAULT_LIMITS,
+    stun_limits: StunLimits = DEFAULT_STUN_LIMITS,
+) -> AsyncGenerator[TurnServer]:
+    """Run a TURN server for the time of the body; arguments and errors as for `serve_turn`.  What the body raises
+    leaves bare.
+    """
+    async with open_background_nursery() as nursery:
+        yield await nursery.start(
+            partial(
+                serve_turn,
+                credentials,
+                host=host,
+                port=port,
+                second_host=second_host,
+                ssl_context=ssl_context,
+                tls_port=tls_port,
+                relay_hosts=relay_hosts,
+                external_ips=external_ips,
+                relay_ports=relay_ports,
+                allowed_peers=allowed_peers,
+                limits=limits,
+                stun_limits=stun_limits,
+            )
+        )
+
+
+def _relay_places(
+    host: str | None,
+    hosts: Mapping[Family, str] | None,
+    external: Mapping[Family, str] | None,
+    ports: range | None,
+) -> RelayPlaces:
+    found: dict[Family, str] = {}
+    if hosts is not None:
+        found.update(hosts)
+    elif host is not None:
+        found[family_of(host)] = host
+    else:
+        for family in FAMILIES:
+            source = machine.current().source_address(_LANDMARKS[family])
+            if source is not None:
+                found[family] = str(source)
+    if not found or not set(external or {}) <= set(found):
+        raise ValueError("this machine has no address for relays of that family")
+    if any(parse_ip(ip).is_unspecified for ip in found.values()):
+        raise ValueError("relayed addresses need an address of this machine, not all of them")
+    return RelayPlaces(hosts=found, external=external or {}, ports=ports)
+
+
+async def _listen_for_tls(
+    stack: ExitStack, addresses: Iterable[TransportAddress], port: int
+) -> list[trio.socket.SocketType]:
+    """A listener at each of the server's addresses, all on one port."""
+    listeners: list[trio.socket.SocketType] = []
+    for host in dict.fromkeys(host for host, _ in addresses):
+        listeners.append(await listen(stack, (host, port)))
+        port = port or listeners[0].getsockname()[1]
+    return listeners
+
+
+def _tell_own_addresses(rules: PeerRules, known: Iterable[str]) -> None:
+    own = {address.ip for interface in machine.current().interfaces() for address in interface.addresses}
+    rules.set_own({*own, *map(parse_ip, known)})
+
+
+async def _follow_own_addresses(rules: PeerRules, known: Iterable[str]) -> NoReturn:
+    while True:
+        await trio.sleep(OWN_INTERVAL)
+        _tell_own_addresses(rules, known)

@@ -1,0 +1,303 @@
+"""Allocations of a TURN server, their permissions and channels, and what is relayed by them.  No I/O.
+
+A *sink* is what the shell sends with: a UDP socket of the server, a client's TCP connection, the socket of a relayed
+address.  Here it is an opaque thing that says whether it is a stream.  A client is a sink and its source address.
+
+**Relay to relay stays inside.**  What is for a relayed address of this server is handed to its allocation and never
+sent, so it needs no way from the host to itself, which many clouds' NATs do not have; and where a peer was permitted
+for being such an address alone (`relays_only`), nothing else of the host is ever sent to.
+
+What ends has an entry in `Expiries`, which sorts by whole seconds: an entry is moved when it is renewed, and taken out
+when it ends early, so however often that happens it is there once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeAlias, TypeVar, final
+
+from ..sockaddr import Family, TransportAddress
+from ..stun.codec import MessageClass, encode
+from ..turn.messages import DATA, XOR_PEER_ADDRESS, Method
+
+__all__ = ["Allocation", "Allocations", "Channel", "Outgoing", "Permission", "TurnSink"]
+
+
+class TurnSink(Protocol):
+    """What the shell sends with.
+
+    Attributes:
+      is_stream: its messages are framed by themselves, so ChannelData is padded.
+    """
+
+    @property
+    def is_stream(self) -> bool: ...
+
+
+Sink = TypeVar("Sink", bound=TurnSink)
+
+
+Outgoing: TypeAlias = tuple[Sink, bytes, TransportAddress]
+"""What is to be sent: by which sink, and where to."""
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Permission(Generic[Sink]):
+    """That peers at one address may be heard and sent to.
+
+    Attributes:
+      ip: theirs.
+      relays_only: it is this server's own address, where nothing may be reached but relayed addresses that are there.
+    """
+
+    allocation: Allocation[Sink]
+    ip: str
+    relays_only: bool = True
+    due: int = 0
+
+    def end(self) -> None:
+        """Forget it."""
+        del self.allocation.permissions[self.ip]
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Channel(Generic[Sink]):
+    """A channel that is bound to a peer.
+
+    Attributes:
+      number: as ChannelData begins with it.
+      is_relay: the peer was a relayed address of this server when it was bound.
+      relays_only: as of a `Permission`.
+    """
+
+    allocation: Allocation[Sink]
+    number: bytes
+    peer: TransportAddress
+    is_relay: bool = True
+    relays_only: bool = True
+    due: int = 0
+
+    def end(self) -> None:
+        """Forget it."""
+        del self.allocation.channels[self.number]
+        del self.allocation.channel_of[self.peer]
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Allocation(Generic[Sink]):
+    """A relayed address, or the wish for one.
+
+    Attributes:
+      sink, source: its client.
+      family: of the relayed address.
+      lifetime: seconds that were granted last.
+      even_port: that of the relayed address has to be (RFC 8656 §7.2).
+      transaction_id: of the Allocate request that made it.
+      relay, relayed: what sends and receives there, and the address; None while it is not open.
+      ended: it is over, and nothing is left of it at the server.
+    """
+
+    sink: Sink
+    source: TransportAddress
+    family: Family
+    username: str
+    account: str
+    key: bytes
+    transaction_id: bytes
+    lifetime: int
+    even_port: bool = False
+    relay: Sink | None = None
+    relayed: TransportAddress | None = None
+    ended: bool = False
+    due: int = 0
+    permissions: dict[str, Permission[Sink]] = field(default_factory=dict)
+    channels: dict[bytes, Channel[Sink]] = field(default_factory=dict)
+    channel_of: dict[TransportAddress, Channel[Sink]] = field(default_factory=dict)
+
+    @property
+    def host(self) -> str:
+        """The IP address of its client, whom it counts for."""
+        return self.source[0]
+
+    @property
+    def client(self) -> tuple[Sink, TransportAddress]:
+        """Whose it is."""
+        return self.sink, self.source
+
+    def parts(self) -> Iterator[Permission[Sink] | Channel[Sink]]:
+        """Its permissions and channels."""
+        yield from self.permissions.values()
+        yield from self.channels.values()
+
+
+Expiring: TypeAlias = Allocation[Sink] | Permission[Sink] | Channel[Sink]
+
+
+@final
+class Expiries(Generic[Sink]):
+    """When each ends, to the next whole second."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, dict[Expiring[Sink], None]] = {}
+        self._seconds: list[int] = []  # a heap of the keys of `_at`, each once
+
+    def __len__(self) -> int:
+        return sum(map(len, self._at.values()))
+
+    @property
+    def deadline(self) -> float:
+        """When the next ends; infinity when there is none."""
+        while self._seconds and not self._at[self._seconds[0]]:
+            del self._at[heapq.heappop(self._seconds)]
+        return self._seconds[0] if self._seconds else math.inf
+
+    def put(self, item: Expiring[Sink], when: float) -> None:
+        """It ends then, and not when it would have before."""
+        self.remove(item)
+        item.due = math.ceil(when)
+        if item.due not in self._at:
+            self._at[item.due] = {}
+            heapq.heappush(self._seconds, item.due)
+        self._at[item.due][item] = None
+
+    def remove(self, item: Expiring[Sink]) -> None:
+        """It has ended, or will not."""
+        self._at.get(item.due, {}).pop(item, None)
+
+    def take(self, now: float) -> list[Expiring[Sink]]:
+        """Those whose time has come, which are not in here any more."""
+        found: list[Expiring[Sink]] = []
+        while self._seconds and self._seconds[0] <= now:
+            found += self._at.pop(heapq.heappop(self._seconds))
+        return found
+
+
+@final
+class Allocations(Generic[Sink]):
+    """All allocations of a server.
+
+    Attributes:
+      out: what is to be sent.
+      ended: relays that are over.
+      relayed, relayed_bytes: datagrams to peers and to clients, and what was in them.
+      dropped: datagrams that nobody may send, or that nobody is there for.
+    """
+
+    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+        self._entropy = entropy
+        self._clients: dict[tuple[Sink, TransportAddress], Allocation[Sink]] = {}
+        self._relays: dict[TransportAddress, Allocation[Sink]] = {}
+        self._expiries: Expiries[Sink] = Expiries()
+        self.out: list[Outgoing[Sink]] = []
+        self.ended: list[Sink] = []
+        self.relayed: int = 0
+        self.relayed_bytes: int = 0
+        self.dropped: int = 0
+
+    def __iter__(self) -> Iterator[Allocation[Sink]]:
+        return iter(self._clients.values())
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    @property
+    def deadline(self) -> float:
+        """When something may end."""
+        return self._expiries.deadline
+
+    def of(self, sink: Sink, source: TransportAddress) -> Allocation[Sink] | None:
+        """A client's."""
+        return self._clients.get((sink, source))
+
+    def is_relay(self, address: TransportAddress) -> bool:
+        """Whether it is a relayed address now."""
+        return address in self._relays
+
+    # -- Their lives ---------------------------------------------------------------------------------------------------
+
+    def add(self, allocation: Allocation[Sink]) -> None:
+        """A client wants one, whose relay is not open yet."""
+        self._clients[allocation.client] = allocation
+
+    def open(self, allocation: Allocation[Sink], relay: Sink, relayed: TransportAddress) -> None:
+        """Its relay is open."""
+        allocation.relay, allocation.relayed = relay, relayed
+        self._relays[relayed] = allocation
+
+    def renew(self, item: Expiring[Sink], when: float) -> None:
+        """It ends then, unless it is renewed."""
+        self._expiries.put(item, when)
+
+    def end(self, allocation: Allocation[Sink]) -> None:
+        """Forget one, in this step."""
+        allocation.ended = True
+        del self._clients[allocation.client]
+        for part in list(allocation.parts()):
+            self._expiries.remove(part)
+            part.end()
+        self._expiries.remove(allocation)
+        if allocation.relay is not None and allocation.relayed is not None:
+            del self._relays[allocation.relayed]
+            self.ended.append(allocation.relay)
+
+    def take_due(self, now: float) -> list[Allocation[Sink]]:
+        """End permissions and channels that are over; the allocations whose time has come."""
+        due: list[Allocation[Sink]] = []
+        for item in self._expiries.take(now):
+            if isinstance(item, Allocation):
+                due.append(item)
+            else:
+                item.end()
+        return due
+
+    # -- Datagrams -----------------------------------------------------------------------------------------------------
+
+    def from_channel(self, data: bytes, sink: Sink, source: TransportAddress) -> None:
+        """ChannelData of a client, with its header."""
+        allocation = self._clients.get((sink, source))
+        channel = None if allocation is None else allocation.channels.get(data[:2])
+        end = 4 + (data[2] << 8 | data[3])
+        if channel is None or end > len(data):
+            self.dropped += 1
+        elif channel.is_relay:
+            self.to_peer(channel.allocation, channel.peer, data[4:end], relays_only=channel.relays_only)
+        else:
+            self.relayed += 1
+            self.relayed_bytes += end - 4
+            # A channel exists while its relay is open.
+            self.out.append((channel.allocation.relay, data[4:end], channel.peer))  # type: ignore[arg-type]
+
+    def to_peer(self, allocation: Allocation[Sink], peer: TransportAddress, data: bytes, *, relays_only: bool) -> None:
+        """A client's datagram for a peer that it may send to."""
+        other = self._relays.get(peer)
+        if other is not None and allocation.relayed is not None:
+            self.from_peer(other, data, allocation.relayed)
+        elif relays_only or allocation.relay is None:
+            self.dropped += 1
+        else:
+            self.relayed += 1
+            self.relayed_bytes += len(data)
+            self.out.append((allocation.relay, data, peer))
+
+    def from_peer(self, allocation: Allocation[Sink], data: bytes, peer: TransportAddress) -> None:
+        """A datagram that came to a relayed address."""
+        channel = allocation.channel_of.get(peer)
+        if channel is not None:
+            message = channel.number + len(data).to_bytes(2, "big") + data
+            if allocation.sink.is_stream:
+                message += bytes(-len(data) % 4)
+        elif peer[0] in allocation.permissions:
+            attributes = [XOR_PEER_ADDRESS(peer), DATA(data)]
+            message = encode(Method.DATA, MessageClass.INDICATION, self._entropy(12), attributes)
+        else:
+            self.dropped += 1
+            return
+        self.relayed += 1
+        self.relayed_bytes += len(data)
+        self.out.append((allocation.sink, message, allocation.source))
