@@ -18,15 +18,19 @@ import trio.testing
 
 from tests.certificates import Authority
 from tests.hangs import HANG
+from tests.links import BOB, close_carriers, receive_exactly
 from tests.requirements import find_program
 from tests.turn_requests import Requests, channel_data, error_of, indication
+from warpgate_trio.carrier.quic import QuicCarrier
+from warpgate_trio.config.server_url import TurnServer as ConfiguredServer
 from warpgate_trio.limits import Budget
+from warpgate_trio.names import Names
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.turn import TurnServer, open_turn_server
 from warpgate_trio.servers.turn_core import MAX_MESSAGE
 from warpgate_trio.servers.turn_credentials import TurnCredentials
 from warpgate_trio.servers.turn_shell import TurnConnection
-from warpgate_trio.sockaddr import TransportAddress, socket_family
+from warpgate_trio.sockaddr import TransportAddress, show_address, socket_family
 from warpgate_trio.stun.client import open_stun_stream, query_stream, query_udp
 from warpgate_trio.stun.codec import AttributeValue, ChangeRequest, Message, decode
 from warpgate_trio.turn.framing import TurnStreamReader
@@ -38,6 +42,7 @@ from warpgate_trio.turn.messages import (
     XOR_RELAYED_ADDRESS,
     Code,
 )
+from warpgate_trio.turn.relays import Relays
 
 CREDENTIALS = TurnCredentials("example.org", {"alice": "sesame"}, "s3cret")
 HERE = [ip_network("127.0.0.1/32"), ip_network("::1/128")]
@@ -308,6 +313,52 @@ async def test_nothing_can_be_relayed_from_no_address() -> None:
         with pytest.raises(ValueError, match="address"):
             async with serving(**options):
                 pass
+
+
+# -- Our own client ----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_relays(url: str, trust: ssl.SSLContext) -> AsyncGenerator[Relays]:
+    names = Names()
+    made = Relays([ConfiguredServer(url, "alice", "sesame")], names=names, trust=lambda: trust)
+    async with names.running(), trio.open_nursery() as nursery, made.running(nursery):
+        yield made
+
+
+@pytest.mark.slow("TLS, and a third of a megabyte by QUIC")
+@pytest.mark.parametrize("form", ["turn:{}", "turn:{}?transport=tcp", "turns:{}"])
+async def test_quic_runs_from_relay_to_relay(form: str, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with trio.fail_after(HANG):
+        async with open_turn_server(CREDENTIALS, ssl_context=authority.server("127.0.0.1")) as server:
+            at = server.tls_addresses[0] if form.startswith("turns") else server.address
+            url = form.format(show_address(at))
+            async with (
+                open_relays(url, authority.client()) as one,
+                open_relays(url, authority.client()) as two,
+            ):
+                ours, theirs = await one.open(permit=["127.0.0.1"]), await two.open(permit=["127.0.0.1"])
+                carriers: list[QuicCarrier] = []
+
+                async def serve() -> None:
+                    carriers.append(await QuicCarrier.serve(theirs.open_path(ours.local), BOB))
+                    carriers[0].feed(b"x" * 300_000)
+                    await carriers[0].flush()
+                    await carriers[0].receive()  # who waits drives it: losses are repaired
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(serve)
+                    carrier = await QuicCarrier.dial(ours.open_path(theirs.local), peer_key=BOB.public_key)
+                    assert await receive_exactly(carrier, 300_000) == b"x" * 300_000
+                    nursery.cancel_scope.cancel()
+                close_carriers(carrier, *carriers)
+                ours.release()
+                theirs.release()
+            statistics = server.statistics()
+            assert statistics.relayed >= 250
+            while server.statistics().allocations:
+                await trio.lowlevel.checkpoint()
 
 
 # -- coturn's clients --------------------------------------------------------------------------------------------------

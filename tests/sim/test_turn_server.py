@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pytest
 import trio
 
 from tests.sim.worlds import run
 from tests.turn_requests import Requests, channel_data, error_of
+from warpgate_trio.config.server_url import TurnServer as ConfiguredServer
+from warpgate_trio.names import Names
 from warpgate_trio.servers.turn import OWN_INTERVAL, TurnServer, serve_turn
 from warpgate_trio.servers.turn_credentials import TurnCredentials
 from warpgate_trio.servers.turn_limits import DEFAULT_LIMITS
@@ -21,6 +25,7 @@ from warpgate_trio.stun.codec import Message, decode
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.turn.framing import TurnStreamReader
 from warpgate_trio.turn.messages import XOR_PEER_ADDRESS, XOR_RELAYED_ADDRESS, Code
+from warpgate_trio.turn.relays import Relays
 
 PORT = 3478
 CHANNEL = 0x4000
@@ -147,5 +152,45 @@ def test_addresses_that_the_host_gets_later_are_its_own_too() -> None:
             net.internet.give(interface, "11.9.0.2")
             await trio.sleep(OWN_INTERVAL + 1)
             assert error_of(await client.ask(client.requests.permit(("11.9.0.2", 80)))) == Code.FORBIDDEN
+
+    served(talk)
+
+
+@pytest.mark.parametrize(
+    "nats",
+    [("LINUX_SYMMETRIC", "CGN_SYMMETRIC"), ("UDP_BLOCKED", "SYMMETRIC_SEQUENTIAL"), ("UDP_BLOCKED", "UDP_BLOCKED")],
+)
+def test_our_client_meets_its_peer_from_relay_to_relay(nats: tuple[str, str]) -> None:
+    async def side(url: str, name: str, told: dict[str, TransportAddress], known: trio.Event) -> None:
+        names = Names()
+        made = Relays([ConfiguredServer(url, "alice", "sesame")], names=names, trust=ssl.create_default_context)
+        async with names.running(), trio.open_nursery() as nursery, made.running(nursery):
+            port = await made.open()
+            told[name] = port.local
+            if len(told) == 2:
+                known.set()
+            await known.wait()
+            (other,) = (address for whose, address in told.items() if whose != name)
+            await port.wait_settled(port.permit_nowait([other[0]]))
+            path = port.open_path(other)
+            heard: list[bytes] = []
+            with trio.fail_after(30):
+                while len(heard) < 3:
+                    await path.send([name.encode()])
+                    with trio.move_on_after(1):  # what came before the path was open is lost
+                        heard += await path.receive()
+            await path.send([name.encode()] * 3)  # for who has not heard enough yet
+            assert set(heard) == {b"second" if name == "first" else b"first"}
+            path.close_nowait()
+            port.release()
+
+    async def talk(server: TurnServer, net: Network) -> None:
+        told: dict[str, TransportAddress] = {}
+        known = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for name, nat in zip(("first", "second"), nats, strict=True):
+                transport = "?transport=tcp" if nat == "UDP_BLOCKED" else ""
+                with net.lan(name, nat=getattr(presets, nat)).host(f"{name} host"):
+                    nursery.start_soon(side, f"turn:11.9.0.1:{PORT}{transport}", name, told, known)
 
     served(talk)

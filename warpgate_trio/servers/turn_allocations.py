@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeAlias, TypeVar, final
@@ -193,6 +194,7 @@ class Allocations(Generic[Sink]):
         self._entropy = entropy
         self._clients: dict[tuple[Sink, TransportAddress], Allocation[Sink]] = {}
         self._relays: dict[TransportAddress, Allocation[Sink]] = {}
+        self._relay_ips: Counter[str] = Counter()
         self._expiries: Expiries[Sink] = Expiries()
         self.out: list[Outgoing[Sink]] = []
         self.ended: list[Sink] = []
@@ -216,8 +218,8 @@ class Allocations(Generic[Sink]):
         return self._clients.get((sink, source))
 
     def is_relay(self, address: TransportAddress) -> bool:
-        """Whether it is a relayed address now."""
-        return address in self._relays
+        """Whether it is a relayed address now; with port 0, whether there is one at that IP address."""
+        return address in self._relays if address[1] else address[0] in self._relay_ips
 
     # -- Their lives ---------------------------------------------------------------------------------------------------
 
@@ -229,6 +231,7 @@ class Allocations(Generic[Sink]):
         """Its relay is open."""
         allocation.relay, allocation.relayed = relay, relayed
         self._relays[relayed] = allocation
+        self._relay_ips[relayed[0]] += 1
 
     def renew(self, item: Expiring[Sink], when: float) -> None:
         """It ends then, unless it is renewed."""
@@ -243,7 +246,11 @@ class Allocations(Generic[Sink]):
             part.end()
         self._expiries.remove(allocation)
         if allocation.relay is not None and allocation.relayed is not None:
+            ip = allocation.relayed[0]
             del self._relays[allocation.relayed]
+            self._relay_ips[ip] -= 1
+            if not self._relay_ips[ip]:
+                del self._relay_ips[ip]
             self.ended.append(allocation.relay)
 
     def take_due(self, now: float) -> list[Allocation[Sink]]:
