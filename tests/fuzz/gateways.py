@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
+from typing import Final
 
 from tests.fuzz.registry import target
 from warpgate_trio.address import Transport
-from warpgate_trio.errors import PortMapMalformed
-from warpgate_trio.portmap import natpmp, pcp
+from warpgate_trio.errors import PortMapMalformed, PortMapRefused
+from warpgate_trio.portmap import igd, natpmp, pcp, ssdp, xml
 
 
 def _natpmp() -> list[bytes]:
@@ -37,3 +38,51 @@ def pcp_answers(data: bytes) -> None:
     if isinstance(answer, pcp.Mapped):
         client = ip_address("192.168.1.2")
         assert pcp.encode_map(client, answer.nonce, Transport.TCP, answer.internal, answer.external, answer.lifetime)
+
+
+_LOCATION: Final = ssdp.Url(IPv4Address("192.168.1.1"), 5000, "/rootDesc.xml")
+_DESCRIPTION: Final = b"""<?xml version="1.0"?>
+<root xmlns="urn:schemas-upnp-org:device-1-0"><URLBase>http://192.168.1.1:5000</URLBase><device><serviceList><service>
+<serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType><controlURL>/ctl/IPConn</controlURL></service>
+</serviceList></device></root>"""
+_ANSWER: Final = b"""<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>
+<u:GetExternalIPAddressResponse xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1">
+<NewExternalIPAddress>203.0.113.5</NewExternalIPAddress></u:GetExternalIPAddressResponse></s:Body></s:Envelope>"""
+_FAULT: Final = b"""<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><s:Fault>
+<faultcode>s:Client</faultcode><faultstring>UPnPError</faultstring><detail>
+<UPnPError xmlns="urn:schemas-upnp-org:control-1-0"><errorCode>718</errorCode><errorDescription>ConflictInMapping
+</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>"""
+_BOMB: Final = b"""<!DOCTYPE a [<!ENTITY b "xxxxxxxx"><!ENTITY c "&b;&b;&b;&b;">]><root>&c;</root>"""
+
+
+def _reply() -> list[bytes]:
+    return [
+        b"HTTP/1.1 200 OK\r\nST: upnp:rootdevice\r\nLOCATION: http://192.168.1.1:5000/rootDesc.xml\r\nEXT:\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nLOCATION:http://127.0.0.1/\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nLOCATION: http://[fe80::1]:80/a?b\r\n\r\n",
+    ]
+
+
+@target(_reply, PortMapMalformed, inputs=10_000)
+def ssdp_replies(data: bytes) -> None:
+    local, gateway = ip_address("192.168.1.2"), ip_address("192.168.1.1")
+    url = ssdp.judge_location(ssdp.parse_reply(data).location, gateway=gateway, local=local, prefix=24)
+    assert str(url.ip).startswith("192.168.1.")
+    assert url.ip != local
+
+
+@target(lambda: [_DESCRIPTION, _BOMB], PortMapMalformed, inputs=5_000)
+def upnp_descriptions(data: bytes) -> None:
+    for service in igd.read_description(data, _LOCATION):
+        assert service.control.ip == _LOCATION.ip
+        assert igd.envelope(service.kind, "GetStatusInfo", {})
+
+
+@target(lambda: [_ANSWER, _FAULT, _BOMB], PortMapMalformed, PortMapRefused, inputs=5_000)
+def soap_answers(data: bytes) -> None:
+    assert len(igd.read_answer(200, data, "GetExternalIPAddress")) <= igd.MAX_VALUES
+
+
+@target(lambda: [_DESCRIPTION, _ANSWER, _FAULT, _BOMB], PortMapMalformed, inputs=5_000)
+def gateways_xml(data: bytes) -> None:
+    assert sum(len(each.text) for each in xml.parse(data).iterate()) <= len(data)

@@ -15,11 +15,14 @@ import trio.testing
 from tests.hangs import HANG
 from tests.kernel.machines import HostInNamespace, inside
 from tests.kernel.miniupnpd import HOST, ROUTER, WAN, Router, open_home
+from warpgate_trio.address import Transport
 from warpgate_trio.host import Gateway
 from warpgate_trio.portmap import asking, natpmp
-from warpgate_trio.portmap.client import ProtocolName
+from warpgate_trio.portmap.client import Claim, Grant, ProtocolName
 from warpgate_trio.portmap.exchange import Exchange
+from warpgate_trio.portmap.lease import LIFETIME
 from warpgate_trio.portmap.service import MappedPort, PortMaps
+from warpgate_trio.portmap.upnp import find_gateway
 from warpgate_trio.sockaddr import IpAddress
 
 PORT = 40_000
@@ -86,7 +89,7 @@ def test_the_gateway_is_read_from_the_routes(tmp_path: Path) -> None:
     trio.run(main)
 
 
-@pytest.mark.parametrize("protocol", ["natpmp", "pcp"])
+@pytest.mark.parametrize("protocol", ["natpmp", "pcp", "upnp"])
 async def test_a_port_is_open_while_it_is_wanted(protocol: ProtocolName, tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         await home.start()
@@ -108,6 +111,37 @@ async def test_a_pinhole_is_open_while_it_is_wanted(tmp_path: Path) -> None:
             assert str(only(maps).ip) == "2a00:77::2"
             assert await reaches(home, "2a00:77::2")
         assert not await reaches(home, "2a00:77::2")
+
+
+@pytest.mark.parametrize("lifetime", [LIFETIME, 1])
+async def test_upnp_knows_its_mapping_again(lifetime: int, tmp_path: Path) -> None:
+    """A killed process leaves one behind, which the next one takes over; it can shorten it, too."""
+    async with open_home(tmp_path) as home, inside(home.host):
+        await home.start()
+        client = await find_gateway(HOST, 24, ROUTER)
+        claim = Claim(Transport.TCP, PORT, PORT, bytes(12))
+        assert await client.map(claim, LIFETIME) == Grant(claim, PORT, WAN, LIFETIME)
+        before = Claim(Transport.TCP, PORT + 1, PORT, bytes(12))
+        again = await client.map(before, lifetime)
+        assert again.claim == before
+        assert again.lifetime <= lifetime
+        assert (await client.check(again)).stands
+        assert not (await client.check(Grant(claim, PORT, WAN, LIFETIME))).stands
+        await client.unmap(claim)  # not ours any more, as far as this claim goes
+        assert (await client.check(again)).stands
+        await client.unmap(before)
+        assert str(PORT) not in home.rules()
+
+
+async def test_behind_a_host_firewall_that_eats_multicasts_answers_the_gateway_is_found(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home, inside(home.host):
+        await home.start()
+        home.host.rules(
+            "table ip firewall {\nchain input {\ntype filter hook input priority 0; policy drop;\n"
+            "ct state established,related accept\n}\n}\n"
+        )
+        client = await find_gateway(HOST, 24, ROUTER)
+        assert client.protocol == "upnp"
 
 
 async def test_cancelled_while_it_waits_for_the_answer_it_deletes_the_port(

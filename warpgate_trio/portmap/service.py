@@ -29,6 +29,7 @@ from .client import Client, ProtocolName, Protocols
 from .keeper import Find, Keeper
 from .lease import MIN_PORT, Lease
 from .pcp import NONCE_LENGTH
+from .upnp import find_gateway
 
 __all__ = ["GatewayState", "MappedPort", "PortMaps"]
 
@@ -195,12 +196,10 @@ class PortMaps:
             nonce=self._host.entropy(NONCE_LENGTH),
             choose=lambda: random.randint(MIN_PORT, _MAX_PORT),
         )
-        find: dict[ProtocolName, Find] = {
-            "pcp": partial(_find_pcp, place),
-            "natpmp": partial(_find_natpmp, place),
-        }
-        if place.local.version == 6:
-            del find["natpmp"]  # of IPv4 alone
+        find: dict[ProtocolName, Find] = {"pcp": partial(_find_pcp, place)}
+        if isinstance(place.local, IPv4Address):  # over IPv6 there are pinholes, by PCP alone
+            find["natpmp"] = partial(_find_natpmp, place)
+            find["upnp"] = partial(find_gateway, place.local, place.prefix, place.gateway)
         chosen = {name: each for name, each in find.items() if name in self._protocols}
         heard: Callable[[Callable[[], None]], Awaitable[None]] | None = None
         if isinstance(place.local, IPv4Address):

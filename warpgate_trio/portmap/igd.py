@@ -1,0 +1,106 @@
+"""UPnP's Internet Gateway Device, versions 1 and 2: its description, and SOAP.  No I/O.
+
+Requests are what miniupnpc sends, to the letter, since gateways were tested with that; answers are read leniently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, final
+from xml.sax.saxutils import escape
+
+from ..errors import PortMapMalformed, PortMapRefused, printable
+from .ssdp import Url, parse_url
+from .xml import parse
+
+__all__ = ["FIREWALL", "WAN", "Service", "envelope", "read_answer", "read_description"]
+
+WAN: Final = (
+    "urn:schemas-upnp-org:service:WANIPConnection:2",
+    "urn:schemas-upnp-org:service:WANIPConnection:1",
+    "urn:schemas-upnp-org:service:WANPPPConnection:1",
+)
+"""Services that open ports."""
+FIREWALL: Final = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1"
+"""The service that opens pinholes."""
+MAX_SERVICES: Final = 8
+"""Services of one description that are asked: a router has one or two connections."""
+MAX_VALUES: Final = 64
+"""Values of one answer."""
+_MAX_TEXT: Final = 200
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Something that a gateway does."""
+
+    kind: str
+    control: Url
+
+
+def read_description(data: bytes, location: Url) -> list[Service]:
+    """The services that open ports and pinholes, the first ones of the description first.
+
+    Raises:
+      PortMapMalformed: it is no description, or one whose services are elsewhere than `location`.
+    """
+    root = parse(data)
+    if root.name != "root":
+        raise PortMapMalformed("a gateway's description is none")
+    base, found, foreign = location, list[Service](), 0
+    if text := root.find("URLBase"):
+        base = parse_url(text)
+        if base.ip != location.ip:
+            raise PortMapMalformed(f"a gateway's description points to {base.ip}")
+    for element in root.iterate():
+        kind = element.find("serviceType")
+        if element.name != "service" or kind not in (*WAN, FIREWALL) or len(found) >= MAX_SERVICES:
+            continue
+        control = parse_url(element.find("controlURL"), base)
+        if control.ip == location.ip:
+            found.append(Service(kind, control))
+        else:
+            foreign += 1
+    if foreign and not found:
+        raise PortMapMalformed("a gateway's description points to another host")
+    return found
+
+
+def envelope(service: str, action: str, arguments: Mapping[str, str]) -> bytes:
+    """The body of a request."""
+    inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in arguments.items())
+    return (
+        '<?xml version="1.0"?>\r\n'
+        '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" '
+        's:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/">'
+        f'<s:Body><u:{action} xmlns:u="{service}">{inner}</u:{action}></s:Body></s:Envelope>\r\n'
+    ).encode()
+
+
+def read_answer(status: int, data: bytes, action: str) -> dict[str, str]:
+    """The values of an answer.
+
+    Raises:
+      PortMapRefused: it is an error, whose UPnP number is the error's `code`.
+      PortMapMalformed: it is none.
+    """
+    try:
+        root = parse(data)
+    except PortMapMalformed:
+        if status == 200:
+            raise
+        raise PortMapRefused(status, f"the gateway refuses {action}: HTTP {status}") from None
+    for element in root.iterate():
+        if element.name == "UPnPError":
+            number = element.find("errorCode")
+            code = int(number) if number.isdecimal() and len(number) < 6 else status
+            text = printable(element.find("errorDescription"), _MAX_TEXT)
+            raise PortMapRefused(code, f"the gateway refuses {action}: {code} {text}".rstrip())
+    if status != 200:
+        raise PortMapRefused(status, f"the gateway refuses {action}: HTTP {status}")
+    for element in root.iterate():
+        if element.name == f"{action}Response":
+            return {child.name: child.text for child in element.children[:MAX_VALUES]}
+    raise PortMapMalformed(f"the gateway's answer to {action} is none")

@@ -1,0 +1,135 @@
+"""SSDP: how UPnP gateways are searched for, and which of those that answer may be asked on.  No I/O.
+
+Answers come from anybody in the network and name a URL that we then fetch, so what they may name is narrow: HTTP, an
+address in figures that is the gateway's or in our own network, not ours, and no service of a system.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from typing import Final, final
+from urllib.parse import urlsplit
+
+from ..address.scope import AddressScope, scope_of
+from ..errors import PortMapMalformed
+from ..sockaddr import IpAddress, show_address
+
+__all__ = ["GROUP", "PORT", "TARGETS", "Reply", "Url", "judge_location", "parse_reply", "parse_url", "search"]
+
+GROUP: Final = "239.255.255.250"
+PORT: Final = 1900
+"""Where gateways hear searches (UPnP Device Architecture 1.1 §1.2)."""
+TARGETS: Final = (
+    "urn:schemas-upnp-org:device:InternetGatewayDevice:1",
+    "urn:schemas-upnp-org:service:WANIPConnection:1",
+    "urn:schemas-upnp-org:service:WANPPPConnection:1",
+    "upnp:rootdevice",
+)
+"""What is searched for: some gateways answer to one of them alone."""
+MAX_REPLY: Final = 2048
+"""Bytes of an answer: a dozen headers in one datagram."""
+MAX_URL: Final = 512
+"""Characters of a URL."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Url:
+    """Where HTTP is asked.
+
+    Attributes:
+      target: path and query.
+    """
+
+    ip: IpAddress
+    port: int
+    target: str
+
+    @property
+    def authority(self) -> str:
+        """What stands in the Host header: some gateways want the port even where it is 80."""
+        return show_address((str(self.ip), self.port))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer to a search."""
+
+    location: str
+    target: str
+
+
+def search(target: str, authority: str = f"{GROUP}:{PORT}") -> bytes:
+    """The question who is a `target`, to be answered within a second."""
+    return (
+        f'M-SEARCH * HTTP/1.1\r\nHOST: {authority}\r\nMAN: "ssdp:discover"\r\nMX: 1\r\nST: {target}\r\n\r\n'
+    ).encode()
+
+
+def parse_reply(data: bytes) -> Reply:
+    """Read an answer, as leniently as can be.
+
+    Raises:
+      PortMapMalformed: it is none, or names no place.
+    """
+    if len(data) > MAX_REPLY:
+        raise PortMapMalformed(f"an answer to a search has {len(data)} bytes")
+    first, *lines = data.decode("ascii", "replace").replace("\r\n", "\n").split("\n")
+    if not first.startswith("HTTP/1.") or " 200" not in first:
+        raise PortMapMalformed("that is no answer to a search")
+    headers = {name.strip().lower(): value.strip() for name, found, value in (x.partition(":") for x in lines) if found}
+    if not headers.get("location"):
+        raise PortMapMalformed("an answer to a search names no place")
+    return Reply(headers["location"], headers.get("st", ""))
+
+
+def parse_url(text: str, base: Url | None = None) -> Url:
+    """A URL of a gateway; a relative one is of `base`.
+
+    Raises:
+      PortMapMalformed: it is none that is asked: another scheme, a name in place of an address.
+    """
+    text = text.strip()
+    if len(text) > MAX_URL or not text.isascii() or not text.isprintable() or " " in text:
+        raise PortMapMalformed("a gateway names a URL that is none")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+        if not parts.scheme and not parts.netloc and base is not None:
+            path = parts.path if parts.path.startswith("/") else base.target.rpartition("/")[0] + "/" + parts.path
+            return Url(base.ip, base.port, _target(path, parts.query))
+        ip = ip_address((parts.hostname or "").partition("%")[0])
+    except ValueError as error:
+        raise PortMapMalformed(f"a gateway names a URL that is none: {error}") from None
+    if parts.scheme.lower() != "http" or port == 0 or parts.username is not None:
+        raise PortMapMalformed("a gateway names a URL that is not asked")
+    return Url(ip, port or 80, _target(parts.path, parts.query))
+
+
+def _target(path: str, query: str) -> str:
+    return (path or "/") + (f"?{query}" if query else "")
+
+
+def judge_location(text: str, *, gateway: IpAddress, local: IpAddress, prefix: int) -> Url:
+    """Where the description may be fetched that an answer names.
+
+    Args:
+      gateway: the one of our routes; another one that answers has to be in our network.
+      local, prefix: our address there, and how long its network's prefix is.
+
+    Raises:
+      PortMapMalformed: not there.
+    """
+    url = parse_url(text)
+    network = ip_network((local, prefix), strict=False)
+    edges = (network.network_address, network.broadcast_address) if isinstance(network, IPv4Network) else ()
+    near = url.ip == gateway or (url.ip.version == network.version and url.ip in network and url.ip not in edges)
+    link_local = scope_of(url.ip) is AddressScope.LINK_LOCAL
+    bad = scope_of(url.ip) in (AddressScope.LOOPBACK, AddressScope.NO_HOST) or (
+        link_local and isinstance(url.ip, IPv4Address)
+    )
+    if not near or bad or url.ip == local:
+        raise PortMapMalformed(f"an answer to a search points to {url.authority}, which is no gateway of this network")
+    return url

@@ -1,0 +1,94 @@
+"""XML as gateways write it, read with the standard library's expat: bounded, and without anything that expands.
+
+A document type, and with it every entity of its own, is refused, so nothing grows and nothing is fetched.  Prefixes of
+names are dropped, since gateways invent them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, final
+from xml.parsers import expat
+
+from ..errors import PortMapMalformed
+
+__all__ = ["MAX_DOCUMENT", "Element", "parse"]
+
+MAX_DOCUMENT: Final = 256 * 1024
+"""Bytes of a document: a gateway's description has 3 to 20 kB."""
+MAX_ELEMENTS: Final = 4096
+"""Elements of a document: a description has some hundred."""
+MAX_DEPTH: Final = 32
+"""Elements within one another: a description has ten."""
+
+
+@final
+@dataclass(slots=True)
+class Element:
+    """An element without its attributes.
+
+    Attributes:
+      text: what stands directly in it, without white space around.
+    """
+
+    name: str
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
+
+    def find(self, name: str) -> str:
+        """The text of the first child of that name; empty without one."""
+        return next((child.text for child in self.children if child.name == name), "")
+
+    def iterate(self) -> Iterator[Element]:
+        """Itself and all below."""
+        yield self
+        for child in self.children:
+            yield from child.iterate()
+
+
+def parse(data: bytes) -> Element:
+    """Read a document.
+
+    Raises:
+      PortMapMalformed: it is none, has a document type, or is beyond the bounds.
+    """
+    if len(data) > MAX_DOCUMENT:
+        raise PortMapMalformed(f"a gateway sends a document of {len(data)} bytes")
+    root = Element("")
+    stack = [root]
+    count = 0
+
+    def start(name: str, _attributes: object) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_ELEMENTS or len(stack) > MAX_DEPTH:
+            raise PortMapMalformed("a gateway sends a document of too many elements")
+        element = Element(name.rpartition(":")[2])
+        stack[-1].children.append(element)
+        stack.append(element)
+        texts.append([])
+
+    def end(_name: str) -> None:
+        stack.pop().text = "".join(texts.pop()).strip()
+
+    def refuse(*_arguments: object) -> int:
+        raise PortMapMalformed("a gateway sends a document type")
+
+    texts: list[list[str]] = [[]]
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = lambda text: texts[-1].append(text)
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    parser.ExternalEntityRefHandler = refuse
+    try:
+        parser.Parse(data.strip(b"\0 \t\r\n"), True)
+    except expat.ExpatError as error:
+        raise PortMapMalformed(f"a gateway sends what is no XML: {error}") from None
+    except (LookupError, ValueError, UnicodeError) as error:  # an encoding that nobody knows
+        if isinstance(error, PortMapMalformed):
+            raise
+        raise PortMapMalformed(f"a gateway sends XML that cannot be read: {error}") from None
+    return root.children[0]
