@@ -257,5 +257,8 @@ def _state(place: _Place, keeper: Keeper) -> GatewayState:
         gateway=place.gateway,
         protocols=tuple(name for name in keeper.clients),
         mapped=tuple(_mapped(place, keeper)),
-        problems=tuple(kept.problem for kept in keeper.kept if kept.problem is not None),
+        problems=(
+            *(kept.problem for kept in keeper.kept if kept.problem is not None),
+            *(f"{name}: {why}" for name, why in keeper.problems.items()),
+        ),
     )
