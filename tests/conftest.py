@@ -19,6 +19,7 @@ import trio
 from tests import requirements
 from tests.hangs import HANG
 from tests.kernel.ahead import answers_of, asked_ahead, shared_folder
+from warpgate_trio.host import RealHost
 from warpgate_trio.plugin import load_plugins, plugin_registry
 
 pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
@@ -49,6 +50,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Gives a test that asks for a `question` to the kernel each of its module's QUESTIONS."""
     if "question" in metafunc.fixturenames:
         metafunc.parametrize("question", metafunc.module.QUESTIONS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def no_gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routers of the network that the tests run in are asked for nothing; those of the kernel lab are ours."""
+    if "kernel" not in request.path.parts:
+        monkeypatch.setattr(RealHost, "gateways", lambda _self: ())
 
 
 @pytest.hookimpl(trylast=True)  # after they were shuffled

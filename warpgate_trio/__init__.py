@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import ListenConfig as ListenConfig
     from .config import NetworkConfig as NetworkConfig
     from .config import NodeConfig as NodeConfig
+    from .config import PortMapConfig as PortMapConfig
     from .config import Servers as Servers
     from .config import load_config as load_config
     from .errors import AddressError as AddressError
@@ -68,6 +69,7 @@ __all__ = [
     "PeerRefused",
     "Pipe",
     "PipeListener",
+    "PortMapConfig",
     "RouteType",
     "Servers",
     "Verdict",
@@ -95,6 +97,7 @@ _HOME: Final[dict[str, str]] = {
     "NetworkConfig": "config",
     "Node": "node",
     "NodeConfig": "config",
+    "PortMapConfig": "config",
     "PathInfo": "link",
     "PeerAddress": "address",
     "PeerRefused": "errors",

@@ -108,8 +108,14 @@ class Command:
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """Of a user who has set nothing."""
-    return {**os.environ, "PYTHONDEVMODE": "", "COLUMNS": "120", **(extra or {})}
+    """Of a user who has set nothing, but that no router of the machine's network is asked for anything."""
+    return {
+        **os.environ,
+        "PYTHONDEVMODE": "",
+        "COLUMNS": "120",
+        "WARPGATE_PORTMAP_ENABLED": "false",
+        **(extra or {}),
+    }
 
 
 @asynccontextmanager

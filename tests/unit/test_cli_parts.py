@@ -37,7 +37,7 @@ from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_st
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError, PeerAborted, RemoteProtocolError
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.netcheck import ClockCheck, NetcheckReport, ServerCheck
+from warpgate_trio.netcheck import ClockCheck, GatewayCheck, NetcheckReport, ServerCheck
 from warpgate_trio.netcheck.report import path_check, plan_paths
 from warpgate_trio.node import Node
 from warpgate_trio.report import ADVICE, ComboReport, ConnectReport, Outcome, Verdict, WalkEvent
@@ -122,6 +122,17 @@ def test_every_event_follows_its_schema() -> None:
             paths=[],
             servers=[],
             clock=msgspec.to_builtins(ClockCheck()),
+            gateways=[
+                msgspec.to_builtins(
+                    GatewayCheck(
+                        interface="eth0",
+                        address="192.168.1.1",
+                        protocols=("upnp",),
+                        mapped=("203.0.113.5:4433",),
+                        problems=("pcp: 192.168.1.1 does not answer",),
+                    )
+                )
+            ],
             can=[],
             cannot=["a"],
             unknown=["b"],

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import sys
 import tomllib
@@ -417,7 +418,9 @@ def shown_default(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return "`[]`" if value == () else f"`{value}`"
+    if isinstance(value, tuple):
+        return f"`{json.dumps(value)}`"
+    return f"`{value}`"
 
 
 def test_every_key_with_its_default_and_variable() -> None:
@@ -444,7 +447,15 @@ def test_what_is_not_built_is_called_so() -> None:
 
 
 def test_every_variable_is_known_and_no_other() -> None:
-    samples = {"key_file": "k", "ephemeral": "1", "port": "1", "proxy": "none", "ca_file": "c", "public_servers": "0"}
+    samples = {
+        "key_file": "k",
+        "ephemeral": "1",
+        "port": "1",
+        "proxy": "none",
+        "ca_file": "c",
+        "public_servers": "0",
+        "protocols": "pcp",
+    }
     urls = {"websocket": "ws://a", "mqtt": "mqtt://a", "stun": "stun:a", "turn": "turn:a", "ntp": "ntp://a"}
     for row in table(page("configuration.md"), "key", "default", "environment"):
         name = bare(row["key"]).partition(".")[2]

@@ -60,7 +60,15 @@ class TestNames:
     def test_what_a_configuration_is_made_of_is_there(self) -> None:
         whole = warpgate_trio.NodeConfig()
         sections = {type(getattr(whole, name)).__name__ for name in whole.__struct_fields__}
-        assert sections == {"Budgets", "IdentityConfig", "InterfacesConfig", "ListenConfig", "NetworkConfig", "Servers"}
+        assert sections == {
+            "Budgets",
+            "IdentityConfig",
+            "InterfacesConfig",
+            "ListenConfig",
+            "NetworkConfig",
+            "PortMapConfig",
+            "Servers",
+        }
         assert sections <= set(warpgate_trio.__all__)
 
     def test_a_name_is_looked_up_once(self) -> None:

@@ -122,6 +122,7 @@ class NetChecked(_Event, frozen=True, kw_only=True, tag="netcheck"):
       paths: per interface and address family: the NAT profile, and what it means.
       servers: per server and transport: whether it was reached, and the round trip.
       clock: seconds to add to this machine's clock, and the uncertainty of that.
+      gateways: per router: what it speaks, and the port that it has opened.
       can, cannot, unknown: sentences.
     """
 
@@ -132,6 +133,7 @@ class NetChecked(_Event, frozen=True, kw_only=True, tag="netcheck"):
     paths: list[dict[str, Any]]
     servers: list[dict[str, Any]]
     clock: dict[str, Any]
+    gateways: list[dict[str, Any]]
     can: list[str]
     cannot: list[str]
     unknown: list[str]

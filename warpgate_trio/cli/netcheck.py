@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..config import NodeConfig
-    from ..netcheck import ClockCheck, NetcheckReport, PathCheck, ServerCheck
+    from ..netcheck import ClockCheck, GatewayCheck, NetcheckReport, PathCheck, ServerCheck
 
 __all__ = ["netcheck"]
 
@@ -129,11 +129,19 @@ def _server_rows(servers: Sequence[ServerCheck]) -> list[tuple[str, ...]]:
 def _lines(report: NetcheckReport) -> list[tuple[str, str]]:
     """What it means: a word, and a sentence."""
     lines = [("clock", _clock(report.clock))]
+    lines += [("router", _gateway(each)) for each in report.gateways]
     for key in ("can", "cannot", "unknown"):
         lines += [(key, each) for each in getattr(report, key)]
     if not report.complete:
         lines.append(("note", f"not all has been asked: the time was up after {report.elapsed_ms / 1000:.1f} s"))
     return lines
+
+
+def _gateway(gateway: GatewayCheck) -> str:
+    who = f"{gateway.address}, by {gateway.interface}"
+    if gateway.mapped:
+        return f"{who}: has opened our port, {', '.join(gateway.mapped)} ({', '.join(gateway.protocols)})"
+    return f"{who}: opens no port: {'; '.join(gateway.problems) or 'no answer yet'}"
 
 
 def _clock(clock: ClockCheck) -> str:

@@ -138,7 +138,12 @@ def _private_elsewhere(f: Facts) -> Opinion:
 
 
 def _mapped(f: Facts) -> Opinion:
-    return (Likelihood.LIKELY, "a mapped port") if f.target.kind is EndpointKind.MAPPED else None
+    """At a private address it is open to the neighbours of the router, in its provider's network."""
+    if f.target.kind is not EndpointKind.MAPPED:
+        return None
+    if is_public(f.target.ip):
+        return (Likelihood.LIKELY, "a mapped port")
+    return (Likelihood.DOUBTFUL, "a mapped port in the network of the target's provider")
 
 
 def _public(f: Facts) -> Opinion:

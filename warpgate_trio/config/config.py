@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, final
 
 import msgspec
 import platformdirs
@@ -40,6 +40,7 @@ __all__ = [
     "ListenConfig",
     "NetworkConfig",
     "NodeConfig",
+    "PortMapConfig",
     "Servers",
     "default_config_file",
     "load_config",
@@ -173,6 +174,29 @@ class Servers(_Section, frozen=True, kw_only=True):
         ) -> None: ...
 
 
+PortMapProtocol: TypeAlias = Literal["pcp", "natpmp", "upnp"]
+PORTMAP_PROTOCOLS: Final[tuple[PortMapProtocol, ...]] = ("pcp", "natpmp", "upnp")
+
+
+@final
+class PortMapConfig(_Section, frozen=True, kw_only=True):
+    """Whether routers are asked to open the port that the node listens on (docs/port_mapping.md).
+
+    Attributes:
+      enabled: False: no router is asked for anything.
+      protocols: what they are asked by: pcp, natpmp, upnp.
+    """
+
+    name_of_table = "portmap"
+
+    enabled: bool = True
+    protocols: tuple[PortMapProtocol, ...] = PORTMAP_PROTOCOLS
+
+    if TYPE_CHECKING:  # what __post_init__ makes true: any iterable is accepted
+
+        def __init__(self, *, enabled: bool = True, protocols: Iterable[str] = PORTMAP_PROTOCOLS) -> None: ...
+
+
 @final
 class Budgets(_Section, frozen=True, kw_only=True):
     """How long things may take, in seconds; each is more than 0 (docs/configuration.md).
@@ -223,6 +247,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     interfaces: InterfacesConfig = msgspec.field(default_factory=InterfacesConfig)
     network: NetworkConfig = msgspec.field(default_factory=NetworkConfig)
     servers: Servers = msgspec.field(default_factory=Servers)
+    portmap: PortMapConfig = msgspec.field(default_factory=PortMapConfig)
     budgets: Budgets = msgspec.field(default_factory=Budgets)
 
     @classmethod
@@ -385,6 +410,12 @@ def _read_glob(value: object) -> str:
     return value
 
 
+def _read_protocol(value: object) -> str:
+    if value not in PORTMAP_PROTOCOLS:
+        raise Unfit(f"expected one of {', '.join(PORTMAP_PROTOCOLS)}")
+    return str(value)
+
+
 def _read_urls(*schemes: str) -> _Reader:
     return _read_list(lambda item: read_url(item, *schemes), f"{' and '.join(schemes)} URLs")
 
@@ -422,11 +453,13 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "servers.ntp": _read_urls("ntp"),
     "servers.ca_file": _read_path,
     "servers.public_servers": _read_flag,
+    "portmap.enabled": _read_flag,
+    "portmap.protocols": _read_list(_read_protocol, "protocols"),
 } | {f"budgets.{name}": _read_seconds for name in Budgets.__struct_fields__}
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     section.name_of_table: section
-    for section in (IdentityConfig, ListenConfig, InterfacesConfig, NetworkConfig, Servers, Budgets)
+    for section in (IdentityConfig, ListenConfig, InterfacesConfig, NetworkConfig, Servers, PortMapConfig, Budgets)
 }
 _ENVIRONMENT: Final = {"WARPGATE_" + key.replace(".", "_").upper(): key for key in _READERS}
 

@@ -346,4 +346,6 @@ def shown_value(value: object) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """What an error about an unknown name adds; `known` is not empty."""
-    return f"the nearest known one is {difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]}"
+    keys = list(known)
+    same = [key for key in keys if key.rpartition(".")[2] == name]  # its section was left out
+    return f"the nearest known one is {difflib.get_close_matches(name, same or keys, n=1, cutoff=0.0)[0]}"

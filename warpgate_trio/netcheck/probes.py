@@ -37,6 +37,7 @@ from .report import (
     NetcheckReport,
     Path,
     ServerCheck,
+    gateway_check,
     milliseconds,
     named,
     path_check,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from ..config import Servers, ServerUrl
     from ..host import Host
     from ..nat.service import NatService
+    from ..portmap.service import PortMaps
     from ..signal import SignalHub
 
 __all__ = ["PATIENCE", "TIMEOUT", "check_network"]
@@ -125,6 +127,7 @@ async def check_network(
     hub: SignalHub,
     nat: NatService,
     names: Names,
+    portmaps: PortMaps,
     host: Host,
     everything: bool,
     timeout: float,
@@ -132,7 +135,7 @@ async def check_network(
     """Make the report; see `Node.netcheck`."""
     if not timeout > 0:
         raise ValueError(f"a timeout is more than 0 s, not {timeout}")
-    check = _Check(servers, hub, nat, names, host, everything)
+    check = _Check(servers, hub, nat, names, portmaps, host, everything)
     started = trio.current_time()
     with trio.move_on_after(timeout) as scope:
         await check.run()
@@ -142,12 +145,20 @@ async def check_network(
 @final
 class _Check:
     def __init__(
-        self, servers: Servers, hub: SignalHub, nat: NatService, names: Names, host: Host, everything: bool
+        self,
+        servers: Servers,
+        hub: SignalHub,
+        nat: NatService,
+        names: Names,
+        portmaps: PortMaps,
+        host: Host,
+        everything: bool,
     ) -> None:
         self._servers = servers
         self._hub = hub
         self._nat = nat
         self._names = names
+        self._portmaps = portmaps
         self._unresolved: dict[str, NameFailure] = {}
         self._host = host
         self._everything = everything
@@ -166,10 +177,16 @@ class _Check:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._check_signals)
+            nursery.start_soon(self._check_gateways)
             for url in self._ntp:
                 nursery.start_soon(self._check_ntp, url)
             for af in self._paths:
                 nursery.start_soon(self._check_family, af)
+
+    async def _check_gateways(self) -> None:
+        """They are asked in the background; a router that says nothing takes a while to be known for that."""
+        with trio.move_on_after(PATIENCE):
+            await self._portmaps.wait_settled()
 
     # -- signals and time --------------------------------------------------------------------------------------------
 
@@ -373,6 +390,7 @@ class _Check:
             paths=tuple(paths),
             servers=rows,
             clock=self._clock(),
+            gateways=tuple(map(gateway_check, self._portmaps.gateways)),
             **said,
         )
 

@@ -17,13 +17,14 @@ from ..clock.ntp import UNSYNCHRONISED
 from ..errors import printable
 from ..names import NameFailure, describe_failures
 from ..nat.abilities import Abilities, abilities
-from ..sockaddr import Family, IpAddress
+from ..sockaddr import Family, IpAddress, show_address
 
 if TYPE_CHECKING:
     from ..config import Servers
     from ..host import Interface
+    from ..portmap.service import GatewayState
 
-__all__ = ["ClockCheck", "NetcheckReport", "PathCheck", "ServerCheck", "TransportCheck"]
+__all__ = ["ClockCheck", "GatewayCheck", "NetcheckReport", "PathCheck", "ServerCheck", "TransportCheck"]
 
 MAX_INTERFACES: Final = 4
 """Interfaces measured per address family, one after another, the one that leads to the internet first."""
@@ -130,6 +131,25 @@ class ClockCheck(_Part, frozen=True, kw_only=True):
 
 
 @final
+class GatewayCheck(_Part, frozen=True, kw_only=True):
+    """A router that was asked to open the port that the node listens on (docs/port_mapping.md).
+
+    Attributes:
+      interface: the name of the interface that it is asked by.
+      address: its own, in our network.
+      protocols: what it answers to: pcp, natpmp, upnp.
+      mapped: where it has opened our port, by its own word: address and port, the address empty where it tells none.
+      problems: why it has opened none, or not by all protocols, in sentences.
+    """
+
+    interface: str
+    address: str
+    protocols: tuple[str, ...]
+    mapped: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@final
 class NetcheckReport(_Part, frozen=True, kw_only=True):
     """What `Node.netcheck` found.
 
@@ -141,6 +161,7 @@ class NetcheckReport(_Part, frozen=True, kw_only=True):
       paths: per interface and address family, those that lead to the internet first.
       servers: one row per server and transport, in the order of the configuration.
       clock: what is wrong with it.
+      gateways: the routers that ports are opened by.
       can, cannot, unknown: what holds for the node as a whole, then each path's sentences.
     """
 
@@ -154,6 +175,7 @@ class NetcheckReport(_Part, frozen=True, kw_only=True):
     can: tuple[str, ...]
     cannot: tuple[str, ...]
     unknown: tuple[str, ...]
+    gateways: tuple[GatewayCheck, ...] = ()
 
 
 # --- Which paths there are --------------------------------------------------------------------------------------------
@@ -232,6 +254,16 @@ def whole(
 
 def named(sentence: str, path: PathCheck, paths: Sequence[PathCheck]) -> str:
     return sentence if len(paths) == 1 else f"IPv{path.af} by {path.interface}: {sentence}"
+
+
+def gateway_check(state: GatewayState) -> GatewayCheck:
+    return GatewayCheck(
+        interface=state.interface,
+        address=str(state.gateway),
+        protocols=state.protocols,
+        mapped=tuple(show_address((str(each.ip or ""), each.external)) for each in state.mapped),
+        problems=tuple(sentence(each) for each in state.problems),
+    )
 
 
 def path_check(path: Path) -> PathCheck:

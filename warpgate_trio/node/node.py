@@ -160,6 +160,7 @@ class Node:
             hub=self._runtime.hub,
             nat=self._runtime.nat,
             names=self._runtime.names,
+            portmaps=self._runtime.portmaps,
             host=self._runtime.host,
             everything=servers,
             timeout=timeout,

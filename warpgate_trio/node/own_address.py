@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Final, final
 
 from .. import host as machine
-from ..address import AddressInterface, OwnAddresses, PeerAddress, describe_interfaces
+from ..address import (
+    AddressInterface,
+    Endpoint,
+    EndpointKind,
+    OwnAddresses,
+    PeerAddress,
+    describe_interfaces,
+)
 from ..address.nat_profile import NatProfiles
+from ..address.record import MAX_ENDPOINTS
+from ..address.scope import AddressScope, scope_of
 from ..clock.wall import Clock
 from ..host import Host
 from ..identity import Identity
+from ..portmap.service import MappedPort
 
-__all__ = ["OwnAddress"]
+__all__ = ["OwnAddress", "with_mapped"]
 
 ADDRESS_LIFETIME: Final = 7 * 24 * 3600
 """Seconds for which a published address is good: long enough to be pasted into a chat and used the next days."""
@@ -27,6 +38,41 @@ CLOCK_LEEWAY: Final = 60
 """Seconds by which the clock may have been set back before the address is issued anew."""
 
 
+def with_mapped(
+    interfaces: tuple[AddressInterface, ...], ports: Sequence[MappedPort], nat: NatProfiles
+) -> tuple[AddressInterface, ...]:
+    """What is published of the interfaces, with the ports that routers have open.
+
+    A router says at which address, and is not believed as it is: a public one is published where STUN servers see us
+    there, or have not said anything.  A private one is the router's own in its provider's network, where a neighbour
+    behind another router can use it.  Pinholes are for addresses that are published anyway.
+    """
+    for port in ports:
+        ip = port.ip
+        if not isinstance(ip, IPv4Address):
+            continue
+        profile = nat.get(None, 4)
+        seen = {*profile.udp.external, *profile.tcp.external}
+        scope = scope_of(ip)
+        if not (ip in seen or not seen if scope is AddressScope.PUBLIC else scope in _INSIDE):
+            continue
+        interfaces = tuple(
+            _with_endpoint(each, port, ip) if each.index == port.interface else each for each in interfaces
+        )
+    return interfaces
+
+
+def _with_endpoint(interface: AddressInterface, port: MappedPort, ip: IPv4Address) -> AddressInterface:
+    bases = [n for n, each in enumerate(interface.endpoints) if each.ip == port.local]
+    if not bases or len(interface.endpoints) >= MAX_ENDPOINTS:
+        return interface
+    mapped = Endpoint.make(transport=port.transport, kind=EndpointKind.MAPPED, ip=ip, port=port.external, base=bases[0])
+    return AddressInterface(interface.index, (*interface.endpoints, mapped))
+
+
+_INSIDE: Final = (AddressScope.PRIVATE, AddressScope.SHARED)
+
+
 @final
 class OwnAddress:
     """See the module's page.
@@ -35,6 +81,7 @@ class OwnAddress:
       ports: those that the node listens on, by IP version.
       signals: URLs of the signal servers at which it is to be found.
       nat: what has been measured of the NATs by now.
+      mapped: the ports that routers have open for us now.
       instance: the process among those of its key.
     """
 
@@ -47,6 +94,7 @@ class OwnAddress:
         ports: dict[int, int],
         signals: Sequence[str],
         nat: Callable[[], NatProfiles],
+        mapped: Callable[[], Sequence[MappedPort]],
         instance: bytes,
         listening: bool,
     ) -> None:
@@ -56,6 +104,7 @@ class OwnAddress:
         self._ports = ports
         self._signals = tuple(dict.fromkeys(signals))[:MAX_HINTS]
         self._nat = nat
+        self._mapped = mapped
         self._instance = instance
         self._listening = listening
         self._salt = host.entropy(HOST_SALT)
@@ -86,15 +135,16 @@ class OwnAddress:
         if measured is not self._measured:
             self._measured = measured
             self._nat_bytes = measured.to_bytes(interfaces=len(self._interfaces), external=True)
+        interfaces = with_mapped(self._interfaces, self._mapped(), measured)
         issued, now = self._issued, max(int(self._clock.now()), 0)
         if (
             issued is None
-            or issued.interfaces != self._interfaces
+            or issued.interfaces != interfaces
             or self._issued_nat != self._nat_bytes
             or not issued.issued_at - CLOCK_LEEWAY <= now <= issued.issued_at + ADDRESS_LIFETIME // 2
         ):
             self._issued_nat = self._nat_bytes
-            self._issued = issued = self._issue(self._interfaces, measured, now)
+            self._issued = issued = self._issue(interfaces, measured, now)
         return issued
 
     def _issue(self, interfaces: tuple[AddressInterface, ...], nat: NatProfiles, now: int) -> PeerAddress:

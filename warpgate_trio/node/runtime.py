@@ -33,6 +33,7 @@ from ..names import Names
 from ..nat.service import NatService
 from ..nurseries import open_background_nursery
 from ..plugin import LoadedPlugins, Plugin, PluginStatus
+from ..portmap.service import PortMaps
 from ..ports.udp import UdpPorts
 from ..signal import SignalHub
 from ..signal.first_look import FirstLook
@@ -116,6 +117,13 @@ class NodeRuntime:
             self.udp_ports, servers.stun, host, names=self.names, is_online=lambda: hub.rtt is not None
         )
         nat = self.nat
+        self.portmaps: Final = PortMaps(
+            host,
+            ports_of(sockets),
+            protocols=config.portmap.protocols if config.portmap.enabled else (),
+            goodbye=budgets.goodbye,
+        )
+        portmaps = self.portmaps
 
         # Where we are, and where peers are.
         self.book: Final = AddressBook()
@@ -126,6 +134,7 @@ class NodeRuntime:
             ports=ports_of(sockets),
             signals=[str(url.published) for url in servers.signal],
             nat=lambda: nat.profiles,
+            mapped=lambda: portmaps.mapped,
             instance=hub.instance,
             listening=listening,
         )
@@ -241,6 +250,8 @@ class NodeRuntime:
             waiting_pipes=self.listener.waiting,
             signals=dict(self._first_look.counters + self.sender.counters + self.router.counters),
             signals_dropped=self.hub.dropped,
+            gateways=sum(bool(gateway.protocols) for gateway in self.portmaps.gateways),
+            mapped_ports=len(self.portmaps.mapped),
         )
 
     async def wait_published(self) -> None:
@@ -287,6 +298,7 @@ class NodeRuntime:
             self._services.start_soon(self.presence.run)
             self._services.start_soon(self.router.run)
             self._services.start_soon(self.nat.run)
+            self._services.start_soon(self.portmaps.run)
             self._services.start_soon(self._watch_addresses)
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)
@@ -305,6 +317,7 @@ class NodeRuntime:
                 logger.info("the machine's addresses have changed")
                 self.hub.check_channels()
                 self.own.look()
+            self.portmaps.look()
             before = now
             await trio.sleep(LOOK_INTERVAL)  # nobody tells, on no system in the same way: one has to look
 

@@ -22,6 +22,8 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
       waiting_pipes: Pipes that wait for ``listener.accept()`` now.
       signals: messages by outcome (``"sent"``, ``"Accepted"``, ``"Replayed"``, ``"SignalForged"`` …).
       signals_dropped: payloads that came faster than the node could look at them.
+      gateways: routers that have answered to a protocol of port mapping.
+      mapped_ports: ports that they have open for this node now.
     """
 
     walks: dict[str, int]
@@ -35,3 +37,5 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     waiting_pipes: int
     signals: dict[str, int]
     signals_dropped: int
+    gateways: int
+    mapped_ports: int

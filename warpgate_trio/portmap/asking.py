@@ -129,16 +129,11 @@ def _refused(answer: natpmp.Refused) -> PortMapError:
 
 @final
 class PcpClient:
-    """See `Client`.  Over IPv6 it opens pinholes.
-
-    Attributes:
-      outside: the gateway's address on its other side, as far as its answers told; even a refusal may.
-    """
+    """See `Client`.  Over IPv6 it opens pinholes."""
 
     protocol: Final[ProtocolName] = "pcp"
 
     def __init__(self, local: IpAddress, gateway: TransportAddress) -> None:
-        self.outside: IpAddress | None = None
         self._local = local
         self._gateway = gateway
         self._epoch = Epoch()
@@ -186,9 +181,7 @@ class PcpClient:
         exchange: Exchange[pcp.Mapped | pcp.Refused] = Exchange(request, self._gateway, read)
         answer = await ask(self._local, exchange)
         if isinstance(answer, pcp.Refused):
-            self.outside = answer.ip or self.outside
             raise _pcp_refused(answer)
-        self.outside = answer.ip
         return answer
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeAlias, final
+from typing import Final, Protocol, TypeAlias, final
 
 from ..address.endpoint import Transport
+from ..config.config import PORTMAP_PROTOCOLS, PortMapProtocol
 from ..errors import PortMapError, PortMapRefused
 from ..sockaddr import IpAddress
 
 __all__ = ["PROTOCOLS", "Claim", "Client", "Conflict", "Denied", "Found", "Grant", "Protocols"]
 
-ProtocolName: TypeAlias = Literal["pcp", "natpmp", "upnp"]
+ProtocolName: TypeAlias = PortMapProtocol
 Protocols: TypeAlias = tuple[ProtocolName, ...]
-PROTOCOLS: Final[Protocols] = ("pcp", "natpmp", "upnp")
+PROTOCOLS: Final[Protocols] = PORTMAP_PROTOCOLS
 """In order of preference, of those that answer within the same moment: what is told of failures, and what is known of
 the other hosts of the network, decreases."""
 

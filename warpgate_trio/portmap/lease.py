@@ -104,7 +104,8 @@ class Lease:
                 self._checks = later
             if not conflict:
                 return
-        ended, self.grant = self.grant is not None, None
+        ended = self.grant is not None
+        self.grant = None
         if conflict and self._conflicts < MAX_CONFLICTS:
             self._conflicts += 1
             self.claim = replace(self.claim, external=self._choose())

@@ -80,7 +80,7 @@ class Refused:
 
     Attributes:
       nonce: of the request for a mapping, where the answer repeats it.
-      ip: the gateway's own address on its other side, where it is told all the same.
+      ip: the gateway's own address on its other side, which some tell all the same.
       lifetime: seconds for which the answer is not going to change.
       result: a `Result`, or a number that RFC 6887 does not know.
     """
