@@ -10,11 +10,13 @@ import trio
 
 from tests.certificates import Authority
 from tests.hangs import HANG
-from tests.integration.test_mqtt_nodes import call_back, wait_servers, wait_until
-from tests.nodes import ALICE, BOB, QUICK, LoopbackHost, address_of, closed_port, loopback_node
+from tests.identities import ALICE, BOB
+from tests.integration.test_mqtt_nodes import call_back, wait_servers
+from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, loopback_node
 from tests.ports import free_port
 from tests.proxies import PASSWORD, USER, says, squid
 from tests.servers_mqtt import make_mosquitto
+from tests.waiting import wait_until
 from warpgate_trio import ConfigError, ConnectError, Node, NodeConfig, Servers, anyone
 from warpgate_trio.config import NetworkConfig
 from warpgate_trio.report import Verdict

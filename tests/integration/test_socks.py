@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from tests.hangs import HANG
+from tests.identities import ALICE
 from tests.integration.test_server_dial import ECHO, check_echo, refusal, target
-from tests.nodes import ALICE, loopback_node
+from tests.nodes import loopback_node
 from tests.ports import free_port
 from tests.proxies import PASSWORD, USER, microsocks, says
 from warpgate_trio import NodeConfig, Servers

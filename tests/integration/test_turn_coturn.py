@@ -13,7 +13,8 @@ import trio
 from tests.certificates import Authority
 from tests.coturn import Relay, coturn_relay
 from tests.hangs import HANG
-from tests.links import BOB, close_carriers, receive_exactly
+from tests.identities import BOB
+from tests.links import close_carriers, receive_exactly
 from tests.paths import SocketPath
 from tests.ports import free_port
 from tests.requirements import unmet

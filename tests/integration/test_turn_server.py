@@ -18,7 +18,8 @@ import trio.testing
 
 from tests.certificates import Authority
 from tests.hangs import HANG
-from tests.links import BOB, close_carriers, receive_exactly
+from tests.identities import BOB
+from tests.links import close_carriers, receive_exactly
 from tests.requirements import find_program
 from tests.turn_requests import Requests, channel_data, error_of, indication
 from warpgate_trio.carrier.quic import QuicCarrier

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 import trio
 
-from tests.nodes import ALICE, BOB
+from tests.identities import ALICE, BOB
 from tests.sim.gateways import Gateway
 from warpgate_trio import Node, NodeConfig, PortMapConfig, anyone, open_node
 from warpgate_trio.address import EndpointKind

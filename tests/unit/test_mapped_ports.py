@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from tests.nodes import ALICE
+from tests.identities import ALICE
 from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, PeerAddress, Transport
 from warpgate_trio.address.nat_profile import NatProfile, NatProfiles, TransportProfile
 from warpgate_trio.address.record import MAX_ENDPOINTS

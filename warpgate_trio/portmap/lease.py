@@ -59,7 +59,7 @@ class Lease:
     def __init__(self, transport: Transport, internal: int, *, nonce: bytes, choose: Callable[[], int]) -> None:
         self._choose = choose
         self._internal: Final = internal
-        self.claim = Claim(transport, internal, self._first_port(), nonce)
+        self.claim: Claim = Claim(transport, internal, self._first_port(), nonce)
         self.grant: Grant | None = None
         self._ends = math.inf
         self._renews = math.inf
