@@ -7,11 +7,13 @@
             ...  # what must hold, cancelled or not
 
 Cut 0 is cancelled before the operation starts, cut k when its task has blocked for the k-th time; the loop ends after
-the first run that was not cancelled in time, so the operation is seen whole once.  What other tasks do does not count.
+the first run that was not cancelled in time, so the operation is seen whole once.  What other tasks do does not count;
+with `step_cuts` it does: cut k is cancelled when the tasks of the run have made k steps in all.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
 from typing import final
@@ -20,10 +22,11 @@ import trio
 
 MAX_CUTS = 200
 """More checkpoints than any operation here has; beyond that it must be hanging in a loop."""
+MAX_STEPS = 20_000
+"""The same of all tasks' steps."""
 
 
-@final
-class Cut(trio.abc.Instrument):
+class AnyCut(trio.abc.Instrument, ABC):
     """The scope of one run; `caught` tells afterwards whether the cancellation struck."""
 
     def __init__(self, number: int) -> None:
@@ -36,7 +39,7 @@ class Cut(trio.abc.Instrument):
     def caught(self) -> bool:
         return self._scope.cancelled_caught
 
-    def __enter__(self) -> Cut:
+    def __enter__(self) -> AnyCut:
         self._task = trio.lowlevel.current_task()
         self._scope.__enter__()
         trio.lowlevel.add_instrument(self)
@@ -51,11 +54,30 @@ class Cut(trio.abc.Instrument):
         return self._scope.__exit__(kind, error, traceback)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio calls this when a task has blocked: here a cancellation is delivered to that very wait."""
-        if task is self._task and self._left:
+        """Trio calls this when a task has blocked: if it is ours, a cancellation is delivered to that very wait."""
+        if self._counts(task) and self._left:
             self._left -= 1
             if not self._left:
                 self._scope.cancel()
+
+    @abstractmethod
+    def _counts(self, task: trio.lowlevel.Task) -> bool: ...
+
+
+@final
+class Cut(AnyCut):
+    """Counts the checkpoints of the operation's own task."""
+
+    def _counts(self, task: trio.lowlevel.Task) -> bool:
+        return task is self._task
+
+
+@final
+class StepCut(AnyCut):
+    """Counts the steps of all tasks."""
+
+    def _counts(self, task: trio.lowlevel.Task) -> bool:
+        return True
 
 
 def cuts() -> Iterator[Cut]:
@@ -66,3 +88,13 @@ def cuts() -> Iterator[Cut]:
         if not cut.caught:
             return
     raise AssertionError(f"the operation was cancelled at {MAX_CUTS} checkpoints and has not come to its end")
+
+
+def step_cuts(stride: int = 1) -> Iterator[StepCut]:
+    """The same at the steps of all tasks, or at one of `stride`."""
+    for number in range(1, MAX_STEPS, stride):
+        cut = StepCut(number)
+        yield cut
+        if not cut.caught:
+            return
+    raise AssertionError(f"the operation does not come to its end in {MAX_STEPS} steps")

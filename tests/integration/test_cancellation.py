@@ -7,16 +7,14 @@ that no task is left, of the nurseries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import final
 
 import pytest
 import trio
 import trio.testing
 
-from tests.cancel_sweep import cuts
+from tests.cancel_sweep import cuts, step_cuts
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.links import link_of
@@ -44,30 +42,6 @@ async def nothing_left(both: Pair, *, interrupted: bool = False) -> None:
     )
 
 
-@final
-class _AllTasks(trio.abc.Instrument):
-    """Cancels a scope when the tasks of the run have made so many steps in all."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-        self.scope = trio.CancelScope()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self.scope.cancel()
-
-
-def all_task_cuts() -> Iterator[_AllTasks]:
-    """Scopes that are cancelled ever later, until one is not cancelled in time."""
-    for steps in range(1, 20_000):
-        cut = _AllTasks(steps)
-        yield cut
-        if not cut.scope.cancelled_caught:
-            return
-    raise AssertionError("it does not come to its end")
-
-
 async def say_and_hear(url: ServerUrl) -> None:
     """A channel's whole life."""
     async with open_channel(url, ALICE) as channel:
@@ -83,11 +57,9 @@ async def test_a_websocket_channel_at_any_tasks_step() -> None:
             with cut:
                 await say_and_hear(url)
             await wait_until(lambda: server.statistics().connections == 0)
-        for steps in all_task_cuts():
-            trio.lowlevel.add_instrument(steps)
-            with steps.scope:
+        for steps in step_cuts():
+            with steps:
                 await say_and_hear(url)
-            trio.lowlevel.remove_instrument(steps)
             await wait_until(lambda: server.statistics().connections == 0)
         assert server.statistics().mailboxes == 0
 
@@ -99,11 +71,9 @@ async def test_an_mqtt_channel_at_any_tasks_step(mosquitto: Broker) -> None:
         with cut:
             await say_and_hear(mosquitto.url)
         await wait_until(lambda: mosquitto.connections() == 0)
-    for steps in all_task_cuts():
-        trio.lowlevel.add_instrument(steps)
-        with steps.scope:
+    for steps in step_cuts():
+        with steps:
             await say_and_hear(mosquitto.url)
-        trio.lowlevel.remove_instrument(steps)
         await wait_until(lambda: mosquitto.connections() == 0)
     assert mosquitto.count("Sending SUBACK to wg") > 10, "many were cut after they had subscribed"
 
@@ -113,13 +83,11 @@ async def test_an_mqtt_channel_at_any_tasks_step(mosquitto: Broker) -> None:
 async def test_open_node_at_any_tasks_step_with_both_transports(mosquitto: Broker) -> None:
     async with open_rendezvous() as server:
         servers = Servers(websocket=[server.url], mqtt=[str(mosquitto.url)], public_servers=False)
-        for steps in all_task_cuts():
-            trio.lowlevel.add_instrument(steps)
-            with steps.scope:
+        for steps in step_cuts():
+            with steps:
                 async with loopback_node(ALICE, NodeConfig(servers=servers), authorize=anyone) as node:
                     while any(each.state is not ServerState.CONNECTED for each in node.signal_servers):
                         await node._runtime.hub._keeper.wait_changed()
-            trio.lowlevel.remove_instrument(steps)
             await wait_until(lambda: server.statistics().connections == 0)
             await wait_until(lambda: mosquitto.connections() == 0)
         assert mosquitto.count("Sending SUBACK to wg") > 10
@@ -159,23 +127,19 @@ def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow("some hundred connects, each cancelled one task step later than the one before")
 async def test_connect_at_any_tasks_step(plugin: str) -> None:
     async with pair() as both:
-        for cut in all_task_cuts():
-            trio.lowlevel.add_instrument(cut)
-            with cut.scope:
+        for cut in step_cuts():
+            with cut:
                 await (await both.alice.connect(both.bob.address, plugin=plugin, af=4)).aclose()
-            trio.lowlevel.remove_instrument(cut)
-            await nothing_left(both, interrupted=cut.scope.cancelled_caught)
+            await nothing_left(both, interrupted=cut.caught)
 
 
 @pytest.mark.slow("some hundred walks, each cancelled one task step later than the one before")
 async def test_auto_connect_at_any_tasks_step() -> None:
     async with pair() as both:
-        for cut in all_task_cuts():
-            trio.lowlevel.add_instrument(cut)
-            with cut.scope:
+        for cut in step_cuts():
+            with cut:
                 await (await both.alice.auto_connect(both.bob.address, early_data=b"early")).aclose()
-            trio.lowlevel.remove_instrument(cut)
-            await nothing_left(both, interrupted=cut.scope.cancelled_caught)
+            await nothing_left(both, interrupted=cut.caught)
 
 
 @pytest.mark.slow("one walk for each of its checkpoints")

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from contextlib import suppress
-from typing import final
 
 import pytest
 import trio
 
+from tests.cancel_sweep import step_cuts
 from warpgate_trio import ConnectError
 from warpgate_trio.sim import NatConfig, Netstat, presets, simulate
 from warpgate_trio.testing import simulated_hosts
@@ -23,21 +23,6 @@ from warpgate_trio.testing.walks import open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
 LATER = 61.0  # seconds; rates are per minute, and TCP's TIME-WAIT is one
-MAX_STEPS = 20_000
-
-
-@final
-class Cut(trio.abc.Instrument):
-    """A scope that is cancelled when the tasks of the run have made so many steps in all."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-        self.scope = trio.CancelScope()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self.scope.cancel()
 
 
 def still_there(found: Netstat) -> tuple[Counter[str], Counter[str]]:
@@ -50,7 +35,7 @@ def sweep(pair: PeerPair, stride: int) -> tuple[int, int]:
     """How many walks were cut, and how many of them when bob had a Pipe already."""
 
     async def main() -> tuple[int, int]:
-        given = 0
+        walks = given = 0
         async with pair.build(time_limit=1e7) as net, simulated_hosts():
             async with open_nodes(net) as nodes, trio.open_nursery() as nursery:
 
@@ -68,17 +53,15 @@ def sweep(pair: PeerPair, stride: int) -> tuple[int, int]:
                 await trio.sleep(LATER)
                 before = still_there(net.netstat())
                 now = before
-                for steps in range(1, MAX_STEPS, stride):
-                    cut = Cut(steps)
-                    trio.lowlevel.add_instrument(cut)
-                    with cut.scope:
+                for cut in step_cuts(stride):
+                    walks += 1
+                    with cut:
                         try:
                             pipe = await nodes.alice.auto_connect(nodes.bob.address, early_data=b"early")
                         except ConnectError:
                             pass
                         else:
                             await pipe.aclose()
-                    trio.lowlevel.remove_instrument(cut)
                     await trio.sleep(LATER)
                     for _ in range(300):  # a node also asks its servers now and then
                         now = still_there(net.netstat())
@@ -87,18 +70,14 @@ def sweep(pair: PeerPair, stride: int) -> tuple[int, int]:
                         await trio.sleep(0.1)
                     more = [sorted((a - b).elements()) for a, b in zip(now, before, strict=True)]
                     less = [sorted((b - a).elements()) for a, b in zip(now, before, strict=True)]
-                    assert now == before, f"cut after {steps} steps: more {more}, less {less}"
+                    assert now == before, f"cut after {cut.number} steps: more {more}, less {less}"
                     for node in (nodes.alice, nodes.bob):
                         stats = node.stats()
-                        assert (stats.links, stats.attempts, stats.handshakes) == (0, 0, 0), (steps, stats)
-                    if not cut.scope.cancelled_caught:
-                        break
-                else:
-                    raise AssertionError(f"the walk does not come to its end in {MAX_STEPS} steps")
+                        assert (stats.links, stats.attempts, stats.handshakes) == (0, 0, 0), (cut.number, stats)
                 nursery.cancel_scope.cancel()
             left = net.netstat()
             assert not left, str(left)
-        return 1 + steps // stride, given
+        return walks, given
 
     return simulate(main, seed=pair.seed)
 

@@ -34,7 +34,7 @@ from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import channels, frames, liveness, states
 from warpgate_trio.node import inbound, listener
-from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins, plugin_registry
+from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
 from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, Verdict
 from warpgate_trio.servers import rendezvous_frames
@@ -535,17 +535,7 @@ def test_what_a_node_shows_is_in_the_table_and_nothing_else() -> None:
 
 
 @pytest.fixture
-def registry() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    load_plugins()  # a module is imported once: what its import registers now is to stay
-    kept = dict(plugin_registry)
-    yield
-    plugin_registry.clear()
-    plugin_registry.update(kept)
-
-
-@pytest.fixture
-def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None) -> Iterator[types.ModuleType]:
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_plugins: None) -> Iterator[types.ModuleType]:
     """The guide's plugin, installed from its own text as the guide says."""
     programs = code(page(GUIDE), "python")
     (project,) = code(page(GUIDE), "toml")
@@ -649,7 +639,7 @@ def looker(seen: dict[bool, dict[str, object]], finished: list[str]) -> type[Plu
     return plugin.register(phase="punch")(Looker)
 
 
-async def test_what_both_halves_see(registry: None) -> None:
+async def test_what_both_halves_see(own_plugins: None) -> None:
     seen: dict[bool, dict[str, object]] = {}
     finished: list[str] = []
     kind = looker(seen, finished)
@@ -681,7 +671,7 @@ async def test_what_both_halves_see(registry: None) -> None:
     assert sorted(finished) == 2 * ["adopted"] + 2 * ["adopted ended"] + 2 * ["goodbye"] + 2 * ["goodbye ended"]
 
 
-async def test_a_plugin_that_the_peer_lacks_fails_alone(registry: None) -> None:
+async def test_a_plugin_that_the_peer_lacks_fails_alone(own_plugins: None) -> None:
     """What the guide says of a combo has to hold here too: it fails, the others go on."""
     seen: dict[bool, dict[str, object]] = {}
     kind = looker(seen, [])
