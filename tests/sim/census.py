@@ -17,7 +17,8 @@ from collections import Counter
 from math import exp, lgamma, log
 from random import Random
 
-from tests.sim.punching import Meeting, draw_punchable, meet, rows
+from tests.sim.punching import draw_punchable
+from tests.sim.walks import Meeting, meet, rows
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.sim import presets
 from warpgate_trio.testing.populations import POPULATIONS

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.identities import ALICE
-from tests.sim.punching import meet
+from tests.sim.walks import meet
 from tests.sim.worlds import run
 from warpgate_trio import Node, NodeConfig, PeerAddress, Pipe, Servers, open_node
 from warpgate_trio import host as machine

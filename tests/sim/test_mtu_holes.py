@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import trio
 
-from tests.sim.punching import meet, rows
+from tests.sim.walks import meet, rows
 from tests.sim.worlds import run
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.ports.segments import MAX_PACKET, clamp_segments

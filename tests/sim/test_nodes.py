@@ -10,36 +10,23 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
-import trio
 from hypothesis import Phase, example, given, note, settings
 from hypothesis import strategies as st
 
-from tests.identities import ALICE, BOB
-from tests.sim.worlds import may_break
-from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
-from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
-from warpgate_trio.config import Budgets, ListenConfig
-from warpgate_trio.report import ConnectReport, Verdict
-from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.sim import Fault, Hairpin, Kind, Link, NatConfig, Network, presets, simulate
-from warpgate_trio.testing import simulated_hosts
+from tests.sim.walks import meet
+from warpgate_trio import Node, PeerAddress, Pipe
+from warpgate_trio.config import Budgets
+from warpgate_trio.report import Verdict
+from warpgate_trio.sim import Fault, Hairpin, Kind, Link, NatConfig, presets
 from warpgate_trio.testing.strategies import PeerPair, Place, fault_schedules, links, nats, peer_pairs
 from warpgate_trio.testing.theory import lets_out, reaches
+from warpgate_trio.testing.walks import PORT
 
-PORT = 7000
-SIGNALS = 443  # what the strictest of firewalls lets out
 BUDGETS = Budgets()
-CONFIG = NodeConfig(
-    servers=Servers(websocket=[f"ws://server:{SIGNALS}"]), listen=ListenConfig(port=PORT), budgets=BUDGETS
-)
-WARM = 60.0  # more than clocks differ: a node takes what is stamped before its start for replayed
-PAYLOAD = bytes(range(256)) * 40
-
-Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
 
 
 # -- the oracle, which knows nothing of nodes --------------------------------------------------------------------------
@@ -71,158 +58,6 @@ def expected(pair: PeerPair) -> Expected:
     forwarded = pair.bob.forwarded and reaches_forwarded(alice, bob, pair.shared)
     return Expected(
         direct=reaches(alice, bob, PORT) or forwarded, reverse=reaches(bob, alice, PORT) and (not alice or alice == bob)
-    )
-
-
-# -- the worlds --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one walk.
-
-    Attributes:
-      seconds: from the call to its Pipe or its error, and with a Pipe to its first echoed byte.
-      digest: of all packets.
-    """
-
-    connected: bool
-    report: ConnectReport
-    walk: float
-    seconds: float
-    digest: str
-
-
-def run(
-    pair: PeerPair,
-    connect: Connect = Node.auto_connect,
-    *,
-    early: bytes = b"",
-    data: bytes = PAYLOAD,
-    lossy: bool = False,
-    faults: tuple[Fault, ...] = (),
-    cold: bool = False,
-) -> Result:
-    """Open both nodes and a rendezvous server, let alice connect to bob, and check all that holds for any world.
-
-    `early` is what `connect` sends as early data; bob's application echoes everything.  The `faults` begin with the
-    call.  With any, or where the world is `lossy`, an established Pipe may break, and bob may have accepted what alice
-    has given up by then.  `cold`: she calls as soon as her node is open.
-    """
-
-    async def main() -> Result:
-        async with pair.build(time_limit=3600) as net, simulated_hosts():
-            mapped = pair.forward(net, "bob", PORT) if pair.bob.forwarded else None
-            with net.hosts["server"]:
-                async with open_rendezvous(host=None, port=SIGNALS, public_urls=CONFIG.servers.websocket):
-                    result = await _call(net, connect, mapped, early, data, lossy or bool(faults), faults, cold)
-            left = net.netstat()
-            assert not left, str(left)
-            await trio.sleep(1000)  # TIME-WAIT is a minute, and TCP gives an orphan's last bytes up within minutes
-            assert net.netstat().lingering == ()
-            return result
-
-    return simulate(main, seed=pair.seed)
-
-
-async def _call(
-    net: Network,
-    connect: Connect,
-    mapped: str | None,
-    early: bytes,
-    data: bytes,
-    lossy: bool,
-    faults: tuple[Fault, ...],
-    cold: bool,
-) -> Result:
-    accepted: list[Pipe] = []
-
-    async def serve(bob: Node) -> None:
-        while True:
-            pipe = await bob.listener.accept()
-            accepted.append(pipe)
-            async with pipe:
-                with may_break(lossy):
-                    async for chunk in pipe:
-                        await pipe.send_all(chunk)
-                    await pipe.send_eof()
-
-    with net.hosts["bob"]:
-        async with open_node(CONFIG, identity=BOB, authorize=anyone) as bob, trio.open_nursery() as nursery:
-            nursery.start_soon(serve, bob)
-            await bob.wait_signals()
-            target = bob.address if mapped is None else with_mapped(bob.address, mapped)
-            with net.hosts["alice"]:
-                async with open_node(CONFIG, identity=ALICE) as alice:
-                    if not cold:
-                        await alice.wait_signals()
-                        await trio.sleep(WARM)
-                    net.schedule(faults)
-                    began = trio.current_time()
-                    try:
-                        pipe = await connect(alice, target)
-                    except ConnectError as error:
-                        assert lossy or accepted == []
-                        took = trio.current_time() - began
-                        result = Result(False, error.report, took, took, "")
-                    else:
-                        walk = trio.current_time() - began
-                        echoed = walk
-                        with may_break(lossy):
-                            echoed = await first_echo(pipe, data, early)
-                        if not lossy:
-                            (theirs,) = accepted
-                            assert path_of(theirs) == path_of(pipe)
-                        assert pipe.report is not None
-                        result = Result(True, pipe.report, walk, echoed - began, "")
-            nursery.cancel_scope.cancel()
-    return replace(result, digest=net.digest())
-
-
-def path_of(pipe: Pipe) -> tuple[str | None, str, int, str]:
-    """What both ends must agree on; endpoints, and so the kind of route, look different from the two sides of a NAT."""
-    path = pipe.path
-    return path.phase, path.plugin, path.af, path.carrier
-
-
-async def first_echo(pipe: Pipe, data: bytes, early: bytes) -> float:
-    """Send everything, check that it comes back, and close; returns when the first of it came.
-
-    Of a Pipe that breaks, what came must be right as far as it goes.
-    """
-    received = bytearray()
-    try:
-        async with pipe, trio.open_nursery() as nursery:
-
-            async def send() -> None:
-                await pipe.send_all(data)
-                await pipe.send_eof()
-
-            nursery.start_soon(send)
-            received += await pipe.receive_some()
-            first = trio.current_time()
-            async for chunk in pipe:
-                received += chunk
-            assert received == early + data
-    finally:
-        assert (early + data).startswith(received)
-    return first
-
-
-def with_mapped(address: PeerAddress, ip: str) -> PeerAddress:
-    """Bob's address with the port that his router forwards, which a user has typed into it."""
-    (interface,) = address.interfaces
-    mapped = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.MAPPED, ip=ip, port=PORT, base=0)
-    return PeerAddress.issue(
-        BOB,
-        seq=address.seq,
-        issued_at=address.issued_at,
-        expires_at=address.expires_at,
-        host_salt=address.host_salt,
-        host_id=address.host_id,
-        signals=address.signals,
-        interfaces=[AddressInterface(interface.index, (*interface.endpoints, mapped))],
-        capabilities=address.capabilities,
     )
 
 
@@ -269,7 +104,7 @@ def test_a_walk_connects_exactly_when_there_is_a_path() -> None:
         note(str(pair))
         paths = expected(pair)
         tally[paths] += 1
-        result = run(pair, dial)
+        result = meet(pair, dial)
         assert result.connected == (paths.direct or paths.reverse), result.report
         if result.connected:
             assert result.report.winner is not None
@@ -291,7 +126,7 @@ def test_a_walk_connects_exactly_when_there_is_a_path() -> None:
 def test_noise_makes_no_path_and_garbles_nothing(pair: PeerPair) -> None:
     note(str(pair))
     paths = expected(pair)
-    result = run(pair, dial, lossy=True)
+    result = meet(pair, dial, breaks=True)
     assert result.connected <= (paths.direct or paths.reverse)
     assert result.walk <= BROKEN_OFF_WITHIN
 
@@ -304,7 +139,7 @@ def test_nothing_is_left_whatever_goes_wrong(data: st.DataObject, pair: PeerPair
     note(str(pair))
     paths = expected(pair)
     whole = data.draw(st.booleans(), label="all phases")
-    result = run(pair, Node.auto_connect if whole else dial, faults=faults)
+    result = meet(pair, Node.auto_connect if whole else dial, faults=faults)
     if whole:
         assert result.walk <= BUDGETS.total + BUDGETS.commit
         return
@@ -327,7 +162,7 @@ def test_a_pipe_that_its_faults_break_is_no_fault_of_the_walk() -> None:
         Fault(at=0.1, until=0.1, target="bob-nat0", kind=Kind.REBOOT),
     )
     for connect in (dial, Node.auto_connect):
-        assert run(pair, connect, faults=faults).connected
+        assert meet(pair, connect, faults=faults).connected
 
 
 # -- how fast ----------------------------------------------------------------------------------------------------------
@@ -357,10 +192,10 @@ def test_the_first_echoed_byte_is_there_in_time(
     async def connect(node: Node, address: PeerAddress) -> Pipe:
         return await node.auto_connect(address, early_data=early)
 
-    result = run(PeerPair(alice=alice, bob=bob, server=NEAR), connect, early=early, data=data)
+    result = meet(PeerPair(alice=alice, bob=bob, server=NEAR), connect, early=early, data=data)
     assert result.report.winner is not None
     assert result.report.winner.plugin == plugin
-    assert result.seconds == pytest.approx(round_trips * RTT, abs=0.001)
+    assert result.echoed == pytest.approx(round_trips * RTT, abs=0.001)
 
 
 @pytest.mark.parametrize(
@@ -371,10 +206,10 @@ def test_the_first_call_of_a_node_that_was_just_opened(
     alice: Place, bob: Place, plugin: str, round_trips: float
 ) -> None:
     """To reach the signal server takes two more round trips, TCP's and the upgrade; to register with it, none."""
-    result = run(PeerPair(alice=alice, bob=bob, server=NEAR), data=bytes(64 * 1024), cold=True)
+    result = meet(PeerPair(alice=alice, bob=bob, server=NEAR), data=bytes(64 * 1024), warm=0, both_cold=True)
     assert result.report.winner is not None
     assert result.report.winner.plugin == plugin
-    assert result.seconds == pytest.approx(round_trips * RTT, abs=0.001)
+    assert result.echoed == pytest.approx(round_trips * RTT, abs=0.001)
 
 
 # -- the same again ----------------------------------------------------------------------------------------------------
@@ -384,13 +219,13 @@ PAIR = PeerPair(alice=replace(OPEN, clock_offset=12.0), bob=replace(BEHIND_NAT, 
 
 @pytest.mark.slow("three whole worlds")
 def test_one_seed_gives_one_run_of_whole_nodes() -> None:
-    digests = [run(replace(PAIR, seed=seed)).digest for seed in (1, 1, 2)]
+    digests = [meet(replace(PAIR, seed=seed)).digest for seed in (1, 1, 2)]
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.slow("two more interpreters that import everything")
 def test_another_process_with_another_hash_seed_sees_the_same() -> None:
-    program = "from tests.sim.test_nodes import PAIR, run; print(run(PAIR).digest)"
+    program = "from tests.sim.test_nodes import PAIR; from tests.sim.walks import meet; print(meet(PAIR).digest)"
     seen = {
         subprocess.run(
             [sys.executable, "-c", program],
@@ -401,4 +236,4 @@ def test_another_process_with_another_hash_seed_sees_the_same() -> None:
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert seen == {run(PAIR).digest}
+    assert seen == {meet(PAIR).digest}

@@ -16,7 +16,8 @@ import pytest
 import trio
 from hypothesis import Phase, example, given, note, settings
 
-from tests.sim.punching import WARM, Connect, Meeting, meet, punchable_worlds, rows
+from tests.sim.punching import punchable_worlds
+from tests.sim.walks import WARM, Connect, Meeting, meet, rows
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.address.nat_profile import NatProfile
 from warpgate_trio.config import Budgets

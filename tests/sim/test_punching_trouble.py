@@ -17,8 +17,7 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
-from tests.sim.punching import meet, rows
-from tests.sim.walks import CONES, RTT, in_world, serve
+from tests.sim.walks import CONES, RTT, in_world, meet, rows, serve
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, anyone
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed

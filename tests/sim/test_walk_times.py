@@ -6,8 +6,9 @@ from typing import NoReturn
 
 import pytest
 
-from tests.sim.punching import WARM, Connect, meet, rows
-from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
+from tests.identities import ALICE, BOB
+from tests.sim.walks import WARM, Connect, meet, rows
+from warpgate_trio import Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.plugin import Aim, Message, Plugin
 from warpgate_trio.report import Outcome
@@ -89,10 +90,10 @@ def call(far: float) -> str:
             with server:
                 async with open_rendezvous(host=None, port=443):
                     with bob:
-                        async with open_node(config, identity=Identity.from_seed(b"b" * 32), authorize=anyone) as node:
+                        async with open_node(config, identity=BOB, authorize=anyone) as node:
                             await node.wait_signals()
                             with alice:
-                                async with open_node(config, identity=Identity.from_seed(b"a" * 32)) as caller:
+                                async with open_node(config, identity=ALICE) as caller:
                                     await caller.wait_signals()
                                     async with await caller.auto_connect(node.address) as pipe:
                                         return pipe.path.plugin

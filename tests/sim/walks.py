@@ -1,22 +1,258 @@
-"""Two whole nodes in a simulated world, and what they do there."""
+"""Two whole nodes in a simulated internet with every server, behind NATs or not.
+
+`meet` lets one connect to the other, and tells who met, how and how fast; `in_world` runs what a test says.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 
 import trio
 
+from tests.identities import ALICE, BOB
 from tests.nodes import echo
-from warpgate_trio import Node, Pipe, anyone
+from tests.sim.worlds import may_break
+from warpgate_trio import ConnectError, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
+from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
+from warpgate_trio.config import Budgets, ListenConfig
 from warpgate_trio.plugin import Plugin
-from warpgate_trio.sim import Network, presets, simulate
+from warpgate_trio.report import ConnectReport
+from warpgate_trio.servers.stun import open_stun_server
+from warpgate_trio.sim import Fault, Host, Network, presets, simulate
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import SERVERS, NodePair, WorldServer, open_nodes
+from warpgate_trio.testing.walks import NTP, PORT, RENDEZVOUS, SERVERS, STUN, STUN2, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
 RTT = 0.05
 CONES = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
+WARM = 60.0  # more than clocks differ: a node takes what is stamped before its start for replayed
+LINGER = 1000.0  # TIME-WAIT is a minute, and TCP gives an orphan's last bytes up within minutes
+PAYLOAD = bytes(range(256)) * 64
+
+Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
+
+
+def _open_stun(host: Host) -> AbstractAsyncContextManager[object]:
+    """With two addresses of IPv4, in worlds that have IPv6 too."""
+    first, second = [address for address in host.addresses if ":" not in address][:2]
+    return open_stun_server(host=first, second_host=second, port=3478)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What came of one walk.
+
+    Attributes:
+      report: `ConnectReport`, of a success or a failure.
+      walk: seconds from the call to the Pipe or the error.
+      echoed: seconds from the call to the first echoed byte; None where none came.
+      phase_to_echo: the same from the start of the phase that won.
+      digest: of all packets.
+    """
+
+    connected: bool
+    report: ConnectReport
+    walk: float
+    echoed: float | None
+    digest: str = ""
+
+    @property
+    def plugin(self) -> str | None:
+        return None if self.report.winner is None else self.report.winner.plugin
+
+    @property
+    def phase_to_echo(self) -> float | None:
+        winner = self.report.winner
+        if self.echoed is None or winner is None or winner.started_ms is None:
+            return None
+        return self.echoed - winner.started_ms / 1000
+
+
+def rows(meeting: Meeting) -> str:
+    """The report for people, of a test that fails."""
+    lines = [
+        f"{row.plugin} {row.route} {row.likelihood}: {row.outcome.value} {row.error or ''}"
+        for row in meeting.report.combos
+    ]
+    return "\n".join([f"{meeting.report.verdict.value} after {meeting.walk:.3f} s", *lines])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Walk:
+    """What `meet` is asked for."""
+
+    connect: Connect
+    warm: float
+    both_cold: bool
+    lossy: bool
+    breaks: bool
+    faults: tuple[Fault, ...]
+    early: bytes
+    data: bytes
+
+
+def meet(
+    pair: PeerPair,
+    connect: Connect = Node.auto_connect,
+    *,
+    ntp: bool = True,
+    budgets: Budgets | None = None,
+    warm: float = WARM,
+    both_cold: bool = False,
+    on_network: Callable[[Network], object] | None = None,
+    lossy: bool = False,
+    breaks: bool = False,
+    faults: tuple[Fault, ...] = (),
+    early: bytes = b"",
+    data: bytes = PAYLOAD,
+) -> Meeting:
+    """Open both nodes and all servers, let alice connect to bob, echo some data, close; nothing may be left.
+
+    Both have been open for `warm` seconds by then; where that is 0, alice alone is cold, or `both_cold`.  The `faults`
+    begin with the call.  `early` is what `connect` sends as early data.
+
+    Where the world is `lossy`, a Pipe may break at its end; where it `breaks` Pipes, and with any faults, at any time.
+    In both, bob may have accepted what alice has given up by then.
+    """
+    wanted = _Walk(
+        connect=connect,
+        warm=warm,
+        both_cold=both_cold,
+        lossy=lossy,
+        breaks=breaks or bool(faults),
+        faults=faults,
+        early=early,
+        data=data,
+    )
+
+    async def main() -> Meeting:
+        async with pair.build(time_limit=3600) as net, simulated_hosts(), AsyncExitStack() as stack:
+            mapped = pair.forward(net, "bob", PORT) if pair.bob.forwarded else None
+            urls: dict[str, list[str]] = {}
+            for server in (RENDEZVOUS, replace(STUN, open=_open_stun), STUN2, *([NTP] if ntp else [])):
+                if server.machine in net.hosts:
+                    machine = net.hosts[server.machine]
+                    with machine:
+                        await stack.enter_async_context(server.open(machine))
+                    # By address, as these serve IPv4 alone, and the names are those of IPv6 addresses too.
+                    url = f"stun:{machine.ip}:3478" if server.key == "stun" else server.url
+                    urls.setdefault(server.key, []).append(url)
+            config = NodeConfig(
+                servers=Servers(**urls),  # type: ignore[arg-type]
+                listen=ListenConfig(port=PORT),
+                budgets=budgets or Budgets(),
+            )
+            if on_network is not None:
+                on_network(net)
+            result = await _call(net, config, mapped, wanted)
+            await stack.aclose()
+            left = net.netstat()
+            assert not left, str(left)
+            await trio.sleep(LINGER)
+            assert net.netstat().lingering == ()
+            return result
+
+    return simulate(main, seed=pair.seed)
+
+
+async def _call(net: Network, config: NodeConfig, mapped: str | None, wanted: _Walk) -> Meeting:
+    accepted: list[Pipe] = []
+
+    async def serve(bob: Node) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                accepted.append(await bob.listener.accept())
+                nursery.start_soon(back, accepted[-1])
+
+    async def back(pipe: Pipe) -> None:
+        with may_break(wanted.lossy or wanted.breaks):
+            await echo(pipe)
+
+    async with trio.open_nursery() as nursery:
+        with net.hosts["bob"]:
+            async with open_node(config, identity=BOB, authorize=anyone, strict_plugins=True) as bob:
+                await bob.wait_signals()
+                await trio.sleep(0 if wanted.warm or wanted.both_cold else WARM)
+                with net.hosts["alice"]:
+                    async with open_node(config, identity=ALICE, authorize=anyone, strict_plugins=True) as alice:
+                        nursery.start_soon(serve, bob)
+                        if wanted.warm:
+                            await alice.wait_signals()
+                            await trio.sleep(wanted.warm)
+                        net.schedule(wanted.faults)
+                        target = bob.address if mapped is None else with_mapped(bob.address, mapped)
+                        result = await _walk(alice, target, accepted, wanted)
+                nursery.cancel_scope.cancel()
+    return replace(result, digest=net.digest())
+
+
+async def _walk(alice: Node, target: PeerAddress, accepted: Sequence[Pipe], wanted: _Walk) -> Meeting:
+    strict = not wanted.lossy and not wanted.breaks
+    began = trio.current_time()
+    try:
+        pipe = await wanted.connect(alice, target)
+    except ConnectError as error:
+        assert accepted == [] or not strict
+        return Meeting(False, error.report, trio.current_time() - began, None)
+    walk = trio.current_time() - began
+    first = await _first_echo(pipe, wanted)
+    assert [path_of(each) for each in accepted] == [path_of(pipe)] or not strict
+    assert pipe.report is not None
+    return Meeting(True, pipe.report, walk, None if first is None else first - began)
+
+
+async def _first_echo(pipe: Pipe, wanted: _Walk) -> float | None:
+    """Send everything, check that it comes back, and close; when the first of it came.
+
+    Of a Pipe that breaks, what came must be right as far as it goes.
+    """
+    expected = wanted.early + wanted.data
+    received = bytearray()
+    first: float | None = None
+
+    async def send() -> None:
+        await pipe.send_all(wanted.data)
+        await pipe.send_eof()
+
+    try:
+        with may_break(wanted.breaks):
+            async with pipe:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send)
+                    while len(received) < len(expected):
+                        received += await pipe.receive_some() or b"an end that is too early"
+                        first = trio.current_time() if first is None else first
+                with may_break(wanted.lossy):
+                    assert await pipe.receive_some() == b""
+                assert received == expected
+    finally:
+        assert expected.startswith(received)
+    return first
+
+
+def path_of(pipe: Pipe) -> tuple[str | None, str, int, str]:
+    """What both ends must agree on; endpoints, and so the kind of route, look different from the two sides of a NAT."""
+    path = pipe.path
+    return path.phase, path.plugin, path.af, path.carrier
+
+
+def with_mapped(address: PeerAddress, ip: str) -> PeerAddress:
+    """Bob's address with the port that his router forwards, which a user has typed into it."""
+    (interface,) = address.interfaces
+    mapped = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.MAPPED, ip=ip, port=PORT, base=0)
+    return PeerAddress.issue(
+        BOB,
+        seq=address.seq,
+        issued_at=address.issued_at,
+        expires_at=address.expires_at,
+        host_salt=address.host_salt,
+        host_id=address.host_id,
+        signals=address.signals,
+        interfaces=[AddressInterface(interface.index, (*interface.endpoints, mapped))],
+        capabilities=address.capabilities,
+    )
 
 
 def in_world(
