@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -118,6 +119,28 @@ async def test_a_proxy_that_holds_the_line_is_told_from_a_silent_server(monkeypa
     async with says(b"HTTP/1.1 200 OK\r\n\r\n") as port:
         async with loopback_node(ALICE, config(f"wss://{SIGNAL}", proxy=f"http://127.0.0.1:{port}")) as alice:
             assert await wait_error(alice) == "no answer within 0 s"
+
+
+async def test_a_name_that_is_the_proxys_affair_is_not_what_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A STUN server of the same name is asked directly, and cannot be resolved."""
+    monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.05)
+
+    class NoNames(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: Any, *_: Any, **__: Any) -> Any:
+            raise trio.socket.gaierror(trio.socket.EAI_NONAME, "unknown")
+
+        async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+            raise NotImplementedError
+
+    previous = trio.socket.set_custom_hostname_resolver(NoNames())
+    try:
+        async with says() as port:
+            servers = Servers(websocket=[f"wss://{SIGNAL}"], stun=[f"stun:{SIGNAL}"])
+            network = NetworkConfig(proxy=f"http://127.0.0.1:{port}")
+            async with loopback_node(ALICE, NodeConfig(servers=servers, network=network)) as alice:
+                assert await wait_error(alice) == f"no answer within 0 s from the proxy 127.0.0.1:{port}"
+    finally:
+        trio.socket.set_custom_hostname_resolver(previous)
 
 
 async def test_a_server_that_refuses_behind_the_proxy_is_not_the_proxy() -> None:

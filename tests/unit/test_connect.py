@@ -147,3 +147,8 @@ class TestNonsense:
                 taken += len(piece)
                 request.receive(piece)
         assert taken < MAX_ANSWER + len(piece)
+
+    def test_nor_is_what_comes_in_one_piece(self) -> None:
+        pauses = b"HTTP/1.1 100 Continue\r\n\r\n" * (MAX_ANSWER // 20)
+        with pytest.raises(ProxyError, match=r"(answers without end|does not answer in HTTP)"):
+            ask().receive(pauses + WORDS["the way"])
