@@ -21,7 +21,7 @@ import trio
 from ..ports.datagrams import BATCH, BUFFER, NowaitSocket, nowait_socket
 from ..sockaddr import TransportAddress, parse_ip, socket_address
 
-__all__ = ["MAX_SINKS", "ReplySink", "ReplySocket", "ServerSocket"]
+__all__ = ["MAX_SINKS", "RECEIVE_BUFFER", "ReplySink", "ReplySocket", "ServerSocket"]
 
 MAX_SINKS: Final = 4096
 """Addresses of this machine that clients ask one socket at; of more, who was there before has to begin anew."""
@@ -32,6 +32,10 @@ _IPV6_PKTINFO: Final[int | None] = getattr(socket, "IPV6_PKTINFO", None)
 _V4: Final = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, our address, the header's destination
 _V6: Final = struct.Struct("=16si")  # struct in6_pktinfo
 _SPACE: Final = 64  # for one of them and its header
+
+RECEIVE_BUFFER: Final = 4 << 20
+"""Bytes that the kernel is asked to hold for a `ServerSocket`: all clients of a server share one, and at 40 MB/s these
+are what comes in the tenth of a second in which a busy machine lets others run."""
 
 Ancillary = list[tuple[int, int, bytes]]
 
@@ -100,8 +104,8 @@ class ServerSocket:
     def __init__(self, sock: trio.socket.SocketType) -> None:
         tells = _ask_for_destinations(sock)
         self.address: Final[TransportAddress] = socket_address(sock.getsockname())
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self._sock: NowaitSocket = nowait_socket(sock)
         self._receive: Callable[..., Any] | None = getattr(self._sock, "recvmsg_nowait", None) if tells else None
         self.sink: Final[ReplySink] = ReplySink(self._sock, [])

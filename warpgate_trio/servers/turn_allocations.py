@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,9 +23,14 @@ from typing import Generic, Protocol, TypeAlias, TypeVar, final
 
 from ..sockaddr import Family, TransportAddress
 from ..stun.codec import MessageClass, encode
+from ..turn.framing import CHANNEL_HEADER_LENGTH
 from ..turn.messages import DATA, XOR_PEER_ADDRESS, Method
 
 __all__ = ["Allocation", "Allocations", "Channel", "Outgoing", "Permission", "TurnSink"]
+
+
+_header = struct.Struct("!HH")  # of ChannelData: number and length
+_pack_header, _unpack_header = _header.pack, _header.unpack_from
 
 
 class TurnSink(Protocol):
@@ -71,13 +77,12 @@ class Channel(Generic[Sink]):
     """A channel that is bound to a peer.
 
     Attributes:
-      number: as ChannelData begins with it.
       is_relay: the peer was a relayed address of this server when it was bound.
       relays_only: as of a `Permission`.
     """
 
     allocation: Allocation[Sink]
-    number: bytes
+    number: int
     peer: TransportAddress
     is_relay: bool = True
     relays_only: bool = True
@@ -118,7 +123,7 @@ class Allocation(Generic[Sink]):
     ended: bool = False
     due: int = 0
     permissions: dict[str, Permission[Sink]] = field(default_factory=dict)
-    channels: dict[bytes, Channel[Sink]] = field(default_factory=dict)
+    channels: dict[int, Channel[Sink]] = field(default_factory=dict)
     channel_of: dict[TransportAddress, Channel[Sink]] = field(default_factory=dict)
 
     @property
@@ -268,17 +273,20 @@ class Allocations(Generic[Sink]):
     def from_channel(self, data: bytes, sink: Sink, source: TransportAddress) -> None:
         """ChannelData of a client, with its header."""
         allocation = self._clients.get((sink, source))
-        channel = None if allocation is None else allocation.channels.get(data[:2])
-        end = 4 + (data[2] << 8 | data[3])
+        number, length = _unpack_header(data)
+        channel = None if allocation is None else allocation.channels.get(number)
+        end = CHANNEL_HEADER_LENGTH + length
         if channel is None or end > len(data):
             self.dropped += 1
         elif channel.is_relay:
-            self.to_peer(channel.allocation, channel.peer, data[4:end], relays_only=channel.relays_only)
+            self.to_peer(
+                channel.allocation, channel.peer, data[CHANNEL_HEADER_LENGTH:end], relays_only=channel.relays_only
+            )
         else:
             self.relayed += 1
-            self.relayed_bytes += end - 4
+            self.relayed_bytes += length
             # A channel exists while its relay is open.
-            self.out.append((channel.allocation.relay, data[4:end], channel.peer))  # type: ignore[arg-type]
+            self.out.append((channel.allocation.relay, data[CHANNEL_HEADER_LENGTH:end], channel.peer))  # type: ignore[arg-type]
 
     def to_peer(self, allocation: Allocation[Sink], peer: TransportAddress, data: bytes, *, relays_only: bool) -> None:
         """A client's datagram for a peer that it may send to."""
@@ -296,7 +304,7 @@ class Allocations(Generic[Sink]):
         """A datagram that came to a relayed address."""
         channel = allocation.channel_of.get(peer)
         if channel is not None:
-            message = channel.number + len(data).to_bytes(2, "big") + data
+            message = _pack_header(channel.number, len(data)) + data
             if allocation.sink.is_stream:
                 message += bytes(-len(data) % 4)
         elif peer[0] in allocation.permissions:

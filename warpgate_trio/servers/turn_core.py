@@ -55,7 +55,8 @@ MAX_CHALLENGE: Final = 200
 """Bytes of an answer to who has shown no credentials: error, realm and nonce; a request has 28 at least."""
 MAX_REALM: Final = 60
 """Characters of a realm, which every challenge repeats."""
-_CHANNEL_BYTES: Final = range(CHANNEL_NUMBERS[0] >> 8, (CHANNEL_NUMBERS[-1] >> 8) + 1)
+_FIRST_BYTE: Final = CHANNEL_NUMBERS[0] >> 8  # of ChannelData
+_LAST_BYTE: Final = CHANNEL_NUMBERS[-1] >> 8
 _SEND_UNDERSTOOD: Final[frozenset[Attribute[Any]]] = frozenset({turn.XOR_PEER_ADDRESS, turn.DATA})
 _REASONS: Final[dict[int, str]] = {
     Code.BAD_REQUEST: "Bad Request",
@@ -135,7 +136,7 @@ class TurnCore(Generic[Sink]):
 
     def receive(self, data: bytes, sink: Sink, source: TransportAddress, now: float) -> None:
         """Take one message of a client: a datagram, or what a stream's reader cut off.  Never raises."""
-        if len(data) >= CHANNEL_HEADER_LENGTH and data[0] in _CHANNEL_BYTES:
+        if len(data) >= CHANNEL_HEADER_LENGTH and _FIRST_BYTE <= data[0] <= _LAST_BYTE:
             self._allocations.from_channel(data, sink, source)
         else:
             self._receive_message(data, sink, source, now)

@@ -45,8 +45,8 @@ class TurnLimits:
     allocations: int = 2048
     allocations_per_address: int = 128
     allocations_per_user: int = 256
-    permissions: int = 128
-    channels: int = 128
+    permissions: int = 64
+    channels: int = 64
     connections: int = 2048
     connections_per_address: int = 128
     handshake: float = 10.0

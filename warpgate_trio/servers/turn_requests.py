@@ -195,8 +195,7 @@ class TurnRequests(Generic[Sink]):
         number, peer = request.message.get(turn.CHANNEL_NUMBER), request.message.get(turn.XOR_PEER_ADDRESS)
         if number is None or number not in CHANNEL_NUMBERS or peer is None or not peer[1]:
             raise Refusal(Code.BAD_REQUEST)
-        name = number.to_bytes(2, "big")
-        channel = allocation.channels.get(name)
+        channel = allocation.channels.get(number)
         if channel is not allocation.channel_of.get(peer):
             raise Refusal(Code.BAD_REQUEST)  # the number has another peer, or the peer another number
         relays_only = self._judge(allocation, peer)
@@ -205,8 +204,8 @@ class TurnRequests(Generic[Sink]):
         if peer[0] not in allocation.permissions and len(allocation.permissions) >= self._limits.permissions:
             raise Refusal(Code.INSUFFICIENT_CAPACITY)
         if channel is None:
-            channel = Channel(allocation, name, peer)
-            allocation.channels[name] = allocation.channel_of[peer] = channel
+            channel = Channel(allocation, number, peer)
+            allocation.channels[number] = allocation.channel_of[peer] = channel
         channel.is_relay, channel.relays_only = self._allocations.is_relay(peer), relays_only
         self._allocations.renew(channel, request.now + CHANNEL_LIFETIME)
         self._permit(allocation, peer[0], relays_only, request.now)

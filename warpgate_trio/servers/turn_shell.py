@@ -221,7 +221,7 @@ class TurnShell:
             batch = await sock.receive_batch(MAX_MESSAGE)
             now = trio.current_time()
             for data, source, sink in batch:
-                if data[:2] == _BINDING_REQUEST:
+                if data.startswith(_BINDING_REQUEST):
                     self._answer_binding(data, source, sink, place, sockets)
                     continue
                 receive(data, sink, source, now)
