@@ -84,8 +84,9 @@ async def program_on(host: Host, *arguments: str | Path, home: Path, logs: Path 
 
 
 def _private(home: Path) -> dict[str, str]:
-    """Neither keys nor settings of whoever runs the lab."""
-    return dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"), str(home))
+    """Neither keys nor settings of whoever runs the lab, whose routers may be asked for ports: they are ours."""
+    folders = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+    return dict.fromkeys(folders, str(home)) | {"WARPGATE_PORTMAP_ENABLED": "true"}
 
 
 async def pair(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,9 +16,11 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
+from tests.kernel.lab import Host
 from tests.kernel.machines import HostInNamespace, inside
-from tests.kernel.miniupnpd import HOST, ROUTER, WAN, Router, open_home
-from warpgate_trio.address import Transport
+from tests.kernel.miniupnpd import HOST, OUTSIDE, ROUTER, WAN, Router, open_home
+from tests.kernel.run import configuration, program_on
+from warpgate_trio.address import EndpointKind, PeerAddress, Transport
 from warpgate_trio.host import Gateway
 from warpgate_trio.portmap import asking, natpmp
 from warpgate_trio.portmap.client import Claim, Grant, ProtocolName
@@ -26,6 +31,7 @@ from warpgate_trio.portmap.upnp import find_gateway
 from warpgate_trio.sockaddr import IpAddress
 
 PORT = 40_000
+MAPPED = EndpointKind.MAPPED
 T = TypeVar("T")
 
 pytestmark = [
@@ -182,3 +188,71 @@ async def test_a_gateway_that_restarts_is_asked_again(tmp_path: Path) -> None:
             await home.start()
             await until_reached(home, str(WAN))
             assert only(maps).external == PORT
+
+
+KILLED = """
+import trio
+from warpgate_trio import host
+from warpgate_trio.portmap import keeper
+from warpgate_trio.portmap.service import PortMaps
+
+keeper.LIFETIME = 3
+
+async def main():
+    maps = PortMaps(host.current(), {4: %d}, protocols=("natpmp",), goodbye=5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(maps.run)
+        await trio.testing.wait_all_tasks_blocked()
+        await maps.wait_settled()
+        print(maps.mapped, flush=True)
+        await trio.sleep_forever()
+
+import trio.testing
+trio.run(main)
+"""
+
+
+async def test_what_a_killed_process_leaves_behind_ends_with_its_lifetime(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home:
+        await home.start()
+        command = home.host.command([sys.executable, "-c", KILLED % PORT])
+        process = await trio.lowlevel.open_process(command, pass_fds=[home.host.fd], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        async with process.stdout:
+            with trio.fail_after(HANG):
+                assert b"external=40000" in await process.stdout.receive_some()
+            process.kill()
+            await process.wait()
+        assert str(PORT) in home.rules()
+        with trio.fail_after(HANG):
+            while True:
+                if str(PORT) not in home.rules():
+                    break
+                await trio.sleep(0.2)  # it is the daemon that counts
+        assert not await reaches(home, str(WAN))
+
+
+async def test_a_node_behind_a_nat_is_dialled(tmp_path: Path) -> None:
+    """`listen` at home, `connect` on the internet; nothing is open any more when `listen` was ended."""
+    async with AsyncExitStack() as stack:
+        home = await stack.enter_async_context(open_home(tmp_path))
+        await home.start()
+        run_on = partial(program_on, home=tmp_path, logs=None)
+        outside, inside_ = Host(home.outside, str(OUTSIDE)), Host(home.host, str(HOST))
+        server = await stack.enter_async_context(run_on(outside, "serve", "--host", str(OUTSIDE), "--json"))
+        config = tmp_path / "config.toml"
+        config.write_text(configuration((await server.event())["servers"]), encoding="utf-8")
+        words = ["--config", str(config), "--allow-any", "--json"]
+        listener = await stack.enter_async_context(run_on(inside_, "listen", *words, "--echo", "--port", str(PORT)))
+        address = (await listener.event())["address"]
+        mapped = [each for each in PeerAddress.from_text(address).interfaces[0].endpoints if each.kind is MAPPED]
+        assert [(str(each.ip), each.port) for each in mapped] == [(str(WAN), PORT)]
+        words = [address, "--config", str(config), "--echo-test", "1000", "--json"]
+        assert f"dport {PORT} dnat" in home.rules()
+        caller = await stack.enter_async_context(run_on(outside, "connect", *words))
+        event = await caller.event()
+        assert (event["phase"], event["plugin"]) == ("direct", "direct_connect")
+        assert await caller.code() == 0
+        await listener.code()  # it serves one Pipe
+        assert f"dport {PORT} dnat" not in home.rules()  # this daemon mixes up pinholes with mappings, and keeps one
+        assert not await reaches(home, str(WAN))

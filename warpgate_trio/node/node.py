@@ -131,8 +131,9 @@ class Node:
         """Wait until `address` is whole, for as long as the caller's scope allows: then is the time to pass it on.
 
         It is once one of the configured signal servers is connected, and the NATs have been measured as far as the
-        configured STUN servers answer; that none does is an answer too, after some seconds.  What is not configured is
-        not waited for.  An address that was passed on earlier works, but peers have to ask for the present one first.
+        configured STUN servers answer; that none does is an answer too, after some seconds.  Beside that a router has a
+        second to open our port.  What is not configured is not waited for.  An address that was passed on earlier
+        works, but peers have to ask for the present one first.
 
         Raises:
           trio.ClosedResourceError: the node was closed, before or meanwhile.

@@ -64,6 +64,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 NTP_TIMEOUT: Final = 5.0
 """Seconds for asking the time servers once: four samples of a server at the other end of a bad satellite link."""
+ROUTER_PATIENCE: Final = 1.0
+"""Seconds for which `Node.wait_published` waits for a router to open our port: those that do by NAT-PMP or PCP have by
+then, and of those that do not, hardly one says so."""
 LOOK_INTERVAL: Final = 2.0
 """Seconds between looks at whether the machine's addresses have changed; one takes 0.3 ms."""
 
@@ -259,7 +262,13 @@ class NodeRuntime:
         with self.home.call():
             if self.config.servers.signal:
                 await self.hub.wait_connected()
-            await self.nat.wait_measured()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._wait_mapped)
+                await self.nat.wait_measured()
+
+    async def _wait_mapped(self) -> None:
+        with trio.move_on_after(ROUTER_PATIENCE):
+            await self.portmaps.wait_settled()
 
     async def ask(self, peer: PeerAddress, plugin: str) -> object:
         """Run an auxiliary plugin towards a peer; errors come out bare."""

@@ -11,7 +11,7 @@ from ..sockaddr import IpAddress, TransportAddress, socket_address, socket_famil
 from . import natpmp, pcp
 from .client import Claim, Conflict, Found, Grant, refused
 from .epoch import Epoch
-from .exchange import Exchange
+from .exchange import MAP_RTO, RTO, Exchange
 
 if TYPE_CHECKING:
     from .client import ProtocolName
@@ -110,7 +110,8 @@ class NatPmpClient:
             return answer if internal in (None, claim.internal) else None
 
         request = natpmp.encode_map(claim.transport, claim.internal, external, lifetime)
-        exchange: Exchange[natpmp.Mapped | natpmp.Refused] = Exchange(request, self._gateway, read)
+        rto = MAP_RTO if lifetime else RTO
+        exchange: Exchange[natpmp.Mapped | natpmp.Refused] = Exchange(request, self._gateway, read, rto=rto)
         answer = await ask(self._local, exchange)
         if isinstance(answer, natpmp.Refused):
             raise _refused(answer)
@@ -178,7 +179,8 @@ class PcpClient:
             return answer
 
         request = pcp.encode_map(self._local, claim.nonce, claim.transport, claim.internal, external, lifetime)
-        exchange: Exchange[pcp.Mapped | pcp.Refused] = Exchange(request, self._gateway, read)
+        rto = MAP_RTO if lifetime else RTO
+        exchange: Exchange[pcp.Mapped | pcp.Refused] = Exchange(request, self._gateway, read, rto=rto)
         answer = await ask(self._local, exchange)
         if isinstance(answer, pcp.Refused):
             raise _pcp_refused(answer)

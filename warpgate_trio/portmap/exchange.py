@@ -13,11 +13,13 @@ from typing import Final, Generic, TypeVar, final
 from ..errors import PortMapMalformed
 from ..sockaddr import TransportAddress, parse_ip
 
-__all__ = ["RTO", "TRIES", "Exchange"]
+__all__ = ["MAP_RTO", "RTO", "TRIES", "Exchange"]
 
 RTO: Final = 0.25
-"""Seconds to the first repetition (RFC 6886 §3.1); doubles.  A busy gateway takes longer for a mapping, and gets the
-question twice: it has one answer to both."""
+"""Seconds to the first repetition (RFC 6886 §3.1); doubles."""
+MAP_RTO: Final = 1.0
+"""Seconds to the first repetition of a request for a mapping: a gateway with two hundred of them takes 650 ms for one,
+and some take a repetition over IPv6 for another one's."""
 TRIES: Final = 5
 """Requests in all, of the nine there: 7.75 s.  The last ones of nine would take two minutes."""
 

@@ -65,7 +65,7 @@ class Lease:
         self._renews = math.inf
         self._checks = math.inf
         self._asks = -math.inf
-        self._pause = RETRY_FIRST
+        self._pause: float = RETRY_FIRST
         self._conflicts = 0
 
     def _first_port(self) -> int:

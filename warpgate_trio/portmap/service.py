@@ -117,15 +117,18 @@ class PortMaps:
         self._keepers: dict[_Place, tuple[Keeper, trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
         self._clock: float | None = None
+        self._looked = trio.Event()
 
     async def run(self) -> None:
         """Keep ports open until cancelled; then delete what was opened."""
         if not self._protocols:
+            self._looked.set()
             return
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 self.look()
+                self._looked.set()
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
@@ -163,8 +166,12 @@ class PortMaps:
         return tuple(_state(place, keeper) for place, (keeper, _) in self._keepers.items())
 
     async def wait_settled(self) -> None:
-        """Wait until each gateway has opened all ports, has refused, or is known not to answer; ask it first."""
+        """Wait until each gateway has opened all ports, has refused, or is known not to answer.
+
+        A gateway that is silent takes some seconds, which are the caller's to bound.
+        """
         await trio.lowlevel.checkpoint()
+        await self._looked.wait()
         for keeper, _ in list(self._keepers.values()):
             await keeper.settled.wait()
 
