@@ -19,7 +19,7 @@ import trio.testing
 from tests.sim.worlds import run
 from warpgate_trio.portmap.client import PROTOCOLS, Protocols
 from warpgate_trio.portmap.service import MappedPort, PortMaps
-from warpgate_trio.sim import Host, Network, Router, presets
+from warpgate_trio.sim import Host, Link, Network, Router, presets
 from warpgate_trio.sim.packet import TCP
 from warpgate_trio.testing import SimulatedHost, simulated_hosts
 
@@ -366,7 +366,9 @@ def at_home(kind: type[Gateway], body: Callable[[Home], Awaitable[None]]) -> Non
         lan = net.lan("home", nat=presets.LINUX)
         assert isinstance(lan.router, Router)
         gateway = kind(lan.router)
-        home = Home(net, gateway, lan.host("alice"), lan.host("neighbour"), net.host("outside"))
+        home = Home(
+            net, gateway, lan.host("alice", link=Link(latency=0.004)), lan.host("neighbour"), net.host("outside")
+        )
         async with simulated_hosts(), trio.open_nursery() as nursery:
             await nursery.start(gateway.serve)
             await body(home)

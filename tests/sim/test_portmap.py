@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 import trio
 
 from tests.sim.gateways import PORT, WANIP, Entry, Gateway, Home, UpnpOnly, at_home, mapping, only
-from warpgate_trio.portmap.client import ProtocolName
-from warpgate_trio.portmap.lease import MAX_CONFLICTS
+from warpgate_trio.address import Transport
+from warpgate_trio.portmap.asking import NatPmpClient
+from warpgate_trio.portmap.client import Client, ProtocolName
+from warpgate_trio.portmap.keeper import Keeper
+from warpgate_trio.portmap.lease import MAX_CONFLICTS, Lease
 from warpgate_trio.portmap.service import GatewayState, PortMaps
 from warpgate_trio.sim.packet import TCP
+from warpgate_trio.testing import SimulatedHost
 
 HOUR = 3600.0
 WANPPP = "urn:schemas-upnp-org:service:WANPPPConnection:1"
@@ -30,6 +35,7 @@ def adds(home: Home) -> list[tuple[int, int]]:
     return [(external, lease) for _, _, external, lease in home.gateway.asked]
 
 
+@pytest.mark.slow("hours of renewals")
 @pytest.mark.parametrize("protocol", ["pcp", "natpmp", "upnp"])
 def test_a_port_is_open_while_it_is_wanted(protocol: ProtocolName) -> None:
     async def body(home: Home) -> None:
@@ -89,7 +95,18 @@ def test_03_the_table_is_full(code: int) -> None:
     at_home(Full, body)
 
 
-def test_04_a_mapping_of_the_last_run_is_taken_over() -> None:
+class _Jealous(UpnpOnly):
+    """It refuses whatever is there already, also to whom it belongs."""
+
+    def put(self, port: int, client: str, internal: int, lifetime: float) -> int:
+        known = self.entry(port)
+        if known is not None and known.internal != internal:
+            return 718
+        return super().put(port, client, internal, lifetime)
+
+
+@pytest.mark.parametrize("kind", [UpnpOnly, _Jealous])
+def test_04_a_mapping_of_the_last_run_is_taken_over(kind: type[Gateway]) -> None:
     async def body(home: Home) -> None:
         home.gateway.put(PORT, home.host.ip, PORT - 1, HOUR)
         async with mapping(home.host) as maps:
@@ -97,7 +114,7 @@ def test_04_a_mapping_of_the_last_run_is_taken_over() -> None:
             assert home.gateway.table[PORT].internal == PORT
         assert home.gateway.table == {}
 
-    at_home(UpnpOnly, body)
+    at_home(kind, body)
 
 
 @pytest.mark.parametrize("code", [718, 729])
@@ -120,6 +137,7 @@ def test_05_where_somebody_has_the_port_another_one_is_taken(code: int) -> None:
     at_home(Taken, body)
 
 
+@pytest.mark.slow("hours of renewals")
 def test_06_a_renewal_extends_nothing() -> None:
     class Stubborn(UpnpOnly):
         def put(self, port: int, client: str, internal: int, lifetime: float) -> int:
@@ -136,6 +154,7 @@ def test_06_a_renewal_extends_nothing() -> None:
     at_home(Stubborn, body)
 
 
+@pytest.mark.slow("dozens of renewals")
 @pytest.mark.parametrize("given", [86_400, 60])
 @pytest.mark.parametrize("protocol", ["pcp", "natpmp", "upnp"])
 def test_07_another_lease_than_asked(given: int, protocol: ProtocolName) -> None:
@@ -390,6 +409,7 @@ def test_17_an_answer_with_another_port_is_dropped() -> None:
     at_home(Cut, body)
 
 
+@pytest.mark.slow("hours of renewals")
 def test_18_renewals_are_refused() -> None:
     class Moody(Gateway):
         natpmp = upnp = False
@@ -431,6 +451,29 @@ def test_20_what_the_gateway_forgets_is_asked_for_again(protocol: ProtocolName) 
             assert not await home.reaches()
             await trio.sleep(600)
             assert await home.reaches()
+
+    at_home(Gateway, body)
+
+
+def test_20_a_restart_is_told_once_and_concerns_all_mappings() -> None:
+    async def body(home: Home) -> None:
+        leases = [Lease(Transport.TCP, port, nonce=bytes(12), choose=lambda: 5000) for port in (PORT, PORT + 1)]
+        client = NatPmpClient(ip_address(home.host.ip), ip_address(home.gateway.inside))
+
+        async def find() -> Client:
+            return client
+
+        with home.host:
+            async with trio.open_nursery() as nursery:
+                keeper = Keeper({"natpmp": find}, leases, goodbye=5)
+                nursery.start_soon(keeper.run)
+                await trio.sleep(60)
+                assert sorted(home.gateway.table) == [PORT, PORT + 1]
+                home.gateway.restart()
+                await trio.sleep(600)
+                assert sorted(home.gateway.table) == [PORT, PORT + 1]
+                nursery.cancel_scope.cancel()
+        assert home.gateway.table == {}
 
     at_home(Gateway, body)
 
@@ -506,6 +549,23 @@ def test_a_gateway_that_never_answers_again_holds_nobody_up() -> None:
         assert trio.current_time() - left_at <= 5.1
 
     at_home(Dead, body)
+
+
+@pytest.mark.slow("sixty cancellations a protocol")
+@pytest.mark.parametrize(("protocol", "first"), [("pcp", 0.2), ("natpmp", 0.2), ("upnp", 0.3)])
+def test_cancelled_at_any_moment_it_leaves_nothing_behind(protocol: ProtocolName, first: float) -> None:
+    async def body(home: Home) -> None:
+        made = 0
+        for step in range(60):
+            maps = PortMaps(SimulatedHost(home.host), {4: PORT}, protocols=(protocol,), goodbye=5)
+            with home.host, trio.move_on_after(first + step / 300):
+                await maps.run()
+            made += len(home.gateway.asked)
+            await trio.sleep(1)
+            assert home.gateway.table == {}, step
+        assert made
+
+    at_home(Gateway, body)
 
 
 @pytest.mark.parametrize(
