@@ -22,6 +22,7 @@ from warpgate_trio.nat.service import NatService
 from warpgate_trio.plugin import Message, NodeView, Plugin, RouteType
 from warpgate_trio.ports.datagrams import DatagramPath
 from warpgate_trio.ports.udp import UdpPorts
+from warpgate_trio.signal.circuits import Circuit
 
 SECRET = bytes(16)
 
@@ -102,6 +103,16 @@ class LoneAttempt:
 
     def hold_phase(self) -> None:
         """Nobody waits here."""
+
+    async def circuit(self) -> Circuit:
+        await trio.lowlevel.checkpoint()
+        raise AttemptFailed("no server relays")
+
+    async def call(self, circuit: Circuit, message: Message) -> Message:
+        return await trio.sleep_forever()
+
+    async def answer_call(self, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
 
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
         self.tasks.append(task)

@@ -58,7 +58,7 @@ class Verdict(Enum):
     UNREACHABLE = "unreachable"
     """Nothing answered on any path that was tried."""
     NO_RELAY_CONFIGURED = "no_relay_configured"
-    """Everything direct failed, the peer answers signals, and there is no relay to fall back to."""
+    """Everything direct failed, the peer answers signals, and there is no relay that the two may use."""
 
     def __str__(self) -> str:
         """Its value, which is what the JSON and the documentation call it."""
@@ -81,7 +81,9 @@ ADVICE: Final = {
     Verdict.BROKE_OFF: "Try again: the path that had been found broke before the peer accepted.",
     Verdict.TIMED_OUT: "Give it more time (timeout=… or budgets.total); the report shows the slow step.",
     Verdict.UNREACHABLE: "Check that the peer is running and that no firewall stands between; see the report's paths.",
-    Verdict.NO_RELAY_CONFIGURED: "Make one side reachable (forward a port, `listen --port`), or change its network.",
+    Verdict.NO_RELAY_CONFIGURED: (
+        "Have a server that both sides use relay (`serve --open`), or make one side reachable (`listen --port`)."
+    ),
 }
 """What would help; `BETTER_ADVICE` where more is known than the verdict."""
 
@@ -89,6 +91,7 @@ ADVICE: Final = {
 class Known(Enum):
     """What advice goes by besides the verdict, in words."""
 
+    NO_RELAY_TOKEN = "neither side has the relay token of a server that both use"
     NO_SIGNAL_HERE = "this side has no signal server configured"
     NO_STUN_HERE = "this side has no STUN server configured, and would have punched"
     NO_STUN_THERE = "the peer's address says nothing of its NAT, and this side would have punched"
@@ -101,6 +104,9 @@ BETTER_ADVICE: Final = {
         Verdict.NO_SIGNAL,
         Known.NO_SIGNAL_HERE,
     ): "Name a signal server in [servers] here; `warpgate-trio serve` runs one.",
+    (Verdict.NO_RELAY_CONFIGURED, Known.NO_RELAY_TOKEN): (
+        "Put the server's relay_token into [servers] on one side, or have the server started with `serve --open`."
+    ),
     (Verdict.NO_RELAY_CONFIGURED, Known.NO_STUN_HERE): (
         "Name a STUN server in [servers] here, to get through NATs; `warpgate-trio serve` runs one."
     ),
@@ -137,7 +143,8 @@ class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
     """One combo's fate; times in milliseconds from the start of the walk.
 
     `target` is the endpoint that was dialled, by us or (for `reverse_connect`) by the peer: kind, transport, address,
-    as in ``"nic tcp 192.168.1.9:4433"``.  `cleanup_ms` is what a combo took to end after it was told to.
+    as in ``"nic tcp 192.168.1.9:4433"``; of a relay its server's URL, without a password.  `cleanup_ms` is what a combo
+    took to end after it was told to.
     """
 
     phase: str | None

@@ -31,6 +31,7 @@ from warpgate_trio.carrier import quic, quic_protocol, tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
+from warpgate_trio.combos.relaying import RELAY_RULES
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import channels, frames, liveness, states
 from warpgate_trio.node import inbound, listener
@@ -330,6 +331,13 @@ def test_the_rules_of_the_planner() -> None:
         assert row["opinion"].partition(":")[0] in {each.value for each in Likelihood}
 
 
+def test_the_rules_of_relays() -> None:
+    rows = table(page("walk.md"), "relay rule", "opinion")
+    assert [bare(row["relay rule"]) for row in rows] == [rule.__name__.removeprefix("_") for rule in RELAY_RULES]
+    for row in rows:
+        assert row["opinion"].partition(":")[0] in {each.value for each in Likelihood}
+
+
 def test_the_rules_of_meetings() -> None:
     rows = table(page("walk.md"), "meeting rule", "opinion")
     rules = [rule.__name__.removeprefix("_") for rule in meetings.MEETING_RULES]
@@ -456,6 +464,7 @@ def test_every_variable_is_known_and_no_other() -> None:
         "public_servers": "0",
         "protocols": "pcp",
     }
+    samples["relay_token"] = "16 or more is so".replace(" ", "-")
     urls = {"websocket": "ws://a", "mqtt": "mqtt://a", "stun": "stun:a", "turn": "turn:a", "ntp": "ntp://a"}
     for row in table(page("configuration.md"), "key", "default", "environment"):
         name = bare(row["key"]).partition(".")[2]

@@ -11,6 +11,7 @@ from warpgate_strategies.return_addr import NewAddress
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp
+from warpgate_strategies.ws_relay import ClientHello, ServerFlight
 from warpgate_trio.combos import RouteType
 from warpgate_trio.errors import SignalMalformed
 from warpgate_trio.plugin import load_plugins
@@ -58,6 +59,12 @@ GOLDEN = [
         f"86{PATH_HEX}{SECRET_HEX}{HERE_HEX}",
     ),
     ("udp_punch", MeetMeByUdp(candidates=HERE), f"81{HERE_HEX}"),
+    (
+        "ws_relay",
+        ClientHello(af=4, route_type=RouteType.EXT_BIND, flight=b"hello"),
+        f"85{PATH_HEX}a6666c69676874c40568656c6c6f",
+    ),
+    ("ws_relay", ServerFlight(flight=b"hello"), "81a6666c69676874c40568656c6c6f"),
     ("udp_punch", Go(), "80"),
     (
         "random_probe",

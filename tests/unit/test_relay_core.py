@@ -129,7 +129,7 @@ def test_who_may_relay_is_said_at_registration() -> None:
     assert Client(closed, ALICE, token="another").registered == Registered(1)
     assert Client(closed, ALICE, token=TOKEN).registered == Registered(3)
     assert Client(open_core(), ALICE).registered == Registered(3)
-    assert Client(RendezvousCore(), ALICE, token=TOKEN).registered == Registered(1)
+    assert Client(RendezvousCore(), ALICE, token=TOKEN).registered == Registered(0)
 
 
 @pytest.mark.parametrize("who", ["caller", "receiver"])
@@ -154,6 +154,14 @@ def test_who_speaks_no_version_3_is_not_rung() -> None:
     answer, _ = core.receive(old, Call(1, ALICE.public_key, ANY_INSTANCE, b"x").encode(), T)
     assert answer is not None
     error = decode_from_server(answer)
+    assert isinstance(error, Error)
+    assert error.code == ErrorCode.PROTOCOL
+
+
+def test_a_server_that_relays_for_nobody_knows_no_circuits() -> None:
+    core = RendezvousCore()
+    alice, _ = Client(core, ALICE), Client(core, BOB)
+    error = alice.call(BOB)
     assert isinstance(error, Error)
     assert error.code == ErrorCode.PROTOCOL
 
@@ -229,7 +237,7 @@ def test_limits_are_said_by_their_names() -> None:
 
 
 def test_calls_count_as_sends() -> None:
-    core = RendezvousCore(RendezvousLimits(send_burst=2))
+    core = RendezvousCore(RendezvousLimits(send_burst=2), relay=RelayRules(open_to_all=True))
     alice = Client(core, ALICE)
     assert [alice.call(BOB, number) for number in (1, 3)] == [
         RelayEnd(number, EndReason.NOBODY_HOME) for number in (1, 3)

@@ -104,7 +104,10 @@ def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
 
 @final
 class TlsCarrier:
-    """One TLS 1.3 connection over a connected TCP socket, which it owns; made by `dial` and `serve`."""
+    """One TLS 1.3 connection over a byte stream, which it owns; made by `dial` and `serve` over a TCP socket.
+
+    `begin` makes one over anything else, such as a relay's circuit.
+    """
 
     name: Final = "tls"
     idle_interval: Final = IDLE_INTERVAL
@@ -147,8 +150,7 @@ class TlsCarrier:
         carrier = cls(sock, contexts.client, dialler=True, server_key=peer_key, **_ends(sock))
         with closing_on_error(carrier):
             await carrier._handshake()
-            if certificate_key(carrier._tls.getpeercert(binary_form=True)) != peer_key:
-                raise WrongPeer(f"{show_address(carrier.remote)} answered with another node's key")
+            carrier._check_key()
         return carrier
 
     @classmethod
@@ -164,6 +166,69 @@ class TlsCarrier:
         with closing_on_error(carrier):
             await carrier._handshake()
         return carrier
+
+    @classmethod
+    def begin(
+        cls,
+        sock: ByteSocket,
+        contexts: TlsContexts,
+        *,
+        peer_key: bytes | None,
+        local: TransportAddress,
+        remote: TransportAddress,
+    ) -> tuple[TlsCarrier, bytes]:
+        """Begin on a byte stream that is not there yet, with a handshake whose first two flights travel otherwise.
+
+        The stream belongs to the carrier from the call on.
+
+        Args:
+          peer_key: the key of the other side, which makes us the TLS client; None: we are the server.
+          local, remote: between which addresses it will run.
+
+        Returns the carrier and our first flight: the ClientHello; of a server none, as its own is the answer to that.
+        """
+        dialler = peer_key is not None
+        context = contexts.client if dialler else contexts.server
+        server_key = contexts.public_key if peer_key is None else peer_key
+        carrier = cls(sock, context, dialler=dialler, server_key=server_key, local=local, remote=remote)
+        return carrier, carrier.take_flight(b"") if dialler else b""
+
+    def take_flight(self, flight: bytes) -> bytes:
+        """Take the other side's first flight.
+
+        Returns what answers it: a server's flight.  A client has pinned the server's key then, and owes its Finished,
+        which goes out with whatever is flushed next; a server has `finish` before it.
+
+        Raises:
+          WrongPeer: the handshake went well, with somebody else's key.
+          CarrierError: that is no flight of a TLS 1.3 handshake.
+        """
+        self._incoming.write(flight)
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            answer = self._outgoing.read()
+            if not answer:
+                raise CarrierError("half of a TLS flight") from None
+            return answer
+        except ssl.SSLError as error:
+            raise CarrierError(f"no TLS 1.3 with {show_address(self.remote)}: {error.reason or error}") from error
+        if self.dialler:
+            self._check_key()
+        return b""
+
+    async def finish(self) -> None:
+        """Wait for the client's Finished, after `take_flight`.
+
+        Raises:
+          CarrierError: it does not come.
+        """
+        with closing_on_error(self):
+            await self._handshake()
+
+    def _check_key(self) -> None:
+        if certificate_key(self._tls.getpeercert(binary_form=True)) != self.server_key:
+            raise WrongPeer(f"{show_address(self.remote)} answered with another node's key")
 
     async def _handshake(self) -> None:
         room = HANDSHAKE_MAX

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -83,6 +83,13 @@ PUBLIC_SCHEMES: Final = {"ws": "websocket", "wss": "websocket", "stun": "stun", 
     help=f"UDP port of the time server; if not given {NTP_PORTS[0]}, else {NTP_PORTS[1]}, else there is none.",
 )
 @click.option("--no-ntp", is_flag=True, help="Run no time server.")
+@click.option("--open", "open_to_all", is_flag=True, help="Relay between any two nodes that are registered.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="F",
+    help="Relay where one of the two has the token in this file, as [servers] relay_token.",
+)
 @json_option
 @common_options
 @pass_settings
@@ -101,6 +108,8 @@ def serve(
     no_stun: bool,
     ntp_port: int | None,
     no_ntp: bool,
+    open_to_all: bool,
+    token_file: Path | None,
 ) -> int:
     """Serve until interrupted, and print a configuration to paste on the machines of both peers.
 
@@ -110,6 +119,9 @@ def serve(
 
     Peers sign the name by which they dial the rendezvous server: where that is none of this machine's addresses, and
     not in its certificate, --public-url says it.  SIGHUP reads the certificate again.
+
+    With --token-file or --open the rendezvous server also relays, where two peers find no other path: it passes on what
+    they send on the connections that they have to it, and cannot read it.
     """
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
@@ -121,6 +133,9 @@ def serve(
         raise click.UsageError("--ntp-port and --no-ntp exclude each other")
     if proxy_header is not None and not trusted:
         raise click.UsageError("--proxy-header goes together with --trust-proxy")
+    if open_to_all and token_file is not None:
+        raise click.UsageError("--open and --token-file exclude each other")
+    token = None if token_file is None else _token(token_file)
     public = _public_urls(public_urls)
     if trusted and "websocket" not in public:
         raise click.UsageError("--trust-proxy goes together with --public-url, by which peers dial the proxy")
@@ -139,6 +154,8 @@ def serve(
         public,
         proxies,
         limits,
+        token,
+        open_to_all,
     )
     stun = None if no_stun else _Stun(host or None, stun_port, second_host, stun_limits)
     return run(partial(_serve, settings, rendezvous, stun, ntp_ports), service=True)
@@ -146,7 +163,10 @@ def serve(
 
 @dataclass(frozen=True)
 class _Rendezvous:
-    """What is wanted of the rendezvous server.  `public`: what peers dial, of the other servers too."""
+    """What is wanted of the rendezvous server.  `public`: what peers dial, of the other servers too.
+
+    `token`, `open_to_all`: between whom it relays.
+    """
 
     host: str | None
     port: int
@@ -154,6 +174,8 @@ class _Rendezvous:
     public: Mapping[str, Sequence[ServerUrl]]
     proxies: TrustedProxies | None
     limits: RendezvousLimits
+    token: str | None = field(repr=False)
+    open_to_all: bool
 
 
 @dataclass(frozen=True)
@@ -185,6 +207,21 @@ def _public_urls(texts: Iterable[str]) -> dict[str, list[ServerUrl]]:
     return found
 
 
+def _token(path: Path) -> str:
+    from ..config import Servers
+    from ..config.config import MAX_TOKEN
+    from ..errors import ConfigError
+
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+        Servers(relay_token=token)
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--token-file {path}: {_reason(error)}") from error
+    except ConfigError:  # whose text would show it
+        raise click.UsageError(f"--token-file {path}: expected 16 to {MAX_TOKEN} printable ASCII characters") from None
+    return token
+
+
 def _trusted_proxies(networks: Sequence[str], header: str) -> TrustedProxies:
     from ..websocket.proxies import ProxyHeader, TrustedProxies
 
@@ -199,7 +236,7 @@ async def _serve(settings: Settings, wanted: _Rendezvous, stun: _Stun | None, nt
 
     from .. import host as machine
     from ..nurseries import open_background_nursery
-    from ..servers.rendezvous import serve_rendezvous
+    from ..servers.rendezvous import RelayRules, serve_rendezvous
     from .certificate import reload_on_hangup
     from .events import ServeReady, encode
     from .stdio import StandardOutput
@@ -218,6 +255,7 @@ async def _serve(settings: Settings, wanted: _Rendezvous, stun: _Stun | None, nt
                     limits=wanted.limits,
                     public_urls=wanted.public.get("websocket", ()),
                     trusted_proxies=wanted.proxies,
+                    relay=RelayRules(token=wanted.token, open_to_all=wanted.open_to_all),
                 )
             )
         except OSError as error:
@@ -235,7 +273,7 @@ async def _serve(settings: Settings, wanted: _Rendezvous, stun: _Stun | None, nt
         if settings.json:
             await output.write(encode(ServeReady(servers=servers)))
         else:
-            await output.write(configuration(servers).encode())
+            await output.write(configuration(servers, wanted.token).encode())
             everything = ", ".join(url for urls in listening.values() for url in urls)
             settings.say(f"serving on {everything} until interrupted")
         await trio.sleep_forever()
@@ -334,8 +372,8 @@ def _own_addresses(
     return [each.ip for each in (*ours, *loopback) if each.ip.version == wildcard.version]
 
 
-def configuration(servers: Mapping[str, Sequence[str]]) -> str:
-    """What to paste, as TOML: the URLs by key of ``[servers]``."""
+def configuration(servers: Mapping[str, Sequence[str]], relay_token: str | None = None) -> str:
+    """What to paste, as TOML: the URLs by key of ``[servers]``, and the token, which one of the two peers needs."""
     import tomli_w
 
     from ..address import is_public
@@ -345,7 +383,10 @@ def configuration(servers: Mapping[str, Sequence[str]]) -> str:
     hosts = [ServerUrl.parse(url).host for urls in servers.values() for url in urls]
     if not any(_is_public_name(name, is_public) for name in hosts):
         lines.append("# this machine has no public address: only peers in its own network reach this")
-    return "\n".join([*lines, tomli_w.dumps({"servers": {key: list(urls) for key, urls in servers.items()}})])
+    table: dict[str, object] = {key: list(urls) for key, urls in servers.items()}
+    if relay_token is not None:
+        table["relay_token"] = relay_token
+    return "\n".join([*lines, tomli_w.dumps({"servers": table})])
 
 
 def _is_public_name(name: str, is_public: object) -> bool:

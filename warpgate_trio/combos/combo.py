@@ -25,6 +25,7 @@ __all__ = [
     "Likelihood",
     "Pair",
     "PathRefused",
+    "RelayServer",
     "RequestedPath",
     "Route",
     "RouteType",
@@ -67,6 +68,8 @@ class Aim(Enum):
     OURS = "ours"
     MEET = "meet"
     """Nobody's: both send at once, from ports and to ports that they tell each other (see `combos.meeting`)."""
+    RELAY = "relay"
+    """Nobody's: a server that both use passes on what they say (see `combos.relaying`)."""
 
 
 Opinion = tuple[Likelihood, str] | None
@@ -125,12 +128,31 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelayServer:
+    """A rendezvous server of ours, as the planner sees it.
+
+    Attributes:
+      url: without a password.
+      is_peers_too: whether the peer's address names it.
+      relays: whether it relays at all; None: it has not said so.
+      relays_for_us: whether it relays for this node, whoever the peer is.
+    """
+
+    url: str
+    is_peers_too: bool
+    relays: bool | None = None
+    relays_for_us: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """The two sides, as a planner sees them.
 
     Attributes:
       same_host: whether both run on one machine.
       our_nat, peer_nat: what each side has published of its NATs.
+      relays: our rendezvous servers.
+      peer_has_servers, peer_relays: whether the peer's address names any, and that it takes calls by them.
     """
 
     ours: Route
@@ -138,6 +160,9 @@ class Pair:
     same_host: bool
     our_nat: NatProfiles = dataclasses.field(default_factory=NatProfiles)
     peer_nat: NatProfiles = dataclasses.field(default_factory=NatProfiles)
+    relays: tuple[RelayServer, ...] = ()
+    peer_has_servers: bool = False
+    peer_relays: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +173,14 @@ class JudgedPath:
       af: 4 or 6.
       target: the endpoint to dial; ours, where the plugin asks to be dialled; None where both sides send at once.
       source: the address to bind before, or None for the routing table's choice.
+      server: the server that relays, without a password; empty where none does.
     """
 
     af: int
     route_type: RouteType
     target: Endpoint | None
     source: IPv4Address | IPv6Address | None
+    server: str = ""
 
 
 class RequestedPath(Protocol):
@@ -187,6 +214,8 @@ class Combo:
       source: the address to bind before dialling, where the target's network is one that the dialling side is in.
       delay: seconds that the combo's task holds back.
       why: the sentence behind its likelihood.
+      server: the server that relays, without a password; empty where none does.
+      yields_to: a plugin, whose combos of the phase have a start of 300 ms, while they are under way.
     """
 
     phase: str | None
@@ -198,6 +227,8 @@ class Combo:
     likelihood: Likelihood
     delay: float
     why: str
+    server: str = ""
+    yields_to: str = ""
 
     @property
     def hopeless(self) -> bool:
@@ -218,14 +249,16 @@ class Combo:
     def aim(self) -> tuple[object, ...]:
         """What makes two combos the same thing to try."""
         where = None if self.target is None else (self.target.address, self.target.port)
-        return (self.plugin, self.af, self.route_type, where)
+        return (self.plugin, self.af, self.route_type, where, self.server)
 
     @property
     def path(self) -> JudgedPath | None:
         """What its run works on; None for a plugin that works on no particular path."""
         if not self.af:
             return None
-        return JudgedPath(af=self.af, route_type=self.route_type, target=self.target, source=self.source)
+        return JudgedPath(
+            af=self.af, route_type=self.route_type, target=self.target, source=self.source, server=self.server
+        )
 
 
 SAME_HOST_DELAY: Final = 0.05

@@ -202,7 +202,7 @@ def plan(
     """
     combos: list[Combo] = []
     for technique in techniques:
-        if technique.aim is Aim.MEET:
+        if technique.aim not in (Aim.PEER, Aim.OURS):
             continue
         target_side, dialler = (pair.peers, pair.ours) if technique.aim is Aim.PEER else (pair.ours, pair.peers)
         for route_type in RouteType:

@@ -47,6 +47,11 @@ __all__ = [
 ]
 
 
+MAX_TOKEN: Final = 256
+"""Characters of a relay token; those that `serve` makes have 43."""
+_TOKEN = re.compile(rf"[!-~]{{16,{MAX_TOKEN}}}", re.ASCII)
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True):
     """A table of the configuration.  Values are checked, and texts converted, also when it is made in code."""
 
@@ -138,6 +143,7 @@ class Servers(_Section, frozen=True, kw_only=True):
       stun: STUN servers (stun, stuns).
       turn: TURN servers.
       ntp: time servers (ntp).
+      relay_token: of the rendezvous servers; who has it may relay by them with any peer.  A secret.
       ca_file: certificates in PEM that are trusted for TLS besides the system's; None for no more.
       public_servers: whether the list of public servers in the package fills what is not named here; there is no such
         list yet (docs/configuration.md).
@@ -150,8 +156,13 @@ class Servers(_Section, frozen=True, kw_only=True):
     stun: tuple[ServerUrl, ...] = ()
     turn: tuple[TurnServer, ...] = ()
     ntp: tuple[ServerUrl, ...] = ()
+    relay_token: str | None = None
     ca_file: Path | None = None
     public_servers: bool = True
+
+    def __repr__(self) -> str:
+        shown = msgspec.structs.asdict(self) | ({} if self.relay_token is None else {"relay_token": MASK})
+        return f"Servers({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def signal(self) -> tuple[ServerUrl, ...]:
@@ -169,6 +180,7 @@ class Servers(_Section, frozen=True, kw_only=True):
             stun: Iterable[ServerUrl | str] = (),
             turn: Iterable[TurnServer | str] = (),
             ntp: Iterable[ServerUrl | str] = (),
+            relay_token: str | None = None,
             ca_file: Path | None = None,
             public_servers: bool = True,
         ) -> None: ...
@@ -404,6 +416,14 @@ def _expanded(path: Path) -> Path:
         raise Unfit("'~' is followed by what is no user's name") from None
 
 
+def _read_token(value: object, source: _Source) -> str | None:
+    if value is None or (source.text and value == ""):
+        return None
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise Unfit(f"expected 16 to {MAX_TOKEN} printable ASCII characters without spaces")
+    return value
+
+
 def _read_glob(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise Unfit("expected a glob of interface names, as 'wg*'")
@@ -451,6 +471,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "servers.stun": _read_urls("stun", "stuns"),
     "servers.turn": _read_list(read_turn, "TURN servers"),
     "servers.ntp": _read_urls("ntp"),
+    "servers.relay_token": _read_token,
     "servers.ca_file": _read_path,
     "servers.public_servers": _read_flag,
     "portmap.enabled": _read_flag,
@@ -511,7 +532,7 @@ def _plain(value: object, redact: bool) -> object:
         return [_plain(each, redact) for each in value]
     if isinstance(value, msgspec.Struct):
         fields = {name: each for name, each in msgspec.structs.asdict(value).items() if each is not None}
-        if redact and "password" in fields:
-            fields["password"] = MASK
+        if redact:
+            fields.update((secret, MASK) for secret in ("password", "relay_token") if secret in fields)
         return {name: _plain(each, redact) for name, each in fields.items()}
     return str(value) if isinstance(value, Path) else value

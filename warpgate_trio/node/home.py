@@ -17,7 +17,7 @@ from ..link import Link
 from ..nat.service import NatService
 from ..plugin import NodeView
 from ..report import Verdict
-from ..signal import ServerState, SignalHub
+from ..signal import Circuit, ServerState, SignalHub
 from ..signal.sender import AttemptKey, SignalSender
 from ..walk.attempt import Adopted, Attempt, Factory
 from ..walk.verdicts import ThisSide, Unresolved
@@ -125,6 +125,10 @@ class Home:
     ) -> Sequence[Combo]:
         """The valid combos of these plugins with a peer."""
         return self._planning.plan(peer, plugins, afs, route_types)
+
+    async def circuit(self, server: str) -> Circuit:
+        """A new circuit by one of our servers, once it is connected; `CircuitRefused` where it does not relay."""
+        return await self._hub.circuit(server)
 
     # -- this side -----------------------------------------------------------------------------------------------------
 

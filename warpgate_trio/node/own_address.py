@@ -34,6 +34,8 @@ MAX_TEXT: Final = 600
 """Characters of an address as people pass it on, above which what is not needed is left out."""
 HOST_SALT: Final = 8
 """Bytes of salt in the host id (`warpgate_trio.host.host_id`)."""
+RELAY_CAPABILITY: Final = "ws_relay"
+"""Of an address: its node takes calls by the rendezvous servers that are named in it."""
 CLOCK_LEEWAY: Final = 60
 """Seconds by which the clock may have been set back before the address is issued anew."""
 
@@ -83,6 +85,7 @@ class OwnAddress:
       nat: what has been measured of the NATs by now.
       mapped: the ports that routers have open for us now.
       instance: the process among those of its key.
+      takes_calls: whether peers may call by the rendezvous servers among `signals`.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class OwnAddress:
         mapped: Callable[[], Sequence[MappedPort]],
         instance: bytes,
         listening: bool,
+        takes_calls: bool = False,
     ) -> None:
         self._identity = identity
         self._host = host
@@ -107,6 +111,7 @@ class OwnAddress:
         self._mapped = mapped
         self._instance = instance
         self._listening = listening
+        self._capabilities = (RELAY_CAPABILITY,) if takes_calls else ()
         self._salt = host.entropy(HOST_SALT)
         self._interfaces: tuple[AddressInterface, ...] | None = None
         self._measured: NatProfiles | None = None
@@ -158,6 +163,7 @@ class OwnAddress:
             host_id=machine.host_id(self._host.machine_fingerprint(), self._salt, self._identity.public_key),
             signals=self._signals,
             interfaces=interfaces,
+            capabilities=self._capabilities,
             instance=self._instance,
             listens=self._listening,
         )

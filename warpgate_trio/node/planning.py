@@ -8,15 +8,29 @@ from typing import Final, final
 
 from ..address import AddressScope, Endpoint, EndpointKind, OwnAddresses, PeerAddress, Transport, scope_of
 from ..clock.wall import Clock
-from ..combos import Combo, Likelihood, Pair, Route, RouteType, dialling, find_source, meeting, pathless_combo
-from ..errors import AddressError
+from ..combos import (
+    Combo,
+    Likelihood,
+    Pair,
+    RelayServer,
+    Route,
+    RouteType,
+    dialling,
+    find_source,
+    meeting,
+    pathless_combo,
+    relaying,
+)
+from ..config import ServerUrl
+from ..errors import AddressError, ConfigError
 from ..host import Host
 from ..plugin import Plugin
 from ..plugin.registry import technique_of
+from ..signal import Relays
 from ..sockaddr import IpAddress, unmapped
 from ..walk.attempt import Factory
 from .address_book import AddressBook
-from .own_address import OwnAddress
+from .own_address import RELAY_CAPABILITY, OwnAddress
 
 __all__ = ["Factories", "Planning", "may_connect"]
 
@@ -32,6 +46,7 @@ class Planning:
 
     Args:
       peer_time: what time it is at a peer (its key), as far as it has told.
+      relays: our rendezvous servers, by the names that circuits are asked for by, and for whom each relays.
     """
 
     def __init__(
@@ -43,6 +58,7 @@ class Planning:
         factories: Factories,
         *,
         peer_time: Callable[[bytes], float],
+        relays: Callable[[], Mapping[str, tuple[ServerUrl, Relays | None]]],
     ) -> None:
         self._host: Final = host
         self._own: Final = own
@@ -50,6 +66,7 @@ class Planning:
         self._clock: Final = clock
         self._factories: Final = factories
         self._peer_time: Final = peer_time
+        self._relays: Final = relays
 
     def usable_addresses(self, peer_key: bytes) -> list[PeerAddress]:
         """What is known of a peer and good at this time, by our clock or by the peer's; what it said itself first."""
@@ -103,13 +120,38 @@ class Planning:
             same_host=same_host,
             our_nat=address.nat_profiles,
             peer_nat=peer.nat_profiles,
+            relays=relay_servers(self._relays(), peer),
+            peer_has_servers=any(url.startswith(("ws:", "wss:")) for url in peer.signals),
+            peer_relays=RELAY_CAPABILITY in peer.capabilities,
         )
         combos = [
             combo
-            for planner in (dialling, meeting)
+            for planner in (dialling, meeting, relaying)
             for combo in planner.plan(pair, techniques, afs=afs, route_types=route_types)
         ]
         return combos + [pathless_combo(kind.name, kind.phase) for kind in kinds if kind.pathless]
+
+
+def relay_servers(ours: Mapping[str, tuple[ServerUrl, Relays | None]], peer: PeerAddress) -> tuple[RelayServer, ...]:
+    """Our rendezvous servers, as the planner sees them."""
+    theirs = set()
+    for text in peer.signals:
+        with suppress(ConfigError):  # a peer wrote it
+            theirs.add(_place(ServerUrl.parse(text)))
+    return tuple(
+        RelayServer(
+            url=name,
+            is_peers_too=_place(url) in theirs,
+            relays=None if relays is None else relays is not Relays.NOBODY,
+            relays_for_us=relays is Relays.US,
+        )
+        for name, (url, relays) in ours.items()
+    )
+
+
+def _place(url: ServerUrl) -> tuple[str, str, int]:
+    """What makes two URLs the same server, a login and a query apart."""
+    return (url.scheme, url.host_name, url.port)
 
 
 def may_connect(host: Host, own: OwnAddress, peer: PeerAddress, ip: IpAddress) -> bool:

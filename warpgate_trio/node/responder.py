@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..combos import Aim, JudgedPath, Pair, Route, dialling, meeting
+from ..combos import Aim, JudgedPath, Pair, Route, dialling, meeting, relaying
 from ..errors import panics_as_errors
 from ..limits import BoundedMap, TokenBuckets
 from ..plugin import PathRequest, Plugin
@@ -30,7 +30,7 @@ from ..walk.answering import AnsweringAttempt
 from ..walk.attempt import EXPECTED, AttemptHome, Factory
 
 if TYPE_CHECKING:
-    from ..signal import Envelope, Header, Message
+    from ..signal import Circuit, Envelope, Header, Message
     from ..signal.router import Request
     from .admission import Admission
     from .inbound import Inbound
@@ -104,7 +104,7 @@ class Responder:
                 self.tell(request.envelope, request.via, _BUSY)
         else:
             plugin, factory = entry
-            self._when_authorized(header, partial(self._serve, request, plugin, factory))
+            self._when_authorized(header, partial(self._serve, request, plugin, factory), request.circuit)
 
     def tell(self, envelope: Envelope, via: str, message: Message) -> None:
         """Answer a signal, if `authorize` lets its sender in: nobody else hears where we are.  Does not block."""
@@ -122,23 +122,35 @@ class Responder:
         self._admission.count_refusal(reason.value)
         self.tell(request.envelope, request.via, Refused(reason=reason))
 
-    def _when_authorized(self, header: Header, then: Callable[[], Awaitable[None]]) -> None:
-        """Do `then` in a task if `authorize` lets the sender in, and there is a place to wait for what it says."""
+    def _when_authorized(
+        self, header: Header, then: Callable[[], Awaitable[None]], circuit: Circuit | None = None
+    ) -> None:
+        """Do `then` in a task if `authorize` lets the sender in, and there is a place to wait for what it says.
+
+        The task closes the circuit of a call that it has not answered.
+        """
         waiting = self._waiting[self.has_let_in(header.sender)]
         if not self._listening or waiting.total() >= MAX_QUESTIONS or waiting[header.sender] >= MAX_QUESTIONS_PER_PEER:
             logger.debug("a %s is dropped unjudged", header.type)
             return
         waiting[header.sender] += 1
         scope = self._work.begin(header)  # the peer's Cancel may be the next signal
-        self._start(lambda: self._contained(header, scope, partial(self._question, header, waiting, then)))
+        if circuit is not None:
+            circuit.claimed = True
+        self._start(lambda: self._contained(header, scope, partial(self._question, header, waiting, then), circuit))
 
-    async def _contained(self, header: Header, scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+    async def _contained(
+        self, header: Header, scope: trio.CancelScope, work: Callable[[], Awaitable[None]], circuit: Circuit | None
+    ) -> None:
         """What a signal starts, in a task of the node, which nothing that a peer chooses may end."""
         try:
             with self._work.running(header, scope), panics_as_errors():
                 await work()
         except Exception:
             logger.exception("a %s failed in a way that nobody foresaw", header.type)
+        finally:
+            if circuit is not None and not circuit.answered:
+                circuit.close()
 
     async def _question(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -192,6 +204,7 @@ class Responder:
                 path=path,
                 via=request.via,
                 request_id=header.message_id,
+                circuit=request.circuit,
             )
             try:
                 with panics_as_errors(), trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
@@ -224,6 +237,8 @@ class Responder:
             our_nat=view.address.nat_profiles,
             peer_nat=peer.nat_profiles,
         )
+        if plugin.aim is Aim.RELAY:
+            return relaying.judge_request(message, None if request.circuit is None else request.via)
         if plugin.aim is Aim.MEET:
             return meeting.judge_request(pair, technique_of(plugin), message)
         profiles = [profile for _, profile in view.nat.profiles]

@@ -114,6 +114,7 @@ class NodeRuntime:
             names=self.names,
             proxies=self.proxies,
             is_worth_a_place=first_look.passes,
+            relay_token=servers.relay_token,
         )
         hub = self.hub
         self.nat: Final = NatService(
@@ -140,6 +141,7 @@ class NodeRuntime:
             mapped=lambda: portmaps.mapped,
             instance=hub.instance,
             listening=listening,
+            takes_calls=listening and bool(servers.websocket) and "ws_relay" in loaded.plugins,
         )
 
         # What we say.
@@ -154,7 +156,13 @@ class NodeRuntime:
             may_connect=partial(may_connect, host, self.own),
         )
         self.planning: Final = Planning(
-            host, self.own, self.book, self.clock, self.factories, peer_time=self.sender.time_at
+            host,
+            self.own,
+            self.book,
+            self.clock,
+            self.factories,
+            peer_time=self.sender.time_at,
+            relays=hub.relays,
         )
 
         # Links and calls.

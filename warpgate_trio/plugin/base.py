@@ -23,7 +23,7 @@ from ..clock.wall import Clock
 from ..combos import Aim, Likelihood, RouteType
 from ..errors import PluginError
 from ..link import Link
-from ..signal import Message
+from ..signal import Circuit, Message
 from .context import AttemptContext, NodeView
 
 __all__ = [
@@ -79,7 +79,7 @@ class Plugin(ABC):
     ``timeout``           ceiling in seconds for a pinned call (`Node.connect`); a walk has its phases' budgets
     ``proto_messages``    the `Message` types of its own that it sends and understands
     ``aim``               `Aim.PEER` when it dials the peer's endpoints, `Aim.OURS` when it asks to be dialled,
-                          `Aim.MEET` when both sides send at once
+                          `Aim.MEET` when both sides send at once, `Aim.RELAY` when a server of both relays
     ``pathless``          True when it works on no particular address family, route and endpoint (`fan_out`)
     ``phase``             set by `register`
     ====================  ===========================================================================================
@@ -104,6 +104,10 @@ class Plugin(ABC):
     ``clock``, ``nat``    corrected wall clock; our NAT profile as our address has it (None: nothing is known)
     ``race``              run other plugins, and take the first path that one of them makes
     ``hold_phase``        a path answers: have the phase wait a second for its handshake
+    ``circuit``           with `Aim.RELAY`: a stream by the combo's server that does not lead anywhere yet; in the
+                          responder's half the one that the peer calls by
+    ``call``              call the peer by a circuit; the `Message` of its answer
+    ``answer_call``       take the peer's call
     ``adopt``             give a task a life beyond the attempt, with the winner's Link
     ``goodbye``           hand in what is still to be said over the network after the attempt
     ====================  ===========================================================================================
@@ -275,6 +279,36 @@ class Plugin(ABC):
         it does nothing.
         """
         self._attempt.hold_phase()
+
+    async def circuit(self) -> Circuit:
+        """A stream by the combo's server: a new one, to `call` by; in the responder's half the peer's, to answer.
+
+        Waits until the server is connected.  Whoever takes a new one closes it.
+
+        Raises:
+          CircuitRefused: the server cannot relay now.
+          AttemptFailed: the combo goes by no server.
+          PluginError: the peer has not called.
+        """
+        return await self._attempt.circuit()
+
+    async def call(self, circuit: Circuit, message: Message) -> Message:
+        """Call the peer's run of this attempt, which starts it there, and return what it answers with.
+
+        Raises:
+          CircuitRefused: the server or the peer does not take the call; its `reason` says why.
+          PeerRefused, AttemptFailed: as in `receive_signal`.
+        """
+        return await self._attempt.call(circuit, message)
+
+    async def answer_call(self, message: Message) -> None:
+        """Take the peer's call: the circuit is open from here on.
+
+        Raises:
+          CircuitRefused: it was taken back.
+          PluginError: the peer has not called.
+        """
+        await self._attempt.answer_call(message)
 
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run `task` in the node, for as long as the Link lives that this attempt makes, goodbyes included; only if it

@@ -69,6 +69,11 @@ class RelayRules:
     open_to_all: bool = False
     limits: RelayLimits = field(default_factory=RelayLimits)
 
+    @property
+    def for_anybody(self) -> bool:
+        """Whether there is anybody for whom it relays."""
+        return self.open_to_all or self.token is not None
+
 
 NO_RELAY: Final = RelayRules()
 """Between nobody."""
@@ -217,8 +222,7 @@ class Circuits:
         """A client ends a circuit."""
         leg = connection.legs.get(frame.circuit)
         if leg is not None:
-            refused = leg in leg.circuit.rung or frame.reason == EndReason.REFUSED
-            self._leave(leg, EndReason.REFUSED if refused else EndReason.CLOSED, now)
+            self._leave(leg, EndReason.REFUSED if leg in leg.circuit.rung else EndReason.CLOSED, now)
 
     def left(self, connection: ServerConnection, now: float) -> None:
         """A connection has ended, and what waits for it goes nowhere.  Idempotent."""

@@ -292,13 +292,14 @@ class RendezvousCore:
         self._registrations += 1
         registered = Registered()
         if isinstance(frame, Register3):
-            connection.relays = bool(frame.capabilities & Capability.RELAY)
+            connection.relays = self.circuits.rules.for_anybody and bool(frame.capabilities & Capability.RELAY)
             rules = self.circuits.rules
             connection.has_token = rules.token is not None and hmac.compare_digest(
                 frame.token, token_proof(rules.token, nonce, frame.key, frame.name)
             )
             may_relay = connection.has_token or rules.open_to_all
-            registered = Registered(Capability.RELAY | (Capability.MAY_RELAY if may_relay else Capability(0)))
+            relays = Capability.RELAY if rules.for_anybody else Capability(0)
+            registered = Registered(relays | (Capability.MAY_RELAY if may_relay else Capability(0)))
         # Through the queue, so that no MESSAGE can get ahead of it.
         connection.queue.append(Queued(registered.encode()))
         if len(mailbox) > self.limits.connections_per_key:

@@ -9,6 +9,7 @@ A signal goes from node to server to node.  The rooms' parts, from the inside ou
 * `channel`: what a connection to a signal server must be able to do; `transport`: the transports by URL scheme.
 * `websocket_channel`: the transport to our rendezvous server (`warpgate_trio.servers.rendezvous`).
 * `mqtt`: the transport to MQTT brokers.
+* `circuits`: byte streams to peers that a rendezvous server relays, on the connection to it.
 * `keeper`: the owner of a node's channels, which connects and reconnects; `arrivals`: what they receive.
 * `hub`: sends by all of them at once.
 * `router`: what a node says, and who gets what it hears.
@@ -20,8 +21,8 @@ The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with `
 
 from __future__ import annotations
 
-from .arrivals import Incoming
-from .channel import Delivery, SignalChannel
+from .channel import Delivery, Relays, SignalChannel
+from .circuits import Circuit, CircuitRefused, Incoming
 from .core import CORE_MESSAGES, Cancel, ClockReply, Failed, Here, RefusalReason, Refused
 from .hub import SignalHub
 from .inbox import (
@@ -57,6 +58,8 @@ __all__ = [
     "MAX_SIGNAL",
     "Accepted",
     "Cancel",
+    "Circuit",
+    "CircuitRefused",
     "ClockReply",
     "Delivery",
     "Envelope",
@@ -75,6 +78,7 @@ __all__ = [
     "RateLimited",
     "RefusalReason",
     "Refused",
+    "Relays",
     "Replayed",
     "ServerState",
     "ServerStatus",

@@ -9,26 +9,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, final
 
 import trio
 
 from ..errors import SignalUnavailable
+from .circuits import Incoming, Ringing
 from .slot import Slot
 
 __all__ = ["Arrivals", "Incoming"]
 
 MAX_WAITING: Final = 64
 """Payloads of one channel that wait for `receive`; 1 MiB at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A payload that came in, still sealed; `via` names the channel, for the reply's `SignalHub.send`."""
-
-    payload: bytes
-    via: str
 
 
 @final
@@ -49,15 +41,20 @@ class Arrivals:
         self._ended = False
         self.dropped: int = 0
 
-    def put(self, slot: Slot, payload: bytes) -> None:
-        """A channel has received something."""
+    def put(self, slot: Slot, arrival: bytes | Ringing) -> None:
+        """A channel has received something.
+
+        A call that finds no place is refused; so is one by a peer's server, where our connection does not stay.
+        """
         slot.touch()
-        if not self._is_worth_a_place(payload):
+        payload, circuit = (arrival.payload, arrival.circuit) if isinstance(arrival, Ringing) else (arrival, None)
+        is_worth_a_place = self._is_worth_a_place(payload) and (circuit is None or not slot.of_peer)
+        if not is_worth_a_place or len(slot.waiting) >= MAX_WAITING:
+            self.dropped += is_worth_a_place
+            if circuit is not None:
+                circuit.close()
             return
-        if len(slot.waiting) >= MAX_WAITING:
-            self.dropped += 1
-            return
-        slot.waiting.append(payload)
+        slot.waiting.append(Incoming(payload, slot.key, circuit))
         if len(slot.waiting) == 1:
             self._turns.append(slot)
             self._arrived.set()
@@ -74,12 +71,12 @@ class Arrivals:
                 raise SignalUnavailable("the signal hub has ended")
             await self._arrived.wait()
         slot = self._turns.popleft()
-        payload = slot.waiting.popleft()
+        incoming = slot.waiting.popleft()
         if slot.waiting:
             self._turns.append(slot)
         elif not self._turns and not self._ended:
             self._arrived = trio.Event()
-        return Incoming(payload, slot.key)
+        return incoming
 
     def end(self) -> None:
         """Nothing more will come."""

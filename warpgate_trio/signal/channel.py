@@ -11,8 +11,9 @@ import enum
 from typing import Protocol
 
 from ..ports.server_dial import Dial
+from .circuits import Circuit, Ringing
 
-__all__ = ["Delivery", "Dial", "SignalChannel"]
+__all__ = ["Delivery", "Dial", "Relays", "SignalChannel"]
 
 
 class Delivery(enum.IntEnum):
@@ -26,6 +27,15 @@ class Delivery(enum.IntEnum):
     """The server took it, and tells no more than that."""
     DELIVERED = 3
     """It was handed to at least one connection of the receiver."""
+
+
+class Relays(enum.Enum):
+    """For whom a server relays."""
+
+    NOBODY = "nobody"
+    WHO_HAS_ITS_TOKEN = "who has its token"
+    """We have not; the peer may have."""
+    US = "us"
 
 
 class SignalChannel(Protocol):
@@ -67,12 +77,25 @@ class SignalChannel(Protocol):
         """
         ...
 
-    async def receive(self) -> bytes:
-        """The next payload for us.  Cancelled: nothing is lost.  One task receives, and quickly: the channel's buffer
-        is small.
+    async def receive(self) -> bytes | Ringing:
+        """The next payload for us, or a peer's call.  Cancelled: nothing is lost.  One task receives, and quickly: the
+        channel's buffer is small.
 
         Raises:
           SignalUnavailable: the channel is gone.
+        """
+        ...
+
+    @property
+    def relays(self) -> Relays | None:
+        """Whether the server relays for us; None while it has not said so."""
+        ...
+
+    def circuit(self) -> Circuit:
+        """A circuit to call a peer by.
+
+        Raises:
+          CircuitRefused: the server relays nothing, or there are too many.
         """
         ...
 

@@ -29,7 +29,9 @@ from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery
 from .arrivals import Arrivals, Incoming
-from .channel import Delivery, SignalChannel
+from .calls import circuit_by, relays_of
+from .channel import Delivery, Relays, SignalChannel
+from .circuits import Circuit
 from .keeper import NO_PROXIES, ChannelKeeper
 from .message import MAX_SIGNAL
 from .peers_servers import MayConnect
@@ -60,6 +62,7 @@ class SignalHub:
       names: looks up the names of the node's own servers, and remembers them; has to be running while the hub is.
       proxies: by which of them the servers are reached; by none by default.
       is_worth_a_place: whether a payload that came in is to be queued, told at a glance.
+      relay_token: of the node's rendezvous servers, where it has one.
 
     Raises:
       ConfigError: there is no transport for a server, or `ca_file` or a server's proxy cannot be used.
@@ -74,10 +77,17 @@ class SignalHub:
         names: Names | None = None,
         proxies: Proxies = NO_PROXIES,
         is_worth_a_place: Callable[[bytes], bool] = lambda _: True,
+        relay_token: str | None = None,
     ) -> None:
         self._arrivals: Final = Arrivals(is_worth_a_place)
         self._keeper: Final = ChannelKeeper(
-            identity, servers, self._arrivals, ca_file=ca_file, names=names, proxies=proxies
+            identity,
+            servers,
+            self._arrivals,
+            ca_file=ca_file,
+            names=names,
+            proxies=proxies,
+            relay_token=relay_token,
         )
         self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
@@ -169,6 +179,14 @@ class SignalHub:
     def status(self) -> tuple[ServerStatus, ...]:
         """Every server, the node's own first, then those of peers that it is connected to now."""
         return tuple(slot.status() for slot in (*self._keeper.own, *self._keeper.peers_servers))
+
+    def relays(self) -> dict[str, tuple[ServerUrl, Relays | None]]:
+        """The node's own servers that carry circuits, and for whom each relays; see `calls.relays_of`."""
+        return relays_of(self._keeper)
+
+    async def circuit(self, server: str) -> Circuit:
+        """A circuit to call a peer by, by one of the node's own servers; see `calls.circuit_by`."""
+        return await circuit_by(self._keeper, server)
 
     @property
     def unresolved(self) -> dict[str, NameFailure]:

@@ -60,7 +60,7 @@ class ChannelKeeper:
     """All signal channels of one node.
 
     Args:
-      identity, servers, ca_file, names, proxies: as for `SignalHub`.
+      identity, servers, ca_file, names, proxies, relay_token: as for `SignalHub`.
       arrivals: what the channels receive goes there.
 
     Raises:
@@ -83,12 +83,13 @@ class ChannelKeeper:
         ca_file: Path | None,
         names: Names | None,
         proxies: Proxies,
+        relay_token: str | None = None,
     ) -> None:
         for url in servers:
             check_supported(url)
         self._asyncio: Final = any(loads_asyncio(url) for url in servers)
         self._identity = identity
-        self.registrant: Final = Registrant(machine.current().entropy(INSTANCE_LENGTH))
+        self.registrant: Final = Registrant(machine.current().entropy(INSTANCE_LENGTH), relay_token=relay_token)
         self._ca_file = ca_file
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None or any(url.tls for url in servers):

@@ -29,7 +29,7 @@ from ..address import PeerAddress
 from ..errors import SignalError, panics_as_errors
 from ..identity import Identity
 from ..limits import TokenBucket
-from .arrivals import Incoming
+from .circuits import Circuit, Incoming
 from .core import CORE_MESSAGES, Cancel, ClockReply, Failed, Here, RefusalReason, Refused
 from .hub import SignalHub
 from .inbox import Accepted, Inbox, OutsideWindow, TooOld
@@ -45,14 +45,15 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @final
 class Request:
-    """A message that no attempt waits for: somebody starts something here."""
+    """A message that no attempt waits for: somebody starts something here; `circuit`: by a call."""
 
-    __slots__ = ("envelope", "message", "via")
+    __slots__ = ("circuit", "envelope", "message", "via")
 
-    def __init__(self, envelope: Envelope, message: Message, via: str) -> None:
+    def __init__(self, envelope: Envelope, message: Message, via: str, circuit: Circuit | None = None) -> None:
         self.envelope: Final = envelope
         self.message: Final = message
         self.via: Final = via
+        self.circuit: Final = circuit
 
 
 @final
@@ -120,6 +121,8 @@ class SignalRouter:
         except Exception:  # strangers choose what comes here: a bug must not end the node
             self.counters["unhandled"] += 1
             logger.exception("a signal could not be handled")
+        if incoming.circuit is not None and not incoming.circuit.claimed:
+            incoming.circuit.close()
 
     def _handle(self, incoming: Incoming) -> None:
         now = self._sender.moment()
@@ -148,9 +151,9 @@ class SignalRouter:
                 self._presence.hear(envelope.sender_address.instance)
             return
         self._sender.correspondents.hear(envelope.header.sender, envelope.sender_address.instance)
-        self._route(envelope, incoming.via, now)
+        self._route(envelope, incoming.via, now, incoming.circuit)
 
-    def _route(self, envelope: Envelope, via: str, now: Moment) -> None:
+    def _route(self, envelope: Envelope, via: str, now: Moment, circuit: Circuit | None) -> None:
         header = envelope.header
         kind = self._types.get(header.type)
         if kind is None:
@@ -178,4 +181,4 @@ class SignalRouter:
             self._sender.note_answer(key, envelope.sender_address.instance)
             mailbox.deliver(message)
         elif not isinstance(message, ClockReply | Refused | Failed | Here):
-            self._on_request(Request(envelope, message, via))
+            self._on_request(Request(envelope, message, via, circuit))

@@ -20,8 +20,10 @@ from ..clock.wall import Clock
 from ..errors import SealError, SignalError, SignalMalformed, panics_as_errors
 from ..host import Host
 from ..identity import Identity
+from ..servers.rendezvous_frames import ANY_INSTANCE
 from ..sockaddr import IpAddress
 from .channel import Delivery
+from .circuits import Circuit
 from .core import OWNER
 from .hub import SignalHub
 from .inbox import PeerClocks
@@ -117,9 +119,75 @@ class SignalSender:
           SignalUnavailable: no server could take it.
           SignalMalformed: nothing can be sealed to the peer's address.
         """
+        now = self.moment()
+        instance = self._instance(peer, session, attempt)
+        blob = self._seal(
+            peer,
+            message,
+            owner=owner,
+            session=session,
+            attempt=attempt,
+            in_reply_to=in_reply_to,
+            generation=generation,
+        )
+        return await self._hub.send(
+            peer.public_key,
+            blob,
+            instance=self.correspondents.ask(peer.public_key, instance, now.monotonic),
+            hints=self._hints_of(peer) if to_peers_servers else (),
+            may_connect=partial(self._may_connect, peer) if to_peers_servers else None,
+            via=via,
+        )
+
+    async def call(
+        self, circuit: Circuit, peer: PeerAddress, message: Message, *, owner: str, session: bytes, attempt: bytes
+    ) -> None:
+        """Call a peer by a circuit; whoever of its processes the message is meant for answers or refuses.
+
+        Raises:
+          CircuitRefused: the connection to the server has ended.
+          SignalMalformed: nothing can be sealed to the peer's address.
+        """
+        blob = self._seal(peer, message, owner=owner, session=session, attempt=attempt)
+        await circuit.call(peer.public_key, ANY_INSTANCE, blob)
+
+    async def answer(
+        self,
+        circuit: Circuit,
+        peer: PeerAddress,
+        message: Message,
+        *,
+        owner: str,
+        session: bytes,
+        attempt: bytes,
+        in_reply_to: bytes,
+    ) -> None:
+        """Take a peer's call.
+
+        Raises:
+          CircuitRefused: it was taken back, or the connection to the server has ended.
+          SignalMalformed: nothing can be sealed to the peer's address.
+        """
+        await circuit.answer(
+            self._seal(peer, message, owner=owner, session=session, attempt=attempt, in_reply_to=in_reply_to)
+        )
+
+    def _instance(self, peer: PeerAddress, session: bytes, attempt: bytes | None) -> bytes | None:
+        return self._answered_by.get((peer.public_key, session, attempt or b""), peer.instance)
+
+    def _seal(
+        self,
+        peer: PeerAddress,
+        message: Message,
+        *,
+        owner: str,
+        session: bytes,
+        attempt: bytes | None,
+        in_reply_to: bytes | None = None,
+        generation: int = 0,
+    ) -> bytes:
         message_id = self._host.entropy(16)
         now = self.moment()
-        instance = self._answered_by.get((peer.public_key, session, attempt or b""), peer.instance)
         stamp = int(self.clocks.time_of(peer.public_key, now) * 1000)
         try:
             blob = seal_message(
@@ -133,21 +201,14 @@ class SignalSender:
                 attempt=attempt,
                 in_reply_to=in_reply_to,
                 generation=generation,
-                instance=instance,
+                instance=self._instance(peer, session, attempt),
                 time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us its time, and may have lied
             )
         except SealError as error:  # the peer chose the key, too
             raise SignalMalformed(f"nothing can be sealed to {peer.peer_id[:8]}…: {error}") from error
         self.clocks.note_sent(message_id, peer.public_key, now)
         self.counters["sent"] += 1
-        return await self._hub.send(
-            peer.public_key,
-            blob,
-            instance=self.correspondents.ask(peer.public_key, instance, now.monotonic),
-            hints=self._hints_of(peer) if to_peers_servers else (),
-            may_connect=partial(self._may_connect, peer) if to_peers_servers else None,
-            via=via,
-        )
+        return blob
 
     def reply_soon(self, request: Envelope, via: str, message: Message) -> None:
         """Answer a request from a task of our own; dropped when 64 answers wait already.

@@ -13,9 +13,17 @@ from ..config import ServerUrl
 from ..ports.server_dial import ServerDial
 from ..sockaddr import IpAddress
 from .channel import SignalChannel
+from .circuits import Incoming
 from .peers_servers import JudgedDial, MayConnect
 
-__all__ = ["PEERS_SERVER_IDLE", "Place", "ServerState", "ServerStatus", "Slot", "place_of"]
+__all__ = [
+    "PEERS_SERVER_IDLE",
+    "Place",
+    "ServerState",
+    "ServerStatus",
+    "Slot",
+    "place_of",
+]
 
 PEERS_SERVER_IDLE = 60.0
 """Seconds after which a channel to a peer's server is closed that has no traffic."""
@@ -64,7 +72,7 @@ class Slot:
         self.origin: Final = self.place[:3]
         self.of_peer: Final = isinstance(dial, JudgedDial)
         self.dial: Final = dial
-        self.waiting: deque[bytes] = deque()
+        self.waiting: deque[Incoming] = deque()
         self.state: ServerState = ServerState.CONNECTING
         self.channel: SignalChannel | None = None
         self.last_error: str | None = None

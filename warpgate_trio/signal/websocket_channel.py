@@ -23,8 +23,10 @@ from ..errors import RemoteProtocolError, SignalUnavailable
 from ..identity import Identity
 from ..nurseries import open_background_nursery
 from ..servers import rendezvous_frames as wire
+from ..servers.relay_frames import Answer, Relay, RelayCredit, RelayEnd, Ring
 from ..websocket import WebSocket, WebSocketError, open_websocket
-from .channel import Delivery, Dial
+from .channel import Delivery, Dial, Relays
+from .circuits import Circuit, CircuitRefused, Circuits, Outbox, Ringing
 from .keepalive import KeepAlive
 
 __all__ = ["WebSocketChannel", "new_registrant", "open_websocket_channel"]
@@ -34,8 +36,9 @@ PING_INTERVAL = 30.0
 of middleboxes that matter."""
 PONG_TIMEOUT = 10.0
 """Seconds without a pong after which the server counts as gone: TCP alone would notice after a quarter of an hour."""
+WRITE_OUT = 0.2
+"""Seconds that a channel which ends may take to write what its circuits have sent: they may be a Pipe's last bytes."""
 _INBOX = 64
-_OUTBOX = 16
 
 
 @final
@@ -53,10 +56,14 @@ class WebSocketChannel:
         self._decided = trio.Event()  # whether we are registered, by the server or by its end
         self._next_id = 0
         self._waiting: dict[int, _Waiter] = {}
-        self._outgoing, self._to_write = trio.open_memory_channel[bytes](_OUTBOX)
-        self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
+        self._outbox = Outbox()
+        self._writing = trio.CancelScope(shield=True)  # ends by `_close`
+        self._arrived, self._incoming = trio.open_memory_channel[bytes | Ringing](_INBOX)
+        local, remote = websocket.ends or (("", 0), ("", 0))
+        self._circuits = Circuits(url, local, remote, self._outbox, self._arrive)
         self.dropped: int = 0
         """Payloads that came while 64 waited to be received."""
+        self._capabilities = 0
 
     def __repr__(self) -> str:
         return f"<WebSocketChannel to {self._url}>"
@@ -90,13 +97,13 @@ class WebSocketChannel:
         self._next_id = (number + 1) % 2**32
         waiter = self._waiting[number] = _Waiter()
         try:
-            if instance is not None and self._websocket.subprotocol == wire.SUBPROTOCOL:
+            if instance is not None and self._websocket.subprotocol in wire.SUBPROTOCOLS:
                 frame = wire.Send2(number, receiver_key, instance, payload).encode()
             else:
                 frame = wire.Send(number, receiver_key, payload).encode()
-            await self._outgoing.send(frame)
+            await self._outbox.put(frame)
             await waiter.done.wait()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.ClosedResourceError:
             pass
         finally:
             del self._waiting[number]
@@ -106,7 +113,25 @@ class WebSocketChannel:
             return Delivery.FULL
         return Delivery.DELIVERED if waiter.count else Delivery.NOBODY_HOME
 
-    async def receive(self) -> bytes:
+    @property
+    def relays(self) -> Relays | None:
+        if not self._registered:
+            return None
+        if not self._capabilities & wire.Capability.RELAY:
+            return Relays.NOBODY
+        return Relays.US if self._capabilities & wire.Capability.MAY_RELAY else Relays.WHO_HAS_ITS_TOKEN
+
+    def circuit(self) -> Circuit:
+        if self.relays in (None, Relays.NOBODY):
+            raise CircuitRefused(self._url, None, self._failure or "the server does not relay")
+        return self._circuits.make()
+
+    @property
+    def circuits(self) -> int:
+        """How many there are."""
+        return len(self._circuits)
+
+    async def receive(self) -> bytes | Ringing:
         try:
             return await self._incoming.receive()
         except trio.EndOfChannel:
@@ -127,14 +152,11 @@ class WebSocketChannel:
                 frame = wire.decode_from_server(await self._websocket.receive())
                 self._answered = True
                 if isinstance(frame, wire.Message):
-                    try:
-                        self._arrived.send_nowait(frame.payload)
-                    except trio.WouldBlock:
-                        self.dropped += 1
-                    except trio.ClosedResourceError:
-                        return  # closed while this one was on its way
+                    self._arrive(frame.payload)
                 elif isinstance(frame, wire.Sent):
                     self._answer(frame)
+                elif isinstance(frame, Ring | Answer | Relay | RelayCredit | RelayEnd):
+                    self._circuits.hear(frame)
                 elif isinstance(frame, wire.Error):
                     raise RemoteProtocolError(f"the server closed: {frame.text} (code {frame.code})")
                 else:
@@ -142,21 +164,33 @@ class WebSocketChannel:
         except (WebSocketError, RemoteProtocolError) as exc:
             self._fail(str(exc))
 
+    def _arrive(self, payload: bytes | Ringing) -> bool:
+        """Have a payload received; False: there is no room for it."""
+        try:
+            self._arrived.send_nowait(payload)
+        except trio.WouldBlock:
+            self.dropped += 1
+            return False
+        except trio.ClosedResourceError:
+            return False  # closed while this one was on its way
+        return True
+
     async def _hear_registered(self) -> None:
         while True:
             frame = wire.decode_from_server(await self._websocket.receive())
             if not isinstance(frame, wire.Sent):
                 break
             self._answer(frame)  # a server writes REGISTERED by another task, which may be later
-        _expect(wire.Registered, frame)
+        self._capabilities = _expect(wire.Registered, frame).capabilities or 0
         self._registered = True
         self._decided.set()
 
     async def _write(self, registration: bytes) -> None:
         try:
-            await self._websocket.send(registration)
-            async for frame in self._to_write:
-                await self._websocket.send(frame)
+            with self._writing:
+                await self._websocket.send(registration)
+                while (frame := await self._outbox.take()) is not None:
+                    await self._websocket.send(frame)
         except WebSocketError as exc:
             self._fail(str(exc))
 
@@ -188,9 +222,11 @@ class WebSocketChannel:
         self._close()
 
     def _close(self) -> None:
+        self._writing.deadline = min(self._writing.deadline, trio.current_time() + WRITE_OUT)
         # The sending ends: whoever receives gets what is there still, then the end.
-        self._outgoing.close()
+        self._outbox.close()
         self._arrived.close()
+        self._circuits.end(self._failure or "the connection to the server was closed")
         self._decided.set()
         for waiter in self._waiting.values():
             waiter.done.set()
@@ -219,7 +255,7 @@ async def open_websocket_channel(
     opened = False
     try:
         async with open_websocket(
-            url, ssl_context=ssl_context, subprotocols=[wire.SUBPROTOCOL], max_message=wire.MAX_FRAME, dial=dial
+            url, ssl_context=ssl_context, subprotocols=list(wire.SUBPROTOCOLS), max_message=wire.MAX_FRAME, dial=dial
         ) as websocket:
             challenge = _expect(wire.Challenge, wire.decode_from_server(await websocket.receive()))
             name = wire.server_name(url.host, url.port)
@@ -230,10 +266,10 @@ async def open_websocket_channel(
                 nursery.start_soon(channel._read, trio.current_time())
                 nursery.start_soon(channel._write, registration)
                 nursery.start_soon(channel._ping)
-                if not at_once:
-                    await channel.wait_registered()
-                opened = True
                 try:
+                    if not at_once:
+                        await channel.wait_registered()
+                    opened = True
                     yield channel
                 finally:
                     channel._close()

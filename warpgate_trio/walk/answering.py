@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, final
 
+import trio
+
 from ..address import PeerAddress
 from ..combos import JudgedPath
 from ..errors import PluginError
 from ..link import Link
 from ..plugin import Plugin
-from ..signal import ClockReply, Message
+from ..signal import Circuit, ClockReply, Message
 from .attempt import Adopted, Attempt, AttemptHome, Factory, check_delivery
 
 __all__ = ["AnsweringAttempt"]
@@ -24,6 +26,7 @@ class AnsweringAttempt(Attempt):
       plugin: what the request is for.
       path: what it asks for, once that was judged; None for a plugin that makes no path.
       via, request_id: the channel that the request came in by, and its message id.
+      circuit: the one that the peer calls by; None where it sent a signal.
 
     Attributes:
       met: what the plugin made led to the peer.
@@ -42,6 +45,7 @@ class AnsweringAttempt(Attempt):
         path: JudgedPath | None,
         via: str,
         request_id: bytes,
+        circuit: Circuit | None = None,
     ) -> None:
         super().__init__(
             home,
@@ -54,6 +58,7 @@ class AnsweringAttempt(Attempt):
         )
         self._via: Final = via
         self._request_id: Final = request_id
+        self._circuit: Final = circuit
         self.met: bool = False
 
     async def answer(
@@ -92,6 +97,36 @@ class AnsweringAttempt(Attempt):
                 in_reply_to=self._request_id,
                 via=self._via,
             )
+        )
+
+    async def circuit(self) -> Circuit:
+        """See `Plugin.circuit`; whoever has made the attempt closes it where it was not answered."""
+        await trio.lowlevel.checkpoint()
+        return self._called_by()
+
+    def _called_by(self) -> Circuit:
+        if self._circuit is None:
+            raise PluginError(f"{self._plugin}: the peer has not called")
+        return self._circuit
+
+    async def call(self, circuit: Circuit, message: Message) -> Message:
+        """See `Plugin.call`.
+
+        Raises:
+          PluginError: always; it was the peer that called.
+        """
+        raise PluginError("only the side that calls can call by a circuit")
+
+    async def answer_call(self, message: Message) -> None:
+        """See `Plugin.answer_call`."""
+        await self._home.signals.answer(
+            self._called_by(),
+            self.peer,
+            message,
+            owner=self._plugin,
+            session=self.session_id,
+            attempt=self.attempt_id,
+            in_reply_to=self._request_id,
         )
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:

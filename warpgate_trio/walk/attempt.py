@@ -32,7 +32,7 @@ from ..identity import Identity
 from ..link import Link, PathInfo, RefuseReason
 from ..nurseries import open_background_nursery
 from ..plugin import AttemptContext, NodeView, Plugin
-from ..signal import ClockReply, Delivery, Failed, Message, RefusalReason, Refused
+from ..signal import Circuit, ClockReply, Delivery, Failed, Message, RefusalReason, Refused
 from ..signal.sender import AttemptKey, SignalSender
 
 __all__ = ["EXPECTED", "Adopted", "Attempt", "AttemptHome", "Factory", "check_delivery", "is_final"]
@@ -78,6 +78,9 @@ class AttemptHome(Protocol):
 
     def plan(self, peer: PeerAddress, plugins: Sequence[str]) -> Sequence[Combo]:
         """The valid combos of these plugins with a peer."""
+
+    async def circuit(self, server: str) -> Circuit:
+        """A new circuit by one of our servers, once it is connected; `CircuitRefused` where it does not relay."""
 
     def factory(self, plugin: str) -> Factory:
         """The maker of a plugin's instances."""
@@ -181,6 +184,18 @@ class Attempt(ABC):
             raise WrongPeer("somebody else dialled on this path")
         link.set_role(initiator=not self.inbound)
         return link
+
+    @abstractmethod
+    async def circuit(self) -> Circuit:
+        """See `Plugin.circuit`."""
+
+    @abstractmethod
+    async def call(self, circuit: Circuit, message: Message) -> Message:
+        """See `Plugin.call`."""
+
+    @abstractmethod
+    async def answer_call(self, message: Message) -> None:
+        """See `Plugin.answer_call`."""
 
     @abstractmethod
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:

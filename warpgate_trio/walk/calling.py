@@ -13,9 +13,11 @@ from typing import Final, final
 import trio
 
 from ..combos import Combo, JudgedPath
-from ..errors import AttemptFailed, PeerRefused, ProtocolError, SignalError, WrongPeer, panics_as_errors
+from ..errors import AttemptFailed, PeerRefused, PluginError, ProtocolError, SignalError, WrongPeer, panics_as_errors
 from ..link import Link, Pipe
-from ..signal import Cancel, ClockReply, Message, Refused
+from ..nurseries import open_background_nursery
+from ..servers.relay_frames import EndReason
+from ..signal import Cancel, Circuit, CircuitRefused, ClockReply, Delivery, Message, Refused
 from ..signal.core import OWNER
 from .attempt import EXPECTED, Adopted, Attempt, AttemptHome, Factory, check_delivery, is_final
 from .session import Session
@@ -119,6 +121,41 @@ class CallingAttempt(Attempt):
         )
         evidence.note_delivery(delivery)
         check_delivery(delivery)
+
+    async def circuit(self) -> Circuit:
+        """See `Plugin.circuit`."""
+        if not self.path.server:
+            raise AttemptFailed("the two have no server in common that relays")
+        return await self._home.circuit(self.path.server)
+
+    async def call(self, circuit: Circuit, message: Message) -> Message:
+        """See `Plugin.call`."""
+        evidence = self._session.evidence
+        evidence.signalled = True  # before it is, as in `send_signal`
+        try:
+            await self._home.signals.call(
+                circuit, self.peer, message, owner=self._plugin, session=self.session_id, attempt=self.attempt_id
+            )
+            async with open_background_nursery() as nursery:
+                nursery.start_soon(circuit.wait_answered)  # ends the body where there is no answer
+                return await self.receive_signal()
+        except CircuitRefused as refused:
+            if refused.reason == EndReason.NOT_ALLOWED:
+                evidence.token_missing = True
+            if refused.reason == EndReason.NOBODY_HOME:
+                evidence.note_delivery(Delivery.NOBODY_HOME)
+            elif refused.reason in (EndReason.REFUSED, EndReason.UNANSWERED):
+                evidence.note_delivery(Delivery.DELIVERED)
+            raise
+        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+
+    async def answer_call(self, message: Message) -> None:
+        """See `Plugin.answer_call`.
+
+        Raises:
+          PluginError: always; we have called.
+        """
+        raise PluginError("only the side that was called can take a call")
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
         """See `Plugin.race`."""

@@ -32,6 +32,7 @@ class Evidence:
       answered: it answered by signal, other than about the time.
       clock_corrected: it told its time, and signals went by that from then on.
       turned_down: why it would not do what one attempt asked of it.
+      token_missing: a server would have relayed to it for who has the server's token.
       wrong_peer: a path led to another node.
       broke_off: a path was found and proven, and broke before the peer accepted.
     """
@@ -41,6 +42,7 @@ class Evidence:
     answered: bool = False
     clock_corrected: bool = False
     turned_down: RefusalReason | None = None
+    token_missing: bool = False
     wrong_peer: bool = False
     broke_off: bool = False
 

@@ -53,6 +53,9 @@ def take_stock(session: Session, phases: Sequence[str | None], this_side: ThisSi
     lacks: list[str] = []
     if session.refusal is not None:  # it was reached with what there is
         return ({Known.TAKEN} if session.refusal.reason == RefuseReason.TAKEN else known), lacks
+    if session.evidence.token_missing:
+        known.add(Known.NO_RELAY_TOKEN)
+        lacks.append("neither side has the relay token of a server that both use")
     if not this_side.signal:
         known.add(Known.NO_SIGNAL_HERE)
     if (session.evidence.signalled or punches) and not this_side.signal:
@@ -95,7 +98,7 @@ def decide_verdict(session: Session, *, planned: bool, timed_out: bool, unresolv
         return Verdict.BUSY if evidence.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
     if evidence.answered and unresolved.no_stun:
         return Verdict.NO_DNS  # nothing could be punched
-    if evidence.answered:
+    if evidence.answered or evidence.token_missing:  # which a server says of a peer that is there
         return Verdict.NO_RELAY_CONFIGURED
     if evidence.best_delivery is None and evidence.signalled and unresolved.no_signal:
         return Verdict.NO_DNS

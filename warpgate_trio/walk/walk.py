@@ -38,6 +38,7 @@ from .phases import PHASE_TABLE, phase_budget
 from .plan import Plan
 from .recorder import Recorder
 from .session import Session
+from .under_way import UnderWay
 from .verdicts import ThisSide, Unresolved, decide_verdict, take_stock
 
 __all__ = ["Walk", "WalkHome"]
@@ -140,6 +141,7 @@ class Walk:
             self._peer, self._home.view.host.entropy(16), self._recorder, early_data=self._early_data
         )
         self._begun: set[str | None] = set()
+        self._under_way = UnderWay()
         self._is_refreshed = False
 
     async def run(self, *, deadline: float) -> Pipe:
@@ -295,6 +297,7 @@ class Walk:
         ones.
         """
         self._recorder.phase(phase or "last round", trio.current_time())
+        self._under_way.begin(combos)
         with self._session.clock.phase(budget):
             async with open_bare_nursery() as nursery:
                 for combo in combos:
@@ -324,11 +327,18 @@ class Walk:
         self._note("the peer's address was old; it told us the present one")
         for combo in self._plan.add_new(self._plan_with(fresh)):
             if combo.phase in self._begun and not combo.hopeless:
+                self._under_way.begin([combo])
                 beside.start(combo, partial(self._run_combo, combo))
 
     async def _run_combo(self, combo: Combo) -> None:
+        with self._under_way.until_ended(combo):
+            await self._try_combo(combo)
+
+    async def _try_combo(self, combo: Combo) -> None:
         if combo.delay:
             await trio.sleep(combo.delay)  # pacing, see `Combo.delay`
+        if combo.yields_to:
+            await self._under_way.yield_to(combo.yields_to)
         session = self._session
         self._recorder.started(combo, trio.current_time())
         attempt = CallingAttempt.of_combo(self._home, session, combo)

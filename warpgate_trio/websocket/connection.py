@@ -27,7 +27,7 @@ import base64
 import logging
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, cast, final
 
@@ -137,6 +137,7 @@ class WebSocket(trio.abc.AsyncResource):
         remote: str,
         accepted: Accepted | None = None,
         upgrade: float | None = None,
+        ends: tuple[TransportAddress, TransportAddress] | None = None,
     ) -> None:
         self._connection = connection
         self._reader = reader
@@ -149,6 +150,8 @@ class WebSocket(trio.abc.AsyncResource):
         """On a server: who came, and where.  None on a client."""
         self.upgrade: Final = upgrade
         """On a client: seconds from its request to the answer, about a round trip.  None on a server."""
+        self.ends: Final = ends
+        """On a client: the addresses of the TCP connection, ours and the other one; None where it is none."""
 
     def __repr__(self) -> str:
         return f"<WebSocket with {self._remote}>"
@@ -279,8 +282,11 @@ async def open_websocket(
     if target.scheme not in ("ws", "wss"):
         raise ConfigError(f"{target.redacted}: not the URL of a WebSocket")
     stream: trio.abc.Stream = await (dial or trio.open_tcp_stream)(target.host, target.port)
+    ends = None
     if isinstance(stream, trio.SocketStream):
         limit_unsent(stream.socket, UNSENT_MAX)
+        with suppress(OSError):  # it broke already, which is noticed below
+            ends = stream.socket.getsockname()[:2], stream.socket.getpeername()[:2]
     if target.scheme == "wss":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
         stream = trio.SSLStream(stream, context, server_hostname=target.host_name, https_compatible=True)
@@ -299,6 +305,7 @@ async def open_websocket(
                 close_timeout=close_timeout,
                 remote=target.redacted,
                 upgrade=trio.current_time() - began,
+                ends=ends,
             )
             try:
                 yield websocket

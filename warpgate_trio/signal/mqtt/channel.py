@@ -44,7 +44,8 @@ from ...config.server_url import ServerUrl
 from ...errors import ConfigError, SignalUnavailable
 from ...identity import Identity, peer_id_from_key
 from ...nurseries import open_background_nursery
-from ..channel import Delivery, Dial
+from ..channel import Delivery, Dial, Relays
+from ..circuits import Circuit, CircuitRefused
 from ..keepalive import KeepAlive
 from ..message import MAX_SIGNAL
 from .connection import MqttConnection, MqttError, open_mqtt
@@ -120,6 +121,13 @@ class MqttChannel:
             return await self._incoming.receive()
         except trio.EndOfChannel:
             raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed") from None
+
+    @property
+    def relays(self) -> Relays | None:
+        return Relays.NOBODY
+
+    def circuit(self) -> Circuit:
+        raise CircuitRefused(self._url, None, "a broker does not relay")
 
     def check(self) -> None:
         self._pings.check()

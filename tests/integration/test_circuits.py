@@ -1,0 +1,230 @@
+"""Circuits over a real rendezvous server: two channels, their streams, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from tests.hangs import HANG
+from tests.identities import ALICE, BOB
+from warpgate_trio.carrier import TlsCarrier, TlsContexts
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.errors import CarrierError, WrongPeer
+from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayLimits, RelayRules
+from warpgate_trio.servers.relay_frames import EndReason
+from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+from warpgate_trio.servers.rendezvous_frames import ANY_INSTANCE, Registrant
+from warpgate_trio.signal.channel import Delivery, Relays, SignalChannel
+from warpgate_trio.signal.circuits import WINDOW, Circuit, CircuitRefused, Ringing
+from warpgate_trio.signal.transport import open_channel
+
+OPEN = RelayRules(open_to_all=True)
+
+
+@asynccontextmanager
+async def two_channels(
+    relay: RelayRules = OPEN, *, token: str | None = None
+) -> AsyncGenerator[tuple[SignalChannel, SignalChannel, RendezvousServer]]:
+    """Alice's and Bob's to one server; `token` is Alice's."""
+    with trio.fail_after(HANG):
+        async with open_rendezvous(relay=relay) as server:
+            url = ServerUrl.parse(server.url)
+            registrant = Registrant(b"instance", relay_token=token)
+            async with open_channel(url, ALICE, registrant=registrant) as alice, open_channel(url, BOB) as bob:
+                yield alice, bob, server
+
+
+async def connect(alice: SignalChannel, bob: SignalChannel) -> tuple[Circuit, Circuit]:
+    caller = alice.circuit()
+    await caller.call(BOB.public_key, ANY_INSTANCE, b"hello")
+    ringing = await bob.receive()
+    assert isinstance(ringing, Ringing)
+    assert ringing.payload == b"hello"
+    await ringing.circuit.answer(b"yes")
+    await caller.wait_answered()
+    assert await alice.receive() == b"yes"
+    return caller, ringing.circuit
+
+
+async def send_all(circuit: Circuit, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[await circuit.send(view) :]
+
+
+async def receive_exactly(circuit: Circuit, size: int) -> bytes:
+    parts = []
+    while size:
+        part = await circuit.recv(min(size, 50_000))
+        assert part
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+async def test_bytes_go_both_ways() -> None:
+    data = bytes(range(256)) * 8192
+    async with two_channels() as (alice, bob, server):
+        one, other = await connect(alice, bob)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, one, data)
+            nursery.start_soon(send_all, other, data[::-1])
+            assert await receive_exactly(other, len(data)) == data
+            assert await receive_exactly(one, len(data)) == data[::-1]
+        await send_all(one, b"the last words")
+        one.close()
+        assert await receive_exactly(other, 14) == b"the last words"
+        assert await other.recv(1) == b""
+        with pytest.raises(OSError, match="was closed here"):
+            await one.recv(1)
+        with pytest.raises(OSError, match="the other side closed it"):
+            await other.send(memoryview(b"x"))
+        assert server.statistics().relay.circuits == 0
+
+
+async def test_a_reader_that_stops_holds_its_circuit_and_nothing_else() -> None:
+    async with two_channels() as (alice, bob, server):
+        one, other = await connect(alice, bob)
+        two, another = await connect(alice, bob)
+        sent = 0
+        with trio.move_on_after(0.1):
+            while True:
+                sent += await one.send(memoryview(bytes(65536)))
+        assert WINDOW <= sent <= WINDOW + CIRCUIT_BYTES + 65536
+        assert server.statistics().relay.held <= CIRCUIT_BYTES
+        await send_all(two, b"ping")
+        assert await another.recv(100) == b"ping"
+        assert await alice.send(BOB.public_key, b"signal") is Delivery.DELIVERED
+        assert await bob.receive() == b"signal"
+        assert await receive_exactly(other, sent) == bytes(sent)
+
+
+async def test_a_send_that_was_cancelled_has_sent_nothing() -> None:
+    async with two_channels() as (alice, bob, _):
+        one, other = await connect(alice, bob)
+        sent = 0
+        with trio.move_on_after(0.05):
+            while True:
+                sent += await one.send(memoryview(bytes(65536)))
+        await other.recv(1)
+        await receive_exactly(other, sent - 1)
+        await send_all(one, b"x")
+        assert await other.recv(10) == b"x"
+
+
+async def test_who_does_not_take_the_call() -> None:
+    async with two_channels() as (alice, bob, server):
+        caller = alice.circuit()
+        await caller.call(BOB.public_key, ANY_INSTANCE, b"hello")
+        ringing = await bob.receive()
+        assert isinstance(ringing, Ringing)
+        ringing.circuit.close()
+        with pytest.raises(CircuitRefused, match="the peer does not take the call") as caught:
+            await caller.wait_answered()
+        assert caught.value.reason == EndReason.REFUSED
+        with pytest.raises(CircuitRefused):
+            await ringing.circuit.answer(b"after all")
+        assert server.statistics().relay.circuits == 0
+
+
+async def test_a_caller_that_gives_up() -> None:
+    async with two_channels() as (alice, bob, _):
+        caller = alice.circuit()
+        await caller.call(BOB.public_key, ANY_INSTANCE, b"hello")
+        ringing = await bob.receive()
+        assert isinstance(ringing, Ringing)
+        caller.close()
+        with pytest.raises(CircuitRefused, match="the other side closed it"):
+            await ringing.circuit.wait_answered()
+
+
+async def test_a_connection_that_ends() -> None:
+    """What was sent on it before arrives, also where the channel is cancelled."""
+    async with two_channels() as (_, bob, server):
+        async with open_channel(ServerUrl.parse(server.url), ALICE) as short:
+            one, other = await connect(short, bob)
+            with trio.CancelScope() as scope:
+                await send_all(one, b"last")
+                scope.cancel()
+        with pytest.raises(OSError, match="has ended: the connection to the server was closed"):
+            await one.recv(1)
+        assert await other.recv(10) == b"last"
+        with pytest.raises(OSError, match="the other side's connection to the server has ended"):
+            await other.recv(1)
+
+
+async def test_the_token() -> None:
+    rules = RelayRules(token="secret")
+    async with two_channels(rules) as (alice, bob, _):
+        assert alice.relays is Relays.WHO_HAS_ITS_TOKEN
+        caller = alice.circuit()
+        await caller.call(BOB.public_key, ANY_INSTANCE, b"hello")
+        with pytest.raises(CircuitRefused, match="neither side has the server's relay token"):
+            await caller.wait_answered()
+    async with two_channels(rules, token="secret") as (alice, bob, _):
+        assert (alice.relays, bob.relays) == (Relays.US, Relays.WHO_HAS_ITS_TOKEN)
+        await connect(alice, bob)
+
+
+async def test_nobody_answers() -> None:
+    rules = RelayRules(open_to_all=True, limits=RelayLimits(unanswered=0.05))
+    async with two_channels(rules) as (alice, bob, _):
+        caller = alice.circuit()
+        await caller.call(BOB.public_key, ANY_INSTANCE, b"hello")
+        assert isinstance(await bob.receive(), Ringing)
+        with pytest.raises(CircuitRefused, match="nobody answered in time"):
+            await caller.wait_answered()
+
+
+async def test_tls_whose_first_flights_ride_in_the_call_and_its_answer() -> None:
+    async with two_channels() as (alice, bob, _):
+        caller = alice.circuit()
+        client, hello = TlsCarrier.begin(
+            caller, TlsContexts(ALICE), peer_key=BOB.public_key, local=caller.local, remote=caller.remote
+        )
+        await caller.call(BOB.public_key, ANY_INSTANCE, hello)
+        ringing = await bob.receive()
+        assert isinstance(ringing, Ringing)
+        circuit = ringing.circuit
+        server, nothing = TlsCarrier.begin(
+            circuit, TlsContexts(BOB), peer_key=None, local=circuit.local, remote=circuit.remote
+        )
+        assert nothing == b""
+        await circuit.answer(server.take_flight(ringing.payload))
+        await caller.wait_answered()
+        flight = await alice.receive()
+        assert isinstance(flight, bytes)
+        assert client.take_flight(flight) == b""
+        assert client.owed, "its Finished"
+        client.feed(b"in the same flight")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.flush)
+            await server.finish()
+        assert await server.receive() == [b"in the same flight"]
+        server.feed(b"and back")
+        await server.flush()
+        assert await client.receive() == [b"and back"]
+        client.feed_end()
+        await client.flush()
+        client.close_nowait()
+        assert await server.receive() == []
+
+
+def test_a_flight_of_somebody_else() -> None:
+    ends = {"local": ("", 0), "remote": ("192.0.2.1", 1)}
+    alice, bob, carol = (TlsContexts(each) for each in (ALICE, BOB, ALICE))
+    nothing: Circuit = None  # type: ignore[assignment]
+    client, hello = TlsCarrier.begin(nothing, alice, peer_key=BOB.public_key, **ends)
+    server, _ = TlsCarrier.begin(nothing, carol, peer_key=None, **ends)
+    with pytest.raises(WrongPeer):
+        client.take_flight(server.take_flight(hello))
+    client, hello = TlsCarrier.begin(nothing, alice, peer_key=BOB.public_key, **ends)
+    with pytest.raises(CarrierError, match=r"no TLS 1\.3"):
+        client.take_flight(b"garbage, more than five bytes")
+    server, _ = TlsCarrier.begin(nothing, bob, peer_key=None, **ends)
+    for junk in (b"", hello[:50]):
+        with pytest.raises(CarrierError, match="half of a TLS flight"):
+            server.take_flight(junk)

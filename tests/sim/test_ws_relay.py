@@ -1,0 +1,238 @@
+"""`ws_relay` in simulated worlds: where nothing direct is possible a Pipe comes up, or the verdict says why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, NoReturn
+
+import pytest
+import trio
+
+from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, open_node
+from warpgate_trio.cli.options import Settings
+from warpgate_trio.cli.ping import PathKind, _ping
+from warpgate_trio.config import IdentityConfig
+from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.plugin import Aim, Message, Plugin
+from warpgate_trio.report import Outcome, Verdict
+from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
+from warpgate_trio.signal.websocket_channel import WebSocketChannel
+from warpgate_trio.sim import NatConfig, presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, STUN2, Walk, WorldServer, open_nodes, simulate_walk
+from warpgate_trio.testing.worlds import PeerPair
+
+pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+
+URL = "ws://server:443"
+OPEN = RelayRules(open_to_all=True)
+RTT = 0.05
+
+
+def server(relay: RelayRules) -> WorldServer:
+    return replace(RENDEZVOUS, open=lambda _host: open_rendezvous(host=None, port=443, public_urls=[URL], relay=relay))
+
+
+def relayed(pair: PeerPair, relay: RelayRules = OPEN, **options: Any) -> Walk:
+    return simulate_walk(pair, servers=(server(relay), STUN, STUN2, NTP), **options)
+
+
+async def by_relay_alone(node: Node, address: PeerAddress) -> Pipe:
+    return await node.auto_connect(address, phases=["relay"])
+
+
+async def without_relay(node: Node, address: PeerAddress) -> Pipe:
+    return await node.auto_connect(address, phases=["direct", "punch", "spray"])
+
+
+HARD = {
+    "symmetric, symmetric": (presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC),
+    "UDP blocked, symmetric": (presets.UDP_BLOCKED, presets.LINUX_SYMMETRIC),
+    "TCP 443 only, symmetric": (presets.WEB_ONLY, presets.LINUX_SYMMETRIC),
+    "TCP 443 only, both": (presets.WEB_ONLY, presets.WEB_ONLY),
+}
+
+
+@pytest.mark.parametrize("nats", HARD.values(), ids=HARD)
+def test_a_pair_without_a_direct_path_is_relayed(nats: tuple[NatConfig, NatConfig]) -> None:
+    """And its report says by which server."""
+    walk = relayed(PeerPair.between(*nats, rtt=RTT))
+    assert walk.connected, walk.explanation
+    assert walk.intact
+    winner = walk.report.winner
+    assert winner is not None
+    assert (winner.phase, winner.plugin, winner.target) == ("relay", "ws_relay", URL)
+    assert walk.left == ""
+
+
+def test_it_is_relayed_through_losses() -> None:
+    for seed in range(6):
+        pair = PeerPair.between(presets.WEB_ONLY, presets.LINUX_SYMMETRIC, rtt=RTT, loss=0.05, seed=seed)
+        walk = relayed(pair)
+        assert walk.connected, walk.explanation
+        assert walk.intact
+
+
+def test_who_can_connect_directly_is_not_relayed() -> None:
+    walk = relayed(PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT))
+    assert walk.report.winner is not None
+    assert walk.report.winner.phase != "relay"
+    relay = [row for row in walk.report.combos if row.plugin == "ws_relay"]
+    assert [row.outcome for row in relay] == [Outcome.NOT_STARTED]
+
+
+def test_phases_forbid_it() -> None:
+    walk = relayed(PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT), connect=without_relay)
+    assert not walk.connected
+    assert "ws_relay" not in {row.plugin for row in walk.report.combos if row.outcome is not Outcome.NOT_STARTED}
+
+
+@pytest.mark.parametrize("rtt", [0.02, 0.1])
+def test_the_first_byte_comes_back_6_round_trips_after_the_call(rtt: float) -> None:
+    """The servers are as far from each peer as the peers are from each other."""
+    pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=rtt, server_rtt=rtt)
+    walk = relayed(pair, connect=by_relay_alone, payload=b"x")
+    assert walk.first_byte is not None, walk.explanation
+    assert 5 * rtt <= walk.first_byte <= 6 * rtt + 0.03
+
+
+def test_a_node_that_was_just_opened_waits_for_its_server() -> None:
+    async def main() -> None:
+        pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=[server(OPEN)]) as nodes:
+            config = NodeConfig(servers=Servers(websocket=[URL]))
+            async with open_node(config, identity=Identity.from_seed(b"carol" + bytes(27))) as carol:
+                async with await by_relay_alone(carol, nodes.bob.address) as pipe:
+                    assert pipe.path.plugin == "ws_relay"
+
+    simulate(main)
+
+
+# -- who may -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connect", [Node.auto_connect, by_relay_alone])
+def test_the_verdict_says_that_the_token_is_missing(connect: Any) -> None:
+    pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+    walk = relayed(pair, RelayRules(token="a token of 16 and more"), connect=connect)
+    assert walk.report.verdict is Verdict.NO_RELAY_CONFIGURED
+    assert walk.report.advice == (
+        "Put the server's relay_token into [servers] on one side, or have the server started with `serve --open`."
+    )
+    assert "neither side has the relay token of a server that both use" in walk.report.lacks
+    (row,) = [row for row in walk.report.combos if row.plugin == "ws_relay"]
+    assert row.error == f"no circuit by {URL}: neither side has the server's relay token"
+
+
+def test_a_server_that_does_not_relay_is_no_way() -> None:
+    walk = simulate_walk(PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT))
+    (row,) = [row for row in walk.report.combos if row.plugin == "ws_relay"]
+    assert row.likelihood == "hopeless"
+    assert row.error is not None
+    assert row.error.startswith("that server does not relay; tried all the same: ")
+    assert walk.report.verdict is Verdict.NO_RELAY_CONFIGURED
+
+
+# -- when --------------------------------------------------------------------------------------------------------------
+
+
+class Turn(Plugin):
+    """Stands for the plugin of that name: fails after 100 ms."""
+
+    name = "turn"
+    phase = "relay"
+    aim = Aim.MEET
+
+    async def run(self, reply: Message | None = None) -> NoReturn:
+        await trio.sleep(0.1)
+        raise AttemptFailed("no allocation")
+
+
+class SlowTurn(Turn):
+    async def run(self, reply: Message | None = None) -> NoReturn:
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("turn", "start"), [((), 0.0), ((Turn,), 0.1), ((SlowTurn,), 0.3)])
+def test_it_holds_back_only_while_turn_is_under_way(turn: tuple[type[Plugin], ...], start: float) -> None:
+    pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
+    walk = relayed(pair, connect=by_relay_alone, plugins=["ws_relay", *turn])
+    assert walk.report.winner is not None, walk.report
+    assert walk.report.winner.plugin == "ws_relay"
+    assert walk.report.winner.started_ms == pytest.approx(1000 * start, abs=1)
+
+
+# -- how it ends -------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_ends_breaks_the_pipe_with_the_cause() -> None:
+    async def main() -> None:
+        pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+        async with trio.open_nursery() as nursery, pair.build() as net, simulated_hosts():
+            stop = trio.CancelScope()
+
+            async def serve(task_status: trio.TaskStatus[None]) -> None:
+                with net.hosts["server"], stop:
+                    async with open_rendezvous(host=None, port=443, public_urls=[URL], relay=OPEN):
+                        task_status.started()
+                        await trio.sleep_forever()
+
+            await nursery.start(serve)
+            config = NodeConfig(servers=Servers(websocket=[URL]))
+            named = WorldServer(key="websocket", url=URL, machine="server", open=lambda _host: trio.open_nursery())
+            async with open_nodes(net, config=config, servers=[named]) as nodes:
+                pipe = await by_relay_alone(nodes.alice, nodes.bob.address)
+                async with pipe:
+                    await pipe.send_all(b"hello")
+                    stop.cancel()
+                    with pytest.raises(trio.BrokenResourceError, match="circuit by ws://server:443 has ended"):
+                        await pipe.receive_some()
+
+    simulate(main)
+
+
+def test_a_large_transfer_both_ways() -> None:
+    pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=0.1)
+    walk = relayed(pair, connect=by_relay_alone, payload=bytes(range(256)) * 8192)
+    assert walk.intact
+    assert walk.left == ""
+
+
+def test_ping_exits_with_1() -> None:
+    async def main() -> PathKind:
+        pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=[server(OPEN)]) as nodes:
+            config = NodeConfig(identity=IdentityConfig(ephemeral=True), servers=Servers(websocket=[URL]))
+            return await _ping(Settings(quiet=True), config, str(nodes.bob.address), 1, 1.0, None)
+        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+
+    kind = simulate(main)
+    assert (kind, int(kind)) == (PathKind.RELAYED, 1)
+
+
+def test_cancelling_at_any_step_leaves_nothing() -> None:
+    """Neither at the server, which ends the circuit at the peer, nor at the two nodes."""
+
+    async def main(after: float) -> None:
+        pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT, server_rtt=RTT)
+        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=[server(OPEN)]) as nodes:
+            with trio.move_on_after(after):
+                pipe = await by_relay_alone(nodes.alice, nodes.bob.address)
+                pipe.abort()
+                await trio.sleep_forever()
+            await trio.sleep(1.0)
+            assert nodes.bob.stats().attempts == 0
+            assert nodes.alice.stats().attempts == 0
+            assert nodes.bob.stats().links == nodes.alice.stats().links == 0
+            for node in (nodes.alice, nodes.bob):
+                assert _circuits(node) == 0
+
+    for step in range(0, 60, 4):
+        simulate(partial(main, step * RTT / 10))
+
+
+def _circuits(node: Node) -> int:
+    channels = [slot.channel for slot in node._runtime.hub._keeper.own]
+    return sum(channel.circuits for channel in channels if isinstance(channel, WebSocketChannel))

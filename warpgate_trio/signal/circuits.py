@@ -1,0 +1,390 @@
+"""Relayed circuits at a client: byte streams to peers, on the connection to a rendezvous server that is open anyway.
+
+`servers.relay_frames` has the frames.  A `Circuit` is what a carrier needs of a socket: `send`, `recv`, `close`.  What
+is sent waits for the server's credit, and for its turn behind the signals; what comes in is bounded by what was granted
+to the server, which is renewed as it is read.  So the connection's reader never waits for a circuit.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, final
+
+import trio
+
+from ..errors import AttemptFailed
+from ..servers.relay_frames import (
+    INITIAL_CREDIT,
+    MAX_RELAY,
+    Answer,
+    Call,
+    EndReason,
+    Relay,
+    RelayCredit,
+    RelayEnd,
+    Ring,
+)
+from ..sockaddr import TransportAddress
+
+__all__ = ["Circuit", "CircuitRefused", "Circuits", "Incoming", "Outbox", "Ringing"]
+
+WINDOW: Final = 256 * 1024
+"""Bytes of one circuit that the server may send before they are read here."""
+RENEWAL: Final = 4
+"""Credit is renewed when a fourth of the window has been read."""
+MAX_CIRCUITS: Final = 64
+"""Circuits of one connection, as many as a server allows (`servers.relay_core.RelayLimits`)."""
+MAX_SIGNALS: Final = 16
+"""Signals that wait to be written; more wait with their senders."""
+PIECE: Final = 16 * 1024
+"""Bytes that are worth a RELAY of their own where credit is short: with less than that, more is waited for."""
+
+
+class CircuitRefused(AttemptFailed):
+    """There is no circuit: the server or the peer said no.
+
+    Attributes:
+      reason: an `EndReason`, or a code that this release does not know; None: the connection to the server ended.
+    """
+
+    def __init__(self, url: str, reason: int | None, why: str) -> None:
+        super().__init__(f"no circuit by {url}: {why}")
+        self.reason = reason
+
+
+@final
+class Outbox:
+    """What waits to be written to a server: signals go before relayed bytes, of which one message waits at most."""
+
+    def __init__(self) -> None:
+        self._signals: deque[bytes] = deque()
+        self._bulk: deque[bytes] = deque()
+        self._closed = False
+        self._writer: Final = trio.lowlevel.ParkingLot()
+        self._senders: Final = trio.lowlevel.ParkingLot()
+        self._relaying: Final = trio.lowlevel.ParkingLot()
+
+    async def put(self, frame: bytes) -> None:
+        """Queue a signal.  Cancelled: it was not.
+
+        Raises:
+          trio.ClosedResourceError: nothing is written any more.
+        """
+        await trio.lowlevel.checkpoint()
+        while len(self._signals) >= MAX_SIGNALS and not self._closed:
+            await self._senders.park()
+        if self._closed:
+            raise trio.ClosedResourceError
+        self.put_nowait(frame)
+
+    def put_nowait(self, frame: bytes) -> None:
+        """Queue a short frame, of which there can be but a few for each circuit."""
+        self._signals.append(frame)
+        self._writer.unpark()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for relayed bytes."""
+        return not self._bulk or self._closed
+
+    async def wait_bulk(self) -> None:
+        """Return when there is room for relayed bytes, or nothing is written any more."""
+        while self._bulk and not self._closed:
+            await self._relaying.park()
+
+    def put_bulk_nowait(self, frame: bytes) -> None:
+        """Queue relayed bytes, or what must not overtake them."""
+        self._bulk.append(frame)
+        self._writer.unpark()
+
+    async def take(self) -> bytes | None:
+        """The next frame to write; None at the end."""
+        while not self._signals and not self._bulk:
+            if self._closed:
+                return None
+            await self._writer.park()
+        if self._signals:
+            frame = self._signals.popleft()
+            self._senders.unpark()
+        else:
+            frame = self._bulk.popleft()
+            self._relaying.unpark()
+        return frame
+
+    def close(self) -> None:
+        """Nothing more is taken; what waits may still be written."""
+        self._closed = True
+        for lot in (self._writer, self._senders, self._relaying):
+            lot.unpark_all()
+
+
+@final
+class Circuit:
+    """One end of a circuit, made by `Circuits`; `warpgate_trio.carrier.tls.ByteSocket` for a carrier.
+
+    Attributes:
+      url: of the server, without a password.
+      local, remote: of the connection to it.
+      answered: both sides have it.
+      claimed: somebody sees to it that it is answered or closed; else whoever hears of the call closes it.
+    """
+
+    def __init__(self, owner: Circuits, number: int) -> None:
+        self._owner = owner
+        self._number = number
+        self._changed: Final = trio.lowlevel.ParkingLot()
+        self._limit = self._granted = INITIAL_CREDIT
+        self._sent = self._received = self._read = 0
+        self._waiting: deque[bytes] = deque()
+        self._end: str | None = None
+        self._reason: int | None = None
+        self._closed = False
+        self.answered: bool = False
+        self.claimed: bool = False
+        self.url: Final = owner.url
+        self.local: Final = owner.local
+        self.remote: Final = owner.remote
+
+    def __repr__(self) -> str:
+        return f"<Circuit {self._number} by {self.url}>"
+
+    # -- making one ----------------------------------------------------------------------------------------------------
+
+    async def call(self, receiver_key: bytes, instance: bytes, payload: bytes) -> None:
+        """Have the server call whoever has this key, or one process of it; it is `answered` later, or ends.
+
+        Raises:
+          CircuitRefused: the connection has ended.
+        """
+        try:
+            await self._owner.outbox.put(Call(self._number, receiver_key, instance, payload).encode())
+        except trio.ClosedResourceError:
+            raise self._refused() from None
+
+    async def wait_answered(self) -> None:
+        """Return once the peer has answered.
+
+        Raises:
+          CircuitRefused: it will not, and why.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self.answered:
+            if self._end is not None or self._closed:
+                raise self._refused()
+            await self._changed.park()
+
+    async def answer(self, payload: bytes) -> None:
+        """Take a call: bytes may be sent from here on.
+
+        Raises:
+          CircuitRefused: it was taken back, or the connection has ended.
+        """
+        if self._end is not None or self._closed:
+            await trio.lowlevel.checkpoint()
+            raise self._refused()
+        try:
+            await self._owner.outbox.put(Answer(self._number, payload).encode())
+        except trio.ClosedResourceError:
+            raise self._refused() from None
+        self._open()
+
+    def _refused(self) -> CircuitRefused:
+        return CircuitRefused(self.url, self._reason, self._end or "it was closed here")
+
+    def _open(self) -> None:
+        self.answered = True
+        self._renew()
+        self._changed.unpark_all()
+
+    # -- the stream ----------------------------------------------------------------------------------------------------
+
+    async def send(self, data: memoryview) -> int:
+        """Send the first bytes of it, as many as there is room for, and return how many.  Cancelled: none.
+
+        Raises:
+          OSError: the circuit has ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            self._check_open()
+            room = min(self._limit - self._sent, MAX_RELAY)
+            if room < min(len(data), PIECE):
+                await self._changed.park()
+                continue
+            if not self._owner.outbox.has_room:
+                await self._owner.outbox.wait_bulk()
+                continue
+            piece = bytes(data[:room])
+            self._sent += len(piece)
+            self._owner.outbox.put_bulk_nowait(Relay(self._number, piece).encode())
+            return len(piece)
+
+    async def recv(self, size: int) -> bytes:
+        """The next bytes, at most so many; ``b""`` once the other side has closed.  Cancelled: nothing is lost.
+
+        Raises:
+          OSError: the circuit has ended otherwise.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._waiting:
+            if self._reason == EndReason.CLOSED and not self._closed:
+                return b""
+            self._check_open()
+            await self._changed.park()
+        data = self._waiting.popleft()
+        if len(data) > size:
+            self._waiting.appendleft(data[size:])
+            data = data[:size]
+        self._read += len(data)
+        self._renew()
+        return data
+
+    def close(self) -> None:
+        """End the circuit; who waits in it is woken.  What was sent goes out before.  Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._waiting.clear()
+            self._owner.forget(self._number, EndReason.CLOSED if self.answered else EndReason.REFUSED)
+            self._changed.unpark_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.EBADF, "the circuit was closed here")
+        if self._end is not None:
+            raise OSError(errno.ECONNRESET, f"the circuit by {self.url} has ended: {self._end}")
+
+    def _renew(self) -> None:
+        if self.answered and self._end is None and self._read + WINDOW - self._granted >= WINDOW // RENEWAL:
+            self._granted = self._read + WINDOW
+            self._owner.outbox.put_nowait(RelayCredit(self._number, self._granted).encode())
+
+    # -- what the channel's reader hears -------------------------------------------------------------------------------
+
+    def hear(self, frame: Answer | Relay | RelayCredit | RelayEnd) -> None:
+        """A frame of the server's.  One that sends more than it may loses the circuit."""
+        if isinstance(frame, RelayCredit):
+            self._limit = max(self._limit, frame.limit)
+        elif isinstance(frame, Relay):
+            self._received += len(frame.data)
+            if self._received > self._granted or not self.answered:
+                self.end(EndReason.OVERRUN, EndReason.OVERRUN.words)
+                self._owner.forget(self._number, EndReason.CLOSED)
+            else:
+                self._waiting.append(frame.data)
+        elif isinstance(frame, Answer):
+            if not self.answered:
+                self._open()
+        else:
+            known = frame.reason in EndReason.__members__.values()
+            self.end(frame.reason, EndReason(frame.reason).words if known else f"reason {frame.reason}")
+            self._owner.forget(self._number, None)
+        self._changed.unpark_all()
+
+    def end(self, reason: int | None, why: str) -> None:
+        """Nothing more comes; what has come can still be read."""
+        if self._end is None:
+            self._end, self._reason = why, reason
+        self._changed.unpark_all()
+
+
+@final
+class Ringing:
+    """A peer calls: a sealed signal, and the circuit to answer by."""
+
+    __slots__ = ("circuit", "payload")
+
+    def __init__(self, payload: bytes, circuit: Circuit) -> None:
+        self.payload: Final = payload
+        self.circuit: Final = circuit
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A payload that came in, still sealed; `via` names the channel, for the reply's `SignalHub.send`.
+
+    Where a peer calls, `circuit` is to be answered or closed.
+    """
+
+    payload: bytes
+    via: str
+    circuit: Circuit | None = None
+
+
+@final
+class Circuits:
+    """The circuits of one connection to a server.
+
+    Args:
+      url: of the server, for people.
+      local, remote: the ends of the connection.
+      on_arrival: takes a call, or the payload of an answer; False: there is no room for it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        local: TransportAddress,
+        remote: TransportAddress,
+        outbox: Outbox,
+        on_arrival: Callable[[bytes | Ringing], bool],
+    ) -> None:
+        self.url: Final = url
+        self.local: Final = local
+        self.remote: Final = remote
+        self.outbox: Final = outbox
+        self._on_arrival = on_arrival
+        self._open: dict[int, Circuit] = {}
+        self._made = -1
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def make(self) -> Circuit:
+        """A circuit to call by.
+
+        Raises:
+          CircuitRefused: there are as many as one connection may have.
+        """
+        if len(self._open) >= MAX_CIRCUITS:
+            raise CircuitRefused(self.url, EndReason.TOO_MANY_HERE, EndReason.TOO_MANY_HERE.words)
+        self._made = (self._made + 2) % 2**32
+        return self._add(self._made)
+
+    def _add(self, number: int) -> Circuit:
+        circuit = self._open[number] = Circuit(self, number)
+        return circuit
+
+    def hear(self, frame: Ring | Answer | Relay | RelayCredit | RelayEnd) -> None:
+        """A frame of the server's; those for circuits that have ended are ignored."""
+        circuit = self._open.get(frame.circuit)
+        if isinstance(frame, Ring):
+            self._ring(frame)
+        elif circuit is not None:
+            if isinstance(frame, Answer) and not circuit.answered and not self._on_arrival(frame.payload):
+                circuit.close()
+                return
+            circuit.hear(frame)
+
+    def _ring(self, frame: Ring) -> None:
+        if frame.circuit in self._open or frame.circuit % 2:
+            return
+        if len(self._open) >= MAX_CIRCUITS:
+            self.outbox.put_nowait(RelayEnd(frame.circuit, EndReason.REFUSED).encode())
+            return
+        circuit = self._add(frame.circuit)
+        if not self._on_arrival(Ringing(frame.payload, circuit)):
+            circuit.close()
+
+    def forget(self, number: int, reason: EndReason | None) -> None:
+        """A circuit has ended; `reason`: what the server is to be told."""
+        if self._open.pop(number, None) is not None and reason is not None:
+            self.outbox.put_bulk_nowait(RelayEnd(number, reason).encode())  # behind what was sent
+
+    def end(self, why: str) -> None:
+        """The connection has ended."""
+        circuits, self._open = self._open, {}
+        for circuit in circuits.values():
+            circuit.end(None, why)
