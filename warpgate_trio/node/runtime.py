@@ -299,9 +299,7 @@ class NodeRuntime:
             stack.callback(hub_scope.cancel)
             await stack.enter_async_context(self.udp_ports.running(keepers))
             await stack.enter_async_context(self.names.running())
-            with trio.CancelScope(
-                shield=True
-            ):  # a cancelled `start` would wait for its child, which does not hear of it
+            with trio.CancelScope(shield=True):  # a cancelled `start` waits for its child, which does not hear of it
                 await keepers.start(_run_shielded, hub_scope, self.hub)
             await stack.enter_async_context(self.links.running())
             for name, plugin in self.loaded.plugins.items():
@@ -311,11 +309,8 @@ class NodeRuntime:
             stack.push(self._leave)
             for sock in self._sockets:
                 self._services.start_soon(self.inbound.serve_socket, sock)
-            self._services.start_soon(self.sender.run)
-            self._services.start_soon(self.presence.run)
-            self._services.start_soon(self.router.run)
-            self._services.start_soon(self.nat.run)
-            self._services.start_soon(self.portmaps.run)
+            for service in (self.sender, self.presence, self.router, self.nat, self.portmaps):
+                self._services.start_soon(service.run)
             self._services.start_soon(self._watch_addresses)
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)

@@ -81,13 +81,7 @@ class SignalHub:
     ) -> None:
         self._arrivals: Final = Arrivals(is_worth_a_place)
         self._keeper: Final = ChannelKeeper(
-            identity,
-            servers,
-            self._arrivals,
-            ca_file=ca_file,
-            names=names,
-            proxies=proxies,
-            relay_token=relay_token,
+            identity, servers, self._arrivals, ca_file=ca_file, names=names, proxies=proxies, relay_token=relay_token
         )
         self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
