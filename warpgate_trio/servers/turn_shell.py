@@ -31,7 +31,18 @@ from .turn_core import MAX_MESSAGE, TurnCore
 from .turn_limits import TurnLimits
 from .turn_requests import CHANNEL_NUMBERS
 
-__all__ = ["MAX_PAYLOAD", "PORT_TRIES", "READ", "RelayPlaces", "Sink", "TlsContext", "TurnConnection", "TurnShell"]
+__all__ = [
+    "MAX_PAYLOAD",
+    "PORT_TRIES",
+    "QUEUED_OVERHEAD",
+    "READ",
+    "REPORT_INTERVAL",
+    "RelayPlaces",
+    "Sink",
+    "TlsContext",
+    "TurnConnection",
+    "TurnShell",
+]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -41,6 +52,10 @@ READ: Final = 64 * 1024
 """Bytes of one read, and of one write, of a connection: fifty messages."""
 SEND_BUFFER: Final = 256 * 1024
 """Bytes that the kernel is asked to hold for a client that does not read."""
+QUEUED_OVERHEAD: Final = 64
+"""Bytes that a message that waits is counted as beside its own: the object, and its place in the queue."""
+REPORT_INTERVAL: Final = 60.0
+"""Seconds between two lines in the log about relayed addresses that cannot be had."""
 PORT_TRIES: Final = 16
 """Ports of a range that are tried for a relayed address; where they are taken, the range is nearly full."""
 _BINDING_REQUEST: Final = b"\0\1"
@@ -132,9 +147,10 @@ class TurnConnection:
 
     def send(self, data: bytes, _: TransportAddress) -> None:
         """Have a message written, or drop it."""
-        if self._held + len(data) <= self._limit and self._budget.take(self._host, len(data)):
+        cost = len(data) + QUEUED_OVERHEAD
+        if self._held + cost <= self._limit and self._budget.take(self._host, cost):
             self._waiting.append(data)
-            self._held += len(data)
+            self._held += cost
             self._more.set()
 
     async def write(self) -> NoReturn:
@@ -146,18 +162,19 @@ class TurnConnection:
         while True:
             while self._waiting:
                 # One message a TLS record: some clients lose what else is in one.
-                chunk = self._waiting.popleft() if self._encrypted else self._take()
-                await self._stream.send_all(chunk)
-                self._let_go(len(chunk))
+                messages = self._take(0 if self._encrypted else READ)
+                await self._stream.send_all(b"".join(messages))
+                self._let_go(sum(map(len, messages)) + QUEUED_OVERHEAD * len(messages))
             self._more = trio.Event()
             await self._more.wait()
 
-    def _take(self) -> bytes:
-        """As many messages as one write has."""
-        chunk = bytearray(self._waiting.popleft())
-        while self._waiting and len(chunk) + len(self._waiting[0]) <= READ:
-            chunk += self._waiting.popleft()
-        return bytes(chunk)
+    def _take(self, most: int) -> list[bytes]:
+        """The next message, and what follows as far as it fits."""
+        messages = [self._waiting.popleft()]
+        length = len(messages[0])
+        while self._waiting and (length := length + len(self._waiting[0])) <= most:
+            messages.append(self._waiting.popleft())
+        return messages
 
     def forget(self) -> None:
         """Give back what will not be written any more."""
@@ -190,6 +207,7 @@ class TurnShell:
         self._budget = Budget(total=limits.queued, per_address=limits.queued_per_address)
         self._sleeps_until = math.inf
         self._earlier = trio.Event()
+        self._reported_at = -math.inf
 
     async def keep_time(self) -> NoReturn:
         """End what is over."""
@@ -248,13 +266,20 @@ class TurnShell:
             try:
                 relay, relayed = await self._relays.open(allocation.family, even=allocation.even_port)
             except OSError as error:
-                logger.warning("no relayed address: %s", error.strerror or error)
+                self._report(error)
                 self._core.not_opened(allocation, trio.current_time())
                 continue
             if self._core.opened(allocation, relay.sink, relayed, trio.current_time()):
                 self._nursery.start_soon(self._serve_relay, allocation, relay)
             else:
                 relay.close()
+
+    def _report(self, error: OSError) -> None:
+        """Say why there is no relayed address, but not as often as clients ask."""
+        now = trio.current_time()
+        if now - self._reported_at >= REPORT_INTERVAL:
+            self._reported_at = now
+            logger.warning("a client gets no relayed address: %s", error.strerror or error)
 
     async def _serve_relay(self, allocation: Allocation[Sink], relay: ServerSocket) -> None:
         """Hand on what comes to a relayed address, until it is over."""
