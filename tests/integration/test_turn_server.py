@@ -402,7 +402,8 @@ async def test_coturns_client_gets_its_data(words: Sequence[str], tmp_path: Path
         sent, received = map(int, re.findall(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)$", said, re.MULTILINE)[-1])
         assert sent >= 40, said
         assert received >= 0.9 * sent, said  # the client does not wait for what a busy machine holds up
-        assert server.statistics().refused == 0
+        # -G adds requests at random, some of them for peers of the other family.
+        assert server.statistics().refused == 0 or "-G" in words
 
 
 @pytest.mark.needs("linux", "turnserver", "turnutils")
