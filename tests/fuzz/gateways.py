@@ -8,7 +8,7 @@ from typing import Final
 from tests.fuzz.registry import target
 from warpgate_trio.address import Transport
 from warpgate_trio.errors import PortMapMalformed, PortMapRefused
-from warpgate_trio.portmap import igd, natpmp, pcp, ssdp, xml
+from warpgate_trio.portmap import announcements, igd, natpmp, pcp, ssdp, xml
 
 
 def _natpmp() -> list[bytes]:
@@ -69,6 +69,21 @@ def ssdp_replies(data: bytes) -> None:
     url = ssdp.judge_location(ssdp.parse_reply(data).location, gateway=gateway, local=local, prefix=24)
     assert str(url.ip).startswith("192.168.1.")
     assert url.ip != local
+
+
+@target(
+    lambda: [
+        b"NOTIFY * HTTP/1.1\r\nNTS: ssdp:alive\r\nBOOTID.UPNP.ORG: 1\r\n\r\n",
+        b"NOTIFY * HTTP/1.1\r\nNTS: ssdp:byebye\r\n\r\n",
+        bytes.fromhex("00800000 0000000a cb007105"),
+    ],
+    inputs=10_000,
+)
+def gateways_announcements(data: bytes) -> None:
+    boots = announcements.Boots()
+    for each in (data, data):
+        assert boots.is_announcement(each) in (True, False)
+        assert announcements.is_announcement(each) in (True, False)
 
 
 @target(lambda: [_DESCRIPTION, _BOMB], PortMapMalformed, inputs=5_000)

@@ -44,6 +44,7 @@ class Gateway:
     capacity = 1000
     delay = 0.0
     http_port = 5000
+    reusable = False
 
     def __init__(self, router: Router) -> None:
         self.router = router
@@ -103,6 +104,8 @@ class Gateway:
 
     async def serve_udp(self, task_status: trio.TaskStatus[None]) -> None:
         with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+            if self.reusable:
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
             await sock.bind((self.inside, 5351))
             task_status.started()
             async with trio.open_nursery() as nursery:

@@ -478,6 +478,61 @@ def test_20_a_restart_is_told_once_and_concerns_all_mappings() -> None:
     at_home(Gateway, body)
 
 
+def _notify(nts: str, boot: str = "") -> bytes:
+    return f"NOTIFY * HTTP/1.1\r\nNTS: {nts}\r\n{boot}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("port", "group", "said"),
+    [
+        (5350, "224.0.0.1", [bytes([0, 128, 0, 0]) + bytes(8)]),
+        (5350, "224.0.0.1", [bytes([2, 128]) + bytes(22)]),
+        (1900, "239.255.255.250", [_notify("ssdp:byebye")]),
+        (1900, "239.255.255.250", [_notify("ssdp:alive", f"BOOTID.UPNP.ORG: {n}\r\n") for n in (1, 2)]),
+    ],
+    ids=["natpmp", "pcp", "byebye", "bootid"],
+)
+def test_20_what_the_gateway_announces_is_looked_at_at_once(port: int, group: str, said: list[bytes]) -> None:
+    async def body(home: Home) -> None:
+        async with mapping(home.host):
+            await trio.sleep(60)
+            home.gateway.restart()
+            with home.gateway.router, trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+                inside = ip_address(home.gateway.inside).packed
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+                await sock.bind((home.gateway.inside, 5351 if port == 5350 else 0))
+                sock.setsockopt(trio.socket.IPPROTO_IP, trio.socket.IP_MULTICAST_IF, inside)
+                for each in said:
+                    await sock.sendto(each, (group, port))
+            await trio.sleep(1)
+            assert await home.reaches()
+        assert home.gateway.table == {}
+
+    at_home(_Multicast, body)
+
+
+def test_20_who_is_not_the_gateway_announces_nothing() -> None:
+    async def body(home: Home) -> None:
+        async with mapping(home.host):
+            await trio.sleep(60)
+            before = len(home.gateway.asked)
+            with home.neighbour, trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+                await sock.bind(("0.0.0.0", 5351))
+                for _ in range(100):
+                    await sock.sendto(bytes([2, 128]) + bytes(22), ("224.0.0.1", 5350))
+                    await sock.sendto(_notify("ssdp:byebye"), ("239.255.255.250", 1900))
+            await trio.sleep(60)
+            assert len(home.gateway.asked) == before
+
+    at_home(Gateway, body)
+
+
+class _Multicast(Gateway):
+    """Its socket for requests lets others have the port, to announce from it."""
+
+    reusable = True
+
+
 def test_21_denied_until_the_user_allows_it(caplog: pytest.LogCaptureFixture) -> None:
     class Strict(UpnpOnly):
         allowed = False
