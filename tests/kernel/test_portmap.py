@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,9 +26,9 @@ from warpgate_trio.host import Gateway
 from warpgate_trio.portmap import asking, natpmp
 from warpgate_trio.portmap.client import Claim, Grant, ProtocolName
 from warpgate_trio.portmap.exchange import Exchange
+from warpgate_trio.portmap.finding import find_gateway
 from warpgate_trio.portmap.lease import LIFETIME
 from warpgate_trio.portmap.service import MappedPort, PortMaps
-from warpgate_trio.portmap.upnp import find_gateway
 from warpgate_trio.sockaddr import IpAddress
 
 PORT = 40_000
@@ -109,11 +110,12 @@ async def test_a_port_is_open_while_it_is_wanted(protocol: ProtocolName, tmp_pat
         assert not await reaches(home, str(WAN))
 
 
-async def test_a_pinhole_is_open_while_it_is_wanted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["pcp", "upnp"])
+async def test_a_pinhole_is_open_while_it_is_wanted(protocol: ProtocolName, tmp_path: Path) -> None:
     async with open_home(tmp_path) as home:
         await home.start()
         assert not await reaches(home, "2a00:77::2")
-        async with mapping(home, "pcp", versions=(6,)) as maps:
+        async with mapping(home, protocol, versions=(6,)) as maps:
             assert str(only(maps).ip) == "2a00:77::2"
             assert await reaches(home, "2a00:77::2")
         assert not await reaches(home, "2a00:77::2")
@@ -137,6 +139,29 @@ async def test_upnp_knows_its_mapping_again(lifetime: int, tmp_path: Path) -> No
         assert (await client.check(again)).stands
         await client.unmap(before)
         assert str(PORT) not in home.rules()
+
+
+async def test_a_pinhole_is_renewed_checked_and_found_again(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home, inside(home.host):
+        await home.start()
+        host = HostInNamespace(home.host)
+        ours, router = ip_address("2a00:77::2"), ip_address("2a00:77::1")
+        index = host.gateways()[0].interface
+        client = await find_gateway(ours, 64, router, index=index)
+        claim = Claim(Transport.TCP, PORT, PORT, bytes(12))
+        grant = await client.map(claim, 600)
+        assert grant == Grant(claim, PORT, ours, 600)
+        assert await client.map(claim, 3600) == Grant(claim, PORT, ours, 3600)
+        assert (await client.check(grant)).stands
+        assert await reaches(home, str(ours))
+        another = await find_gateway(ours, 64, router, index=index)
+        await another.unmap(claim)  # as one that was cancelled before it heard the number
+        assert not await reaches(home, str(ours))
+        assert not (await client.check(grant)).stands
+        await client.map(claim, 600)
+        assert await reaches(home, str(ours))
+        await client.unmap(claim)
+        assert not await reaches(home, str(ours))
 
 
 async def test_behind_a_host_firewall_that_eats_multicasts_answers_the_gateway_is_found(tmp_path: Path) -> None:

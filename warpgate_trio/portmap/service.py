@@ -26,10 +26,10 @@ from . import natpmp
 from .announcements import listen
 from .asking import NatPmpClient, PcpClient
 from .client import Client, ProtocolName, Protocols
+from .finding import find_gateway
 from .keeper import Find, Keeper
 from .lease import MIN_PORT, Lease
 from .pcp import NONCE_LENGTH
-from .upnp import find_gateway
 
 __all__ = ["GatewayState", "MappedPort", "PortMaps"]
 
@@ -203,10 +203,10 @@ class PortMaps:
             nonce=self._host.entropy(NONCE_LENGTH),
             choose=lambda: random.randint(MIN_PORT, _MAX_PORT),
         )
-        find: dict[ProtocolName, Find] = {"pcp": partial(_find_pcp, place)}
-        if isinstance(place.local, IPv4Address):  # over IPv6 there are pinholes, by PCP alone
+        search = partial(find_gateway, place.local, place.prefix, place.gateway, index=place.interface)
+        find: dict[ProtocolName, Find] = {"pcp": partial(_find_pcp, place), "upnp": search}
+        if isinstance(place.local, IPv4Address):  # of which NAT-PMP is
             find["natpmp"] = partial(_find_natpmp, place)
-            find["upnp"] = partial(find_gateway, place.local, place.prefix, place.gateway)
         chosen = {name: each for name, each in find.items() if name in self._protocols}
         heard: Callable[[Callable[[], None]], Awaitable[None]] | None = None
         if isinstance(place.local, IPv4Address):

@@ -15,9 +15,22 @@ from ..address.scope import AddressScope, scope_of
 from ..errors import PortMapMalformed
 from ..sockaddr import IpAddress, show_address
 
-__all__ = ["GROUP", "PORT", "TARGETS", "Reply", "Url", "judge_location", "parse_reply", "parse_url", "search"]
+__all__ = [
+    "GROUP",
+    "GROUP6",
+    "PORT",
+    "TARGETS",
+    "TARGETS6",
+    "Reply",
+    "Url",
+    "judge_location",
+    "parse_reply",
+    "parse_url",
+    "search",
+]
 
 GROUP: Final = "239.255.255.250"
+GROUP6: Final = "ff02::c"
 PORT: Final = 1900
 """Where gateways hear searches (UPnP Device Architecture 1.1 §1.2)."""
 TARGETS: Final = (
@@ -27,6 +40,8 @@ TARGETS: Final = (
     "upnp:rootdevice",
 )
 """What is searched for: some gateways answer to one of them alone."""
+TARGETS6: Final = ("urn:schemas-upnp-org:device:InternetGatewayDevice:2", "upnp:rootdevice")
+"""The same over IPv6, where a gateway is of the second version or knows no pinholes."""
 MAX_REPLY: Final = 2048
 """Bytes of an answer: a dozen headers in one datagram."""
 MAX_URL: Final = 512

@@ -7,43 +7,30 @@ is read after each request, and what it says counts: whose it is, and for how lo
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, final
 
-import trio
-
-from ..address.scope import is_public
-from ..errors import PortMapError, PortMapMalformed, PortMapRefused, PortMapTimeout
-from ..sockaddr import IpAddress, socket_address
-from . import ssdp
-from .client import Claim, Client, Conflict, Denied, Found, Grant
+from ..errors import PortMapMalformed, PortMapRefused
+from ..sockaddr import IpAddress
+from .client import Claim, Conflict, Denied, Found, Grant
 from .http import request
-from .igd import WAN, Service, envelope, read_answer, read_description
-from .ssdp import Url
+from .igd import Service, envelope, read_answer
 
 if TYPE_CHECKING:
     from .client import ProtocolName
 
-__all__ = ["UpnpClient", "find_gateway"]
+__all__ = ["DENIED", "UpnpClient", "call"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-SEARCHES: Final = (0.0, 1.0)
-"""Seconds after which the search is sent: multicast is lost at times, on Wi-Fi above all."""
-SEARCH_TIME: Final = 5.0
-"""Seconds for answers: some gateways take four."""
-MAX_LOCATIONS: Final = 8
-"""Places named in answers that are asked: a network has a gateway or two, and other devices that answer."""
 DESCRIPTION: Final = "warpgate-trio"
 """What our mappings are called in the router's table."""
-_TTL: Final = 2  # of multicast, UPnP Device Architecture 1.1 §1.3.2
-_CONNECTED: Final = frozenset({"connected", "up"})
 _CONFLICTS: Final = frozenset({718, 729})
 _PERMANENT_ONLY: Final = frozenset({725, 402})  # by the standard; "Invalid Args" of those who know no lease either
-_DENIED: Final = 606
+DENIED: Final = 606
+"""UPnP's number for what the gateway's user has to allow."""
 _NO_ENTRY: Final = frozenset({714, 713})
 
 
@@ -154,7 +141,7 @@ class UpnpClient:
         except PortMapRefused as error:
             if error.code in _CONFLICTS:
                 raise Conflict(error.code, str(error)) from None
-            if error.code == _DENIED:
+            if error.code == DENIED:
                 raise Denied(error.code, str(error)) from None
             raise
 
@@ -175,20 +162,25 @@ class UpnpClient:
             min(int(lease), 2**31) if lease.isdecimal() and len(lease) <= 10 else None,
         )
 
-    async def _call(self, action: str, **arguments: str) -> Mapping[str, str]:
-        status, answer = await request(
-            self._local,
-            "POST",
-            self._service.control,
-            headers=[
-                ("Content-Type", 'text/xml; charset="utf-8"'),
-                ("SOAPAction", f'"{self._service.kind}#{action}"'),
-                ("Cache-Control", "no-cache"),
-                ("Pragma", "no-cache"),
-            ],
-            body=envelope(self._service.kind, action, arguments),
-        )
-        return read_answer(status, answer, action)
+    async def _call(self, action: str, **arguments: str) -> dict[str, str]:
+        return await call(self._local, self._service, action, arguments)
+
+
+async def call(local: IpAddress, service: Service, action: str, arguments: Mapping[str, str]) -> dict[str, str]:
+    """One action of a service, asked from `local`; raises as `Client`'s methods do."""
+    status, answer = await request(
+        local,
+        "POST",
+        service.control,
+        headers=[
+            ("Content-Type", 'text/xml; charset="utf-8"'),
+            ("SOAPAction", f'"{service.kind}#{action}"'),
+            ("Cache-Control", "no-cache"),
+            ("Pragma", "no-cache"),
+        ],
+        body=envelope(service.kind, action, arguments),
+    )
+    return read_answer(status, answer, action)
 
 
 def _name(claim: Claim) -> dict[str, str]:
@@ -200,113 +192,3 @@ def _is_extended(entry: _Entry, before: _Entry, asked: int) -> bool:
     if entry.lease is None or before.lease is None or not entry.lease or not asked:
         return True
     return entry.lease > before.lease or entry.lease >= asked // 2
-
-
-# --- Finding it -------------------------------------------------------------------------------------------------------
-
-
-async def find_gateway(local: IpAddress, prefix: int, gateway: IpAddress) -> Client:
-    """Search the network of `local`, and choose among what answers: connected, with a public address; then any.
-
-    Raises:
-      PortMapTimeout: nothing answers.
-      PortMapError: what answers is no gateway.
-      OSError: nothing can be sent from there.
-    """
-    problems: list[PortMapError | OSError] = []
-    best: UpnpClient | None = None
-    async with _locations(local, prefix, gateway) as locations:
-        async for location in locations:
-            try:
-                client, good = await _choose(local, await _services(local, location))
-            except (PortMapError, OSError) as error:
-                problems.append(error)
-                continue
-            best = best or client
-            if good:
-                return client
-    if best is not None:
-        return best
-    if problems:
-        raise problems[0]
-    raise PortMapTimeout("no UPnP gateway answers")
-
-
-async def _services(local: IpAddress, location: Url) -> list[Service]:
-    status, data = await request(local, "GET", location)
-    if status != 200:
-        raise PortMapMalformed(f"{location.authority} answers its description's place with HTTP {status}")
-    services = [each for each in read_description(data, location) if each.kind in WAN]
-    if not services:
-        raise PortMapMalformed(f"{location.authority} has no service that opens ports")
-    return services
-
-
-async def _choose(local: IpAddress, services: list[Service]) -> tuple[UpnpClient, bool]:
-    """The best of a gateway's connections, and whether it leads to the internet."""
-    connected: UpnpClient | None = None
-    for service in services:
-        client = UpnpClient(local, service)
-        try:
-            if await client.status() in _CONNECTED:
-                connected = connected or client
-                ip = await client.external()
-                if ip is not None and is_public(ip):
-                    return client, True
-        except PortMapRefused as error:
-            logger.debug("%s tells nothing of its state: %s", service.control.authority, error)
-    return connected or UpnpClient(local, services[0]), False
-
-
-@asynccontextmanager
-async def _locations(
-    local: IpAddress, prefix: int, gateway: IpAddress
-) -> AsyncGenerator[trio.MemoryReceiveChannel[Url]]:
-    """Search, and hand out the places that are named and may be asked, each once, for `SEARCH_TIME`."""
-    send, receive = trio.open_memory_channel[Url](MAX_LOCATIONS)
-    with receive:
-        async with trio.open_nursery() as nursery:
-            with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
-                await sock.bind((str(local), 0))
-                sock.setsockopt(trio.socket.IPPROTO_IP, trio.socket.IP_MULTICAST_IF, local.packed)
-                sock.setsockopt(trio.socket.IPPROTO_IP, trio.socket.IP_MULTICAST_TTL, _TTL)
-                nursery.start_soon(_search, sock, gateway)
-                nursery.start_soon(_hear, sock, send, local, prefix, gateway)
-                yield receive
-                nursery.cancel_scope.cancel()
-
-
-async def _search(sock: trio.socket.SocketType, gateway: IpAddress) -> None:
-    """By multicast, and to the gateway alone: a host firewall lets in the answers to the second only."""
-    for pause in SEARCHES:
-        await trio.sleep(pause)
-        for target in ssdp.TARGETS:
-            for to in (ssdp.GROUP, str(gateway)):
-                try:
-                    await sock.sendto(ssdp.search(target), (to, ssdp.PORT))
-                except OSError as error:  # no route for multicast: the gateway may answer all the same
-                    logger.debug("%s cannot be searched: %s", to, error)
-
-
-async def _hear(
-    sock: trio.socket.SocketType,
-    send: trio.MemorySendChannel[Url],
-    local: IpAddress,
-    prefix: int,
-    gateway: IpAddress,
-) -> None:
-    seen: set[Url] = set()
-    with send, trio.move_on_after(SEARCH_TIME):
-        while len(seen) < MAX_LOCATIONS:
-            try:
-                data, source = await sock.recvfrom(ssdp.MAX_REPLY + 1)
-            except ConnectionError:  # an ICMP error about the search
-                continue
-            try:
-                url = ssdp.judge_location(ssdp.parse_reply(data).location, gateway=gateway, local=local, prefix=prefix)
-            except PortMapMalformed as error:
-                logger.debug("%s: %s", socket_address(source), error)
-                continue
-            if url not in seen:
-                seen.add(url)
-                await send.send(url)
