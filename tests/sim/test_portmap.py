@@ -66,6 +66,7 @@ def test_01_and_02_a_lease_is_refused(code: int) -> None:
     async def body(home: Home) -> None:
         async with mapping(home.host) as maps:
             assert only(maps).permanent
+            assert "for ever" in state(maps).problems[0]
             assert home.gateway.table[PORT].expires == math.inf
             await trio.sleep(HOUR)
         assert home.gateway.table == {}

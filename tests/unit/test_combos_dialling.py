@@ -141,6 +141,7 @@ CASES: list[tuple[str, Facts, Likelihood]] = [
     ("_private_elsewhere", facts(FAR, NIC_BIND), DOUBTFUL),
     ("_private_elsewhere", facts(FAR, NIC_BIND, same_host=True), DOUBTFUL),
     ("_mapped", facts(MAPPED_PORT, EXT_BIND), LIKELY),
+    ("_mapped", facts(endpoint("100.64.0.2", MAPPED), EXT_BIND), DOUBTFUL),  # of a router, in its provider's network
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC)), LIKELY),
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC), dialler=KNOWS_THE_WAY), LIKELY),
     ("unknown", facts(PUBLIC, EXT_BIND), DOUBTFUL),  # an address that a server saw: a NAT may stand before it

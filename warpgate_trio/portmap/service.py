@@ -258,13 +258,19 @@ def _mapped(place: _Place, keeper: Keeper) -> list[MappedPort]:
 
 
 def _state(place: _Place, keeper: Keeper) -> GatewayState:
+    mapped = tuple(_mapped(place, keeper))
     return GatewayState(
         interface=place.name,
         local=place.local,
         gateway=place.gateway,
         protocols=tuple(name for name in keeper.clients),
-        mapped=tuple(_mapped(place, keeper)),
+        mapped=mapped,
         problems=(
+            *(
+                "it opens ports for ever: a program that is killed leaves its own open"
+                for each in mapped
+                if each.permanent
+            ),
             *(kept.problem for kept in keeper.kept if kept.problem is not None),
             *(f"{name}: {why}" for name, why in keeper.problems.items()),
         ),
