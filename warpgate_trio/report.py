@@ -92,6 +92,7 @@ class Known(Enum):
     """What advice goes by besides the verdict, in words."""
 
     NO_RELAY_TOKEN = "neither side has the relay token of a server that both use"
+    NO_COMMON_SERVER = "the two have no rendezvous server in common"
     NO_SIGNAL_HERE = "this side has no signal server configured"
     NO_STUN_HERE = "this side has no STUN server configured, and would have punched"
     NO_STUN_THERE = "the peer's address says nothing of its NAT, and this side would have punched"
@@ -106,6 +107,9 @@ BETTER_ADVICE: Final = {
     ): "Name a signal server in [servers] here; `warpgate-trio serve` runs one.",
     (Verdict.NO_RELAY_CONFIGURED, Known.NO_RELAY_TOKEN): (
         "Put the server's relay_token into [servers] on one side, or have the server started with `serve --open`."
+    ),
+    (Verdict.NO_RELAY_CONFIGURED, Known.NO_COMMON_SERVER): (
+        "Name the peer's rendezvous server in [servers] here, or yours there: one that relays for both."
     ),
     (Verdict.NO_RELAY_CONFIGURED, Known.NO_STUN_HERE): (
         "Name a STUN server in [servers] here, to get through NATs; `warpgate-trio serve` runs one."

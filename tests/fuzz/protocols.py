@@ -31,6 +31,7 @@ from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayRules
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
 from warpgate_trio.servers.stun_core import StunCore
+from warpgate_trio.signal.circuits import WINDOW, Circuit, Circuits, Outbox, Ringing
 from warpgate_trio.signal.mqtt.packets import PacketFilter
 from warpgate_trio.stun import codec as stun
 from warpgate_trio.stun.transaction import StunTransaction, binding_request, read_binding_answer
@@ -69,6 +70,31 @@ def _of_circuits(circuit: int) -> list[bytes]:
 @target(_from_server, RemoteProtocolError, SignalUnsupported, inputs=20_000)
 def rendezvous_frames_to_a_client(data: bytes) -> None:
     assert repr(rendezvous.decode_from_server(data))
+
+
+@target(_from_server, RemoteProtocolError, SignalUnsupported, inputs=10_000)
+def frames_of_circuits_to_a_client(data: bytes) -> None:
+    """On a circuit of ours, and on one that rang: what came in is bounded, and so is what is said to it."""
+    outbox = Outbox()
+    rung: list[Circuit] = []
+
+    def arrive(arrival: bytes | Ringing) -> bool:
+        if isinstance(arrival, Ringing):
+            rung.append(arrival.circuit)
+        return True
+
+    circuits = Circuits("ws://server", ("", 0), ("", 0), outbox, arrive)
+    called = circuits.make()
+    circuits.hear(relay.Answer(1, b"payload"))
+    for _ in range(3):
+        frame = rendezvous.decode_from_server(data)
+        if isinstance(frame, relay.Ring | relay.Answer | relay.Relay | relay.RelayCredit | relay.RelayEnd):
+            circuits.hear(frame)
+    assert sum(map(len, called._waiting)) <= WINDOW
+    for circuit in (called, *rung):
+        circuit.close()
+    assert len(circuits) == 0
+    assert not outbox.is_overfull
 
 
 _NAME: Final = "signal.example.org:443"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -12,14 +13,18 @@ from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.config import ServerUrl
-from warpgate_trio.errors import CarrierError, WrongPeer
+from warpgate_trio.errors import CarrierError, SignalUnavailable, WrongPeer
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers import rendezvous_frames as wire
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayLimits, RelayRules
-from warpgate_trio.servers.relay_frames import EndReason
+from warpgate_trio.servers.relay_frames import EndReason, Ring
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_frames import ANY_INSTANCE, Registrant
 from warpgate_trio.signal.channel import Delivery, Relays, SignalChannel
-from warpgate_trio.signal.circuits import WINDOW, Circuit, CircuitRefused, Ringing
+from warpgate_trio.signal.circuits import MAX_CIRCUITS, MAX_CONTROL, WINDOW, Circuit, CircuitRefused, Ringing
 from warpgate_trio.signal.transport import open_channel
+from warpgate_trio.signal.websocket_channel import WebSocketChannel
+from warpgate_trio.websocket import WebSocket, serve_websocket
 
 OPEN = RelayRules(open_to_all=True)
 
@@ -211,6 +216,43 @@ async def test_tls_whose_first_flights_ride_in_the_call_and_its_answer() -> None
         await client.flush()
         client.close_nowait()
         assert await server.receive() == []
+
+
+async def test_a_server_that_rings_without_end_and_reads_nothing() -> None:
+    """What would have to be answered is bounded; the channel ends."""
+
+    async def handler(websocket: WebSocket) -> None:
+        await websocket.send(wire.Challenge(bytes(32), 3).encode())
+        await websocket.receive()
+        await websocket.send(wire.Registered(1).encode())
+        for number in range(1, 2 * MAX_CONTROL):
+            await websocket.send(Ring(2 * number, b"hello").encode())
+        await trio.sleep_forever()
+
+    async def blocked(data: bytes) -> None:
+        await trio.sleep_forever()
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = ServerUrl.parse(f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
+    serve = partial(
+        serve_websocket,
+        handler,
+        listeners,
+        subprotocols=list(wire.SUBPROTOCOLS),
+        max_message=wire.MAX_FRAME,
+        handshake_timeout=5,
+    )
+    with trio.fail_after(HANG):
+        async with open_background_nursery() as nursery:
+            await nursery.start(serve)
+            async with open_channel(url, ALICE) as channel:
+                assert isinstance(channel, WebSocketChannel)
+                channel._websocket.send = blocked  # type: ignore[method-assign]
+                held = []
+                with pytest.raises(SignalUnavailable, match="does not read it"):
+                    while True:
+                        held.append(await channel.receive())
+                assert len(held) <= MAX_CIRCUITS
 
 
 def test_a_flight_of_somebody_else() -> None:

@@ -13,9 +13,9 @@ from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
 from warpgate_trio.config import IdentityConfig
-from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.plugin import Aim, Message, Plugin
-from warpgate_trio.report import Outcome, Verdict
+from warpgate_trio.report import ConnectReport, Outcome, Verdict
 from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
 from warpgate_trio.sim import NatConfig, presets, simulate
@@ -132,6 +132,31 @@ def test_a_server_that_does_not_relay_is_no_way() -> None:
     assert row.error is not None
     assert row.error.startswith("that server does not relay; tried all the same: ")
     assert walk.report.verdict is Verdict.NO_RELAY_CONFIGURED
+
+
+def test_a_pair_without_a_server_in_common_is_told_so() -> None:
+    """They signal by the one of Bob's all the same."""
+
+    async def main() -> ConnectReport:
+        pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
+        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=[server(OPEN)]) as nodes:
+            elsewhere = "ws://stun2:443"
+            with net.hosts["stun2"]:
+                second = open_rendezvous(host=None, port=443, public_urls=[elsewhere], relay=OPEN)
+                await second.__aenter__()
+            config = NodeConfig(servers=Servers(websocket=[elsewhere]))
+            async with open_node(config, identity=Identity.from_seed(b"carol" + bytes(27))) as carol:
+                await carol.wait_signals()
+                with pytest.raises(ConnectError) as caught:
+                    await carol.auto_connect(nodes.bob.address)
+            await second.__aexit__(None, None, None)
+        return caught.value.report
+
+    report = simulate(main)
+    (row,) = [row for row in report.combos if row.plugin == "ws_relay"]
+    assert (row.likelihood, row.target) == ("hopeless", "")
+    assert report.verdict is Verdict.NO_RELAY_CONFIGURED
+    assert report.advice.startswith("Name the peer's rendezvous server in [servers] here")
 
 
 # -- when --------------------------------------------------------------------------------------------------------------

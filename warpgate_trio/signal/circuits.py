@@ -39,6 +39,9 @@ MAX_CIRCUITS: Final = 64
 """Circuits of one connection, as many as a server allows (`servers.relay_core.RelayLimits`)."""
 MAX_SIGNALS: Final = 16
 """Signals that wait to be written; more wait with their senders."""
+MAX_CONTROL: Final = 1024
+"""Short frames of circuits that wait to be written: eight for each that there may be at once, and their ends.  A server
+that has us say more than it reads is left."""
 PIECE: Final = 16 * 1024
 """Bytes that are worth a RELAY of their own where credit is short: with less than that, more is waited for."""
 
@@ -84,6 +87,11 @@ class Outbox:
         """Queue a short frame, of which there can be but a few for each circuit."""
         self._signals.append(frame)
         self._writer.unpark()
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether more waits than any server that reads lets come together."""
+        return len(self._signals) + len(self._bulk) > MAX_CONTROL
 
     @property
     def has_room(self) -> bool:

@@ -157,6 +157,8 @@ class WebSocketChannel:
                     self._answer(frame)
                 elif isinstance(frame, Ring | Answer | Relay | RelayCredit | RelayEnd):
                     self._circuits.hear(frame)
+                    if self._outbox.is_overfull:
+                        raise RemoteProtocolError("the server has us answer and does not read it")
                 elif isinstance(frame, wire.Error):
                     raise RemoteProtocolError(f"the server closed: {frame.text} (code {frame.code})")
                 else:

@@ -75,6 +75,12 @@ class Plan:
         self.add(again)
         return again
 
+    @property
+    def lacks_a_common_server(self) -> bool:
+        """Whether it could be relayed, if the two had a rendezvous server in common."""
+        relays = [combo for combo in self._combos if combo.phase == "relay"]
+        return bool(relays) and not any(combo.server or combo.target for combo in relays)
+
     def something_follows(self, phase: str | None) -> bool:
         """Whether a later phase has a combo that may work, or a second try."""
         later = self._phases[self._phases.index(phase) + 1 :]

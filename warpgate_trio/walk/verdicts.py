@@ -46,8 +46,13 @@ class ThisSide:
     silent: Sequence[str] = ()
 
 
-def take_stock(session: Session, phases: Sequence[str | None], this_side: ThisSide) -> tuple[set[Known], list[str]]:
-    """What this side was without, for the advice and in sentences; what the walk had no use for is not missed."""
+def take_stock(
+    session: Session, phases: Sequence[str | None], this_side: ThisSide, *, no_common_server: bool = False
+) -> tuple[set[Known], list[str]]:
+    """What this side was without, for the advice and in sentences; what the walk had no use for is not missed.
+
+    `no_common_server`: a relay would have been tried, and the two have no rendezvous server in common.
+    """
     punches = any(phase in ("punch", "spray") for phase in phases)
     known: set[Known] = set()
     lacks: list[str] = []
@@ -56,6 +61,9 @@ def take_stock(session: Session, phases: Sequence[str | None], this_side: ThisSi
     if session.evidence.token_missing:
         known.add(Known.NO_RELAY_TOKEN)
         lacks.append("neither side has the relay token of a server that both use")
+    if no_common_server:
+        known.add(Known.NO_COMMON_SERVER)
+        lacks.append("this side has no rendezvous server in common with the peer: none could relay")
     if not this_side.signal:
         known.add(Known.NO_SIGNAL_HERE)
     if (session.evidence.signalled or punches) and not this_side.signal:

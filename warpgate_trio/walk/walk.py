@@ -212,7 +212,9 @@ class Walk:
         verdict = decide_verdict(session, planned=bool(self._plan), timed_out=timed_out, unresolved=unresolved)
         for sentence in describe_failures(unresolved.names):
             self._note(sentence)
-        known, lacks = take_stock(session, self._phases, self._home.this_side())
+        known, lacks = take_stock(
+            session, self._phases, self._home.this_side(), no_common_server=self._plan.lacks_a_common_server
+        )
         return ConnectError(
             self._recorder.finish(verdict, trio.current_time(), session_id=session.id, known=known, lacks=lacks)
         )
