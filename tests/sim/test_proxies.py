@@ -9,9 +9,10 @@ import pytest
 from tests.connect_proxy import serve_connect_proxy
 from warpgate_trio import ConnectError, NodeConfig
 from warpgate_trio.config import NetworkConfig
+from warpgate_trio.link import PathInfo
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.report import Verdict
-from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
 from warpgate_trio.signal import ServerState
 from warpgate_trio.sim import presets, simulate
 from warpgate_trio.testing import simulated_hosts, walks
@@ -58,6 +59,28 @@ def test_the_peer_answers_by_signals_although_neither_has_a_way_out() -> None:
     assert verdict is Verdict.NO_RELAY_CONFIGURED
     assert states == {ServerState.CONNECTED}
     assert asked == ["server:443"] * 2  # the name, unresolved
+
+
+def test_a_pair_that_has_nothing_but_proxies_is_relayed() -> None:
+    rules = RelayRules(open_to_all=True)
+    relaying = replace(
+        SERVER, open=lambda _host: open_rendezvous(host=None, port=443, public_urls=[SERVER.url], relay=rules)
+    )
+
+    async def scene() -> PathInfo:
+        pair = PeerPair.between(PROXY_ONLY, PROXY_ONLY, rtt=0.1, seed=5)
+        config = NodeConfig(network=NetworkConfig(proxy=f"http://stun2:{PORT}"))
+        async with pair.build(time_limit=3600) as net, simulated_hosts(), open_background_nursery() as nursery:
+            with net.hosts["stun2"]:
+                await nursery.start(serve_connect_proxy, PORT, [])
+            async with walks.open_nodes(net, config=config, servers=[relaying]) as nodes:
+                async with await nodes.alice.auto_connect(nodes.bob.address) as pipe:
+                    return pipe.path
+        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+
+    path = simulate(scene)
+    assert (path.phase, path.plugin) == ("relay", "ws_relay")
+    assert path.remote[1] in (443, PORT)
 
 
 def test_without_the_proxy_nobody_is_reached() -> None:
