@@ -14,6 +14,7 @@ import msgspec
 from warpgate_trio.carrier import TlsCarrier
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.plugin import TCP, Aim, Message, PathRequest, Plugin, RouteType, register
+from warpgate_trio.signal import CircuitRefused
 
 from .meeting import family_of
 
@@ -53,6 +54,14 @@ class WsRelay(Plugin):
         return await self._take_call(reply) if self.inbound else await self._call()
 
     async def _call(self) -> Carrier:
+        try:
+            return await self._call_once()
+        except CircuitRefused as refused:
+            if not refused.try_again:
+                raise
+        return await self._call_once()
+
+    async def _call_once(self) -> Carrier:
         circuit = await self.circuit()
         carrier, flight = TlsCarrier.begin(
             circuit, self.node.tls, peer_key=self.peer.public_key, local=circuit.local, remote=circuit.remote

@@ -159,6 +159,16 @@ def test_a_pair_without_a_server_in_common_is_told_so() -> None:
     assert report.advice.startswith("Name the peer's rendezvous server in [servers] here")
 
 
+@pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])
+@pytest.mark.parametrize("connect", [Node.auto_connect, by_relay_alone])
+def test_clocks_that_differ(connect: Any, offsets: tuple[float, float]) -> None:
+    """A call that the peer refuses for its time is made once more, by the time that it tells."""
+    pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT, clock_offsets=offsets)
+    walk = relayed(pair, connect=connect)
+    assert walk.connected, walk.report
+    assert walk.left == ""
+
+
 # -- when --------------------------------------------------------------------------------------------------------------
 
 

@@ -296,7 +296,8 @@ class Plugin(ABC):
         """Call the peer's run of this attempt, which starts it there, and return what it answers with.
 
         Raises:
-          CircuitRefused: the server or the peer does not take the call; its `reason` says why.
+          CircuitRefused: the server or the peer does not take the call; its `reason` says why, and `try_again` that the
+            peer has told its time meanwhile.
           PeerRefused, AttemptFailed: as in `receive_signal`.
         """
         return await self._attempt.call(circuit, message)

@@ -51,11 +51,13 @@ class CircuitRefused(AttemptFailed):
 
     Attributes:
       reason: an `EndReason`, or a code that this release does not know; None: the connection to the server ended.
+      try_again: the peer has told its time, by which another call will be stamped.
     """
 
     def __init__(self, url: str, reason: int | None, why: str) -> None:
         super().__init__(f"no circuit by {url}: {why}")
         self.reason = reason
+        self.try_again: bool = False
 
 
 @final

@@ -131,6 +131,7 @@ class Attempt(ABC):
         self._last_sent: Message | None = None
         self._given_up = False  # by the peer, which has said so
         self._sent_again = False  # since the peer has told its time
+        self._told_time = False  # by the peer, since the attempt began
         self.node: Final = home.view
         self.peer: Final = peer
         self.session_id: Final = session_id
@@ -293,6 +294,7 @@ class Attempt(ABC):
 
     async def _send_again(self, reply: ClockReply) -> None:
         """The peer has told what time it is there, and `Signals` has noted it: what was refused is said again, once."""
+        self._told_time = True
         if self._sent_again or self._last_sent is None:
             return
         self._sent_again = True

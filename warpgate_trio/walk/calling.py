@@ -146,8 +146,23 @@ class CallingAttempt(Attempt):
                 evidence.note_delivery(Delivery.NOBODY_HOME)
             elif refused.reason in (EndReason.REFUSED, EndReason.UNANSWERED):
                 evidence.note_delivery(Delivery.DELIVERED)
+            if refused.reason == EndReason.REFUSED:
+                refused.try_again = await self._hear_the_time()
             raise
         raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+
+    async def _hear_the_time(self) -> bool:
+        """Whether a peer that does not take a call tells its time, before or behind that: ours was stamped wrongly."""
+        view = self._home.view
+        with trio.move_on_after(view.budgets.signal if view.signal_rtt is None else view.signal_rtt):
+            while not self._told_time:
+                arrival = await self._inbox.receive()
+                self._told_time = isinstance(arrival, ClockReply)
+                if isinstance(arrival, ClockReply):
+                    self._note_clock(arrival)
+                elif isinstance(arrival, Link):
+                    arrival.close_nowait()
+        return self._told_time
 
     async def answer_call(self, message: Message) -> None:
         """See `Plugin.answer_call`.
