@@ -18,7 +18,7 @@ from tests.kernel.run import configuration
 from tests.kernel.wire import Wire
 from tests.proxies import PASSWORD, USER, running, squid, tinyproxy
 from tests.requirements import find_program
-from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
 
 PORT: Final = 3128
 PROXY: Final = f"http://{USER}:{PASSWORD}@{BYSTANDER}:{PORT}"
@@ -34,6 +34,15 @@ table inet company {{
 }}
 """
 """What was begun from outside may be answered."""
+CLOSED: Final = """
+table inet closed {
+    chain in {
+        type filter hook input priority 0; policy drop;
+        iif lo accept
+        ct state established accept
+    }
+}
+"""
 BUDGETS: Final = "[budgets]\nsignal = 2.0"
 
 
@@ -47,7 +56,9 @@ async def company(folder: Path) -> AsyncGenerator[tuple[Lab, Authority]]:
             yield lab, Authority(folder)
 
 
-async def call(lab: Lab, folder: Path, servers: dict[str, list[str]], environment: dict[str, str]) -> dict[str, object]:
+async def call(
+    lab: Lab, folder: Path, servers: dict[str, list[str]], environment: dict[str, str], *, phases: str = "direct"
+) -> dict[str, object]:
     """What `connect` behind the firewall tells of a call to `listen` outside."""
     config = folder / "config.toml"
     config.write_text(configuration(servers, BUDGETS).replace("[servers]", '[servers]\nca_file = "authority.pem"'))
@@ -56,7 +67,7 @@ async def call(lab: Lab, folder: Path, servers: dict[str, list[str]], environmen
     async with _started(outside, {}, "listen", *words, "--echo", "--allow-any") as listener:
         address = (await listener.event())["address"]
         async with _started(
-            inside, environment, "connect", address, *words, "--echo-test", "1000", "--phases", "direct"
+            inside, environment, "connect", address, *words, "--echo-test", "1000", "--phases", phases
         ) as caller:
             event = await caller.event()
             await caller.code()
@@ -98,6 +109,18 @@ async def test_by_tinyproxy_to_a_broker(tmp_path: Path) -> None:
         ):
             event = await call(lab, tmp_path, {"mqtt": [MQTTS]}, {"ALL_PROXY": PROXY})
     assert (event["event"], event.get("plugin"), event.get("echo_ok")) == ("connected", "reverse_connect", True), event
+
+
+@pytest.mark.slow("real programs in namespaces, and a walk through all its phases")
+@pytest.mark.needs("network_namespaces", "nft", "tun", "squid")
+async def test_by_squid_to_a_rendezvous_server_that_relays_where_nothing_comes_in_either(tmp_path: Path) -> None:
+    async with company(tmp_path) as (lab, authority):
+        lab.homes[0].host.machine.rules(FIREWALL + CLOSED)
+        with squid(PORT, host=BYSTANDER, login=True, machine=lab.bystander.machine), lab.server:
+            relay = RelayRules(open_to_all=True)
+            async with open_rendezvous(host=SERVER, port=443, ssl_context=authority.server(SERVER), relay=relay):
+                event = await call(lab, tmp_path, {"websocket": [WSS]}, {"HTTPS_PROXY": PROXY}, phases="direct,relay")
+    assert (event["event"], event.get("plugin"), event.get("echo_ok")) == ("connected", "ws_relay", True), event
 
 
 @pytest.mark.slow("real programs in namespaces, and a walk that fails")

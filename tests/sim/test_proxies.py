@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import pytest
 
 from tests.connect_proxy import serve_connect_proxy
-from warpgate_trio import ConnectError, NodeConfig
+from warpgate_trio import ConnectError, NodeConfig, PathInfo
 from warpgate_trio.config import NetworkConfig
-from warpgate_trio.link import PathInfo
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.report import Verdict
 from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
 from warpgate_trio.signal import ServerState
-from warpgate_trio.sim import presets, simulate
+from warpgate_trio.sim import Host, NatConfig, presets, simulate
 from warpgate_trio.testing import simulated_hosts, walks
 from warpgate_trio.testing.worlds import PeerPair
 
@@ -27,12 +27,13 @@ PROXY_ONLY = replace(
     source="a company's firewall that lets nothing out but to its proxy",
     tcp=replace(presets.WEB_ONLY.tcp, ports=(PORT,)),
 )
-SERVER = walks.WorldServer(
-    key="websocket",
-    url="ws://server:443",
-    machine="server",
-    open=lambda _host: open_rendezvous(host=None, port=443, public_urls=["ws://server:443"]),
-)
+
+
+def server(relay: RelayRules) -> walks.WorldServer:
+    def open_server(_host: Host) -> AbstractAsyncContextManager[object]:
+        return open_rendezvous(host=None, port=443, public_urls=["ws://server:443"], relay=relay)
+
+    return replace(walks.RENDEZVOUS, open=open_server)
 
 
 def call(proxy: str) -> tuple[Verdict, set[ServerState], list[str]]:
@@ -45,7 +46,7 @@ def call(proxy: str) -> tuple[Verdict, set[ServerState], list[str]]:
         async with pair.build(time_limit=3600) as net, simulated_hosts(), open_background_nursery() as nursery:
             with net.hosts["stun2"]:
                 await nursery.start(serve_connect_proxy, PORT, asked)
-            async with walks.open_nodes(net, config=config, servers=[SERVER]) as nodes:
+            async with walks.open_nodes(net, config=config, servers=[server(RelayRules())]) as nodes:
                 states = {each.state for each in nodes.alice.signal_servers}
                 with pytest.raises(ConnectError) as failed:
                     await nodes.alice.auto_connect(nodes.bob.address)
@@ -61,26 +62,32 @@ def test_the_peer_answers_by_signals_although_neither_has_a_way_out() -> None:
     assert asked == ["server:443"] * 2  # the name, unresolved
 
 
-def test_a_pair_that_has_nothing_but_proxies_is_relayed() -> None:
-    rules = RelayRules(open_to_all=True)
-    relaying = replace(
-        SERVER, open=lambda _host: open_rendezvous(host=None, port=443, public_urls=[SERVER.url], relay=rules)
-    )
+@pytest.mark.parametrize("other", [PROXY_ONLY, presets.LINUX_SYMMETRIC, None], ids=["proxy", "symmetric", "open"])
+def test_a_pipe_goes_through_the_proxy_by_a_server_that_relays(other: NatConfig | None) -> None:
+    asked: list[str] = []
 
     async def scene() -> PathInfo:
-        pair = PeerPair.between(PROXY_ONLY, PROXY_ONLY, rtt=0.1, seed=5)
         config = NodeConfig(network=NetworkConfig(proxy=f"http://stun2:{PORT}"))
+        pair = PeerPair.between(PROXY_ONLY, other, rtt=0.1, seed=6)
         async with pair.build(time_limit=3600) as net, simulated_hosts(), open_background_nursery() as nursery:
             with net.hosts["stun2"]:
-                await nursery.start(serve_connect_proxy, PORT, [])
+                await nursery.start(serve_connect_proxy, PORT, asked)
+            relaying = server(RelayRules(open_to_all=True))
             async with walks.open_nodes(net, config=config, servers=[relaying]) as nodes:
-                async with await nodes.alice.auto_connect(nodes.bob.address) as pipe:
-                    return pipe.path
-        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+                async with (
+                    await nodes.alice.auto_connect(nodes.bob.address) as ours,
+                    await nodes.bob.listener.accept() as theirs,
+                ):
+                    await ours.send_all(b"x" * 100_000)
+                    got = 0
+                    while got < 100_000:
+                        got += len(await theirs.receive_some())
+                    return ours.path
+        raise AssertionError("unreachable")
 
     path = simulate(scene)
     assert (path.phase, path.plugin) == ("relay", "ws_relay")
-    assert path.remote[1] in (443, PORT)
+    assert asked == ["server:443"] * 2
 
 
 def test_without_the_proxy_nobody_is_reached() -> None:
