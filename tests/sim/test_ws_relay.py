@@ -159,6 +159,27 @@ def test_a_pair_without_a_server_in_common_is_told_so() -> None:
     assert report.advice.startswith("Name the peer's rendezvous server in [servers] here")
 
 
+def test_a_peer_that_does_not_let_us_in_refuses_the_call_at_once() -> None:
+    async def nobody(_peer_id: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    async def main() -> ConnectReport:
+        pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+        async with (
+            pair.build() as net,
+            simulated_hosts(),
+            open_nodes(net, servers=[server(OPEN)], authorize=nobody) as nodes,
+        ):
+            with pytest.raises(ConnectError) as caught:
+                await by_relay_alone(nodes.alice, nodes.bob.address)
+        return caught.value.report
+
+    (row,) = simulate(main).combos
+    assert row.outcome is Outcome.FAILED
+    assert row.error == f"no circuit by {URL}: the peer does not take the call"
+
+
 @pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])
 @pytest.mark.parametrize("connect", [Node.auto_connect, by_relay_alone])
 def test_clocks_that_differ(connect: Any, offsets: tuple[float, float]) -> None:

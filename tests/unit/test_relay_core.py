@@ -292,8 +292,8 @@ def test_an_end_that_nobody_takes() -> None:
     alice.say(RelayEnd(1, EndReason.CLOSED), T + 1)
     assert bob.drain() == []  # it has no credit
     assert core.statistics().relay.circuits == 1
-    core.handle_timer(bob.state, core.deadline(bob.state))
-    assert core.deadline(bob.state) > T + 61
+    assert core.deadline(bob.state) == T + 61
+    core.handle_timer(bob.state, T + 61)
     found = core.statistics().relay
     assert (found.circuits, found.held) == (0, 0)
 
@@ -324,6 +324,18 @@ def test_the_window_grows_up_to_what_a_circuit_may_hold() -> None:
         bob.drain()
         limit = max(frame.limit for frame in alice.drain() if isinstance(frame, RelayCredit))
     assert limit - sent == CIRCUIT_BYTES - INITIAL_CREDIT
+
+
+def test_the_server_keeps_to_a_clients_credit() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.say(Relay(1, bytes(40_000)))
+    assert bob.drain() == [Relay(2, bytes(40_000))]
+    alice.say(Relay(1, bytes(40_000)))
+    assert bob.drain() == [Relay(2, bytes(INITIAL_CREDIT - 40_000))]
+    bob.say(RelayCredit(2, 70_000))
+    bob.say(RelayCredit(2, 60_000))
+    assert bob.drain() == [Relay(2, bytes(70_000 - INITIAL_CREDIT))]
 
 
 def test_who_exceeds_its_credit_loses_the_circuit() -> None:
