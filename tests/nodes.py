@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -88,10 +88,12 @@ class LoopbackHost:
         return self._fingerprint
 
 
-def config(*servers: RendezvousServer | str, budgets: Budgets | None = None, port: int = 0) -> NodeConfig:
+def config(
+    *servers: RendezvousServer | str, budgets: Budgets | None = None, port: int = 0, turn: Sequence[str] = ()
+) -> NodeConfig:
     urls = [server if isinstance(server, str) else f"ws://127.0.0.1:{server.port}" for server in servers]
     return NodeConfig(
-        servers=Servers(websocket=urls),
+        servers=Servers(websocket=urls, turn=turn),
         budgets=Budgets() if budgets is None else budgets,
         listen=ListenConfig(port=port),
     )
@@ -139,13 +141,17 @@ async def pair(
     authorize: Callable[[str], Awaitable[bool]] | None = anyone,
     budgets: Budgets | None = None,
     plugins: Iterable[str | type[Plugin]] | None = None,
+    turn: Sequence[str] = (),
 ) -> AsyncGenerator[Pair]:
-    """Alice, who calls, and Bob, who listens, on one machine, both connected to one rendezvous server."""
+    """Alice, who calls, and Bob, who listens, on one machine, both connected to one rendezvous server.
+
+    `turn`: Alice's TURN servers.
+    """
     chosen = None if plugins is None else list(plugins)
     async with (
         open_rendezvous() as server,
         loopback_node(BOB, config(server, budgets=budgets), authorize=authorize, plugins=chosen) as bob,
-        loopback_node(ALICE, config(server, budgets=budgets), plugins=chosen) as alice,
+        loopback_node(ALICE, config(server, budgets=budgets, turn=turn), plugins=chosen) as alice,
     ):
         await bob.wait_signals()
         await alice.wait_signals()

@@ -39,6 +39,7 @@ __all__ = [
     "PortMapTimeout",
     "ProtocolError",
     "ProxyError",
+    "RelayForbidden",
     "RemoteProtocolError",
     "SealError",
     "SignalError",
@@ -237,6 +238,10 @@ class LibraryPanicked(WarpgateError):
 
 class AttemptFailed(WarpgateError):
     """A plugin's attempt ended without a path for a reason that it expected; one sentence, no traceback needed."""
+
+
+class RelayForbidden(AttemptFailed):
+    """A TURN server forbids its relays to send to where the peer is, at another relay for the most part."""
 
 
 class PeerRefused(WarpgateError):

@@ -59,6 +59,10 @@ class Verdict(Enum):
     """Nothing answered on any path that was tried."""
     NO_RELAY_CONFIGURED = "no_relay_configured"
     """Everything direct failed, the peer answers signals, and there is no relay that the two may use."""
+    RELAY_FAILED = "relay_failed"
+    """Everything direct failed, the peer answers signals, and no relay brought the two together."""
+    RELAY_FORBIDS = "relay_forbids"
+    """Everything direct failed, and the relay's server forbids it to send to where the peer is."""
 
     def __str__(self) -> str:
         """Its value, which is what the JSON and the documentation call it."""
@@ -82,8 +86,11 @@ ADVICE: Final = {
     Verdict.TIMED_OUT: "Give it more time (timeout=… or budgets.total); the report shows the slow step.",
     Verdict.UNREACHABLE: "Check that the peer is running and that no firewall stands between; see the report's paths.",
     Verdict.NO_RELAY_CONFIGURED: (
-        "Have a server that both sides use relay (`serve --open`), or make one side reachable (`listen --port`)."
+        "Name a TURN server in [servers] on one side, have a server that both use relay (`serve --open`), "
+        "or make one side reachable (`listen --port`)."
     ),
+    Verdict.RELAY_FAILED: "Check the relays: the report's rows of `turn` and `ws_relay` say what the servers answered.",
+    Verdict.RELAY_FORBIDS: "Have the TURN server allow its own address (coturn: allowed-peer-ip), or use another.",
 }
 """What would help; `BETTER_ADVICE` where more is known than the verdict."""
 

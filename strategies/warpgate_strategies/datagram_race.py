@@ -24,6 +24,7 @@ from warpgate_trio.errors import CarrierError, ProtocolError, panics_as_errors
 from warpgate_trio.nat.classify import Evidence, Sighting
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import RouteType
+from warpgate_trio.ports.udp import UdpPort
 from warpgate_trio.punch.checks import MAX_PACKETS, MAX_PROBES, Outgoing, Pair, PathChecks
 from warpgate_trio.punch.probe import ProbeCodec
 
@@ -108,6 +109,11 @@ class DatagramRace:
         self.ports.append(port)
         port.listen_for_probes(partial(self._receive, number))
         return number
+
+    @property
+    def heard(self) -> bool:
+        """Whether anything of the peer's has come in."""
+        return bool(self._used)
 
     def changed(self) -> None:
         """The checks have something new to send."""
@@ -214,6 +220,7 @@ class DatagramRace:
             Sighting(announced=announced, observed=observed)
             for number, observed in self.checks.mapped.items()
             for announced in list(self.ports[number].mapped.values())[:1]
+            if isinstance(self.ports[number], UdpPort)  # a relay's address is not our NAT's
         )
         if sightings and self._plugin.route_type is RouteType.EXT_BIND:
             self._plugin.node.nat.observe_udp(family_of(self._plugin), Evidence(sightings=sightings, received=True))

@@ -149,6 +149,20 @@ async def test_a_released_relay_is_free_for_the_next(tmp_path: Path, how: str) -
                     await trio.sleep(0.2)
 
 
+@pytest.mark.slow("starts coturn twice, and waits for silence")
+async def test_a_restarted_relay_is_noticed_by_the_silence_after_a_datagram(tmp_path: Path) -> None:
+    with coturn_relay(tmp_path) as relay, trio.fail_after(HANG):
+        async with open_relays(url(relay, "udp4")) as relays:
+            port = await relays.open()
+            path = port.open_path(("127.0.0.1", 9))
+            await path.send([b"x"])
+            relay.kill()
+            await trio.to_thread.run_sync(relay.start)
+            await path.send([b"PING"])
+            with pytest.raises(trio.BrokenResourceError, match="437"):
+                await path.receive()
+
+
 @pytest.mark.slow("starts coturn twice")
 @pytest.mark.parametrize("how", ["udp4", "tcp4"])
 async def test_a_relay_that_was_restarted_breaks_its_paths_when_asked(tmp_path: Path, how: str) -> None:

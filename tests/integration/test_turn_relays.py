@@ -10,54 +10,11 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
-from tests.hangs import HANG
-from tests.turn_model import ModelServer
+from tests.turn_servers import UdpServer, open_servers
 from warpgate_trio.config.server_url import TurnServer
 from warpgate_trio.errors import StunError
 from warpgate_trio.names import Names
-from warpgate_trio.ports.datagrams import DatagramSocket
-from warpgate_trio.sockaddr import TransportAddress
 from warpgate_trio.turn.relays import Relays
-
-
-class UdpServer:
-    """A `ModelServer` for each client, on a socket of its own.
-
-    Attributes:
-      dead: it answers nothing.
-      code: an error for each Allocate with credentials.
-    """
-
-    def __init__(self, sock: DatagramSocket) -> None:
-        self._sock = sock
-        self.url = f"turn:{sock.local[0]}:{sock.local[1]}"
-        self.clients: dict[TransportAddress, ModelServer] = {}
-        self.dead = False
-        self.code = 0
-
-    @property
-    def allocations(self) -> int:
-        return sum(each.allocation is not None for each in self.clients.values())
-
-    async def run(self) -> None:
-        while True:
-            for data, source in await self._sock.receive_batch():
-                client = self.clients.setdefault(source, ModelServer(allocate_with=self.code))
-                if not self.dead and (answer := client.receive(data, trio.current_time())) is not None:
-                    await self._sock.send_batch([(answer, source)])
-
-
-@asynccontextmanager
-async def open_servers(number: int = 1) -> AsyncGenerator[list[UdpServer]]:
-    servers = [UdpServer(await DatagramSocket.bind(("127.0.0.1", 0))) for _ in range(number)]
-    with trio.fail_after(HANG):
-        async with trio.open_nursery() as nursery:
-            for each in servers:
-                nursery.start_soon(each.run)
-            yield servers
-            nursery.cancel_scope.cancel()
-    for each in servers:
-        each._sock.close()
 
 
 @asynccontextmanager
@@ -164,6 +121,16 @@ async def test_without_a_server_there_is_none_to_ask() -> None:
         await relays.prime()
         with pytest.raises(StunError, match="there is no TURN server to ask"):
             await relays.open()
+
+
+async def test_several_tasks_wait_for_what_the_server_says() -> None:
+    async with open_servers() as servers, open_relays(servers) as relays:
+        port = await relays.open()
+        async with trio.open_nursery() as nursery:
+            for number in (1, 2, 3):
+                nursery.start_soon(port.wait_settled, port.permit_nowait([f"203.0.113.{number}"]))
+                nursery.start_soon(port.open_path(("127.0.0.1", number)).send, [b"x"])
+        port.close_nowait()
 
 
 async def test_a_channel_that_is_refused_breaks_its_path() -> None:

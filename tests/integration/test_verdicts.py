@@ -14,10 +14,12 @@ import trio
 
 from tests.identities import ALICE, BOB, CAROL
 from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from tests.turn_servers import open_servers
+from warpgate_strategies.turn import Turn
 from warpgate_trio import EXT_BIND, ConnectError, PeerRefused, Verdict, anyone
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.config import Budgets, ServerUrl
-from warpgate_trio.errors import CarrierError
+from warpgate_trio.errors import CarrierError, RelayForbidden
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, WalkEvent
@@ -88,9 +90,10 @@ async def test_connected() -> None:
             assert report.verdict is Verdict.CONNECTED
             assert report.winner is not None
             assert report.winner.plugin == pipe.path.plugin == "direct_connect"
-            others = {c.outcome for c in report.combos if c.plugin != "ws_relay"}
+            relays = {"turn", "ws_relay"}
+            others = {c.outcome for c in report.combos if c.plugin not in relays}
             assert others <= {Outcome.WON, Outcome.LOST, Outcome.NOT_STARTED}
-            assert [c.outcome for c in report.combos if c.plugin == "ws_relay"] == [Outcome.HOPELESS]  # the server's
+            assert [c.outcome for c in report.combos if c.plugin in relays] == [Outcome.HOPELESS] * 2  # no server does
             assert report.peer == both.bob.peer_id
             msgspec.json.encode(report)
 
@@ -265,6 +268,26 @@ async def test_no_relay_configured() -> None:
                 sock.close()
         async with expect(Verdict.NO_RELAY_CONFIGURED):
             await both.alice.auto_connect(both.bob.address, phases=["direct"])
+
+
+async def test_relay_failed() -> None:
+    async with open_servers() as (server,), pair(turn=[f"turn:user:secret@{server.url[5:]}"]) as both:
+        server.code = 486
+        for node in (both.alice, both.bob):
+            for sock in node._runtime._sockets:
+                sock.close()
+        async with expect(Verdict.RELAY_FAILED):
+            await both.alice.auto_connect(both.bob.address, phases=["direct", "relay"])
+
+
+async def test_relay_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(plugin: Turn, reply: object = None) -> NoReturn:
+        raise RelayForbidden("the server forbids it")
+
+    monkeypatch.setattr(Turn, "run", run)
+    async with open_servers() as (server,), pair(turn=[f"turn:user:secret@{server.url[5:]}"]) as both:
+        async with expect(Verdict.RELAY_FORBIDS):
+            await both.alice.auto_connect(both.bob.address, phases=["relay"])
 
 
 async def test_broke_off() -> None:

@@ -19,11 +19,15 @@ from tests.end_to_end.processes import Command, started
 from tests.kernel.lab import RTT, SECOND, SERVER, Host, Lab, open_lab
 from tests.kernel.nats import FORWARDED, Nat, Transport
 from tests.kernel.wire import Wire
+from tests.requirements import find_program
 
 ECHO: Final = 1000
+TURN_PORT: Final = 3480
 TRACE: Final = 100_000
 """Packets that are remembered for the logs."""
-NODE_SERVERS: Final = ("websocket", "mqtt", "stun", "ntp")
+TURN: Final = f"turn:user:secret@{SECOND}:{TURN_PORT}"
+"""The relay of `pair`."""
+NODE_SERVERS: Final = ("websocket", "mqtt", "stun", "ntp", "turn")
 """What `serve` announces and a node's configuration takes as a list of URLs."""
 
 
@@ -83,6 +87,38 @@ async def program_on(host: Host, *arguments: str | Path, home: Path, logs: Path 
                 (logs / f"{name}.err").write_bytes(command.err)
 
 
+@asynccontextmanager
+async def coturn_on(host: Host, folder: Path, *lines: str) -> AsyncGenerator[None]:
+    """coturn at `TURN_PORT` of a machine, with the user ``user`` whose password is ``secret``, for the time of the
+    body."""
+    config = folder / "coturn.conf"
+    config.write_text(
+        "\n".join(
+            [
+                *(f"listening-port={TURN_PORT}", "no-tls", "no-dtls", "no-cli", "lt-cred-mech", "user=user:secret"),
+                *("realm=test", "log-file=stdout", "simple-log", f"pidfile={folder}/pid", f"userdb={folder}/db"),
+                *(f"listening-ip={host.ip}", f"relay-ip={host.ip}", *lines),
+            ]
+        )
+    )
+    program = find_program("turnserver")
+    assert program is not None
+    with (folder / "coturn.log").open("wb") as log:
+        process = subprocess.Popen(
+            host.machine.command([program, "-c", str(config)]),
+            pass_fds=[host.machine.fd],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
 def _private(home: Path) -> dict[str, str]:
     """Neither keys nor settings of whoever runs the lab, whose routers may be asked for ports: they are ours."""
     folders = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
@@ -104,6 +140,8 @@ async def pair(
     listen: Sequence[str] = (),
     connect: Sequence[str] = (),
     settings: str = "",
+    turn: Sequence[str] = (),
+    coturn: Sequence[str] = (),
     logs: Path | None = None,
 ) -> Outcome:
     """`connect` in home A to `listen` in home B, with `serve` outside.
@@ -116,6 +154,8 @@ async def pair(
       second_host: give the server its second address, ``--second-host``.
       serve, listen, connect: more arguments, in front of which ours stand.
       settings: more lines for the configuration of both nodes.
+      turn: TURN servers of both nodes' configurations, for which coturn runs on the server's second address (`TURN`).
+      coturn: more lines of its configuration.
       logs: a folder for what the programs print, what the wire carried, and what the NATs knew at the end.
     """
     async with AsyncExitStack() as stack:
@@ -135,7 +175,10 @@ async def pair(
             program_on(lab.server, "serve", *hosts, "--json", *serve, home=folder, logs=logs)
         )
         config = folder / "config.toml"
-        config.write_text(configuration((await server.event())["servers"], settings), encoding="utf-8")
+        servers = {**(await server.event())["servers"], "turn": list(turn)}
+        if turn:
+            await stack.enter_async_context(coturn_on(lab.second_server, folder, *coturn))
+        config.write_text(configuration(servers, settings), encoding="utf-8")
         port = ["--port", str(FORWARDED)] if b.nat.forwards else []
         words = ["--config", str(config), "--echo", "--allow-any", "--json"]
         listener = await stack.enter_async_context(

@@ -14,7 +14,7 @@ from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
 from warpgate_trio.config import IdentityConfig
 from warpgate_trio.errors import AttemptFailed, ConnectError
-from warpgate_trio.plugin import Aim, Message, Plugin
+from warpgate_trio.plugin import UDP, Aim, Message, Plugin
 from warpgate_trio.report import ConnectReport, Outcome, Verdict
 from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
@@ -193,12 +193,18 @@ def test_clocks_that_differ(connect: Any, offsets: tuple[float, float]) -> None:
 # -- when --------------------------------------------------------------------------------------------------------------
 
 
+TURN_SERVER = WorldServer(
+    key="turn", url="turn:user:secret@stun:3478", machine="stun", open=lambda _host: trio.open_nursery()
+)
+
+
 class Turn(Plugin):
     """Stands for the plugin of that name: fails after 100 ms."""
 
     name = "turn"
     phase = "relay"
-    aim = Aim.MEET
+    transport = UDP
+    aim = Aim.RELAY
 
     async def run(self, reply: Message | None = None) -> NoReturn:
         await trio.sleep(0.1)
@@ -214,7 +220,8 @@ class SlowTurn(Turn):
 @pytest.mark.parametrize(("turn", "start"), [((), 0.0), ((Turn,), 0.1), ((SlowTurn,), 0.3)])
 def test_it_holds_back_only_while_turn_is_under_way(turn: tuple[type[Plugin], ...], start: float) -> None:
     pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
-    walk = relayed(pair, connect=by_relay_alone, plugins=["ws_relay", *turn])
+    servers = (server(OPEN), STUN, STUN2, NTP, TURN_SERVER)
+    walk = simulate_walk(pair, servers=servers, connect=by_relay_alone, plugins=["ws_relay", *turn])
     assert walk.report.winner is not None, walk.report
     assert walk.report.winner.plugin == "ws_relay"
     assert walk.report.winner.started_ms == pytest.approx(1000 * start, abs=1)

@@ -392,7 +392,7 @@ def test_ones_own_address_and_an_unknown_plugin_are_2(tmp_path: Path, capfd: Cap
 
 @pytest.mark.parametrize("words", [["connect", issue(Identity.generate()), "--ephemeral"], ["simulate"]])
 def test_plugins_are_listed_and_those_that_make_no_path_are_refused(words: list[str], capfd: Capture) -> None:
-    there = "there are direct_connect, fan_out, random_probe, reverse_connect, tcp_punch, udp_punch, ws_relay"
+    there = "there are direct_connect, fan_out, random_probe, reverse_connect, tcp_punch, turn, udp_punch, ws_relay"
     assert call([*words, "--plugin", "carrier_pigeon"]) == 2
     assert capfd.readouterr().err == f"error: --plugin: there is no plugin 'carrier_pigeon'; {there}\n"
     for auxiliary in ("get_addr", "return_addr"):

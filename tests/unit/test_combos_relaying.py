@@ -1,4 +1,4 @@
-"""The planner of relays: one combo for each server that both sides use, and what is known of it."""
+"""The rules for what goes by a relay, and the plans that they make: by rendezvous servers, and by TURN servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from warpgate_trio.address import Transport
+from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, Transport
 from warpgate_trio.combos import (
     Aim,
     Likelihood,
@@ -19,17 +19,27 @@ from warpgate_trio.combos import (
     dialling,
     meeting,
 )
-from warpgate_trio.combos.relaying import MAX_SERVERS, RELAY_RULES, judge_request, plan
+from warpgate_trio.combos.relaying import MAX_SERVERS, RENDEZVOUS_RULES, TURN_RULES, judge_request, plan
 from warpgate_trio.plugin import PathRequest
 
-RELAY = Technique(
+WS_RELAY = Technique(
     name="ws_relay",
     phase="relay",
     transport=Transport.TCP,
     route_types=frozenset({RouteType.EXT_BIND}),
     aim=Aim.RELAY,
 )
+TURN = dataclasses.replace(WS_RELAY, name="by_turn", transport=Transport.UDP)
 HERE = Route(interfaces=())
+WANTED = PathRequest(af=4, route_type=RouteType.EXT_BIND)
+
+
+@pytest.mark.parametrize("rules", [RENDEZVOUS_RULES, TURN_RULES])
+def test_the_last_rule_has_an_opinion(rules: tuple[object, ...]) -> None:
+    assert rules[-1](object()) is not None  # type: ignore[operator]
+
+
+# -- by a rendezvous server --------------------------------------------------------------------------------------------
 
 
 def server(
@@ -38,30 +48,30 @@ def server(
     return RelayServer(url=url, is_peers_too=shared, relays=relays, relays_for_us=for_us)
 
 
-def pair(*relays: RelayServer, peer_has_servers: bool = True, peer_relays: bool = True) -> Pair:
+def with_servers(*relays: RelayServer, peer_has_servers: bool = True, takes_calls: bool = True) -> Pair:
     return Pair(
         ours=HERE,
         peers=HERE,
         same_host=False,
         relays=relays,
         peer_has_servers=peer_has_servers,
-        peer_relays=peer_relays,
+        peer_capabilities=("other", "ws_relay") if takes_calls else ("other",),
     )
 
 
 @pytest.mark.parametrize(
     ("made", "likelihood", "why"),
     [
-        (pair(server(for_us=True)), Likelihood.LIKELY, "that server relays for this node"),
-        (pair(server()), Likelihood.DOUBTFUL, "not known to work, nor to fail"),
-        (pair(server(relays=None)), Likelihood.DOUBTFUL, "not known to work, nor to fail"),
-        (pair(server(relays=False)), Likelihood.HOPELESS, "that server does not relay"),
-        (pair(server(), peer_relays=False), Likelihood.HOPELESS, "the peer's node takes no calls by a server"),
-        (pair(server(shared=False)), Likelihood.HOPELESS, "the two have no rendezvous server in common"),
+        (with_servers(server(for_us=True)), Likelihood.LIKELY, "that server relays for this node"),
+        (with_servers(server()), Likelihood.DOUBTFUL, "not known to work, nor to fail"),
+        (with_servers(server(relays=None)), Likelihood.DOUBTFUL, "not known to work, nor to fail"),
+        (with_servers(server(relays=False)), Likelihood.HOPELESS, "that server does not relay"),
+        (with_servers(server(), takes_calls=False), Likelihood.HOPELESS, "the peer's node takes no calls by a server"),
+        (with_servers(server(shared=False)), Likelihood.HOPELESS, "the two have no rendezvous server in common"),
     ],
 )
 def test_what_is_known_of_a_relay(made: Pair, likelihood: Likelihood, why: str) -> None:
-    (combo,) = plan(made, [RELAY])
+    (combo,) = plan(made, [WS_RELAY])
     assert (combo.plugin, combo.phase, combo.target, combo.likelihood, combo.why) == (
         "ws_relay",
         "relay",
@@ -75,38 +85,100 @@ def test_what_is_known_of_a_relay(made: Pair, likelihood: Likelihood, why: str) 
 
 
 def test_where_there_is_nothing_to_plan() -> None:
-    assert plan(pair(), [RELAY]) == []
-    assert plan(pair(server(), peer_has_servers=False), [RELAY]) == []
-    assert plan(pair(server()), [dataclasses.replace(RELAY, aim=Aim.MEET)]) == []
-    assert plan(pair(server()), [RELAY], route_types=[RouteType.NIC_BIND]) == []
-    assert dialling.plan(pair(server()), [RELAY]) == meeting.plan(pair(server()), [RELAY]) == []
+    assert plan(with_servers(), [WS_RELAY]) == []
+    assert plan(with_servers(server(), peer_has_servers=False), [WS_RELAY]) == []
+    assert plan(with_servers(server()), [dataclasses.replace(WS_RELAY, aim=Aim.MEET)]) == []
+    assert plan(with_servers(server()), [WS_RELAY], route_types=[RouteType.NIC_BIND]) == []
+    assert dialling.plan(with_servers(server()), [WS_RELAY]) == meeting.plan(with_servers(server()), [WS_RELAY]) == []
 
 
 def test_servers_are_called_one_after_the_other() -> None:
     servers = [server(f"ws://{number}") for number in range(6)]
-    combos = plan(pair(server("ws://ours", shared=False), *servers), [RELAY])
+    combos = plan(with_servers(server("ws://ours", shared=False), *servers), [WS_RELAY])
     assert [combo.server for combo in combos] == [f"ws://{number}" for number in range(MAX_SERVERS)]
     assert [combo.delay for combo in combos] == [0.0, 0.25, 0.5, 0.75]
     assert len({combo.aim for combo in combos}) == MAX_SERVERS
 
 
-def test_a_relay_is_of_any_address_family() -> None:
-    assert [combo.af for combo in plan(pair(server()), [RELAY])] == [4]
-    assert [combo.af for combo in plan(pair(server()), [RELAY], afs=[6])] == [6]
+def test_a_rendezvous_server_relays_for_any_address_family() -> None:
+    assert [combo.af for combo in plan(with_servers(server()), [WS_RELAY])] == [4]
+    assert [combo.af for combo in plan(with_servers(server()), [WS_RELAY], afs=[6])] == [6]
 
 
 def test_it_yields_to_turn_where_that_is_there() -> None:
-    turn = dataclasses.replace(RELAY, name="turn", aim=Aim.MEET)
-    assert [combo.yields_to for combo in plan(pair(server()), [RELAY])] == [""]
-    assert [combo.yields_to for combo in plan(pair(server()), [RELAY, turn])] == ["turn"]
+    assert [combo.yields_to for combo in plan(with_servers(server()), [WS_RELAY])] == [""]
+    both = plan(with_servers(server()), [WS_RELAY, TURN])
+    assert [(combo.plugin, combo.yields_to) for combo in both] == [("ws_relay", "by_turn"), ("by_turn", "")]
 
 
 def test_a_request_has_to_be_a_call() -> None:
-    wanted = PathRequest(af=4, route_type=RouteType.EXT_BIND)
-    assert judge_request(wanted, "ws://one").server == "ws://one"
+    assert judge_request(with_servers(), WS_RELAY, WANTED, server="ws://one").server == "ws://one"
     with pytest.raises(PathRefused, match="it did not call by a server"):
-        judge_request(wanted, None)
+        judge_request(with_servers(), WS_RELAY, WANTED, server=None)
 
 
-def test_the_last_rule_has_an_opinion() -> None:
-    assert RELAY_RULES[-1](object()) is not None  # type: ignore[arg-type]
+# -- by TURN servers ---------------------------------------------------------------------------------------------------
+
+
+def route(*ips: str) -> Route:
+    endpoints = [Endpoint.make(transport=Transport.TCP, kind=EndpointKind.NIC, ip=ip, port=7000) for ip in ips]
+    return Route(interfaces=(AddressInterface(1, tuple(endpoints)),))
+
+
+BOTH, V4, V6 = route("192.168.1.7", "2001:db8:1::7"), route("10.0.0.9"), route("2001:db8:9::9")
+
+
+def with_turn(ours: Route = BOTH, peers: Route = V4, *, we: bool = False, they: bool = False) -> Pair:
+    return Pair(
+        ours=ours,
+        peers=peers,
+        same_host=False,
+        our_capabilities=("turn",) if we else ("other",),
+        peer_capabilities=("other", "turn") if they else (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("we", "they", "expected", "why"),
+    [
+        (True, False, Likelihood.LIKELY, "a relay of our own servers"),
+        (True, True, Likelihood.LIKELY, "a relay of our own servers"),
+        (False, True, Likelihood.LIKELY, "a relay of the peer's servers"),
+        (False, False, Likelihood.HOPELESS, "neither side has a TURN server: servers.turn names one"),
+    ],
+)
+def test_a_relay_is_likely_where_one_side_has_servers(we: bool, they: bool, expected: Likelihood, why: str) -> None:
+    (combo,) = plan(with_turn(we=we, they=they), [TURN])
+    assert (combo.likelihood, combo.why) == (expected, why)
+    assert (combo.phase, combo.route_type, combo.target) == ("relay", RouteType.EXT_BIND, None)
+    assert (combo.server, combo.yields_to) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("ours", "peers", "afs", "expected"),
+    [
+        (BOTH, V4, None, 4),
+        (BOTH, V6, None, 6),
+        (BOTH, BOTH, None, 4),
+        (V4, V6, None, 4),  # two relays, if need be: who has no IPv4 of its own reaches a server that has
+        (BOTH, BOTH, (6,), 6),
+    ],
+)
+def test_a_pair_has_one_combo_of_a_technique(
+    ours: Route, peers: Route, afs: tuple[int, ...] | None, expected: int
+) -> None:
+    combos = plan(with_turn(ours, peers, we=True), [TURN], afs=afs)
+    assert [combo.af for combo in combos] == [expected]
+
+
+def test_other_techniques_and_routes_are_not_planned() -> None:
+    assert plan(with_turn(we=True), [dataclasses.replace(TURN, aim=Aim.MEET)]) == []
+    assert plan(with_turn(we=True), [TURN], route_types=[RouteType.NIC_BIND]) == []
+    assert plan(with_turn(we=True), [TURN], afs=()) == []
+
+
+def test_a_peers_request_is_judged() -> None:
+    path = judge_request(with_turn(), TURN, WANTED, server=None)
+    assert (path.af, path.route_type, path.target, path.source) == (4, RouteType.EXT_BIND, None, None)
+    with pytest.raises(PathRefused, match="does not use this route type"):
+        judge_request(with_turn(), TURN, PathRequest(af=4, route_type=RouteType.LOOPBACK_BIND), server=None)

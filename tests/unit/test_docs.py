@@ -11,7 +11,7 @@ import re
 import sys
 import tomllib
 import types
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +31,7 @@ from warpgate_trio.carrier import quic, quic_protocol, tls
 from warpgate_trio.cli.exits import exit_code_of_verdict
 from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
-from warpgate_trio.combos.relaying import RELAY_RULES
+from warpgate_trio.combos.relaying import RENDEZVOUS_RULES, TURN_RULES
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import channels, frames, liveness, states
 from warpgate_trio.node import inbound, listener
@@ -331,9 +331,10 @@ def test_the_rules_of_the_planner() -> None:
         assert row["opinion"].partition(":")[0] in {each.value for each in Likelihood}
 
 
-def test_the_rules_of_relays() -> None:
-    rows = table(page("walk.md"), "relay rule", "opinion")
-    assert [bare(row["relay rule"]) for row in rows] == [rule.__name__.removeprefix("_") for rule in RELAY_RULES]
+@pytest.mark.parametrize(("column", "rules"), [("relay rule", RENDEZVOUS_RULES), ("TURN rule", TURN_RULES)])
+def test_the_rules_of_relays(column: str, rules: Sequence[Callable[..., object]]) -> None:
+    rows = table(page("walk.md"), column, "opinion")
+    assert [bare(row[column]) for row in rows] == [rule.__name__.removeprefix("_") for rule in rules]
     for row in rows:
         assert row["opinion"].partition(":")[0] in {each.value for each in Likelihood}
 
@@ -347,13 +348,13 @@ def test_the_rules_of_meetings() -> None:
         assert likelihood in {each.value for each in Likelihood} or row["meeting rule"] == "`outlook`"
 
 
-def test_the_messages_of_the_punching_plugins() -> None:
+def test_the_messages_of_the_plugins_that_meet() -> None:
     rows = table(page("wire_formats.md"), "message", "fields of its own")
     path = set(plugin.PathRequest.__struct_fields__)
     expected = {
         wire_name(name, message): [field for field in message.__struct_fields__ if field not in path]
         for name, kind in load_plugins().plugins.items()
-        if kind.aim is Aim.MEET
+        if kind.aim in (Aim.MEET, Aim.RELAY)
         for message in kind.proto_messages
     }
     assert {bare(row["message"]): re.findall(r"`(\w+)`", row["fields of its own"]) for row in rows} == expected

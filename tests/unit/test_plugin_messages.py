@@ -10,6 +10,7 @@ from warpgate_strategies.random_probe import Opened, SprayAgreed, SprayBusy, Spr
 from warpgate_strategies.return_addr import NewAddress
 from warpgate_strategies.reverse_connect import DialMe
 from warpgate_strategies.tcp_punch import MeetByTcp, MeetMeByTcp
+from warpgate_strategies.turn import MeetByRelay, MeetMeByRelay
 from warpgate_strategies.udp_punch import Go, MeetByUdp, MeetMeByUdp
 from warpgate_strategies.ws_relay import ClientHello, ServerFlight
 from warpgate_trio.combos import RouteType
@@ -74,6 +75,12 @@ GOLDEN = [
     ("random_probe", SprayAgreed(role=Role.EASY, candidates=HERE), f"82a4726f6c65a465617379{HERE_HEX}"),
     ("random_probe", SprayBusy(retry_after=2.0), "81ab72657472795f6166746572cb4000000000000000"),
     ("random_probe", Opened(), "80"),
+    (
+        "turn",
+        MeetByRelay(af=4, route_type=RouteType.EXT_BIND, secret=SECRET, relayed=HERE, seen=()),
+        f"87{PATH_HEX}{SECRET_HEX}a772656c61796564{HERE_HEX[22:]}a47365656e90",
+    ),
+    ("turn", MeetMeByRelay(relayed=HERE, seen=HERE), f"82a772656c61796564{HERE_HEX[22:]}a47365656e{HERE_HEX[22:]}"),
     (OWNER, ClockReply(time_ms=1_700_000_000_000), "81a774696d655f6d73cf0000018bcfe56800"),
     (OWNER, Cancel(), "80"),
     (OWNER, Failed(), "80"),

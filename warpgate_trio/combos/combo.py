@@ -1,7 +1,8 @@
 """What every planner works with: the two sides of a pair, what a plugin is to a planner, and what it plans.  Pure.
 
 A combo is one thing to try: a plugin, an address family, a route.  A planner for each `Aim` lists those of a pair
-(`plan`) and judges by the same rules what a peer asks of us (`judge_request`): `combos.dialling` and `combos.meeting`.
+(`plan`) and judges by the same rules what a peer asks of us (`judge_request`): `combos.dialling`, `combos.meeting`
+and `combos.relaying`.
 The first rule that has an opinion decides how likely a combo is.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -69,7 +70,7 @@ class Aim(Enum):
     MEET = "meet"
     """Nobody's: both send at once, from ports and to ports that they tell each other (see `combos.meeting`)."""
     RELAY = "relay"
-    """Nobody's: a server that both use passes on what they say (see `combos.relaying`)."""
+    """Nobody's: a server passes on what the two say (see `combos.relaying`)."""
 
 
 Opinion = tuple[Likelihood, str] | None
@@ -151,8 +152,9 @@ class Pair:
     Attributes:
       same_host: whether both run on one machine.
       our_nat, peer_nat: what each side has published of its NATs.
+      our_capabilities, peer_capabilities: what each side has published that it can do.
       relays: our rendezvous servers.
-      peer_has_servers, peer_relays: whether the peer's address names any, and that it takes calls by them.
+      peer_has_servers: whether the peer's address names any.
     """
 
     ours: Route
@@ -160,9 +162,10 @@ class Pair:
     same_host: bool
     our_nat: NatProfiles = dataclasses.field(default_factory=NatProfiles)
     peer_nat: NatProfiles = dataclasses.field(default_factory=NatProfiles)
+    our_capabilities: Collection[str] = ()
+    peer_capabilities: Collection[str] = ()
     relays: tuple[RelayServer, ...] = ()
     peer_has_servers: bool = False
-    peer_relays: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +217,8 @@ class Combo:
       source: the address to bind before dialling, where the target's network is one that the dialling side is in.
       delay: seconds that the combo's task holds back.
       why: the sentence behind its likelihood.
-      server: the server that relays, without a password; empty where none does.
+      server: the rendezvous server that relays, without a password; empty where the two have none in common, None for
+        what goes by no such server.
       yields_to: a plugin, whose combos of the phase have a start of 300 ms, while they are under way.
     """
 
@@ -227,7 +231,7 @@ class Combo:
     likelihood: Likelihood
     delay: float
     why: str
-    server: str = ""
+    server: str | None = None
     yields_to: str = ""
 
     @property
@@ -257,7 +261,7 @@ class Combo:
         if not self.af:
             return None
         return JudgedPath(
-            af=self.af, route_type=self.route_type, target=self.target, source=self.source, server=self.server
+            af=self.af, route_type=self.route_type, target=self.target, source=self.source, server=self.server or ""
         )
 
 

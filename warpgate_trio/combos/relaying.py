@@ -1,16 +1,22 @@
-"""Plans for plugins that go by a server that both sides use (`Aim.RELAY`), and how likely each is.  Pure.
+"""Plans for plugins that go by a relay (`Aim.RELAY`), and how likely each is.  Pure.
 
-Nobody is dialled and nothing is opened: the server passes on what the two say on the connections that both have open to
-it.  So a combo has no target but a server, and its rules ask who uses that, and for whom it relays.  The first rule
-that has an opinion decides.
+Nobody is dialled, whatever the NATs do, so a combo has no target, and its rules ask for a server alone.  There are two
+kinds of relay, and a plugin's transport says which it goes by:
+
+* TCP: a rendezvous server that both sides use passes on a stream, on the connections that both have open to it anyway.
+  There is a combo for each such server.
+* UDP: a TURN server of one side, or one of each, pass on datagrams.  There is one combo, whichever servers it will be.
+
+The first rule that has an opinion decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
+from ..address import Transport
 from .combo import (
     Aim,
     Combo,
@@ -21,54 +27,70 @@ from .combo import (
     PathRefused,
     RelayServer,
     RequestedPath,
+    Route,
     RouteType,
     Technique,
     first_opinion,
     unknown,
 )
 
-__all__ = ["RELAY_RULES", "RelayFacts", "judge_relay", "judge_request", "plan"]
+__all__ = [
+    "HAS_TURN",
+    "RENDEZVOUS_RULES",
+    "TAKES_CALLS",
+    "TURN_RULES",
+    "RendezvousFacts",
+    "TurnFacts",
+    "judge_request",
+    "plan",
+]
 
+TAKES_CALLS: Final = "ws_relay"
+"""What an address says of a node that takes calls by the rendezvous servers that it names; the plugin's name."""
+HAS_TURN: Final = "turn"
+"""What an address says of a node that has TURN servers of its own, and can give a relay to a peer that has none; the
+plugin's name."""
 STAGGER: Final = 0.25
 """Seconds between the calls by two servers that both sides use: the first one mostly answers in less."""
-TURN: Final = "turn"
-"""The plugin that a rendezvous server leaves the way to: it takes less of a server, and loses no datagram to TCP."""
 MAX_SERVERS: Final = 4
 """Servers by which one pair is tried, as many as an address names."""
 
 
+# -- by a rendezvous server --------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RelayFacts:
+class RendezvousFacts:
     """What a rule may look at.
 
     Attributes:
       server: None where the two have none in common.
-      peer_relays: whether the peer's address says that it takes calls by a server.
+      peer_takes_calls: whether the peer's address says that it takes calls by a server.
     """
 
     server: RelayServer | None
-    peer_relays: bool
+    peer_takes_calls: bool
 
 
-def _nothing_in_common(f: RelayFacts) -> Opinion:
+def _nothing_in_common(f: RendezvousFacts) -> Opinion:
     return (Likelihood.HOPELESS, "the two have no rendezvous server in common") if f.server is None else None
 
 
-def _peer_cannot(f: RelayFacts) -> Opinion:
-    return None if f.peer_relays else (Likelihood.HOPELESS, "the peer's node takes no calls by a server")
+def _peer_cannot(f: RendezvousFacts) -> Opinion:
+    return None if f.peer_takes_calls else (Likelihood.HOPELESS, "the peer's node takes no calls by a server")
 
 
-def _server_cannot(f: RelayFacts) -> Opinion:
+def _server_cannot(f: RendezvousFacts) -> Opinion:
     cannot = f.server is not None and f.server.relays is False
     return (Likelihood.HOPELESS, "that server does not relay") if cannot else None
 
 
-def _relays_for_us(f: RelayFacts) -> Opinion:
+def _relays_for_us(f: RendezvousFacts) -> Opinion:
     does = f.server is not None and f.server.relays_for_us
     return (Likelihood.LIKELY, "that server relays for this node") if does else None
 
 
-RELAY_RULES: Final[tuple[Callable[[RelayFacts], Opinion], ...]] = (
+RENDEZVOUS_RULES: Final[tuple[Callable[[RendezvousFacts], Opinion], ...]] = (
     _nothing_in_common,
     _peer_cannot,
     _server_cannot,
@@ -78,9 +100,53 @@ RELAY_RULES: Final[tuple[Callable[[RelayFacts], Opinion], ...]] = (
 """In order; the first that has an opinion decides.  The last always has one."""
 
 
-def judge_relay(facts: RelayFacts) -> tuple[Likelihood, str]:
-    """A combo's likelihood and the sentence behind it."""
-    return first_opinion(RELAY_RULES, facts)
+# -- by TURN servers ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnFacts:
+    """What a rule may look at.
+
+    Attributes:
+      ours, peers: whether we, and the peer, have servers.
+    """
+
+    technique: Technique
+    route_type: RouteType
+    ours: bool
+    peers: bool
+
+
+def _unused_route(f: TurnFacts) -> Opinion:
+    unused = f.route_type not in f.technique.route_types
+    return (Likelihood.INVALID, "the plugin does not use this route type") if unused else None
+
+
+def _ours(f: TurnFacts) -> Opinion:
+    return (Likelihood.LIKELY, "a relay of our own servers") if f.ours else None
+
+
+def _peers(f: TurnFacts) -> Opinion:
+    return (Likelihood.LIKELY, "a relay of the peer's servers") if f.peers else None
+
+
+def _nobodys(f: TurnFacts) -> Opinion:
+    if not (f.ours or f.peers):
+        return (Likelihood.HOPELESS, "neither side has a TURN server: servers.turn names one")
+    return None
+
+
+TURN_RULES: Final[tuple[Callable[[TurnFacts], Opinion], ...]] = (
+    _unused_route,
+    _ours,
+    _peers,
+    _nobodys,
+    unknown,
+)
+"""In order; the first that has an opinion decides.  The last always has one."""
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
 
 
 def plan(
@@ -90,51 +156,126 @@ def plan(
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
-    """A combo for each server that both sides use, or a hopeless one where each side has some and none is both's.
+    """Every valid combo of the pair.  `afs` and `route_types` leave only those.
 
-    A relay has no address family, since each side reaches the server by its own; the combo has the first of `afs`.
+    What goes by a rendezvous server yields to what goes by TURN, which takes less of a server, and loses no datagram to
+    TCP.
     """
-    if not pair.relays or not pair.peer_has_servers or (route_types is not None and not _EXTERNAL & set(route_types)):
-        return []
-    af = next((each for each in (4, 6) if afs is None or each in afs), None)
-    shared = [server for server in pair.relays if server.is_peers_too][:MAX_SERVERS]
+    relays = [technique for technique in techniques if technique.aim is Aim.RELAY]
+    better = next((technique.name for technique in relays if technique.transport is Transport.UDP), "")
     combos: list[Combo] = []
-    yields_to = TURN if any(technique.name == TURN for technique in techniques) else ""
-    for technique in techniques:
-        if technique.aim is not Aim.RELAY or af is None:
-            continue
-        for number, server in enumerate(shared or [None]):
-            likelihood, why = judge_relay(RelayFacts(server=server, peer_relays=pair.peer_relays))
-            combos.append(
-                Combo(
-                    phase=technique.phase,
-                    plugin=technique.name,
-                    af=af,
-                    route_type=RouteType.EXT_BIND,
-                    target=None,
-                    source=None,
-                    likelihood=likelihood,
-                    delay=STAGGER * number,
-                    why=why,
-                    server="" if server is None else server.url,
-                    yields_to=yields_to,
-                )
-            )
+    for technique in relays:
+        if technique.transport is Transport.UDP:
+            combos += _by_turn(pair, technique, afs, route_types)
+        else:
+            combos += _by_servers(pair, technique, afs, route_types, yields_to=better)
     return combos
 
 
-_EXTERNAL: Final = {RouteType.EXT_BIND}
+def _by_servers(
+    pair: Pair,
+    technique: Technique,
+    afs: Collection[int] | None,
+    route_types: Collection[RouteType] | None,
+    *,
+    yields_to: str,
+) -> list[Combo]:
+    """A combo for each server that both sides use, or a hopeless one where each side has some and none is both's.
+
+    Such a relay has no address family, since each side reaches the server by its own; the combo has the first of `afs`.
+    """
+    if not pair.relays or not pair.peer_has_servers:
+        return []
+    af = next((each for each in _FAMILIES if afs is None or each in afs), None)
+    if af is None or (route_types is not None and RouteType.EXT_BIND not in route_types):
+        return []
+    shared = [server for server in pair.relays if server.is_peers_too][:MAX_SERVERS]
+    combos: list[Combo] = []
+    for number, server in enumerate(shared or [None]):
+        facts = RendezvousFacts(server=server, peer_takes_calls=TAKES_CALLS in pair.peer_capabilities)
+        likelihood, why = first_opinion(RENDEZVOUS_RULES, facts)
+        combos.append(
+            Combo(
+                phase=technique.phase,
+                plugin=technique.name,
+                af=af,
+                route_type=RouteType.EXT_BIND,
+                target=None,
+                source=None,
+                likelihood=likelihood,
+                delay=STAGGER * number,
+                why=why,
+                server="" if server is None else server.url,
+                yields_to=yields_to,
+            )
+        )
+    return combos
 
 
-def judge_request(wanted: RequestedPath, server: str | None) -> JudgedPath:
-    """The path of a peer that has called us.
+def _by_turn(
+    pair: Pair, technique: Technique, afs: Collection[int] | None, route_types: Collection[RouteType] | None
+) -> list[Combo]:
+    family = _family(pair, afs)
+    if family is None:
+        return []
+    judged = [
+        (each, *_judge_turn(pair, technique, each)) for each in (RouteType if route_types is None else route_types)
+    ]
+    return [
+        Combo(
+            phase=technique.phase,
+            plugin=technique.name,
+            af=family,
+            route_type=route_type,
+            target=None,
+            source=None,
+            likelihood=likelihood,
+            delay=0.0,
+            why=why,
+        )
+        for route_type, likelihood, why in judged
+        if likelihood is not Likelihood.INVALID
+    ]
+
+
+def judge_request(pair: Pair, technique: Technique, wanted: RequestedPath, *, server: str | None) -> JudgedPath:
+    """The path on which a peer wants to meet us at a relay.
 
     Args:
       server: by which it called; None: it sent a signal.
 
     Raises:
-      PathRefused: it has not called.
+      PathRefused: there is no such path between the two, or it should have called and has not.
     """
+    if technique.transport is Transport.UDP:
+        likelihood, why = _judge_turn(pair, technique, wanted.route_type)
+        if likelihood is Likelihood.INVALID:
+            raise PathRefused(f"not done for a peer: {why}")
+        return JudgedPath(af=wanted.af, route_type=wanted.route_type, target=None, source=None)
     if server is None:
         raise PathRefused("not done for a peer: it did not call by a server")
     return JudgedPath(af=wanted.af, route_type=RouteType.EXT_BIND, target=None, source=None, server=server)
+
+
+def _judge_turn(pair: Pair, technique: Technique, route_type: RouteType) -> tuple[Likelihood, str]:
+    facts = TurnFacts(
+        technique=technique,
+        route_type=route_type,
+        ours=HAS_TURN in pair.our_capabilities,
+        peers=HAS_TURN in pair.peer_capabilities,
+    )
+    return first_opinion(TURN_RULES, facts)
+
+
+def _family(pair: Pair, afs: Collection[int] | None) -> Literal[4, 6] | None:
+    """IPv4 where both have it or nothing is known; IPv6 where that is all they have in common."""
+    allowed: list[Literal[4, 6]] = [family for family in _FAMILIES if afs is None or family in afs]
+    both = [family for family in allowed if _has(pair.ours, family) and _has(pair.peers, family)]
+    return next(iter([*both, *allowed]), None)
+
+
+_FAMILIES: Final[tuple[Literal[4], Literal[6]]] = (4, 6)
+
+
+def _has(side: Route, family: int) -> bool:
+    return any(endpoint.af == family for endpoint in side.endpoints())

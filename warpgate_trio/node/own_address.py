@@ -34,8 +34,6 @@ MAX_TEXT: Final = 600
 """Characters of an address as people pass it on, above which what is not needed is left out."""
 HOST_SALT: Final = 8
 """Bytes of salt in the host id (`warpgate_trio.host.host_id`)."""
-RELAY_CAPABILITY: Final = "ws_relay"
-"""Of an address: its node takes calls by the rendezvous servers that are named in it."""
 CLOCK_LEEWAY: Final = 60
 """Seconds by which the clock may have been set back before the address is issued anew."""
 
@@ -85,7 +83,7 @@ class OwnAddress:
       nat: what has been measured of the NATs by now.
       mapped: the ports that routers have open for us now.
       instance: the process among those of its key.
-      takes_calls: whether peers may call by the rendezvous servers among `signals`.
+      capabilities: what the node can do for its peers.
     """
 
     def __init__(
@@ -100,7 +98,7 @@ class OwnAddress:
         mapped: Callable[[], Sequence[MappedPort]],
         instance: bytes,
         listening: bool,
-        takes_calls: bool = False,
+        capabilities: Sequence[str] = (),
     ) -> None:
         self._identity = identity
         self._host = host
@@ -111,7 +109,7 @@ class OwnAddress:
         self._mapped = mapped
         self._instance = instance
         self._listening = listening
-        self._capabilities = (RELAY_CAPABILITY,) if takes_calls else ()
+        self._capabilities = tuple(capabilities)
         self._salt = host.entropy(HOST_SALT)
         self._interfaces: tuple[AddressInterface, ...] | None = None
         self._measured: NatProfiles | None = None

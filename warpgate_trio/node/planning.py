@@ -30,7 +30,7 @@ from ..signal import Relays
 from ..sockaddr import IpAddress, unmapped
 from ..walk.attempt import Factory
 from .address_book import AddressBook
-from .own_address import RELAY_CAPABILITY, OwnAddress
+from .own_address import OwnAddress
 
 __all__ = ["Factories", "Planning", "may_connect"]
 
@@ -120,9 +120,10 @@ class Planning:
             same_host=same_host,
             our_nat=address.nat_profiles,
             peer_nat=peer.nat_profiles,
+            our_capabilities=address.capabilities,
+            peer_capabilities=peer.capabilities,
             relays=relay_servers(self._relays(), peer),
             peer_has_servers=any(url.startswith(("ws:", "wss:")) for url in peer.signals),
-            peer_relays=RELAY_CAPABILITY in peer.capabilities,
         )
         combos = [
             combo

@@ -6,7 +6,7 @@ at all: no refusal, no word about its clock.  Who waits for `authorize` takes no
 have places of their own to wait in, so that a slow `authorize` shuts out nobody whom it has let in before.
 
 A path is judged by the rules that our own combos are judged by (`combos.dialling.judge_request`,
-`combos.meeting.judge_request`).  Failures go back without detail.
+`combos.meeting.judge_request`, `combos.relaying.judge_request`).  Failures go back without detail.
 """
 
 from __future__ import annotations
@@ -236,9 +236,13 @@ class Responder:
             same_host=peer.is_same_host(view.host),
             our_nat=view.address.nat_profiles,
             peer_nat=peer.nat_profiles,
+            our_capabilities=view.address.capabilities,
+            peer_capabilities=peer.capabilities,
         )
         if plugin.aim is Aim.RELAY:
-            return relaying.judge_request(message, None if request.circuit is None else request.via)
+            return relaying.judge_request(
+                pair, technique_of(plugin), message, server=None if request.circuit is None else request.via
+            )
         if plugin.aim is Aim.MEET:
             return meeting.judge_request(pair, technique_of(plugin), message)
         profiles = [profile for _, profile in view.nat.profiles]

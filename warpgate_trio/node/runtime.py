@@ -24,8 +24,8 @@ import trio
 from ..address import PeerAddress
 from ..carrier import TlsContexts
 from ..clock.corrected import CorrectedClock, keep_measured
-from ..combos import Route
-from ..config import NodeConfig, Proxies
+from ..combos import Route, relaying
+from ..config import NodeConfig, Proxies, Servers
 from ..errors import ConfigError
 from ..host import Host, Interface
 from ..identity import Identity
@@ -40,6 +40,7 @@ from ..signal.first_look import FirstLook
 from ..signal.presence import Presence
 from ..signal.router import SignalRouter
 from ..signal.sender import SignalSender
+from ..turn.relays import Relays
 from ..walk.attempt import Factory
 from ..walk.calling import CallingAttempt
 from ..walk.recorder import Recorder
@@ -128,6 +129,7 @@ class NodeRuntime:
             goodbye=budgets.goodbye,
         )
         portmaps = self.portmaps
+        self.relays: Final = Relays(servers.turn, names=self.names, trust=hub.trust, proxies=self.proxies)
 
         # Where we are, and where peers are.
         self.book: Final = AddressBook()
@@ -141,7 +143,7 @@ class NodeRuntime:
             mapped=lambda: portmaps.mapped,
             instance=hub.instance,
             listening=listening,
-            takes_calls=listening and bool(servers.websocket) and "ws_relay" in loaded.plugins,
+            capabilities=_capabilities(servers, loaded, listening=listening),
         )
 
         # What we say.
@@ -181,6 +183,7 @@ class NodeRuntime:
             clock=self.clock,
             udp_ports=self.udp_ports,
             nat=nat,
+            relays=self.relays,
         )
         self.home: Final = Home(
             identity=identity,
@@ -299,6 +302,7 @@ class NodeRuntime:
             stack.callback(hub_scope.cancel)
             await stack.enter_async_context(self.udp_ports.running(keepers))
             await stack.enter_async_context(self.names.running())
+            await stack.enter_async_context(self.relays.running(keepers))
             with trio.CancelScope(shield=True):  # a cancelled `start` waits for its child, which does not hear of it
                 await keepers.start(_run_shielded, hub_scope, self.hub)
             await stack.enter_async_context(self.links.running())
@@ -368,6 +372,12 @@ class NodeRuntime:
         self.listener.close_nowait()
         self.home.end_calls()
         self.links.close_nowait(abort=abort)
+
+
+def _capabilities(servers: Servers, loaded: LoadedPlugins, *, listening: bool) -> list[str]:
+    """What a node's address says that it can do: each is named for the plugin that does it."""
+    can = {relaying.TAKES_CALLS: listening and bool(servers.websocket), relaying.HAS_TURN: bool(servers.turn)}
+    return [name for name, has in can.items() if has and name in loaded.plugins]
 
 
 async def _run_shielded(scope: trio.CancelScope, hub: SignalHub, *, task_status: trio.TaskStatus[None]) -> None:

@@ -16,6 +16,7 @@ from ..plugin import NodeView
 from ..ports.datagrams import DatagramPath
 from ..ports.udp import UdpPorts
 from ..signal import SignalHub
+from ..turn.relays import Relays
 from .address_book import AddressBook
 from .own_address import OwnAddress
 
@@ -39,6 +40,7 @@ class View(NodeView):
         clock: Clock,
         udp_ports: UdpPorts,
         nat: NatService,
+        relays: Relays,
     ) -> None:
         self._identity: Final = identity
         self._own: Final = own
@@ -50,6 +52,7 @@ class View(NodeView):
         self.clock = clock
         self.udp_ports = udp_ports
         self.nat = nat
+        self.relays = relays
 
     @property
     def peer_id(self) -> str:  # type: ignore[override]  # read-only here, declared as plain attributes for plugins

@@ -79,7 +79,8 @@ class Plugin(ABC):
     ``timeout``           ceiling in seconds for a pinned call (`Node.connect`); a walk has its phases' budgets
     ``proto_messages``    the `Message` types of its own that it sends and understands
     ``aim``               `Aim.PEER` when it dials the peer's endpoints, `Aim.OURS` when it asks to be dialled,
-                          `Aim.MEET` when both sides send at once, `Aim.RELAY` when a server of both relays
+                          `Aim.MEET` when both sides send at once, `Aim.RELAY` when a server passes on what they say:
+                          a rendezvous server of both with `TCP`, a TURN server of either with `UDP`
     ``pathless``          True when it works on no particular address family, route and endpoint (`fan_out`)
     ``phase``             set by `register`
     ====================  ===========================================================================================
@@ -104,7 +105,7 @@ class Plugin(ABC):
     ``clock``, ``nat``    corrected wall clock; our NAT profile as our address has it (None: nothing is known)
     ``race``              run other plugins, and take the first path that one of them makes
     ``hold_phase``        a path answers: have the phase wait a second for its handshake
-    ``circuit``           with `Aim.RELAY`: a stream by the combo's server that does not lead anywhere yet; in the
+    ``circuit``           with `Aim.RELAY` and `TCP`: a stream by the combo's server that leads nowhere yet; in the
                           responder's half the one that the peer calls by
     ``call``              call the peer by a circuit; the `Message` of its answer
     ``answer_call``       take the peer's call

@@ -23,6 +23,7 @@ from ..nat.service import NatService
 from ..ports.datagrams import DatagramPath
 from ..ports.udp import UdpPorts
 from ..signal import Circuit, Message
+from ..turn.relays import Relays
 
 __all__ = ["AttemptContext", "NodeView"]
 
@@ -40,6 +41,7 @@ class NodeView(ABC):
       signal_rtt: seconds that a signal to a peer and its answer take at least, None while no server is connected.
       udp_ports: opens UDP ports whose owner tasks live as long as the node.
       nat: what is known of the node's NATs, and ports that are mapped already.
+      relays: relayed addresses at the node's TURN servers.
     """
 
     peer_id: str
@@ -51,6 +53,7 @@ class NodeView(ABC):
     signal_rtt: float | None
     udp_ports: UdpPorts
     nat: NatService
+    relays: Relays
 
     @abstractmethod
     async def serve_quic(self, path: DatagramPath) -> Carrier:

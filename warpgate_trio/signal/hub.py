@@ -15,6 +15,7 @@ those that have said so are asked for any: the process that was named has ended,
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -88,6 +89,10 @@ class SignalHub:
 
     # -- what the node does with it ------------------------------------------------------------------------------------
 
+    def trust(self) -> ssl.SSLContext:
+        """Whom TLS trusts: the platform's certificates, and `ca_file`'s."""
+        return self._keeper.trust()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Keep the channels up until cancelled.  Started means running, not connected: see `wait_connected`."""
         try:
@@ -119,8 +124,7 @@ class SignalHub:
         return self._arrivals.dropped
 
     def check_channels(self) -> None:
-        """The machine's addresses have changed: every connection is asked for at once, and what waits to be tried again
-        is tried now."""
+        """The machine's addresses have changed: every connection is asked for, or tried again, at once."""
         self._keeper.check_channels()
 
     async def wait_connected(self) -> None:

@@ -11,6 +11,7 @@ within `GOODBYE` seconds, and its paths break with the reason.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, final
 
@@ -26,13 +27,20 @@ from .client_core import TurnClientCore, TurnState
 from .grants import Grant
 from .transport import TurnTransport
 
-__all__ = ["GOODBYE", "RelayPort"]
+__all__ = ["CHECK_INTERVAL", "GOODBYE", "SILENCE", "RelayPort"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 GOODBYE: Final = 2.0
 """Seconds to free the allocation: time for two lost requests (RFC 8489 §6.2.1); without it a server keeps it for ten
 minutes, and counts it."""
+
+
+SILENCE: Final = 2.0
+"""Seconds in which something was sent to a peer and nothing came, after which the server is asked whether it still
+knows us: a restarted one swallows all data without a word.  A PING that stays out is such a silence."""
+CHECK_INTERVAL: Final = 10.0
+"""Seconds from one such question to the next: a peer that is gone is silent for as long."""
 
 
 @final
@@ -65,6 +73,8 @@ class RelayPort:
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._scope = trio.CancelScope(shield=True)
+        self._unanswered = math.inf  # when the first datagram went out after the last that came in
+        self._checked = -math.inf
         self.name: Final = name
         self.dropped: int = 0
 
@@ -152,7 +162,8 @@ class RelayPort:
         self._wake.set()
 
     async def _change(self) -> None:
-        self._changed = trio.Event()
+        if self._changed.is_set():  # several may wait for it at once
+            self._changed = trio.Event()
         await self._changed.wait()
 
     def _check_error(self) -> None:
@@ -169,7 +180,13 @@ class RelayPort:
         batch = list(datagrams)
         for remote in {remote for _, remote in batch}:
             await self._wait_bound(remote)
+        self._expect_answer()
         await self._transport.send(self._wrapped(batch))
+
+    def _expect_answer(self) -> None:
+        if self._unanswered == math.inf and self._paths:
+            self._unanswered = trio.current_time()
+            self._wake.set()
 
     def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
         """Send what goes without waiting; the rest is dropped.  Never raises."""
@@ -260,6 +277,9 @@ class RelayPort:
         while True:
             self._wake = trio.Event()
             self._core.handle_timer(trio.current_time())
+            if trio.current_time() >= self._silent_at:
+                self._checked = trio.current_time()
+                self._core.check(self._checked)
             if messages := self._core.transmit(trio.current_time()):
                 try:
                     await self._transport.send(messages)
@@ -268,10 +288,15 @@ class RelayPort:
             self._changed.set()
             if self._core.state is TurnState.ENDED:
                 break
-            with trio.move_on_at(self._core.deadline):
+            with trio.move_on_at(min(self._core.deadline, self._silent_at)):
                 await self._wake.wait()
         if self._core.error is not None:
             logger.info("the relay at %s has ended: %s", self.name, self._core.error)
+
+    @property
+    def _silent_at(self) -> float:
+        """When the server is to be asked, if nothing comes until then."""
+        return max(self._unanswered + SILENCE, self._checked + CHECK_INTERVAL)
 
     async def _receive(self) -> None:
         try:
@@ -294,6 +319,7 @@ class RelayPort:
         self._wake.set()
 
     def _sort(self, data: bytes, peer: TransportAddress) -> Iterable[Datagram]:
+        self._unanswered = math.inf
         if self._closed:
             return ()
         if looks_like_stun(data) and self._probes is not None:

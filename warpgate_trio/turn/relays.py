@@ -19,11 +19,12 @@ import trio
 
 from .. import host as machine
 from ..address.scope import AddressScope, scope_of
-from ..config.server_url import TurnServer
-from ..errors import StunError
+from ..config import Proxies, TurnServer
+from ..errors import ProxyError, StunError
 from ..names import Names, in_turn
 from ..nurseries import open_background_nursery, open_bare_nursery
 from ..ports.datagrams import DatagramSocket
+from ..ports.server_dial import ServerDial
 from ..sockaddr import Family, TransportAddress, family_of, plain_address, show_address
 from .client_core import TurnClientCore
 from .login import Credentials
@@ -45,6 +46,8 @@ MAX_RELAYS: Final = 256
 LOOKUP: Final = 5.0
 """Seconds for the names of the servers that are reached by UDP."""
 
+UNKNOWN: Final[TransportAddress] = ("0.0.0.0", 0)
+"""In the place of an address that is not known."""
 _ANY: Final = {4: "0.0.0.0", 6: "::"}
 
 
@@ -55,6 +58,7 @@ class Relays:
     Args:
       servers: in the order in which they are tried.
       trust: makes the TLS context for ``turns`` servers, when one is first needed.
+      proxies: by which of them servers are reached over TCP and TLS.
     """
 
     def __init__(
@@ -63,10 +67,12 @@ class Relays:
         *,
         names: Names,
         trust: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        proxies: Proxies | None = None,
     ) -> None:
         self.servers: Final = tuple(servers)
         self._names = names
         self._trust = trust
+        self._proxies = proxies if proxies is not None else Proxies("none", {})
         self._nursery: trio.Nursery | None = None
         self._timers: trio.Nursery | None = None
         self._ports: dict[RelayPort, None] = {}
@@ -175,29 +181,20 @@ class Relays:
         known = self._primed.get((server, address, family))
         if known is not None and not known[0].closed and known[1] > trio.current_time():
             return
-        try:
-            port = await self._connect(server, address, family)
-        except (StunError, trio.ClosedResourceError) as error:
-            logger.debug("%s cannot be primed: %s", server.url.redacted, error)
-            return
         until = trio.current_time() + KEPT_PRIMED
         try:
+            port = await self._connect(server, address, family)
+            if self._timers is None:
+                port.release()
+                return
+            before = self._primed.pop((server, address, family), None)
+            if before is not None:
+                before[0].release()
+            self._primed[server, address, family] = port, until  # `open` may take it while it is still asking
+            self._timers.start_soon(self._expire, port, until)
             await port.wait_primed()
         except (StunError, trio.ClosedResourceError) as error:
             logger.debug("%s cannot be primed: %s", server.url.redacted, error)
-            port.release()
-            return
-        except BaseException:
-            port.release()
-            raise
-        if self._timers is None:
-            port.release()
-            return
-        before = self._primed.pop((server, address, family), None)
-        if before is not None:
-            before[0].release()
-        self._primed[server, address, family] = port, until
-        self._timers.start_soon(self._expire, port, until)
 
     async def _expire(self, port: RelayPort, until: float) -> None:
         await trio.sleep_until(until)  # a socket that waits for a walk which may not come
@@ -234,7 +231,7 @@ class Relays:
         nursery = self._check_room()
         try:
             transport = await self._transport(server, address, hop=hop)
-        except OSError as error:
+        except (OSError, ProxyError) as error:
             raise StunError(f"TURN server {server.url.redacted} cannot be reached: {error}") from error
         try:
             nursery = self._check_room()  # others may have been here, and the node may have closed
@@ -264,13 +261,12 @@ class Relays:
             assert address is not None
             sock = await DatagramSocket.bind((_ANY[family_of(address[0])], 0))
             return UdpTransport(sock, address)
-        if hop:
-            assert address is not None
-            stream: trio.abc.Stream = await trio.open_tcp_stream(*address)
+        dial = ServerDial(self._proxies.to(server.url), self._names.open_tcp_stream)
+        stream = await dial(*(address if hop and address is not None else (server.url.host, server.url.port)))
+        if isinstance(stream, trio.SocketStream) and not dial.by_proxy:
+            remote = plain_address(stream.socket.getpeername())
         else:
-            stream = await self._names.open_tcp_stream(server.url.host, server.url.port)
-        assert isinstance(stream, trio.SocketStream)
-        remote = plain_address(stream.socket.getpeername())
+            remote = UNKNOWN  # the proxy alone knows
         if server.url.tls:
             stream = await _finish_tls(stream, self._trust(), server.url.host_name)
         return StreamTransport(stream, remote)
@@ -286,7 +282,7 @@ class Relays:
         self._ports.pop(port, None)
 
 
-async def _finish_tls(stream: trio.SocketStream, context: ssl.SSLContext, name: str) -> trio.abc.Stream:
+async def _finish_tls(stream: trio.abc.Stream, context: ssl.SSLContext, name: str) -> trio.abc.Stream:
     over_tls = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
     try:
         await over_tls.do_handshake()

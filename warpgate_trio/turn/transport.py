@@ -125,7 +125,8 @@ class StreamTransport:
     async def send(self, messages: Iterable[bytes]) -> None:
         await trio.lowlevel.checkpoint()
         while len(self._outbox) > MAX_OUTBOX and self._broken is None:
-            self._drained = trio.Event()
+            if self._drained.is_set():  # several may wait for it at once
+                self._drained = trio.Event()
             await self._drained.wait()
         if self._broken is not None:
             raise trio.BrokenResourceError("the connection broke") from self._broken

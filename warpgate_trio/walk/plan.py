@@ -78,8 +78,8 @@ class Plan:
     @property
     def lacks_a_common_server(self) -> bool:
         """Whether it could be relayed, if the two had a rendezvous server in common."""
-        relays = [combo for combo in self._combos if combo.phase == "relay"]
-        return bool(relays) and not any(combo.server or combo.target for combo in relays)
+        servers = [combo.server for combo in self._combos if combo.server is not None]
+        return bool(servers) and not any(servers)
 
     def something_follows(self, phase: str | None) -> bool:
         """Whether a later phase has a combo that may work, or a second try."""

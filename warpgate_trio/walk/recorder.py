@@ -42,7 +42,7 @@ class Recorder:
             plugin=combo.plugin,
             af=combo.af,
             route=combo.route_type.name,
-            target=combo.server if combo.target is None else str(combo.target),
+            target=(combo.server or "") if combo.target is None else str(combo.target),
             likelihood=combo.likelihood.value,
             outcome=Outcome.HOPELESS if combo.hopeless else Outcome.NOT_STARTED,
             error=combo.why if combo.hopeless else None,

@@ -35,6 +35,7 @@ class Evidence:
       token_missing: a server would have relayed to it for who has the server's token.
       wrong_peer: a path led to another node.
       broke_off: a path was found and proven, and broke before the peer accepted.
+      relay_forbids: a relay's server let nothing pass to where the peer is.
     """
 
     signalled: bool = False
@@ -45,6 +46,7 @@ class Evidence:
     token_missing: bool = False
     wrong_peer: bool = False
     broke_off: bool = False
+    relay_forbids: bool = False
 
     def note_delivery(self, delivery: Delivery) -> None:
         """A signal server has said what it did."""

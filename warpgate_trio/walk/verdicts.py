@@ -87,8 +87,13 @@ _BY_REFUSAL: Final[Mapping[int, Verdict]] = {
 }
 
 
-def decide_verdict(session: Session, *, planned: bool, timed_out: bool, unresolved: Unresolved) -> Verdict:
-    """The one reason that explains most: what the peer itself said, then what was seen, then what was missing."""
+def decide_verdict(
+    session: Session, *, planned: bool, timed_out: bool, unresolved: Unresolved, relays: bool = False
+) -> Verdict:
+    """The one reason that explains most: what the peer itself said, then what was seen, then what was missing.
+
+    `relays`: whether the walk had a relay to fall back to.
+    """
     if session.refusal is not None:
         return _BY_REFUSAL.get(session.refusal.reason, Verdict.NOT_ACCEPTING)
     evidence = session.evidence
@@ -106,8 +111,10 @@ def decide_verdict(session: Session, *, planned: bool, timed_out: bool, unresolv
         return Verdict.BUSY if evidence.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
     if evidence.answered and unresolved.no_stun:
         return Verdict.NO_DNS  # nothing could be punched
+    if evidence.relay_forbids:
+        return Verdict.RELAY_FORBIDS
     if evidence.answered or evidence.token_missing:  # which a server says of a peer that is there
-        return Verdict.NO_RELAY_CONFIGURED
+        return Verdict.RELAY_FAILED if relays else Verdict.NO_RELAY_CONFIGURED
     if evidence.best_delivery is None and evidence.signalled and unresolved.no_signal:
         return Verdict.NO_DNS
     if evidence.best_delivery is None:

@@ -24,7 +24,7 @@ import trio
 
 from ..address import PeerAddress
 from ..combos import Combo, RouteType
-from ..errors import ConnectError, SignalError, panics_as_errors, printable
+from ..errors import ConnectError, RelayForbidden, SignalError, panics_as_errors, printable
 from ..link import EARLY_DATA_LIMIT, Pipe
 from ..names import describe_failures
 from ..nurseries import open_background_nursery, open_bare_nursery
@@ -190,6 +190,9 @@ class Walk:
                 async with open_bare_nursery() as nursery:
                     session.beside = nursery.cancel_scope
                     beside = Beside(nursery)
+                    if "relay" in self._phases and any(each.server is None for each in self._plan.of_phase("relay")):
+                        # So that a relayed address is one round trip away when it is wanted.
+                        nursery.start_soon(self._home.view.relays.prime)
                     for phase in self._phases:
                         await self._run_phase(phase, beside)
                         if session.decided:
@@ -209,7 +212,13 @@ class Walk:
 
     def _failure(self, *, timed_out: bool) -> ConnectError:
         session, unresolved = self._session, self._home.unresolved()
-        verdict = decide_verdict(session, planned=bool(self._plan), timed_out=timed_out, unresolved=unresolved)
+        verdict = decide_verdict(
+            session,
+            planned=bool(self._plan),
+            timed_out=timed_out,
+            unresolved=unresolved,
+            relays=self._has_relay(),
+        )
         for sentence in describe_failures(unresolved.names):
             self._note(sentence)
         known, lacks = take_stock(
@@ -218,6 +227,11 @@ class Walk:
         return ConnectError(
             self._recorder.finish(verdict, trio.current_time(), session_id=session.id, known=known, lacks=lacks)
         )
+
+    def _has_relay(self) -> bool:
+        """Whether there was one to fall back to: a server whose token neither side has is none."""
+        relays = self._plan.of_phase("relay") if "relay" in self._phases else []
+        return any(combo.server is None or not self._session.evidence.token_missing for combo in relays)
 
     def _note(self, sentence: str) -> None:
         self._recorder.note(sentence, trio.current_time())
@@ -353,6 +367,7 @@ class Walk:
             raise
         except Exception as error:
             expected = isinstance(error, EXPECTED)
+            session.evidence.relay_forbids |= isinstance(error, RelayForbidden)
             outcome = Outcome.TIMED_OUT if isinstance(error, trio.TooSlowError) else Outcome.FAILED
             self._recorder.ended(combo, outcome, trio.current_time(), error=describe(error))
             log = logger.debug if expected else logger.warning

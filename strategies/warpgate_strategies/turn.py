@@ -1,0 +1,261 @@
+"""``turn``: meet at a relay, where no direct path was found (RFC 8656); nobody's NAT matters to it.
+
+    initiator                          its TURN server                       responder
+     ├─ Allocate, CreatePermission ─────────►│  (asked before: one round trip)  │
+     ├─ MeetByRelay(secret, the relayed address) ─────── by signal ────────────►│ a UDP port of its own
+     │◄──────────────────────────────────────│◄──────────────────────── probes ─┤
+     │◄─ MeetMeByRelay(where I am) ───────────────────── by signal ─────────────┤
+     ├─ CreatePermission, ChannelBind ──────►│                                  │
+     ├─ QUIC ═══════════════════════════════►│═════════════════════════════════►│
+
+One relay is enough where the other side sends UDP and is seen at one address: permissions are for addresses, so the
+port that its NAT shows is learned from its probes.  Where it is not, or nothing was heard for two round trips, the
+responder gets a relay too, and the two meet from relay to relay, which depends on nobody's NAT.  A side without TURN
+servers sends to the other's relay from a UDP port.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Final, final
+
+import msgspec
+import trio
+
+from warpgate_trio.address import EndpointKind
+from warpgate_trio.combos.relaying import HAS_TURN
+from warpgate_trio.errors import AttemptFailed, RelayForbidden, StunError, StunRefused
+from warpgate_trio.plugin import UDP, Aim, Message, PathRequest, Plugin, RouteType, register
+from warpgate_trio.punch.candidates import Candidates, to_candidates
+from warpgate_trio.punch.probe import SECRET_LENGTH
+from warpgate_trio.turn.messages import Code
+
+from .datagram_race import open_datagram_race
+from .meeting import admitted, family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from warpgate_trio.carrier import Carrier
+    from warpgate_trio.link import Link
+    from warpgate_trio.ports.udp import UdpPort
+    from warpgate_trio.sockaddr import TransportAddress
+    from warpgate_trio.turn.grants import Grant
+    from warpgate_trio.turn.relay_port import RelayPort
+
+    from .datagram_race import DatagramRace
+
+__all__ = ["MeetByRelay", "MeetMeByRelay", "Turn"]
+
+SILENCE: Final = 0.2
+"""Seconds beyond two round trips without a probe, after which the responder gets a relay of its own: a lost probe or
+two, which go out each 50 ms.  And seconds for a UDP port that STUN servers have seen, before it does without."""
+SILENCE_UNKNOWN: Final = 1.0
+"""Seconds for the same where no round trip was measured."""
+
+Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECRET_LENGTH)]
+
+
+@final
+class MeetByRelay(PathRequest, frozen=True, kw_only=True):
+    """Let us meet at a relay: `secret` is the key of the probes, `relayed` are the initiator's addresses at relays, and
+    `seen` where its UDP port is seen, if it sends from one."""
+
+    secret: Secret
+    relayed: Candidates
+    seen: Candidates
+
+
+@final
+class MeetMeByRelay(Message, frozen=True):
+    """The same of the responder; a further one has what came later."""
+
+    relayed: Candidates
+    seen: Candidates
+
+
+@final
+@register(phase="relay")
+class Turn(Plugin):
+    name = "turn"
+    transport = UDP
+    route_types = frozenset({RouteType.EXT_BIND})
+    timeout = 60.0
+    proto_messages = (MeetByRelay, MeetMeByRelay)
+    aim = Aim.RELAY
+
+    async def run(self, reply: Message | None = None) -> Carrier | Link:
+        if isinstance(reply, MeetByRelay):
+            async with open_datagram_race(self, reply.secret) as race:
+                return await _Meeting(self, race).answer(reply)
+        secret = self.node.host.entropy(SECRET_LENGTH)
+        async with open_datagram_race(self, secret) as race:
+            return await _Meeting(self, race).call(secret)
+
+
+@final
+class _Meeting:
+    """One run: our ports, and what they are aimed at."""
+
+    def __init__(self, plugin: Turn, race: DatagramRace) -> None:
+        self._plugin = plugin
+        self._race = race
+        self._relay: RelayPort | None = None
+        self._direct: UdpPort | None = None
+        self._numbers: dict[RelayPort | UdpPort, int] = {}
+        self._told = trio.Event()  # the peer has heard where we are
+        self._permitted = trio.Event()  # our server lets through what it is asked to
+
+    # -- the two halves ----------------------------------------------------------------------------------------------
+
+    async def call(self, secret: bytes) -> Carrier | Link:
+        plugin = self._plugin
+        peer_has = HAS_TURN in plugin.peer.capabilities
+        if not plugin.node.relays.servers and not peer_has:
+            raise AttemptFailed("neither side has a TURN server: servers.turn names one")
+        try:
+            await self._get_relay(self._known_ips())
+        except StunError as error:
+            if not peer_has:
+                raise AttemptFailed(str(error)) from error
+            await self._get_direct()
+        await plugin.send_signal(
+            MeetByRelay(
+                af=family_of(plugin),
+                route_type=plugin.route_type,
+                secret=secret,
+                relayed=self._relayed(),
+                seen=self._seen(),
+            )
+        )
+        self._told.set()
+        theirs = await plugin.receive_signal()
+        if not isinstance(theirs, MeetMeByRelay):
+            raise AttemptFailed("the peer answered with something else")
+        self._aim(theirs)
+        plugin.nursery.start_soon(self._listen)
+        return await self._race.first()
+
+    async def answer(self, request: MeetByRelay) -> Carrier | Link:
+        plugin = self._plugin
+        ours = plugin.node.address.nat_profiles.get(None, family_of(plugin)).udp
+        alone = bool(request.relayed) and not ours.blocked
+        if alone:
+            if plugin.node.relays.servers:  # a relay of our own may be wanted after all
+                plugin.nursery.start_soon(plugin.node.relays.prime, family_of(plugin))
+            # Where we can do without, a network that lets no UDP out must not hold us up until that is sure.
+            with suppress(AttemptFailed), trio.move_on_after(SILENCE if plugin.node.relays.servers else math.inf):
+                await self._get_direct()
+        # A port that no STUN server has seen leads nowhere for the most part.
+        if self._direct is None or not self._direct.mapped or len(ours.external) > 1:
+            try:
+                await self._get_relay(self._ips(request))
+            except StunError as error:
+                if self._direct is None:
+                    raise AttemptFailed(str(error)) from error
+        self._aim(request)
+        await plugin.send_signal(MeetMeByRelay(relayed=self._relayed(), seen=self._seen()))
+        self._told.set()
+        if self._relay is None and plugin.node.relays.servers:
+            plugin.nursery.start_soon(self._fall_back, request)
+        plugin.nursery.start_soon(self._listen)
+        return await self._race.first()
+
+    async def _fall_back(self, request: MeetByRelay) -> None:
+        """Nothing is heard by way of their relay: meet it from one of ours."""
+        rtt = self._plugin.node.signal_rtt
+        await trio.sleep(SILENCE_UNKNOWN if rtt is None else 2 * rtt + SILENCE)  # the measure of silence
+        if self._race.heard:
+            return
+        with suppress(StunError):
+            await self._get_relay(self._ips(request))
+            self._aim(request)
+            await self._plugin.send_signal(MeetMeByRelay(relayed=self._relayed(), seen=self._seen()))
+
+    async def _listen(self) -> None:
+        """What the peer has to say later, and that it gives up; what our own server says explains more."""
+        await self._permitted.wait()
+        while True:
+            message = await self._plugin.receive_signal()
+            if isinstance(message, MeetMeByRelay):
+                self._aim(message)
+
+    # -- our ports ---------------------------------------------------------------------------------------------------
+
+    async def _get_relay(self, permit: Sequence[str]) -> None:
+        self._relay = await self._plugin.node.relays.open(family_of(self._plugin), permit=permit)
+        self._numbers[self._relay] = self._race.use(self._relay)
+
+    async def _get_direct(self) -> None:
+        try:
+            self._direct = await self._plugin.node.nat.take_udp(family_of(self._plugin))
+        except OSError as error:
+            raise AttemptFailed(f"no UDP port to send to the peer's relay from: {error}") from error
+        self._numbers[self._direct] = self._race.use(self._direct)
+
+    def _relayed(self) -> Candidates:
+        return () if self._relay is None else to_candidates([self._relay.local])
+
+    def _seen(self) -> Candidates:
+        return () if self._direct is None else to_candidates(list(self._direct.mapped.values()))
+
+    # -- where the peer is -------------------------------------------------------------------------------------------
+
+    def _known_ips(self) -> list[str]:
+        """The addresses that the peer's packets may come from, by what it has published."""
+        peer = self._plugin.node.known_address(self._plugin.peer.public_key) or self._plugin.peer
+        family = family_of(self._plugin)
+        found = [each.ip for _, each in peer.endpoints() if each.kind is not EndpointKind.NIC and each.af == family]
+        found += [ip for ip in peer.nat_profiles.get(None, family).udp.external if ip.version == family]
+        return self._let_in(to_candidates([(str(ip), 1) for ip in found]))
+
+    def _ips(self, theirs: MeetByRelay | MeetMeByRelay) -> list[str]:
+        return self._let_in((*theirs.relayed, *theirs.seen))
+
+    def _let_in(self, candidates: Candidates) -> list[str]:
+        return list(dict.fromkeys(ip for ip, _ in self._admitted(candidates)))
+
+    def _admitted(self, candidates: Candidates) -> list[TransportAddress]:
+        mapped = {key: value for port in self._numbers for key, value in port.mapped.items()}
+        return admitted(self._plugin, candidates, mapped)
+
+    def _aim(self, theirs: MeetByRelay | MeetMeByRelay) -> None:
+        """Meet the peer where it says that it is: its relay from any port of ours, its own port from a relay alone."""
+        relayed, seen = self._admitted(theirs.relayed), self._admitted(theirs.seen)
+        if self._direct is not None:
+            self._permitted.set()
+            self._probe(self._direct, relayed)
+        if self._relay is not None:
+            grants = self._relay.permit_nowait(ip for ip, _ in (*relayed, *seen))
+            self._plugin.nursery.start_soon(self._probe_when_permitted, self._relay, grants, [*relayed, *seen])
+        elif not relayed:  # a relay learns from what comes where the peer is, another port cannot
+            raise AttemptFailed("the peer named no place that may be sent to")
+
+    async def _probe_when_permitted(
+        self, relay: RelayPort, grants: Sequence[Grant], remotes: Sequence[TransportAddress]
+    ) -> None:
+        try:
+            await relay.wait_settled(grants)
+        except StunError as error:
+            raise AttemptFailed(str(error)) from error
+        refused = {grant.peer[0]: grant.error for grant in grants if grant.error is not None}
+        allowed = [remote for remote in remotes if remote[0] not in refused]
+        if refused and not allowed and self._direct is None:
+            await self._told.wait()  # its own server may tell it why
+            raise _refusal(relay, refused)
+        self._permitted.set()
+        self._probe(relay, allowed)
+
+    def _probe(self, port: RelayPort | UdpPort, remotes: Sequence[TransportAddress]) -> None:
+        now = trio.current_time()
+        self._race.checks.add([(self._numbers[port], remote) for remote in remotes], now, opening=False)
+        self._race.checks.probe(now)
+        self._race.changed()
+
+
+def _refusal(relay: RelayPort, refused: dict[str, StunError]) -> AttemptFailed:
+    ip, error = next(iter(refused.items()))
+    if isinstance(error, StunRefused) and error.code == Code.FORBIDDEN:
+        return RelayForbidden(f"the TURN server {relay.name} forbids its relays to send to {ip}, where the peer is")
+    return AttemptFailed(f"the TURN server {relay.name} lets nothing pass to {ip}: {error}")

@@ -1,0 +1,148 @@
+"""Two nodes that nothing direct connects meet at our own TURN server, in worlds.  At whatever step a walk is cancelled,
+the server has nothing left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import pytest
+import trio
+
+from tests.cancel_sweep import step_cuts
+from warpgate_trio import ConnectError
+from warpgate_trio.servers.turn import TurnServer, open_turn_server
+from warpgate_trio.servers.turn_credentials import TurnCredentials
+from warpgate_trio.sim import Host, NatConfig, presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, NodePair, WorldServer, open_nodes
+from warpgate_trio.testing.worlds import PeerPair
+
+RTT = 0.05
+CREDENTIALS = TurnCredentials("example.org", {"alice": "sesame"})
+FORMS = {"udp": "turn:alice:sesame@stun2:3478", "tcp": "turn:alice:sesame@stun2:3478?transport=tcp"}
+Body = Callable[[NodePair, TurnServer], Awaitable[None]]
+
+
+def in_world(one: NatConfig, other: NatConfig, body: Body, *, by: str = "udp") -> None:
+    """Run it with two nodes behind such NATs, both of which have the server."""
+    running: list[TurnServer] = []
+
+    @asynccontextmanager
+    async def serve(host: Host) -> AsyncGenerator[object]:
+        async with open_turn_server(CREDENTIALS, host=host.ip, port=3478) as server:
+            running.append(server)
+            yield server
+
+    async def main() -> None:
+        turn = WorldServer(key="turn", url=FORMS[by], machine="stun2", open=serve)
+        pair = PeerPair.between(one, other, rtt=RTT)
+        async with pair.build(time_limit=1e7) as net, simulated_hosts():
+            async with open_nodes(net, servers=(RENDEZVOUS, STUN, NTP, turn)) as nodes:
+                await trio.sleep(60)
+                await body(nodes, running[0])
+            left = net.netstat()
+            assert not left, str(left)
+
+    simulate(main, seed=0)
+
+
+@asynccontextmanager
+async def echoing(nodes: NodePair) -> AsyncGenerator[None]:
+    async def serve() -> None:
+        while True:
+            async with await nodes.bob.listener.accept() as pipe:
+                with suppress(trio.BrokenResourceError):  # a call that is cut in its last step
+                    async for data in pipe:
+                        await pipe.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        with nodes.net.hosts["bob"]:
+            nursery.start_soon(serve)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow("a walk of two nodes")
+@pytest.mark.parametrize(
+    ("nats", "by", "most"),
+    [
+        (("LINUX_SYMMETRIC", "LINUX_SYMMETRIC"), "udp", 11),
+        (("LINUX_SYMMETRIC", "LINUX_SYMMETRIC"), "tcp", 12),
+        (("UDP_BLOCKED", "LINUX_SYMMETRIC"), "tcp", 13),
+        (("LINUX_SYMMETRIC", "UDP_BLOCKED"), "tcp", 19),
+        (("UDP_BLOCKED", "UDP_BLOCKED"), "tcp", 19),
+    ],
+)
+def test_a_pair_that_nothing_direct_connects_meets_at_a_relay(nats: tuple[str, str], by: str, most: float) -> None:
+    """`most`: round trips from a warm call of the relay phase alone to the first echoed byte."""
+
+    async def body(nodes: NodePair, server: TurnServer) -> None:
+        async with echoing(nodes):
+            began = trio.current_time()
+            async with await nodes.alice.auto_connect(nodes.bob.address, phases=["relay"]) as pipe:
+                assert pipe.path.plugin == "turn"
+                await pipe.send_all(b"x")
+                assert await pipe.receive_some() == b"x"
+                taken = trio.current_time() - began
+                await pipe.send_all(bytes(100_000))
+                left = 100_000
+                while left:
+                    left -= len(await pipe.receive_some())
+                assert server.statistics().allocations >= 1
+            assert taken <= most * RTT + 0.03, taken / RTT
+            await trio.sleep(10)
+            assert server.statistics().allocations == 0
+
+    in_world(getattr(presets, nats[0]), getattr(presets, nats[1]), body, by=by)
+
+
+@pytest.mark.slow("a walk of two nodes")
+def test_a_whole_walk_has_asked_the_server_before_it_wants_a_relay() -> None:
+    """One round trip less from the relay phase on than where it begins with that phase."""
+
+    async def body(nodes: NodePair, server: TurnServer) -> None:
+        async with echoing(nodes):
+            began = trio.current_time()
+            async with await nodes.alice.auto_connect(nodes.bob.address) as pipe:
+                await pipe.send_all(b"x")
+                assert await pipe.receive_some() == b"x"
+                assert pipe.report is not None
+                winner = pipe.report.winner
+                assert winner is not None
+                assert (winner.phase, winner.started_ms is None) == ("relay", False)
+                taken = trio.current_time() - began - (winner.started_ms or 0.0) / 1000
+                assert taken <= 10 * RTT + 0.03, taken / RTT
+
+    in_world(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, body)
+
+
+@pytest.mark.slow("many walks, each cancelled at another step of all tasks")
+@pytest.mark.parametrize(("nat", "by", "stride"), [("LINUX_SYMMETRIC", "udp", 17), ("UDP_BLOCKED", "tcp", 23)])
+def test_a_walk_that_is_cancelled_anywhere_leaves_nothing_at_the_relay(nat: str, by: str, stride: int) -> None:
+    async def body(nodes: NodePair, server: TurnServer) -> None:
+        async with echoing(nodes):
+            for cut in step_cuts(stride):
+                with cut, suppress(ConnectError):
+                    await (await nodes.alice.auto_connect(nodes.bob.address, phases=["relay"])).aclose()
+                await trio.sleep(61)
+                assert server.statistics().allocations == 0, cut.number
+                for node in (nodes.alice, nodes.bob):
+                    assert len(node._runtime.relays) == 0, cut.number
+
+    in_world(getattr(presets, nat), getattr(presets, nat), body, by=by)
+
+
+@pytest.mark.slow("a walk of two nodes")
+def test_without_a_server_the_relay_is_hopeless() -> None:
+    async def main() -> None:
+        pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
+        async with pair.build(time_limit=1e7) as net, simulated_hosts(), open_nodes(net) as nodes:
+            with pytest.raises(ConnectError) as caught:
+                await nodes.alice.auto_connect(nodes.bob.address, phases=["relay"])
+            (row,) = [row for row in caught.value.report.combos if row.plugin == "turn"]
+            assert (row.plugin, row.likelihood) == ("turn", "hopeless")
+
+    simulate(partial(main), seed=0)
