@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -14,11 +16,14 @@ from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
 from warpgate_trio.config import IdentityConfig
 from warpgate_trio.errors import AttemptFailed, ConnectError
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import UDP, Aim, Message, Plugin
 from warpgate_trio.report import ConnectReport, Outcome, Verdict
 from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
+from warpgate_trio.servers.turn import serve_turn
+from warpgate_trio.servers.turn_credentials import TurnCredentials
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
-from warpgate_trio.sim import NatConfig, presets, simulate
+from warpgate_trio.sim import Host, NatConfig, presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, STUN2, Walk, WorldServer, open_nodes, simulate_walk
 from warpgate_trio.testing.worlds import PeerPair
@@ -225,6 +230,70 @@ def test_it_holds_back_only_while_turn_is_under_way(turn: tuple[type[Plugin], ..
     assert walk.report.winner is not None, walk.report
     assert walk.report.winner.plugin == "ws_relay"
     assert walk.report.winner.started_ms == pytest.approx(1000 * start, abs=1)
+
+
+# -- beside TURN -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_turn(host: Host) -> AsyncGenerator[None]:
+    async with open_background_nursery() as nursery:
+        credentials = TurnCredentials("example.org", {"user": "secret"})
+        await nursery.start(partial(serve_turn, credentials, host=host.ip, port=3478))
+        yield
+
+
+REAL_TURN = replace(TURN_SERVER, url="turn:user:secret@ntp:3478", machine="ntp", open=open_turn)
+
+
+@pytest.mark.parametrize(
+    ("nat", "winner"), [(presets.LINUX_SYMMETRIC, "turn"), (presets.WEB_ONLY, "ws_relay")], ids=["UDP", "TCP alone"]
+)
+def test_turn_has_the_first_word_where_both_relay(nat: NatConfig, winner: str) -> None:
+    """And where the network lets nobody reach its server, the other one has not waited for it to say so."""
+    pair = PeerPair.between(nat, nat, rtt=RTT)
+    walk = simulate_walk(pair, servers=(server(OPEN), STUN, STUN2, NTP, REAL_TURN))
+    assert walk.report.winner is not None, walk.report
+    assert (walk.report.winner.plugin, walk.intact, walk.left) == (winner, True, "")
+
+
+class Broken(Plugin):
+    """Stands for `ws_relay`, and fails."""
+
+    name = "ws_relay"
+    phase = "relay"
+    aim = Aim.RELAY
+
+    async def run(self, reply: Message | None = None) -> NoReturn:
+        raise AttemptFailed("the server has ended")
+
+
+TOKEN = RelayRules(token="a token of 16 and more")
+NO_TOKEN = "neither side has the relay token of a server that both use"
+
+
+@pytest.mark.parametrize(
+    ("relay", "options", "missing"),
+    [
+        (TOKEN, {"servers": [TURN_SERVER]}, True),
+        (OPEN, {"plugins": ["reverse_connect", "get_addr", Broken]}, False),
+    ],
+    ids=["TURN", "rendezvous server"],
+)
+def test_a_relay_that_is_there_and_fails_is_not_called_missing(
+    relay: RelayRules, options: dict[str, Any], missing: bool
+) -> None:
+    pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
+    servers = (server(relay), STUN, STUN2, NTP, *options.pop("servers", ()))
+    walk = simulate_walk(pair, servers=servers, **options)
+    assert walk.report.verdict is Verdict.RELAY_FAILED, walk.report
+    assert (NO_TOKEN in walk.report.lacks) is missing
+
+
+def test_who_has_no_rendezvous_server_does_not_miss_one_in_common() -> None:
+    walk = simulate_walk(PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT), servers=())
+    assert [row.plugin for row in walk.report.combos if row.phase == "relay"] == ["turn"]
+    assert "in common" not in "; ".join(walk.report.lacks)
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------
