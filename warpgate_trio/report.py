@@ -86,7 +86,7 @@ ADVICE: Final = {
     Verdict.TIMED_OUT: "Give it more time (timeout=… or budgets.total); the report shows the slow step.",
     Verdict.UNREACHABLE: "Check that the peer is running and that no firewall stands between; see the report's paths.",
     Verdict.NO_RELAY_CONFIGURED: (
-        "Name a TURN server in [servers] on one side, have a server that both use relay (`serve --open`), "
+        "Name a TURN server in [servers], or one that relays (`serve --open`), "
         "or make one side reachable (`listen --port`)."
     ),
     Verdict.RELAY_FAILED: "Check the relays: the report's rows of `turn` and `ws_relay` say what the servers answered.",
