@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.panicking import PanicException
 from tests.turn_servers import UdpServer, open_servers
-from warpgate_trio.config.server_url import TurnServer
-from warpgate_trio.errors import StunError
+from warpgate_trio.config import Proxies, ServerUrl, TurnServer
+from warpgate_trio.errors import ConfigError, StunError
 from warpgate_trio.names import Names
+from warpgate_trio.turn.client_core import TurnClientCore
 from warpgate_trio.turn.relays import Relays
 
 
@@ -141,3 +144,42 @@ async def test_a_channel_that_is_refused_breaks_its_path() -> None:
         with pytest.raises(trio.BrokenResourceError, match="403"):
             await path.send([b"x"])
         port.release()
+
+
+@pytest.mark.parametrize("part", ["receive", "transmit"])
+@pytest.mark.parametrize("error", [PanicException, KeyError])
+async def test_whatever_a_server_makes_us_raise_ends_its_relay_and_no_more(
+    part: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node goes on, who waits for the relay hears of it, and the next one is there."""
+
+    def fail(*_: object) -> NoReturn:
+        raise error("boo")
+
+    async with open_servers() as servers, open_relays(servers) as relays:
+        with monkeypatch.context() as patch:
+            patch.setattr(TurnClientCore, part, fail)
+            with pytest.raises(StunError, match="gives an address"):
+                await relays.open()
+            await relays.prime()
+        await settle(lambda: not len(relays))
+        (await relays.open()).release()
+
+
+async def test_priming_is_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> NoReturn:
+        await trio.lowlevel.checkpoint()
+        raise PanicException("boo")
+
+    async with open_servers() as servers, open_relays(servers) as relays:
+        monkeypatch.setattr(Relays, "_connect", fail)
+        await relays.prime()
+
+
+def test_a_proxy_that_cannot_be_used_is_said_at_once() -> None:
+    """As with signal servers, and only where one is needed."""
+    proxies = Proxies("env", {"https_proxy": "gopher://proxy.example"})
+    by_tcp = TurnServer(ServerUrl.parse("turns:relay.example"), "user", "secret")
+    with pytest.raises(ConfigError, match="https_proxy"):
+        Relays([by_tcp], names=Names(), proxies=proxies)
+    Relays([TurnServer(ServerUrl.parse("turn:relay.example"), "user", "secret")], names=Names(), proxies=proxies)

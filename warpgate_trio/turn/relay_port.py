@@ -259,13 +259,19 @@ class RelayPort:
     # -- the owner task ----------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Drive it until it has ended; shielded, since goodbyes still need it when a node is cancelled."""
+        """Drive it until it has ended; shielded, since goodbyes still need it when a node is cancelled.
+
+        Whatever a server makes us raise, panics included, ends this relay and nothing else.
+        """
         try:
-            with self._scope:
+            with self._scope, panics_as_errors():
                 async with open_background_nursery() as nursery:
                     nursery.start_soon(self._transport.run)
                     nursery.start_soon(self._receive)
                     await self._drive()
+        except Exception as error:
+            logger.exception("the relay at %s failed", self.name)
+            self._core.fail(StunError(f"{self.name}: unexpected {type(error).__name__}"))
         finally:
             self._leave(str(self._core.error or "the relay was released"))
             with trio.CancelScope(shield=True):

@@ -20,7 +20,7 @@ import trio
 from .. import host as machine
 from ..address.scope import AddressScope, scope_of
 from ..config import Proxies, TurnServer
-from ..errors import ProxyError, StunError
+from ..errors import ProxyError, StunError, panics_as_errors
 from ..names import Names, in_turn
 from ..nurseries import open_background_nursery, open_bare_nursery
 from ..ports.datagrams import DatagramSocket
@@ -59,6 +59,9 @@ class Relays:
       servers: in the order in which they are tried.
       trust: makes the TLS context for ``turns`` servers, when one is first needed.
       proxies: by which of them servers are reached over TCP and TLS.
+
+    Raises:
+      ConfigError: a server's proxy cannot be used.
     """
 
     def __init__(
@@ -73,6 +76,9 @@ class Relays:
         self._names = names
         self._trust = trust
         self._proxies = proxies if proxies is not None else Proxies("none", {})
+        for server in servers:
+            if server.url.transport == "tcp":
+                self._proxies.to(server.url)  # so that a bad one is found now, not in a walk
         self._nursery: trio.Nursery | None = None
         self._timers: trio.Nursery | None = None
         self._ports: dict[RelayPort, None] = {}
@@ -183,18 +189,21 @@ class Relays:
             return
         until = trio.current_time() + KEPT_PRIMED
         try:
-            port = await self._connect(server, address, family)
-            if self._timers is None:
-                port.release()
-                return
-            before = self._primed.pop((server, address, family), None)
-            if before is not None:
-                before[0].release()
-            self._primed[server, address, family] = port, until  # `open` may take it while it is still asking
-            self._timers.start_soon(self._expire, port, until)
-            await port.wait_primed()
+            with panics_as_errors():
+                port = await self._connect(server, address, family)
+                if self._timers is None:
+                    port.release()
+                    return
+                before = self._primed.pop((server, address, family), None)
+                if before is not None:
+                    before[0].release()
+                self._primed[server, address, family] = port, until  # `open` may take it while it is still asking
+                self._timers.start_soon(self._expire, port, until)
+                await port.wait_primed()
         except (StunError, trio.ClosedResourceError) as error:
             logger.debug("%s cannot be primed: %s", server.url.redacted, error)
+        except Exception:  # a server's doing, or a proxy's: the walk that it is done for goes on
+            logger.exception("%s cannot be primed", server.url.redacted)
 
     async def _expire(self, port: RelayPort, until: float) -> None:
         await trio.sleep_until(until)  # a socket that waits for a walk which may not come
