@@ -15,6 +15,7 @@ from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayLimits, RelayRu
 from warpgate_trio.servers.relay_frames import (
     INITIAL_CREDIT,
     MAX_RELAY,
+    MERGED,
     Answer,
     Call,
     EndReason,
@@ -38,6 +39,7 @@ from warpgate_trio.servers.rendezvous_frames import (
     decode_from_server,
     register_2,
 )
+from warpgate_trio.signal.circuits import Circuits, Outbox
 
 ALICE = Identity.from_seed(bytes(range(32)))
 BOB = Identity.from_seed(bytes(range(32, 64)))
@@ -348,6 +350,27 @@ def test_who_exceeds_its_credit_loses_the_circuit() -> None:
     assert alice.call(BOB, 3) is None, "and nothing else"
 
 
+@pytest.mark.slow("32,768 frames")
+def test_bytes_that_come_in_crumbs_cost_no_more_than_others() -> None:
+    """An object for each two bytes would be twenty times what was counted."""
+    alice, bob = circuit_of(open_core())
+    sent = b"".join(number.to_bytes(2, "big") for number in range(INITIAL_CREDIT // 2))
+    for start in range(0, INITIAL_CREDIT, 2):
+        assert alice.say(Relay(1, sent[start : start + 2])) is None
+    assert len(bob.state.legs[2].waiting) <= 2 * INITIAL_CREDIT // MERGED
+    assert bob.say(RelayCredit(2, 2**20)) is None
+    assert relayed(bob.drain()) == sent
+
+
+def test_crumbs_cost_a_client_no_more_either() -> None:
+    circuits = Circuits("ws://server", ("", 0), ("", 0), Outbox(), lambda _: True)
+    circuit = circuits.make()
+    circuits.hear(Answer(1, b"yes"))
+    for _ in range(INITIAL_CREDIT // 16):
+        circuits.hear(Relay(1, b"ab"))
+    assert len(circuit._waiting) <= 2 * INITIAL_CREDIT // MERGED
+
+
 def test_nothing_is_relayed_before_the_answer() -> None:
     core = open_core()
     alice, bob = Client(core, ALICE), Client(core, BOB)
@@ -395,10 +418,11 @@ def test_circuits_take_turns_and_credit_goes_before() -> None:
     bob.drain()
     bob.say(Answer(4, b"yes"))
     alice.drain()
-    for data in (b"a", b"b"):
+    first, second = b"a" * MERGED, b"b" * MERGED  # what is shorter becomes one piece
+    for data in (first, second):
         for circuit in (1, 3):
             alice.say(Relay(circuit, data))
-    assert bob.drain() == [Relay(2, b"a"), Relay(4, b"a"), Relay(2, b"b"), Relay(4, b"b")]
+    assert bob.drain() == [Relay(2, first), Relay(4, first), Relay(2, second), Relay(4, second)]
     bob.say(Relay(2, WHOLE))
     alice.say(Relay(1, b"c"))
     alice.take()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final, final
 
 from ..limits import Budget
-from .relay_frames import INITIAL_CREDIT, MAX_RELAY, Answer, Call, EndReason, Relay, RelayCredit, RelayEnd, Ring
+from .relay_frames import INITIAL_CREDIT, MAX_RELAY, Answer, Call, EndReason, Relay, RelayCredit, RelayEnd, Ring, keep
 from .server_connection import Circuit, Leg, Piece, ServerConnection
 
 __all__ = ["CIRCUIT_BYTES", "NO_RELAY", "Circuits", "RelayLimits", "RelayRules", "RelayStatistics"]
@@ -206,7 +206,7 @@ class Circuits:
         leg.exhausted = leg.received == leg.limit
         other.held += size
         self._held += size
-        other.waiting.append(frame.data)
+        keep(other.waiting, frame.data)
         if caller is not None and caller.end is None:
             caller.deadline = now + self.limits.idle
         self._list(other)

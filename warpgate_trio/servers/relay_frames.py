@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections import deque
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -37,6 +38,7 @@ __all__ = [
     "MAX_PAYLOAD",
     "MAX_RELAY",
     "MAX_RELAY_FRAME",
+    "MERGED",
     "Answer",
     "Call",
     "EndReason",
@@ -46,6 +48,7 @@ __all__ = [
     "Ring",
     "check_payload",
     "check_width",
+    "keep",
 ]
 
 MAX_PAYLOAD: Final = 16_384
@@ -55,6 +58,8 @@ MAX_RELAY: Final = 65_536
 256 KiB."""
 MAX_RELAY_FRAME: Final = 1 + 4 + MAX_RELAY
 """Bytes in the longest frame of a circuit, a full RELAY."""
+MERGED: Final = 1024
+"""Bytes up to which pieces that wait are made one: an object costs 40 beside its own, and a frame may hold one byte."""
 INITIAL_CREDIT: Final = 64 * 1024
 """Bytes that each side may send on an answered circuit before it has heard of credit: one full RELAY."""
 
@@ -230,3 +235,11 @@ def check_payload(data: bytes, start: int, name: str, most: int = MAX_PAYLOAD) -
     """Raise `RemoteProtocolError` unless a frame has 1 to `most` bytes from `start` on."""
     if not 1 <= len(data) - start <= most:
         raise RemoteProtocolError(f"{name} frame with a payload of {len(data) - start} bytes, not 1 to {most}")
+
+
+def keep(waiting: deque[bytes], data: bytes) -> None:
+    """Have bytes of a circuit wait, at the end of those that do, so that what is held is what was counted."""
+    if waiting and len(waiting[-1]) + len(data) <= MERGED:
+        waiting[-1] += data
+    else:
+        waiting.append(data)

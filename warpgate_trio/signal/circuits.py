@@ -26,6 +26,7 @@ from ..servers.relay_frames import (
     RelayCredit,
     RelayEnd,
     Ring,
+    keep,
 )
 from ..sockaddr import TransportAddress
 
@@ -283,7 +284,7 @@ class Circuit:
                 self.end(EndReason.OVERRUN, EndReason.OVERRUN.words)
                 self._owner.forget(self._number, EndReason.CLOSED)
             else:
-                self._waiting.append(frame.data)
+                keep(self._waiting, frame.data)
         elif isinstance(frame, Answer):
             if not self.answered:
                 self._open()
