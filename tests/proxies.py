@@ -181,8 +181,9 @@ async def says(*answers: bytes | None, host: str = "127.0.0.1") -> AsyncGenerato
             await stream.receive_some(4096)
             for each in answers:
                 if each is None:
-                    return
-                await stream.send_all(each)
+                    await stream.send_eof()  # to close on what is still coming would be a reset
+                else:
+                    await stream.send_all(each)
             async for _ in stream:  # until the other side ends
                 pass
         except trio.BrokenResourceError:
