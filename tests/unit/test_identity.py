@@ -24,7 +24,15 @@ from hypothesis import strategies as st
 from tests.identities import ALICE, BOB
 from warpgate_trio import host, identity
 from warpgate_trio.errors import ConfigError, IdentityError, PeerIdError, SealError, WarpgateError
-from warpgate_trio.identity import Identity, is_usable_key, key_from_peer_id, peer_id_from_key, verify
+from warpgate_trio.identity import (
+    Identity,
+    PrivateFileProblem,
+    is_usable_key,
+    key_from_peer_id,
+    peer_id_from_key,
+    private_file,
+    verify,
+)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 quick = settings(max_examples=50, deadline=None)
@@ -267,8 +275,8 @@ class TestKeyFile:
         status = os.stat_result((stat.S_IFREG | mode, 1, 1, 1, owner, 7, 119, 0, 0, 0))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "geteuid", lambda: ours)
-            with pytest.raises(IdentityError, match=refusal) if refusal else nullcontext():
-                identity._check_access(Path("node.key"), status)
+            with pytest.raises(PrivateFileProblem, match=refusal) if refusal else nullcontext():
+                private_file._check_access("key file", Path("node.key"), status)
 
     @pytest.mark.needs("root", "linux")
     def test_a_secret_of_kubernetes(self) -> None:

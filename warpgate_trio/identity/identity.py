@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import base64
 import datetime
-import errno
 import os
 import re
-import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn, final
 
@@ -32,8 +29,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from . import host
-from .errors import IdentityError, PeerIdError, SealError
+from .. import host
+from ..errors import IdentityError, PeerIdError, SealError
+from .private_file import PrivateFileProblem, create_private_file, read_private_file
 
 __all__ = [
     "KEY_LENGTH",
@@ -62,7 +60,6 @@ _SEALING_INFO: Final = b"warpgate-trio x25519 v1"
 _PROOF_CONTEXT: Final = b"warpgate-trio proof v1"
 _SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
 
-_MAX_KEY_FILE: Final = 16_384  # a PKCS #8 Ed25519 key is 119 bytes of PEM; whatever is larger is another file
 _NOT_BEFORE: Final = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 _NOT_AFTER: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5: no end
 _BASE32 = re.compile(r"[a-z2-7]*", re.ASCII)
@@ -113,7 +110,7 @@ class Identity:
         """The identity in a key file (PEM, PKCS #8, not encrypted).
 
         Raises `IdentityError` when the file is missing or unreadable, when on POSIX it belongs to somebody else than us
-        or root or its mode lets others at it (`_check_access`), and when it does not hold an Ed25519 private key.
+        or root or its mode lets others at it (`read_private_file`), and when it does not hold an Ed25519 private key.
         """
         file = Path(path)
         identity = cls._load_if_present(file)
@@ -133,13 +130,20 @@ class Identity:
         if identity is not None:
             return identity
         created = cls.generate()
-        if _create_exclusively(file, created.private_key_pem()):
+        try:
+            made = create_private_file("key file", file, created.private_key_pem())
+        except PrivateFileProblem as error:
+            raise IdentityError(f"{error}; name another one, or use an ephemeral identity") from error
+        if made:
             return created
         return cls.load(file)  # somebody else was faster: theirs is the identity of this node
 
     @classmethod
     def _load_if_present(cls, file: Path) -> Identity | None:
-        pem = _read_private_file(file)
+        try:
+            pem = read_private_file("key file", file)
+        except PrivateFileProblem as error:
+            raise IdentityError(str(error)) from error
         if pem is None:
             return None
         try:
@@ -310,128 +314,3 @@ def _signed_bytes(context: bytes, data: bytes) -> bytes:
     if b"\0" in context:
         raise ValueError("a signature context holds no NUL byte: NUL ends it")
     return context + b"\0" + data
-
-
-def _read_private_file(file: Path) -> bytes | None:
-    """The content of a file that nobody but its owner may read, or None when there is no such file."""
-    # A FIFO in the file's place must not block us (O_NONBLOCK); the rest is asked of the open file, not of its name.
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(file, flags)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise IdentityError(f"the key file {file} cannot be read: {_reason(error)}") from error
-    try:
-        with open(descriptor, "rb") as opened:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise IdentityError(f"the key file {file} is not a regular file")
-            if os.name == "posix":
-                _check_access(file, status)
-            content = opened.read(_MAX_KEY_FILE + 1)
-    except OSError as error:
-        raise IdentityError(f"the key file {file} cannot be read: {_reason(error)}") from error
-    if len(content) > _MAX_KEY_FILE:
-        raise IdentityError(f"{file} is too large to be a key file")
-    return content
-
-
-def _check_access(file: Path, status: os.stat_result) -> None:
-    """Refuse a key that somebody else may read or change.
-
-    Its owner can do both, whatever the mode says, so the owner is us or root.  A group may read it only where it is
-    root's and we are not: so Kubernetes mounts a Secret for a process that could read it in no other way, and root
-    knows whom it has put into the group (PostgreSQL has the same rule).  Nobody else may do anything.
-    """
-    ours = os.geteuid()
-    if status.st_uid not in (ours, 0):
-        raise IdentityError(
-            f"the key file {file} belongs to another user (uid {status.st_uid}), who can read and change it; "
-            f"it has to be ours (uid {ours}) or root's"
-        )
-    of_root = status.st_uid == 0 != ours
-    if status.st_mode & (0o037 if of_root else 0o077):
-        mode = stat.S_IMODE(status.st_mode)
-        advice = "have root run: chmod 640" if of_root else "run: chmod 600"
-        raise IdentityError(f"the key file {file} is open to others (mode {mode:04o}); {advice} {file}")
-
-
-def _create_exclusively(file: Path, content: bytes) -> bool:
-    """Make `file` with `content`, whole and readable by its owner only; False when it exists by now."""
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Written beside the target under a name that nobody guesses, then put in place.
-        temporary = file.with_name(f".{file.name}.{host.current().entropy(8).hex()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            with open(descriptor, "wb") as opened:
-                if os.name == "posix":
-                    _check_kept_private(file, os.fstat(descriptor))
-                opened.write(content)
-                opened.flush()
-                os.fsync(descriptor)
-            _rename_exclusively(temporary, file)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_directory(file.parent)
-    except (OSError, ValueError) as error:
-        raise IdentityError(
-            f"the key file {file} cannot be made: {_reason(error)}; name another one, or use an ephemeral identity"
-        ) from error
-    return True
-
-
-def _check_kept_private(file: Path, status: os.stat_result) -> None:
-    """Refuse a file system that does not keep modes (FAT, a card of Android's): there, everybody could read the key."""
-    if status.st_mode & 0o077:
-        raise IdentityError(
-            f"the key file {file} cannot be made: its file system lets others at it (mode "
-            f"{stat.S_IMODE(status.st_mode):04o}) whatever we say; name another one, or use an ephemeral identity"
-        )
-
-
-def _rename_exclusively(temporary: Path, file: Path) -> None:
-    """Give a file its name in one step; FileExistsError when somebody has it.
-
-    Windows' rename does just that; POSIX's replaces what has the name, and link(2) does not.  Where there are no hard
-    links (FAT, Android, some network file systems), those who make a key file take turns by a lock on its directory,
-    which ends with its holder, and look before they rename.
-    """
-    if os.name != "posix":
-        os.rename(temporary, file)
-        return
-    try:
-        os.link(temporary, file)
-    except FileExistsError:
-        raise
-    except OSError:
-        import fcntl
-
-        directory = os.open(file.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
-            if os.path.lexists(file):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), file) from None
-            os.rename(temporary, file)
-        finally:
-            os.close(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a new name in `directory` survive a power cut, where the file system can do that for us."""
-    if os.name != "posix":
-        return
-    with suppress(OSError):  # a directory that is not ours to read, or a file system that syncs none: the name is there
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
