@@ -26,6 +26,8 @@ pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
 SIMULATOR = Path(__file__).parent / "sim"
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+OWN_NAMES = {None, "localhost", "", socket.gethostname()}
+"""Hosts that the machine knows without asking anybody."""
 SLOW = 0.25
 """Seconds that a test may take without saying why."""
 
@@ -57,6 +59,22 @@ def no_gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Routers of the network that the tests run in are asked for nothing; those of the kernel lab are ours."""
     if "kernel" not in request.path.parts:
         monkeypatch.setattr(RealHost, "gateways", lambda _self: ())
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_asked_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's resolver knows the machine's own names, and asks nobody: how long that takes is not ours."""
+    getaddrinfo = socket.getaddrinfo
+
+    def of_this_machine(
+        host: Any, port: Any, family: int = 0, kind: int = 0, proto: int = 0, flags: int = 0, **more: int
+    ) -> list[tuple[Any, ...]]:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in OWN_NAMES:
+            flags |= socket.AI_NUMERICHOST
+        return getaddrinfo(host, port, family, more.get("type", kind), proto, flags)
+
+    monkeypatch.setattr(socket, "getaddrinfo", of_this_machine)
 
 
 @pytest.hookimpl(trylast=True)  # after they were shuffled
