@@ -49,6 +49,7 @@ async def test_open_to_all(tmp_path: Path) -> None:
     async with started(*SERVE, "--open") as serve:
         await serve.wait_err("until interrupted")
         config.write_bytes(serve.out)
+        assert "relay_token" not in config.read_text(encoding="utf-8")
         async with started("listen", "--config", config, "--ephemeral", "--allow-any", "--echo", "--json") as listen:
             address = (await listen.event())["address"]
             connect = await ran("connect", address, "--config", config, "--ephemeral", "--phases", "relay", "--json")

@@ -18,7 +18,7 @@ from tests.certificates import Authority
 from tests.end_to_end.processes import ran, started
 from tests.identities import ALICE
 from tests.nginx import free_ports, nginx
-from warpgate_trio.config.server_url import ServerUrl
+from warpgate_trio.config import ServerUrl, load_config
 from warpgate_trio.signal import Delivery, open_channel
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
@@ -170,3 +170,49 @@ async def test_all_that_serve_prints_answers(tmp_path: Path) -> None:
             of_kind = [row for row in rows if row["kind"] == kind and row["reachable"]]
             answered = {(ServerUrl.parse(row["url"]).host, row["transport"]) for row in of_kind}
             assert {(address, each) for address in addresses for each in transports} <= answered, (kind, rows)
+
+
+EXTERNAL = "203.0.113.1"
+CLOUD = f"""
+table ip cloud {{
+    chain in {{ type nat hook prerouting priority dstnat; ip daddr {EXTERNAL} dnat to 10.9.0.1; }}
+    chain out {{ type nat hook postrouting priority srcnat; ip saddr 10.9.0.1 snat to {EXTERNAL}; }}
+}}
+"""
+
+
+@pytest.mark.needs("root", "network_namespaces", "ip", "ipv6", "nft")
+async def test_a_pasted_configuration_leads_to_a_relay_behind_a_clouds_address_and_outlives_a_restart(
+    tmp_path: Path,
+) -> None:
+    """The token is made once, and the login for TURN is derived from it.
+
+    The server knows itself by a private address; who is outside of its cloud sees another one.
+    """
+    config = tmp_path / "config.toml"
+    serving = ("serve", "--no-ntp", "--external-ip", EXTERNAL, "--state-dir", tmp_path / "state")
+    relaying = ("--relay-ports", "50000-50009", "--relay-peers", "10.9.0.0/24")
+    with two_machines() as (server, client, _):
+        there, here = (("ip", "netns", "exec", name) for name in (server, client))
+        subprocess.run([*there, "nft", "-f", "-"], check=True, input=CLOUD, text=True)
+        subprocess.run([*here, "ip", "route", "add", EXTERNAL, "via", "10.9.0.1"], check=True, stdin=subprocess.DEVNULL)
+        async with started(*serving, "--json", within=there) as serve:
+            before = await serve.event()
+            serve.process.send_signal(signal.SIGTERM)
+            assert await serve.code() == 0
+        async with started(*serving, *relaying, within=there) as serve:
+            await serve.wait_err("until interrupted")
+            config.write_bytes(serve.out)
+            servers = load_config(file=config, env={}).servers
+            assert servers.relay_token == before["relay_token"]
+            assert {ServerUrl.parse(each).password for each in before["servers"]["turn"]} == {servers.turn[0].password}
+            assert [each.url.host for each in servers.turn].count(EXTERNAL) == 2, "by UDP and by TCP"
+            words = ("--config", config, "--ephemeral")
+            async with started("listen", *words, "--allow-any", "--echo", "--json", within=here) as listen:
+                ready = await listen.event()
+                assert f"ws://{EXTERNAL}:8765" in ready["signals"]
+                calling = ("connect", ready["address"], *words, "--plugin", "turn", "--af", "4")
+                async with started(*calling, "--echo-test", "100kB", "--json", within=here) as connect:
+                    assert await connect.code() == 0, connect.stderr_text
+                    event = await connect.event()
+                assert (event["phase"], event["plugin"], event["echo_ok"]) == ("relay", "turn", True)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.nodes import LoopbackHost
 from warpgate_trio.address.interfaces import describe_interfaces, lasting_addresses
-from warpgate_trio.cli.serve import reachable_urls
+from warpgate_trio.cli.reachable import reachable_urls
 from warpgate_trio.config import InterfacesConfig
 from warpgate_trio.config.chosen_interfaces import choose_interfaces
 from warpgate_trio.host import Host, Interface, InterfaceAddress

@@ -73,13 +73,30 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["serve", "--proxy-header", "proxy"], "--proxy-header goes together with --trust-proxy"),
         (["serve", "--trust-proxy", "10.0.0.0/99", "--public-url", "wss://a"], "--trust-proxy: '10.0.0.0/99' does not"),
         (["serve", "--public-url", "https://a"], "--public-url 'https://a': expected one of the schemes"),
-        (["serve", "--public-url", "mqtt://a"], "--public-url mqtt://a: expected ws, wss, stun, ntp"),
+        (["serve", "--public-url", "mqtt://a"], "--public-url mqtt://a: expected ws, wss, stun, turn, turns, ntp"),
         (["serve", "--public-url", "wss://me:secret@a"], "--public-url wss://me:***@a: expected"),
         (["serve", "--public-url", "wss://a?token=secret"], "--public-url wss://a?token=***: expected"),
         (
             ["serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--second-host", "::1"],
             "not two addresses of one family",
         ),
+        (["serve", "--open", "--no-relay"], "--open, --token-file and --no-relay exclude each other"),
+        (["serve", "--state-dir", "d", "--token-file", "f"], "--state-dir, where a token is kept"),
+        (["serve", "--no-turn", "--relay-ports", "50000-50100"], "are for the TURN server"),
+        (["serve", "--no-stun", "--relay-peers", "10.0.0.0/8"], "are for the TURN server"),
+        (["serve", "--turns-port", "5349"], "--turns-port goes together with --tls-cert"),
+        (["serve", "--external-ip", "relay.example"], "'relay.example' does not appear to be an IPv4 or IPv6 address"),
+        (["serve", "--external-ip", "203.0.113.1", "--external-ip", "203.0.113.2"], "--external-ip is given once"),
+        (
+            ["serve", "--host", "127.0.0.1", "--port", "0", "--external-ip", "2001:db8::1"],
+            "no address of IPv6 for relays",
+        ),
+        (["serve", "--relay-peers", "10.0.0.1/8"], "has host bits set"),
+        (["serve", "--relay-ports", "50000"], "'50000': expected two ports, MIN-MAX"),
+        (["serve", "--relay-ports", "2-1"], "'2-1': expected two ports, MIN-MAX, of 1 to 65535"),
+        (["serve", "--relay-ports", "0-70000"], "of 1 to 65535"),
+        (["serve", "--token-file", "/none/token"], "--token-file /none/token: No such file"),
+        (["serve", "--state-dir", "/dev/null/state"], "--state-dir /dev/null/state: the token file"),
         (["id", "--config", "/none/config.toml"], "/none/config.toml"),
     ],
 )
@@ -426,7 +443,7 @@ def test_a_stun_port_that_is_taken_is_2_where_it_was_asked_for(capfd: Capture) -
         assert call(["serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", str(port)]) == 2
     said = capfd.readouterr()
     assert said.out == ""
-    assert said.err == f"error: cannot listen on 127.0.0.1 port {port} for STUN: Address already in use\n"
+    assert said.err == f"error: cannot listen on 127.0.0.1 port {port} for STUN and TURN: Address already in use\n"
 
 
 def test_a_time_servers_port_that_is_taken_is_2(capfd: Capture) -> None:

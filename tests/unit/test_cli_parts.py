@@ -30,9 +30,10 @@ from warpgate_trio.cli.failures import failure_lines, show_failure
 from warpgate_trio.cli.listen import _Listening
 from warpgate_trio.cli.netcheck import _plain, _styled
 from warpgate_trio.cli.options import Settings
+from warpgate_trio.cli.reachable import configuration, reachable_urls
 from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
 from warpgate_trio.cli.runner import run, run_both
-from warpgate_trio.cli.serve import configuration, reachable_urls, start_ntp
+from warpgate_trio.cli.services import start_ntp
 from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_standard_input
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError, PeerAborted, RemoteProtocolError

@@ -43,9 +43,16 @@ class ListenReady(_Event, frozen=True, kw_only=True, tag="ready"):
 
 
 class ServeReady(_Event, frozen=True, kw_only=True, tag="ready"):
-    """`serve` is up: the URLs of its servers, by key of ``[servers]``."""
+    """`serve` is up.
+
+    Attributes:
+      servers: the URLs of its servers, by key of ``[servers]``; those of the TURN server with the login for it.
+      relay_token: what one of two peers needs, so that the rendezvous server relays for them; null where that is
+        everybody, or nobody.
+    """
 
     servers: dict[str, list[str]]
+    relay_token: str | None = None
 
 
 class PipeOpened(_Event, frozen=True, kw_only=True, tag="pipe"):

@@ -7,6 +7,7 @@ writes both himself.  What counts is, in this order,
 
 * what the operator says: ``public_urls``, and then nothing else;
 * the address and port that the connection came in at, and ``localhost`` where that is loopback;
+* with that port, the addresses of a NAT in front that hands everything on: the operator says them, too;
 * with that port, the name that this machine has: its administrator gave it, so no stranger can choose it;
 * where the server does TLS itself, the names in its certificate, with that port: clients verify them.
 """
@@ -14,7 +15,7 @@ writes both himself.  What counts is, in this order,
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import final
 
@@ -39,6 +40,7 @@ class ServerNames:
       public_urls: all of its URLs, if somebody has said them.
       ssl_context: what it serves TLS with, or how to get that.
       hostname: the machine's; empty where it has none.
+      external_ips: the addresses of a NAT in front of it.
 
     Raises:
       ConfigError: one of `public_urls` is no URL of a rendezvous server.
@@ -49,10 +51,11 @@ class ServerNames:
         public_urls: Sequence[ServerUrl | str] = (),
         ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         hostname: str = "",
+        external_ips: Iterable[str] = (),
     ) -> None:
         self._public = frozenset(_public_name(url) for url in public_urls)
         self._ssl_context = ssl_context
-        self._hostnames = frozenset({hostname, hostname.partition(".")[0]} - {""})
+        self._hostnames = frozenset({hostname, hostname.partition(".")[0], *external_ips} - {""})
         self._certified: tuple[ssl.SSLContext, frozenset[str]] | None = None
 
     def of(self, accepted: Accepted) -> frozenset[str]:

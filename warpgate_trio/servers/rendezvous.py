@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NoReturn, final
@@ -220,6 +220,7 @@ async def serve_rendezvous(
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
     limits: RendezvousLimits = DEFAULT_LIMITS,
     public_urls: Sequence[ServerUrl | str] = (),
+    external_ips: Iterable[str] = (),
     trusted_proxies: TrustedProxies | None = None,
     relay: RelayRules = NO_RELAY,
     task_status: trio.TaskStatus[RendezvousServer] = trio.TASK_STATUS_IGNORED,
@@ -234,6 +235,7 @@ async def serve_rendezvous(
       public_urls: by which clients dial it, all of them: behind a reverse proxy or a NAT, or by a DNS name.  Clients
         sign the name that they have dialled, and one that is not known here is refused.  Without any: the address
         and port that a connection comes in at, and the names in the certificate (`servers.names`).
+      external_ips: the addresses of a NAT in front that hands everything on, port by port, as clouds have it.
       trusted_proxies: reverse proxies in front of it, which say whose connection it is.
       relay: between whom it relays; between nobody where that is not said.
 
@@ -243,7 +245,7 @@ async def serve_rendezvous(
     """
     rendezvous = Rendezvous(
         limits,
-        ServerNames(public_urls, ssl_context, machine.current().name()),
+        ServerNames(public_urls, ssl_context, machine.current().name(), external_ips),
         relay=relay,
     )
     listeners = await trio.open_tcp_listeners(port, host=host)
@@ -283,6 +285,7 @@ async def open_rendezvous(
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
     limits: RendezvousLimits = DEFAULT_LIMITS,
     public_urls: Sequence[ServerUrl | str] = (),
+    external_ips: Iterable[str] = (),
     trusted_proxies: TrustedProxies | None = None,
     relay: RelayRules = NO_RELAY,
 ) -> AsyncGenerator[RendezvousServer]:
@@ -304,6 +307,7 @@ async def open_rendezvous(
                 ssl_context=ssl_context,
                 limits=limits,
                 public_urls=public_urls,
+                external_ips=external_ips,
                 trusted_proxies=trusted_proxies,
                 relay=relay,
             )

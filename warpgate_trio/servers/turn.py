@@ -10,7 +10,7 @@ dropped: a client or a peer that does not read costs nobody else anything.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
@@ -19,8 +19,9 @@ from typing import Final, NoReturn, final
 import trio
 
 from .. import host as machine
+from ..address.interfaces import lasting_addresses
 from ..nurseries import open_background_nursery
-from ..sockaddr import FAMILIES, Family, IpAddress, TransportAddress, family_of, parse_ip, plain_address, show_address
+from ..sockaddr import Family, IpAddress, TransportAddress, family_of, parse_ip, plain_address, show_address
 from .listening import bind_places, listen, listening_hosts
 from .replies import ServerSocket
 from .stun_core import DEFAULT_LIMITS as DEFAULT_STUN_LIMITS
@@ -31,7 +32,7 @@ from .turn_limits import DEFAULT_LIMITS, TurnLimits, TurnStatistics
 from .turn_peers import IpNetwork, PeerRules
 from .turn_shell import RelayPlaces, Sink, TlsContext, TurnShell
 
-__all__ = ["DEFAULT_PORT", "TurnServer", "open_turn_server", "serve_turn"]
+__all__ = ["DEFAULT_PORT", "TurnServer", "default_relay_hosts", "open_turn_server", "serve_turn"]
 
 DEFAULT_PORT: Final = 3478
 """RFC 8656 §15: that of STUN."""
@@ -201,22 +202,37 @@ async def open_turn_server(
         )
 
 
+def default_relay_hosts(host: str | None) -> dict[Family, str]:
+    """This machine's address that relayed addresses are bound to by default, by family.
+
+    Args:
+      host: what the server listens on; None: all, and relays are where this machine's routes to the internet start, or
+        where its networks know it.
+    """
+    if host is not None:
+        return {family_of(host): host}
+    found: dict[Family, str] = {}
+    for family, landmark in _LANDMARKS.items():
+        source = machine.current().source_address(landmark) or next(_lasting(family), None)
+        if source is not None:
+            found[family] = str(source)
+    return found
+
+
+def _lasting(family: Family) -> Iterator[IpAddress]:
+    """The addresses by which this machine's networks know it, for one that has no route to the internet."""
+    for interface in machine.current().interfaces():
+        if interface.is_used and not interface.is_loopback:
+            yield from (each.ip for each in lasting_addresses(interface, family))
+
+
 def _relay_places(
     host: str | None,
     hosts: Mapping[Family, str] | None,
     external: Mapping[Family, str] | None,
     ports: range | None,
 ) -> RelayPlaces:
-    found: dict[Family, str] = {}
-    if hosts is not None:
-        found.update(hosts)
-    elif host is not None:
-        found[family_of(host)] = host
-    else:
-        for family in FAMILIES:
-            source = machine.current().source_address(_LANDMARKS[family])
-            if source is not None:
-                found[family] = str(source)
+    found = default_relay_hosts(host) if hosts is None else dict(hosts)
     if not found or not set(external or {}) <= set(found):
         raise ValueError("this machine has no address for relays of that family")
     if any(parse_ip(ip).is_unspecified for ip in found.values()):
