@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,6 +12,7 @@ import trio
 
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
+from tests.waiting import wait_until
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import CarrierError, SignalUnavailable, WrongPeer
@@ -189,6 +191,63 @@ async def test_nobody_answers() -> None:
         assert isinstance(await bob.receive(), Ringing)
         with pytest.raises(CircuitRefused, match="nobody answered in time"):
             await caller.wait_answered()
+
+
+async def test_a_server_that_is_shut_down_says_so() -> None:
+    """Circuits end behind what was sent, then the connections with 1001, and nobody gets in any more."""
+    async with two_channels() as (alice, bob, server):
+        one, other = await connect(alice, bob)
+        await send_all(one, b"the last words")
+        await wait_until(lambda: server.statistics().relay.relayed_bytes + server.statistics().relay.held == 14)
+        assert not server.draining
+        await server.drain()
+        assert server.draining
+        assert server.statistics().connections == 0
+        assert await receive_exactly(other, 14) == b"the last words"
+        for end in (one, other):
+            with pytest.raises(OSError, match="has ended: the server is shutting down") as caught:
+                await end.recv(1)
+            assert caught.value.errno == errno.ECONNRESET
+        for channel in (alice, bob):
+            with pytest.raises(SignalUnavailable, match=r"code 1001: the server is shutting down"):
+                await channel.receive()
+        with pytest.raises(OSError, match=r"failed|refused"):
+            await trio.open_tcp_stream("127.0.0.1", server.port)
+        await server.drain()
+
+
+async def test_a_call_to_a_server_that_is_shut_down() -> None:
+    async with two_channels() as (alice, bob, server):
+        one, _ = await connect(alice, bob)
+        await send_until_stuck(one)
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(server.drain)
+            with pytest.raises(OSError, match="the server is shutting down"):
+                await one.send(memoryview(b"x"))
+            caller = bob.circuit()
+            await caller.call(ALICE.public_key, ANY_INSTANCE, b"hello")
+            with pytest.raises(CircuitRefused, match="the server is shutting down") as caught:
+                await caller.wait_answered()
+            assert caught.value.reason == EndReason.SHUTTING_DOWN
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.05])
+async def test_who_waits_no_longer_for_a_slow_reader_has_it_told_all_the_same(patience: float) -> None:
+    async with two_channels() as (alice, bob, server):
+        one, other = await connect(alice, bob)
+        sent = await send_until_stuck(one)
+        with trio.move_on_after(patience) as scope:
+            await server.drain()
+        assert scope.cancelled_caught
+        assert server.statistics().connections == 0
+        assert server.statistics().relay.held == 0
+        received = 0
+        with pytest.raises(OSError, match="has ended: the server is shutting down"):
+            while True:
+                received += len(await other.recv(65536))
+        assert WINDOW <= received < sent
+        with pytest.raises(SignalUnavailable, match="code 1001"):
+            await bob.receive()
 
 
 async def test_tls_whose_first_flights_ride_in_the_call_and_its_answer() -> None:

@@ -23,6 +23,7 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable, SignalUnsupported
 from warpgate_trio.identity import Identity
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers import rendezvous as rendezvous_shell
 from warpgate_trio.servers import rendezvous_frames as wire
 from warpgate_trio.servers.rendezvous import (
     Rendezvous,
@@ -239,6 +240,63 @@ async def test_the_oldest_connection_is_replaced() -> None:
             await expect_error(ghost, wire.ErrorCode.REPLACED)
             assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
             assert await bob.receive() == b"x"
+
+
+async def test_a_server_that_is_shut_down_tells_all_clients_to_go_away() -> None:
+    """The registered, the unregistered, and one that comes in that moment."""
+    async with open_rendezvous() as server:
+        async with by_hand(server, ALICE) as registered, by_hand(server) as stranger:
+            await server.drain()
+            for websocket in (registered, stranger):
+                with pytest.raises(WebSocketClosed, match="the server is shutting down") as caught:
+                    await websocket.receive()
+                assert caught.value.code == 1001
+        assert server.statistics().connections == 0
+
+
+async def test_a_client_whose_handshake_ends_while_the_server_is_shut_down() -> None:
+    rendezvous = Rendezvous()
+    async with websocket_server(rendezvous.handle) as url:
+        await rendezvous.drain()
+        async with open_websocket(url, max_message=wire.MAX_FRAME) as websocket:
+            with pytest.raises(WebSocketClosed, match="the server is shutting down"):
+                await websocket.receive()
+
+
+async def test_a_signal_that_waits_goes_before_the_server_is_shut_down() -> None:
+    async with open_rendezvous() as server, by_hand(server, BOB) as bob:
+        async with channel_to(server, ALICE) as alice:
+            for _ in range(3):
+                assert await alice.send(BOB.public_key, b"x") is Delivery.DELIVERED
+            await server.drain()
+        for _ in range(3):
+            assert wire.decode_from_server(await bob.receive()) == wire.Message(b"x")
+        with pytest.raises(WebSocketClosed, match="1001"):
+            await bob.receive()
+
+
+async def test_who_shuts_the_server_down_waits_as_long_as_he_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And his last word for a moment, where a client reads nothing at all."""
+    monkeypatch.setattr(rendezvous_shell, "LAST_WORD", 0.02)
+    limits = RendezvousLimits(send_burst=10_000)
+    async with (
+        open_rendezvous(limits=limits) as server,
+        by_hand(server, BOB) as bob,
+        by_hand(server, ALICE) as alice,
+    ):
+        frame = wire.Send(1, BOB.public_key, bytes(wire.MAX_PAYLOAD)).encode()
+        while wire.decode_from_server(await _answered(alice, frame)) != wire.Sent(1, wire.QUEUE_FULL):
+            pass
+        with trio.move_on_after(0.05) as patience:
+            await server.drain()
+        assert patience.cancelled_caught
+        await wait_until(lambda: server.statistics().connections == 0)
+        assert repr(bob)
+
+
+async def _answered(websocket: WebSocket, frame: bytes) -> bytes:
+    await websocket.send(frame)
+    return await websocket.receive()
 
 
 async def test_connections_are_limited() -> None:

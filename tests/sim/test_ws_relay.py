@@ -19,7 +19,7 @@ from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.plugin import UDP, Aim, Message, Plugin
 from warpgate_trio.report import ConnectReport, Outcome, Verdict
-from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous
+from warpgate_trio.servers.rendezvous import RelayRules, open_rendezvous, serve_rendezvous
 from warpgate_trio.servers.turn import serve_turn
 from warpgate_trio.servers.turn_credentials import TurnCredentials
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
@@ -321,6 +321,29 @@ def test_a_server_that_ends_breaks_the_pipe_with_the_cause() -> None:
                     stop.cancel()
                     with pytest.raises(trio.BrokenResourceError, match="circuit by ws://server:443 has ended"):
                         await pipe.receive_some()
+
+    simulate(main)
+
+
+def test_a_server_that_is_shut_down_breaks_the_pipe_with_the_cause_behind_what_was_sent() -> None:
+    async def main() -> None:
+        pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+        async with trio.open_nursery() as nursery, pair.build() as net, simulated_hosts():
+            with net.hosts["server"]:
+                relay = await nursery.start(
+                    partial(serve_rendezvous, host=None, port=443, public_urls=[URL], relay=OPEN)
+                )
+            config = NodeConfig(servers=Servers(websocket=[URL]))
+            named = WorldServer(key="websocket", url=URL, machine="server", open=lambda _host: trio.open_nursery())
+            async with open_nodes(net, config=config, servers=[named]) as nodes:
+                pipe = await by_relay_alone(nodes.alice, nodes.bob.address)
+                async with pipe:
+                    await pipe.send_all(b"hello")
+                    with trio.fail_after(1):
+                        await relay.drain()
+                    with pytest.raises(trio.BrokenResourceError, match="has ended: the server is shutting down"):
+                        await pipe.receive_some()
+            nursery.cancel_scope.cancel()
 
     simulate(main)
 

@@ -499,3 +499,80 @@ def test_any_order_of_events(events: list[tuple[str, bool, int]]) -> None:
         core.disconnect(side.client.state, T)
     found = core.statistics().relay
     assert (found.circuits, found.held) == (0, 0)
+
+
+# -- a server that is shut down ----------------------------------------------------------------------------------------
+
+
+def test_a_server_that_drains_ends_circuits_behind_what_waits() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.say(Relay(1, b"the last words"))
+    core.drain(T)
+    assert {alice.state, bob.state} <= set(core.woken())
+    assert not core.is_over(bob.state)
+    alice.say(Relay(1, b"too late"))
+    assert bob.drain() == [Relay(2, b"the last words"), RelayEnd(2, EndReason.SHUTTING_DOWN)]
+    assert alice.drain() == [RelayEnd(1, EndReason.SHUTTING_DOWN)]
+    assert core.is_over(alice.state)
+    assert core.is_over(bob.state)
+    assert core.statistics().relay.circuits == 0
+
+
+def test_a_server_that_drains_takes_no_calls_back_and_makes_none() -> None:
+    core = open_core()
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    alice.call(BOB)
+    core.drain(T)
+    assert alice.drain() == [RelayEnd(1, EndReason.SHUTTING_DOWN)]
+    assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.SHUTTING_DOWN)]
+    assert alice.call(BOB, 3) == RelayEnd(3, EndReason.SHUTTING_DOWN)
+    assert bob.drain() == []
+    assert core.statistics().relay.circuits == 0
+
+
+def test_a_client_that_drains_slowly_is_not_over_and_then_it_is() -> None:
+    """Without credit what waits stays; whoever waits for it may give it up, and the end is told all the same."""
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.say(Relay(1, WHOLE))
+    assert bob.drain()[0] == Relay(2, WHOLE)
+    alice.drain()
+    alice.say(Relay(1, b"no credit for that"))
+    core.drain(T)
+    assert bob.drain() == []
+    assert not core.is_over(bob.state)
+    assert core.statistics().relay.held == 18
+    core.give_up_waiting()
+    assert bob.state in core.woken()
+    assert bob.drain() == [RelayEnd(2, EndReason.SHUTTING_DOWN)]
+    assert core.is_over(bob.state)
+    assert core.statistics().relay.held == 0
+
+
+def test_a_client_that_leaves_its_circuit_while_the_server_drains_is_over() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    alice.say(Relay(1, WHOLE))
+    bob.drain()
+    alice.drain()
+    alice.say(Relay(1, b"no credit for that"))
+    core.drain(T)
+    core.woken()
+    bob.say(RelayEnd(2, EndReason.CLOSED))
+    assert bob.state in core.woken(), "there is nothing to write, and the connection is to be closed"
+    assert core.is_over(bob.state)
+
+
+def test_nothing_is_over_on_a_server_that_does_not_drain() -> None:
+    core = open_core()
+    assert not core.is_over(Client(core, ALICE).state)
+
+
+def test_a_reason_that_a_client_does_not_know_ends_its_circuit_like_any_other() -> None:
+    circuits = Circuits("ws://relay.example", ("", 0), ("", 0), Outbox(), lambda _: True)
+    circuit = circuits.make()
+    circuits.hear(RelayEnd(1, 200))
+    with pytest.raises(OSError, match="has ended: reason 200"):
+        circuit._check_open()
+    assert not circuits._open

@@ -11,7 +11,8 @@ sender took longer than the window lasts.  Both windows together stay within `CI
 *Order.*  Of what waits for a connection, signals go first, then credit and ends, then the circuits' bytes by turns.
 
 *Ends.*  When one side ends a circuit, or is gone, what it had sent still goes to the other side, and its end behind
-that; a side that does not take it within `RelayLimits.unanswered` loses it.
+that; a side that does not take it within `RelayLimits.unanswered` loses it.  A server that is shut down ends all
+circuits in that way.
 """
 
 from __future__ import annotations
@@ -95,18 +96,18 @@ class Circuits:
     """All circuits of one server.  `RendezvousCore` owns it and checks who may speak of them.
 
     Attributes:
-      woken: connections that have something more to write; the shell takes them out.
+      woken: connections that have something more to write, or are over; the shell takes them out.
+      draining: the server is shut down: no circuit comes to be.
     """
 
     def __init__(self, rules: RelayRules) -> None:
         self.rules: Final = rules
         self.limits: Final = rules.limits
         self.woken: Final[dict[ServerConnection, None]] = {}
+        self.draining: bool = False
         self._places: Final = Budget(total=self.limits.circuits, per_address=self.limits.circuits_per_address)
         self._held = 0
-        self._calls = 0
-        self._answered = 0
-        self._bytes = 0
+        self._calls = self._answered = self._bytes = 0
 
     def statistics(self) -> RelayStatistics:
         return RelayStatistics(
@@ -130,7 +131,9 @@ class Circuits:
         there = [each for each in mailbox if each is not connection]
         free = [each for each in there if len(each.legs) < self.limits.circuits_per_connection and self._may_ring(each)]
         reason = None
-        if len(connection.legs) >= self.limits.circuits_per_connection:
+        if self.draining:
+            reason = EndReason.SHUTTING_DOWN
+        elif len(connection.legs) >= self.limits.circuits_per_connection:
             reason = EndReason.TOO_MANY_HERE
         elif not there:
             reason = EndReason.NOBODY_HOME
@@ -230,6 +233,17 @@ class Circuits:
             self._leave(leg, EndReason.GONE, now)
         connection.ready.clear()
         self.woken.pop(connection, None)
+
+    def shut_down(self, connection: ServerConnection, now: float) -> None:
+        """End the circuits of a connection, behind what waits for it."""
+        for leg in list(connection.legs.values()):
+            self._end_both(leg, EndReason.SHUTTING_DOWN, now)
+
+    def give_up_waiting(self, connection: ServerConnection) -> None:
+        """What waits for a connection goes nowhere."""
+        for leg in connection.legs.values():
+            self._clear(leg)
+            self._list(leg)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -337,12 +351,16 @@ class Circuits:
             self._list(leg)
 
     def _drop(self, leg: Leg) -> None:
+        """A client hears no more of a leg."""
+        self._clear(leg)
+        self._remove(leg)
+
+    def _clear(self, leg: Leg) -> None:
         """What waits for a client is not going to be written."""
         size = sum(map(len, leg.waiting))
         leg.waiting.clear()
         leg.held -= size
         self._held -= size
-        self._remove(leg)
 
     # -- legs ----------------------------------------------------------------------------------------------------------
 
@@ -363,6 +381,8 @@ class Circuits:
         circuit.legs -= 1
         if not circuit.legs:
             self._places.give_back(circuit.host, 1)
+        if self.draining and not leg.connection.legs:
+            self.woken[leg.connection] = None  # to be closed
 
     def _list(self, leg: Leg) -> None:
         """There may be something to write for a leg."""

@@ -93,6 +93,8 @@ class EndReason(enum.IntEnum):
     """More was sent on it than credit was given."""
     ANSWERED_ELSEWHERE = 13
     """Another process of the same key has answered."""
+    SHUTTING_DOWN = 14
+    """The server is being shut down: it makes no circuits any more, and ends those that there are."""
 
     @property
     def words(self) -> str:
@@ -114,6 +116,7 @@ _WORDS: Final = {
     EndReason.IDLE: "nothing was sent on it for too long",
     EndReason.OVERRUN: "more was sent on it than was allowed",
     EndReason.ANSWERED_ELSEWHERE: "another process of the same key has answered",
+    EndReason.SHUTTING_DOWN: "the server is shutting down",
 }
 
 

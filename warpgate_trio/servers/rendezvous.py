@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NoReturn, final
+from typing import Final, NoReturn, final
 
 import trio
 
@@ -24,6 +24,7 @@ from ..websocket import ConnectionLimits, WebSocket, WebSocketClosed, serve_webs
 from ..websocket.proxies import TrustedProxies
 from .names import ServerNames
 from .relay_core import NO_RELAY, RelayLimits, RelayRules, RelayStatistics
+from .relay_frames import EndReason
 from .rendezvous_core import (
     DEFAULT_LIMITS,
     RendezvousCore,
@@ -47,6 +48,11 @@ __all__ = [
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+LAST_WORD: Final = 0.5
+"""Seconds in which clients are told that the server goes down, where who shuts it down waits no longer: one way and the
+close frame's answer, on the same continent."""
+_GOING_AWAY: Final = 1001  # RFC 6455 §7.4.1
+
 
 @final
 class Rendezvous:
@@ -69,15 +75,59 @@ class Rendezvous:
         self._names = names if names is not None else ServerNames()
         self._core = RendezvousCore(limits, relay=relay)
         self._outboxes: dict[ServerConnection, _Outbox] = {}
+        self._served = 0
+        self._all_left: Final = trio.lowlevel.ParkingLot()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._core.circuits.draining
 
     def statistics(self) -> RendezvousStatistics:
         """What the mailboxes hold now and have done so far."""
         return self._core.statistics()
 
+    async def drain(self) -> None:
+        """Shut it down; see `RendezvousServer.drain`."""
+        self._core.drain(trio.current_time())
+        self._wake_all()
+        try:
+            await trio.lowlevel.checkpoint()
+            await self._wait_all_left()
+        except trio.Cancelled:
+            self._core.give_up_waiting()
+            self._wake_all()
+            with trio.CancelScope(deadline=trio.current_time() + LAST_WORD, shield=True):
+                await self._wait_all_left()
+            for outbox in self._outboxes.values():
+                outbox.end()
+            raise
+
+    def _wake_all(self) -> None:
+        for outbox in self._outboxes.values():
+            outbox.wake()
+
+    async def _wait_all_left(self) -> None:
+        while self._served:
+            await self._all_left.park()
+
     async def handle(self, websocket: WebSocket) -> None:
-        """Serve one client until it leaves, breaks a rule, falls silent, or is replaced.  Nothing of a payload is
-        logged.
+        """Serve one client until it leaves, breaks a rule, falls silent, is replaced, or all are told to go away.
+
+        Nothing of a payload is logged.
         """
+        self._served += 1
+        try:
+            if not self._core.circuits.draining:
+                await self._serve(websocket)
+            if self._core.circuits.draining:
+                await websocket.aclose(code=_GOING_AWAY, reason=EndReason.SHUTTING_DOWN.words)
+        finally:
+            self._served -= 1
+            if not self._served:
+                self._all_left.unpark_all()
+
+    async def _serve(self, websocket: WebSocket) -> None:
         accepted = websocket.accepted
         assert accepted is not None, "a client's end"
         connection, challenge = self._core.connect(
@@ -162,7 +212,7 @@ class _Outbox:
         self._connection = connection
         self._nursery = nursery
         self._wake_circuits = wake_circuits
-        self._draining = False
+        self._writing = False
         self._last = False
 
     async def write(self, frame: bytes) -> None:
@@ -172,11 +222,15 @@ class _Outbox:
     def wake(self, *, last: bool = False) -> None:
         """The queue got longer; `last`: the connection ends once it is written."""
         self._last = self._last or last
-        if not self._draining:
-            self._draining = True
-            self._nursery.start_soon(self._drain)
+        if not self._writing:
+            self._writing = True
+            self._nursery.start_soon(self._write_queue)
 
-    async def _drain(self) -> None:
+    def end(self) -> None:
+        """End the connection, whatever waits."""
+        self._nursery.cancel_scope.cancel()
+
+    async def _write_queue(self) -> None:
         try:
             while (frame := self._core.transmit(self._connection, trio.current_time())) is not None:
                 await self.write(frame)
@@ -184,17 +238,24 @@ class _Outbox:
                 self._wake_circuits()
         except (WebSocketClosed, trio.TooSlowError):
             self._last = True  # the handler, which only reads, might not notice for long
-        self._draining = False
-        if self._last:
-            self._nursery.cancel_scope.cancel()
+        self._writing = False
+        if self._last or self._core.is_over(self._connection):
+            self.end()
 
 
 @final
 class RendezvousServer:
     """A running rendezvous server, made by `open_rendezvous` and `serve_rendezvous`."""
 
-    def __init__(self, rendezvous: Rendezvous, urls: tuple[str, ...], port: int) -> None:
+    def __init__(
+        self,
+        rendezvous: Rendezvous,
+        urls: tuple[str, ...],
+        port: int,
+        listeners: Sequence[trio.SocketListener] = (),
+    ) -> None:
         self._rendezvous = rendezvous
+        self._listeners = listeners
         self.urls = urls
         """One URL per listening socket, whatever the public ones are."""
         self.port = port
@@ -211,6 +272,25 @@ class RendezvousServer:
     def statistics(self) -> RendezvousStatistics:
         """What the server holds now and has done so far."""
         return self._rendezvous.statistics()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._rendezvous.draining
+
+    async def drain(self) -> None:
+        """Shut the server down well, and return when the last client has left; the caller bounds the time.
+
+        From here on nobody gets in, and no circuit comes to be.  Circuits end with `EndReason.SHUTTING_DOWN`, behind
+        what was sent on them; then, behind the signals that wait for it, each client is told that the server goes away
+        (WebSocket close code 1001, RFC 6455 §7.4.1), so that it turns to another one at once.
+
+        Cancelled: what waits for clients that do not take it is dropped, they are told nevertheless, within
+        `LAST_WORD` seconds, and all connections end.  There is no way back.
+        """
+        for listener in self._listeners:
+            listener.socket.close()
+        await self._rendezvous.drain()
 
 
 async def serve_rendezvous(
@@ -269,7 +349,7 @@ async def serve_rendezvous(
                     trusted_proxies=trusted_proxies,
                 )
             )
-            task_status.started(RendezvousServer(rendezvous, urls, names[0][1]))
+            task_status.started(RendezvousServer(rendezvous, urls, names[0][1], listeners))
             await trio.sleep_forever()
     finally:
         for listener in listeners:

@@ -252,6 +252,21 @@ class RendezvousCore:
         """Circuits that this connection has called may be over."""
         self.circuits.handle_timer(connection, now)
 
+    def drain(self, now: float) -> None:
+        """The server is shut down: `circuits` end, behind what waits, and connections are over behind that."""
+        self.circuits.draining = True
+        for connection in self._connections:
+            self.circuits.shut_down(connection, now)
+
+    def give_up_waiting(self) -> None:
+        """Circuits end without what waits for a client that does not take it."""
+        for connection in self._connections:
+            self.circuits.give_up_waiting(connection)
+
+    def is_over(self, connection: ServerConnection) -> bool:
+        """Whether the server drains, and has nothing more to say to a client."""
+        return self.circuits.draining and not (connection.queue or connection.legs or connection.sending)
+
     def fail(self, connection: ServerConnection, code: ErrorCode, text: str, now: float) -> bytes:
         """End a connection for the reason given: returns the ERROR frame to write before it is closed."""
         self._errors += 1

@@ -231,11 +231,16 @@ class WebSocket(trio.abc.AsyncResource):
         if not answered:
             raise self._closed() from self._reader.error
 
-    async def aclose(self) -> None:
-        """Close: a close frame, at most ``close_timeout`` seconds for its answer, then TCP.  Cancelled: TCP at once."""
+    async def aclose(self, *, code: int = 1000, reason: str | None = None) -> None:
+        """Close: a close frame, at most ``close_timeout`` seconds for its answer, then TCP.  Cancelled: TCP at once.
+
+        Args:
+          code: the close code (RFC 6455 section 7.4).
+          reason: what the peer is told beside it, at most 123 bytes.
+        """
         try:
             with trio.move_on_after(self._close_timeout):
-                await self._connection.aclose()
+                await self._connection.aclose(code, reason)
         except trio.Cancelled:
             raise
         except Exception as exc:
