@@ -250,6 +250,32 @@ async def test_a_connection_that_ends_frees_its_port_at_once() -> None:
                 await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.parametrize("last", ["frees it", "hangs up"])
+async def test_a_server_that_is_shut_down_waits_for_its_last_client(last: str) -> None:
+    async with serving() as server, datagram_talk(server.address) as two:
+        stream = await trio.open_tcp_stream(*server.address)
+        one = Talk(stream)
+        assert error_of(await one.allocate()) == 0
+        async with trio.open_nursery() as nursery, stream:
+            drained = trio.Event()
+
+            async def drain() -> None:
+                await server.drain()
+                drained.set()
+
+            nursery.start_soon(drain)
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.draining
+            assert not drained.is_set()
+            assert error_of(await two.allocate()) == Code.INSUFFICIENT_CAPACITY
+            assert server.statistics().allocations == 1
+            if last == "frees it":
+                await one.ask(one.requests.refresh(0))
+                await drained.wait()
+        assert server.statistics().allocations == 0
+        await server.drain()
+
+
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", bytes(20), b"\x40\0\xff\xff", b"\xff" * 20])
 async def test_a_stream_that_is_no_turn_is_closed(data: bytes) -> None:
     async with serving() as server:

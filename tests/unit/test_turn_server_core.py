@@ -668,3 +668,26 @@ def test_whatever_is_said_is_answered_to_who_said_it_or_relayed_to_who_is_permit
     bench.settle()
     assert bench.core.deadline == float("inf")
     assert len(bench.closed) == len(bench.relays)
+
+
+# -- A server that is shut down ----------------------------------------------------------------------------------------
+
+
+def test_a_server_that_drains_makes_no_allocation_and_keeps_those_that_there_are() -> None:
+    bench = Bench()
+    client = Client(bench)
+    request = client.requests.allocate()
+    assert error_of(client.ask(request)) == 0
+    other = Client(bench, "bob", "hunter2", source=OTHER)
+    bench.core.drain()
+    assert error_of(other.allocate()) == Code.INSUFFICIENT_CAPACITY
+    assert error_of(client.ask(request)) == 0, "the answer to the same request was lost"
+    assert error_of(client.permit(PEER)) == 0
+    assert error_of(client.ask(client.requests.refresh(600))) == 0
+    assert not bench.core.is_over
+    assert error_of(client.ask(client.requests.refresh(0))) == 0
+    assert bench.core.is_over
+
+
+def test_a_server_that_does_not_drain_is_not_over() -> None:
+    assert not Bench().core.is_over

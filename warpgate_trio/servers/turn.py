@@ -50,11 +50,13 @@ class TurnServer:
         self,
         core: TurnCore[Sink],
         stun: StunCore,
+        shell: TurnShell,
         addresses: tuple[TransportAddress, ...],
         tls_addresses: tuple[TransportAddress, ...],
     ) -> None:
         self._core = core
         self._stun = stun
+        self._shell = shell
         self.addresses = addresses
         """Where it listens, over UDP and TCP alike."""
         self.tls_addresses = tls_addresses
@@ -83,6 +85,20 @@ class TurnServer:
     def stun_statistics(self) -> StunStatistics:
         """What it has done as a STUN server."""
         return self._stun.statistics()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._shell.draining
+
+    async def drain(self) -> None:
+        """Shut the server down well, and return when the last allocation has ended; the caller bounds the time.
+
+        From here on who wants an allocation is refused one with 508 (Insufficient Capacity, RFC 8656 §19), with which
+        clients turn to another server.  Those that there are go on, as TURN has no word by which they could be told.
+        Cancelled: they go on too, until the server ends.
+        """
+        await self._shell.drain()
 
 
 async def serve_turn(
@@ -158,7 +174,7 @@ async def serve_turn(
             for listener in encrypted:
                 nursery.start_soon(shell.accept, listener, (0, 0), ssl_context)
             tls_addresses = tuple(plain_address(each.getsockname()) for each in encrypted)
-            task_status.started(TurnServer(core, stun, addresses, tls_addresses))
+            task_status.started(TurnServer(core, stun, shell, addresses, tls_addresses))
             await trio.sleep_forever()
     raise AssertionError("unreachable")  # pragma: no cover
 

@@ -160,6 +160,22 @@ class TurnCore(Generic[Sink]):
         for allocation in self._allocations.take_due(now):
             self._requests.end(allocation)
 
+    # -- Its end -------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """The server is shut down: it makes no allocations any more, and keeps those that there are."""
+        self._requests.draining = True
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._requests.draining
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server drains, and has no allocation left."""
+        return self.draining and not self._requests.held
+
     # -- Relays --------------------------------------------------------------------------------------------------------
 
     def take_wanted(self) -> list[Allocation[Sink]]:

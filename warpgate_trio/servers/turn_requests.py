@@ -78,6 +78,7 @@ class TurnRequests(Generic[Sink]):
 
     Attributes:
       wanted: allocations whose relays are to be opened.
+      draining: the server is shut down: no allocation comes to be.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class TurnRequests(Generic[Sink]):
             Method.CHANNEL_BIND: self._channel_bind,
         }
         self.wanted: Final[list[Allocation[Sink]]] = []
+        self.draining: bool = False
 
     @property
     def held(self) -> int:
@@ -132,6 +134,8 @@ class TurnRequests(Generic[Sink]):
                 raise Refusal(Code.ALLOCATION_MISMATCH)
             # Its answer was lost, or it will have one.
             return None if allocation.relayed is None else allocated(allocation)
+        if self.draining:
+            raise Refusal(Code.INSUFFICIENT_CAPACITY)
         transport = message.get(turn.REQUESTED_TRANSPORT)
         if transport is None:
             raise Refusal(Code.BAD_REQUEST)

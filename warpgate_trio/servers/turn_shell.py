@@ -208,6 +208,19 @@ class TurnShell:
         self._sleeps_until = math.inf
         self._earlier = trio.Event()
         self._reported_at = -math.inf
+        self._all_ended: Final = trio.lowlevel.ParkingLot()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._core.draining
+
+    async def drain(self) -> None:
+        """Make no allocations any more, and return when the last one has ended."""
+        self._core.drain()
+        await trio.lowlevel.checkpoint()
+        while not self._core.is_over:
+            await self._all_ended.park()
 
     async def keep_time(self) -> NoReturn:
         """End what is over."""
@@ -227,6 +240,8 @@ class TurnShell:
             relay.close()
         if self._core.deadline < self._sleeps_until:
             self._earlier.set()
+        if self._core.is_over:
+            self._all_ended.unpark_all()
 
     # -- Datagrams -----------------------------------------------------------------------------------------------------
 
