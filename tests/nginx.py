@@ -1,16 +1,15 @@
-"""nginx for tests: a reverse proxy in front of a server on loopback, a process of its own."""
+"""nginx in front of a server on loopback, as docs/serving.md has it, for tests: a process of its own."""
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.documented import changed, code, page
 from tests.ports import free_port
+from tests.programs import running
 from tests.requirements import find_program
 
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -29,35 +28,15 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{http};
-        listen 127.0.0.1:{https} ssl;
-        ssl_certificate {certificate};
-        ssl_certificate_key {certificate};
-        location /rendezvous {{
-            proxy_pass http://127.0.0.1:{upstream};
-            proxy_http_version 1.1;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection upgrade;
-            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-        }}
-    }}
+    {http}
+    {https}
 }}
 stream {{
-    server {{
-        listen 127.0.0.1:{stream};
-        proxy_pass 127.0.0.1:{upstream};
-        proxy_protocol on;
-    }}
-    server {{
-        listen 127.0.0.1:{tls_stream} ssl;
-        ssl_certificate {certificate};
-        ssl_certificate_key {certificate};
-        proxy_pass 127.0.0.1:{upstream};
-        proxy_protocol on;
-    }}
+    {stream}
+    {tls_stream}
 }}
 """
+"""What stands around the servers that docs/serving.md shows."""
 
 
 class Ports(NamedTuple):
@@ -79,36 +58,20 @@ def nginx(folder: Path, ports: Ports, upstream: int, certificate: Path) -> Itera
     """Run it, in front of a port of 127.0.0.1; `certificate` is a file with the key too."""
     program = find_program("nginx")
     assert program is not None
+    servers = {}
+    for name, port in ports._asdict().items():
+        text = code(page("serving.md"), "nginx")["stream" in name]
+        tls = name in ("https", "tls_stream")
+        servers[name] = changed(
+            text,
+            {
+                "listen 443 ssl;": f"listen 127.0.0.1:{port}{' ssl' if tls else ''};",
+                "/etc/ssl/relay.example/fullchain.pem": certificate,
+                "/etc/ssl/relay.example/privkey.pem": certificate,
+                "127.0.0.1:8765": f"127.0.0.1:{upstream}",
+            },
+        )
     configuration = folder / "nginx.conf"
-    configuration.write_text(
-        CONFIGURATION.format(
-            **ports._asdict(), module=STREAM_MODULE, folder=folder, upstream=upstream, certificate=certificate
-        )
-    )
-    with (folder / "out").open("wb") as log:
-        process = subprocess.Popen(
-            [program, "-c", str(configuration), "-e", str(folder / "log")],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            for port in ports:
-                _wait(port, process, folder)
-            yield
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _wait(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Until it takes connections."""
-    for _ in range(2000):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.005)
-        else:
-            return
-    raise AssertionError("nginx does not take connections")
+    configuration.write_text(CONFIGURATION.format(**servers, module=STREAM_MODULE, folder=folder), encoding="utf-8")
+    with running([program, "-c", str(configuration), "-e", str(folder / "log")], ports, folder / "log"):
+        yield

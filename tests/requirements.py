@@ -113,6 +113,8 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "tinyproxy": program("tinyproxy"),
     "nft": program("nft"),
     "nginx": nginx,
+    "haproxy": program("haproxy"),
+    "systemd-analyze": program("systemd-analyze"),
     "ip": program("ip"),
 }
 

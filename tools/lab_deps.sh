@@ -5,7 +5,7 @@
 # note that chrony takes the place of systemd-timesyncd.
 set -eu
 
-packages="mosquitto coturn chrony nftables iproute2 miniupnpd nginx-light libnginx-mod-stream squid tinyproxy microsocks"
+packages="mosquitto coturn chrony nftables iproute2 miniupnpd nginx-light libnginx-mod-stream haproxy squid tinyproxy microsocks systemd"
 
 missing=""
 for package in $packages; do
@@ -57,7 +57,7 @@ echo "lab-deps: installing$missing"
 if [ -d /run/systemd/system ]; then
     for package in $missing; do
         case $package in
-        mosquitto | coturn | chrony | miniupnpd | squid | tinyproxy | microsocks) systemctl --quiet disable --now "$package" || true ;;
+        mosquitto | coturn | chrony | miniupnpd | haproxy | squid | tinyproxy | microsocks) systemctl --quiet disable --now "$package" || true ;;
         esac
     done
 fi

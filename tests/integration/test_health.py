@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.documented import changed, code, page
 from tests.hangs import HANG
 from tests.identities import ALICE
 from warpgate_trio.config import ServerUrl
@@ -138,3 +143,19 @@ async def test_a_client_that_leaves_is_no_news(caplog: pytest.LogCaptureFixture)
                 await stream.send_all(data)
         assert (await talk(server, GET % b"/healthz")).endswith(b"ok\n")
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+@pytest.mark.slow("starts Python")
+async def test_the_health_check_of_the_container() -> None:
+    """As docs/serving.md has it: ends with 0 where all is well, and with something else where not."""
+    (text,) = code(page("serving.md"), "dockerfile")
+    (check,) = re.findall(r"^HEALTHCHECK CMD (.*)$", text, re.MULTILINE)
+    well = True
+    async with serving(draining=lambda: not well) as server:
+        program, *words = json.loads(changed(check, {"127.0.0.1:9100": f"127.0.0.1:{server.port}"}))
+        assert program == "python"
+        run = await trio.run_process([sys.executable, *words], check=False)
+        assert run.returncode == 0
+        well = False
+        run = await trio.run_process([sys.executable, *words], check=False, stderr=subprocess.DEVNULL)
+        assert run.returncode == 1

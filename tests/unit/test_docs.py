@@ -21,6 +21,7 @@ import pytest
 import trio
 
 import warpgate_trio
+from tests.documented import DOCS, bare, code, page, table, tables
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.nodes import LoopbackHost, loopback_node, on_host, pair
@@ -45,40 +46,7 @@ from warpgate_trio.signal import inbox, replays, wire_name
 from warpgate_trio.signal.transport import supports
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md")) + sorted(ROOT.glob("*.md"))
-
-Row = dict[str, str]
-
-
-def page(name: str) -> str:
-    return (DOCS / name).read_text(encoding="utf-8")
-
-
-def tables(text: str) -> Iterator[list[Row]]:
-    """Every table of a page, a row as column -> cell; a cell keeps its Markdown."""
-    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
-        head, rule, *rows = (
-            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
-        )
-        assert all(set(cell) <= {"-"} for cell in rule), block
-        assert all(len(row) == len(head) for row in rows), block
-        yield [dict(zip(head, row, strict=True)) for row in rows]
-
-
-def table(text: str, *columns: str) -> list[Row]:
-    """The one table with these first columns."""
-    (found,) = [rows for rows in tables(text) if rows and tuple(rows[0])[: len(columns)] == columns]
-    return found
-
-
-def bare(cell: str) -> str:
-    return cell.strip("`")
-
-
-def code(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
 
 # -- links -------------------------------------------------------------------------------------------------------------
 
@@ -320,8 +288,8 @@ def test_the_rendezvous_frames() -> None:
     assert [(int(bare(row["type"]), 16), row["frame"], row["from"]) for row in rows] == sorted(expected)
     ends = table(page("wire_formats.md"), "end reason", "name")
     assert [(int(row["end reason"]), row["name"]) for row in ends] == [(each.value, each.name) for each in EndReason]
-    for code in rendezvous_frames.ErrorCode:
-        assert re.search(rf"\b{code.value} {code.name.lower().replace('_', ' ')}\b", page("wire_formats.md"))
+    for each in rendezvous_frames.ErrorCode:
+        assert re.search(rf"\b{each.value} {each.name.lower().replace('_', ' ')}\b", page("wire_formats.md"))
 
 
 def test_the_rules_of_the_planner() -> None:

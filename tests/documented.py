@@ -1,0 +1,49 @@
+"""What the documentation shows, for tests of it, and for those that start an example as it stands there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+Row = dict[str, str]
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def tables(text: str) -> Iterator[list[Row]]:
+    """Every table of a page, a row as column -> cell; a cell keeps its Markdown."""
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        head, rule, *rows = (
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
+        )
+        assert all(set(cell) <= {"-"} for cell in rule), block
+        assert all(len(row) == len(head) for row in rows), block
+        yield [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def table(text: str, *columns: str) -> list[Row]:
+    """The one table with these first columns."""
+    (found,) = [rows for rows in tables(text) if rows and tuple(rows[0])[: len(columns)] == columns]
+    return found
+
+
+def bare(cell: str) -> str:
+    return cell.strip("`")
+
+
+def code(text: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def changed(text: str, changes: Mapping[str, object]) -> str:
+    """An example with places, ports and files of the test's own; each of what they stand for has to be there."""
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, str(new))
+    return text
