@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import trio
 
 from tests.certificates import Authority
 from tests.end_to_end.processes import ran, started
+from tests.hangs import HANG
 from tests.identities import ALICE
 from tests.nginx import free_ports, nginx
 from warpgate_trio.config import ServerUrl, load_config
+from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.signal import Delivery, open_channel
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
@@ -124,6 +129,75 @@ async def test_serve_raises_its_limit_of_open_files() -> None:
         await serve.event()
         limits = Path(f"/proc/{serve.process.pid}/limits").read_text(encoding="ascii")
     assert re.search(r"Max open files +3000 +3000 ", limits)
+
+
+async def page(url: str) -> tuple[int, str]:
+    """What a GET is answered with: the status and the body."""
+
+    def get() -> tuple[int, str]:
+        try:
+            with urlopen(url) as response:
+                return response.status, response.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+
+    return await trio.to_thread.run_sync(get)
+
+
+@pytest.mark.needs("linux")
+async def test_a_service_manager_and_who_watches_hear_of_the_start_and_of_the_end(tmp_path: Path) -> None:
+    """A signal server that drains tells its clients to go elsewhere; what is asked of it meanwhile is answered."""
+    words = (
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--stun-port",
+        "0",
+        "--no-ntp",
+        "--health",
+        "127.0.0.1:0",
+        "--drain",
+        "30",
+        "--json",
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        told = trio.socket.from_stdlib_socket(manager.dup())
+        extra = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "60000000"}
+        with told, trio.fail_after(HANG):
+            async with started(*words, env=extra) as serve:
+                ready = await serve.event()
+                assert (await told.recv(1000)).decode().startswith("READY=1\nSTATUS=serving on ws://127.0.0.1:")
+                assert await told.recv(1000) == b"WATCHDOG=1"
+                assert await page(ready["health"] + "/healthz") == (200, "ok\n")
+                url = ServerUrl.parse(ready["servers"]["websocket"][0])
+                async with open_channel(url, ALICE) as channel:
+                    status, text = await page(ready["health"] + "/metrics")
+                    assert status == 200
+                    assert "warpgate_rendezvous_connections 1\n" in text
+                    assert "warpgate_turn_allocations 0\n" in text
+                    serve.process.send_signal(signal.SIGTERM)
+                    assert (await told.recv(1000)).startswith(b"STOPPING=1\n")
+                    with pytest.raises(SignalUnavailable, match="1001"):
+                        await channel.receive()
+                assert await serve.code() == 0
+                assert "shutting down" in serve.stderr_text
+
+
+@pytest.mark.needs("linux")
+async def test_a_second_sigterm_waits_for_nobody() -> None:
+    """A client that reads nothing holds up a server that drains, for so long."""
+    async with started(*LOOPBACK, "--health", "127.0.0.1:0", "--drain", "3600", "--json") as serve:
+        ready = await serve.event()
+        async with await trio.open_tcp_stream("127.0.0.1", ServerUrl.parse(ready["servers"]["websocket"][0]).port):
+            serve.process.send_signal(signal.SIGTERM)
+            await serve.wait_err("shutting down")
+            assert await page(ready["health"] + "/healthz") == (503, "shutting down\n")
+            serve.process.send_signal(signal.SIGTERM)
+            assert await serve.code() == 0
 
 
 @contextmanager

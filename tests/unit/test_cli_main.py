@@ -97,6 +97,9 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["serve", "--relay-ports", "0-70000"], "of 1 to 65535"),
         (["serve", "--token-file", "/none/token"], "--token-file /none/token: No such file"),
         (["serve", "--state-dir", "/dev/null/state"], "--state-dir /dev/null/state: the token file"),
+        (["serve", "--health", "9100"], "'9100': expected HOST:PORT"),
+        (["serve", "--health", "127.0.0.1:70000"], "expected HOST:PORT"),
+        (["serve", "--drain", "-1"], "--drain"),
         (["id", "--config", "/none/config.toml"], "/none/config.toml"),
     ],
 )

@@ -663,14 +663,15 @@ def test_the_configuration_to_paste_says_when_it_is_for_one_network_only() -> No
 
 async def test_the_time_server_takes_the_first_port_that_it_can_have(capfd: pytest.CaptureFixture[str]) -> None:
     async with open_ntp() as one, open_ntp() as other, trio.open_nursery() as nursery:
-        (url,) = await start_ntp(Settings(), nursery, "127.0.0.1", (one.port, 0))
-        assert url.startswith("ntp://127.0.0.1:")
+        server = await start_ntp(Settings(), nursery, "127.0.0.1", (one.port, 0))
+        assert server is not None
+        assert server.url.startswith("ntp://127.0.0.1:")
         assert capfd.readouterr().err == ""
-        assert await start_ntp(Settings(), nursery, "127.0.0.1", (one.port, other.port)) == ()
+        assert await start_ntp(Settings(), nursery, "127.0.0.1", (one.port, other.port)) is None
         assert capfd.readouterr().err == (
             f"no time server: cannot listen on 127.0.0.1 UDP port {other.port}: Address already in use\n"
         )
-        assert await start_ntp(Settings(), nursery, "127.0.0.1", ()) == ()
+        assert await start_ntp(Settings(), nursery, "127.0.0.1", ()) is None
         assert capfd.readouterr().err == ""
         with pytest.raises(UsageProblem, match="--no-ntp does without"):
             await start_ntp(Settings(), nursery, "127.0.0.1", (one.port,))

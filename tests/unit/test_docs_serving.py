@@ -17,22 +17,16 @@ import pytest
 from tests.documented import DOCS, changed, code, page, table
 from tests.requirements import find_program
 from warpgate_trio.cli.options import Settings
-from warpgate_trio.cli.serve import DEFAULT_PORT, DEFAULT_STUN_PORT, serve
+from warpgate_trio.cli.serve import DEFAULT_PORT, serve
+from warpgate_trio.cli.services import STUN_PORT
 from warpgate_trio.servers.metrics import _METRICS
 
 PAGE = page("serving.md")
-SOON = ("--state-dir", "--health")
-"""Options that the page shows, and `serve` does not have yet."""
 
 
 def understood(words: list[str]) -> dict[str, Any]:
     """What `serve` makes of a command line without the program's and its own name."""
-    known = {option for parameter in serve.params for option in parameter.opts}
-    for option in SOON:
-        if option in words and option not in known:
-            at = words.index(option)
-            words = words[:at] + words[at + 2 :]
-    with serve.make_context("serve", words, obj=Settings()) as context:
+    with serve.make_context("serve", list(words), obj=Settings()) as context:
         return dict(context.params)
 
 
@@ -103,7 +97,7 @@ def test_the_container_starts_what_the_parser_understands() -> None:
     state = value(words, "--state-dir")
     assert file["VOLUME"] == [state]
     assert file["STOPSIGNAL"] == ["SIGTERM"]
-    ports = f"{DEFAULT_PORT}/tcp {DEFAULT_STUN_PORT}/tcp {DEFAULT_STUN_PORT}/udp {parameters['ntp_port']}/udp"
+    ports = f"{DEFAULT_PORT}/tcp {STUN_PORT}/tcp {STUN_PORT}/udp {parameters['ntp_port']}/udp"
     assert file["EXPOSE"] == [ports]
     (user,) = file["USER"]
     uid, gid = user.split(":")

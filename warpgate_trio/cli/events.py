@@ -49,10 +49,12 @@ class ServeReady(_Event, frozen=True, kw_only=True, tag="ready"):
       servers: the URLs of its servers, by key of ``[servers]``; those of the TURN server with the login for it.
       relay_token: what one of two peers needs, so that the rendezvous server relays for them; null where that is
         everybody, or nobody.
+      health: the URL of `--health`; null without it.
     """
 
     servers: dict[str, list[str]]
     relay_token: str | None = None
+    health: str | None = None
 
 
 class PipeOpened(_Event, frozen=True, kw_only=True, tag="pipe"):

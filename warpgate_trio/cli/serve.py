@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,15 +11,18 @@ import click
 
 from .exits import ExitCode
 from .options import Settings, common_options, json_option, pass_settings
-from .serve_options import NTP_PORTS, ServeOptions, read_address, read_networks, read_ports
+from .serve_options import NTP_PORTS, ServeOptions, read_address, read_networks, read_place, read_ports
 from .services import STUN_PORT, TURNS_PORT
 
 if TYPE_CHECKING:
     from .certificate import Certificate
+    from .services import Services
 
 __all__ = ["serve"]
 
 DEFAULT_PORT: Final = 8765
+DEFAULT_DRAIN: Final = 5.0
+"""Seconds: half of what container runtimes give a program between SIGTERM and SIGKILL."""
 
 
 @click.command(short_help="Run the servers that peers find each other by: rendezvous, STUN, time.")
@@ -112,6 +116,20 @@ DEFAULT_PORT: Final = 8765
     help="Where the token is kept that is made when there is none.  [default: the user's state directory]",
 )
 @click.option("--no-relay", is_flag=True, help="Relay nothing: no token, no TURN.")
+@click.option(
+    "--health",
+    metavar="HOST:PORT",
+    callback=read_place,
+    help="Tell there, over HTTP, who asks: /healthz, and /metrics for Prometheus.  Nowhere if not given.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0),
+    default=DEFAULT_DRAIN,
+    show_default=True,
+    metavar="S",
+    help="Seconds after SIGTERM in which connected nodes are told to go elsewhere and relays may end.",
+)
 @json_option
 @common_options
 @pass_settings
@@ -153,43 +171,67 @@ async def _serve(
     import trio
 
     from .. import host as machine
-    from ..config import TurnServer
     from ..nurseries import open_background_nursery
     from .certificate import reload_on_hangup
-    from .events import ServeReady, encode
     from .files import raise_file_limit, share_files
-    from .reachable import configuration, reachable_urls, turn_urls, with_login
-    from .services import start_ntp, start_rendezvous, start_stun, turn_credentials, turn_login
+    from .services import Services, start_health, start_ntp, start_rendezvous, start_stun, turn_credentials
     from .stdio import StandardOutput
+    from .systemd import ServiceManager
 
-    output = StandardOutput()
+    output, manager = StandardOutput(), ServiceManager(machine.current().environment())
     shares = share_files(raise_file_limit(), stun=not wanted.no_stun, turn=wanted.turn)
     relay_token = None if wanted.open_to_all else token
     credentials = turn_credentials(token) if wanted.turn and token is not None else None
     async with open_background_nursery() as nursery:
         await nursery.start(partial(reload_on_hangup, settings, certificate))
-        rendezvous = await start_rendezvous(wanted, nursery, certificate, shares, relay_token)
-        urls = await start_stun(settings, wanted, nursery, certificate, shares, credentials)
-        ntp = await start_ntp(settings, nursery, wanted.host, wanted.ntp_ports)
-        listening = {"websocket": rendezvous.urls, "stun": urls.stun, "ntp": ntp}
-        interfaces = machine.current().interfaces()
-        offered = {
-            key: [str(url) for url in wanted.public.get(key, ())]
-            or reachable_urls(of_kind, interfaces, wanted.external_ips)
-            for key, of_kind in listening.items()
-            if of_kind
-        }
-        turn: list[TurnServer] = []
-        if urls.turn and token is not None:
-            by_turn = wanted.public.get("turn") or turn_urls(urls.turn, interfaces, wanted.external_ips)
-            turn = [TurnServer(url, *turn_login(token)) for url in by_turn]
-        if settings.json:
-            if turn:
-                offered["turn"] = [str(with_login(each)) for each in turn]
-            await output.write(encode(ServeReady(servers=offered, relay_token=relay_token)))
-        else:
-            await output.write(configuration(offered, turn, relay_token).encode())
-            everything = ", ".join(url for of_kind in (*listening.values(), urls.turn) for url in of_kind)
+        services = Services(
+            rendezvous=await start_rendezvous(wanted, nursery, certificate, shares, relay_token),
+            stun=await start_stun(settings, wanted, nursery, certificate, shares, credentials),
+            ntp=await start_ntp(settings, nursery, wanted.host, wanted.ntp_ports),
+        )
+        health = await start_health(wanted, nursery, services)
+        await output.write(_offer(settings, wanted, services, token, relay_token, health))
+        everything = ", ".join(url for of_kind in services.urls.values() for url in of_kind)
+        if not settings.json:
             settings.say(f"serving on {everything} until interrupted")
-        await trio.sleep_forever()
+        await manager.ready(f"serving on {everything}")
+        nursery.start_soon(manager.feed_watchdog)
+        with trio.open_signal_receiver(signal.SIGTERM) as terminations:
+            await anext(terminations)
+        settings.say("shutting down")
+        await manager.stopping("shutting down")
+        with trio.move_on_after(wanted.drain):
+            await services.drain()
     return ExitCode.OK
+
+
+def _offer(
+    settings: Settings,
+    wanted: ServeOptions,
+    services: Services,
+    token: str | None,
+    relay_token: str | None,
+    health: str | None,
+) -> bytes:
+    """What is printed: the configuration to paste, or the event with the same."""
+    from .. import host as machine
+    from ..config import TurnServer
+    from .events import ServeReady, encode
+    from .reachable import configuration, reachable_urls, turn_urls, with_login
+    from .services import turn_login
+
+    interfaces, external = machine.current().interfaces(), wanted.external_ips
+    urls = services.urls
+    turn: list[TurnServer] = []
+    if (listening := urls.pop("turn", ())) and token is not None:
+        by_turn = wanted.public.get("turn") or turn_urls(listening, interfaces, external)
+        turn = [TurnServer(url, *turn_login(token)) for url in by_turn]
+    offered = {
+        key: [str(url) for url in wanted.public.get(key, ())] or reachable_urls(of_kind, interfaces, external)
+        for key, of_kind in urls.items()
+    }
+    if not settings.json:
+        return configuration(offered, turn, relay_token).encode()
+    if turn:
+        offered["turn"] = [str(with_login(each)) for each in turn]
+    return encode(ServeReady(servers=offered, relay_token=relay_token, health=health))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..sockaddr import Family, IpAddress
     from ..websocket.proxies import TrustedProxies
 
-__all__ = ["NTP_PORTS", "ServeOptions", "read_address", "read_networks", "read_ports"]
+__all__ = ["NTP_PORTS", "ServeOptions", "read_address", "read_networks", "read_place", "read_ports"]
 
 NTP_PORTS: Final = (123, 1123)
 """Of the time server: NTP's own, and one that everybody may have."""
@@ -57,6 +57,8 @@ class ServeOptions:
     token_file: Path | None
     state_dir: Path | None
     no_relay: bool
+    health: tuple[str, int] | None
+    drain: float
 
     def __post_init__(self) -> None:
         for wrong, sentence in (
@@ -180,3 +182,13 @@ def read_ports(_context: click.Context, _parameter: click.Parameter, text: str |
     if not ports or ports[0] < 1 or ports[-1] > 65535:
         raise click.BadParameter(f"{text!r}: expected two ports, MIN-MAX, of 1 to 65535")
     return ports
+
+
+def read_place(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, int] | None:
+    """The callback of `--health`: ``127.0.0.1:9100``, ``[::1]:9100``."""
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise click.BadParameter(f"{text!r}: expected HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)

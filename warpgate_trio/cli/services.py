@@ -6,22 +6,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import trio
+
+from ..sockaddr import show_address
 from .exits import UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import trio
-
+    from ..servers.metrics import Statistics
     from ..servers.ntp import NtpServer
     from ..servers.rendezvous import RendezvousServer
+    from ..servers.stun import StunServer
+    from ..servers.turn import TurnServer
     from ..servers.turn_credentials import TurnCredentials
     from .certificate import Certificate
     from .files import Shares
     from .options import Settings
     from .serve_options import ServeOptions
 
-__all__ = ["Urls", "start_ntp", "start_rendezvous", "start_stun", "turn_credentials", "turn_login"]
+__all__ = ["Services", "start_health", "start_ntp", "start_rendezvous", "start_stun", "turn_credentials", "turn_login"]
 
 STUN_PORT: Final = 3478
 """Of STUN and of TURN, over UDP and TCP (RFC 8489 §18.6, RFC 8656 §15)."""
@@ -33,12 +37,54 @@ EXPIRY: Final = "4102444800"
 long as the token is, and the same after each start."""
 
 
-@dataclass(frozen=True)
-class Urls:
-    """Where the STUN server listens, and the TURN server, by their URLs; empty where there is none."""
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """All that run."""
 
-    stun: tuple[str, ...] = ()
-    turn: tuple[str, ...] = ()
+    rendezvous: RendezvousServer
+    stun: StunServer | TurnServer | None
+    ntp: NtpServer | None
+
+    @property
+    def turn(self) -> TurnServer | None:
+        """The STUN server, where it is a TURN server too."""
+        from ..servers.turn import TurnServer
+
+        return self.stun if isinstance(self.stun, TurnServer) else None
+
+    @property
+    def urls(self) -> dict[str, tuple[str, ...]]:
+        """Where they listen, by key of ``[servers]``."""
+        found = {"websocket": self.rendezvous.urls}
+        if self.stun is not None:
+            found["stun"] = tuple(f"stun:{show_address(each)}" for each in self.stun.addresses[:2])
+        if self.turn is not None:
+            found["turn"] = self.turn.urls
+        if self.ntp is not None:
+            found["ntp"] = self.ntp.urls
+        return found
+
+    @property
+    def draining(self) -> bool:
+        """Whether they are being shut down."""
+        return self.rendezvous.draining
+
+    def statistics(self) -> list[Statistics]:
+        """What they count."""
+        found: list[Statistics] = [self.rendezvous.statistics()]
+        if self.turn is not None:
+            found += [self.turn.stun_statistics(), self.turn.statistics()]
+        elif self.stun is not None:
+            found += [self.stun.statistics()]
+        if self.ntp is not None:
+            found += [self.ntp.statistics()]
+        return found
+
+    async def drain(self) -> None:
+        """Shut them down well; the caller bounds the time."""
+        from .runner import run_both
+
+        await run_both(self.rendezvous.drain, self.turn.drain if self.turn is not None else trio.lowlevel.checkpoint)
 
 
 def turn_credentials(token: str) -> TurnCredentials:
@@ -88,12 +134,12 @@ async def start_stun(
     certificate: Certificate | None,
     shares: Shares,
     credentials: TurnCredentials | None,
-) -> Urls:
-    """The STUN server, which is a TURN server too where there are credentials; none where nobody has asked for one and
+) -> StunServer | TurnServer | None:
+    """The STUN server, which is a TURN server too where there are credentials; None where nobody has asked for one and
     its port is taken.
     """
     if wanted.no_stun:
-        return Urls()
+        return None
     port = STUN_PORT if wanted.stun_port is None else wanted.stun_port
     where = " and ".join(filter(None, (wanted.host or "all addresses", wanted.second_host)))
     try:
@@ -107,7 +153,7 @@ async def start_stun(
         if wanted.stun_port is not None or wanted.second_host is not None or wanted.asks_for_turn:
             raise UsageProblem(problem) from None
         settings.warn(f"{problem}; serving without them")
-        return Urls()
+        return None
 
 
 def _has_relay_addresses(settings: Settings, wanted: ServeOptions) -> bool:
@@ -133,8 +179,8 @@ async def _start_turn(
     shares: Shares,
     credentials: TurnCredentials,
     port: int,
-) -> Urls:
-    from ..servers.turn import TurnServer, serve_turn
+) -> TurnServer:
+    from ..servers.turn import serve_turn
 
     start = partial(
         serve_turn,
@@ -159,23 +205,22 @@ async def _start_turn(
             settings.say(f"no TURN over TLS: cannot listen on port {tls_port}: {_reason(error)}")
     if server is None:
         server = await nursery.start(start)
-    stun = tuple(url.replace("turn:", "stun:", 1) for url in server.urls if url.startswith("turn:"))
-    return Urls(stun, server.urls)
+    return server
 
 
-async def _start_stun_alone(wanted: ServeOptions, nursery: trio.Nursery, shares: Shares, port: int) -> Urls:
-    from ..servers.stun import StunServer, serve_stun
+async def _start_stun_alone(wanted: ServeOptions, nursery: trio.Nursery, shares: Shares, port: int) -> StunServer:
+    from ..servers.stun import serve_stun
 
     server: StunServer = await nursery.start(
         partial(serve_stun, host=wanted.host or None, port=port, second_host=wanted.second_host, limits=shares.stun)
     )
-    return Urls(server.urls)
+    return server
 
 
 async def start_ntp(
     settings: Settings, nursery: trio.Nursery, host: str | None, ports: Sequence[int]
-) -> tuple[str, ...]:
-    """The URLs of the time server on the first of `ports` that can be had; none where the user did not insist on one.
+) -> NtpServer | None:
+    """The time server on the first of `ports` that can be had; None where the user did not insist on one.
 
     Another time server often has port 123, and some systems let only root have it.
     """
@@ -190,10 +235,25 @@ async def start_ntp(
             if len(ports) == 1:
                 raise UsageProblem(f"{why} (--no-ntp does without a time server)") from None
         else:
-            return server.urls
+            return server
     if ports:
         settings.say(f"no time server: {why}")
-    return ()
+    return None
+
+
+async def start_health(wanted: ServeOptions, nursery: trio.Nursery, services: Services) -> str | None:
+    """The URL of the health server, where one is asked for.  Raises `UsageProblem` where it cannot listen."""
+    from ..servers.health import HealthServer, serve_health
+
+    if wanted.health is None:
+        return None
+    host, port = wanted.health
+    serve = partial(serve_health, services.statistics, draining=lambda: services.draining, host=host, port=port)
+    try:
+        server: HealthServer = await nursery.start(serve)
+    except OSError as error:
+        raise UsageProblem(f"--health: cannot listen on {host} port {port}: {_reason(error)}") from None
+    return server.url
 
 
 def _reason(error: OSError) -> str:

@@ -72,9 +72,9 @@ class TurnServer:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """``turn:host:port`` and ``turns:host:port`` of each address."""
+        """``turn:host:port`` and ``turns:host:port`` of each address, without the second port of RFC 5780."""
         return (
-            *(f"turn:{show_address(each)}" for each in self.addresses),
+            *(f"turn:{show_address(each)}" for each in self.addresses[:2]),
             *(f"turns:{show_address(each)}" for each in self.tls_addresses),
         )
 
