@@ -7,17 +7,18 @@ from functools import partial
 
 import trio
 
-__all__ = ["serve_connect_proxy"]
+__all__ = ["serve_connect_proxy", "serve_tunnel"]
 
 
 async def serve_connect_proxy(
     port: int, asked: list[str], *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve until cancelled; what it was asked for, each ``host:port``, goes into `asked`."""
-    await trio.serve_tcp(partial(_serve, asked), port, task_status=task_status)
+    await trio.serve_tcp(partial(serve_tunnel, asked), port, task_status=task_status)
 
 
-async def _serve(asked: list[str], client: trio.SocketStream) -> None:
+async def serve_tunnel(asked: list[str], client: trio.SocketStream) -> None:
+    """Serve one client of it."""
     with suppress(trio.BrokenResourceError):
         async with client:
             head = b""

@@ -57,14 +57,17 @@ def _wait(address: Address, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def coturn_relay(folder: Path, *lines: str, certificate: Path | None = None) -> Iterator[Relay]:
+def coturn_relay(
+    folder: Path, *lines: str, certificate: Path | None = None, port: int | None = None
+) -> Iterator[Relay]:
     """A TURN server on 127.0.0.1 and ::1, with the user ``user`` whose password is ``secret``.
 
     Args:
       lines: further lines of its configuration.
       certificate: PEM file with certificate and key, for TLS.
+      port: where it listens; a free one if not given.
     """
-    relay = Relay(folder, lines, certificate)
+    relay = Relay(folder, lines, certificate, port)
     relay.start()
     try:
         yield relay
@@ -79,8 +82,8 @@ class Relay:
       port: UDP and TCP; TLS too, where there is a certificate.
     """
 
-    def __init__(self, folder: Path, lines: tuple[str, ...], certificate: Path | None) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, lines: tuple[str, ...], certificate: Path | None, port: int | None = None) -> None:
+        self.port = free_port() if port is None else port
         self.log = folder / "log"
         self._folder = folder
         tls = [f"cert={certificate}", f"pkey={certificate}"] if certificate else ["no-tls"]

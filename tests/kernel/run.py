@@ -88,14 +88,21 @@ async def program_on(host: Host, *arguments: str | Path, home: Path, logs: Path 
 
 
 @asynccontextmanager
-async def coturn_on(host: Host, folder: Path, *lines: str) -> AsyncGenerator[None]:
-    """coturn at `TURN_PORT` of a machine, with the user ``user`` whose password is ``secret``, for the time of the
-    body."""
+async def coturn_on(
+    host: Host, folder: Path, *lines: str, port: int = TURN_PORT, certificate: Path | None = None
+) -> AsyncGenerator[None]:
+    """coturn on a machine, with the user ``user`` whose password is ``secret``, for the time of the body.
+
+    Args:
+      lines: more lines of its configuration.
+      port: UDP and TCP; TLS too, where there is a `certificate`.
+    """
+    tls = [f"cert={certificate}", f"pkey={certificate}"] if certificate is not None else ["no-tls"]
     config = folder / "coturn.conf"
     config.write_text(
         "\n".join(
             [
-                *(f"listening-port={TURN_PORT}", "no-tls", "no-dtls", "no-cli", "lt-cred-mech", "user=user:secret"),
+                *(f"listening-port={port}", *tls, "no-dtls", "no-cli", "lt-cred-mech", "user=user:secret"),
                 *("realm=test", "log-file=stdout", "simple-log", f"pidfile={folder}/pid", f"userdb={folder}/db"),
                 *(f"listening-ip={host.ip}", f"relay-ip={host.ip}", *lines),
             ]

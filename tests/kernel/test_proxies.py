@@ -12,9 +12,9 @@ import trio
 
 from tests.certificates import Authority
 from tests.end_to_end.processes import Command, started
-from tests.kernel.lab import BYSTANDER, SERVER, Host, Lab, open_lab
+from tests.kernel.lab import BYSTANDER, SECOND, SERVER, Host, Lab, open_lab
 from tests.kernel.namespaces import SocketsOfNamespaces
-from tests.kernel.run import configuration
+from tests.kernel.run import configuration, coturn_on
 from tests.kernel.wire import Wire
 from tests.proxies import PASSWORD, USER, running, squid, tinyproxy
 from tests.requirements import find_program
@@ -121,6 +121,22 @@ async def test_by_squid_to_a_rendezvous_server_that_relays_where_nothing_comes_i
             async with open_rendezvous(host=SERVER, port=443, ssl_context=authority.server(SERVER), relay=relay):
                 event = await call(lab, tmp_path, {"websocket": [WSS]}, {"HTTPS_PROXY": PROXY}, phases="direct,relay")
     assert (event["event"], event.get("plugin"), event.get("echo_ok")) == ("connected", "ws_relay", True), event
+
+
+@pytest.mark.slow("real programs in namespaces")
+@pytest.mark.needs("network_namespaces", "nft", "tun", "tinyproxy", "turnserver")
+async def test_by_tinyproxy_to_a_turn_server_at_port_443(tmp_path: Path) -> None:
+    async with company(tmp_path) as (lab, authority):
+        lab.homes[0].host.machine.rules(FIREWALL + CLOSED)
+        authority.server(SECOND)
+        with tinyproxy(PORT, host=BYSTANDER, login=True, machine=lab.bystander.machine), lab.server:
+            async with (
+                open_rendezvous(host=SERVER, port=443, ssl_context=authority.server(SERVER)),
+                coturn_on(lab.second_server, tmp_path, port=443, certificate=tmp_path / f"{SECOND}.pem"),
+            ):
+                servers = {"websocket": [WSS], "turn": [f"turns:user:secret@{SECOND}:443"]}
+                event = await call(lab, tmp_path, servers, {"HTTPS_PROXY": PROXY}, phases="direct,relay")
+    assert (event["event"], event.get("plugin"), event.get("echo_ok")) == ("connected", "turn", True), event
 
 
 @pytest.mark.slow("real programs in namespaces, and a walk that fails")

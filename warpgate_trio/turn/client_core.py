@@ -26,7 +26,7 @@ from ipaddress import ip_address
 from typing import Any, Final, final
 
 from ..address.scope import AddressScope, scope_of
-from ..errors import StunError, StunMalformed, StunRefused
+from ..errors import StunError, StunMalformed, StunRefused, StunTimeout
 from ..sockaddr import Family, TransportAddress, family_of, show_address, unmapped
 from ..stun.codec import (
     ALTERNATE_SERVER,
@@ -163,6 +163,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
       family: of the relayed address.
       reliable: the transport loses nothing, so nothing is repeated and ChannelData is padded.
       rto, tries: RFC 8489 §6.2.1, for UDP.
+      name: the server in errors, where its address says nothing.
 
     Attributes:
       state: see `TurnState`.
@@ -182,6 +183,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         reliable: bool = False,
         rto: float = DEFAULT_RTO,
         tries: int = TRIES,
+        name: str | None = None,
     ) -> None:
         self.server: Final = server
         self.family: Final = family
@@ -191,6 +193,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         self.mapped: TransportAddress | None = None
         self.error: StunError | None = None
         self.alternate: TransportAddress | None = None
+        self._name = f"TURN server {name or show_address(server)}"
         self._entropy = entropy
         self._login = Login(credentials)
         self._rto = STREAM_TIMEOUT if reliable else rto
@@ -355,7 +358,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
             self._free(now)
             return
         try:
-            self.relayed = _read_relayed(message, self.family, self.server)
+            self.relayed = self._read_relayed(message)
             self.mapped = message.get(XOR_MAPPED_ADDRESS)
         except StunMalformed as error:
             self.error = error
@@ -388,10 +391,6 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
             request.grant.refuse(error)
 
     # -- requests ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _name(self) -> str:
-        return f"TURN server {show_address(self.server)}"
 
     def _allocate(self, now: float) -> None:
         self._go(_Event.ALLOCATE)
@@ -460,14 +459,11 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
 
     def handle_timer(self, now: float) -> None:
         """Repeat what was not answered, give up what was not answered for long, renew what would run out."""
-        for transaction_id, request in list(self._requests.items()):
+        for request in list(self._requests.values()):
             request.transaction.handle_timer(now)
             if request.transaction.done:
-                del self._requests[transaction_id]
-                try:
-                    request.transaction.response()
-                except StunError as error:
-                    self._end(error)  # whatever it was: a server that says nothing for so long is not there
+                # Whatever it was: a server that says nothing for so long is not there.
+                self._end(StunTimeout(f"no answer from {self._name}"))
                 return
         if self.state is not TurnState.ALLOCATED:
             return
@@ -494,16 +490,15 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         self._go(_Event.OVER)
         self._requests.clear()
 
-
-def _read_relayed(message: Message, family: Family, server: TransportAddress) -> TransportAddress:
-    """The relayed address of a family; raises `StunMalformed` where there is none that a relay can have."""
-    found = [each for each in message.get_all(XOR_RELAYED_ADDRESS) if family_of(each[0]) == family]
-    if not found:
-        raise StunMalformed(f"TURN server {show_address(server)} gave no relayed address of IPv{family}")
-    relayed = found[0]
-    ip = ip_address(relayed[0])
-    scope = scope_of(ip)
-    hidden = scope is AddressScope.LOOPBACK and not ip_address(server[0]).is_loopback
-    if relayed[1] == 0 or hidden or scope is AddressScope.NO_HOST or unmapped(ip) is not ip:
-        raise StunMalformed(f"TURN server {show_address(server)} gave {show_address(relayed)}, which no relay has")
-    return relayed
+    def _read_relayed(self, message: Message) -> TransportAddress:
+        """The relayed address; raises `StunMalformed` where there is none that a relay can have."""
+        found = [each for each in message.get_all(XOR_RELAYED_ADDRESS) if family_of(each[0]) == self.family]
+        if not found:
+            raise StunMalformed(f"{self._name} gave no relayed address of IPv{self.family}")
+        relayed = found[0]
+        ip = ip_address(relayed[0])
+        scope = scope_of(ip)
+        hidden = scope is AddressScope.LOOPBACK and not ip_address(self.server[0]).is_loopback
+        if relayed[1] == 0 or hidden or scope is AddressScope.NO_HOST or unmapped(ip) is not ip:
+            raise StunMalformed(f"{self._name} gave {show_address(relayed)}, which no relay has")
+        return relayed

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Final, final
 
@@ -19,10 +19,11 @@ import trio
 
 from .. import host as machine
 from ..address.scope import AddressScope, scope_of
-from ..config import Proxies, TurnServer
-from ..errors import ProxyError, StunError, panics_as_errors
+from ..config import Proxies, ServerUrl, TurnServer
+from ..errors import ConfigError, ProxyError, StunError, panics_as_errors
 from ..names import Names, in_turn
 from ..nurseries import open_background_nursery, open_bare_nursery
+from ..ports.connect import name_of
 from ..ports.datagrams import DatagramSocket
 from ..ports.server_dial import ServerDial
 from ..sockaddr import Family, TransportAddress, family_of, plain_address, show_address
@@ -77,8 +78,9 @@ class Relays:
         self._trust = trust
         self._proxies = proxies if proxies is not None else Proxies("none", {})
         for server in servers:
-            if server.url.transport == "tcp":
-                self._proxies.to(server.url)  # so that a bad one is found now, not in a walk
+            self._check_proxy(server.url)
+        self._dials: dict[TurnServer, ServerDial] = {}
+        self._failures: tuple[str, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._timers: trio.Nursery | None = None
         self._ports: dict[RelayPort, None] = {}
@@ -87,6 +89,23 @@ class Relays:
     def __len__(self) -> int:
         """Relays that are open, primed sockets included."""
         return len(self._ports)
+
+    def _check_proxy(self, url: ServerUrl) -> None:
+        """One that cannot be used is found now, not in a walk; and which one is used, or not, is said."""
+        if url.transport == "tcp":
+            dial = ServerDial(self._proxies.to(url))
+            if dial.by_proxy:
+                logger.info("TURN server %s: by %s", url.redacted, dial)
+        else:
+            with suppress(ConfigError):  # it is nothing to this one
+                proxy = self._proxies.to(url)
+                if proxy is not None:
+                    logger.info("TURN server %s: directly, as %s takes no UDP", url.redacted, name_of(proxy))
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why each server gave no address when one was wanted last, also where that was given up; empty if one did."""
+        return self._failures
 
     @asynccontextmanager
     async def running(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
@@ -117,14 +136,17 @@ class Relays:
         targets = await self._targets()
         if not targets:
             raise StunError("there is no TURN server to ask")
-        errors: list[StunError] = []
+        asked: list[tuple[TurnServer, TransportAddress | None]] = []
+        errors: dict[tuple[TurnServer, TransportAddress | None], str] = {}
         found: list[RelayPort] = []
+        won: RelayPort | None = None
 
         async def attempt(server: TurnServer, address: TransportAddress | None, failed: trio.Event) -> None:
+            asked.append((server, address))
             try:
                 found.append(await self._allocate(server, address, family, permit))
             except StunError as error:
-                errors.append(error)
+                errors[server, address] = str(error)
                 failed.set()
             else:
                 nursery.cancel_scope.cancel()
@@ -137,11 +159,20 @@ class Relays:
                     with trio.move_on_after(STAGGER):
                         await failed.wait()
             if not found:
-                raise StunError("no TURN server gives an address: " + "; ".join(str(error) for error in errors))
-            return found.pop(0)
+                raise StunError("no TURN server gives an address: " + "; ".join(errors.values()))
+            won = found.pop(0)
+            return won
         finally:
+            if won is not None or found:
+                self._failures = ()
+            else:
+                self._failures = tuple(dict.fromkeys(errors.get(each) or self._silence(each[0]) for each in asked))
             for port in found:  # a dead heat, or a cancellation in the moment of success
                 port.release()
+
+    def _silence(self, server: TurnServer) -> str:
+        dial = self._dials.get(server)
+        return f"TURN server {server.url.redacted}: no answer{'' if dial is None else dial.silence}"
 
     async def _allocate(
         self, server: TurnServer, address: TransportAddress | None, family: Family, permit: Sequence[str]
@@ -221,7 +252,9 @@ class Relays:
     async def _targets(self) -> list[tuple[TurnServer, TransportAddress | None]]:
         """What is tried, in order: servers over UDP with each of their addresses, those over TCP by name."""
         over_udp = [each for each in self.servers if each.url.transport == "udp"]
-        known = await self._names.look_up([each.url.host for each in over_udp], timeout=LOOKUP)
+        # Where others can be asked, a resolver that hangs costs what any dead server does.
+        timeout = LOOKUP if len(over_udp) == len(self.servers) else STAGGER
+        known = await self._names.look_up([each.url.host for each in over_udp], timeout=timeout)
         groups: list[list[TransportAddress]] = []
         owners: dict[TransportAddress, TurnServer] = {}
         found: list[tuple[TurnServer, TransportAddress | None]] = []
@@ -255,6 +288,7 @@ class Relays:
                 credentials=credentials,
                 family=family,
                 reliable=transport.reliable,
+                name=server.url.redacted if transport.server == UNKNOWN else None,
             )
             port = RelayPort(core, transport, name=server.url.redacted, on_close=self._forget)
             nursery.start_soon(port.serve, name=f"relay at {server.url.redacted}")
@@ -270,9 +304,11 @@ class Relays:
             assert address is not None
             sock = await DatagramSocket.bind((_ANY[family_of(address[0])], 0))
             return UdpTransport(sock, address)
-        dial = ServerDial(self._proxies.to(server.url), self._names.open_tcp_stream)
+        dial = self._dials[server] = ServerDial(self._proxies.to(server.url), self._names.open_tcp_stream)
         stream = await dial(*(address if hop and address is not None else (server.url.host, server.url.port)))
-        if isinstance(stream, trio.SocketStream) and not dial.by_proxy:
+        if hop and address is not None:
+            remote = address
+        elif isinstance(stream, trio.SocketStream) and not dial.by_proxy:
             remote = plain_address(stream.socket.getpeername())
         else:
             remote = UNKNOWN  # the proxy alone knows

@@ -27,7 +27,7 @@ from ..combos import Combo, RouteType
 from ..errors import ConnectError, RelayForbidden, SignalError, panics_as_errors, printable
 from ..link import EARLY_DATA_LIMIT, Pipe
 from ..names import describe_failures
-from ..nurseries import open_background_nursery, open_bare_nursery
+from ..nurseries import leaves, open_background_nursery, open_bare_nursery
 from ..report import Outcome, Verdict, WalkEvent
 from ..signal import Cancel
 from ..signal.core import OWNER
@@ -362,9 +362,6 @@ class Walk:
         try:
             with panics_as_errors():
                 await attempt.make_pipe(self._factories.get(combo.plugin) or self._home.factory(combo.plugin))
-        except trio.Cancelled:
-            cancelled = True
-            raise
         except Exception as error:
             expected = isinstance(error, EXPECTED)
             session.evidence.relay_forbids |= isinstance(error, RelayForbidden)
@@ -374,6 +371,9 @@ class Walk:
             log("%s over %s failed: %s", combo.plugin, combo.target, error, exc_info=not expected)
             if not expected and self._home.strict:
                 raise
+        except BaseException as error:
+            cancelled = all(isinstance(leaf, trio.Cancelled) for leaf in leaves(error))  # a group, out of nurseries
+            raise
         finally:
             now = trio.current_time()
             if attempt.won:
@@ -381,7 +381,8 @@ class Walk:
             elif cancelled:
                 since = session.over_at if session.over_at is not None else session.clock.deadline
                 outcome = Outcome.LOST if session.decided else Outcome.TIMED_OUT
-                self._recorder.ended(combo, outcome, now, cleanup=max(now - since, 0.0))
+                why = _why_no_relay(combo, self._home.view.relays.failures) if outcome is Outcome.TIMED_OUT else None
+                self._recorder.ended(combo, outcome, now, error=why, cleanup=max(now - since, 0.0))
 
 
 def describe(error: BaseException) -> str:
@@ -395,3 +396,9 @@ def describe(error: BaseException) -> str:
             text = os.strerror(error.errno)
     text = printable(text or type(error).__name__)
     return text if isinstance(error, EXPECTED) else f"{type(error).__name__}: {text}"
+
+
+def _why_no_relay(combo: Combo, failures: Sequence[str]) -> str | None:
+    """What TURN servers, or the proxies in front of them, had against us, or that they said nothing."""
+    goes_by_turn = combo.phase == "relay" and combo.server is None
+    return "; ".join(failures) or None if goes_by_turn else None
