@@ -6,16 +6,19 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
 
+from tests.panicking import PanicException
 from tests.sim.worlds import run
 from tests.turn_requests import Requests, channel_data, error_of
 from warpgate_trio.config.server_url import TurnServer as ConfiguredServer
 from warpgate_trio.names import Names
 from warpgate_trio.servers.turn import OWN_INTERVAL, TurnServer, serve_turn
+from warpgate_trio.servers.turn_core import TurnCore
 from warpgate_trio.servers.turn_credentials import TurnCredentials
 from warpgate_trio.servers.turn_limits import DEFAULT_LIMITS
 from warpgate_trio.sim import Network, presets
@@ -109,6 +112,36 @@ def test_an_allocation_ends_ten_minutes_after_its_last_refresh_with_its_socket()
             await trio.sleep(20)
             assert server.statistics().allocations == 0
             assert len(net.netstat().sockets) == 3
+
+    served(talk)
+
+
+@pytest.mark.parametrize("error", [PanicException, KeyError])
+def test_what_nobody_foresaw_as_one_ends_ends_no_server(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = TurnCore.handle_timer, list[float]()
+
+    def fail(core: TurnCore[Any], now: float) -> None:
+        real(core, now)
+        if len(failed) < 3:
+            failed.append(now)
+            raise error("boo")
+
+    async def talk(server: TurnServer, net: Network) -> None:
+        with net.host("client"):
+            first, second = Datagrams(server.address), Datagrams(server.address)
+        with first.sock, second.sock:
+            await first.allocate()
+            monkeypatch.setattr(TurnCore, "handle_timer", fail)
+            await trio.sleep(610)
+            assert server.statistics().allocations == 0
+            await second.allocate()
+            await trio.sleep(610)
+            assert server.statistics().allocations == 0
+            assert len(net.netstat().sockets) == 4
+        assert failed
+        assert all(later - earlier >= 1 for earlier, later in pairwise(failed))
 
     served(talk)
 

@@ -17,6 +17,7 @@ import trio
 from .. import host as machine
 from ..nurseries import open_background_nursery
 from ..sockaddr import parse_ip, show_address
+from ..unforeseen import Unforeseen
 from .ntp_core import DEFAULT_LIMITS, STRATUM, NtpLimits, NtpResponder, NtpStatistics
 from .replies import ReplySocket
 
@@ -71,14 +72,14 @@ async def serve_ntp(
     Raises:
       OSError: the address cannot be listened on.
     """
-    responder = NtpResponder(limits, stratum=stratum)
+    responder, unforeseen = NtpResponder(limits, stratum=stratum), Unforeseen(logger)
     sockets = await _open_sockets(host, port)
     try:
         names = [each.getsockname() for each in sockets]
         urls = tuple(f"ntp://{show_address(name[:2])}" for name in names)
         async with trio.open_nursery() as nursery:
             for each in sockets:
-                nursery.start_soon(_serve_socket, responder, each)
+                nursery.start_soon(_serve_socket, responder, each, unforeseen)
             task_status.started(NtpServer(responder, urls, names[0][1]))
     finally:
         for each in sockets:
@@ -137,24 +138,26 @@ async def _open_sockets(host: str | None, port: int) -> list[trio.socket.SocketT
     return sockets
 
 
-async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType) -> NoReturn:
+async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType, unforeseen: Unforeseen) -> NoReturn:
     wall = machine.current().wall_time
     asked = ReplySocket(sock)
     while True:
         try:
             data, source, at = await asked.receive(_MAX_REQUEST)
-            received = wall()
+        except OSError as error:
+            logger.debug("an earlier answer was not taken: %s", error)  # "port unreachable" on Windows
+            await trio.lowlevel.checkpoint()
+            continue
+        received = wall()
+        try:
             answer = responder.receive(
-                data,
-                parse_ip(source[0]),
-                received=received,
-                sent=wall(),
-                now=trio.current_time(),
+                data, parse_ip(source[0]), received=received, sent=wall(), now=trio.current_time()
             )
             if answer is not None:
                 await asked.reply(answer, source, at)
         except OSError as error:
-            # What an earlier answer met ("port unreachable" on Windows), or a client that cannot be reached (port 0,
-            # no route): none of the others' business.
+            # A client that cannot be reached (port 0, no route): none of the others' business.
             logger.debug("answer not sent: %s", error)
-            await trio.lowlevel.checkpoint()
+        except BaseException as error:
+            if not unforeseen.contains(error, "a request"):
+                raise

@@ -20,6 +20,7 @@ from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
 from ..sockaddr import TransportAddress, plain_address, show_address
 from ..stun.codec import StreamReader
+from ..unforeseen import Unforeseen
 from .listening import bind_places, listening_hosts
 from .replies import ReplySocket
 from .stun_core import DEFAULT_LIMITS, MAX_REQUEST, StunCore, StunLimits, StunStatistics
@@ -95,10 +96,11 @@ async def serve_stun(
         places = {} if second_host is None else dict(zip(keys, addresses, strict=True))
         core = StunCore(places, limits)
         sockets = {} if second_host is None else {key: udp for key, (udp, _) in zip(keys, bound, strict=True)}
-        connections = _Connections(core, limits)
+        unforeseen = Unforeseen(logger)
+        connections = _Connections(core, limits, unforeseen)
         async with trio.open_nursery() as nursery:
             for key, (udp, listener) in zip(keys, bound, strict=True):
-                nursery.start_soon(_answer_datagrams, core, udp, key, sockets)
+                nursery.start_soon(_answer_datagrams, core, udp, key, sockets, unforeseen)
                 nursery.start_soon(connections.accept, listener, key, nursery)
             task_status.started(StunServer(core, addresses))
             await trio.sleep_forever()
@@ -124,7 +126,11 @@ async def open_stun_server(
 
 
 async def _answer_datagrams(
-    core: StunCore, sock: trio.socket.SocketType, place: _Place, sockets: dict[_Place, trio.socket.SocketType]
+    core: StunCore,
+    sock: trio.socket.SocketType,
+    place: _Place,
+    sockets: dict[_Place, trio.socket.SocketType],
+    unforeseen: Unforeseen,
 ) -> NoReturn:
     asked = ReplySocket(sock)
     while True:
@@ -135,27 +141,31 @@ async def _answer_datagrams(
                 raise
             logger.debug("UDP: %s", error)  # an ICMP error about an earlier answer
             continue
-        answer = core.receive(data, plain_address(address), trio.current_time(), place=place)
-        if answer is None:
-            continue
-        # The scope of a link-local address is lost on the way through the core.
-        to = (answer.to[0], answer.to[1], *address[2:])
         try:
+            answer = core.receive(data, plain_address(address), trio.current_time(), place=place)
+            if answer is None:
+                continue
+            # The scope of a link-local address is lost on the way through the core.
+            to = (answer.to[0], answer.to[1], *address[2:])
             if answer.place == place:
                 await asked.reply(answer.data, to, at)
             else:
                 await sockets[answer.place].sendto(answer.data, to)
         except OSError as error:
             logger.debug("an answer could not be sent: %s", error)
+        except BaseException as error:
+            if not unforeseen.contains(error, "a datagram"):
+                raise
 
 
 @final
 class _Connections:
     """The TCP side."""
 
-    def __init__(self, core: StunCore, limits: StunLimits) -> None:
+    def __init__(self, core: StunCore, limits: StunLimits, unforeseen: Unforeseen) -> None:
         self._core = core
         self._limits = limits
+        self._unforeseen = unforeseen
         self._gate = Gate(total=limits.connections, per_address=limits.connections_per_address)
 
     async def accept(self, listener: trio.socket.SocketType, place: _Place, nursery: trio.Nursery) -> None:
@@ -165,14 +175,15 @@ class _Connections:
 
     async def _serve(self, connection: trio.socket.SocketType, address: tuple[str, int], place: _Place) -> None:
         source = plain_address(address)
-        try:
-            with self._gate.admit(source[0]) as admitted:
-                if admitted is not None:
-                    await self._converse(trio.SocketStream(connection), source, place)
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError, StunMalformed) as error:
-            logger.debug("TCP from %s: %s", source[0], error)
-        finally:
-            connection.close()
+        with self._unforeseen.containing("a connection"):
+            try:
+                with self._gate.admit(source[0]) as admitted:
+                    if admitted is not None:
+                        await self._converse(trio.SocketStream(connection), source, place)
+            except (OSError, trio.BrokenResourceError, trio.TooSlowError, StunMalformed) as error:
+                logger.debug("TCP from %s: %s", source[0], error)
+            finally:
+                connection.close()
 
     async def _converse(self, stream: trio.SocketStream, source: TransportAddress, place: _Place) -> None:
         reader = StreamReader(most=MAX_REQUEST)

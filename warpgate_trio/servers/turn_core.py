@@ -202,6 +202,11 @@ class TurnCore(Generic[Sink]):
             refusal = Refusal(Code.INSUFFICIENT_CAPACITY)
             self._say_error(Method.ALLOCATE, allocation.transaction_id, allocation.client, refusal, allocation.key, now)
 
+    def lost(self, allocation: Allocation[Sink]) -> None:
+        """Its relay is closed, for whatever reason; again, it does nothing."""
+        if not allocation.ended:
+            self._requests.end(allocation)
+
     def take_ended(self) -> list[Sink]:
         """Relays that are over, for the shell to close before anything else happens."""
         found, self._allocations.ended = self._allocations.ended, []

@@ -24,6 +24,7 @@ from ..limits import Budget, Gate
 from ..ports.accepting import accept_connections
 from ..sockaddr import Family, TransportAddress, plain_address, socket_family
 from ..turn.framing import TurnStreamReader
+from ..unforeseen import Unforeseen
 from .replies import ReplySink, ServerSocket
 from .stun_core import StunCore
 from .turn_allocations import Allocation
@@ -56,6 +57,8 @@ QUEUED_OVERHEAD: Final = 64
 """Bytes that a message that waits is counted as beside its own: the object, and its place in the queue."""
 REPORT_INTERVAL: Final = 60.0
 """Seconds between two lines in the log about relayed addresses that cannot be had."""
+RETRY: Final = 1.0
+"""Seconds until time is kept again after what nobody foresaw, which may happen again."""
 PORT_TRIES: Final = 16
 """Ports of a range that are tried for a relayed address; where they are taken, the range is nearly full."""
 _BINDING_REQUEST: Final = b"\0\1"
@@ -205,6 +208,7 @@ class TurnShell:
         self._nursery = nursery
         self._gate = Gate(total=limits.connections, per_address=limits.connections_per_address)
         self._budget = Budget(total=limits.queued, per_address=limits.queued_per_address)
+        self._unforeseen = Unforeseen(logger)
         self._sleeps_until = math.inf
         self._earlier = trio.Event()
         self._reported_at = -math.inf
@@ -229,13 +233,22 @@ class TurnShell:
             self._sleeps_until = self._core.deadline
             with trio.CancelScope(deadline=self._sleeps_until):
                 await self._earlier.wait()
-            self._core.handle_timer(trio.current_time())
+            try:
+                self._core.handle_timer(trio.current_time())
+            except BaseException as error:
+                if not self._unforeseen.contains(error, "the end of an allocation"):
+                    raise
+                await trio.sleep(RETRY)
             self._settle()
 
     def _settle(self) -> None:
         """Send what is to be sent, and close relays that are over; no checkpoint."""
         for sink, data, to in self._core.transmit(trio.current_time()):
-            sink.send(data, to)
+            try:
+                sink.send(data, to)
+            except BaseException as error:
+                if not self._unforeseen.contains(error, "what was to be sent"):
+                    raise
         for relay in self._core.take_ended():
             relay.close()
         if self._core.deadline < self._sleeps_until:
@@ -254,12 +267,16 @@ class TurnShell:
             batch = await sock.receive_batch(MAX_MESSAGE)
             now = trio.current_time()
             for data, source, sink in batch:
-                if data.startswith(_BINDING_REQUEST):
-                    self._answer_binding(data, source, sink, place, sockets)
-                    continue
-                receive(data, sink, source, now)
-                if wanted:
-                    await self._open_relays()
+                try:
+                    if data.startswith(_BINDING_REQUEST):
+                        self._answer_binding(data, source, sink, place, sockets)
+                        continue
+                    receive(data, sink, source, now)
+                    if wanted:
+                        await self._open_relays()
+                except BaseException as error:
+                    if not self._unforeseen.contains(error, "a client's datagram"):
+                        raise
             self._settle()
 
     def _answer_binding(
@@ -284,6 +301,11 @@ class TurnShell:
                 self._report(error)
                 self._core.not_opened(allocation, trio.current_time())
                 continue
+            except BaseException as error:
+                if not self._unforeseen.contains(error, "a new relayed address"):
+                    raise
+                self._core.not_opened(allocation, trio.current_time())
+                continue
             if self._core.opened(allocation, relay.sink, relayed, trio.current_time()):
                 self._nursery.start_soon(self._serve_relay, allocation, relay)
             else:
@@ -299,15 +321,21 @@ class TurnShell:
     async def _serve_relay(self, allocation: Allocation[Sink], relay: ServerSocket) -> None:
         """Hand on what comes to a relayed address, until it is over."""
         receive = self._core.receive_from_peer
-        try:
-            while True:
-                for data, peer, _ in await relay.receive_batch(MAX_PAYLOAD):
-                    receive(allocation, data, peer)
-                self._settle()
-        except trio.ClosedResourceError:
-            pass  # the usual end
-        finally:
-            relay.close()
+        with self._unforeseen.containing("a relayed address"):
+            try:
+                while True:
+                    for data, peer, _ in await relay.receive_batch(MAX_PAYLOAD):
+                        try:
+                            receive(allocation, data, peer)
+                        except BaseException as error:
+                            if not self._unforeseen.contains(error, "a peer's datagram"):
+                                raise
+                    self._settle()
+            except trio.ClosedResourceError:
+                pass  # the usual end
+            finally:
+                relay.close()
+                self._core.lost(allocation)
 
     # -- Connections ---------------------------------------------------------------------------------------------------
 
@@ -321,22 +349,23 @@ class TurnShell:
         self, connection: trio.socket.SocketType, address: TransportAddress, place: Place, tls: TlsContext | None
     ) -> None:
         source = plain_address(address)
-        try:
-            with self._gate.admit(source[0]) as admitted:
-                if admitted is not None:
-                    connection.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, SEND_BUFFER)
-                    stream: trio.abc.Stream = trio.SocketStream(connection)
-                    if tls is not None:
-                        context = tls if isinstance(tls, ssl.SSLContext) else tls()
-                        encrypted = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-                        with trio.fail_after(self._limits.handshake):
-                            await encrypted.do_handshake()
-                        stream = encrypted
-                    await self._converse(stream, source, place)
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            logger.debug("TCP from %s: %s", source[0], error)
-        finally:
-            connection.close()
+        with self._unforeseen.containing("a client's connection"):
+            try:
+                with self._gate.admit(source[0]) as admitted:
+                    if admitted is not None:
+                        connection.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, SEND_BUFFER)
+                        stream: trio.abc.Stream = trio.SocketStream(connection)
+                        if tls is not None:
+                            context = tls if isinstance(tls, ssl.SSLContext) else tls()
+                            encrypted = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+                            with trio.fail_after(self._limits.handshake):
+                                await encrypted.do_handshake()
+                            stream = encrypted
+                        await self._converse(stream, source, place)
+            except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+                logger.debug("TCP from %s: %s", source[0], error)
+            finally:
+                connection.close()
 
     async def _converse(self, stream: trio.abc.Stream, source: TransportAddress, place: Place) -> None:
         sink = TurnConnection(stream, source[0], self._budget, self._limits.queue)

@@ -41,6 +41,7 @@ from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
 from ..ports.segments import limit_unsent
 from ..sockaddr import TransportAddress, show_address
+from ..unforeseen import Unforeseen
 from .proxies import ProxyHeader, TrustedProxies
 from .stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
 
@@ -392,6 +393,7 @@ async def serve_websocket(
         handshake_timeout=handshake_timeout,
         trusted_proxies=trusted_proxies,
         close_timeout=close_timeout,
+        unforeseen=Unforeseen(logger),
     )
     try:
         async with trio.open_nursery() as nursery:
@@ -422,25 +424,25 @@ class _Server:
     handshake_timeout: float
     trusted_proxies: TrustedProxies | None
     close_timeout: float
+    unforeseen: Unforeseen
 
     async def serve(self, sock: trio.socket.SocketType, source: TransportAddress) -> None:
         """Serve one connection, from its first byte to its end."""
         limit_unsent(sock, UNSENT_MAX)
         stream = Front(trio.SocketStream(sock))
-        try:
-            accepted = Accepted(source[0], source[1], sock.getsockname()[:2])
-            proxied = self.trusted_proxies is not None and self.trusted_proxies.covers(accepted.host)
-            with self.gate.admit(None if proxied else accepted.host) as place:
-                if place is not None:
-                    await self._serve(stream, accepted, place if proxied else None)
-        except (WebSocketError, RemoteProtocolError) as exc:
-            logger.debug("a client's connection ended: %s", exc)
-        except trio_websocket.ConnectionClosed:
-            logger.debug("a client left during the handshake")
-        except Exception:
-            logger.exception("the handler of a WebSocket failed; its connection is closed")
-        finally:
-            await trio.aclose_forcefully(stream)
+        with self.unforeseen.containing("the handler of a WebSocket, whose connection is closed,"):
+            try:
+                accepted = Accepted(source[0], source[1], sock.getsockname()[:2])
+                proxied = self.trusted_proxies is not None and self.trusted_proxies.covers(accepted.host)
+                with self.gate.admit(None if proxied else accepted.host) as place:
+                    if place is not None:
+                        await self._serve(stream, accepted, place if proxied else None)
+            except (WebSocketError, RemoteProtocolError) as exc:
+                logger.debug("a client's connection ended: %s", exc)
+            except trio_websocket.ConnectionClosed:
+                logger.debug("a client left during the handshake")
+            finally:
+                await trio.aclose_forcefully(stream)
 
     async def _serve(self, front: Front, accepted: Accepted, unnamed: Place | None) -> None:
         """`unnamed`: the place of a proxy's connection, while nobody has said whose it is."""
