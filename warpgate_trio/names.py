@@ -175,7 +175,11 @@ _SHOWN: Final = 4
 @final
 @dataclass(slots=True)
 class _Lookup:
+    """One that is under way; `first`: nothing was known of the name when it began, so until it is over what is known
+    may be half of its answer."""
+
     began: float
+    first: bool
     over: trio.Event = field(default_factory=trio.Event)
 
 
@@ -216,10 +220,12 @@ class Names:
         now = trio.current_time()
         waiting: list[tuple[str, _Lookup]] = []
         for name in wanted:
-            if _is_address(name) or not (fresh or self._cache.is_due(name, now)):
+            under_way = self._lookups.get(name)
+            halved = under_way is not None and under_way.first
+            if _is_address(name) or not (fresh or halved or self._cache.is_due(name, now)):
                 continue
             lookup = self._begin(name, now)
-            if fresh or not self._cache.addresses(name, now):
+            if fresh or halved or not self._cache.addresses(name, now):
                 waiting.append((name, lookup))
         with trio.CancelScope(deadline=now + timeout) as scope:
 
@@ -273,7 +279,7 @@ class Names:
         """The lookup of a name that is under way, or a new one."""
         lookup = self._lookups.get(name)
         if lookup is None:
-            lookup = _Lookup(now)
+            lookup = _Lookup(now, first=not self._cache.addresses(name, now))
             if self._nursery is None:
                 self._cache.failed(name, "the node has ended", now)
                 lookup.over.set()

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -192,6 +193,21 @@ def test_a_family_that_is_late_is_added() -> None:
         assert await names.look_up(["one"], timeout=5) == {"one": ("192.0.2.1",)}
         await trio.sleep(2)
         assert await names.look_up(["one"], timeout=5) == {"one": ONE}
+
+    play(body)
+
+
+def test_who_asks_while_half_an_answer_is_there_waits_for_the_other_half() -> None:
+    """The first family alone may be the one that leads nowhere."""
+
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (0.0, ONE)
+        resolver.late = FAMILY_DELAY / 2
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(names.look_up, ["one"], timeout=5))
+            await trio.sleep(FAMILY_DELAY / 4)
+            assert await names.look_up(["one"], timeout=5) == {"one": ONE}
+        assert resolver.asked == ["one"]
 
     play(body)
 
