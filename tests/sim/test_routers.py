@@ -48,6 +48,29 @@ def test_ipv6_end_to_end_and_firewalls() -> None:
     run(world, ipv6=True)
 
 
+def test_ipv6_behind_two_routers() -> None:
+    async def world(net: Network) -> None:
+        outer = net.lan("outer", nat=presets.CGN)
+        inner = outer.lan("inner", nat=presets.LINUX, firewall6=presets.FIREWALL6)
+        a, neighbour, server = inner.host("a"), outer.host("neighbour"), net.host("server")
+
+        async def sock6(host: Host) -> trio.socket.SocketType:
+            with host:
+                sock = trio.socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                await sock.bind(("::", 1000))
+                return sock
+
+        sockets = [await sock6(host) for host in (a, neighbour, server)]
+        for other, host in ((sockets[1], neighbour), (sockets[2], server)):
+            assert not await reaches(other, sockets[0], (a.ip6, 1000))
+            assert await reaches(sockets[0], other, (host.ip6, 1000))
+            assert await reaches(other, sockets[0], (a.ip6, 1000))  # it was asked
+        for sock in sockets:
+            sock.close()
+
+    run(world, ipv6=True)
+
+
 def test_a_host_on_two_networks() -> None:
     async def world(net: Network) -> None:
         one, two = net.lan("one", nat=presets.LINUX), net.lan("two", nat=presets.LINUX)

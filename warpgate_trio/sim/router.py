@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import final
 
-from .addr import BROADCAST, is_multicast, is_v6
+from .addr import BROADCAST, Prefix, is_multicast, is_v6
 from .host import Host, Interface, Medium
 from .nat import Nat
 from .nat_axes import NatConfig
@@ -53,6 +53,12 @@ class Router(Host):
             outside.segment.announce(lan.prefix6, outside)
         if firewall6 is not None:
             self.firewall6 = Nat(firewall6, (), net.rng(f"firewall6:{self.name}"))
+
+    def route_inwards(self, prefix: Prefix) -> None:
+        """A prefix is behind a router on the LAN, and so behind this one."""
+        self.add_route(prefix, self.inside, None)
+        if self.nat is None or prefix.v6:
+            self.outside.segment.announce(prefix, self.outside)
 
     def joined(self, address: str) -> None:
         """A host of the LAN has an address: a 1:1 NAT gives it one outside."""

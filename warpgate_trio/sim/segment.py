@@ -202,9 +202,11 @@ class Segment:
         self._by_address.pop(address).host.remove_address(address)
 
     def announce(self, prefix: Prefix, interface: Interface) -> None:
-        """Let packets for a prefix go to an interface's host."""
+        """Let packets for a prefix go to an interface's host, from here and from further out."""
         self._behind.append((prefix, interface))
         self._behind.sort(key=lambda pair: -pair[0].bits)
+        if self.router is not None:
+            self.router.route_inwards(prefix)
 
     def _free(self, *, v6: bool) -> str:
         prefix = self.prefix6 if v6 else self.prefix4
