@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ssl
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import final
@@ -11,18 +12,25 @@ from typing import final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 _DAY = datetime.timedelta(days=1)
+_Key = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
+
+
+def _p256() -> _Key:
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 @final
 class Authority:
-    """A certificate authority of its own; `ca_file` is what a client has to trust."""
+    """A certificate authority of its own; `ca_file` is what a client has to trust.  `make_key`: its keys' kind."""
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
+    def __init__(self, folder: Path, name: str = "authority", *, make_key: Callable[[], _Key] = _p256) -> None:
         self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._make_key = make_key
+        self._key = make_key()
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.ca_file = folder / f"{name}.pem"
         certificate = self._sign(self._name, self._key, x509.BasicConstraints(ca=True, path_length=0), [])
@@ -30,7 +38,7 @@ class Authority:
 
     def server(self, *hosts: str) -> ssl.SSLContext:
         """The context of a server whose certificate is good for the host names and IP addresses given."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = self._make_key()
         names = [_general_name(host) for host in hosts]
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
         certificate = self._sign(name, key, x509.BasicConstraints(ca=False, path_length=None), names)
@@ -52,7 +60,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
+        key: _Key,
         constraints: x509.BasicConstraints,
         names: list[x509.GeneralName],
     ) -> x509.Certificate:
@@ -74,7 +82,7 @@ class Authority:
             builder = builder.add_extension(usage, critical=True)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
+        return builder.sign(self._key, None if isinstance(self._key, Ed25519PrivateKey) else hashes.SHA256())
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -4,19 +4,28 @@
     lossy            the same with 5 % loss                                      99.9 %
     spray            port-restricted with symmetric random, either initiating    95 %
     population       pairs of peers as they are found in the wild, with offices and clouds        88 %
+    any              peers behind anything, with servers of every kind or none in common          100 %
+    any-lossy        the same with 5 % loss                                                       100 %
 
-Prints every world that failed with its seed, what won how often, and the one-sided 95 % bound of Clopper and Pearson.
+Prints every world that failed with its seed and the command that repeats it, what won how often, and the one-sided 95 %
+bound of Clopper and Pearson.  Of `any`, worlds count in which `tests.sim.oracles` knows a way, direct or by a relay;
+what comes of the others stands in brackets.  A failure is also a relay where there is a direct path, and too much time.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import exp, lgamma, log
 from random import Random
 
+from tests.sim.anywhere import Anywhere, draw, meet_anywhere
+from tests.sim.oracles import complaints, networks, promised
 from tests.sim.punching import draw_punchable
 from tests.sim.walks import Meeting, meet, rows
 from warpgate_trio import Node, PeerAddress, Pipe
@@ -24,28 +33,61 @@ from warpgate_trio.sim import presets
 from warpgate_trio.testing.populations import POPULATIONS
 from warpgate_trio.testing.worlds import PeerPair
 
-KINDS = ("punchable", "lossy", "spray", "population")
+KINDS = ("punchable", "lossy", "spray", "population", "any", "any-lossy")
+LOSS = 0.05
+
+
+@dataclass(frozen=True)
+class Census:
+    """What came of one world.
+
+    Attributes:
+      world: as people read it.
+      won: the plugin; in brackets where nothing was promised; None for a failure.
+      why: what is wrong, in sentences.
+      kinds: what the world is one of, each counted by itself.
+    """
+
+    world: str
+    result: Meeting
+    won: str | None
+    why: Sequence[str] = ()
+    kinds: Sequence[str] = ()
 
 
 async def _spray(node: Node, address: PeerAddress) -> Pipe:
     return await node.connect(address, plugin="random_probe", timeout=5.0)
 
 
-def one(what: str, seed: int) -> tuple[str, Meeting]:
+def one(what: str, seed: int) -> Census:
     """One world and what came of it; the same for the same seed."""
     random = Random(f"{what} {seed}")
     if what in ("punchable", "lossy"):
-        pair, ntp = draw_punchable(random, loss=0.05 if what == "lossy" else 0.0)
-        return f"{pair}, {'NTP' if ntp else 'no NTP'}", meet(pair, ntp=ntp, lossy=what == "lossy")
+        pair, ntp = draw_punchable(random, loss=LOSS if what == "lossy" else 0.0)
+        result = meet(pair, ntp=ntp, lossy=what == "lossy")
+        return Census(f"{pair}, {'NTP' if ntp else 'no NTP'}", result, result.plugin)
+    if what in ("any", "any-lossy"):
+        return _anywhere(draw(random, loss=LOSS if what == "any-lossy" else 0.0))
     if what == "spray":
         nats = [presets.LINUX, presets.LINUX_SYMMETRIC]
         random.shuffle(nats)
         pair = PeerPair.between(*nats, rtt=random.choice((0.02, 0.05, 0.15)), seed=seed)
-        return str(pair), meet(pair, _spray)
+        result = meet(pair, _spray)
+        return Census(str(pair), result, result.plugin)
     people = POPULATIONS["everybody"]
     a, b = (people.sample(random) for _ in range(2))
     pair = PeerPair.between(a.nats, b.nats, rtt=random.choice((0.02, 0.05, 0.15)), seed=seed)
-    return str(pair), meet(pair)
+    result = meet(pair)
+    return Census(str(pair), result, result.plugin)
+
+
+def _anywhere(world: Anywhere) -> Census:
+    result = meet_anywhere(world)
+    if why := complaints(world, result):
+        return Census(str(world), result, None, why, networks(world))
+    if promised(world):
+        return Census(str(world), result, result.plugin, kinds=networks(world))
+    return Census(str(world), result, f"({result.plugin or 'no way'})")
 
 
 def lower_bound(hits: int, tries: int, confidence: float = 0.95) -> float:
@@ -76,31 +118,43 @@ def main() -> None:
             for part in range(cores)
         ]
         winners: Counter[str] = Counter()
+        kinds: Counter[str] = Counter()
         for process in running:
             assert process.stdout is not None
             for line in process.stdout:
-                if line.startswith("# "):
-                    winners[line[2:].strip()] += 1
-                else:
+                if not line.startswith("# "):
                     print(line, end="", flush=True)
-        hits = sum(number for name, number in winners.items() if name != "None")
-        tries = winners.total()
-        print(
-            f"{what}: {hits} of {tries} = {hits / tries:.4%}, more than {lower_bound(hits, tries):.4%}; {dict(winners)}"
-        )
+                    continue
+                winner, *more = line[2:].strip().split("; ")
+                winners[winner] += 1
+                kinds.update(more)
+                kinds.update(f"{kind}: failed" for kind in more if winner == "None")
+        hits, tries = _count(winners)
+        share = f"{hits / tries:.4%}, more than {lower_bound(hits, tries):.4%}" if tries else "none"
+        print(f"{what}: {hits} of {tries} = {share}; {dict(winners.most_common())}")
+        for kind in sorted(kind for kind in kinds if not kind.endswith(": failed")):
+            print(f"    {kind}: {kinds[kind] - kinds[f'{kind}: failed']} of {kinds[kind]}")
         return
+    logging.getLogger("warpgate_trio").setLevel(logging.ERROR)  # worlds lack this and that, as they are meant to
     part, cores = int(sys.argv[4]), int(sys.argv[5])
     for seed in range(start + part, start + count, cores):
+        again = f"again: python -m tests.sim.census {what} 1 {seed}"
         try:
-            world, result = one(what, seed)
+            found = one(what, seed)
         except BaseException as error:
-            print(f"seed {seed}: {type(error).__name__}: {error}\n# None", flush=True)
+            print(f"seed {seed}: {type(error).__name__}: {error}\n{again}\n# None", flush=True)
             if isinstance(error, KeyboardInterrupt):
                 raise
             continue
-        if not result.connected:
-            print(f"seed {seed}: {world}\n{rows(result)}", flush=True)
-        print(f"# {result.plugin}", flush=True)
+        if found.won is None:
+            print(*(f"seed {seed}: {found.world}", *found.why, rows(found.result), again), sep="\n", flush=True)
+        print("# " + "; ".join([str(found.won), *found.kinds]), flush=True)
+
+
+def _count(winners: Counter[str]) -> tuple[int, int]:
+    """Successes, and worlds in which there is a way; the others stand in brackets."""
+    tries = sum(number for name, number in winners.items() if not name.startswith("("))
+    return tries - winners["None"], tries
 
 
 if __name__ == "__main__":

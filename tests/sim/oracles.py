@@ -1,8 +1,179 @@
-"""How likely a spray hits (the birthday problem), written without a look at the code that sprays."""
+"""What theory says of whole worlds and of sprays, written without a look at the code that connects.
+
+Who can dial whom (`expected`), who is sure to meet directly (`direct_for_sure`) and who by a relay (`relay_for_sure`),
+and how long that may take (`time_bound`); how likely a spray hits (`birthday`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import exp, lgamma
+from typing import Literal
+
+from tests.sim.anywhere import Anywhere
+from tests.sim.walks import Meeting
+from warpgate_trio.sim import Behavior, Hairpin, NatConfig
+from warpgate_trio.testing.theory import can_connect, lets_out, reaches
+from warpgate_trio.testing.walks import PORT
+from warpgate_trio.testing.worlds import PeerPair
+
+# -- dialling ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Whether alice can dial bob, and whether bob can dial alice."""
+
+    direct: bool
+    reverse: bool
+
+
+def expected(pair: PeerPair) -> Expected:
+    """Who can dial whom.  Equal NATs that are not the same one do not make one network, hence the markers.
+
+    Asked to dial back, a node goes only to public addresses and to those of its own network: whoever asks could
+    otherwise let it knock on doors in its neighbourhood.
+    """
+    alice = (*pair.shared, *(replace(nat, source="alice's") for nat in pair.alice.nats))
+    bob = (*pair.shared, *(replace(nat, source="bob's") for nat in pair.bob.nats))
+    forwarded = pair.bob.forwarded and _reaches_forwarded(alice, bob, pair.shared)
+    return Expected(
+        direct=reaches(alice, bob, PORT) or forwarded, reverse=reaches(bob, alice, PORT) and (not alice or alice == bob)
+    )
+
+
+def _reaches_forwarded(dialler: Sequence[NatConfig], target: Sequence[NatConfig], shared: Sequence[NatConfig]) -> bool:
+    """Whether it can dial a port that all of the target's NATs forward: from behind one of them only by hairpinning."""
+    return (
+        bool(target)
+        and lets_out(dialler[len(shared) :], PORT)
+        and (lets_out(dialler, PORT) if not shared else shared[0].tcp.hairpin is Hairpin.EXTERNAL)
+    )
+
+
+# -- worlds of every kind ----------------------------------------------------------------------------------------------
+
+Who = Literal["alice", "bob"]
+_TURN_PORTS = {"udp": 3478, "tcp": 3478, "tcp443": 443, "tls443": 443}
+
+
+def _passes(layers: Sequence[Behavior], port: int) -> bool:
+    return all(each.ports is None or port in each.ports for each in layers)
+
+
+def sends_udp(world: Anywhere, who: Who) -> bool:
+    """Whether a peer's network lets UDP out."""
+    return all(nat.udp.ports is None for nat in world.layers(who))
+
+
+def sends_tcp(world: Anywhere, who: Who, port: int) -> bool:
+    """Whether a peer's network lets TCP out to a port, by itself or through the proxy that it has been told of."""
+    proxied = (world.alice if who == "alice" else world.bob).proxy
+    return proxied or _passes([nat.tcp for nat in world.layers(who)], port)
+
+
+def signals(world: Anywhere) -> bool:
+    """Whether alice's signals reach bob: by a server of his, to which she connects too."""
+    return sends_tcp(world, "alice", 443) and sends_tcp(world, "bob", 443)
+
+
+def _turn_servers(world: Anywhere, who: Who) -> set[str]:
+    """The TURN servers that a peer has and reaches."""
+    side = world.alice if who == "alice" else world.bob
+    return {
+        name
+        for name, form in side.turn
+        if name != "dead" and (sends_udp(world, who) if form == "udp" else sends_tcp(world, who, _TURN_PORTS[form]))
+    }
+
+
+def relay_for_sure(world: Anywhere) -> bool:
+    """Whether there is a relay for the two, whatever their NATs do.
+
+    A rendezvous server that both have relays if it is open, or if one of them has its token.  By TURN the two meet from
+    relay to relay where each has a server, of which there is mostly one; where one alone has one, the other sends to
+    its relay, if its network lets UDP out and STUN servers tell it from where.
+    """
+    if not signals(world):
+        return False
+    allowed = world.relays == "open" or (world.relays == "token" and (world.alice.token or world.bob.token))
+    if allowed and set(world.alice.rendezvous) & set(world.bob.rendezvous):
+        return True
+    alices, bobs = _turn_servers(world, "alice"), _turn_servers(world, "bob")
+    return (
+        bool(alices and bobs)
+        or (bool(alices) and sends_udp(world, "bob") and world.bob.stun > 0)
+        or (bool(bobs) and sends_udp(world, "alice") and world.alice.stun > 0)
+    )
+
+
+def direct_for_sure(world: Anywhere) -> bool:
+    """Whether the two are sure to connect without a relay, and without luck.
+
+    What takes a punch takes two STUN servers, which tell what the NATs do.  Where packets are lost nothing is sure: a
+    dialler's SYN may be, and a punch may be late.
+    """
+    if world.lossy:
+        return False
+    dialled = expected(world.pair)
+    if dialled.direct or (dialled.reverse and signals(world)):
+        return True
+    told = world.alice.stun == world.bob.stun == 2
+    return told and signals(world) and not (world.alice.proxy or world.bob.proxy) and can_connect(world.pair)
+
+
+def promised(world: Anywhere) -> bool:
+    """Whether the two have to connect."""
+    return relay_for_sure(world) or direct_for_sure(world)
+
+
+def time_bound(world: Anywhere) -> float:
+    """Seconds of a walk at most, by docs/walk.md: the phases before the relay, and the slowest relay.
+
+    That is one of TURN over TCP where it first has to turn out that the responder's UDP leads nowhere: 19 round trips
+    of the longest way.  It is the whole budget where nothing is promised, or packets are lost.
+    """
+    if world.lossy or not promised(world):
+        return 30.0 + 5.0  # and what was committed in the last moment
+    pair = world.pair
+    to_server = [
+        place.link.latency + (3 if side.proxy else 1) * pair.server.latency
+        for place, side in ((pair.alice, world.alice), (pair.bob, world.bob))
+    ]
+    signal = 2 * sum(to_server)
+    before = min(max(3 * signal, 0.3), 2.0) + max(1.5, 4 * signal + 0.5) + max(5.0, 5 * signal + 2.0)
+    longest = 2 * max(pair.alice.link.latency + pair.bob.link.latency, *to_server)
+    return before + 0.3 + 19 * longest
+
+
+def complaints(world: Anywhere, meeting: Meeting) -> list[str]:
+    """What is wrong with what came of a world, in sentences; nothing, where it is as it has to be."""
+    found = []
+    winner = meeting.report.winner
+    if promised(world) and not meeting.connected:
+        found.append("they did not connect")
+    if winner is not None and winner.phase == "relay" and direct_for_sure(world):
+        found.append("a relay was used where there is a direct path")
+    if meeting.walk > time_bound(world):
+        found.append(f"it took {meeting.walk:.3f} s, more than {time_bound(world):.3f} s")
+    return found
+
+
+def networks(world: Anywhere) -> list[str]:
+    """Which of the hard kinds of networks one of the peers is in."""
+    found = []
+    for who in ("alice", "bob"):
+        if not sends_udp(world, who):
+            if (world.alice if who == "alice" else world.bob).proxy:
+                found.append("a proxy alone")
+            elif not sends_tcp(world, who, PORT):
+                found.append("TCP 443 alone")
+            found.append("no UDP")
+    return sorted(set(found))
+
+
+# -- sprays ------------------------------------------------------------------------------------------------------------
 
 
 def birthday(sockets: int, probes: int, ports: int) -> float:

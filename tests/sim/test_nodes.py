@@ -10,55 +10,21 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import Phase, example, given, note, settings
 from hypothesis import strategies as st
 
+from tests.sim.oracles import Expected, expected
 from tests.sim.walks import meet
 from warpgate_trio import Node, PeerAddress, Pipe
 from warpgate_trio.config import Budgets
 from warpgate_trio.report import Verdict
-from warpgate_trio.sim import Fault, Hairpin, Kind, Link, NatConfig, presets
+from warpgate_trio.sim import Fault, Kind, Link, presets
 from warpgate_trio.testing.strategies import PeerPair, Place, fault_schedules, links, nats, peer_pairs
-from warpgate_trio.testing.theory import lets_out, reaches
-from warpgate_trio.testing.walks import PORT
 
 BUDGETS = Budgets()
-
-
-# -- the oracle, which knows nothing of nodes --------------------------------------------------------------------------
-
-
-def reaches_forwarded(dialler: Sequence[NatConfig], target: Sequence[NatConfig], shared: Sequence[NatConfig]) -> bool:
-    """Whether it can dial a port that all of the target's NATs forward: from behind one of them only by hairpinning."""
-    return (
-        bool(target)
-        and lets_out(dialler[len(shared) :], PORT)
-        and (lets_out(dialler, PORT) if not shared else shared[0].tcp.hairpin is Hairpin.EXTERNAL)
-    )
-
-
-@dataclass(frozen=True)
-class Expected:
-    direct: bool
-    reverse: bool
-
-
-def expected(pair: PeerPair) -> Expected:
-    """Who can dial whom.  Equal NATs that are not the same one do not make one network, hence the markers.
-
-    Asked to dial back, a node goes only to public addresses and to those of its own network: whoever asks could
-    otherwise let it knock on doors in its neighbourhood.
-    """
-    alice = (*pair.shared, *(replace(nat, source="alice's") for nat in pair.alice.nats))
-    bob = (*pair.shared, *(replace(nat, source="bob's") for nat in pair.bob.nats))
-    forwarded = pair.bob.forwarded and reaches_forwarded(alice, bob, pair.shared)
-    return Expected(
-        direct=reaches(alice, bob, PORT) or forwarded, reverse=reaches(bob, alice, PORT) and (not alice or alice == bob)
-    )
 
 
 # -- who connects ------------------------------------------------------------------------------------------------------

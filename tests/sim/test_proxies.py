@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from tests.connect_proxy import serve_connect_proxy
+from tests.sim.anywhere import PROXY_ONLY
+from tests.sim.anywhere import PROXY_PORT as PORT
 from warpgate_trio import ConnectError, NodeConfig, PathInfo
 from warpgate_trio.config import NetworkConfig
 from warpgate_trio.nurseries import open_background_nursery
@@ -19,14 +21,6 @@ from warpgate_trio.testing import simulated_hosts, walks
 from warpgate_trio.testing.worlds import PeerPair
 
 pytestmark = pytest.mark.slow("two whole nodes")
-
-PORT = 3128
-PROXY_ONLY = replace(
-    presets.WEB_ONLY,
-    name="proxy-only",
-    source="a company's firewall that lets nothing out but to its proxy",
-    tcp=replace(presets.WEB_ONLY.tcp, ports=(PORT,)),
-)
 
 
 def server(relay: RelayRules) -> walks.WorldServer:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
+import msgspec
 import trio
 
 from tests.identities import ALICE, BOB
@@ -32,12 +34,19 @@ LINGER = 1000.0  # TIME-WAIT is a minute, and TCP gives an orphan's last bytes u
 PAYLOAD = bytes(range(256)) * 64
 
 Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
+OpenServers = Callable[[Network], AbstractAsyncContextManager[tuple[NodeConfig, NodeConfig]]]
+"""Opens a world's servers; what the two nodes are told, alice first."""
 
 
-def _open_stun(host: Host) -> AbstractAsyncContextManager[object]:
+def open_stun(host: Host) -> AbstractAsyncContextManager[object]:
     """With two addresses of IPv4, in worlds that have IPv6 too."""
     first, second = [address for address in host.addresses if ":" not in address][:2]
     return open_stun_server(host=first, second_host=second, port=3478)
+
+
+def stun_url(host: Host) -> str:
+    """By address, as these servers have IPv4 alone, and names are those of IPv6 addresses too."""
+    return f"stun:{host.ip}:3478"
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,12 @@ def meet(
     faults: tuple[Fault, ...] = (),
     early: bytes = b"",
     data: bytes = PAYLOAD,
+    servers: OpenServers | None = None,
 ) -> Meeting:
     """Open both nodes and all servers, let alice connect to bob, echo some data, close; nothing may be left.
 
     Both have been open for `warm` seconds by then; where that is 0, alice alone is cold, or `both_cold`.  The `faults`
-    begin with the call.  `early` is what `connect` sends as early data.
+    begin with the call.  `early` is what `connect` sends as early data.  `servers` are others than those of `SERVERS`.
 
     Where the world is `lossy`, a Pipe may break at its end; where it `breaks` Pipes, and with any faults, at any time.
     In both, bob may have accepted what alice has given up by then.
@@ -130,23 +140,15 @@ def meet(
     async def main() -> Meeting:
         async with pair.build(time_limit=3600) as net, simulated_hosts(), AsyncExitStack() as stack:
             mapped = pair.forward(net, "bob", PORT) if pair.bob.forwarded else None
-            urls: dict[str, list[str]] = {}
-            for server in (RENDEZVOUS, replace(STUN, open=_open_stun), STUN2, *([NTP] if ntp else [])):
-                if server.machine in net.hosts:
-                    machine = net.hosts[server.machine]
-                    with machine:
-                        await stack.enter_async_context(server.open(machine))
-                    # By address, as these serve IPv4 alone, and the names are those of IPv6 addresses too.
-                    url = f"stun:{machine.ip}:3478" if server.key == "stun" else server.url
-                    urls.setdefault(server.key, []).append(url)
-            config = NodeConfig(
-                servers=Servers(**urls),  # type: ignore[arg-type]
-                listen=ListenConfig(port=PORT),
-                budgets=budgets or Budgets(),
-            )
+            opened = partial(_open_servers, ntp=ntp) if servers is None else servers
+            configs = await stack.enter_async_context(opened(net))
+            told = [
+                msgspec.structs.replace(each, listen=ListenConfig(port=PORT), budgets=budgets or Budgets())
+                for each in configs
+            ]
             if on_network is not None:
                 on_network(net)
-            result = await _call(net, config, mapped, wanted)
+            result = await _call(net, told[0], told[1], mapped, wanted)
             await stack.aclose()
             left = net.netstat()
             assert not left, str(left)
@@ -157,7 +159,23 @@ def meet(
     return simulate(main, seed=pair.seed)
 
 
-async def _call(net: Network, config: NodeConfig, mapped: str | None, wanted: _Walk) -> Meeting:
+@asynccontextmanager
+async def _open_servers(net: Network, *, ntp: bool) -> AsyncGenerator[tuple[NodeConfig, NodeConfig]]:
+    """Every kind of those that tell a node where it is, and none that relays."""
+    async with AsyncExitStack() as stack:
+        urls: dict[str, list[str]] = {}
+        for server in (RENDEZVOUS, replace(STUN, open=open_stun), STUN2, *([NTP] if ntp else [])):
+            if server.machine in net.hosts:
+                machine = net.hosts[server.machine]
+                with machine:
+                    await stack.enter_async_context(server.open(machine))
+                url = stun_url(machine) if server.key == "stun" else server.url
+                urls.setdefault(server.key, []).append(url)
+        config = NodeConfig(servers=Servers(**urls))  # type: ignore[arg-type]
+        yield config, config
+
+
+async def _call(net: Network, alices: NodeConfig, bobs: NodeConfig, mapped: str | None, wanted: _Walk) -> Meeting:
     accepted: list[Pipe] = []
 
     async def serve(bob: Node) -> None:
@@ -172,11 +190,11 @@ async def _call(net: Network, config: NodeConfig, mapped: str | None, wanted: _W
 
     async with trio.open_nursery() as nursery:
         with net.hosts["bob"]:
-            async with open_node(config, identity=BOB, authorize=anyone, strict_plugins=True) as bob:
+            async with open_node(bobs, identity=BOB, authorize=anyone, strict_plugins=True) as bob:
                 await bob.wait_signals()
                 await trio.sleep(0 if wanted.warm or wanted.both_cold else WARM)
                 with net.hosts["alice"]:
-                    async with open_node(config, identity=ALICE, authorize=anyone, strict_plugins=True) as alice:
+                    async with open_node(alices, identity=ALICE, authorize=anyone, strict_plugins=True) as alice:
                         nursery.start_soon(serve, bob)
                         if wanted.warm:
                             await alice.wait_signals()
@@ -197,7 +215,9 @@ async def _walk(alice: Node, target: PeerAddress, accepted: Sequence[Pipe], want
         assert accepted == [] or not strict
         return Meeting(False, error.report, trio.current_time() - began, None)
     walk = trio.current_time() - began
+    assert pipe.peer_id == BOB.peer_id
     first = await _first_echo(pipe, wanted)
+    assert {each.peer_id for each in accepted} <= {ALICE.peer_id}
     assert [path_of(each) for each in accepted] == [path_of(pipe)] or not strict
     assert pipe.report is not None
     return Meeting(True, pipe.report, walk, None if first is None else first - began)

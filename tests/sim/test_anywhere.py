@@ -1,0 +1,144 @@
+"""Whole nodes anywhere, with servers of every kind: whoever has a way connects, in time, and no relay is used in vain.
+
+Here a sample runs; ``python -m tests.sim.census any 5000`` asks the same of thousands of worlds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import Phase, given, note, settings
+
+from tests.sim.anywhere import EXTRA_MACHINES, PROXY_ONLY, Anywhere, Form, Side, anywhere, meet_anywhere
+from tests.sim.oracles import complaints, direct_for_sure, networks, promised, relay_for_sure
+from tests.sim.walks import Meeting, rows
+from warpgate_trio.report import ComboReport, ConnectReport, Outcome, Verdict
+from warpgate_trio.sim import NatConfig, presets
+from warpgate_trio.testing.worlds import Machine, PeerPair
+
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
+RTT = 0.05
+
+
+@pytest.mark.slow("24 worlds of two nodes and servers of every kind")
+def test_whoever_has_a_way_connects() -> None:
+    tally: Counter[str] = Counter()
+
+    @settings(max_examples=24, phases=PHASES)
+    @given(anywhere())
+    def check(world: Anywhere) -> None:
+        note(str(world))
+        result = meet_anywhere(world)
+        note(rows(result))
+        assert complaints(world, result) == []
+        tally.update([str(result.plugin), *networks(world)])
+
+    check()
+    print(dict(tally))
+
+
+@pytest.mark.slow("8 worlds with 5 % loss")
+def test_whoever_has_a_relay_connects_over_a_bad_network_too() -> None:
+    @settings(max_examples=8, phases=PHASES)
+    @given(anywhere(loss=0.05))
+    def check(world: Anywhere) -> None:
+        note(str(world))
+        result = meet_anywhere(world)
+        note(rows(result))
+        assert complaints(world, result) == []
+
+    check()
+
+
+# -- what a network lets out -------------------------------------------------------------------------------------------
+
+
+def between(alice: NatConfig | None, bob: NatConfig | None, side: Side, *, relays: str = "none") -> Anywhere:
+    """A world in which both have been told the same, and who is behind a proxy, of that."""
+    pair = PeerPair.between(alice, bob, rtt=RTT)
+    extra = tuple(Machine(name=name, link=pair.server) for name in EXTRA_MACHINES)
+    sides = [replace(side, proxy=nat is PROXY_ONLY) for nat in (alice, bob)]
+    return Anywhere(pair=replace(pair, public=(*pair.public, *extra)), alice=sides[0], bob=sides[1], relays=relays)
+
+
+@pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+@pytest.mark.parametrize("by", ["a rendezvous server", "tcp443", "tls443"])
+@pytest.mark.parametrize("other", [None, presets.LINUX_SYMMETRIC], ids=["both", "symmetric"])
+@pytest.mark.parametrize("nat", [presets.UDP_BLOCKED, presets.WEB_ONLY, PROXY_ONLY], ids=lambda nat: nat.name)
+def test_through_what_little_is_let_out(nat: NatConfig, other: NatConfig | None, by: Form) -> None:
+    side = Side() if by not in ("tcp443", "tls443") else Side(turn=(("turn", by),))
+    world = between(other or nat, nat, side, relays="none" if side.turn else "open")
+    result = meet_anywhere(world)
+    assert promised(world)
+    assert complaints(world, result) == [], rows(result)
+
+
+# -- the oracles -------------------------------------------------------------------------------------------------------
+
+CONE, HARD = presets.LINUX, presets.LINUX_SYMMETRIC
+TURN: tuple[tuple[str, Form], ...] = (("turn", "udp"),)
+
+
+@pytest.mark.parametrize(
+    ("alice", "bob", "side", "relays", "direct", "relay"),
+    [
+        (CONE, CONE, Side(), "none", True, False),
+        (CONE, CONE, Side(stun=1), "none", False, False),
+        (CONE, None, Side(stun=0), "none", True, False),
+        (CONE, CONE, Side(turn=TURN), "none", True, True),
+        (HARD, HARD, Side(), "none", False, False),
+        (HARD, HARD, Side(), "open", False, True),
+        (HARD, HARD, Side(), "token", False, False),
+        (HARD, HARD, Side(token=True), "token", False, True),
+        (presets.UDP_BLOCKED, HARD, Side(turn=TURN), "none", False, False),
+        (presets.UDP_BLOCKED, HARD, Side(turn=(("turn", "tcp"),)), "none", False, True),
+        (presets.WEB_ONLY, HARD, Side(turn=(("turn", "tcp"),)), "none", False, False),
+        (presets.WEB_ONLY, HARD, Side(turn=(("dead", "tcp443"),)), "none", False, False),
+        (presets.WEB_ONLY, HARD, Side(turn=(("turn", "tcp443"),)), "none", False, True),
+        (PROXY_ONLY, PROXY_ONLY, Side(turn=(("turn", "tls443"),)), "none", False, True),
+    ],
+)
+def test_what_is_promised(
+    alice: NatConfig | None, bob: NatConfig | None, side: Side, relays: str, direct: bool, relay: bool
+) -> None:
+    world = between(alice, bob, side, relays=relays)
+    assert (direct_for_sure(world), relay_for_sure(world)) == (direct, relay)
+    assert promised(world) is (direct or relay)
+    both = replace(world, bob=replace(world.bob, rendezvous=("server2",), turn=()))
+    if relays != "none":
+        assert not relay_for_sure(both)  # no server in common
+
+
+def test_one_sides_turn_server_is_enough_where_the_other_is_seen() -> None:
+    world = between(HARD, HARD, Side(turn=TURN))
+    assert relay_for_sure(replace(world, bob=Side()))
+    assert relay_for_sure(replace(world, alice=Side()))
+    assert not relay_for_sure(replace(world, bob=Side(stun=0)))
+    assert not relay_for_sure(replace(between(HARD, presets.UDP_BLOCKED, Side(turn=TURN)), bob=Side()))
+
+
+def outcome(phase: str | None, walk: float) -> Meeting:
+    combos = [] if phase is None else [_won(phase)]
+    verdict = Verdict.CONNECTED if combos else Verdict.RELAY_FAILED
+    report = ConnectReport(
+        peer="", session="", verdict=verdict, advice="", elapsed_ms=1000 * walk, combos=tuple(combos)
+    )
+    return Meeting(bool(combos), report, walk, None)
+
+
+def _won(phase: str) -> ComboReport:
+    return ComboReport(
+        phase=phase, plugin="", af=4, route="", target="", likelihood="likely", outcome=Outcome.WON, started_ms=0.0
+    )
+
+
+def test_what_is_wrong_is_said() -> None:
+    easy, hard = between(CONE, CONE, Side(), relays="open"), between(HARD, HARD, Side(), relays="open")
+    assert complaints(easy, outcome("punch", 1.0)) == complaints(hard, outcome("relay", 1.0)) == []
+    assert complaints(hard, outcome(None, 1.0)) == ["they did not connect"]
+    assert complaints(easy, outcome("relay", 1.0)) == ["a relay was used where there is a direct path"]
+    (late,) = complaints(hard, outcome("relay", 12.0))
+    assert late.startswith("it took 12.000 s")
+    assert complaints(replace(hard, relays="none"), outcome(None, 12.0)) == []
