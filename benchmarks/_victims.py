@@ -51,7 +51,7 @@ async def nobody(_: str) -> bool:
 
 @asynccontextmanager
 async def node(server: str) -> AsyncGenerator[dict[str, Any]]:
-    servers = Servers(public_servers=False, websocket=[server] if server else [])
+    servers = Servers(websocket=[server] if server else [])
     async with open_node(NodeConfig(servers=servers), identity=Identity.generate(), authorize=nobody) as victim:
         if server:
             await victim.wait_signals()

@@ -290,7 +290,7 @@ def listener_costs(rounds: int) -> Iterator[Cost | Holding]:
 
 
 async def call_in_vain(address: str, count: int) -> None:
-    async with open_node(NodeConfig(servers=Servers(public_servers=False)), identity=Identity.generate()) as caller:
+    async with open_node(NodeConfig(servers=Servers()), identity=Identity.generate()) as caller:
         for _ in range(count):
             with suppress(ConnectError):
                 await caller.connect(address, plugin="direct_connect", timeout=10)

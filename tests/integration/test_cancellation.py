@@ -82,7 +82,7 @@ async def test_an_mqtt_channel_at_any_tasks_step(mosquitto: Broker) -> None:
 @pytest.mark.slow("a node with both transports for each step of its beginning")
 async def test_open_node_at_any_tasks_step_with_both_transports(mosquitto: Broker) -> None:
     async with open_rendezvous() as server:
-        servers = Servers(websocket=[server.url], mqtt=[str(mosquitto.url)], public_servers=False)
+        servers = Servers(websocket=[server.url], mqtt=[str(mosquitto.url)])
         for steps in step_cuts():
             with steps:
                 async with loopback_node(ALICE, NodeConfig(servers=servers), authorize=anyone) as node:

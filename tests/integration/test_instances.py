@@ -64,7 +64,7 @@ async def open_old_rendezvous() -> AsyncGenerator[RendezvousServer]:
 @asynccontextmanager
 async def mqtt(broker: Broker) -> AsyncGenerator[NodeConfig]:
     await trio.lowlevel.checkpoint()
-    yield NodeConfig(servers=Servers(mqtt=[str(broker.url)], public_servers=False))
+    yield NodeConfig(servers=Servers(mqtt=[str(broker.url)]))
 
 
 @pytest.fixture(params=["rendezvous", "rendezvous_v1", pytest.param("mqtt", marks=pytest.mark.needs("mosquitto"))])

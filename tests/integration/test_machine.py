@@ -55,7 +55,7 @@ def test_addresses_are_those_of_the_routes(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.usefixtures("no_netlink", "bounded")
 async def test_nodes_work_without_a_list_of_interfaces() -> None:
     """On the real machine: what it has of loopback at least, and a report of its network."""
-    own = NodeConfig(servers=Servers(public_servers=False))
+    own = NodeConfig(servers=Servers())
     async with open_node(own, identity=BOB, authorize=anyone) as bob, open_background_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, echo, [bob.listener])
         async with open_node(own, identity=ALICE) as alice:

@@ -486,7 +486,7 @@ def test_asyncio_is_untouched_while_no_broker_is_configured() -> None:
         from warpgate_trio.errors import SignalUnavailable
 
         async def main():
-            config = NodeConfig(servers=Servers(public_servers=False))
+            config = NodeConfig(servers=Servers())
             async with open_node(config, identity=Identity.generate()) as node:
                 from warpgate_trio.config import ServerUrl
                 from warpgate_trio.signal import SignalHub
@@ -547,7 +547,7 @@ BESIDE = """
     from warpgate_trio.errors import ConfigError
 
     async def look():
-        config = NodeConfig(servers=Servers(mqtt=[sys.argv[1]], public_servers=False))
+        config = NodeConfig(servers=Servers(mqtt=[sys.argv[1]]))
         try:
             async with open_node(config, identity=Identity.generate()) as node:
                 with trio.fail_after(60):

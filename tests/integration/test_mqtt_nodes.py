@@ -24,9 +24,7 @@ from warpgate_trio.signal import Delivery, ServerState, SignalHub
 
 
 def node_config(*, websocket: str | None = None, mqtt: object = None) -> NodeConfig:
-    servers = Servers(
-        websocket=[websocket] if websocket else [], mqtt=[str(mqtt)] if mqtt else [], public_servers=False
-    )
+    servers = Servers(websocket=[websocket] if websocket else [], mqtt=[str(mqtt)] if mqtt else [])
     return NodeConfig(servers=servers)
 
 

@@ -46,7 +46,6 @@ async def test_every_kind_of_server(any_broker: Broker, nursery: trio.Nursery) -
                 stun=[urls["stun"], f"stun:127.0.0.1:{dead}", "stuns:127.0.0.1"],
                 turn=["turn:user:secret@127.0.0.1", "turn:user:secret@127.0.0.1?transport=tcp"],
                 ntp=[urls["ntp"], f"ntp://127.0.0.1:{dead}"],
-                public_servers=False,
             )
         )
         async with loopback_node(ALICE, config) as node:
@@ -97,7 +96,7 @@ async def test_a_broker_that_drops_everything_is_said_not_to_work(tmp_path: Path
     broker = make_mosquitto(tmp_path, acl="")
     try:
         broker.start()
-        config = NodeConfig(servers=Servers(mqtt=[str(broker.url)], public_servers=False))
+        config = NodeConfig(servers=Servers(mqtt=[str(broker.url)]))
         async with loopback_node(ALICE, config) as node:
             for report in (await node.netcheck(), await node.netcheck(servers=True)):
                 (row,) = report.servers

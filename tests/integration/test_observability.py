@@ -126,7 +126,7 @@ async def test_a_debug_log_of_mqtt_holds_no_secret(caplog: pytest.LogCaptureFixt
         for password in (PASSWORD, "another-secret"):
             login = f"{USER}:{quote(password, safe='')}"
             url = str(broker.url).replace("//", f"//{login}@")
-            servers = Servers(mqtt=[url], public_servers=False, ca_file=authority.ca_file)
+            servers = Servers(mqtt=[url], ca_file=authority.ca_file)
             async with (
                 loopback_node(BOB, NodeConfig(servers=servers), authorize=anyone) as bob,
                 loopback_node(ALICE, NodeConfig(servers=servers)) as alice,
@@ -169,5 +169,5 @@ async def test_ping_exits_with_the_kind_of_path(phase: str, code: int, monkeypat
     for plugin in (DirectConnect, ReverseConnect):
         monkeypatch.setattr(plugin, "phase", phase)
     async with loopback_node(BOB, config(), authorize=anyone) as bob, on_host(LoopbackHost()):
-        caller = NodeConfig(servers=Servers(public_servers=False), identity=IdentityConfig(ephemeral=True))
+        caller = NodeConfig(servers=Servers(), identity=IdentityConfig(ephemeral=True))
         assert await _ping(Settings(quiet=True), caller, str(bob.address), 1, 0, 2) == PathKind(code) == code

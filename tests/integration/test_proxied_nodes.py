@@ -38,7 +38,6 @@ def config(*servers: str, proxy: str = "env", ca_file: Path | None = None) -> No
         servers=Servers(
             websocket=[url for url in servers if url.startswith("ws")],
             mqtt=[url for url in servers if url.startswith("mqtt")],
-            public_servers=False,
             ca_file=ca_file,
         ),
         network=NetworkConfig(proxy=proxy),

@@ -346,7 +346,7 @@ async def report_of_a_call(proxy: str) -> ConnectReport:
 
 def servers(signals: str, budgets: Budgets, *, turn: list[TurnServer] | None = None, proxy: str = "none") -> NodeConfig:
     return NodeConfig(
-        servers=Servers(websocket=[signals], turn=turn or [], public_servers=False),
+        servers=Servers(websocket=[signals], turn=turn or []),
         network=NetworkConfig(proxy=proxy),
         budgets=budgets,
     )

@@ -232,4 +232,4 @@ def _lines(out: bytes | bytearray) -> list[dict[str, Any]]:
 def configuration(servers: dict[str, list[str]], more: str = "") -> str:
     """A node's, for what `serve` announced."""
     lines = [f"{name} = {json.dumps(servers[name])}" for name in NODE_SERVERS if servers.get(name)]
-    return "\n".join(["[servers]", "public_servers = false", *lines, "[identity]", "ephemeral = true", more, ""])
+    return "\n".join(["[servers]", *lines, "[identity]", "ephemeral = true", more, ""])

@@ -171,7 +171,6 @@ def _told(net: Network, world: Anywhere, side: Side) -> NodeConfig:
             ntp=["ntp://ntp:123"] if world.ntp else [],
             relay_token=TOKEN if side.token else None,
             ca_file=authority().ca_file if any(form == "tls443" for _, form in side.turn) else None,
-            public_servers=False,
         ),
         network=NetworkConfig(proxy=f"http://proxy:{PROXY_PORT}" if side.proxy else "none"),
     )

@@ -130,9 +130,7 @@ def with_hostile(
 async def open_hostile(
     net: Network, names: Sequence[str], kinds: Sequence[type[Plugin]], profile: NatProfile | None
 ) -> AsyncGenerator[list[Node]]:
-    config = NodeConfig(
-        servers=Servers(public_servers=False, websocket=[RENDEZVOUS.url]), listen=ListenConfig(port=7000)
-    )
+    config = NodeConfig(servers=Servers(websocket=[RENDEZVOUS.url]), listen=ListenConfig(port=7000))
     async with trio.open_nursery() as nursery:
         ready: list[trio.Event] = []
         nodes: list[Node] = []

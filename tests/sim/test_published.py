@@ -52,7 +52,7 @@ def play(
             urls: dict[str, list[str]] = {}
             for server in servers:
                 urls.setdefault(server.key, []).append(server.url)
-            config = NodeConfig(servers=Servers(public_servers=False, **urls))  # type: ignore[arg-type]
+            config = NodeConfig(servers=Servers(**urls))  # type: ignore[arg-type]
             async with trio.open_nursery() as nursery:
                 for server in servers:
                     await nursery.start(_run, net.hosts[server.machine], server)

@@ -271,7 +271,6 @@ class TestInCode:
         )
         assert made.identity == IdentityConfig(key_file=None, ephemeral=False)
         assert made.listen.port == 0
-        assert made.servers.public_servers
         assert not any((made.servers.websocket, made.servers.mqtt, made.servers.stun, made.servers.turn))
         assert msgspec.structs.asdict(made.budgets) == {
             "direct_min": 0.3,
@@ -350,7 +349,6 @@ FULL = NodeConfig(
         turn=[TurnServer("turn:t?transport=tcp", "name", 'pass"word\\'), TurnServer("turns:t")],
         ntp=["ntp://n"],
         ca_file=Path("/ca.pem"),
-        public_servers=False,
     ),
     budgets=Budgets(punch=2.25),
 )
@@ -475,7 +473,6 @@ class TestLoad:
                 "WARPGATE_SERVERS_WEBSOCKET": "ws://a, ws://b,",
                 "WARPGATE_SERVERS_STUN": "",
                 "WARPGATE_SERVERS_TURN": "turn:n:p@t",
-                "WARPGATE_SERVERS_PUBLIC_SERVERS": "False",
                 "WARPGATE_SERVERS_CA_FILE": "",
                 "WARPGATE_IDENTITY_EPHEMERAL": "1",
                 "WARPGATE_IDENTITY_KEY_FILE": "k",
@@ -492,7 +489,7 @@ class TestLoad:
             identity=IdentityConfig(key_file=home.cwd / "k", ephemeral=True),
             listen=ListenConfig(port=65535),
             interfaces=InterfacesConfig(include=("eth*", "wg0")),
-            servers=Servers(websocket=["ws://a", "ws://b"], turn=["turn:n:p@t"], public_servers=False),
+            servers=Servers(websocket=["ws://a", "ws://b"], turn=["turn:n:p@t"]),
             budgets=Budgets(goodbye=2.5),
         )
 

@@ -430,7 +430,6 @@ def test_every_variable_is_known_and_no_other() -> None:
         "port": "1",
         "proxy": "none",
         "ca_file": "c",
-        "public_servers": "0",
         "protocols": "pcp",
     }
     samples["relay_token"] = "16 or more is so".replace(" ", "-")

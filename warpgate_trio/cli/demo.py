@@ -53,9 +53,7 @@ async def _demo(settings: Settings) -> ExitCode:
     stage = _Stage(settings)
     async with open_rendezvous(host="127.0.0.1", port=0) as server:
         stage.step("a rendezvous server", server.url)
-        config = NodeConfig(
-            servers=Servers(websocket=[server.url], public_servers=False), identity=IdentityConfig(ephemeral=True)
-        )
+        config = NodeConfig(servers=Servers(websocket=[server.url]), identity=IdentityConfig(ephemeral=True))
         async with open_node(config, authorize=anyone) as bob, open_node(config) as alice:
             stage.step("bob, who listens", f"{bob.peer_id[:12]}…")
             stage.step("alice, who calls", f"{alice.peer_id[:12]}…")

@@ -145,8 +145,6 @@ class Servers(_Section, frozen=True, kw_only=True):
       ntp: time servers (ntp).
       relay_token: of the rendezvous servers; who has it may relay by them with any peer.  A secret.
       ca_file: certificates in PEM that are trusted for TLS besides the system's; None for no more.
-      public_servers: whether the list of public servers in the package fills what is not named here; there is no such
-        list yet (docs/configuration.md).
     """
 
     name_of_table = "servers"
@@ -158,7 +156,6 @@ class Servers(_Section, frozen=True, kw_only=True):
     ntp: tuple[ServerUrl, ...] = ()
     relay_token: str | None = None
     ca_file: Path | None = None
-    public_servers: bool = True
 
     def __repr__(self) -> str:
         shown = msgspec.structs.asdict(self) | ({} if self.relay_token is None else {"relay_token": MASK})
@@ -182,7 +179,6 @@ class Servers(_Section, frozen=True, kw_only=True):
             ntp: Iterable[ServerUrl | str] = (),
             relay_token: str | None = None,
             ca_file: Path | None = None,
-            public_servers: bool = True,
         ) -> None: ...
 
 
@@ -473,7 +469,6 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "servers.ntp": _read_urls("ntp"),
     "servers.relay_token": _read_token,
     "servers.ca_file": _read_path,
-    "servers.public_servers": _read_flag,
     "portmap.enabled": _read_flag,
     "portmap.protocols": _read_list(_read_protocol, "protocols"),
 } | {f"budgets.{name}": _read_seconds for name in Budgets.__struct_fields__}

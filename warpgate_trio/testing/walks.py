@@ -155,7 +155,7 @@ async def open_nodes(
         urls.setdefault(server.key, []).append(server.url)
     made = msgspec.structs.replace(
         NodeConfig() if config is None else config,
-        servers=Servers(public_servers=False, **urls),  # type: ignore[arg-type]
+        servers=Servers(**urls),  # type: ignore[arg-type]
         listen=ListenConfig(port=PORT),
     )
     async with AsyncExitStack() as stack:

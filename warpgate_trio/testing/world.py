@@ -29,9 +29,7 @@ from .worlds import Machine, PeerPair
 __all__ = ["WORLD_CONFIG", "World", "world"]
 
 _SERVERS: Final = (RENDEZVOUS, STUN, STUN2, NTP)
-WORLD_CONFIG: Final = NodeConfig(
-    servers=Servers(public_servers=False, websocket=[RENDEZVOUS.url], stun=[STUN.url, STUN2.url], ntp=[NTP.url])
-)
+WORLD_CONFIG: Final = NodeConfig(servers=Servers(websocket=[RENDEZVOUS.url], stun=[STUN.url, STUN2.url], ntp=[NTP.url]))
 """For nodes in a `world`: its signal server, its STUN servers and its time server."""
 
 
