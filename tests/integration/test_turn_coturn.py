@@ -18,6 +18,7 @@ from tests.links import close_carriers, receive_exactly
 from tests.paths import SocketPath
 from tests.ports import free_port
 from tests.requirements import unmet
+from tests.waiting import wait_until
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.config.server_url import TurnServer
 from warpgate_trio.errors import StunError, StunRefused
@@ -156,6 +157,7 @@ async def test_a_restarted_relay_is_noticed_by_the_silence_after_a_datagram(tmp_
             port = await relays.open()
             path = port.open_path(("127.0.0.1", 9))
             await path.send([b"x"])
+            await wait_until(lambda: port._bound[path.remote].granted)
             relay.kill()
             await trio.to_thread.run_sync(relay.start)
             await path.send([b"PING"])
@@ -171,6 +173,7 @@ async def test_a_relay_that_was_restarted_breaks_its_paths_when_asked(tmp_path: 
             port = await relays.open()
             path = port.open_path(("127.0.0.1", 9))
             await path.send([b"x"])
+            await wait_until(lambda: port._bound[path.remote].granted)
             relay.kill()
             await trio.to_thread.run_sync(relay.start)
             port.check()

@@ -141,6 +141,9 @@ async def test_a_channel_that_is_refused_breaks_its_path() -> None:
         port = await relays.open()
         next(iter(servers[0].clients.values())).forbidden = {"127.0.0.1"}
         path = port.open_path(("127.0.0.1", 9))
+        await path.send([b"x"])  # behind the request, whose answer nobody waits for
+        with pytest.raises(trio.BrokenResourceError, match=r"no way to 127\.0\.0\.1:9: .* 403"):
+            await path.receive()
         with pytest.raises(trio.BrokenResourceError, match="403"):
             await path.send([b"x"])
         port.release()

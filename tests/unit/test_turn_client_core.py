@@ -140,7 +140,7 @@ def test_a_400_that_comes_before_the_allocation_or_overtakes_it_is_asked_again(f
     assert grant.error is None
 
 
-def test_no_data_goes_out_before_the_server_has_said_yes() -> None:
+def test_no_data_goes_out_before_the_allocation_and_then_behind_the_request_for_its_channel() -> None:
     net = Net()
     net.client.bind(PEER, net.now)
     net.client.allocate(net.now)
@@ -149,9 +149,12 @@ def test_no_data_goes_out_before_the_server_has_said_yes() -> None:
     granted, bound = net.flush()
     assert net.client.wrap(b"x", PEER) is None
     net.client.receive(granted, net.now)
-    assert net.client.wrap(b"x", PEER) is None
+    sent = net.client.wrap(b"x", PEER)
     net.client.receive(bound, net.now)
-    assert net.client.wrap(b"x", PEER) is not None
+    assert sent == net.client.wrap(b"x", PEER)
+    assert sent is not None
+    assert is_channel_data(sent)
+    assert net.client.wrap(b"x", (PEER[0], PEER[1] + 1)) is not None, "a channel carries a permission"
 
 
 def test_a_server_that_lets_everybody_in_gives_it_to_the_first_request() -> None:

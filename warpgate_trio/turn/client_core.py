@@ -269,7 +269,10 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
     # -- data --------------------------------------------------------------------------------------------------------
 
     def wrap(self, data: bytes, peer: TransportAddress) -> bytes | None:
-        """What is to be sent to the server for `data` to reach `peer`; None where it would be dropped there."""
+        """What is to be sent to the server for `data` to reach `peer`; None where it would be dropped there.
+
+        A channel is used as soon as it is wanted: the request for it goes first (`transmit`).
+        """
         if self.state is not TurnState.ALLOCATED:
             return None
         channel = self._grants.channel_to(peer)

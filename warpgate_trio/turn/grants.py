@@ -96,9 +96,9 @@ class Grants:
         return self._peers.get(channel)
 
     def channel_to(self, peer: TransportAddress) -> int | None:
-        """The number of the channel to a peer, once it was given."""
+        """The number of the channel to a peer, from the moment on at which it is wanted."""
         found = self._channels.get(peer)
-        return found.channel if found is not None and found.granted else None
+        return found.channel if found is not None and found.error is None else None
 
     def lets_in(self, ip: str) -> bool:
         """Whether an address was let in, or is about to be."""

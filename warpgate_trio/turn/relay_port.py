@@ -1,8 +1,9 @@
 """A relayed address as a `DatagramPort`: the shell of one `TurnClientCore` over one transport.
 
 It stands where a UDP port stands: races send probes from it and hear them at it, and a path of it carries QUIC, with
-the relay's server in between.  A path gets a channel before its first datagram goes out, which makes a full packet of
-QUIC 1,204 bytes; what is sent without a path goes by indications.
+the relay's server in between.  A path gets a channel, which makes a full packet of QUIC 1,204 bytes; what is sent
+without a path goes by indications.  The first datagram follows the request for the channel without waiting for its
+answer, a round trip that QUIC makes good where the request got lost or was refused.
 
 One task owns it (`RelayPort.serve`).  Whatever ends it, a lost server or a `release`, its allocation is freed first,
 within `GOODBYE` seconds, and its paths break with the reason.
@@ -67,6 +68,7 @@ class RelayPort:
         self._on_close = on_close
         self._paths: dict[TransportAddress, UdpPath] = {}
         self._bound: dict[TransportAddress, Grant] = {}
+        self._to_ask_for: set[TransportAddress] = set()
         self._probes: DatagramHandler | None = None
         self._released = False
         self._closed = False
@@ -175,18 +177,20 @@ class RelayPort:
     # -- datagrams ---------------------------------------------------------------------------------------------------
 
     async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
-        """See `DatagramPort.send`; to where a path is open, it waits for its channel.  `hops` mean nothing here."""
+        """See `DatagramPort.send`; raises also where the channel of an open path was refused.  `hops` mean nothing
+        here.
+        """
         self._check_open()
         batch = list(datagrams)
-        for remote in {remote for _, remote in batch}:
-            await self._wait_bound(remote)
-        self._expect_answer()
-        await self._transport.send(self._wrapped(batch))
-
-    def _expect_answer(self) -> None:
+        while not self._to_ask_for.isdisjoint(
+            remote for _, remote in batch
+        ):  # the requests for their channels go first
+            await self._change()
+            self._check_open()
         if self._unanswered == math.inf and self._paths:
             self._unanswered = trio.current_time()
             self._wake.set()
+        await self._transport.send(self._wrapped(batch))
 
     def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
         """Send what goes without waiting; the rest is dropped.  Never raises."""
@@ -197,16 +201,6 @@ class RelayPort:
         wrapped = [self._core.wrap(data, remote) for data, remote in datagrams]
         self.dropped += wrapped.count(None)
         return [message for message in wrapped if message is not None]
-
-    async def _wait_bound(self, remote: TransportAddress) -> None:
-        grant = self._bound.get(remote)
-        if grant is None:
-            return
-        while not grant.settled:
-            await self._change()
-            self._check_open()
-        if grant.error is not None:
-            raise trio.BrokenResourceError(f"no way to {show_address(remote)}: {grant.error}") from grant.error
 
     def _check_open(self) -> None:
         if self._closed:
@@ -221,7 +215,9 @@ class RelayPort:
         if remote in self._paths:
             raise ValueError(f"there is a path to {remote} already")
         self._check_open()
-        self._bound[remote] = self._core.bind(remote, trio.current_time())
+        if remote not in self._bound:
+            self._bound[remote] = self._core.bind(remote, trio.current_time())
+            self._to_ask_for.add(remote)
         path = self._paths[remote] = UdpPath(self, remote)
         self._wake.set()
         return path
@@ -282,6 +278,7 @@ class RelayPort:
         """Send what is due, and keep its timers."""
         while True:
             self._wake = trio.Event()
+            asked_for = set(self._to_ask_for)
             self._core.handle_timer(trio.current_time())
             if trio.current_time() >= self._silent_at:
                 self._checked = trio.current_time()
@@ -291,6 +288,7 @@ class RelayPort:
                     await self._transport.send(messages)
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                     self._fail(error)
+            self._to_ask_for -= asked_for
             self._changed.set()
             if self._core.state is TurnState.ENDED:
                 break
@@ -312,6 +310,7 @@ class RelayPort:
                 for message in await self._transport.receive():
                     for data, peer in self._core.receive(message, now):
                         answers += self._sort(data, peer)
+                self._break_refused()
                 self._wake.set()
                 self._changed.set()
                 if answers:
@@ -319,6 +318,11 @@ class RelayPort:
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             self._fail(error)
         await trio.sleep_forever()  # the driver ends first
+
+    def _break_refused(self) -> None:
+        for remote, path in self._paths.items():
+            if (error := self._bound[remote].error) not in (None, self._core.error):
+                path.break_off(f"no way to {show_address(remote)}: {error}")
 
     def _fail(self, error: Exception) -> None:
         self._core.fail(StunError(f"the connection to {self.name} broke: {error}"))
