@@ -27,6 +27,7 @@ from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.servers import relay_frames as relay
 from warpgate_trio.servers import rendezvous_frames as rendezvous
+from warpgate_trio.servers.health_core import HealthRequest, Pages
 from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayRules
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
@@ -506,6 +507,31 @@ def ntp_answer(data: bytes) -> None:
 def ntp_request(data: bytes) -> None:
     answer = NtpResponder().receive(data, ip_address("127.0.0.1"), received=NOW, sent=NOW, now=0.0)
     assert answer is None or len(answer) <= max(len(data), 48)
+
+
+# -- requests for a server's health ------------------------------------------------------------------------------------
+
+
+def _health() -> list[bytes]:
+    return [
+        b"GET /healthz HTTP/1.1\r\nHost: relay.example:9100\r\nUser-Agent: curl/8\r\n\r\n",
+        b"HEAD http://x/metrics?y HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"POST /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n0\r\n\r\n",
+        b"GET /metrics HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc",
+    ]
+
+
+@target(_health, inputs=3_000)
+def health_request(data: bytes) -> None:
+    """Whatever comes is answered once, or not at all."""
+    pages = Pages(lambda: [NtpResponder().statistics()], lambda: False, lambda: NOW)
+    request = HealthRequest(pages, head=1024)
+    for piece in (*pieces(data), b""):
+        answer = request.receive(piece)
+        if answer is not None:
+            assert not answer or answer.startswith(b"HTTP/1.1 ")
+            return
+    raise AssertionError("neither answered nor over")
 
 
 # -- MQTT --------------------------------------------------------------------------------------------------------------
