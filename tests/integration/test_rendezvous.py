@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from tests.hubs import websocket_server
 from tests.identities import ALICE, BOB
 from tests.ports import free_port
@@ -278,7 +279,7 @@ async def test_a_signal_that_waits_goes_before_the_server_is_shut_down() -> None
 async def test_who_shuts_the_server_down_waits_as_long_as_he_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     """And his last word for a moment, where a client reads nothing at all."""
     monkeypatch.setattr(rendezvous_shell, "LAST_WORD", 0.02)
-    limits = RendezvousLimits(send_burst=10_000)
+    limits = RendezvousLimits(send_burst=10_000, write=100 * HANG)
     async with (
         open_rendezvous(limits=limits) as server,
         by_hand(server, BOB) as bob,

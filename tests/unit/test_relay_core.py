@@ -564,6 +564,17 @@ def test_a_client_that_leaves_its_circuit_while_the_server_drains_is_over() -> N
     assert core.is_over(bob.state)
 
 
+def test_a_signal_that_waits_is_written_before_its_receiver_is_over() -> None:
+    core = open_core()
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    alice.say(Send(1, BOB.public_key, b"signal"))
+    core.drain(T)
+    assert core.is_over(alice.state)
+    assert not core.is_over(bob.state)
+    assert bob.drain() == [Message(b"signal")]
+    assert core.is_over(bob.state)
+
+
 def test_nothing_is_over_on_a_server_that_does_not_drain() -> None:
     core = open_core()
     assert not core.is_over(Client(core, ALICE).state)
