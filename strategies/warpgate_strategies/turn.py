@@ -1,13 +1,15 @@
 """``turn``: meet at a relay, where no direct path was found (RFC 8656); nobody's NAT matters to it.
 
     initiator                          its TURN server                       responder
+     ├─ MeetByRelay(secret) ──────────────────────────── by signal ────────────►│ a UDP port of its own
      ├─ Allocate, CreatePermission ─────────►│  (asked before: one round trip)  │
-     ├─ MeetByRelay(secret, the relayed address) ─────── by signal ────────────►│ a UDP port of its own
-     │◄──────────────────────────────────────│◄──────────────────────── probes ─┤
      │◄─ MeetMeByRelay(where I am) ───────────────────── by signal ─────────────┤
+     ├─ MeetMeByRelay(the relayed address) ───────────── by signal ────────────►│
+     │◄──────────────────────────────────────│◄──────────────────────── probes ─┤
      ├─ CreatePermission, ChannelBind ──────►│                                  │
      ├─ QUIC ═══════════════════════════════►│═════════════════════════════════►│
 
+The first signal goes before there is an address to tell, so that the two get their ports at the same time.
 One relay is enough where the other side sends UDP and is seen at one address: permissions are for addresses, so the
 port that its NAT shows is learned from its probes.  Where it is not, or nothing was heard for two round trips, the
 responder gets a relay too, and the two meet from relay to relay, which depends on nobody's NAT.  A side without TURN
@@ -59,17 +61,18 @@ Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECR
 
 @final
 class MeetByRelay(PathRequest, frozen=True, kw_only=True):
-    """Let us meet at a relay: `secret` is the key of the probes, `relayed` are the initiator's addresses at relays, and
-    `seen` where its UDP port is seen, if it sends from one."""
+    """Let us meet at a relay: `secret` is the key of the probes.  `relaying`: the initiator gets a relay, and says in a
+    `MeetMeByRelay` where; else it sends from a UDP port that is `seen` there."""
 
     secret: Secret
-    relayed: Candidates
+    relaying: bool
     seen: Candidates
 
 
 @final
 class MeetMeByRelay(Message, frozen=True):
-    """The same of the responder; a further one has what came later."""
+    """Where a side is: its addresses at relays, and where its UDP port is seen, if it sends from one.  A further one
+    has what came later."""
 
     relayed: Candidates
     seen: Candidates
@@ -104,6 +107,7 @@ class _Meeting:
         self._relay: RelayPort | None = None
         self._direct: UdpPort | None = None
         self._numbers: dict[RelayPort | UdpPort, int] = {}
+        self._invited = trio.Event()  # the peer knows that we call
         self._told = trio.Event()  # the peer has heard where we are
         self._permitted = trio.Event()  # our server lets through what it is asked to
 
@@ -114,64 +118,85 @@ class _Meeting:
         peer_has = HAS_TURN in plugin.peer.capabilities
         if not plugin.node.relays.servers and not peer_has:
             raise AttemptFailed("neither side has a TURN server: servers.turn names one")
-        try:
-            await self._get_relay(self._known_ips())
-        except StunError as error:
-            if not peer_has:
-                raise AttemptFailed(str(error)) from error
+        relaying = bool(plugin.node.relays.servers)
+        if not relaying:
             await self._get_direct()
-        await plugin.send_signal(
-            MeetByRelay(
-                af=family_of(plugin),
-                route_type=plugin.route_type,
-                secret=secret,
-                relayed=self._relayed(),
-                seen=self._seen(),
-            )
-        )
+        plugin.nursery.start_soon(self._invite, secret, relaying)
+        if relaying:
+            try:
+                await self._get_relay(self._known_ips())
+            except StunError as error:
+                if not peer_has:
+                    raise AttemptFailed(str(error)) from error
+                await self._get_direct()
+            await self._invited.wait()  # signals may overtake each other
+            await self._tell()
         self._told.set()
-        theirs = await plugin.receive_signal()
-        if not isinstance(theirs, MeetMeByRelay):
-            raise AttemptFailed("the peer answered with something else")
+        theirs = await self._hear()
+        if not relaying and not theirs.relayed:
+            raise AttemptFailed("neither side has a relay")
         self._aim(theirs)
         plugin.nursery.start_soon(self._listen)
         return await self._race.first()
 
+    async def _invite(self, secret: bytes, relaying: bool) -> None:
+        af, route_type = family_of(self._plugin), self._plugin.route_type
+        await self._plugin.send_signal(
+            MeetByRelay(af=af, route_type=route_type, secret=secret, relaying=relaying, seen=self._seen())
+        )
+        self._invited.set()
+
     async def answer(self, request: MeetByRelay) -> Carrier | Link:
         plugin = self._plugin
+        servers = plugin.node.relays.servers
         ours = plugin.node.address.nat_profiles.get(None, family_of(plugin)).udp
-        alone = bool(request.relayed) and not ours.blocked
-        if alone:
-            if plugin.node.relays.servers:  # a relay of our own may be wanted after all
+        if request.relaying and not ours.blocked:
+            if servers:  # a relay of our own may be wanted after all
                 plugin.nursery.start_soon(plugin.node.relays.prime, family_of(plugin))
             # Where we can do without, a network that lets no UDP out must not hold us up until that is sure.
-            with suppress(AttemptFailed), trio.move_on_after(SILENCE if plugin.node.relays.servers else math.inf):
+            with suppress(AttemptFailed), trio.move_on_after(SILENCE if servers else math.inf):
                 await self._get_direct()
         # A port that no STUN server has seen leads nowhere for the most part.
         if self._direct is None or not self._direct.mapped or len(ours.external) > 1:
             try:
-                await self._get_relay(self._ips(request))
+                await self._get_relay(self._let_in(request.seen))
             except StunError as error:
                 if self._direct is None:
                     raise AttemptFailed(str(error)) from error
-        self._aim(request)
-        await plugin.send_signal(MeetMeByRelay(relayed=self._relayed(), seen=self._seen()))
+        await self._tell()
         self._told.set()
-        if self._relay is None and plugin.node.relays.servers:
-            plugin.nursery.start_soon(self._fall_back, request)
+        theirs = await self._hear() if request.relaying else MeetMeByRelay(relayed=(), seen=request.seen)
+        if self._relay is None and not theirs.relayed:  # the initiator has got none
+            try:
+                await self._get_relay(self._let_in(theirs.seen))
+            except StunError as error:
+                raise AttemptFailed(str(error)) from error
+            await self._tell()
+        self._aim(theirs)
+        if self._relay is None and servers:
+            plugin.nursery.start_soon(self._fall_back, theirs)
         plugin.nursery.start_soon(self._listen)
         return await self._race.first()
 
-    async def _fall_back(self, request: MeetByRelay) -> None:
+    async def _tell(self) -> None:
+        await self._plugin.send_signal(MeetMeByRelay(relayed=self._relayed(), seen=self._seen()))
+
+    async def _hear(self) -> MeetMeByRelay:
+        theirs = await self._plugin.receive_signal()
+        if not isinstance(theirs, MeetMeByRelay):
+            raise AttemptFailed("the peer answered with something else")
+        return theirs
+
+    async def _fall_back(self, theirs: MeetMeByRelay) -> None:
         """Nothing is heard by way of their relay: meet it from one of ours."""
         rtt = self._plugin.node.signal_rtt
         await trio.sleep(SILENCE_UNKNOWN if rtt is None else 2 * rtt + SILENCE)  # the measure of silence
         if self._race.heard:
             return
         with suppress(StunError):
-            await self._get_relay(self._ips(request))
-            self._aim(request)
-            await self._plugin.send_signal(MeetMeByRelay(relayed=self._relayed(), seen=self._seen()))
+            await self._get_relay(self._let_in((*theirs.relayed, *theirs.seen)))
+            self._aim(theirs)
+            await self._tell()
 
     async def _listen(self) -> None:
         """What the peer has to say later, and that it gives up; what our own server says explains more."""
@@ -210,9 +235,6 @@ class _Meeting:
         found += [ip for ip in peer.nat_profiles.get(None, family).udp.external if ip.version == family]
         return self._let_in(to_candidates([(str(ip), 1) for ip in found]))
 
-    def _ips(self, theirs: MeetByRelay | MeetMeByRelay) -> list[str]:
-        return self._let_in((*theirs.relayed, *theirs.seen))
-
     def _let_in(self, candidates: Candidates) -> list[str]:
         return list(dict.fromkeys(ip for ip, _ in self._admitted(candidates)))
 
@@ -220,7 +242,7 @@ class _Meeting:
         mapped = {key: value for port in self._numbers for key, value in port.mapped.items()}
         return admitted(self._plugin, candidates, mapped)
 
-    def _aim(self, theirs: MeetByRelay | MeetMeByRelay) -> None:
+    def _aim(self, theirs: MeetMeByRelay) -> None:
         """Meet the peer where it says that it is: its relay from any port of ours, its own port from a relay alone."""
         relayed, seen = self._admitted(theirs.relayed), self._admitted(theirs.seen)
         if self._direct is not None:
@@ -229,7 +251,7 @@ class _Meeting:
         if self._relay is not None:
             grants = self._relay.permit_nowait(ip for ip, _ in (*relayed, *seen))
             self._plugin.nursery.start_soon(self._probe_when_permitted, self._relay, grants, [*relayed, *seen])
-        elif not relayed:  # a relay learns from what comes where the peer is, another port cannot
+        elif theirs.relayed and not relayed:  # a relay learns from what comes where the peer is, another port cannot
             raise AttemptFailed("the peer named no place that may be sent to")
 
     async def _probe_when_permitted(

@@ -15,6 +15,7 @@ import trio
 from tests.identities import ALICE, BOB, CAROL
 from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
 from tests.turn_servers import open_servers
+from tests.waiting import wait_until
 from warpgate_strategies.turn import Turn
 from warpgate_trio import EXT_BIND, ConnectError, PeerRefused, Verdict, anyone
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
@@ -231,6 +232,7 @@ async def test_no_dns() -> None:
     trio.socket.set_custom_hostname_resolver(NoNames())
     dead = "ws://server.example"
     async with loopback_node(ALICE, config(dead, budgets=QUICK)) as alice:
+        await wait_until(lambda: alice.signal_servers[0].last_error is not None)
         async with expect(Verdict.NO_DNS, lacks=(f"no signal server is connected: {dead}: ",)):
             await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 

@@ -72,8 +72,8 @@ async def echoing(nodes: NodePair) -> AsyncGenerator[None]:
         (("LINUX_SYMMETRIC", "LINUX_SYMMETRIC"), "udp", 10),
         (("LINUX_SYMMETRIC", "LINUX_SYMMETRIC"), "tcp", 11),
         (("UDP_BLOCKED", "LINUX_SYMMETRIC"), "tcp", 12),
-        (("LINUX_SYMMETRIC", "UDP_BLOCKED"), "tcp", 18),
-        (("UDP_BLOCKED", "UDP_BLOCKED"), "tcp", 18),
+        (("LINUX_SYMMETRIC", "UDP_BLOCKED"), "tcp", 13),
+        (("UDP_BLOCKED", "UDP_BLOCKED"), "tcp", 13),
     ],
 )
 def test_a_pair_that_nothing_direct_connects_meets_at_a_relay(nats: tuple[str, str], by: str, most: float) -> None:

@@ -220,11 +220,14 @@ class TestClassify:
     def test_nothing_known(self) -> None:
         assert classify(NatObservations()) == UNKNOWN
 
-    def test_blocked_takes_two_silent_servers_and_a_network_that_is_there(self) -> None:
+    def test_blocked_takes_two_silent_servers_or_one_that_is_alive_and_a_network_that_is_there(self) -> None:
         asked = frozenset(SERVERS[1:3])
         assert classify(NatObservations(asked=asked, online=True)).blocked is True
         assert classify(NatObservations(asked=asked)).blocked is None
-        assert classify(NatObservations(asked=frozenset(SERVERS[:1]), online=True)).blocked is None
+        one = frozenset(SERVERS[:1])
+        assert classify(NatObservations(asked=one, online=True)).blocked is None
+        assert classify(NatObservations(asked=one, online=True, alive=frozenset(SERVERS[1:]))).blocked is None
+        assert classify(NatObservations(asked=one, online=True, alive=one)).blocked is True, "it answered over TCP"
 
     def test_who_is_outvoted_is_believed_in_nothing(self) -> None:
         lies = [replace(each, server=SERVERS[3]) for each in fresh_sockets([9, 99, 999, 9999])]

@@ -77,8 +77,8 @@ GOLDEN = [
     ("random_probe", Opened(), "80"),
     (
         "turn",
-        MeetByRelay(af=4, route_type=RouteType.EXT_BIND, secret=SECRET, relayed=HERE, seen=()),
-        f"87{PATH_HEX}{SECRET_HEX}a772656c61796564{HERE_HEX[22:]}a47365656e90",
+        MeetByRelay(af=4, route_type=RouteType.EXT_BIND, secret=SECRET, relaying=True, seen=HERE),
+        f"87{PATH_HEX}{SECRET_HEX}a872656c6179696e67c3a47365656e{HERE_HEX[22:]}",
     ),
     ("turn", MeetMeByRelay(relayed=HERE, seen=HERE), f"82a772656c61796564{HERE_HEX[22:]}a47365656e{HERE_HEX[22:]}"),
     (OWNER, ClockReply(time_ms=1_700_000_000_000), "81a774696d655f6d73cf0000018bcfe56800"),

@@ -67,6 +67,7 @@ class NatObservations:
       bindings: every answer, of every socket.
       asked: the servers that were asked at all.
       online: whether something beyond the NAT answered by another way (the other transport, a signal server).
+      alive: servers that answered over the other transport, so that their silence is not their death.
       other_address: whether an answer came in from an address, and a port, that the socket had not sent to; None where
         that was not tested.
       other_port: the same from an address that it had sent to, and another port.
@@ -76,6 +77,7 @@ class NatObservations:
     bindings: tuple[Binding, ...] = ()
     asked: frozenset[TransportAddress] = frozenset()
     online: bool = False
+    alive: frozenset[TransportAddress] = frozenset()
     other_address: bool | None = None
     other_port: bool | None = None
     hairpin: bool | None = None
@@ -87,7 +89,8 @@ def classify(observations: NatObservations) -> TransportProfile:
     outvoted = _outvoted(credible)
     bindings = [each for each in credible if each.server[0] not in outvoted]
     if not bindings:
-        blocked = True if observations.online and len(observations.asked) >= 2 else None
+        enough = len(observations.asked) >= 2 or observations.asked & observations.alive
+        blocked = True if observations.online and enough else None
         return TransportProfile(blocked=blocked)
     translated = classify_translated(bindings)
     mapping = Mapping.ENDPOINT_INDEPENDENT if translated is False else classify_mapping(bindings)

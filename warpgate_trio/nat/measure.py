@@ -106,7 +106,7 @@ async def measure_nat(
     # That TCP is silent while UDP answers says that the servers have none, as is usual, and nothing of the NAT.
     silent = not udp.bindings and not tcp.bindings
     return NatProfile(
-        udp=udp.classify(online=online or bool(tcp.bindings)),
+        udp=udp.classify(online=online or bool(tcp.bindings), alive=frozenset(each.server for each in tcp.bindings)),
         tcp=tcp.classify(online=online and silent),
         measured_at=machine.current().wall_time(),
     )
@@ -132,7 +132,7 @@ class _Transport:
         binding = Binding(local=local, server=answer.server, mapped=answer.mapped, at=at)
         (self.repeated if answer.retransmitted else self.bindings).append(binding)
 
-    def classify(self, *, online: bool) -> TransportProfile:
+    def classify(self, *, online: bool, alive: frozenset[TransportAddress] = frozenset()) -> TransportProfile:
         if len(self.bindings) < len(self.repeated):  # a far server: every question was repeated, and none was lost
             self.bindings = [*self.bindings, *self.repeated]
         return classify(
@@ -140,6 +140,7 @@ class _Transport:
                 bindings=tuple(self.bindings),
                 asked=frozenset(self.servers),
                 online=online,
+                alive=alive,
                 other_address=self.other_address,
                 other_port=self.other_port,
                 hairpin=self.hairpin,
