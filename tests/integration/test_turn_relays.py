@@ -11,13 +11,16 @@ import trio
 import trio.testing
 
 from tests.cancel_sweep import cuts
+from tests.hangs import HANG
 from tests.panicking import PanicException
 from tests.turn_servers import UdpServer, open_servers
 from warpgate_trio.config import Proxies, ServerUrl, TurnServer
 from warpgate_trio.errors import ConfigError, StunError
 from warpgate_trio.names import Names
+from warpgate_trio.turn import relay_port as relay_port_module
 from warpgate_trio.turn.client_core import TurnClientCore
 from warpgate_trio.turn.relays import Relays
+from warpgate_trio.turn.transport import StreamTransport
 
 
 @asynccontextmanager
@@ -167,6 +170,63 @@ async def test_whatever_a_server_makes_us_raise_ends_its_relay_and_no_more(
             await relays.prime()
         await settle(lambda: not len(relays))
         (await relays.open()).release()
+
+
+async def test_every_address_of_the_peer_gets_a_permission_of_its_own() -> None:
+    async with open_servers() as servers, open_relays(servers) as relays:
+        wanted = {"203.0.113.1", "203.0.113.2", "203.0.113.3"}
+        port = await relays.open(permit=sorted(wanted)[:2])
+        grants = port.permit_nowait(sorted(wanted))
+        await port.wait_settled(grants)
+        assert len(grants) == 3
+        assert all(grant.granted for grant in grants)
+        (client,) = servers[0].clients.values()
+        assert client.permissions.keys() == wanted
+        port.release()
+
+
+async def test_a_server_that_has_forgotten_us_is_noticed_by_the_silence_after_a_datagram(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a restart."""
+    monkeypatch.setattr(relay_port_module, "SILENCE", 0.02)
+    async with open_servers() as servers, open_relays(servers) as relays:
+        path = (await relays.open()).open_path(("127.0.0.1", 9))
+        await path.send([b"x"])
+        next(iter(servers[0].clients.values())).forget()
+        with pytest.raises(trio.BrokenResourceError, match="437"):
+            await path.receive()
+
+
+@pytest.mark.parametrize("ends", ["reader", "writer", "close"])
+async def test_who_waits_for_room_hears_of_the_end(ends: str) -> None:
+    """However it comes: in mid-transfer the outbox is full."""
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    transport = StreamTransport(ours, ("192.0.2.7", 3478))
+
+    async def send() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await transport.send([bytes(1000)])
+        sent.set()
+
+    sent = trio.Event()
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.run)
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not sent.is_set()
+            if ends == "reader":
+                await theirs.send_stream.aclose()
+                with pytest.raises(trio.BrokenResourceError):
+                    await transport.receive()
+            elif ends == "writer":
+                await theirs.receive_stream.aclose()
+            else:
+                await transport.aclose()
+            await sent.wait()
+            nursery.cancel_scope.cancel()
 
 
 async def test_priming_is_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ import trio
 
 from tests.cancel_sweep import step_cuts
 from warpgate_trio import ConnectError
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.turn import TurnServer, open_turn_server
 from warpgate_trio.servers.turn_credentials import TurnCredentials
 from warpgate_trio.sim import Host, NatConfig, presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
+from warpgate_trio.turn.relay_port import CHECK_INTERVAL, SILENCE
 
 RTT = 0.05
 CREDENTIALS = TurnCredentials("example.org", {"alice": "sesame"})
@@ -146,3 +148,72 @@ def test_without_a_server_the_relay_is_hopeless() -> None:
             assert (row.plugin, row.likelihood) == ("turn", "hopeless")
 
     simulate(partial(main), seed=0)
+
+
+@pytest.mark.slow("two nodes, in mid-transfer")
+@pytest.mark.parametrize(
+    ("nats", "by", "whose", "why"),
+    [
+        (("LINUX_SYMMETRIC", "LINUX_SYMMETRIC"), "udp", {"alice"}, "437 Allocation Mismatch"),
+        (("UDP_BLOCKED", "LINUX_SYMMETRIC"), "tcp", {"alice"}, "the server closed the connection"),
+        (("UDP_BLOCKED", "UDP_BLOCKED"), "tcp", {"alice", "bob"}, "the server closed the connection"),
+    ],
+)
+@pytest.mark.parametrize("sender", ["alice", "bob"])
+def test_a_server_that_is_restarted_in_mid_transfer_breaks_the_pipe(
+    sender: str, nats: tuple[str, str], by: str, whose: set[str], why: str
+) -> None:
+    """With the reason, where the relay was ours (`whose`), and as one that is silent where it was the peer's alone."""
+    lives: list[trio.CancelScope] = []
+
+    @asynccontextmanager
+    async def serve(host: Host) -> AsyncGenerator[object]:
+        async def live() -> None:
+            while True:
+                with trio.CancelScope() as scope:
+                    async with open_turn_server(CREDENTIALS, host=host.ip, port=3478):
+                        lives.append(scope)
+                        up.set()
+                        await trio.sleep_forever()
+
+        up = trio.Event()
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(live)
+            await up.wait()
+            yield None
+
+    async def main() -> None:
+        turn = WorldServer(key="turn", url=FORMS[by], machine="stun2", open=serve)
+        one, other = (getattr(presets, each) for each in nats)
+        told: dict[str, tuple[str, float]] = {}
+
+        async def end(name: str, do: Callable[[], Awaitable[object]]) -> None:
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                while True:
+                    await do()
+            told[name] = str(broken.value.__cause__ or broken.value), trio.current_time() - restarted
+
+        pair = PeerPair.between(one, other, rtt=RTT)
+        async with pair.build(time_limit=1e7) as net, simulated_hosts():
+            async with open_nodes(net, servers=(RENDEZVOUS, STUN, NTP, turn)) as nodes:
+                await trio.sleep(60)
+                ours = await nodes.alice.auto_connect(nodes.bob.address, phases=["relay"])
+                theirs = await nodes.bob.listener.accept()
+                async with ours, theirs, trio.open_nursery() as nursery:
+                    for name, pipe in (("alice", ours), ("bob", theirs)):
+                        do = partial(pipe.send_all, bytes(10_000)) if name == sender else pipe.receive_some
+                        nursery.start_soon(end, name, do)
+                    await trio.sleep(1)
+                    restarted = trio.current_time()
+                    lives[-1].cancel()
+                assert len(lives) == 2
+                for name, (reason, taken) in told.items():
+                    if name in whose:
+                        assert why in reason
+                        assert taken <= SILENCE + CHECK_INTERVAL + 1, taken
+                    else:
+                        assert taken < 105, taken  # 100 s after the last byte; see `link.liveness.MISSES`
+            left = net.netstat()
+            assert not left, str(left)
+
+    simulate(main, seed=0)

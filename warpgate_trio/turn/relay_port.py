@@ -177,20 +177,20 @@ class RelayPort:
     # -- datagrams ---------------------------------------------------------------------------------------------------
 
     async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
-        """See `DatagramPort.send`; raises also where the channel of an open path was refused.  `hops` mean nothing
-        here.
-        """
+        """See `DatagramPort.send`; behind the request for a path's channel.  `hops` mean nothing here."""
         self._check_open()
         batch = list(datagrams)
-        while not self._to_ask_for.isdisjoint(
-            remote for _, remote in batch
-        ):  # the requests for their channels go first
+        while not self._to_ask_for.isdisjoint(remote for _, remote in batch):
             await self._change()
             self._check_open()
         if self._unanswered == math.inf and self._paths:
             self._unanswered = trio.current_time()
             self._wake.set()
-        await self._transport.send(self._wrapped(batch))
+        try:
+            await self._transport.send(self._wrapped(batch))
+        except trio.BrokenResourceError as error:
+            why = self._core.error or f"the connection to {self.name} broke: {error}"
+            raise trio.BrokenResourceError(str(why)) from error
 
     def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
         """Send what goes without waiting; the rest is dropped.  Never raises."""

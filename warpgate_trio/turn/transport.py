@@ -109,18 +109,26 @@ class StreamTransport:
                 self._filled = trio.Event()
                 await self._filled.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._broken = error
-            self._drained.set()
+            self._break(error)
             await trio.sleep_forever()  # the reader tells of it, with what the server said last
+
+    def _break(self, error: Exception) -> None:
+        """Nothing is written any more, which who waits for room has to know."""
+        self._broken = self._broken or error
+        self._drained.set()
 
     async def receive(self) -> list[bytes]:
         try:
             while data := await self._stream.receive_some(_RECEIVE_SIZE):
                 if found := self._reader.feed(bytes(data)):
                     return found
+            raise trio.BrokenResourceError("the server closed the connection")
         except StunMalformed as error:
+            self._break(error)
             raise trio.BrokenResourceError(str(error)) from error
-        raise trio.BrokenResourceError("the server closed the connection")
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._break(error)
+            raise
 
     async def send(self, messages: Iterable[bytes]) -> None:
         await trio.lowlevel.checkpoint()
@@ -129,7 +137,7 @@ class StreamTransport:
                 self._drained = trio.Event()
             await self._drained.wait()
         if self._broken is not None:
-            raise trio.BrokenResourceError("the connection broke") from self._broken
+            raise trio.BrokenResourceError(str(self._broken) or "the connection broke") from self._broken
         self._put(messages, math.inf)
 
     def send_nowait(self, messages: Iterable[bytes]) -> None:
@@ -142,4 +150,5 @@ class StreamTransport:
         self._filled.set()
 
     async def aclose(self) -> None:
+        self._break(trio.ClosedResourceError("this side closed the connection"))
         await trio.aclose_forcefully(self._stream)
