@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NoReturn
 
 import pytest
@@ -13,14 +13,20 @@ import trio.testing
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.panicking import PanicException
+from tests.turn_model import ModelServer
 from tests.turn_servers import UdpServer, open_servers
 from warpgate_trio.config import Proxies, ServerUrl, TurnServer
 from warpgate_trio.errors import ConfigError, StunError
 from warpgate_trio.names import Names
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.stun.transaction import binding_request
 from warpgate_trio.turn import relay_port as relay_port_module
 from warpgate_trio.turn.client_core import TurnClientCore
+from warpgate_trio.turn.framing import TurnStreamReader, encode_channel_data
 from warpgate_trio.turn.relays import Relays
 from warpgate_trio.turn.transport import StreamTransport
+
+BINDING = binding_request(bytes(12))
 
 
 @asynccontextmanager
@@ -37,6 +43,43 @@ async def settle(over: Callable[[], bool]) -> None:
     """Wait for what other tasks, and the kernel between them, are about to do."""
     while not over():
         await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+@asynccontextmanager
+async def open_stream_server(says: bytes) -> AsyncGenerator[str]:
+    """A TURN server over TCP that says so, behind a datagram that is whole, when it has bound a channel, and hangs up.
+    Its URL."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        model, reader = ModelServer(), TurnStreamReader(most=65_536)
+        with suppress(trio.BrokenResourceError):
+            async for data in stream:
+                for message in reader.feed(bytes(data)):
+                    answer = model.receive(message, trio.current_time())
+                    await stream.send_all(answer or b"")
+                if model.channels:
+                    await stream.send_all(encode_channel_data(0x4000, b"whole", padded=True))
+                    await trio.testing.wait_all_tasks_blocked()
+                    await stream.send_all(says)
+                    break
+            await stream.send_eof()
+            async for _ in stream:  # until the other side ends: to close on what is still coming would be a reset
+                pass
+        await trio.aclose_forcefully(stream)
+
+    with trio.fail_after(HANG):
+        async with open_background_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield f"turn:127.0.0.1:{listener.socket.getsockname()[1]}?transport=tcp"
+
+
+@asynccontextmanager
+async def open_stream_relays(url: str) -> AsyncGenerator[Relays]:
+    names = Names()
+    relays = Relays([TurnServer(url, "user", "secret")], names=names)
+    async with names.running(), trio.open_nursery() as nursery, relays.running(nursery):
+        yield relays
 
 
 @pytest.mark.slow("once for each checkpoint")
@@ -210,10 +253,14 @@ async def test_who_waits_for_room_hears_of_the_end(ends: str) -> None:
                 await transport.send([bytes(1000)])
         sent.set()
 
-    sent = trio.Event()
+    async def run() -> None:
+        with writing:
+            await transport.run()
+
+    sent, writing = trio.Event(), trio.CancelScope()
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.run)
+            nursery.start_soon(run)
             nursery.start_soon(send)
             await trio.testing.wait_all_tasks_blocked()
             assert not sent.is_set()
@@ -224,9 +271,38 @@ async def test_who_waits_for_room_hears_of_the_end(ends: str) -> None:
             elif ends == "writer":
                 await theirs.receive_stream.aclose()
             else:
+                writing.cancel()
                 await transport.aclose()
             await sent.wait()
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        pytest.param(encode_channel_data(0x4000, bytes(4096)), "a message of 4100 bytes", id="oversized ChannelData"),
+        pytest.param(bytes([1, 1, 0x10, 0]) + BINDING[4:], "a message of 4116 bytes", id="oversized STUN"),
+        pytest.param(
+            encode_channel_data(0x4000, b"abc") + encode_channel_data(0x4000, b"defg"), "", id="unpadded ChannelData"
+        ),
+        pytest.param(encode_channel_data(0x4000, b"abc") + BINDING, "neither STUN", id="unpadded, STUN behind it"),
+        pytest.param(bytes([1, 1, 0, 3]) + BINDING[4:] + b"abc", "neither STUN", id="unpadded STUN"),
+        pytest.param(BINDING[:4] + bytes(16), "does not carry STUN", id="no cookie"),
+        pytest.param(encode_channel_data(0x4000, b"abcd")[:-1], "the server closed", id="truncated ChannelData"),
+        pytest.param(BINDING[:-1], "the server closed", id="truncated STUN"),
+    ],
+)
+async def test_a_stream_out_of_frame_breaks_its_relay_with_the_reason(says: bytes, why: str) -> None:
+    """Nothing behind it can be found again; the node goes on, and so does its next relay."""
+    async with open_stream_server(says) as url, open_stream_relays(url) as relays:
+        for _ in range(2):
+            port = await relays.open()
+            path = port.open_path(("203.0.113.5", 9))
+            with pytest.raises(trio.BrokenResourceError, match=f"the connection to .*tcp broke: .*{why}"):
+                while True:
+                    await path.send([b"x"])
+                    assert set(await path.receive()) <= {b"whole", b"abc"}  # whose padding alone is missing
+            await settle(lambda: not len(relays))
 
 
 async def test_priming_is_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:

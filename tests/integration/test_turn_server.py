@@ -34,6 +34,7 @@ from warpgate_trio.servers.turn_shell import QUEUED_OVERHEAD, TurnConnection
 from warpgate_trio.sockaddr import TransportAddress, show_address, socket_family
 from warpgate_trio.stun.client import open_stun_stream, query_stream, query_udp
 from warpgate_trio.stun.codec import AttributeValue, ChangeRequest, Message, decode
+from warpgate_trio.stun.transaction import binding_request
 from warpgate_trio.turn.framing import TurnStreamReader
 from warpgate_trio.turn.messages import (
     DATA,
@@ -48,6 +49,7 @@ from warpgate_trio.turn.relays import Relays
 CREDENTIALS = TurnCredentials("example.org", {"alice": "sesame"}, "s3cret")
 HERE = [ip_network("127.0.0.1/32"), ip_network("::1/128")]
 CHANNEL = 0x4000
+BINDING = binding_request(bytes(12))
 
 
 @asynccontextmanager
@@ -283,6 +285,43 @@ async def test_a_stream_that_is_no_turn_is_closed(data: bytes) -> None:
             await stream.send_all(data)
             with pytest.raises((EOFError, trio.BrokenResourceError)):
                 await Talk(stream).receive()
+
+
+@pytest.mark.parametrize(
+    ("data", "relayed"),
+    [
+        pytest.param(channel_data(CHANNEL, bytes(MAX_MESSAGE)), [], id="oversized ChannelData"),
+        pytest.param(bytes([0, 8, 0x10, 0]) + BINDING[4:], [], id="oversized STUN"),
+        pytest.param(channel_data(CHANNEL, b"abc") + b"\0\x04" + BINDING[2:], [b"abc"], id="unpadded ChannelData"),
+        pytest.param(channel_data(CHANNEL, b"ab") + channel_data(CHANNEL, b"cdefgh"), [b"ab"], id="unpadded twice"),
+        pytest.param(bytes([0, 8, 0, 3]) + BINDING[4:] + b"abc", [], id="unpadded STUN"),
+        pytest.param(channel_data(CHANNEL, b"abcd")[:-1], [], id="truncated ChannelData"),
+        pytest.param(BINDING[:-1], [], id="truncated STUN"),
+    ],
+)
+async def test_a_stream_out_of_frame_ends_with_its_allocation(data: bytes, relayed: list[bytes]) -> None:
+    """Of what is behind it nothing is relayed, and the others are served."""
+    async with serving() as server, stream_talk(server.address) as other:
+        with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as peer:
+            await peer.bind(("127.0.0.1", 0))
+            await other.allocate()
+            await other.ask(other.requests.bind(CHANNEL, peer.getsockname()))
+            stream = await trio.open_tcp_stream(*server.address)
+            talk = Talk(stream)
+            assert error_of(await talk.allocate()) == 0
+            assert error_of(await talk.ask(talk.requests.bind(CHANNEL, peer.getsockname()))) == 0
+            await stream.send_all(data)
+            await stream.send_eof()
+            with pytest.raises((EOFError, trio.BrokenResourceError)):
+                await talk.receive()
+            await stream.aclose()
+            while server.statistics().allocations > 1:
+                await trio.lowlevel.checkpoint()
+            await other.send(channel_data(CHANNEL, b"whole"))
+            received = [await peer.recv(100)]
+            while received[-1] != b"whole":
+                received.append(await peer.recv(100))
+            assert received in ([b"whole"], [*relayed, b"whole"])  # what was whole itself, if it came by itself
 
 
 async def test_a_client_that_does_not_read_costs_its_bound_and_is_served_again() -> None:
