@@ -700,6 +700,28 @@ def test_the_machine_slept() -> None:
     at_home(Gateway, body)
 
 
+@pytest.mark.slow("hours of renewals")
+@pytest.mark.parametrize("protocol", ["pcp", "natpmp", "upnp"])
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 4e8, -4e8])
+def test_a_clock_that_jumps_during_a_lease_changes_no_lease(jump: float, protocol: ProtocolName) -> None:
+    """Nothing is renewed later for it, and nothing is asked more often than once for a jump."""
+
+    async def body(home: Home) -> None:
+        async with mapping(home.host, protocols=(protocol,)) as maps:
+            for number in range(30):
+                await trio.sleep(7 * 60)
+                home.host.clock_offset += jump * (-1) ** number * (number + 1)  # to and fro
+                maps.look()
+                entry = home.gateway.entry(PORT)
+                assert entry is not None
+                assert entry.expires - trio.current_time() >= 1700  # half of an hour that was given
+                assert await home.reaches()
+        assert home.gateway.table == {}
+        assert len(home.gateway.asked) <= 2 * (30 / 2 + 30 * 7 / 30)
+
+    at_home(Gateway, body)
+
+
 def test_an_address_that_is_gone_takes_its_keeper_with_it() -> None:
     async def body(home: Home) -> None:
         async with mapping(home.host) as maps:

@@ -19,8 +19,8 @@ from warpgate_trio.config.server_url import TurnServer as ConfiguredServer
 from warpgate_trio.names import Names
 from warpgate_trio.servers.turn import OWN_INTERVAL, TurnServer, serve_turn
 from warpgate_trio.servers.turn_core import TurnCore
-from warpgate_trio.servers.turn_credentials import TurnCredentials
-from warpgate_trio.servers.turn_limits import DEFAULT_LIMITS
+from warpgate_trio.servers.turn_credentials import TurnCredentials, shared_secret_password
+from warpgate_trio.servers.turn_limits import DEFAULT_LIMITS, TurnStatistics
 from warpgate_trio.sim import Network, presets
 from warpgate_trio.sockaddr import TransportAddress
 from warpgate_trio.stun.client import query_udp
@@ -32,7 +32,7 @@ from warpgate_trio.turn.relays import Relays
 
 PORT = 3478
 CHANNEL = 0x4000
-CREDENTIALS = TurnCredentials("example.org", {"alice": "sesame"})
+CREDENTIALS = TurnCredentials("example.org", {"alice": "sesame"}, "s3cret")
 Talk = Callable[[TurnServer, Network], Awaitable[None]]
 
 
@@ -187,6 +187,42 @@ def test_addresses_that_the_host_gets_later_are_its_own_too() -> None:
             assert error_of(await client.ask(client.requests.permit(("11.9.0.2", 80)))) == Code.FORBIDDEN
 
     served(talk)
+
+
+@pytest.mark.slow("hours of refreshes, thrice")
+@pytest.mark.parametrize("user", ["alice", "2000000000:carol"])
+def test_clocks_that_jump_during_a_lease_change_nothing(user: str) -> None:
+    """Neither the client's nor the server's: all is as where they do not, hours long, to the last request."""
+    password = "sesame" if user == "alice" else shared_secret_password("s3cret", user)
+
+    async def with_a_relay(jump: float, told: list[TurnStatistics], server: TurnServer, net: Network) -> None:
+        names, machines = Names(), [net.host("client"), net.hosts["server"]]
+        with net.host("peer", address="11.9.1.1"):
+            peer = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+            await peer.bind(("11.9.1.1", 7))
+        configured = ConfiguredServer(f"turn:11.9.0.1:{PORT}", user, password)
+        with machines[0], peer:
+            relays = Relays([configured], names=names)
+            async with names.running(), trio.open_nursery() as nursery, relays.running(nursery):
+                port = await relays.open()
+                path = port.open_path(("11.9.1.1", 7))
+                for number in range(30):
+                    await path.send([b"there"])
+                    assert await peer.recvfrom(100) == (b"there", port.local)
+                    await peer.sendto(b"back", port.local)
+                    assert await path.receive() == [b"back"]
+                    await trio.sleep(7 * 60)
+                    for number_of, machine in enumerate(machines):  # to and fro, and against each other
+                        machine.clock_offset += jump * (-1) ** (number + number_of) * (number + 1)
+                told.append(server.statistics())
+                port.close_nowait()
+                path.close_nowait()
+
+    told: list[TurnStatistics] = []
+    for jump in (0.0, 3600.0, -4e8):
+        served(partial(with_a_relay, jump, told))
+    assert told == told[:1] * 3
+    assert told[0].allocations == 1
 
 
 @pytest.mark.parametrize(
