@@ -9,6 +9,7 @@ import trio.testing
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB, CAROL
 from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from tests.sim.walks import RTT, in_world
 from tests.waiting import wait_until
 from warpgate_strategies.fan_out import STAGGER
 from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, Verdict, anyone
@@ -19,6 +20,7 @@ from warpgate_trio.link import Link
 from warpgate_trio.node.runtime import NodeRuntime
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
 from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.testing.walks import NodePair
 
 
 async def test_get_addr_returns_the_present_address() -> None:
@@ -51,6 +53,19 @@ async def test_get_addr_of_a_peer_that_is_not_there() -> None:
     async with loopback_node(ALICE, config(dead)) as alice:
         with pytest.raises(trio.TooSlowError):
             await alice.refresh_address(address_of(BOB, port=1), timeout=0.05)
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_not_answered() -> None:
+    """Two nodes that both listen would go on for ever: each would take the other's answer for a question."""
+
+    async def main(nodes: NodePair) -> None:
+        with trio.move_on_after(1.5 * RTT):  # signals take one round trip each way
+            await nodes.alice.refresh_address(nodes.bob.address)
+        await trio.sleep(20 * RTT)
+        assert nodes.bob.stats().signals["Accepted"] == nodes.alice.stats().signals["Accepted"] == 1
+        assert nodes.alice.stats().signals["late"] == 1
+
+    in_world(main)
 
 
 async def test_a_stale_address_is_refreshed_and_the_walk_goes_on() -> None:

@@ -5,6 +5,7 @@ A blob passes the checks of `warpgate_trio.signal` in order of their cost, and t
 * ``core`` messages about the clock or the end of a session;
 * nobody, where it is meant for another process of our key that listens (`signal.instances`);
 * the attempt that waits for it: same peer, same session, same attempt;
+* nobody, where it answers an attempt that is over;
 * the plugin whose first message it is, which makes a new attempt on the responder's side;
 * nobody: the sender hears ``Refused(unsupported)``, if it may hear anything.
 
@@ -180,5 +181,9 @@ class SignalRouter:
             self._on_address(envelope.sender_address)
             self._sender.note_answer(key, envelope.sender_address.instance)
             mailbox.deliver(message)
-        elif not isinstance(message, ClockReply | Refused | Failed | Here):
+        elif isinstance(message, ClockReply | Refused | Failed | Here):
+            return
+        elif header.in_reply_to is not None:  # it starts nothing: it would be answered, and so on for ever
+            self.counters["late"] += 1
+        else:
             self._on_request(Request(envelope, message, via, circuit))
