@@ -56,7 +56,9 @@ RULES: Final = {
     "open": RelayRules(open_to_all=True),
 }
 """Between whom a rendezvous server relays."""
-EXTRA_MACHINES: Final = ("server2", "turn", "turn2", "dead", "proxy")
+_SERVERS: Final = ("server2", "turn", "turn2", "dead")
+_TO_PROXY: Final = 0.001
+"""Seconds from a proxy to the internet: it stands at the edge of the network that it is for."""
 
 
 @final
@@ -194,6 +196,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
 
+def with_machines(pair: PeerPair) -> PeerPair:
+    """The pair, with the machines that `open_servers` puts servers on."""
+    made = tuple(Machine(name=name, link=pair.server) for name in _SERVERS)
+    proxy = Machine(name="proxy", link=replace(pair.server, latency=_TO_PROXY))
+    return replace(pair, public=(*pair.public, *made, proxy))
+
+
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 _CARRIERS: Final = (presets.CGN, presets.CGN_SYMMETRIC)
@@ -218,8 +227,7 @@ def draw(random: Chooser, *, loss: float = 0.0) -> Anywhere:
         shared=shared,
         seed=random.randint(0, 10_000),
     )
-    extra = tuple(Machine(name=name, link=pair.server) for name in EXTRA_MACHINES)
-    pair = replace(pair, public=(*pair.public, *extra), ipv6=random.choice((False, False, True)))
+    pair = replace(with_machines(pair), ipv6=random.choice((False, False, True)))
     lan = random.choice((None, None, "192.168.1.0/24"))
     pair = replace(
         pair,

@@ -137,14 +137,11 @@ def time_bound(world: Anywhere) -> float:
     if world.lossy or not promised(world):
         return 30.0 + 5.0  # and what was committed in the last moment
     pair = world.pair
-    to_server = [
-        place.link.latency + (3 if side.proxy else 1) * pair.server.latency
-        for place, side in ((pair.alice, world.alice), (pair.bob, world.bob))
-    ]
+    to_server = [place.link.latency + pair.server.latency for place in (pair.alice, pair.bob)]
     signal = 2 * sum(to_server)
     before = min(max(3 * signal, 0.3), 2.0) + max(1.5, 4 * signal + 0.5) + max(5.0, 5 * signal + 2.0)
     longest = 2 * max(pair.alice.link.latency + pair.bob.link.latency, *to_server)
-    return before + 0.3 + 19 * longest
+    return before + 0.3 + 19 * longest  # and the few milliseconds of a proxy
 
 
 def complaints(world: Anywhere, meeting: Meeting) -> list[str]:

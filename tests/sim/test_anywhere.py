@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import Phase, given, note, settings
 
-from tests.sim.anywhere import EXTRA_MACHINES, PROXY_ONLY, Anywhere, Form, Side, anywhere, meet_anywhere
+from tests.sim.anywhere import PROXY_ONLY, Anywhere, Form, Side, anywhere, meet_anywhere, with_machines
 from tests.sim.oracles import complaints, direct_for_sure, networks, promised, relay_for_sure
 from tests.sim.walks import Meeting, rows
 from warpgate_trio.report import ComboReport, ConnectReport, Outcome, Verdict
 from warpgate_trio.sim import NatConfig, presets
-from warpgate_trio.testing.worlds import Machine, PeerPair
+from warpgate_trio.testing.worlds import PeerPair
 
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
 RTT = 0.05
@@ -58,9 +58,8 @@ def test_whoever_has_a_relay_connects_over_a_bad_network_too() -> None:
 def between(alice: NatConfig | None, bob: NatConfig | None, side: Side, *, relays: str = "none") -> Anywhere:
     """A world in which both have been told the same, and who is behind a proxy, of that."""
     pair = PeerPair.between(alice, bob, rtt=RTT)
-    extra = tuple(Machine(name=name, link=pair.server) for name in EXTRA_MACHINES)
     sides = [replace(side, proxy=nat is PROXY_ONLY) for nat in (alice, bob)]
-    return Anywhere(pair=replace(pair, public=(*pair.public, *extra)), alice=sides[0], bob=sides[1], relays=relays)
+    return Anywhere(pair=with_machines(pair), alice=sides[0], bob=sides[1], relays=relays)
 
 
 @pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
