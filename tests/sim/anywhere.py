@@ -118,8 +118,11 @@ class Anywhere:
 
 
 def meet_anywhere(world: Anywhere) -> Meeting:
-    """Let alice call bob there; see `meet`."""
-    return meet(world.pair, servers=partial(open_servers, world=world), lossy=world.lossy)
+    """Let alice call bob there; see `meet`.
+
+    Where packets are lost, and servers are far, bob may have given up on his last bytes before they come.
+    """
+    return meet(world.pair, servers=partial(open_servers, world=world), lossy=world.lossy, breaks=world.lossy)
 
 
 # -- its servers -------------------------------------------------------------------------------------------------------

@@ -132,7 +132,8 @@ def time_bound(world: Anywhere) -> float:
     """Seconds of a walk at most, by docs/walk.md: the phases before the relay, and the slowest relay.
 
     That is one of TURN over TCP where it first has to turn out that the responder's UDP leads nowhere: 19 round trips
-    of the longest way.  It is the whole budget where nothing is promised, or packets are lost.
+    of the longest way, and a quarter of a second for each address of a dead server, on either side.  It is the whole
+    budget where nothing is promised, or packets are lost.
     """
     if world.lossy or not promised(world):
         return 30.0 + 5.0  # and what was committed in the last moment
@@ -141,7 +142,7 @@ def time_bound(world: Anywhere) -> float:
     signal = 2 * sum(to_server)
     before = min(max(3 * signal, 0.3), 2.0) + max(1.5, 4 * signal + 0.5) + max(5.0, 5 * signal + 2.0)
     longest = 2 * max(pair.alice.link.latency + pair.bob.link.latency, *to_server)
-    return before + 0.3 + 19 * longest  # and the few milliseconds of a proxy
+    return before + 0.3 + 19 * longest + 4 * 0.25
 
 
 def complaints(world: Anywhere, meeting: Meeting) -> list[str]:
