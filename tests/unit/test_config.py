@@ -277,7 +277,7 @@ class TestInCode:
             "direct_max": 2.0,
             "punch": 1.5,
             "spray": 5.0,
-            "relay_base": 1.0,
+            "relay_base": 4.0,
             "total": 30.0,
             "handshake": 10.0,
             "commit": 5.0,

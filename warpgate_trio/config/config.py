@@ -230,7 +230,7 @@ class Budgets(_Section, frozen=True, kw_only=True):
     direct_max: float = 2.0
     punch: float = 1.5
     spray: float = 5.0
-    relay_base: float = 1.0
+    relay_base: float = 4.0
     total: float = 30.0
     handshake: float = 10.0
     commit: float = 5.0
