@@ -81,7 +81,6 @@ def test_every_kind_meets_every_other_by_a_relay(plugin: str) -> None:
                     websocket=["ws://server:443"],
                     stun=[stun_url(stun)] if plugin == "turn" else (),
                     turn=TURN if plugin == "turn" else (),
-                    public_servers=False,
                 )
                 proxy = f"http://proxy:{PROXY_PORT}" if nat is PROXY_ONLY else "none"
                 config = NodeConfig(servers=used, network=NetworkConfig(proxy=proxy))
