@@ -12,6 +12,8 @@ JOBS ?= 2
 N ?=
 ONLY ?=
 SEED ?=
+# Where a long row of runs goes on: make flake N=12 FIRST=9 SEED=7
+FIRST ?=
 # For how long, and what alone: make fuzz SECONDS=600 TARGET=signal
 SECONDS ?= 60
 TARGET ?=
@@ -32,7 +34,7 @@ test: lint ## everything that must hold: lint, then all tests with branch covera
 	@sh tools/in_venv.sh dev pytest -n $(JOBS) --cov --cov-fail-under=$(COVERAGE_MIN) $(TESTS)
 
 flake: ## N=20 runs of all that draws or opens sockets, each with new seeds, beside CPU load
-	@sh tools/in_venv.sh dev python tools/flake.py --runs $(or $(N),20) --jobs $(JOBS) $(SEED:%=--seed %) $(TESTS)
+	@sh tools/in_venv.sh dev python tools/flake.py --runs $(or $(N),20) --jobs $(JOBS) $(SEED:%=--seed %) $(FIRST:%=--first %) $(TESTS)
 
 mutants: ## N=40 small changes of the code, one at a time: which does no test notice?
 	@sh tools/in_venv.sh dev python tools/mutants.py --count $(or $(N),40) $(SEED:%=--seed %) $(ONLY:%=--only %)
