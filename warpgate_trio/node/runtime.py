@@ -274,12 +274,8 @@ class NodeRuntime:
             if self.config.servers.signal:
                 await self.hub.wait_connected()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._wait_mapped)
+                nursery.start_soon(_wait, self.portmaps.wait_settled, ROUTER_PATIENCE)
                 await self.nat.wait_measured()
-
-    async def _wait_mapped(self) -> None:
-        with trio.move_on_after(ROUTER_PATIENCE):
-            await self.portmaps.wait_settled()
 
     async def ask(self, peer: PeerAddress, plugin: str) -> object:
         """Run an auxiliary plugin towards a peer; errors come out bare."""
@@ -378,6 +374,11 @@ def _capabilities(servers: Servers, loaded: LoadedPlugins, *, listening: bool) -
     """What a node's address says that it can do: each is named for the plugin that does it."""
     can = {relaying.TAKES_CALLS: listening and bool(servers.websocket), relaying.HAS_TURN: bool(servers.turn)}
     return [name for name, has in can.items() if has and name in loaded.plugins]
+
+
+async def _wait(until: Callable[[], Awaitable[object]], patience: float) -> None:
+    with trio.move_on_after(patience):
+        await until()
 
 
 async def _run_shielded(scope: trio.CancelScope, hub: SignalHub, *, task_status: trio.TaskStatus[None]) -> None:

@@ -162,17 +162,7 @@ class SignalHub:
 
         Raises as `open_channel`.
         """
-        started = trio.current_time()
-        context = self._keeper.trust() if url.tls else None
-        identity = Identity.generate()
-        dial = self._keeper.dial_to(url)
-        with trio.move_on_after(timeout):
-            async with open_channel(
-                url, identity, ssl_context=context, registrant=self._keeper.registrant, dial=dial
-            ) as channel:
-                opened = trio.current_time() - started
-                return opened if channel.rtt is None else channel.rtt
-        raise SignalUnavailable(f"no answer within {timeout:g} s{dial.silence}")
+        return await _measure(self._keeper, url, timeout)
 
     def status(self) -> tuple[ServerStatus, ...]:
         """Every server, the node's own first, then those of peers that it is connected to now."""
@@ -308,7 +298,7 @@ class SignalHub:
     async def _send_by(self, slot: Slot, letter: Letter, roll: Roll | None = None) -> Delivery:
         """To the instance that is meant; by a server that does not have it, when no other has: to any."""
         try:
-            answer = await self._hand_over(slot, letter, letter.instance)
+            answer = await _hand_over(slot, letter, letter.instance)
         finally:
             if roll is not None:
                 roll.note()
@@ -316,22 +306,7 @@ class SignalHub:
             return answer
         if roll is not None and not await roll.is_missing():
             return answer
-        return await self._hand_over(slot, letter, None)
-
-    async def _hand_over(self, slot: Slot, letter: Letter, instance: bytes | None) -> Delivery:
-        channel = slot.channel
-        if channel is None:
-            raise SignalUnavailable(f"{slot.key}: {slot.last_error or 'not connected'}")
-        slot.touch()
-        slot.sending += 1
-        try:
-            async with open_background_nursery() as nursery:
-                nursery.start_soon(_doubt, channel)
-                return await channel.send(letter.receiver_key, letter.payload, instance=instance)
-            raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
-        finally:
-            slot.sending -= 1
-            slot.touch()
+        return await _hand_over(slot, letter, None)
 
     async def _send_by_next(self, tried: list[SignalChannel | None], letter: Letter) -> Delivery:
         """By the next own channel that comes up; if it breaks, by the one after it."""
@@ -353,6 +328,34 @@ class SignalHub:
         if not slot.leads_where(may_connect):  # it was opened for another peer
             raise SignalUnavailable(f"{slot.key} leads to {slot.address}, where this peer may not send us")
         return await self._send_by(slot, letter)
+
+
+async def _hand_over(slot: Slot, letter: Letter, instance: bytes | None) -> Delivery:
+    channel = slot.channel
+    if channel is None:
+        raise SignalUnavailable(f"{slot.key}: {slot.last_error or 'not connected'}")
+    slot.touch()
+    slot.sending += 1
+    try:
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(_doubt, channel)
+            return await channel.send(letter.receiver_key, letter.payload, instance=instance)
+        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+    finally:
+        slot.sending -= 1
+        slot.touch()
+
+
+async def _measure(keeper: ChannelKeeper, url: ServerUrl, timeout: float) -> float:
+    started = trio.current_time()
+    context = keeper.trust() if url.tls else None
+    identity = Identity.generate()
+    dial = keeper.dial_to(url)
+    with trio.move_on_after(timeout):
+        async with open_channel(url, identity, ssl_context=context, registrant=keeper.registrant, dial=dial) as channel:
+            opened = trio.current_time() - started
+            return opened if channel.rtt is None else channel.rtt
+    raise SignalUnavailable(f"no answer within {timeout:g} s{dial.silence}")
 
 
 async def _doubt(channel: SignalChannel) -> None:
