@@ -33,13 +33,18 @@ def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def hub_for(
-    identity: Identity, *urls: object, ca_file: Path | None = None, connected: bool = True, everywhere: bool = False
+    identity: Identity,
+    *urls: object,
+    ca_file: Path | None = None,
+    listens: bool = True,
+    connected: bool = True,
+    everywhere: bool = False,
 ) -> AsyncGenerator[SignalHub]:
     """A running hub; bounds the body.
 
     The body begins when one server is `connected`, all are where it is to be `everywhere`, at once else.
     """
-    hub = SignalHub(identity, [ServerUrl.parse(str(url)) for url in urls], ca_file=ca_file)
+    hub = SignalHub(identity, [ServerUrl.parse(str(url)) for url in urls], ca_file=ca_file, listens=listens)
     with trio.fail_after(HANG):
         async with open_background_nursery() as nursery:
             await nursery.start(hub.run)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,17 +14,20 @@ import trio
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB, CAROL
 from tests.nodes import config, loopback_node
-from tests.servers_mqtt import Broker
+from tests.servers_mqtt import Broker, make_mosquitto
 from tests.servers_mqtt import amqtt as amqtt
 from tests.servers_mqtt import any_broker as any_broker
 from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from tests.waiting import wait_until
 from warpgate_trio import ConnectError, Identity, Node, NodeConfig, PeerAddress, Servers, anyone
+from warpgate_trio.node import runtime
 from warpgate_trio.servers.rendezvous import Rendezvous, RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_frames import MAX_FRAME
 from warpgate_trio.signal import Delivery, SignalHub
-from warpgate_trio.signal.instances import SILENCE
+from warpgate_trio.signal.core import OWNER, Cancel
+from warpgate_trio.signal.instances import HAS_TOPIC, SILENCE
+from warpgate_trio.signal.mqtt.channel import MqttChannel
 from warpgate_trio.websocket import serve_websocket
 
 pytestmark = pytest.mark.slow("three or four nodes and their server")
@@ -47,6 +51,29 @@ def heard(node: Node) -> int:
     return counters["Accepted"]
 
 
+def handed(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[bytes | None]:
+    """Which instances the signals of others are meant for that it opens from now on, whatever comes of them."""
+    meant: list[bytes | None] = []
+    presence = node._runtime.presence
+    real = presence.is_there
+
+    def is_there(instance: bytes | None) -> bool:
+        meant.append(instance)
+        return real(instance)
+
+    monkeypatch.setattr(presence, "is_there", is_there)
+    return meant
+
+
+def as_if_asked_long_ago(node: Node) -> None:
+    """What has not answered it yet has said nothing for `SILENCE`."""
+    asked = node._runtime.sender.correspondents._asked
+    for key in list(asked):
+        since = asked.get(key)
+        assert since is not None
+        asked.put(key, since - SILENCE)
+
+
 @asynccontextmanager
 async def open_old_rendezvous() -> AsyncGenerator[RendezvousServer]:
     """A server of today that agrees on no version but the first."""
@@ -67,7 +94,10 @@ async def mqtt(broker: Broker) -> AsyncGenerator[NodeConfig]:
     yield NodeConfig(servers=Servers(mqtt=[str(broker.url)]))
 
 
-@pytest.fixture(params=["rendezvous", "rendezvous_v1", pytest.param("mqtt", marks=pytest.mark.needs("mosquitto"))])
+MQTT = pytest.param("mqtt", marks=pytest.mark.needs("mosquitto"))
+
+
+@pytest.fixture(params=["rendezvous", "rendezvous_v1", MQTT])
 def signals(request: pytest.FixtureRequest) -> Signals:
     """The server as it is, one of the first release, and a broker."""
 
@@ -88,8 +118,30 @@ async def node(
     identity: Identity, node_config: NodeConfig, authorize: Callable[[str], Awaitable[bool]] | None = None
 ) -> AsyncGenerator[Node]:
     async with loopback_node(identity, node_config, authorize=authorize) as opened:
-        await opened.wait_signals()
+        with trio.fail_after(HANG):
+            await opened.wait_signals()
+            await opened._runtime.hub.wait_topic()
         yield opened
+
+
+@asynccontextmanager
+async def old_node(
+    identity: Identity,
+    node_config: NodeConfig,
+    authorize: Callable[[str], Awaitable[bool]] | None = None,
+) -> AsyncGenerator[Node]:
+    """One of a release before there were topics of processes: it has that of its key, and publishes to those alone."""
+
+    async def has_none(channel: MqttChannel) -> None:
+        await trio.lowlevel.checkpoint()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MqttChannel, "_find_own_topic", has_none)
+        async with loopback_node(identity, node_config, authorize=authorize) as opened:
+            await opened.wait_signals()
+            patch.undo()
+            assert HAS_TOPIC not in opened.address.capabilities
+            yield opened
 
 
 async def test_a_caller_beside_a_listener_takes_nothing_of_its_calls(signals: Signals) -> None:
@@ -126,19 +178,118 @@ async def test_a_caller_takes_no_call_of_a_listener_that_was_restarted(signals: 
                     pass
 
 
-async def test_what_is_meant_for_one_process_is_handed_to_no_other() -> None:
-    async with open_rendezvous() as server:
-        servers = config(server)
+@pytest.mark.parametrize("signals", ["rendezvous", MQTT], indirect=True)
+async def test_what_is_meant_for_one_process_is_handed_to_no_other(
+    signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with signals() as servers:
         async with (
             node(BOB, servers, anyone) as listener,
+            node(CAROL, servers, anyone) as carol,
             node(BOB, servers) as caller,
             node(ALICE, servers) as alice,
         ):
-            before = heard(caller)
+            theirs, its = handed(listener, monkeypatch), handed(caller, monkeypatch)
             await call_back(alice, str(listener.address), listener)
             await alice.refresh_address(listener.address)
-            assert heard(listener)
-            assert heard(caller) == before
+            await caller.refresh_address(carol.address)  # the answer comes behind what was said to the listener
+            assert set(its) == {caller.address.instance}
+            assert set(theirs) == {listener.address.instance}
+
+
+@pytest.mark.parametrize("signals", [MQTT], indirect=True)
+async def test_what_is_meant_for_a_process_that_has_ended_is_handed_to_no_caller(
+    signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with signals() as servers:
+        async with node(BOB, servers, anyone) as gone:
+            text = str(gone.address)
+        async with (
+            node(BOB, servers, anyone) as listener,
+            node(CAROL, servers, anyone) as carol,
+            node(BOB, servers) as caller,
+            node(ALICE, servers) as alice,
+        ):
+            its = handed(caller, monkeypatch)
+            assert await alice.refresh_address(text) == listener.address
+            await call_back(alice, text, listener)
+            await caller.refresh_address(carol.address)
+            assert set(its) == {caller.address.instance}
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.parametrize(
+    ("acl", "says"), [("topic readwrite #\n", True), ("topic readwrite warpgate-trio/1/+\n", False)]
+)
+async def test_an_address_that_is_passed_on_says_whether_there_is_a_topic(
+    acl: str, says: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the rules of the broker know topics of keys alone, all is as before."""
+    monkeypatch.setattr(runtime, "BROKER_PATIENCE", HANG if says else 0.02)
+    broker = make_mosquitto(tmp_path, acl=acl)
+    try:
+        broker.start()
+        async with mqtt(broker) as servers:
+            async with (
+                loopback_node(BOB, servers, authorize=anyone) as listener,
+                loopback_node(BOB, servers) as caller,
+                loopback_node(ALICE, servers) as alice,
+            ):
+                for each in (listener, caller, alice):
+                    with trio.fail_after(HANG):
+                        await each.wait_published()
+                    assert (HAS_TOPIC in each.address.capabilities) is says
+                await call_back(alice, str(listener.address), listener)
+    finally:
+        broker.kill()
+
+
+@pytest.mark.parametrize("signals", [MQTT], indirect=True)
+async def test_what_follows_an_answer_is_handed_to_the_process_that_gave_it(
+    signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever address the first message went to."""
+    async with signals() as servers:
+        async with (
+            node(BOB, servers, anyone) as listener,
+            node(CAROL, servers, anyone) as carol,
+            node(BOB, servers) as caller,
+            node(ALICE, servers) as alice,
+        ):
+            theirs, its = handed(listener, monkeypatch), handed(caller, monkeypatch)
+            sender, peer, one = alice._runtime.sender, unnamed(listener.address), bytes(16)
+            sender.note_answer((BOB.public_key, one, one), listener.address)
+            await sender.send(peer, Cancel(), owner=OWNER, session=one, attempt=one)
+            await caller.refresh_address(carol.address)
+            assert (theirs, its) == ([listener.address.instance], [caller.address.instance])
+
+
+@pytest.mark.parametrize("signals", [MQTT], indirect=True)
+@pytest.mark.parametrize("old", ["caller", "listener"])
+async def test_a_release_before_topics_of_processes(old: str, signals: Signals) -> None:
+    """In either direction, and beside a process of the same key that has such a topic."""
+    async with signals() as servers:
+        async with (
+            (old_node if old == "listener" else node)(BOB, servers, anyone) as listener,
+            node(BOB, servers),
+            (old_node if old == "caller" else node)(ALICE, servers) as alice,
+        ):
+            text = str(listener.address)
+            assert await alice.refresh_address(text) == listener.address
+            await call_back(alice, text, listener)
+
+
+@pytest.mark.parametrize("signals", [MQTT], indirect=True)
+async def test_a_release_before_topics_of_processes_in_the_place_of_one_with(signals: Signals) -> None:
+    """Nobody hears the topic that an address of before names; after a while that of the key is published to."""
+    async with signals() as servers:
+        async with node(BOB, servers, anyone) as gone:
+            text = str(gone.address)
+        async with old_node(BOB, servers, anyone) as listener, node(ALICE, servers) as alice:
+            with pytest.raises(trio.TooSlowError):
+                await alice.refresh_address(text, timeout=0.05)
+            as_if_asked_long_ago(alice)
+            assert await alice.refresh_address(text) == listener.address
 
 
 @pytest.mark.parametrize("second_first", [False, True])
@@ -190,11 +341,7 @@ async def test_a_listener_whose_server_has_not_noticed_that_the_one_before_is_go
             async with node(BOB, servers, anyone) as listener, node(ALICE, servers) as alice:
                 with pytest.raises(trio.TooSlowError):
                     await alice.refresh_address(text, timeout=0.05)
-                asked = alice._runtime.sender.correspondents._asked
-                for key in list(asked):
-                    since = asked.get(key)
-                    assert since is not None
-                    asked.put(key, since - SILENCE)
+                as_if_asked_long_ago(alice)
                 assert await alice.refresh_address(text) == listener.address
 
 

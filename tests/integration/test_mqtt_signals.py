@@ -25,15 +25,16 @@ from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from tests.waiting import wait_until
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import ConfigError, SignalUnavailable
-from warpgate_trio.identity import peer_id_from_key
+from warpgate_trio.identity import Identity, peer_id_from_key
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.servers.rendezvous_frames import ANY_INSTANCE
 from warpgate_trio.signal import Delivery, ServerState, SignalHub, open_channel
 from warpgate_trio.signal import hub as hub_module
 from warpgate_trio.signal import keeper as keeper_module
 from warpgate_trio.signal.mqtt import channel as mqtt_channel
 from warpgate_trio.signal.mqtt.channel import open_mqtt_channel
-from warpgate_trio.signal.mqtt.connection import open_mqtt
+from warpgate_trio.signal.mqtt.connection import MqttConnection, MqttError, Publication, open_mqtt
 
 CONNECTED, WAITING = ServerState.CONNECTED, ServerState.WAITING
 
@@ -544,3 +545,178 @@ async def test_a_brokers_hint_is_judged_like_any_other(mosquitto: Broker) -> Non
             await trio.lowlevel.checkpoint()
         assert len(alice.status()) == 1
     assert reached == []
+
+
+# --- several processes of one key ---
+
+
+def topic_of(identity: Identity, instance: bytes) -> str:
+    return f"warpgate-trio/1/{identity.peer_id}/{instance.hex()}"
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_golden_topic_of_a_process(any_broker: Broker, listens: bool) -> None:
+    async with (
+        open_mqtt(any_broker.url, max_payload=100) as raw,
+        hub_for(ALICE, any_broker.url, listens=listens) as alice,
+    ):
+        await alice.wait_topic()
+        assert alice.has_topic
+        level = "0000000000000000" if listens else alice.instance.hex()
+        await raw.publish(f"warpgate-trio/1/{ALICE.peer_id}/{level}", b"\x01x")
+        assert (await alice.receive()).payload == b"\x01x"
+        await raw.subscribe(f"warpgate-trio/1/{BOB.peer_id}/#")
+        await alice.send(BOB.public_key, b"\x01y", topic=b"instance")
+        assert await raw.receive() == Publication(f"warpgate-trio/1/{BOB.peer_id}/696e7374616e6365", b"\x01y")
+        await alice.send(BOB.public_key, b"\x01y", instance=b"instance")
+        assert await raw.receive() == Publication(f"warpgate-trio/1/{BOB.peer_id}", b"\x01y")
+
+
+async def test_who_hears_what_is_meant_for_one_process(any_broker: Broker) -> None:
+    async with (
+        hub_for(ALICE, any_broker.url) as alice,
+        hub_for(BOB, any_broker.url) as listener,
+        hub_for(BOB, any_broker.url, listens=False) as caller,
+        hub_for(BOB, any_broker.url, listens=False) as other,
+    ):
+        everybody = (alice, listener, caller, other)
+        for each in everybody:
+            await each.wait_topic()
+        for topic, payload in ((ANY_INSTANCE, b"\x01listener"), (caller.instance, b"\x01caller"), (None, b"\x01all")):
+            await alice.send(BOB.public_key, payload, topic=topic)
+        assert [(await listener.receive()).payload for _ in range(2)] == [b"\x01listener", b"\x01all"]
+        assert [(await caller.receive()).payload for _ in range(2)] == [b"\x01caller", b"\x01all"]
+        assert (await other.receive()).payload == b"\x01all"
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_what_comes_by_other_topics_is_passed_over(any_broker: Broker, listens: bool) -> None:
+    """A broker may hand on what nobody has asked for."""
+    async with hub_for(ALICE, any_broker.url, listens=listens) as hub:
+        await hub.wait_topic()
+        channel = hub._keeper.own[0].channel
+        assert isinstance(channel, mqtt_channel.MqttChannel)
+        key = f"warpgate-trio/1/{ALICE.peer_id}"
+        theirs = topic_of(ALICE, hub.instance if listens else ANY_INSTANCE)
+        for topic in (f"x{key}", f"{key}x", f"{key}/", f"{theirs}/b", key.rpartition("/")[0], theirs):
+            channel._connection._arrived.send_nowait(Publication(topic, b"\x01foreign"))
+        channel._connection._arrived.send_nowait(Publication(channel._own_topic, b"\x01ours"))
+        assert (await hub.receive()).payload == b"\x01ours"
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_lost_subscription_of_our_own_topic_is_noticed(
+    mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_channel, "PING_INTERVAL", 0.02)
+    monkeypatch.setattr(mqtt_channel, "PONG_TIMEOUT", 0.1)
+    with trio.fail_after(HANG):
+        async with open_mqtt_channel(mosquitto.url, ALICE) as channel:
+            await channel.wait_tells_apart()
+            await channel._connection._call(lambda client: client.unsubscribe(topic_of(ALICE, ANY_INSTANCE)))
+            with pytest.raises(SignalUnavailable, match="no echo within 0 s"):
+                await channel.receive()
+
+
+ONE_LEVEL = "topic readwrite warpgate-trio/1/+\n"
+OLD_ACLS = pytest.mark.parametrize("more", ["", "topic read #\n", "topic write #\n"], ids=["alone", "read", "write"])
+
+
+@OLD_ACLS
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_whose_rules_know_the_topics_of_keys_alone(more: str, tmp_path: Path) -> None:
+    """It grants any subscription, and drops what comes by topics that its rules do not name."""
+    broker = make_mosquitto(tmp_path, acl=ONE_LEVEL + more)
+    try:
+        broker.start()
+        async with hub_for(ALICE, broker.url) as alice, hub_for(BOB, broker.url, listens=False) as bob:
+            await wait_until(lambda: broker.count(r"(?:Denied|Received) PUBLISH from wg.*/[0-9a-f]{16}'") == 2)
+            assert not alice.has_topic
+            await alice.send(BOB.public_key, b"\x01x", topic=bob.instance)
+            assert (await bob.receive()).payload == b"\x01x"
+            await bob.send(ALICE.public_key, b"\x01y", topic=ANY_INSTANCE)
+            assert (await alice.receive()).payload == b"\x01y"
+            assert not bob.has_topic
+    finally:
+        broker.kill()
+
+
+@pytest.mark.parametrize("acl", ["topic readwrite warpgate-trio/#\n", "topic readwrite warpgate-trio/1/+/#\n"])
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_whose_rules_know_topics_of_processes(acl: str, tmp_path: Path) -> None:
+    broker = make_mosquitto(tmp_path, acl=acl)
+    try:
+        broker.start()
+        async with hub_for(ALICE, broker.url) as alice, hub_for(BOB, broker.url, listens=False) as bob:
+            await alice.wait_topic()
+            await bob.wait_topic()
+            assert alice.has_topic
+            assert bob.has_topic
+    finally:
+        broker.kill()
+
+
+@pytest.mark.needs("mosquitto")
+async def test_one_of_two_brokers_knows_the_topics_of_keys_alone(tmp_path: Path, amqtt: Broker) -> None:
+    """An answer may come by either, so that the address promises nothing."""
+    broker = make_mosquitto(tmp_path, acl=ONE_LEVEL)
+    try:
+        broker.start()
+        async with hub_for(ALICE, broker.url, amqtt.url, everywhere=True) as alice:
+            channel = alice._keeper.own[1].channel
+            assert channel is not None
+            await channel.wait_tells_apart()
+            assert channel.tells_apart
+            assert not alice.has_topic
+            broker.kill()
+            await wait_until(lambda: alice.has_topic)
+    finally:
+        broker.kill()
+
+
+async def test_a_broker_that_refuses_topics_of_processes(any_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one may that judges a filter when it is subscribed to."""
+    real = MqttConnection.subscribe
+    refused: list[str] = []
+
+    async def subscribe(connection: MqttConnection, topic: str) -> None:
+        if topic.count("/") > 2:
+            refused.append(topic)
+            raise MqttError("the broker refuses the subscription")
+        await real(connection, topic)
+
+    monkeypatch.setattr(MqttConnection, "subscribe", subscribe)
+    async with hub_for(ALICE, any_broker.url) as alice, hub_for(BOB, any_broker.url, listens=False) as bob:
+        await alice.wait_topic()
+        await bob.wait_topic()
+        assert len(refused) == 2
+        await alice.send(BOB.public_key, b"\x01x", topic=bob.instance)
+        assert (await bob.receive()).payload == b"\x01x"
+        assert not alice.has_topic
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_that_closes_over_topics_of_processes(
+    mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MQTT 3.1.1 §3.3.5 lets it, where it does not authorize a PUBLISH: the next connection does without."""
+    real = MqttConnection.publish
+    closed: list[str] = []
+    async with open_wire(mosquitto) as wire:
+
+        async def publish(connection: MqttConnection, topic: str, payload: bytes) -> None:
+            if topic.count("/") > 2:
+                closed.append(topic)
+                wire.cut()
+            await real(connection, topic, payload)
+
+        monkeypatch.setattr(MqttConnection, "publish", publish)
+        async with hub_for(ALICE, wire.url, connected=False) as alice:
+            await wait_until(lambda: len(closed) == 1 and states(alice) == [CONNECTED])
+            await alice.send(ALICE.public_key, b"\x01x", topic=ANY_INSTANCE)
+            assert (await alice.receive()).payload == b"\x01x"
+            await alice.wait_topic()  # which it knows that it does not have
+            assert not alice.has_topic
+            assert len(closed) == 1
+            wire.cut()  # and the one after that asks again
+            await wait_until(lambda: len(closed) == 2 and states(alice) == [CONNECTED])

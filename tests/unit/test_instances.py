@@ -17,6 +17,7 @@ from warpgate_trio.signal.instances import (
     SILENCE,
     Correspondents,
     Siblings,
+    topic_of,
 )
 
 FIRST, SECOND, THIRD = (bytes([number]) * 8 for number in (1, 2, 3))
@@ -27,6 +28,7 @@ def record(
     instance: bytes | None,
     *,
     listens: bool = True,
+    capabilities: tuple[str, ...] = (),
     seq: int = 1,
     interfaces: tuple[AddressInterface, ...] | None = None,
 ) -> PeerAddress:
@@ -38,6 +40,7 @@ def record(
         host_salt=bytes(8),
         host_id=bytes(16),
         interfaces=(AddressInterface(1, ()),) if interfaces is None else interfaces,
+        capabilities=capabilities,
         instance=instance,
         listens=listens,
     )
@@ -45,6 +48,15 @@ def record(
 
 def test_an_instance_is_as_long_in_an_address_as_at_a_rendezvous_server() -> None:
     assert address.INSTANCE_LENGTH == rendezvous_frames.INSTANCE_LENGTH
+
+
+def test_which_topic_an_address_names() -> None:
+    listener = record(FIRST, capabilities=("ws_relay", "topic"))
+    caller = record(SECOND, listens=False, capabilities=("topic",))
+    assert topic_of(listener, FIRST) == bytes(8)  # that of whoever listens
+    assert topic_of(caller, SECOND) == SECOND
+    assert topic_of(listener, None) is topic_of(caller, None) is None  # no process is asked for
+    assert topic_of(record(FIRST, capabilities=("ws_relay",)), FIRST) is None
 
 
 class TestSiblings:

@@ -523,6 +523,13 @@ def test_who_has_seen_version_2_never_takes_1_there_again() -> None:
     assert isinstance(Registrant(INSTANCE).answer(ALICE, Challenge(NONCE), NAME), Register)
 
 
+def test_a_broker_that_closes_is_spared_once() -> None:
+    registrant = Registrant(INSTANCE)
+    for closed, spared in ((False, set()), (True, {"mqtt://a"}), (True, set()), (True, {"mqtt://a"}), (False, set())):
+        registrant.note_broker("mqtt://a", closed=closed)
+        assert registrant.spared == spared
+
+
 # --- bytes that wait ---
 
 

@@ -56,7 +56,7 @@ MAX_ENDPOINTS: Final = 16
 MAX_URLS: Final = 8
 """Signal servers named in one record, and as many relays."""
 MAX_CAPABILITIES: Final = 16
-"""Capabilities of one record, which has two at most today."""
+"""Capabilities of one record, which has three at most today."""
 MAX_NAT: Final = 512
 """Bytes of a NAT profile in a record."""
 INSTANCE_LENGTH: Final = 8  # bytes that name one process among all that have the same key

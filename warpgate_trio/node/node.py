@@ -132,8 +132,8 @@ class Node:
 
         It is once one of the configured signal servers is connected, and the NATs have been measured as far as the
         configured STUN servers answer; that none does is an answer too, after some seconds.  Beside that a router has a
-        second to open our port.  What is not configured is not waited for.  An address that was passed on earlier
-        works, but peers have to ask for the present one first.
+        second to open our port, and an MQTT broker to let us have a topic of our own.  What is not configured is not
+        waited for.  An address that was passed on earlier works, but peers have to ask for the present one first.
 
         Raises:
           trio.ClosedResourceError: the node was closed, before or meanwhile.

@@ -83,7 +83,7 @@ class OwnAddress:
       nat: what has been measured of the NATs by now.
       mapped: the ports that routers have open for us now.
       instance: the process among those of its key.
-      capabilities: what the node can do for its peers.
+      capabilities: what the node can do for its peers now.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class OwnAddress:
         mapped: Callable[[], Sequence[MappedPort]],
         instance: bytes,
         listening: bool,
-        capabilities: Sequence[str] = (),
+        capabilities: Callable[[], Sequence[str]],
     ) -> None:
         self._identity = identity
         self._host = host
@@ -109,7 +109,7 @@ class OwnAddress:
         self._mapped = mapped
         self._instance = instance
         self._listening = listening
-        self._capabilities = tuple(capabilities)
+        self._capabilities = capabilities
         self._salt = host.entropy(HOST_SALT)
         self._interfaces: tuple[AddressInterface, ...] | None = None
         self._measured: NatProfiles | None = None
@@ -139,18 +139,22 @@ class OwnAddress:
             self._measured = measured
             self._nat_bytes = measured.to_bytes(interfaces=len(self._interfaces), external=True)
         interfaces = with_mapped(self._interfaces, self._mapped(), measured)
+        capabilities = tuple(self._capabilities())
         issued, now = self._issued, max(int(self._clock.now()), 0)
         if (
             issued is None
             or issued.interfaces != interfaces
+            or issued.capabilities != capabilities
             or self._issued_nat != self._nat_bytes
             or not issued.issued_at - CLOCK_LEEWAY <= now <= issued.issued_at + ADDRESS_LIFETIME // 2
         ):
             self._issued_nat = self._nat_bytes
-            self._issued = issued = self._issue(interfaces, measured, now)
+            self._issued = issued = self._issue(interfaces, capabilities, measured, now)
         return issued
 
-    def _issue(self, interfaces: tuple[AddressInterface, ...], nat: NatProfiles, now: int) -> PeerAddress:
+    def _issue(
+        self, interfaces: tuple[AddressInterface, ...], capabilities: tuple[str, ...], nat: NatProfiles, now: int
+    ) -> PeerAddress:
         make = partial(
             PeerAddress.issue,
             self._identity,
@@ -161,7 +165,7 @@ class OwnAddress:
             host_id=machine.host_id(self._host.machine_fingerprint(), self._salt, self._identity.public_key),
             signals=self._signals,
             interfaces=interfaces,
-            capabilities=self._capabilities,
+            capabilities=capabilities,
             instance=self._instance,
             listens=self._listening,
         )

@@ -37,6 +37,7 @@ from ..portmap.service import PortMaps
 from ..ports.udp import UdpPorts
 from ..signal import SignalHub
 from ..signal.first_look import FirstLook
+from ..signal.instances import HAS_TOPIC
 from ..signal.presence import Presence
 from ..signal.router import SignalRouter
 from ..signal.sender import SignalSender
@@ -68,6 +69,9 @@ NTP_TIMEOUT: Final = 5.0
 ROUTER_PATIENCE: Final = 1.0
 """Seconds for which `Node.wait_published` waits for a router to open our port: those that do by NAT-PMP or PCP have by
 then, and of those that do not, hardly one says so."""
+BROKER_PATIENCE: Final = 1.0
+"""Seconds for which `Node.wait_published` waits for a broker to let us have a topic of our own, which takes two round
+trips: one whose rules do not may drop what goes there, and never say so."""
 LOOK_INTERVAL: Final = 2.0
 """Seconds between looks at whether the machine's addresses have changed; one takes 0.3 ms."""
 
@@ -115,6 +119,7 @@ class NodeRuntime:
             names=self.names,
             proxies=self.proxies,
             is_worth_a_place=first_look.passes,
+            listens=listening,
             relay_token=servers.relay_token,
         )
         hub = self.hub
@@ -143,7 +148,7 @@ class NodeRuntime:
             mapped=lambda: portmaps.mapped,
             instance=hub.instance,
             listening=listening,
-            capabilities=_capabilities(servers, loaded, listening=listening),
+            capabilities=partial(_capabilities, servers, loaded, hub, listening=listening),
         )
 
         # What we say.
@@ -275,6 +280,7 @@ class NodeRuntime:
                 await self.hub.wait_connected()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_wait, self.portmaps.wait_settled, ROUTER_PATIENCE)
+                nursery.start_soon(_wait, self.hub.wait_topic, BROKER_PATIENCE)
                 await self.nat.wait_measured()
 
     async def ask(self, peer: PeerAddress, plugin: str) -> object:
@@ -370,10 +376,11 @@ class NodeRuntime:
         self.links.close_nowait(abort=abort)
 
 
-def _capabilities(servers: Servers, loaded: LoadedPlugins, *, listening: bool) -> list[str]:
-    """What a node's address says that it can do: each is named for the plugin that does it."""
+def _capabilities(servers: Servers, loaded: LoadedPlugins, hub: SignalHub, *, listening: bool) -> list[str]:
+    """What a node's address says that it can do now: some are named for the plugin that does it."""
     can = {relaying.TAKES_CALLS: listening and bool(servers.websocket), relaying.HAS_TURN: bool(servers.turn)}
-    return [name for name, has in can.items() if has and name in loaded.plugins]
+    plugins = [name for name, has in can.items() if has and name in loaded.plugins]
+    return [*plugins, HAS_TOPIC] if hub.has_topic else plugins
 
 
 async def _wait(until: Callable[[], Awaitable[object]], patience: float) -> None:

@@ -448,15 +448,31 @@ class Registrant:
 
     Args:
       instance: 8 random bytes.
+      listens: whether it can be called.
       relay_token: of its servers, where it has one.
+
+    Attributes:
+      spared: brokers (URLs) that are not asked for a topic of our own: they may have closed a connection over that.
     """
 
-    def __init__(self, instance: bytes, *, relay_token: str | None = None) -> None:
+    def __init__(self, instance: bytes, *, listens: bool = True, relay_token: str | None = None) -> None:
         if len(instance) != INSTANCE_LENGTH or instance == ANY_INSTANCE:
             raise ValueError(f"an instance is {INSTANCE_LENGTH} random bytes")
         self.instance = instance
+        self.listens = listens
+        self.spared: Final[set[str]] = set()
         self._relay_token = relay_token
         self._speak_2: set[str] = set()
+
+    def note_broker(self, url: str, *, closed: bool) -> None:
+        """A connection to a broker has ended; `closed`: by the broker, before we had a topic of our own there.
+
+        The connection after that does not ask for one; the one after it does.
+        """
+        if closed and url not in self.spared:
+            self.spared.add(url)
+        else:
+            self.spared.discard(url)
 
     def answer(self, identity: Identity, challenge: Challenge, name: str) -> Register | Register2 | Register3:
         """Answer the challenge of the server that was dialled by `name` (`server_name`).

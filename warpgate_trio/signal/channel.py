@@ -57,6 +57,15 @@ class SignalChannel(Protocol):
         on: one that registers us and does no more is of no use."""
         ...
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the server hands what is for this process alone to no other one of our key, as far as is known."""
+        ...
+
+    async def wait_tells_apart(self) -> None:
+        """Return once that is known, or the channel is gone; a server may never tell, so the caller bounds the time."""
+        ...
+
     async def wait_registered(self) -> None:
         """Return once the server has said that it takes us: from then on we get what others send.
 
@@ -67,7 +76,7 @@ class SignalChannel(Protocol):
 
     async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
         """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key; where the server can tell processes
-        of one key apart, to the one that has this instance.
+        of one key apart, to the one that has this instance.  A broker knows it by its topic (`instances.topic_of`).
 
         Any number of tasks may send.  Cancelled: the payload may or may not go out; the channel stays usable.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,13 @@ from typing import Final, NoReturn, final
 
 import trio
 
+from .. import host as machine
 from ..config import Proxies, ServerUrl
 from ..errors import ConfigError, SignalUnavailable
 from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery
+from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from .arrivals import Arrivals, Incoming
 from .calls import circuit_by, relays_of
 from .channel import Delivery, Relays, SignalChannel
@@ -63,6 +65,7 @@ class SignalHub:
       names: looks up the names of the node's own servers, and remembers them; has to be running while the hub is.
       proxies: by which of them the servers are reached; by none by default.
       is_worth_a_place: whether a payload that came in is to be queued, told at a glance.
+      listens: whether the node can be called.
       relay_token: of the node's rendezvous servers, where it has one.
 
     Raises:
@@ -78,11 +81,13 @@ class SignalHub:
         names: Names | None = None,
         proxies: Proxies = NO_PROXIES,
         is_worth_a_place: Callable[[bytes], bool] = lambda _: True,
+        listens: bool = True,
         relay_token: str | None = None,
     ) -> None:
+        us = Registrant(machine.current().entropy(INSTANCE_LENGTH), listens=listens, relay_token=relay_token)
         self._arrivals: Final = Arrivals(is_worth_a_place)
         self._keeper: Final = ChannelKeeper(
-            identity, servers, self._arrivals, ca_file=ca_file, names=names, proxies=proxies, relay_token=relay_token
+            identity, servers, self._arrivals, us, ca_file=ca_file, names=names, proxies=proxies
         )
         self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
@@ -187,6 +192,16 @@ class SignalHub:
         return self._keeper.registrant.instance
 
     @property
+    def has_topic(self) -> bool:
+        """Whether this process has a topic of its own at every broker that it is connected to, and there is one."""
+        return _has_topic((*self._keeper.own, *self._keeper.peers_servers))
+
+    async def wait_topic(self) -> None:
+        """Return once each broker of ours that is connected has let us have such a topic, or refused it; one may never
+        tell, so the caller bounds the time."""
+        await _wait_topic(self._keeper.own)
+
+    @property
     def rtt(self) -> float | None:
         """Seconds to the nearest server of our own that we have a channel to, and back; None: to none."""
         return self._keeper.rtt
@@ -197,6 +212,7 @@ class SignalHub:
         payload: bytes,
         *,
         instance: bytes | None = None,
+        topic: bytes | None = None,
         hints: Sequence[str] = (),
         may_connect: MayConnect | None = None,
         via: str | None = None,
@@ -212,6 +228,7 @@ class SignalHub:
           receiver_key: the receiver's 32-byte Ed25519 key.
           payload: 1 to 16,384 bytes.
           instance: the process that is meant, of all that have the receiver's key; None: all of them.
+          topic: the same for brokers, where a process may have another name (`instances.topic_of`).
           hints: URLs of the receiver's servers.  Those that are not ours are connected to as well, at once when we have
             a channel to none of them, else when those that we have one to have not delivered.  Useless hints are passed
             over, URLs with a login, a path or a query, and MQTT brokers by a node that has none itself.
@@ -231,7 +248,7 @@ class SignalHub:
             await trio.lowlevel.checkpoint()
             raise SignalUnavailable("the signal hub is not running")
         race = Race()
-        letter = Letter(receiver_key, payload, instance)
+        letter = Letter(receiver_key, payload, instance, topic)
         self._nursery.start_soon(self._run_race, race, letter, _read(hints), may_connect, via)
         try:
             await race.wait_answered()
@@ -298,7 +315,7 @@ class SignalHub:
     async def _send_by(self, slot: Slot, letter: Letter, roll: Roll | None = None) -> Delivery:
         """To the instance that is meant; by a server that does not have it, when no other has: to any."""
         try:
-            answer = await _hand_over(slot, letter, letter.instance)
+            answer = await _hand_over(slot, letter, letter.topic if slot.is_broker else letter.instance)
         finally:
             if roll is not None:
                 roll.note()
@@ -356,6 +373,18 @@ async def _measure(keeper: ChannelKeeper, url: ServerUrl, timeout: float) -> flo
             opened = trio.current_time() - started
             return opened if channel.rtt is None else channel.rtt
     raise SignalUnavailable(f"no answer within {timeout:g} s{dial.silence}")
+
+
+def _has_topic(slots: Iterable[Slot]) -> bool:
+    brokers = [slot.channel for slot in slots if slot.is_broker and slot.channel is not None]
+    return bool(brokers) and all(channel.tells_apart for channel in brokers)
+
+
+async def _wait_topic(slots: Iterable[Slot]) -> None:
+    await trio.lowlevel.checkpoint()
+    for channel in [slot.channel for slot in slots if slot.is_broker]:
+        if channel is not None:
+            await channel.wait_tells_apart()
 
 
 async def _doubt(channel: SignalChannel) -> None:

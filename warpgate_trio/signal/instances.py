@@ -8,9 +8,14 @@ sends to that instance.  Three things can be wrong with that, and each is settle
 * A server takes it to be there though it is not, since its connection ended without a word.  So an instance that has
   said nothing for `SILENCE` after something was said to it is not asked for by name (`Correspondents`); it is still
   meant, and stands in the message.
-* A server cannot tell processes apart: an MQTT broker, or a rendezvous server of the first release.  Then all of the
-  key hear what is meant for one.  One that listens and is not meant leaves it be for as long as it hears that the one
-  that is meant listens too (`Siblings`), and answers else: that one has ended, and this one has taken its place.
+* A server cannot tell processes apart: a rendezvous server of the first release, or a broker at which all have the
+  topic of the key alone.  Then all of the key hear what is meant for one.  One that listens and is not meant leaves it
+  be for as long as it hears that the one that is meant listens too (`Siblings`), and answers else: that one has ended,
+  and this one has taken its place.
+
+A broker does not say that nobody hears a topic.  So who listens has no topic of its instance there, which older
+addresses would name when it has ended, but that of whoever listens (`topic_of`).  Where two do, both hear what is meant
+for one, as above.
 
 Who does not listen answers nothing in any case, and does not say that it is there.
 """
@@ -19,9 +24,14 @@ from __future__ import annotations
 
 from typing import Final, final
 
+from ..address import PeerAddress
 from ..limits import BoundedMap
+from ..servers.rendezvous_frames import ANY_INSTANCE
 
-__all__ = ["HERE_INTERVAL", "HERE_LASTS", "Correspondents", "Siblings"]
+__all__ = ["HAS_TOPIC", "HERE_INTERVAL", "HERE_LASTS", "Correspondents", "Siblings", "own_topic", "topic_of"]
+
+HAS_TOPIC: Final = "topic"
+"""What an address says of a process that has a topic of its own at its MQTT brokers, beside that of its key."""
 
 SILENCE: Final = 2.0
 """Seconds without a word after which an instance may have gone: a slow round trip, and a phase of a walk."""
@@ -33,6 +43,18 @@ MAX_SIBLINGS: Final = 16
 """Other processes of our key that are remembered."""
 MAX_CORRESPONDENTS: Final = 1024
 """Instances of peers that something was said to, and that have not answered yet."""
+
+
+def own_topic(instance: bytes, *, listens: bool) -> bytes:
+    """Which topic below that of its key a process has; one that listens has that of whoever does."""
+    return ANY_INSTANCE if listens else instance
+
+
+def topic_of(receiver: PeerAddress, instance: bytes | None) -> bytes | None:
+    """Which topic below that of its key to publish to for an instance, by its address; None: that of the key itself."""
+    if instance is None or HAS_TOPIC not in receiver.capabilities:
+        return None
+    return own_topic(instance, listens=receiver.listens)
 
 
 @final

@@ -30,7 +30,7 @@ from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import reason_of
 from ..ports.server_dial import ServerDial
-from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
+from ..servers.rendezvous_frames import Registrant
 from .arrivals import Arrivals
 from .channel import Dial
 from .peers_servers import JudgedDial, MayConnect, is_plain
@@ -60,8 +60,9 @@ class ChannelKeeper:
     """All signal channels of one node.
 
     Args:
-      identity, servers, ca_file, names, proxies, relay_token: as for `SignalHub`.
+      identity, servers, ca_file, names, proxies: as for `SignalHub`.
       arrivals: what the channels receive goes there.
+      registrant: what the node registers as.
 
     Raises:
       ConfigError: there is no transport for a server, or `ca_file` or a server's proxy cannot be used.
@@ -69,7 +70,7 @@ class ChannelKeeper:
     Attributes:
       own: one slot for each of the node's own servers.
       peers_servers: those for servers of peers.
-      registrant: what the node registers as.
+      registrant: as it was given.
       opened: how often one of the node's own servers was connected to.
       ended: no channel will come up any more.
     """
@@ -79,17 +80,17 @@ class ChannelKeeper:
         identity: Identity,
         servers: Sequence[ServerUrl],
         arrivals: Arrivals,
+        registrant: Registrant,
         *,
         ca_file: Path | None,
         names: Names | None,
         proxies: Proxies,
-        relay_token: str | None = None,
     ) -> None:
         for url in servers:
             check_supported(url)
         self._asyncio: Final = any(loads_asyncio(url) for url in servers)
         self._identity = identity
-        self.registrant: Final = Registrant(machine.current().entropy(INSTANCE_LENGTH), relay_token=relay_token)
+        self.registrant: Final = registrant
         self._ca_file = ca_file
         self._ssl_context: ssl.SSLContext | None = None
         if ca_file is not None or any(url.tls for url in servers):

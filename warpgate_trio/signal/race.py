@@ -68,11 +68,12 @@ class Race:
 @final
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What is sent, and to whom."""
+    """What is sent, and to whom; at brokers the process that is meant may have another name (`instances.topic_of`)."""
 
     receiver_key: bytes
     payload: bytes
     instance: bytes | None
+    topic: bytes | None
 
 
 @final

@@ -179,7 +179,7 @@ class SignalRouter:
         mailbox = self._sender.mailbox(key)
         if mailbox is not None:
             self._on_address(envelope.sender_address)
-            self._sender.note_answer(key, envelope.sender_address.instance)
+            self._sender.note_answer(key, envelope.sender_address)
             mailbox.deliver(message)
         elif isinstance(message, ClockReply | Refused | Failed | Here):
             return

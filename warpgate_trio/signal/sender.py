@@ -27,7 +27,7 @@ from .circuits import Circuit
 from .core import OWNER
 from .hub import SignalHub
 from .inbox import PeerClocks
-from .instances import Correspondents
+from .instances import Correspondents, topic_of
 from .message import MAX_TIME_MS, Envelope, Message, seal_message, wire_name
 from .replays import Moment
 
@@ -87,7 +87,7 @@ class SignalSender:
         self._hints_of = hints_of
         self._may_connect = may_connect
         self._mailboxes: dict[AttemptKey, Mailbox] = {}
-        self._answered_by: dict[AttemptKey, bytes | None] = {}
+        self._answered_by: dict[AttemptKey, PeerAddress] = {}
         self._replies, self._due = trio.open_memory_channel[Callable[[], Awaitable[None]]](MAX_REPLIES)
         self.clocks: Final = PeerClocks()
         self.correspondents: Final = Correspondents()
@@ -120,7 +120,8 @@ class SignalSender:
           SignalMalformed: nothing can be sealed to the peer's address.
         """
         now = self.moment()
-        instance = self._instance(peer, session, attempt)
+        meant = self._meant(peer, session, attempt)
+        instance = self.correspondents.ask(peer.public_key, meant.instance, now.monotonic)
         blob = self._seal(
             peer,
             message,
@@ -133,7 +134,8 @@ class SignalSender:
         return await self._hub.send(
             peer.public_key,
             blob,
-            instance=self.correspondents.ask(peer.public_key, instance, now.monotonic),
+            instance=instance,
+            topic=topic_of(meant, instance),
             hints=self._hints_of(peer) if to_peers_servers else (),
             may_connect=partial(self._may_connect, peer) if to_peers_servers else None,
             via=via,
@@ -172,8 +174,9 @@ class SignalSender:
             self._seal(peer, message, owner=owner, session=session, attempt=attempt, in_reply_to=in_reply_to)
         )
 
-    def _instance(self, peer: PeerAddress, session: bytes, attempt: bytes | None) -> bytes | None:
-        return self._answered_by.get((peer.public_key, session, attempt or b""), peer.instance)
+    def _meant(self, peer: PeerAddress, session: bytes, attempt: bytes | None) -> PeerAddress:
+        """The address of the process that is meant."""
+        return self._answered_by.get((peer.public_key, session, attempt or b""), peer)
 
     def _seal(
         self,
@@ -201,7 +204,7 @@ class SignalSender:
                 attempt=attempt,
                 in_reply_to=in_reply_to,
                 generation=generation,
-                instance=self._instance(peer, session, attempt),
+                instance=self._meant(peer, session, attempt).instance,
                 time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us its time, and may have lied
             )
         except SealError as error:  # the peer chose the key, too
@@ -265,9 +268,9 @@ class SignalSender:
         """Who waits for such a message."""
         return self._mailboxes.get(key)
 
-    def note_answer(self, key: AttemptKey, instance: bytes | None) -> None:
+    def note_answer(self, key: AttemptKey, address: PeerAddress) -> None:
         """A process of the peer has answered an attempt: what is said next in it goes to that one."""
-        self._answered_by[key] = instance
+        self._answered_by[key] = address
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ..sockaddr import IpAddress
 from .channel import SignalChannel
 from .circuits import Incoming
 from .peers_servers import JudgedDial, MayConnect
+from .transport import loads_asyncio
 
 __all__ = [
     "PEERS_SERVER_IDLE",
@@ -70,6 +71,7 @@ class Slot:
         self.key: str = url.redacted
         self.place: Final = place_of(url)
         self.origin: Final = self.place[:3]
+        self.is_broker: Final = loads_asyncio(url)
         self.of_peer: Final = isinstance(dial, JudgedDial)
         self.dial: Final = dial
         self.waiting: deque[Incoming] = deque()

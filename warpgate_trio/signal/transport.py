@@ -43,13 +43,13 @@ def _mqtt(
     url: ServerUrl,
     identity: Identity,
     ssl_context: ssl.SSLContext | None,
-    _registrant: Registrant | None,
+    registrant: Registrant | None,
     dial: Dial,
     _at_once: bool,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .mqtt.channel import open_mqtt_channel
 
-    return open_mqtt_channel(url, identity, ssl_context=ssl_context, dial=dial)
+    return open_mqtt_channel(url, identity, ssl_context=ssl_context, registrant=registrant, dial=dial)
 
 
 # URL scheme -> opener.  Openers import their transport when first used: a node without MQTT servers never loads MQTT.
@@ -110,7 +110,7 @@ def open_channel(
 
     Args:
       ssl_context: trust for the TLS schemes; the platform's by default.
-      registrant: what the node registers as, and what it knows of its rendezvous servers; a fresh one by default.
+      registrant: what the node registers as, and what it knows of its servers; a fresh one by default.
       dial: opens the connection; for who judges where it leads.
       at_once: where the protocol has it, do not wait for the server's answer to our registration: what is sent goes out
         right behind it, and `SignalChannel.wait_registered` tells of a refusal.

@@ -80,6 +80,13 @@ class WebSocketChannel:
     def answered(self) -> bool:
         return self._answered
 
+    @property
+    def tells_apart(self) -> bool:
+        return self._websocket.subprotocol in wire.SUBPROTOCOLS
+
+    async def wait_tells_apart(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def wait_registered(self) -> None:
         await self._decided.wait()
         if not self._registered:
@@ -97,7 +104,7 @@ class WebSocketChannel:
         self._next_id = (number + 1) % 2**32
         waiter = self._waiting[number] = _Waiter()
         try:
-            if instance is not None and self._websocket.subprotocol in wire.SUBPROTOCOLS:
+            if instance is not None and self.tells_apart:
                 frame = wire.Send2(number, receiver_key, instance, payload).encode()
             else:
                 frame = wire.Send(number, receiver_key, payload).encode()

@@ -1,13 +1,14 @@
 """A signal channel over an MQTT broker: any broker, or cluster of brokers, that speaks MQTT 3.1.1.
 
-Theory of operation.  A node listens on one topic, ``warpgate-trio/1/<its peer id>``, and publishes to those of its
-peers; a URL's path, where it has one, goes before that (``mqtts://broker.example/team`` -> ``team/warpgate-trio/1/…``),
-for brokers that give each user a part of the tree.  A broker learns who talks to whom; what is said is sealed.  It
-cannot vouch for anybody either: whoever may publish at all may publish to us, so what comes in is no more trusted than
-what a stranger sends.
+Theory of operation.  A node has two topics, and publishes to those of its peers: ``warpgate-trio/1/<its peer id>``,
+which all processes of its key have, and one below it, for itself (`signal.instances.own_topic`).  A URL's path, where
+it has one, goes before that (``mqtts://broker.example/team`` -> ``team/warpgate-trio/1/…``), for brokers that give each
+user a part of the tree.  A broker learns who talks to whom; what is said is sealed.  It cannot vouch for anybody
+either: whoever may publish at all may publish to us, so what comes in is no more trusted than what a stranger sends.
 
-All processes of one key have one topic: which of them is meant, the sealed message says, and who is not leaves it be.
-A topic for each would be one that the peers' older addresses name when it is gone, which no broker would tell them.
+What is meant for one process is published to its own topic, where it says in its address that it has one, and where
+this broker passes on to us what we publish to ours.  All else goes to the topic of the key: rules of a broker (ACLs)
+may know no other, and older releases do not.
 
 What is promised.  Everything goes with QoS 1, in clean sessions:
 
@@ -22,17 +23,19 @@ What is promised.  Everything goes with QoS 1, in clean sessions:
   wanted: they leave state on other people's brokers, would have to be taken over by name (two processes with one key
   would evict each other forever), and would deliver messages of walks that are long over.
 
-A broker may take all of that and pass nothing on: rules that say who may publish and subscribe (ACLs) are not told to
-clients.  MQTT 3.1.1 has a broker acknowledge what it then drops (section 3.3.5), and most grant any subscription.  So a
-channel is open once a message that it has published to itself has come back, for which it gives `ECHO_TIMEOUT`.  Twice
-a minute it does that again.  When the message comes back, the broker is there and our subscription still holds, and we
-know the round-trip time; when it does not within ten seconds, the channel counts as dead, and the hub opens another,
-which subscribes again.
+A broker may take all of that and pass nothing on: ACLs are not told to clients.  MQTT 3.1.1 has a broker acknowledge
+what it then drops, or close the connection (section 3.3.5), and most grant any subscription.  So a channel is open once
+a message that it has published to the topic of its key has come back, for which it gives `ECHO_TIMEOUT`; and it has a
+topic of its own once one has come back by that, which nobody waits for.  Twice a minute it does that again, by both
+topics in turn.  When the message comes back, the broker is there and our subscription still holds, and we know the
+round-trip time; when it does not within ten seconds, the channel counts as dead, and the hub opens another, which
+subscribes again.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final, final
@@ -44,8 +47,10 @@ from ...config.server_url import ServerUrl
 from ...errors import ConfigError, SignalUnavailable
 from ...identity import Identity, peer_id_from_key
 from ...nurseries import open_background_nursery
+from ...servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from ..channel import Delivery, Dial, Relays
 from ..circuits import Circuit, CircuitRefused
+from ..instances import own_topic
 from ..keepalive import KeepAlive
 from ..message import MAX_SIGNAL
 from .connection import MqttConnection, MqttError, open_mqtt
@@ -69,17 +74,20 @@ _MAX_PREFIX: Final = 128
 
 @final
 class MqttChannel:
-    """A subscription of our own topic at a broker: a `warpgate_trio.signal.SignalChannel`."""
+    """Our topics at a broker: a `warpgate_trio.signal.SignalChannel`."""
 
-    def __init__(self, connection: MqttConnection, url: str, *, prefix: str, topic: str) -> None:
+    def __init__(self, connection: MqttConnection, url: str, *, prefix: str, topic: str, own_topic: str) -> None:
         self._connection = connection
         self._url = url
         self._prefix = prefix
         self._topic = topic
+        self._own_topic = own_topic
+        self._pinged = deque([topic])
+        self._told = trio.Event()
         self._rtt = 0.0
         self._pings = KeepAlive()
         self._failure: str | None = None
-        self._ping: tuple[bytes, trio.Event] | None = None
+        self._echoes: dict[str, tuple[bytes, trio.Event]] = {}
         self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
         self.dropped: int = 0
         """Payloads that came while 64 waited to be received."""
@@ -99,6 +107,13 @@ class MqttChannel:
     def answered(self) -> bool:
         return True  # before it was open
 
+    @property
+    def tells_apart(self) -> bool:
+        return self._own_topic in self._pinged
+
+    async def wait_tells_apart(self) -> None:
+        await self._told.wait()
+
     async def wait_registered(self) -> None:
         await trio.lowlevel.checkpoint()  # before it was open
 
@@ -111,7 +126,8 @@ class MqttChannel:
             await trio.lowlevel.checkpoint()
             raise SignalUnavailable(self._failure)
         try:
-            await self._connection.publish(_topic(self._prefix, receiver_key), payload)
+            topic = _topic(self._prefix, receiver_key, instance if self.tells_apart else None)
+            await self._connection.publish(topic, payload)
         except MqttError as exc:
             raise SignalUnavailable(self._failure or f"{self._url}: {exc}") from exc
         return Delivery.QUEUED
@@ -139,11 +155,12 @@ class MqttChannel:
             while True:
                 message = await self._connection.receive()
                 payload = message.payload
-                if message.topic != self._topic or not 1 <= len(payload) <= MAX_SIGNAL:
+                if message.topic not in (self._topic, self._own_topic) or not 1 <= len(payload) <= MAX_SIGNAL:
                     continue
                 if payload[0] == _PING:
-                    if self._ping is not None and payload[1:] == self._ping[0]:
-                        self._ping[1].set()
+                    token, echo = self._echoes.get(message.topic, (None, None))
+                    if echo is not None and payload[1:] == token:
+                        echo.set()
                     continue
                 try:
                     self._arrived.send_nowait(payload)
@@ -159,7 +176,7 @@ class MqttChannel:
         try:
             with trio.fail_after(ECHO_TIMEOUT):
                 start = trio.current_time()
-                await self._ping_once()
+                await self._ping(self._topic)
                 self._rtt = trio.current_time() - start
         except trio.TooSlowError:
             raise MqttError(
@@ -167,9 +184,20 @@ class MqttChannel:
                 f"{self._topic}; do its rules (ACL) let us publish and subscribe there?"
             ) from None
 
+    async def _find_own_topic(self) -> None:
+        """Have it, if the broker lets us: one may refuse, drop what goes there, or close the connection over it."""
+        try:
+            await self._connection.subscribe(self._own_topic)
+            await self._ping(self._own_topic)
+            self._pinged.append(self._own_topic)
+        except MqttError:
+            pass
+        finally:
+            self._told.set()
+
     async def _keep_alive(self) -> None:
         try:
-            await self._pings.run(self._ping_once, self._measured, interval=PING_INTERVAL, timeout=PONG_TIMEOUT)
+            await self._pings.run(self._ping_next, self._measured, interval=PING_INTERVAL, timeout=PONG_TIMEOUT)
         except trio.TooSlowError as exc:
             self._fail(f"no echo {exc}")
         except MqttError as exc:
@@ -178,13 +206,17 @@ class MqttChannel:
     def _measured(self, sample: float) -> None:
         self._rtt += (sample - self._rtt) / 8  # RFC 6298's alpha
 
-    async def _ping_once(self) -> None:
+    async def _ping_next(self) -> None:
+        self._pinged.rotate()
+        await self._ping(self._pinged[0])
+
+    async def _ping(self, topic: str) -> None:
         """Publish to ourselves, and wait until that has come back."""
         token, echo = machine.current().entropy(_TOKEN), trio.Event()
-        self._ping = (token, echo)
-        await self._connection.publish(self._topic, bytes([_PING]) + token)
+        self._echoes[topic] = (token, echo)
+        await self._connection.publish(topic, bytes([_PING]) + token)
         await echo.wait()
-        self._ping = None
+        del self._echoes[topic]
         if self._failure is not None:
             raise MqttError(self._failure.removeprefix(f"{self._url}: "))
 
@@ -193,8 +225,8 @@ class MqttChannel:
         if self._failure is None:
             self._failure = f"{self._url}: {why}"
         self._arrived.close()
-        if self._ping is not None:
-            self._ping[1].set()
+        for _, echo in self._echoes.values():
+            echo.set()
 
 
 @asynccontextmanager
@@ -203,24 +235,31 @@ async def open_mqtt_channel(
     identity: Identity,
     *,
     ssl_context: ssl.SSLContext | None = None,
+    registrant: Registrant | None = None,
     dial: Dial = trio.open_tcp_stream,
 ) -> AsyncGenerator[MqttChannel]:
     """Open a channel to the broker at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     prefix = check_mqtt_url(url)
-    topic = _topic(prefix, identity.public_key)
+    us = registrant or Registrant(machine.current().entropy(INSTANCE_LENGTH))
+    topics = [_topic(prefix, identity.public_key, each) for each in (None, own_topic(us.instance, listens=us.listens))]
     opened = False
     try:
         async with open_mqtt(url, ssl_context=ssl_context, max_payload=MAX_SIGNAL, dial=dial) as connection:
-            await connection.subscribe(topic)
-            channel = MqttChannel(connection, url.redacted, prefix=prefix, topic=topic)
+            await connection.subscribe(topics[0])
+            channel = MqttChannel(connection, url.redacted, prefix=prefix, topic=topics[0], own_topic=topics[1])
             async with open_background_nursery() as nursery:
                 nursery.start_soon(channel._read)
-                await channel._wait_echoed()
-                nursery.start_soon(channel._keep_alive)
-                opened = True
+                if channel.url in us.spared:
+                    channel._told.set()
+                else:
+                    nursery.start_soon(channel._find_own_topic)
                 try:
+                    await channel._wait_echoed()
+                    nursery.start_soon(channel._keep_alive)
+                    opened = True
                     yield channel
                 finally:
+                    us.note_broker(channel.url, closed=connection.ended and not channel.tells_apart)
                     channel._fail("the channel is closed")
     except MqttError as exc:
         if opened:
@@ -244,5 +283,6 @@ def check_mqtt_url(url: ServerUrl) -> str:
     return f"{prefix}/" if prefix else ""
 
 
-def _topic(prefix: str, key: bytes) -> str:
-    return f"{prefix}{_ROOT}/{peer_id_from_key(key)}"
+def _topic(prefix: str, key: bytes, instance: bytes | None) -> str:
+    below = "" if instance is None else f"/{instance.hex()}"
+    return f"{prefix}{_ROOT}/{peer_id_from_key(key)}{below}"

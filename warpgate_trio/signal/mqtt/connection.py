@@ -165,6 +165,11 @@ class MqttConnection:
     def __repr__(self) -> str:
         return f"<MqttConnection to {self._name}>"
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, be it that the broker closed it or that it was left."""
+        return self._failure is not None
+
     async def publish(self, topic: str, payload: bytes) -> None:
         """Publish with QoS 1; returns when the broker has acknowledged.  64 at a time, others wait for their turn.
 
