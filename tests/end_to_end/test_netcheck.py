@@ -34,7 +34,7 @@ async def test_what_it_prints(tmp_path: Path) -> None:
             "clock: ",
             "can: ",
             "unknown: ",
-            "TURN comes later",
+            "only where every server is (--servers)",
         ):
             assert words in plain, plain
         assert "secret" not in plain
@@ -52,7 +52,9 @@ async def test_what_it_prints(tmp_path: Path) -> None:
             ("stun", "tcp", True),
             ("stun", "udp", False),
             ("stun", "tcp", False),
-            ("turn", "udp", None),
+            ("turn", "udp", True),
+            ("turn", "tcp", True),
+            ("turn", "tcp", False),
             ("ntp", "udp", True),
         }
         assert abs(event["clock"]["offset_s"]) <= event["clock"]["uncertainty_s"] + 0.1
@@ -80,7 +82,8 @@ async def test_what_it_prints(tmp_path: Path) -> None:
         dead = free_port()
         text = serve.out.decode()
         config.write_text(
-            text.replace("stun = [", f'turn = ["turn:u:secret@127.0.0.1"]\nstun = [\n"stun:127.0.0.1:{dead}",')
+            text.replace("stun = [", f'stun = [\n"stun:127.0.0.1:{dead}",')
+            + f'[[servers.turn]]\nurl = "turn:u:secret@127.0.0.1:{dead}?transport=tcp"\n'
         )
         async with trio.open_nursery() as nursery:  # each waits a while for the dead server
             nursery.start_soon(plain_text)

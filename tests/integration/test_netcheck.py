@@ -22,6 +22,8 @@ from warpgate_trio.netcheck import NetcheckReport
 from warpgate_trio.servers.ntp import serve_ntp
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.servers.stun import open_stun_server
+from warpgate_trio.servers.turn import open_turn_server
+from warpgate_trio.servers.turn_credentials import TurnCredentials
 
 
 def outcomes(report: NetcheckReport) -> dict[tuple[str, str], bool | None]:
@@ -31,7 +33,11 @@ def outcomes(report: NetcheckReport) -> dict[tuple[str, str], bool | None]:
 @pytest.mark.slow("a broker's answers, and dead servers' patience")
 async def test_every_kind_of_server(any_broker: Broker, nursery: trio.Nursery) -> None:
     dead = free_port()
-    async with open_rendezvous() as rendezvous, open_stun_server(host="127.0.0.1", port=0) as stun:
+    async with (
+        open_rendezvous() as rendezvous,
+        open_stun_server(host="127.0.0.1", port=0) as stun,
+        open_turn_server(TurnCredentials("realm", {"user": "secret"})) as turn,
+    ):
         ntp = await nursery.start(partial(serve_ntp, host="127.0.0.1", port=0))
         urls = {
             "ws": f"ws://127.0.0.1:{rendezvous.port}",
@@ -39,18 +45,24 @@ async def test_every_kind_of_server(any_broker: Broker, nursery: trio.Nursery) -
             "stun": stun.urls[0],
             "ntp": ntp.url,
         }
+        place, other = f"127.0.0.1:{turn.address[1]}", f"localhost:{turn.address[1]}"
         config = NodeConfig(
             servers=Servers(
                 websocket=[urls["ws"], f"ws://127.0.0.1:{dead}", f"wss://127.0.0.1:{rendezvous.port}"],
                 mqtt=[urls["mqtt"], f"mqtt://127.0.0.1:{rendezvous.port}"],
                 stun=[urls["stun"], f"stun:127.0.0.1:{dead}", "stuns:127.0.0.1"],
-                turn=["turn:user:secret@127.0.0.1", "turn:user:secret@127.0.0.1?transport=tcp"],
+                turn=[
+                    f"turn:user:secret@{place}",
+                    f"turn:user:secret@{place}?transport=tcp",
+                    f"turn:me:secret@{other}",
+                ],
                 ntp=[urls["ntp"], f"ntp://127.0.0.1:{dead}"],
             )
         )
         async with loopback_node(ALICE, config) as node:
             report = await node.netcheck(servers=True)
             seen = await node.netcheck()
+        assert turn.statistics().allocations == 0
         nursery.cancel_scope.cancel()
     assert outcomes(report) == {
         (urls["ws"], "tcp"): True,
@@ -63,12 +75,15 @@ async def test_every_kind_of_server(any_broker: Broker, nursery: trio.Nursery) -
         (f"stun:127.0.0.1:{dead}", "udp"): False,
         (f"stun:127.0.0.1:{dead}", "tcp"): False,
         ("stuns:127.0.0.1", "tcp"): None,
-        ("turn:127.0.0.1", "udp"): None,
-        ("turn:127.0.0.1?transport=tcp", "tcp"): None,
+        (f"turn:{place}", "udp"): True,
+        (f"turn:{place}?transport=tcp", "tcp"): True,
+        (f"turn:{other}", "udp"): False,
         (urls["ntp"], "udp"): True,
         (f"ntp://127.0.0.1:{dead}", "udp"): False,
     }
-    assert [each.error for each in report.servers if each.kind == "turn"] == 2 * ["not tested: TURN comes later"]
+    assert [each.error for each in report.servers if each.kind == "turn"][:2] == [None, None]
+    assert "401 Unauthorized" in str([each.error for each in report.servers if each.kind == "turn"][2])
+    assert {each.reachable for each in seen.servers if each.kind == "turn"} == {None}
     for each in report.servers:
         assert (each.latency_ms is not None) is (each.reachable is True)
         assert (each.error is not None) is (each.reachable is not True)

@@ -47,11 +47,12 @@ from .report import (
 )
 
 if TYPE_CHECKING:
-    from ..config import Servers, ServerUrl
+    from ..config import Servers, ServerUrl, TurnServer
     from ..host import Host
     from ..nat.service import NatService
     from ..portmap.service import PortMaps
     from ..signal import SignalHub
+    from ..turn.relays import Relays
 
 __all__ = ["PATIENCE", "TIMEOUT", "check_network"]
 
@@ -127,6 +128,7 @@ async def check_network(
     hub: SignalHub,
     nat: NatService,
     names: Names,
+    relays: Relays,
     portmaps: PortMaps,
     host: Host,
     everything: bool,
@@ -135,7 +137,7 @@ async def check_network(
     """Make the report; see `Node.netcheck`."""
     if not timeout > 0:
         raise ValueError(f"a timeout is more than 0 s, not {timeout}")
-    check = _Check(servers, hub, nat, names, portmaps, host, everything)
+    check = _Check(servers, hub, nat, names, relays, portmaps, host, everything)
     started = trio.current_time()
     with trio.move_on_after(timeout) as scope:
         await check.run()
@@ -150,6 +152,7 @@ class _Check:
         hub: SignalHub,
         nat: NatService,
         names: Names,
+        relays: Relays,
         portmaps: PortMaps,
         host: Host,
         everything: bool,
@@ -158,6 +161,7 @@ class _Check:
         self._hub = hub
         self._nat = nat
         self._names = names
+        self._relays = relays
         self._portmaps = portmaps
         self._unresolved: dict[str, NameFailure] = {}
         self._host = host
@@ -170,6 +174,7 @@ class _Check:
             for url in self._stun
             for transport in (("udp", "tcp") if everything else ("udp",))
         }
+        self._turn = {turn: _Row(turn.url, turn.url.transport) for turn in servers.turn}
         self._ntp = {url: _Row(url, "udp") for url in servers.ntp}
         self._estimates: dict[ServerUrl, ClockEstimate] = {}
         self._paths: dict[Family, list[Path]] = {af: [] for af in FAMILIES}
@@ -178,6 +183,9 @@ class _Check:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._check_signals)
             nursery.start_soon(self._check_gateways)
+            if self._everything:
+                for turn, row in self._turn.items():
+                    nursery.start_soon(self._check_turn, turn, row)
             for url in self._ntp:
                 nursery.start_soon(self._check_ntp, url)
             for af in self._paths:
@@ -221,6 +229,10 @@ class _Check:
     async def _fill(self, row: _Row, ask: Callable[[], Awaitable[float]]) -> None:
         """`ask` bounds its own time, and knows who did not answer."""
         row.outcomes.append(await _outcome(ask, patience=math.inf))
+
+    async def _check_turn(self, turn: TurnServer, row: _Row) -> None:
+        """It is well where it gives an address to who has the login that is configured."""
+        row.outcomes.append(await _outcome(partial(self._relays.measure, turn)))
 
     async def _check_ntp(self, url: ServerUrl) -> None:
         async def ask() -> float:
@@ -356,14 +368,12 @@ class _Check:
             for url in dict.fromkeys(self._servers.stun)
             if url.scheme == "stuns"
         ]
-        later += [
-            _Row(turn.url, turn.url.transport, not_tested="not tested: TURN comes later")
-            for turn in dict.fromkeys(self._servers.turn)
-        ]
+        for row in self._turn.values():
+            row.not_tested = None if self._everything else "not tested: only where every server is (--servers)"
         signals = self._signal_rows()
         ntp = [row.check() for row in self._ntp.values()]
         stun = [row.check() for row in self._rows.values()]
-        rows = (*signals, *stun, *(row.check() for row in later), *ntp)
+        rows = (*signals, *stun, *(row.check() for row in (*later, *self._turn.values())), *ntp)
         if any(each.reachable or UNSYNCHRONISED in (each.error or "") for each in ntp):
             self._unblock()
         paths = [path_check(path) for each in self._paths.values() for path in each]

@@ -146,8 +146,8 @@ class Node:
         Everything is measured afresh.  A bad network is a report, never an exception.
 
         Args:
-          servers: test every configured server by itself: signal servers by a connection of its own, STUN over TCP too.
-            Without it they are as the node sees them.
+          servers: test every configured server by itself: signal servers by a connection of its own, STUN over TCP too,
+            TURN servers by an address that they give.  Without it they are as the node sees them.
           timeout: seconds; what is not known by then stays unknown, and the report says that it is not complete.
 
         Raises:
@@ -161,6 +161,7 @@ class Node:
             hub=self._runtime.hub,
             nat=self._runtime.nat,
             names=self._runtime.names,
+            relays=self._runtime.relays,
             portmaps=self._runtime.portmaps,
             host=self._runtime.host,
             everything=servers,

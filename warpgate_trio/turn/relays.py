@@ -50,6 +50,8 @@ LOOKUP: Final = 5.0
 UNKNOWN: Final[TransportAddress] = ("0.0.0.0", 0)
 """In the place of an address that is not known."""
 _ANY: Final = {4: "0.0.0.0", 6: "::"}
+_NOBODY: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
+"""Whom a server is asked to let in for its answer's sake: an address of the documentation's (RFC 5737, RFC 3849)."""
 
 
 @final
@@ -133,7 +135,35 @@ class Relays:
           StunError: no server gave one; the message has each one's reason.
           trio.ClosedResourceError: the node was closed.
         """
-        targets = await self._targets()
+        failures: list[str] = []
+        try:
+            return await self._open(self.servers, family, permit, failures)
+        finally:
+            self._failures = tuple(dict.fromkeys(failures))
+
+    async def measure(self, server: TurnServer) -> float:
+        """Have a server give an address, which is freed at once; the seconds of a round trip to it.
+
+        Raises as `open` does.
+        """
+        try:
+            port = await self._open((server,), 4, (), [])
+        except StunError:
+            port = await self._open((server,), 6, (), [])
+        try:
+            began = trio.current_time()
+            await port.wait_settled(
+                port.permit_nowait(_NOBODY[family_of(port.local[0])])
+            )  # or refused: it has answered
+            return trio.current_time() - began
+        finally:
+            port.release()
+
+    async def _open(
+        self, servers: Sequence[TurnServer], family: Family, permit: Sequence[str], failures: list[str]
+    ) -> RelayPort:
+        """`failures`: why each server gave none, also where it was given up; empty if one did."""
+        targets = await self._targets(servers)
         if not targets:
             raise StunError("there is no TURN server to ask")
         asked: list[tuple[TurnServer, TransportAddress | None]] = []
@@ -163,10 +193,8 @@ class Relays:
             won = found.pop(0)
             return won
         finally:
-            if won is not None or found:
-                self._failures = ()
-            else:
-                self._failures = tuple(dict.fromkeys(errors.get(each) or self._silence(each[0]) for each in asked))
+            if won is None and not found:
+                failures += [errors.get(each) or self._silence(each[0]) for each in asked]
             for port in found:  # a dead heat, or a cancellation in the moment of success
                 port.release()
 
@@ -211,7 +239,7 @@ class Relays:
         """Have every server say what it wants, so that `open` takes one round trip within the next `KEPT_PRIMED`
         seconds.  Returns when each has, or has failed, which is nobody's business."""
         async with open_bare_nursery() as nursery:
-            for server, address in (await self._targets())[:MAX_TARGETS]:
+            for server, address in (await self._targets(self.servers))[:MAX_TARGETS]:
                 nursery.start_soon(self._prime, server, address, family)
 
     async def _prime(self, server: TurnServer, address: TransportAddress | None, family: Family) -> None:
@@ -249,11 +277,11 @@ class Relays:
 
     # -- sockets -----------------------------------------------------------------------------------------------------
 
-    async def _targets(self) -> list[tuple[TurnServer, TransportAddress | None]]:
+    async def _targets(self, servers: Sequence[TurnServer]) -> list[tuple[TurnServer, TransportAddress | None]]:
         """What is tried, in order: servers over UDP with each of their addresses, those over TCP by name."""
-        over_udp = [each for each in self.servers if each.url.transport == "udp"]
+        over_udp = [each for each in servers if each.url.transport == "udp"]
         # Where others can be asked, a resolver that hangs costs what any dead server does.
-        timeout = LOOKUP if len(over_udp) == len(self.servers) else STAGGER
+        timeout = LOOKUP if len(over_udp) == len(servers) else STAGGER
         known = await self._names.look_up([each.url.host for each in over_udp], timeout=timeout)
         groups: list[list[TransportAddress]] = []
         owners: dict[TransportAddress, TurnServer] = {}
@@ -264,7 +292,7 @@ class Relays:
             for address in addresses:
                 owners.setdefault(address, server)
         found += [(owners[address], address) for address in dict.fromkeys(in_turn(groups))]
-        return found + [(each, None) for each in self.servers if each.url.transport == "tcp"]
+        return found + [(each, None) for each in servers if each.url.transport == "tcp"]
 
     async def _connect(
         self, server: TurnServer, address: TransportAddress | None, family: Family, *, hop: bool = False
