@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +18,7 @@ from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from warpgate_trio import NodeConfig, Servers
 from warpgate_trio.netcheck import NetcheckReport
-from warpgate_trio.servers.ntp import serve_ntp
+from warpgate_trio.servers.ntp import open_ntp
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.servers.stun import open_stun_server
 from warpgate_trio.servers.turn import open_turn_server
@@ -31,14 +30,14 @@ def outcomes(report: NetcheckReport) -> dict[tuple[str, str], bool | None]:
 
 
 @pytest.mark.slow("a broker's answers, and dead servers' patience")
-async def test_every_kind_of_server(any_broker: Broker, nursery: trio.Nursery) -> None:
+async def test_every_kind_of_server(any_broker: Broker) -> None:
     dead = free_port()
     async with (
         open_rendezvous() as rendezvous,
         open_stun_server(host="127.0.0.1", port=0) as stun,
         open_turn_server(TurnCredentials("realm", {"user": "secret"})) as turn,
+        open_ntp() as ntp,
     ):
-        ntp = await nursery.start(partial(serve_ntp, host="127.0.0.1", port=0))
         urls = {
             "ws": f"ws://127.0.0.1:{rendezvous.port}",
             "mqtt": f"mqtt://name:secret@127.0.0.1:{any_broker.port}",
@@ -63,7 +62,6 @@ async def test_every_kind_of_server(any_broker: Broker, nursery: trio.Nursery) -
             report = await node.netcheck(servers=True)
             seen = await node.netcheck()
         assert turn.statistics().allocations == 0
-        nursery.cancel_scope.cancel()
     assert outcomes(report) == {
         (urls["ws"], "tcp"): True,
         (f"ws://127.0.0.1:{dead}", "tcp"): False,

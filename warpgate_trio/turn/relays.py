@@ -153,7 +153,7 @@ class Relays:
         try:
             began = trio.current_time()
             await port.wait_settled(
-                port.permit_nowait(_NOBODY[family_of(port.local[0])])
+                port.permit_nowait([_NOBODY[family_of(port.local[0])]])
             )  # or refused: it has answered
             return trio.current_time() - began
         finally:
