@@ -702,22 +702,28 @@ def test_the_machine_slept() -> None:
 
 @pytest.mark.slow("hours of renewals")
 @pytest.mark.parametrize("protocol", ["pcp", "natpmp", "upnp"])
-@pytest.mark.parametrize("jump", [3600.0, -3600.0, 4e8, -4e8])
+@pytest.mark.parametrize("jump", [3600.0, 4e8])
 def test_a_clock_that_jumps_during_a_lease_changes_no_lease(jump: float, protocol: ProtocolName) -> None:
-    """Nothing is renewed later for it, and nothing is asked more often than once for a jump."""
+    """One that goes on is a machine that slept, for all we know: one renewal too many.  One that goes back is nothing,
+    and after either all is renewed when it would have been."""
 
     async def body(home: Home) -> None:
         async with mapping(home.host, protocols=(protocol,)) as maps:
-            for number in range(30):
-                await trio.sleep(7 * 60)
-                home.host.clock_offset += jump * (-1) ** number * (number + 1)  # to and fro
+            for sign in (1, -1, -1, 1):
+                await trio.sleep(60)
+                home.host.clock_offset += sign * jump
+                before = len(home.gateway.asked)
                 maps.look()
-                entry = home.gateway.entry(PORT)
-                assert entry is not None
-                assert entry.expires - trio.current_time() >= 1700  # half of an hour that was given
+                await trio.sleep(10)
+                assert len(home.gateway.asked) - before == (sign > 0)
+                for _ in range(20):
+                    await trio.sleep(7 * 60)
+                    entry = home.gateway.entry(PORT)
+                    assert entry is not None
+                    assert entry.expires - trio.current_time() >= 1790  # half of an hour that was given
                 assert await home.reaches()
+                assert len(home.gateway.asked) - before <= (sign > 0) + 5
         assert home.gateway.table == {}
-        assert len(home.gateway.asked) <= 2 * (30 / 2 + 30 * 7 / 30)
 
     at_home(Gateway, body)
 
