@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
+from tests.sim.walks import echoing
 from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, open_node
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
@@ -69,6 +70,35 @@ def test_a_pair_without_a_direct_path_is_relayed(nats: tuple[NatConfig, NatConfi
     assert winner is not None
     assert (winner.phase, winner.plugin, winner.target) == ("relay", "ws_relay", URL)
     assert walk.left == ""
+
+
+@pytest.mark.parametrize(
+    "nats",
+    [
+        (presets.WEB_ONLY, presets.WEB_ONLY),
+        (presets.WEB_ONLY, presets.LINUX_SYMMETRIC),
+        (presets.LINUX_SYMMETRIC, presets.WEB_ONLY),
+    ],
+)
+def test_a_pair_that_is_known_to_have_no_direct_path_is_relayed_at_once(nats: tuple[NatConfig, NatConfig]) -> None:
+    """Six round trips from the call of a whole walk to the first echoed byte, where both have been measured."""
+
+    async def main() -> float:
+        async with (
+            PeerPair.between(*nats, rtt=RTT).build(time_limit=600) as net,
+            simulated_hosts(),
+            open_nodes(net, servers=(server(OPEN), STUN, STUN2)) as nodes,
+        ):
+            await trio.sleep(30)
+            async with echoing(nodes):
+                began = trio.current_time()
+                async with await nodes.alice.auto_connect(nodes.bob.address) as pipe:
+                    await pipe.send_all(b"x")
+                    assert await pipe.receive_some() == b"x"
+                    return trio.current_time() - began
+        raise AssertionError("unreachable")
+
+    assert simulate(main, seed=0) <= 6 * RTT + 0.03
 
 
 def test_it_is_relayed_through_losses() -> None:

@@ -310,3 +310,21 @@ async def serve(node: Node) -> None:
     async with trio.open_nursery() as nursery:
         while True:
             nursery.start_soon(one, await node.listener.accept())
+
+
+@asynccontextmanager
+async def echoing(nodes: NodePair) -> AsyncGenerator[None]:
+    """Bob sends back what comes, for the time of the body."""
+
+    async def serve() -> None:
+        while True:
+            async with await nodes.bob.listener.accept() as pipe:
+                with suppress(trio.BrokenResourceError):  # a call that is cut in its last step
+                    async for data in pipe:
+                        await pipe.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        with nodes.net.hosts["bob"]:
+            nursery.start_soon(serve)
+        yield
+        nursery.cancel_scope.cancel()
