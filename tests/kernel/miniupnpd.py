@@ -78,13 +78,15 @@ class Router:
         chains = ("prerouting_miniupnpd", "miniupnpd")
         return "".join(self.router.sh("nft", "list", "chain", "inet", "filter", chain) for chain in chains)
 
-    async def start(self, *, upnp: bool = True, natpmp: bool = True) -> None:
-        """Run the daemon, until it answers."""
-        wanted = f"enable_upnp={_word(upnp)}\nenable_natpmp={_word(natpmp)}\n"
+    async def start(
+        self, *, upnp: bool = True, natpmp: bool = True, more: str = "", program: Path | None = None
+    ) -> None:
+        """Run the daemon, until it answers: the installed one, or `program`, with `more` in its configuration."""
+        wanted = f"enable_upnp={_word(upnp)}\nenable_natpmp={_word(natpmp)}\n{more}\n"
         (self.folder / "conf").write_text(wanted + SETTINGS.format(folder=self.folder))
-        program = find_program("miniupnpd")
-        assert program is not None
-        words = [program, "-d", "-f", str(self.folder / "conf"), "-P", str(self.folder / "pid")]
+        found = program or find_program("miniupnpd")
+        assert found is not None
+        words = [str(found), "-d", "-f", str(self.folder / "conf"), "-P", str(self.folder / "pid")]
         with (self.folder / "log").open("ab") as log:
             self.daemon = await trio.lowlevel.open_process(
                 self.router.command(words), pass_fds=[self.router.fd], stdout=log, stderr=subprocess.STDOUT
