@@ -237,7 +237,10 @@ def draw(random: Chooser, *, loss: float = 0.0) -> Anywhere:
         alice=_furnished(random, pair.alice, lan, ipv6=pair.ipv6),
         bob=_furnished(random, pair.bob, lan, ipv6=pair.ipv6),
     )
-    return _with_servers(random, Anywhere(pair=pair))
+    world = _with_servers(random, Anywhere(pair=pair))
+    if pair.bob.nats and not pair.ipv6 and random.randint(0, 9) == 0:
+        return replace(world, pair=replace(pair, bob=replace(pair.bob, forwarded=True)))
+    return world
 
 
 def _nats(random: Chooser) -> tuple[NatConfig, ...]:
