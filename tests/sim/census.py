@@ -9,7 +9,8 @@
 
 Prints every world that failed with its seed and the command that repeats it, what won how often, and the one-sided 95 %
 bound of Clopper and Pearson.  Of `any`, worlds count in which `tests.sim.oracles` knows a way, direct or by a relay;
-what comes of the others stands in brackets.  A failure is also a relay where there is a direct path, and too much time.
+what comes of the others stands in brackets.  A failure is also a relay where there is a direct path, too much time, and
+a wrong verdict.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Literal
 
 from tests.sim.anywhere import Anywhere
 from tests.sim.walks import Meeting
+from warpgate_trio.report import Verdict
 from warpgate_trio.sim import Behavior, Hairpin, NatConfig
 from warpgate_trio.testing.theory import can_connect, lets_out, reaches
 from warpgate_trio.testing.walks import PORT
@@ -128,6 +129,13 @@ def promised(world: Anywhere) -> bool:
     return relay_for_sure(world) or direct_for_sure(world)
 
 
+def verdict_without_a_way(world: Anywhere) -> Verdict:
+    """Why two do not connect to whom nothing is promised: the peer answers, and relays are missing, or do not help."""
+    if not signals(world):
+        return Verdict.NO_SIGNAL
+    return Verdict.RELAY_FAILED if world.alice.turn or world.bob.turn else Verdict.NO_RELAY_CONFIGURED
+
+
 def time_bound(world: Anywhere) -> float:
     """Seconds of a walk at most, by docs/walk.md: the phases before the relay, and the slowest relay.
 
@@ -151,6 +159,8 @@ def complaints(world: Anywhere, meeting: Meeting) -> list[str]:
     winner = meeting.report.winner
     if promised(world) and not meeting.connected:
         found.append("they did not connect")
+    elif not meeting.connected and not world.lossy and meeting.report.verdict is not verdict_without_a_way(world):
+        found.append(f"the verdict is {meeting.report.verdict.value}")
     if winner is not None and winner.phase == "relay" and direct_for_sure(world):
         found.append("a relay was used where there is a direct path")
     if meeting.walk > time_bound(world):

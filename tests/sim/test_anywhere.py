@@ -140,4 +140,7 @@ def test_what_is_wrong_is_said() -> None:
     assert complaints(easy, outcome("relay", 1.0)) == ["a relay was used where there is a direct path"]
     (late,) = complaints(hard, outcome("relay", 12.0))
     assert late.startswith("it took 12.000 s")
-    assert complaints(replace(hard, relays="none"), outcome(None, 12.0)) == []
+    nothing = replace(hard, relays="none")
+    assert complaints(nothing, outcome(None, 12.0)) == ["the verdict is relay_failed"]
+    dead = Side(turn=(("dead", "udp"),))
+    assert complaints(replace(nothing, alice=dead), outcome(None, 12.0)) == []
