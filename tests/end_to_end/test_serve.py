@@ -22,9 +22,12 @@ from tests.end_to_end.processes import ran, started
 from tests.hangs import HANG
 from tests.identities import ALICE
 from tests.nginx import free_ports, nginx
-from warpgate_trio.config import ServerUrl, load_config
+from warpgate_trio.config import ServerUrl, TurnServer, load_config
 from warpgate_trio.errors import SignalUnavailable
+from warpgate_trio.names import Names
+from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.signal import Delivery, open_channel
+from warpgate_trio.turn.relays import Relays
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
 
@@ -189,10 +192,14 @@ async def test_a_service_manager_and_who_watches_hear_of_the_start_and_of_the_en
 
 @pytest.mark.needs("linux")
 async def test_a_second_sigterm_waits_for_nobody() -> None:
-    """A client that reads nothing holds up a server that drains, for so long."""
-    async with started(*LOOPBACK, "--health", "127.0.0.1:0", "--drain", "3600", "--json") as serve:
+    """A relay that is in use holds up a server that drains, for so long."""
+    words = ("serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--no-ntp", "--health", "127.0.0.1:0")
+    async with started(*words, "--drain", "3600", "--json") as serve:
         ready = await serve.event()
-        async with await trio.open_tcp_stream("127.0.0.1", ServerUrl.parse(ready["servers"]["websocket"][0]).port):
+        names = Names()
+        relays = Relays([TurnServer(ready["servers"]["turn"][0])], names=names)
+        async with names.running(), open_background_nursery() as nursery, relays.running(nursery):
+            await relays.open()
             serve.process.send_signal(signal.SIGTERM)
             await serve.wait_err("shutting down")
             assert await page(ready["health"] + "/healthz") == (503, "shutting down\n")

@@ -186,7 +186,7 @@ def test_no_test_passes_because_it_has_cancelled_itself() -> None:
     )
     assert cancels_itself(cancelled) == ["test_it"]
     assert not cancels_itself(cancelled.removesuffix("    assert 0\n"))
-    found = {
-        path.name: cancels_itself(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("test_*.py")
-    }
-    assert not [names for names in found.values() if names], found
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        source = path.read_text(encoding="utf-8")
+        if "nursery: trio.Nursery" in source and "nursery.cancel_scope.cancel()" in source:
+            assert not cancels_itself(source), path.name
