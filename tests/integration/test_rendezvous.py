@@ -373,6 +373,16 @@ async def test_a_receiver_that_never_reads_is_closed() -> None:
             assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
 
 
+async def test_the_time_for_a_write_ends_with_it() -> None:
+    limits = RendezvousLimits(write=0.05)
+    async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
+        assert await alice.send(ALICE.public_key, b"x") is Delivery.DELIVERED
+        assert await alice.receive() == b"x"
+        await trio.sleep(3 * limits.write)  # nothing may come of it
+        assert await alice.send(ALICE.public_key, b"y") is Delivery.DELIVERED
+        assert await alice.receive() == b"y"
+
+
 # --- version 2: a registration is for one server ---
 
 

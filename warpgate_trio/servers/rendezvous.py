@@ -7,6 +7,7 @@ its handler), one deadline, and no writer: a task that writes the queue exists o
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -157,42 +158,55 @@ class Rendezvous:
     async def _converse(self, websocket: WebSocket, connection: ServerConnection, outbox: _Outbox) -> None:
         registration_ends = trio.current_time() + self.limits.registration
         while not connection.closing:
-            data = await self._next_frame(websocket, connection, registration_ends)
-            if data is None:
-                why = "not registered in time, or silent for too long"
-                await outbox.write(self._core.fail(connection, ErrorCode.SLOW, why, trio.current_time()))
-                return
-            answer, woken = self._core.receive(connection, data, trio.current_time())
-            for other in woken:
-                self._outboxes[other].wake(last=other.closing)
-            self._wake_circuits()
+            answer = self._look_at_clock(websocket, connection, registration_ends)
+            if answer is None:
+                answer = await self._hear(websocket, connection, registration_ends)
             if answer is not None:
                 # By this task, not through the queue: a client that does not read its answers is not read from either.
                 await outbox.write(answer)
+
+    def _look_at_clock(
+        self, websocket: WebSocket, connection: ServerConnection, registration_ends: float
+    ) -> bytes | None:
+        """Do what is due; returns the frame to answer with when the client's time is up."""
+        now = trio.current_time()
+        if self._patience(websocket, connection, registration_ends) <= now:
+            return self._core.fail(connection, ErrorCode.SLOW, "not registered in time, or silent for too long", now)
+        if self._core.deadline(connection) <= now:
+            self._core.handle_timer(connection, now)
+            self._wake_circuits()
+        return None
+
+    def _patience(self, websocket: WebSocket, connection: ServerConnection, registration_ends: float) -> float:
+        """Until when the client may be silent."""
+        # Pings never get as far as the handler, so silence is measured where bytes come in.
+        return registration_ends if connection.key is None else websocket.last_heard + self.limits.silence
+
+    async def _hear(self, websocket: WebSocket, connection: ServerConnection, registration_ends: float) -> bytes | None:
+        """Take frames until there is one to answer, returned, or something may be due.
+
+        One scope for many frames, whose deadline never moves on: a scope for each is a tenth of what a frame costs.
+        """
+        with trio.CancelScope() as scope:
+            while not connection.closing:
+                patience = self._patience(websocket, connection, registration_ends)
+                due = min(patience, self._core.deadline(connection))
+                if due < scope.deadline:
+                    scope.deadline = due
+                # No name for the frame: it would be held until the next one is in.
+                answer, woken = self._core.receive(connection, await websocket.receive(), trio.current_time())
+                for other in woken:
+                    self._outboxes[other].wake(last=other.closing)
+                self._wake_circuits()
+                if answer is not None:
+                    return answer
+        return None
 
     def _wake_circuits(self) -> None:
         for connection in self._core.woken():
             outbox = self._outboxes.get(connection)
             if outbox is not None:
                 outbox.wake()
-
-    async def _next_frame(
-        self, websocket: WebSocket, connection: ServerConnection, registration_ends: float
-    ) -> bytes | None:
-        """The next frame, or None when the client's time is up."""
-        while True:
-            deadline = registration_ends
-            if connection.key is not None:
-                # Pings never get as far as this task, so silence is measured where bytes come in.
-                deadline = websocket.last_heard + self.limits.silence
-            now = trio.current_time()
-            if deadline <= now:
-                return None
-            if self._core.deadline(connection) <= now:
-                self._core.handle_timer(connection, now)
-                self._wake_circuits()
-            with trio.CancelScope(deadline=min(deadline, self._core.deadline(connection))):
-                return await websocket.receive()
 
 
 @final
@@ -231,13 +245,16 @@ class _Outbox:
         self._nursery.cancel_scope.cancel()
 
     async def _write_queue(self) -> None:
+        whole = self._nursery.cancel_scope  # who does not take a frame in time loses the connection
         try:
             while (frame := self._core.transmit(self._connection, trio.current_time())) is not None:
-                await self.write(frame)
+                whole.deadline = trio.current_time() + self._core.limits.write
+                await self._websocket.send(frame)
                 self._core.written(self._connection)
                 self._wake_circuits()
-        except (WebSocketClosed, trio.TooSlowError):
+        except WebSocketClosed:
             self._last = True  # the handler, which only reads, might not notice for long
+        whole.deadline = math.inf
         self._writing = False
         if self._last or self._core.is_over(self._connection):
             self.end()
