@@ -313,9 +313,9 @@ def many(idle: int, pipes: int, seconds: float) -> None:
             stack.enter_context(run("attend", "--url", url, "--count", -(-idle // IDLE_PROCESSES)))
         while server.statistics()["mailboxes"] < idle:
             time.sleep(0.2)
-        base, resting = server.resident, load()
+        opened, resting, base = server.resident, load(), server.resident
         tell(
-            f"{(base - before) / idle:.1f} KiB each",
+            f"{(opened - before) / idle:.1f} KiB each, {(base - before) / idle:.1f} after pings",
             f"{100 * resting:.1f} % of a core, {1e6 * resting / idle:.0f} µs a second each",
         )
 
@@ -361,10 +361,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenes", nargs="*", metavar="scene", help=f"which: {', '.join(SCENES)}")
     parser.add_argument("--circuits", type=int, nargs="+", default=[1, 4], help="of a stream; each is measured")
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="of each measurement of many; a tenth of a stream's"
-    )
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement of many: a ping of each node")
     parser.add_argument("--rounds", type=int, default=5, help="of stream")
+    parser.add_argument("--length", type=float, default=2.0, help="seconds of one round")
     parser.add_argument("--idle", type=int, default=5000, help="nodes")
     parser.add_argument("--pipes", type=int, default=500)
     parser.add_argument("--stopped", type=int, default=50, help="circuits that nobody reads")
@@ -391,7 +390,7 @@ def main() -> None:
             scenes = options.scenes or SCENES
             if "stream" in scenes:
                 for circuits in options.circuits:
-                    stream(circuits, options.seconds / 10, options.rounds)
+                    stream(circuits, options.length, options.rounds)
             if "many" in scenes:
                 many(options.idle, options.pipes, options.seconds)
             if "stop" in scenes:
