@@ -35,6 +35,7 @@ class Nat:
         own stack takes it, which says the same as `reject` and remembers it.
       hairpin: whether hosts behind it reach each other's outside endpoints (RFC 4787, REQ-9a).
       udp: whether it carries UDP at all.
+      web_only: whether of TCP it carries nothing but connections to port 443.
       forwards: whether it forwards `FORWARDED`.
       is_open: no NAT at all, the host has a public address.
     """
@@ -47,6 +48,7 @@ class Nat:
     unsolicited: Unsolicited = "drop"
     hairpin: bool = False
     udp: bool = True
+    web_only: bool = False
     forwards: bool = False
     is_open: bool = False
 
@@ -65,6 +67,8 @@ def restriction(
     lines = []
     if only == "tcp" or not nat.udp:
         lines.append("meta l4proto udp drop")
+    if nat.web_only:
+        lines += ["tcp dport 443 accept", "tcp sport 443 accept", "meta l4proto tcp drop"]
     if only == "udp":
         spared = "{ " + ", ".join(servers) + " }"
         lines.append(f"meta l4proto tcp ip saddr != {spared} ip daddr != {spared} drop")
@@ -112,6 +116,8 @@ NATS: Final = {
     )
 }
 """By name; the friendliest first."""
+WEB_ONLY: Final = Nat(name="web-only", udp=False, web_only=True)
+"""What many companies and hotels let out; no NAT, but a firewall behind one."""
 
 _BOTH: Final = "meta l4proto { tcp, udp }"
 _HERE: Final = "meta l4proto . th dport"

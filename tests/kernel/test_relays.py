@@ -1,4 +1,6 @@
-"""Pairs of homes that nothing direct connects meet at coturn: one allocation or two, over UDP and TCP."""
+"""Pairs of homes that nothing direct connects meet at coturn, by one allocation or two, over UDP and TCP; or at the
+rendezvous server, where only HTTPS gets out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import pytest
 import trio
 
 from tests.hangs import HANG
+from tests.kernel.nats import WEB_ONLY, Nat
 from tests.kernel.run import TURN, Outcome, pair
 
 pytestmark = [
@@ -35,6 +38,18 @@ async def test_a_pair_meets_at_a_relay(a: str, b: str, turn: str) -> None:
     outcome = await relayed(a, b, turn=turn)
     assert outcome.phase == "relay", outcome.stderr["connect"]
     assert outcome.event["plugin"] == "turn"
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["open", "port-restricted", "symmetric", "udp-blocked", WEB_ONLY],
+    ids=["open", "port-restricted", "symmetric", "udp-blocked", "web-only"],
+)
+async def test_a_network_that_lets_only_https_out_is_relayed_by_the_rendezvous_server(other: Nat | str) -> None:
+    with trio.fail_after(HANG):
+        outcome = await pair(WEB_ONLY, other, phases=["relay"], serve=["--port", "443", "--open"])
+    assert outcome.phase == "relay", outcome.stderr["connect"]
+    assert outcome.event["plugin"] == "ws_relay"
 
 
 async def test_the_whole_walk_of_two_symmetric_homes_ends_at_a_relay() -> None:
