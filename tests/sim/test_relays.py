@@ -13,7 +13,7 @@ import trio
 
 from tests.cancel_sweep import step_cuts
 from tests.sim.walks import echoing
-from warpgate_trio import ConnectError
+from warpgate_trio import ConnectError, anyone
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.turn import TurnServer, open_turn_server
 from warpgate_trio.servers.turn_credentials import TurnCredentials
@@ -29,7 +29,14 @@ FORMS = {"udp": "turn:alice:sesame@stun2:3478", "tcp": "turn:alice:sesame@stun2:
 Body = Callable[[NodePair, TurnServer], Awaitable[None]]
 
 
-def in_world(one: NatConfig, other: NatConfig, body: Body, *, by: str = "udp") -> None:
+def in_world(
+    one: NatConfig,
+    other: NatConfig,
+    body: Body,
+    *,
+    by: str = "udp",
+    authorize: Callable[[str], Awaitable[bool]] = anyone,
+) -> None:
     """Run it with two nodes behind such NATs, both of which have the server."""
     running: list[TurnServer] = []
 
@@ -43,7 +50,7 @@ def in_world(one: NatConfig, other: NatConfig, body: Body, *, by: str = "udp") -
         turn = WorldServer(key="turn", url=FORMS[by], machine="stun2", open=serve)
         pair = PeerPair.between(one, other, rtt=RTT)
         async with pair.build(time_limit=1e7) as net, simulated_hosts():
-            async with open_nodes(net, servers=(RENDEZVOUS, STUN, NTP, turn)) as nodes:
+            async with open_nodes(net, servers=(RENDEZVOUS, STUN, NTP, turn), authorize=authorize) as nodes:
                 await trio.sleep(60)
                 await body(nodes, running[0])
             left = net.netstat()
@@ -84,6 +91,21 @@ def test_a_pair_that_nothing_direct_connects_meets_at_a_relay(nats: tuple[str, s
             assert server.statistics().allocations == 0
 
     in_world(getattr(presets, nats[0]), getattr(presets, nats[1]), body, by=by)
+
+
+@pytest.mark.slow("a walk of two nodes")
+def test_an_authorize_that_takes_its_time_loses_nothing_that_the_caller_says_meanwhile() -> None:
+    async def slow(_peer: str) -> bool:
+        await trio.sleep(0.5)
+        return True
+
+    async def body(nodes: NodePair, server: TurnServer) -> None:
+        async with echoing(nodes), await nodes.alice.auto_connect(nodes.bob.address, phases=["relay"]) as pipe:
+            await pipe.send_all(b"x")
+            assert await pipe.receive_some() == b"x"
+            assert pipe.path.plugin == "turn"
+
+    in_world(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, body, authorize=slow)
 
 
 @pytest.mark.slow("a walk of two nodes")

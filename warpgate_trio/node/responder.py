@@ -32,6 +32,7 @@ from ..walk.attempt import EXPECTED, AttemptHome, Factory
 if TYPE_CHECKING:
     from ..signal import Circuit, Envelope, Header, Message
     from ..signal.router import Request
+    from ..signal.sender import AttemptKey
     from .admission import Admission
     from .inbound import Inbound
     from .peer_work import PeerWork
@@ -51,6 +52,8 @@ MAX_QUESTIONS_PER_PEER: Final = 16
 """Of those, of one peer: as many as it may have attempts."""
 DIALS_PER_MINUTE: Final = 60
 """Attempts that one peer may ask for in a minute, and as many at once after a quiet one."""
+MAX_EARLY: Final = 4
+"""Further messages of a peer for one attempt that wait until it is let in: no plugin of ours sends more than one."""
 MAX_PEERS: Final = 1024
 """Peers whose rate is remembered, and as many that were let in."""
 
@@ -86,13 +89,18 @@ class Responder:
         self._running: Counter[bytes] = Counter()
         self._dials: TokenBuckets[bytes] = TokenBuckets(DIALS_PER_MINUTE / 60, DIALS_PER_MINUTE, MAX_PEERS)
         self._let_in: BoundedMap[bytes, bool] = BoundedMap(MAX_PEERS)
+        self._early: dict[AttemptKey, list[Message]] = {}  # what came for an attempt that is not there yet
         self._waiting: dict[bool, Counter[bytes]] = {False: Counter(), True: Counter()}  # by whether they were let in
 
     def take(self, request: Request) -> None:
         """A peer's first message for an attempt; refuses, or starts a task.  Does not block."""
         header = request.envelope.header
         entry = self._factories.get(header.type.partition(".")[0])
-        if not self._listening:
+        early = self._early.get(_key(header))
+        if early is not None:
+            if len(early) < MAX_EARLY:
+                early.append(request.message)
+        elif not self._listening:
             self._admission.count_refusal(RefusalReason.NOT_ACCEPTING.value)
         elif entry is None:
             self._refuse(request, RefusalReason.UNSUPPORTED)
@@ -104,7 +112,9 @@ class Responder:
                 self.tell(request.envelope, request.via, _BUSY)
         else:
             plugin, factory = entry
-            self._when_authorized(header, partial(self._serve, request, plugin, factory), request.circuit)
+            self._early[_key(header)] = []
+            if not self._when_authorized(header, partial(self._serve, request, plugin, factory), request.circuit):
+                del self._early[_key(header)]
 
     def tell(self, envelope: Envelope, via: str, message: Message) -> None:
         """Answer a signal, if `authorize` lets its sender in: nobody else hears where we are.  Does not block."""
@@ -124,20 +134,21 @@ class Responder:
 
     def _when_authorized(
         self, header: Header, then: Callable[[], Awaitable[None]], circuit: Circuit | None = None
-    ) -> None:
+    ) -> bool:
         """Do `then` in a task if `authorize` lets the sender in, and there is a place to wait for what it says.
 
-        The task closes the circuit of a call that it has not answered.
+        The task closes the circuit of a call that it has not answered.  Returns whether there is one.
         """
         waiting = self._waiting[self.has_let_in(header.sender)]
         if not self._listening or waiting.total() >= MAX_QUESTIONS or waiting[header.sender] >= MAX_QUESTIONS_PER_PEER:
             logger.debug("a %s is dropped unjudged", header.type)
-            return
+            return False
         waiting[header.sender] += 1
         scope = self._work.begin(header)  # the peer's Cancel may be the next signal
         if circuit is not None:
             circuit.claimed = True
         self._start(lambda: self._contained(header, scope, partial(self._question, header, waiting, then), circuit))
+        return True
 
     async def _contained(
         self, header: Header, scope: trio.CancelScope, work: Callable[[], Awaitable[None]], circuit: Circuit | None
@@ -149,6 +160,7 @@ class Responder:
         except Exception:
             logger.exception("a %s failed in a way that nobody foresaw", header.type)
         finally:
+            self._early.pop(_key(header), None)
             if circuit is not None and not circuit.answered:
                 circuit.close()
 
@@ -206,6 +218,8 @@ class Responder:
                 request_id=header.message_id,
                 circuit=request.circuit,
             )
+            for message in self._early.pop(_key(header), ()):
+                attempt.deliver(message)
             try:
                 with panics_as_errors(), trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
                     await attempt.answer(factory, request.message, self._inbound.decide)
@@ -251,6 +265,10 @@ class Responder:
 
 
 _BUSY: Final = Refused(reason=RefusalReason.BUSY, retry_after=60.0 / DIALS_PER_MINUTE)
+
+
+def _key(header: Header) -> AttemptKey:
+    return header.sender, header.session, header.attempt or b""
 
 
 def _count_down(counter: Counter[bytes], key: bytes) -> None:
