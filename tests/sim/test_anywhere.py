@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import Phase, given, note, settings
 
-from tests.sim.anywhere import PROXY_ONLY, Anywhere, Form, Side, anywhere, meet_anywhere, with_machines
+from tests.sim.anywhere import PROXY_ONLY, Anywhere, Form, Side, anywhere, draw, meet_anywhere, with_machines
 from tests.sim.oracles import complaints, direct_for_sure, networks, promised, relay_for_sure
 from tests.sim.walks import Meeting, rows
 from warpgate_trio.report import ComboReport, ConnectReport, Outcome, Verdict
@@ -56,6 +57,15 @@ def test_whoever_has_a_relay_connects_over_a_bad_network_too() -> None:
         assert complaints(world, result) == []
 
     check()
+
+
+@pytest.mark.slow("a world of two nodes and servers of every kind")
+@pytest.mark.parametrize("seed", [1412], ids=["a spray takes all ports of the subscriber, and then a relay is wanted"])
+def test_what_the_census_found(seed: int) -> None:
+    world = draw(Random(f"any {seed}"))
+    result = meet_anywhere(world)
+    assert promised(world)
+    assert complaints(world, result) == [], rows(result)
 
 
 # -- what a network lets out -------------------------------------------------------------------------------------------

@@ -220,6 +220,10 @@ class Responder:
             )
             for message in self._early.pop(_key(header), ()):
                 attempt.deliver(message)
+            relays = self._home.view.relays
+            if plugin.phase == "spray" and relays.servers:
+                # A relay may be next, and a spray can take all ports that a carrier gives a subscriber.
+                self._start(relays.prime)
             try:
                 with panics_as_errors(), trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
                     await attempt.answer(factory, request.message, self._inbound.decide)
