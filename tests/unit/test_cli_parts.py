@@ -10,7 +10,9 @@ import signal
 import struct
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final, cast
 
 import hypothesis.strategies as st
@@ -24,7 +26,7 @@ from tests.end_to_end.processes import SCHEMAS, checked_event
 from tests.links import connect_sockets
 from warpgate_trio.address.nat_profile import NatProfile
 from warpgate_trio.cli import events
-from warpgate_trio.cli.echo_test import STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
+from warpgate_trio.cli.echo_test import BLOCK, STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
 from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
 from warpgate_trio.cli.failures import failure_lines, show_failure
 from warpgate_trio.cli.listen import _Listening
@@ -34,7 +36,7 @@ from warpgate_trio.cli.reachable import configuration, reachable_urls
 from warpgate_trio.cli.render import format_combo, format_errors, plain_table, rich_table, watching_walk
 from warpgate_trio.cli.runner import run, run_both
 from warpgate_trio.cli.services import start_ntp
-from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, open_standard_input
+from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, look_ahead, open_standard_input, skip
 from warpgate_trio.config import NodeConfig
 from warpgate_trio.errors import ConnectError, PeerAborted, RemoteProtocolError
 from warpgate_trio.host import Interface, InterfaceAddress
@@ -186,16 +188,19 @@ def test_blocks_that_change_places_are_found() -> None:
         NumberedCheck(sent, 128).feed(swapped)
 
 
-async def test_an_echo_that_works() -> None:
+@pytest.mark.parametrize("early", [0, 65_536, 2_000_000])
+async def test_an_echo_that_works(early: int) -> None:
     near, far = trio.testing.memory_stream_pair()
-    test = EchoTest(near, 1_000_000)
+    test = EchoTest(1_000_000, early=early)
+    assert len(test.early_data) == min(early, BLOCK), "what one block has"
     echoed: list[int] = []
 
     async def peer() -> None:
+        await far.send_all(test.early_data)
         echoed.append(await echo(far))
 
-    await run_both(peer, test.run)
-    assert echoed == [1_000_000]
+    await run_both(peer, partial(test.run, near))
+    assert echoed == [1_000_000 - len(test.early_data)]
     assert test.first_byte_at is not None
     assert test.mb_per_s is not None
     assert test.mb_per_s > 0
@@ -214,15 +219,34 @@ async def test_an_echo_that_does_not(answer: bytes, said: str) -> None:
     await far.send_all(answer)
     await far.send_eof()
     with pytest.raises(EchoFailed, match=said):
-        await EchoTest(near, 100).run()
+        await EchoTest(100).run(near)
 
 
 async def test_a_peer_that_says_nothing_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
     near, _far = trio.testing.memory_stream_pair()
     started = trio.current_time()
     with pytest.raises(EchoFailed, match="nothing more came back for 10 s"):
-        await EchoTest(near, 100).run()
+        await EchoTest(100).run(near)
     assert trio.current_time() - started == pytest.approx(STALL)
+
+
+def test_what_is_seen_of_a_file_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        file.seek(10)
+        assert look_ahead(50, file.fileno()) == look_ahead(50, file.fileno()) == bytes(range(10, 60))
+        skip(50, file.fileno())
+        assert file.read() == bytes(range(60, 100))
+        assert look_ahead(50, file.fileno()) == b""
+    assert look_ahead(50, 1_000_000) == b"", "whoever reads it says what is wrong"
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"x")
+        assert look_ahead(50, reading) == b"", "it could not be put back"
+        assert os.read(reading, 50) == b"x"
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 # -- stdin and stdout --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..errors import ConnectError
     from ..link import Pipe
     from ..node import Node
+    from .echo_test import EchoTest
 
 __all__ = ["connect"]
 
@@ -121,18 +122,25 @@ class _Call:
 
         from ..address import PeerAddress
         from ..errors import ConnectError
+        from ..link.channels import EARLY_DATA_LIMIT
         from ..node import open_node
-        from . import echo_test as echo_test  # not in the midst of what is timed
-        from . import render as render
+        from . import render as render  # not in the midst of what is timed
         from .caller import caller_identity
+        from .echo_test import EchoTest
+        from .stdio import look_ahead, skip
 
         peer = PeerAddress.from_text(self._address)  # before anything is opened for it
         check_plugin(self._plugin)
+        test = None if self._echo_test is None else EchoTest(self._echo_test, early=EARLY_DATA_LIMIT)
+        if test is not None:
+            early_data = test.early_data
+        else:
+            early_data = b"" if self._settings.json else look_ahead(EARLY_DATA_LIMIT)
         async with open_node(config, identity=caller_identity(config, peer)) as node:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
             try:
-                pipe = await self._dial(node, peer)
+                pipe = await self._dial(node, peer, early_data)
             except ConnectError as error:
                 await self._print_failed(error)
                 raise
@@ -143,15 +151,16 @@ class _Call:
                     f"connected in {connect_ms:.1f} ms by {path.plugin}, IPv{path.af} {path.route_type}, "
                     f"to {path.remote[0]} port {path.remote[1]}"
                 )
-                if self._echo_test is not None:
-                    await self._run_echo_test(pipe, self._echo_test, called_at, connect_ms)
+                if test is not None and self._echo_test is not None:
+                    await self._run_echo_test(test, pipe, self._echo_test, called_at, connect_ms)
                 elif self._settings.json:
                     await self._print_connected(pipe, connect_ms)
                 else:
+                    skip(len(early_data))
                     await _join(pipe)
         return ExitCode.OK
 
-    async def _dial(self, node: Node, peer: PeerAddress) -> Pipe:
+    async def _dial(self, node: Node, peer: PeerAddress, early_data: bytes) -> Pipe:
         from .render import watching_walk
 
         async with watching_walk(self._settings) as on_event:
@@ -163,6 +172,7 @@ class _Call:
                         af=self._af,
                         route_type=self._route,
                         timeout=self._timeout,
+                        early_data=early_data,
                         on_event=on_event,
                     )
                 return await node.auto_connect(
@@ -171,6 +181,7 @@ class _Call:
                     afs=None if self._af is None else [self._af],
                     route_types=None if self._route is None else [self._route],
                     timeout=self._timeout,
+                    early_data=early_data,
                     on_event=on_event,
                 )
             except ValueError as error:
@@ -180,16 +191,15 @@ class _Call:
                     raise
                 raise UsageProblem(str(error)) from error  # of `Node`: our own address
 
-    async def _run_echo_test(self, pipe: Pipe, total: int, called_at: float, connect_ms: float) -> None:
+    async def _run_echo_test(self, test: EchoTest, pipe: Pipe, total: int, called_at: float, connect_ms: float) -> None:
         import trio
 
-        from .echo_test import EchoFailed, EchoTest
+        from .echo_test import EchoFailed
         from .render import format_bytes
 
-        test = EchoTest(pipe, total)
         problem: str | None = None
         try:
-            await test.run()
+            await test.run(pipe)
         except EchoFailed as error:
             problem = f"echo test failed: {error}"
         except trio.BrokenResourceError as error:

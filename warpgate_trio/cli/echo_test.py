@@ -7,6 +7,7 @@ and a block that is lost, doubled or swapped shows, which it would not in a repe
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Final, final
 
 import trio
@@ -69,20 +70,25 @@ class NumberedCheck:
 class EchoTest:
     """One test on one Pipe.
 
+    Args:
+      total: bytes to send.
+      early: how many of them the caller sends with the call.
+
     Attributes:
+      early_data: those.
       first_byte_at: when the first byte came back, a `trio.current_time`; None as long as none has.
       mb_per_s: once all have.
     """
 
-    def __init__(self, pipe: trio.abc.HalfCloseableStream, total: int) -> None:
-        self._pipe = pipe
+    def __init__(self, total: int, *, early: int = 0) -> None:
         self._total = total
         self._sent = Numbered(min(BLOCK, max(total, 64)))
+        self.early_data: Final = bytes(self._sent.part(0, min(early, total))) if early else b""
         self.first_byte_at: float | None = None
         self.mb_per_s: float | None = None
 
-    async def run(self) -> None:
-        """Send and compare.
+    async def run(self, pipe: trio.abc.HalfCloseableStream) -> None:
+        """Send the rest, and compare all.
 
         Raises:
           EchoFailed: the echo is wrong, too short, or does not come.
@@ -91,27 +97,27 @@ class EchoTest:
         started = trio.current_time()
 
         async def receive() -> None:
-            await self._receive()
+            await self._receive(pipe)
             self.mb_per_s = self._total / max(trio.current_time() - started, 1e-9) / 1e6
             with trio.move_on_after(_LINGER):
-                if await self._pipe.receive_some():
+                if await pipe.receive_some():
                     raise EchoFailed(f"more came back than the {self._total} bytes that were sent")
 
-        await run_both(receive, self._send)
+        await run_both(receive, partial(self._send, pipe))
 
-    async def _send(self) -> None:
-        position = 0
+    async def _send(self, pipe: trio.abc.HalfCloseableStream) -> None:
+        position = len(self.early_data)
         while position < self._total:
             part = self._sent.part(position, self._total - position)
-            await self._pipe.send_all(part)
+            await pipe.send_all(part)
             position += len(part)
-        await self._pipe.send_eof()
+        await pipe.send_eof()
 
-    async def _receive(self) -> None:
+    async def _receive(self, pipe: trio.abc.HalfCloseableStream) -> None:
         check = NumberedCheck(self._sent, self._total)
         with trio.CancelScope(deadline=trio.current_time() + STALL) as patience:
             while check.received < self._total:
-                data = await self._pipe.receive_some()
+                data = await pipe.receive_some()
                 now = trio.current_time()
                 patience.deadline = now + STALL
                 if self.first_byte_at is None and data:

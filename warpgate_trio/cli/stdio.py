@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import stat
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
@@ -25,7 +26,7 @@ from .runner import run_both
 if TYPE_CHECKING:
     from ..link import Pipe
 
-__all__ = ["StandardInput", "StandardOutput", "join", "open_standard_input", "wait_delivered"]
+__all__ = ["StandardInput", "StandardOutput", "join", "look_ahead", "open_standard_input", "skip", "wait_delivered"]
 
 CHUNK: Final = 256 * 1024
 """Bytes per read: pipes give at most 64 KiB, files as much as is asked for."""
@@ -86,6 +87,22 @@ async def open_standard_input(descriptor: int = 0) -> AsyncGenerator[StandardInp
         standard_input = StandardInput(descriptor)
         nursery.start_soon(standard_input.run)
         yield standard_input
+
+
+def look_ahead(most: int, descriptor: int = 0) -> bytes:
+    """The first bytes of stdin, which are left there; empty where it is no file, or none can be read."""
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""  # what a pipe has given cannot be put back for who comes after us
+        return os.pread(descriptor, most, os.lseek(descriptor, 0, os.SEEK_CUR))
+    except (OSError, AttributeError):  # whoever reads it says what is wrong; Windows has no pread
+        return b""
+
+
+def skip(size: int, descriptor: int = 0) -> None:
+    """Go on behind what `look_ahead` has shown."""
+    if size:
+        os.lseek(descriptor, size, os.SEEK_CUR)
 
 
 @final
