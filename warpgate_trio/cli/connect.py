@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["connect"]
 
+EARLY_DATA: Final = 8192
+"""Bytes that go with the call: what any socket takes without waiting, and a first flight carries beside the COMMIT.
+More would save no more, and would wait with it on a path that carries nothing large."""
 PHASES: Final = ("direct", "punch", "spray", "relay")  # `plugin.PHASES`, without importing it; a test compares them
 
 
@@ -122,7 +125,6 @@ class _Call:
 
         from ..address import PeerAddress
         from ..errors import ConnectError
-        from ..link.channels import EARLY_DATA_LIMIT
         from ..node import open_node
         from . import render as render  # not in the midst of what is timed
         from .caller import caller_identity
@@ -131,16 +133,13 @@ class _Call:
 
         peer = PeerAddress.from_text(self._address)  # before anything is opened for it
         check_plugin(self._plugin)
-        test = None if self._echo_test is None else EchoTest(self._echo_test, early=EARLY_DATA_LIMIT)
-        if test is not None:
-            early_data = test.early_data
-        else:
-            early_data = b"" if self._settings.json else look_ahead(EARLY_DATA_LIMIT)
+        test = None if self._echo_test is None else EchoTest(self._echo_test, early=EARLY_DATA)
+        early_data = b"" if self._settings.json else look_ahead(EARLY_DATA)
         async with open_node(config, identity=caller_identity(config, peer)) as node:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
             try:
-                pipe = await self._dial(node, peer, early_data)
+                pipe = await self._dial(node, peer, early_data if test is None else test.early_data)
             except ConnectError as error:
                 await self._print_failed(error)
                 raise
