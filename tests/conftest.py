@@ -40,8 +40,27 @@ _reports = pytest.StashKey[dict[str, pytest.TestReport]]()
 _slow: list[tuple[float, str]] = []
 
 
+def _ask_nobody_for_names() -> None:
+    """Have the machine's resolver know the machine's own names, and ask nobody: how long that takes is not ours.
+
+    For good, as the simulator puts itself in front of what it finds there, for good too.
+    """
+    getaddrinfo = socket.getaddrinfo
+
+    def of_this_machine(
+        host: Any, port: Any, family: int = 0, kind: int = 0, proto: int = 0, flags: int = 0, **more: int
+    ) -> list[tuple[Any, ...]]:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in OWN_NAMES:
+            flags |= socket.AI_NUMERICHOST
+        return getaddrinfo(host, port, family, more.get("type", kind), proto, flags)
+
+    socket.getaddrinfo = of_this_machine  # type: ignore[assignment]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuses a WARPGATE_REQUIRE that would silently require nothing."""
+    _ask_nobody_for_names()
     try:
         requirements.required()
     except ValueError as error:
@@ -59,24 +78,6 @@ def no_gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Routers of the network that the tests run in are asked for nothing; those of the kernel lab are ours."""
     if "kernel" not in request.path.parts:
         monkeypatch.setattr(RealHost, "gateways", lambda _self: ())
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_asked_for_names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's resolver knows the machine's own names, and asks nobody: how long that takes is not ours."""
-    if SIMULATOR in request.path.parents:
-        return  # which stands in that place itself
-    getaddrinfo = socket.getaddrinfo
-
-    def of_this_machine(
-        host: Any, port: Any, family: int = 0, kind: int = 0, proto: int = 0, flags: int = 0, **more: int
-    ) -> list[tuple[Any, ...]]:
-        name = host.decode() if isinstance(host, bytes) else host
-        if name not in OWN_NAMES:
-            flags |= socket.AI_NUMERICHOST
-        return getaddrinfo(host, port, family, more.get("type", kind), proto, flags)
-
-    monkeypatch.setattr(socket, "getaddrinfo", of_this_machine)
 
 
 @pytest.hookimpl(trylast=True)  # after they were shuffled
