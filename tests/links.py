@@ -107,9 +107,9 @@ async def quic_carriers(paths: Paths | None = None) -> tuple[QuicCarrier, QuicCa
     return dialler, ends[0]
 
 
-async def connect_ends(family: int = trio.socket.AF_INET) -> Sockets | Paths:
-    """What a carrier of the `kind` that is tested goes over."""
-    return await connect_paths(family) if kind == "quic" else await connect_sockets(family)
+async def connect_ends(family: int = trio.socket.AF_INET, *, buffers: int | None = None) -> Sockets | Paths:
+    """What a carrier of the `kind` that is tested goes over; `buffers` as for `connect_sockets`."""
+    return await connect_paths(family) if kind == "quic" else await connect_sockets(family, buffers=buffers)
 
 
 async def carriers(ends: Sockets | Paths | None = None) -> tuple[Carrier, Carrier]:

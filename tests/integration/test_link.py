@@ -25,6 +25,7 @@ from tests.links import (
     alice_proves,
     carrier_kind,
     carriers,
+    connect_ends,
     connect_sockets,
     is_closed,
     linked,
@@ -449,6 +450,44 @@ async def test_patience_ends_with_a_silent_peer(jumping_clock: trio.testing.Mock
         while item := await peer.hear():
             heard.append(item)
     assert [type(item) for item in heard] == [Proof, Commit, Ping]  # it was asked
+    accepted.close_nowait()
+
+
+@pytest.mark.slow("over QUIC every retransmission is a jump of the clock")
+async def test_patience_ends_where_early_data_does_not_get_through(jumping_clock: trio.testing.MockClock) -> None:
+    """A path that carries nothing large takes what fits its buffers, and is silent."""
+    dialed, accepted = await carriers(await connect_ends(buffers=4096))
+    link = await alice_proves(dialed)
+    started = trio.current_time()
+    with (
+        trio.fail_after(HANG),
+        pytest.raises(trio.BrokenResourceError, match="the peer fell silent for 6 s after the commit"),
+    ):
+        await link.commit(epoch=1, link_id=LINK_ID, early_data=bytes(EARLY_DATA_LIMIT), patience=6.0)
+    assert 6.0 <= trio.current_time() - started <= 10.0
+    assert is_closed(link)
+    accepted.close_nowait()
+
+
+async def test_an_answer_is_read_before_all_early_data_is_through(jumping_clock: trio.testing.MockClock) -> None:
+    """A slow line is not a silent one."""
+    dialed, accepted = await carriers(await connect_ends(buffers=4096))
+    link = await alice_proves(dialed)
+    peer = RawPeer(accepted)
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                assert isinstance(await peer.hear(), Proof)
+                assert isinstance(await peer.hear(), Commit)
+                await peer.say(Accept(channel=0, credit=1 << 20))
+                for _ in range(2):  # QUIC may owe the answer until it is read again
+                    await peer.carrier.receive()
+
+            nursery.start_soon(answer)
+            await link.commit(epoch=1, link_id=LINK_ID, early_data=bytes(EARLY_DATA_LIMIT), patience=6.0)
+            nursery.cancel_scope.cancel()
+    link.close_nowait()
     accepted.close_nowait()
 
 

@@ -172,9 +172,11 @@ class Link:
             if early_data:
                 protocol.note_data_sent(channel, len(early_data))
                 self.carrier.feed(data_header(0, len(early_data)), early_data)
-            await self.carrier.flush()
             while protocol.state is LinkState.COMMITTED:
-                await self._writer.flush()  # not after the read: from the ACCEPT on there is no checkpoint
+                # Not after the read: from the ACCEPT on there is no checkpoint.  And not for long: a path that does not
+                # carry all of it may be slow, and bring the answer, or be silent.
+                with trio.move_on_after(patience / 3):
+                    await self._writer.flush()
                 with trio.move_on_after(patience / 3) as scope:
                     await self._pump()
                 if scope.cancelled_caught:
