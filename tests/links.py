@@ -18,11 +18,13 @@ from tests.paths import SocketPath, connect_paths
 from tests.wire import Script, open_wire
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
-from warpgate_trio.link import Link, PathInfo, Pipe, RefuseReason
-from warpgate_trio.link.frames import Frame, FrameReader, Item, encode
+from warpgate_trio.link import Link, PathInfo, Pipe, RefuseReason, Terms
+from warpgate_trio.link.frames import Accept, Commit, Frame, FrameReader, Item, Ping, Proof, encode
 
 CONTEXTS: Final = {identity: TlsContexts(identity) for identity in (ALICE, BOB, MALLORY)}
 SESSION, ATTEMPT, LINK_ID = b"session.........", b"attempt.........", b"link............"
+TERMS: Final = Terms(resume_timeout=0, secret=b"secret..........", instance=b"instance")
+"""What each end offers, where the other one is not to be taken for an older release."""
 
 FAMILIES: Final = [
     pytest.param(trio.socket.AF_INET, id="ipv4"),
@@ -229,7 +231,7 @@ async def open_ends(
 
     async def answer() -> None:
         await bob.receive_commit()
-        pipes.append(bob.accept())
+        pipes.append(bob.accept(TERMS))
         bob.path = a_path(bob.carrier)
         ends.append(End(bob, pipes[0]))
         nursery.start_soon(partial(ends[0].drive, goodbye))
@@ -237,7 +239,7 @@ async def open_ends(
     ends: list[End] = []
     async with trio.open_nursery() as handshake:
         handshake.start_soon(answer)
-        pipe = await alice.commit(epoch=1, link_id=LINK_ID, early_data=early_data, patience=HANG)
+        pipe = await alice.commit(epoch=1, link_id=LINK_ID, early_data=early_data, patience=HANG, terms=TERMS)
     alice.path = a_path(alice.carrier)
     end = End(alice, pipe)
     nursery.start_soon(partial(end.drive, goodbye))
@@ -290,3 +292,34 @@ class RawPeer:
 
     def close(self) -> None:
         self.carrier.close_nowait()
+
+
+@asynccontextmanager
+async def raw_end(
+    nursery: trio.Nursery,
+    *behind_accept: Frame | bytes,
+    buffers: int | None = None,
+    goodbye: float = 0.05,
+    greeted: bool = True,
+    limit: float = HANG,
+    terms: Terms | None = None,
+) -> AsyncGenerator[tuple[End, RawPeer]]:
+    """Alice's end of an open Link, driven, and a peer that the test plays; without `terms` one of an older release."""
+    dialed, accepted = await carriers(await connect_sockets(buffers=buffers))
+    link = await alice_proves(dialed)
+    peer = RawPeer(accepted)
+    await peer.say(Accept(channel=0, credit=1 << 40, terms=terms), *behind_accept)
+    pipe = await link.commit(epoch=1, link_id=LINK_ID, patience=2.0, terms=TERMS)
+    link.path = a_path(dialed)
+    end = End(link, pipe)
+    nursery.start_soon(partial(end.drive, goodbye))
+    try:
+        with trio.fail_after(limit):
+            for kind in (Proof, Commit, *((Ping,) if greeted else ())):
+                assert isinstance(await peer.hear(), kind)
+            yield end, peer
+    finally:
+        peer.close()
+        end.link.end_nowait()
+        with trio.CancelScope(shield=True), trio.fail_after(HANG):
+            await end.ended.wait()

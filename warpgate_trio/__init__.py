@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .errors import WarpgateError as WarpgateError
     from .identity import Identity as Identity
     from .link import PathInfo as PathInfo
+    from .link import PathState as PathState
     from .link import Pipe as Pipe
     from .netcheck import NetcheckReport as NetcheckReport
     from .node import Node as Node
@@ -65,6 +66,7 @@ __all__ = [
     "Node",
     "NodeConfig",
     "PathInfo",
+    "PathState",
     "PeerAddress",
     "PeerRefused",
     "Pipe",
@@ -99,6 +101,7 @@ _HOME: Final[dict[str, str]] = {
     "NodeConfig": "config",
     "PortMapConfig": "config",
     "PathInfo": "link",
+    "PathState": "link",
     "PeerAddress": "address",
     "PeerRefused": "errors",
     "Pipe": "link",

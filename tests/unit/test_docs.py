@@ -34,7 +34,7 @@ from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.combos.relaying import RENDEZVOUS_RULES, TURN_RULES
 from warpgate_trio.errors import ConfigError, ProtocolError
-from warpgate_trio.link import channels, frames, liveness, states
+from warpgate_trio.link import channels, frames, life, states
 from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
@@ -171,9 +171,13 @@ def test_every_budget_is_among_the_timeouts() -> None:
 def test_what_the_numbers_add_up_to() -> None:
     text = page("back_pressure_and_timeouts.md")
     rates = inbox.InboxLimits()
-    assert (1 + liveness.MISSES) * tls.IDLE_INTERVAL == 240
-    assert (1 + liveness.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
+    assert (1 + life.MISSES) * tls.IDLE_INTERVAL == 240
+    assert (1 + life.MISSES) * quic.IDLE_INTERVAL == quic_protocol.IDLE_TIMEOUT == 100
     assert "240 s after the last byte over TCP, 100 s over UDP" in text
+    assert tls.IDLE_INTERVAL + life.SLACK + life.DEATH == 76.5
+    assert quic.IDLE_INTERVAL + life.SLACK + life.DEATH == 41.5
+    assert "77 s after the last byte over TCP" in text
+    assert "42 s over\nUDP" in text
     assert 2 * channels.MAX_CHANNELS * channels.WINDOW_FLOOR == channels.WINDOWS_TOTAL
     assert inbound.MAX_HANDSHAKES * channels.EARLY_DATA_LIMIT == 16 * 2**20
     assert "16 MiB of early data" in text
@@ -240,10 +244,11 @@ def last_field(layout: str) -> int:
     return offset + bits // 8 + width
 
 
+TERMS = frames.Terms(resume_timeout=0, secret=bytes(16), instance=bytes(8))
 SAMPLES: dict[str, frames.Frame] = {
     "PROOF": frames.Proof(client_key=bytes(32), session_id=bytes(16), attempt_id=bytes(16), signature=bytes(64)),
-    "COMMIT": frames.Commit(session_id=bytes(16), link_id=bytes(16), epoch=1, credit=1),
-    "ACCEPT": frames.Accept(channel=1, credit=1),
+    "COMMIT": frames.Commit(session_id=bytes(16), link_id=bytes(16), epoch=1, credit=1, terms=TERMS),
+    "ACCEPT": frames.Accept(channel=1, credit=1, terms=TERMS),
     "REFUSE": frames.Refuse(channel=1, reason=1),
     "OPEN": frames.Open(channel=1, credit=1, label=""),
     "CREDIT": frames.Credit(channel=1, limit=1),
@@ -252,6 +257,7 @@ SAMPLES: dict[str, frames.Frame] = {
     "PING": frames.Ping(token=1),
     "PONG": frames.Pong(token=1),
     "GOAWAY": frames.GoAway(),
+    "ACK": frames.Ack(position=1),
 }
 
 
@@ -264,7 +270,7 @@ def test_the_link_frames() -> None:
         encoded = frames.encode(SAMPLES[row["frame"]])
         assert encoded[0] == int(bare(row["type"]), 16)
         layout = re.sub(r" · \d+ (text|label) ≤ \d+$", "", row["payload, by offset"])  # empty in the samples
-        layout = layout.partition(":")[0] if "limit" in layout else layout
+        layout = layout.partition(":")[0] if "limit" in layout or "position" in layout else layout
         assert len(encoded) - frames.HEADER_SIZE == last_field(layout), row
         assert (int.from_bytes(encoded[4:8], "big") == 0) == (row["channel"] == "0")
 

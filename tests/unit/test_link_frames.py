@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
@@ -20,6 +21,7 @@ from warpgate_trio.link.frames import (
     TURN_FRAMES,
     WORTH_KEEPING,
     Accept,
+    Ack,
     Commit,
     Credit,
     Data,
@@ -35,6 +37,7 @@ from warpgate_trio.link.frames import (
     Proof,
     Refuse,
     Reset,
+    Terms,
     data_header,
     decode,
     encode,
@@ -43,6 +46,8 @@ from warpgate_trio.link.frames import (
 
 PROOF = Proof(client_key=b"\x11" * 32, session_id=b"\x22" * 16, attempt_id=b"\x33" * 16, signature=b"\x44" * 64)
 COMMIT = Commit(session_id=b"\x55" * 16, link_id=b"\x66" * 16, epoch=7, credit=0x100000)
+TERMS = Terms(resume_timeout=120, secret=b"\x77" * 16, instance=b"\x88" * 8)
+TERMS_HEX = "000100000078" + "77" * 16 + "88" * 8
 
 GOLDEN: list[tuple[Frame, str]] = [
     (
@@ -53,7 +58,12 @@ GOLDEN: list[tuple[Frame, str]] = [
         COMMIT,
         "02000000000000000000002e0001" + "55" * 16 + "66" * 16 + "000000070000000000100000",
     ),
+    (
+        replace(COMMIT, terms=TERMS),
+        "02000000000000000000004c0001" + "55" * 16 + "66" * 16 + "000000070000000000100000" + TERMS_HEX,
+    ),
     (Accept(channel=0, credit=0x110000), "0300000000000000000000080000000000110000"),
+    (Accept(channel=0, credit=0x110000, terms=TERMS), "0300000000000000000000260000000000110000" + TERMS_HEX),
     (Refuse(channel=0, reason=3, text="später"), "04000000000000000000000a0003077370c3a4746572"),
     (Refuse(channel=5, reason=2), "040000000000000500000003000200"),
     (Open(channel=1, credit=0x100000, label="log"), "05000000000000010000000c0000000000100000036c6f67"),
@@ -63,6 +73,7 @@ GOLDEN: list[tuple[Frame, str]] = [
     (Ping(token=1), "0a00000000000000000000080000000000000001"),
     (Pong(token=1), "0b00000000000000000000080000000000000001"),
     (GoAway(), "0c00000000000000000000020000"),
+    (Ack(position=2**40), "2200000000000000000000080000010000000000"),
 ]
 """One of every type but DATA, which `data_header` makes."""
 
@@ -102,6 +113,8 @@ def test_every_frame_type_has_golden_bytes() -> None:
 def test_what_a_later_release_adds_to_a_payload_is_ignored(frame: Frame, golden: str) -> None:
     raw = bytes.fromhex(golden)
     kind, channel, payload = raw[0], int.from_bytes(raw[4:8], "big"), raw[HEADER_SIZE:]
+    if isinstance(frame, Commit | Accept) and frame.terms is None and not channel:
+        payload += bytes(30)  # no terms, and more behind them
     assert read(frame_bytes(kind, payload + b"\xff" * 40, channel)) == [frame]
 
 
@@ -141,7 +154,10 @@ def test_the_bound_of_a_payload_is_checked_in_the_header(kind: int, bound: int) 
 def test_a_truncated_payload_is_malformed(frame: Frame, golden: str) -> None:
     raw = bytes.fromhex(golden)
     kind, payload = raw[0], raw[HEADER_SIZE:]
+    terms = len(bytes.fromhex(TERMS_HEX)) if isinstance(frame, Commit | Accept) and frame.terms is not None else 0
     for size in range(len(payload)):
+        if terms and size == len(payload) - terms:
+            continue  # none of them at all
         with pytest.raises(RemoteProtocolError, match=f"a malformed {FrameType(kind).name} frame"):
             read(frame_bytes(kind, payload[:size]))
 

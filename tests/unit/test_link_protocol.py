@@ -26,6 +26,7 @@ from warpgate_trio.link.frames import (
     MAX_CONTROL,
     MAX_DATA,
     Accept,
+    Ack,
     Commit,
     Credit,
     Fin,
@@ -40,17 +41,21 @@ from warpgate_trio.link.frames import (
     RefuseReason,
     Reset,
     ResetCode,
+    Terms,
     data_header,
     encode,
     padding,
 )
+from warpgate_trio.link.life import Life
 from warpgate_trio.link.protocol import MAX_OUTBOX, LinkProtocol
 from warpgate_trio.link.states import DirectionState, LinkState
+from warpgate_trio.link.stream import ACK_DELAY
 
 SESSION, LINK_ID = b"s" * 16, b"l" * 16
 PROOF = Proof(client_key=b"k" * 32, session_id=SESSION, attempt_id=b"t" * 16, signature=b"g" * 64)
 COMMIT = Commit(session_id=SESSION, link_id=LINK_ID, epoch=1, credit=WINDOW_MIN)
 IDLE = 10.0
+TERMS = Terms(resume_timeout=120, secret=b"h" * 16, instance=b"i" * 8)
 
 
 @final
@@ -66,13 +71,14 @@ class Side:
         return self.protocol.channels[0]
 
     def flush(self) -> None:
-        self.wire += self.protocol.transmit(0.0)
+        if self.protocol.has_outbox:
+            self.wire += self.protocol.transmit(0.0)
 
     def send(self, channel: Channel, data: bytes) -> None:
         self.flush()
         for start in range(0, len(data), MAX_DATA):
             part = data[start : start + MAX_DATA]
-            self.protocol.note_data_sent(channel, len(part))
+            self.protocol.note_data_sent(channel, memoryview(part), 0.0)
             self.wire += data_header(channel.id, len(part)) + part
 
     def read(self, channel: Channel, now: float, max_bytes: int | None = None) -> bytes:
@@ -92,16 +98,18 @@ class Side:
 class Pair:
     """`a` calls and `b` is called; `carry` is the wire between them."""
 
-    def __init__(self, *, a_dials: bool = True, open_link: bool = True) -> None:
+    def __init__(
+        self, *, a_dials: bool = True, open_link: bool = True, terms: tuple[Terms | None, Terms | None] = (None, None)
+    ) -> None:
         self.now = 1000.0
         self.a = Side(LinkProtocol(dialler=a_dials, initiator=True, now=self.now, idle_interval=IDLE))
         self.b = Side(LinkProtocol(dialler=not a_dials, initiator=False, now=self.now, idle_interval=IDLE))
         if open_link:
             (self.a if a_dials else self.b).protocol.send_proof(PROOF)
             self.carry()
-            self.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=self.now)
+            self.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=self.now, terms=terms[0])
             self.carry()
-            self.b.protocol.send_accept(now=self.now)
+            self.b.protocol.send_accept(now=self.now, terms=terms[1])
             self.carry()
 
     def deliver(self, sender: Side, size: int | None = None) -> None:
@@ -270,7 +278,7 @@ def test_early_data_rides_behind_the_commit() -> None:
     pair.a.send(channel, b"x" * EARLY_DATA_LIMIT)
     assert channel.sendable == 0
     with pytest.raises(LocalProtocolError, match="more data than credit"):
-        pair.a.protocol.note_data_sent(channel, 1)
+        pair.a.protocol.note_data_sent(channel, memoryview(b"?"), pair.now)
     pair.carry()
     accepted = pair.b.protocol.send_accept(now=pair.now)
     assert accepted.take(None) == b"x" * EARLY_DATA_LIMIT
@@ -321,7 +329,7 @@ def test_credit_follows_what_the_application_read() -> None:
 
 def test_the_window_grows_while_half_of_it_is_used_up_within_two_round_trips() -> None:
     pair = Pair()
-    pair.b.protocol.liveness.rtt = 0.1
+    pair.b.protocol.life.rtt = 0.1
     windows = []
     for _ in range(6):
         pair.a.send(pair.a.main, bytes(pair.a.main.sendable))
@@ -337,7 +345,7 @@ def test_the_window_grows_while_half_of_it_is_used_up_within_two_round_trips() -
 @pytest.mark.parametrize(("rtt", "passed"), [(None, 0.0), (0.1, 0.21)])
 def test_the_window_stays_where_the_path_is_the_limit_or_not_measured(rtt: float | None, passed: float) -> None:
     pair = Pair()
-    pair.b.protocol.liveness.rtt = rtt
+    pair.b.protocol.life.rtt = rtt
     pair.a.send(pair.a.main, bytes(WINDOW_MIN))
     pair.carry()
     pair.b.read(pair.b.main, pair.now + passed)
@@ -354,7 +362,7 @@ def fill_and_read(pair: Pair, ours: Channel, theirs: Channel) -> None:
 
 def test_all_windows_together_stay_within_their_budget_and_leave_room_for_every_channel() -> None:
     pair = Pair()
-    pair.b.protocol.liveness.rtt = 1.0
+    pair.b.protocol.life.rtt = 1.0
     channels = [pair.open(pair.a) for _ in range(20)]
     for _ in range(5):
         for ours, theirs in channels:
@@ -791,13 +799,13 @@ def test_a_pong_measures_the_round_trip() -> None:
     a.send_ping(pair.now)  # one question at a time
     assert pair.a.said() == [Ping(token=1)]
     feed(pair.a, Pong(token=2))  # an answer to nothing
-    assert a.liveness.rtt is None
+    assert a.life.rtt is None
     feed(pair.a, Pong(token=1), now=pair.now + 0.2)
-    assert a.liveness.rtt == pytest.approx(0.2)
+    assert a.life.rtt == pytest.approx(0.2)
     feed(pair.a, Pong(token=1), now=pair.now + 5.0)  # twice the same
     a.send_ping(pair.now)
     feed(pair.a, Pong(token=2), now=pair.now + 0.6)
-    assert a.liveness.rtt == pytest.approx(0.2 * 7 / 8 + 0.6 / 8)
+    assert a.life.rtt == pytest.approx(0.2 * 7 / 8 + 0.6 / 8)
 
 
 def test_who_asks_is_answered_whatever_else_is_under_way() -> None:
@@ -807,11 +815,11 @@ def test_who_asks_is_answered_whatever_else_is_under_way() -> None:
     first, second = a.ask(pair.now), a.ask(pair.now)
     assert pair.a.said() == [Ping(token=1), Ping(token=first), Ping(token=second)]
     feed(pair.a, Pong(token=99))  # an answer to nothing
-    assert a.liveness.answered == 0
+    assert a.life.answered == 0
     feed(pair.a, Pong(token=first))
-    assert a.liveness.answered == first
+    assert a.life.answered == first
     feed(pair.a, Pong(token=second), Pong(token=1))
-    assert a.liveness.answered == second
+    assert a.life.answered == second
     a.break_all(RemoteProtocolError("over"))
     with pytest.raises(LocalProtocolError, match="PING by the dialler/initiator while the link is ended"):
         a.ask(pair.now)
@@ -992,22 +1000,26 @@ def test_a_peer_that_makes_us_answer_and_reads_nothing_is_dropped() -> None:
         feed(pair.a, *opens)
 
 
+def is_dead(protocol: LinkProtocol) -> bool:
+    return protocol.life.life is Life.DEAD
+
+
 def test_three_misses() -> None:
     pair = Pair()
     a = pair.a.protocol
     start = pair.now
     assert a.deadline == start + IDLE
     a.handle_timer(start + IDLE - 0.1)
-    assert not a.liveness.lost
+    assert not is_dead(a)
     assert not a.has_outbox
     for miss in (1, 2, 3):
         a.handle_timer(start + miss * IDLE)
-        assert not a.liveness.lost
+        assert not is_dead(a)
         assert pair.a.said() == [Ping(token=miss)]
-        assert a.liveness.silence(start + miss * IDLE) == miss * IDLE
+        assert a.life.silence(start + miss * IDLE) == miss * IDLE
     assert a.deadline == start + 4 * IDLE
     a.handle_timer(start + 4 * IDLE)
-    assert a.liveness.lost
+    assert is_dead(a)
 
 
 def test_any_sign_of_life_counts() -> None:
@@ -1017,7 +1029,7 @@ def test_any_sign_of_life_counts() -> None:
         a.handle_timer(pair.now + miss * IDLE)
     feed(pair.a, encode(Credit(channel=0, limit=0))[:1], now=pair.now + 35)
     a.handle_timer(pair.now + 4 * IDLE)
-    assert not a.liveness.lost
+    assert not is_dead(a)
     assert a.deadline == pair.now + 45
 
 
@@ -1025,7 +1037,45 @@ def test_silence_before_the_commit_is_not_the_peers_fault() -> None:
     pair = Pair(open_link=False)
     pair.a.protocol.send_proof(PROOF)
     pair.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=pair.now + 60)
-    assert pair.a.protocol.liveness.silence(pair.now + 61) == 1.0
+    assert pair.a.protocol.life.silence(pair.now + 61) == 1.0
+
+
+@pytest.mark.parametrize("then", ["the peer ends the link", "our writer is held up"])
+def test_an_acknowledgement_that_cannot_go_out_keeps_no_timer_due(then: str) -> None:
+    pair = Pair(terms=(TERMS, TERMS))
+    pair.b.send(pair.b.main, b"x")
+    pair.carry()
+    pair.now += 0.05
+    if then == "the peer ends the link":
+        feed(pair.a, GoAway(), now=pair.now)
+    pair.now += ACK_DELAY
+    pair.a.protocol.handle_timer(pair.now)
+    assert pair.a.protocol.deadline > pair.now
+
+
+def test_an_acknowledgement_goes_with_whatever_is_said() -> None:
+    pair = Pair(terms=(TERMS, TERMS))
+    pair.b.send(pair.b.main, b"12345")
+    pair.deliver(pair.b)
+    pair.a.said()
+    pair.a.protocol.finish(pair.a.main)
+    pair.b.send(pair.b.main, b"6")
+    pair.deliver(pair.b)
+    assert [type(item) for item in pair.a.said()] == [Fin, Ack]
+
+
+def test_what_an_older_release_is_told_is_what_it_always_was() -> None:
+    """Bytes of its time, with it on either side; and with nothing offered here."""
+    for ours, theirs in ((TERMS, None), (None, TERMS), (None, None)):
+        pair = Pair(terms=(ours, theirs))
+        pair.b.send(pair.b.main, b"12345")
+        pair.a.send(pair.a.main, b"67890")
+        pair.carry()
+        pair.now += 1.0
+        for side in (pair.a, pair.b):
+            side.protocol.handle_timer(pair.now)
+            assert side.said() == []
+            assert (side.protocol.outgoing, side.protocol.incoming) == (None, None)
 
 
 # --- anything, in any order, cut anywhere ---
@@ -1067,13 +1117,13 @@ class TwoProtocols(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         for name, value in SMALL.items():
             self.patch.setattr(channels_module, name, value)
-        self.pair = Pair()
-        self.pair.a.protocol.liveness.rtt = self.pair.b.protocol.liveness.rtt = 0.1
         self.ends: dict[tuple[str, int], End] = {}
         self.counter = 0
 
-    @initialize()
-    def main_channel(self) -> None:
+    @initialize(acknowledged=st.booleans())
+    def main_channel(self, acknowledged: bool) -> None:
+        self.pair = Pair(terms=(TERMS, TERMS) if acknowledged else (None, None))
+        self.pair.a.protocol.life.rtt = self.pair.b.protocol.life.rtt = 0.1
         for name in ("a", "b"):
             side = self.side(name)
             self.ends[name, 0] = End(side, side.main)
@@ -1111,6 +1161,9 @@ class TwoProtocols(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.0, 0.3))
     def pass_time(self, seconds: float) -> None:
         self.pair.now += seconds
+        for name in ("a", "b"):
+            self.side(name).protocol.handle_timer(self.pair.now)
+            assert self.side(name).protocol.deadline > self.pair.now, "a timer that stays due would never let go"
 
     @rule(name=SIDES)
     def open_channel(self, name: str) -> None:
@@ -1177,6 +1230,15 @@ class TwoProtocols(RuleBasedStateMachine):
                 assert channel.sent <= channel.send_limit <= other.channel.receive_limit
 
     @invariant()
+    def what_is_acknowledged_was_taken_in_and_what_was_taken_in_was_said(self) -> None:
+        for sender, receiver in ((self.pair.a, self.pair.b), (self.pair.b, self.pair.a)):
+            said, taken = sender.protocol.outgoing, receiver.protocol.incoming
+            assert (said is None) == (taken is None)
+            if said is not None and taken is not None:
+                assert said.acknowledged <= taken.received <= said.end
+                assert (said.held == 0) == (said.acknowledged == said.end)
+
+    @invariant()
     def books_are_kept(self) -> None:
         for name in ("a", "b"):
             protocol = self.side(name).protocol
@@ -1207,6 +1269,13 @@ class TwoProtocols(RuleBasedStateMachine):
             for name in ("a", "b"):
                 assert self.side(name).protocol.channels == {}
                 assert self.side(name).protocol.channels._windows == 0
+            self.pair.now += ACK_DELAY
+            for name in ("a", "b"):
+                self.side(name).protocol.handle_timer(self.pair.now)
+            self.settle()
+            for name in ("a", "b"):
+                said = self.side(name).protocol.outgoing
+                assert said is None or (said.acknowledged, said.held, said.frames) == (said.end, 0, 0)
         finally:
             self.patch.undo()
 

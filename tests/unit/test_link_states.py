@@ -30,6 +30,7 @@ LINK: list[tuple[LinkState, FrameType, Role | None, LinkState]] = [
     (L.COMMITTED, F.PONG, None, L.COMMITTED),
     (L.COMMITTED, F.GOAWAY, None, L.ENDED),
     (L.OPEN, F.ACCEPT, None, L.OPEN),
+    (L.OPEN, F.ACK, None, L.OPEN),
     (L.OPEN, F.REFUSE, None, L.OPEN),
     (L.OPEN, F.OPEN, None, L.OPEN),
     (L.OPEN, F.DATA, None, L.OPEN),

@@ -317,6 +317,10 @@ class Channels(Mapping[int, Channel]):
         touched, self._touched = self._touched, []
         return touched
 
+    def touch_all(self) -> None:
+        """Something that concerns every channel has changed."""
+        self._touched.extend(self._alive.values())
+
     @property
     def has_opened(self) -> bool:
         """Whether an OPEN of the peer waits for its answer."""

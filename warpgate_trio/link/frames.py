@@ -8,9 +8,8 @@ Flags and reserved bytes are sent as zero and ignored; a payload may be longer t
 bound) and the rest is ignored: that is how the format grows, and why texts carry their length.  An unknown frame type
 below 0x80 is an error, one from 0x80 on is skipped.
 
-Room for moving a live Link to a better carrier: every Link has an id (in COMMIT), both sides count every
-channel's bytes from zero, CREDIT carries an absolute offset and FIN the final one, so a later RESUME(link id, offsets)
-needs no new notions; types 0x20 and 0x21 are kept for it.
+A COMMIT and an ACCEPT of it may be longer by `Terms`.  Where both are, each side acknowledges what it takes in
+(`warpgate_trio.link.stream`), with ACK; a peer that does not know them sees nothing of it.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ __all__ = [
     "MAX_LABEL",
     "MAX_REASON_TEXT",
     "Accept",
+    "Ack",
     "Commit",
     "Credit",
     "Data",
@@ -48,6 +48,7 @@ __all__ = [
     "RefuseReason",
     "Reset",
     "ResetCode",
+    "Terms",
     "data_header",
     "decode",
     "encode",
@@ -89,6 +90,7 @@ class FrameType(IntEnum):
     PING = 0x0A
     PONG = 0x0B
     GOAWAY = 0x0C
+    ACK = 0x22
 
 
 class RefuseReason(IntEnum):
@@ -134,6 +136,21 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a side offers; it counts where both sides do: each acknowledges what it takes in.
+
+    Attributes:
+      resume_timeout: seconds for which it keeps a Link without a path; the lesser one of the two counts.
+      secret: its half, 16 random bytes, of what later carriers of the Link are proven with.
+      instance: 8 random bytes that name its process.
+    """
+
+    resume_timeout: int
+    secret: bytes
+    instance: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """The initiator chooses this carrier; `epoch` counts the session's commits, `credit` is its first window."""
 
@@ -141,6 +158,7 @@ class Commit:
     link_id: bytes
     epoch: int
     credit: int
+    terms: Terms | None = None
     version: int = LINK_VERSION
 
 
@@ -150,6 +168,7 @@ class Accept:
 
     channel: int
     credit: int
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,10 +230,20 @@ class GoAway:
     code: int = 0
 
 
-Frame = Proof | Commit | Accept | Refuse | Open | Credit | Fin | Reset | Ping | Pong | GoAway
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """The sender of this frame has taken in all units of the other side's stream before `position`."""
+
+    position: int
+
+
+Frame = Proof | Commit | Accept | Refuse | Open | Credit | Fin | Reset | Ping | Pong | GoAway | Ack
 
 _PROOF = struct.Struct("!H32s16s16s64s")
 _COMMIT = struct.Struct("!H16s16sIQ")
+_TERMS = struct.Struct("!HI16s8s")
+_ACKNOWLEDGES: Final = 1
+"""The bit among a side's capabilities that says that it says ACK, and wants to hear it."""
 _U64 = struct.Struct("!Q")
 _U16 = struct.Struct("!H")
 _REFUSE = struct.Struct("!HB")
@@ -240,6 +269,22 @@ def padding() -> bytes:
 _PAD: Final = 0x80
 
 
+def _encode_terms(terms: Terms | None) -> bytes:
+    if terms is None:
+        return b""
+    return _TERMS.pack(_ACKNOWLEDGES, terms.resume_timeout, terms.secret, terms.instance)
+
+
+def _decode_terms(payload: bytes, offset: int) -> Terms | None:
+    """None from a release that knows no terms, or offers none."""
+    if len(payload) == offset:
+        return None
+    capabilities, timeout, secret, instance = _TERMS.unpack_from(payload, offset)
+    if not capabilities & _ACKNOWLEDGES:
+        return None
+    return Terms(resume_timeout=timeout, secret=secret, instance=instance)
+
+
 def _with_text(head: struct.Struct, value: int, text: str, limit: int) -> bytes:
     """A number, a text's length, and the text in UTF-8, cut at a character boundary within `limit` bytes."""
     data = text.encode()[:limit].decode(errors="ignore").encode()
@@ -252,8 +297,12 @@ _ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
         0,
         _PROOF.pack(f.version, f.client_key, f.session_id, f.attempt_id, f.signature),
     ),
-    Commit: lambda f: (FrameType.COMMIT, 0, _COMMIT.pack(f.version, f.session_id, f.link_id, f.epoch, f.credit)),
-    Accept: lambda f: (FrameType.ACCEPT, f.channel, _U64.pack(f.credit)),
+    Commit: lambda f: (
+        FrameType.COMMIT,
+        0,
+        _COMMIT.pack(f.version, f.session_id, f.link_id, f.epoch, f.credit) + _encode_terms(f.terms),
+    ),
+    Accept: lambda f: (FrameType.ACCEPT, f.channel, _U64.pack(f.credit) + _encode_terms(f.terms)),
     Refuse: lambda f: (FrameType.REFUSE, f.channel, _with_text(_REFUSE, f.reason, f.text, MAX_REASON_TEXT)),
     Open: lambda f: (FrameType.OPEN, f.channel, _with_text(_OPEN, f.credit, f.label, MAX_LABEL)),
     Credit: lambda f: (FrameType.CREDIT, f.channel, _U64.pack(f.limit)),
@@ -262,6 +311,7 @@ _ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
     Ping: lambda f: (FrameType.PING, 0, _U64.pack(f.token)),
     Pong: lambda f: (FrameType.PONG, 0, _U64.pack(f.token)),
     GoAway: lambda f: (FrameType.GOAWAY, 0, _U16.pack(f.code)),
+    Ack: lambda f: (FrameType.ACK, 0, _U64.pack(f.position)),
 }
 
 
@@ -304,7 +354,8 @@ def _decode_proof(_channel: int, payload: bytes) -> Proof:
 
 def _decode_commit(_channel: int, payload: bytes) -> Commit:
     version, session, link, epoch, credit = _COMMIT.unpack_from(payload)
-    return Commit(version=version, session_id=session, link_id=link, epoch=epoch, credit=credit)
+    terms = _decode_terms(payload, _COMMIT.size)
+    return Commit(version=version, session_id=session, link_id=link, epoch=epoch, credit=credit, terms=terms)
 
 
 def _u64(payload: bytes) -> int:
@@ -338,7 +389,7 @@ def _decode_open(channel: int, payload: bytes) -> Open:
 _DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
     FrameType.PROOF: _decode_proof,
     FrameType.COMMIT: _decode_commit,
-    FrameType.ACCEPT: lambda c, p: Accept(channel=c, credit=_u64(p)),
+    FrameType.ACCEPT: lambda c, p: Accept(channel=c, credit=_u64(p), terms=None if c else _decode_terms(p, _U64.size)),
     FrameType.REFUSE: _decode_refuse,
     FrameType.OPEN: _decode_open,
     FrameType.CREDIT: lambda c, p: Credit(channel=c, limit=_u64(p)),
@@ -347,6 +398,7 @@ _DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
     FrameType.PING: lambda _, p: Ping(token=_u64(p)),
     FrameType.PONG: lambda _, p: Pong(token=_u64(p)),
     FrameType.GOAWAY: lambda _, p: GoAway(code=_u16(p)),
+    FrameType.ACK: lambda _, p: Ack(position=_u64(p)),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +21,9 @@ import trio
 from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer, panics_as_errors
 from ..identity import check_proof, peer_id_from_key, prove
 from .channels import EARLY_DATA_LIMIT
-from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, data_header
+from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, Terms, data_header
+from .life import Life
+from .path import PathInfo, PathState
 from .pipe import Pipe
 from .protocol import LinkProtocol
 from .states import LinkState
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from ..carrier import Carrier
     from ..identity import Identity
     from .channel import Channel
-    from .path import PathInfo
 
 __all__ = ["Link"]
 
@@ -74,8 +76,11 @@ class Link:
         self.attempt_id: bytes = b""
         self.link_id: bytes = b""
         self.path: PathInfo | None = None
-        self._writer: Final = LinkWriter(carrier, self.protocol)
+        self._writer: Final = LinkWriter(carrier, self.protocol, self._set_alarm)
         self._answers: Final = trio.lowlevel.ParkingLot()
+        self._path_lot: Final = trio.lowlevel.ParkingLot()
+        self._life = Life.WELL  # as those know who wait in it
+        self._alarm = trio.CancelScope(deadline=-math.inf)  # of `_watch`
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
         self._ending = False
@@ -144,7 +149,9 @@ class Link:
         with self._closing_on_error():
             self.protocol.set_role(initiator=initiator, now=trio.current_time())
 
-    async def commit(self, *, epoch: int, link_id: bytes, early_data: bytes = b"", patience: float) -> Pipe:
+    async def commit(
+        self, *, epoch: int, link_id: bytes, early_data: bytes = b"", patience: float, terms: Terms | None = None
+    ) -> Pipe:
         """The initiator's choice of this Link; returns its Pipe when the peer accepted.
 
         Args:
@@ -152,6 +159,7 @@ class Link:
           early_data: at most 64 KiB that the peer's application gets with the Pipe.
           patience: seconds without any sign of life from the peer after which it counts as gone; it is asked for one
             all along, so a peer that takes its time to authorize is not given up.
+          terms: what we offer for a Link whose ends acknowledge what they take in; None: nothing.
 
         Raises:
           PeerRefused: the peer said no.
@@ -165,12 +173,12 @@ class Link:
         with self._closing_on_error():
             protocol = self.protocol
             channel = protocol.send_commit(
-                session_id=self.session_id, link_id=link_id, epoch=epoch, now=trio.current_time()
+                session_id=self.session_id, link_id=link_id, epoch=epoch, now=trio.current_time(), terms=terms
             )
             self.link_id = link_id
             self.carrier.feed(protocol.transmit(trio.current_time()))
             if early_data:
-                protocol.note_data_sent(channel, len(early_data))
+                protocol.note_data_sent(channel, memoryview(early_data), trio.current_time())
                 self.carrier.feed(data_header(0, len(early_data)), early_data)
             while protocol.state is LinkState.COMMITTED:
                 # Not after the read: from the ACCEPT on there is no checkpoint.  And not for long: a path that does not
@@ -180,7 +188,7 @@ class Link:
                 with trio.move_on_after(patience / 3) as scope:
                     await self._pump()
                 if scope.cancelled_caught:
-                    if protocol.liveness.silence(trio.current_time()) >= patience:
+                    if protocol.life.silence(trio.current_time()) >= patience:
                         raise trio.BrokenResourceError(f"the peer fell silent for {patience:g} s after the commit")
                     protocol.send_ping(trio.current_time())
             if protocol.refusal is not None:
@@ -242,9 +250,9 @@ class Link:
                 raise failure[0]
             return outcome[0]
 
-    def accept(self) -> Pipe:
+    def accept(self, terms: Terms | None = None) -> Pipe:
         """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
-        channel = self.protocol.send_accept(now=trio.current_time())
+        channel = self.protocol.send_accept(now=trio.current_time(), terms=terms)
         self._admitted = True  # `authorize` was asked before the ACCEPT
         self.carrier.feed(self.protocol.transmit(trio.current_time()))
         return self._pipe(channel)
@@ -338,12 +346,27 @@ class Link:
     async def _watch(self) -> None:
         """Ask for signs of life.  A task of its own, since a peer that does not read holds the write loop up."""
         while True:
-            await trio.sleep_until(self.protocol.deadline)
+            with trio.CancelScope(deadline=self.protocol.deadline) as self._alarm:
+                await trio.sleep_forever()
             self.protocol.handle_timer(trio.current_time())
-            if self.protocol.liveness.lost:
-                raise trio.BrokenResourceError("the peer has not been heard for too long")
+            life = self.protocol.life
+            self._tell_life()
+            if life.life is Life.DEAD:
+                silence = life.silence(trio.current_time())
+                raise trio.BrokenResourceError(f"the path is dead: the peer was not heard for {silence:.0f} s")
             if self.protocol.has_outbox:
                 self._writer.poke()
+
+    def _tell_life(self) -> None:
+        if self._life is not self.protocol.life.life:
+            self._life = self.protocol.life.life
+            self._path_lot.unpark_all()
+
+    def _set_alarm(self) -> None:
+        """A timer may have begun.  One that ended needs nothing: the watch finds that nothing is due, and sleeps on."""
+        deadline = self.protocol.deadline
+        if deadline < self._alarm.deadline:
+            self._alarm.deadline = deadline
 
     async def _pump(self) -> None:
         """Take one turn: read once, unless something was left, and let the protocol see it.  A checkpoint always."""
@@ -362,10 +385,12 @@ class Link:
             if channel.observer is not None:
                 channel.observer.wake()
         self._answers.unpark_all()
+        self._tell_life()
         if self._goodbye is not None:
             self._answer_opens()
         if protocol.has_outbox:
             self._writer.poke()
+        self._set_alarm()
 
     async def _decide_admission(self, admit: Admit) -> None:
         await self._first_open.wait()
@@ -415,6 +440,7 @@ class Link:
         self.protocol.break_all(failure)
         self.carrier.close_nowait()
         self._answers.unpark_all()
+        self._path_lot.unpark_all()
         for channel in self.protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
@@ -426,7 +452,9 @@ class Link:
         return Pipe(self, channel)
 
     async def send_data(self, channel: Channel, data: memoryview) -> None:
-        """See `LinkWriter.send_data`."""
+        """See `LinkWriter.send_data`.  Waits first, without the writer's lock, for a peer that acknowledges nothing."""
+        while self.protocol.is_full and channel.sendable:
+            await self._answers.park()
         try:
             await self._writer.send_data(channel, data)
         except trio.BrokenResourceError as error:
@@ -450,6 +478,7 @@ class Link:
         if channel.observer is not None:
             channel.observer.wake()
         self._answers.unpark_all()
+        self._path_lot.unpark_all()
         self._pipes.discard(channel)
         if self._pipes:
             self._writer.poke()
@@ -482,21 +511,32 @@ class Link:
             began = trio.current_time()
             token = protocol.ask(began)
             self._writer.poke()
-            while protocol.liveness.answered < token and protocol.state is LinkState.OPEN and not channel.closed_here:
+            while protocol.life.answered < token and protocol.state is LinkState.OPEN and not channel.closed_here:
                 await self._answers.park()
-            if protocol.liveness.answered >= token:
+            if protocol.life.answered >= token:
                 return trio.current_time() - began
         if channel.closed_here:
             raise trio.ClosedResourceError("this pipe was closed")
         failure = channel.failure or protocol.failure
         raise trio.BrokenResourceError(f"pipe broken: {failure}") from failure
 
+    async def wait_path_change(self, known: PathInfo, channel: Channel) -> PathInfo:
+        """See `Pipe.wait_path_change`."""
+        while (path := self.live_path()).same_as(known):
+            if channel.closed_here:
+                raise trio.ClosedResourceError("this pipe was closed")
+            if self.protocol.failure is not None:
+                raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
+            await self._path_lot.park()
+        return path
+
     @property
     def rtt(self) -> float | None:
         """Smoothed round trip in seconds, None before it was measured."""
-        return self.protocol.liveness.rtt
+        return self.protocol.life.rtt
 
     def live_path(self) -> PathInfo:
-        """`path` with the round trip of now."""
+        """`path` with the round trip and the state of now."""
         assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
-        return dataclasses.replace(self.path, rtt=self.rtt)
+        state = PathState.LIVE if self.protocol.life.life is Life.WELL else PathState.SUSPECT
+        return dataclasses.replace(self.path, rtt=self.rtt, state=state)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from ..sockaddr import TransportAddress
 
-__all__ = ["PathInfo"]
+__all__ = ["PathInfo", "PathState"]
+
+
+class PathState(Enum):
+    """Whether a path carries what is sent."""
+
+    LIVE = "live"
+    """As far as is known."""
+    SUSPECT = "suspect"
+    """For a while now the peer has acknowledged nothing of what it was sent; it may only be slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +31,7 @@ class PathInfo:
       carrier: ``"tls"`` or ``"quic"``.
       local, remote: the path's two socket addresses as (IP, port).
       rtt: smoothed round trip of the Link's own PINGs in seconds, None before the first answer.
+      state: whether it carries what is sent.
     """
 
     phase: str | None
@@ -31,3 +42,8 @@ class PathInfo:
     local: TransportAddress
     remote: TransportAddress
     rtt: float | None = None
+    state: PathState = PathState.LIVE
+
+    def same_as(self, other: PathInfo) -> bool:
+        """Whether nothing has changed but the round trip."""
+        return replace(self, rtt=None) == replace(other, rtt=None)

@@ -41,6 +41,7 @@ class ChannelLink(Protocol):
     def rtt(self) -> float | None: ...
 
     def live_path(self) -> PathInfo: ...
+    async def wait_path_change(self, known: PathInfo, channel: Channel, /) -> PathInfo: ...
     def refused(self, refusal: Refuse, /) -> PeerRefused: ...
     def finish(self, channel: Channel, /) -> None: ...
     def note_read(self, channel: Channel, size: int, /) -> None: ...
@@ -246,6 +247,20 @@ class Pipe(trio.abc.HalfCloseableStream):
           trio.ClosedResourceError: you closed the Pipe.
         """
         return await self._link.ping(self._channel)
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait_path_change(self, known: PathInfo | None = None) -> PathInfo:
+        """Wait until `path` differs from `known` in more than its round trip, and return it; a checkpoint always.
+
+        Args:
+          known: what the caller knows; None: the path of now.
+
+        Raises:
+          trio.BrokenResourceError: the path is gone.
+          trio.ClosedResourceError: you closed the Pipe before or during the call.
+        """
+        await trio.lowlevel.checkpoint()
+        return await self._link.wait_path_change(self.path if known is None else known, self._channel)
 
     @trio.lowlevel.enable_ki_protection
     def close_nowait(self) -> None:

@@ -1,13 +1,15 @@
 """The session between two peers on one carrier, without I/O: plaintext and ``now`` in, events and control frames out.
 
-`LinkProtocol` owns the Link's state; `Channels` has its channels and their credit, `Liveness` its PINGs.  The shell
-around it (`warpgate_trio.link.link`) owns the carrier: it feeds what it reads to `receive`, sends what `transmit` hands
-out, calls `handle_timer` at `deadline`, and puts DATA on the carrier itself after `note_data_sent`, so that payload is
+`LinkProtocol` owns the Link's state; `Channels` has its channels and their credit, `LifeJudge` judges its path, and
+`Outgoing` and `Incoming` number what is said where both sides acknowledge it.  The shell around it
+(`warpgate_trio.link.link`) owns the carrier: it feeds what it reads to `receive`, sends what `transmit` hands out,
+calls `handle_timer` at `deadline`, and puts DATA on the carrier itself after `note_data_sent`, so that payload is
 never copied here.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
@@ -16,6 +18,7 @@ from .channel import Channel
 from .channels import ChannelOpened, Channels
 from .frames import (
     Accept,
+    Ack,
     Commit,
     Credit,
     Data,
@@ -32,11 +35,13 @@ from .frames import (
     Refuse,
     RefuseReason,
     Reset,
+    Terms,
     encode,
     padding,
 )
-from .liveness import Liveness
+from .life import LifeJudge
 from .states import LinkState, Role, next_link_state
+from .stream import MAX_FRAMES, Incoming, Outgoing, units
 
 __all__ = ["LinkProtocol"]
 
@@ -45,6 +50,7 @@ MAX_OUTBOX: Final = 2048
 
 
 @final
+# long: what each frame does to a Link, in one place
 class LinkProtocol:
     """One side of a Link.
 
@@ -53,16 +59,28 @@ class LinkProtocol:
       initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read.
       now: a monotonic time in seconds, as in every method.
       idle_interval: seconds of silence before a PING.
+      notice_within: see `LifeJudge`.
       padded: what we say first comes behind a full segment, so that nobody wins on a path that carries none: PROOF of
         the dialler; COMMIT or ACCEPT of the other side.
     """
 
     def __init__(
-        self, *, dialler: bool, initiator: bool | None, now: float, idle_interval: float, padded: bool = False
+        self,
+        *,
+        dialler: bool,
+        initiator: bool | None,
+        now: float,
+        idle_interval: float,
+        notice_within: float = math.inf,
+        padded: bool = False,
     ) -> None:
         self.state: LinkState = LinkState.FRESH
         self.channels: Final = Channels(self._say, initiator=initiator)
-        self.liveness: Final = Liveness(now, interval=idle_interval)
+        self.life: Final = LifeJudge(now, interval=idle_interval, notice_within=notice_within)
+        self.outgoing: Outgoing | None = None
+        self.incoming: Incoming | None = None
+        self.terms: Terms | None = None
+        """What we offered, and with it both streams, where the peer did too; the initiator has them until it knows."""
         self.proof: Proof | None = None
         self.commit: Commit | None = None
         self.refusal: Refuse | None = None
@@ -74,7 +92,9 @@ class LinkProtocol:
         self._reader = FrameReader()
         self._budget = FrameBudget()
         self._held: list[Item] = []
-        self._outbox: list[bytes] = []
+        self._outbox: list[tuple[bytes, int]] = []  # frames, and by how much each moves our stream on
+        self._position = 0  # of the carrier in the peer's stream
+        self._ack_due = False
         self._pong: int | None = None
 
     # -- roles and state ---------------------------------------------------------------------------------------------
@@ -96,7 +116,7 @@ class LinkProtocol:
         self.state = next_link_state(self.state, self._roles[ours], kind, ours=ours)
 
     def _say(self, frame: Frame) -> None:
-        self._outbox.append(encode(frame))
+        self._outbox.append((encode(frame), units(frame)))
 
     # -- handshake, our part -----------------------------------------------------------------------------------------
 
@@ -105,28 +125,42 @@ class LinkProtocol:
         self.proof = proof
         self._say_first(encode(proof))
 
-    def send_commit(self, *, session_id: bytes, link_id: bytes, epoch: int, now: float) -> Channel:
+    def send_commit(
+        self, *, session_id: bytes, link_id: bytes, epoch: int, now: float, terms: Terms | None = None
+    ) -> Channel:
         """Choose this carrier; the main channel may carry `EARLY_DATA_LIMIT` bytes at once.
 
         `silence` counts from here on: a carrier that waited for its turn was not asked for signs of life.
         """
         self._step(FrameType.COMMIT, ours=True)
-        self.liveness.begin(now)
+        self.life.begin(now)
         channel = self.channels.commit(now)
-        self.commit = Commit(session_id=session_id, link_id=link_id, epoch=epoch, credit=channel.receive_limit)
+        self.commit = Commit(
+            session_id=session_id, link_id=link_id, epoch=epoch, credit=channel.receive_limit, terms=terms
+        )
         self._say_first(encode(self.commit))
+        if terms is not None:
+            self.terms, self.outgoing, self.incoming = terms, Outgoing(), Incoming()
         return channel
 
-    def send_accept(self, *, now: float) -> Channel:
+    def send_accept(self, *, now: float, terms: Terms | None = None) -> Channel:
         """Take the COMMIT; returns the main channel, with the early data in it."""
         self._answer_commit(FrameType.ACCEPT)
         channel = self.channels.accept_commit(now)
-        self._say_first(encode(Accept(channel=0, credit=channel.receive_limit)))
+        if self.incoming is None:  # the peer offers no terms
+            terms = None
+        self._say_first(encode(Accept(channel=0, credit=channel.receive_limit, terms=terms)))
+        self.terms = terms
+        if terms is None:
+            self.incoming = None
+        else:
+            self.outgoing = Outgoing()
+            self.life.begin_acknowledged(now, responder=True)
         return channel
 
     def _say_first(self, frame: bytes) -> None:
         """A frame of the handshake, the first one behind the padding: the stream is in order."""
-        self._outbox += [self._padding, frame] if self._padding else [frame]
+        self._outbox.append((self._padding + frame, 0))
         self._padding = b""
 
     def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
@@ -147,8 +181,8 @@ class LinkProtocol:
 
     def send_ping(self, now: float) -> None:
         """Ask for a sign of life, which also measures the round trip; one question at a time."""
-        if not self.liveness.asking and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
-            self._say(Ping(token=self.liveness.ask(now)))
+        if not self.life.asking and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
+            self._say(Ping(token=self.life.ask(now)))
 
     def ask(self, now: float) -> int:
         """A PING on somebody's behalf, whatever else is under way; `Liveness.answered` reaches the returned token.
@@ -156,7 +190,7 @@ class LinkProtocol:
         The peer answers in order, so by then it has read everything that was sent before.
         """
         self._step(FrameType.PING, ours=True)
-        token = self.liveness.ask(now)
+        token = self.life.ask(now)
         self._say(Ping(token=token))
         return token
 
@@ -175,11 +209,19 @@ class LinkProtocol:
         """No to the peer's OPEN."""
         self.channels.refuse(channel, reason)
 
-    def note_data_sent(self, channel: Channel, size: int) -> None:
+    def note_data_sent(self, channel: Channel, data: memoryview, now: float) -> None:
         """Account for a DATA frame that the shell puts on the carrier now."""
-        if size > channel.sendable:
+        if len(data) > channel.sendable:
             raise LocalProtocolError("more data than credit")
-        channel.sent += size
+        channel.sent += len(data)
+        if self.outgoing is not None:
+            self.outgoing.put(channel.id, data)
+            self.life.sent(now)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether DATA has to wait until the peer acknowledges what it was sent."""
+        return self.outgoing is not None and self.outgoing.full
 
     def finish(self, channel: Channel) -> None:
         """See `Channels.finish`."""
@@ -193,7 +235,7 @@ class LinkProtocol:
         """The application read `size` bytes: credit follows."""
         channel.consumed += size
         if self.state is LinkState.OPEN:
-            self.channels.grant(channel, size, now, rtt=self.liveness.rtt)
+            self.channels.grant(channel, size, now, rtt=self.life.rtt)
 
     def take_touched(self) -> list[Channel]:
         """See `Channels.take_touched`."""
@@ -213,18 +255,25 @@ class LinkProtocol:
     @property
     def has_outbox(self) -> bool:
         """Whether `transmit` has anything."""
-        return bool(self._outbox or self.channels.has_credits or self._pong is not None)
+        return bool(self._outbox or self.channels.has_credits or self._pong is not None or self._ack_due)
 
     def transmit(self, now: float) -> bytes:
         """Every control frame that is to be sent, in order; they go out before the next DATA."""
-        frames = self._outbox
-        self._outbox = []
         if self._pong is not None:
-            frames.append(encode(Pong(token=self._pong)))
+            self._say(Pong(token=self._pong))
             self._pong = None
-        if self.channels.has_credits:
-            frames += map(encode, self.channels.take_credits())
-        return b"".join(frames)
+        for credit in self.channels.take_credits():
+            self._say(credit)
+        if self.incoming is not None and self.state is LinkState.OPEN and self.incoming.deadline < math.inf:
+            self._say(Ack(position=self.incoming.acknowledge()))
+        self._ack_due = False
+        frames, self._outbox = self._outbox, []
+        if self.outgoing is not None:
+            for frame, moves in frames:
+                if moves:
+                    self.outgoing.put_frame(frame)
+                    self.life.sent(now)
+        return b"".join([frame for frame, _ in frames])
 
     # -- input -------------------------------------------------------------------------------------------------------
 
@@ -234,7 +283,7 @@ class LinkProtocol:
         Raises:
           RemoteProtocolError: the peer broke the protocol; the Link is over and its carrier must be closed.
         """
-        self.liveness.heard(now)
+        self.life.heard(now)
         self._budget.earn(now)
         items = self._reader.feed(pieces)
         silent, self._reader.silent = self._reader.silent, 0
@@ -242,6 +291,10 @@ class LinkProtocol:
         self._take_items(items, now)
         if len(self._outbox) > MAX_OUTBOX:
             raise RemoteProtocolError("the peer makes us answer but does not read the answers")
+        if self.outgoing is not None and self.outgoing.frames > MAX_FRAMES:
+            raise RemoteProtocolError("the peer makes us answer but does not acknowledge the answers")
+        if self.incoming is not None and self.incoming.ack_due(now):
+            self._ack_due = self.state is LinkState.OPEN
 
     @property
     def has_unread(self) -> bool:
@@ -263,10 +316,19 @@ class LinkProtocol:
             if self._initiator is None and self.state is not LinkState.FRESH:
                 self._held += items[index:]
                 return
-            if isinstance(item, Data):
-                self._receive_data(item)
-            else:
-                self._receive_frame(item, now)
+            if self.incoming is None:
+                self._take(item, now)
+                continue
+            position, self._position = self._position, self._position + units(item)
+            new = self.incoming.take(position, item, now)
+            if new is not None:
+                self._take(new, now)
+
+    def _take(self, item: Item, now: float) -> None:
+        if isinstance(item, Data):
+            self._receive_data(item)
+        else:
+            self._receive_frame(item, now)
 
     def _receive_data(self, data: Data) -> None:
         if self.state is not LinkState.OPEN:
@@ -282,12 +344,15 @@ class LinkProtocol:
         if isinstance(frame, Ping):
             self._pong = frame.token
         elif isinstance(frame, Pong):
-            self.liveness.receive(frame.token, now)
+            self.life.receive(frame.token, now)
         elif isinstance(frame, Proof):
             self.proof = frame
         elif isinstance(frame, Commit):
             self.commit = frame
             self.channels.receive_commit(frame.credit, now)
+            self.incoming = None if frame.terms is None else Incoming()
+        elif isinstance(frame, Ack):
+            self._receive_ack(frame.position, now)
         elif isinstance(frame, GoAway):
             self.break_all(RemoteProtocolError("the peer ended the link"))
         elif isinstance(frame, Open):
@@ -295,7 +360,25 @@ class LinkProtocol:
         elif isinstance(frame, Refuse) and self.state is LinkState.ENDED:
             self.refusal = frame
         else:
+            if isinstance(frame, Accept) and not frame.channel and self.terms is not None:
+                self._learn_terms(frame.terms, now)
             self.channels.receive_frame(frame, kind)
+
+    def _learn_terms(self, terms: Terms | None, now: float) -> None:
+        """What the responder offers, with its ACCEPT of our COMMIT."""
+        if terms is None:
+            self.terms = self.outgoing = self.incoming = None
+        else:
+            self.life.begin_acknowledged(now, responder=False)
+
+    def _receive_ack(self, position: int, now: float) -> None:
+        if self.outgoing is None:
+            raise RemoteProtocolError("an ACK on a link that has none")
+        was_full = self.outgoing.full
+        if self.outgoing.acknowledge(position):
+            self.life.acknowledged(now, all_of_it=position == self.outgoing.end)
+        if was_full and not self.outgoing.full:
+            self.channels.touch_all()
 
     # -- ends and timers ---------------------------------------------------------------------------------------------
 
@@ -308,15 +391,17 @@ class LinkProtocol:
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called; infinity once the peer is lost."""
-        return self.liveness.deadline
+        """When `handle_timer` wants to be called."""
+        if self.incoming is None or self._ack_due or self.state is not LinkState.OPEN:
+            return self.life.deadline
+        return min(self.life.deadline, self.incoming.deadline)
 
     def handle_timer(self, now: float) -> None:
-        """Send a PING where one is due; `Liveness.lost` where the peer has missed too many."""
-        if now >= self.deadline:
-            self.liveness.handle_timer(now)
-            if not self.liveness.lost:
-                self.send_ping(now)
+        """Send a PING or an ACK where one is due; `life` says what became of the path."""
+        if self.life.judge(now) and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
+            self._say(Ping(token=self.life.ask(now)))
+        if self.incoming is not None and self.incoming.ack_due(now):
+            self._ack_due = self.state is LinkState.OPEN
 
 
 def _roles(*, dialler: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
@@ -342,4 +427,5 @@ _KIND: Final[dict[type, FrameType]] = {
     Ping: FrameType.PING,
     Pong: FrameType.PONG,
     GoAway: FrameType.GOAWAY,
+    Ack: FrameType.ACK,
 }

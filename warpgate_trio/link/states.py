@@ -90,6 +90,7 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
                 FrameType.RESET,
                 FrameType.PING,
                 FrameType.PONG,
+                FrameType.ACK,
             ),
             (_ANY, LinkState.OPEN),
         ),

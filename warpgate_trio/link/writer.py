@@ -24,11 +24,16 @@ __all__ = ["LinkWriter"]
 
 @final
 class LinkWriter:
-    """The writing side of one Link."""
+    """The writing side of one Link.
 
-    def __init__(self, carrier: Carrier, protocol: LinkProtocol) -> None:
+    Args:
+      on_said: called when something was put on the carrier, before it is sent: a timer may have begun.
+    """
+
+    def __init__(self, carrier: Carrier, protocol: LinkProtocol, on_said: Callable[[], None]) -> None:
         self._carrier = carrier
         self._protocol = protocol
+        self._on_said = on_said
         self._lock: Final = trio.Lock()
         self._poked = trio.Event()
 
@@ -61,9 +66,10 @@ class LinkWriter:
         try:
             if len(data) > channel.sendable:
                 raise trio.ClosedResourceError("this channel ended")
-            self._protocol.note_data_sent(channel, len(data))
             self.feed_outbox()
+            self._protocol.note_data_sent(channel, data, trio.current_time())
             self._carrier.feed(data_header(channel.id, len(data)), data)
+            self._on_said()
             await self._carrier.flush()
         except (trio.Cancelled, KeyboardInterrupt):
             self.poke()  # the rest of the record goes out without us
@@ -84,6 +90,7 @@ class LinkWriter:
                 self.feed_outbox()
                 if ending:
                     self._carrier.feed_end()
+                self._on_said()
                 if self._carrier.owed:
                     await self._carrier.flush()
             if ending:

@@ -13,7 +13,7 @@ from ..address import PeerAddress
 from ..combos import Combo, RouteType
 from ..config import Servers
 from ..identity import Identity
-from ..link import Link
+from ..link import Link, Terms
 from ..nat.service import NatService
 from ..plugin import NodeView
 from ..report import Verdict
@@ -101,6 +101,10 @@ class Home:
         link.set_role(initiator=not attempt.inbound)
         attempt.deliver(link)
         return True
+
+    def terms(self) -> Terms:
+        """What we offer for one more Link."""
+        return self._links.terms()
 
     def adopt_link(self, link: Link, tasks: Adopted) -> None:
         """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""

@@ -156,7 +156,7 @@ class Inbound:
         if reason is not None:
             return await self._refuse(link, reason)
         # No checkpoint from here on: the ACCEPT, the Pipe and the driver come together or not at all.
-        pipe = link.accept()
+        pipe = link.accept(self._links.terms())
         now = trio.current_time()
         self._accepted.put((link.peer_key, link.session_id), _Accepted(now, commit.epoch, link))
         self._accepted.forget_while(lambda each: now - each.since >= SESSION_MEMORY)

@@ -14,7 +14,8 @@ from typing import Final, final
 import trio
 
 from ..errors import panics_as_errors
-from ..link import Link
+from ..host import Host
+from ..link import Link, Terms
 from ..nurseries import open_background_nursery
 from .admission import Admission
 
@@ -32,10 +33,13 @@ class Links:
     Args:
       admission: asked when a peer opens further Pipes.
       goodbye: seconds for what is left to say when the node closes.
+      host, instance: the machine, and what names our process on it.
     """
 
-    def __init__(self, admission: Admission, *, goodbye: float) -> None:
+    def __init__(self, admission: Admission, *, goodbye: float, host: Host, instance: bytes) -> None:
         self._admission: Final = admission
+        self._host: Final = host
+        self._instance: Final = instance
         self._goodbye_time: Final = goodbye
         self._links: set[Link] = set()
         self._nursery: trio.Nursery | None = None
@@ -49,6 +53,10 @@ class Links:
         """The time in which Links are driven; at its end all are cancelled, but for what each has shielded."""
         async with open_background_nursery() as self._nursery:
             yield
+
+    def terms(self) -> Terms:
+        """What we offer for one more Link; one without a path is not kept."""
+        return Terms(resume_timeout=0, secret=self._host.entropy(16), instance=self._instance)
 
     def adopt(self, link: Link, tasks: Sequence[Task]) -> None:
         """Drive an accepted Link, and what belongs to it.  Synchronous."""

@@ -29,7 +29,7 @@ from ..errors import (
     WrongPeer,
 )
 from ..identity import Identity
-from ..link import Link, PathInfo, RefuseReason
+from ..link import Link, PathInfo, RefuseReason, Terms
 from ..nurseries import open_background_nursery
 from ..plugin import AttemptContext, NodeView, Plugin
 from ..signal import Circuit, ClockReply, Delivery, Failed, Message, RefusalReason, Refused
@@ -72,6 +72,9 @@ class AttemptHome(Protocol):
         """Links and messages for `key` go to this attempt from now on."""
 
     def forget_attempt(self, key: AttemptKey) -> None: ...
+
+    def terms(self) -> Terms:
+        """What we offer for one more Link."""
 
     def adopt_link(self, link: Link, tasks: Adopted) -> None:
         """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""

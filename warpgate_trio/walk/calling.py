@@ -199,6 +199,7 @@ class CallingAttempt(Attempt):
                         link_id=session.id[:8] + session.epoch.to_bytes(8, "big"),
                         early_data=session.early_data,
                         patience=self.node.budgets.commit,
+                        terms=self._home.terms(),
                     )
             except (trio.BrokenResourceError, ProtocolError):
                 session.evidence.broke_off = True

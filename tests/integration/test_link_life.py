@@ -1,0 +1,239 @@
+"""What a Link keeps until its peer has acknowledged it, and when it takes a path for dead; over both carriers."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.hangs import HANG
+from tests.links import TERMS, End, RawPeer, carrier_kind, linked, raw_end
+from tests.waiting import wait_until
+from warpgate_trio.link.channels import EARLY_DATA_LIMIT
+from warpgate_trio.link.frames import Ack, Data, Ping, Pong
+from warpgate_trio.link.life import DEATH, SLACK
+from warpgate_trio.link.stream import ACK_DELAY, MAX_FRAMES, REPLAY_MAX, Outgoing
+
+__all__ = ["carrier_kind"]
+
+pytestmark = pytest.mark.usefixtures("carrier_kind")
+
+
+@pytest.fixture
+def jumping_clock() -> trio.testing.MockClock:
+    """Seconds pass at once when nothing happens for 5 ms, and do not pass otherwise."""
+    return trio.testing.MockClock(autojump_threshold=0.005)
+
+
+def kept(end: End) -> Outgoing:
+    outgoing = end.link.protocol.outgoing
+    assert outgoing is not None
+    return outgoing
+
+
+async def answer_pings(peer: RawPeer) -> None:
+    """What a peer does that takes in nothing and is alive."""
+    while True:
+        item = await peer.hear()
+        if isinstance(item, Ping):
+            await peer.say(Pong(token=item.token))
+
+
+# --- what is kept ---
+
+
+async def test_what_was_taken_in_is_forgotten() -> None:
+    async with linked() as (alice, bob):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.pipe.send_all, bytes(3 << 20))
+            got = 0
+            while got < 3 << 20:
+                got += len(await bob.pipe.receive_some())
+        await wait_until(lambda: not kept(alice).held)
+        assert kept(alice).acknowledged == kept(alice).end == 3 << 20
+
+
+async def test_early_data_is_acknowledged() -> None:
+    async with linked(early_data=bytes(EARLY_DATA_LIMIT)) as (alice, _bob):
+        await wait_until(lambda: kept(alice).acknowledged == EARLY_DATA_LIMIT)
+
+
+async def test_a_peer_of_an_older_release_hears_no_ack_and_is_kept_nothing_for(nursery: trio.Nursery) -> None:
+    async with raw_end(nursery) as (alice, peer):
+        await peer.say(b"\x06" + bytes(7) + (5).to_bytes(4, "big") + b"hello")
+        assert await alice.pipe.receive_some() == b"hello"
+        await alice.pipe.send_all(b"x" * 5000)
+        await alice.pipe.send_eof()
+        assert (alice.link.protocol.outgoing, alice.link.protocol.incoming) == (None, None)
+        assert isinstance(await peer.hear(), Data)
+
+
+@pytest.mark.slow("8 MiB are sent and held")
+async def test_a_sender_waits_for_a_peer_that_acknowledges_nothing(nursery: trio.Nursery) -> None:
+    """Whatever its credit; what it has to be told meanwhile still is."""
+    async with raw_end(nursery, terms=TERMS) as (alice, peer):
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                await alice.pipe.send_all(bytes(64 * 1024))
+                sent += 64 * 1024
+
+        async with trio.open_nursery() as inner:
+            inner.start_soon(send)
+            taken = 0
+            while taken < REPLAY_MAX - (128 << 10):
+                item = await peer.hear()
+                taken += item.size if isinstance(item, Data) else 0
+            await wait_until(lambda: kept(alice).full)
+            await trio.testing.wait_all_tasks_blocked()
+            assert REPLAY_MAX <= kept(alice).held < REPLAY_MAX + (65 << 10)
+            before = sent
+            await peer.say(Ping(token=7))
+            while not isinstance(await peer.hear(), Pong):
+                pass
+            assert sent == before
+            await peer.say(Ack(position=1 << 20))
+            await wait_until(lambda: sent >= before + (1 << 19))
+            inner.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["cancel", "close", "end"])
+@pytest.mark.slow("8 MiB are sent and held")
+async def test_a_sender_that_waits_for_an_acknowledgement_can_be_told_otherwise(
+    how: str, nursery: trio.Nursery
+) -> None:
+    async with raw_end(nursery, terms=TERMS) as (alice, peer):
+        outcome: list[BaseException | None] = []
+
+        async def send() -> None:
+            try:
+                await alice.pipe.send_all(bytes(2 * REPLAY_MAX))
+            except trio.ClosedResourceError as error:
+                outcome.append(error)
+            except trio.BrokenResourceError as error:
+                outcome.append(error)
+
+        async with trio.open_nursery() as inner:
+            inner.start_soon(send)
+            taken = 0
+            while taken < REPLAY_MAX:
+                item = await peer.hear()
+                taken += item.size if isinstance(item, Data) else 0
+            await trio.testing.wait_all_tasks_blocked()
+            if how == "cancel":
+                inner.cancel_scope.cancel()
+            elif how == "close":
+                alice.pipe.close_nowait()
+            else:
+                peer.close()
+        kinds = {"cancel": [], "close": [trio.ClosedResourceError], "end": [trio.BrokenResourceError]}
+        assert [type(each) for each in outcome] == kinds[how]
+
+
+async def test_a_peer_that_acknowledges_what_was_not_said(nursery: trio.Nursery) -> None:
+    async with raw_end(nursery, terms=TERMS) as (alice, peer):
+        await alice.pipe.send_all(b"12345")
+        await peer.say(Ack(position=6))
+        with pytest.raises(trio.BrokenResourceError, match="the peer acknowledges 6 of 5 units"):
+            await alice.pipe.receive_some()
+
+
+async def test_an_ack_of_a_peer_that_offered_none(nursery: trio.Nursery) -> None:
+    async with raw_end(nursery) as (alice, peer):
+        await peer.say(Ack(position=0))
+        with pytest.raises(trio.BrokenResourceError, match="an ACK on a link that has none"):
+            await alice.pipe.receive_some()
+
+
+async def test_a_peer_that_makes_us_say_frames_and_acknowledges_none(nursery: trio.Nursery) -> None:
+    async with raw_end(nursery, terms=TERMS) as (alice, _peer):
+        for _ in range(MAX_FRAMES + 1):
+            kept(alice).put_frame(b"")
+        with pytest.raises(trio.BrokenResourceError, match="does not acknowledge the answers"):
+            await _peer.say(Ping(token=1))
+            await alice.pipe.receive_some()
+
+
+# --- life ---
+
+
+async def test_a_path_that_carries_nothing_more_is_dead_soon(
+    jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    async with raw_end(nursery, terms=TERMS, limit=1000) as (alice, peer):
+        await peer.say(Pong(token=1))
+        await wait_until(lambda: alice.pipe.rtt is not None)
+        started = trio.current_time()
+        await alice.pipe.send_all(b"hello?")
+        with pytest.raises(trio.BrokenResourceError, match="the path is dead: the peer was not heard for"):
+            await alice.pipe.receive_some()
+        taken = trio.current_time() - started
+        assert SLACK + DEATH <= taken <= SLACK + DEATH + 1.0
+
+
+async def test_a_silent_path_is_asked_and_then_dead(
+    jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    async with raw_end(nursery, terms=TERMS, limit=1000) as (alice, peer):
+        await peer.say(Pong(token=1))
+        await wait_until(lambda: alice.pipe.rtt is not None)
+        started = trio.current_time()
+        with pytest.raises(trio.BrokenResourceError, match="the path is dead: the peer was not heard for"):
+            await alice.pipe.receive_some()
+        taken = trio.current_time() - started
+        expected = alice.link.carrier.idle_interval + SLACK + DEATH
+        assert expected - 1.0 <= taken <= expected + 1.0
+
+
+@pytest.mark.slow("over QUIC every acknowledgement is a jump of the clock")
+async def test_a_peer_that_takes_its_time_and_lives(
+    jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """It acknowledges nothing for ever, and answers: no path is dead that progresses."""
+    async with raw_end(nursery, terms=TERMS, limit=1000) as (alice, peer):
+        await peer.say(Pong(token=1))
+        async with trio.open_nursery() as inner:
+            inner.start_soon(answer_pings, peer)
+            await alice.pipe.send_all(b"hello?")
+            with trio.move_on_after(10 * DEATH) as scope:
+                await alice.pipe.receive_some()
+            assert scope.cancelled_caught
+            inner.cancel_scope.cancel()
+
+
+@pytest.mark.slow("over QUIC every acknowledgement is a jump of the clock")
+async def test_two_that_acknowledge_say_nothing_more_than_before_while_they_are_idle(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with linked(limit=10_000) as (alice, bob):
+        await alice.pipe.send_all(b"once")
+        await bob.pipe.receive_some()
+        await trio.sleep(1.0)  # what is counted is what comes after it
+        said: list[bytes] = []
+        for end in (alice, bob):
+            transmit = end.link.protocol.transmit
+
+            def count(now: float, transmit: object = transmit) -> bytes:
+                frames = transmit(now)  # type: ignore[operator]
+                said.append(frames)
+                assert isinstance(frames, bytes)
+                return frames
+
+            end.link.protocol.transmit = count  # type: ignore[method-assign]
+        await trio.sleep(10 * alice.link.carrier.idle_interval)
+        assert 18 <= len([frames for frames in said if frames]) <= 22, "a PING and its PONG each interval"
+
+
+async def test_the_acknowledgement_comes_within_a_tenth_of_a_second(
+    jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    async with raw_end(nursery, terms=TERMS, limit=100) as (_alice, peer):
+        started = trio.current_time()
+        await peer.say(b"\x06" + bytes(7) + (5).to_bytes(4, "big") + b"hello")
+        with trio.fail_after(HANG):
+            while not isinstance(item := await peer.hear(), Ack):
+                pass
+        assert item.position == 5
+        assert trio.current_time() - started == pytest.approx(ACK_DELAY, abs=0.05)

@@ -1,0 +1,156 @@
+"""A path that dies under a Pipe, between two whole nodes: when each side notices, by what it is doing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final, Literal
+
+import pytest
+import trio
+
+from tests.waiting import wait_until
+from warpgate_trio import PathState, Pipe
+from warpgate_trio.carrier import quic, tls
+from warpgate_trio.link.life import DEATH, RESPONDER_WAITS, SLACK
+from warpgate_trio.sim import Fault, Kind, presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.walks import SERVERS, open_nodes
+from warpgate_trio.testing.worlds import PeerPair
+
+Work = Literal["busy", "idle"]
+HOLE: Final = Fault(at=0.0, target="bob", kind=Kind.BLACKHOLE)
+INTERVALS: Final = {"tls": tls.IDLE_INTERVAL, "quic": quic.IDLE_INTERVAL}
+
+
+async def noticed(pipe: Pipe) -> float:
+    """When a path is first suspected, in seconds of the clock."""
+    assert (await pipe.wait_path_change()).state is PathState.SUSPECT
+    return trio.current_time()
+
+
+async def broken(pipe: Pipe, use: Callable[[Pipe], Awaitable[object]]) -> float:
+    """When it breaks."""
+    with pytest.raises(trio.BrokenResourceError):
+        while True:
+            await use(pipe)
+    return trio.current_time()
+
+
+async def send(pipe: Pipe) -> None:
+    await pipe.send_all(bytes(1000))
+    await trio.sleep(0.05)  # the pace of a talk
+
+
+async def receive(pipe: Pipe) -> None:
+    assert await pipe.receive_some()
+
+
+@pytest.mark.slow("one node's hundred seconds of talk, packet by packet")
+@pytest.mark.parametrize("rtt", [0.05, 0.2])
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+@pytest.mark.parametrize("work", ["busy", "idle"])
+def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: str, rtt: float) -> None:
+    """Within three round trips and 1.5 s of what was said last; 15 s later it is dead."""
+
+    async def main() -> None:
+        # Of UDP only a punched path is there behind two such NATs, of TCP one that was dialled.
+        nats = (presets.LINUX, None) if carrier == "tls" else (presets.FULL_CONE, presets.FULL_CONE)
+        hole = HOLE if carrier == "tls" else replace(HOLE, target="bob-nat0")
+        pair = PeerPair.between(*nats, rtt=rtt)
+        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net, servers=SERVERS) as nodes:
+            plugin = "direct_connect" if carrier == "tls" else "udp_punch"
+            ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
+            theirs = await nodes.bob.listener.accept()
+            assert ours.path.carrier == carrier
+            async with ours, theirs, trio.open_nursery() as nursery:
+                talk = trio.CancelScope()
+
+                async def echo() -> None:
+                    with talk:
+                        while True:
+                            await theirs.send_all(await theirs.receive_some())
+
+                nursery.start_soon(echo)
+                for _ in range(5):
+                    await ours.send_all(b"x")
+                    await ours.receive_some()
+                    await trio.sleep(1.0)
+                talk.cancel()
+                await wait_until(lambda: theirs.path.rtt is not None)
+                use = send if work == "busy" else receive
+                times: dict[str, tuple[float, float]] = {}
+                if work == "busy":  # until something of each is on its way
+                    await ours.send_all(b"x")
+                    await theirs.send_all(b"x")
+                net.schedule([hole])
+                began = trio.current_time()
+
+                async def watch(name: str, pipe: Pipe) -> None:
+                    suspected = math.inf
+
+                    async def look() -> None:
+                        nonlocal suspected
+                        suspected = await noticed(pipe)
+
+                    async with trio.open_nursery() as inner:
+                        inner.start_soon(look)
+                        times[name] = (suspected, await broken(pipe, use))
+                        inner.cancel_scope.cancel()
+                    times[name] = (suspected - began, times[name][1] - began)
+
+                async with trio.open_nursery() as both:
+                    both.start_soon(watch, "alice", ours)
+                    both.start_soon(watch, "bob", theirs)
+                interval = 0.0 if work == "busy" else INTERVALS[carrier]
+                for name, (suspected, dead) in times.items():
+                    waits = interval * (RESPONDER_WAITS if name == "bob" else 1.0)
+                    assert suspected <= waits + 3 * rtt + SLACK + 0.1, times  # and the pace of the talk
+                    assert suspected + DEATH - 0.1 <= dead <= suspected + DEATH + 0.1, times
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("a minute of bulk, packet by packet")
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_path_that_dies_in_one_direction_is_noticed_by_who_sends_there(way: str) -> None:
+    """What comes from the other side goes on coming."""
+
+    async def main() -> None:
+        pair = PeerPair.between(presets.LINUX, None, rtt=0.05)
+        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
+            ours = await nodes.alice.connect(nodes.bob.address, plugin="direct_connect")
+            theirs = await nodes.bob.listener.accept()
+            async with ours, theirs, trio.open_nursery() as nursery:
+                await trio.sleep(1.0)
+                for pipe in (ours, theirs):
+                    nursery.start_soon(broken, pipe, send)
+                await trio.sleep(1.0)
+                net.schedule([Fault(at=0.0, target=f"alice-nat0:{way}", kind=Kind.BLACKHOLE)])
+                began = trio.current_time()
+                sender = ours if way == "up" else theirs
+                assert await noticed(sender) - began <= 3 * 0.05 + SLACK + 0.15
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("two holes of some seconds, packet by packet")
+def test_a_path_that_comes_back_is_forgiven() -> None:
+    async def main() -> None:
+        pair = PeerPair.between(presets.LINUX, None, rtt=0.05)
+        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
+            ours = await nodes.alice.connect(nodes.bob.address, plugin="direct_connect")
+            theirs = await nodes.bob.listener.accept()
+            async with ours, theirs:
+                await trio.sleep(1.0)
+                for _ in range(2):
+                    net.schedule([Fault(at=0.0, until=5.0, target="alice-nat0", kind=Kind.BLACKHOLE)])
+                    await ours.send_all(b"hello")
+                    await noticed(ours)
+                    with trio.fail_after(20):
+                        assert await theirs.receive_some() == b"hello"
+                        while ours.path.state is not PathState.LIVE:
+                            await ours.wait_path_change()
+
+    simulate(main, seed=0)

@@ -1,0 +1,284 @@
+"""When a path is well, suspected or dead, by what happens on it: virtual times, no I/O."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warpgate_trio.link.life import (
+    DEATH,
+    FORGIVEN,
+    MISSES,
+    RESPONDER_WAITS,
+    SLACK,
+    SLACK_MAX,
+    UNKNOWN_TRIP,
+    Life,
+    LifeJudge,
+)
+
+IDLE = 25.0
+TRIP = 0.2
+SUSPICION = 3 * TRIP + SLACK
+
+
+def judge_of(*, trip: float = TRIP, notice_within: float = inf, responder: bool = False) -> LifeJudge:
+    """A judge of a path that is acknowledged and whose round trip is known, at time 0."""
+    judge = LifeJudge(-trip, interval=IDLE, notice_within=notice_within)
+    judge.begin_acknowledged(-trip, responder=responder)
+    answer(judge, judge.ask(-trip), 0.0)
+    return judge
+
+
+def answer(judge: LifeJudge, token: int, now: float) -> None:
+    judge.heard(now)
+    judge.receive(token, now)
+
+
+def verdict(judge: LifeJudge, now: float) -> Life:
+    """The verdict at a time; a PING that is due leaves, and has no answer."""
+    while judge.deadline <= now:
+        at = judge.deadline
+        if judge.judge(at):
+            judge.ask(at)
+    return judge.life
+
+
+# --- busy ---
+
+
+def test_three_trips_and_a_half_second_without_progress_are_suspect() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    assert judge.deadline == pytest.approx(10.0 + SUSPICION)
+    assert verdict(judge, 10.0 + SUSPICION - 0.01) is Life.WELL
+    assert verdict(judge, 10.0 + SUSPICION + 0.01) is Life.SUSPECT
+    assert judge.asking, "a suspected path is asked at once"
+
+
+def test_what_is_said_later_does_not_put_the_suspicion_off() -> None:
+    judge = judge_of()
+    for tenth in range(100):
+        judge.sent(10.0 + tenth / 10)
+    assert verdict(judge, 10.0 + SUSPICION + 0.01) is Life.SUSPECT
+
+
+def test_progress_puts_it_off_and_arrivals_do_not() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    judge.acknowledged(11.0, all_of_it=False)
+    assert verdict(judge, 11.0 + SUSPICION - 0.01) is Life.WELL
+    for tenth in range(60):
+        judge.heard(11.0 + tenth / 10)  # a path that is dead in our direction alone
+    assert verdict(judge, 11.0 + SUSPICION + 0.01) is Life.SUSPECT
+
+
+def test_nothing_is_waited_for_once_all_is_acknowledged() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    judge.acknowledged(10.2, all_of_it=True)
+    judge.heard(10.2)
+    assert judge.deadline == pytest.approx(10.2 + IDLE)
+
+
+def test_a_question_that_is_out_goes_on_being_waited_for() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    judge.ask(10.0)
+    judge.acknowledged(10.2, all_of_it=True)
+    assert verdict(judge, 10.2 + SUSPICION + 0.01) is Life.SUSPECT
+
+
+def test_fifteen_seconds_more_without_any_sign_are_death() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    suspected_at = 10.0 + SUSPICION
+    assert verdict(judge, suspected_at + DEATH - 0.01) is Life.SUSPECT
+    assert verdict(judge, suspected_at + DEATH + 0.01) is Life.DEAD
+    assert judge.deadline == inf
+    assert not judge.judge(1000.0)
+
+
+def test_a_sign_of_life_puts_death_off_and_not_the_suspicion() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    assert verdict(judge, 15.0) is Life.SUSPECT
+    judge.heard(15.0)
+    assert verdict(judge, 15.0 + DEATH - 0.01) is Life.SUSPECT
+    assert verdict(judge, 15.0 + DEATH + 0.01) is Life.DEAD
+
+
+# --- false alarms ---
+
+
+def test_a_suspect_that_progresses_is_well_and_the_slack_doubles_up_to_its_limit() -> None:
+    judge, now, slack = judge_of(), 10.0, SLACK
+    for alarms in range(1, 5):
+        judge.sent(now)
+        assert judge.deadline == pytest.approx(now + 3 * TRIP + slack)
+        now += 3 * TRIP + slack
+        assert verdict(judge, now + 0.01) is Life.SUSPECT
+        now += TRIP
+        judge.acknowledged(now, all_of_it=True)
+        assert judge.life is Life.WELL
+        assert judge.false_alarms == alarms
+        judge.receive(judge._asked, now)
+        judge.heard(now)
+        slack = min(2 * slack, SLACK_MAX)
+
+
+def test_false_alarms_are_forgiven_after_a_minute() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    verdict(judge, 13.0)
+    judge.receive(judge._asked, 13.0)
+    judge.acknowledged(13.0, all_of_it=True)
+    judge.sent(13.0 + FORGIVEN)
+    judge.acknowledged(13.0 + FORGIVEN, all_of_it=True)
+    judge.sent(80.0)
+    assert verdict(judge, 80.0 + SUSPICION + 0.1) is Life.SUSPECT
+
+
+def test_an_answer_to_an_older_question_is_progress() -> None:
+    judge = judge_of()
+    first = judge.ask(10.0)
+    assert verdict(judge, 13.0) is Life.SUSPECT
+    judge.ask(13.0)
+    judge.receive(first, 13.1)
+    assert judge.life is Life.WELL
+    assert judge.asking
+
+
+def test_an_answer_to_no_question_is_nothing() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    judge.receive(99, 10.1)
+    assert judge.answered == 1
+    assert verdict(judge, 10.0 + SUSPICION + 0.01) is Life.SUSPECT
+
+
+# --- the round trip ---
+
+
+def test_the_least_of_the_last_samples_counts_and_a_queue_does_not() -> None:
+    judge = judge_of()
+    for second in range(1, 10):
+        answer(judge, judge.ask(second * 10.0), second * 10.0 + 5.0)  # behind a bulk transfer
+    assert judge.rtt is not None
+    assert judge.rtt > 3.0
+    assert judge.trip == 5.0  # the first sample is over a minute old
+    for number in range(4):
+        answer(judge, judge.ask(100.0 + number), 100.0 + number + TRIP)
+    assert judge.trip == pytest.approx(TRIP)
+
+
+def test_the_last_sample_is_never_too_old() -> None:
+    judge = judge_of()
+    judge.sent(1000.0)
+    assert judge.trip == TRIP
+
+
+def test_an_unknown_round_trip_is_a_second() -> None:
+    judge = LifeJudge(0.0, interval=IDLE)
+    judge.begin_acknowledged(0.0, responder=False)
+    judge.sent(0.0)
+    assert judge.deadline == 3 * UNKNOWN_TRIP + SLACK
+
+
+# --- idle ---
+
+
+@pytest.mark.parametrize("responder", [False, True])
+def test_silence_is_asked_about_and_the_responder_waits_a_fifth_longer(responder: bool) -> None:
+    judge = judge_of(responder=responder)
+    interval = IDLE * (RESPONDER_WAITS if responder else 1)
+    assert judge.deadline == interval
+    assert judge.judge(interval)
+    judge.ask(interval)
+    assert verdict(judge, interval + SUSPICION - 0.01) is Life.WELL
+    assert verdict(judge, interval + SUSPICION + 0.01) is Life.SUSPECT
+
+
+@pytest.mark.parametrize(("trip", "within"), [(0.05, 6.0), (0.2, 6.0), (1.0, 6.0), (0.05, 60.0)])
+def test_death_is_noticed_within_the_time_that_was_asked_for(trip: float, within: float) -> None:
+    judge = judge_of(trip=trip, notice_within=within)
+    at = min(within, IDLE + 3 * trip + SLACK)
+    assert verdict(judge, at + 0.01) is Life.SUSPECT
+
+
+def test_it_is_asked_once_a_second_at_most() -> None:
+    judge = judge_of(notice_within=0.1)
+    assert judge.deadline == 1.0
+
+
+def test_what_was_asked_before_the_peer_accepted_is_not_held_against_it() -> None:
+    judge = LifeJudge(0.0, interval=IDLE)
+    judge.sent(0.0)
+    judge.heard(9.0)
+    judge.begin_acknowledged(9.0, responder=False)
+    assert judge.deadline == 9.0 + 3 * UNKNOWN_TRIP + SLACK
+
+
+# --- a peer that acknowledges nothing ---
+
+
+def test_a_peer_that_acknowledges_nothing_is_dead_after_three_misses() -> None:
+    judge = LifeJudge(0.0, interval=IDLE)
+    asked, now = [], 0.0
+    while judge.life is not Life.DEAD:
+        now = judge.deadline
+        if judge.judge(now):
+            asked.append((now, judge.ask(now)))
+    assert [at for at, _ in asked if at % IDLE == 0] == [IDLE, 2 * IDLE, 3 * IDLE]
+    assert now == (1 + MISSES) * IDLE
+
+
+def test_any_sign_of_life_counts_for_a_peer_that_acknowledges_nothing() -> None:
+    judge = LifeJudge(0.0, interval=IDLE)
+    verdict(judge, 3 * IDLE + 1)
+    judge.heard(3 * IDLE + 1)
+    assert verdict(judge, 7 * IDLE + 0.5) is not Life.DEAD
+    assert verdict(judge, 7 * IDLE + 1.5) is Life.DEAD
+
+
+# --- whatever happens ---
+
+EVENTS = st.lists(
+    st.tuples(st.floats(0.0, 4.0), st.sampled_from(["sent", "some", "all", "heard", "ask", "pong"])), max_size=40
+)
+
+
+@given(events=EVENTS, trip=st.floats(0.001, 2.0))
+def test_it_never_condemns_what_progresses_and_always_what_does_not(
+    events: list[tuple[float, str]], trip: float
+) -> None:
+    judge, now = judge_of(trip=trip), 0.0
+    progressed_at = heard_at = 0.0
+    for pause, event in events:
+        began = now
+        now += pause
+        life = verdict(judge, now)
+        if now - progressed_at < 3 * judge.trip + SLACK:
+            assert life is Life.WELL
+        if now - max(heard_at, began) > 3 * judge.trip + SLACK_MAX + DEATH and judge._waits_from is not None:
+            assert life is Life.DEAD
+        if life is Life.DEAD:
+            assert now - heard_at >= DEATH
+            return
+        if event == "sent":
+            judge.sent(now)
+        elif event == "ask":
+            judge.ask(now)
+        else:
+            judge.heard(now)
+            heard_at = now
+            if event == "pong" and judge.asking:
+                judge.receive(judge._asked, now)
+                progressed_at = now
+            elif event in ("some", "all"):
+                judge.acknowledged(now, all_of_it=event == "all")
+                progressed_at = now
+        assert now < judge.deadline or judge.life is Life.DEAD or judge.deadline == now

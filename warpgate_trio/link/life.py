@@ -1,0 +1,212 @@
+"""Whether a path carries what we say, and how long a round trip on it takes: the judge of one carrier, without I/O.
+
+What counts is *progress*: the peer acknowledges something new, or answers a PING.  That data arrives is none, since a
+path can be dead in one direction alone.  While something is unanswered and nothing progresses for three round trips and
+some slack, the path is SUSPECT; that costs no more than a question and, where there is another path, its use.  What is
+suspected and progresses again is well, and the slack grows, as the alarm was a false one.  Only a path that has shown
+no sign at all for another `DEATH` seconds is DEAD.  A path that is silent because nobody says anything is asked now and
+then (a PING), and is judged by the answer.
+
+The round trip that the slack is added to is the least of the last samples: under a bulk transfer a PING waits behind
+what was said before it, which is no property of the path.
+
+A peer that acknowledges nothing, because its release is older, can only be asked, and its answers wait behind bulk: it
+is DEAD when `MISSES` questions in a row brought no sign, an interval each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from math import inf
+from typing import Final, final
+
+__all__ = ["DEATH", "MISSES", "SLACK", "Life", "LifeJudge"]
+
+SUSPICION_TRIPS: Final = 3
+"""Round trips without progress before a path is suspected, and `SLACK` on top.  On links of 100 Mbit/s to 0.8 Mbit/s a
+living transfer hardly ever pauses for as long (docs/live_links.md)."""
+SLACK: Final = 1.5
+"""Seconds: a second for the peer's retransmission timer (RFC 6298 §2.4) and a half for its machine."""
+SLACK_MAX: Final = 6.0
+"""Seconds that false alarms may let it grow to, each by doubling it."""
+FORGIVEN: Final = 60.0
+"""Seconds without a false alarm after which it is `SLACK` again."""
+DEATH: Final = 15.0
+"""Seconds without a sign of life that a suspected path has left."""
+MISSES: Final = 3
+"""Intervals without a sign of life after which a peer that acknowledges nothing is gone."""
+SAMPLES: Final = 16
+"""Round trips of which the least counts."""
+SAMPLE_AGE: Final = 60.0
+"""Seconds after which a sample is no longer one of them, while there is a newer one."""
+UNKNOWN_TRIP: Final = 1.0
+"""Seconds that a round trip counts as before it was measured (RFC 6298 §2.1)."""
+RESPONDER_WAITS: Final = 1.2
+"""How much longer the responder waits before it asks, so that one side asks for both."""
+
+
+class Life(Enum):
+    """What a judge says of a path."""
+
+    WELL = "well"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+
+
+@final
+class LifeJudge:
+    """What is known of one path.  Whoever owns it tells it what happens, and asks (`ask`) when `due` says so.
+
+    Args:
+      interval: seconds of silence before the path is asked for a sign of life.
+      notice_within: seconds in which the path's death is to be noticed, if that is sooner: then it is asked more often,
+        once a second at most.
+
+    Attributes:
+      acknowledging: the peer acknowledges what it takes in.
+      rtt: smoothed round trip in seconds, for people and for windows; None before it was measured.
+      answered: the highest token whose PONG has come.
+      life: the verdict.
+      false_alarms: how often it was SUSPECT and progressed again.
+    """
+
+    def __init__(self, now: float, *, interval: float, notice_within: float = inf) -> None:
+        self.acknowledging: bool = False
+        self.rtt: float | None = None
+        self.answered: int = 0
+        self.life: Life = Life.WELL
+        self.false_alarms: int = 0
+        self._interval = interval
+        self._notice_within = notice_within
+        self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
+        self._slack = SLACK
+        self._alarmed_at = -inf
+        self._heard_at = now
+        self._suspect_at = inf
+        self._waits_from: float | None = None  # since when something is unanswered and nothing has progressed
+        self._unacknowledged = False
+        self._asked = 0
+        self._asked_at: float | None = None  # of the last question, while it has no answer
+        self._misses = 0
+
+    # -- what happens ------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Silence counts from here on."""
+        self._heard_at = now
+
+    def begin_acknowledged(self, now: float, *, responder: bool) -> None:
+        """The peer acknowledges what it takes in, from now on; it took its time to accept, which says nothing."""
+        self.acknowledging = True
+        if self._waits_from is not None:
+            self._waits_from = now
+        if responder:
+            self._interval *= RESPONDER_WAITS
+
+    def heard(self, now: float) -> None:
+        """Something came from the peer: a sign of life, and no progress."""
+        self._heard_at = now
+        self._misses = 0
+
+    def sent(self, now: float) -> None:
+        """Something that the peer is to acknowledge leaves now."""
+        self._unacknowledged = True
+        if self._waits_from is None:
+            self._waits_from = now
+
+    def acknowledged(self, now: float, *, all_of_it: bool) -> None:
+        """The peer has acknowledged something new."""
+        self._unacknowledged = not all_of_it
+        self._progress(now)
+
+    def ask(self, now: float) -> int:
+        """The token of a PING that leaves now."""
+        self._asked_at = now
+        self._asked += 1
+        if self._waits_from is None:
+            self._waits_from = now
+        return self._asked
+
+    def receive(self, token: int, now: float) -> None:
+        """A PONG has come."""
+        if token > self._asked:
+            return
+        self.answered = max(self.answered, token)
+        if self._asked_at is not None and token == self._asked:
+            sample = max(now - self._asked_at, 1e-6)
+            self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample  # RFC 6298 §2
+            self._samples.append((now, sample))
+            self._asked_at = None
+        self._progress(now)
+
+    def _progress(self, now: float) -> None:
+        self._waits_from = now if self._unacknowledged or self.asking else None
+        if self.life is Life.SUSPECT:
+            self.life = Life.WELL
+            self._suspect_at = inf
+            self.false_alarms += 1
+            self._slack = min(2 * self._slack, SLACK_MAX)
+            self._alarmed_at = now
+        elif now - self._alarmed_at >= FORGIVEN:
+            self._slack = SLACK
+
+    # -- what follows from it ----------------------------------------------------------------------------------------
+
+    @property
+    def asking(self) -> bool:
+        """Whether a PING waits for its PONG."""
+        return self._asked_at is not None
+
+    @property
+    def trip(self) -> float:
+        """The round trip that the path is judged by, in seconds."""
+        if not self._samples:
+            return UNKNOWN_TRIP
+        newest = self._samples[-1][0]
+        return min(sample for at, sample in self._samples if newest - at <= SAMPLE_AGE)
+
+    def silence(self, now: float) -> float:
+        """Seconds since the peer was last heard."""
+        return now - self._heard_at
+
+    @property
+    def _question_at(self) -> float:
+        sooner = max(self._notice_within - SUSPICION_TRIPS * self.trip - SLACK, 1.0)
+        return self._heard_at + (1 + self._misses) * min(self._interval, sooner)
+
+    @property
+    def _suspicion_at(self) -> float:
+        if self._waits_from is None or self.life is not Life.WELL:
+            return inf
+        return self._waits_from + SUSPICION_TRIPS * self.trip + self._slack
+
+    @property
+    def _death_at(self) -> float:
+        if not self.acknowledging:
+            return self._heard_at + (1 + MISSES) * self._interval
+        return max(self._suspect_at, self._heard_at) + DEATH
+
+    @property
+    def deadline(self) -> float:
+        """When `judge` wants to be called; infinity once the path is dead."""
+        if self.life is Life.DEAD:
+            return inf
+        return min(self._question_at, self._suspicion_at, self._death_at)
+
+    def judge(self, now: float) -> bool:
+        """Time has come: form the verdict anew.  Returns whether the path is to be asked, with `ask`."""
+        if self.life is Life.DEAD:
+            return False
+        if now >= self._death_at:
+            self.life = Life.DEAD
+            return False
+        ask = False
+        if now >= self._suspicion_at:
+            self.life = Life.SUSPECT
+            self._suspect_at = now
+            ask = not self.asking
+        if now >= self._question_at:
+            self._misses += 1
+            ask = True  # an unanswered question must not stop the next one
+        return ask

@@ -1,0 +1,233 @@
+"""What one side of a Link says, as one numbered stream above its carriers, without I/O.
+
+Positions.  Each byte of DATA payload counts one, and so does each other frame about channels (OPEN, what answers it,
+CREDIT, FIN, RESET) and GOAWAY.  They begin with 0 at the COMMIT.  Frames about a carrier itself (PROOF, COMMIT and what
+answers it, PING, PONG, ACK, padding) are not counted and never said again.
+
+`Outgoing` keeps what the peer has not acknowledged, so that another carrier can go on where the last one broke.
+`Incoming` takes what a carrier brings from the position on that the carrier has reached: what is known already is
+dropped, a DATA frame in part, so every unit is taken once.  None can be missing, because a carrier begins at or before
+what was acknowledged and is in order from there on.
+
+`bytes` are kept by reference, since nobody can change them; anything else is copied.  Small writes are joined.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from math import inf
+from typing import Final, final
+
+from ..errors import RemoteProtocolError
+from .frames import Accept, Credit, Data, Fin, GoAway, Item, Open, Refuse, Reset, data_header
+
+__all__ = ["ACK_DELAY", "ACK_UNITS", "MAX_FRAMES", "REPLAY_MAX", "Chunk", "Incoming", "Outgoing", "units"]
+
+REPLAY_MAX: Final = 8 * 1024 * 1024
+"""Bytes that a Link keeps for a peer that does not acknowledge them: the largest window of a channel, so that a sender
+waits for this only where it would wait for credit."""
+ENTRY_COST: Final = 256
+"""Bytes that a kept piece is charged beside its own, about what Python needs for it."""
+SMALL: Final = 4096
+"""Bytes up to which a write is copied into a block with its neighbours, which costs less than a piece of its own."""
+BLOCK: Final = 16 * 1024
+"""Bytes of such a block at most."""
+PINNED_MAX: Final = 16 * 1024 * 1024
+"""Bytes of the largest object of which a part is kept by reference, since that keeps all of it alive."""
+MAX_FRAMES: Final = 4096
+"""Frames other than DATA that may wait to be acknowledged: a peer that makes us say more takes nothing in."""
+ACK_UNITS: Final = 1024 * 1024
+"""New units after which an ACK is due.  One for each MiB takes 4 % of a transfer on loopback, for each 64 KiB a fifth
+(docs/live_links.md)."""
+ACK_DELAY: Final = 0.1
+"""Seconds after which the first new unit is acknowledged at the latest: this is also how a peer that sends learns that
+its path still carries."""
+
+
+def units(item: Item) -> int:
+    """By how much an item moves its stream on."""
+    if isinstance(item, Data):
+        return item.size
+    if isinstance(item, Accept | Refuse):
+        return 1 if item.channel else 0  # of channel 0 they answer the COMMIT
+    return 1 if isinstance(item, Open | Credit | Fin | Reset | GoAway) else 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of the stream to be said again: payload of `channel`, or another frame as it was where that is None."""
+
+    position: int
+    channel: int | None
+    body: bytes | memoryview
+
+    @property
+    def parts(self) -> tuple[bytes | memoryview, ...]:
+        """What goes on the carrier."""
+        return (self.body,) if self.channel is None else (data_header(self.channel, len(self.body)), self.body)
+
+
+@final
+class Outgoing:
+    """What this side has said and the peer has not acknowledged.
+
+    Attributes:
+      end: the position of what is said next.
+      acknowledged: all before it was taken in by the peer.
+      held: bytes that are kept, with what keeping them costs.
+      limit: from how many on it is `full`.
+      frames: how many of the kept pieces are frames other than DATA.
+    """
+
+    __slots__ = ("_bodies", "_channels", "_first", "_starts", "acknowledged", "end", "frames", "held", "limit")
+
+    def __init__(self, *, limit: int = REPLAY_MAX) -> None:
+        self.end: int = 0
+        self.acknowledged: int = 0
+        self.held: int = 0
+        self.limit: int = limit
+        self.frames: int = 0
+        # One entry in each list for each piece; those before `_first` are gone.
+        self._starts: list[int] = []
+        self._channels: list[int | None] = []
+        self._bodies: list[bytes | bytearray | memoryview] = []
+        self._first = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether a sender is to wait until the peer has acknowledged something."""
+        return self.held >= self.limit
+
+    def put(self, channel: int, data: memoryview) -> None:
+        """Payload that goes on a carrier now."""
+        size = len(data)
+        if size > SMALL:
+            obj = data.obj
+            self._add(channel, data if type(obj) is bytes and len(obj) <= PINNED_MAX else bytes(data), size)
+            return
+        block = self._bodies[-1] if self._channels and self._channels[-1] == channel else None
+        if type(block) is bytearray and len(block) + size <= BLOCK:
+            block += data
+            self.held += size
+            self.end += size
+        else:
+            self._add(channel, bytearray(data), size)
+
+    def put_frame(self, frame: bytes) -> None:
+        """A counted frame that is no DATA and goes on a carrier now."""
+        self._add(None, frame, 1)
+        self.frames += 1
+
+    def _add(self, channel: int | None, body: bytes | bytearray | memoryview, moves: int) -> None:
+        self._starts.append(self.end)
+        self._channels.append(channel)
+        self._bodies.append(body)
+        self.held += len(body) + ENTRY_COST
+        self.end += moves
+
+    def acknowledge(self, position: int) -> bool:
+        """The peer has taken in all before `position`; False where that is no news.
+
+        Raises:
+          RemoteProtocolError: it acknowledges what was not said.
+        """
+        if position > self.end:
+            raise RemoteProtocolError(f"the peer acknowledges {position} of {self.end} units")
+        if position <= self.acknowledged:
+            return False
+        self.acknowledged = position
+        starts, first = self._starts, self._first
+        last = len(starts)
+        while first < last and (starts[first + 1] if first + 1 < last else self.end) <= position:
+            self.held -= len(self._bodies[first]) + ENTRY_COST
+            self.frames -= self._channels[first] is None
+            self._bodies[first] = b""
+            first += 1
+        if first == last or first >= 64:  # now and then, so that it costs nothing for each
+            del starts[:first], self._channels[:first], self._bodies[:first]
+            first = 0
+        self._first = first
+        return True
+
+    def read(self, position: int, limit: int) -> list[Chunk]:
+        """What was said from `position` on, which was not acknowledged: `limit` bytes of it, and at least one piece."""
+        found: list[Chunk] = []
+        index = max(bisect_right(self._starts, position) - 1, self._first)
+        while index < len(self._starts) and limit > 0:
+            start, channel, body = self._starts[index], self._channels[index], self._bodies[index]
+            index += 1
+            if channel is None:
+                chunk = Chunk(start, None, bytes(body))
+            else:
+                skipped = max(position - start, 0)
+                part = memoryview(body)[skipped : skipped + limit]
+                # A block that is read stays open for more, which a view of it would forbid.
+                chunk = Chunk(start + skipped, channel, bytes(part) if type(body) is bytearray else part)
+                part.release() if type(body) is bytearray else None
+            if channel is not None and not chunk.body:
+                continue
+            found.append(chunk)
+            limit -= len(chunk.body)
+        return found
+
+
+@final
+class Incoming:
+    """What this side has taken in of the peer's stream, and what it has to acknowledge.
+
+    Attributes:
+      received: all units before it were taken in.
+    """
+
+    __slots__ = ("_acknowledged", "_due_at", "received")
+
+    def __init__(self) -> None:
+        self.received: int = 0
+        self._acknowledged = 0
+        self._due_at = inf
+
+    def take(self, position: int, item: Item, now: float) -> Item | None:
+        """What is new of an item that a carrier brought at its `position`; None where nothing is.
+
+        The carrier's position behind it is `position + units(item)`.
+        """
+        moves = units(item)
+        if not moves:
+            return item  # it is about the carrier
+        after = position + moves
+        if after <= self.received:
+            return None
+        new = (
+            item if position == self.received or not isinstance(item, Data) else _behind(item, self.received - position)
+        )
+        self.received = after
+        if self._due_at == inf:
+            self._due_at = now + ACK_DELAY
+        return new
+
+    @property
+    def deadline(self) -> float:
+        """When `ack_due` becomes true by itself; infinity while all is acknowledged."""
+        return self._due_at
+
+    def ack_due(self, now: float) -> bool:
+        """Whether the peer is to be told how far we are."""
+        return now >= self._due_at or self.received - self._acknowledged >= ACK_UNITS
+
+    def acknowledge(self) -> int:
+        """The position of an ACK that goes on a carrier now."""
+        self._acknowledged = self.received
+        self._due_at = inf
+        return self.received
+
+
+def _behind(data: Data, skipped: int) -> Data:
+    """DATA without its first bytes."""
+    pieces: list[bytes | memoryview] = []
+    for piece in data.pieces:
+        if skipped < len(piece):
+            pieces.append(bytes(memoryview(piece)[skipped:]) if skipped else piece)
+        skipped = max(skipped - len(piece), 0)
+    return Data(data.channel, pieces, sum(map(len, pieces)), data.frames)
