@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import ListenConfig as ListenConfig
     from .config import NetworkConfig as NetworkConfig
     from .config import NodeConfig as NodeConfig
+    from .config import PathsConfig as PathsConfig
     from .config import PortMapConfig as PortMapConfig
     from .config import Servers as Servers
     from .config import load_config as load_config
@@ -67,6 +68,7 @@ __all__ = [
     "NodeConfig",
     "PathInfo",
     "PathState",
+    "PathsConfig",
     "PeerAddress",
     "PeerRefused",
     "Pipe",
@@ -99,6 +101,7 @@ _HOME: Final[dict[str, str]] = {
     "NetworkConfig": "config",
     "Node": "node",
     "NodeConfig": "config",
+    "PathsConfig": "config",
     "PortMapConfig": "config",
     "PathInfo": "link",
     "PathState": "link",

@@ -30,6 +30,7 @@ from warpgate_trio import (
     ConnectError,
     Node,
     NodeConfig,
+    PathsConfig,
     PeerAddress,
     PeerRefused,
     Verdict,
@@ -690,7 +691,7 @@ async def test_accept_errors_of_the_machine_do_not_end_the_node(
         contexts=TlsContexts(BOB),
         budgets=QUICK,
         admission=admission,
-        links=Links(admission, goodbye=0.0, host=LoopbackHost(), instance=bytes(8)),
+        links=Links(admission, PathsConfig(), goodbye=0.0, host=LoopbackHost(), instance=bytes(8)),
         take_link=lambda _: False,
         on_accepted=lambda *_: None,
     )

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.waiting import wait_until
-from warpgate_trio import PathState, Pipe
+from warpgate_trio import NodeConfig, PathsConfig, PathState, Pipe
 from warpgate_trio.carrier import quic, tls
 from warpgate_trio.link.life import DEATH, RESPONDER_WAITS, SLACK
 from warpgate_trio.sim import Fault, Kind, presets, simulate
@@ -22,6 +22,15 @@ from warpgate_trio.testing.worlds import PeerPair
 Work = Literal["busy", "idle"]
 HOLE: Final = Fault(at=0.0, target="bob", kind=Kind.BLACKHOLE)
 INTERVALS: Final = {"tls": tls.IDLE_INTERVAL, "quic": quic.IDLE_INTERVAL}
+
+
+def the_way(carrier: str, rtt: float) -> tuple[PeerPair, Fault, str]:
+    """A world with a path of that carrier, the hole that swallows it, and the plugin that finds it."""
+    if carrier == "tls":
+        return PeerPair.between(presets.LINUX, None, rtt=rtt), HOLE, "direct_connect"
+    # Of UDP only a punched path is there behind two such NATs, of TCP one that was dialled.
+    pair = PeerPair.between(presets.FULL_CONE, presets.FULL_CONE, rtt=rtt)
+    return pair, replace(HOLE, target="bob-nat0"), "udp_punch"
 
 
 async def noticed(pipe: Pipe) -> float:
@@ -55,12 +64,8 @@ def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: st
     """Within three round trips and 1.5 s of what was said last; 15 s later it is dead."""
 
     async def main() -> None:
-        # Of UDP only a punched path is there behind two such NATs, of TCP one that was dialled.
-        nats = (presets.LINUX, None) if carrier == "tls" else (presets.FULL_CONE, presets.FULL_CONE)
-        hole = HOLE if carrier == "tls" else replace(HOLE, target="bob-nat0")
-        pair = PeerPair.between(*nats, rtt=rtt)
+        pair, hole, plugin = the_way(carrier, rtt)
         async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net, servers=SERVERS) as nodes:
-            plugin = "direct_connect" if carrier == "tls" else "udp_punch"
             ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
             theirs = await nodes.bob.listener.accept()
             assert ours.path.carrier == carrier
@@ -108,6 +113,43 @@ def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: st
                     waits = interval * (RESPONDER_WAITS if name == "bob" else 1.0)
                     assert suspected <= waits + 3 * rtt + SLACK + 0.1, times  # and the pace of the talk
                     assert suspected + DEATH - 0.1 <= dead <= suspected + DEATH + 0.1, times
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of two idle nodes, packet by packet")
+@pytest.mark.parametrize("rtt", [0.05, 0.2])
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+@pytest.mark.parametrize("asked_by", ["both", "the caller"])
+def test_a_path_that_dies_idle_is_suspected_within_the_time_that_was_asked_for(
+    asked_by: str, carrier: str, rtt: float
+) -> None:
+    async def main() -> None:
+        config = NodeConfig(paths=PathsConfig(dead_after=6.0 if asked_by == "both" else 0.0))
+        pair, hole, plugin = the_way(carrier, rtt)
+        async with (
+            pair.build(time_limit=1e6) as net,
+            simulated_hosts(),
+            open_nodes(net, config=config, servers=SERVERS) as nodes,
+        ):
+            asked = None if asked_by == "both" else 6.0
+            ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin, dead_after=asked)
+            theirs = await nodes.bob.listener.accept()
+            assert ours.path.carrier == carrier
+            async with ours, theirs:
+                with trio.move_on_after(20.0):  # a path that lives is not suspected
+                    pytest.fail(f"{await ours.wait_path_change()}")
+                net.schedule([hole])
+                began = trio.current_time()
+                times: list[float] = []
+
+                async def watch(pipe: Pipe) -> None:
+                    times.append(await noticed(pipe) - began)
+
+                async with trio.open_nursery() as nursery:
+                    for pipe in (ours, theirs) if asked_by == "both" else (ours,):
+                        nursery.start_soon(watch, pipe)
+                assert max(times) <= 6.0, times
 
     simulate(main, seed=0)
 

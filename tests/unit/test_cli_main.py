@@ -19,9 +19,11 @@ from tests.end_to_end.processes import PROGRAM, checked_event, environment
 from warpgate_trio.address import PeerAddress
 from warpgate_trio.cli.connect import PHASES as PHASES_OF_CONNECT
 from warpgate_trio.cli.group import call, cli
-from warpgate_trio.cli.options import Settings
+from warpgate_trio.cli.options import NodeOptions, Settings
 from warpgate_trio.cli.parameters import ROUTES, Size, read_route
 from warpgate_trio.combos import RouteType
+from warpgate_trio.config import NodeConfig
+from warpgate_trio.errors import ConfigError
 from warpgate_trio.identity import Identity
 from warpgate_trio.plugin import PHASES
 
@@ -59,6 +61,11 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["connect", "wg1", "--phases", ","], "at least one of"),
         (["connect", "wg1", "--plugin", "p", "--phases", "direct"], "give one of them"),
         (["connect", "wg1", "--timeout", "0"], "--timeout"),
+        (["connect", "wg1", "--dead-after", "-1"], "--dead-after"),
+        (
+            ["listen", "--allow-any", "--dead-after", "nan"],
+            "paths.dead_after = nan: expected a number of seconds, or 0",
+        ),
         (["connect", "wg1", "--echo-test", "0"], "'0': at least one byte"),
         (["connect", "wg1", "--echo-test", "10 apples"], "'10 apples' is no size; 1000000, 10MB or 16MiB are"),
         (["connect", "wg1", "--echo-test", "-1"], "'-1' is no size"),
@@ -271,6 +278,23 @@ def test_a_key_that_others_can_read_is_2(tmp_path: Path, capfd: Capture) -> None
     key_file.chmod(0o644)
     assert call(["id", "--key-file", str(key_file)]) == 2
     assert str(key_file) in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["connect", "wg1"], ["listen", "--allow-any"]])
+def test_dead_after_is_the_configurations(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    loaded: list[NodeConfig] = []
+    load = NodeOptions.load
+
+    def stop_with(options: NodeOptions) -> NodeConfig:
+        loaded.append(load(options))
+        raise ConfigError("that is all")
+
+    monkeypatch.setattr(NodeOptions, "load", stop_with)
+    monkeypatch.setenv("WARPGATE_PATHS_DEAD_AFTER", "9")
+    for given in (list[str](), ["--dead-after", "2.5"], ["--dead-after", "0"]):
+        assert call([*words, *given]) == 2
+    assert [each.paths.dead_after for each in loaded] == [9.0, 2.5, 0.0]
+    assert "that is all" in capfd.readouterr().err
 
 
 def test_config_show_names_its_sources_and_masks_secrets(

@@ -15,6 +15,7 @@ from warpgate_trio.config import (
     InterfacesConfig,
     ListenConfig,
     NodeConfig,
+    PathsConfig,
     Servers,
     ServerUrl,
     TurnServer,
@@ -315,6 +316,12 @@ class TestInCode:
         with pytest.raises(ConfigError, match=f"budgets.{name} = .*: expected a number of seconds above 0"):
             Budgets(**cast("dict[str, Any]", {name: value}))
 
+    @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), True, "1", None])
+    def test_a_death_is_noticed_within_seconds_or_not_asked_about(self, value: object) -> None:
+        assert (PathsConfig().dead_after, PathsConfig(dead_after=6).dead_after) == (0.0, 6.0)
+        with pytest.raises(ConfigError, match=r"^paths.dead_after = .*: expected a number of seconds, or 0$"):
+            PathsConfig(**cast("dict[str, Any]", {"dead_after": value}))
+
     def test_direct_phase(self) -> None:
         assert Budgets(direct_min=2, direct_max=2).direct_min == 2.0
         with pytest.raises(ConfigError, match=r"budgets.direct_min = 2.5 is more than budgets.direct_max = 2.0"):
@@ -561,6 +568,7 @@ class TestLoad:
         ("overrides", "reason"),
         [
             ({"listen.prot": 5}, "command line: unknown key listen.prot; the nearest known one is listen.port"),
+            ({"paths.dead_after": -1.0}, "command line: paths.dead_after = -1.0: expected a number of seconds, or 0"),
             ({"listen.port": "5"}, "command line: listen.port = '5': expected a port number"),
         ],
     )

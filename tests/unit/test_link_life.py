@@ -27,7 +27,8 @@ SUSPICION = 3 * TRIP + SLACK
 
 def judge_of(*, trip: float = TRIP, notice_within: float = inf, responder: bool = False) -> LifeJudge:
     """A judge of a path that is acknowledged and whose round trip is known, at time 0."""
-    judge = LifeJudge(-trip, interval=IDLE, notice_within=notice_within)
+    judge = LifeJudge(-trip, interval=IDLE)
+    judge.notice_within = notice_within
     judge.begin_acknowledged(-trip, responder=responder)
     answer(judge, judge.ask(-trip), 0.0)
     return judge
@@ -207,6 +208,26 @@ def test_death_is_noticed_within_the_time_that_was_asked_for(trip: float, within
     judge = judge_of(trip=trip, notice_within=within)
     at = min(within, IDLE + 3 * trip + SLACK)
     assert verdict(judge, at + 0.01) is Life.SUSPECT
+
+
+def test_a_false_alarm_has_it_asked_sooner_and_death_is_still_noticed_in_time() -> None:
+    judge = judge_of(trip=0.05, notice_within=6.0)
+    judge.sent(10.0)
+    assert verdict(judge, 12.0) is Life.SUSPECT
+    judge.heard(12.0)
+    judge.acknowledged(12.0, all_of_it=True)
+    judge.receive(judge._asked, 12.0)
+    assert (judge.life, judge.false_alarms) == (Life.WELL, 1)
+    assert verdict(judge, 18.01) is Life.SUSPECT
+
+
+def test_who_acknowledges_nothing_is_suspected_in_time_and_has_the_carriers_intervals_to_live() -> None:
+    """Its answers wait behind bulk, up to 20 s where it was measured: four intervals of a second would condemn it."""
+    judge = LifeJudge(0.0, interval=IDLE)
+    judge.notice_within = 6.0
+    assert verdict(judge, 6.01) is Life.SUSPECT
+    assert verdict(judge, (1 + MISSES) * IDLE - 0.01) is Life.SUSPECT
+    assert verdict(judge, (1 + MISSES) * IDLE + 0.01) is Life.DEAD
 
 
 def test_it_is_asked_once_a_second_at_most() -> None:

@@ -66,6 +66,7 @@ class TestNames:
             "InterfacesConfig",
             "ListenConfig",
             "NetworkConfig",
+            "PathsConfig",
             "PortMapConfig",
             "Servers",
         }

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Final, final
 import click
 
 from .exits import CommandFailed, ExitCode
-from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+from .options import (
+    NodeOptions,
+    Settings,
+    common_options,
+    dead_after_option,
+    json_option,
+    node_options,
+    pass_settings,
+)
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
@@ -34,6 +42,7 @@ NAT_PATIENCE: Final = 1.0
 @click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
+@dead_after_option
 @json_option
 @common_options
 @pass_settings

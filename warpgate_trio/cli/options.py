@@ -20,7 +20,15 @@ from .exits import output_error
 if TYPE_CHECKING:
     from ..config import NodeConfig
 
-__all__ = ["NodeOptions", "Settings", "common_options", "json_option", "node_options", "pass_settings"]
+__all__ = [
+    "NodeOptions",
+    "Settings",
+    "common_options",
+    "dead_after_option",
+    "json_option",
+    "node_options",
+    "pass_settings",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -145,10 +153,11 @@ class NodeOptions:
     key_file: Path | None
     ephemeral: bool
     port: int | None = None
+    dead_after: float | None = None
 
     def overrides(self) -> dict[str, object]:
         """By dotted key, for `load_config`."""
-        named: dict[str, object] = {"listen.port": self.port}
+        named: dict[str, object] = {"listen.port": self.port, "paths.dead_after": self.dead_after}
         if self.key_file is not None:
             named |= {"identity.key_file": self.key_file, "identity.ephemeral": False}
         if self.ephemeral:
@@ -163,7 +172,10 @@ class NodeOptions:
 
 
 def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--config, --key-file and --ephemeral, which reach the function as one argument, `node_options`."""
+    """--config, --key-file and --ephemeral, which reach the function as one argument, `node_options`.
+
+    With them go --port and --dead-after of the commands that have these.
+    """
 
     @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F", help="Configuration file.")
     @click.option("--key-file", type=click.Path(path_type=Path), metavar="F", help="Where the node's key is kept.")
@@ -172,8 +184,23 @@ def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, config_file: Path | None, key_file: Path | None, ephemeral: bool, **kwargs: Any) -> Any:
         if ephemeral and key_file is not None:
             raise click.UsageError("--ephemeral and --key-file exclude each other")
-        port = kwargs.pop("port", None)
-        options = NodeOptions(config_file=config_file, key_file=key_file, ephemeral=ephemeral, port=port)
+        options = NodeOptions(
+            config_file=config_file,
+            key_file=key_file,
+            ephemeral=ephemeral,
+            port=kwargs.pop("port", None),
+            dead_after=kwargs.pop("dead_after", None),
+        )
         return function(*args, node_options=options, **kwargs)
 
     return wrapper
+
+
+def dead_after_option(function: _F) -> _F:
+    """--dead-after, for a command with `node_options`."""
+    return click.option(
+        "--dead-after",
+        type=click.FloatRange(min=0),
+        metavar="S",
+        help="Notice within S seconds that a path has died; 0: take the time of the carrier.",
+    )(function)

@@ -17,9 +17,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, final
@@ -31,7 +30,19 @@ import tomli_w
 from ..errors import ConfigError
 from .environment import settings_in
 from .proxies import ProxySetting, read_proxy
-from .server_url import MASK, ServerUrl, TurnServer, Unfit, nearest, read_turn, read_url, shown_value
+from .server_url import MASK, ServerUrl, TurnServer, Unfit, nearest, read_turn, shown_value
+from .values import (
+    Reader,
+    Source,
+    expanded,
+    read_flag,
+    read_list,
+    read_path,
+    read_port,
+    read_seconds,
+    read_seconds_or_none,
+    read_urls,
+)
 
 __all__ = [
     "Budgets",
@@ -40,6 +51,7 @@ __all__ = [
     "ListenConfig",
     "NetworkConfig",
     "NodeConfig",
+    "PathsConfig",
     "PortMapConfig",
     "Servers",
     "default_config_file",
@@ -206,6 +218,20 @@ class PortMapConfig(_Section, frozen=True, kw_only=True):
 
 
 @final
+class PathsConfig(_Section, frozen=True, kw_only=True):
+    """How Links watch the paths that they are on (docs/live_links.md).
+
+    Attributes:
+      dead_after: seconds within which the death of a path is to be noticed, also while nobody says anything; 0: as soon
+        as what is asked on an idle Link by itself lets it.
+    """
+
+    name_of_table = "paths"
+
+    dead_after: float = 0.0
+
+
+@final
 class Budgets(_Section, frozen=True, kw_only=True):
     """How long things may take, in seconds; each is more than 0 (docs/configuration.md).
 
@@ -256,12 +282,13 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkConfig = msgspec.field(default_factory=NetworkConfig)
     servers: Servers = msgspec.field(default_factory=Servers)
     portmap: PortMapConfig = msgspec.field(default_factory=PortMapConfig)
+    paths: PathsConfig = msgspec.field(default_factory=PathsConfig)
     budgets: Budgets = msgspec.field(default_factory=Budgets)
 
     @classmethod
     def from_toml(cls, text: str, *, base_dir: str | os.PathLike[str]) -> NodeConfig:
         """Read a configuration file's text; relative paths in it are of `base_dir`.  Raises `ConfigError`."""
-        return _assemble(_read_toml(text, _Source("the TOML text", Path(base_dir))))
+        return _assemble(_read_toml(text, Source("the TOML text", Path(base_dir))))
 
     def to_toml(self, *, redact: bool = False) -> str:
         """The configuration as a file's text, defaults included, which `from_toml` reads back to an equal one.
@@ -320,10 +347,10 @@ def load_config(
         key = _ENVIRONMENT.get(name)
         if key is None:
             raise ConfigError(f"environment: unknown variable {name}; {nearest(name, _ENVIRONMENT)}")
-        values[key] = _read_value(key, text, _Source(f"environment {name}", cwd, text=True))
+        values[key] = _read_value(key, text, Source(f"environment {name}", cwd, text=True))
     for key, value in (overrides or {}).items():
         if value is not None:
-            values[key] = _read_value(key, value, _Source("command line", cwd))
+            values[key] = _read_value(key, value, Source("command line", cwd))
     return _assemble(values)
 
 
@@ -339,19 +366,10 @@ def _user_file() -> Path | None:
 # ------------------------------------------------------------------------------------------------- reading one value
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where a value comes from."""
-
-    name: str  # for errors; empty for code
-    base_dir: Path | None  # what relative paths are of; None leaves them alone
-    text: bool = False  # every value is a text: the environment
+_IN_CODE: Final = Source("", None)
 
 
-_IN_CODE: Final = _Source("", None)
-
-
-def _read_value(key: str, value: object, source: _Source) -> object:
+def _read_value(key: str, value: object, source: Source) -> object:
     """`value`, checked and converted for `key`; ConfigError names all three."""
     prefix = f"{source.name}: " if source.name else ""
     reader = _READERS.get(key)
@@ -366,53 +384,7 @@ def _read_value(key: str, value: object, source: _Source) -> object:
         raise ConfigError(f"{prefix}{key} = {shown_value(value)}: {error}") from None
 
 
-def _read_port(value: object, source: _Source) -> int:
-    if source.text and isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value, re.ASCII):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
-        raise Unfit("expected a port number, 0 to 65535")
-    return value
-
-
-def _read_seconds(value: object, source: _Source) -> float:
-    if source.text and isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            value = None
-    # The upper bound also keeps out infinity, and nan compares with nothing.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise Unfit("expected a number of seconds above 0")
-    return float(value)
-
-
-def _read_flag(value: object, source: _Source) -> bool:
-    if source.text and isinstance(value, str):
-        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
-    if not isinstance(value, bool):
-        raise Unfit("expected true or false")
-    return value
-
-
-def _read_path(value: object, source: _Source) -> Path | None:
-    if value is None or (source.text and value == ""):
-        return None
-    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise Unfit("expected a path")
-    path = _expanded(Path(value))
-    return path if source.base_dir is None else source.base_dir / path
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise Unfit("the home directory that '~' stands for is not known") from None
-    except ValueError:  # a name behind '~' that no user can have: a NUL in it, half of a surrogate pair
-        raise Unfit("'~' is followed by what is no user's name") from None
-
-
-def _read_token(value: object, source: _Source) -> str | None:
+def _read_token(value: object, source: Source) -> str | None:
     if value is None or (source.text and value == ""):
         return None
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
@@ -432,50 +404,37 @@ def _read_protocol(value: object) -> str:
     return str(value)
 
 
-def _read_urls(*schemes: str) -> _Reader:
-    return _read_list(lambda item: read_url(item, *schemes), f"{' and '.join(schemes)} URLs")
-
-
-def _read_list(read: Callable[[object], object], expected: str) -> _Reader:
-    def reader(value: object, source: _Source) -> tuple[object, ...]:
-        if source.text and isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-            raise Unfit(f"expected a list of {expected}")
-        items: list[object] = []
-        for position, item in enumerate(value):
-            try:
-                items.append(read(item))
-            except Unfit as error:
-                raise Unfit(str(error), item=(position, item)) from None
-        return tuple(items)
-
-    return reader
-
-
-_Reader: TypeAlias = Callable[[object, _Source], object]
-
-_READERS: Final[Mapping[str, _Reader]] = {
-    "identity.key_file": _read_path,
-    "identity.ephemeral": _read_flag,
-    "listen.port": _read_port,
-    "interfaces.include": _read_list(_read_glob, "globs of interface names"),
-    "interfaces.exclude": _read_list(_read_glob, "globs of interface names"),
+_READERS: Final[Mapping[str, Reader]] = {
+    "identity.key_file": read_path,
+    "identity.ephemeral": read_flag,
+    "listen.port": read_port,
+    "interfaces.include": read_list(_read_glob, "globs of interface names"),
+    "interfaces.exclude": read_list(_read_glob, "globs of interface names"),
     "network.proxy": lambda value, _: read_proxy(value),
-    "servers.websocket": _read_urls("ws", "wss"),
-    "servers.mqtt": _read_urls("mqtt", "mqtts"),
-    "servers.stun": _read_urls("stun", "stuns"),
-    "servers.turn": _read_list(read_turn, "TURN servers"),
-    "servers.ntp": _read_urls("ntp"),
+    "servers.websocket": read_urls("ws", "wss"),
+    "servers.mqtt": read_urls("mqtt", "mqtts"),
+    "servers.stun": read_urls("stun", "stuns"),
+    "servers.turn": read_list(read_turn, "TURN servers"),
+    "servers.ntp": read_urls("ntp"),
     "servers.relay_token": _read_token,
-    "servers.ca_file": _read_path,
-    "portmap.enabled": _read_flag,
-    "portmap.protocols": _read_list(_read_protocol, "protocols"),
-} | {f"budgets.{name}": _read_seconds for name in Budgets.__struct_fields__}
+    "servers.ca_file": read_path,
+    "portmap.enabled": read_flag,
+    "portmap.protocols": read_list(_read_protocol, "protocols"),
+    "paths.dead_after": read_seconds_or_none,
+} | {f"budgets.{name}": read_seconds for name in Budgets.__struct_fields__}
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {
     section.name_of_table: section
-    for section in (IdentityConfig, ListenConfig, InterfacesConfig, NetworkConfig, Servers, PortMapConfig, Budgets)
+    for section in (
+        IdentityConfig,
+        ListenConfig,
+        InterfacesConfig,
+        NetworkConfig,
+        Servers,
+        PortMapConfig,
+        PathsConfig,
+        Budgets,
+    )
 }
 _ENVIRONMENT: Final = {"WARPGATE_" + key.replace(".", "_").upper(): key for key in _READERS}
 
@@ -485,15 +444,15 @@ _ENVIRONMENT: Final = {"WARPGATE_" + key.replace(".", "_").upper(): key for key 
 
 def _read_file(path: Path, cwd: Path) -> dict[str, object]:
     try:
-        path = cwd / _expanded(path)
+        path = cwd / expanded(path)
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError, Unfit) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ConfigError(f"the configuration file {path} cannot be read: {reason}") from error
-    return _read_toml(text, _Source(str(path), path.parent))
+    return _read_toml(text, Source(str(path), path.parent))
 
 
-def _read_toml(text: str, source: _Source) -> dict[str, object]:
+def _read_toml(text: str, source: Source) -> dict[str, object]:
     """The values of a TOML text, checked, by dotted key."""
     try:
         tables = tomllib.loads(text.removeprefix("\ufeff"))  # a byte order mark, as editors on Windows write it

@@ -60,10 +60,10 @@ class LifeJudge:
 
     Args:
       interval: seconds of silence before the path is asked for a sign of life.
-      notice_within: seconds in which the path's death is to be noticed, if that is sooner: then it is asked more often,
-        once a second at most.
 
     Attributes:
+      notice_within: seconds in which the path's death is to be noticed, where that is sooner than by the interval: then
+        it is asked more often, once a second at most.
       acknowledging: the peer acknowledges what it takes in.
       rtt: smoothed round trip in seconds, for people and for windows; None before it was measured.
       answered: the highest token whose PONG has come.
@@ -71,14 +71,14 @@ class LifeJudge:
       false_alarms: how often it was SUSPECT and progressed again.
     """
 
-    def __init__(self, now: float, *, interval: float, notice_within: float = inf) -> None:
+    def __init__(self, now: float, *, interval: float) -> None:
+        self.notice_within: float = inf
         self.acknowledging: bool = False
         self.rtt: float | None = None
         self.answered: int = 0
         self.life: Life = Life.WELL
         self.false_alarms: int = 0
         self._interval = interval
-        self._notice_within = notice_within
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
         self._slack = SLACK
         self._alarmed_at = -inf
@@ -172,7 +172,7 @@ class LifeJudge:
 
     @property
     def _question_at(self) -> float:
-        sooner = max(self._notice_within - SUSPICION_TRIPS * self.trip - SLACK, 1.0)
+        sooner = max(self.notice_within - SUSPICION_TRIPS * self.trip - self._slack, 1.0)
         return self._heard_at + (1 + self._misses) * min(self._interval, sooner)
 
     @property

@@ -445,6 +445,13 @@ class Link:
             if channel.observer is not None:
                 channel.observer.wake()
 
+    # -- what the node says of the path ------------------------------------------------------------------------------
+
+    def set_dead_after(self, seconds: float) -> None:
+        """Within how many seconds the path's death is to be noticed; 0: by the carrier's own interval."""
+        self.protocol.life.notice_within = seconds or math.inf
+        self._set_alarm()
+
     # -- for the Pipes -----------------------------------------------------------------------------------------------
 
     def _pipe(self, channel: Channel) -> Pipe:

@@ -59,7 +59,6 @@ class LinkProtocol:
       initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read.
       now: a monotonic time in seconds, as in every method.
       idle_interval: seconds of silence before a PING.
-      notice_within: see `LifeJudge`.
       padded: what we say first comes behind a full segment, so that nobody wins on a path that carries none: PROOF of
         the dialler; COMMIT or ACCEPT of the other side.
     """
@@ -71,12 +70,11 @@ class LinkProtocol:
         initiator: bool | None,
         now: float,
         idle_interval: float,
-        notice_within: float = math.inf,
         padded: bool = False,
     ) -> None:
         self.state: LinkState = LinkState.FRESH
         self.channels: Final = Channels(self._say, initiator=initiator)
-        self.life: Final = LifeJudge(now, interval=idle_interval, notice_within=notice_within)
+        self.life: Final = LifeJudge(now, interval=idle_interval)
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
         self.terms: Terms | None = None

@@ -106,9 +106,9 @@ class Home:
         """What we offer for one more Link."""
         return self._links.terms()
 
-    def adopt_link(self, link: Link, tasks: Adopted) -> None:
-        """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""
-        self._links.adopt(link, tasks)
+    def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None) -> None:
+        """See `Links.adopt`."""
+        self._links.adopt(link, tasks, dead_after=dead_after)
 
     def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""

@@ -13,6 +13,7 @@ from typing import Final, final
 
 import trio
 
+from ..config import PathsConfig
 from ..errors import panics_as_errors
 from ..host import Host
 from ..link import Link, Terms
@@ -32,12 +33,16 @@ class Links:
 
     Args:
       admission: asked when a peer opens further Pipes.
+      paths: how they watch theirs.
       goodbye: seconds for what is left to say when the node closes.
       host, instance: the machine, and what names our process on it.
     """
 
-    def __init__(self, admission: Admission, *, goodbye: float, host: Host, instance: bytes) -> None:
+    def __init__(
+        self, admission: Admission, paths: PathsConfig, *, goodbye: float, host: Host, instance: bytes
+    ) -> None:
         self._admission: Final = admission
+        self._paths: Final = paths
         self._host: Final = host
         self._instance: Final = instance
         self._goodbye_time: Final = goodbye
@@ -58,12 +63,17 @@ class Links:
         """What we offer for one more Link; one without a path is not kept."""
         return Terms(resume_timeout=0, secret=self._host.entropy(16), instance=self._instance)
 
-    def adopt(self, link: Link, tasks: Sequence[Task]) -> None:
-        """Drive an accepted Link, and what belongs to it.  Synchronous."""
+    def adopt(self, link: Link, tasks: Sequence[Task], *, dead_after: float | None = None) -> None:
+        """Drive an accepted Link, and what belongs to it.  Synchronous.
+
+        Args:
+          dead_after: within how many seconds its path's death is to be noticed; None: the configuration's.
+        """
         assert self._nursery is not None
         if self._closing:  # a call that this end has overtaken: there is nobody any more to have the Pipe
             link.close_nowait()
             return
+        link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         self._links.add(link)
         self._nursery.start_soon(self._drive, link, tasks)
 

@@ -178,6 +178,7 @@ class Node:
         route_types: Collection[RouteType] | None = None,
         early_data: bytes = b"",
         timeout: float | None = None,
+        dead_after: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
         """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/walk.md).
@@ -188,6 +189,9 @@ class Node:
           early_data: at most 64 KiB that reach the peer's application with the Pipe and save a round trip.  It is
             encrypted to the peer, and sent again if the path breaks before the peer accepted.
           timeout: seconds for the whole walk; ``budgets.total`` when None.
+          dead_after: seconds within which the death of the Pipe's path is to be noticed, also while nobody says
+            anything: the peer is then asked so often, once a second at most; 0: not asked for; ``paths.dead_after``
+            when None (docs/live_links.md).
           on_event: called with every step of the walk, for live views.
 
         Raises:
@@ -219,6 +223,7 @@ class Node:
             route_types=route_types,
             refresh=self.refresh_address if "get_addr" in self._runtime.factories else None,
             early_data=early_data,
+            dead_after=dead_after,
             on_event=on_event,
         )
         return await walk.run(deadline=deadline)
@@ -232,6 +237,7 @@ class Node:
         route_type: RouteType | None = None,
         early_data: bytes = b"",
         timeout: float | None = None,
+        dead_after: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
         """Connect with one named plugin, and nothing else .
@@ -261,6 +267,7 @@ class Node:
             factories={} if candidates is None else {name: partial(factory, candidates=candidates)},
             ceiling=kind.timeout,
             early_data=early_data,
+            dead_after=dead_after,
             on_event=on_event,
         )
         patience = kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout

@@ -175,7 +175,9 @@ class NodeRuntime:
         # Links and calls.
         self.listener: Final = PipeListener()
         self.admission: Final = Admission(authorize, budgets, self.listener)
-        self.links: Final = Links(self.admission, goodbye=budgets.goodbye, host=host, instance=hub.instance)
+        self.links: Final = Links(
+            self.admission, config.paths, goodbye=budgets.goodbye, host=host, instance=hub.instance
+        )
         contexts = TlsContexts(identity)
         self.view: Final = View(
             identity=identity,

@@ -76,8 +76,12 @@ class AttemptHome(Protocol):
     def terms(self) -> Terms:
         """What we offer for one more Link."""
 
-    def adopt_link(self, link: Link, tasks: Adopted) -> None:
-        """Drive an accepted Link, and what belongs to it, in the node.  Synchronous."""
+    def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None) -> None:
+        """Drive an accepted Link, and what belongs to it, in the node.  Synchronous.
+
+        Args:
+          dead_after: within how many seconds its path's death is to be noticed; None: the configuration's.
+        """
 
     def plan(self, peer: PeerAddress, plugins: Sequence[str]) -> Sequence[Combo]:
         """The valid combos of these plugins with a peer."""

@@ -210,7 +210,7 @@ class CallingAttempt(Attempt):
             # No checkpoint from the ACCEPT to here: the lock's release is none either.
             link.path = link.path or self._path_info(link.carrier)
             self.won = True
-            self._home.adopt_link(link, self._adopted)
+            self._home.adopt_link(link, self._adopted, dead_after=session.dead_after)
             session.win(pipe)
         return pipe
 

@@ -64,6 +64,10 @@ class Session:
 
     Args:
       early_data: what goes to the peer's application with the commit.
+      dead_after: within how many seconds the death of the Pipe's path is to be noticed; None: the node's own.
+
+    Raises:
+      ValueError: `dead_after` is less than 0.
 
     Attributes:
       peer: its address, the newest that is known.
@@ -79,11 +83,22 @@ class Session:
       beside: the cancel scope of what runs beside the phases.
     """
 
-    def __init__(self, peer: PeerAddress, session_id: bytes, recorder: Recorder, *, early_data: bytes = b"") -> None:
+    def __init__(
+        self,
+        peer: PeerAddress,
+        session_id: bytes,
+        recorder: Recorder,
+        *,
+        early_data: bytes = b"",
+        dead_after: float | None = None,
+    ) -> None:
+        if dead_after is not None and not dead_after >= 0:  # nan is not either
+            raise ValueError(f"dead_after is {dead_after}; it is a number of seconds, or 0")
         self.peer = peer
         self.id: Final = session_id
         self.recorder: Final = recorder
         self.early_data: Final = early_data
+        self.dead_after: Final = dead_after
         self.clock: Final = PhaseClock()
         self.evidence: Final = Evidence()
         self.attempts: Final[set[Mailbox]] = set()

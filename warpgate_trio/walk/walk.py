@@ -99,10 +99,11 @@ class Walk:
       ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
       early_data: what reaches the peer's application with the Pipe.
+      dead_after: see `Session`.
       on_event: called with each step.
 
     Raises:
-      ValueError: there is too much early data.
+      ValueError: there is too much early data, or `dead_after` is less than 0.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Walk:
         ceiling: float | None = None,
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
         early_data: bytes = b"",
+        dead_after: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> None:
         if len(early_data) > EARLY_DATA_LIMIT:
@@ -132,13 +134,15 @@ class Walk:
         self._ceiling: Final = ceiling
         self._refresh: Final = refresh
         self._early_data: Final = early_data
+        self._dead_after: Final = dead_after
         self._recorder: Final = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
         self._plan = Plan((), phases, self._recorder)
         self._begin_session()
 
     def _begin_session(self) -> None:
+        session_id = self._home.view.host.entropy(16)
         self._session = Session(
-            self._peer, self._home.view.host.entropy(16), self._recorder, early_data=self._early_data
+            self._peer, session_id, self._recorder, early_data=self._early_data, dead_after=self._dead_after
         )
         self._begun: set[str | None] = set()
         self._under_way = UnderWay()
