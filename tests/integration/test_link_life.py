@@ -9,9 +9,10 @@ import trio.testing
 from tests.hangs import HANG
 from tests.links import TERMS, End, RawPeer, carrier_kind, linked, raw_end
 from tests.waiting import wait_until
+from warpgate_trio import PathState
 from warpgate_trio.link.channels import EARLY_DATA_LIMIT
 from warpgate_trio.link.frames import Ack, Data, Ping, Pong
-from warpgate_trio.link.life import DEATH, SLACK
+from warpgate_trio.link.life import DEATH, HINT_SLACK, SLACK
 from warpgate_trio.link.stream import ACK_DELAY, MAX_FRAMES, REPLAY_MAX, Outgoing
 
 __all__ = ["carrier_kind"]
@@ -237,3 +238,51 @@ async def test_the_acknowledgement_comes_within_a_tenth_of_a_second(
                 pass
         assert item.position == 5
         assert trio.current_time() - started == pytest.approx(ACK_DELAY, abs=0.05)
+
+
+# --- hints ---
+
+
+@pytest.mark.parametrize("work", ["idle", "busy"])
+async def test_after_a_hint_a_dead_path_is_suspected_within_a_round_trip_and_half_a_second(
+    work: str, jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Also where the PING cannot leave, as the peer's buffers are full."""
+    async with raw_end(nursery, terms=TERMS, limit=1000, buffers=4096) as (alice, peer):
+        await peer.say(Pong(token=1))
+        await wait_until(lambda: alice.pipe.rtt is not None)
+        async with trio.open_nursery() as inner:
+            if work == "busy":
+                inner.start_soon(alice.pipe.send_all, bytes(REPLAY_MAX))
+                await trio.testing.wait_all_tasks_blocked()
+            hinted_at = trio.current_time()
+            alice.link.hint()
+            path = await alice.pipe.wait_path_change()
+            assert path.state is PathState.SUSPECT
+            assert HINT_SLACK - 0.01 <= trio.current_time() - hinted_at <= HINT_SLACK + 0.2
+            inner.cancel_scope.cancel()
+
+
+async def test_a_hint_costs_a_path_that_lives_one_ping(
+    jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    async with raw_end(nursery, terms=TERMS, limit=1000) as (alice, peer):
+        await peer.say(Pong(token=1))
+        await wait_until(lambda: alice.pipe.rtt is not None)
+        for _ in range(3):
+            alice.link.hint()
+        assert await peer.hear() == Ping(token=2)
+        await peer.say(Pong(token=2))
+        with trio.move_on_after(10.0) as quiet:
+            pytest.fail(f"{await peer.hear()}")
+        assert quiet.cancelled_caught
+        assert alice.pipe.path.state is PathState.LIVE
+        assert alice.link.protocol.life.false_alarms == 0
+
+
+async def test_a_hint_for_a_link_that_ends_is_nothing() -> None:
+    async with linked() as (alice, _bob):
+        alice.link.end_nowait()
+        alice.link.hint()
+        await alice.ended.wait()
+        alice.link.hint()

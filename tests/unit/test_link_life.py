@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.link.life import (
     DEATH,
     FORGIVEN,
+    HINT_INTERVAL,
+    HINT_SLACK,
     MISSES,
     RESPONDER_WAITS,
     SLACK,
@@ -243,6 +245,81 @@ def test_what_was_asked_before_the_peer_accepted_is_not_held_against_it() -> Non
     assert judge.deadline == 9.0 + 3 * UNKNOWN_TRIP + SLACK
 
 
+# --- hints ---
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_after_a_hint_a_path_has_a_round_trip_and_half_a_second_to_progress(busy: bool) -> None:
+    judge = judge_of()
+    if busy:
+        judge.sent(9.9)
+    assert judge.hint(10.0), "it is asked at once"
+    judge.ask(10.0)
+    assert verdict(judge, 10.0 + TRIP + HINT_SLACK - 0.01) is Life.WELL
+    assert verdict(judge, 10.0 + TRIP + HINT_SLACK + 0.01) is Life.SUSPECT
+    assert verdict(judge, 10.0 + TRIP + HINT_SLACK + DEATH - 0.01) is Life.SUSPECT
+    assert verdict(judge, 10.0 + TRIP + HINT_SLACK + DEATH + 0.01) is Life.DEAD
+    assert not judge.hint(100.0), "who is dead is not asked"
+
+
+def test_a_hint_does_not_put_a_suspicion_off_that_was_near() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    judge.hint(10.0 + SUSPICION - 0.1)
+    assert judge.deadline == pytest.approx(10.0 + SUSPICION)
+
+
+@pytest.mark.parametrize("by", ["pong", "ack"])
+def test_what_progresses_after_a_hint_is_judged_as_before(by: str) -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    judge.hint(10.0)
+    token = judge.ask(10.0)
+    if by == "pong":
+        answer(judge, token, 10.3)
+    else:
+        judge.heard(10.3)
+        judge.acknowledged(10.3, all_of_it=True)
+    assert verdict(judge, 10.3 + SUSPICION - 0.01) is Life.WELL
+    assert verdict(judge, 10.3 + SUSPICION + 0.01) is Life.SUSPECT
+
+
+def test_a_hint_is_not_softened_by_false_alarms_and_its_own_leave_the_slack_alone() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    assert verdict(judge, 13.0) is Life.SUSPECT
+    judge.receive(judge._asked, 13.0)
+    judge.acknowledged(13.0, all_of_it=True)
+    for number in range(1, 4):  # the slack is doubled, and stays so
+        now = 13.0 + 2 * number
+        assert judge.hint(now)
+        token = judge.ask(now)
+        assert verdict(judge, now + TRIP + HINT_SLACK + 0.01) is Life.SUSPECT
+        answer(judge, token, now + 1.0)
+        assert (judge.life, judge.false_alarms) == (Life.WELL, 1 + number)
+    judge.sent(30.0)
+    assert judge.deadline == pytest.approx(30.0 + 3 * TRIP + 2 * SLACK)
+
+
+def test_hints_that_come_together_are_one() -> None:
+    judge = judge_of()
+    assert judge.hint(10.0)
+    judge.ask(10.0)
+    assert not judge.hint(10.0 + HINT_INTERVAL - 0.01)
+    assert judge.hint(10.0 + HINT_INTERVAL)
+    judge.ask(10.0 + HINT_INTERVAL)
+    assert verdict(judge, 10.0 + TRIP + HINT_SLACK + 0.01) is Life.SUSPECT, "and a later one gives no respite"
+
+
+def test_a_suspected_path_is_asked_again_after_a_hint() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    assert verdict(judge, 14.0) is Life.SUSPECT
+    assert judge.hint(14.0)
+    answer(judge, judge.ask(14.0), 14.2)
+    assert judge.life is Life.WELL
+
+
 # --- a peer that acknowledges nothing ---
 
 
@@ -303,3 +380,37 @@ def test_it_never_condemns_what_progresses_and_always_what_does_not(
                 judge.acknowledged(now, all_of_it=event == "all")
                 progressed_at = now
         assert now < judge.deadline or judge.life is Life.DEAD or judge.deadline == now
+
+
+STEPS = st.lists(st.tuples(st.floats(0.0, 2.0), st.sampled_from(["sent", "hint", "all", "pong"])), max_size=30)
+
+
+@settings(max_examples=50)
+@given(steps=STEPS, trip=st.floats(0.001, 2.0))
+def test_a_hint_gives_what_progresses_its_time_and_what_does_not_no_more(
+    steps: list[tuple[float, str]], trip: float
+) -> None:
+    judge, now = judge_of(trip=trip), 0.0
+    progressed_at, answer_by = 0.0, inf
+    for pause, step in steps:
+        now += pause
+        life = verdict(judge, now)
+        if now < min(answer_by, progressed_at + 3 * judge.trip + SLACK):
+            assert life is Life.WELL
+        if now >= answer_by:
+            assert life is not Life.WELL
+        if life is Life.DEAD:
+            return
+        if step == "sent":
+            judge.sent(now)
+        elif step == "hint":
+            if judge.hint(now):
+                judge.ask(now)
+                answer_by = min(answer_by, now + judge.trip + HINT_SLACK)
+        elif step == "all" or judge.asking:
+            judge.heard(now)
+            if step == "all":
+                judge.acknowledged(now, all_of_it=True)
+            else:
+                judge.receive(judge._asked, now)
+            progressed_at, answer_by = now, inf

@@ -1033,6 +1033,20 @@ def test_any_sign_of_life_counts() -> None:
     assert a.deadline == pair.now + 45
 
 
+def test_a_hint_asks_once_on_a_link_that_is_open() -> None:
+    pair = Pair(open_link=False)
+    for _ in range(2):
+        pair.a.protocol.hint(pair.now)
+    assert not pair.a.protocol.has_outbox
+    pair = Pair(terms=(TERMS, TERMS))
+    for _ in range(2):
+        pair.a.protocol.hint(pair.now)
+    assert pair.a.protocol.transmit(pair.now) == encode(Ping(token=1))
+    pair.a.protocol.break_all(RemoteProtocolError("over"))
+    pair.a.protocol.hint(pair.now + 10)
+    assert not pair.a.protocol.has_outbox
+
+
 def test_silence_before_the_commit_is_not_the_peers_fault() -> None:
     pair = Pair(open_link=False)
     pair.a.protocol.send_proof(PROOF)

@@ -10,6 +10,9 @@ then (a PING), and is judged by the answer.
 The round trip that the slack is added to is the least of the last samples: under a bulk transfer a PING waits behind
 what was said before it, which is no property of the path.
 
+What happens around a path may have killed it: the machine has moved to another network, or slept.  After such a hint it
+is asked at once, and has a round trip and half a second to progress.
+
 A peer that acknowledges nothing, because its release is older, can only be asked, and its answers wait behind bulk: it
 is DEAD when `MISSES` questions in a row brought no sign, an interval each.
 """
@@ -34,6 +37,11 @@ FORGIVEN: Final = 60.0
 """Seconds without a false alarm after which it is `SLACK` again."""
 DEATH: Final = 15.0
 """Seconds without a sign of life that a suspected path has left."""
+HINT_SLACK: Final = 0.5
+"""Seconds that a path has to progress after a hint, beside a round trip: half of what TCP waits before it retransmits
+what it has no round trip of (RFC 6298 §2.1), and a machine that has just moved or woken up is busy."""
+HINT_INTERVAL: Final = 0.5
+"""Seconds in which a further hint is the same one: one move changes several addresses, one after the other."""
 MISSES: Final = 3
 """Intervals without a sign of life after which a peer that acknowledges nothing is gone."""
 SAMPLES: Final = 16
@@ -82,6 +90,9 @@ class LifeJudge:
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
         self._slack = SLACK
         self._alarmed_at = -inf
+        self._hinted_at = -inf
+        self._answer_by = inf  # what a hint leaves it, until something progresses
+        self._by_hint = False  # it is SUSPECT because of that alone
         self._heard_at = now
         self._suspect_at = inf
         self._waits_from: float | None = None  # since when something is unanswered and nothing has progressed
@@ -128,6 +139,14 @@ class LifeJudge:
             self._waits_from = now
         return self._asked
 
+    def hint(self, now: float) -> bool:
+        """Something has happened that may have killed the path.  Returns whether it is to be asked, with `ask`."""
+        if self.life is Life.DEAD or now - self._hinted_at < HINT_INTERVAL:
+            return False
+        self._hinted_at = now
+        self._answer_by = min(self._answer_by, now + self.trip + HINT_SLACK)
+        return True
+
     def receive(self, token: int, now: float) -> None:
         """A PONG has come."""
         if token > self._asked:
@@ -142,12 +161,14 @@ class LifeJudge:
 
     def _progress(self, now: float) -> None:
         self._waits_from = now if self._unacknowledged or self.asking else None
+        self._answer_by = inf
         if self.life is Life.SUSPECT:
             self.life = Life.WELL
             self._suspect_at = inf
             self.false_alarms += 1
-            self._slack = min(2 * self._slack, SLACK_MAX)
-            self._alarmed_at = now
+            if not self._by_hint:
+                self._slack = min(2 * self._slack, SLACK_MAX)
+                self._alarmed_at = now
         elif now - self._alarmed_at >= FORGIVEN:
             self._slack = SLACK
 
@@ -176,10 +197,14 @@ class LifeJudge:
         return self._heard_at + (1 + self._misses) * min(self._interval, sooner)
 
     @property
-    def _suspicion_at(self) -> float:
-        if self._waits_from is None or self.life is not Life.WELL:
+    def _patience_until(self) -> float:
+        if self._waits_from is None:
             return inf
         return self._waits_from + SUSPICION_TRIPS * self.trip + self._slack
+
+    @property
+    def _suspicion_at(self) -> float:
+        return min(self._patience_until, self._answer_by) if self.life is Life.WELL else inf
 
     @property
     def _death_at(self) -> float:
@@ -205,6 +230,7 @@ class LifeJudge:
         if now >= self._suspicion_at:
             self.life = Life.SUSPECT
             self._suspect_at = now
+            self._by_hint = now < self._patience_until
             ask = not self.asking
         if now >= self._question_at:
             self._misses += 1

@@ -304,8 +304,7 @@ class Link:
             yet; None lets it.
           goodbye: seconds for the last words once the Link ends here.
         """
-        self._on_open = on_open
-        self._goodbye = goodbye
+        self._on_open, self._goodbye = on_open, goodbye
         self._admitted = self._admitted or (None if admit is not None else True)
         self._scope.shield = True
         with self._scope:
@@ -361,6 +360,16 @@ class Link:
         if self._life is not self.protocol.life.life:
             self._life = self.protocol.life.life
             self._path_lot.unpark_all()
+
+    def set_dead_after(self, seconds: float) -> None:
+        """Before `drive`: within how many seconds the path's death is to be noticed; 0: it is asked as ever."""
+        self.protocol.life.notice_within = seconds or math.inf
+
+    def hint(self) -> None:
+        """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""
+        self.protocol.hint(trio.current_time())
+        self._writer.poke()
+        self._set_alarm()
 
     def _set_alarm(self) -> None:
         """A timer may have begun.  One that ended needs nothing: the watch finds that nothing is due, and sleeps on."""
@@ -445,13 +454,6 @@ class Link:
             if channel.observer is not None:
                 channel.observer.wake()
 
-    # -- what the node says of the path ------------------------------------------------------------------------------
-
-    def set_dead_after(self, seconds: float) -> None:
-        """Within how many seconds the path's death is to be noticed; 0: by the carrier's own interval."""
-        self.protocol.life.notice_within = seconds or math.inf
-        self._set_alarm()
-
     # -- for the Pipes -----------------------------------------------------------------------------------------------
 
     def _pipe(self, channel: Channel) -> Pipe:
@@ -487,9 +489,8 @@ class Link:
         self._answers.unpark_all()
         self._path_lot.unpark_all()
         self._pipes.discard(channel)
-        if self._pipes:
-            self._writer.poke()
-        else:
+        self._writer.poke()
+        if not self._pipes:
             self._end()
 
     async def open_pipe(self, label: str) -> Pipe:

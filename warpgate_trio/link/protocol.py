@@ -192,6 +192,11 @@ class LinkProtocol:
         self._say(Ping(token=token))
         return token
 
+    def hint(self, now: float) -> None:
+        """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""
+        if self.state is LinkState.OPEN and self.life.hint(now):
+            self._say(Ping(token=self.life.ask(now)))
+
     # -- channels ----------------------------------------------------------------------------------------------------
 
     def open_channel(self, label: str, *, now: float) -> Channel:
