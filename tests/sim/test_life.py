@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final, Literal
 
 import pytest
 import trio
 
+from tests.links import link_of
 from tests.waiting import wait_until
 from warpgate_trio import NodeConfig, PathsConfig, PathState, Pipe
 from warpgate_trio.carrier import quic, tls
-from warpgate_trio.link.life import DEATH, RESPONDER_WAITS, SLACK
+from warpgate_trio.link.life import DEATH, HINT_SLACK, RESPONDER_WAITS, SLACK
+from warpgate_trio.node.network_watch import LOOK_INTERVAL
 from warpgate_trio.sim import Fault, Kind, presets, simulate
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import SERVERS, open_nodes
+from warpgate_trio.testing.walks import SERVERS, NodePair, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
 Work = Literal["busy", "idle"]
@@ -194,5 +197,83 @@ def test_a_path_that_comes_back_is_forgiven() -> None:
                         assert await theirs.receive_some() == b"hello"
                         while ours.path.state is not PathState.LIVE:
                             await ours.wait_path_change()
+
+    simulate(main, seed=0)
+
+
+# --- hints ---
+
+
+@asynccontextmanager
+async def idle_pipe(carrier: str, rtt: float) -> AsyncGenerator[tuple[NodePair, Pipe]]:
+    """Alice's end of a Pipe over which nobody says anything, half way between two questions."""
+    pair, _, plugin = the_way(carrier, rtt)
+    async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net, servers=SERVERS) as nodes:
+        ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
+        theirs = await nodes.bob.listener.accept()
+        async with ours, theirs:
+            await trio.sleep(INTERVALS[carrier] / 2)
+            yield nodes, ours
+
+
+def questions(pipe: Pipe) -> int:
+    """How often its Link has asked its peer."""
+    return link_of(pipe).protocol.life._asked
+
+
+@pytest.mark.slow("half a minute of two idle nodes, packet by packet")
+@pytest.mark.parametrize("rtt", [0.05, 0.2])
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+def test_who_moves_to_another_address_suspects_its_paths_at_the_next_look(carrier: str, rtt: float) -> None:
+    async def main() -> None:
+        async with idle_pipe(carrier, rtt) as (nodes, pipe):
+            machine = nodes.net.hosts["alice"]
+            interface, old = machine.interfaces[0], machine.ip
+            interface.segment.give(interface, interface.segment.free_address())
+            machine.remove_address(old)
+            began = trio.current_time()
+            assert await noticed(pipe) - began <= LOOK_INTERVAL + rtt + HINT_SLACK + 0.05
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of two idle nodes, packet by packet")
+@pytest.mark.parametrize("rtt", [0.05, 0.2])
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+def test_a_node_that_is_told_suspects_dead_paths_at_once(carrier: str, rtt: float) -> None:
+    async def main() -> None:
+        async with idle_pipe(carrier, rtt) as (nodes, pipe):
+            nodes.net.schedule([the_way(carrier, rtt)[1]])
+            await trio.sleep(0.1)
+            began = trio.current_time()
+            nodes.alice.network_changed()
+            trip = link_of(pipe).protocol.life.trip
+            assert trip <= rtt + 0.05
+            assert await noticed(pipe) - began <= trip + HINT_SLACK + 0.001
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of two idle nodes, packet by packet")
+@pytest.mark.parametrize("what", ["a clock that jumps", "one more address", "network_changed"])
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+def test_a_hint_costs_a_path_that_lives_a_ping_and_is_no_alarm(carrier: str, what: str) -> None:
+    async def main() -> None:
+        async with idle_pipe(carrier, 0.2) as (nodes, pipe):
+            before, known, address = questions(pipe), pipe.path, nodes.alice.address
+            if what == "a clock that jumps":
+                nodes.net.hosts["alice"].clock_offset += 60.0
+            elif what == "one more address":
+                (interface,) = nodes.net.hosts["alice"].interfaces
+                interface.segment.give(interface, interface.segment.free_address())
+            else:
+                for _ in range(3):
+                    nodes.alice.network_changed()
+                assert questions(pipe) == before + 1, "at once"
+                assert nodes.alice.address == address
+            await trio.sleep(LOOK_INTERVAL + 1.0)
+            life = link_of(pipe).protocol.life
+            assert life.answered == questions(pipe) == before + 1
+            assert (life.false_alarms, pipe.path.same_as(known)) == (0, True)
 
     simulate(main, seed=0)

@@ -77,6 +77,11 @@ class Links:
         self._links.add(link)
         self._nursery.start_soon(self._drive, link, tasks)
 
+    def hint(self) -> None:
+        """Something has happened that may have killed paths: all are asked, see `Link.hint`."""
+        for link in self._links:
+            link.hint()
+
     def say_goodbye(self, task: Task) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""
         assert self._nursery is not None

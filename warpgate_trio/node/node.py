@@ -110,6 +110,16 @@ class Node:
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
             await self._runtime.ask(address, "return_addr")
 
+    def network_changed(self) -> None:
+        """Tell the node that the network may have changed, as a system's own notifications say.
+
+        The peers of all Links and the signal servers are asked at once, and a path is suspected where nothing comes
+        back within a round trip and half a second (docs/live_links.md); `address` follows.  The node looks by itself
+        every two seconds whether the machine has other addresses, or has slept.  On a network that has not changed it
+        costs a PING on each Link.  Synchronous.
+        """
+        self._runtime.network_changed()
+
     def stats(self) -> NodeStats:
         """The node's counters as they are now."""
         return self._runtime.stats()

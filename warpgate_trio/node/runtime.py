@@ -27,7 +27,7 @@ from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Route, relaying
 from ..config import NodeConfig, Proxies, Servers
 from ..errors import ConfigError
-from ..host import Host, Interface
+from ..host import Host
 from ..identity import Identity
 from ..names import Names
 from ..nat.service import NatService
@@ -52,6 +52,7 @@ from .home import Home
 from .inbound import Inbound
 from .links import Links
 from .listener import PipeListener
+from .network_watch import NetworkWatch
 from .own_address import OwnAddress
 from .peer_work import PeerWork
 from .planning import Planning, may_connect
@@ -72,8 +73,6 @@ then, and of those that do not, hardly one says so."""
 BROKER_PATIENCE: Final = 1.0
 """Seconds for which `Node.wait_published` waits for a broker to let us have a topic of our own, which takes two round
 trips: one whose rules do not may drop what goes there, and never say so."""
-LOOK_INTERVAL: Final = 2.0
-"""Seconds between looks at whether the machine's addresses have changed; one takes 0.3 ms."""
 
 
 @final
@@ -317,29 +316,18 @@ class NodeRuntime:
             stack.push(self._leave)
             for sock in self._sockets:
                 self._services.start_soon(self.inbound.serve_socket, sock)
-            for service in (self.sender, self.presence, self.router, self.nat, self.portmaps):
+            watch = NetworkWatch(self.host, on_change=self.network_changed, on_look=self.portmaps.look)
+            for service in (self.sender, self.presence, self.router, self.nat, self.portmaps, watch):
                 self._services.start_soon(service.run)
-            self._services.start_soon(self._watch_addresses)
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)
             yield
 
-    async def _watch_addresses(self) -> None:
-        """A machine that moves leaves connections behind that nobody tells of their end: have them asked for."""
-        before: tuple[Interface, ...] | None = None
-        while True:
-            try:
-                now = self.host.interfaces()
-            except Exception as error:  # a machine that does not say moves unnoticed
-                logger.debug("the machine's addresses cannot be told: %s", error)
-                return
-            if before not in (None, now):
-                logger.info("the machine's addresses have changed")
-                self.hub.check_channels()
-                self.own.look()
-            self.portmaps.look()
-            before = now
-            await trio.sleep(LOOK_INTERVAL)  # nobody tells, on no system in the same way: one has to look
+    def network_changed(self) -> None:
+        """See `Node.network_changed`."""
+        self.links.hint()
+        self.hub.check_channels()
+        self.own.look()
 
     async def _keep_time(self) -> None:
         await keep_measured(
