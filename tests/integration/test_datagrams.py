@@ -258,6 +258,32 @@ async def test_a_full_socket_is_waited_for_with_its_usual_ttl() -> None:
     assert set(stub.waiting) == {64}
 
 
+async def test_datagrams_in_a_row_that_find_no_way_out_are_counted() -> None:
+    stub = Stub()
+    sock = over(stub)
+    answers: list[int | None] = []
+
+    def send(data: bytes, address: object, /) -> int:
+        number = answers.pop(0)
+        if number is not None:
+            raise OSError(number, "no")
+        return len(data)
+
+    stub.sendto_nowait = send  # type: ignore[method-assign]
+    for number, expected in [
+        (errno.ENETUNREACH, 1),
+        (errno.EHOSTUNREACH, 2),
+        (errno.EMSGSIZE, 2),
+        (errno.EPERM, 3),
+        (None, 0),
+        (errno.EPERM, 1),
+    ]:
+        answers.append(number)
+        await sock.send_batch([(b"x", ("192.0.2.1", 1))])
+        assert sock.unreachable == expected
+    assert sock.errors == {"ENETUNREACH": 1, "EHOSTUNREACH": 1, "EMSGSIZE": 1, "EPERM": 2}
+
+
 def test_a_scope_is_part_of_the_address() -> None:
     assert over(Stub()).local == ("fe80::1%2", 5)
 

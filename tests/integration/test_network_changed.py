@@ -31,6 +31,15 @@ async def test_every_link_and_the_signal_servers_are_asked(monkeypatch: pytest.M
         await wait_until(lambda: [link_of(pipe).protocol.life.answered for pipe in pipes] == [n + 1 for n in before])
 
 
+async def test_a_hint_that_is_of_one_address_is_for_its_links_alone() -> None:
+    async with pair() as both:
+        pipes = [await both.alice.auto_connect(both.bob.address) for _ in range(2)]
+        await wait_until(lambda: all(pipe.rtt is not None for pipe in pipes))
+        before = [questions(pipe) for pipe in pipes]
+        both.alice._runtime.links.hint(pipes[0].path.local)
+        assert [questions(pipe) for pipe in pipes] == [before[0] + 1, before[1]]
+
+
 async def test_the_address_follows() -> None:
     async with loopback_node(BOB, config()) as bob:
         own, looked = bob._runtime.own, bob.address

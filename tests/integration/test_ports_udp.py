@@ -597,6 +597,31 @@ async def a_node_that_is_cancelled_keeps_its_sockets_for_its_goodbyes(each: Ends
     assert await each.hear() == [b"\x40 goodbye"]
 
 
+def test_who_has_a_port_is_told_when_three_datagrams_in_a_row_find_no_way_out() -> None:
+    async def body(net: Network) -> None:
+        machine, other = net.host("machine"), net.host("other")
+        told: list[TransportAddress] = []
+        with machine:
+            ports = UdpPorts(on_unreachable=told.append)
+            async with trio.open_nursery() as nursery:
+                async with ports.running(nursery):
+                    port = await ports.open(machine.ip)
+                    there, nowhere = (other.ip, 9), ("192.0.2.1", 9)
+                    machine.routes = [each for each in machine.routes if there[0] in each.prefix and each.prefix.bits]
+                    for batch, count in [
+                        ([nowhere] * 2, 0),
+                        ([there, nowhere, nowhere], 0),
+                        ([nowhere], 1),
+                        ([nowhere] * 2, 1),
+                        ([nowhere], 2),
+                    ]:
+                        await port.send([(b"x", each) for each in batch])
+                        assert told == [port.local] * count
+                nursery.cancel_scope.cancel()
+
+    run(body)
+
+
 async def test_too_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
     async with ends() as both:
 

@@ -255,6 +255,29 @@ def test_a_node_that_is_told_suspects_dead_paths_at_once(carrier: str, rtt: floa
 
 
 @pytest.mark.slow("half a minute of two idle nodes, packet by packet")
+def test_a_udp_path_for_which_there_is_no_route_any_more_is_suspected_when_three_sends_have_failed() -> None:
+    """The addresses stay, as where a VPN takes the default route away."""
+
+    async def main() -> None:
+        async with idle_pipe("quic", 0.05) as (nodes, pipe), trio.open_nursery() as nursery:
+            nursery.start_soon(broken, pipe, send)
+            await trio.sleep(1.0)
+            machine = nodes.net.hosts["alice"]
+            routes, machine.routes = machine.routes, []
+            machine._cache.clear()
+            began = trio.current_time()
+            assert await noticed(pipe) - began <= 3 * 0.05 + 0.05 + HINT_SLACK + 0.1 < SLACK
+            machine.routes = routes
+            machine._cache.clear()
+            with trio.fail_after(20):
+                while pipe.path.state is not PathState.LIVE:
+                    await pipe.wait_path_change()
+            nursery.cancel_scope.cancel()
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of two idle nodes, packet by packet")
 @pytest.mark.parametrize("what", ["a clock that jumps", "one more address", "network_changed"])
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 def test_a_hint_costs_a_path_that_lives_a_ping_and_is_no_alarm(carrier: str, what: str) -> None:

@@ -18,6 +18,7 @@ from ..errors import panics_as_errors
 from ..host import Host
 from ..link import Link, Terms
 from ..nurseries import open_background_nursery
+from ..sockaddr import TransportAddress
 from .admission import Admission
 
 __all__ = ["Links"]
@@ -77,10 +78,13 @@ class Links:
         self._links.add(link)
         self._nursery.start_soon(self._drive, link, tasks)
 
-    def hint(self) -> None:
-        """Something has happened that may have killed paths: all are asked, see `Link.hint`."""
+    def hint(self, local: TransportAddress | None = None) -> None:
+        """Something has happened that may have killed paths, all or those from one address of ours: they are asked, see
+        `Link.hint`.
+        """
         for link in self._links:
-            link.hint()
+            if local in (None, link.carrier.local):
+                link.hint()
 
     def say_goodbye(self, task: Task) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""

@@ -109,7 +109,7 @@ class NodeRuntime:
         self.names: Final = Names()
         self.proxies: Final = Proxies(config.network.proxy, host.environment())
         self.clock: Final = CorrectedClock(host)
-        self.udp_ports: Final = UdpPorts()
+        self.udp_ports: Final = UdpPorts(on_unreachable=lambda local: self.links.hint(local))
         first_look = FirstLook()
         self.hub: Final = SignalHub(
             identity,

@@ -52,6 +52,8 @@ MAX_DATAGRAM: Final = 2048
 BUFFER: Final = 1 << 20
 """Bytes that the kernel is asked to hold in either direction: it gives 208 KiB by itself, which one congestion window
 of a fast path fills.  Linux caps it at net.core.rmem_max without a word."""
+NO_WAY: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM})
+"""What sending gives where this machine has no route any more, or a firewall on it lets nothing out."""
 MAX_ERRORS: Final = BATCH
 """Errors of one `DatagramSocket.receive_batch` without a datagram in between, after which the socket is broken."""
 
@@ -208,6 +210,7 @@ class DatagramSocket:
       local: its own address, with the port that it got.
       errors: errno name -> datagrams that could not be sent, and errors of reading; ``"oversize"`` for datagrams that
         were longer than `MAX_DATAGRAM`.
+      unreachable: how many of the datagrams sent last, one after the other, found no way out (`NO_WAY`).
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
@@ -220,6 +223,7 @@ class DatagramSocket:
         self._closed = False
         self.local: Final[TransportAddress] = socket_address(self._sock.getsockname())
         self.errors: Final[Counter[str]] = Counter()
+        self.unreachable: int = 0
 
     @classmethod
     async def bind(cls, local: TransportAddress) -> DatagramSocket:
@@ -354,6 +358,10 @@ class DatagramSocket:
                 return
             except (OSError, ValueError, OverflowError) as error:  # the latter two: no address, no port
                 self._count(error)
+                if isinstance(error, OSError) and error.errno in NO_WAY:
+                    self.unreachable += 1
+            else:
+                self.unreachable = 0
             left.pop()
 
     def _count(self, error: Exception) -> None:

@@ -41,6 +41,9 @@ __all__ = ["MAX_PORTS", "MAX_QUEUED", "PathOwner", "UdpPath", "UdpPort", "UdpPor
 MAX_QUEUED: Final = 2048
 """Datagrams that wait for the reader of a path: 3 MB, what a fast path delivers while its reader is busy for 30 ms.
 Beyond that they are dropped, as a full socket buffer does it."""
+UNREACHABLE: Final = 3
+"""Datagrams in a row that found no way out of this machine, after which who has paths on the port is told: one may be
+a route that is just being replaced."""
 MAX_PORTS: Final = 1024
 """UDP ports open in one node: two sprays of 256 sockets and some hundred Links; a process's usual limit of files."""
 
@@ -118,6 +121,9 @@ class UdpPath:
 class UdpPort:
     """One socket; made by `UdpPorts.open`, which runs its owner task.
 
+    Args:
+      on_unreachable: told its address when `UNREACHABLE` datagrams in a row found no way out of this machine.
+
     Attributes:
       local: its own address.
       dropped: datagrams that belonged to nobody.
@@ -125,9 +131,16 @@ class UdpPort:
       mapped_at: when that was (`trio.current_time`).
     """
 
-    def __init__(self, sock: DatagramSocket, *, on_close: Callable[[UdpPort], None]) -> None:
+    def __init__(
+        self,
+        sock: DatagramSocket,
+        *,
+        on_close: Callable[[UdpPort], None],
+        on_unreachable: Callable[[TransportAddress], None],
+    ) -> None:
         self._sock = sock
         self._on_close = on_close
+        self._on_unreachable = on_unreachable
         self._paths: dict[TransportAddress, UdpPath] = {}
         self._handlers: dict[TransportAddress, DatagramHandler] = {}
         self._probes: DatagramHandler | None = None
@@ -209,6 +222,9 @@ class UdpPort:
           trio.ClosedResourceError: the port was closed.
         """
         await self._sock.send_batch(datagrams, hops=hops)
+        if self._sock.unreachable >= UNREACHABLE:
+            self._sock.unreachable = 0
+            self._on_unreachable(self.local)
 
     def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
         """Send what goes without waiting; the rest is dropped.  Never raises."""
@@ -312,9 +328,14 @@ class UdpPort:
 
 @final
 class UdpPorts:
-    """The UDP ports of one node."""
+    """The UDP ports of one node.
 
-    def __init__(self) -> None:
+    Args:
+      on_unreachable: see `UdpPort`.
+    """
+
+    def __init__(self, *, on_unreachable: Callable[[TransportAddress], None] = lambda _: None) -> None:
+        self._on_unreachable = on_unreachable
         self._nursery: trio.Nursery | None = None
         self._ports: dict[UdpPort, None] = {}
 
@@ -346,7 +367,7 @@ class UdpPorts:
         sock = await DatagramSocket.bind((ip, port))
         try:
             nursery = self._check_room()  # others may have been here, and the node may have closed
-            made = UdpPort(sock, on_close=self._forget)
+            made = UdpPort(sock, on_close=self._forget, on_unreachable=self._on_unreachable)
             nursery.start_soon(made.serve, name=f"UDP port {made.local}")
         except BaseException:
             sock.close()
