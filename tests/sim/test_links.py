@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import pairwise
 
 import pytest
 import trio
@@ -27,6 +28,8 @@ from warpgate_trio.sim import (
         ({"latency": -1}, "seconds"),
         ({"bandwidth": 0}, "bits per second"),
         ({"mtu": 10}, "MTU"),
+        ({"loss": 0.1, "burst": 0.5}, "one packet or more"),
+        ({"loss": 0.7, "burst": 2}, "67% at most"),
     ],
 )
 def test_links_that_make_no_sense(wrong: dict[str, float], text: str) -> None:
@@ -70,6 +73,59 @@ def test_loss_and_duplication_come_in_the_share_that_was_asked_for() -> None:
     assert 50 < len(numbers) - len(set(numbers)) < 110
 
 
+def runs_of_losses(passed: list[int], count: int) -> list[int]:
+    """How many are lost in a row, each time, of packets that are numbered."""
+    return [after - before - 1 for before, after in pairwise([-1, *passed, count]) if after - before > 1]
+
+
+def in_bursts(link: Link, fault: Fault | None = None, seed: int = 0) -> list[int]:
+    """The numbers of those of 20,000 packets that pass."""
+
+    async def world(net: Network) -> list[int]:
+        way = net.host("a", link=(link, Link())).interfaces[0].tx
+        if fault is not None:
+            net.schedule([fault])
+            await trio.sleep(1)
+        return [number for number in range(20_000) if not isinstance(way.carry(100, 0.0), str)]
+
+    return run(world, seed=seed)
+
+
+@pytest.mark.parametrize(("loss", "burst"), [(0.02, 8), (0.12, 25), (0.25, 40), (0.6, 2)])
+def test_losses_in_bursts_keep_their_share(loss: float, burst: int) -> None:
+    """On links, and as faults; within four standard deviations of both, of a geometric distribution's mean."""
+    by_link = in_bursts(Link(loss=loss, burst=burst))
+    by_fault = in_bursts(Link(), Fault(at=0, target="a:up", kind=Kind.LOSS, value=loss, burst=burst))
+    for passed in (by_link, by_fault):
+        runs = runs_of_losses(passed, 20_000)
+        few = 4 / len(runs) ** 0.5
+        assert sum(runs) / 20_000 == pytest.approx(loss, rel=2 * few)
+        assert sum(runs) / len(runs) == pytest.approx(burst, rel=few)
+    assert in_bursts(Link(loss=loss, burst=burst)) == by_link != in_bursts(Link(loss=loss, burst=burst), seed=1)
+
+
+def test_a_burst_of_one_is_loss_that_knows_nothing_of_what_was_lost() -> None:
+    passed = in_bursts(Link(loss=0.5))
+    runs = runs_of_losses(passed, 20_000)
+    assert passed == in_bursts(Link(loss=0.5, burst=1))
+    assert sum(runs) / len(runs) == pytest.approx(2, rel=0.1)
+
+
+def test_all_is_lost_in_bursts_of_any_length() -> None:
+    assert in_bursts(Link(loss=1, burst=7)) == []
+
+
+def test_the_two_ways_of_a_link_have_their_own_bursts() -> None:
+    async def world(net: Network) -> None:
+        link = net.host("a").interfaces[0]
+        net.schedule([Fault(at=0, target="a", kind=Kind.LOSS, value=0.3, burst=10)])
+        await trio.sleep(1)
+        up, down = ([isinstance(way.carry(100, 0.0), str) for _ in range(1000)] for way in (link.tx, link.rx))
+        assert up != down
+
+    run(world)
+
+
 def test_bandwidth_queues_and_drops() -> None:
     link = Link(bandwidth=128 * 8 * 10, queue=128 * 20)  # ten datagrams a second, twenty may wait
     found = run(lambda net: burst(net, link, 50))
@@ -107,6 +163,9 @@ def test_faults_print_as_the_code_that_makes_them() -> None:
     fault = Fault(at=1.5, target="home:up", kind=Kind.LOSS, until=3, value=0.25)
     assert repr(fault) == "Fault(at=1.5, target='home:up', kind=Kind.LOSS, until=3, value=0.25)"
     assert eval(repr(fault)) == fault
+    bursts = Fault(at=0, target="a", kind=Kind.LOSS, value=0.25, burst=8)
+    assert repr(bursts) == "Fault(at=0, target='a', kind=Kind.LOSS, value=0.25, burst=8)"
+    assert eval(repr(bursts)) == bursts
     assert eval(repr(Fault(at=0, target="a", kind=Kind.REBOOT))) == Fault(at=0, target="a", kind=Kind.REBOOT)
 
 
@@ -115,6 +174,10 @@ def test_bad_faults_are_refused() -> None:
         Fault(at=2, until=1, target="a", kind=Kind.LOSS)
     with pytest.raises(ValueError, match="no sense"):
         Fault(at=2, target="a", kind=Kind.LOSS, value=2)
+    with pytest.raises(ValueError, match="at most"):
+        Fault(at=2, target="a", kind=Kind.LOSS, value=0.9, burst=2)
+    with pytest.raises(ValueError, match="no bursts"):
+        Fault(at=2, target="a", kind=Kind.DELAY, value=2, burst=2)
 
     async def world(net: Network) -> None:
         net.host("a")

@@ -17,7 +17,7 @@ from math import inf
 from typing import final
 
 from .host import Host
-from .link import Direction, Impairment
+from .link import Direction, Impairment, Losses, check_burst
 from .network_base import NetworkBase
 from .router import Router
 
@@ -25,7 +25,7 @@ from .router import Router
 class Kind(Enum):
     """What goes wrong; `Fault.value` is the share, the seconds or the bytes of it."""
 
-    LOSS = "loss"  # value: the share of packets
+    LOSS = "loss"  # value: the share of packets; burst: how many in a row
     DUPLICATE = "duplicate"  # value: the share of packets
     REORDER = "reorder"  # value: the share of packets
     DELAY = "delay"  # value: seconds more
@@ -51,6 +51,7 @@ class Fault:
       at, until: seconds after `Network.schedule`; REBIND happens at `at`.
       target: whom it befalls.
       kind, value: what it is.
+      burst: of LOSS, as in `Link`: packets that are lost in a row, on average.
 
     ValueError for a span that ends before it begins, or a value that makes no sense.
     """
@@ -60,17 +61,23 @@ class Fault:
     kind: Kind
     until: float = inf
     value: float = 0.0
+    burst: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.at <= self.until:
             raise ValueError(f"a fault lasts from a time to a later one, not from {self.at} to {self.until}")
         if self.value < 0 or (self.kind in _SHARES and self.value > 1):
             raise ValueError(f"{self.value} makes no sense for {self.kind.value}")
+        if self.kind is Kind.LOSS:
+            check_burst(self.value, self.burst)
+        elif self.burst != 1:
+            raise ValueError(f"{self.kind.value} comes in no bursts")
 
     def __repr__(self) -> str:
         until = "" if self.until == inf else f", until={self.until!r}"
         value = f", value={self.value!r}" if self.value else ""
-        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value})"
+        burst = f", burst={self.burst!r}" if self.burst != 1 else ""
+        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value}{burst})"
 
     __str__ = __repr__
 
@@ -83,10 +90,10 @@ def apply_faults(net: NetworkBase[Host], faults: Iterable[Fault]) -> None:
         if fault.kind is Kind.REBIND:
             net.wire.at(start, _rebind, host)
             continue
-        impairment = _impairment(fault)
-        net.wire.at(start, _begin, directions, impairment)
+        impaired = [(direction, _impairment(fault)) for direction in directions]
+        net.wire.at(start, _begin, impaired)
         if fault.until < inf:
-            net.wire.at(net.wire.now + fault.until, _end, directions, impairment)
+            net.wire.at(net.wire.now + fault.until, _end, impaired)
         if fault.kind is Kind.REBOOT:
             net.wire.at(start, _reboot, host)
 
@@ -107,7 +114,7 @@ def find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, list[Direct
 def _impairment(fault: Fault) -> Impairment:
     kind, value = fault.kind, fault.value
     return Impairment(
-        loss=value if kind is Kind.LOSS else 0.0,
+        losses=Losses(value, fault.burst) if kind is Kind.LOSS and value else None,
         duplicate=value if kind is Kind.DUPLICATE else 0.0,
         reorder=value if kind is Kind.REORDER else 0.0,
         delay=value if kind is Kind.DELAY else 0.0,
@@ -116,14 +123,14 @@ def _impairment(fault: Fault) -> Impairment:
     )
 
 
-def _begin(directions: list[Direction], impairment: Impairment) -> None:
-    for direction in directions:
+def _begin(impaired: list[tuple[Direction, Impairment]]) -> None:
+    for direction, impairment in impaired:
         direction.impairments.append(impairment)
         direction.recheck()
 
 
-def _end(directions: list[Direction], impairment: Impairment) -> None:
-    for direction in directions:
+def _end(impaired: list[tuple[Direction, Impairment]]) -> None:
+    for direction, impairment in impaired:
         direction.impairments = [one for one in direction.impairments if one is not impairment]
         direction.recheck()
 
