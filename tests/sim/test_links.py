@@ -163,6 +163,9 @@ def test_faults_print_as_the_code_that_makes_them() -> None:
     fault = Fault(at=1.5, target="home:up", kind=Kind.LOSS, until=3, value=0.25)
     assert repr(fault) == "Fault(at=1.5, target='home:up', kind=Kind.LOSS, until=3, value=0.25)"
     assert eval(repr(fault)) == fault
+    hole = Fault(at=0, target="a", kind=Kind.PAYLOAD_HOLE, value=600, after=3)
+    assert repr(hole) == "Fault(at=0, target='a', kind=Kind.PAYLOAD_HOLE, value=600, after=3)"
+    assert eval(repr(hole)) == hole
     bursts = Fault(at=0, target="a", kind=Kind.LOSS, value=0.25, burst=8)
     assert repr(bursts) == "Fault(at=0, target='a', kind=Kind.LOSS, value=0.25, burst=8)"
     assert eval(repr(bursts)) == bursts
@@ -176,6 +179,9 @@ def test_bad_faults_are_refused() -> None:
         Fault(at=2, target="a", kind=Kind.LOSS, value=2)
     with pytest.raises(ValueError, match="at most"):
         Fault(at=2, target="a", kind=Kind.LOSS, value=0.9, burst=2)
+    for wrong in ({"kind": Kind.PAYLOAD_HOLE, "after": -1}, {"kind": Kind.MTU_BLACKHOLE, "after": 3}):
+        with pytest.raises(ValueError, match="makes no sense"):
+            Fault(at=2, target="a", value=600, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no bursts"):
         Fault(at=2, target="a", kind=Kind.DELAY, value=2, burst=2)
 
@@ -216,6 +222,29 @@ def test_faults_of_links(kind: Kind, value: float, expected: list[int]) -> None:
         assert counts == expected
         a.close()
         b.close()
+
+    run(world)
+
+
+def test_a_payload_hole_lets_the_first_large_packets_pass() -> None:
+    """Each way has its own count, each fault too, and small packets pass always."""
+
+    async def world(net: Network) -> None:
+        way = net.host("a").interfaces[0]
+
+        def passing(*sizes: int, down: bool = False) -> list[bool]:
+            return [not isinstance((way.rx if down else way.tx).carry(size, 0.0), str) for size in sizes]
+
+        net.schedule([Fault(at=1, until=10, target="a", kind=Kind.PAYLOAD_HOLE, value=600, after=3)])
+        assert passing(700, 700, 700, 700) == 4 * [True]
+        await trio.sleep(2)
+        assert passing(700, 100, 601, 600, 700, 700, 100, 600, 1500) == [*5 * [True], False, True, True, False]
+        assert passing(700, 700, 700, 700, 700, down=True) == [True, True, True, False, False]
+        net.schedule([Fault(at=0, until=20, target="a:up", kind=Kind.PAYLOAD_HOLE, value=100, after=1)])
+        await trio.sleep(9)
+        assert passing(700, 200, 100) == [True, False, True]
+        await trio.sleep(20)
+        assert passing(700, 700) == [True, True]
 
     run(world)
 

@@ -31,6 +31,7 @@ class Kind(Enum):
     DELAY = "delay"  # value: seconds more
     BLACKHOLE = "blackhole"  # everything vanishes
     MTU_BLACKHOLE = "mtu-blackhole"  # value: bytes; larger packets vanish and nobody is told
+    PAYLOAD_HOLE = "payload-hole"  # value: bytes; after: so many larger packets pass first, each way, then no more
     REBOOT = "reboot"  # a router: down until `until`, and its mappings gone
     REBIND = "rebind"  # a router: another outside address, mappings gone
 
@@ -52,6 +53,7 @@ class Fault:
       target: whom it befalls.
       kind, value: what it is.
       burst: of LOSS, as in `Link`: packets that are lost in a row, on average.
+      after: of PAYLOAD_HOLE: large packets that pass before no more do.
 
     ValueError for a span that ends before it begins, or a value that makes no sense.
     """
@@ -62,6 +64,7 @@ class Fault:
     until: float = inf
     value: float = 0.0
     burst: float = 1.0
+    after: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.at <= self.until:
@@ -72,12 +75,15 @@ class Fault:
             check_burst(self.value, self.burst)
         elif self.burst != 1:
             raise ValueError(f"{self.kind.value} comes in no bursts")
+        if self.after < 0 or (self.after and self.kind is not Kind.PAYLOAD_HOLE):
+            raise ValueError(f"{self.kind.value} lets {self.after} packets pass: that makes no sense")
 
     def __repr__(self) -> str:
         until = "" if self.until == inf else f", until={self.until!r}"
         value = f", value={self.value!r}" if self.value else ""
         burst = f", burst={self.burst!r}" if self.burst != 1 else ""
-        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value}{burst})"
+        after = f", after={self.after!r}" if self.after else ""
+        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value}{burst}{after})"
 
     __str__ = __repr__
 
@@ -119,7 +125,8 @@ def _impairment(fault: Fault) -> Impairment:
         reorder=value if kind is Kind.REORDER else 0.0,
         delay=value if kind is Kind.DELAY else 0.0,
         blocked=kind in (Kind.BLACKHOLE, Kind.REBOOT),
-        mtu=value if kind is Kind.MTU_BLACKHOLE else inf,
+        mtu=value if kind in (Kind.MTU_BLACKHOLE, Kind.PAYLOAD_HOLE) else inf,
+        passes=fault.after,
     )
 
 

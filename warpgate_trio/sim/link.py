@@ -118,6 +118,7 @@ class Impairment:
     delay: float = 0.0
     blocked: bool = False
     mtu: float = inf  # larger packets vanish, and no ICMP error is sent
+    passes: int = 0  # so many larger packets pass before that
 
 
 @final
@@ -160,7 +161,9 @@ class Direction:
             if fault.blocked:
                 return "blackhole"
             if size > fault.mtu:
-                return "mtu blackhole"
+                if not fault.passes:
+                    return "mtu blackhole"
+                fault.passes -= 1
             if fault.losses is not None and fault.losses.next(chance):
                 return "lost (fault)"
             delay += fault.delay

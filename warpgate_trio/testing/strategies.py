@@ -170,6 +170,19 @@ def topologies(
     return Topology(machines=machines(), lans=lans(max_depth), ipv6=with_ipv6, seed=draw(SEEDS))
 
 
+_OF_ROUTERS: Final = (Kind.REBOOT, Kind.REBIND)
+_KINDS: Final = (
+    Kind.LOSS,
+    Kind.DUPLICATE,
+    Kind.REORDER,
+    Kind.DELAY,
+    Kind.BLACKHOLE,
+    Kind.MTU_BLACKHOLE,
+    *_OF_ROUTERS,
+)
+"""What befalls a network; what befalls a machine (it sleeps, it moves) a test asks for by name."""
+
+
 @st.composite
 def fault_schedules(
     draw: st.DrawFn, topology: Topology, *, horizon: float = 60.0, max_size: int = 4
@@ -179,8 +192,8 @@ def fault_schedules(
     instants = st.integers(0, int(horizon * 10)).map(lambda tenths: tenths / 10)
     found: list[Fault] = []
     for _ in range(draw(st.integers(0, max_size))):
-        kind = draw(st.sampled_from([each for each in Kind if routers or each not in (Kind.REBOOT, Kind.REBIND)]))
-        of_router = kind in (Kind.REBOOT, Kind.REBIND)
+        kind = draw(st.sampled_from([each for each in _KINDS if routers or each not in _OF_ROUTERS]))
+        of_router = kind in _OF_ROUTERS
         target = draw(st.sampled_from(routers if of_router else [*hosts, *routers]))
         way = "" if of_router else draw(st.sampled_from(("", ":up", ":down")))
         first, second = sorted((draw(instants), draw(instants)))
