@@ -78,6 +78,9 @@ class LoopbackHost:
     def wall_time(self) -> float:
         return self._real.wall_time() + self.skew
 
+    def asleep(self) -> float:
+        return self._real.asleep()
+
     def entropy(self, n: int) -> bytes:
         return self._real.entropy(n)
 

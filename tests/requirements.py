@@ -67,6 +67,19 @@ def network_namespaces() -> str | None:
     return None if tried.returncode == 0 else "this machine lets nobody make a network namespace"
 
 
+def time_namespaces() -> str | None:
+    """A process can be given a CLOCK_BOOTTIME of its own: Linux 5.6, root, and a sandbox that allows it."""
+    if reason := linux() or root() or program("unshare")():
+        return reason
+    tried = subprocess.run(
+        ["unshare", "--time", "--boottime", "1", "true"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return None if tried.returncode == 0 else "this machine lets nobody make a time namespace"
+
+
 def seccomp() -> str | None:
     """The kernel can deny a process system calls, and `tests.seccomp` knows their numbers."""
     return linux() or (None if platform.machine() in NUMBERS else f"no numbers for {platform.machine()}")
@@ -100,6 +113,7 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "root": root,
     "ipv6": ipv6,
     "network_namespaces": network_namespaces,
+    "time_namespaces": time_namespaces,
     "seccomp": seccomp,
     "tun": tun,
     # The lab's servers and tools, by program.

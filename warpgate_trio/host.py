@@ -30,6 +30,7 @@ from typing import Final, Protocol, TypeAlias, final
 import psutil
 import trio
 
+from .linux import default_routes
 from .sockaddr import parse_ip, socket_family
 
 __all__ = [
@@ -146,6 +147,13 @@ class Host(Protocol):
         """Unix seconds, as this machine believes; it may be wrong and it may jump."""
         ...
 
+    def asleep(self) -> float:
+        """Seconds that this machine has slept (suspend, hibernation) since it booted; 0.0 where it does not tell.
+
+        What Trio's clock leaves out, so two readings tell of a sleep between them that no timer has noticed.
+        """
+        ...
+
     def entropy(self, n: int) -> bytes:
         """`n` unpredictable bytes, fit for keys."""
         ...
@@ -253,8 +261,7 @@ class RealHost:
     def gateways(self) -> tuple[Gateway, ...]:
         if sys.platform != "linux":
             return _likely_gateways(self.interfaces())
-        found = (*_parse_route(_read("/proc/thread-self/net/route")), *_parse_ipv6_route(_read(_IPV6_ROUTES)))
-        pairs = ((_kernel_index(name), ip) for name, ip in found)
+        pairs = ((_kernel_index(name), ip) for name, ip in default_routes())
         return tuple(dict.fromkeys(Gateway(index, ip) for index, ip in pairs if index is not None))
 
     def name(self) -> str:
@@ -266,6 +273,13 @@ class RealHost:
 
     def wall_time(self) -> float:
         return time.time()
+
+    def asleep(self) -> float:
+        if sys.platform != "linux":
+            return 0.0
+        # In this order a pause between the two readings makes it less: nobody hears of a sleep that there was not.
+        with_sleep = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return max(0.0, with_sleep - time.clock_gettime(time.CLOCK_MONOTONIC))
 
     def entropy(self, n: int) -> bytes:
         return secrets.token_bytes(n)
@@ -396,38 +410,7 @@ def _parse_if_inet6(text: str) -> _States:
     return {(row[5], IPv6Address(int(row[0], 16))): int(row[4], 16) for row in rows if len(row) == 6}
 
 
-_IPV6_ROUTES: Final = "/proc/thread-self/net/ipv6_route"
-_RTF_GATEWAY: Final = 0x0002
 _SMALLEST_NETWORK: Final = 30
-_Route: TypeAlias = tuple[str, IPv4Address | IPv6Address]
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except OSError:  # no such family, or no /proc
-        return ""
-
-
-def _parse_route(text: str) -> list[_Route]:
-    """Default routes: interface, destination, gateway, flags, three numbers, mask; addresses as the machine's words."""
-    rows = [row for row in map(str.split, text.splitlines()[1:]) if len(row) >= 8]
-    return [
-        (row[0], IPv4Address(int(row[2], 16).to_bytes(4, sys.byteorder)))
-        for row in rows
-        if not int(row[1], 16) and not int(row[7], 16) and int(row[3], 16) & _RTF_GATEWAY
-    ]
-
-
-def _parse_ipv6_route(text: str) -> list[_Route]:
-    """Default routes: destination and length, source and length, next hop, three numbers, flags, interface."""
-    rows = [row for row in map(str.split, text.splitlines()) if len(row) == 10]
-    return [
-        (row[9], IPv6Address(int(row[4], 16)))
-        for row in rows
-        if not int(row[0], 16) and not int(row[1], 16) and int(row[4], 16) and int(row[8], 16) & _RTF_GATEWAY
-    ]
 
 
 def _likely_gateways(interfaces: Sequence[Interface]) -> tuple[Gateway, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -161,3 +163,21 @@ async def test_nodes_meet_with_few_descriptors() -> None:
                     assert b"".join([data async for data in pipe]) == b"x"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# -- sleep -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow("other interpreters")
+@pytest.mark.needs("time_namespaces")
+def test_how_long_it_has_slept() -> None:
+    """A time namespace has the clocks of a machine that slept for an hour, but for what this one has slept."""
+
+    def asleep(*command: str) -> float:
+        code = "from warpgate_trio.host import RealHost; print(RealHost().asleep())"
+        done = subprocess.run([*command, sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        return float(done.stdout)
+
+    before = asleep()
+    assert before == pytest.approx(RealHost().asleep(), abs=1)
+    assert asleep("unshare", "--time", "--boottime", "3600") == pytest.approx(before + 3600, abs=1)

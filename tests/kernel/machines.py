@@ -43,6 +43,9 @@ class HostInNamespace:
     def wall_time(self) -> float:
         return self._real.wall_time()
 
+    def asleep(self) -> float:
+        return self._real.asleep()
+
     def entropy(self, n: int) -> bytes:
         return self._real.entropy(n)
 

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 import warpgate_trio
-from warpgate_trio import host
+from warpgate_trio import host, linux
 from warpgate_trio.host import Gateway, Interface, InterfaceAddress, RealHost
 
 FINGERPRINT = b"\1" * 32
@@ -45,6 +45,9 @@ class FakeHost:
 
     def wall_time(self) -> float:
         return self.time
+
+    def asleep(self) -> float:
+        return 0.0
 
     def entropy(self, n: int) -> bytes:
         return bytes(n)
@@ -379,14 +382,14 @@ class TestInterfacesFromPsutil:
             ("eth0", word("10.0.0.0"), word("192.168.1.2"), 3, mask),
         ):
             text += f"{name}\t{to}\t{by}\t{flags:04X}\t0\t0\t100\t{of}\t0\t0\t0\n"
-        assert host._parse_route(text + "nonsense\n") == [("eth0", IPv4Address("192.168.1.1"))]
+        assert linux.parse_route(text + "nonsense\n") == [("eth0", IPv4Address("192.168.1.1"))]
         router, none = IPv6Address("fe80::1").packed.hex(), "0" * 32
         lines = (
             f"{none} 00 {none} 00 {router} 00000400 1 0 00000003 eth0",
             f"{none} 00 {none} 00 {none} ffffffff 1 0 00200200 lo",  # unreachable
             f"20010db8{'0' * 24} 40 {none} 00 {none} 00000100 1 0 00000001 eth0",
         )
-        assert host._parse_ipv6_route("\n".join(lines)) == [("eth0", IPv6Address("fe80::1"))]
+        assert linux.parse_ipv6_route("\n".join(lines)) == [("eth0", IPv6Address("fe80::1"))]
 
     def test_where_nobody_tells_the_gateway_is_a_private_networks_first_address(self) -> None:
         def interface(index: int, ip: str, prefix: int, *, is_virtual: bool = False) -> Interface:

@@ -69,6 +69,9 @@ class _ChosenInterfaces:
     def wall_time(self) -> float:
         return self._host.wall_time()
 
+    def asleep(self) -> float:
+        return self._host.asleep()
+
     def entropy(self, n: int) -> bytes:
         return self._host.entropy(n)
 

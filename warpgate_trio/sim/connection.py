@@ -77,12 +77,12 @@ class Connection:
 
     def receive(self, packet: Packet) -> None:
         """Take a segment."""
-        self.endpoint.receive(packet, self.host.wire.now)
+        self.endpoint.receive(packet, self.host.clock.now)
         self.pump()
 
     def icmp(self, error: Icmp, mtu: int) -> None:
         """Take an ICMP error."""
-        self.endpoint.icmp(error, mtu, self.host.wire.now)
+        self.endpoint.icmp(error, mtu, self.host.clock.now)
         self.pump()
 
     def pump(self) -> None:
@@ -94,10 +94,10 @@ class Connection:
                 self.host.reply(packet)
         if endpoint.ack_due and not self._acking:
             self._acking = True
-            self.host.wire.at_end_of_instant(self._flush_ack)
+            self.host.clock.at_end_of_instant(self._flush_ack)
         if endpoint.deadline < self._timer:
             self._timer = endpoint.deadline
-            self.host.wire.at(endpoint.deadline, self._tick, endpoint.deadline)
+            self.host.clock.at(endpoint.deadline, self._tick, endpoint.deadline)
         if self.listener is not None:
             self.listener.progressed(self)
         if endpoint.readable:
@@ -117,7 +117,7 @@ class Connection:
 
     def close(self) -> None:
         """The program closes its socket."""
-        self.endpoint.close(self.host.wire.now)
+        self.endpoint.close(self.host.clock.now)
         self.pump()
         self.readable.close()
         self.writable.close()
@@ -131,7 +131,7 @@ class Connection:
 
     def _flush_ack(self) -> None:
         self._acking = False
-        self.endpoint.flush_ack(self.host.wire.now)
+        self.endpoint.flush_ack(self.host.clock.now)
         if self.endpoint.out:
             self.pump()
 
@@ -185,7 +185,7 @@ class Listener:
         self.ports.bindings.add(share)
         connection.listener = self
         self._opening.add(connection.key)
-        connection.endpoint.accept(syn, self.host.wire.now)
+        connection.endpoint.accept(syn, self.host.clock.now)
         connection.pump()
 
     def progressed(self, connection: Connection) -> None:

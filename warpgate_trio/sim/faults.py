@@ -5,14 +5,16 @@ the Python that makes it, any part of it is a schedule too, and nothing in it is
 property-based test can cut a failing schedule down to what matters.
 
 Targets are names: a host or a router by its name means its first link, both ways; ``"alice:up"`` and ``"alice:down"``
-mean one way.  What happens to routers (REBOOT, REBIND) needs a router.
+mean one way.  What happens to routers (REBOOT, REBIND) needs a router, what happens to machines (SLEEP) needs a host
+that is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from math import inf
 from typing import final
 
@@ -34,6 +36,7 @@ class Kind(Enum):
     PAYLOAD_HOLE = "payload-hole"  # value: bytes; after: so many larger packets pass first, each way, then no more
     REBOOT = "reboot"  # a router: down until `until`, and its mappings gone
     REBIND = "rebind"  # a router: another outside address, mappings gone
+    SLEEP = "sleep"  # a host: no program runs, nothing comes or goes, and CLOCK_MONOTONIC stands still
 
     def __repr__(self) -> str:
         return f"Kind.{self.name}"
@@ -41,6 +44,7 @@ class Kind(Enum):
 
 _SHARES = (Kind.LOSS, Kind.DUPLICATE, Kind.REORDER)
 _OF_ROUTERS = (Kind.REBOOT, Kind.REBIND)
+_OF_HOSTS = (Kind.SLEEP,)
 
 
 @final
@@ -91,17 +95,22 @@ class Fault:
 def apply_faults(net: NetworkBase[Host], faults: Iterable[Fault]) -> None:
     """Put faults on a network's wire.  ValueError for a target that it does not have."""
     for fault in faults:
-        host, directions = find_target(net, fault)
-        start = net.wire.now + fault.at
-        if fault.kind is Kind.REBIND:
-            net.wire.at(start, _rebind, host)
-            continue
-        impaired = [(direction, _impairment(fault)) for direction in directions]
-        net.wire.at(start, _begin, impaired)
-        if fault.until < inf:
-            net.wire.at(net.wire.now + fault.until, _end, impaired)
-        if fault.kind is Kind.REBOOT:
-            net.wire.at(start, _reboot, host)
+        begin, end = _actions(net, fault)
+        net.wire.at(net.wire.now + fault.at, begin)
+        if end is not None and fault.until < inf:
+            net.wire.at(net.wire.now + fault.until, end)
+
+
+def _actions(net: NetworkBase[Host], fault: Fault) -> tuple[Callable[[], object], Callable[[], object] | None]:
+    """What begins and what ends a fault."""
+    host, directions = find_target(net, fault)
+    if fault.kind is Kind.REBIND:
+        assert isinstance(host, Router)
+        return host.change_address, None
+    if fault.kind is Kind.SLEEP:
+        return host.suspend, host.resume
+    impaired = [(direction, _impairment(fault)) for direction in directions]
+    return partial(_begin, impaired, host if fault.kind is Kind.REBOOT else None), partial(_end, impaired)
 
 
 def find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, list[Direction]]:
@@ -113,6 +122,8 @@ def find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, list[Direct
         raise ValueError(f"{fault!r}: there is no {fault.target!r} here; there are {known}, with :up or :down")
     if fault.kind in _OF_ROUTERS and not isinstance(host, Router):
         raise ValueError(f"{fault!r}: {name} is no router")
+    if fault.kind in _OF_HOSTS and (way or isinstance(host, Router)):
+        raise ValueError(f"{fault!r}: this befalls a host as a whole, and no router")
     link = host.interfaces[0]
     return host, [d for d, word in ((link.tx, "up"), (link.rx, "down")) if way in ("", word)]
 
@@ -130,23 +141,16 @@ def _impairment(fault: Fault) -> Impairment:
     )
 
 
-def _begin(impaired: list[tuple[Direction, Impairment]]) -> None:
+def _begin(impaired: list[tuple[Direction, Impairment]], rebooted: Host | None) -> None:
     for direction, impairment in impaired:
         direction.impairments.append(impairment)
         direction.recheck()
+    if rebooted is not None:
+        assert isinstance(rebooted, Router)
+        rebooted.reboot()
 
 
 def _end(impaired: list[tuple[Direction, Impairment]]) -> None:
     for direction, impairment in impaired:
         direction.impairments = [one for one in direction.impairments if one is not impairment]
         direction.recheck()
-
-
-def _reboot(host: Host) -> None:
-    assert isinstance(host, Router)
-    host.reboot()
-
-
-def _rebind(host: Host) -> None:
-    assert isinstance(host, Router)
-    host.change_address()

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Final, NamedTuple, Protocol, TypeVar, TypeVarTuple, final
 
 from .addr import BROADCAST, LOOPBACK4, LOOPBACK6, Prefix, is_loopback, is_multicast, is_v6
+from .host_clock import HostClock
 from .link import DEFAULT_MTU, Direction, Links
 from .network_base import NetworkBase
 from .packet import Icmp, Packet, icmp_error
 from .ports import os_error
 from .stack import Stack
-from .wire import Wire
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -142,6 +142,9 @@ class Interface:
 
     def send(self, packet: Packet, hop: str) -> None:
         """Put a packet on the link, for the neighbour `hop`."""
+        if self.host.is_asleep:
+            self.host.drop(packet, "asleep")
+            return
         if packet.size > self.tx.link.mtu and not packet.fragments:
             self.host.too_big(packet, self)
             return
@@ -151,6 +154,9 @@ class Interface:
 
     def deliver(self, packet: Packet) -> None:
         """Take a packet from the link."""
+        if self.host.is_asleep:
+            self.host.drop(packet, "asleep")
+            return
         if self.tap is not None:
             self.tap(self.host.net.wire.now, packet, False)
         self.host.receive(packet, self)
@@ -173,6 +179,7 @@ class Host:
 
     Attributes:
       spare_descriptors: how many sockets its programs may open in bulk.
+      is_asleep: whether it sleeps now: `suspend`.
     """
 
     forwarding = False
@@ -181,7 +188,8 @@ class Host:
         self, net: NetworkBase[Host], name: str, *, clock_offset: float = 0.0, clock_drift: float = 0.0
     ) -> None:
         self.net = net
-        self.wire: Wire = net.wire
+        self.clock: HostClock = HostClock(net.wire)
+        self.is_asleep: bool = False
         self.name = name
         self.clock_offset = clock_offset
         self.clock_drift = clock_drift
@@ -224,6 +232,19 @@ class Host:
         """Unix seconds, as this host believes."""
         now = self.net.wire.now
         return self.net.epoch + now * (1 + self.clock_drift) + self.clock_offset
+
+    def asleep(self) -> float:
+        """Seconds that it has slept since the run began: CLOCK_BOOTTIME less CLOCK_MONOTONIC of Linux."""
+        return self.clock.slept()
+
+    def suspend(self) -> None:
+        """Fall asleep until as many calls of `resume`: see `Kind.SLEEP`."""
+        self.clock.stop()
+        self.is_asleep = True
+
+    def resume(self) -> None:
+        """Wake up: the programs go on where they were."""
+        self.is_asleep = self.clock.go_on()
 
     def entropy(self, n: int) -> bytes:
         """`n` bytes that look random and are the same for a seed and a host's name."""

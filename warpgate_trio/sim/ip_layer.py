@@ -5,20 +5,20 @@ from __future__ import annotations
 from random import Random
 from typing import Protocol
 
+from .host_clock import HostClock
 from .packet import Packet
-from .wire import Wire
 
 
 class IpLayer(Protocol):
     """A host as its transports see it.
 
     Attributes:
-      wire: tells the time, and calls when a timer is due.
+      clock: tells the time, and calls when a timer is due.
       random: for ports and initial sequence numbers.
       path_mtu: the largest packet on the way to an address, for those of which an ICMP error has told it.
     """
 
-    wire: Wire
+    clock: HostClock
     random: Random
     path_mtu: dict[str, int]
 

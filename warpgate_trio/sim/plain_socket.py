@@ -122,7 +122,7 @@ class PlainSocket(socket.socket):
     # Calls that may block
 
     def _now(self, call: str, fn: Callable[[], T | None]) -> T:
-        found = fn()
+        found = None if self.virtual.host.is_asleep else fn()
         if found is None:
             self._would_block(call, errno.EAGAIN)
         return found

@@ -65,6 +65,7 @@ class Resolver(HostnameResolver):
         await trio.lowlevel.checkpoint()
         if host is not None and not flags & socket.AI_NUMERICHOST:
             await self._take_time(canonical_name(host))
+        await here.clock.wait()
         return look_up(self._net.names, here, host, port, family, type, proto, flags)
 
     async def _take_time(self, name: str) -> None:

@@ -32,6 +32,8 @@ class VirtualSocket(NowaitSocket):
 
     async def _attempt(self, slot: Slot, fn: Callable[[], T | None]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self.host.is_asleep:
+            await self._wait_awake()
         try:
             result = fn()
         except BaseException:
@@ -42,11 +44,16 @@ class VirtualSocket(NowaitSocket):
             return result
         while True:
             await slot.wait()
-            if self._number < 0:
-                raise trio.ClosedResourceError("another task closed this socket")
+            await self._wait_awake()
             result = fn()
             if result is not None:
                 return result
+
+    async def _wait_awake(self) -> None:
+        """Wait while the host sleeps.  Not always a checkpoint."""
+        await self.host.clock.wait()
+        if self._number < 0:
+            raise trio.ClosedResourceError("another task closed this socket")
 
     async def wait_readable(self) -> None:
         """What `trio.lowlevel.wait_readable` does for this socket."""

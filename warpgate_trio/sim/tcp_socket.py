@@ -136,6 +136,7 @@ class TcpSocket(VirtualSocket):
         try:
             resolved = await self._resolve(address, local=False)
             await trio.lowlevel.checkpoint_if_cancelled()
+            await self.host.clock.wait()
             try:
                 connection = self._start(resolved)
             except BaseException:
@@ -145,6 +146,7 @@ class TcpSocket(VirtualSocket):
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while connection.endpoint.opening:
                 await connection.writable.wait()
+            await self.host.clock.wait()
         except trio.Cancelled:
             self.close()
             raise
@@ -201,7 +203,7 @@ class TcpSocket(VirtualSocket):
             raise
         connection = Connection(self.host.stack.tcp, binding, local, remote, self._make_options(), owns_binding=False)
         self._connection = connection
-        connection.endpoint.connect(self.host.net.wire.now)
+        connection.endpoint.connect(self.host.clock.now)
         self.host.net.wire.act(connection.pump)
         return connection
 
@@ -252,7 +254,7 @@ class TcpSocket(VirtualSocket):
         if flag != stdlib.SHUT_WR:
             connection.endpoint.shutdown_read()
         if flag != stdlib.SHUT_RD:
-            connection.endpoint.shutdown_write(self.host.net.wire.now)
+            connection.endpoint.shutdown_write(self.host.clock.now)
             self._shut_write = True
         connection.pump()
 
@@ -279,7 +281,7 @@ class TcpSocket(VirtualSocket):
             return 0
         if not endpoint.has_room:
             return None
-        taken = endpoint.write(data, self.host.net.wire.now)
+        taken = endpoint.write(data, self.host.clock.now)
         self.host.net.wire.act(connection.pump)
         return taken
 

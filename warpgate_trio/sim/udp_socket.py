@@ -149,6 +149,7 @@ class UdpSocket(VirtualSocket):
         try:
             endpoint = await self._resolve(address, local=False)
             await trio.lowlevel.checkpoint()
+            await self.host.clock.wait()
         except trio.Cancelled:
             self.close()
             raise
@@ -273,10 +274,13 @@ class UdpSocket(VirtualSocket):
         dst = self._numeric(address)
         if dst is None:
             raise os_error(errno.EINVAL)
+        if self.host.is_asleep:
+            raise os_error(errno.EAGAIN)
         return self.send_now(memoryview(data), 0, dst)
 
     async def wait_writable(self) -> None:
         await trio.lowlevel.checkpoint()
+        await self.host.clock.wait()
         self._check_open()
 
     # Receiving
@@ -301,7 +305,7 @@ class UdpSocket(VirtualSocket):
 
     def recvfrom_nowait(self, bufsize: int, /) -> tuple[bytes, Any]:
         """What is there, without a checkpoint; BlockingIOError when nothing is."""
-        found = self.receive_now(bufsize, 0)
+        found = None if self.host.is_asleep else self.receive_now(bufsize, 0)
         if found is None:
             raise os_error(errno.EAGAIN)
         return found.data, self.received_from(found)

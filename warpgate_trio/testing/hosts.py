@@ -95,6 +95,9 @@ class SimulatedHost:
     def wall_time(self) -> float:
         return self.machine.wall_time()
 
+    def asleep(self) -> float:
+        return self.machine.asleep()
+
     def entropy(self, n: int) -> bytes:
         return self.machine.entropy(n)
 

@@ -34,8 +34,9 @@ def simulated_machine(*modules: ModuleType) -> Generator[None]:
             simulate(main)
 
     On a simulated host `time.time` and `time.time_ns` tell its wall clock, `time.monotonic` and `time.monotonic_ns` the
-    seconds since the run began; `psutil.net_if_addrs` and `psutil.net_if_stats` list its interfaces, and
-    `psutil.boot_time` is when the run began, by its wall clock.  Elsewhere, and at the end, all are as before.
+    seconds since the run began, without those that it has slept; `psutil.net_if_addrs` and `psutil.net_if_stats` list
+    its interfaces, and `psutil.boot_time` is when the run began, by its wall clock.  Elsewhere, and at the end, all are
+    as before.
 
     All else stays real: `time.perf_counter`, which is for measuring programs, `time.sleep`, what asks the C library
     by itself (`datetime.datetime.now`, `time.localtime` and `time.strftime` without a time), and what psutil knows
@@ -117,8 +118,8 @@ def _nanoseconds(seconds: float) -> int:
 _ANSWERS: Final[tuple[tuple[ModuleType, str, Callable[[Host], object]], ...]] = (
     (time, "time", lambda host: host.wall_time()),
     (time, "time_ns", lambda host: _nanoseconds(host.wall_time())),
-    (time, "monotonic", lambda host: host.net.wire.now),
-    (time, "monotonic_ns", lambda host: _nanoseconds(host.net.wire.now)),
+    (time, "monotonic", lambda host: host.clock.now),
+    (time, "monotonic_ns", lambda host: _nanoseconds(host.clock.now)),
     (psutil, "net_if_addrs", _addresses),
     (psutil, "net_if_stats", _stats),
     (psutil, "boot_time", lambda host: host.wall_time() - host.net.wire.now),
