@@ -63,6 +63,9 @@ class LoopbackHost:
         )
         return (Interface(name="lo", index=1, addresses=addresses, is_loopback=True, is_virtual=False),)
 
+    async def wait_change(self) -> None:
+        await trio.sleep_forever()
+
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         return dest if dest.is_loopback else None
 

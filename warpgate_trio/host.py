@@ -30,7 +30,7 @@ from typing import Final, Protocol, TypeAlias, final
 import psutil
 import trio
 
-from .linux import default_routes
+from .linux import default_routes, wait_difference
 from .sockaddr import parse_ip, socket_family
 
 __all__ = [
@@ -124,6 +124,13 @@ class Host(Protocol):
         Addresses that cannot be used are left out: not yet known to be nobody else's (tentative), or known to be
         somebody else's (RFC 4862 §5.4).  Where the system tells nothing of its interfaces, there is one for each
         address that its routes name.
+        """
+        ...
+
+    async def wait_change(self) -> None:
+        """Wait until the interfaces that are up, or their addresses, differ from what they are now.
+
+        It may return without need, after more changes than the system could tell of one by one.
         """
         ...
 
@@ -243,6 +250,9 @@ class RealHost:
         except OSError:  # no /proc, or one that may not be read: what has an address is taken for up
             flags = {name: set() for name in addresses}
         return _interfaces(addresses, flags, _kernel_index, _v6_states())
+
+    async def wait_change(self) -> None:
+        await wait_difference(self.interfaces)
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         # Connecting a datagram socket only looks up the route: it neither sends nor waits, hence no trio.socket, which

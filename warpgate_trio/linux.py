@@ -1,12 +1,21 @@
-"""What Linux alone tells of its network: default routes."""
+"""What Linux alone tells of its network: default routes, and when interfaces and addresses change (rtnetlink(7))."""
 
 from __future__ import annotations
 
+import errno
+import socket
 import sys
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
-__all__ = ["Route", "default_routes", "parse_ipv6_route", "parse_route"]
+import trio
+
+__all__ = ["POLL_INTERVAL", "Route", "default_routes", "parse_ipv6_route", "parse_route", "wait_difference"]
+
+POLL_INTERVAL: Final = 5.0
+"""Seconds between two looks at the interfaces, where the system does not tell when they change: what moves to another
+network is noticed before a ping would miss it."""
 
 _RTF_GATEWAY: Final = 0x0002
 Route: TypeAlias = tuple[str, IPv4Address | IPv6Address]
@@ -45,3 +54,59 @@ def parse_ipv6_route(text: str) -> list[Route]:
         for row in rows
         if not int(row[0], 16) and not int(row[1], 16) and int(row[4], 16) and int(row[8], 16) & _RTF_GATEWAY
     ]
+
+
+_GROUPS: Final = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_MESSAGES: Final = 64  # that are taken together: more are another piece of news
+_MESSAGE: Final = 65536
+
+
+async def wait_difference(look: Callable[[], object]) -> None:
+    """Wait until `look`, which lists this machine's interfaces, returns something else than now.
+
+    It is asked when the system says that something may have changed, and where it says nothing every `POLL_INTERVAL`.
+    """
+    before = look()
+    try:
+        with await _open_news() as news:
+            while look() == before:
+                if await _wait_news(news):
+                    return
+    except OSError:
+        while look() == before:  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(POLL_INTERVAL)
+
+
+async def _open_news() -> trio.socket.SocketType:
+    """A socket that becomes readable when an interface or an address of this network namespace changes.
+
+    OSError where the system has no netlink, or denies it: a sandbox, systemd's RestrictAddressFamilies, Android.
+    """
+    if sys.platform != "linux":
+        raise OSError(errno.EAFNOSUPPORT, "only Linux has netlink")
+    news = trio.socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    try:
+        await news.bind((0, _GROUPS))
+    except BaseException:
+        news.close()
+        raise
+    return news
+
+
+async def _wait_news(news: trio.socket.SocketType) -> bool:
+    """Wait until something may have changed, on a socket of `_open_news`; whether more of it was missed.
+
+    What the messages say is not read: most repeat what is known (each router advertisement does), and the list of
+    interfaces tells more than they do.
+    """
+    try:
+        await news.recv(_MESSAGE)
+        for _ in range(_MESSAGES):
+            if not news.is_readable():
+                break
+            await news.recv(_MESSAGE)
+    except OSError as error:
+        if error.errno == errno.ENOBUFS:  # more than the socket holds
+            return True
+        raise
+    return False

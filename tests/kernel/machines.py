@@ -12,6 +12,7 @@ import trio
 from tests.kernel.namespaces import Namespace, SocketsOfNamespaces
 from warpgate_trio import host as machine
 from warpgate_trio.host import Gateway, Interface, RealHost
+from warpgate_trio.linux import wait_difference
 
 
 class HostInNamespace:
@@ -25,6 +26,9 @@ class HostInNamespace:
     def interfaces(self) -> tuple[Interface, ...]:
         with self._namespace.inside():
             return self._real.interfaces()
+
+    async def wait_change(self) -> None:
+        await wait_difference(self.interfaces)
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         with self._namespace.inside():

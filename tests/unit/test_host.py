@@ -31,6 +31,9 @@ class FakeHost:
     def interfaces(self) -> tuple[Interface, ...]:
         return ()
 
+    async def wait_change(self) -> None:
+        await trio.sleep_forever()
+
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         return None
 

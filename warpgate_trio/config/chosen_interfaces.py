@@ -47,6 +47,9 @@ class _ChosenInterfaces:
             is_excluded=(bool(self._include) and not named) or _fits(interface.name, self._exclude),
         )
 
+    async def wait_change(self) -> None:
+        await self._host.wait_change()
+
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         source = self._host.source_address(dest)
         if source is None or source == dest:  # our own address; it leads to us by whatever interface

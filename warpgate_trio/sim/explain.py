@@ -61,6 +61,8 @@ def _link(link: Link) -> str:
     if link.jitter:
         parts.append(f"jitter {link.jitter * 1000:g} ms")
     parts += [f"{name} {getattr(link, name):.1%}" for name in ("loss", "duplicate", "reorder") if getattr(link, name)]
+    if link.burst > 1:
+        parts.append(f"bursts of {link.burst:g}")
     if link.bandwidth != PERFECT.bandwidth:
         parts.append(f"{link.bandwidth / 1e6:g} Mbit/s")
     if link.mtu != PERFECT.mtu:

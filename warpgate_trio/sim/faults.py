@@ -5,8 +5,8 @@ the Python that makes it, any part of it is a schedule too, and nothing in it is
 property-based test can cut a failing schedule down to what matters.
 
 Targets are names: a host or a router by its name means its first link, both ways; ``"alice:up"`` and ``"alice:down"``
-mean one way.  What happens to routers (REBOOT, REBIND) needs a router, what happens to machines (SLEEP) needs a host
-that is none.
+mean one way.  Whoever has moved by the time that a fault begins has another link.  What happens to routers (REBOOT,
+REBIND) needs a router, what happens to machines (SLEEP, LINK_DOWN, NEW_ADDRESS, MOVE) needs a host that is none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from math import inf
 from typing import final
 
-from .host import Host
+from .host import Host, Interface, Medium
 from .link import Direction, Impairment, Losses, check_burst
 from .network_base import NetworkBase
 from .router import Router
@@ -37,14 +37,18 @@ class Kind(Enum):
     REBOOT = "reboot"  # a router: down until `until`, and its mappings gone
     REBIND = "rebind"  # a router: another outside address, mappings gone
     SLEEP = "sleep"  # a host: no program runs, nothing comes or goes, and CLOCK_MONOTONIC stands still
+    LINK_DOWN = "link-down"  # a host: its interface is down, and back afterwards with the same addresses
+    NEW_ADDRESS = "new-address"  # a host: other addresses in place of those it has
+    MOVE = "move"  # a host: to another segment, with its addresses
 
     def __repr__(self) -> str:
         return f"Kind.{self.name}"
 
 
+Action = Callable[[], object]
 _SHARES = (Kind.LOSS, Kind.DUPLICATE, Kind.REORDER)
 _OF_ROUTERS = (Kind.REBOOT, Kind.REBIND)
-_OF_HOSTS = (Kind.SLEEP,)
+_OF_HOSTS = (Kind.SLEEP, Kind.LINK_DOWN, Kind.NEW_ADDRESS, Kind.MOVE)
 
 
 @final
@@ -53,11 +57,12 @@ class Fault:
     """One thing that goes wrong.
 
     Attributes:
-      at, until: seconds after `Network.schedule`; REBIND happens at `at`.
+      at, until: seconds after `Network.schedule`; REBIND, NEW_ADDRESS and MOVE happen at `at`.
       target: whom it befalls.
       kind, value: what it is.
       burst: of LOSS, as in `Link`: packets that are lost in a row, on average.
       after: of PAYLOAD_HOLE: large packets that pass before no more do.
+      to: of MOVE: the name of the segment.
 
     ValueError for a span that ends before it begins, or a value that makes no sense.
     """
@@ -69,6 +74,7 @@ class Fault:
     value: float = 0.0
     burst: float = 1.0
     after: int = 0
+    to: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.at <= self.until:
@@ -81,13 +87,16 @@ class Fault:
             raise ValueError(f"{self.kind.value} comes in no bursts")
         if self.after < 0 or (self.after and self.kind is not Kind.PAYLOAD_HOLE):
             raise ValueError(f"{self.kind.value} lets {self.after} packets pass: that makes no sense")
+        if bool(self.to) != (self.kind is Kind.MOVE):
+            raise ValueError(f"{self.kind.value} leads to {self.to!r}: that makes no sense")
 
     def __repr__(self) -> str:
         until = "" if self.until == inf else f", until={self.until!r}"
         value = f", value={self.value!r}" if self.value else ""
         burst = f", burst={self.burst!r}" if self.burst != 1 else ""
         after = f", after={self.after!r}" if self.after else ""
-        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value}{burst}{after})"
+        to = f", to={self.to!r}" if self.to else ""
+        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value}{burst}{after}{to})"
 
     __str__ = __repr__
 
@@ -101,20 +110,26 @@ def apply_faults(net: NetworkBase[Host], faults: Iterable[Fault]) -> None:
             net.wire.at(net.wire.now + fault.until, end)
 
 
-def _actions(net: NetworkBase[Host], fault: Fault) -> tuple[Callable[[], object], Callable[[], object] | None]:
-    """What begins and what ends a fault."""
-    host, directions = find_target(net, fault)
-    if fault.kind is Kind.REBIND:
-        assert isinstance(host, Router)
-        return host.change_address, None
-    if fault.kind is Kind.SLEEP:
-        return host.suspend, host.resume
-    impaired = [(direction, _impairment(fault)) for direction in directions]
-    return partial(_begin, impaired, host if fault.kind is Kind.REBOOT else None), partial(_end, impaired)
+def _actions(net: NetworkBase[Host], fault: Fault) -> tuple[Action, Action | None]:
+    """What begins and what ends a fault.  ValueError for one that cannot be."""
+    host, way = _find_target(net, fault)
+    match fault.kind:
+        case Kind.REBIND | Kind.NEW_ADDRESS:
+            return host.change_address, None
+        case Kind.SLEEP:
+            return host.suspend, host.resume
+        case Kind.LINK_DOWN:
+            down: list[Interface] = []
+            return partial(_take_down, host, down), partial(_bring_up, down)
+        case Kind.MOVE:
+            return partial(host.move_to, _find_segment(net, host, fault)), None
+        case _:
+            impaired: list[tuple[Direction, Impairment]] = []
+            return partial(_begin, host, way, fault, impaired), partial(_end, impaired)
 
 
-def find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, list[Direction]]:
-    """The host that a fault is about, and the directions of its link."""
+def _find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, str]:
+    """The host that a fault is about, and the way of its link; "" for both."""
     name, _, way = fault.target.partition(":")
     host = net.hosts.get(name)
     if host is None or way not in ("", "up", "down"):
@@ -124,8 +139,21 @@ def find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, list[Direct
         raise ValueError(f"{fault!r}: {name} is no router")
     if fault.kind in _OF_HOSTS and (way or isinstance(host, Router)):
         raise ValueError(f"{fault!r}: this befalls a host as a whole, and no router")
-    link = host.interfaces[0]
-    return host, [d for d, word in ((link.tx, "up"), (link.rx, "down")) if way in ("", word)]
+    return host, way
+
+
+def _find_segment(net: NetworkBase[Host], host: Host, fault: Fault) -> Medium:
+    """The segment that a fault leads to."""
+    inside = {each.name: each.inside.segment for each in net.hosts.values() if isinstance(each, Router)}
+    topmost = host.interfaces[0].segment
+    while isinstance(topmost.router, Router):
+        topmost = topmost.router.outside.segment
+    found = {topmost.name: topmost, **inside}.get(fault.to)
+    if found is None:
+        raise ValueError(
+            f"{fault!r}: there is no segment {fault.to!r} here; there are {topmost.name}, {', '.join(inside)}"
+        )
+    return found
 
 
 def _impairment(fault: Fault) -> Impairment:
@@ -141,13 +169,27 @@ def _impairment(fault: Fault) -> Impairment:
     )
 
 
-def _begin(impaired: list[tuple[Direction, Impairment]], rebooted: Host | None) -> None:
-    for direction, impairment in impaired:
-        direction.impairments.append(impairment)
-        direction.recheck()
-    if rebooted is not None:
-        assert isinstance(rebooted, Router)
-        rebooted.reboot()
+def _begin(host: Host, way: str, fault: Fault, impaired: list[tuple[Direction, Impairment]]) -> None:
+    link = host.interfaces[0]
+    for direction, word in ((link.tx, "up"), (link.rx, "down")):
+        if way in ("", word):
+            impairment = _impairment(fault)
+            impaired.append((direction, impairment))
+            direction.impairments.append(impairment)
+            direction.recheck()
+    if fault.kind is Kind.REBOOT:
+        assert isinstance(host, Router)
+        host.reboot()
+
+
+def _take_down(host: Host, down: list[Interface]) -> None:
+    down.append(host.interfaces[0])
+    down[0].take_down()
+
+
+def _bring_up(down: list[Interface]) -> None:
+    for interface in down:
+        interface.bring_up()
 
 
 def _end(impaired: list[tuple[Direction, Impairment]]) -> None:

@@ -17,6 +17,8 @@ from random import Random
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, TypeVar, TypeVarTuple, final
 
+import trio
+
 from .addr import BROADCAST, LOOPBACK4, LOOPBACK6, Prefix, is_loopback, is_multicast, is_v6
 from .host_clock import HostClock
 from .link import DEFAULT_MTU, Direction, Links
@@ -86,8 +88,19 @@ class Medium(Protocol):
         """Attach a new host."""
         ...
 
-    def attach(self, host: Host, *, addresses: Sequence[str] | None = None) -> Interface:
+    @property
+    def hosts(self) -> list[Host]:
+        """Those whose first interface is here."""
+        ...
+
+    def attach(
+        self, host: Host, *, addresses: Sequence[str] | None = None, link: Links | None = None, ipv6: bool = True
+    ) -> Interface:
         """Give a host one more interface, here."""
+        ...
+
+    def detach(self, interface: Interface) -> None:
+        """Take an interface, with its addresses, from here and from its host."""
         ...
 
     def carry(self, sender: Interface, packet: Packet, hop: str) -> None:
@@ -98,8 +111,8 @@ class Medium(Protocol):
         """Let packets for a prefix go to an interface's host."""
         ...
 
-    def free_address(self) -> str:
-        """An IPv4 address that nobody has."""
+    def free_address(self, *, v6: bool = False) -> str:
+        """An address that nobody has."""
         ...
 
     def give(self, interface: Interface, address: str) -> str:
@@ -134,6 +147,22 @@ class Interface:
         self.deprecated: set[str] = set()
         self.temporary: set[str] = set()
         self.tap: Callable[[float, Packet, bool], object] | None = None  # for captures: (time, packet, outgoing)
+        self._downs = 0  # how many reasons it has to be down
+
+    @property
+    def is_up(self) -> bool:
+        """Whether packets pass and routes lead through it."""
+        return not self._downs
+
+    def take_down(self) -> None:
+        """Be down until as many calls of `bring_up`: see `Kind.LINK_DOWN`."""
+        self._downs += 1
+        self.host.changed()
+
+    def bring_up(self) -> None:
+        """Be up again, with the addresses and routes that it had."""
+        self._downs -= 1
+        self.host.changed()
 
     def address(self, *, v6: bool) -> str | None:
         """The address of a family that packets leave from: the first by rules 3 and 7 of RFC 6724, section 5."""
@@ -142,8 +171,8 @@ class Interface:
 
     def send(self, packet: Packet, hop: str) -> None:
         """Put a packet on the link, for the neighbour `hop`."""
-        if self.host.is_asleep:
-            self.host.drop(packet, "asleep")
+        if self.host.is_asleep or self._downs:
+            self.host.drop(packet, "asleep" if self.host.is_asleep else "link down")
             return
         if packet.size > self.tx.link.mtu and not packet.fragments:
             self.host.too_big(packet, self)
@@ -154,8 +183,8 @@ class Interface:
 
     def deliver(self, packet: Packet) -> None:
         """Take a packet from the link."""
-        if self.host.is_asleep:
-            self.host.drop(packet, "asleep")
+        if self.host.is_asleep or self._downs:
+            self.host.drop(packet, "asleep" if self.host.is_asleep else "link down")
             return
         if self.tap is not None:
             self.tap(self.host.net.wire.now, packet, False)
@@ -194,6 +223,8 @@ class Host:
         self.clock_offset = clock_offset
         self.clock_drift = clock_drift
         self.interfaces: list[Interface] = []
+        self.attached = 0  # interfaces that it ever had: none takes the name of one that is gone
+        self._change = trio.Event()
         self.spare_descriptors: int = 1024
         self.random: Random = net.rng(f"host:{name}:random")
         self._entropy = net.rng(f"host:{name}:entropy")
@@ -277,13 +308,64 @@ class Host:
         interface.addresses.append((address, prefix))
         self.own[address] = interface
         self.add_route(prefix, interface, None)
+        self.changed()
 
     def remove_address(self, address: str) -> None:
-        """Take an address away; sockets that are bound to it stay open."""
+        """Take an address away; sockets that are bound to it stay open.  docs/simulator.md tells more."""
         interface = self.own.pop(address)
         if interface is not None:
             interface.addresses = [pair for pair in interface.addresses if pair[0] != address]
+        self.changed()
+
+    def remove_interface(self, interface: Interface) -> None:
+        """Forget an interface that has no address any more, and its routes."""
+        self.interfaces.remove(interface)
+        self.routes = [route for route in self.routes if route.interface is not interface]
+        self.changed()
+
+    def change_address(self, new: str | None = None) -> str:
+        """Let its first interface have another address in place of those that it has, as DHCP and SLAAC may.
+
+        Args:
+          new: the only one from now on; by default a free one for each that it has.
+
+        Returns the first of the new ones.  What its DNS names stand for stays as it was.
+        """
+        interface = self.interfaces[0]
+        segment, old = interface.segment, [address for address, _ in interface.addresses]
+        chosen = [segment.free_address(v6=is_v6(address)) for address in old] if new is None else [new]
+        for address in old:
+            segment.take_away(address)
+        first, *_ = [segment.give(interface, address) for address in chosen]
+        return first
+
+    def move_to(self, segment: Medium, *, link: Links | None = None) -> Interface:
+        """Let its first interface go, and have another one on another segment in its place: from Wi-Fi to cellular.
+
+        It gets an address of each family that the segment has; IPv6 only if it did not do without before.
+
+        Args:
+          link: between the host and the segment; by default the segment's.
+        """
+        old = self.interfaces[0]
+        ipv6 = old.segment.prefix6 is None or old.address(v6=True) is not None
+        old.segment.detach(old)
+        new = segment.attach(self, link=link, ipv6=ipv6)
+        self.interfaces.insert(0, self.interfaces.pop())
+        segment.hosts.append(self)
+        new.tap = old.tap
+        return new
+
+    def changed(self) -> None:
+        """Note that an interface or an address came, went or changed."""
         self._cache.clear()
+        change, self._change = self._change, trio.Event()
+        change.set()
+
+    async def wait_change(self) -> None:
+        """Wait until an interface or an address comes, goes, or changes."""
+        await self._change.wait()
+        await self.clock.wait()
 
     def add_route(self, prefix: Prefix, interface: Interface, gateway: str | None) -> None:
         """The longest prefix wins, and among equals the first that was added."""
@@ -302,7 +384,9 @@ class Host:
             return self._cache[dst]
         except KeyError:
             # An interface without an address of the family is of no use for it.
-            usable = (r for r in self.routes if dst in r.prefix and r.interface.address(v6=is_v6(dst)))
+            usable = (
+                r for r in self.routes if dst in r.prefix and r.interface.is_up and r.interface.address(v6=is_v6(dst))
+            )
             found = next(usable, None)
             if found is not None and (is_multicast(dst) or dst == BROADCAST):
                 found = found._replace(gateway=None)  # to all neighbours, not to the gateway
@@ -314,9 +398,13 @@ class Host:
         if dst in self.own or is_loopback(dst):
             return dst
         route = self.route(dst)
-        if route is None and (is_multicast(dst) or dst == BROADCAST) and self.interfaces:
-            return self.interfaces[0].address(v6=is_v6(dst))
+        if route is None and (is_multicast(dst) or dst == BROADCAST):
+            first = self._first_up()
+            return None if first is None else first.address(v6=is_v6(dst))
         return None if route is None else route.interface.address(v6=is_v6(dst))
+
+    def _first_up(self) -> Interface | None:
+        return next((interface for interface in self.interfaces if interface.is_up), None)
 
     def mtu_to(self, dst: str) -> int:
         """The largest packet that is known to fit on the way to an address."""
@@ -336,16 +424,20 @@ class Host:
         if dst in self.own or is_loopback(dst):
             net.wire.after(0, self.receive, packet, None)
             return
+        src = packet.src[0]
+        if src not in self.own and not is_v6(src):  # it was taken away; of IPv6 Linux does not look
+            raise os_error(errno.ENETUNREACH)
         if interface is not None:
             interface.send(packet, dst)
             return
         route = self.route(dst)
         if route is not None:
             route.interface.send(packet, route.gateway or dst)
-        elif self.interfaces and (is_multicast(dst) or dst == BROADCAST):
-            self.interfaces[0].send(packet, dst)
-        else:
+            return
+        first = self._first_up()
+        if first is None or not (is_multicast(dst) or dst == BROADCAST):
             raise os_error(errno.ENETUNREACH)
+        first.send(packet, dst)
 
     def reply(self, packet: Packet) -> None:
         """Send a reset or an ICMP error, or a segment of TCP, if there is a route for it."""

@@ -109,5 +109,6 @@ class Capture:
     def close(self) -> None:
         """Stop, and write the rest out."""
         for interface in self._tapped:
-            interface.tap = None
+            for each in (interface, *interface.host.interfaces):  # its host may have moved
+                each.tap = None
         self._file.close()

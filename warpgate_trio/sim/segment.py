@@ -152,7 +152,8 @@ class Segment:
             self._check(address)
         chosen = self._link if link is None else link
         tx, rx = chosen if isinstance(chosen, tuple) else (chosen, chosen)
-        number = len(host.interfaces)
+        number = host.attached
+        host.attached += 1
         label = f"{host.name}:eth{number}"
         rng = self.net.rng
         interface = Interface(
@@ -178,6 +179,14 @@ class Segment:
             for gateway in self.router.addresses_on(self):
                 host.default_route(interface, gateway)
         return interface
+
+    def detach(self, interface: Interface) -> None:
+        """Take an interface, with its addresses, from here and from its host."""
+        for address, _ in list(interface.addresses):
+            self.take_away(address)
+        self.interfaces.remove(interface)
+        self.hosts = [host for host in self.hosts if host is not interface.host]
+        interface.host.remove_interface(interface)
 
     def give(self, interface: Interface, address: str) -> str:
         """Give an interface one more address; ValueError when it is taken or of another network."""
@@ -222,9 +231,9 @@ class Segment:
             if address not in self._by_address:
                 return address
 
-    def free_address(self) -> str:
-        """An IPv4 address of this segment that nobody has."""
-        return self._free(v6=False)
+    def free_address(self, *, v6: bool = False) -> str:
+        """An address of this segment that nobody has; ValueError where the segment has none of the family."""
+        return self._free(v6=v6)
 
     def _delegate4(self) -> Prefix:
         if self.prefix4 is None or self.prefix4.bits > 16:

@@ -65,8 +65,12 @@ class SimulatedHost:
                 is_virtual=False,
             )
             for each in self.machine.interfaces
+            if each.is_up
         )
         return (_LOOPBACK, *attached)
+
+    async def wait_change(self) -> None:
+        await self.machine.wait_change()
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         if dest.is_unspecified:  # as `RealHost`

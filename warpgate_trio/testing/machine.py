@@ -106,8 +106,8 @@ def _stats(host: Host) -> dict[str, _Stats]:
     unknown, full = psutil.NIC_DUPLEX_UNKNOWN, psutil.NIC_DUPLEX_FULL
     found = {"lo": _Stats(True, unknown, 0, 65536, "up,loopback,running")}
     for interface in host.interfaces:
-        flags = "up,broadcast,running,multicast"
-        found[interface.name] = _Stats(True, full, _SPEED, interface.tx.link.mtu, flags)
+        flags = "up,broadcast,running,multicast" if interface.is_up else "broadcast,multicast"
+        found[interface.name] = _Stats(interface.is_up, full, _SPEED, interface.tx.link.mtu, flags)
     return found
 
 
