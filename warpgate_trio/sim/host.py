@@ -277,6 +277,12 @@ class Host:
         """Wake up: the programs go on where they were."""
         self.is_asleep = self.clock.go_on()
 
+    def reset_connections(self) -> None:
+        """Reset every TCP connection that it has, as a kernel does with those of programs that are killed."""
+        for connection in list(self.stack.tcp.connections.values()):
+            connection.endpoint.abort()
+            self.net.wire.act(connection.pump)
+
     def entropy(self, n: int) -> bytes:
         """`n` bytes that look random and are the same for a seed and a host's name."""
         return self._entropy.randbytes(n)

@@ -4,6 +4,7 @@
 * `machine`: `simulated_machine`, the clocks of `time` and psutil for programs that ask those.
 * `pipe_laws`: laws that a byte stream has to keep, for streams of your own.
 * `world`: a world with servers for programs that are built on this package, and `theory`: what to expect in it.
+* `restarts`: servers of a world that are killed and come back.
 * `worlds`: worlds as plain data, `Topology` and `PeerPair`; `populations`: how common which NATs are.
 * `strategies`: Hypothesis strategies for all that, and for NATs, links and faults.  It needs the extra ``testing``
   and is not imported by this module: ``from warpgate_trio.testing import strategies``.
@@ -25,12 +26,14 @@ from .pipe_laws import (
     check_pipe,
     check_send_copies,
 )
+from .restarts import Restarts
 from .theory import can_connect
 from .world import WORLD_CONFIG, World, world
 
 __all__ = [
     "WORLD_CONFIG",
     "PipeMaker",
+    "Restarts",
     "SimulatedHost",
     "StreamMaker",
     "World",

@@ -23,6 +23,7 @@ from ..config import NodeConfig, Servers
 from ..nurseries import leaves
 from ..sim import Host
 from .hosts import simulated_hosts
+from .restarts import Restarts
 from .walks import NTP, RENDEZVOUS, STUN, STUN2
 from .worlds import Machine, PeerPair
 
@@ -43,7 +44,9 @@ class World(NamedTuple):
 
 
 @asynccontextmanager
-async def world(pair: PeerPair, *, time_limit: float = 86400.0) -> AsyncGenerator[World]:
+async def world(
+    pair: PeerPair, *, time_limit: float = 86400.0, restarts: Restarts | None = None
+) -> AsyncGenerator[World]:
     """Two peers and the servers that their nodes need: `open_node(WORLD_CONFIG, …)` on ``alice`` and on ``bob``.
 
     Signals go by WebSocket through ``server``, on port 443, which the strictest of firewalls lets out; there is no
@@ -52,6 +55,8 @@ async def world(pair: PeerPair, *, time_limit: float = 86400.0) -> AsyncGenerato
 
     Args:
       time_limit: virtual seconds after which a program has hung; then trio.TooSlowError.
+      restarts: by which the program's test may restart the servers of the machines ``server``, ``stun``, ``stun2`` and
+        ``ntp``.
 
     An exception that a nursery of the body has put into a group, alone, comes out bare.
 
@@ -68,7 +73,7 @@ async def world(pair: PeerPair, *, time_limit: float = 86400.0) -> AsyncGenerato
     made = replace(pair, public=(*pair.public, *missing))
     async with made.build(time_limit=time_limit) as net, simulated_hosts():
         async with AsyncExitStack() as stack:
-            for server in _SERVERS:
+            for server in _SERVERS if restarts is None else restarts.of(*_SERVERS):
                 machine = net.hosts[server.machine]
                 with machine:
                     await stack.enter_async_context(server.open(machine))
