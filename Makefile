@@ -50,7 +50,7 @@ format: ## let ruff lay out the code and mend what it can
 	@sh tools/in_venv.sh dev ruff format .
 
 bench: ## run every benchmark (minutes; see benchmarks/README.md)
-	@for each in connect_time round_trips punch_times cold_start pipe_throughput quic_throughput many_pipes idle_node idle_server signals relay_server turn_server attack_costs simulator; do \
+	@for each in connect_time round_trips punch_times cold_start pipe_throughput quic_throughput many_pipes idle_node idle_server signals relay_server turn_server attack_costs link_pauses simulator; do \
 		sh tools/in_venv.sh dev python -m benchmarks.$$each || exit 1; done
 
 dist: ## build sdist and wheel, and try the wheel in empty environments

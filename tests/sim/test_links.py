@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -291,3 +292,45 @@ def test_faults_of_routers() -> None:
         b.close()
 
     run(world)
+
+
+# Presets
+async def round_trip(net: Network, link: Link) -> float:
+    a, b = await bound(net.host("a", link=link), 1), await bound(net.host("b"), 1)
+    await a.sendto(b"", (b.host.ip, 1))  # type: ignore[attr-defined]
+    assert await receive(b, 60) is not None
+    await b.sendto(b"", (a.host.ip, 1))  # type: ignore[attr-defined]
+    assert await receive(a, 60) is not None
+    a.close()
+    b.close()
+    return trio.current_time()
+
+
+@pytest.mark.parametrize(
+    ("name", "mbit", "rtt", "loss", "burst"),
+    [
+        ("fibre", 100, 0.016, 0.001, 1),
+        ("cable", 25, 0.04, 0.01, 6),
+        ("dsl", 8, 0.09, 0.02, 8),
+        ("mobile", 3, 0.2, 0.03, 10),
+        ("weak-mobile", 1.5, 0.3, 0.05, 12),
+        ("crowded-mobile", 0.8, 0.45, 0.08, 20),
+        ("satellite", 25, 0.6, 0.015, 6),
+        ("fading", 0.5, 0.45, 0.12, 25),
+        ("last-bar", 0.256, 0.8, 0.25, 40),
+    ],
+)
+def test_the_nine_links(name: str, mbit: float, rtt: float, loss: float, burst: int) -> None:
+    """Their round trip is that to a peer without delay, and their queue holds what they carry in it."""
+    link = presets.LINKS[name]
+    assert (link.bandwidth, link.loss, link.burst) == (mbit * 1e6, loss, burst)
+    kind = replace(link, loss=0, burst=1)
+    assert run(lambda net: round_trip(net, kind)) == pytest.approx(rtt, abs=2.1 * 28 * 8 / link.bandwidth)
+
+    async def flood(net: Network) -> int:
+        """How many full packets that set out together pass."""
+        way = net.host("a", link=kind).interfaces[0].tx
+        return sum(not isinstance(way.carry(1500, 0.0), str) for _ in range(2000))
+
+    assert run(flood) == mbit * 1e6 * rtt / 8 // 1500 >= 10
+    assert len(presets.LINKS) == 9

@@ -1,10 +1,11 @@
-"""NATs and firewalls that exist, or that a document asks for; each says where its behaviour comes from."""
+"""NATs and firewalls that exist, or that a document asks for; each says where its behaviour comes from.  And links."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Final
 
+from .link import Link
 from .nat_axes import (
     Behavior,
     Conflict,
@@ -269,3 +270,30 @@ FIREWALLS6: Final = {config.name: config for config in (FIREWALL6, SIMPLE_SECURI
 """IPv6 firewalls by name."""
 
 named |= {f"presets.{name}": config for name, config in list(globals().items()) if isinstance(config, NatConfig)}
+
+
+_LEAST_QUEUE: Final = 10 * 1500  # bytes: a connection's first flight fits (RFC 6928), on however slow a link
+
+
+def _line(mbit: float, rtt: float, loss: float, burst: int = 1) -> Link:
+    queue = max(_LEAST_QUEUE, round(mbit * 1e6 * rtt / 8))
+    return Link(bandwidth=mbit * 1e6, latency=rtt / 2, loss=loss, burst=burst, queue=queue)
+
+
+LINKS: Final = {
+    "fibre": _line(100, 0.016, 0.001),
+    "cable": _line(25, 0.04, 0.01, 6),
+    "dsl": _line(8, 0.09, 0.02, 8),
+    "mobile": _line(3, 0.2, 0.03, 10),
+    "weak-mobile": _line(1.5, 0.3, 0.05, 12),
+    "crowded-mobile": _line(0.8, 0.45, 0.08, 20),
+    "satellite": _line(25, 0.6, 0.015, 6),
+    "fading": _line(0.5, 0.45, 0.12, 25),
+    "last-bar": _line(0.256, 0.8, 0.25, 40),
+}
+"""Links from good to hardly usable, by name: each way of one peer's own link, ``net.host("alice", link=LINKS["dsl"])``.
+
+To a peer without delay the round trip is twice the latency; each way has the bandwidth, and the loss, in bursts.  The
+queue holds as many bytes as the link carries in that round trip, the least with which one TCP connection can fill a
+link that it alone uses.  The figures span what people have, and are measured on nobody's line.
+"""
