@@ -13,6 +13,8 @@ import trio
 from tests.sim.programs import bound, receive
 from tests.sim.worlds import run
 from warpgate_trio import host as machine
+from warpgate_trio.config import InterfacesConfig
+from warpgate_trio.config.chosen_interfaces import choose_interfaces
 from warpgate_trio.sim import Fault, Host, Kind, Link, Network, presets
 from warpgate_trio.testing import simulated_hosts, simulated_machine
 
@@ -226,6 +228,25 @@ def test_who_sleeps_is_told_when_it_wakes() -> None:
         )
         await alice.wait_change()
         assert trio.current_time() == 10
+
+    run(world)
+
+
+def test_a_machine_of_which_a_node_uses_a_part_tells_the_same() -> None:
+    async def world(net: Network) -> None:
+        alice = net.host("alice")
+        net.schedule(
+            [
+                Fault(at=1, until=10, target="alice", kind=Kind.SLEEP),
+                Fault(at=20, target="alice", kind=Kind.NEW_ADDRESS),
+            ]
+        )
+        async with simulated_hosts():
+            with alice:
+                part = choose_interfaces(machine.current(), InterfacesConfig(exclude=("tun*",)))
+            await part.wait_change()
+        assert trio.current_time() == 20
+        assert part.asleep() == 9
 
     run(world)
 
