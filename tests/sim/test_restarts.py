@@ -61,6 +61,7 @@ def in_world(main: Callable[[NodePair, Restarts, Births], Awaitable[None]]) -> N
     simulate(run)
 
 
+@pytest.mark.slow("whole nodes, and every server twice")
 def test_each_is_gone_for_a_while_and_comes_back() -> None:
     """A new one each time, at the old addresses, and the others do not notice."""
 
@@ -109,6 +110,7 @@ def test_who_is_connected_is_reset_and_who_connects_is_refused(machine: str, por
     in_world(main)
 
 
+@pytest.mark.slow("whole nodes, and every server twice")
 def test_nodes_find_all_of_them_again() -> None:
     async def main(nodes: NodePair, restarts: Restarts, births: Births) -> None:
         for machine in MACHINES:
