@@ -86,10 +86,12 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
         await alice.auto_connect(bob.address) as ours,
         await bob.listener.accept() as theirs,
     ):
-        carrier = theirs.carrier
+        carrier, said = theirs.carrier, link_of(theirs).protocol.outgoing
+        assert said is not None
         for number in range(2, 2 * 5 * MAX_CHANNELS, 2):
-            carrier.feed(encode(Open(channel=number, credit=0, label="")))
-            carrier.feed(encode(Reset(channel=number, code=ResetCode.CLOSED)))
+            for frame in (Open(channel=number, credit=0, label=""), Reset(channel=number, code=ResetCode.CLOSED)):
+                carrier.feed(encode(frame))
+                said.put_frame(encode(frame))
         await carrier.flush()
         await deciding.wait()
         await theirs.ping()

@@ -422,17 +422,19 @@ class Host:
 
     # Packets
 
+    def check_source(self, address: str) -> None:
+        """OSError(ENETUNREACH) where a socket is bound to an address that was taken away; of IPv6 Linux does not look."""
+        if address not in self.own and not is_loopback(address) and not is_v6(address):
+            raise os_error(errno.ENETUNREACH)
+
     def output(self, packet: Packet, interface: Interface | None = None) -> None:
-        """Send a packet of this host's own; OSError(ENETUNREACH) without a route.  `interface` is for multicast."""
+        """Send a packet as it is; OSError(ENETUNREACH) without a route.  `interface` is for multicast."""
         net = self.net
         dst = packet.dst[0]
         net.trace.add(net.wire.now, self.name, "send", packet)
         if dst in self.own or is_loopback(dst):
             net.wire.after(0, self.receive, packet, None)
             return
-        src = packet.src[0]
-        if src not in self.own and not is_v6(src):  # it was taken away; of IPv6 Linux does not look
-            raise os_error(errno.ENETUNREACH)
         if interface is not None:
             interface.send(packet, dst)
             return
@@ -448,6 +450,7 @@ class Host:
     def reply(self, packet: Packet) -> None:
         """Send a reset or an ICMP error, or a segment of TCP, if there is a route for it."""
         try:
+            self.check_source(packet.src[0])
             self.output(packet)
         except OSError:
             self.drop(packet, "no route for the answer")

@@ -224,6 +224,7 @@ class UdpSocket(VirtualSocket):
         if address == BROADCAST or is_multicast(address):
             self._send_to_many(packet, v6)
         else:
+            self.host.check_source(source[0])
             self.host.net.wire.act(self.host.output, packet)
         return len(data)
 
