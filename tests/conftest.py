@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import re
 import socket
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import trio
+import trio.testing
 
 from tests import requirements
 from tests.hangs import HANG
@@ -30,6 +32,8 @@ OWN_NAMES = {None, "localhost", "", socket.gethostname()}
 """Hosts that the machine knows without asking anybody."""
 SLOW = 0.25
 """Seconds that a test may take without saying why."""
+QUIET = 0.005
+"""Seconds without an event after which `jumping_clock` jumps."""
 
 hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
 # A CI run is the same every time: what Hypothesis finds by chance belongs to a developer, not to somebody else's merge.
@@ -222,6 +226,42 @@ def own_logging() -> Iterator[None]:
         logger.setLevel(level)
         logger.propagate = propagate
         logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def jumping_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
+    """Seconds pass at once when nothing happens for 5 ms, and do not pass otherwise: a slow machine uses up no limit.
+
+    For tests whose every party is in this thread, over real sockets: on loopback whatever one of them sends is there
+    when `send` returns, so that while nothing happens nothing is under way either, however long the process has to
+    wait for a processor.  While Trio's threads work, looking up a name for instance, the clock stands.
+
+    Not for tests that wait for another process, a thread that is not Trio's or a timer of the kernel: these work on
+    while nothing happens here, and the clock jumps past what limits the wait.  Nor for those that measure a time.
+    A module or a test takes it as an argument or by `usefixtures`.
+    """
+    clock = trio.testing.MockClock(autojump_threshold=QUIET)
+    run_sync = trio.to_thread.run_sync
+    working = 0
+
+    async def standing_still(*args: Any, **options: Any) -> Any:
+        nonlocal working
+        working += 1
+        clock.autojump_threshold = math.inf
+        try:
+            return await run_sync(*args, **options)
+        finally:
+            working -= 1
+            if not working:
+                clock.autojump_threshold = QUIET
+
+    def run(main: Callable[..., Any], **options: Any) -> Any:
+        return trio.run(main, **(options | {"clock": clock}))
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", standing_still)
+    if request.node.get_closest_marker("trio") is not None:  # pytest-trio takes what is an argument of the test alone
+        request.node.add_marker(pytest.mark.trio(run=run), append=False)
+    return clock
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 import pytest
@@ -24,6 +23,8 @@ from warpgate_trio.link.channels import MAX_CHANNELS
 from warpgate_trio.link.frames import Open, Reset, ResetCode, encode
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
 from warpgate_trio.report import WalkEvent
+
+pytestmark = pytest.mark.usefixtures("jumping_clock")
 
 # -- a peer that was called, and opens Pipes itself --------------------------------------------------------------------
 
@@ -129,7 +130,6 @@ async def test_a_decision_that_its_link_does_not_live_to_see() -> None:
 # -- the time that a decision takes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow("decisions that outlast a handshake which a busy machine can keep")
 async def test_a_decision_may_take_longer_than_a_handshake() -> None:
     """By default both have 10 s: a no that is late must arrive as a no, and a yes in time as a Pipe."""
     handshake = 0.5
@@ -162,7 +162,6 @@ async def test_a_caller_without_a_commit_has_the_handshake_s_time() -> None:
         assert bob.stats().handshakes_failed == 1
 
 
-@pytest.mark.slow("a pinned call's whole time, in which a busy machine gets as far as a COMMIT")
 async def test_a_pinned_call_ends_though_the_peer_is_alive_and_never_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(sock: trio.socket.SocketType) -> None:
         link = await committed(sock)
@@ -256,8 +255,7 @@ async def test_a_peer_whose_every_session_is_spent_ends_the_call() -> None:
     assert commits == 4
 
 
-@pytest.mark.slow("a call's whole time, in which a busy machine gets as far as a COMMIT")
-async def test_a_session_that_is_spent_when_the_time_is_over() -> None:
+async def test_a_session_that_is_spent_when_the_time_is_over(jumping_clock: trio.testing.MockClock) -> None:
     """There is no time left for the new session: the call has timed out, and no other error comes of it."""
 
     async def serve(sock: trio.socket.SocketType) -> None:
@@ -265,7 +263,7 @@ async def test_a_session_that_is_spent_when_the_time_is_over() -> None:
 
     def dawdle(event: WalkEvent) -> None:
         if event.kind == "note":
-            time.sleep(1.0)
+            jumping_clock.jump(1.0)
 
     async with impostor(serve) as port, loopback_node(ALICE, config()) as alice:
         async with expect(Verdict.TIMED_OUT):
@@ -282,10 +280,9 @@ class Twin(Plugin):
 
 
 @pytest.mark.usefixtures("own_plugins")
-@pytest.mark.slow("the first carrier outlasts the phase's budget")
 async def test_a_carrier_that_waited_has_its_turn_when_the_first_one_dies() -> None:
     """However long that took: the phase's budget is for finding paths, and this one was found."""
-    budgets = Budgets(direct_min=0.4, direct_max=0.4)  # in which a busy machine gets as far as a COMMIT
+    budgets = Budgets(direct_min=0.4, direct_max=0.4)
     commits = 0
 
     register(phase="direct")(Twin)

@@ -22,6 +22,8 @@ from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.testing.walks import NodePair
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 
 async def test_get_addr_returns_the_present_address() -> None:
     async with pair() as both:
@@ -161,7 +163,7 @@ async def test_fan_out_takes_the_one_that_works() -> None:
             assert pipe.path.plugin == "reverse_connect"
 
 
-async def test_fan_out_starts_its_candidates_one_after_the_other(autojump_clock: trio.testing.MockClock) -> None:
+async def test_fan_out_starts_its_candidates_one_after_the_other() -> None:
     """What starts later spares its work when an earlier one is quick; no start waits for an earlier one's failure."""
     starts: list[tuple[str, float]] = []
 

@@ -35,7 +35,7 @@ async def outcomes(
         nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + 0.2)
 
     async with trio.open_nursery() as nursery:
-        nursery.cancel_scope.deadline = trio.current_time() + 5  # a busy machine
+        nursery.cancel_scope.deadline = trio.current_time() + 5
         nursery.start_soon(run, 0, dial)
         nursery.start_soon(run, 1, serve)
     for path, outcome in zip(paths, found, strict=True):
@@ -57,6 +57,7 @@ def serving(paths: Paths) -> Callable[[], Awaitable[object]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("jumping_clock")
 async def test_another_nodes_key(family: int) -> None:
     paths = await connect_paths(family)
     host, port = paths[0].remote
@@ -246,7 +247,7 @@ async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
                 if set(got.values()) == {size}:
                     nursery.cancel_scope.cancel()
 
-        nursery.cancel_scope.deadline = trio.current_time() + 10
+        nursery.cancel_scope.deadline = trio.current_time() + HANG
         nursery.start_soon(read, dialler)
         nursery.start_soon(read, server)
     assert set(got.values()) == {size}
@@ -401,9 +402,9 @@ async def test_a_path_that_breaks(reading: bool) -> None:
     close_carriers(dialler, *ends)
 
 
+@pytest.mark.usefixtures("jumping_clock")
 @pytest.mark.slow("a hundred seconds of virtual time")
-async def test_a_peer_that_vanished_is_noticed(autojump_clock: trio.testing.MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.005
+async def test_a_peer_that_vanished_is_noticed() -> None:
     dialler, server = await quic_carriers()
     with trio.move_on_after(1):
         await dialler.receive()

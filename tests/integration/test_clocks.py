@@ -19,6 +19,8 @@ from warpgate_trio.errors import AddressNotYetValid
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.signal import Cancel
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 DAY = 24 * 3600.0
 
 

@@ -28,7 +28,7 @@ from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import SignalHub
 from warpgate_trio.walk.calling import CallingAttempt
 
-pytestmark = pytest.mark.usefixtures("own_plugins")
+pytestmark = pytest.mark.usefixtures("own_plugins", "jumping_clock")
 
 
 # -- calls that are not made in the body ------------------------------------------------------------------------------
@@ -207,7 +207,6 @@ async def bob_and_alice(plugin: type[Plugin]) -> AsyncGenerator[tuple[Node, Node
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-@pytest.mark.slow("the peer closes only after the goodbye")
 async def test_goodbyes_go_through_adopted_tasks(cancelled: bool) -> None:
     """The tasks that carry a Link outlive it: the peer reads the end of the stream, not a broken one."""
     register(phase="direct")(Forwarded)

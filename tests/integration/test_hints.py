@@ -28,6 +28,8 @@ from warpgate_trio.signal import Delivery, ServerState
 from warpgate_trio.signal.peers_servers import JudgedDial, MayConnect
 from warpgate_trio.sockaddr import IpAddress
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 ELSEWHERE = LoopbackHost(fingerprint=b"elsewhere" + bytes(23))
 
 

@@ -399,15 +399,6 @@ async def test_a_refusal_waits_for_the_peers_end() -> None:
     peer.close()
 
 
-@pytest.fixture
-def jumping_clock() -> trio.testing.MockClock:
-    """Seconds pass at once when nothing happens for 5 ms, which is long for loopback, and do not pass otherwise.
-
-    So a test may wait for whole minutes, and a slow machine never makes a peer look silent.
-    """
-    return trio.testing.MockClock(autojump_threshold=0.005)
-
-
 async def test_patience_is_for_silence_and_not_for_the_time_that_a_decision_takes(
     jumping_clock: trio.testing.MockClock,
 ) -> None:

@@ -20,12 +20,6 @@ __all__ = ["carrier_kind"]
 pytestmark = pytest.mark.usefixtures("carrier_kind")
 
 
-@pytest.fixture
-def jumping_clock() -> trio.testing.MockClock:
-    """Seconds pass at once when nothing happens for 5 ms, and do not pass otherwise."""
-    return trio.testing.MockClock(autojump_threshold=0.005)
-
-
 def kept(end: End) -> Outgoing:
     outgoing = end.link.protocol.outgoing
     assert outgoing is not None

@@ -53,6 +53,8 @@ from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
 from warpgate_trio.walk.answering import AnsweringAttempt
 from warpgate_trio.walk.calling import CallingAttempt
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 # -- life and death ----------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +135,6 @@ async def test_goodbyes_are_bounded() -> None:
 
         nursery.start_soon(serve)
         async with loopback_node(ALICE, config(budgets=QUICK)) as alice:
-            # Pinned: a busy machine may take longer than a quick node's direct phase.
             await alice.connect(address_of(BOB, port=listener.getsockname()[1]), plugin="direct_connect")
             closing = trio.current_time()
         elapsed = trio.current_time() - closing
@@ -547,7 +548,6 @@ async def test_whatever_is_async_is_a_rule(rule: Any) -> None:
 # -- strangers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow("waits for the handshake budget of the silent ones")
 async def test_garbage_and_silence_on_the_port_cost_nothing() -> None:
     async with loopback_node(BOB, config(budgets=QUICK), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
@@ -664,7 +664,7 @@ async def test_a_message_that_nobody_knows_is_answered() -> None:
 
 
 async def test_accept_errors_of_the_machine_do_not_end_the_node(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """EMFILE: the connection waits in the backlog, and so does the node, for a moment."""
     from warpgate_trio.node.admission import Admission

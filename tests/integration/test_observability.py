@@ -27,6 +27,8 @@ from warpgate_trio.config import IdentityConfig
 from warpgate_trio.report import WalkEvent
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 
 async def test_stats_count_and_are_frozen() -> None:
     async def only_alice(peer_id: str) -> bool:

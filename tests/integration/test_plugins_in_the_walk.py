@@ -21,7 +21,7 @@ from warpgate_trio.link import Link
 from warpgate_trio.plugin import AttemptContext, Message, NodeView, PathRequest, Plugin, register
 from warpgate_trio.report import Outcome
 
-pytestmark = pytest.mark.usefixtures("own_plugins")
+pytestmark = pytest.mark.usefixtures("own_plugins", "jumping_clock")
 
 
 def with_own(plugin: type[Plugin]) -> list[str | type[Plugin]]:

@@ -86,6 +86,7 @@ async def test_two_nodes_find_each_other_by_servers_that_only_the_proxy_can_reso
 
 
 @pytest.mark.slow("a walk fails in all its phases")
+@pytest.mark.usefixtures("jumping_clock")
 async def test_what_the_proxy_says_is_seen_wherever_the_server_is(
     own_logging: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +111,7 @@ async def test_what_the_proxy_says_is_seen_wherever_the_server_is(
 
 
 @pytest.mark.slow("two nodes that wait for nothing")
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_proxy_that_holds_the_line_is_told_from_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.05)
     async with says() as port:
@@ -120,6 +122,7 @@ async def test_a_proxy_that_holds_the_line_is_told_from_a_silent_server(monkeypa
             assert await wait_error(alice) == "no answer within 0 s"
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_name_that_is_the_proxys_affair_is_not_what_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A STUN server of the same name is asked directly, and cannot be resolved."""
     monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.05)
@@ -142,6 +145,7 @@ async def test_a_name_that_is_the_proxys_affair_is_not_what_was_wrong(monkeypatc
         trio.socket.set_custom_hostname_resolver(previous)
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_server_that_refuses_behind_the_proxy_is_not_the_proxy() -> None:
     async with says(b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 403 Forbidden\r\n\r\n", None) as port:
         async with loopback_node(ALICE, config(f"ws://{SIGNAL}", proxy=f"http://127.0.0.1:{port}")) as alice:
@@ -150,6 +154,7 @@ async def test_a_server_that_refuses_behind_the_proxy_is_not_the_proxy() -> None
             assert f"ws://{SIGNAL}" in said
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_netcheck_says_that_it_was_the_proxy_that_did_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warpgate_trio.netcheck.probes.PATIENCE", 0.05)
     async with says() as port:
@@ -160,6 +165,7 @@ async def test_netcheck_says_that_it_was_the_proxy_that_did_not_answer(monkeypat
             ]
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_this_machines_own_servers_are_never_behind_a_proxy() -> None:
     async with open_rendezvous() as server:
         nowhere = f"http://127.0.0.1:{await closed_port()}"
@@ -169,6 +175,7 @@ async def test_this_machines_own_servers_are_never_behind_a_proxy() -> None:
             await wait_servers(alice)
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_variable_that_names_no_proxy_is_told_before_anything_is_tried() -> None:
     machine = company(HTTPS_PROXY="gopher://ann:hunter2@a:1")
     with pytest.raises(ConfigError, match=r"^environment HTTPS_PROXY = 'gopher://\*\*\*@a:1': expected "):
@@ -178,6 +185,7 @@ async def test_a_variable_that_names_no_proxy_is_told_before_anything_is_tried()
         assert alice.signal_servers[0].state is not ServerState.CONNECTED
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_the_log_says_by_which_proxy(own_logging: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "warpgate_trio.signal.keeper")
     async with loopback_node(ALICE, config(f"wss://{SIGNAL}", proxy="http://ann:hunter2@127.0.0.1:9")):

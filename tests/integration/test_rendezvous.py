@@ -202,11 +202,13 @@ async def test_a_frame_over_the_limit() -> None:
             await websocket.receive()
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_no_registration() -> None:
     async with open_rendezvous(limits=RendezvousLimits(registration=0.05)) as server, by_hand(server) as websocket:
         await expect_error(websocket, wire.ErrorCode.SLOW)
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_silence() -> None:
     async with open_rendezvous(limits=RendezvousLimits(silence=0.2)) as server:
         async with by_hand(server, ALICE) as silent, by_hand(server, BOB) as pinging:
@@ -276,6 +278,7 @@ async def test_a_signal_that_waits_goes_before_the_server_is_shut_down() -> None
             await bob.receive()
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_who_shuts_the_server_down_waits_as_long_as_he_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     """And his last word for a moment, where a client reads nothing at all."""
     monkeypatch.setattr(rendezvous_shell, "LAST_WORD", 0.02)
@@ -363,6 +366,7 @@ async def test_a_slow_receiver_blocks_nobody_else() -> None:
         assert server.statistics().queued == 0
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_receiver_that_never_reads_is_closed() -> None:
     limits = RendezvousLimits(queue=3, send_burst=10_000, write=0.05)
     async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
@@ -373,6 +377,7 @@ async def test_a_receiver_that_never_reads_is_closed() -> None:
             assert await alice.send(BOB.public_key, b"x") is Delivery.NOBODY_HOME
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_the_time_for_a_write_ends_with_it() -> None:
     limits = RendezvousLimits(write=0.05)
     async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
@@ -509,6 +514,7 @@ async def test_a_server_that_goes_back_to_version_1_gets_no_send_either() -> Non
     assert heard == []
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_channel_that_is_cancelled_before_it_is_registered() -> None:
     async def handler(websocket: WebSocket) -> None:
         await websocket.send(wire.Challenge(bytes(32)).encode())
@@ -733,6 +739,7 @@ async def test_a_server_of_the_future() -> None:
                 pytest.fail("opened")
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_server_that_says_nothing() -> None:
     async def handler(websocket: WebSocket) -> None:
         await trio.sleep_forever()

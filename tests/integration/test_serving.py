@@ -18,6 +18,8 @@ from tests.nodes import config, loopback_node
 from warpgate_trio import Node, Pipe, anyone, open_node, serve_pipes
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 
 @asynccontextmanager
 async def served(handler: Callable[[Pipe], Awaitable[object]]) -> AsyncGenerator[tuple[Pipe, trio.Nursery, Node]]:

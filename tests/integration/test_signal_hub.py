@@ -170,6 +170,7 @@ async def test_a_send_when_the_server_is_killed() -> None:
         assert scope.cancelled_caught, "it goes on waiting for a server"
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.05)
     async with tcp_server(says_nothing) as url, hub_for(ALICE, url, connected=False) as alice:
@@ -279,6 +280,7 @@ async def test_without_hints_nobody_is_visited() -> None:
             assert theirs.statistics().connections == 1
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_an_idle_visit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warpgate_trio.signal.slot.PEERS_SERVER_IDLE", 0.05)
     async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
@@ -598,6 +600,7 @@ async def test_why_a_server_cannot_be_reached_is_said_once_and_when_it_is_back(
     assert again[0] == "WARNING"
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_server_that_refuses_us_is_not_connected_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
     """What is sent goes out before it has refused us, and waits for a server that does not."""
     async with open_rendezvous(public_urls=["ws://relay.example"]) as server:
@@ -639,6 +642,7 @@ async def test_it_is_connected_once_it_is_registered() -> None:
         assert states(alice) == [ServerState.CONNECTED]
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_server_that_registers_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.1)
 

@@ -18,6 +18,8 @@ from warpgate_trio import LOOPBACK_BIND, Identity
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Cancel, Message, open_message, seal_message, wire_name
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 DIAL_ME = DialMe(af=4, route_type=LOOPBACK_BIND, address=b"\x7f\0\0\1", port=9)
 
 

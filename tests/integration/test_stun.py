@@ -183,6 +183,7 @@ async def test_a_local_port_can_be_held() -> None:
                 await punching.bind(local)
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_racing_over_one_socket() -> None:
     def refuse(request: bytes) -> bytes:
         return encode(BINDING, MessageClass.ERROR, decode(request).transaction_id, [ERROR_CODE(ErrorCode(500, "no"))])
@@ -312,6 +313,7 @@ async def test_cancelled_anywhere() -> None:
                 await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_silent_stream() -> None:
     async with fake_stream(stay_silent) as stream:
         with pytest.raises(StunTimeout, match=r"within 0\.02 s"):
@@ -397,6 +399,7 @@ async def test_what_is_no_request_gets_no_answer() -> None:
             raise AssertionError(await sock.recvfrom(100))
 
 
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_source_that_asks_too_much() -> None:
     async with open_stun_server(limits=StunLimits(rate=0.001, burst=2)) as server, udp() as sock:
         for _ in range(2):

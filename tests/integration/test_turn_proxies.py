@@ -277,6 +277,7 @@ async def connect_proxy() -> AsyncGenerator[str]:
 
 
 @pytest.mark.slow("a resolver is waited for, for a quarter of a second")
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_name_that_hangs_keeps_nobody_from_the_server_behind_the_proxy(elsewhere: None) -> None:
     """A machine behind a proxy may know no names but the proxy's, and have its questions dropped."""
 
@@ -361,6 +362,7 @@ def servers(signals: str, budgets: Budgets, *, turn: list[TurnServer] | None = N
         ([b"HTTP/1.1 200 OK\r\n\r\n"], Outcome.TIMED_OUT, "no answer"),
     ],
 )
+@pytest.mark.usefixtures("jumping_clock")
 async def test_the_report_says_who_it_was(answers: list[bytes], outcome: Outcome, said: str) -> None:
     async with says(*answers) as port:
         report = await report_of_a_call(f"http://127.0.0.1:{port}")

@@ -27,6 +27,8 @@ from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, WalkEven
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import SignalHub
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 
 @asynccontextmanager
 async def expect(
@@ -119,7 +121,6 @@ async def test_who_is_not_let_in_hears_nothing_by_signal(listens: bool) -> None:
         await both.alice.auto_connect(both.bob.address, plugins=["reverse_connect"])
 
 
-@pytest.mark.slow("real time: two decisions that has to run out")
 async def test_an_authorize_that_fails_or_dawdles_is_a_no(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(_: str) -> bool:
         raise RuntimeError("the user's own bug")
@@ -210,7 +211,6 @@ async def test_no_signal() -> None:
         await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 
 
-@pytest.mark.slow("real time: the phase that has to run out")
 async def test_no_signal_without_any_server() -> None:
     advice = BETTER_ADVICE[Verdict.NO_SIGNAL, Known.NO_SIGNAL_HERE]
     lacks = ("no signal server is configured here", "no STUN server is configured here")
@@ -237,7 +237,6 @@ async def test_no_dns() -> None:
             await alice.auto_connect(address_of(BOB, port=await closed_port(), signals=[dead]), phases=["direct"])
 
 
-@pytest.mark.slow("real time: the phase that has to run out")
 async def test_peer_offline() -> None:
     async with open_rendezvous() as server, loopback_node(ALICE, config(server, budgets=QUICK)) as alice:
         await alice.wait_signals()
@@ -300,7 +299,6 @@ async def test_broke_off() -> None:
         await alice.auto_connect(address_of(BOB, port=port))
 
 
-@pytest.mark.slow("real time: a commit that has to run out")
 async def test_broke_off_by_silence_after_the_commit() -> None:
     async def serve(sock: trio.socket.SocketType) -> None:
         await committed(sock)

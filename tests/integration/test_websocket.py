@@ -35,6 +35,8 @@ from warpgate_trio.websocket import (
 )
 from warpgate_trio.websocket.proxies import ProxyHeader, TrustedProxies
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 LIMIT = 10_000
 Handler = Callable[[WebSocket], Awaitable[None]]
 
