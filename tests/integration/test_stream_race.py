@@ -128,7 +128,7 @@ async def test_strangers_at_a_port_do_not_keep_the_peer_out() -> None:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.slow("as long as a busy machine may take to try so often")
+@pytest.mark.usefixtures("jumping_clock")
 async def test_somebody_else_at_a_candidate_is_tried_a_few_times() -> None:
     connections = 0
     with trio.socket.socket() as listener:
@@ -206,7 +206,7 @@ async def test_a_connection_that_was_not_made_or_led_to_the_peer_does_not_count(
     assert sum(plugin.node.nat.dials_for_peers.take("127.0.0.1", now) for _ in range(100)) == TARGET_DIALS
 
 
-@pytest.mark.slow("as long as a busy machine may take to be refused so often")
+@pytest.mark.usefixtures("jumping_clock")
 async def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_race, "MAX_CONNECTS", 20)
     nobody = await TcpPort.open("127.0.0.1")
@@ -225,7 +225,7 @@ async def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried == 20
 
 
-@pytest.mark.slow("as long as a busy machine may take to be refused so often")
+@pytest.mark.usefixtures("jumping_clock")
 async def test_syns_are_counted_by_where_they_go_over_all_attempts() -> None:
     """A peer that names somebody else must not have him knocked at by one attempt after the other."""
     nobody = await TcpPort.open("127.0.0.1")
