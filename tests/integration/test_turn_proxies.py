@@ -238,6 +238,7 @@ async def test_a_servers_own_no_through_a_proxy_has_its_name(
     ("answers", "who"), [((), " from the proxy 127.0.0.1:{}"), ((b"HTTP/1.1 200 OK\r\n\r\n",), "")]
 )
 @pytest.mark.parametrize("url", FORMS)
+@pytest.mark.usefixtures("jumping_clock")
 async def test_a_proxy_that_holds_the_line_is_told_from_a_silent_server(
     url: str, answers: tuple[bytes, ...], who: str
 ) -> None:
