@@ -423,7 +423,7 @@ class Host:
     # Packets
 
     def check_source(self, address: str) -> None:
-        """OSError(ENETUNREACH) where a socket is bound to an address that was taken away; of IPv6 Linux does not look."""
+        """OSError(ENETUNREACH) for a socket's address that was taken away; of IPv6 Linux does not look."""
         if address not in self.own and not is_loopback(address) and not is_v6(address):
             raise os_error(errno.ENETUNREACH)
 
