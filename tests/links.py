@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Literal, final
 
@@ -19,12 +19,15 @@ from tests.wire import Script, open_wire
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.link import Link, PathInfo, Pipe, RefuseReason, Terms
-from warpgate_trio.link.frames import Accept, Commit, Frame, FrameReader, Item, Ping, Proof, encode
+from warpgate_trio.link.frame_reader import FrameReader
+from warpgate_trio.link.frames import Accept, Commit, Frame, Item, Ping, Proof, encode
 
 CONTEXTS: Final = {identity: TlsContexts(identity) for identity in (ALICE, BOB, MALLORY)}
 SESSION, ATTEMPT, LINK_ID = b"session.........", b"attempt.........", b"link............"
 TERMS: Final = Terms(resume_timeout=0, secret=b"secret..........", instance=b"instance")
-"""What each end offers, where the other one is not to be taken for an older release."""
+"""What each end offers, where the other one is not to be taken for an older release: it ends with its carrier."""
+LASTING: Final = replace(TERMS, resume_timeout=120)
+"""The same for a Link that outlives its carrier."""
 
 FAMILIES: Final = [
     pytest.param(trio.socket.AF_INET, id="ipv4"),
@@ -223,7 +226,12 @@ class End:
 
 
 async def open_ends(
-    nursery: trio.Nursery, over: Sockets | Paths | None = None, *, early_data: bytes = b"", goodbye: float = 1.0
+    nursery: trio.Nursery,
+    over: Sockets | Paths | None = None,
+    *,
+    early_data: bytes = b"",
+    goodbye: float = 1.0,
+    terms: Terms = TERMS,
 ) -> tuple[End, End]:
     """Alice's end and Bob's of an accepted Link, driven in `nursery`."""
     alice, bob = await proven_links(over)
@@ -231,7 +239,7 @@ async def open_ends(
 
     async def answer() -> None:
         await bob.receive_commit()
-        pipes.append(bob.accept(TERMS))
+        pipes.append(bob.accept(terms))
         bob.path = a_path(bob.carrier)
         ends.append(End(bob, pipes[0]))
         nursery.start_soon(partial(ends[0].drive, goodbye))
@@ -239,7 +247,7 @@ async def open_ends(
     ends: list[End] = []
     async with trio.open_nursery() as handshake:
         handshake.start_soon(answer)
-        pipe = await alice.commit(epoch=1, link_id=LINK_ID, early_data=early_data, patience=HANG, terms=TERMS)
+        pipe = await alice.commit(epoch=1, link_id=LINK_ID, early_data=early_data, patience=HANG, terms=terms)
     alice.path = a_path(alice.carrier)
     end = End(alice, pipe)
     nursery.start_soon(partial(end.drive, goodbye))
@@ -248,12 +256,17 @@ async def open_ends(
 
 @asynccontextmanager
 async def linked(
-    over: Sockets | Paths | None = None, *, early_data: bytes = b"", goodbye: float = 1.0, limit: float = HANG
+    over: Sockets | Paths | None = None,
+    *,
+    early_data: bytes = b"",
+    goodbye: float = 1.0,
+    limit: float = HANG,
+    terms: Terms = TERMS,
 ) -> AsyncGenerator[tuple[End, End]]:
     """The same with a nursery of their own; both Links have ended when the body is left, within `limit` seconds."""
     with trio.fail_after(limit):
         async with trio.open_nursery() as nursery:
-            ends = await open_ends(nursery, over, early_data=early_data, goodbye=goodbye)
+            ends = await open_ends(nursery, over, early_data=early_data, goodbye=goodbye, terms=terms)
             try:
                 yield ends
             finally:

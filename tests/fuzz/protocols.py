@@ -8,6 +8,7 @@ from typing import Final
 
 from tests.fuzz.registry import pieces, target
 from tests.identities import ALICE, BOB
+from tests.one_lane import OneLane
 from tests.turn_bench import PEER, Bench, allocated
 from tests.turn_requests import Requests, channel_data, indication
 from warpgate_trio.clock.ntp import NtpExchange, NtpRejected
@@ -21,7 +22,7 @@ from warpgate_trio.errors import (
 )
 from warpgate_trio.link import frames as link
 from warpgate_trio.link.channels import WINDOW_MIN
-from warpgate_trio.link.protocol import LinkProtocol
+from warpgate_trio.link.frame_reader import FrameReader
 from warpgate_trio.ports.connect import ConnectRequest
 from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
@@ -271,7 +272,7 @@ def _frames() -> list[bytes]:
 
 @target(_frames, RemoteProtocolError, inputs=10_000)
 def link_frames(data: bytes) -> None:
-    reader = link.FrameReader()
+    reader = FrameReader()
     for piece in pieces(data):
         for item in reader.feed([piece]):
             assert repr(item)
@@ -293,7 +294,7 @@ def link_protocol(data: bytes) -> None:
 
 
 def _converse(dialler: bool, initiator: bool, committed: bool, data: bytes) -> None:
-    protocol = LinkProtocol(dialler=dialler, initiator=initiator if dialler else None, now=0.0, idle_interval=10.0)
+    protocol = OneLane(dialler=dialler, initiator=initiator if dialler else None, now=0.0, idle_interval=10.0)
     if dialler:
         protocol.send_proof(_PROOF)
     if committed:

@@ -37,8 +37,8 @@ from warpgate_trio.errors import PeerRefused, RemoteProtocolError, WrongPeer
 from warpgate_trio.identity import prove
 from warpgate_trio.link import EARLY_DATA_LIMIT, Link, Pipe, RefuseReason, budget
 from warpgate_trio.link.budget import CONTROL_BURST
+from warpgate_trio.link.frame_reader import TURN_FRAMES
 from warpgate_trio.link.frames import (
-    TURN_FRAMES,
     Accept,
     Commit,
     Data,
@@ -292,7 +292,7 @@ async def test_who_was_dialled_may_be_the_one_who_commits() -> None:
         async def answer() -> None:
             await alice.receive_commit()
             alice.accept()
-            await alice._writer.flush()
+            await alice._first.flush()
 
         nursery.start_soon(answer)
         await bob.commit(epoch=3, link_id=LINK_ID, patience=2.0)
@@ -415,7 +415,7 @@ async def test_patience_is_for_silence_and_not_for_the_time_that_a_decision_take
 
             assert await bob.while_waiting(decide)
             bob.accept()
-            await bob._writer.flush()
+            await bob._first.flush()
 
         nursery.start_soon(answer)
         started = trio.current_time()
@@ -514,7 +514,7 @@ async def test_from_the_accept_on_there_is_no_checkpoint(monkeypatch: pytest.Mon
     monkeypatch.setattr(dialed, "flush", flush_before_the_accept)
     await peer.say(Accept(channel=0, credit=1), Ping(token=7))
     assert isinstance(await link.commit(epoch=1, link_id=LINK_ID, patience=5.0), Pipe)
-    assert link.protocol.has_outbox
+    assert link.protocol.has_outbox(link._first.protocol)
     link.close_nowait()
     peer.close()
 
@@ -951,7 +951,7 @@ async def test_a_driver_that_fails_while_it_writes(
         await alice.pipe.receive_some()
         monkeypatch.setattr(alice.link.carrier, "flush", flush)
         with caplog.at_level(logging.ERROR):
-            alice.link.protocol.send_ping(trio.current_time())
+            alice.link._first.protocol.send_ping(trio.current_time())
             await alice.pipe.send_eof()
             await alice.ended.wait()
         with pytest.raises(trio.BrokenResourceError, match="a bug"):
@@ -1074,7 +1074,7 @@ async def test_commit_cancelled_anywhere() -> None:
                 await bob.receive_commit()
                 if await bob.while_waiting(decide):
                     bob.accept()
-                    await bob._writer.flush()
+                    await bob._first.flush()
             except (trio.BrokenResourceError, RemoteProtocolError):
                 pass
 
@@ -1218,7 +1218,7 @@ async def test_others_have_their_turns_while_a_peer_floods(monkeypatch: pytest.M
         alice.link.carrier.feed(encode(Ping(token=1)) * (CONTROL_BURST + 100))
         await alice.pipe.send_all(b"x")
         turns = 0
-        while not bob.link.protocol.pause(trio.current_time()):
+        while not bob.link._first.protocol.pause(trio.current_time()):
             turns += 1
             await trio.lowlevel.checkpoint()
         assert turns >= CONTROL_BURST / TURN_FRAMES

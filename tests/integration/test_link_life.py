@@ -12,6 +12,7 @@ from tests.waiting import wait_until
 from warpgate_trio import PathState
 from warpgate_trio.link.channels import EARLY_DATA_LIMIT
 from warpgate_trio.link.frames import Ack, Data, Ping, Pong
+from warpgate_trio.link.lane import LaneProtocol
 from warpgate_trio.link.life import DEATH, HINT_SLACK, SLACK
 from warpgate_trio.link.stream import ACK_DELAY, MAX_FRAMES, REPLAY_MAX, Outgoing
 
@@ -210,8 +211,8 @@ async def test_two_that_acknowledge_say_nothing_more_than_before_while_they_are_
         for end in (alice, bob):
             transmit = end.link.protocol.transmit
 
-            def count(now: float, transmit: object = transmit) -> bytes:
-                frames = transmit(now)  # type: ignore[operator]
+            def count(lane: LaneProtocol, now: float, transmit: object = transmit) -> bytes:
+                frames = transmit(lane, now)  # type: ignore[operator]
                 said.append(frames)
                 assert isinstance(frames, bytes)
                 return frames

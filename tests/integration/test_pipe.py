@@ -544,11 +544,11 @@ async def test_a_sender_that_waited_for_its_turn_finds_the_pipe_closed() -> None
                 await pipe.send_all(b"x")
 
         async with trio.open_nursery() as nursery:
-            await alice.link._writer._lock.acquire()
+            await alice.link._first._lock.acquire()
             nursery.start_soon(send, second)
             await trio.testing.wait_all_tasks_blocked(0.002)
             await second.aclose()
-            alice.link._writer._lock.release()
+            alice.link._first._lock.release()
         await alice.pipe.send_all(b"x")
 
 

@@ -12,22 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import RemoteProtocolError
+from warpgate_trio.link.frame_reader import TURN_FRAMES, WORTH_KEEPING, FrameReader
 from warpgate_trio.link.frames import (
     HEADER_SIZE,
     MAX_CONTROL,
     MAX_DATA,
     MAX_LABEL,
     MAX_REASON_TEXT,
-    TURN_FRAMES,
-    WORTH_KEEPING,
     Accept,
     Ack,
+    At,
+    Attach,
+    Attached,
     Commit,
     Credit,
     Data,
+    Drop,
     Fin,
     Frame,
-    FrameReader,
     FrameType,
     GoAway,
     Item,
@@ -74,6 +76,16 @@ GOLDEN: list[tuple[Frame, str]] = [
     (Pong(token=1), "0b00000000000000000000080000000000000001"),
     (GoAway(), "0c00000000000000000000020000"),
     (Ack(position=2**40), "2200000000000000000000080000010000000000"),
+    (
+        Attach(link_id=b"\x66" * 16, lane=3, received=2**40, turn=7, mac=b"\x99" * 16),
+        "2000000000000000000000320001" + "66" * 16 + "00000003000001000000000000000007" + "99" * 16,
+    ),
+    (
+        Attached(lane=3, received=2**40, turn=7, mac=b"\x99" * 16),
+        "210000000000000000000020" + "00000003000001000000000000000007" + "99" * 16,
+    ),
+    (At(position=2**40, turn=7), "23000000000000000000000d00000100000000000000000700"),
+    (Drop(lane=2, reason=1), "240000000000000000000006000000020001"),
 ]
 """One of every type but DATA, which `data_header` makes."""
 
@@ -133,7 +145,7 @@ def test_an_unknown_type_from_0x80_on_is_skipped() -> None:
 # --- bounds ---
 
 
-@pytest.mark.parametrize("kind", [0x00, 0x0D, 0x20, 0x7F])
+@pytest.mark.parametrize("kind", [0x00, 0x0D, 0x25, 0x7F])
 def test_an_unknown_type_below_0x80_is_an_error(kind: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"unknown frame type 0x{kind:02x}"):
         read(frame_bytes(kind, b""))

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.one_lane import OneLane
 from warpgate_trio.errors import LocalProtocolError, PeerAborted, RemoteProtocolError
 from warpgate_trio.link import channels as channels_module
 from warpgate_trio.link.budget import CONTROL_BURST, CONTROL_RATE, HANDSHAKE_FRAMES, OPEN_COST
@@ -21,6 +22,7 @@ from warpgate_trio.link.channels import (
     WINDOW_MIN,
     WINDOWS_TOTAL,
 )
+from warpgate_trio.link.frame_reader import FrameReader
 from warpgate_trio.link.frames import (
     HEADER,
     MAX_CONTROL,
@@ -31,7 +33,6 @@ from warpgate_trio.link.frames import (
     Credit,
     Fin,
     Frame,
-    FrameReader,
     GoAway,
     Open,
     Ping,
@@ -46,8 +47,8 @@ from warpgate_trio.link.frames import (
     encode,
     padding,
 )
+from warpgate_trio.link.lane import MAX_OUTBOX
 from warpgate_trio.link.life import Life
-from warpgate_trio.link.protocol import MAX_OUTBOX, LinkProtocol
 from warpgate_trio.link.states import DirectionState, LinkState
 from warpgate_trio.link.stream import ACK_DELAY
 
@@ -62,13 +63,14 @@ TERMS = Terms(resume_timeout=120, secret=b"h" * 16, instance=b"i" * 8)
 class Side:
     """A protocol, what its shell would do, and the bytes that it has put on the wire."""
 
-    def __init__(self, protocol: LinkProtocol) -> None:
+    def __init__(self, protocol: OneLane) -> None:
         self.protocol = protocol
         self.wire = bytearray()
 
     @property
     def main(self) -> Channel:
-        return self.protocol.channels[0]
+        channel: Channel = self.protocol.channels[0]
+        return channel
 
     def flush(self) -> None:
         if self.protocol.has_outbox:
@@ -102,8 +104,8 @@ class Pair:
         self, *, a_dials: bool = True, open_link: bool = True, terms: tuple[Terms | None, Terms | None] = (None, None)
     ) -> None:
         self.now = 1000.0
-        self.a = Side(LinkProtocol(dialler=a_dials, initiator=True, now=self.now, idle_interval=IDLE))
-        self.b = Side(LinkProtocol(dialler=not a_dials, initiator=False, now=self.now, idle_interval=IDLE))
+        self.a = Side(OneLane(dialler=a_dials, initiator=True, now=self.now, idle_interval=IDLE))
+        self.b = Side(OneLane(dialler=not a_dials, initiator=False, now=self.now, idle_interval=IDLE))
         if open_link:
             (self.a if a_dials else self.b).protocol.send_proof(PROOF)
             self.carry()
@@ -190,7 +192,7 @@ def test_our_own_missteps_are_ours() -> None:
         pair.a.protocol.send_commit(session_id=SESSION, link_id=LINK_ID, epoch=1, now=pair.now)
     with pytest.raises(LocalProtocolError, match="PROOF by the listener/responder"):
         pair.b.protocol.send_proof(PROOF)
-    with pytest.raises(LocalProtocolError, match="OPEN by the dialler/initiator while the link is fresh"):
+    with pytest.raises(LocalProtocolError, match="OPEN while the link is fresh"):
         pair.a.protocol.open_channel("", now=pair.now)
     with pytest.raises(LocalProtocolError, match="ACCEPT by"):
         pair.b.protocol.send_accept(now=pair.now)
@@ -203,7 +205,7 @@ def test_our_own_missteps_are_ours() -> None:
 
 
 def test_a_listener_settles_its_role_after_the_proof_and_judges_then_what_came_with_it() -> None:
-    listener = Side(LinkProtocol(dialler=False, initiator=None, now=0.0, idle_interval=IDLE))
+    listener = Side(OneLane(dialler=False, initiator=None, now=0.0, idle_interval=IDLE))
     feed(listener, PROOF, COMMIT, data(0, b"early"), Ping(token=1))
     assert listener.protocol.proof == PROOF
     assert listener.protocol.commit is None
@@ -218,7 +220,7 @@ def test_a_listener_settles_its_role_after_the_proof_and_judges_then_what_came_w
 
 
 def test_what_came_with_the_proof_may_turn_out_to_be_wrong() -> None:
-    listener = Side(LinkProtocol(dialler=False, initiator=None, now=0.0, idle_interval=IDLE))
+    listener = Side(OneLane(dialler=False, initiator=None, now=0.0, idle_interval=IDLE))
     feed(listener, PROOF, COMMIT)
     with pytest.raises(RemoteProtocolError, match="COMMIT by the dialler/responder while the link is proven"):
         listener.protocol.set_role(initiator=True, now=1.0)
@@ -838,9 +840,7 @@ def test_many_pings_get_one_pong() -> None:
 def test_what_each_side_says_first_comes_behind_a_full_segment(a_dials: bool) -> None:
     """The stream is in order, so where a full segment does not pass there is no COMMIT, or no ACCEPT."""
     now = 0.0
-    ends = [
-        LinkProtocol(dialler=x is a_dials, initiator=x, now=now, idle_interval=IDLE, padded=True) for x in (True, False)
-    ]
+    ends = [OneLane(dialler=x is a_dials, initiator=x, now=now, idle_interval=IDLE, padded=True) for x in (True, False)]
     a, b = ends
     said: dict[bool, list[bytes]] = {True: [], False: []}
 
@@ -1000,7 +1000,7 @@ def test_a_peer_that_makes_us_answer_and_reads_nothing_is_dropped() -> None:
         feed(pair.a, *opens)
 
 
-def is_dead(protocol: LinkProtocol) -> bool:
+def is_dead(protocol: OneLane) -> bool:
     return protocol.life.life is Life.DEAD
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import RemoteProtocolError
+from warpgate_trio.link.frame_reader import FrameReader
 from warpgate_trio.link.frames import (
     Accept,
     Ack,
@@ -16,7 +17,6 @@ from warpgate_trio.link.frames import (
     Credit,
     Data,
     Fin,
-    FrameReader,
     GoAway,
     Item,
     Open,

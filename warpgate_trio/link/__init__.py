@@ -1,8 +1,9 @@
-"""The Link: the session between two peers on one carrier, and the Pipes on it (docs/wire_formats.md).
+"""The Link: the session between two peers, and the Pipes on it (docs/wire_formats.md, docs/live_links.md).
 
-`frames` is the wire format, `states` every state and transition, `protocol` the machine without I/O, with `channels`,
-`stream` and `life` for its parts; `link` is the Trio shell that drives it, with `writer`; `pipe` is what applications
-hold, `path` what they are told of how it travels.
+`frames` is the wire format, `states` every state and transition.  Without I/O, `lane` is one carrier, with `life` for
+its judge, and `protocol` the Link above its carriers, with `lanes`, `channels`, `stream` and `attaching` for its parts.
+On Trio, `handshake` makes a Link of a carrier, `lane_driver` drives a carrier and `link` them all; `pipe` is what
+applications hold, `path` what they are told of how it travels.
 """
 
 from __future__ import annotations

@@ -15,11 +15,10 @@ A COMMIT and an ACCEPT of it may be longer by `Terms`.  Where both are, each sid
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, final
+from typing import Final
 
 from ..errors import RemoteProtocolError
 
@@ -31,12 +30,15 @@ __all__ = [
     "MAX_REASON_TEXT",
     "Accept",
     "Ack",
+    "At",
+    "Attach",
+    "Attached",
     "Commit",
     "Credit",
     "Data",
+    "Drop",
     "Fin",
     "Frame",
-    "FrameReader",
     "FrameType",
     "GoAway",
     "Item",
@@ -52,6 +54,7 @@ __all__ = [
     "data_header",
     "decode",
     "encode",
+    "kind_of",
     "padding",
     "parse_header",
 ]
@@ -63,12 +66,6 @@ MAX_DATA: Final = 256 * 1024
 """Bytes of payload in one DATA frame that is read: room for a sender that finds larger frames better than we do."""
 MAX_CONTROL: Final = 1024
 """Bytes of payload in any other frame; the largest real one (a REFUSE with its text) is a quarter of it."""
-TURN_FRAMES: Final = 64
-"""Frames that are cut in one go, at 1 to 7 µs each: other tasks wait a fraction of a millisecond for one that cuts
-many.  Bulk is not many: 64 KiB come in a frame or two."""
-WORTH_KEEPING: Final = 15 / 16
-"""Share of a piece from the carrier from which on a payload is kept as a view of it; what is less is copied, since a
-view keeps the whole piece alive.  A whole record has only the header of a frame beside its payload."""
 MAX_LABEL: Final = 255
 """Bytes of UTF-8 in an OPEN label."""
 MAX_REASON_TEXT: Final = 200
@@ -90,7 +87,11 @@ class FrameType(IntEnum):
     PING = 0x0A
     PONG = 0x0B
     GOAWAY = 0x0C
+    ATTACH = 0x20
+    ATTACHED = 0x21
     ACK = 0x22
+    AT = 0x23
+    DROP = 0x24
 
 
 class RefuseReason(IntEnum):
@@ -108,6 +109,10 @@ class RefuseReason(IntEnum):
     """A protocol version that the peer does not know."""
     TAKEN = 6
     """The peer serves one Pipe, and has it.  A release that does not know the number reads NOT_ACCEPTING."""
+    UNKNOWN_LINK = 7
+    """An ATTACH names a Link that the peer does not have, or is not let into it."""
+    TOO_MANY_LANES = 8
+    """The Link has as many carriers as it may."""
 
 
 class ResetCode(IntEnum):
@@ -237,11 +242,74 @@ class Ack:
     position: int
 
 
-Frame = Proof | Commit | Accept | Refuse | Open | Credit | Fin | Reset | Ping | Pong | GoAway | Ack
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """The sender offers this carrier to a Link that there is.
+
+    `lane` names it there, `received` is how far the sender has taken in the other side's stream, `turn` the highest one
+    that it knows, `mac` proves that it made the Link (`warpgate_trio.link.attaching`).
+    """
+
+    link_id: bytes
+    lane: int
+    received: int
+    turn: int
+    mac: bytes
+    version: int = LINK_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """The other side takes the ATTACH; fields as there."""
+
+    lane: int
+    received: int
+    turn: int
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class At:
+    """What the sender says on this lane from here on begins at `position` of its stream; `turn` counts its switches."""
+
+    position: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """A lane of the Link, said on another one, that is no good to the sender: both sides close it."""
+
+    lane: int
+    reason: int = 0
+
+
+Frame = (
+    Proof
+    | Commit
+    | Accept
+    | Refuse
+    | Open
+    | Credit
+    | Fin
+    | Reset
+    | Ping
+    | Pong
+    | GoAway
+    | Ack
+    | Attach
+    | Attached
+    | At
+    | Drop
+)
 
 _PROOF = struct.Struct("!H32s16s16s64s")
 _COMMIT = struct.Struct("!H16s16sIQ")
 _TERMS = struct.Struct("!HI16s8s")
+_ATTACH = struct.Struct("!H16sIQI16s")
+_ATTACHED = struct.Struct("!IQI16s")
+_AT = struct.Struct("!QIB")
+_DROP = struct.Struct("!IH")
 _ACKNOWLEDGES: Final = 1
 """The bit among a side's capabilities that says that it says ACK, and wants to hear it."""
 _U64 = struct.Struct("!Q")
@@ -259,6 +327,11 @@ def encode(frame: Frame) -> bytes:
     """One whole frame, header and payload."""
     kind, channel, payload = _ENCODERS[type(frame)](frame)
     return HEADER.pack(kind, 0, 0, channel, len(payload)) + payload
+
+
+def kind_of(frame: Frame) -> FrameType:
+    """A frame's type."""
+    return _KINDS[type(frame)]
 
 
 def padding() -> bytes:
@@ -312,6 +385,34 @@ _ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
     Pong: lambda f: (FrameType.PONG, 0, _U64.pack(f.token)),
     GoAway: lambda f: (FrameType.GOAWAY, 0, _U16.pack(f.code)),
     Ack: lambda f: (FrameType.ACK, 0, _U64.pack(f.position)),
+    Attach: lambda f: (
+        FrameType.ATTACH,
+        0,
+        _ATTACH.pack(f.version, f.link_id, f.lane, f.received, f.turn, f.mac),
+    ),
+    Attached: lambda f: (FrameType.ATTACHED, 0, _ATTACHED.pack(f.lane, f.received, f.turn, f.mac)),
+    At: lambda f: (FrameType.AT, 0, _AT.pack(f.position, f.turn, 0)),
+    Drop: lambda f: (FrameType.DROP, 0, _DROP.pack(f.lane, f.reason)),
+}
+
+
+_KINDS: Final[Mapping[type, FrameType]] = {
+    Proof: FrameType.PROOF,
+    Commit: FrameType.COMMIT,
+    Accept: FrameType.ACCEPT,
+    Refuse: FrameType.REFUSE,
+    Open: FrameType.OPEN,
+    Credit: FrameType.CREDIT,
+    Fin: FrameType.FIN,
+    Reset: FrameType.RESET,
+    Ping: FrameType.PING,
+    Pong: FrameType.PONG,
+    GoAway: FrameType.GOAWAY,
+    Ack: FrameType.ACK,
+    Attach: FrameType.ATTACH,
+    Attached: FrameType.ATTACHED,
+    At: FrameType.AT,
+    Drop: FrameType.DROP,
 }
 
 
@@ -386,6 +487,26 @@ def _decode_open(channel: int, payload: bytes) -> Open:
     return Open(channel=channel, credit=credit, label=label)
 
 
+def _decode_attach(payload: bytes) -> Attach:
+    version, link_id, lane, received, turn, mac = _ATTACH.unpack_from(payload)
+    return Attach(version=version, link_id=link_id, lane=lane, received=received, turn=turn, mac=mac)
+
+
+def _decode_attached(payload: bytes) -> Attached:
+    lane, received, turn, mac = _ATTACHED.unpack_from(payload)
+    return Attached(lane=lane, received=received, turn=turn, mac=mac)
+
+
+def _decode_at(payload: bytes) -> At:
+    position, turn, _flags = _AT.unpack_from(payload)
+    return At(position=position, turn=turn)
+
+
+def _decode_drop(payload: bytes) -> Drop:
+    lane, reason = _DROP.unpack_from(payload)
+    return Drop(lane=lane, reason=reason)
+
+
 _DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
     FrameType.PROOF: _decode_proof,
     FrameType.COMMIT: _decode_commit,
@@ -399,6 +520,10 @@ _DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
     FrameType.PONG: lambda _, p: Pong(token=_u64(p)),
     FrameType.GOAWAY: lambda _, p: GoAway(code=_u16(p)),
     FrameType.ACK: lambda _, p: Ack(position=_u64(p)),
+    FrameType.ATTACH: lambda _, p: _decode_attach(p),
+    FrameType.ATTACHED: lambda _, p: _decode_attached(p),
+    FrameType.AT: lambda _, p: _decode_at(p),
+    FrameType.DROP: lambda _, p: _decode_drop(p),
 }
 
 
@@ -414,95 +539,3 @@ class Data:
 
 Item = Frame | Data
 """What a `FrameReader` finds."""
-
-
-@final
-class FrameReader:
-    """Cuts a byte stream into frames; bulk DATA is not copied.  Holds at most one control payload (1 KiB) itself.
-
-    It cuts at most `TURN_FRAMES` in one go, however many there are: the rest is kept for the next `feed`.
-
-    Attributes:
-      silent: frames that said nothing, so that they are no items: empty DATA, and types that are skipped.
-    """
-
-    def __init__(self) -> None:
-        self._unread: deque[bytes | memoryview] = deque()
-        self._partial = bytearray()
-        self._kind = -1  # -1: in a header
-        self._channel = 0
-        self._missing = 0  # bytes of payload still to come
-        self.silent: int = 0
-
-    @property
-    def has_unread(self) -> bool:
-        """Whether there are bytes that the last `feed` did not come to."""
-        return bool(self._unread)
-
-    # long: every byte of bulk goes through this loop, where a call for each step would cost as much as the step
-    def feed(self, pieces: list[bytes]) -> list[Item]:
-        """Raises `RemoteProtocolError` at the first fault; the reader must not be fed after that."""
-        unread = self._unread
-        unread.extend(pieces)
-        found: list[Item] = []
-        run: list[bytes | memoryview] = []
-        run_channel, run_size, run_frames = self._channel, 0, 0
-        begun = 0
-
-        def end_run() -> None:
-            nonlocal run, run_size, run_frames
-            if run:
-                found.append(Data(run_channel, run, run_size, run_frames))
-                run, run_size, run_frames = [], 0, 0
-
-        while unread and (begun < TURN_FRAMES or self._kind >= 0):  # a frame that was begun is read to its end
-            piece = unread.popleft()
-            size = len(piece)
-            if (
-                self._kind == FrameType.DATA and size <= self._missing
-            ):  # the bulk of a transfer: whole records of payload
-                run.append(piece)
-                run_size += size
-                self._missing -= size
-                if not self._missing:
-                    self._kind = -1
-                continue
-            view = memoryview(piece)
-            while view:
-                if self._kind == FrameType.DATA:
-                    part, view = view[: self._missing], view[self._missing :]
-                    run.append(part if len(part) >= size * WORTH_KEEPING else bytes(part))
-                    run_size += len(part)
-                    self._missing -= len(part)
-                    if not self._missing:
-                        self._kind = -1
-                    continue
-                if begun >= TURN_FRAMES and self._kind < 0:
-                    unread.appendleft(view)
-                    break
-                wanted = (HEADER_SIZE if self._kind < 0 else self._missing) - len(self._partial)
-                self._partial += view[:wanted]
-                view = view[wanted:]
-                if self._kind < 0 and len(self._partial) == HEADER_SIZE:
-                    begun += 1
-                    self._kind, self._channel, self._missing = parse_header(self._partial)
-                    self._partial.clear()
-                    if self._kind == FrameType.DATA and self._channel != run_channel:
-                        end_run()
-                        run_channel = self._channel
-                    if self._kind == FrameType.DATA:
-                        run_frames += 1
-                        if not self._missing:  # an empty DATA frame says nothing
-                            self._kind = -1
-                            self.silent += 1
-                if self._kind >= 0 and self._kind != FrameType.DATA and len(self._partial) == self._missing:
-                    frame = decode(self._kind, self._channel, bytes(self._partial))
-                    self._partial.clear()
-                    self._kind = -1
-                    if frame is None:
-                        self.silent += 1
-                    else:
-                        end_run()
-                        found.append(frame)
-        end_run()
-        return found

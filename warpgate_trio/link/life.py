@@ -74,6 +74,7 @@ class LifeJudge:
         it is asked more often, once a second at most.
       acknowledging: the peer acknowledges what it takes in.
       rtt: smoothed round trip in seconds, for people and for windows; None before it was measured.
+      trip: the round trip that the path is judged by, in seconds.
       answered: the highest token whose PONG has come.
       life: the verdict.
       false_alarms: how often it was SUSPECT and progressed again.
@@ -84,6 +85,7 @@ class LifeJudge:
         self.acknowledging: bool = False
         self.rtt: float | None = None
         self.answered: int = 0
+        self.trip: float = UNKNOWN_TRIP
         self.life: Life = Life.WELL
         self.false_alarms: int = 0
         self._interval = interval
@@ -131,6 +133,12 @@ class LifeJudge:
         self._unacknowledged = not all_of_it
         self._progress(now)
 
+    def excuse(self) -> None:
+        """What was sent here and is not acknowledged was sent again elsewhere."""
+        self._unacknowledged = False
+        if not self.asking:
+            self._waits_from = None
+
     def ask(self, now: float) -> int:
         """The token of a PING that leaves now."""
         self._asked_at = now
@@ -156,6 +164,7 @@ class LifeJudge:
             sample = max(now - self._asked_at, 1e-6)
             self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample  # RFC 6298 §2
             self._samples.append((now, sample))
+            self.trip = min(each for at, each in self._samples if now - at <= SAMPLE_AGE)
             self._asked_at = None
         self._progress(now)
 
@@ -178,14 +187,6 @@ class LifeJudge:
     def asking(self) -> bool:
         """Whether a PING waits for its PONG."""
         return self._asked_at is not None
-
-    @property
-    def trip(self) -> float:
-        """The round trip that the path is judged by, in seconds."""
-        if not self._samples:
-            return UNKNOWN_TRIP
-        newest = self._samples[-1][0]
-        return min(sample for at, sample in self._samples if newest - at <= SAMPLE_AGE)
 
     def silence(self, now: float) -> float:
         """Seconds since the peer was last heard."""

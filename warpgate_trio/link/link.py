@@ -1,9 +1,12 @@
-"""The Trio shell of a Link: it owns the carrier and its one reader, and turns channels into Pipes.
+"""The Trio shell of a Link: it owns its carriers, and turns channels into Pipes.
 
-Life.  The handshake (`prove` or `receive_proof`, `commit` or `receive_commit` and `accept`) runs inline, in the task of
-the attempt that wants the Link: whatever ends that task closes the carrier.  From ACCEPT on `drive` runs in a nursery
-of the node.  It shields itself and ends when the last Pipe was closed here, when the peer or the path is gone, or
-within the goodbye time after the node said `end_nowait` (docs/architecture.md).
+Life.  The handshake (`warpgate_trio.link.handshake`) runs inline, in the task of the attempt that wants the Link.  From
+ACCEPT on `drive` runs in a nursery of the node.  It shields itself and ends when the last Pipe was closed here, when
+the peer is gone or there was no path for too long, or within the goodbye time after the node said `end_nowait`
+(docs/architecture.md).
+
+Carriers.  Each is a lane with tasks of its own, which end with it: a reader, a writer, a watch, and what its plugin has
+work for it.  Where the last one is lost, calls wait for another one, for as long as both sides have agreed to.
 """
 
 from __future__ import annotations
@@ -11,27 +14,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer, panics_as_errors
-from ..identity import check_proof, peer_id_from_key, prove
-from .channels import EARLY_DATA_LIMIT
-from .frames import LINK_VERSION, MAX_LABEL, Commit, Proof, Refuse, RefuseReason, Terms, data_header
+from ..errors import PeerRefused, ProtocolError, panics_as_errors
+from ..identity import peer_id_from_key
+from .frames import MAX_LABEL, RefuseReason
+from .handshake import Handshake, Task
+from .lane import LaneProtocol
+from .lane_driver import LaneDriver
 from .life import Life
 from .path import PathInfo, PathState
 from .pipe import Pipe
-from .protocol import LinkProtocol
 from .states import LinkState
-from .writer import LinkWriter
 
 if TYPE_CHECKING:
     from ..carrier import Carrier
-    from ..identity import Identity
     from .channel import Channel
 
 __all__ = ["Link"]
@@ -50,362 +51,257 @@ def refuse_all(_pipe: Pipe) -> RefuseReason:
 
 
 @final
-# long: a session has one owner from PROOF to GOAWAY: handshake, driver and Pipes share its carrier, reader and end
-class Link:
-    """One side of the session between two peers on one carrier.  Attributes are for reading.
+# long: a session has one owner until its GOAWAY: its carriers, its Pipes and its end
+class Link(Handshake):
+    """One side of the session between two peers.  Attributes are for reading.
 
-    Attributes:
-      peer_key: the peer's Ed25519 key, proven.
-      session_id: 16 bytes that name the call that this Link belongs to.
-      attempt_id: 16 bytes that name the attempt the dialler made it for, from `receive_proof` on.
-      link_id: 16 bytes, from COMMIT on.
-      path: how the Link came about; set by the attempt that made it.
+    See `Handshake` for more of them.
     """
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
-        self.carrier: Final = carrier
-        self.protocol: Final = LinkProtocol(
-            dialler=carrier.dialler,
-            initiator=initiator,
-            now=trio.current_time(),
-            idle_interval=carrier.idle_interval,
-            padded=carrier.name != "quic",  # which pads its own first datagrams
-        )
-        self.peer_key = peer_key
-        self.session_id = session_id
-        self.attempt_id: bytes = b""
-        self.link_id: bytes = b""
-        self.path: PathInfo | None = None
-        self._writer: Final = LinkWriter(carrier, self.protocol, self._set_alarm)
+        super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
+        self._lanes: dict[LaneProtocol, LaneDriver] = {self._first.protocol: self._first}
+        self._last = self._first  # that we spoke on
         self._answers: Final = trio.lowlevel.ParkingLot()
         self._path_lot: Final = trio.lowlevel.ParkingLot()
-        self._life = Life.WELL  # as those know who wait in it
-        self._alarm = trio.CancelScope(deadline=-math.inf)  # of `_watch`
+        self._told: object = None  # of the path, to those who wait in it
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._over: Final = trio.Event()
+        self._patience: Final = trio.CancelScope()  # for a further carrier, where there is none
+        self._lost_by: Exception | None = None
         self._ending = False
         self._goodbye: float | None = None  # None: not driven yet
         self._on_open: OpenHandler = refuse_all
         self._admitted: bool | None = None
         self._first_open = trio.Event()
 
+    @property
+    def movable(self) -> bool:
+        """Whether it may have further carriers, and outlive those that it has."""
+        return self.protocol.movable and not self._ending and self.protocol.state is LinkState.OPEN
+
+    @property
+    def carrier(self) -> Carrier:
+        """The one that we speak on, or spoke on last."""
+        return self._speaking.carrier
+
+    @property
+    def _speaking(self) -> LaneDriver:
+        active = self.protocol.lanes.active
+        if active is not None and active in self._lanes:
+            self._last = self._lanes[active]
+        return self._last
+
+    @property
+    def path(self) -> PathInfo | None:
+        """How the carrier that we speak on came about; set by the attempt that made it."""
+        return self._speaking.path
+
+    @path.setter
+    def path(self, path: PathInfo | None) -> None:
+        self._first.path = path
+
     def __repr__(self) -> str:
         return f"<Link to {peer_id_from_key(self.peer_key)[:8]}… {self.protocol.state.value}>"
-
-    # -- the handshake, in the attempt's task ------------------------------------------------------------------------
-
-    @classmethod
-    async def prove(
-        cls,
-        carrier: Carrier,
-        identity: Identity,
-        *,
-        peer_key: bytes,
-        session_id: bytes,
-        attempt_id: bytes,
-        initiator: bool,
-    ) -> Link:
-        """The dialler's start: say who we are.  Closes the carrier on any failure, like all of the handshake."""
-        link = cls(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
-        with link._closing_on_error():
-            signature = prove(identity, server_key=carrier.server_key, session_id=session_id)
-            link.protocol.send_proof(
-                Proof(
-                    client_key=identity.public_key,
-                    session_id=session_id,
-                    attempt_id=attempt_id,
-                    signature=signature,
-                )
-            )
-            await link._writer.flush()
-        return link
-
-    @classmethod
-    async def receive_proof(cls, carrier: Carrier) -> Link:
-        """The listener's start: learn who dialled.  The session's roles are for the caller to settle (`set_role`).
-
-        Raises:
-          WrongPeer: the proof does not hold.
-          RemoteProtocolError, trio.BrokenResourceError: no proof came.
-        """
-        link = cls(carrier, peer_key=bytes(32), session_id=bytes(16), initiator=None)
-        with link._closing_on_error():
-            while (proof := link.protocol.proof) is None:
-                await link._pump()
-            if proof.version != LINK_VERSION:
-                raise RemoteProtocolError(f"the peer speaks version {proof.version} of the link protocol")
-            if not check_proof(
-                client_key=proof.client_key,
-                server_key=carrier.server_key,
-                session_id=proof.session_id,
-                signature=proof.signature,
-            ):
-                raise WrongPeer("the dialler's proof does not hold")
-            link.peer_key, link.session_id, link.attempt_id = proof.client_key, proof.session_id, proof.attempt_id
-        return link
-
-    def set_role(self, *, initiator: bool) -> None:
-        """Settle, after `receive_proof`, which side of the session we are; raises `RemoteProtocolError` like a read."""
-        with self._closing_on_error():
-            self.protocol.set_role(initiator=initiator, now=trio.current_time())
-
-    async def commit(
-        self, *, epoch: int, link_id: bytes, early_data: bytes = b"", patience: float, terms: Terms | None = None
-    ) -> Pipe:
-        """The initiator's choice of this Link; returns its Pipe when the peer accepted.
-
-        Args:
-          epoch: counts the session's commits from 1.
-          early_data: at most 64 KiB that the peer's application gets with the Pipe.
-          patience: seconds without any sign of life from the peer after which it counts as gone; it is asked for one
-            all along, so a peer that takes its time to authorize is not given up.
-          terms: what we offer for a Link whose ends acknowledge what they take in; None: nothing.
-
-        Raises:
-          PeerRefused: the peer said no.
-          trio.BrokenResourceError: the peer is gone, or silent for `patience`.
-          RemoteProtocolError: it answered nonsense.
-        """
-        if len(early_data) > EARLY_DATA_LIMIT:
-            raise ValueError(
-                f"early_data is {len(early_data)} bytes; at most {EARLY_DATA_LIMIT} may ride with a COMMIT"
-            )
-        with self._closing_on_error():
-            protocol = self.protocol
-            channel = protocol.send_commit(
-                session_id=self.session_id, link_id=link_id, epoch=epoch, now=trio.current_time(), terms=terms
-            )
-            self.link_id = link_id
-            self.carrier.feed(protocol.transmit(trio.current_time()))
-            if early_data:
-                protocol.note_data_sent(channel, memoryview(early_data), trio.current_time())
-                self.carrier.feed(data_header(0, len(early_data)), early_data)
-            while protocol.state is LinkState.COMMITTED:
-                # Not after the read: from the ACCEPT on there is no checkpoint.  And not for long: a path that does not
-                # carry all of it may be slow, and bring the answer, or be silent.
-                with trio.move_on_after(patience / 3):
-                    await self._writer.flush()
-                with trio.move_on_after(patience / 3) as scope:
-                    await self._pump()
-                if scope.cancelled_caught:
-                    if protocol.life.silence(trio.current_time()) >= patience:
-                        raise trio.BrokenResourceError(f"the peer fell silent for {patience:g} s after the commit")
-                    protocol.send_ping(trio.current_time())
-            if protocol.refusal is not None:
-                raise self.refused(protocol.refusal)
-            if not channel.accepted:
-                raise trio.BrokenResourceError("the peer ended the link before it accepted")
-            return self._pipe(channel)  # also when its whole life, data and end, came in one read
-
-    async def receive_commit(self) -> Commit:
-        """The responder waits to be chosen.
-
-        Raises:
-          trio.BrokenResourceError: the peer is gone, or chose another carrier: how the losers of a race end.
-          RemoteProtocolError: the COMMIT is for another session than the PROOF was.
-        """
-        with self._closing_on_error():
-            while (commit := self.protocol.commit) is None:
-                await self._writer.flush()  # first: a PING may have come with the PROOF
-                await self._pump()
-                if self.protocol.state is LinkState.ENDED:
-                    raise trio.BrokenResourceError("the peer went away without a commit")
-            if commit.version == LINK_VERSION and commit.session_id != self.session_id:
-                raise RemoteProtocolError("the COMMIT names another session than the PROOF")
-            self.link_id = commit.link_id
-            return commit
-
-    async def while_waiting(self, decide: Callable[[], Awaitable[bool]]) -> bool:
-        """Run `decide` while answering the initiator's PINGs.
-
-        Raises `trio.BrokenResourceError` if the initiator goes away, and what `decide` raises.
-        """
-        outcome: list[bool] = []
-        failure: list[Exception] = []
-
-        async def listen(scope: trio.CancelScope) -> None:
-            try:
-                with panics_as_errors():
-                    while self.protocol.state is not LinkState.ENDED:
-                        await self._writer.flush()  # first: a PING may have come with the COMMIT
-                        await self._pump()
-                failure.append(trio.BrokenResourceError("the peer went away"))
-            except Exception as error:
-                failure.append(error)
-            scope.cancel()
-
-        async def run(scope: trio.CancelScope) -> None:
-            try:
-                with panics_as_errors():
-                    outcome.append(await decide())
-            except Exception as error:
-                failure.append(error)
-            scope.cancel()
-
-        with self._closing_on_error():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(listen, nursery.cancel_scope)
-                nursery.start_soon(run, nursery.cancel_scope)
-            if failure:
-                raise failure[0]
-            return outcome[0]
-
-    def accept(self, terms: Terms | None = None) -> Pipe:
-        """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
-        channel = self.protocol.send_accept(now=trio.current_time(), terms=terms)
-        self._admitted = True  # `authorize` was asked before the ACCEPT
-        self.carrier.feed(self.protocol.transmit(trio.current_time()))
-        return self._pipe(channel)
-
-    async def refuse(self, reason: RefuseReason, text: str = "") -> None:
-        """Say no, and close; the caller bounds it."""
-        try:
-            self.protocol.send_refuse(reason, text)
-            await self._writer.flush()
-            self.carrier.feed_end()
-            await self.carrier.flush()
-            while await self.carrier.receive():  # let the peer read it before the socket goes: a reset would eat it
-                pass
-        except (trio.BrokenResourceError, ProtocolError):
-            pass  # it does not want to hear it
-        finally:
-            self.carrier.close_nowait()
-
-    def close_nowait(self) -> None:
-        """Drop the Link without a goodbye: the end of one that lost its race."""
-        self._fail(trio.ClosedResourceError("this link was closed"))
-
-    def refused(self, refusal: Refuse) -> PeerRefused:
-        """The exception for a REFUSE frame."""
-        try:
-            name = RefuseReason(refusal.reason).name.lower().replace("_", " ")
-        except ValueError:
-            name = f"reason {refusal.reason}"
-        text = "".join(filter(str.isprintable, refusal.text))  # it is shown to people, perhaps on a terminal
-        return PeerRefused(refusal.reason, f"the peer refused: {name}" + (f" ({text})" if text else ""))
-
-    @contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self._fail(error if isinstance(error, Exception) else trio.ClosedResourceError("the attempt was cancelled"))
-            raise
 
     # -- the driver, in the node's nursery ---------------------------------------------------------------------------
 
     @trio.lowlevel.enable_ki_protection
-    async def drive(self, *, on_open: OpenHandler, admit: Admit | None = None, goodbye: float) -> None:
+    async def drive(
+        self, *, on_open: OpenHandler, admit: Admit | None = None, tasks: Sequence[Task] = (), goodbye: float
+    ) -> None:
         """Run the Link until it ends.  Never raises, and is not cancelled from outside: see `end_nowait`.
 
         Args:
           on_open: gets the Pipes that the peer opens.
           admit: asked before the first of them where the peer was called by us, so that nobody has decided about it
             yet; None lets it.
+          tasks: what carries its first carrier; they end with that.
           goodbye: seconds for the last words once the Link ends here.
         """
-        self._on_open, self._goodbye = on_open, goodbye
+        self._first.tasks = tasks
+        self._on_open = on_open
+        self._goodbye = goodbye
         self._admitted = self._admitted or (None if admit is not None else True)
         self._scope.shield = True
         with self._scope:
             if self._ending:  # everything was closed before the driver had its first turn
                 self._bound_goodbye()
-            self.protocol.send_ping(trio.current_time())  # the round trip, for credit and for `Pipe.path`
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._guard, partial(self._writer.run, lambda: self._ending))
-                nursery.start_soon(self._guard, self._watch)
+            self._first.protocol.send_ping(trio.current_time())  # the round trip, for credit and for `Pipe.path`
+            async with trio.open_nursery() as self._nursery:
+                for lane in list(self._lanes.values()):
+                    self._nursery.start_soon(self._drive_lane, lane)
                 if admit is not None and not self._admitted:
-                    nursery.start_soon(self._guard, partial(self._decide_admission, admit))
-                await self._guard(self._read_loop)
-                nursery.cancel_scope.cancel()
+                    self._nursery.start_soon(self._guard, partial(self._decide_admission, admit))
+                if self.protocol.is_lasting:
+                    self._nursery.start_soon(self._keep)
+                self._answer_opens()  # the peer may have opened a Pipe right behind its ACCEPT
+                await self._over.wait()
+                self._nursery.cancel_scope.cancel()
         self._fail(trio.BrokenResourceError("the link ended"))
 
     @trio.lowlevel.enable_ki_protection  # a record that Ctrl-C cuts off would be one that somebody has forged
-    async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
+    async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
+        """What goes wrong in a task of the Link breaks the Link."""
         try:
             with panics_as_errors():
-                await loop()
+                await task()
         except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as error:
             logger.debug("%r: %s", self, error)
             self._fail(error)
-            self._scope.cancel()
         except Exception as error:
             logger.exception("%r: the driver failed", self)
             self._fail(error)
-            self._scope.cancel()
 
-    async def _read_loop(self) -> None:
-        self._answer_opens()  # the peer may have opened a Pipe right behind its ACCEPT
+    # -- carriers ----------------------------------------------------------------------------------------------------
+
+    def _give_to(self, link: Handshake, tasks: Sequence[Task]) -> None:
+        """Our carrier is a lane of that Link, and nothing is left here."""
+        self._first.tasks = tasks
+        self.protocol.lanes.lose(self._first.protocol)
+        self._lanes.clear()
+        assert isinstance(link, Link)
+        link._adopt(self._first)
+
+    def _adopt(self, lane: LaneDriver) -> None:
+        """A carrier of a proven Link is a lane of this one; the protocol has it already.  Synchronous."""
+        lane.move(self.protocol, self._lose)
+        self._lanes[lane.protocol] = lane
+        self._patience.deadline = math.inf
+        if self._nursery is not None:
+            self._nursery.start_soon(self._drive_lane, lane)
+        self._settle()
+
+    async def _drive_lane(self, lane: LaneDriver) -> None:
+        """All tasks of one carrier; they end with it."""
+        with lane.scope:
+            async with trio.open_nursery() as nursery:
+                for loop in (self._write, self._watch, self._read):
+                    nursery.start_soon(self._guard_lane, lane, loop)
+                for task in lane.tasks:
+                    nursery.start_soon(self._carry, lane, task)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _guard_lane(self, lane: LaneDriver, loop: Callable[[LaneDriver], Awaitable[None]]) -> None:
+        """What ends a carrier ends no more, where the Link outlives it; what the peer does wrong ends the Link."""
+        try:
+            with panics_as_errors():
+                await loop(lane)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            logger.debug("%r: %s", self, error)
+            self._lose(lane, error)
+        except ProtocolError as error:
+            logger.debug("%r: %s", self, error)
+            self._fail(error)
+        except Exception as error:
+            logger.exception("%r: the driver failed", self)
+            self._fail(error)
+
+    async def _carry(self, lane: LaneDriver, task: Task) -> None:
+        """What a plugin has work for a carrier: a failure is the carrier's."""
+        try:
+            with panics_as_errors():
+                await task()
+        except Exception as error:
+            logger.exception("a task that carries %r failed", self)
+            self._lose(lane, error)
+
+    async def _write(self, lane: LaneDriver) -> None:
+        await lane.write(lambda: self._ending and self._speaking is lane)
+
+    async def _read(self, lane: LaneDriver) -> None:
         while self.protocol.state is not LinkState.ENDED:
-            await self._pump()
+            await self._pump(lane)
         self._bound_goodbye()
-        while await self.carrier.receive():  # until the peer has closed too: closing first could eat our last words
-            pass
+        await lane.drain()
+        self._over.set()
 
-    async def _watch(self) -> None:
-        """Ask for signs of life.  A task of its own, since a peer that does not read holds the write loop up."""
+    async def _watch(self, lane: LaneDriver) -> None:
+        """Ask for signs of life.  A task of its own, since a peer that does not read holds the writer up."""
         while True:
-            with trio.CancelScope(deadline=self.protocol.deadline) as self._alarm:
-                await trio.sleep_forever()
-            self.protocol.handle_timer(trio.current_time())
-            life = self.protocol.life
-            self._tell_life()
+            await lane.wait_timer()
+            life = lane.protocol.life
+            if self.protocol.is_spare(lane.protocol, trio.current_time()):
+                raise trio.BrokenResourceError("the path is no longer needed")
+            self._settle()
             if life.life is Life.DEAD:
                 silence = life.silence(trio.current_time())
                 raise trio.BrokenResourceError(f"the path is dead: the peer was not heard for {silence:.0f} s")
-            if self.protocol.has_outbox:
-                self._writer.poke()
 
-    def _tell_life(self) -> None:
-        if self._life is not self.protocol.life.life:
-            self._life = self.protocol.life.life
-            self._path_lot.unpark_all()
+    async def _keep(self) -> None:
+        """Wait for a further carrier where there is none, and not for ever."""
+        with self._patience:
+            await trio.sleep_forever()
+        why = f"no path for {self.protocol.resume_timeout:g} s: {self._lost_by}"
+        error = trio.BrokenResourceError(why)
+        error.__cause__ = self._lost_by
+        self._fail(error)
 
     def set_dead_after(self, seconds: float) -> None:
-        """Before `drive`: within how many seconds the path's death is to be noticed; 0: it is asked as ever."""
-        self.protocol.life.notice_within = seconds or math.inf
+        """Before `drive`: within how many seconds a path's death is to be noticed; 0: it is asked as ever."""
+        self.protocol.set_notice_within(seconds or math.inf)
 
     def hint(self) -> None:
         """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""
         self.protocol.hint(trio.current_time())
-        self._writer.poke()
-        self._set_alarm()
+        self._settle()
 
-    def _set_alarm(self) -> None:
-        """A timer may have begun.  One that ended needs nothing: the watch finds that nothing is due, and sleeps on."""
-        deadline = self.protocol.deadline
-        if deadline < self._alarm.deadline:
-            self._alarm.deadline = deadline
-
-    async def _pump(self) -> None:
-        """Take one turn: read once, unless something was left, and let the protocol see it.  A checkpoint always."""
+    def _lose(self, lane: LaneDriver, error: Exception) -> None:
+        """A carrier is gone; so is the Link, where it was the last one and nothing is kept.  Idempotent."""
+        if lane.gone:
+            return
+        lane.close_nowait()
         protocol = self.protocol
-        if pause := protocol.pause(trio.current_time()):
-            await trio.sleep(pause)  # pacing: its own system holds the peer up meanwhile
-        pieces: list[bytes] = []
-        if protocol.has_unread:
-            await trio.lowlevel.checkpoint()
-        else:
-            pieces = await self.carrier.receive()
-            if not pieces:
-                raise trio.BrokenResourceError("the peer closed the connection")
-        protocol.receive(pieces, trio.current_time())
-        for channel in protocol.take_touched():
+        if not protocol.movable or protocol.state is not LinkState.OPEN or self._ending:
+            self._fail(error)
+            return
+        self._lost_by = error
+        protocol.lose(lane.protocol, trio.current_time())
+        self._lanes.pop(lane.protocol, None)
+        lane.scope.cancel()
+        if not self._lanes:
+            self._patience.deadline = trio.current_time() + protocol.resume_timeout
+        self._settle()
+
+    async def _pump(self, lane: LaneDriver) -> None:
+        """Let the protocol see what a carrier brings.  A checkpoint always."""
+        await lane.pump()
+        for channel in self.protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
         self._answers.unpark_all()
-        self._tell_life()
         if self._goodbye is not None:
             self._answer_opens()
-        if protocol.has_outbox:
-            self._writer.poke()
-        self._set_alarm()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Something has happened: have said what is to be said, and told what is to be told."""
+        for lane in list(self._lanes.values()):
+            if self.protocol.has_outbox(lane.protocol):
+                lane.poke()
+            lane.set_alarm()
+        self._free_senders()
+        told = (self.protocol.lanes.active, self.protocol.life.life)
+        if told != self._told:
+            self._told = told
+            self._path_lot.unpark_all()
+            self._answers.unpark_all()
+
+    def _free_senders(self) -> None:
+        """Close what we have left for another carrier while it held a sender up, who goes on there."""
+        active = self.protocol.lanes.active
+        for lane in list(self._lanes.values()):
+            left = active is not None and lane.protocol is not active and lane.protocol.life.life is not Life.WELL
+            if left and lane.holds_a_sender:
+                self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
 
     async def _decide_admission(self, admit: Admit) -> None:
         await self._first_open.wait()
         self._admitted = await admit(self)
         self._answer_opens()
-        self._writer.poke()
+        self._settle()
 
     def _answer_opens(self) -> None:
         if self._admitted is None:  # they wait in the protocol, where their number is bounded
@@ -429,6 +325,16 @@ class Link:
             channel.closed_here = True
             self.protocol.refuse_channel(channel, reason)
 
+    def forget_nowait(self) -> None:
+        """The peer does not know this Link: what waits for a path waits in vain.  One that has a path is well."""
+        if not self._lanes:
+            self._fail(trio.BrokenResourceError("the peer does not know this link any more"))
+
+    def replace_nowait(self, instance: bytes) -> None:
+        """The peer has begun anew, by another process: what waits for the one before it waits in vain."""
+        if instance != self.protocol.peer_instance and not self._lanes:
+            self._fail(trio.BrokenResourceError("the peer was started again"))
+
     def end_nowait(self, *, abort: bool = False) -> None:
         """Close or abort every Pipe of the Link, and let the driver say goodbye, within its goodbye time from now."""
         for channel in list(self._pipes):
@@ -437,7 +343,8 @@ class Link:
 
     def _end(self) -> None:
         self._ending = True
-        self._writer.poke()
+        self._path_lot.unpark_all()
+        self._speaking.poke()
         self._bound_goodbye()
 
     def _bound_goodbye(self) -> None:
@@ -445,9 +352,11 @@ class Link:
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._goodbye)
 
     def _fail(self, failure: Exception) -> None:
-        """The Link is over: break what is open, wake everybody, close the socket.  Idempotent."""
+        """The Link is over: break what is open, wake everybody, close the carriers.  Idempotent."""
         self.protocol.break_all(failure)
-        self.carrier.close_nowait()
+        for lane in self._lanes.values():
+            lane.close_nowait()
+        self._over.set()
         self._answers.unpark_all()
         self._path_lot.unpark_all()
         for channel in self.protocol.take_touched():
@@ -461,25 +370,37 @@ class Link:
         return Pipe(self, channel)
 
     async def send_data(self, channel: Channel, data: memoryview) -> None:
-        """See `LinkWriter.send_data`.  Waits first, without the writer's lock, for a peer that acknowledges nothing."""
-        while self.protocol.is_full and channel.sendable:
-            await self._answers.park()
-        try:
-            await self._writer.send_data(channel, data)
-        except trio.BrokenResourceError as error:
-            self._fail(error)
-            raise
+        """Send one piece of DATA on the carrier that we speak on; a checkpoint always.
+
+        Waits, without anybody's lock, for a peer that acknowledges nothing, and for a carrier where there is none.
+
+        Raises:
+          trio.ClosedResourceError: the channel ended meanwhile; the Link is well.
+          trio.BrokenResourceError: the path is gone.
+        """
+        protocol = self.protocol
+        while True:
+            active = protocol.lanes.active
+            if channel.sendable and (active is None or protocol.is_full):
+                await self._answers.park()
+                continue
+            try:
+                if await self._speaking.send_data(channel, data):
+                    return
+            except trio.BrokenResourceError as error:
+                self._fail(error)
+                raise
 
     def finish(self, channel: Channel) -> None:
         """Half-close a channel."""
         self.protocol.finish(channel)
-        self._writer.poke()
+        self._settle()
 
     def note_read(self, channel: Channel, size: int) -> None:
         """The application read; credit follows."""
         self.protocol.note_read(channel, size, trio.current_time())
-        if self.protocol.has_outbox:
-            self._writer.poke()
+        if self.protocol.channels.has_credits:
+            self._speaking.poke()
 
     def close_channel(self, channel: Channel, *, abort: bool = False) -> None:
         """Close or abort a channel here; the last one ends the Link."""
@@ -489,8 +410,9 @@ class Link:
         self._answers.unpark_all()
         self._path_lot.unpark_all()
         self._pipes.discard(channel)
-        self._writer.poke()
-        if not self._pipes:
+        if self._pipes:
+            self._settle()
+        else:
             self._end()
 
     async def open_pipe(self, label: str) -> Pipe:
@@ -504,7 +426,7 @@ class Link:
         except ProtocolError as error:
             raise PeerRefused(RefuseReason.BUSY, str(error)) from error
         pipe = self._pipe(channel)
-        self._writer.poke()
+        self._settle()
         try:
             await pipe.wait_ready()
         except BaseException:
@@ -517,16 +439,31 @@ class Link:
         protocol = self.protocol
         if protocol.state is LinkState.OPEN and not channel.closed_here:
             began = trio.current_time()
-            token = protocol.ask(began)
-            self._writer.poke()
-            while protocol.life.answered < token and protocol.state is LinkState.OPEN and not channel.closed_here:
+            lane: LaneProtocol | None = None
+            token = 0
+            while protocol.state is LinkState.OPEN and not channel.closed_here:
+                if lane is not protocol.lanes.active:  # what was asked on another one has no answer any more
+                    lane = protocol.lanes.active
+                    if lane is not None:
+                        token = lane.ask(trio.current_time())
+                        self._settle()
+                if lane is not None and lane.life.answered >= token:
+                    break
                 await self._answers.park()
-            if protocol.life.answered >= token:
+            if lane is not None and lane.life.answered >= token:
                 return trio.current_time() - began
         if channel.closed_here:
             raise trio.ClosedResourceError("this pipe was closed")
         failure = channel.failure or protocol.failure
         raise trio.BrokenResourceError(f"pipe broken: {failure}") from failure
+
+    async def wait_path(self, *, well: bool) -> None:
+        """Wait until the path is live, or until it is not; `trio.BrokenResourceError` once the Link is over."""
+        while not self._ending and self.protocol.state is not LinkState.ENDED:
+            if (self.live_path().state is PathState.LIVE) is well:
+                return
+            await self._path_lot.park()
+        raise trio.BrokenResourceError("the link is over")
 
     async def wait_path_change(self, known: PathInfo, channel: Channel) -> PathInfo:
         """See `Pipe.wait_path_change`."""
@@ -547,4 +484,6 @@ class Link:
         """`path` with the round trip and the state of now."""
         assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
         state = PathState.LIVE if self.protocol.life.life is Life.WELL else PathState.SUSPECT
+        if self.protocol.lanes.active is None:
+            state = PathState.SUSPENDED
         return dataclasses.replace(self.path, rtt=self.rtt, state=state)

@@ -17,6 +17,8 @@ class PathState(Enum):
     """As far as is known."""
     SUSPECT = "suspect"
     """For a while now the peer has acknowledged nothing of what it was sent; it may only be slow."""
+    SUSPENDED = "suspended"
+    """There is none; a Pipe waits for another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

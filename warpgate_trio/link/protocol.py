@@ -1,52 +1,61 @@
-"""The session between two peers on one carrier, without I/O: plaintext and ``now`` in, events and control frames out.
+"""The session between two peers, above the carriers that it travels on, without I/O.
 
-`LinkProtocol` owns the Link's state; `Channels` has its channels and their credit, `LifeJudge` judges its path, and
-`Outgoing` and `Incoming` number what is said where both sides acknowledge it.  The shell around it
-(`warpgate_trio.link.link`) owns the carrier: it feeds what it reads to `receive`, sends what `transmit` hands out,
-calls `handle_timer` at `deadline`, and puts DATA on the carrier itself after `note_data_sent`, so that payload is
+`LinkProtocol` owns what outlives a carrier: the channels (`Channels`), what was said and is not acknowledged
+(`Outgoing`), and how far the peer's stream was taken in (`Incoming`).  Each carrier is a lane (`LaneProtocol`); `Lanes`
+says which one we speak on.  The shell (`warpgate_trio.link.link`) owns the carriers: it feeds what it reads to
+`receive`, sends what `transmit` hands out, and puts DATA on a carrier itself after `note_data_sent`, so that payload is
 never copied here.
+
+A Link whose peer acknowledges nothing, because its release is older, has one lane and keeps nothing.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, final
+from typing import Final, TypedDict, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .budget import OPEN_COST, FrameBudget
+from .attaching import LinkSecret
 from .channel import Channel
 from .channels import ChannelOpened, Channels
 from .frames import (
     Accept,
     Ack,
+    At,
+    Attach,
+    Attached,
     Commit,
-    Credit,
     Data,
-    Fin,
+    Drop,
     Frame,
-    FrameReader,
     FrameType,
     GoAway,
     Item,
     Open,
-    Ping,
-    Pong,
-    Proof,
-    Refuse,
     RefuseReason,
-    Reset,
     Terms,
     encode,
-    padding,
+    kind_of,
 )
-from .life import LifeJudge
-from .states import LinkState, Role, next_link_state
+from .lane import MAX_OUTBOX, LaneProtocol
+from .lanes import Lanes
+from .life import Life, LifeJudge
+from .states import LinkState
 from .stream import MAX_FRAMES, Incoming, Outgoing, units
 
-__all__ = ["LinkProtocol"]
+__all__ = ["CATCH_UP", "LinkProtocol"]
 
-MAX_OUTBOX: Final = 2048
-"""Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
+SPARE_FOR: Final = 20.0
+"""Seconds of silence after which a lane that nobody speaks on is closed; it is asked for a sign of life after more."""
+CATCH_UP: Final = 64 * 1024
+"""Bytes that are said again in one go: then the peer's frames, or another sender, may have their turn."""
+
+
+class _Where(TypedDict):
+    received: int
+    turn: int
+    session_id: bytes
+    server_key: bytes
 
 
 @final
@@ -55,154 +64,259 @@ class LinkProtocol:
     """One side of a Link.
 
     Args:
-      dialler: this side dialled the carrier.
+      lane: the first carrier.
       initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read.
-      now: a monotonic time in seconds, as in every method.
-      idle_interval: seconds of silence before a PING.
-      padded: what we say first comes behind a full segment, so that nobody wins on a path that carries none: PROOF of
-        the dialler; COMMIT or ACCEPT of the other side.
+
+    Attributes:
+      lanes: the carriers, and which one we speak on.
+      channels: those that stand.
+      outgoing, incoming, terms: the two streams, and what we offered; None where the peer acknowledges nothing.
+      resume_timeout: seconds for which the Link is kept without a carrier: the lesser of what the two sides offer.
+      failure: why it is over.
+      notice_within: see `LifeJudge`, of each carrier.
+      peer_instance: what names the peer's process, where it offers terms.
     """
 
-    def __init__(
-        self,
-        *,
-        dialler: bool,
-        initiator: bool | None,
-        now: float,
-        idle_interval: float,
-        padded: bool = False,
-    ) -> None:
-        self.state: LinkState = LinkState.FRESH
+    def __init__(self, lane: LaneProtocol, *, initiator: bool | None) -> None:
+        self.lanes: Final = Lanes(lane, initiator=initiator)
         self.channels: Final = Channels(self._say, initiator=initiator)
-        self.life: Final = LifeJudge(now, interval=idle_interval)
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
         self.terms: Terms | None = None
-        """What we offered, and with it both streams, where the peer did too; the initiator has them until it knows."""
-        self.proof: Proof | None = None
-        self.commit: Commit | None = None
-        self.refusal: Refuse | None = None
+        self.resume_timeout: float = 0.0
         self.failure: Exception | None = None
-        self._dialler = dialler
-        self._padding = padding() if padded else b""
-        self._initiator = initiator
-        self._roles = _roles(dialler=dialler, initiator=initiator)
-        self._reader = FrameReader()
-        self._budget = FrameBudget()
-        self._held: list[Item] = []
-        self._outbox: list[tuple[bytes, int]] = []  # frames, and by how much each moves our stream on
-        self._position = 0  # of the carrier in the peer's stream
-        self._ack_due = False
-        self._pong: int | None = None
+        self.notice_within: float = math.inf
+        self._first: Final = lane
+        self._link_id = b""
+        self.peer_instance: bytes = b""
+        self._secret: LinkSecret | None = None
+        self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and by how much each moves it on
+        self._opened = False
+        self._over = False
 
-    # -- roles and state ---------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> LinkState:
+        """That of the first carrier until the Link is open, and ENDED once it is over."""
+        if self._over:
+            return LinkState.ENDED
+        return LinkState.OPEN if self._opened else self._first.state
+
+    @property
+    def initiator(self) -> bool:
+        """Whether this side called."""
+        return bool(self.lanes.initiator)
+
+    @property
+    def life(self) -> LifeJudge:
+        """Who judges the carrier that we speak on."""
+        return (self.lanes.active or self._first).life
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether both sides keep it without a path."""
+        return self._secret is not None and self.resume_timeout > 0
+
+    @property
+    def movable(self) -> bool:
+        """Whether it may have further carriers, and outlive those that it has.
+
+        A responder waits for the first answer to a PING, which follows its ACCEPT: an initiator that has gone by then
+        will not come back for a Link that it never knew of.
+        """
+        return self.is_lasting and (self.initiator or self._first.life.answered > 0)
 
     def set_role(self, *, initiator: bool, now: float) -> None:
-        """Settle who called, once a listener has read the PROOF and looked its session up.
-
-        What came right behind the PROOF waited for this, since the table cannot judge it before; so this raises what
-        `receive` raises.
-        """
-        if self._initiator is not None and self._initiator is not initiator:
-            raise LocalProtocolError("the session's roles are settled already")
-        self._initiator = self.channels.initiator = initiator
-        self._roles = _roles(dialler=self._dialler, initiator=initiator)
-        held, self._held = self._held, []
-        self._take_items(held, now)
-
-    def _step(self, kind: FrameType, *, ours: bool) -> None:
-        self.state = next_link_state(self.state, self._roles[ours], kind, ours=ours)
+        """See `LaneProtocol.set_role`."""
+        items = self._first.set_role(initiator=initiator, now=now)
+        self.lanes.initiator = self.channels.initiator = initiator
+        self._take_items(self._first, items, now)
 
     def _say(self, frame: Frame) -> None:
         self._outbox.append((encode(frame), units(frame)))
 
-    # -- handshake, our part -----------------------------------------------------------------------------------------
-
-    def send_proof(self, proof: Proof) -> None:
-        self._step(FrameType.PROOF, ours=True)
-        self.proof = proof
-        self._say_first(encode(proof))
+    # -- handshake ---------------------------------------------------------------------------------------------------
 
     def send_commit(
         self, *, session_id: bytes, link_id: bytes, epoch: int, now: float, terms: Terms | None = None
     ) -> Channel:
-        """Choose this carrier; the main channel may carry `EARLY_DATA_LIMIT` bytes at once.
-
-        `silence` counts from here on: a carrier that waited for its turn was not asked for signs of life.
-        """
-        self._step(FrameType.COMMIT, ours=True)
-        self.life.begin(now)
+        """Choose the carrier for a new Link; the main channel may carry `EARLY_DATA_LIMIT` bytes at once."""
         channel = self.channels.commit(now)
-        self.commit = Commit(
-            session_id=session_id, link_id=link_id, epoch=epoch, credit=channel.receive_limit, terms=terms
-        )
-        self._say_first(encode(self.commit))
+        commit = Commit(session_id=session_id, link_id=link_id, epoch=epoch, credit=channel.receive_limit, terms=terms)
+        self._first.send_commit(commit, now)
+        self._link_id = link_id
         if terms is not None:
             self.terms, self.outgoing, self.incoming = terms, Outgoing(), Incoming()
         return channel
 
     def send_accept(self, *, now: float, terms: Terms | None = None) -> Channel:
         """Take the COMMIT; returns the main channel, with the early data in it."""
-        self._answer_commit(FrameType.ACCEPT)
-        channel = self.channels.accept_commit(now)
-        if self.incoming is None:  # the peer offers no terms
+        commit = self._first.commit
+        theirs = None if commit is None else commit.terms
+        if theirs is None:
             terms = None
-        self._say_first(encode(Accept(channel=0, credit=channel.receive_limit, terms=terms)))
-        self.terms = terms
-        if terms is None:
+        window = self.channels[0].received + self.channels[0].window if 0 in self.channels else 0
+        self._first.send_accept(Accept(channel=0, credit=window, terms=terms))
+        channel = self.channels.accept_commit(now)
+        self._opened = True
+        if terms is None or theirs is None:
             self.incoming = None
         else:
             self.outgoing = Outgoing()
-            self.life.begin_acknowledged(now, responder=True)
+            self._agree(terms, theirs, now)
         return channel
 
-    def _say_first(self, frame: bytes) -> None:
-        """A frame of the handshake, the first one behind the padding: the stream is in order."""
-        self._outbox.append((self._padding + frame, 0))
-        self._padding = b""
+    def _agree(self, ours: Terms, theirs: Terms, now: float) -> None:
+        """Both sides offer terms."""
+        self.terms = ours
+        self.peer_instance = theirs.instance
+        self.resume_timeout = min(ours.resume_timeout, theirs.resume_timeout)
+        first, second = (ours, theirs) if self.initiator else (theirs, ours)
+        self._secret = LinkSecret(first.secret, second.secret, self._link_id, initiator=self.initiator)
+        self._first.life.begin_acknowledged(now, responder=not self.initiator)
 
     def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
         """Say no to the session; the Link ends."""
-        self._answer_commit(FrameType.REFUSE)
-        self._say(Refuse(channel=0, reason=reason, text=text))
-
-    def _answer_commit(self, kind: FrameType) -> None:
-        if self.state is LinkState.OPEN:  # where the table knows the same frames as answers to an OPEN
-            raise LocalProtocolError(f"{kind.name} of a commit that was answered before")
-        self._step(kind, ours=True)
+        self._first.send_refuse(reason, text)
 
     def send_go_away(self) -> None:
         """The last frame of this side; a no-op where there is nobody to tell."""
         if self.state in (LinkState.PROVEN, LinkState.COMMITTED, LinkState.OPEN):
-            self._step(FrameType.GOAWAY, ours=True)
+            if self.lanes.active is not None:
+                self.lanes.active.step(FrameType.GOAWAY, ours=True)
+            self._over = True
             self._say(GoAway())
 
-    def send_ping(self, now: float) -> None:
-        """Ask for a sign of life, which also measures the round trip; one question at a time."""
-        if not self.life.asking and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
-            self._say(Ping(token=self.life.ask(now)))
+    # -- further carriers --------------------------------------------------------------------------------------------
 
-    def ask(self, now: float) -> int:
-        """A PING on somebody's behalf, whatever else is under way; `Liveness.answered` reaches the returned token.
+    def attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
+        """Offer a proven carrier of ours to the peer's side of this Link."""
+        where = self._where(session_id, server_key)
+        lane.send_attach(self._proof.attach(lane=self.lanes.name(), **where), now)
 
-        The peer answers in order, so by then it has read everything that was sent before.
+    def judge_attach(self, attach: Attach, *, session_id: bytes, server_key: bytes) -> RefuseReason | None:
+        """What an ATTACH on a carrier that the peer has proven to be its is answered with; None: it is taken."""
+        secret = self._secret
+        if secret is None or self.state is not LinkState.OPEN or not self.movable:
+            return RefuseReason.UNKNOWN_LINK
+        if not secret.holds(attach, session_id=session_id, server_key=server_key):
+            return RefuseReason.UNKNOWN_LINK
+        if not self._kept.acknowledged <= attach.received <= self._kept.end:
+            return RefuseReason.UNKNOWN_LINK
+        if not self.lanes.is_name_of_the_peer(attach.lane):
+            return RefuseReason.UNKNOWN_LINK
+        return RefuseReason.TOO_MANY_LANES if self.lanes.full else None
+
+    def take_attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
+        """Take it: the carrier is a lane of the Link, and what came behind the ATTACH is heard."""
+        assert lane.attach is not None
+        lane.send_attached(self._proof.attached(lane=lane.attach.lane, **self._where(session_id, server_key)))
+        self._kept.acknowledge(lane.attach.received)
+        self._join(lane, now)
+
+    def hear_attached(
+        self, lane: LaneProtocol, attached: Attached, *, session_id: bytes, server_key: bytes, now: float
+    ) -> None:
+        """The peer has taken the carrier that we offered.
+
+        Raises:
+          RemoteProtocolError: it is not the peer's side of this Link, or it has lost its memory.
         """
-        self._step(FrameType.PING, ours=True)
-        token = self.life.ask(now)
-        self._say(Ping(token=token))
-        return token
+        assert lane.attach is not None
+        holds = self._proof.holds(attached, session_id=session_id, server_key=server_key)
+        if attached.lane != lane.attach.lane or not holds:
+            raise RemoteProtocolError("the peer's answer to the ATTACH does not prove the Link")
+        if not self._kept.acknowledged <= attached.received <= self._kept.end:
+            raise RemoteProtocolError(f"the peer has taken in {attached.received} of {self._kept.end} units")
+        self._kept.acknowledge(attached.received)
+        # Its turn is not taken over: the AT that goes with it may still be under way, and would look like a tie.
+        self._join(lane, now)
+
+    def _where(self, session_id: bytes, server_key: bytes) -> _Where:
+        """What is said of a carrier, and of how far we are."""
+        return {
+            "received": self._taken.received,
+            "turn": self.lanes.turn,
+            "session_id": session_id,
+            "server_key": server_key,
+        }
+
+    @property
+    def _proof(self) -> LinkSecret:
+        assert self._secret is not None
+        return self._secret
+
+    def _join(self, lane: LaneProtocol, now: float) -> None:
+        assert lane.attach is not None
+        lane.number = lane.attach.lane
+        lane.life.begin_acknowledged(now, responder=not self.initiator)
+        lane.life.notice_within = self.notice_within
+        self.lanes.join(lane)
+        self._take_items(lane, lane.join(now), now)
+        self.choose(now)
+
+    @property
+    def _kept(self) -> Outgoing:
+        assert self.outgoing is not None
+        return self.outgoing
+
+    @property
+    def _taken(self) -> Incoming:
+        assert self.incoming is not None
+        return self.incoming
+
+    def lose(self, lane: LaneProtocol, now: float) -> None:
+        """A carrier is gone."""
+        lane.end()
+        self.lanes.lose(lane)
+        self.choose(now)
+
+    def is_spare(self, lane: LaneProtocol, now: float) -> bool:
+        """Whether a lane has not been spoken on for so long that keeping it would cost more than it is worth."""
+        active = self.lanes.active
+        wanted = active is None or active is lane or active.life.life is not Life.WELL
+        return not wanted and lane.life.silence(now) >= SPARE_FOR
+
+    def choose(self, now: float) -> bool:
+        """Speak on another lane where the one that we speak on is gone or no good; whether we do."""
+        lane = self.lanes.choose()
+        if lane is None or self.outgoing is None or self.state is not LinkState.OPEN:
+            return False
+        self.lanes.promote(lane)
+        self._begin(lane, now)
+        return True
+
+    def _begin(self, lane: LaneProtocol, now: float) -> None:
+        """What we say goes on here, from what the peer has taken in."""
+        lane.said = self._kept.acknowledged
+        lane.alone_from = self._kept.end
+        lane.say(At(position=lane.said, turn=self.lanes.turn))
+        if self._kept.end > lane.said:
+            lane.life.sent(now)
+
+    def set_notice_within(self, seconds: float) -> None:
+        """See `LifeJudge.notice_within`; of the carriers that there are, and of those to come."""
+        self.notice_within = seconds
+        for lane in self.lanes:
+            lane.life.notice_within = seconds
 
     def hint(self, now: float) -> None:
-        """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""
-        if self.state is LinkState.OPEN and self.life.hint(now):
-            self._say(Ping(token=self.life.ask(now)))
+        """Something has happened that may have killed a path: each is asked at once, see `LifeJudge.hint`."""
+        if self.state is LinkState.OPEN:
+            for lane in self.lanes:
+                lane.hint(now)
 
     # -- channels ----------------------------------------------------------------------------------------------------
 
     def open_channel(self, label: str, *, now: float) -> Channel:
         """Ask for a further Pipe.  Raises `LocalProtocolError` when the Link is not open or has no room for it."""
-        self._step(FrameType.OPEN, ours=True)
+        self._check_open(FrameType.OPEN)
         return self.channels.open(label, now)
+
+    def _check_open(self, kind: FrameType) -> None:
+        if self.state is not LinkState.OPEN:
+            raise LocalProtocolError(f"{kind.name} while the link is {self.state.value}")
 
     def accept_channel(self, channel: Channel) -> None:
         """Yes to the peer's OPEN."""
@@ -212,14 +326,20 @@ class LinkProtocol:
         """No to the peer's OPEN."""
         self.channels.refuse(channel, reason)
 
-    def note_data_sent(self, channel: Channel, data: memoryview, now: float) -> None:
-        """Account for a DATA frame that the shell puts on the carrier now."""
+    def note_data_sent(self, lane: LaneProtocol, channel: Channel, data: memoryview, now: float) -> bool:
+        """Account for a DATA frame; whether it goes on the lane now: otherwise `catch_up` will come to it."""
         if len(data) > channel.sendable:
             raise LocalProtocolError("more data than credit")
         channel.sent += len(data)
-        if self.outgoing is not None:
-            self.outgoing.put(channel.id, data)
-            self.life.sent(now)
+        outgoing = self.outgoing
+        if outgoing is None:
+            return True
+        now_or_later = lane.said == outgoing.end and self.lanes.active is lane
+        outgoing.put(channel.id, data)
+        if now_or_later:
+            lane.said = outgoing.end
+            lane.life.sent(now)
+        return now_or_later
 
     @property
     def is_full(self) -> bool:
@@ -238,7 +358,8 @@ class LinkProtocol:
         """The application read `size` bytes: credit follows."""
         channel.consumed += size
         if self.state is LinkState.OPEN:
-            self.channels.grant(channel, size, now, rtt=self.life.rtt)
+            active = self.lanes.active
+            self.channels.grant(channel, size, now, rtt=None if active is None else active.life.rtt)
 
     def take_touched(self) -> list[Channel]:
         """See `Channels.take_touched`."""
@@ -253,182 +374,177 @@ class LinkProtocol:
         """See `Channels.take_opened`."""
         return self.channels.take_opened()
 
-    # -- the outbox --------------------------------------------------------------------------------------------------
+    # -- what goes out -----------------------------------------------------------------------------------------------
 
-    @property
-    def has_outbox(self) -> bool:
-        """Whether `transmit` has anything."""
-        return bool(self._outbox or self.channels.has_credits or self._pong is not None or self._ack_due)
+    def has_outbox(self, lane: LaneProtocol) -> bool:
+        """Whether `transmit` has anything for a lane."""
+        if lane.has_outbox or lane.ack_due:
+            return True
+        return lane is self.lanes.active and bool(self._outbox or self.channels.has_credits or self._lags(lane))
 
-    def transmit(self, now: float) -> bytes:
-        """Every control frame that is to be sent, in order; they go out before the next DATA."""
-        if self._pong is not None:
-            self._say(Pong(token=self._pong))
-            self._pong = None
-        for credit in self.channels.take_credits():
-            self._say(credit)
-        if self.incoming is not None and self.state is LinkState.OPEN and self.incoming.deadline < math.inf:
-            self._say(Ack(position=self.incoming.acknowledge()))
-        self._ack_due = False
+    def _lags(self, lane: LaneProtocol) -> bool:
+        return self.outgoing is not None and lane.said is not None and lane.said < self.outgoing.end
+
+    def transmit(self, lane: LaneProtocol, now: float) -> bytes:
+        """Every frame that is to go out on a lane, in order; they go before the next DATA."""
+        found = lane.take_outbox()
+        if lane is self.lanes.active:
+            for credit in self.channels.take_credits():
+                self._say(credit)
+            found += self._take_outbox(lane, now)
+        incoming = self.incoming
+        if incoming is not None and self.state is LinkState.OPEN and (lane.ack_due or incoming.deadline < math.inf):
+            found.append(encode(Ack(position=incoming.acknowledge())))
+        lane.ack_due = False
+        return b"".join(found)
+
+    def _take_outbox(self, lane: LaneProtocol, now: float) -> list[bytes]:
+        """Frames of the stream, or none of them while the lane has to catch up with what was said before them."""
         frames, self._outbox = self._outbox, []
-        if self.outgoing is not None:
-            for frame, moves in frames:
-                if moves:
-                    self.outgoing.put_frame(frame)
-                    self.life.sent(now)
-        return b"".join([frame for frame, _ in frames])
+        outgoing = self.outgoing
+        if outgoing is None:
+            return [frame for frame, _ in frames]
+        lags = self._lags(lane)
+        for frame, moves in frames:
+            if moves:
+                outgoing.put_frame(frame)
+        if lags:
+            return self._catch_up(lane, now)
+        if frames:
+            lane.said = outgoing.end
+            lane.life.sent(now)
+        return [frame for frame, _ in frames]
+
+    def _catch_up(self, lane: LaneProtocol, now: float) -> list[bytes]:
+        """Some of what was said before, again; where the peer has told meanwhile that it has it, from there on."""
+        outgoing = self._kept
+        assert lane.said is not None
+        found: list[bytes] = []
+        if lane.said < outgoing.acknowledged:
+            lane.said = outgoing.acknowledged
+            found.append(encode(At(position=lane.said, turn=self.lanes.turn)))
+        for chunk in outgoing.read(lane.said, CATCH_UP):
+            found += [bytes(part) for part in chunk.parts]
+            lane.said = chunk.position + (1 if chunk.channel is None else len(chunk.body))
+        lane.life.sent(now)
+        return found
 
     # -- input -------------------------------------------------------------------------------------------------------
 
-    def receive(self, pieces: list[bytes], now: float) -> None:
-        """Take plaintext from the carrier.  What it changed is in `take_touched` and `take_opened`.
+    def receive(self, lane: LaneProtocol, pieces: list[bytes], now: float) -> None:
+        """Take plaintext from a carrier.  What it changed is in `take_touched` and `take_opened`.
 
         Raises:
-          RemoteProtocolError: the peer broke the protocol; the Link is over and its carrier must be closed.
+          RemoteProtocolError: the peer broke the protocol; the Link is over and its carriers must be closed.
         """
-        self.life.heard(now)
-        self._budget.earn(now)
-        items = self._reader.feed(pieces)
-        silent, self._reader.silent = self._reader.silent, 0
-        self._count(silent)
-        self._take_items(items, now)
+        self._take_items(lane, lane.receive(pieces, now), now)
         if len(self._outbox) > MAX_OUTBOX:
             raise RemoteProtocolError("the peer makes us answer but does not read the answers")
         if self.outgoing is not None and self.outgoing.frames > MAX_FRAMES:
             raise RemoteProtocolError("the peer makes us answer but does not acknowledge the answers")
         if self.incoming is not None and self.incoming.ack_due(now):
-            self._ack_due = self.state is LinkState.OPEN
+            self._owe_ack()
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether `receive` left something for its next turn, which wants no new bytes."""
-        return self._reader.has_unread
-
-    def pause(self, now: float) -> float:
-        """Seconds for which the peer is to be left unread: it says more than it may."""
-        return self._budget.pause(now)
-
-    def _count(self, frames: int) -> None:
-        """Frames of the peer that are not paid for with credit."""
-        self._budget.count(frames, link_open=self.state is LinkState.OPEN)
-
-    def _take_items(self, items: list[Item], now: float) -> None:
-        for index, item in enumerate(items):
-            if self.state is LinkState.ENDED:
-                return
-            if self._initiator is None and self.state is not LinkState.FRESH:
-                self._held += items[index:]
+    def _take_items(self, lane: LaneProtocol, items: list[Item], now: float) -> None:
+        for item in items:
+            if self._over:
                 return
             if self.incoming is None:
-                self._take(item, now)
+                self._take(lane, item, now)
                 continue
-            position, self._position = self._position, self._position + units(item)
+            position, lane.received = lane.received, lane.received + units(item)
             new = self.incoming.take(position, item, now)
             if new is not None:
-                self._take(new, now)
+                self._take(lane, new, now)
+            else:
+                lane.count(item.frames if isinstance(item, Data) else 0)  # said again: nothing pays for it
 
-    def _take(self, item: Item, now: float) -> None:
+    def _take(self, lane: LaneProtocol, item: Item, now: float) -> None:
         if isinstance(item, Data):
-            self._receive_data(item)
-        else:
-            self._receive_frame(item, now)
-
-    def _receive_data(self, data: Data) -> None:
-        if self.state is not LinkState.OPEN:
-            self._step(FrameType.DATA, ours=False)
-            self._count(data.frames)
-        if not self.channels.receive_data(data):
-            self._count(data.frames)
-
-    def _receive_frame(self, frame: Frame, now: float) -> None:
-        kind = _KIND[type(frame)]
-        self._count(OPEN_COST if kind is FrameType.OPEN else 1)
-        self._step(kind, ours=False)
-        if isinstance(frame, Ping):
-            self._pong = frame.token
-        elif isinstance(frame, Pong):
-            self.life.receive(frame.token, now)
-        elif isinstance(frame, Proof):
-            self.proof = frame
-        elif isinstance(frame, Commit):
-            self.commit = frame
-            self.channels.receive_commit(frame.credit, now)
-            self.incoming = None if frame.terms is None else Incoming()
-        elif isinstance(frame, Ack):
-            self._receive_ack(frame.position, now)
-        elif isinstance(frame, GoAway):
+            if not self.channels.receive_data(item):
+                lane.count(item.frames)
+        elif isinstance(item, Ack):
+            self._receive_ack(lane, item.position, now)
+        elif isinstance(item, Commit):
+            lane.commit = item
+            self._link_id = item.link_id
+            self.channels.receive_commit(item.credit, now)
+            self.incoming = None if item.terms is None else Incoming()
+        elif isinstance(item, GoAway):
             self.break_all(RemoteProtocolError("the peer ended the link"))
-        elif isinstance(frame, Open):
-            self.channels.receive_open(frame, now)
-        elif isinstance(frame, Refuse) and self.state is LinkState.ENDED:
-            self.refusal = frame
+        elif isinstance(item, Open):
+            self.channels.receive_open(item, now)
+        elif isinstance(item, At):
+            self._receive_at(lane, item, now)
+        elif isinstance(item, Drop):
+            self._receive_drop(item)
         else:
-            if isinstance(frame, Accept) and not frame.channel and self.terms is not None:
-                self._learn_terms(frame.terms, now)
-            self.channels.receive_frame(frame, kind)
+            if isinstance(item, Accept) and not item.channel and not self._opened:
+                self._opened = True
+                self._learn_terms(item.terms, now)
+            self.channels.receive_frame(item, kind_of(item))  # type: ignore[arg-type]  # those that are left
 
-    def _learn_terms(self, terms: Terms | None, now: float) -> None:
+    def _learn_terms(self, theirs: Terms | None, now: float) -> None:
         """What the responder offers, with its ACCEPT of our COMMIT."""
-        if terms is None:
+        if self.terms is None:
+            return
+        if theirs is None:
             self.terms = self.outgoing = self.incoming = None
         else:
-            self.life.begin_acknowledged(now, responder=False)
+            self._agree(self.terms, theirs, now)
 
-    def _receive_ack(self, position: int, now: float) -> None:
-        if self.outgoing is None:
+    def _receive_ack(self, lane: LaneProtocol, position: int, now: float) -> None:
+        outgoing = self.outgoing
+        if outgoing is None:
             raise RemoteProtocolError("an ACK on a link that has none")
-        was_full = self.outgoing.full
-        if self.outgoing.acknowledge(position):
-            self.life.acknowledged(now, all_of_it=position == self.outgoing.end)
-        if was_full and not self.outgoing.full:
+        was_full = outgoing.full
+        if outgoing.acknowledge(position):
+            active = self.lanes.active
+            if active is not None and active is not lane and position > active.alone_from:
+                active.life.acknowledged(now, all_of_it=position >= (active.said or 0))
+            lane.life.acknowledged(now, all_of_it=position >= (lane.said or 0))
+        if was_full and not outgoing.full:
             self.channels.touch_all()
+
+    def _receive_at(self, lane: LaneProtocol, at: At, now: float) -> None:
+        if self.incoming is None:
+            raise RemoteProtocolError("an AT on a link that has none")
+        if at.position > self.incoming.received:
+            raise RemoteProtocolError(f"the peer goes on at {at.position}, and {self.incoming.received} units came")
+        lane.received = at.position
+        lane.ack_due = True  # here, whatever we speak on: the peer has to learn that this lane carries
+        if self.lanes.hear(lane, at):
+            self._begin(lane, now)
+
+    def _receive_drop(self, drop: Drop) -> None:
+        lane = self.lanes.get(drop.lane)
+        if lane is not None:
+            lane.end()
 
     # -- ends and timers ---------------------------------------------------------------------------------------------
 
     def break_all(self, failure: Exception) -> None:
         """The Link is over: every direction that had not ended is broken by `failure`.  Idempotent."""
-        self.state = LinkState.ENDED
+        self._over = True
         self.failure = self.failure or failure
         self.channels.break_all(failure)
-        self._pong = None
+        for lane in self.lanes:
+            lane.end()
 
-    @property
-    def deadline(self) -> float:
-        """When `handle_timer` wants to be called."""
-        if self.incoming is None or self._ack_due or self.state is not LinkState.OPEN:
-            return self.life.deadline
-        return min(self.life.deadline, self.incoming.deadline)
+    def _owe_ack(self) -> None:
+        active = self.lanes.active
+        if active is not None and self.state is LinkState.OPEN:
+            active.ack_due = True
 
-    def handle_timer(self, now: float) -> None:
-        """Send a PING or an ACK where one is due; `life` says what became of the path."""
-        if self.life.judge(now) and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
-            self._say(Ping(token=self.life.ask(now)))
+    def deadline(self, lane: LaneProtocol) -> float:
+        """When `handle_timer` wants to be called for a lane."""
+        if self.incoming is None or lane is not self.lanes.active or lane.ack_due or self.state is not LinkState.OPEN:
+            return lane.life.deadline
+        return min(lane.life.deadline, self.incoming.deadline)
+
+    def handle_timer(self, lane: LaneProtocol, now: float) -> None:
+        """Send a PING or an ACK where one is due, and speak on another lane where this one is no good any more."""
+        lane.handle_timer(now)
         if self.incoming is not None and self.incoming.ack_due(now):
-            self._ack_due = self.state is LinkState.OPEN
-
-
-def _roles(*, dialler: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
-    """The roles of the peer (False) and ours (True)."""
-    found: dict[bool, frozenset[Role]] = {}
-    for ours in (False, True):
-        roles = {Role.DIALLER if dialler is ours else Role.LISTENER}
-        if initiator is not None:
-            roles.add(Role.INITIATOR if initiator is ours else Role.RESPONDER)
-        found[ours] = frozenset(roles)
-    return found
-
-
-_KIND: Final[dict[type, FrameType]] = {
-    Proof: FrameType.PROOF,
-    Commit: FrameType.COMMIT,
-    Accept: FrameType.ACCEPT,
-    Refuse: FrameType.REFUSE,
-    Open: FrameType.OPEN,
-    Credit: FrameType.CREDIT,
-    Fin: FrameType.FIN,
-    Reset: FrameType.RESET,
-    Ping: FrameType.PING,
-    Pong: FrameType.PONG,
-    GoAway: FrameType.GOAWAY,
-    Ack: FrameType.ACK,
-}
+            self._owe_ack()
+        self.choose(now)

@@ -7,7 +7,8 @@ Rule 2: a party has two roles that are independent of each other.  Who dialled t
 decides who proves itself; who called (INITIATOR, else RESPONDER) decides who commits.  In a reverse connection they
 cross.
 
-    link:     FRESH --PROOF--> PROVEN --COMMIT--> COMMITTED --ACCEPT--> OPEN --GOAWAY--> ENDED
+    carrier:  FRESH --PROOF--> PROVEN --COMMIT--> COMMITTED --ACCEPT---> OPEN --GOAWAY--> ENDED
+                                  |  \\--ATTACH--> ATTACHING --ATTACHED--/
                                   \\--REFUSE--> ENDED  \\--REFUSE--> ENDED
 
 A channel has two directions; each has a writer's half and a reader's half.  Once the writer has said FIN or the
@@ -45,7 +46,9 @@ class LinkState(Enum):
     PROVEN = "proven"
     """Both keys are known; several carriers of one session may be in this state."""
     COMMITTED = "committed"
-    """The initiator chose this carrier and waits for the answer."""
+    """The initiator chose this carrier for a new Link and waits for the answer."""
+    ATTACHING = "attaching"
+    """The initiator offered this carrier to a Link that there is and waits for the answer."""
     OPEN = "open"
     """Channels."""
     ENDED = "ended"
@@ -65,6 +68,7 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
     },
     LinkState.PROVEN: {
         FrameType.COMMIT: (_INITIATOR, LinkState.COMMITTED),
+        FrameType.ATTACH: (_INITIATOR, LinkState.ATTACHING),
         FrameType.REFUSE: (_RESPONDER, LinkState.ENDED),
         FrameType.PING: (_ANY, LinkState.PROVEN),
         FrameType.PONG: (_ANY, LinkState.PROVEN),
@@ -77,6 +81,12 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
         FrameType.PING: (_ANY, LinkState.COMMITTED),
         FrameType.PONG: (_ANY, LinkState.COMMITTED),
         FrameType.GOAWAY: (_ANY, LinkState.ENDED),
+    },
+    LinkState.ATTACHING: {
+        FrameType.ATTACHED: (_RESPONDER, LinkState.OPEN),
+        FrameType.REFUSE: (_RESPONDER, LinkState.ENDED),
+        FrameType.PING: (_ANY, LinkState.ATTACHING),
+        FrameType.PONG: (_ANY, LinkState.ATTACHING),
     },
     LinkState.OPEN: {
         **dict.fromkeys(
@@ -91,6 +101,8 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
                 FrameType.PING,
                 FrameType.PONG,
                 FrameType.ACK,
+                FrameType.AT,
+                FrameType.DROP,
             ),
             (_ANY, LinkState.OPEN),
         ),

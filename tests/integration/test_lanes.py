@@ -1,0 +1,253 @@
+"""A Link that goes on over another carrier: real sockets on loopback, both kinds of carrier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from tests.hangs import HANG
+from tests.links import (
+    LASTING,
+    End,
+    a_path,
+    alice_proves,
+    carrier_kind,
+    carriers,
+    linked,
+)
+from tests.waiting import wait_until
+from warpgate_trio import PathState
+from warpgate_trio.errors import PeerRefused
+from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.link.attaching import LinkSecret
+from warpgate_trio.link.frames import Attach
+from warpgate_trio.link.life import Life
+
+__all__ = ["carrier_kind"]
+
+pytestmark = pytest.mark.usefixtures("carrier_kind")
+
+
+async def attach(
+    alice: End, bob: End, *, by_bob: bool = False, spoil: Callable[[Attach], Attach] | None = None
+) -> None:
+    """One more carrier, dialled by Alice, and offered by the one or the other."""
+    dialed, accepted = await carriers()
+    ours = await alice_proves(dialed, initiator=not by_bob)
+    theirs = await Link.receive_proof(accepted)
+    theirs.set_role(initiator=by_bob)
+    ours.path, theirs.path = a_path(dialed), a_path(accepted)
+    offers, takes, end, other = (theirs, ours, bob, alice) if by_bob else (ours, theirs, alice, bob)
+
+    async def answer() -> None:
+        choice = await takes.receive_choice()
+        assert isinstance(choice, Attach)
+        if spoil is not None:
+            takes._first.protocol.attach = spoil(choice)
+        reason = takes.accept_attach(other.link)
+        if reason is not None:
+            await takes.refuse(reason)
+
+    refusal: PeerRefused | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        try:
+            await offers.attach(end.link, patience=HANG)
+        except PeerRefused as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
+
+
+@asynccontextmanager
+async def lasting(**options: object) -> AsyncGenerator[tuple[End, End]]:
+    """Both ends of a Link that outlives its carrier, which both know."""
+    async with linked(terms=LASTING, **options) as (alice, bob):  # type: ignore[arg-type]
+        await wait_until(lambda: bob.link.protocol.movable)
+        yield alice, bob
+
+
+def cut(end: End) -> None:
+    """Lose the carrier that an end speaks on, without a word."""
+    end.link.carrier.close_nowait()
+
+
+async def send_numbered(end: End, total: int) -> None:
+    """A stream whose every byte can be told."""
+    sent = 0
+    while sent < total:
+        size = min(10_000, total - sent)
+        await end.pipe.send_all(bytes((sent + index) % 251 for index in range(size)))
+        sent += size
+    await end.pipe.send_eof()
+
+
+async def receive_numbered(end: End, total: int) -> None:
+    got = 0
+    while data := await end.pipe.receive_some():
+        assert data == bytes((got + index) % 251 for index in range(len(data)))
+        got += len(data)
+    assert got == total
+
+
+@pytest.mark.parametrize("by_bob", [False, True])
+@pytest.mark.parametrize("who", ["alice", "bob", "both"])
+async def test_a_pipe_goes_on_over_another_carrier(who: str, by_bob: bool) -> None:
+    async with lasting() as (alice, bob):
+        await alice.pipe.send_all(b"one")
+        assert await bob.pipe.receive_some() == b"one"
+        await attach(alice, bob, by_bob=by_bob)
+        assert len(alice.link.protocol.lanes) == len(bob.link.protocol.lanes) == 2
+        first = alice.link.carrier
+        for name, end in (("alice", alice), ("bob", bob)):
+            if who in (name, "both"):
+                cut(end)
+        for ours, theirs in ((alice, bob), (bob, alice)):
+            await ours.pipe.send_all(b"two")
+            with trio.fail_after(HANG):
+                assert await theirs.pipe.receive_some() == b"two"
+        await wait_until(lambda: len(alice.link.protocol.lanes) == len(bob.link.protocol.lanes) == 1)
+        assert alice.link.carrier is not first
+        assert alice.pipe.path.state is PathState.LIVE
+
+
+@pytest.mark.slow("a megabyte each way, while carriers come and go")
+async def test_no_byte_is_lost_doubled_or_reordered() -> None:
+    total = 1 << 20
+    async with lasting() as (alice, bob):
+        async with trio.open_nursery() as nursery:
+            for ours, theirs in ((alice, bob), (bob, alice)):
+                nursery.start_soon(send_numbered, ours, total)
+                nursery.start_soon(receive_numbered, theirs, total)
+            for number in range(6):
+                await trio.testing.wait_all_tasks_blocked(0.0) if number % 2 else await trio.lowlevel.checkpoint()
+                await attach(alice, bob, by_bob=bool(number % 2))
+                cut((alice, bob)[number % 2])
+                await wait_until(lambda: len(alice.link.protocol.lanes) == len(bob.link.protocol.lanes) == 1)
+
+
+@pytest.mark.slow("a megabyte, past a carrier that holds its sender up")
+async def test_a_sender_that_a_dead_carrier_holds_up_goes_on_over_another_one(nursery: trio.Nursery) -> None:
+    """By itself: its call was not cancelled, and sends nothing twice."""
+    total = 1 << 20
+    async with lasting() as (alice, bob):
+        bob.link._first.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
+        nursery.start_soon(send_numbered, alice, total)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert alice.link._first.holds_a_sender
+        alice.link._first.protocol.life.life = Life.SUSPECT
+        await attach(alice, bob)
+        with trio.fail_after(HANG):
+            await receive_numbered(bob, total)
+
+
+async def test_without_a_carrier_calls_wait_and_go_on() -> None:
+    async with lasting() as (alice, bob):
+        cut(alice)
+        await wait_until(lambda: alice.pipe.path.state is bob.pipe.path.state is PathState.SUSPENDED)
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            received.append(await bob.pipe.receive_some())
+
+        with trio.fail_after(HANG):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                nursery.start_soon(alice.pipe.send_all, b"hello")
+                nursery.start_soon(alice.pipe.ping)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not received
+                await attach(alice, bob)
+        assert received == [b"hello"]
+        assert alice.pipe.path.state is bob.pipe.path.state is PathState.LIVE
+
+
+async def test_a_call_that_waits_for_a_carrier_is_cancelled_and_has_sent_nothing() -> None:
+    async with lasting() as (alice, bob):
+        cut(alice)
+        await wait_until(lambda: alice.pipe.path.state is bob.pipe.path.state is PathState.SUSPENDED)
+        for call in (partial(alice.pipe.send_all, b"x"), alice.pipe.receive_some, alice.pipe.ping):
+            with trio.move_on_after(0.01) as scope:
+                await call()
+            assert scope.cancelled_caught
+        await attach(alice, bob)
+        await alice.pipe.send_all(b"y")
+        assert await bob.pipe.receive_some() == b"y"
+
+
+async def test_without_a_carrier_for_too_long_both_ends_break(jumping_clock: trio.testing.MockClock) -> None:
+    async with lasting(limit=1000) as (alice, bob):
+        cut(alice)
+        started = trio.current_time()
+        for end in (alice, bob):
+            with pytest.raises(trio.BrokenResourceError, match="no path for 120 s: "):
+                await end.pipe.receive_some()
+        assert trio.current_time() - started == pytest.approx(120, abs=1)
+
+
+@pytest.mark.slow("over QUIC every acknowledgement is a jump of the clock")
+async def test_a_carrier_that_nobody_speaks_on_is_closed(jumping_clock: trio.testing.MockClock) -> None:
+    async with lasting(limit=1000) as (alice, bob):
+        await attach(alice, bob)
+        await trio.sleep(100)  # more than the interval of either carrier
+        assert len(alice.link.protocol.lanes) == len(bob.link.protocol.lanes) == 1
+        await alice.pipe.send_all(b"still")
+        assert await bob.pipe.receive_some() == b"still"
+
+
+@pytest.mark.parametrize("how", ["aclose", "abort"])
+async def test_a_pipe_that_is_closed_without_a_carrier_ends_its_link(how: str) -> None:
+    async with lasting(goodbye=0.05) as (alice, bob):
+        cut(alice)
+        await wait_until(lambda: alice.pipe.path.state is bob.pipe.path.state is PathState.SUSPENDED)
+        if how == "aclose":
+            await alice.pipe.aclose()
+        else:
+            alice.pipe.abort()
+        with trio.fail_after(HANG):
+            await alice.ended.wait()
+
+
+@pytest.mark.parametrize("field", ["mac", "link", "peer", "lane", "received", "turn"])
+async def test_a_carrier_that_does_not_prove_the_link_changes_nothing(field: str) -> None:
+    def spoil(choice: Attach) -> Attach:
+        from dataclasses import replace
+
+        changes: dict[str, object] = {
+            "mac": hashlib.sha256(choice.mac).digest()[:16],
+            "lane": choice.lane + 2,
+            "received": choice.received + 1,
+            "turn": choice.turn + 1,
+        }
+        return replace(choice, **{field: changes[field]}) if field in changes else choice  # type: ignore[arg-type]
+
+    async with lasting() as (alice, bob), lasting() as (_third, fourth):
+        if field == "peer":
+            bob.link.peer_key = bytes(32)
+        fourth.link.protocol._secret = LinkSecret(bytes(16), bytes(16), bytes(16), initiator=False)
+        with pytest.raises(PeerRefused) as refused:
+            await attach(alice, fourth if field == "link" else bob, spoil=spoil)
+        assert refused.value.reason == RefuseReason.UNKNOWN_LINK
+        assert [len(end.link.protocol.lanes) for end in (alice, bob, fourth)] == [1, 1, 1]
+        await alice.pipe.send_all(b"unharmed")
+        assert await bob.pipe.receive_some() == b"unharmed"
+
+
+async def test_a_link_has_room_for_three_carriers() -> None:
+    async with lasting() as (alice, bob):
+        await attach(alice, bob)
+        await attach(alice, bob, by_bob=True)
+        with pytest.raises(PeerRefused) as refused:
+            await attach(alice, bob)
+        assert refused.value.reason == RefuseReason.TOO_MANY_LANES
+        for _ in range(2):
+            cut(alice)
+            await wait_until(lambda: alice.link.carrier is not None and not alice.link._speaking.gone)
+        await alice.pipe.send_all(b"still")
+        assert await bob.pipe.receive_some() == b"still"

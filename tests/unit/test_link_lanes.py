@@ -1,0 +1,344 @@
+"""Which carrier each side of a Link speaks on, and what proves that a carrier is the Link's: without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final, final
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from warpgate_trio.link.attaching import LinkSecret
+from warpgate_trio.link.channel import Channel
+from warpgate_trio.link.frames import Proof, Terms
+from warpgate_trio.link.lane import LaneProtocol
+from warpgate_trio.link.lanes import MAX_LANES
+from warpgate_trio.link.life import Life
+from warpgate_trio.link.protocol import LinkProtocol
+from warpgate_trio.link.stream import ACK_DELAY
+
+SESSION: Final = b"session........."
+PROOF: Final = Proof(client_key=bytes(32), session_id=SESSION, attempt_id=bytes(16), signature=bytes(64))
+TERMS: Final = Terms(resume_timeout=120, secret=b"h" * 16, instance=b"i" * 8)
+KEYS: Final = {"session_id": SESSION, "server_key": b"k" * 32}
+
+
+# --- what proves a carrier ---
+
+
+def test_each_part_of_what_is_proven_counts() -> None:
+    halves = (b"a" * 16, b"b" * 16, b"l" * 16)
+    ours, theirs = (LinkSecret(*halves, initiator=initiator) for initiator in (True, False))
+    attach = ours.attach(lane=3, received=5, turn=7, **KEYS)
+    assert theirs.holds(attach, **KEYS)
+    assert theirs.holds(ours.attached(lane=3, received=5, turn=7, **KEYS), **KEYS)
+    assert not ours.holds(attach, **KEYS), "its own side's, said back to it"
+    for changes in ({"lane": 4}, {"received": 6}, {"turn": 8}, {"mac": bytes(16)}):
+        assert not theirs.holds(replace(attach, **changes), **KEYS), changes
+    for key, value in KEYS.items():
+        assert not theirs.holds(attach, **(KEYS | {key: b"?" * len(value)})), key
+    for others in (
+        (b"b" * 16, b"a" * 16, b"l" * 16),
+        (b"a" * 16, b"b" * 16, b"m" * 16),
+        (b"a" * 16, b"c" * 16, b"l" * 16),
+    ):
+        assert not LinkSecret(*others, initiator=False).holds(attach, **KEYS)
+
+
+# --- two ends, and carriers that come and go ---
+
+
+@final
+class Wire:
+    """One carrier: what each end has put on it."""
+
+    def __init__(self, a: LaneProtocol, b: LaneProtocol) -> None:
+        self.lanes = {"a": a, "b": b}
+        self.bytes = {"a": bytearray(), "b": bytearray()}
+        self.holes: set[str] = set()
+        """Ends from which nothing arrives any more."""
+
+
+@final
+class Ends:
+    """Two ends of a Link: `a` has called."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        first = Wire(self.lane(dialler=True), self.lane(dialler=False))
+        self.wires = [first]
+        self.links = {
+            "a": LinkProtocol(first.lanes["a"], initiator=True),
+            "b": LinkProtocol(first.lanes["b"], initiator=False),
+        }
+        first.lanes["a"].send_proof(PROOF)
+        self.settle()
+        self.links["a"].send_commit(session_id=SESSION, link_id=b"l" * 16, epoch=1, now=self.now, terms=TERMS)
+        self.settle()
+        self.links["b"].send_accept(now=self.now, terms=TERMS)
+        self.settle()
+        first.lanes["b"].send_ping(self.now)
+        self.settle()
+        assert self.links["a"].movable
+        assert self.links["b"].movable
+
+    def lane(self, *, dialler: bool) -> LaneProtocol:
+        return LaneProtocol(dialler=dialler, initiator=dialler, now=self.now, idle_interval=1e6)
+
+    def main(self, name: str) -> Channel:
+        return self.links[name].channels[0]
+
+    def flush(self, name: str) -> None:
+        link = self.links[name]
+        for wire in self.wires:
+            lane = wire.lanes[name]
+            while lane in link.lanes and link.has_outbox(lane):
+                wire.bytes[name] += link.transmit(lane, self.now)
+
+    def deliver(self, wire: Wire, name: str, size: int | None = None) -> None:
+        """Some of what an end has put on a carrier arrives."""
+        self.flush(name)
+        raw = bytes(wire.bytes[name][:size])
+        del wire.bytes[name][:size]
+        other = "b" if name == "a" else "a"
+        lane = wire.lanes[other]
+        if raw and name not in wire.holes and lane in self.links[other].lanes:
+            self.links[other].receive(lane, [raw], self.now)
+
+    def settle(self) -> None:
+        """All that arrives does, until nothing more is said."""
+        for _ in range(100):
+            for name in ("a", "b"):
+                self.flush(name)
+            if not any(wire.bytes[name] for wire in self.wires for name in ("a", "b")):
+                return
+            for wire in self.wires:
+                for name in ("a", "b"):
+                    self.deliver(wire, name)
+        raise AssertionError("they never stop: both swap for ever")
+
+    def send(self, name: str, data: bytes) -> None:
+        self.flush(name)
+        link, channel = self.links[name], self.main(name)
+        active = link.lanes.active
+        assert active is not None
+        if link.note_data_sent(active, channel, memoryview(data), self.now):
+            from warpgate_trio.link.frames import data_header
+
+            wire = next(wire for wire in self.wires if wire.lanes[name] is active)
+            wire.bytes[name] += data_header(channel.id, len(data)) + data
+
+    def read(self, name: str) -> bytes:
+        channel = self.main(name)
+        data = channel.take(None) if channel.buffered else b""
+        if data:
+            self.links[name].note_read(channel, len(data), self.now)
+        return data
+
+    def attach(self, name: str) -> Wire | None:
+        """One more carrier, offered by an end; None where there is no room."""
+        if any(link.lanes.full for link in self.links.values()):
+            return None
+        other = "b" if name == "a" else "a"
+        ours, theirs = self.lane(dialler=True), self.lane(dialler=False)
+        ours.send_proof(PROOF)
+        self.links[name].attach(ours, **KEYS, now=self.now)
+        theirs.receive([b"".join(ours.take_outbox())], self.now)
+        assert theirs.attach is not None
+        assert self.links[other].judge_attach(theirs.attach, **KEYS) is None
+        wire = Wire(ours, theirs) if name == "a" else Wire(theirs, ours)
+        self.links[other].take_attach(theirs, **KEYS, now=self.now)
+        answer = b"".join(theirs.take_outbox())
+        ours.receive([answer], self.now)
+        assert ours.attached is not None
+        self.wires.append(wire)
+        self.links[name].hear_attached(ours, ours.attached, **KEYS, now=self.now)
+        return wire
+
+    def cut(self, wire: Wire) -> None:
+        """A carrier ends, and both ends notice."""
+        self.wires.remove(wire)
+        for name, link in self.links.items():
+            if wire.lanes[name] in link.lanes:
+                link.lose(wire.lanes[name], self.now)
+
+    def promote(self, name: str, wire: Wire) -> None:
+        """An end changes over to a carrier, of its own accord."""
+        link, lane = self.links[name], wire.lanes[name]
+        if lane in link.lanes and lane is not link.lanes.active:
+            link.lanes.promote(lane)
+            link._begin(lane, self.now)
+
+    def speaks_on(self, name: str) -> Wire | None:
+        active = self.links[name].lanes.active
+        return next((wire for wire in self.wires if wire.lanes[name] is active), None)
+
+
+def test_who_hears_a_higher_turn_follows() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.promote("b", wire)
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    assert [link.lanes.turn for link in ends.links.values()] == [1, 1]
+
+
+def test_where_both_change_over_at_once_the_initiator_is_followed() -> None:
+    ends = Ends()
+    first, second = ends.wires[0], ends.attach("a")
+    third = ends.attach("b")
+    assert second is not None
+    assert third is not None
+    ends.settle()
+    ends.promote("a", second)
+    ends.promote("b", third)
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is second is not first
+
+
+def test_a_carrier_that_is_lost_gives_way_to_the_newest() -> None:
+    ends = Ends()
+    ends.attach("a")
+    newest = ends.attach("b")
+    ends.settle()
+    ends.send("a", b"hello")
+    ends.cut(ends.wires[0])
+    assert ends.speaks_on("a") is ends.speaks_on("b") is newest
+    ends.settle()
+    assert ends.read("b") == b"hello"
+
+
+def test_a_suspect_gives_way_to_one_that_is_well() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    ends.settle()
+    lane = ends.wires[0].lanes["a"]
+    ends.wires[0].holes = {"a"}
+    ends.send("a", b"hello")
+    while lane.life.life is Life.WELL:
+        ends.now = ends.links["a"].deadline(lane)
+        ends.links["a"].handle_timer(lane, ends.now)
+    assert ends.speaks_on("a") is wire
+    ends.settle()
+    assert ends.read("b") == b"hello"
+    assert ends.speaks_on("b") is wire
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_names_of_lanes_are_odd_from_the_initiator_and_even_from_the_responder(name: str) -> None:
+    ends = Ends()
+    for number in range(4):
+        wire = ends.attach(name)
+        assert wire is not None
+        assert wire.lanes[name].number % 2 == (name == "a"), number
+        ends.settle()
+        ends.cut(wire)
+
+
+class Schedules(RuleBasedStateMachine):
+    """Whatever comes and goes: each side's stream is taken in once, in order, and the two agree in the end."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.ends = Ends()
+        self.sent = {"a": bytearray(), "b": bytearray()}
+        self.got = {"a": bytearray(), "b": bytearray()}
+
+    @precondition(lambda self: len(self.ends.wires) > 0)
+    @rule(name=st.sampled_from("ab"), size=st.integers(1, 3000))
+    def write(self, name: str, size: int) -> None:
+        if self.ends.links[name].lanes.active is None or self.ends.main(name).sendable < size:
+            return
+        start = len(self.sent[name])
+        data = bytes((start + index) % 251 for index in range(size))
+        self.ends.send(name, data)
+        self.sent[name] += data
+
+    @precondition(lambda self: len(self.ends.wires) > 0)
+    @rule(name=st.sampled_from("ab"), pick=st.integers(0, 5), size=st.integers(1, 5000))
+    def deliver(self, name: str, pick: int, size: int) -> None:
+        self.ends.deliver(self.ends.wires[pick % len(self.ends.wires)], name, size)
+        self.read()
+
+    def read(self) -> None:
+        for name in ("a", "b"):
+            self.got["b" if name == "a" else "a"] += self.ends.read(name)
+
+    @rule(name=st.sampled_from("ab"))
+    def attach(self, name: str) -> None:
+        self.ends.attach(name)
+
+    @precondition(lambda self: len(self.ends.wires) > 0)
+    @rule(name=st.sampled_from("ab"), pick=st.integers(0, 5))
+    def promote(self, name: str, pick: int) -> None:
+        self.ends.promote(name, self.ends.wires[pick % len(self.ends.wires)])
+
+    @precondition(lambda self: len(self.ends.wires) > 0)
+    @rule(pick=st.integers(0, 5))
+    def cut(self, pick: int) -> None:
+        self.ends.cut(self.ends.wires[pick % len(self.ends.wires)])
+
+    @precondition(lambda self: len(self.ends.wires) > 0)
+    @rule(name=st.sampled_from("ab"), pick=st.integers(0, 5))
+    def hole(self, name: str, pick: int) -> None:
+        self.ends.wires[pick % len(self.ends.wires)].holes.add(name)
+
+    @rule(seconds=st.floats(0.0, 3.0))
+    def pass_time(self, seconds: float) -> None:
+        self.ends.now += seconds
+        for link in self.ends.links.values():
+            for lane in link.lanes:
+                link.handle_timer(lane, self.ends.now)
+                if lane.life.life is Life.DEAD:
+                    link.lose(lane, self.ends.now)
+                else:
+                    assert link.deadline(lane) > self.ends.now
+
+    @invariant()
+    def what_is_taken_in_is_what_was_said(self) -> None:
+        if not hasattr(self, "ends"):
+            return
+        for name, other in (("a", "b"), ("b", "a")):
+            assert self.sent[name].startswith(self.got[name])
+            said, taken = self.ends.links[name].outgoing, self.ends.links[other].incoming
+            assert said is not None
+            assert taken is not None
+            assert said.acknowledged <= taken.received <= said.end
+            for lane in self.ends.links[other].lanes:
+                assert lane.received <= taken.received
+            assert len(self.ends.links[name].lanes) <= MAX_LANES
+
+    def teardown(self) -> None:
+        if not hasattr(self, "ends"):
+            return
+        ends = self.ends
+        for wire in list(ends.wires):
+            if wire.holes:
+                ends.cut(wire)
+        for wire in list(ends.wires):  # those that one side has given up
+            if any(wire.lanes[name] not in ends.links[name].lanes for name in ("a", "b")):
+                ends.cut(wire)
+        ends.attach("a")
+        for _ in range(10):  # windows, since nobody read
+            ends.settle()
+            self.read()
+        assert ends.speaks_on("a") is ends.speaks_on("b")
+        assert self.got == self.sent
+        ends.now += ACK_DELAY
+        for name, link in ends.links.items():
+            for lane in link.lanes:
+                link.handle_timer(lane, ends.now)
+            ends.settle()
+            outgoing = link.outgoing
+            assert outgoing is not None, name
+        for link in ends.links.values():
+            assert link.outgoing is not None
+            assert (link.outgoing.held, link.outgoing.acknowledged) == (0, link.outgoing.end)
+
+
+Schedules.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestSchedules = pytest.mark.slow("Hypothesis: 100 schedules of 50 steps")(Schedules.TestCase)

@@ -1,0 +1,345 @@
+"""How a carrier becomes a Link, or a lane of one that there is: from PROOF to ACCEPT or ATTACHED.
+
+It runs inline, in the task of the attempt that wants the Link: whatever ends that task closes the carrier.  The dialler
+proves itself (`prove`, `receive_proof`).  Then who has called chooses the carrier for a new Link (`commit`), or for one
+that there is (`attach`).  The other side hears that (`receive_choice`), and takes it (`accept`, `accept_attach`) or not
+(`refuse`).  A carrier that became a lane of another Link leaves the one that it was proven by empty.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Self
+
+import trio
+
+from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer, panics_as_errors
+from ..identity import check_proof, prove
+from .channels import EARLY_DATA_LIMIT
+from .frames import LINK_VERSION, Attach, Commit, Proof, Refuse, RefuseReason, Terms, data_header
+from .lane import LaneProtocol
+from .lane_driver import LaneDriver
+from .protocol import LinkProtocol
+from .states import LinkState
+
+if TYPE_CHECKING:
+    from ..carrier import Carrier
+    from ..identity import Identity
+    from .channel import Channel
+    from .pipe import Pipe
+
+__all__ = ["Handshake", "Task"]
+
+Task = Callable[[], Awaitable[object]]
+"""What a plugin has work for a carrier."""
+
+
+# long: each step of the handshake, on either side, for a new Link and for one that there is
+class Handshake(ABC):
+    """A Link as far as its handshake goes.
+
+    Attributes:
+      peer_key: the peer's Ed25519 key, proven.
+      session_id: 16 bytes that name the call that this Link belongs to.
+      attempt_id: 16 bytes that name the attempt the dialler made it for, from `receive_proof` on.
+      link_id: 16 bytes, from COMMIT on.
+    """
+
+    def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
+        lane = LaneProtocol(
+            dialler=carrier.dialler,
+            initiator=initiator,
+            now=trio.current_time(),
+            idle_interval=carrier.idle_interval,
+            padded=carrier.name != "quic",  # which pads its own first datagrams
+        )
+        self.protocol: Final = LinkProtocol(lane, initiator=initiator)
+        self.peer_key = peer_key
+        self.session_id = session_id
+        self.attempt_id: bytes = b""
+        self.link_id: bytes = b""
+        self._first: Final = LaneDriver(carrier, lane, self.protocol, self._lose)
+        self._admitted: bool | None = None
+
+    @property
+    @abstractmethod
+    def carrier(self) -> Carrier:
+        """The one that we speak on, or spoke on last."""
+
+    @abstractmethod
+    def _lose(self, lane: LaneDriver, error: Exception) -> None:
+        """A carrier is gone."""
+
+    @abstractmethod
+    def _fail(self, failure: Exception) -> None:
+        """The Link is over, and its carriers are closed."""
+
+    @abstractmethod
+    async def _pump(self, lane: LaneDriver) -> None:
+        """Let the protocol see what a carrier brings.  A checkpoint always."""
+
+    @abstractmethod
+    def _pipe(self, channel: Channel) -> Pipe:
+        """A channel as the application sees it."""
+
+    @abstractmethod
+    def _give_to(self, link: Handshake, tasks: Sequence[Task]) -> None:
+        """Our carrier is a lane of that Link, and nothing is left here."""
+
+    # -- the handshake, in the attempt's task ------------------------------------------------------------------------
+
+    @classmethod
+    async def prove(
+        cls,
+        carrier: Carrier,
+        identity: Identity,
+        *,
+        peer_key: bytes,
+        session_id: bytes,
+        attempt_id: bytes,
+        initiator: bool,
+    ) -> Self:
+        """The dialler's start: say who we are.  Closes the carrier on any failure, like all of the handshake."""
+        link = cls(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
+        with link._closing_on_error():
+            signature = prove(identity, server_key=carrier.server_key, session_id=session_id)
+            link._first.protocol.send_proof(
+                Proof(
+                    client_key=identity.public_key,
+                    session_id=session_id,
+                    attempt_id=attempt_id,
+                    signature=signature,
+                )
+            )
+            await link._first.flush()
+        return link
+
+    @classmethod
+    async def receive_proof(cls, carrier: Carrier) -> Self:
+        """The listener's start: learn who dialled.  The session's roles are for the caller to settle (`set_role`).
+
+        Raises:
+          WrongPeer: the proof does not hold.
+          RemoteProtocolError, trio.BrokenResourceError: no proof came.
+        """
+        link = cls(carrier, peer_key=bytes(32), session_id=bytes(16), initiator=None)
+        with link._closing_on_error():
+            while (proof := link._first.protocol.proof) is None:
+                await link._pump(link._first)
+            if proof.version != LINK_VERSION:
+                raise RemoteProtocolError(f"the peer speaks version {proof.version} of the link protocol")
+            if not check_proof(
+                client_key=proof.client_key,
+                server_key=carrier.server_key,
+                session_id=proof.session_id,
+                signature=proof.signature,
+            ):
+                raise WrongPeer("the dialler's proof does not hold")
+            link.peer_key, link.session_id, link.attempt_id = proof.client_key, proof.session_id, proof.attempt_id
+        return link
+
+    def set_role(self, *, initiator: bool) -> None:
+        """Settle, after `receive_proof`, which side of the session we are; raises `RemoteProtocolError` like a read."""
+        with self._closing_on_error():
+            self.protocol.set_role(initiator=initiator, now=trio.current_time())
+
+    async def commit(
+        self, *, epoch: int, link_id: bytes, early_data: bytes = b"", patience: float, terms: Terms | None = None
+    ) -> Pipe:
+        """The initiator's choice of this Link; returns its Pipe when the peer accepted.
+
+        Args:
+          epoch: counts the session's commits from 1.
+          early_data: at most 64 KiB that the peer's application gets with the Pipe.
+          patience: seconds without any sign of life from the peer after which it counts as gone; it is asked for one
+            all along, so a peer that takes its time to authorize is not given up.
+          terms: what we offer for a Link whose ends acknowledge what they take in; None: nothing.
+
+        Raises:
+          PeerRefused: the peer said no.
+          trio.BrokenResourceError: the peer is gone, or silent for `patience`.
+          RemoteProtocolError: it answered nonsense.
+        """
+        if len(early_data) > EARLY_DATA_LIMIT:
+            raise ValueError(
+                f"early_data is {len(early_data)} bytes; at most {EARLY_DATA_LIMIT} may ride with a COMMIT"
+            )
+        with self._closing_on_error():
+            protocol = self.protocol
+            channel = protocol.send_commit(
+                session_id=self.session_id, link_id=link_id, epoch=epoch, now=trio.current_time(), terms=terms
+            )
+            self.link_id = link_id
+            self._first.feed_outbox()
+            if early_data:
+                protocol.note_data_sent(self._first.protocol, channel, memoryview(early_data), trio.current_time())
+                self.carrier.feed(data_header(0, len(early_data)), early_data)
+            while protocol.state is LinkState.COMMITTED:
+                await self._exchange(patience, "commit")
+            if self._first.protocol.refusal is not None:
+                raise self.refused(self._first.protocol.refusal)
+            if not channel.accepted:
+                raise trio.BrokenResourceError("the peer ended the link before it accepted")
+            return self._pipe(channel)  # also when its whole life, data and end, came in one read
+
+    async def _exchange(self, patience: float, after: str) -> None:
+        """Say what is to be said, and hear what comes; BrokenResourceError for a peer that is silent for too long.
+
+        It speaks first: from an answer on there is no checkpoint.  And not for long: a path that does not carry all of
+        it may be slow, and bring the answer, or be silent.
+        """
+        lane = self._first
+        with trio.move_on_after(patience / 3):
+            await lane.flush()
+        with trio.move_on_after(patience / 3) as scope:
+            await self._pump(lane)
+        if scope.cancelled_caught:
+            if lane.protocol.life.silence(trio.current_time()) >= patience:
+                raise trio.BrokenResourceError(f"the peer fell silent for {patience:g} s after the {after}")
+            lane.protocol.send_ping(trio.current_time())
+
+    async def attach(self, link: Handshake, *, tasks: Sequence[Task] = (), patience: float) -> None:
+        """Make this proven carrier of ours a lane of a Link that there is; returns when the peer has taken it.
+
+        Args:
+          tasks: what carries it; they end with it.
+          patience: as in `commit`.
+
+        Raises:
+          PeerRefused: it does not know the Link, or has no room for a lane.
+          trio.BrokenResourceError: the peer is gone, or silent for `patience`; or the Link has ended meanwhile.
+          RemoteProtocolError: it answered nonsense.
+        """
+        with self._closing_on_error():
+            lane, proof = self._first.protocol, {"session_id": self.session_id, "server_key": self.carrier.server_key}
+            link.protocol.attach(lane, **proof, now=trio.current_time())
+            while lane.state is LinkState.ATTACHING:
+                await self._exchange(patience, "attach")
+            if lane.refusal is not None:
+                raise self.refused(lane.refusal)
+            if lane.attached is None:
+                raise trio.BrokenResourceError("the peer ended the carrier before it took it")
+            if link.protocol.state is not LinkState.OPEN:
+                raise trio.BrokenResourceError("the link has ended meanwhile")
+            link.protocol.hear_attached(lane, lane.attached, **proof, now=trio.current_time())
+            self._give_to(link, tasks)
+
+    async def receive_choice(self) -> Commit | Attach:
+        """The responder waits to be chosen, for a new Link or for one that there is; errors as in `receive_commit`."""
+        lane = self._first.protocol
+        with self._closing_on_error():
+            while self._first.protocol.commit is None and lane.attach is None:
+                await self._first.flush()  # first: a PING may have come with the PROOF
+                await self._pump(self._first)
+                if self.protocol.state is LinkState.ENDED:
+                    raise trio.BrokenResourceError("the peer went away without a commit")
+            return lane.attach or await self.receive_commit()
+
+    def accept_attach(self, link: Handshake, tasks: Sequence[Task] = ()) -> RefuseReason | None:
+        """Make this carrier a lane of the Link that its ATTACH names.  Synchronous; a reason says why it is not one."""
+        lane, proof = self._first.protocol, {"session_id": self.session_id, "server_key": self.carrier.server_key}
+        assert lane.attach is not None
+        if link.peer_key != self.peer_key:
+            return RefuseReason.UNKNOWN_LINK
+        reason = link.protocol.judge_attach(lane.attach, **proof)
+        if reason is None:
+            link.protocol.take_attach(lane, **proof, now=trio.current_time())
+            self._give_to(link, tasks)
+        return reason
+
+    async def receive_commit(self) -> Commit:
+        """The responder waits to be chosen.
+
+        Raises:
+          trio.BrokenResourceError: the peer is gone, or chose another carrier: how the losers of a race end.
+          RemoteProtocolError: the COMMIT is for another session than the PROOF was.
+        """
+        with self._closing_on_error():
+            while (commit := self._first.protocol.commit) is None:
+                await self._first.flush()  # first: a PING may have come with the PROOF
+                await self._pump(self._first)
+                if self.protocol.state is LinkState.ENDED:
+                    raise trio.BrokenResourceError("the peer went away without a commit")
+            if commit.version == LINK_VERSION and commit.session_id != self.session_id:
+                raise RemoteProtocolError("the COMMIT names another session than the PROOF")
+            self.link_id = commit.link_id
+            return commit
+
+    async def while_waiting(self, decide: Callable[[], Awaitable[bool]]) -> bool:
+        """Run `decide` while answering the initiator's PINGs.
+
+        Raises `trio.BrokenResourceError` if the initiator goes away, and what `decide` raises.
+        """
+        outcome: list[bool] = []
+        failure: list[Exception] = []
+
+        async def listen(scope: trio.CancelScope) -> None:
+            try:
+                with panics_as_errors():
+                    while self.protocol.state is not LinkState.ENDED:
+                        await self._first.flush()  # first: a PING may have come with the COMMIT
+                        await self._pump(self._first)
+                failure.append(trio.BrokenResourceError("the peer went away"))
+            except Exception as error:
+                failure.append(error)
+            scope.cancel()
+
+        async def run(scope: trio.CancelScope) -> None:
+            try:
+                with panics_as_errors():
+                    outcome.append(await decide())
+            except Exception as error:
+                failure.append(error)
+            scope.cancel()
+
+        with self._closing_on_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen, nursery.cancel_scope)
+                nursery.start_soon(run, nursery.cancel_scope)
+            if failure:
+                raise failure[0]
+            return outcome[0]
+
+    def accept(self, terms: Terms | None = None) -> Pipe:
+        """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
+        channel = self.protocol.send_accept(now=trio.current_time(), terms=terms)
+        self._admitted = True  # `authorize` was asked before the ACCEPT
+        self._first.feed_outbox()
+        return self._pipe(channel)
+
+    async def refuse(self, reason: RefuseReason, text: str = "") -> None:
+        """Say no, and close; the caller bounds it."""
+        try:
+            self.protocol.send_refuse(reason, text)
+            await self._first.flush()
+            self.carrier.feed_end()
+            await self.carrier.flush()
+            while await self.carrier.receive():  # let the peer read it before the socket goes: a reset would eat it
+                pass
+        except (trio.BrokenResourceError, ProtocolError):
+            pass  # it does not want to hear it
+        finally:
+            self.carrier.close_nowait()
+
+    def close_nowait(self) -> None:
+        """Drop the Link without a goodbye: the end of one that lost its race."""
+        self._fail(trio.ClosedResourceError("this link was closed"))
+
+    def refused(self, refusal: Refuse) -> PeerRefused:
+        """The exception for a REFUSE frame."""
+        try:
+            name = RefuseReason(refusal.reason).name.lower().replace("_", " ")
+        except ValueError:
+            name = f"reason {refusal.reason}"
+        text = "".join(filter(str.isprintable, refusal.text))  # it is shown to people, perhaps on a terminal
+        return PeerRefused(refusal.reason, f"the peer refused: {name}" + (f" ({text})" if text else ""))
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._fail(error if isinstance(error, Exception) else trio.ClosedResourceError("the attempt was cancelled"))
+            raise

@@ -1,0 +1,309 @@
+"""One carrier of a Link, without I/O: its handshake, and all that is about the carrier and not about the Link.
+
+A lane has frames of its own (PROOF, COMMIT or ATTACH and what answers them, PING, PONG, ACK, AT), which are never said
+again on another one, a reader that cuts its bytes into frames, a judge of its life, and two positions: how far the
+peer's stream has come on it, and how far ours.  What is said on it beyond that belongs to the Link, `LinkProtocol`,
+which takes it from `receive`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from .budget import OPEN_COST, FrameBudget
+from .frame_reader import FrameReader
+from .frames import (
+    Accept,
+    Attach,
+    Attached,
+    Commit,
+    Data,
+    Frame,
+    FrameType,
+    Item,
+    Open,
+    Ping,
+    Pong,
+    Proof,
+    Refuse,
+    RefuseReason,
+    encode,
+    kind_of,
+    padding,
+)
+from .life import LifeJudge
+from .states import LinkState, Role, next_link_state
+
+__all__ = ["MAX_OUTBOX", "LaneProtocol"]
+
+MAX_OUTBOX: Final = 2048
+"""Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
+
+
+@final
+class LaneProtocol:
+    """One side of a carrier.
+
+    Args:
+      dialler: this side dialled the carrier.
+      initiator: this side called for it; ``None`` as long as that is not known, which is until a PROOF was read.
+      now: a monotonic time in seconds, as in every method.
+      idle_interval: seconds of silence before a PING.
+      padded: what we say first comes behind a full segment, so that nobody wins on a path that carries none: PROOF of
+        the dialler; what the other side says first.
+
+    Attributes:
+      state: of the carrier.
+      life: who judges it.
+      proof, commit, attach, attached, refusal: what was said or heard.
+      ack_due: the peer is to be told on this lane how far we are.
+      received: how far the peer's stream has come on it.
+      said: how far ours has; None while we say nothing of it here.
+      alone_from: what is said from here on is said on this lane alone.
+      number: what names it among the lanes of its Link.
+    """
+
+    def __init__(
+        self,
+        *,
+        dialler: bool,
+        initiator: bool | None,
+        now: float,
+        idle_interval: float,
+        padded: bool = False,
+    ) -> None:
+        self.state: LinkState = LinkState.FRESH
+        self.life: Final = LifeJudge(now, interval=idle_interval)
+        self.proof: Proof | None = None
+        self.commit: Commit | None = None
+        self.attach: Attach | None = None
+        self.attached: Attached | None = None
+        self.refusal: Refuse | None = None
+        self.received: int = 0
+        self.said: int | None = None
+        self.alone_from: int = 0
+        self.number: int = 1
+        self.ack_due: bool = False
+        self._dialler = dialler
+        self._padding = padding() if padded else b""
+        self._initiator = initiator
+        self._roles = _roles(dialler=dialler, initiator=initiator)
+        self._reader = FrameReader()
+        self._budget = FrameBudget()
+        self._held: list[Item] = []
+        self._waits = False  # for the Link that it is to belong to
+        self._outbox: list[bytes] = []
+        self._pong: int | None = None
+
+    # -- roles and state ---------------------------------------------------------------------------------------------
+
+    def set_role(self, *, initiator: bool, now: float) -> list[Item]:
+        """Settle who called, once a listener has read the PROOF and looked its session up.
+
+        What came right behind the PROOF waited for this, since the table cannot judge it before; it is returned, and
+        this raises what `receive` raises.
+        """
+        if self._initiator is not None and self._initiator is not initiator:
+            raise LocalProtocolError("the session's roles are settled already")
+        self._initiator = initiator
+        self._roles = _roles(dialler=self._dialler, initiator=initiator)
+        return self._take_held(now)
+
+    def join(self, now: float) -> list[Item]:
+        """It belongs to the Link that its ATTACH names: what came behind that."""
+        self._waits = False
+        return self._take_held(now)
+
+    def _take_held(self, now: float) -> list[Item]:
+        held, self._held = self._held, []
+        return self._sort(held, now)
+
+    def step(self, kind: FrameType, *, ours: bool) -> None:
+        """A frame moves the state; raises `ProtocolError` where the table has no such step."""
+        self.state = next_link_state(self.state, self._roles[ours], kind, ours=ours)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is said or heard."""
+        return self.state is LinkState.ENDED
+
+    def end(self) -> None:
+        """Nothing more is said or heard."""
+        self.state = LinkState.ENDED
+        self._pong = None
+
+    def say(self, frame: Frame) -> None:
+        """A frame of the lane's own, for `transmit`."""
+        self._outbox.append(encode(frame))
+
+    # -- handshake, our part -----------------------------------------------------------------------------------------
+
+    def send_proof(self, proof: Proof) -> None:
+        """Say who we are."""
+        self.step(FrameType.PROOF, ours=True)
+        self.proof = proof
+        self._say_first(proof)
+
+    def send_commit(self, commit: Commit, now: float) -> None:
+        """Choose this carrier for a new Link.
+
+        Silence counts from here on: a carrier that waited for its turn was not asked for signs of life.
+        """
+        self.step(FrameType.COMMIT, ours=True)
+        self.life.begin(now)
+        self.commit = commit
+        self.said = 0
+        self._say_first(commit)
+
+    def send_accept(self, accept: Accept) -> None:
+        """Take the COMMIT."""
+        self._answer(FrameType.ACCEPT)
+        self.said = 0
+        self._say_first(accept)
+
+    def send_attach(self, attach: Attach, now: float) -> None:
+        """Offer this carrier to a Link that there is."""
+        self.step(FrameType.ATTACH, ours=True)
+        self.life.begin(now)
+        self.attach = attach
+        self._say_first(attach)
+
+    def send_attached(self, attached: Attached) -> None:
+        """Take the ATTACH."""
+        self.step(FrameType.ATTACHED, ours=True)
+        self._say_first(attached)
+
+    def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
+        """Say no; the lane ends."""
+        self._answer(FrameType.REFUSE)
+        self.say(Refuse(channel=0, reason=reason, text=text))
+
+    def _say_first(self, frame: Frame) -> None:
+        """A frame of the handshake, the first one behind the padding: the stream is in order."""
+        self._outbox.append(self._padding + encode(frame))
+        self._padding = b""
+
+    def _answer(self, kind: FrameType) -> None:
+        if self.state is LinkState.OPEN:  # where the table knows the same frames as answers to an OPEN
+            raise LocalProtocolError(f"{kind.name} of a commit that was answered before")
+        self.step(kind, ours=True)
+
+    def send_ping(self, now: float) -> None:
+        """Ask for a sign of life, which also measures the round trip; one question at a time."""
+        if not self.life.asking and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
+            self.say(Ping(token=self.life.ask(now)))
+
+    def ask(self, now: float) -> int:
+        """A PING on somebody's behalf, whatever else is under way; `LifeJudge.answered` reaches the returned token.
+
+        The peer answers in order, so by then it has read everything that was sent here before.
+        """
+        self.step(FrameType.PING, ours=True)
+        token = self.life.ask(now)
+        self.say(Ping(token=token))
+        return token
+
+    def hint(self, now: float) -> None:
+        """Something has happened that may have killed the carrier: it is asked at once, see `LifeJudge.hint`."""
+        if self.state is LinkState.OPEN and self.life.hint(now):
+            self.say(Ping(token=self.life.ask(now)))
+
+    # -- the outbox --------------------------------------------------------------------------------------------------
+
+    @property
+    def has_outbox(self) -> bool:
+        """Whether `take_outbox` has anything."""
+        return bool(self._outbox or self._pong is not None)
+
+    def take_outbox(self) -> list[bytes]:
+        """Every frame of the lane's own that is to be sent, in order."""
+        if self._pong is not None:
+            self.say(Pong(token=self._pong))
+            self._pong = None
+        frames, self._outbox = self._outbox, []
+        return frames
+
+    # -- input -------------------------------------------------------------------------------------------------------
+
+    def receive(self, pieces: list[bytes], now: float) -> list[Item]:
+        """Take plaintext from the carrier; returns what is not about the carrier alone, each checked by the table.
+
+        Raises:
+          RemoteProtocolError: the peer broke the protocol; the carrier must be closed.
+        """
+        self.life.heard(now)
+        self._budget.earn(now)
+        items = self._reader.feed(pieces)
+        silent, self._reader.silent = self._reader.silent, 0
+        self.count(silent)
+        found = self._sort(items, now)
+        if len(self._outbox) > MAX_OUTBOX:
+            raise RemoteProtocolError("the peer makes us answer but does not read the answers")
+        return found
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether `receive` left something for its next turn, which wants no new bytes."""
+        return self._reader.has_unread
+
+    def pause(self, now: float) -> float:
+        """Seconds for which the peer is to be left unread: it says more than it may."""
+        return self._budget.pause(now)
+
+    def count(self, frames: int) -> None:
+        """Frames of the peer that are not paid for with credit."""
+        self._budget.count(frames, link_open=self.state is LinkState.OPEN)
+
+    def _sort(self, items: list[Item], now: float) -> list[Item]:
+        found: list[Item] = []
+        for index, item in enumerate(items):
+            if self.is_over:
+                break
+            if self._waits or (self._initiator is None and self.state is not LinkState.FRESH):
+                self._held += items[index:]
+                break
+            if isinstance(item, Data):
+                if self.state is not LinkState.OPEN:
+                    self.step(FrameType.DATA, ours=False)
+                    self.count(item.frames)
+                found.append(item)
+                continue
+            kind = kind_of(item)
+            self.count(OPEN_COST if isinstance(item, Open) else 1)
+            self.step(kind, ours=False)
+            if isinstance(item, Ping):
+                self._pong = item.token
+            elif isinstance(item, Pong):
+                self.life.receive(item.token, now)
+            elif isinstance(item, Proof):
+                self.proof = item
+            elif isinstance(item, Attach):
+                self.attach = item
+                self._waits = True
+            elif isinstance(item, Attached):
+                self.attached = item
+                self._waits = True
+            elif isinstance(item, Refuse) and self.state is LinkState.ENDED:
+                self.refusal = item
+            else:
+                found.append(item)
+        return found
+
+    # -- timers ------------------------------------------------------------------------------------------------------
+
+    def handle_timer(self, now: float) -> None:
+        """Send a PING where one is due; `life` says what became of the carrier."""
+        if self.life.judge(now) and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
+            self.say(Ping(token=self.life.ask(now)))
+
+
+def _roles(*, dialler: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
+    """The roles of the peer (False) and ours (True)."""
+    found: dict[bool, frozenset[Role]] = {}
+    for ours in (False, True):
+        roles = {Role.DIALLER if dialler is ours else Role.LISTENER}
+        if initiator is not None:
+            roles.add(Role.INITIATOR if initiator is ours else Role.RESPONDER)
+        found[ours] = frozenset(roles)
+    return found

@@ -1,0 +1,199 @@
+"""One carrier of a Link, driven: who reads it, who writes on it, one at a time, and who watches its life.
+
+A sender encrypts and flushes DATA in its own task, under the lane's lock, so that a bulk transfer costs no task switch.
+Everything else (credit, FIN, RESET, PING, what a cancelled sender left behind, what is said again) is sent by `write`,
+in a task of the Link's driver, when it is poked.  The reader never writes, so two peers that only send cannot deadlock.
+
+A sender can be held up by a carrier that is dead.  Where its Link outlives the carrier, closing that wakes it, and what
+it has sent goes out on another one, since the Link keeps it: its call goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .frames import data_header
+from .states import LinkState
+
+if TYPE_CHECKING:
+    from ..carrier import Carrier
+    from .channel import Channel
+    from .lane import LaneProtocol
+    from .path import PathInfo
+    from .protocol import LinkProtocol
+
+__all__ = ["LaneDriver"]
+
+
+@final
+class LaneDriver:
+    """A carrier and its lane.
+
+    Args:
+      link: the protocol that the lane belongs to.
+      on_broken: told why a sender found the carrier broken, whose data the Link keeps.
+
+    Attributes:
+      path: how the carrier came about.
+      tasks: what carries it: they end with the lane.
+      gone: it was closed.
+      scope: of its tasks.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        protocol: LaneProtocol,
+        link: LinkProtocol,
+        on_broken: Callable[[LaneDriver, Exception], None],
+    ) -> None:
+        self.carrier: Final = carrier
+        self.protocol: Final = protocol
+        self.path: PathInfo | None = None
+        self.tasks: Sequence[Callable[[], Awaitable[object]]] = ()
+        self.gone: bool = False
+        self.scope: Final = trio.CancelScope()
+        self._link = link
+        self._on_broken = on_broken
+        self._lock: Final = trio.Lock()
+        self._poked = trio.Event()
+        self._alarm = trio.CancelScope(deadline=-math.inf)  # of `wait_timer`
+
+    def move(self, link: LinkProtocol, on_broken: Callable[[LaneDriver, Exception], None]) -> None:
+        """It belongs to another Link from now on."""
+        self._link = link
+        self._on_broken = on_broken
+
+    def close_nowait(self) -> None:
+        """Close the carrier, which wakes whoever waits for it.  Idempotent."""
+        self.gone = True
+        self.carrier.close_nowait()
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """There is something to send for `write`."""
+        self._poked.set()
+
+    @property
+    def holds_a_sender(self) -> bool:
+        """Whether somebody waits for the carrier to take what it was given."""
+        return self._lock.locked()
+
+    def feed_outbox(self) -> None:
+        """Encrypt what the protocol has to say here."""
+        if self._link.has_outbox(self.protocol):
+            self.carrier.feed(self._link.transmit(self.protocol, trio.current_time()))
+
+    async def flush(self) -> None:
+        """Send what the protocol has to say, inline: handshake only, where nobody else writes."""
+        self.feed_outbox()
+        if self.carrier.owed:
+            await self.carrier.flush()
+
+    async def send_data(self, channel: Channel, data: memoryview) -> bool:
+        """Put one DATA frame on the carrier; a checkpoint always.  The caller has checked the credit.
+
+        Returns False where we do not speak here any more: nothing was sent.
+
+        Raises:
+          trio.ClosedResourceError: the channel ended while we waited for the lock; the Link is well.
+          trio.BrokenResourceError: the path is gone, and the data with it.
+        """
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        link, lane, kept = self._link, self.protocol, False
+        try:
+            if len(data) > channel.sendable:
+                raise trio.ClosedResourceError("this channel ended")
+            if self.gone or link.lanes.active is not lane:
+                return False
+            try:
+                self.feed_outbox()
+                begins = link.note_data_sent(lane, channel, data, trio.current_time())
+                kept = True
+                if begins:
+                    self.carrier.feed(data_header(channel.id, len(data)), data)
+                else:
+                    self.poke()  # it comes behind what is said again
+                self.set_alarm()
+                await self.carrier.flush()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                if not link.movable:
+                    raise
+                self._on_broken(self, error)
+                return kept
+        except (trio.Cancelled, KeyboardInterrupt):
+            self.poke()  # the rest of the record goes out without us
+            raise
+        finally:
+            self._lock.release()
+        return True
+
+    async def write(self, is_ending: Callable[[], bool]) -> None:
+        """Send what is poked for, until the Link is ending: then the last words and the carrier's end."""
+        self.poke()
+        link, lane = self._link, self.protocol
+        while True:
+            await self._poked.wait()
+            self._poked = trio.Event()
+            async with self._lock:
+                ending = is_ending()  # asked once: it may become true while we wait for the socket
+                if ending:
+                    link.send_go_away()
+                self.feed_outbox()
+                if link.has_outbox(lane):
+                    self.poke()  # more is to be said again; meanwhile others have their turn
+                elif ending:
+                    self.carrier.feed_end()
+                self.set_alarm()
+                if self.carrier.owed:
+                    await self.carrier.flush()
+            if ending and not self._poked.is_set():
+                return
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def pump(self) -> None:
+        """Take one turn: read once, unless something was left, and let the protocol see it.  A checkpoint always."""
+        lane = self.protocol
+        if pause := lane.pause(trio.current_time()):
+            await trio.sleep(pause)  # pacing: its own system holds the peer up meanwhile
+        pieces: list[bytes] = []
+        if lane.has_unread:
+            await trio.lowlevel.checkpoint()
+        else:
+            pieces = await self.carrier.receive()
+            if not pieces:
+                raise trio.BrokenResourceError("the peer closed the connection")
+        self._link.receive(lane, pieces, trio.current_time())
+
+    async def drain(self) -> None:
+        """Read until the peer has closed too: closing first could eat our last words."""
+        while await self.carrier.receive():
+            pass
+
+    # -- timers ------------------------------------------------------------------------------------------------------
+
+    async def wait_timer(self) -> None:
+        """Wait until a timer of the lane is due, and let the protocol see it."""
+        with trio.CancelScope(deadline=self._link.deadline(self.protocol)) as self._alarm:
+            await trio.sleep_forever()
+        self._link.handle_timer(self.protocol, trio.current_time())
+
+    def set_alarm(self) -> None:
+        """A timer may have begun.  One that ended needs nothing: `wait_timer` finds that nothing is due."""
+        deadline = self._link.deadline(self.protocol)
+        if deadline < self._alarm.deadline:
+            self._alarm.deadline = deadline
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is said here."""
+        return self.gone or self.protocol.state is LinkState.ENDED
