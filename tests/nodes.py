@@ -16,11 +16,13 @@ from tests.ports import free_port
 from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, anyone, open_node
 from warpgate_trio import host as machine
 from warpgate_trio.address import Endpoint
-from warpgate_trio.config import Budgets, ListenConfig
+from warpgate_trio.config import Budgets, ListenConfig, PathsConfig
 from warpgate_trio.host import Gateway, Host, Interface, InterfaceAddress
 from warpgate_trio.plugin import Plugin
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 
+BRIEF = PathsConfig(resume_timeout=0)
+"""Links that end with their paths."""
 QUICK = Budgets(
     direct_min=0.1,
     direct_max=0.15,
@@ -95,13 +97,18 @@ class LoopbackHost:
 
 
 def config(
-    *servers: RendezvousServer | str, budgets: Budgets | None = None, port: int = 0, turn: Sequence[str] = ()
+    *servers: RendezvousServer | str,
+    budgets: Budgets | None = None,
+    port: int = 0,
+    turn: Sequence[str] = (),
+    paths: PathsConfig | None = None,
 ) -> NodeConfig:
     urls = [server if isinstance(server, str) else f"ws://127.0.0.1:{server.port}" for server in servers]
     return NodeConfig(
         servers=Servers(websocket=urls, turn=turn),
         budgets=Budgets() if budgets is None else budgets,
         listen=ListenConfig(port=port),
+        paths=PathsConfig() if paths is None else paths,
     )
 
 
@@ -148,6 +155,7 @@ async def pair(
     budgets: Budgets | None = None,
     plugins: Iterable[str | type[Plugin]] | None = None,
     turn: Sequence[str] = (),
+    paths: PathsConfig | None = None,
 ) -> AsyncGenerator[Pair]:
     """Alice, who calls, and Bob, who listens, on one machine, both connected to one rendezvous server.
 
@@ -156,8 +164,8 @@ async def pair(
     chosen = None if plugins is None else list(plugins)
     async with (
         open_rendezvous() as server,
-        loopback_node(BOB, config(server, budgets=budgets), authorize=authorize, plugins=chosen) as bob,
-        loopback_node(ALICE, config(server, budgets=budgets, turn=turn), plugins=chosen) as alice,
+        loopback_node(BOB, config(server, budgets=budgets, paths=paths), authorize=authorize, plugins=chosen) as bob,
+        loopback_node(ALICE, config(server, budgets=budgets, turn=turn, paths=paths), plugins=chosen) as alice,
     ):
         await bob.wait_signals()
         await alice.wait_signals()

@@ -96,9 +96,8 @@ async def test_a_peer_that_closed_ends_it_though_stdin_is_open_and_silent() -> N
 
 
 async def test_keep_open_echoes_side_by_side_and_survives_who_breaks(server: Server) -> None:
-    async with started(
-        "listen", "--config", server.config, "--ephemeral", "--allow-any", "--echo", "--keep-open", "--json"
-    ) as listen:
+    words = ("--config", server.config, "--ephemeral", "--allow-any", "--echo", "--keep-open", "--json")
+    async with started("listen", *words, "--resume-timeout", "1") as listen:
         address = (await listen.event())["address"]
         async with started("connect", address, "--ephemeral", stdin=PIPE) as rude:
             await listen.event(1)
@@ -192,7 +191,8 @@ async def test_a_listener_that_serves_its_one_peer_is_busy() -> None:
 
 async def test_a_pipe_that_breaks_is_4() -> None:
     async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
-        async with started("connect", await listen.address(), "--ephemeral", stdin=PIPE) as connect:
+        words = (await listen.address(), "--ephemeral", "--resume-timeout", "1")
+        async with started("connect", *words, stdin=PIPE) as connect:
             await connect.stdin.send_all(b"hello")
             await listen.wait_out(b"hello")
             listen.process.kill()

@@ -93,6 +93,7 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
             for frame in (Open(channel=number, credit=0, label=""), Reset(channel=number, code=ResetCode.CLOSED)):
                 carrier.feed(encode(frame))
                 said.put_frame(encode(frame))
+        link_of(theirs)._first.protocol.said = said.end
         await carrier.flush()
         await deciding.wait()
         await theirs.ping()

@@ -16,7 +16,7 @@ import trio.testing
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.links import link_of
-from tests.nodes import QUICK, address_of, config, loopback_node, pair
+from tests.nodes import BRIEF, QUICK, address_of, config, loopback_node, pair
 from warpgate_strategies.direct_connect import dial
 from warpgate_trio import Node, anyone
 from warpgate_trio.carrier import Carrier, TlsCarrier
@@ -200,8 +200,8 @@ class Forwarded(Plugin):
 @asynccontextmanager
 async def bob_and_alice(plugin: type[Plugin]) -> AsyncGenerator[tuple[Node, Node]]:
     async with (
-        loopback_node(BOB, config(), authorize=anyone, plugins=["direct_connect"]) as bob,
-        loopback_node(ALICE, config(budgets=QUICK), plugins=[plugin]) as alice,
+        loopback_node(BOB, config(paths=BRIEF), authorize=anyone, plugins=["direct_connect"]) as bob,
+        loopback_node(ALICE, config(budgets=QUICK, paths=BRIEF), plugins=[plugin]) as alice,
     ):
         yield bob, alice
 

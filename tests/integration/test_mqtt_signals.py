@@ -279,7 +279,7 @@ async def test_a_frozen_broker_is_left_and_found_again(mosquitto: Broker, monkey
     async with hub_for(ALICE, mosquitto.url) as alice:
         mosquitto.freeze()
         await wait_until(lambda: states(alice) != [CONNECTED])
-        assert "no echo within 0 s" in (alice.status()[0].last_error or "") or alice.status()[0].last_error is None
+        assert "no echo within 0" in (alice.status()[0].last_error or "") or alice.status()[0].last_error is None
         mosquitto.thaw()
         await wait_until(lambda: states(alice) == [CONNECTED])
         assert await alice.send(ALICE.public_key, b"\x01x") is Delivery.QUEUED
@@ -294,9 +294,9 @@ async def test_a_lost_subscription_is_noticed(mosquitto: Broker, monkeypatch: py
         client = channel._connection._client
         assert client is not None
         await channel._connection._call(lambda client: client.unsubscribe(channel._topic))
-        with pytest.raises(SignalUnavailable, match="no echo within 0 s"):
+        with pytest.raises(SignalUnavailable, match="no echo within 0"):
             await channel.receive()
-        with pytest.raises(SignalUnavailable, match="no echo within 0 s"):
+        with pytest.raises(SignalUnavailable, match="no echo within 0"):
             await channel.send(BOB.public_key, b"x")
 
 
@@ -359,7 +359,7 @@ async def test_a_broker_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> N
         url = f"mqtt://127.0.0.1:{listener.socket.getsockname()[1]}"
         async with hub_for(ALICE, url, connected=False) as alice:
             await wait_until(lambda: states(alice) == [WAITING])
-            assert alice.status()[0].last_error == "no answer within 0 s"
+            assert (alice.status()[0].last_error or "").startswith("no answer within 0")
 
 
 @pytest.mark.needs("mosquitto")
@@ -614,7 +614,7 @@ async def test_a_lost_subscription_of_our_own_topic_is_noticed(
         async with open_mqtt_channel(mosquitto.url, ALICE) as channel:
             await channel.wait_tells_apart()
             await channel._connection._call(lambda client: client.unsubscribe(topic_of(ALICE, ANY_INSTANCE)))
-            with pytest.raises(SignalUnavailable, match="no echo within 0 s"):
+            with pytest.raises(SignalUnavailable, match="no echo within 0"):
                 await channel.receive()
 
 

@@ -19,7 +19,7 @@ import trio.testing
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB, CAROL
 from tests.links import link_of
-from tests.nodes import QUICK, LoopbackHost, address_of, config, echo, loopback_node, pair, pipes
+from tests.nodes import BRIEF, QUICK, LoopbackHost, address_of, config, echo, loopback_node, pair, pipes
 from tests.panicking import PanicException
 from tests.waiting import wait_until
 from warpgate_strategies.reverse_connect import DialMe
@@ -31,6 +31,7 @@ from warpgate_trio import (
     Node,
     NodeConfig,
     PathsConfig,
+    PathState,
     PeerAddress,
     PeerRefused,
     Verdict,
@@ -49,6 +50,7 @@ from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.node import responder
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
 from warpgate_trio.walk.answering import AnsweringAttempt
 from warpgate_trio.walk.calling import CallingAttempt
@@ -199,7 +201,7 @@ async def test_exceptions_leave_the_node_bare() -> None:
 
 
 async def test_a_path_that_is_cut_breaks_its_pipe_alone() -> None:
-    async with pipes() as (ours, theirs, both):
+    async with pipes(paths=BRIEF) as (ours, theirs, both):
         other = await both.alice.auto_connect(both.bob.address)
         others_end = await both.bob.listener.accept()
         ours.carrier.close_nowait()
@@ -211,6 +213,49 @@ async def test_a_path_that_is_cut_breaks_its_pipe_alone() -> None:
         assert await others_end.receive_some() == b"fine"
         await other.aclose()
         await others_end.aclose()
+
+
+async def test_a_path_that_is_cut_is_replaced() -> None:
+    async with pipes() as (ours, theirs, both):
+        await ours.ping()
+        await theirs.ping()
+        first = ours.carrier
+        first.close_nowait()
+        with trio.fail_after(HANG):
+            await ours.send_all(b"once more")
+            assert await theirs.receive_some() == b"once more"
+            await theirs.send_all(b"and back")
+            assert await ours.receive_some() == b"and back"
+        assert ours.carrier is not first
+        assert both.alice.stats().pipes_made == 1
+
+
+async def test_a_peer_that_has_given_the_link_up_ends_it_here_too() -> None:
+    async with pipes() as (ours, theirs, both):
+        await theirs.ping()
+        (link,) = both.bob._runtime.links._links
+        link._fail(trio.BrokenResourceError("it has waited for long enough"))
+        with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match="does not know this link any more"):
+            await ours.receive_some()
+
+
+async def test_a_caller_whose_process_was_started_again_has_its_pipe_replaced() -> None:
+    """It was killed, and could not say so: what it has left behind at the peer waits for a path, and no longer."""
+    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
+        async with loopback_node(ALICE, config(server)) as killed:
+            await killed.auto_connect(bob.address)
+            theirs = await bob.listener.accept()
+            await theirs.ping()
+            for link in list(killed._runtime.links._links):
+                link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # as far as the network goes
+                link._first.carrier.close_nowait()
+            await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
+        async with loopback_node(ALICE, config(server)) as again:
+            async with await again.auto_connect(bob.address) as ours:
+                with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match="was started again"):
+                    await theirs.receive_some()
+                await ours.send_all(b"new")
+                assert await (await bob.listener.accept()).receive_some() == b"new"
 
 
 @pytest.mark.parametrize("error", [PanicException, RuntimeError])

@@ -822,7 +822,7 @@ async def test_a_server_without_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(_send_in_vain, channel)
-            with pytest.raises(SignalUnavailable, match="no pong within 0 s"):
+            with pytest.raises(SignalUnavailable, match="no pong within 0"):
                 await channel.receive()
 
 

@@ -75,10 +75,13 @@ async def run_on(host: Host, *words: str, env: dict[str, str] | None = None) -> 
 
 
 @asynccontextmanager
-async def program_on(host: Host, *arguments: str | Path, home: Path, logs: Path | None) -> AsyncGenerator[Command]:
+async def program_on(
+    host: Host, *arguments: str | Path, home: Path, logs: Path | None, stdin: int = subprocess.DEVNULL
+) -> AsyncGenerator[Command]:
     """`warpgate-trio` on a machine, for the time of the body."""
     machine, name = host.machine, arguments[0]
-    async with started(*arguments, within=machine.command(()), pass_fds=[machine.fd], env=_private(home)) as command:
+    within = machine.command(())
+    async with started(*arguments, stdin=stdin, within=within, pass_fds=[machine.fd], env=_private(home)) as command:
         try:
             yield command
         finally:

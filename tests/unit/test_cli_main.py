@@ -281,7 +281,10 @@ def test_a_key_that_others_can_read_is_2(tmp_path: Path, capfd: Capture) -> None
 
 
 @pytest.mark.parametrize("words", [["connect", "wg1"], ["listen", "--allow-any"]])
-def test_dead_after_is_the_configurations(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+@pytest.mark.parametrize("name", ["dead_after", "resume_timeout"])
+def test_what_is_said_of_paths_is_the_configurations(
+    name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
     loaded: list[NodeConfig] = []
     load = NodeOptions.load
 
@@ -290,10 +293,11 @@ def test_dead_after_is_the_configurations(words: list[str], monkeypatch: pytest.
         raise ConfigError("that is all")
 
     monkeypatch.setattr(NodeOptions, "load", stop_with)
-    monkeypatch.setenv("WARPGATE_PATHS_DEAD_AFTER", "9")
-    for given in (list[str](), ["--dead-after", "2.5"], ["--dead-after", "0"]):
+    monkeypatch.setenv(f"WARPGATE_PATHS_{name.upper()}", "9")
+    option = f"--{name.replace('_', '-')}"
+    for given in (list[str](), [option, "2.5"], [option, "0"]):
         assert call([*words, *given]) == 2
-    assert [each.paths.dead_after for each in loaded] == [9.0, 2.5, 0.0]
+    assert [getattr(each.paths, name) for each in loaded] == [9.0, 2.5, 0.0]
     assert "that is all" in capfd.readouterr().err
 
 

@@ -258,6 +258,10 @@ SAMPLES: dict[str, frames.Frame] = {
     "PONG": frames.Pong(token=1),
     "GOAWAY": frames.GoAway(),
     "ACK": frames.Ack(position=1),
+    "ATTACH": frames.Attach(link_id=bytes(16), lane=3, received=1, turn=1, mac=bytes(16)),
+    "ATTACHED": frames.Attached(lane=3, received=1, turn=1, mac=bytes(16)),
+    "AT": frames.At(position=1, turn=1),
+    "DROP": frames.Drop(lane=3),
 }
 
 

@@ -13,10 +13,10 @@ from .options import (
     NodeOptions,
     Settings,
     common_options,
-    dead_after_option,
     json_option,
     node_options,
     pass_settings,
+    path_options,
 )
 from .parameters import PluginOption, Size, check_plugin, read_route
 
@@ -63,7 +63,7 @@ def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | N
 )
 @click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
-@dead_after_option
+@path_options
 @common_options
 @pass_settings
 def connect(

@@ -13,10 +13,10 @@ from .options import (
     NodeOptions,
     Settings,
     common_options,
-    dead_after_option,
     json_option,
     node_options,
     pass_settings,
+    path_options,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ NAT_PATIENCE: Final = 1.0
 @click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
-@dead_after_option
+@path_options
 @json_option
 @common_options
 @pass_settings

@@ -24,10 +24,10 @@ __all__ = [
     "NodeOptions",
     "Settings",
     "common_options",
-    "dead_after_option",
     "json_option",
     "node_options",
     "pass_settings",
+    "path_options",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -154,10 +154,15 @@ class NodeOptions:
     ephemeral: bool
     port: int | None = None
     dead_after: float | None = None
+    resume_timeout: float | None = None
 
     def overrides(self) -> dict[str, object]:
         """By dotted key, for `load_config`."""
-        named: dict[str, object] = {"listen.port": self.port, "paths.dead_after": self.dead_after}
+        named: dict[str, object] = {
+            "listen.port": self.port,
+            "paths.dead_after": self.dead_after,
+            "paths.resume_timeout": self.resume_timeout,
+        }
         if self.key_file is not None:
             named |= {"identity.key_file": self.key_file, "identity.ephemeral": False}
         if self.ephemeral:
@@ -174,7 +179,7 @@ class NodeOptions:
 def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--config, --key-file and --ephemeral, which reach the function as one argument, `node_options`.
 
-    With them go --port and --dead-after of the commands that have these.
+    With them go --port, --dead-after and --resume-timeout of the commands that have these.
     """
 
     @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F", help="Configuration file.")
@@ -190,17 +195,26 @@ def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
             ephemeral=ephemeral,
             port=kwargs.pop("port", None),
             dead_after=kwargs.pop("dead_after", None),
+            resume_timeout=kwargs.pop("resume_timeout", None),
         )
         return function(*args, node_options=options, **kwargs)
 
     return wrapper
 
 
-def dead_after_option(function: _F) -> _F:
-    """--dead-after, for a command with `node_options`."""
-    return click.option(
+def path_options(function: _F) -> _F:
+    """--dead-after and --resume-timeout, for a command with `node_options`."""
+    seconds = click.FloatRange(min=0)
+    dead_after = click.option(
         "--dead-after",
-        type=click.FloatRange(min=0),
+        type=seconds,
         metavar="S",
         help="Notice within S seconds that a path has died; 0: take the time of the carrier.",
-    )(function)
+    )
+    resume_timeout = click.option(
+        "--resume-timeout",
+        type=seconds,
+        metavar="S",
+        help="Look for another path for S seconds when one has died; 0: end with it.",
+    )
+    return dead_after(resume_timeout(function))

@@ -219,16 +219,19 @@ class PortMapConfig(_Section, frozen=True, kw_only=True):
 
 @final
 class PathsConfig(_Section, frozen=True, kw_only=True):
-    """How Links watch the paths that they are on (docs/live_links.md).
+    """How Links watch the paths that they are on, and outlive them (docs/live_links.md).
 
     Attributes:
       dead_after: seconds within which the death of a path is to be noticed, also while nobody says anything; 0: as soon
         as what is asked on an idle Link by itself lets it.
+      resume_timeout: seconds for which a Link without a path is kept, while another one is sought; 0: it ends with its
+        path.  What both sides allow counts, so the lesser of the two.
     """
 
     name_of_table = "paths"
 
     dead_after: float = 0.0
+    resume_timeout: float = 120.0
 
 
 @final
@@ -421,6 +424,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "portmap.enabled": read_flag,
     "portmap.protocols": read_list(_read_protocol, "protocols"),
     "paths.dead_after": read_seconds_or_none,
+    "paths.resume_timeout": read_seconds_or_none,
 } | {f"budgets.{name}": read_seconds for name in Budgets.__struct_fields__}
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {

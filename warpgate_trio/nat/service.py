@@ -168,6 +168,7 @@ class NatService:
         self._unheard: set[Family] = set()  # nothing answered, and nothing else did either: it is not known why
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
+        self._resting: set[trio.CancelScope] = set()  # of those who tend warm ports
         self.allowance: Final = Allowance()
         self.dials_for_peers: Final = DialBudget()
         self.own_dials: Final = Allowance(burst=TARGET_DIALS, refill=TARGET_DIALS_REFILL)
@@ -268,6 +269,11 @@ class NatService:
                 nursery.start_soon(self._keep, self._udp, af)
                 nursery.start_soon(self._keep, self._tcp, af)
                 nursery.start_soon(self._keep_measured, af)
+
+    def check(self) -> None:
+        """The machine may have moved, or a mapping may be gone: look at the warm ports now."""
+        for rest in list(self._resting):
+            rest.cancel()
 
     def doubt(self, af: Family) -> None:
         """Something contradicts the profile of a family: measure it anew."""
@@ -403,8 +409,12 @@ class NatService:
                 return
             if isinstance(port, UdpPort):
                 self.observe_udp(af, Evidence(bindings=_bindings(port)))
-            with trio.move_on_after(KEEPALIVE):
-                await taken.wait()
+            with trio.move_on_after(KEEPALIVE) as rest:
+                self._resting.add(rest)
+                try:
+                    await taken.wait()
+                finally:
+                    self._resting.discard(rest)
                 return
             asked = servers
             sources = supply.servers.sources(servers)

@@ -20,6 +20,7 @@ from ..report import Verdict
 from ..signal import Circuit, ServerState, SignalHub
 from ..signal.sender import AttemptKey, SignalSender
 from ..walk.attempt import Adopted, Attempt, Factory
+from ..walk.session import Reach
 from ..walk.verdicts import ThisSide, Unresolved
 from .address_book import AddressBook
 from .links import Links
@@ -102,13 +103,13 @@ class Home:
         attempt.deliver(link)
         return True
 
-    def terms(self) -> Terms:
-        """What we offer for one more Link."""
+    def terms(self) -> Terms | None:
+        """What we offer for one more Link; None: nothing."""
         return self._links.terms()
 
-    def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None) -> None:
+    def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None, reach: Reach | None) -> None:
         """See `Links.adopt`."""
-        self._links.adopt(link, tasks, dead_after=dead_after)
+        self._links.adopt(link, tasks, dead_after=dead_after, reach=reach)
 
     def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""

@@ -23,7 +23,7 @@ from ..errors import CarrierError, ProtocolError, WrongPeer, panics_as_errors
 from ..identity import peer_id_from_key
 from ..limits import BoundedMap, Gate
 from ..link import Link, PathInfo, RefuseReason
-from ..link.frames import LINK_VERSION
+from ..link.frames import LINK_VERSION, Attach
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
 from ..sockaddr import parse_ip, unmapped
@@ -117,7 +117,7 @@ class Inbound:
                         return
                     link.set_role(initiator=False)
                     link.path = _direct_path(carrier)
-                    await link.receive_commit()
+                    await link.receive_choice()
                 if link is not None and not handshake.cancelled_caught:  # what is left has bounds of its own
                     kept = await self.decide(link, [])
         except (CarrierError, WrongPeer, ProtocolError, OSError, trio.BrokenResourceError) as error:
@@ -141,7 +141,9 @@ class Inbound:
         Raises:
           trio.BrokenResourceError, ProtocolError: the initiator chose another carrier, or went away.
         """
-        commit = await link.receive_commit()
+        commit = await link.receive_choice()
+        if isinstance(commit, Attach):
+            return await self._attach(link, commit, tasks)
         if commit.version != LINK_VERSION:
             return await self._refuse(link, RefuseReason.UNSUPPORTED)
         if not self._admission.listening:
@@ -152,6 +154,7 @@ class Inbound:
             return await self._refuse(link, RefuseReason.UNAUTHORIZED)
         if self._had_its_pipe(link, commit.epoch):  # two commits of one session can wait for one decision
             return await self._refuse(link, RefuseReason.SESSION_SPENT)
+        self._links.replace(link.peer_key, commit.terms)
         reason = self._admission.room()
         if reason is not None:
             return await self._refuse(link, reason)
@@ -162,6 +165,15 @@ class Inbound:
         self._accepted.forget_while(lambda each: now - each.since >= SESSION_MEMORY)
         self._links.adopt(link, tasks)
         self._admission.hand_over(pipe)
+        self._on_accepted(link.peer_key, link.session_id)
+        return True
+
+    async def _attach(self, link: Link, attach: Attach, tasks: Adopted) -> bool:
+        """A further carrier for a Link that there is."""
+        standing = self._links.find(link.peer_key, attach.link_id)
+        reason = RefuseReason.UNKNOWN_LINK if standing is None else link.accept_attach(standing, tasks)
+        if reason is not None:
+            return await self._refuse(link, reason)
         self._on_accepted(link.peer_key, link.session_id)
         return True
 

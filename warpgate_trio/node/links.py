@@ -7,7 +7,8 @@ shield with a deadline that starts when the node closes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, final
 
@@ -19,6 +20,7 @@ from ..host import Host
 from ..link import Link, Terms
 from ..nurseries import open_background_nursery
 from ..sockaddr import TransportAddress
+from ..walk.session import Reach
 from .admission import Admission
 
 __all__ = ["Links"]
@@ -26,6 +28,11 @@ __all__ = ["Links"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 Task = Callable[[], Awaitable[object]]
+Keep = Callable[[Link, Reach | None], Awaitable[None]]
+
+
+async def _keep_nothing(_link: Link, _reach: Reach | None) -> None:
+    """A node without anybody who finds further carriers."""
 
 
 @final
@@ -37,6 +44,9 @@ class Links:
       paths: how they watch theirs.
       goodbye: seconds for what is left to say when the node closes.
       host, instance: the machine, and what names our process on it.
+
+    Attributes:
+      keep: finds further carriers for a Link, until it ends.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class Links:
         self._instance: Final = instance
         self._goodbye_time: Final = goodbye
         self._links: set[Link] = set()
+        self.keep: Keep = _keep_nothing
         self._nursery: trio.Nursery | None = None
         self._closing = False
 
@@ -60,15 +71,38 @@ class Links:
         async with open_background_nursery() as self._nursery:
             yield
 
-    def terms(self) -> Terms:
-        """What we offer for one more Link; one without a path is not kept."""
-        return Terms(resume_timeout=0, secret=self._host.entropy(16), instance=self._instance)
+    def terms(self) -> Terms | None:
+        """What we offer for one more Link; None where it is to end with its path."""
+        timeout = math.ceil(self._paths.resume_timeout)
+        if not timeout:
+            return None
+        return Terms(resume_timeout=timeout, secret=self._host.entropy(16), instance=self._instance)
 
-    def adopt(self, link: Link, tasks: Sequence[Task], *, dead_after: float | None = None) -> None:
+    def find(self, peer_key: bytes, link_id: bytes) -> Link | None:
+        """The Link with a peer that its side calls so, where it may have further carriers."""
+        return next((link for link in self._of(peer_key) if link.link_id == link_id), None)
+
+    def has_movable(self, peer_key: bytes) -> bool:
+        """Whether there is a Link with a peer that may have further carriers."""
+        return any(self._of(peer_key))
+
+    def replace(self, peer_key: bytes, terms: Terms | None) -> None:
+        """A peer calls: Links without a path that another process of it made are over."""
+        if terms is not None:
+            for link in list(self._of(peer_key)):
+                link.replace_nowait(terms.instance)
+
+    def _of(self, peer_key: bytes) -> Iterator[Link]:
+        return (link for link in self._links if link.peer_key == peer_key and link.movable)
+
+    def adopt(
+        self, link: Link, tasks: Sequence[Task], *, dead_after: float | None = None, reach: Reach | None = None
+    ) -> None:
         """Drive an accepted Link, and what belongs to it.  Synchronous.
 
         Args:
           dead_after: within how many seconds its path's death is to be noticed; None: the configuration's.
+          reach: where further carriers may be sought for it; None: where the peer's call did not say.
         """
         assert self._nursery is not None
         if self._closing:  # a call that this end has overtaken: there is nobody any more to have the Pipe
@@ -76,7 +110,7 @@ class Links:
             return
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         self._links.add(link)
-        self._nursery.start_soon(self._drive, link, tasks)
+        self._nursery.start_soon(self._drive, link, tasks, reach)
 
     def hint(self, local: TransportAddress | None = None) -> None:
         """Something has happened that may have killed paths, all or those from one address of ours: they are asked, see
@@ -100,16 +134,17 @@ class Links:
         for link in list(self._links):
             link.end_nowait(abort=abort)
 
-    async def _drive(self, link: Link, tasks: Sequence[Task]) -> None:
-        """The Link and what carries it, a plugin's tasks: shielded together, since its goodbyes go through them."""
+    async def _drive(self, link: Link, tasks: Sequence[Task], reach: Reach | None) -> None:
+        """The Link, and who finds further carriers for it."""
         try:
             async with open_background_nursery() as nursery:
-                nursery.cancel_scope.shield = True  # `drive` bounds itself, and cancels the others when it ends
-                for task in tasks:
-                    nursery.start_soon(_carry, task, link)
+                nursery.cancel_scope.shield = True  # `drive` bounds itself, and cancels the other when it ends
+                if link.protocol.is_lasting:
+                    nursery.start_soon(self.keep, link, reach)
                 await link.drive(
                     on_open=self._admission.take_opened,
                     admit=self._admission.admit,
+                    tasks=tasks,
                     goodbye=self._goodbye_time,
                 )
         finally:
@@ -122,13 +157,3 @@ class Links:
                     await task()
             except Exception:
                 logger.exception("a background task of a plugin failed")
-
-
-async def _carry(task: Task, link: Link) -> None:
-    """What a plugin has work for a Link: a failure is the Link's, as that of its own driver."""
-    try:
-        with panics_as_errors():
-            await task()
-    except Exception:
-        logger.exception("a task that carries %r failed", link)
-        link.close_nowait()

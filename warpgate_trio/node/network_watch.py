@@ -1,7 +1,8 @@
 """What happens to the machine that leaves connections behind of whose end nobody tells: it moves, or it sleeps.
 
-Nobody tells, on no system in the same way: one has to look.  What is only of containers and virtual machines on this
-machine, and what the configuration leaves out, is not looked at: no path goes there.
+Where the system tells of a change, it is looked at once; in any case now and then, since nobody tells of a sleep.  What
+is only of containers and virtual machines on this machine, and what the configuration leaves out, is not looked at: no
+path goes there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL: Final = 2.0
 """Seconds between looks at whether the machine's addresses have changed, or it has slept; one takes 0.3 ms."""
+DAMPING: Final = 0.1
+"""Seconds between a system's word that something has changed and the look at it: changes come in groups."""
 SLEPT: Final = 2.0
 """Seconds by which the wall clock and the monotonic one, which stands still meanwhile, come apart between two looks
 where the machine has slept.  A clock that was set looks the same; one that is slewed is 1 ms off by then (500 ppm)."""
@@ -53,7 +56,9 @@ class NetworkWatch:
                 logger.info("%s", event)
                 self._on_change()
             self._on_look()
-            await trio.sleep(LOOK_INTERVAL)
+            with trio.move_on_after(LOOK_INTERVAL):
+                await self._host.wait_change()
+                await trio.sleep(DAMPING)
 
     def look(self) -> str:
         """What has happened since the last look; empty: nothing, or this is the first."""

@@ -65,6 +65,8 @@ class Responder:
     Args:
       work: where the peers can end what they have asked for.
       ours: this side of the pair, as the planner sees it, for a peer's endpoints.
+      is_linked: whether a peer (its key) has a Link with us that may have further carriers: it may ask for paths to us,
+        also where nobody may call us.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Responder:
         work: PeerWork,
         factories: Factories,
         ours: Callable[[], Route],
+        is_linked: Callable[[bytes], bool],
         start: Callable[[Callable[[], Awaitable[object]]], None],
     ) -> None:
         self._home = home
@@ -84,6 +87,7 @@ class Responder:
         self._work = work
         self._factories = factories
         self._ours = ours
+        self._is_linked = is_linked
         self._start = start
         self._listening = admission.listening
         self._running: Counter[bytes] = Counter()
@@ -100,7 +104,7 @@ class Responder:
         if early is not None:
             if len(early) < MAX_EARLY:
                 early.append(request.message)
-        elif not self._listening:
+        elif not self._listening and not self._is_linked(header.sender):
             self._admission.count_refusal(RefusalReason.NOT_ACCEPTING.value)
         elif entry is None:
             self._refuse(request, RefusalReason.UNSUPPORTED)
@@ -140,7 +144,8 @@ class Responder:
         The task closes the circuit of a call that it has not answered.  Returns whether there is one.
         """
         waiting = self._waiting[self.has_let_in(header.sender)]
-        if not self._listening or waiting.total() >= MAX_QUESTIONS or waiting[header.sender] >= MAX_QUESTIONS_PER_PEER:
+        shut = not self._listening and not self._is_linked(header.sender)
+        if shut or waiting.total() >= MAX_QUESTIONS or waiting[header.sender] >= MAX_QUESTIONS_PER_PEER:
             logger.debug("a %s is dropped unjudged", header.type)
             return False
         waiting[header.sender] += 1
@@ -166,7 +171,8 @@ class Responder:
 
     async def _question(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
         try:
-            authorized = await self._admission.authorize(header.sender, header.session)
+            linked = self._is_linked(header.sender)
+            authorized = linked or await self._admission.authorize(header.sender, header.session)
         finally:
             _count_down(waiting, header.sender)
         self._note(header.sender, authorized)

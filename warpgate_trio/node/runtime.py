@@ -54,6 +54,7 @@ from .links import Links
 from .listener import PipeListener
 from .network_watch import NetworkWatch
 from .own_address import OwnAddress
+from .path_keeper import PathKeeper
 from .peer_work import PeerWork
 from .planning import Planning, may_connect
 from .responder import Responder
@@ -76,6 +77,7 @@ trips: one whose rules do not may drop what goes there, and never say so."""
 
 
 @final
+# long: a node's parts, each made of those above it, and the nurseries that they run in
 class NodeRuntime:
     """Everything behind a `Node`, each part made of those above it.
 
@@ -205,6 +207,14 @@ class NodeRuntime:
             strict=strict_plugins,
         )
 
+        self.links.keep = PathKeeper(
+            self.home,
+            plugins=self._makes_paths,
+            refresh=self._present_address,
+            distrust=self._distrust,
+            opened=lambda: hub.opened,
+        ).keep
+
         # What peers want of us.
         self.peer_work: Final = PeerWork()
         self.inbound: Final = Inbound(
@@ -222,6 +232,7 @@ class NodeRuntime:
             work=self.peer_work,
             factories=self.factories,
             ours=self._route,
+            is_linked=self.links.has_movable,
             start=self._start_service,
         )
         self.presence: Final = Presence(
@@ -245,6 +256,21 @@ class NodeRuntime:
             on_reply_wanted=self.responder.tell,
             knows=self._knows,
         )
+
+    def _distrust(self) -> None:
+        """What leads out of this machine may be gone: ask."""
+        self.hub.check_channels()
+        self.nat.check()
+
+    def _makes_paths(self, phases: Sequence[str]) -> Sequence[str]:
+        """The plugins of some phases."""
+        return [name for name, (kind, _) in self.factories.items() if kind.phase in phases]
+
+    async def _present_address(self, peer: PeerAddress) -> PeerAddress:
+        """Ask a peer where it is now."""
+        address = await self.ask(peer, "get_addr")
+        assert isinstance(address, PeerAddress)
+        return address
 
     def _knows(self, peer_key: bytes) -> bool:
         """Whether the node has dealings with a peer."""
@@ -326,7 +352,7 @@ class NodeRuntime:
     def network_changed(self) -> None:
         """See `Node.network_changed`."""
         self.links.hint()
-        self.hub.check_channels()
+        self._distrust()
         self.own.look()
 
     async def _keep_time(self) -> None:

@@ -10,8 +10,13 @@ import trio
 __all__ = ["CHECK_TIMEOUT", "KeepAlive"]
 
 CHECK_TIMEOUT: Final = 2.0
-"""Seconds for the answer when there is reason to doubt: the machine's addresses have changed, or a send hangs.  A round
-trip by satellite and a segment that was lost; who is cut off wrongly connects anew."""
+"""Seconds for the answer when there is reason to doubt, at most: the machine's addresses have changed, a send hangs, or
+the path to a peer is gone.  A round trip by satellite and a segment that was lost; who is cut off wrongly connects
+anew."""
+CHECK_TRIPS: Final = 3
+"""Round trips that the answer has, where they are known, with `CHECK_SLACK`: one, and a segment that was lost."""
+CHECK_SLACK: Final = 0.5
+"""Seconds beside them: two of Linux's least retransmission timeouts."""
 
 
 @final
@@ -21,13 +26,18 @@ class KeepAlive:
     def __init__(self) -> None:
         self._doubted = trio.Event()
         self._asking: trio.CancelScope | None = None
+        self._rtt: float | None = None
+
+    @property
+    def _patience(self) -> float:
+        return CHECK_TIMEOUT if self._rtt is None else min(CHECK_TRIPS * self._rtt + CHECK_SLACK, CHECK_TIMEOUT)
 
     def check(self) -> None:
-        """Ask now, and wait for `CHECK_TIMEOUT` alone; what is being asked already gets no longer either."""
+        """Ask now, and wait for `CHECK_TIMEOUT` at most; what is being asked already gets no longer either."""
         if self._asking is None:
             self._doubted.set()
         else:
-            self._asking.deadline = min(self._asking.deadline, trio.current_time() + CHECK_TIMEOUT)
+            self._asking.deadline = min(self._asking.deadline, trio.current_time() + self._patience)
 
     async def run(
         self, ask: Callable[[], Awaitable[None]], on_rtt: Callable[[float], None], *, interval: float, timeout: float
@@ -45,10 +55,11 @@ class KeepAlive:
                 await ask()
             late, self._asking = self._asking.cancelled_caught, None
             if late:
-                raise trio.TooSlowError(f"within {patience:.0f} s")
-            on_rtt(trio.current_time() - asked)
+                raise trio.TooSlowError(f"within {patience:.3g} s")
+            self._rtt = trio.current_time() - asked
+            on_rtt(self._rtt)
             patience = timeout
             with trio.move_on_after(interval):
                 await self._doubted.wait()
-                patience = min(timeout, CHECK_TIMEOUT)
+                patience = min(timeout, self._patience)
             self._doubted = trio.Event()

@@ -34,6 +34,7 @@ from ..nurseries import open_background_nursery
 from ..plugin import AttemptContext, NodeView, Plugin
 from ..signal import Circuit, ClockReply, Delivery, Failed, Message, RefusalReason, Refused
 from ..signal.sender import AttemptKey, SignalSender
+from .session import Reach
 
 __all__ = ["EXPECTED", "Adopted", "Attempt", "AttemptHome", "Factory", "check_delivery", "is_final"]
 
@@ -73,14 +74,15 @@ class AttemptHome(Protocol):
 
     def forget_attempt(self, key: AttemptKey) -> None: ...
 
-    def terms(self) -> Terms:
-        """What we offer for one more Link."""
+    def terms(self) -> Terms | None:
+        """What we offer for one more Link; None: nothing."""
 
-    def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None) -> None:
+    def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None, reach: Reach | None) -> None:
         """Drive an accepted Link, and what belongs to it, in the node.  Synchronous.
 
         Args:
           dead_after: within how many seconds its path's death is to be noticed; None: the configuration's.
+          reach: where further carriers may be sought for it; None: where the peer's call did not say.
         """
 
     def plan(self, peer: PeerAddress, plugins: Sequence[str]) -> Sequence[Combo]:

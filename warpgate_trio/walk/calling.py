@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, final
 
 import trio
 
 from ..combos import Combo, JudgedPath
 from ..errors import AttemptFailed, PeerRefused, PluginError, ProtocolError, SignalError, WrongPeer, panics_as_errors
-from ..link import Link, Pipe
+from ..link import Link, Pipe, RefuseReason
 from ..nurseries import open_background_nursery
 from ..servers.relay_frames import EndReason
 from ..signal import Cancel, Circuit, CircuitRefused, ClockReply, Delivery, Message, Refused
@@ -62,8 +63,8 @@ class CallingAttempt(Attempt):
 
     # -- three ways to run the plugin ----------------------------------------------------------------------------------
 
-    async def make_pipe(self, factory: Factory) -> Pipe:
-        """Run the plugin, commit what it makes, and win the session.
+    async def make_pipe(self, factory: Factory) -> Pipe | None:
+        """Run the plugin, commit what it makes, and win the session; None where the session seeks a carrier.
 
         Raises whatever ended the attempt, bare.
         """
@@ -73,6 +74,9 @@ class CallingAttempt(Attempt):
         try:
             async with self._running():
                 link = await self._prove(await factory(self).run())
+                if session.link is not None:
+                    await self._attach(link, session.link)
+                    return None
                 return await self._commit(link)
         except PeerRefused as refusal:
             session.learn_refusal(refusal)
@@ -188,6 +192,21 @@ class CallingAttempt(Attempt):
 
     # -- the commit ----------------------------------------------------------------------------------------------------
 
+    async def _attach(self, link: Link, standing: Link) -> None:
+        """Make what the plugin made a carrier of the Link that the session seeks one for."""
+        session = self._session
+        async with session.commit_lock:
+            link.path = link.path or self._path_info(link.carrier)
+            try:
+                with session.clock.suspended():
+                    await link.attach(standing, tasks=self._adopted, patience=self.node.budgets.commit)
+            except PeerRefused as refusal:
+                if refusal.reason == RefuseReason.UNKNOWN_LINK:
+                    standing.forget_nowait()
+                raise
+            self.won = True
+            session.win_carrier()
+
     async def _commit(self, link: Link) -> Pipe:
         session = self._session
         async with session.commit_lock:
@@ -196,7 +215,7 @@ class CallingAttempt(Attempt):
                 with session.clock.suspended():
                     pipe = await link.commit(
                         epoch=session.epoch,
-                        link_id=session.id[:8] + session.epoch.to_bytes(8, "big"),
+                        link_id=self.node.host.entropy(16),
                         early_data=session.early_data,
                         patience=self.node.budgets.commit,
                         terms=self._home.terms(),
@@ -210,7 +229,8 @@ class CallingAttempt(Attempt):
             # No checkpoint from the ACCEPT to here: the lock's release is none either.
             link.path = link.path or self._path_info(link.carrier)
             self.won = True
-            self._home.adopt_link(link, self._adopted, dead_after=session.dead_after)
+            reach = None if session.reach is None else replace(session.reach, peer=session.peer)
+            self._home.adopt_link(link, self._adopted, dead_after=session.dead_after, reach=reach)
             session.win(pipe)
         return pipe
 

@@ -11,14 +11,15 @@ from typing import Final, final
 import trio
 
 from ..address import PeerAddress
+from ..combos import RouteType
 from ..errors import PeerRefused
-from ..link import Pipe, RefuseReason
+from ..link import Link, Pipe, RefuseReason
 from ..signal import Delivery, RefusalReason
 from ..signal.sender import Mailbox
 from .phase_clock import PhaseClock
 from .recorder import Recorder
 
-__all__ = ["Evidence", "Session"]
+__all__ = ["Evidence", "Reach", "Session"]
 
 
 @final
@@ -59,11 +60,30 @@ class Evidence:
 
 
 @final
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """What a call allows, and with it every search for a further carrier of its Link.
+
+    Attributes:
+      plugins, phases: those to try, in order.
+      afs, route_types: only these; None: all.
+      peer: its address, as it was known last; None where nothing was.
+    """
+
+    plugins: tuple[str, ...]
+    phases: tuple[str | None, ...]
+    afs: tuple[int, ...] | None = None
+    route_types: tuple[RouteType, ...] | None = None
+    peer: PeerAddress | None = None
+
+
+@final
 class Session:
     """One session, on the initiator's side.
 
     Args:
       early_data: what goes to the peer's application with the commit.
+      reach: what the call allows.
       dead_after: within how many seconds the death of the Pipe's path is to be noticed; None: the node's own.
 
     Raises:
@@ -76,6 +96,8 @@ class Session:
       attempts: those under way.
       commit_lock: commits are made one at a time, so that the peer accepts at most one.
       epoch: the number of the last commit.
+      link: the Link that the session seeks a further carrier for; None: it seeks a Pipe.
+      attached: it has one.
       pipe: the result.
       refusal: the peer's no, which ends the walk.
       spent: the peer's application has had its Pipe of this session, and we never saw it.
@@ -91,6 +113,8 @@ class Session:
         *,
         early_data: bytes = b"",
         dead_after: float | None = None,
+        reach: Reach | None = None,
+        link: Link | None = None,
     ) -> None:
         if dead_after is not None and not dead_after >= 0:  # nan is not either
             raise ValueError(f"dead_after is {dead_after}; it is a number of seconds, or 0")
@@ -99,11 +123,14 @@ class Session:
         self.recorder: Final = recorder
         self.early_data: Final = early_data
         self.dead_after: Final = dead_after
+        self.reach: Final = reach
         self.clock: Final = PhaseClock()
         self.evidence: Final = Evidence()
         self.attempts: Final[set[Mailbox]] = set()
         self.commit_lock: Final = trio.Lock()
         self.epoch = 0
+        self.link: Link | None = link
+        self.attached: bool = False
         self.pipe: Pipe | None = None
         self.refusal: PeerRefused | None = None
         self.spent: bool = False
@@ -113,11 +140,16 @@ class Session:
     @property
     def decided(self) -> bool:
         """Whether nothing more can come of it."""
-        return self.pipe is not None or self.refusal is not None or self.spent
+        return self.pipe is not None or self.attached or self.refusal is not None or self.spent
 
     def win(self, pipe: Pipe) -> None:
         """Record the result and end the walk.  No checkpoint before or after."""
         self.pipe = pipe
+        self.end("another combo has won")
+
+    def win_carrier(self) -> None:
+        """The Link has its further carrier.  No checkpoint before or after."""
+        self.attached = True
         self.end("another combo has won")
 
     def learn_refusal(self, refusal: PeerRefused) -> None:

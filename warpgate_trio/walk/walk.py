@@ -25,7 +25,7 @@ import trio
 from ..address import PeerAddress
 from ..combos import Combo, RouteType
 from ..errors import ConnectError, RelayForbidden, SignalError, panics_as_errors, printable
-from ..link import EARLY_DATA_LIMIT, Pipe
+from ..link import EARLY_DATA_LIMIT, Link, Pipe
 from ..names import describe_failures
 from ..nurseries import leaves, open_background_nursery, open_bare_nursery
 from ..report import Outcome, Verdict, WalkEvent
@@ -37,7 +37,7 @@ from .calling import CallingAttempt
 from .phases import PHASE_TABLE, phase_budget
 from .plan import Plan
 from .recorder import Recorder
-from .session import Session
+from .session import Reach, Session
 from .under_way import UnderWay
 from .verdicts import ThisSide, Unresolved, decide_verdict, take_stock
 
@@ -87,6 +87,7 @@ class WalkHome(AttemptHome, Protocol):
 
 
 @final
+# long: one call from its plan to its end, phase by phase
 class Walk:
     """One call, from its plan to a Pipe or a `ConnectError`.
 
@@ -99,7 +100,7 @@ class Walk:
       ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
       early_data: what reaches the peer's application with the Pipe.
-      dead_after: see `Session`.
+      dead_after, link: see `Session`.
       on_event: called with each step.
 
     Raises:
@@ -120,6 +121,7 @@ class Walk:
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]] | None = None,
         early_data: bytes = b"",
         dead_after: float | None = None,
+        link: Link | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> None:
         if len(early_data) > EARLY_DATA_LIMIT:
@@ -135,6 +137,13 @@ class Walk:
         self._refresh: Final = refresh
         self._early_data: Final = early_data
         self._dead_after: Final = dead_after
+        self._link: Final = link
+        self._reach: Final = Reach(
+            plugins=tuple(plugins),
+            phases=tuple(phases),
+            afs=None if afs is None else tuple(afs),
+            route_types=None if route_types is None else tuple(route_types),
+        )
         self._recorder: Final = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
         self._plan = Plan((), phases, self._recorder)
         self._begin_session()
@@ -142,7 +151,13 @@ class Walk:
     def _begin_session(self) -> None:
         session_id = self._home.view.host.entropy(16)
         self._session = Session(
-            self._peer, session_id, self._recorder, early_data=self._early_data, dead_after=self._dead_after
+            self._peer,
+            session_id,
+            self._recorder,
+            early_data=self._early_data,
+            dead_after=self._dead_after,
+            reach=self._reach,
+            link=self._link,
         )
         self._begun: set[str | None] = set()
         self._under_way = UnderWay()
@@ -160,6 +175,7 @@ class Walk:
             try:
                 with self._home.call():
                     pipe = await self._run_session(deadline)
+                assert pipe is not None
                 self._home.count_walk(Verdict.CONNECTED)
                 return pipe
             except ConnectError as error:
@@ -170,10 +186,20 @@ class Walk:
                     raise
                 self._note("a path broke between the peer's accept and ours; tried again")
             finally:
-                if self._session.evidence.signalled and self._session.pipe is None:
+                if self._session.evidence.signalled and self._session.pipe is None and not self._session.attached:
                     self._home.say_goodbye(partial(self._tell_that_it_is_over, self._session))
             self._begin_session()
         raise AssertionError("the last session returns or raises")
+
+    async def search(self, *, deadline: float) -> None:
+        """The same for a further carrier of `link`, which it has when this returns; errors as in `run`."""
+        self._plan = Plan(self._plan_with(self._peer), self._phases, self._recorder)
+        try:
+            with self._home.call():
+                await self._run_session(deadline)
+        finally:
+            if self._session.evidence.signalled and not self._session.attached:
+                self._home.say_goodbye(partial(self._tell_that_it_is_over, self._session))
 
     async def _tell_that_it_is_over(self, session: Session) -> None:
         if not self._home.has_signals():
@@ -185,7 +211,8 @@ class Walk:
         except SignalError as error:
             logger.debug("the peer could not be told that the session is over: %s", error)
 
-    async def _run_session(self, deadline: float) -> Pipe:
+    async def _run_session(self, deadline: float) -> Pipe | None:
+        """The session's Pipe; None where it has found a carrier."""
         session = self._session
         self._plan.record()
         timed_out = False
@@ -212,6 +239,8 @@ class Walk:
         if session.pipe is not None:
             session.pipe.report = self._recorder.finish(Verdict.CONNECTED, trio.current_time(), session_id=session.id)
             return session.pipe
+        if session.attached:
+            return None
         raise self._failure(timed_out=timed_out)
 
     def _failure(self, *, timed_out: bool) -> ConnectError:

@@ -1,0 +1,114 @@
+"""Transfers between two programs that go on while their paths die, on the kernel, as their users run them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+
+from tests.kernel.lab import SERVER, Home, Lab, open_lab
+from tests.kernel.run import configuration, program_on
+from tests.kernel.wire import Wire
+
+PIECE: Final = 16 * 1024
+PIECES: Final = 150
+PACE: Final = 0.02
+"""Seconds between pieces: 0.8 MB/s, so that a transfer lasts for three seconds and what happens to it."""
+
+Happening = Callable[[Lab], Awaitable[None]]
+
+
+def piece(number: int) -> bytes:
+    return number.to_bytes(4, "big") * (PIECE // 4)
+
+
+async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[str, ...] = ()) -> float:
+    """Bytes to an echo and back; `happens` after a third of them.  Returns the longest silence, in seconds."""
+    silence = 0.0
+    with Wire() as wire, tempfile.TemporaryDirectory(prefix="warpgate-lab-") as name:
+        folder = Path(name)
+        async with open_lab(wire, *kinds) as lab:
+            a, b = lab.homes
+            async with program_on(lab.server, "serve", "--host", SERVER, "--json", home=folder, logs=None) as server:
+                config = folder / "config.toml"
+                config.write_text(configuration((await server.event())["servers"]), encoding="utf-8")
+                words = ("--config", str(config), "--echo", "--allow-any", "--json", *listen)
+                async with program_on(b.host, "listen", *words, home=folder, logs=None) as listener:
+                    address = (await listener.event())["address"]
+                    words = (address, "--config", str(config))
+                    async with program_on(
+                        a.host, "connect", *words, home=folder, logs=None, stdin=subprocess.PIPE
+                    ) as caller:
+                        async with trio.open_nursery() as nursery:
+
+                            async def send() -> None:
+                                for number in range(PIECES):
+                                    await caller.stdin.send_all(piece(number))
+                                    await trio.sleep(PACE)
+                                    if number == PIECES // 3:
+                                        nursery.start_soon(happens, lab)
+                                await caller.stdin.aclose()
+
+                            async def watch() -> None:
+                                nonlocal silence
+                                size, since = 0, trio.current_time()
+                                while size < PIECE * PIECES:
+                                    await trio.sleep(0.05)  # to look at what is there
+                                    now = trio.current_time()
+                                    if len(caller.out) > size:
+                                        size, since = len(caller.out), now
+                                    elif size:
+                                        silence = max(silence, now - since)
+                                    assert now - since < 60, f"{size} bytes came\n{caller.stderr_text}"
+
+                            nursery.start_soon(send)
+                            nursery.start_soon(watch)
+                        assert await caller.code() == 0, caller.stderr_text
+                        assert bytes(caller.out) == b"".join(map(piece, range(PIECES)))
+                    await listener.code()
+                server.interrupt()
+                await server.code()
+    return silence
+
+
+async def renumber(home: Home) -> None:
+    """The machine gets another address of its home, as by DHCP."""
+    assert home.router is not None
+    network = home.host.ip.rpartition(".")[0]
+    new = f"{network}.180"
+    mac = json.loads(home.host.machine.sh("ip", "-j", "link", "show", "eth0"))[0]["address"]
+    home.router.ip_commands(f"neigh add {new} lladdr {mac} dev lan nud permanent")
+    home.host.machine.ip_commands(
+        f"addr del {home.host.ip}/24 dev eth0",
+        f"addr add {new}/24 dev eth0",
+        f"route add default via {network}.1",
+    )
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.slow("real programs in namespaces, and a path that dies")
+@pytest.mark.needs("network_namespaces", "nft", "tun")
+@pytest.mark.parametrize("who", [0, 1])
+async def test_a_machine_that_gets_another_address(who: int) -> None:
+    silence = await transfer(("port-restricted", "full-cone"), lambda lab: renumber(lab.homes[who]))
+    assert silence < 10.0, "it takes two seconds where the machine is not busy"
+    print(f"silent for {silence:.1f} s")
+
+
+@pytest.mark.slow("real programs in namespaces, and a wire that is cut for a while")
+@pytest.mark.needs("network_namespaces", "nft", "tun")
+async def test_a_wire_that_is_cut_for_a_while() -> None:
+    async def cut(lab: Lab) -> None:
+        lab.internet.drop = lambda _: True
+        await trio.sleep(6.0)
+        lab.internet.drop = None
+
+    silence = await transfer(("port-restricted", "full-cone"), cut)
+    assert 5.0 < silence < 20.0
+    print(f"silent for {silence:.1f} s")
