@@ -26,7 +26,7 @@ from warpgate_trio import PathState
 from warpgate_trio.errors import PeerRefused
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.link.attaching import LinkSecret
-from warpgate_trio.link.frames import Attach
+from warpgate_trio.link.frames import Attach, Drop
 from warpgate_trio.link.life import Life
 
 __all__ = ["carrier_kind"]
@@ -189,6 +189,20 @@ async def test_without_a_carrier_for_too_long_both_ends_break(jumping_clock: tri
             with pytest.raises(trio.BrokenResourceError, match="no path for 120 s: "):
                 await end.pipe.receive_some()
         assert trio.current_time() - started == pytest.approx(120, abs=1)
+
+
+async def test_a_carrier_that_the_peer_drops_is_closed_here_too() -> None:
+    async with lasting() as (alice, bob):
+        first = alice.link._first
+        await attach(alice, bob)
+        second = bob.link.protocol.lanes.get(3)
+        assert second is not None
+        second.say(Drop(lane=1))
+        bob.link._settle()
+        await wait_until(lambda: first.gone)
+        await alice.pipe.send_all(b"on the other one")
+        with trio.fail_after(HANG):
+            assert await bob.pipe.receive_some() == b"on the other one"
 
 
 @pytest.mark.slow("over QUIC every acknowledgement is a jump of the clock")

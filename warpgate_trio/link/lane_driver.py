@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .frames import data_header
-from .states import LinkState
 
 if TYPE_CHECKING:
     from ..carrier import Carrier
@@ -192,8 +191,3 @@ class LaneDriver:
         deadline = self._link.deadline(self.protocol)
         if deadline < self._alarm.deadline:
             self._alarm.deadline = deadline
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more is said here."""
-        return self.gone or self.protocol.state is LinkState.ENDED

@@ -282,20 +282,22 @@ class Link(Handshake):
             if self.protocol.has_outbox(lane.protocol):
                 lane.poke()
             lane.set_alarm()
-        self._free_senders()
+        self._close_unwanted()
         told = (self.protocol.lanes.active, self.protocol.life.life)
         if told != self._told:
             self._told = told
             self._path_lot.unpark_all()
             self._answers.unpark_all()
 
-    def _free_senders(self) -> None:
-        """Close what we have left for another carrier while it held a sender up, who goes on there."""
+    def _close_unwanted(self) -> None:
+        """Close what the peer has dropped, and what we have left while it held a sender up, who goes on elsewhere."""
         active = self.protocol.lanes.active
         for lane in list(self._lanes.values()):
             left = active is not None and lane.protocol is not active and lane.protocol.life.life is not Life.WELL
             if left and lane.holds_a_sender:
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
+            elif lane.protocol.is_over and self.protocol.state is LinkState.OPEN:
+                self._lose(lane, trio.BrokenResourceError("the peer has no use for the path"))
 
     async def _decide_admission(self, admit: Admit) -> None:
         await self._first_open.wait()
