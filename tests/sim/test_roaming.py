@@ -73,6 +73,7 @@ def survive(
                 for talk in talks:
                     assert talk.arrivals[-1] >= trio.current_time() - 1.0, "it flows"
                     silences.append(talk.silence_after(happened))
+                print(f"silent for {max(silences):.2f} s")
                 assert ours.path.state is theirs.path.state is PathState.LIVE
                 nursery.cancel_scope.cancel()
 
@@ -97,12 +98,9 @@ def test_a_router_that_forgets_its_mappings(where: str) -> None:
 
 
 @pytest.mark.slow("half a minute of talk")
-@pytest.mark.parametrize("where", PAIRS)
-@pytest.mark.parametrize("who", ["alice", "bob"])
+@pytest.mark.parametrize(("where", "who"), [("direct", "alice"), ("punched", "alice"), ("punched", "bob")])
 def test_a_router_that_gets_another_address(where: str, who: str) -> None:
     pair, plugin = PAIRS[where]
-    if where == "direct" and who == "bob":
-        pytest.skip("he has no router")
     silences = survive(pair, plugin, lambda net: net.schedule([Fault(at=0.0, target=f"{who}-nat0", kind=Kind.REBIND)]))
     assert max(silences) <= 3 * RTT + 4.0
 
