@@ -212,7 +212,7 @@ def test_what_is_about_the_carrier_is_never_dropped() -> None:
     assert incoming.received == 3
 
 
-def test_an_acknowledgement_is_due_after_a_mebibyte_or_a_tenth_of_a_second() -> None:
+def test_an_acknowledgement_is_due_after_two_mebibytes_or_a_tenth_of_a_second() -> None:
     incoming = Incoming()
     assert incoming.deadline == inf
     incoming.take(0, Data(0, [b"abc"], 3), 10.0)

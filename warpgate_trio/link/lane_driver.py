@@ -188,6 +188,12 @@ class LaneDriver:
 
     def set_alarm(self) -> None:
         """A timer may have begun.  One that ended needs nothing: `wait_timer` finds that nothing is due."""
+        life, incoming = self.protocol.life, self._link.incoming
+        if not life.timer_began and (incoming is None or not incoming.timer_began):
+            return
+        life.timer_began = False
+        if incoming is not None and self._link.lanes.active is self.protocol:
+            incoming.timer_began = False
         deadline = self._link.deadline(self.protocol)
         if deadline < self._alarm.deadline:
             self._alarm.deadline = deadline

@@ -77,6 +77,7 @@ class LifeJudge:
       trip: the round trip that the path is judged by, in seconds.
       answered: the highest token whose PONG has come.
       life: the verdict.
+      timer_began: `deadline` may be sooner than it was when whoever waits for it has set this to False.
       false_alarms: how often it was SUSPECT and progressed again.
     """
 
@@ -88,6 +89,7 @@ class LifeJudge:
         self.trip: float = UNKNOWN_TRIP
         self.life: Life = Life.WELL
         self.false_alarms: int = 0
+        self.timer_began: bool = True
         self._interval = interval
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
         self._slack = SLACK
@@ -127,6 +129,7 @@ class LifeJudge:
         self._unacknowledged = True
         if self._waits_from is None:
             self._waits_from = now
+            self.timer_began = True
 
     def acknowledged(self, now: float, *, all_of_it: bool) -> None:
         """The peer has acknowledged something new."""
@@ -143,6 +146,7 @@ class LifeJudge:
         """The token of a PING that leaves now."""
         self._asked_at = now
         self._asked += 1
+        self.timer_began = True
         if self._waits_from is None:
             self._waits_from = now
         return self._asked
@@ -153,6 +157,7 @@ class LifeJudge:
             return False
         self._hinted_at = now
         self._answer_by = min(self._answer_by, now + self.trip + HINT_SLACK)
+        self.timer_began = True
         return True
 
     def receive(self, token: int, now: float) -> None:

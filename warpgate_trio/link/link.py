@@ -64,7 +64,7 @@ class Link(Handshake):
         self._last = self._first  # that we spoke on
         self._answers: Final = trio.lowlevel.ParkingLot()
         self._path_lot: Final = trio.lowlevel.ParkingLot()
-        self._told: object = None  # of the path, to those who wait in it
+        self._told: tuple[LaneProtocol | None, Life] | None = None  # to those who wait in it
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -274,7 +274,18 @@ class Link(Handshake):
         self._answers.unpark_all()
         if self._goodbye is not None:
             self._answer_opens()
-        self._settle()
+        if len(self._lanes) > 1 or self._told != self._sight:
+            self._settle()
+            return
+        if self.protocol.has_outbox(lane.protocol):
+            lane.poke()
+        lane.set_alarm()
+
+    @property
+    def _sight(self) -> tuple[LaneProtocol | None, Life]:
+        """What those are told of the path who wait for it to change."""
+        active = self.protocol.lanes.active
+        return active, Life.DEAD if active is None else active.life.life
 
     def _settle(self) -> None:
         """Something has happened: have said what is to be said, and told what is to be told."""
@@ -283,9 +294,8 @@ class Link(Handshake):
                 lane.poke()
             lane.set_alarm()
         self._close_unwanted()
-        told = (self.protocol.lanes.active, self.protocol.life.life)
-        if told != self._told:
-            self._told = told
+        if self._told != self._sight:
+            self._told = self._sight
             self._path_lot.unpark_all()
             self._answers.unpark_all()
 
@@ -383,11 +393,12 @@ class Link(Handshake):
         protocol = self.protocol
         while True:
             active = protocol.lanes.active
-            if channel.sendable and (active is None or protocol.is_full):
+            if (active is None or protocol.is_full) and channel.sendable:
                 await self._answers.park()
                 continue
+            lane = self._last if self._last.protocol is active else self._speaking
             try:
-                if await self._speaking.send_data(channel, data):
+                if await lane.send_data(channel, data):
                     return
             except trio.BrokenResourceError as error:
                 self._fail(error)

@@ -378,9 +378,9 @@ class LinkProtocol:
 
     def has_outbox(self, lane: LaneProtocol) -> bool:
         """Whether `transmit` has anything for a lane."""
-        if lane.has_outbox or lane.ack_due:
-            return True
-        return lane is self.lanes.active and bool(self._outbox or self.channels.has_credits or self._lags(lane))
+        if lane.ack_due or lane.has_outbox or lane is not self.lanes.active:
+            return lane.ack_due or lane.has_outbox
+        return bool(self._outbox) or self.channels.has_credits or self._lags(lane)
 
     def _lags(self, lane: LaneProtocol) -> bool:
         return self.outgoing is not None and lane.said is not None and lane.said < self.outgoing.end
