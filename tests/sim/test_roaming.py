@@ -112,3 +112,22 @@ def test_a_machine_that_gets_another_address(where: str, who: str) -> None:
     pair, plugin = PAIRS[where]
     silences = survive(pair, plugin, lambda net: net.schedule([Fault(at=0.0, target=who, kind=Kind.NEW_ADDRESS)]))
     assert max(silences) <= 5.0
+
+
+@pytest.mark.slow("some minutes of talk")
+@pytest.mark.parametrize("where", PAIRS)
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_a_machine_that_sleeps_for_a_minute(where: str, who: str) -> None:
+    """Both sides keep the Link for two: it goes on soon after the machine has woken up."""
+    pair, plugin = PAIRS[where]
+    sleep = Fault(at=0.0, until=60.0, target=who, kind=Kind.SLEEP)
+    silences = survive(pair, plugin, lambda net: net.schedule([sleep]), lasts=90.0)
+    assert max(silences) <= 60.0 + 5.0
+
+
+@pytest.mark.slow("ten minutes of talk")
+def test_a_direct_path_does_not_notice_that_the_server_is_gone() -> None:
+    pair, plugin = PAIRS["direct"]
+    gone = Fault(at=0.0, until=600.0, target="server", kind=Kind.BLACKHOLE)
+    silences = survive(pair, plugin, lambda net: net.schedule([gone]), lasts=610.0)
+    assert max(silences) <= 0.1

@@ -280,9 +280,9 @@ class UdpSocket(VirtualSocket):
         return self.send_now(memoryview(data), 0, dst)
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.checkpoint()
-        await self.host.clock.wait()
         self._check_open()
+        await trio.lowlevel.checkpoint()
+        await self._wait_awake()
 
     # Receiving
 

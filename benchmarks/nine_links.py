@@ -1,0 +1,84 @@
+"""A MiB each way at once over a Pipe on the nine links of the simulator: does it come, how often is its path suspected?
+
+Virtual time, losses drawn one by one.  A false alarm is a path that was suspected and lives; a false death is one that
+was closed though the link was there, after which the Pipe went on over another path.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+
+import trio
+
+from warpgate_trio import ConnectError, Pipe
+from warpgate_trio.sim import Link, presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.walks import open_nodes
+from warpgate_trio.testing.worlds import PeerPair
+
+SIZE = 1 << 20
+
+
+async def watch(pipe: Pipe, seen: Counter[str]) -> None:
+    while True:
+        path = await pipe.wait_path_change()
+        seen[path.state.value] += 1
+
+
+async def send(pipe: Pipe) -> None:
+    await pipe.send_all(bytes(SIZE))
+
+
+async def receive(pipe: Pipe) -> None:
+    got = 0
+    while got < SIZE:
+        got += len(await pipe.receive_some())
+
+
+async def transfer(link: Link, who: str, limit: float, seen: Counter[str]) -> float:
+    """Seconds until both have all; infinity where they have not within `limit`."""
+    pair = PeerPair.between(rtt=0.001)
+    place = replace(getattr(pair, who), link=link)
+    pair = replace(pair, alice=place) if who == "alice" else replace(pair, bob=place)
+    async with pair.build(time_limit=1e7) as net, simulated_hosts(), open_nodes(net) as nodes:
+        await trio.sleep(20.0)
+        ours: Pipe | None = None
+        while ours is None:
+            with suppress(ConnectError):  # the worst link loses a call now and then
+                ours = await nodes.alice.auto_connect(nodes.bob.address, phases=["direct"])
+        theirs = await nodes.bob.listener.accept()
+        async with ours, theirs, trio.open_nursery() as watching:
+            for pipe in (ours, theirs):
+                watching.start_soon(watch, pipe, seen)
+            began = trio.current_time()
+            with trio.move_on_after(limit) as scope:
+                async with trio.open_nursery() as nursery:
+                    for one, other in ((ours, theirs), (theirs, ours)):
+                        nursery.start_soon(send, one)
+                        nursery.start_soon(receive, other)
+            watching.cancel_scope.cancel()
+        return float("inf") if scope.cancelled_caught else trio.current_time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=float, default=3600.0, help="virtual seconds for a transfer")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    print(f"{'link':<16s} {'of':<6s} {'seconds':>8s} {'suspected':>10s} {'closed':>7s}")
+    for name, link in presets.LINKS.items():
+        for who in ("alice", "bob"):
+            seen: Counter[str] = Counter()
+
+            async def one(link: Link = link, who: str = who, seen: Counter[str] = seen) -> float:
+                return await transfer(replace(link, burst=1), who, options.limit, seen)
+
+            seconds = simulate(one, seed=options.seed)
+            print(f"{name:<16s} {who:<6s} {seconds:>8.0f} {seen['suspect']:>10d} {seen['suspended']:>7d}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
