@@ -230,6 +230,29 @@ async def test_a_path_that_is_cut_is_replaced() -> None:
         assert both.alice.stats().pipes_made == 1
 
 
+@pytest.mark.parametrize("plugins", [["direct_connect", "get_addr"], ["direct_connect"]])  # with which it can ask where
+async def test_a_node_is_left_while_it_searches_for_a_path(
+    plugins: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_rendezvous() as server:
+        with trio.fail_after(HANG):
+            async with loopback_node(ALICE, config(server, budgets=QUICK), plugins=plugins) as alice:
+                async with loopback_node(BOB, config(server), authorize=anyone) as bob:
+                    ours = await alice.auto_connect(bob.address)
+                    for link in list(bob._runtime.links._links):
+                        link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # as if it had been killed
+                        link._first.carrier.close_nowait()
+                    for sock in bob._runtime._sockets:
+                        sock.close()
+                    await wait_until(lambda: ours.path.state is PathState.SUSPENDED)
+                    (link,) = alice._runtime.links._links
+                    await trio.sleep(10.0)  # in mid-search
+                    assert link in alice._runtime.links._links
+            with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                await ours.receive_some()
+        assert "nobody foresaw" not in caplog.text
+
+
 async def test_a_peer_that_has_given_the_link_up_ends_it_here_too() -> None:
     async with pipes() as (ours, theirs, both):
         await theirs.ping()

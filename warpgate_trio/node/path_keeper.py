@@ -18,8 +18,9 @@ from typing import Final, final
 import trio
 
 from ..address import PeerAddress
-from ..errors import ConnectError
+from ..errors import ConnectError, panics_as_errors
 from ..link import Link
+from ..nurseries import open_bare_nursery
 from ..walk.attempt import EXPECTED
 from ..walk.session import Reach
 from ..walk.walk import Walk, WalkHome
@@ -76,14 +77,17 @@ class PathKeeper:
                 if trio.current_time() - well_since >= STEADY:
                     tries = 0
                 logger.info("%r: the path is %s; searching for another one", link, link.live_path().state.value)
-                tries = await self._recover(link, reach, tries)
+                with panics_as_errors():
+                    tries = await self._recover(link, reach, tries)
                 well_since = trio.current_time()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("%r: no more searches: %s", link, error)
+        except Exception:
+            logger.exception("%r: a search failed in a way that nobody foresaw", link)
 
     async def _recover(self, link: Link, reach: Reach | None, tries: int) -> int:
         """Search until the path is well; returns the number of searches, those before it included."""
-        async with trio.open_nursery() as nursery:
+        async with open_bare_nursery() as nursery:
             nursery.start_soon(_wait_well, link, nursery.cancel_scope)
             self._distrust()
             if not link.protocol.initiator:
@@ -117,7 +121,7 @@ class PathKeeper:
             on_event=lambda event: logger.debug("%r: search: %s", link, event),
         )
         with trio.CancelScope() as outdated:
-            async with trio.open_nursery() as nursery:
+            async with open_bare_nursery() as nursery:
                 nursery.start_soon(self._ask_where_it_is, peer, outdated)
                 try:
                     await walk.search(deadline=trio.current_time() + self._home.view.budgets.total)

@@ -26,7 +26,7 @@ from ..carrier import TlsContexts
 from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Route, relaying
 from ..config import NodeConfig, Proxies, Servers
-from ..errors import ConfigError
+from ..errors import AttemptFailed, ConfigError
 from ..host import Host
 from ..identity import Identity
 from ..names import Names
@@ -267,7 +267,9 @@ class NodeRuntime:
         return [name for name, (kind, _) in self.factories.items() if kind.phase in phases]
 
     async def _present_address(self, peer: PeerAddress) -> PeerAddress:
-        """Ask a peer where it is now."""
+        """Ask a peer where it is now; AttemptFailed where there is no plugin for it."""
+        if "get_addr" not in self.factories:
+            raise AttemptFailed("this node has no get_addr, which asks peers where they are")
         address = await self.ask(peer, "get_addr")
         assert isinstance(address, PeerAddress)
         return address
