@@ -162,6 +162,20 @@ def test_the_bound_of_a_payload_is_checked_in_the_header(kind: int, bound: int) 
         parse_header(struct.pack("!BBHII", kind, 0, 0, 9, 2**32 - 1))
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        At(position=1, turn=2**31),
+        Attach(link_id=bytes(16), lane=2**31 + 1, received=1, turn=1, mac=bytes(16)),
+        Attach(link_id=bytes(16), lane=3, received=1, turn=2**31, mac=bytes(16)),
+        Attached(lane=3, received=1, turn=2**31, mac=bytes(16)),
+    ],
+)
+def test_a_count_that_leaves_no_room_to_count_on_is_malformed(frame: Frame) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"a malformed {type(frame).__name__.upper()} frame"):
+        read(encode(frame))
+
+
 @pytest.mark.parametrize(("frame", "golden"), GOLDEN)
 def test_a_truncated_payload_is_malformed(frame: Frame, golden: str) -> None:
     raw = bytes.fromhex(golden)

@@ -228,6 +228,43 @@ def test_a_suspect_gives_way_to_one_that_is_well() -> None:
     assert ends.speaks_on("b") is wire
 
 
+@pytest.mark.parametrize("who", ["offers", "takes"])
+def test_how_far_a_side_is_may_be_known_better_than_its_handshake_says(who: str) -> None:
+    """An ACK on the carrier that there is overtakes the ATTACH, or what answers it."""
+    ends = Ends()
+    a, b = ends.links["a"], ends.links["b"]
+    ours, theirs = ends.lane(dialler=True), ends.lane(dialler=False)
+    ours.send_proof(PROOF)
+    if who == "offers":
+        ends.send("b", b"12345")
+        a.attach(ours, **KEYS, now=ends.now)  # none of it has come
+        ends.settle()
+        ends.now += ACK_DELAY
+        a.handle_timer(ends.wires[0].lanes["a"], ends.now)
+        ends.settle()
+        assert b.outgoing is not None
+        assert b.outgoing.acknowledged
+    else:
+        a.attach(ours, **KEYS, now=ends.now)
+    theirs.receive([b"".join(ours.take_outbox())], ends.now)
+    assert theirs.attach is not None
+    assert b.judge_attach(theirs.attach, **KEYS) is None
+    if who == "takes":
+        ends.send("a", b"12345")
+    b.take_attach(theirs, **KEYS, now=ends.now)
+    ours.receive([b"".join(theirs.take_outbox())], ends.now)
+    if who == "takes":
+        ends.settle()
+        ends.now += ACK_DELAY
+        b.handle_timer(ends.wires[0].lanes["b"], ends.now)
+        ends.settle()
+        assert a.outgoing is not None
+        assert a.outgoing.acknowledged
+    assert ours.attached is not None
+    a.hear_attached(ours, ours.attached, **KEYS, now=ends.now)
+    assert len(a.lanes) == len(b.lanes) == 2
+
+
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_names_of_lanes_are_odd_from_the_initiator_and_even_from_the_responder(name: str) -> None:
     ends = Ends()

@@ -116,6 +116,21 @@ async def test_it_looks_every_two_seconds_and_tells(autojump_clock: MockClock, m
     assert looks == [number * LOOK_INTERVAL for number in range(5)]
 
 
+async def test_a_machine_that_tells_of_no_change_is_looked_at_all_the_same(
+    autojump_clock: MockClock, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(machine, "wait_change", fail)
+    looks: list[float] = []
+    watch = NetworkWatch(machine, on_change=lambda: None, on_look=lambda: looks.append(trio.current_time()))
+    with trio.move_on_after(4.5 * LOOK_INTERVAL):
+        await watch.run()
+    assert looks == [number * LOOK_INTERVAL for number in range(5)]
+
+
 async def test_a_machine_that_does_not_tell_moves_unnoticed(machine: Machine, watch: NetworkWatch) -> None:
     machine.dumb = True
     await watch.run()

@@ -487,18 +487,26 @@ def _decode_open(channel: int, payload: bytes) -> Open:
     return Open(channel=channel, credit=credit, label=label)
 
 
+def _check_count(*counts: int) -> None:
+    if max(counts) >= 2**31:
+        raise struct.error("a count leaves no room to count on")
+
+
 def _decode_attach(payload: bytes) -> Attach:
     version, link_id, lane, received, turn, mac = _ATTACH.unpack_from(payload)
+    _check_count(lane, turn)
     return Attach(version=version, link_id=link_id, lane=lane, received=received, turn=turn, mac=mac)
 
 
 def _decode_attached(payload: bytes) -> Attached:
     lane, received, turn, mac = _ATTACHED.unpack_from(payload)
+    _check_count(lane, turn)
     return Attached(lane=lane, received=received, turn=turn, mac=mac)
 
 
 def _decode_at(payload: bytes) -> At:
     position, turn, _flags = _AT.unpack_from(payload)
+    _check_count(turn)
     return At(position=position, turn=turn)
 
 

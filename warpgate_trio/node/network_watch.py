@@ -57,7 +57,11 @@ class NetworkWatch:
                 self._on_change()
             self._on_look()
             with trio.move_on_after(LOOK_INTERVAL):
-                await self._host.wait_change()
+                try:
+                    await self._host.wait_change()
+                except Exception as error:
+                    logger.debug("nothing tells when the machine's addresses change: %s", error)
+                    await trio.sleep_forever()  # until it is time to look
                 await trio.sleep(DAMPING)
 
     def look(self) -> str:

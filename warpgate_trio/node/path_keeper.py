@@ -34,7 +34,7 @@ PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 STEADY: Final = 10.0
 """Seconds for which a path has to be well for the pauses to start afresh: one that comes and goes is not hunted for."""
 ASK_INTERVAL: Final = 0.5
-"""Seconds between questions to the peer where it is, while it is searched for."""
+"""Seconds between questions to the peer where it is, while it is searched for; each answer doubles them."""
 RESPONDER_WAITS: Final = 1.0
 """Seconds by which the side that was called searches later: a search of the other side has found a path by then."""
 PHASES: Final = ("direct", "punch", "spray")
@@ -136,9 +136,9 @@ class PathKeeper:
         A peer that has moved tells its new address once it has signals again; and we have them again where a connection
         to a server was made anew.
         """
-        opened = self._opened()
+        opened, pause = self._opened(), ASK_INTERVAL
         while True:
-            await trio.sleep(ASK_INTERVAL)
+            await trio.sleep(pause)
             if self._opened() > opened:
                 search.cancel()
                 return
@@ -148,6 +148,7 @@ class PathKeeper:
             except EXPECTED as error:
                 logger.debug("%s… does not say where it is: %s", peer.peer_id[:8], error)
                 continue
+            pause *= 2  # it bounds how much a peer may ask of it in a minute, and has to be asked for paths, too
             if fresh != peer:
                 self._home.learn_address(fresh)
                 search.cancel()
