@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.frames import Proof, Terms
-from warpgate_trio.link.lane import LaneProtocol
+from warpgate_trio.link.lane import TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import Life
+from warpgate_trio.link.moving import YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.link.stream import ACK_DELAY
 
@@ -171,6 +172,24 @@ class Ends:
             link.lanes.promote(lane)
             link._begin(lane, self.now)
 
+    def prefer(self, name: str, wire: Wire) -> None:
+        """An end finds a carrier better than the one that it speaks on."""
+        link, lane = self.links[name], wire.lanes[name]
+        if lane in link.lanes and not lane.is_over:
+            link.prefer(lane, self.now)
+
+    def close_dropped(self) -> None:
+        """What the shell does with carriers that one side has no use for."""
+        for wire in list(self.wires):
+            if any(lane.is_over for lane in wire.lanes.values()):
+                self.cut(wire)
+
+    def wait_until_suspect(self, name: str, lane: LaneProtocol) -> None:
+        link = self.links[name]
+        while lane.life.life is Life.WELL:
+            self.now = link.deadline(lane)
+            link.handle_timer(lane, self.now)
+
     def speaks_on(self, name: str) -> Wire | None:
         active = self.links[name].lanes.active
         return next((wire for wire in self.wires if wire.lanes[name] is active), None)
@@ -219,13 +238,125 @@ def test_a_suspect_gives_way_to_one_that_is_well() -> None:
     lane = ends.wires[0].lanes["a"]
     ends.wires[0].holes = {"a"}
     ends.send("a", b"hello")
-    while lane.life.life is Life.WELL:
-        ends.now = ends.links["a"].deadline(lane)
-        ends.links["a"].handle_timer(lane, ends.now)
+    ends.wait_until_suspect("a", lane)
     assert ends.speaks_on("a") is wire
     ends.settle()
     assert ends.read("b") == b"hello"
     assert ends.speaks_on("b") is wire
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_better_carrier_is_spoken_on_once_it_has_carried_bulk_each_way(name: str) -> None:
+    ends = Ends()
+    first, other = ends.wires[0], "b" if name == "a" else "a"
+    wire = ends.attach(name)
+    assert wire is not None
+    ends.prefer(name, wire)
+    ends.flush(name)
+    assert len(wire.bytes[name]) > TRIAL
+    ends.send(name, b"over the old one")
+    ends.deliver(wire, name)
+    assert ends.speaks_on(name) is ends.speaks_on(other) is first
+    ends.deliver(wire, other)  # the answer
+    assert ends.speaks_on(name) is wire
+    ends.deliver(wire, name)  # AT
+    assert ends.speaks_on(other) is first, "its own direction is not tried yet"
+    ends.flush(other)
+    assert len(wire.bytes[other]) > TRIAL
+    ends.settle()
+    assert ends.speaks_on(name) is ends.speaks_on(other) is wire
+    assert ends.read(other) == b"over the old one"
+    assert len(ends.wires) == 2, "the old one is there, should it be needed"
+
+
+@pytest.mark.parametrize("hole", ["a", "b"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_better_carrier_that_does_not_carry_bulk_one_way_costs_nothing(name: str, hole: str) -> None:
+    ends = Ends()
+    first, other = ends.wires[0], "b" if name == "a" else "a"
+    wire = ends.attach(name)
+    assert wire is not None
+    ends.settle()
+    wire.holes = {hole}
+    ends.prefer(name, wire)
+    ends.settle()
+    ends.wait_until_suspect(name, wire.lanes[name])
+    ends.settle()
+    assert wire.lanes[name].was_dropped
+    assert wire.lanes[other].was_dropped
+    assert wire.lanes[name].is_over
+    assert wire.lanes[other].is_over
+    ends.close_dropped()
+    for each in "ab":
+        assert ends.speaks_on(each) is first
+        ends.send(each, b"hello")
+    ends.settle()
+    assert ends.read("a") == ends.read("b") == b"hello"
+
+
+def test_who_follows_tries_its_own_direction_and_brings_the_peer_back_where_that_is_a_hole() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    ends.send("a", b"hello")
+    wire.holes = {"b"}
+    ends.settle()
+    assert ends.read("b") == b"hello"
+    assert ends.speaks_on("b") is first
+    ends.wait_until_suspect("b", wire.lanes["b"])
+    ends.settle()
+    ends.close_dropped()
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is first
+    assert ends.links["a"].outgoing is not None
+
+
+def test_a_carrier_that_is_no_good_in_its_first_seconds_is_dropped_and_an_old_one_is_left() -> None:
+    for age, dropped in ((YOUNG - 1, True), (YOUNG + 1, False)):
+        ends = Ends()
+        first, wire = ends.wires[0], ends.attach("a")
+        assert wire is not None
+        ends.prefer("a", wire)
+        ends.settle()
+        assert ends.speaks_on("a") is wire
+        ends.now += age
+        wire.lanes["a"].hint(ends.now)
+        wire.holes = {"a", "b"}
+        ends.wait_until_suspect("a", wire.lanes["a"])
+        assert ends.speaks_on("a") is first
+        assert wire.lanes["a"].was_dropped is dropped, age
+        ends.settle()
+        assert wire.lanes["b"].was_dropped is dropped, age
+
+
+def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    ends.deliver(wire, "a")  # AT: Bob tries his direction
+    ends.promote("a", first)
+    ends.deliver(first, "a")
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is first
+
+
+def test_a_carrier_on_trial_is_taken_at_once_where_the_old_one_is_lost() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.prefer("a", wire)
+    ends.send("a", b"hello")
+    ends.cut(ends.wires[0])
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    assert ends.read("b") == b"hello"
 
 
 @pytest.mark.parametrize("who", ["offers", "takes"])
@@ -315,6 +446,11 @@ class Schedules(RuleBasedStateMachine):
         self.ends.promote(name, self.ends.wires[pick % len(self.ends.wires)])
 
     @precondition(lambda self: len(self.ends.wires) > 0)
+    @rule(name=st.sampled_from("ab"), pick=st.integers(0, 5))
+    def prefer(self, name: str, pick: int) -> None:
+        self.ends.prefer(name, self.ends.wires[pick % len(self.ends.wires)])
+
+    @precondition(lambda self: len(self.ends.wires) > 0)
     @rule(pick=st.integers(0, 5))
     def cut(self, pick: int) -> None:
         self.ends.cut(self.ends.wires[pick % len(self.ends.wires)])
@@ -334,6 +470,10 @@ class Schedules(RuleBasedStateMachine):
                     link.lose(lane, self.ends.now)
                 else:
                     assert link.deadline(lane) > self.ends.now
+
+    @rule()
+    def close_dropped(self) -> None:
+        self.ends.close_dropped()
 
     @invariant()
     def what_is_taken_in_is_what_was_said(self) -> None:
@@ -359,6 +499,7 @@ class Schedules(RuleBasedStateMachine):
         for wire in list(ends.wires):  # those that one side has given up
             if any(wire.lanes[name] not in ends.links[name].lanes for name in ("a", "b")):
                 ends.cut(wire)
+        ends.close_dropped()
         ends.attach("a")
         for _ in range(10):  # windows, since nobody read
             ends.settle()

@@ -865,7 +865,7 @@ def test_what_each_side_says_first_comes_behind_a_full_segment(a_dials: bool) ->
 
 
 def test_the_padding_is_skipped_by_who_does_not_know_it() -> None:
-    assert FrameReader().feed([padding()]) == []
+    assert FrameReader().feed([padding(5000)]) == []
 
 
 # --- floods ---

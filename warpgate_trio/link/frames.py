@@ -270,10 +270,14 @@ class Attached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class At:
-    """What the sender says on this lane from here on begins at `position` of its stream; `turn` counts its switches."""
+    """What the sender says on this lane from here on begins at `position` of its stream; `turn` counts its switches.
+
+    `graceful`: it comes from a lane that is well, so there is time to try this one before it is followed.
+    """
 
     position: int
     turn: int
+    graceful: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,24 +288,9 @@ class Drop:
     reason: int = 0
 
 
-Frame = (
-    Proof
-    | Commit
-    | Accept
-    | Refuse
-    | Open
-    | Credit
-    | Fin
-    | Reset
-    | Ping
-    | Pong
-    | GoAway
-    | Ack
-    | Attach
-    | Attached
-    | At
-    | Drop
-)
+OfCarrier = Proof | Commit | Refuse | Ping | Pong | Ack | Attach | Attached | At | Drop
+OfChannels = Accept | Open | Credit | Fin | Reset | GoAway
+Frame = OfCarrier | OfChannels
 
 _PROOF = struct.Struct("!H32s16s16s64s")
 _COMMIT = struct.Struct("!H16s16sIQ")
@@ -334,9 +323,9 @@ def kind_of(frame: Frame) -> FrameType:
     return _KINDS[type(frame)]
 
 
-def padding() -> bytes:
-    """Frames that say nothing (PAD, 0x80, which is skipped), more than a full segment of them."""
-    return 2 * (HEADER.pack(_PAD, 0, 0, 0, MAX_CONTROL) + bytes(MAX_CONTROL))
+def padding(size: int) -> bytes:
+    """So many bytes, or a little more, of frames that say nothing (PAD, 0x80, which is skipped)."""
+    return -(-size // MAX_CONTROL) * (HEADER.pack(_PAD, 0, 0, 0, MAX_CONTROL) + bytes(MAX_CONTROL))
 
 
 _PAD: Final = 0x80
@@ -391,7 +380,7 @@ _ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
         _ATTACH.pack(f.version, f.link_id, f.lane, f.received, f.turn, f.mac),
     ),
     Attached: lambda f: (FrameType.ATTACHED, 0, _ATTACHED.pack(f.lane, f.received, f.turn, f.mac)),
-    At: lambda f: (FrameType.AT, 0, _AT.pack(f.position, f.turn, 0)),
+    At: lambda f: (FrameType.AT, 0, _AT.pack(f.position, f.turn, f.graceful)),
     Drop: lambda f: (FrameType.DROP, 0, _DROP.pack(f.lane, f.reason)),
 }
 
@@ -505,9 +494,9 @@ def _decode_attached(payload: bytes) -> Attached:
 
 
 def _decode_at(payload: bytes) -> At:
-    position, turn, _flags = _AT.unpack_from(payload)
+    position, turn, flags = _AT.unpack_from(payload)
     _check_count(turn)
-    return At(position=position, turn=turn)
+    return At(position=position, turn=turn, graceful=bool(flags & 1))
 
 
 def _decode_drop(payload: bytes) -> Drop:

@@ -8,6 +8,7 @@ which takes it from `receive`.
 
 from __future__ import annotations
 
+import math
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
@@ -32,13 +33,18 @@ from .frames import (
     kind_of,
     padding,
 )
-from .life import LifeJudge
+from .life import Life, LifeJudge
 from .states import LinkState, Role, next_link_state
 
 __all__ = ["MAX_OUTBOX", "LaneProtocol"]
 
 MAX_OUTBOX: Final = 2048
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
+FIRST_PADDING: Final = 2 * 1024
+"""Bytes that say nothing before the first frame: more than a full segment."""
+TRIAL: Final = 16 * 1024
+"""Bytes that a path is tried with before a Link changes over to it from one that is well: more than is sent before the
+first acknowledgement (RFC 6928), so that it has carried something behind one."""
 
 
 @final
@@ -62,6 +68,8 @@ class LaneProtocol:
       said: how far ours has; None while we say nothing of it here.
       alone_from: what is said from here on is said on this lane alone.
       number: what names it among the lanes of its Link.
+      joined_at: when it became one of them; of the one that the Link was made on, long ago.
+      was_dropped: it was found to be no good, by us or by the peer.
     """
 
     def __init__(
@@ -84,9 +92,12 @@ class LaneProtocol:
         self.said: int | None = None
         self.alone_from: int = 0
         self.number: int = 1
+        self.joined_at: float = -math.inf
+        self.was_dropped: bool = False
         self.ack_due: bool = False
+        self._trial: int | None = None  # the PING behind the bulk
         self._dialler = dialler
-        self._padding = padding() if padded else b""
+        self._padding = padding(FIRST_PADDING) if padded else b""
         self._initiator = initiator
         self._roles = _roles(dialler=dialler, initiator=initiator)
         self._reader = FrameReader()
@@ -127,6 +138,11 @@ class LaneProtocol:
     def is_over(self) -> bool:
         """Whether nothing more is said or heard."""
         return self.state is LinkState.ENDED
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it carries what is said, as far as is known."""
+        return self.life.life is Life.WELL and not self.is_over
 
     def end(self) -> None:
         """Nothing more is said or heard."""
@@ -203,6 +219,16 @@ class LaneProtocol:
         token = self.life.ask(now)
         self.say(Ping(token=token))
         return token
+
+    def begin_trial(self, now: float) -> None:
+        """Say as much as a path has to carry that is to be spoken on, nothing with it, and ask whether it has come."""
+        self._outbox.append(padding(TRIAL))
+        self._trial = self.ask(now)
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the peer has answered behind the bulk of a trial."""
+        return self._trial is not None and self.life.answered >= self._trial
 
     def hint(self, now: float) -> None:
         """Something has happened that may have killed the carrier: it is asked at once, see `LifeJudge.hint`."""

@@ -16,7 +16,6 @@ from typing import Final, final
 
 from .frames import At
 from .lane import LaneProtocol
-from .life import Life
 
 __all__ = ["MAX_LANES", "Lanes"]
 
@@ -84,28 +83,26 @@ class Lanes:
 
     def choose(self) -> LaneProtocol | None:
         """Another lane to speak on, where the one that we speak on is gone or no good; None: stay."""
-        if self.active is not None and self.active.life.life is Life.WELL:
+        if self.active is not None and self.active.is_well:
             return None
-        others = [lane for lane in self._all.values() if lane is not self.active and lane.life.life is Life.WELL]
+        others = [lane for lane in self._all.values() if lane is not self.active and lane.is_well]
         return max(others, key=lambda lane: lane.number, default=None)
 
     def promote(self, lane: LaneProtocol) -> None:
         """Speak on this lane, of our own accord."""
         self.turn += 1
-        self._speak_on(lane)
+        self.speak_on(lane)
 
     def hear(self, lane: LaneProtocol, at: At) -> bool:
-        """The peer has begun to speak on a lane; whether we follow it there, which is done by then."""
+        """The peer has begun to speak on a lane; whether we are to follow it there."""
         ours = at.turn == self.turn and lane is self.active  # it has followed us
         if at.turn < self.turn or ours or (at.turn == self.turn and self.initiator):
             return False
         self.turn = at.turn
-        if lane is self.active:
-            return False
-        self._speak_on(lane)
-        return True
+        return lane is not self.active
 
-    def _speak_on(self, lane: LaneProtocol) -> None:
+    def speak_on(self, lane: LaneProtocol) -> None:
+        """Speak on this lane, whoever has chosen it."""
         if self.active is not None:
             self.active.said = None
             self.active.life.excuse()

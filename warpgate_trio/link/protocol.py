@@ -1,10 +1,10 @@
 """The session between two peers, above the carriers that it travels on, without I/O.
 
 `LinkProtocol` owns what outlives a carrier: the channels (`Channels`), what was said and is not acknowledged
-(`Outgoing`), and how far the peer's stream was taken in (`Incoming`).  Each carrier is a lane (`LaneProtocol`); `Lanes`
-says which one we speak on.  The shell (`warpgate_trio.link.link`) owns the carriers: it feeds what it reads to
-`receive`, sends what `transmit` hands out, and puts DATA on a carrier itself after `note_data_sent`, so that payload is
-never copied here.
+(`Outgoing`), and how far the peer's stream was taken in (`Incoming`).  Each carrier is a lane (`LaneProtocol`);
+`warpgate_trio.link.moving` says how one comes, and which one we speak on.  The shell (`warpgate_trio.link.link`) owns
+the carriers: it feeds what it reads to `receive`, sends what `transmit` hands out, and puts DATA on a carrier itself
+after `note_data_sent`, so that payload is never copied here.
 
 A Link whose peer acknowledges nothing, because its release is older, has one lane and keeps nothing.
 """
@@ -12,7 +12,7 @@ A Link whose peer acknowledges nothing, because its release is older, has one la
 from __future__ import annotations
 
 import math
-from typing import Final, TypedDict, final
+from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .attaching import LinkSecret
@@ -22,8 +22,6 @@ from .frames import (
     Accept,
     Ack,
     At,
-    Attach,
-    Attached,
     Commit,
     Data,
     Drop,
@@ -38,29 +36,19 @@ from .frames import (
     kind_of,
 )
 from .lane import MAX_OUTBOX, LaneProtocol
-from .lanes import Lanes
-from .life import Life, LifeJudge
+from .moving import Moving
 from .states import LinkState
 from .stream import MAX_FRAMES, Incoming, Outgoing, units
 
 __all__ = ["CATCH_UP", "LinkProtocol"]
 
-SPARE_FOR: Final = 20.0
-"""Seconds of silence after which a lane that nobody speaks on is closed; it is asked for a sign of life after more."""
 CATCH_UP: Final = 64 * 1024
 """Bytes that are said again in one go: then the peer's frames, or another sender, may have their turn."""
 
 
-class _Where(TypedDict):
-    received: int
-    turn: int
-    session_id: bytes
-    server_key: bytes
-
-
 @final
 # long: what each frame does to a Link, in one place
-class LinkProtocol:
+class LinkProtocol(Moving):
     """One side of a Link.
 
     Args:
@@ -68,28 +56,19 @@ class LinkProtocol:
       initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read.
 
     Attributes:
-      lanes: the carriers, and which one we speak on.
       channels: those that stand.
-      outgoing, incoming, terms: the two streams, and what we offered; None where the peer acknowledges nothing.
-      resume_timeout: seconds for which the Link is kept without a carrier: the lesser of what the two sides offer.
       failure: why it is over.
-      notice_within: see `LifeJudge`, of each carrier.
       peer_instance: what names the peer's process, where it offers terms.
+
+    See `Moving` for more of them.
     """
 
     def __init__(self, lane: LaneProtocol, *, initiator: bool | None) -> None:
-        self.lanes: Final = Lanes(lane, initiator=initiator)
+        super().__init__(lane, initiator=initiator)
         self.channels: Final = Channels(self._say, initiator=initiator)
-        self.outgoing: Outgoing | None = None
-        self.incoming: Incoming | None = None
-        self.terms: Terms | None = None
-        self.resume_timeout: float = 0.0
         self.failure: Exception | None = None
-        self.notice_within: float = math.inf
-        self._first: Final = lane
-        self._link_id = b""
         self.peer_instance: bytes = b""
-        self._secret: LinkSecret | None = None
+        self._link_id = b""
         self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and by how much each moves it on
         self._opened = False
         self._over = False
@@ -102,30 +81,6 @@ class LinkProtocol:
         if self._over:
             return LinkState.ENDED
         return LinkState.OPEN if self._opened else self._first.state
-
-    @property
-    def initiator(self) -> bool:
-        """Whether this side called."""
-        return bool(self.lanes.initiator)
-
-    @property
-    def life(self) -> LifeJudge:
-        """Who judges the carrier that we speak on."""
-        return (self.lanes.active or self._first).life
-
-    @property
-    def is_lasting(self) -> bool:
-        """Whether both sides keep it without a path."""
-        return self._secret is not None and self.resume_timeout > 0
-
-    @property
-    def movable(self) -> bool:
-        """Whether it may have further carriers, and outlive those that it has.
-
-        A responder waits for the first answer to a PING, which follows its ACCEPT: an initiator that has gone by then
-        will not come back for a Link that it never knew of.
-        """
-        return self.is_lasting and (self.initiator or self._first.life.answered > 0)
 
     def set_role(self, *, initiator: bool, now: float) -> None:
         """See `LaneProtocol.set_role`."""
@@ -171,7 +126,7 @@ class LinkProtocol:
         """Both sides offer terms."""
         self.terms = ours
         self.peer_instance = theirs.instance
-        self.resume_timeout = min(ours.resume_timeout, theirs.resume_timeout)
+        self.resume_timeout = float(min(ours.resume_timeout, theirs.resume_timeout))
         first, second = (ours, theirs) if self.initiator else (theirs, ours)
         self._secret = LinkSecret(first.secret, second.secret, self._link_id, initiator=self.initiator)
         self._first.life.begin_acknowledged(now, responder=not self.initiator)
@@ -187,125 +142,6 @@ class LinkProtocol:
                 self.lanes.active.step(FrameType.GOAWAY, ours=True)
             self._over = True
             self._say(GoAway())
-
-    # -- further carriers --------------------------------------------------------------------------------------------
-
-    def attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
-        """Offer a proven carrier of ours to the peer's side of this Link."""
-        where = self._where(session_id, server_key)
-        lane.send_attach(self._proof.attach(lane=self.lanes.name(), **where), now)
-
-    def judge_attach(self, attach: Attach, *, session_id: bytes, server_key: bytes) -> RefuseReason | None:
-        """What an ATTACH on a carrier that the peer has proven to be its is answered with; None: it is taken."""
-        secret = self._secret
-        if secret is None or self.state is not LinkState.OPEN or not self.movable:
-            return RefuseReason.UNKNOWN_LINK
-        if not secret.holds(attach, session_id=session_id, server_key=server_key):
-            return RefuseReason.UNKNOWN_LINK
-        if attach.received > self._kept.end:  # fewer than it has acknowledged are no fault: an ACK was quicker
-            return RefuseReason.UNKNOWN_LINK
-        if not self.lanes.is_name_of_the_peer(attach.lane):
-            return RefuseReason.UNKNOWN_LINK
-        return RefuseReason.TOO_MANY_LANES if self.lanes.full else None
-
-    def take_attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
-        """Take it: the carrier is a lane of the Link, and what came behind the ATTACH is heard."""
-        assert lane.attach is not None
-        lane.send_attached(self._proof.attached(lane=lane.attach.lane, **self._where(session_id, server_key)))
-        self._kept.acknowledge(lane.attach.received)
-        self._join(lane, now)
-
-    def hear_attached(
-        self, lane: LaneProtocol, attached: Attached, *, session_id: bytes, server_key: bytes, now: float
-    ) -> None:
-        """The peer has taken the carrier that we offered.
-
-        Raises:
-          RemoteProtocolError: it is not the peer's side of this Link, or has taken in what was not said.
-        """
-        assert lane.attach is not None
-        holds = self._proof.holds(attached, session_id=session_id, server_key=server_key)
-        if attached.lane != lane.attach.lane or not holds:
-            raise RemoteProtocolError("the peer's answer to the ATTACH does not prove the Link")
-        if attached.received > self._kept.end:
-            raise RemoteProtocolError(f"the peer has taken in {attached.received} of {self._kept.end} units")
-        self._kept.acknowledge(attached.received)
-        # Its turn is not taken over: the AT that goes with it may still be under way, and would look like a tie.
-        self._join(lane, now)
-
-    def _where(self, session_id: bytes, server_key: bytes) -> _Where:
-        """What is said of a carrier, and of how far we are."""
-        return {
-            "received": self._taken.received,
-            "turn": self.lanes.turn,
-            "session_id": session_id,
-            "server_key": server_key,
-        }
-
-    @property
-    def _proof(self) -> LinkSecret:
-        assert self._secret is not None
-        return self._secret
-
-    def _join(self, lane: LaneProtocol, now: float) -> None:
-        assert lane.attach is not None
-        lane.number = lane.attach.lane
-        lane.life.begin_acknowledged(now, responder=not self.initiator)
-        lane.life.notice_within = self.notice_within
-        self.lanes.join(lane)
-        self._take_items(lane, lane.join(now), now)
-        self.choose(now)
-
-    @property
-    def _kept(self) -> Outgoing:
-        assert self.outgoing is not None
-        return self.outgoing
-
-    @property
-    def _taken(self) -> Incoming:
-        assert self.incoming is not None
-        return self.incoming
-
-    def lose(self, lane: LaneProtocol, now: float) -> None:
-        """A carrier is gone."""
-        lane.end()
-        self.lanes.lose(lane)
-        self.choose(now)
-
-    def is_spare(self, lane: LaneProtocol, now: float) -> bool:
-        """Whether a lane has not been spoken on for so long that keeping it would cost more than it is worth."""
-        active = self.lanes.active
-        wanted = active is None or active is lane or active.life.life is not Life.WELL
-        return not wanted and lane.life.silence(now) >= SPARE_FOR
-
-    def choose(self, now: float) -> bool:
-        """Speak on another lane where the one that we speak on is gone or no good; whether we do."""
-        lane = self.lanes.choose()
-        if lane is None or self.outgoing is None or self.state is not LinkState.OPEN:
-            return False
-        self.lanes.promote(lane)
-        self._begin(lane, now)
-        return True
-
-    def _begin(self, lane: LaneProtocol, now: float) -> None:
-        """What we say goes on here, from what the peer has taken in."""
-        lane.said = self._kept.acknowledged
-        lane.alone_from = self._kept.end
-        lane.say(At(position=lane.said, turn=self.lanes.turn))
-        if self._kept.end > lane.said:
-            lane.life.sent(now)
-
-    def set_notice_within(self, seconds: float) -> None:
-        """See `LifeJudge.notice_within`; of the carriers that there are, and of those to come."""
-        self.notice_within = seconds
-        for lane in self.lanes:
-            lane.life.notice_within = seconds
-
-    def hint(self, now: float) -> None:
-        """Something has happened that may have killed a path: each is asked at once, see `LifeJudge.hint`."""
-        if self.state is LinkState.OPEN:
-            for lane in self.lanes:
-                lane.hint(now)
 
     # -- channels ----------------------------------------------------------------------------------------------------
 
@@ -444,6 +280,8 @@ class LinkProtocol:
             raise RemoteProtocolError("the peer makes us answer but does not acknowledge the answers")
         if self.incoming is not None and self.incoming.ack_due(now):
             self._owe_ack()
+        if self._trial is not None:
+            self.choose(now)
 
     def _take_items(self, lane: LaneProtocol, items: list[Item], now: float) -> None:
         for item in items:
@@ -505,21 +343,6 @@ class LinkProtocol:
             lane.life.acknowledged(now, all_of_it=position >= (lane.said or 0))
         if was_full and not outgoing.full:
             self.channels.touch_all()
-
-    def _receive_at(self, lane: LaneProtocol, at: At, now: float) -> None:
-        if self.incoming is None:
-            raise RemoteProtocolError("an AT on a link that has none")
-        if at.position > self.incoming.received:
-            raise RemoteProtocolError(f"the peer goes on at {at.position}, and {self.incoming.received} units came")
-        lane.received = at.position
-        lane.ack_due = True  # here, whatever we speak on: the peer has to learn that this lane carries
-        if self.lanes.hear(lane, at):
-            self._begin(lane, now)
-
-    def _receive_drop(self, drop: Drop) -> None:
-        lane = self.lanes.get(drop.lane)
-        if lane is not None:
-            lane.end()
 
     # -- ends and timers ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,292 @@
+"""The carriers of a Link, without I/O: how one joins, how a side changes over to it, and how it is left.
+
+Joining.  ATTACH offers a proven carrier to the peer's side of the Link; ATTACHED takes it.  Either side may offer.
+
+Changing over.  Where the lane that we speak on is gone or no good, another one that is well is taken at once: nothing
+is to be lost.  Where it is well, and the new one is only better, that is tried first: `TRIAL` bytes that say nothing,
+and a PING behind them.  With the answer we change over; until then the old lane carries all, so a path that turns out
+not to carry bulk costs nothing.  The AT says which of the two it was.  The peer does the same with its own direction.
+
+Leaving.  A lane that fails its trial, or is no good in the first seconds of its life, is dropped: said by DROP on
+another lane, so that both sides close it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Final, TypedDict
+
+from ..errors import RemoteProtocolError
+from .attaching import LinkSecret
+from .frames import At, Attach, Attached, Drop, Item, RefuseReason, Terms
+from .lane import LaneProtocol
+from .lanes import Lanes
+from .life import LifeJudge
+from .states import LinkState
+from .stream import Incoming, Outgoing
+
+__all__ = ["YOUNG", "Moving"]
+
+SPARE_FOR: Final = 20.0
+"""Seconds of silence after which a lane that nobody speaks on is closed; it is asked for a sign of life after more."""
+YOUNG: Final = 10.0
+"""Seconds of a lane's life in which it is dropped when it is no good; later it is only left, and may be well again."""
+
+
+class _Where(TypedDict):
+    received: int
+    turn: int
+    session_id: bytes
+    server_key: bytes
+
+
+class Moving(ABC):
+    """See the module's page.
+
+    Args:
+      first: the first carrier.
+      initiator: this side called; None as long as that is not known.
+
+    Attributes:
+      lanes: the carriers, and which one we speak on.
+      outgoing, incoming, terms: the two streams, and what we offered; None where the peer acknowledges nothing.
+      resume_timeout: seconds for which the Link is kept without a carrier: the lesser of what the two sides offer.
+      notice_within: see `LifeJudge`, of each carrier.
+    """
+
+    def __init__(self, first: LaneProtocol, *, initiator: bool | None) -> None:
+        self.lanes: Final = Lanes(first, initiator=initiator)
+        self.outgoing: Outgoing | None = None
+        self.incoming: Incoming | None = None
+        self.terms: Terms | None = None
+        self.resume_timeout: float = 0.0
+        self.notice_within: float = math.inf
+        self._first: Final = first
+        self._secret: LinkSecret | None = None
+        self._trial: LaneProtocol | None = None  # that we change over to once it has carried bulk
+        self._follows = False  # because the peer has
+
+    @property
+    @abstractmethod
+    def state(self) -> LinkState:
+        """That of the first carrier until the Link is open, and ENDED once it is over."""
+
+    @abstractmethod
+    def _take_items(self, lane: LaneProtocol, items: list[Item], now: float) -> None:
+        """What came on a carrier and is not about that alone."""
+
+    @property
+    def initiator(self) -> bool:
+        """Whether this side called."""
+        return bool(self.lanes.initiator)
+
+    @property
+    def life(self) -> LifeJudge:
+        """Who judges the carrier that we speak on."""
+        return (self.lanes.active or self._first).life
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether both sides keep it without a path."""
+        return self._secret is not None and self.resume_timeout > 0
+
+    @property
+    def movable(self) -> bool:
+        """Whether it may have further carriers, and outlive those that it has.
+
+        A responder waits for the first answer to a PING, which follows its ACCEPT: an initiator that has gone by then
+        will not come back for a Link that it never knew of.
+        """
+        return self.is_lasting and (self.initiator or self._first.life.answered > 0)
+
+    # -- joining -----------------------------------------------------------------------------------------------------
+
+    def attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
+        """Offer a proven carrier of ours to the peer's side of this Link."""
+        where = self._where(session_id, server_key)
+        lane.send_attach(self._proof.attach(lane=self.lanes.name(), **where), now)
+
+    def judge_attach(self, attach: Attach, *, session_id: bytes, server_key: bytes) -> RefuseReason | None:
+        """What an ATTACH on a carrier that the peer has proven to be its is answered with; None: it is taken."""
+        secret = self._secret
+        if secret is None or self.state is not LinkState.OPEN or not self.movable:
+            return RefuseReason.UNKNOWN_LINK
+        if not secret.holds(attach, session_id=session_id, server_key=server_key):
+            return RefuseReason.UNKNOWN_LINK
+        if attach.received > self._kept.end:  # fewer than it has acknowledged are no fault: an ACK was quicker
+            return RefuseReason.UNKNOWN_LINK
+        if not self.lanes.is_name_of_the_peer(attach.lane):
+            return RefuseReason.UNKNOWN_LINK
+        return RefuseReason.TOO_MANY_LANES if self.lanes.full else None
+
+    def take_attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
+        """Take it: the carrier is a lane of the Link, and what came behind the ATTACH is heard."""
+        assert lane.attach is not None
+        lane.send_attached(self._proof.attached(lane=lane.attach.lane, **self._where(session_id, server_key)))
+        self._kept.acknowledge(lane.attach.received)
+        self._join(lane, now)
+
+    def hear_attached(
+        self, lane: LaneProtocol, attached: Attached, *, session_id: bytes, server_key: bytes, now: float
+    ) -> None:
+        """The peer has taken the carrier that we offered.
+
+        Raises:
+          RemoteProtocolError: it is not the peer's side of this Link, or has taken in what was not said.
+        """
+        assert lane.attach is not None
+        holds = self._proof.holds(attached, session_id=session_id, server_key=server_key)
+        if attached.lane != lane.attach.lane or not holds:
+            raise RemoteProtocolError("the peer's answer to the ATTACH does not prove the Link")
+        if attached.received > self._kept.end:
+            raise RemoteProtocolError(f"the peer has taken in {attached.received} of {self._kept.end} units")
+        self._kept.acknowledge(attached.received)
+        # Its turn is not taken over: the AT that goes with it may still be under way, and would look like a tie.
+        self._join(lane, now)
+
+    def _where(self, session_id: bytes, server_key: bytes) -> _Where:
+        """What is said of a carrier, and of how far we are."""
+        return {
+            "received": self._taken.received,
+            "turn": self.lanes.turn,
+            "session_id": session_id,
+            "server_key": server_key,
+        }
+
+    def _join(self, lane: LaneProtocol, now: float) -> None:
+        assert lane.attach is not None
+        lane.number = lane.attach.lane
+        lane.joined_at = now
+        lane.life.begin_acknowledged(now, responder=not self.initiator)
+        lane.life.notice_within = self.notice_within
+        self.lanes.join(lane)
+        self._take_items(lane, lane.join(now), now)
+        self.choose(now)
+
+    @property
+    def _proof(self) -> LinkSecret:
+        assert self._secret is not None
+        return self._secret
+
+    @property
+    def _kept(self) -> Outgoing:
+        assert self.outgoing is not None
+        return self.outgoing
+
+    @property
+    def _taken(self) -> Incoming:
+        assert self.incoming is not None
+        return self.incoming
+
+    # -- changing over -----------------------------------------------------------------------------------------------
+
+    def choose(self, now: float) -> bool:
+        """Speak on another lane where the one that we speak on is gone or no good, or where that was tried and is
+        better; whether we do.
+        """
+        if self.outgoing is None or self.state is not LinkState.OPEN:
+            return False
+        self._judge_trial(now)
+        lane = self.lanes.choose()
+        if lane is None:
+            return False
+        left = self.lanes.active
+        self.lanes.promote(lane)
+        self._begin(lane, now)
+        if left is not None and now - left.joined_at < YOUNG:
+            self._drop(left)
+        return True
+
+    def prefer(self, lane: LaneProtocol, now: float) -> None:
+        """Change over to a lane that is better than the one that we speak on, once it has carried bulk."""
+        if lane is not self.lanes.active:
+            self._try(lane, now, follows=False)
+
+    def _try(self, lane: LaneProtocol, now: float, *, follows: bool) -> None:
+        self._trial, self._follows = lane, follows
+        lane.begin_trial(now)
+
+    def _judge_trial(self, now: float) -> None:
+        lane = self._trial
+        if lane is None:
+            return
+        if lane not in self.lanes or lane is self.lanes.active:
+            self._trial = None
+        elif lane.is_proven:
+            self._trial = None
+            if self._follows:
+                self.lanes.speak_on(lane)
+            else:
+                self.lanes.promote(lane)
+            self._begin(lane, now, graceful=True)
+        elif not lane.is_well:
+            self._trial = None
+            self._drop(lane)
+
+    def _begin(self, lane: LaneProtocol, now: float, *, graceful: bool = False) -> None:
+        """What we say goes on here, from what the peer has taken in."""
+        lane.said = self._kept.acknowledged
+        lane.alone_from = self._kept.end
+        lane.say(At(position=lane.said, turn=self.lanes.turn, graceful=graceful))
+        if self._kept.end > lane.said:
+            lane.life.sent(now)
+
+    def _receive_at(self, lane: LaneProtocol, at: At, now: float) -> None:
+        if self.incoming is None:
+            raise RemoteProtocolError("an AT on a link that has none")
+        if at.position > self.incoming.received:
+            raise RemoteProtocolError(f"the peer goes on at {at.position}, and {self.incoming.received} units came")
+        lane.received = at.position
+        lane.ack_due = True  # here, whatever we speak on: the peer has to learn that this lane carries
+        before, follow = self.lanes.turn, self.lanes.hear(lane, at)
+        if self._follows and self.lanes.turn > before:
+            self._trial, self._follows = None, False  # the peer is elsewhere by now
+        if not follow:
+            return
+        if at.graceful and self.lanes.active is not None and self.lanes.active.is_well:
+            self._try(lane, now, follows=True)
+        else:
+            self.lanes.speak_on(lane)
+            self._begin(lane, now)
+
+    # -- leaving -----------------------------------------------------------------------------------------------------
+
+    def lose(self, lane: LaneProtocol, now: float) -> None:
+        """A carrier is gone."""
+        lane.end()
+        self.lanes.lose(lane)
+        self.choose(now)
+
+    def _drop(self, lane: LaneProtocol) -> None:
+        """It is no good, which the peer hears; the shell closes it."""
+        if self.lanes.active is not None:
+            self.lanes.active.say(Drop(lane=lane.number))
+        lane.end()
+        lane.was_dropped = True
+
+    def _receive_drop(self, drop: Drop) -> None:
+        lane = self.lanes.get(drop.lane)
+        if lane is not None:
+            lane.end()
+            lane.was_dropped = True
+
+    def is_spare(self, lane: LaneProtocol, now: float) -> bool:
+        """Whether a lane has not been spoken on for so long that keeping it would cost more than it is worth."""
+        active = self.lanes.active
+        wanted = active is None or active is lane or not active.is_well
+        return not wanted and lane.life.silence(now) >= SPARE_FOR
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def set_notice_within(self, seconds: float) -> None:
+        """See `LifeJudge.notice_within`; of the carriers that there are, and of those to come."""
+        self.notice_within = seconds
+        for lane in self.lanes:
+            lane.life.notice_within = seconds
+
+    def hint(self, now: float) -> None:
+        """Something has happened that may have killed a path: each is asked at once, see `LifeJudge.hint`."""
+        if self.state is LinkState.OPEN:
+            for lane in self.lanes:
+                lane.hint(now)
