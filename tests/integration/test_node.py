@@ -257,7 +257,7 @@ async def test_a_peer_is_asked_ever_more_rarely_where_it_is() -> None:
     """For as long as a search lasts: what it lets us ask for in a minute is for paths."""
     async with pair() as both:
         keeper = both.alice._runtime.links.keep.__self__  # type: ignore[attr-defined]
-        refresh, asked = keeper._refresh, 0
+        refresh, asked = keeper.refresh, 0
 
         async def count(peer: PeerAddress) -> PeerAddress:
             nonlocal asked
@@ -265,9 +265,9 @@ async def test_a_peer_is_asked_ever_more_rarely_where_it_is() -> None:
             address: PeerAddress = await refresh(peer)
             return address
 
-        keeper._refresh = count
+        keeper.refresh = count
         with trio.move_on_after(30.0), trio.CancelScope() as search:
-            await keeper._ask_where_it_is(both.bob.address, search)
+            await keeper.ask_where_it_is(both.bob.address, search)
         assert not search.cancel_called
         assert 4 <= asked <= 7
 

@@ -226,12 +226,14 @@ class PathsConfig(_Section, frozen=True, kw_only=True):
         as what is asked on an idle Link by itself lets it.
       resume_timeout: seconds for which a Link without a path is kept, while another one is sought; 0: it ends with its
         path.  What both sides allow counts, so the lesser of the two.
+      upgrade: whether a node that has called looks for better paths than those that its Links have.
     """
 
     name_of_table = "paths"
 
     dead_after: float = 0.0
     resume_timeout: float = 120.0
+    upgrade: bool = True
 
 
 @final
@@ -425,6 +427,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "portmap.protocols": read_list(_read_protocol, "protocols"),
     "paths.dead_after": read_seconds_or_none,
     "paths.resume_timeout": read_seconds_or_none,
+    "paths.upgrade": read_flag,
 } | {f"budgets.{name}": read_seconds for name in Budgets.__struct_fields__}
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {

@@ -200,12 +200,15 @@ class Handshake(ABC):
                 raise trio.BrokenResourceError(f"the peer fell silent for {patience:g} s after the {after}")
             lane.protocol.send_ping(trio.current_time())
 
-    async def attach(self, link: Handshake, *, tasks: Sequence[Task] = (), patience: float) -> None:
+    async def attach(
+        self, link: Handshake, *, tasks: Sequence[Task] = (), patience: float, preferred: bool = False
+    ) -> None:
         """Make this proven carrier of ours a lane of a Link that there is; returns when the peer has taken it.
 
         Args:
           tasks: what carries it; they end with it.
           patience: as in `commit`.
+          preferred: it is better than what the Link speaks on: that changes over to it, once it has carried bulk.
 
         Raises:
           PeerRefused: it does not know the Link, or has no room for a lane.
@@ -224,6 +227,8 @@ class Handshake(ABC):
             if link.protocol.state is not LinkState.OPEN:
                 raise trio.BrokenResourceError("the link has ended meanwhile")
             link.protocol.hear_attached(lane, lane.attached, **proof, now=trio.current_time())
+            if preferred:
+                link.protocol.prefer(lane, trio.current_time())
             self._give_to(link, tasks)
 
     async def receive_choice(self) -> Commit | Attach:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..errors import PeerRefused, ProtocolError, panics_as_errors
+from ..errors import AttemptFailed, PeerRefused, ProtocolError, panics_as_errors
 from ..identity import peer_id_from_key
 from .frames import MAX_LABEL, RefuseReason
 from .handshake import Handshake, Task
@@ -45,6 +45,10 @@ Admit = Callable[["Link"], Awaitable[bool]]
 """Decides, at its first OPEN, whether a peer that was called here may open Pipes; no means UNAUTHORIZED."""
 
 
+Migrate = Callable[[Sequence[str] | None, float | None], Awaitable[PathInfo]]
+"""Looks for a better path, or for one by some phases, within so many seconds."""
+
+
 def refuse_all(_pipe: Pipe) -> RefuseReason:
     """The `OpenHandler` of a node that does not listen."""
     return RefuseReason.NOT_ACCEPTING
@@ -53,9 +57,11 @@ def refuse_all(_pipe: Pipe) -> RefuseReason:
 @final
 # long: a session has one owner until its GOAWAY: its carriers, its Pipes and its end
 class Link(Handshake):
-    """One side of the session between two peers.  Attributes are for reading.
+    """One side of the session between two peers.
 
-    See `Handshake` for more of them.
+    Attributes, for reading; see `Handshake` for more of them:
+      hints: how often something has happened that may have killed its path, or made a better one possible.
+      migrator: finds a better path; None where nobody does.
     """
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
@@ -65,6 +71,9 @@ class Link(Handshake):
         self._answers: Final = trio.lowlevel.ParkingLot()
         self._path_lot: Final = trio.lowlevel.ParkingLot()
         self._told: tuple[LaneProtocol | None, Life] | None = None  # to those who wait in it
+        self._dropped: list[PathInfo] = []
+        self.migrator: Migrate | None = None
+        self.hints: int = 0
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -245,8 +254,10 @@ class Link(Handshake):
 
     def hint(self) -> None:
         """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""
+        self.hints += 1
         self.protocol.hint(trio.current_time())
         self._settle()
+        self._path_lot.unpark_all()
 
     def _lose(self, lane: LaneDriver, error: Exception) -> None:
         """A carrier is gone; so is the Link, where it was the last one and nothing is kept.  Idempotent."""
@@ -258,8 +269,11 @@ class Link(Handshake):
             self._fail(error)
             return
         self._lost_by = error
+        if lane.protocol.was_dropped and lane.path is not None:
+            self._dropped.append(lane.path)
         protocol.lose(lane.protocol, trio.current_time())
         self._lanes.pop(lane.protocol, None)
+        self._path_lot.unpark_all()
         lane.scope.cancel()
         if not self._lanes:
             self._patience.deadline = trio.current_time() + protocol.resume_timeout
@@ -307,7 +321,7 @@ class Link(Handshake):
             if left and lane.holds_a_sender:
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
             elif lane.protocol.is_over and self.protocol.state is LinkState.OPEN:
-                self._lose(lane, trio.BrokenResourceError("the peer has no use for the path"))
+                self._lose(lane, trio.BrokenResourceError("the path was dropped: it is no good, here or at the peer"))
 
     async def _decide_admission(self, admit: Admit) -> None:
         await self._first_open.wait()
@@ -477,6 +491,42 @@ class Link(Handshake):
                 return
             await self._path_lot.park()
         raise trio.BrokenResourceError("the link is over")
+
+    async def migrate(self, phases: Sequence[str] | None, timeout: float | None, channel: Channel) -> PathInfo:
+        """See `Pipe.migrate`."""
+        if channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        if self.protocol.failure is not None:
+            raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
+        if self.migrator is None or not self.protocol.movable:
+            raise AttemptFailed("this pipe ends with its path: one side keeps none without")
+        return await self.migrator(phases, timeout)
+
+    async def wait_path_event(self) -> None:
+        """Wait until something has happened to the paths; `trio.BrokenResourceError` once the Link is over."""
+        if self._ending or self.protocol.state is LinkState.ENDED:
+            raise trio.BrokenResourceError("the link is over")
+        await self._path_lot.park()
+
+    async def wait_trial(self, link: Handshake) -> bool:
+        """Wait until the Link speaks on the carrier that `link` was attached with, or has no use for it: False."""
+        lane = link._first.protocol  # it is ours by now
+        while lane in self.protocol.lanes and not lane.is_over:
+            if lane is self.protocol.lanes.active:
+                return True
+            await self._path_lot.park()
+        return False
+
+    def take_dropped(self) -> list[PathInfo]:
+        """Paths that turned out to be no good, since the last call."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    @property
+    def moved(self) -> int:
+        """Counts what was said and heard on all Pipes."""
+        outgoing, incoming = self.protocol.outgoing, self.protocol.incoming
+        return (0 if outgoing is None else outgoing.end) + (0 if incoming is None else incoming.received)
 
     async def wait_path_change(self, known: PathInfo, channel: Channel) -> PathInfo:
         """See `Pipe.wait_path_change`."""

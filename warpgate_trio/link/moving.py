@@ -53,6 +53,7 @@ class Moving(ABC):
       outgoing, incoming, terms: the two streams, and what we offered; None where the peer acknowledges nothing.
       resume_timeout: seconds for which the Link is kept without a carrier: the lesser of what the two sides offer.
       notice_within: see `LifeJudge`, of each carrier.
+      peer_instance: what names the peer's process, where it offers terms.
     """
 
     def __init__(self, first: LaneProtocol, *, initiator: bool | None) -> None:
@@ -62,7 +63,9 @@ class Moving(ABC):
         self.terms: Terms | None = None
         self.resume_timeout: float = 0.0
         self.notice_within: float = math.inf
+        self.peer_instance: bytes = b""
         self._first: Final = first
+        self._link_id = b""
         self._secret: LinkSecret | None = None
         self._trial: LaneProtocol | None = None  # that we change over to once it has carried bulk
         self._follows = False  # because the peer has
@@ -99,6 +102,15 @@ class Moving(ABC):
         will not come back for a Link that it never knew of.
         """
         return self.is_lasting and (self.initiator or self._first.life.answered > 0)
+
+    def _agree(self, ours: Terms, theirs: Terms, now: float) -> None:
+        """Both sides offer terms."""
+        self.terms = ours
+        self.peer_instance = theirs.instance
+        self.resume_timeout = float(min(ours.resume_timeout, theirs.resume_timeout))
+        first, second = (ours, theirs) if self.initiator else (theirs, ours)
+        self._secret = LinkSecret(first.secret, second.secret, self._link_id, initiator=self.initiator)
+        self._first.life.begin_acknowledged(now, responder=not self.initiator)
 
     # -- joining -----------------------------------------------------------------------------------------------------
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, IntEnum
 
 from ..sockaddr import TransportAddress
 
-__all__ = ["PathInfo", "PathState"]
+__all__ = ["PathClass", "PathInfo", "PathState", "path_class"]
 
 
 class PathState(Enum):
@@ -19,6 +19,27 @@ class PathState(Enum):
     """For a while now the peer has acknowledged nothing of what it was sent; it may only be slow."""
     SUSPENDED = "suspended"
     """There is none; a Pipe waits for another one."""
+
+
+class PathClass(IntEnum):
+    """How good a path is, whatever its round trip: a lower one is better."""
+
+    LOOPBACK = 0
+    LAN = 1
+    PUBLIC = 2
+    PUNCHED = 3
+    RELAYED = 4
+
+
+def path_class(phase: str | None, route_type: str) -> PathClass:
+    """How good what a phase finds on a route is; both by name, as in `PathInfo`."""
+    if phase == "relay":
+        return PathClass.RELAYED
+    if route_type == "LOOPBACK_BIND":
+        return PathClass.LOOPBACK
+    if route_type == "NIC_BIND":
+        return PathClass.LAN
+    return PathClass.PUNCHED if phase in ("punch", "spray") else PathClass.PUBLIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from ..identity import peer_id_from_key
 from .states import DirectionState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from ..carrier import Carrier
@@ -42,6 +43,7 @@ class ChannelLink(Protocol):
 
     def live_path(self) -> PathInfo: ...
     async def wait_path_change(self, known: PathInfo, channel: Channel, /) -> PathInfo: ...
+    async def migrate(self, phases: Sequence[str] | None, timeout: float | None, channel: Channel, /) -> PathInfo: ...
     def refused(self, refusal: Refuse, /) -> PeerRefused: ...
     def finish(self, channel: Channel, /) -> None: ...
     def note_read(self, channel: Channel, size: int, /) -> None: ...
@@ -261,6 +263,27 @@ class Pipe(trio.abc.HalfCloseableStream):
         """
         await trio.lowlevel.checkpoint()
         return await self._link.wait_path_change(self.path if known is None else known, self._channel)
+
+    async def migrate(self, phases: Sequence[str] | None = None, *, timeout: float | None = None) -> PathInfo:
+        """Look for a better path now, and go on over it; returns it when the Pipe has changed over.
+
+        A better one is of a better class: loopback, then LAN, public, punched, and relayed (docs/live_links.md).
+        Nothing pauses meanwhile; a path that does not carry bulk is not changed over to.
+
+        Args:
+          phases: of those that the call allowed, what to search by: then any path that they find is taken.  None: all
+            but relay, and only a better one is taken.
+          timeout: seconds for the search; ``budgets.total`` when None.
+
+        Raises:
+          ConnectError: no better path was found; ``error.report`` tells about every combo.
+          ValueError: there is no such phase.
+          AttemptFailed: the Pipe ends with its path, or nothing is known of where the peer is.
+          trio.BrokenResourceError: the Pipe is broken.
+          trio.ClosedResourceError: you closed the Pipe, or the node was left.
+        """
+        await trio.lowlevel.checkpoint()
+        return await self._link.migrate(phases, timeout, self._channel)
 
     @trio.lowlevel.enable_ki_protection
     def close_nowait(self) -> None:

@@ -15,7 +15,6 @@ import math
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .attaching import LinkSecret
 from .channel import Channel
 from .channels import ChannelOpened, Channels
 from .frames import (
@@ -58,7 +57,6 @@ class LinkProtocol(Moving):
     Attributes:
       channels: those that stand.
       failure: why it is over.
-      peer_instance: what names the peer's process, where it offers terms.
 
     See `Moving` for more of them.
     """
@@ -67,8 +65,6 @@ class LinkProtocol(Moving):
         super().__init__(lane, initiator=initiator)
         self.channels: Final = Channels(self._say, initiator=initiator)
         self.failure: Exception | None = None
-        self.peer_instance: bytes = b""
-        self._link_id = b""
         self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and by how much each moves it on
         self._opened = False
         self._over = False
@@ -121,15 +117,6 @@ class LinkProtocol(Moving):
             self.outgoing = Outgoing()
             self._agree(terms, theirs, now)
         return channel
-
-    def _agree(self, ours: Terms, theirs: Terms, now: float) -> None:
-        """Both sides offer terms."""
-        self.terms = ours
-        self.peer_instance = theirs.instance
-        self.resume_timeout = float(min(ours.resume_timeout, theirs.resume_timeout))
-        first, second = (ours, theirs) if self.initiator else (theirs, ours)
-        self._secret = LinkSecret(first.secret, second.secret, self._link_id, initiator=self.initiator)
-        self._first.life.begin_acknowledged(now, responder=not self.initiator)
 
     def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
         """Say no to the session; the Link ends."""

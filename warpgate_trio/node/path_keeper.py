@@ -1,11 +1,13 @@
-"""Finds a further carrier for a Link whose path no longer carries what is sent.
+"""Finds further carriers for a Link: where its path no longer carries what is sent, and where a better one may be.
 
-One task a Link that may have further carriers.  It sleeps while the path is well.  When it is suspected or gone, the
-signal servers are asked whether they are there, since what took the path may have taken those connections too, and then
-the peer is searched for, as in a call, by what that call allowed.  The first carrier that a search makes is attached.
-Searches end when the path is well again, whatever made it so, and with the Link.
+One task a Link that may have further carriers.  When the path is suspected or gone, the signal servers are asked
+whether they are there, since what took the path may have taken those connections too, and then the peer is searched
+for, as in a call, by what that call allowed.  The first carrier that a search makes is attached.  Searches end when the
+path is well again, whatever made it so, and with the Link.  The side that called searches at once, the other one a
+second later, so that mostly one of them does.
 
-The side that called searches at once, the other one a second later, so that mostly one of them does.
+While the path is well, the side that called looks for a better one now and then (`node.upgrade_schedule`), by what may
+lead to a better class of path (`link.path.PathClass`).  `migrate` does so when the application asks for it.
 """
 
 from __future__ import annotations
@@ -13,17 +15,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, final
 
 import trio
 
 from ..address import PeerAddress
-from ..errors import ConnectError, panics_as_errors
-from ..link import Link
-from ..nurseries import open_bare_nursery
+from ..combos import Combo
+from ..errors import AttemptFailed, ConnectError, panics_as_errors
+from ..link import Link, PathInfo
+from ..link.path import path_class
+from ..nurseries import open_background_nursery, open_bare_nursery
+from ..plugin import PHASES as ALL_PHASES
 from ..walk.attempt import EXPECTED
 from ..walk.session import Reach
 from ..walk.walk import Walk, WalkHome
+from .upgrade_schedule import UpgradeSchedule
 
 __all__ = ["PathKeeper"]
 
@@ -38,7 +45,12 @@ ASK_INTERVAL: Final = 0.5
 RESPONDER_WAITS: Final = 1.0
 """Seconds by which the side that was called searches later: a search of the other side has found a path by then."""
 PHASES: Final = ("direct", "punch", "spray")
-"""What the side that was called searches by, which does not know what the call allowed: a relay costs somebody."""
+"""What the side that was called searches by, which does not know what the call allowed: a relay costs somebody.  Nobody
+looks for a better path by a relay."""
+MAX_RECOVERIES: Final = 32
+"""Searches of a node at a time for Links whose path is lost: what one network change asks for at once."""
+MAX_UPGRADES: Final = 4
+"""Searches of a node at a time for something better, which nobody waits for."""
 
 
 @final
@@ -51,6 +63,7 @@ class PathKeeper:
       refresh: asks the peer for its present address.
       distrust: has the signal servers asked whether they are there.
       opened: how often one of them was connected to.
+      upgrade: whether better paths are looked for.
     """
 
     def __init__(
@@ -61,98 +74,236 @@ class PathKeeper:
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
         distrust: Callable[[], object],
         opened: Callable[[], int],
+        upgrade: bool,
     ) -> None:
-        self._home: Final = home
-        self._plugins: Final = plugins
-        self._refresh: Final = refresh
-        self._distrust: Final = distrust
-        self._opened: Final = opened
+        self.home: Final = home
+        self.plugins: Final = plugins
+        self.refresh: Final = refresh
+        self.distrust: Final = distrust
+        self.opened: Final = opened
+        self.upgrade: Final = upgrade
+        self.recoveries: Final = trio.CapacityLimiter(MAX_RECOVERIES)
+        self.upgrades: Final = trio.CapacityLimiter(MAX_UPGRADES)
 
     async def keep(self, link: Link, reach: Reach | None) -> None:
         """Keep a Link on a path, until it ends."""
-        tries, well_since = 0, trio.current_time()
+        kept = _Kept(self, link, reach)
+        link.migrator = kept.migrate
         try:
-            while True:
-                await link.wait_path(well=False)
-                if trio.current_time() - well_since >= STEADY:
-                    tries = 0
-                logger.info("%r: the path is %s; searching for another one", link, link.live_path().state.value)
-                with panics_as_errors():
-                    tries = await self._recover(link, reach, tries)
-                well_since = trio.current_time()
+            await kept.keep()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             logger.debug("%r: no more searches: %s", link, error)
         except Exception:
             logger.exception("%r: a search failed in a way that nobody foresaw", link)
 
-    async def _recover(self, link: Link, reach: Reach | None, tries: int) -> int:
-        """Search until the path is well; returns the number of searches, those before it included."""
-        async with open_bare_nursery() as nursery:
-            nursery.start_soon(_wait_well, link, nursery.cancel_scope)
-            self._distrust()
-            if not link.protocol.initiator:
-                await trio.sleep(RESPONDER_WAITS)  # pacing, as are those below
-            while True:
-                await trio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
-                tries += 1
-                while await self._search(link, reach):
-                    pass
-        return tries
-
-    async def _search(self, link: Link, reach: Reach | None) -> bool:
-        """One search; whether there is reason for another one at once."""
-        peer = self._home.view.known_address(link.peer_key) or (None if reach is None else reach.peer)
-        if peer is None:
-            logger.debug("%r: nothing is known of where the peer is", link)
-            return False
-        if reach is None:
-            path = link.path
-            phases = (*PHASES, "relay") if path is not None and path.phase == "relay" else PHASES
-            reach = Reach(plugins=tuple(self._plugins(phases)), phases=phases)
-        walk = Walk(
-            self._home,
-            peer,
-            plugins=reach.plugins,
-            phases=reach.phases,
-            afs=reach.afs,
-            route_types=reach.route_types,
-            refresh=self._refresh,
-            link=link,
-            on_event=lambda event: logger.debug("%r: search: %s", link, event),
-        )
-        with trio.CancelScope() as outdated:
-            async with open_bare_nursery() as nursery:
-                nursery.start_soon(self._ask_where_it_is, peer, outdated)
-                try:
-                    await walk.search(deadline=trio.current_time() + self._home.view.budgets.total)
-                except ConnectError as error:
-                    logger.debug("%r: no path was found: %s", link, error)
-                nursery.cancel_scope.cancel()
-        return outdated.cancelled_caught
-
-    async def _ask_where_it_is(self, peer: PeerAddress, search: trio.CancelScope) -> None:
+    async def ask_where_it_is(self, peer: PeerAddress, search: trio.CancelScope) -> None:
         """Ends a search for where the peer was, or whose first signals went nowhere.
 
         A peer that has moved tells its new address once it has signals again; and we have them again where a connection
         to a server was made anew.
         """
-        opened, pause = self._opened(), ASK_INTERVAL
+        opened, pause = self.opened(), ASK_INTERVAL
         while True:
             await trio.sleep(pause)
-            if self._opened() > opened:
+            if self.opened() > opened:
                 search.cancel()
                 return
             try:
-                with trio.fail_after(self._home.view.budgets.signal):
-                    fresh = await self._refresh(peer)
+                with trio.fail_after(self.home.view.budgets.signal):
+                    fresh = await self.refresh(peer)
             except EXPECTED as error:
                 logger.debug("%s… does not say where it is: %s", peer.peer_id[:8], error)
                 continue
             pause *= 2  # it bounds how much a peer may ask of it in a minute, and has to be asked for paths, too
             if fresh != peer:
-                self._home.learn_address(fresh)
+                self.home.learn_address(fresh)
                 search.cancel()
                 return
+
+
+@final
+class _Kept:
+    """One Link, and the searches for it."""
+
+    def __init__(self, keeper: PathKeeper, link: Link, reach: Reach | None) -> None:
+        self._keeper: Final = keeper
+        self._home: Final = keeper.home
+        self._link: Final = link
+        self._reach: Final = reach
+        now = trio.current_time()
+        self._schedule: Final = UpgradeSchedule(now, seed=int.from_bytes(self._home.view.host.entropy(8), "big"))
+        self._hints = link.hints
+        self._path = link.path
+        self._moved = link.moved
+        self._searching: Final = trio.Lock()  # for something better
+
+    async def keep(self) -> None:
+        """See `PathKeeper.keep`."""
+        link, tries, well_since = self._link, 0, trio.current_time()
+        while True:
+            async with open_background_nursery() as nursery:
+                if self._keeper.upgrade and link.protocol.initiator:
+                    nursery.start_soon(self._look_for_better_ones)
+                await link.wait_path(well=False)
+            if trio.current_time() - well_since >= STEADY:
+                tries = 0
+            logger.info("%r: the path is %s; searching for another one", link, link.live_path().state.value)
+            with panics_as_errors():
+                tries = await self._recover(tries)
+            well_since = trio.current_time()
+
+    # -- recovery ------------------------------------------------------------------------------------------------------
+
+    async def _recover(self, tries: int) -> int:
+        """Search until the path is well; returns the number of searches, those before it included."""
+        async with open_bare_nursery() as nursery:
+            nursery.start_soon(_wait_well, self._link, nursery.cancel_scope)
+            self._keeper.distrust()
+            if not self._link.protocol.initiator:
+                await trio.sleep(RESPONDER_WAITS)  # pacing, as are those below
+            while True:
+                await trio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
+                tries += 1
+                async with self._keeper.recoveries:
+                    while await self._search_anew():
+                        pass
+        return tries
+
+    async def _search_anew(self) -> bool:
+        """One search for any path; whether there is reason for another one at once."""
+        peer = self._find_peer()
+        if peer is None:
+            logger.debug("%r: nothing is known of where the peer is", self._link)
+            return False
+        walk = self._plan_walk(peer, self._what_is_allowed())
+        with trio.CancelScope() as outdated:
+            async with open_bare_nursery() as nursery:
+                nursery.start_soon(self._keeper.ask_where_it_is, peer, outdated)
+                try:
+                    await walk.search(deadline=trio.current_time() + self._home.view.budgets.total)
+                except ConnectError as error:
+                    logger.debug("%r: no path was found: %s", self._link, error)
+                nursery.cancel_scope.cancel()
+        return outdated.cancelled_caught
+
+    # -- something better ----------------------------------------------------------------------------------------------
+
+    async def _look_for_better_ones(self) -> None:
+        """Search now and then, while the path is well."""
+        link, schedule = self._link, self._schedule
+        try:
+            while True:
+                self._note_what_happened()
+                now = trio.current_time()
+                if now < schedule.next_at:
+                    with trio.move_on_at(schedule.next_at):
+                        await link.wait_path_event()
+                    continue
+                hinted, self._hints = link.hints > self._hints, link.hints
+                said, self._moved = link.moved > self._moved, link.moved
+                if not (hinted or said) or not self._may_be_bettered():
+                    schedule.postpone(now)
+                    continue
+                try:
+                    async with self._keeper.upgrades:
+                        await self._search_better(self._what_is_allowed(), self._is_better)
+                except ConnectError as error:
+                    logger.debug("%r: no better path was found: %s", link, error)
+                schedule.searched(trio.current_time())
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            logger.debug("%r: nothing better is looked for any more: %s", link, error)
+        except Exception:
+            logger.exception("%r: a search for a better path failed in a way that nobody foresaw", link)
+
+    def _note_what_happened(self) -> None:
+        now, link = trio.current_time(), self._link
+        for path in link.take_dropped():
+            self._schedule.failed((path.plugin, path.af, path.route_type), now)
+        if link.path is not self._path:
+            self._path = link.path
+            self._schedule.changed(now)
+        if link.hints > self._hints:
+            self._schedule.hint(now)
+
+    def _is_better(self, combo: Combo) -> bool:
+        """Whether a combo may lead to a better path, as far as is known.
+
+        Private addresses of other networks mostly meet silence, and what is hopeless is tried by walks.
+        """
+        path = self._link.path
+        if path is None or combo.hopeless or combo.elsewhere or not self._is_allowed_to_better(combo):
+            return False
+        way = (combo.plugin, combo.af, combo.route_type.name)
+        return not self._schedule.sits_out(way, trio.current_time())
+
+    def _is_allowed_to_better(self, combo: Combo) -> bool:
+        path = self._link.path
+        assert path is not None
+        found = path_class(combo.phase, combo.route_type.name)
+        return combo.phase != "relay" and found < path_class(path.phase, path.route_type)
+
+    def _may_be_bettered(self) -> bool:
+        peer, allowed = self._find_peer(), self._what_is_allowed()
+        if peer is None:
+            return False
+        plan = self._home.plan(peer, allowed.plugins, allowed.afs, allowed.route_types)
+        return any(map(self._is_better, plan))
+
+    async def migrate(self, phases: Sequence[str] | None, timeout: float | None) -> PathInfo:
+        """See `Pipe.migrate`."""
+        for phase in phases or ():
+            if phase not in ALL_PHASES:
+                raise ValueError(f"there is no phase {phase!r}; there are {', '.join(ALL_PHASES)}")
+
+        def is_wanted(combo: Combo) -> bool:
+            return self._is_allowed_to_better(combo) if phases is None else combo.phase in phases
+
+        allowed = self._what_is_allowed()
+        wanted = tuple(phase for phase in allowed.phases if phases is None or phase in phases)
+        await self._search_better(replace(allowed, phases=wanted), is_wanted, timeout)
+        return self._link.live_path()
+
+    async def _search_better(self, allowed: Reach, only: Callable[[Combo], bool], timeout: float | None = None) -> None:
+        """Search for a path that the Link speaks on when this returns; ConnectError where there is none."""
+        seconds = self._home.view.budgets.total if timeout is None else timeout
+        deadline = trio.current_time() + seconds
+        async with self._searching:
+            peer = self._find_peer()
+            if peer is None:
+                raise AttemptFailed("nothing is known of where the peer is")
+            with panics_as_errors():
+                await self._plan_walk(peer, allowed, only=only, preferred=True).search(deadline=deadline)
+
+    # -- both ----------------------------------------------------------------------------------------------------------
+
+    def _find_peer(self) -> PeerAddress | None:
+        known = self._home.view.known_address(self._link.peer_key)
+        return known or (None if self._reach is None else self._reach.peer)
+
+    def _what_is_allowed(self) -> Reach:
+        """What the call allows; where the peer has called, what costs nobody anything, or what it did."""
+        if self._reach is not None:
+            return self._reach
+        path = self._link.path
+        phases = (*PHASES, "relay") if path is not None and path.phase == "relay" else PHASES
+        return Reach(plugins=tuple(self._keeper.plugins(phases)), phases=phases)
+
+    def _plan_walk(
+        self, peer: PeerAddress, allowed: Reach, *, only: Callable[[Combo], bool] | None = None, preferred: bool = False
+    ) -> Walk:
+        return Walk(
+            self._home,
+            peer,
+            plugins=allowed.plugins,
+            phases=allowed.phases,
+            afs=allowed.afs,
+            route_types=allowed.route_types,
+            refresh=self._keeper.refresh,
+            link=self._link,
+            only=only,
+            preferred=preferred,
+            on_event=lambda event: logger.debug("%r: search: %s", self._link, event),
+        )
 
 
 async def _wait_well(link: Link, scope: trio.CancelScope) -> None:

@@ -213,6 +213,7 @@ class NodeRuntime:
             refresh=self._present_address,
             distrust=self._distrust,
             opened=lambda: hub.opened,
+            upgrade=config.paths.upgrade,
         ).keep
 
         # What peers want of us.

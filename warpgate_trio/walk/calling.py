@@ -199,7 +199,14 @@ class CallingAttempt(Attempt):
             link.path = link.path or self._path_info(link.carrier)
             try:
                 with session.clock.suspended():
-                    await link.attach(standing, tasks=self._adopted, patience=self.node.budgets.commit)
+                    await link.attach(
+                        standing,
+                        tasks=self._adopted,
+                        patience=self.node.budgets.commit,
+                        preferred=session.preferred,
+                    )
+                    if session.preferred and not await standing.wait_trial(link):
+                        raise AttemptFailed("the path did not carry as much as is sent on one")
             except PeerRefused as refusal:
                 if refusal.reason == RefuseReason.UNKNOWN_LINK:
                     standing.forget_nowait()

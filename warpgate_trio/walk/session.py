@@ -85,6 +85,7 @@ class Session:
       early_data: what goes to the peer's application with the commit.
       reach: what the call allows.
       dead_after: within how many seconds the death of the Pipe's path is to be noticed; None: the node's own.
+      preferred: the carrier that is sought for `link` is better than what that speaks on.
 
     Raises:
       ValueError: `dead_after` is less than 0.
@@ -115,6 +116,7 @@ class Session:
         dead_after: float | None = None,
         reach: Reach | None = None,
         link: Link | None = None,
+        preferred: bool = False,
     ) -> None:
         if dead_after is not None and not dead_after >= 0:  # nan is not either
             raise ValueError(f"dead_after is {dead_after}; it is a number of seconds, or 0")
@@ -130,6 +132,7 @@ class Session:
         self.commit_lock: Final = trio.Lock()
         self.epoch = 0
         self.link: Link | None = link
+        self.preferred: Final = preferred
         self.attached: bool = False
         self.pipe: Pipe | None = None
         self.refusal: PeerRefused | None = None

@@ -100,7 +100,8 @@ class Walk:
       ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
       early_data: what reaches the peer's application with the Pipe.
-      dead_after, link: see `Session`.
+      dead_after, link, preferred: see `Session`.
+      only: which combos of the plan to try; None: all.
       on_event: called with each step.
 
     Raises:
@@ -122,6 +123,8 @@ class Walk:
         early_data: bytes = b"",
         dead_after: float | None = None,
         link: Link | None = None,
+        only: Callable[[Combo], bool] | None = None,
+        preferred: bool = False,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> None:
         if len(early_data) > EARLY_DATA_LIMIT:
@@ -138,6 +141,8 @@ class Walk:
         self._early_data: Final = early_data
         self._dead_after: Final = dead_after
         self._link: Final = link
+        self._only: Final = only
+        self._preferred: Final = preferred
         self._reach: Final = Reach(
             plugins=tuple(plugins),
             phases=tuple(phases),
@@ -158,6 +163,7 @@ class Walk:
             dead_after=self._dead_after,
             reach=self._reach,
             link=self._link,
+            preferred=self._preferred,
         )
         self._begun: set[str | None] = set()
         self._under_way = UnderWay()
@@ -192,7 +198,10 @@ class Walk:
         raise AssertionError("the last session returns or raises")
 
     async def search(self, *, deadline: float) -> None:
-        """The same for a further carrier of `link`, which it has when this returns; errors as in `run`."""
+        """The same for a further carrier of `link`, which it has when this returns; errors as in `run`.
+
+        Where it is `preferred`, the Link speaks on it by then.
+        """
         self._plan = Plan(self._plan_with(self._peer), self._phases, self._recorder)
         try:
             with self._home.call():
@@ -270,7 +279,8 @@ class Walk:
         self._recorder.note(sentence, trio.current_time())
 
     def _plan_with(self, peer: PeerAddress) -> Sequence[Combo]:
-        return self._home.plan(peer, self._plugins, self._afs, self._route_types)
+        plan = self._home.plan(peer, self._plugins, self._afs, self._route_types)
+        return plan if self._only is None else [combo for combo in plan if self._only(combo)]
 
     # -- phases --------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,199 @@
+"""Pipes that change over to a better path while bytes flow, between two whole nodes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final, final
+
+import pytest
+import trio
+
+from tests.sim.test_roaming import RTT, Talk
+from warpgate_trio import Node, PathState, Pipe
+from warpgate_trio.errors import AttemptFailed, ConnectError
+from warpgate_trio.node.upgrade_schedule import JITTER, PAUSES
+from warpgate_trio.plugin import AttemptContext, Plugin
+from warpgate_trio.sim import Fault, Kind, Network, presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.walks import NodePair, open_nodes
+from warpgate_trio.testing.worlds import PeerPair
+
+CONE_TO_PUBLIC: Final = PeerPair.between(presets.LINUX, None, rtt=RTT)
+FIRST_SEARCH: Final = PAUSES[0] * (1 + JITTER)
+
+
+@final
+class Closed:
+    """Plugins of a node that find no path until they are opened."""
+
+    def __init__(self, node: Node, *names: str) -> None:
+        self._node = node
+        self._factories = {name: node._runtime.factories[name] for name in names}
+        self.tries = 0
+        for name, (kind, _) in self._factories.items():
+            node._runtime.factories[name] = (kind, self._fail)
+
+    def _fail(self, _context: AttemptContext) -> Plugin:
+        self.tries += 1
+        raise AttemptFailed("there is no way yet")
+
+    def open(self) -> None:
+        self._node._runtime.factories.update(self._factories)
+
+
+@final
+class Talking:
+    """A Pipe by punching, and numbered bytes both ways on it."""
+
+    def __init__(self, net: Network, nodes: NodePair, direct: Closed, ours: Pipe, theirs: Pipe) -> None:
+        self.net, self.nodes, self.direct = net, nodes, direct
+        self.ours, self.theirs = ours, theirs
+        self.talks = [Talk(ours, theirs), Talk(theirs, ours)]
+
+    def check(self, since: float, *, silence: float) -> None:
+        """It flows, and never stopped for longer."""
+        for talk in self.talks:
+            assert talk.arrivals[-1] >= trio.current_time() - 1.0
+            assert talk.silence_after(since) <= silence
+
+
+@asynccontextmanager
+async def talking(*, phases: tuple[str, ...] = ("direct", "punch"), quiet: bool = False) -> AsyncGenerator[Talking]:
+    async with CONE_TO_PUBLIC.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
+        await trio.sleep(5.0)
+        direct = Closed(nodes.alice, "direct_connect", "reverse_connect")
+        ours = await nodes.alice.auto_connect(nodes.bob.address, phases=phases)  # type: ignore[arg-type]
+        theirs = await nodes.bob.listener.accept()
+        assert ours.path.phase == theirs.path.phase == "punch"
+        async with ours, theirs, trio.open_nursery() as nursery:
+            talking = Talking(net, nodes, direct, ours, theirs)
+            for talk in talking.talks:
+                nursery.start_soon(talk.receive)
+                if not quiet:
+                    nursery.start_soon(talk.send)
+            yield talking
+            nursery.cancel_scope.cancel()
+
+
+async def changes_within(pipe: Pipe, seconds: float) -> str | None:
+    """The phase of the path that a Pipe changes over to, if it does."""
+    before = pipe.path
+    with trio.move_on_after(seconds):
+        while pipe.path.phase == before.phase:
+            await pipe.wait_path_change()
+        return pipe.path.phase
+    return None
+
+
+@pytest.mark.slow("half a minute of talk")
+def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
+    """Law 11: once a better class is walkable, and bytes move, the Pipe is on it after the next search."""
+
+    async def main() -> None:
+        async with talking() as both:
+            await trio.sleep(1.0)
+            both.direct.open()
+            began = trio.current_time()
+            assert await changes_within(both.ours, FIRST_SEARCH + 5.0) == "direct"
+            print(f"changed over {trio.current_time() - began:.2f} s after it could")
+            await trio.sleep(2.0)
+            assert both.theirs.path.phase == "direct"
+            assert both.ours.path.state is both.theirs.path.state is PathState.LIVE
+            both.check(began, silence=0.02 + 2 * RTT)  # two ways of different length may be RTT apart
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of talk")
+def test_a_change_of_the_network_has_a_better_path_looked_for_at_once() -> None:
+    async def main() -> None:
+        async with talking() as both:
+            await trio.sleep(1.0)
+            both.direct.open()
+            both.nodes.alice.network_changed()
+            assert await changes_within(both.ours, 3.0) == "direct"
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("two minutes of nothing")
+def test_nothing_better_is_looked_for_while_nothing_is_said() -> None:
+    async def main() -> None:
+        async with talking(quiet=True) as both:
+            before = both.direct.tries
+            await trio.sleep(120.0)
+            assert both.direct.tries == before
+            await both.ours.send_all(b"\0")
+            await trio.sleep(PAUSES[0] * (1 + JITTER) + 1.0)
+            assert both.direct.tries > before
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of talk")
+def test_a_better_path_that_carries_no_bulk_is_not_changed_over_to(caplog: pytest.LogCaptureFixture) -> None:
+    """Law 8: a black hole that lets the handshake pass costs nothing up to the trial."""
+
+    async def main() -> None:
+        async with talking() as both:
+            await trio.sleep(1.0)
+            both.direct.open()
+            # The talk is of small packets; of a new path the handshake's large ones pass, and those behind it vanish.
+            began = trio.current_time()
+            hole = Fault(at=0.0, until=200.0, target="bob", kind=Kind.PAYLOAD_HOLE, value=1000, after=5)
+            both.net.schedule([hole])
+            with caplog.at_level(logging.DEBUG, logger="warpgate_trio"):
+                assert await changes_within(both.ours, 40.0) is None
+            assert "the path did not carry as much as is sent on one" in caplog.text
+            assert both.ours.path.phase == both.theirs.path.phase == "punch"
+            both.check(began, silence=0.02 + 2 * RTT)
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("some seconds of talk")
+@pytest.mark.parametrize("phases", [None, ("direct",)])
+def test_migrate_looks_for_a_better_path_now(phases: tuple[str, ...] | None) -> None:
+    async def main() -> None:
+        async with talking() as both:
+            with pytest.raises(ConnectError) as raised:
+                await both.ours.migrate(phases, timeout=5.0)
+            assert {each.plugin for each in raised.value.report.combos} == {"direct_connect", "reverse_connect"}
+            both.direct.open()
+            path = await both.ours.migrate(phases)
+            assert path.phase == "direct"
+            assert both.ours.path.same_as(path)
+            with pytest.raises(ConnectError):
+                await both.ours.migrate()
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("some seconds of talk")
+def test_migrate_takes_what_the_named_phases_find_though_it_is_no_better() -> None:
+    async def main() -> None:
+        async with talking() as both:
+            both.direct.open()
+            assert (await both.ours.migrate()).phase == "direct"
+            assert (await both.ours.migrate(("punch",))).phase == "punch"
+            await trio.sleep(1.0)
+            assert both.theirs.path.phase == "punch"
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of talk")
+def test_what_the_call_did_not_allow_is_never_searched() -> None:
+    async def main() -> None:
+        async with talking(phases=("punch",)) as both:
+            both.direct.open()
+            for phases in (None, ("direct",)):
+                with pytest.raises(ConnectError):
+                    await both.ours.migrate(phases)
+            with pytest.raises(ValueError, match="no phase 'carrier pigeon'"):
+                await both.ours.migrate(("carrier pigeon",))
+            assert await changes_within(both.ours, 30.0) is None
+
+    simulate(main, seed=0)

@@ -1,0 +1,100 @@
+"""When a better path is looked for."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warpgate_trio.node.upgrade_schedule import (
+    DWELL,
+    DWELL_MAX,
+    DWELL_MEMORY,
+    JITTER,
+    PAUSES,
+    SITS_OUT,
+    SITS_OUT_MAX,
+    UpgradeSchedule,
+)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_searches_come_ever_more_rarely(seed: int) -> None:
+    now = 100.0
+    schedule = UpgradeSchedule(now, seed=seed)
+    for pause in (*PAUSES, PAUSES[-1]):
+        assert abs(schedule.next_at - now - pause) <= JITTER * pause
+        now = schedule.next_at
+        schedule.searched(now)
+
+
+def test_one_that_is_not_worth_it_does_not_count() -> None:
+    schedule = UpgradeSchedule(0.0, seed=1)
+    for _ in range(5):
+        now = schedule.next_at
+        schedule.postpone(now)
+        assert schedule.next_at - now <= PAUSES[0] * (1 + JITTER)
+
+
+def test_a_change_of_the_network_has_one_at_once_and_the_pauses_start_afresh() -> None:
+    schedule = UpgradeSchedule(0.0, seed=1)
+    for _ in range(4):
+        schedule.searched(schedule.next_at)
+    now = 5000.0
+    schedule.hint(now)
+    assert schedule.next_at == now
+    schedule.searched(now)
+    assert schedule.next_at - now >= PAUSES[1] * (1 - JITTER)
+
+
+@given(gaps=st.lists(st.floats(0.1, 400.0), min_size=1, max_size=20), hinted=st.booleans())
+def test_the_more_often_the_path_has_changed_the_longer_it_stays(gaps: list[float], hinted: bool) -> None:
+    """Law 12: never two upgrades within the dwell."""
+    now, changes = 0.0, [0.0]
+    schedule = UpgradeSchedule(now, seed=0)
+    schedule.changed(now)
+    for gap in gaps:
+        now += gap
+        if hinted:
+            schedule.hint(now)
+        if now < schedule.next_at:
+            continue
+        schedule.changed(now)
+        changes.append(now)
+    for index, (before, after) in enumerate(pairwise(changes)):
+        lately = sum(1 for at in changes[: index + 1] if before - at < DWELL_MEMORY)
+        assert after - before >= min(DWELL * 2 ** (lately - 1), DWELL_MAX)
+
+
+def test_changes_long_ago_are_forgotten() -> None:
+    schedule = UpgradeSchedule(0.0, seed=0)
+    for at in (0.0, 1.0, 2.0):
+        schedule.changed(at)
+    now = 2.0 + DWELL_MEMORY
+    schedule.changed(now)
+    schedule.hint(now)
+    assert schedule.next_at == now + DWELL
+
+
+def test_a_way_that_was_no_good_sits_out_ever_longer() -> None:
+    schedule = UpgradeSchedule(0.0, seed=0)
+    now, seconds = 0.0, SITS_OUT
+    for _ in range(9):
+        schedule.failed("way", now)
+        assert schedule.sits_out("way", now + seconds - 0.1)
+        assert not schedule.sits_out("way", now + seconds)
+        assert not schedule.sits_out("another", now)
+        now += seconds
+        seconds = min(2 * seconds, SITS_OUT_MAX)
+
+
+def test_a_change_of_the_network_lets_it_be_tried_again() -> None:
+    schedule = UpgradeSchedule(0.0, seed=0)
+    schedule.failed("way", 0.0)
+    schedule.hint(1.0)
+    assert not schedule.sits_out("way", 1.0)
+    schedule.failed("way", 1.0)
+    assert not schedule.sits_out("way", 1.0 + SITS_OUT)
+    assert schedule.next_at == pytest.approx(1.0)

@@ -1,0 +1,94 @@
+"""When a better path is looked for, for a Link whose path is well, and which ways to one are left alone for a while.
+
+A search costs both sides packets, and what did not work a moment ago mostly does not work now.  So searches come ever
+more rarely, and only where something was said since the last one; where the network has changed, at once.  After a
+change of path there is none for a while, the longer the more often the path has changed lately, so that a Link does not
+go back and forth.  A way that turned out to be no good sits out.
+
+No I/O: methods take `now`, a monotonic time in seconds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Hashable
+from math import inf
+from typing import Final, final
+
+__all__ = ["UpgradeSchedule"]
+
+PAUSES: Final = (15.0, 60.0, 300.0, 900.0, 3600.0)
+"""Seconds before each search, after the one before it; the last one is for all further ones."""
+JITTER: Final = 0.2
+"""Share by which these vary: the Links of a node, and those of two, do not search in step."""
+DWELL: Final = 10.0
+"""Seconds after a change of path in which there is no search; each further change doubles them."""
+DWELL_MAX: Final = 300.0
+"""Seconds of that at most."""
+DWELL_MEMORY: Final = 600.0
+"""Seconds after which a change of path is forgotten."""
+SITS_OUT: Final = 60.0
+"""Seconds for which a way is left alone whose path carried no bulk, or was no good in its first seconds; each further
+failure doubles them."""
+SITS_OUT_MAX: Final = 3600.0
+"""Seconds of that at most: as rarely as a search comes by itself."""
+
+
+@final
+class UpgradeSchedule:
+    """The searches of one Link.
+
+    Args:
+      seed: of what varies.
+
+    Attributes:
+      next_at: when the next search is due.
+    """
+
+    def __init__(self, now: float, *, seed: int) -> None:
+        self._chance: Final = random.Random(seed)
+        self._step = 0
+        self._changes: deque[float] = deque()
+        self._rests_until = -inf
+        self._sitting_out: dict[Hashable, tuple[float, float]] = {}  # until when, and for how long
+        self.next_at: float = inf
+        self._wait(now)
+
+    def _wait(self, now: float) -> None:
+        pause = PAUSES[min(self._step, len(PAUSES) - 1)] * self._chance.uniform(1 - JITTER, 1 + JITTER)
+        self.next_at = max(now + pause, self._rests_until)
+
+    def searched(self, now: float) -> None:
+        """One has ended."""
+        self._step += 1
+        self._wait(now)
+
+    def postpone(self, now: float) -> None:
+        """One is due and not worth it: nothing was said since the last one, or nothing better can be."""
+        self._wait(now)
+
+    def hint(self, now: float) -> None:
+        """The network has changed: what did not work may work now."""
+        self._step = 0
+        self._sitting_out.clear()
+        self.next_at = max(now, self._rests_until)
+
+    def changed(self, now: float) -> None:
+        """The Link speaks on another path."""
+        while self._changes and now - self._changes[0] >= DWELL_MEMORY:
+            self._changes.popleft()
+        self._rests_until = now + min(DWELL * 2 ** len(self._changes), DWELL_MAX)
+        self._changes.append(now)
+        self._step = 0
+        self._wait(now)
+
+    def failed(self, way: Hashable, now: float) -> None:
+        """A way led to a path that was no good."""
+        _, before = self._sitting_out.get(way, (0.0, 0.0))
+        seconds = min(2 * before, SITS_OUT_MAX) or SITS_OUT
+        self._sitting_out[way] = (now + seconds, seconds)
+
+    def sits_out(self, way: Hashable, now: float) -> bool:
+        """Whether a way is left alone."""
+        return now < self._sitting_out.get(way, (-inf, 0.0))[0]
