@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from warpgate_trio.node.upgrade_schedule import (
 @given(seed=st.integers(0, 2**32))
 def test_searches_come_ever_more_rarely(seed: int) -> None:
     now = 100.0
-    schedule = UpgradeSchedule(now, seed=seed)
+    schedule = UpgradeSchedule(now, uniform=Random(seed).uniform)
     for pause in (*PAUSES, PAUSES[-1]):
         assert abs(schedule.next_at - now - pause) <= JITTER * pause
         now = schedule.next_at
@@ -31,7 +32,7 @@ def test_searches_come_ever_more_rarely(seed: int) -> None:
 
 
 def test_one_that_is_not_worth_it_does_not_count() -> None:
-    schedule = UpgradeSchedule(0.0, seed=1)
+    schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
     for _ in range(5):
         now = schedule.next_at
         schedule.postpone(now)
@@ -39,7 +40,7 @@ def test_one_that_is_not_worth_it_does_not_count() -> None:
 
 
 def test_a_change_of_the_network_has_one_at_once_and_the_pauses_start_afresh() -> None:
-    schedule = UpgradeSchedule(0.0, seed=1)
+    schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
     for _ in range(4):
         schedule.searched(schedule.next_at)
     now = 5000.0
@@ -53,7 +54,7 @@ def test_a_change_of_the_network_has_one_at_once_and_the_pauses_start_afresh() -
 def test_the_more_often_the_path_has_changed_the_longer_it_stays(gaps: list[float], hinted: bool) -> None:
     """Law 12: never two upgrades within the dwell."""
     now, changes = 0.0, [0.0]
-    schedule = UpgradeSchedule(now, seed=0)
+    schedule = UpgradeSchedule(now, uniform=Random(0).uniform)
     schedule.changed(now)
     for gap in gaps:
         now += gap
@@ -69,7 +70,7 @@ def test_the_more_often_the_path_has_changed_the_longer_it_stays(gaps: list[floa
 
 
 def test_changes_long_ago_are_forgotten() -> None:
-    schedule = UpgradeSchedule(0.0, seed=0)
+    schedule = UpgradeSchedule(0.0, uniform=Random(0).uniform)
     for at in (0.0, 1.0, 2.0):
         schedule.changed(at)
     now = 2.0 + DWELL_MEMORY
@@ -79,7 +80,7 @@ def test_changes_long_ago_are_forgotten() -> None:
 
 
 def test_a_way_that_was_no_good_sits_out_ever_longer() -> None:
-    schedule = UpgradeSchedule(0.0, seed=0)
+    schedule = UpgradeSchedule(0.0, uniform=Random(0).uniform)
     now, seconds = 0.0, SITS_OUT
     for _ in range(9):
         schedule.failed("way", now)
@@ -91,7 +92,7 @@ def test_a_way_that_was_no_good_sits_out_ever_longer() -> None:
 
 
 def test_a_change_of_the_network_lets_it_be_tried_again() -> None:
-    schedule = UpgradeSchedule(0.0, seed=0)
+    schedule = UpgradeSchedule(0.0, uniform=Random(0).uniform)
     schedule.failed("way", 0.0)
     schedule.hint(1.0)
     assert not schedule.sits_out("way", 1.0)

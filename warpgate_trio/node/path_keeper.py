@@ -130,8 +130,7 @@ class _Kept:
         self._home: Final = keeper.home
         self._link: Final = link
         self._reach: Final = reach
-        now = trio.current_time()
-        self._schedule: Final = UpgradeSchedule(now, seed=int.from_bytes(self._home.view.host.entropy(8), "big"))
+        self._schedule: Final = UpgradeSchedule(trio.current_time(), uniform=self._home.view.host.random.uniform)
         self._hints = link.hints
         self._path = link.path
         self._moved = link.moved

@@ -10,9 +10,8 @@ No I/O: methods take `now`, a monotonic time in seconds.
 
 from __future__ import annotations
 
-import random
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from math import inf
 from typing import Final, final
 
@@ -40,14 +39,14 @@ class UpgradeSchedule:
     """The searches of one Link.
 
     Args:
-      seed: of what varies.
+      uniform: draws a number between two (`random.Random.uniform`).
 
     Attributes:
       next_at: when the next search is due.
     """
 
-    def __init__(self, now: float, *, seed: int) -> None:
-        self._chance: Final = random.Random(seed)
+    def __init__(self, now: float, *, uniform: Callable[[float, float], float]) -> None:
+        self._uniform: Final = uniform
         self._step = 0
         self._changes: deque[float] = deque()
         self._rests_until = -inf
@@ -56,7 +55,7 @@ class UpgradeSchedule:
         self._wait(now)
 
     def _wait(self, now: float) -> None:
-        pause = PAUSES[min(self._step, len(PAUSES) - 1)] * self._chance.uniform(1 - JITTER, 1 + JITTER)
+        pause = PAUSES[min(self._step, len(PAUSES) - 1)] * self._uniform(1 - JITTER, 1 + JITTER)
         self.next_at = max(now + pause, self._rests_until)
 
     def searched(self, now: float) -> None:
