@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .errors import PeerRefused as PeerRefused
     from .errors import WarpgateError as WarpgateError
     from .identity import Identity as Identity
+    from .link import PathCause as PathCause
+    from .link import PathChange as PathChange
     from .link import PathInfo as PathInfo
     from .link import PathState as PathState
     from .link import Pipe as Pipe
@@ -66,6 +68,8 @@ __all__ = [
     "NetworkConfig",
     "Node",
     "NodeConfig",
+    "PathCause",
+    "PathChange",
     "PathInfo",
     "PathState",
     "PathsConfig",
@@ -103,6 +107,8 @@ _HOME: Final[dict[str, str]] = {
     "NodeConfig": "config",
     "PathsConfig": "config",
     "PortMapConfig": "config",
+    "PathCause": "link",
+    "PathChange": "link",
     "PathInfo": "link",
     "PathState": "link",
     "PeerAddress": "address",

@@ -19,6 +19,8 @@ __all__ = [
     "ConnectReport",
     "Known",
     "Outcome",
+    "PathChangeReport",
+    "PathReport",
     "Verdict",
     "WalkEvent",
     "advise",
@@ -200,10 +202,32 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
         return next((combo for combo in self.combos if combo.outcome is Outcome.WON), None)
 
 
-class WalkEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a walk, for live views.
+class PathReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a Pipe travels, in plain words; `PathInfo` has what they mean."""
 
-    `kind` is ``"phase"``, ``"combo_started"``, ``"combo_ended"`` or ``"note"``.
+    phase: str | None
+    plugin: str
+    af: int
+    route: str
+    state: str
+
+
+class PathChangeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a Pipe's path, in plain words; `PathChange` has what they mean.  The time is in milliseconds."""
+
+    old: PathReport | None
+    new: PathReport | None
+    cause: str
+    detail: str
+    silence_ms: float
+    replayed: int
+
+
+class WalkEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a walk, or a change of the path that it has found, for live views.
+
+    `kind` is ``"phase"``, ``"combo_started"``, ``"combo_ended"`` or ``"note"``; once there is a Pipe, ``"path"``, with
+    `path` saying what changed.  `at_ms` runs from the start of the walk.
     """
 
     kind: str
@@ -211,3 +235,4 @@ class WalkEvent(msgspec.Struct, frozen=True, kw_only=True):
     phase: str | None = None
     combo: ComboReport | None = None
     text: str = ""
+    path: PathChangeReport | None = None

@@ -13,7 +13,9 @@ import trio
 import trio.testing
 
 from tests.certificates import Authority
+from tests.hangs import HANG
 from tests.identities import ALICE, ALICE_SEED, BOB, BOB_SEED
+from tests.links import link_of
 from tests.nodes import LoopbackHost, config, echo, loopback_node, on_host, pair
 from tests.servers_mqtt import PASSWORD, USER, make_mosquitto
 from tests.servers_mqtt import libraries as libraries
@@ -24,6 +26,7 @@ from warpgate_trio import ConnectError, Identity, Node, NodeConfig, Servers, any
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
 from warpgate_trio.config import IdentityConfig
+from warpgate_trio.link.life import Life
 from warpgate_trio.report import WalkEvent
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
@@ -79,6 +82,43 @@ async def test_events_tell_the_walk_as_it_happens() -> None:
     ended = [event.combo for event in events if event.kind == "combo_ended"]
     assert len(started) == len(ended)
     assert [combo.outcome.value for combo in ended if combo is not None].count("won") == 1
+
+
+async def test_events_and_counters_tell_what_becomes_of_the_path() -> None:
+    """The walk's listener hears of the life after it, for as long as there is one; both nodes count it."""
+    events: list[WalkEvent] = []
+    async with pair() as both:
+        ours = await both.alice.connect(both.bob.address, plugin="direct_connect", af=4, on_event=events.append)
+        theirs = await both.bob.listener.accept()
+        async with ours, theirs:
+            walk = len(events)
+            assert walk
+            await wait_until(lambda: link_of(theirs).protocol.movable)
+            link_of(ours).carrier.close_nowait()
+            with trio.fail_after(HANG):
+                await ours.send_all(b"on the next path")
+                assert await theirs.receive_some() == b"on the next path"
+            lost, found = (event.path for event in events[walk:])
+            assert lost is not None
+            assert found is not None
+            assert {event.kind for event in events[walk:]} == {"path"}
+            assert [event.at_ms for event in events] == sorted(event.at_ms for event in events)
+            assert (lost.cause, lost.new, found.cause, found.old) == ("lost", None, "found", None)
+            assert lost.old is not None
+            assert lost.old == found.new
+            assert (lost.old.phase, lost.old.plugin, lost.old.route) == ("direct", "direct_connect", "LOOPBACK_BIND")
+            assert lost.old.state == "live"
+            alice, bob = both.alice.stats(), both.bob.stats()
+            assert (alice.switches, alice.false_alarms, bob.switches, bob.false_alarms) == (1, 0, 1, 0)
+            assert alice.searches >= 1
+            await trio.testing.wait_all_tasks_blocked()
+            link_of(ours).protocol.life.life = Life.SUSPECT
+            link_of(ours).hint()
+            await ours.ping()
+            assert both.alice.stats().false_alarms == 1
+            assert both.alice.stats().switches == 1
+            heard = len(events)
+        assert len(events) == heard
 
 
 async def everything(server_url: str, bob: Node, alice: Node) -> None:

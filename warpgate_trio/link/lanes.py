@@ -34,11 +34,13 @@ class Lanes:
     Attributes:
       active: the one that we speak on; None while there is none.
       turn: the highest that was said or heard.
+      followed: we speak on `active` because the peer does.
     """
 
     def __init__(self, first: LaneProtocol, *, initiator: bool | None) -> None:
         self.active: LaneProtocol | None = first
         self.turn: int = 0
+        self.followed: bool = False
         self.initiator: bool | None = initiator
         self._all: dict[int, LaneProtocol] = {first.number: first}
         self._named = first.number
@@ -91,7 +93,7 @@ class Lanes:
     def promote(self, lane: LaneProtocol) -> None:
         """Speak on this lane, of our own accord."""
         self.turn += 1
-        self.speak_on(lane)
+        self.speak_on(lane, followed=False)
 
     def hear(self, lane: LaneProtocol, at: At) -> bool:
         """The peer has begun to speak on a lane; whether we are to follow it there."""
@@ -101,9 +103,10 @@ class Lanes:
         self.turn = at.turn
         return lane is not self.active
 
-    def speak_on(self, lane: LaneProtocol) -> None:
+    def speak_on(self, lane: LaneProtocol, *, followed: bool) -> None:
         """Speak on this lane, whoever has chosen it."""
         if self.active is not None:
             self.active.said = None
             self.active.life.excuse()
         self.active = lane
+        self.followed = followed

@@ -197,6 +197,10 @@ class LifeJudge:
         """Seconds since the peer was last heard."""
         return now - self._heard_at
 
+    def unanswered(self, now: float) -> float:
+        """Seconds for which something has been unanswered and nothing has progressed; 0 while nothing is."""
+        return 0.0 if self._waits_from is None else now - self._waits_from
+
     @property
     def _question_at(self) -> float:
         sooner = max(self.notice_within - SUSPICION_TRIPS * self.trip - self._slack, 1.0)

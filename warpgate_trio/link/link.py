@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -27,7 +27,8 @@ from .handshake import Handshake, Task
 from .lane import LaneProtocol
 from .lane_driver import LaneDriver
 from .life import Life
-from .path import PathInfo, PathState
+from .path import PathChange, PathInfo, PathState
+from .path_log import PathChanges, PathLog
 from .pipe import Pipe
 from .states import LinkState
 
@@ -60,6 +61,7 @@ class Link(Handshake):
     """One side of the session between two peers.
 
     Attributes, for reading; see `Handshake` for more of them:
+      path_log: how its path has changed.
       hints: how often something has happened that may have killed its path, or made a better one possible.
       migrator: finds a better path; None where nobody does.
     """
@@ -69,8 +71,8 @@ class Link(Handshake):
         self._lanes: dict[LaneProtocol, LaneDriver] = {self._first.protocol: self._first}
         self._last = self._first  # that we spoke on
         self._answers: Final = trio.lowlevel.ParkingLot()
-        self._path_lot: Final = trio.lowlevel.ParkingLot()
-        self._told: tuple[LaneProtocol | None, Life] | None = None  # to those who wait in it
+        self.path_log: Final = PathLog()
+        self._told: tuple[LaneProtocol | None, Life] | None = None  # to it
         self._dropped: list[PathInfo] = []
         self.migrator: Migrate | None = None
         self.hints: int = 0
@@ -257,7 +259,7 @@ class Link(Handshake):
         self.hints += 1
         self.protocol.hint(trio.current_time())
         self._settle()
-        self._path_lot.unpark_all()
+        self.path_log.told.unpark_all()
 
     def _lose(self, lane: LaneDriver, error: Exception) -> None:
         """A carrier is gone; so is the Link, where it was the last one and nothing is kept.  Idempotent."""
@@ -273,7 +275,7 @@ class Link(Handshake):
             self._dropped.append(lane.path)
         protocol.lose(lane.protocol, trio.current_time())
         self._lanes.pop(lane.protocol, None)
-        self._path_lot.unpark_all()
+        self.path_log.told.unpark_all()
         lane.scope.cancel()
         if not self._lanes:
             self._patience.deadline = trio.current_time() + protocol.resume_timeout
@@ -310,7 +312,8 @@ class Link(Handshake):
         self._close_unwanted()
         if self._told != self._sight:
             self._told = self._sight
-            self._path_lot.unpark_all()
+            active = None if self.protocol.lanes.active is None else self._speaking
+            self.path_log.look(active, self.protocol, lost_by=self._lost_by)
             self._answers.unpark_all()
 
     def _close_unwanted(self) -> None:
@@ -369,7 +372,7 @@ class Link(Handshake):
 
     def _end(self) -> None:
         self._ending = True
-        self._path_lot.unpark_all()
+        self.path_log.told.unpark_all()
         self._speaking.poke()
         self._bound_goodbye()
 
@@ -384,7 +387,7 @@ class Link(Handshake):
             lane.close_nowait()
         self._over.set()
         self._answers.unpark_all()
-        self._path_lot.unpark_all()
+        self.path_log.told.unpark_all()
         for channel in self.protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
@@ -435,7 +438,7 @@ class Link(Handshake):
         if channel.observer is not None:
             channel.observer.wake()
         self._answers.unpark_all()
-        self._path_lot.unpark_all()
+        self.path_log.told.unpark_all()
         self._pipes.discard(channel)
         if self._pipes:
             self._settle()
@@ -489,7 +492,7 @@ class Link(Handshake):
         while not self._ending and self.protocol.state is not LinkState.ENDED:
             if (self.live_path().state is PathState.LIVE) is well:
                 return
-            await self._path_lot.park()
+            await self.path_log.told.park()
         raise trio.BrokenResourceError("the link is over")
 
     async def migrate(self, phases: Sequence[str] | None, timeout: float | None, channel: Channel) -> PathInfo:
@@ -506,7 +509,7 @@ class Link(Handshake):
         """Wait until something has happened to the paths; `trio.BrokenResourceError` once the Link is over."""
         if self._ending or self.protocol.state is LinkState.ENDED:
             raise trio.BrokenResourceError("the link is over")
-        await self._path_lot.park()
+        await self.path_log.told.park()
 
     async def wait_trial(self, link: Handshake) -> bool:
         """Wait until the Link speaks on the carrier that `link` was attached with, or has no use for it: False."""
@@ -514,7 +517,7 @@ class Link(Handshake):
         while lane in self.protocol.lanes and not lane.is_over:
             if lane is self.protocol.lanes.active:
                 return True
-            await self._path_lot.park()
+            await self.path_log.told.park()
         return False
 
     def take_dropped(self) -> list[PathInfo]:
@@ -535,8 +538,13 @@ class Link(Handshake):
                 raise trio.ClosedResourceError("this pipe was closed")
             if self.protocol.failure is not None:
                 raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
-            await self._path_lot.park()
+            await self.path_log.told.park()
         return path
+
+    def path_changes(self, channel: Channel) -> AsyncIterator[PathChange]:
+        """See `Pipe.path_changes`."""
+        protocol = self.protocol
+        return PathChanges(self.path_log, lambda: channel.closed_here or protocol.failure is not None)
 
     @property
     def rtt(self) -> float | None:

@@ -228,7 +228,7 @@ class Moving(ABC):
         elif lane.is_proven:
             self._trial = None
             if self._follows:
-                self.lanes.speak_on(lane)
+                self.lanes.speak_on(lane, followed=True)
             else:
                 self.lanes.promote(lane)
             self._begin(lane, now, graceful=True)
@@ -259,7 +259,7 @@ class Moving(ABC):
         if at.graceful and self.lanes.active is not None and self.lanes.active.is_well:
             self._try(lane, now, follows=True)
         else:
-            self.lanes.speak_on(lane)
+            self.lanes.speak_on(lane, followed=True)
             self._begin(lane, now)
 
     # -- leaving -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
-"""How a Link came about and travels, for those who hold its Pipes."""
+"""How a Link came about and travels, and how that has changed, for those who hold its Pipes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
+from ..report import PathChangeReport, PathReport
 from ..sockaddr import TransportAddress
 
-__all__ = ["PathClass", "PathInfo", "PathState", "path_class"]
+__all__ = ["PathCause", "PathChange", "PathClass", "PathInfo", "PathState", "path_class"]
 
 
 class PathState(Enum):
@@ -42,6 +43,24 @@ def path_class(phase: str | None, route_type: str) -> PathClass:
     return PathClass.PUNCHED if phase in ("punch", "spray") else PathClass.PUBLIC
 
 
+class PathCause(Enum):
+    """Why a Link's path changed."""
+
+    SUSPECTED = "suspected"
+    """The peer acknowledged nothing for too long, or did not answer; what is sent goes on by another path if there is
+    one."""
+    FORGIVEN = "forgiven"
+    """What was suspected carries again: it was a false alarm."""
+    LOST = "lost"
+    """It is gone; `PathChange.detail` says how."""
+    FOUND = "found"
+    """A search, of either side, has found another one while the path was suspected or gone."""
+    FOLLOWED = "followed"
+    """The peer went over to another one, and so does this side."""
+    BETTER = "better"
+    """Nothing was wrong, and another one is better."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathInfo:
     """How a Pipe travels.
@@ -70,3 +89,57 @@ class PathInfo:
     def same_as(self, other: PathInfo) -> bool:
         """Whether nothing has changed but the round trip."""
         return replace(self, rtt=None) == replace(other, rtt=None)
+
+    def as_report(self) -> PathReport:
+        """The same in plain words."""
+        return PathReport(
+            phase=self.phase, plugin=self.plugin, af=self.af, route=self.route_type, state=self.state.value
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathChange:
+    """One change of a Link's path, or of its state.
+
+    Attributes:
+      at: when, as `trio.current_time` counts: seconds that can be compared with other times of this program.
+      old, new: the path before and after it; None where there is none (`PathState.SUSPENDED`).
+      cause: why.
+      detail: what is known beyond that, for people: of a path that is lost, the error.
+      silence: seconds until then for which the peer had acknowledged nothing of what it was sent; 0 where nothing was.
+      replayed: bytes of payload that are said again on the new path, at most: those that the peer had not acknowledged.
+    """
+
+    at: float
+    old: PathInfo | None
+    new: PathInfo | None
+    cause: PathCause
+    detail: str = ""
+    silence: float = 0.0
+    replayed: int = 0
+
+    @property
+    def switched(self) -> bool:
+        """Whether what is sent goes by another path now; else only the state has changed."""
+        if self.new is None or self.cause is PathCause.FORGIVEN:
+            return False
+        return self.cause is not PathCause.SUSPECTED or self.new.state is PathState.LIVE
+
+    def __str__(self) -> str:
+        why = f"{self.cause.value}: {self.detail}" if self.detail else self.cause.value
+        return f"{_shown(self.old)} → {_shown(self.new)} ({why}; {self.silence:.1f} s of silence)"
+
+    def as_report(self) -> PathChangeReport:
+        """The same in plain words."""
+        return PathChangeReport(
+            old=None if self.old is None else self.old.as_report(),
+            new=None if self.new is None else self.new.as_report(),
+            cause=self.cause.value,
+            detail=self.detail,
+            silence_ms=round(self.silence * 1000, 3),
+            replayed=self.replayed,
+        )
+
+
+def _shown(path: PathInfo | None) -> str:
+    return "no path" if path is None else f"{path.plugin} IPv{path.af} {path.state.value}"

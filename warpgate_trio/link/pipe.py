@@ -10,7 +10,7 @@ from ..identity import peer_id_from_key
 from .states import DirectionState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
     from ..carrier import Carrier
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..report import ConnectReport
     from .channel import Channel
     from .frames import Refuse
-    from .path import PathInfo
+    from .path import PathChange, PathInfo
+    from .path_log import PathLog
 
 __all__ = ["ChannelLink", "Pipe"]
 
@@ -40,8 +41,11 @@ class ChannelLink(Protocol):
     def path(self) -> PathInfo | None: ...
     @property
     def rtt(self) -> float | None: ...
+    @property
+    def path_log(self) -> PathLog: ...
 
     def live_path(self) -> PathInfo: ...
+    def path_changes(self, channel: Channel, /) -> AsyncIterator[PathChange]: ...
     async def wait_path_change(self, known: PathInfo, channel: Channel, /) -> PathInfo: ...
     async def migrate(self, phases: Sequence[str] | None, timeout: float | None, channel: Channel, /) -> PathInfo: ...
     def refused(self, refusal: Refuse, /) -> PeerRefused: ...
@@ -111,6 +115,11 @@ class Pipe(trio.abc.HalfCloseableStream):
     def path(self) -> PathInfo:
         """How this Pipe travels now."""
         return self._link.live_path()
+
+    @property
+    def path_log(self) -> tuple[PathChange, ...]:
+        """How the path has changed since the Pipe's Link was made, the oldest first: the last 64 changes."""
+        return tuple(self._link.path_log.changes)
 
     @property
     def rtt(self) -> float | None:
@@ -284,6 +293,14 @@ class Pipe(trio.abc.HalfCloseableStream):
         """
         await trio.lowlevel.checkpoint()
         return await self._link.migrate(phases, timeout, self._channel)
+
+    def path_changes(self) -> AsyncIterator[PathChange]:
+        """Iterate over the changes of the path from now on: ``async for change in pipe.path_changes():``.
+
+        It waits for each, and ends once the Pipe is closed here, or broken.  A task that falls behind by more than the
+        64 changes of `path_log` misses some.  Cancelling misses none.
+        """
+        return self._link.path_changes(self._channel)
 
     @trio.lowlevel.enable_ki_protection
     def close_nowait(self) -> None:

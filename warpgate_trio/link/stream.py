@@ -100,6 +100,11 @@ class Outgoing:
         """Whether a sender is to wait until the peer has acknowledged something."""
         return self.held >= self.limit
 
+    @property
+    def payload(self) -> int:
+        """Bytes of payload that were not acknowledged."""
+        return self.end - self.acknowledged - self.frames
+
     def put(self, channel: int, data: memoryview) -> None:
         """Payload that goes on a carrier now."""
         size = len(data)

@@ -17,7 +17,7 @@ import trio
 from ..config import PathsConfig
 from ..errors import panics_as_errors
 from ..host import Host
-from ..link import Link, Terms
+from ..link import Link, PathCause, PathChange, Terms
 from ..nurseries import open_background_nursery
 from ..sockaddr import TransportAddress
 from ..walk.session import Reach
@@ -47,6 +47,8 @@ class Links:
 
     Attributes:
       keep: finds further carriers for a Link, until it ends.
+      switches: times that one has gone on by another path.
+      false_alarms: times that a path was suspected and carried again.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Links:
         self._goodbye_time: Final = goodbye
         self._links: set[Link] = set()
         self.keep: Keep = _keep_nothing
+        self.switches: int = 0
+        self.false_alarms: int = 0
         self._nursery: trio.Nursery | None = None
         self._closing = False
 
@@ -109,8 +113,13 @@ class Links:
             link.close_nowait()
             return
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
+        link.path_log.watchers.append(self._count)
         self._links.add(link)
         self._nursery.start_soon(self._drive, link, tasks, reach)
+
+    def _count(self, change: PathChange) -> None:
+        self.false_alarms += change.cause is PathCause.FORGIVEN
+        self.switches += change.switched
 
     def hint(self, local: TransportAddress | None = None) -> None:
         """Something has happened that may have killed paths, all or those from one address of ours: they are asked, see

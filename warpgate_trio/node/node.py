@@ -202,7 +202,9 @@ class Node:
           dead_after: seconds within which the death of the Pipe's path is to be noticed, also while nobody says
             anything: the peer is then asked so often, once a second at most; 0: not asked for; ``paths.dead_after``
             when None (docs/live_links.md).
-          on_event: called with every step of the walk, for live views.
+          on_event: called with every step of the walk, for live views, and then with every change of the path, for as
+            long as there is one of the Pipes that the walk led to.  It must not block; what it raises after the walk is
+            logged.  A Pipe that a peer has opened tells by `Pipe.path_changes`.
 
         Raises:
           AddressError: the address is malformed, forged, expired, or of an unknown version.

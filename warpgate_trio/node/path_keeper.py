@@ -64,6 +64,9 @@ class PathKeeper:
       distrust: has the signal servers asked whether they are there.
       opened: how often one of them was connected to.
       upgrade: whether better paths are looked for.
+
+    Attributes:
+      searches: those begun.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class PathKeeper:
         self.upgrade: Final = upgrade
         self.recoveries: Final = trio.CapacityLimiter(MAX_RECOVERIES)
         self.upgrades: Final = trio.CapacityLimiter(MAX_UPGRADES)
+        self.searches: int = 0
 
     async def keep(self, link: Link, reach: Reach | None) -> None:
         """Keep a Link on a path, until it ends."""
@@ -290,6 +294,7 @@ class _Kept:
     def _plan_walk(
         self, peer: PeerAddress, allowed: Reach, *, only: Callable[[Combo], bool] | None = None, preferred: bool = False
     ) -> Walk:
+        self._keeper.searches += 1
         return Walk(
             self._home,
             peer,

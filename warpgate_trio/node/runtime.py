@@ -207,14 +207,15 @@ class NodeRuntime:
             strict=strict_plugins,
         )
 
-        self.links.keep = PathKeeper(
+        self.path_keeper: Final = PathKeeper(
             self.home,
             plugins=self._makes_paths,
             refresh=self._present_address,
             distrust=self._distrust,
             opened=lambda: hub.opened,
             upgrade=config.paths.upgrade,
-        ).keep
+        )
+        self.links.keep = self.path_keeper.keep
 
         # What peers want of us.
         self.peer_work: Final = PeerWork()
@@ -294,6 +295,9 @@ class NodeRuntime:
             refused={k.removeprefix(REFUSED): n for k, n in counters.items() if k.startswith(REFUSED)},
             handshakes_failed=self.inbound.failed,
             links=len(self.links),
+            switches=self.links.switches,
+            searches=self.path_keeper.searches,
+            false_alarms=self.links.false_alarms,
             attempts=self.home.attempts,
             handshakes=self.inbound.handshakes,
             waiting_pipes=self.listener.waiting,

@@ -17,6 +17,9 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
       refused: commits and requests that were refused, by reason.
       handshakes_failed: inbound connections that ended before a commit.
       links: Links that stand now.
+      switches: times that a Link has gone on by another path.
+      searches: searches for another path, by either side's reasons, that this node has begun.
+      false_alarms: times that a path was suspected and carried again.
       attempts: plugins' runs under way now, on either side.
       handshakes: inbound connections before their commit now.
       waiting_pipes: Pipes that wait for ``listener.accept()`` now.
@@ -32,6 +35,9 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, int]
     handshakes_failed: int
     links: int
+    switches: int
+    searches: int
+    false_alarms: int
     attempts: int
     handshakes: int
     waiting_pipes: int

@@ -236,6 +236,8 @@ class CallingAttempt(Attempt):
             # No checkpoint from the ACCEPT to here: the lock's release is none either.
             link.path = link.path or self._path_info(link.carrier)
             self.won = True
+            if (follow := session.recorder.follow()) is not None:
+                link.path_log.watchers.append(follow)
             reach = None if session.reach is None else replace(session.reach, peer=session.peer)
             self._home.adopt_link(link, self._adopted, dead_after=session.dead_after, reach=reach)
             session.win(pipe)

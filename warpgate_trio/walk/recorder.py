@@ -8,6 +8,7 @@ from typing import final
 import msgspec
 
 from ..combos import Combo
+from ..link import PathChange
 from ..report import ComboReport, ConnectReport, Known, Outcome, Verdict, WalkEvent, advise
 
 __all__ = ["Recorder"]
@@ -34,6 +35,18 @@ class Recorder:
     def _emit(self, event: WalkEvent) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+    def follow(self) -> Callable[[PathChange], None] | None:
+        """Who is to be told of changes of the path that the walk has found; None: nobody asked.
+
+        It outlives the walk, and keeps nothing of it.
+        """
+        on_event, began = self._on_event, self._began
+        if on_event is None:
+            return None
+        return lambda change: on_event(
+            WalkEvent(kind="path", at_ms=round((change.at - began) * 1000, 3), path=change.as_report())
+        )
 
     def planned(self, combo: Combo) -> None:
         """A combo of the plan that has not started."""

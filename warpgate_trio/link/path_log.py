@@ -1,0 +1,139 @@
+"""What has become of a Link's path: the last changes of it, and who is told of each.
+
+`PathLog` is told which carrier the Link speaks on, and whether that is well, whenever either has changed; it finds the
+cause.  What a change replaces is kept as the carrier that it was, so that the entry has its last round trip.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .life import Life
+from .path import PathCause, PathChange, PathInfo, PathState
+
+if TYPE_CHECKING:
+    from .lane_driver import LaneDriver
+    from .protocol import LinkProtocol
+
+__all__ = ["MAX_CHANGES", "PathChanges", "PathLog"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+MAX_CHANGES: Final = 64
+"""Changes of its path that a Link remembers: a path that comes and goes each minute shows an hour of it."""
+
+
+@final
+class PathLog:
+    """The last changes of a Link's path.
+
+    Attributes:
+      changes: the last of them, the oldest first.
+      count: how many there were in all.
+      told: wakes whoever waits for the path to change.
+      watchers: called with each change, at once; they must not block.
+    """
+
+    def __init__(self) -> None:
+        self.changes: Final[deque[PathChange]] = deque(maxlen=MAX_CHANGES)
+        self.count: int = 0
+        self.told: Final = trio.lowlevel.ParkingLot()
+        self.watchers: Final[list[Callable[[PathChange], object]]] = []
+        self._lane: LaneDriver | None = None
+        self._state: PathState | None = None  # None: nothing was seen yet
+        self._silent_since: float | None = None  # while the path is not live
+
+    def look(self, lane: LaneDriver | None, protocol: LinkProtocol, *, lost_by: Exception | None) -> None:
+        """Note how the Link travels now.  `lane` is the carrier that it speaks on, `lost_by` how it lost the last one.
+
+        To be called in the step in which that has changed: what a new carrier has to say again is seen here.
+        """
+        now, before, was = trio.current_time(), self._lane, self._state
+        state = PathState.SUSPENDED
+        if lane is not None:
+            state = PathState.LIVE if lane.protocol.life.life is Life.WELL else PathState.SUSPECT
+        self._lane, self._state = lane, state
+        if was is not None and (lane is not before or state is not was):
+            cause = _cause(before, was, lane, followed=protocol.lanes.followed)
+            kept = protocol.outgoing if lane is not None and lane is not before else None
+            self._note(
+                PathChange(
+                    at=now,
+                    old=_info(before, was),
+                    new=_info(lane, state),
+                    cause=cause,
+                    detail=str(lost_by or "") if cause is PathCause.LOST else "",
+                    silence=self._silence(before, now),
+                    replayed=0 if kept is None else kept.payload,
+                )
+            )
+        if state is PathState.LIVE:
+            self._silent_since = None
+        self.told.unpark_all()
+
+    def _silence(self, lane: LaneDriver | None, now: float) -> float:
+        if self._silent_since is None:
+            self._silent_since = now - (0.0 if lane is None else lane.protocol.life.unanswered(now))
+        return now - self._silent_since
+
+    def _note(self, change: PathChange) -> None:
+        self.changes.append(change)
+        self.count += 1
+        for watcher in self.watchers:
+            try:
+                watcher(change)
+            except Exception:
+                logger.exception("who is told of a path's changes failed")
+
+
+def _info(lane: LaneDriver | None, state: PathState) -> PathInfo | None:
+    if lane is None or lane.path is None:
+        return None
+    return replace(lane.path, rtt=lane.protocol.life.rtt, state=state)
+
+
+def _cause(before: LaneDriver | None, was: PathState, lane: LaneDriver | None, *, followed: bool) -> PathCause:
+    if lane is None:
+        return PathCause.LOST
+    if lane is before:
+        return PathCause.FORGIVEN if was is PathState.SUSPECT else PathCause.SUSPECTED
+    if before is None:
+        return PathCause.FOUND
+    if before.gone:
+        return PathCause.LOST
+    if followed:
+        return PathCause.FOLLOWED
+    if before.protocol.is_well:
+        return PathCause.BETTER
+    return PathCause.FOUND if was is PathState.SUSPECT else PathCause.SUSPECTED
+
+
+@final
+class PathChanges:
+    """Iterates over the changes of a path from now on, until `is_over`; see `Pipe.path_changes`."""
+
+    def __init__(self, log: PathLog, is_over: Callable[[], bool]) -> None:
+        self._log: Final = log
+        self._is_over: Final = is_over
+        self._seen = log.count
+
+    def __aiter__(self) -> PathChanges:
+        return self
+
+    async def __anext__(self) -> PathChange:
+        await trio.lowlevel.checkpoint()
+        log = self._log
+        while True:
+            missing = min(log.count - self._seen, len(log.changes))
+            if missing:
+                self._seen = log.count - missing + 1
+                return log.changes[-missing]
+            if self._is_over():
+                raise StopAsyncIteration
+            await log.told.park()
