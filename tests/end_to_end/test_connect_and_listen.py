@@ -200,6 +200,32 @@ async def test_a_pipe_that_breaks_is_4() -> None:
             assert connect.stderr_text.splitlines()[-1].startswith("error: pipe broken")
 
 
+async def test_what_becomes_of_a_path_is_told_on_stderr_and_with_json_on_stdout() -> None:
+    """Each side says that its path is gone, when the other one was killed: the caller's stdout is the Pipe's."""
+    watching = ("--ephemeral", "--path-events", "--resume-timeout", "1")
+    async with started("listen", *watching, "--allow-any", "--echo", "--keep-open", "--json") as listen:
+        address = (await listen.event())["address"]
+        async with started("connect", address, "-q", *watching, stdin=PIPE) as killed:
+            await killed.stdin.send_all(b"x")
+            await killed.wait_out(b"x")
+            killed.process.kill()
+            opened, lost = await listen.event(1), await listen.event(2)
+            assert (lost["event"], lost["cause"], lost["new"]) == ("path", "lost", None)
+            assert lost["old"] == {**{key: opened[key] for key in opened if key != "event"}, "state": "live"}
+            assert lost["peer"] == opened["peer"]
+            assert lost["detail"]
+        async with started("connect", address, "-q", *watching, stdin=PIPE) as connect:
+            await connect.stdin.send_all(b"y")
+            await connect.wait_out(b"y")
+            listen.process.kill()
+            assert await connect.code() == 4
+            told, error = connect.stderr_text.splitlines()
+            event = checked_event(told)
+            assert (event["event"], event["cause"], event["new"]) == ("path", "lost", None)
+            assert error.startswith("error: pipe broken: no path for 1 s: ")
+            assert connect.out == b"y"
+
+
 @pytest.mark.parametrize("interrupted", ["listen", "connect"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_what_was_interrupted_is_4_on_the_other_side(interrupted: str, number: signal.Signals) -> None:

@@ -115,6 +115,21 @@ async def test_what_is_suspected_goes_on_by_the_other_path_and_the_peer_follows(
         assert seen(bob) == [(PathCause.FOLLOWED, LIVE, LIVE)]
 
 
+@pytest.mark.slow("a megabyte, past a carrier that holds its sender up")
+async def test_a_path_that_holds_a_sender_up_is_suspected_first_and_closed_then() -> None:
+    """What is closed because another one was found is not lost."""
+    async with lasting(limit=1000) as (alice, bob), trio.open_nursery() as nursery:
+        await hold(bob, alice)
+        first = alice.link._first
+        nursery.start_soon(alice.pipe.send_all, bytes(1 << 20))
+        assert (await alice.pipe.wait_path_change()).state is SUSPECT
+        assert first.holds_a_sender
+        await attach(alice, bob)
+        assert first.gone
+        assert seen(alice) == [(PathCause.SUSPECTED, LIVE, SUSPECT), (PathCause.FOUND, SUSPECT, LIVE)]
+        nursery.cancel_scope.cancel()
+
+
 async def test_each_change_is_told_as_it_happens_and_the_iteration_ends_with_the_pipe(nursery: trio.Nursery) -> None:
     async with lasting() as (alice, bob):
         heard: list[PathChange] = []

@@ -6,12 +6,14 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
 
+from tests.end_to_end.processes import checked_event
 from tests.kernel.lab import SERVER, Home, Lab, open_lab
 from tests.kernel.run import configuration, program_on
 from tests.kernel.wire import Wire
@@ -38,10 +40,10 @@ async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[
             async with program_on(lab.server, "serve", "--host", SERVER, "--json", home=folder, logs=None) as server:
                 config = folder / "config.toml"
                 config.write_text(configuration((await server.event())["servers"]), encoding="utf-8")
-                words = ("--config", str(config), "--echo", "--allow-any", "--json", *listen)
+                words = ("--config", str(config), "--echo", "--allow-any", "--json", "--path-events", *listen)
                 async with program_on(b.host, "listen", *words, home=folder, logs=None) as listener:
                     address = (await listener.event())["address"]
-                    words = (address, "--config", str(config))
+                    words = (address, "--config", str(config), "--path-events")
                     async with program_on(
                         a.host, "connect", *words, home=folder, logs=None, stdin=subprocess.PIPE
                     ) as caller:
@@ -72,9 +74,23 @@ async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[
                         assert await caller.code() == 0, caller.stderr_text
                         assert bytes(caller.out) == b"".join(map(piece, range(PIECES)))
                     await listener.code()
+                    told = [line for line in caller.stderr_text.splitlines() if line.startswith("{")]
+                    for lines in (told, bytes(listener.out).splitlines()[2:]):
+                        check_changes([checked_event(line) for line in lines])
                 server.interrupt()
                 await server.code()
     return silence
+
+
+def check_changes(changes: list[dict[str, Any]]) -> None:
+    """What one side says of a path that was replaced: what becomes of it, one after the other, with causes."""
+    assert changes
+    for change in changes:
+        print({key: change[key] for key in ("cause", "detail", "silence_ms", "replayed")})
+    assert {change["event"] for change in changes} == {"path"}
+    assert all(change["cause"] for change in changes)
+    assert all(before["new"] == after["old"] for before, after in pairwise(changes))
+    assert changes[0]["old"]["state"] == changes[-1]["new"]["state"] == "live"
 
 
 async def renumber(home: Home) -> None:

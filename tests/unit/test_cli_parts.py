@@ -24,6 +24,7 @@ from hypothesis import given
 
 from tests.end_to_end.processes import SCHEMAS, checked_event
 from tests.links import connect_sockets
+from warpgate_trio import PathCause, PathState
 from warpgate_trio.address.nat_profile import NatProfile
 from warpgate_trio.cli import events
 from warpgate_trio.cli.echo_test import BLOCK, STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
@@ -101,6 +102,15 @@ def test_the_schema_knows_every_verdict() -> None:
     }  # fmt: skip
 
 
+def test_the_schema_knows_every_cause_and_state_of_a_path() -> None:
+    schema = json.loads((SCHEMAS / "path.json").read_text(encoding="utf-8"))
+    assert schema["properties"]["cause"]["enum"] == [cause.value for cause in PathCause]
+    states = schema["$defs"]["path"]["properties"]["state"]["enum"]
+    assert states == [state.value for state in PathState if state is not PathState.SUSPENDED], "then there is no path"
+    pipe = json.loads((SCHEMAS / "pipe.json").read_text(encoding="utf-8"))
+    assert set(schema["$defs"]["path"]["required"]) == {*pipe["required"], "state"} - {"event"}
+
+
 def test_every_event_follows_its_schema() -> None:
     path: dict[str, Any] = {"phase": "direct", "plugin": "p", "af": 4, "route": "NIC_BIND"}
     plain = msgspec.to_builtins(report(Verdict.UNREACHABLE, COMBO))
@@ -117,6 +127,24 @@ def test_every_event_follows_its_schema() -> None:
         events.Failed(verdict="unreachable", advice="a", report=plain, error="e"),
         events.Failed(verdict="bad_address", advice="a", report=None, error="e"),
         events.Identified(peer=PEER, key_file=None),
+        events.PathChanged(
+            peer=PEER,
+            old={"peer": PEER, **path, "state": "live"},
+            new=None,
+            cause="lost",
+            detail="gone",
+            silence_ms=1.5,
+            replayed=0,
+        ),
+        events.PathChanged(
+            peer=PEER,
+            old=None,
+            new={"peer": PEER, **path, "phase": None, "state": "suspect"},
+            cause="found",
+            detail="",
+            silence_ms=0.0,
+            replayed=7,
+        ),
         events.NetChecked(
             online=False,
             complete=True,

@@ -16,6 +16,7 @@ from .options import (
     json_option,
     node_options,
     pass_settings,
+    path_events_option,
     path_options,
 )
 from .parameters import PluginOption, Size, check_plugin, read_route
@@ -64,6 +65,7 @@ def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @path_options
+@path_events_option
 @common_options
 @pass_settings
 def connect(
@@ -138,7 +140,8 @@ class _Call:
         from . import render as render  # not in the midst of what is timed
         from .caller import caller_identity
         from .echo_test import EchoTest
-        from .stdio import look_ahead, skip
+        from .path_events import telling_path_changes
+        from .stdio import StandardOutput, look_ahead, skip
 
         peer = PeerAddress.from_text(self._address)  # before anything is opened for it
         check_plugin(self._plugin)
@@ -152,7 +155,7 @@ class _Call:
             except ConnectError as error:
                 await self._print_failed(error)
                 raise
-            async with pipe:
+            async with pipe, telling_path_changes(self._settings, pipe, StandardOutput()):
                 connect_ms = _ms(trio.current_time() - called_at)
                 path = pipe.path
                 self._settings.say(

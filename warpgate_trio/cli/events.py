@@ -1,4 +1,4 @@
-"""The JSON lines on stdout, one type per event; docs/schemas/ has the JSON Schema of each.
+"""The JSON lines, one type per event; docs/schemas/ has the JSON Schema of each.
 
 Keys are only ever added.  Times are in milliseconds, rates in 10^6 bytes per second.
 """
@@ -15,6 +15,7 @@ __all__ = [
     "Identified",
     "ListenReady",
     "NetChecked",
+    "PathChanged",
     "PipeOpened",
     "Pong",
     "Preset",
@@ -65,6 +66,26 @@ class PipeOpened(_Event, frozen=True, kw_only=True, tag="pipe"):
     plugin: str
     af: int
     route: str
+
+
+class PathChanged(_Event, frozen=True, kw_only=True, tag="path"):
+    """`connect` or `listen` with --path-events: the path of a Pipe has changed, or its state.
+
+    Attributes:
+      old, new: the path before and after it, with the keys of `PipeOpened` and ``state``; null where there is none.
+      cause: why, a `PathCause`'s value.
+      detail: what is known beyond that; of a path that is lost, the error.
+      silence_ms: for how long the peer had acknowledged nothing of what it was sent.
+      replayed: bytes that are said again on the new path, at most.
+    """
+
+    peer: str
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None
+    cause: str
+    detail: str
+    silence_ms: float
+    replayed: int
 
 
 class Pong(_Event, frozen=True, kw_only=True, tag="pong"):

@@ -16,6 +16,7 @@ from .options import (
     json_option,
     node_options,
     pass_settings,
+    path_events_option,
     path_options,
 )
 
@@ -43,6 +44,7 @@ NAT_PATIENCE: Final = 1.0
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
 @path_options
+@path_events_option
 @json_option
 @common_options
 @pass_settings
@@ -96,6 +98,7 @@ class _Listening:
     async def run(self, config: NodeConfig) -> ExitCode:
         from ..node import open_node
         from . import echo_test as echo_test  # not when a peer is there, and waits
+        from . import path_events as path_events
         from . import render as render
         from .stdio import open_standard_input
 
@@ -194,10 +197,11 @@ class _Listening:
         import trio
 
         from .echo_test import echo
+        from .path_events import telling_path_changes
         from .render import format_bytes
         from .stdio import join, wait_delivered
 
-        async with pipe:
+        async with pipe, telling_path_changes(self._settings, pipe, self._output):
             try:
                 if self._echo:
                     count = await echo(pipe)

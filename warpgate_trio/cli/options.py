@@ -27,6 +27,7 @@ __all__ = [
     "json_option",
     "node_options",
     "pass_settings",
+    "path_events_option",
     "path_options",
 ]
 
@@ -41,6 +42,7 @@ class Settings:
     verbose: int = 0
     debug: bool = False
     json: bool = False
+    path_events: bool = False
 
     @property
     def live(self) -> bool:
@@ -134,6 +136,17 @@ def json_option(function: _F) -> _F:
     """--json."""
     option = click.option(
         "--json", is_flag=True, help="One JSON object per line on stdout, for programs.", callback=_set("json")
+    )
+    return _unexposed(option, function)
+
+
+def path_events_option(function: _F) -> _F:
+    """--path-events."""
+    option = click.option(
+        "--path-events",
+        is_flag=True,
+        help="One JSON object per line for each change of the path: on stderr, with --json on stdout.",
+        callback=_set("path_events"),
     )
     return _unexposed(option, function)
 

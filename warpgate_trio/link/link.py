@@ -309,12 +309,12 @@ class Link(Handshake):
             if self.protocol.has_outbox(lane.protocol):
                 lane.poke()
             lane.set_alarm()
-        self._close_unwanted()
         if self._told != self._sight:
             self._told = self._sight
             active = None if self.protocol.lanes.active is None else self._speaking
             self.path_log.look(active, self.protocol, lost_by=self._lost_by)
             self._answers.unpark_all()
+        self._close_unwanted()
 
     def _close_unwanted(self) -> None:
         """Close what the peer has dropped, and what we have left while it held a sender up, who goes on elsewhere."""
