@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.sim.test_roaming import RTT, Talk
-from warpgate_trio import Node, PathState, Pipe
+from warpgate_trio import Node, PathCause, PathState, Pipe
 from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.node.upgrade_schedule import JITTER, PAUSES
 from warpgate_trio.plugin import AttemptContext, Plugin
@@ -102,6 +102,8 @@ def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
             assert both.theirs.path.phase == "direct"
             assert both.ours.path.state is both.theirs.path.state is PathState.LIVE
             both.check(began, silence=0.02 + 2 * RTT)  # two ways of different length may be RTT apart
+            assert [each.cause for each in both.ours.path_log] == [PathCause.BETTER]
+            assert [each.cause for each in both.theirs.path_log] == [PathCause.FOLLOWED]
 
     simulate(main, seed=0)
 

@@ -11,26 +11,24 @@ work for it.  Where the last one is lost, calls wait for another one, for as lon
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..errors import AttemptFailed, PeerRefused, ProtocolError, panics_as_errors
+from ..errors import PeerRefused, ProtocolError, panics_as_errors
 from ..identity import peer_id_from_key
 from .frames import MAX_LABEL, RefuseReason
 from .handshake import Handshake, Task
 from .lane import LaneProtocol
 from .lane_driver import LaneDriver
 from .life import Life
-from .path import PathChange, PathInfo, PathState
-from .path_log import PathChanges, PathLog
 from .pipe import Pipe
 from .states import LinkState
+from .travelling import Travelling
 
 if TYPE_CHECKING:
     from ..carrier import Carrier
@@ -46,10 +44,6 @@ Admit = Callable[["Link"], Awaitable[bool]]
 """Decides, at its first OPEN, whether a peer that was called here may open Pipes; no means UNAUTHORIZED."""
 
 
-Migrate = Callable[[Sequence[str] | None, float | None], Awaitable[PathInfo]]
-"""Looks for a better path, or for one by some phases, within so many seconds."""
-
-
 def refuse_all(_pipe: Pipe) -> RefuseReason:
     """The `OpenHandler` of a node that does not listen."""
     return RefuseReason.NOT_ACCEPTING
@@ -57,32 +51,21 @@ def refuse_all(_pipe: Pipe) -> RefuseReason:
 
 @final
 # long: a session has one owner until its GOAWAY: its carriers, its Pipes and its end
-class Link(Handshake):
-    """One side of the session between two peers.
-
-    Attributes, for reading; see `Handshake` for more of them:
-      path_log: how its path has changed.
-      hints: how often something has happened that may have killed its path, or made a better one possible.
-      migrator: finds a better path; None where nobody does.
-    """
+class Link(Travelling):
+    """One side of the session between two peers.  See `Travelling` and `Handshake` for its attributes."""
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
         super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
         self._lanes: dict[LaneProtocol, LaneDriver] = {self._first.protocol: self._first}
         self._last = self._first  # that we spoke on
         self._answers: Final = trio.lowlevel.ParkingLot()
-        self.path_log: Final = PathLog()
         self._told: tuple[LaneProtocol | None, Life] | None = None  # to it
-        self._dropped: list[PathInfo] = []
-        self.migrator: Migrate | None = None
-        self.hints: int = 0
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._over: Final = trio.Event()
         self._patience: Final = trio.CancelScope()  # for a further carrier, where there is none
         self._lost_by: Exception | None = None
-        self._ending = False
         self._goodbye: float | None = None  # None: not driven yet
         self._on_open: OpenHandler = refuse_all
         self._admitted: bool | None = None
@@ -104,15 +87,6 @@ class Link(Handshake):
         if active is not None and active in self._lanes:
             self._last = self._lanes[active]
         return self._last
-
-    @property
-    def path(self) -> PathInfo | None:
-        """How the carrier that we speak on came about; set by the attempt that made it."""
-        return self._speaking.path
-
-    @path.setter
-    def path(self, path: PathInfo | None) -> None:
-        self._first.path = path
 
     def __repr__(self) -> str:
         return f"<Link to {peer_id_from_key(self.peer_key)[:8]}… {self.protocol.state.value}>"
@@ -486,75 +460,3 @@ class Link(Handshake):
             raise trio.ClosedResourceError("this pipe was closed")
         failure = channel.failure or protocol.failure
         raise trio.BrokenResourceError(f"pipe broken: {failure}") from failure
-
-    async def wait_path(self, *, well: bool) -> None:
-        """Wait until the path is live, or until it is not; `trio.BrokenResourceError` once the Link is over."""
-        while not self._ending and self.protocol.state is not LinkState.ENDED:
-            if (self.live_path().state is PathState.LIVE) is well:
-                return
-            await self.path_log.told.park()
-        raise trio.BrokenResourceError("the link is over")
-
-    async def migrate(self, phases: Sequence[str] | None, timeout: float | None, channel: Channel) -> PathInfo:
-        """See `Pipe.migrate`."""
-        if channel.closed_here:
-            raise trio.ClosedResourceError("this pipe was closed")
-        if self.protocol.failure is not None:
-            raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
-        if self.migrator is None or not self.protocol.movable:
-            raise AttemptFailed("this pipe ends with its path: one side keeps none without")
-        return await self.migrator(phases, timeout)
-
-    async def wait_path_event(self) -> None:
-        """Wait until something has happened to the paths; `trio.BrokenResourceError` once the Link is over."""
-        if self._ending or self.protocol.state is LinkState.ENDED:
-            raise trio.BrokenResourceError("the link is over")
-        await self.path_log.told.park()
-
-    async def wait_trial(self, link: Handshake) -> bool:
-        """Wait until the Link speaks on the carrier that `link` was attached with, or has no use for it: False."""
-        lane = link._first.protocol  # it is ours by now
-        while lane in self.protocol.lanes and not lane.is_over:
-            if lane is self.protocol.lanes.active:
-                return True
-            await self.path_log.told.park()
-        return False
-
-    def take_dropped(self) -> list[PathInfo]:
-        """Paths that turned out to be no good, since the last call."""
-        dropped, self._dropped = self._dropped, []
-        return dropped
-
-    @property
-    def moved(self) -> int:
-        """Counts what was said and heard on all Pipes."""
-        outgoing, incoming = self.protocol.outgoing, self.protocol.incoming
-        return (0 if outgoing is None else outgoing.end) + (0 if incoming is None else incoming.received)
-
-    async def wait_path_change(self, known: PathInfo, channel: Channel) -> PathInfo:
-        """See `Pipe.wait_path_change`."""
-        while (path := self.live_path()).same_as(known):
-            if channel.closed_here:
-                raise trio.ClosedResourceError("this pipe was closed")
-            if self.protocol.failure is not None:
-                raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
-            await self.path_log.told.park()
-        return path
-
-    def path_changes(self, channel: Channel) -> AsyncIterator[PathChange]:
-        """See `Pipe.path_changes`."""
-        protocol = self.protocol
-        return PathChanges(self.path_log, lambda: channel.closed_here or protocol.failure is not None)
-
-    @property
-    def rtt(self) -> float | None:
-        """Smoothed round trip in seconds, None before it was measured."""
-        return self.protocol.life.rtt
-
-    def live_path(self) -> PathInfo:
-        """`path` with the round trip and the state of now."""
-        assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
-        state = PathState.LIVE if self.protocol.life.life is Life.WELL else PathState.SUSPECT
-        if self.protocol.lanes.active is None:
-            state = PathState.SUSPENDED
-        return dataclasses.replace(self.path, rtt=self.rtt, state=state)

@@ -1,0 +1,131 @@
+"""How a Link travels, for those who hold its Pipes, and for those who look for paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..errors import AttemptFailed
+from .handshake import Handshake
+from .life import Life
+from .path import PathChange, PathInfo, PathState
+from .path_log import PathChanges, PathLog
+from .states import LinkState
+
+if TYPE_CHECKING:
+    from ..carrier import Carrier
+    from .channel import Channel
+    from .lane_driver import LaneDriver
+
+__all__ = ["Travelling"]
+
+Migrate = Callable[[Sequence[str] | None, float | None], Awaitable[PathInfo]]
+"""Looks for a better path, or for one by some phases, within so many seconds."""
+
+
+class Travelling(Handshake):
+    """A Link as far as its paths go.
+
+    Attributes, for reading; see `Handshake` for more of them:
+      path_log: how its path has changed.
+      hints: how often something has happened that may have killed its path, or made a better one possible.
+      migrator: finds a better path; None where nobody does.
+    """
+
+    def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
+        super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
+        self.path_log: Final = PathLog()
+        self.hints: int = 0
+        self.migrator: Migrate | None = None
+        self._dropped: list[PathInfo] = []
+        self._ending = False
+
+    @property
+    @abstractmethod
+    def _speaking(self) -> LaneDriver:
+        """The carrier that we speak on, or spoke on last."""
+
+    @property
+    def path(self) -> PathInfo | None:
+        """How the carrier that we speak on came about; set by the attempt that made it."""
+        return self._speaking.path
+
+    @path.setter
+    def path(self, path: PathInfo | None) -> None:
+        self._first.path = path
+
+    async def wait_path(self, *, well: bool) -> None:
+        """Wait until the path is live, or until it is not; `trio.BrokenResourceError` once the Link is over."""
+        while not self._ending and self.protocol.state is not LinkState.ENDED:
+            if (self.live_path().state is PathState.LIVE) is well:
+                return
+            await self.path_log.told.park()
+        raise trio.BrokenResourceError("the link is over")
+
+    async def migrate(self, phases: Sequence[str] | None, timeout: float | None, channel: Channel) -> PathInfo:
+        """See `Pipe.migrate`."""
+        if channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        if self.protocol.failure is not None:
+            raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
+        if self.migrator is None or not self.protocol.movable:
+            raise AttemptFailed("this pipe ends with its path: one side keeps none without")
+        return await self.migrator(phases, timeout)
+
+    async def wait_path_event(self) -> None:
+        """Wait until something has happened to the paths; `trio.BrokenResourceError` once the Link is over."""
+        if self._ending or self.protocol.state is LinkState.ENDED:
+            raise trio.BrokenResourceError("the link is over")
+        await self.path_log.told.park()
+
+    async def wait_trial(self, link: Handshake) -> bool:
+        """Wait until the Link speaks on the carrier that `link` was attached with, or has no use for it: False."""
+        lane = link._first.protocol  # it is ours by now
+        while lane in self.protocol.lanes and not lane.is_over:
+            if lane is self.protocol.lanes.active:
+                return True
+            await self.path_log.told.park()
+        return False
+
+    def take_dropped(self) -> list[PathInfo]:
+        """Paths that turned out to be no good, since the last call."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    @property
+    def moved(self) -> int:
+        """Counts what was said and heard on all Pipes."""
+        outgoing, incoming = self.protocol.outgoing, self.protocol.incoming
+        return (0 if outgoing is None else outgoing.end) + (0 if incoming is None else incoming.received)
+
+    async def wait_path_change(self, known: PathInfo, channel: Channel) -> PathInfo:
+        """See `Pipe.wait_path_change`."""
+        while (path := self.live_path()).same_as(known):
+            if channel.closed_here:
+                raise trio.ClosedResourceError("this pipe was closed")
+            if self.protocol.failure is not None:
+                raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
+            await self.path_log.told.park()
+        return path
+
+    def path_changes(self, channel: Channel) -> AsyncIterator[PathChange]:
+        """See `Pipe.path_changes`."""
+        protocol = self.protocol
+        return PathChanges(self.path_log, lambda: channel.closed_here or protocol.failure is not None)
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round trip in seconds, None before it was measured."""
+        return self.protocol.life.rtt
+
+    def live_path(self) -> PathInfo:
+        """`path` with the round trip and the state of now."""
+        assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
+        state = PathState.LIVE if self.protocol.life.life is Life.WELL else PathState.SUSPECT
+        if self.protocol.lanes.active is None:
+            state = PathState.SUSPENDED
+        return dataclasses.replace(self.path, rtt=self.rtt, state=state)
