@@ -230,10 +230,9 @@ class Link(Travelling):
 
     def hint(self) -> None:
         """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""
-        self.hints += 1
         self.protocol.hint(trio.current_time())
         self._settle()
-        self.path_log.told.unpark_all()
+        self._note_hint()
 
     def _lose(self, lane: LaneDriver, error: Exception) -> None:
         """A carrier is gone; so is the Link, where it was the last one and nothing is kept.  Idempotent."""

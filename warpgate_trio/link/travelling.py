@@ -91,6 +91,10 @@ class Travelling(Handshake):
             await self.path_log.told.park()
         return False
 
+    def _note_hint(self) -> None:
+        self.hints += 1
+        self.path_log.told.unpark_all()
+
     def take_dropped(self) -> list[PathInfo]:
         """Paths that turned out to be no good, since the last call."""
         dropped, self._dropped = self._dropped, []
