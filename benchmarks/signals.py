@@ -227,6 +227,7 @@ async def per_second(count: int) -> float:
         on_address=lambda address: None,
         on_reply_wanted=lambda envelope, via, message: None,
         knows=lambda key: True,
+        is_linked=lambda key: False,
     )
     unlimited = InboxLimits(rate=1e9, burst=10**9, sender_rate=1e9, sender_burst=10**9)
     router._inbox = Inbox(Moment(0.0, trio.current_time() - 60), unlimited)  # type: ignore[misc]

@@ -21,6 +21,7 @@ from warpgate_trio.testing.walks import NodePair, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
 CONE_TO_PUBLIC: Final = PeerPair.between(presets.LINUX, None, rtt=RTT)
+REVERSED: Final = PeerPair.between(None, presets.LINUX, rtt=RTT)
 FIRST_SEARCH: Final = PAUSES[0] * (1 + JITTER)
 
 
@@ -47,8 +48,8 @@ class Closed:
 class Talking:
     """A Pipe by punching, and numbered bytes both ways on it."""
 
-    def __init__(self, net: Network, nodes: NodePair, direct: Closed, ours: Pipe, theirs: Pipe) -> None:
-        self.net, self.nodes, self.direct = net, nodes, direct
+    def __init__(self, net: Network, nodes: NodePair, closed: Closed, ours: Pipe, theirs: Pipe) -> None:
+        self.net, self.nodes, self.closed = net, nodes, closed
         self.ours, self.theirs = ours, theirs
         self.talks = [Talk(ours, theirs), Talk(theirs, ours)]
 
@@ -60,15 +61,21 @@ class Talking:
 
 
 @asynccontextmanager
-async def talking(*, phases: tuple[str, ...] = ("direct", "punch"), quiet: bool = False) -> AsyncGenerator[Talking]:
-    async with CONE_TO_PUBLIC.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
+async def talking(
+    pair: PeerPair = CONE_TO_PUBLIC,
+    *closed: str,
+    phases: tuple[str, ...] = ("direct", "punch"),
+    quiet: bool = False,
+) -> AsyncGenerator[Talking]:
+    """Two nodes with a Pipe by punching; the plugins `closed` of the caller (all direct ones) find nothing."""
+    async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
         await trio.sleep(5.0)
-        direct = Closed(nodes.alice, "direct_connect", "reverse_connect")
+        plugins = Closed(nodes.alice, *(closed or ("direct_connect", "reverse_connect")))
         ours = await nodes.alice.auto_connect(nodes.bob.address, phases=phases)  # type: ignore[arg-type]
         theirs = await nodes.bob.listener.accept()
         assert ours.path.phase == theirs.path.phase == "punch"
         async with ours, theirs, trio.open_nursery() as nursery:
-            talking = Talking(net, nodes, direct, ours, theirs)
+            talking = Talking(net, nodes, plugins, ours, theirs)
             for talk in talking.talks:
                 nursery.start_soon(talk.receive)
                 if not quiet:
@@ -94,7 +101,7 @@ def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
     async def main() -> None:
         async with talking() as both:
             await trio.sleep(1.0)
-            both.direct.open()
+            both.closed.open()
             began = trio.current_time()
             assert await changes_within(both.ours, FIRST_SEARCH + 5.0) == "direct"
             print(f"changed over {trio.current_time() - began:.2f} s after it could")
@@ -113,7 +120,7 @@ def test_a_change_of_the_network_has_a_better_path_looked_for_at_once() -> None:
     async def main() -> None:
         async with talking() as both:
             await trio.sleep(1.0)
-            both.direct.open()
+            both.closed.open()
             both.nodes.alice.network_changed()
             assert await changes_within(both.ours, 3.0) == "direct"
 
@@ -124,12 +131,12 @@ def test_a_change_of_the_network_has_a_better_path_looked_for_at_once() -> None:
 def test_nothing_better_is_looked_for_while_nothing_is_said() -> None:
     async def main() -> None:
         async with talking(quiet=True) as both:
-            before = both.direct.tries
+            before = both.closed.tries
             await trio.sleep(120.0)
-            assert both.direct.tries == before
+            assert both.closed.tries == before
             await both.ours.send_all(b"\0")
             await trio.sleep(PAUSES[0] * (1 + JITTER) + 1.0)
-            assert both.direct.tries > before
+            assert both.closed.tries > before
 
     simulate(main, seed=0)
 
@@ -141,7 +148,7 @@ def test_a_better_path_that_carries_no_bulk_is_not_changed_over_to(caplog: pytes
     async def main() -> None:
         async with talking() as both:
             await trio.sleep(1.0)
-            both.direct.open()
+            both.closed.open()
             # The talk is of small packets; of a new path the handshake's large ones pass, and those behind it vanish.
             began = trio.current_time()
             hole = Fault(at=0.0, until=200.0, target="bob", kind=Kind.PAYLOAD_HOLE, value=1000, after=5)
@@ -163,7 +170,7 @@ def test_migrate_looks_for_a_better_path_now(phases: tuple[str, ...] | None) -> 
             with pytest.raises(ConnectError) as raised:
                 await both.ours.migrate(phases, timeout=5.0)
             assert {each.plugin for each in raised.value.report.combos} == {"direct_connect", "reverse_connect"}
-            both.direct.open()
+            both.closed.open()
             path = await both.ours.migrate(phases)
             assert path.phase == "direct"
             assert both.ours.path.same_as(path)
@@ -174,10 +181,48 @@ def test_migrate_looks_for_a_better_path_now(phases: tuple[str, ...] | None) -> 
 
 
 @pytest.mark.slow("some seconds of talk")
+def test_a_link_needs_no_server_to_find_a_better_path() -> None:
+    """Its signals go on the Link: a reverse connection is asked for by one."""
+
+    async def main() -> None:
+        async with talking(REVERSED, "reverse_connect") as both:
+            both.net.schedule([Fault(at=0.0, until=1e5, target="server", kind=Kind.BLACKHOLE)])
+            await trio.sleep(1.0)
+            both.closed.open()
+            path = await both.ours.migrate()
+            assert path.plugin == "reverse_connect"
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("some seconds of talk")
+def test_who_was_dialled_at_once_learns_where_the_caller_is() -> None:
+    """And can search for it: the caller has said so on the Link, and nothing by a signal."""
+
+    async def main() -> None:
+        async with CONE_TO_PUBLIC.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
+            await trio.sleep(5.0)
+            ours = await nodes.alice.connect(nodes.bob.address, plugin="direct_connect")
+            theirs = await nodes.bob.listener.accept()
+            async with ours, theirs:
+                await trio.sleep(1.0)
+                known = nodes.bob._runtime.book.heard(nodes.alice.address.public_key)
+                assert known == nodes.alice.address
+                path = await theirs.migrate(("punch",))
+                assert path.phase == "punch"
+                await ours.send_all(b"hello")
+                assert await theirs.receive_some() == b"hello"
+                await trio.sleep(1.0)
+                assert ours.path.phase == "punch"
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("some seconds of talk")
 def test_migrate_takes_what_the_named_phases_find_though_it_is_no_better() -> None:
     async def main() -> None:
         async with talking() as both:
-            both.direct.open()
+            both.closed.open()
             assert (await both.ours.migrate()).phase == "direct"
             assert (await both.ours.migrate(("punch",))).phase == "punch"
             await trio.sleep(1.0)
@@ -190,7 +235,7 @@ def test_migrate_takes_what_the_named_phases_find_though_it_is_no_better() -> No
 def test_what_the_call_did_not_allow_is_never_searched() -> None:
     async def main() -> None:
         async with talking(phases=("punch",)) as both:
-            both.direct.open()
+            both.closed.open()
             for phases in (None, ("direct",)):
                 with pytest.raises(ConnectError):
                     await both.ours.migrate(phases)

@@ -262,6 +262,7 @@ SAMPLES: dict[str, frames.Frame] = {
     "ATTACHED": frames.Attached(lane=3, received=1, turn=1, mac=bytes(16)),
     "AT": frames.At(position=1, turn=1),
     "DROP": frames.Drop(lane=3),
+    "NEWS": frames.News(payload=b"a sealed signal"),
 }
 
 

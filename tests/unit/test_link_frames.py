@@ -18,6 +18,7 @@ from warpgate_trio.link.frames import (
     MAX_CONTROL,
     MAX_DATA,
     MAX_LABEL,
+    MAX_NEWS,
     MAX_REASON_TEXT,
     Accept,
     Ack,
@@ -33,6 +34,7 @@ from warpgate_trio.link.frames import (
     FrameType,
     GoAway,
     Item,
+    News,
     Open,
     Ping,
     Pong,
@@ -49,7 +51,7 @@ from warpgate_trio.link.frames import (
 PROOF = Proof(client_key=b"\x11" * 32, session_id=b"\x22" * 16, attempt_id=b"\x33" * 16, signature=b"\x44" * 64)
 COMMIT = Commit(session_id=b"\x55" * 16, link_id=b"\x66" * 16, epoch=7, credit=0x100000)
 TERMS = Terms(resume_timeout=120, secret=b"\x77" * 16, instance=b"\x88" * 8)
-TERMS_HEX = "000100000078" + "77" * 16 + "88" * 8
+TERMS_HEX = "000300000078" + "77" * 16 + "88" * 8
 
 GOLDEN: list[tuple[Frame, str]] = [
     (
@@ -87,6 +89,7 @@ GOLDEN: list[tuple[Frame, str]] = [
     (At(position=2**40, turn=7), "23000000000000000000000d00000100000000000000000700"),
     (At(position=1, turn=2, graceful=True), "23000000000000000000000d00000000000000010000000201"),
     (Drop(lane=2, reason=1), "240000000000000000000006000000020001"),
+    (News(payload=b"sealed"), "250000000000000000000008" + "0006" + b"sealed".hex()),
 ]
 """One of every type but DATA, which `data_header` makes."""
 
@@ -146,14 +149,20 @@ def test_an_unknown_type_from_0x80_on_is_skipped() -> None:
 # --- bounds ---
 
 
-@pytest.mark.parametrize("kind", [0x00, 0x0D, 0x25, 0x7F])
+@pytest.mark.parametrize("kind", [0x00, 0x0D, 0x26, 0x7F])
 def test_an_unknown_type_below_0x80_is_an_error(kind: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"unknown frame type 0x{kind:02x}"):
         read(frame_bytes(kind, b""))
 
 
 @pytest.mark.parametrize(
-    ("kind", "bound"), [(FrameType.DATA, MAX_DATA), (FrameType.PING, MAX_CONTROL), (0x80, MAX_CONTROL)]
+    ("kind", "bound"),
+    [
+        (FrameType.DATA, MAX_DATA),
+        (FrameType.NEWS, MAX_NEWS + 2),
+        (FrameType.PING, MAX_CONTROL),
+        (0x80, MAX_CONTROL),
+    ],
 )
 def test_the_bound_of_a_payload_is_checked_in_the_header(kind: int, bound: int) -> None:
     assert parse_header(struct.pack("!BBHII", kind, 0, 0, 9, bound)) == (kind, 9, bound)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.frames import Proof, Terms
-from warpgate_trio.link.lane import TRIAL, LaneProtocol
+from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import Life
 from warpgate_trio.link.moving import YOUNG
@@ -66,7 +66,7 @@ class Wire:
 class Ends:
     """Two ends of a Link: `a` has called."""
 
-    def __init__(self) -> None:
+    def __init__(self, bobs: Terms = TERMS) -> None:
         self.now = 1000.0
         first = Wire(self.lane(dialler=True), self.lane(dialler=False))
         self.wires = [first]
@@ -78,7 +78,7 @@ class Ends:
         self.settle()
         self.links["a"].send_commit(session_id=SESSION, link_id=b"l" * 16, epoch=1, now=self.now, terms=TERMS)
         self.settle()
-        self.links["b"].send_accept(now=self.now, terms=TERMS)
+        self.links["b"].send_accept(now=self.now, terms=bobs)
         self.settle()
         first.lanes["b"].send_ping(self.now)
         self.settle()
@@ -357,6 +357,36 @@ def test_a_carrier_on_trial_is_taken_at_once_where_the_old_one_is_lost() -> None
     ends.settle()
     assert ends.speaks_on("a") is ends.speaks_on("b") is wire
     assert ends.read("b") == b"hello"
+
+
+def test_a_signal_goes_on_every_lane_and_counts_where_one_is_well() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    link = ends.links["a"]
+    assert link.say_news(b"sealed")
+    ends.settle()
+    assert ends.links["b"].take_news() == [b"sealed", b"sealed"]
+    for each in (first, wire):
+        each.lanes["a"].life.life = Life.SUSPECT
+    assert not link.say_news(b"perhaps")
+    ends.settle()
+    assert ends.links["b"].take_news() == [b"perhaps", b"perhaps"]
+
+
+def test_signals_do_not_pile_up_behind_a_carrier_that_takes_nothing() -> None:
+    link = Ends().links["a"]
+    for number in range(MAX_NEWS_WAITING):
+        assert link.say_news(b"sealed"), number
+    assert not link.say_news(b"sealed")
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_who_does_not_take_signals_on_a_link_is_said_none(hears: bool) -> None:
+    ends = Ends(replace(TERMS, hears_news=hears))
+    assert ends.links["a"].say_news(b"sealed") is hears
+    assert ends.links["a"].has_outbox(ends.wires[0].lanes["a"]) is hears
 
 
 @pytest.mark.parametrize("who", ["offers", "takes"])

@@ -33,6 +33,7 @@ LINK: list[tuple[LinkState, FrameType, Role | None, LinkState]] = [
     (L.OPEN, F.ACK, None, L.OPEN),
     (L.OPEN, F.AT, None, L.OPEN),
     (L.OPEN, F.DROP, None, L.OPEN),
+    (L.OPEN, F.NEWS, None, L.OPEN),
     (L.PROVEN, F.ATTACH, INITIATOR, L.ATTACHING),
     (L.ATTACHING, F.ATTACHED, RESPONDER, L.OPEN),
     (L.ATTACHING, F.REFUSE, RESPONDER, L.ENDED),

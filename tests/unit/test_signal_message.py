@@ -144,7 +144,14 @@ def test_golden_payloads() -> None:
         assert msgspec.msgpack.encode(message).hex() == text
         assert msgspec.msgpack.decode(bytes.fromhex(text), type=type(message)) == message
     assert msgspec.msgpack.encode(Failed()).hex() == "80"
-    assert sorted(CORE_MESSAGES) == ["core.Cancel", "core.Clock", "core.Failed", "core.Here", "core.Refused"]
+    assert sorted(CORE_MESSAGES) == [
+        "core.AddressUpdate",
+        "core.Cancel",
+        "core.Clock",
+        "core.Failed",
+        "core.Here",
+        "core.Refused",
+    ]
 
 
 def test_a_refusal_of_the_future_reads_as_other() -> None:

@@ -26,6 +26,9 @@ CONTROL_BURST: Final = 4096
 """Of them at once: all channels opened, written to and closed, once over."""
 OPEN_COST: Final = 8
 """Frames that an OPEN counts for, since it makes a channel: 12,500 a second, ten times what Python can do with them."""
+NEWS_COST: Final = 32
+"""Frames that a NEWS counts for, since a signal is 16 KiB at most, where they are one: 3,000 a second.  How many of
+them are opened, which is what costs, is bounded with those that servers pass on (`warpgate_trio.signal.router`)."""
 
 
 @final

@@ -19,7 +19,7 @@ view keeps the whole piece alive.  A whole record has only the header of a frame
 
 @final
 class FrameReader:
-    """Cuts a byte stream into frames; bulk DATA is not copied.  Holds at most one control payload (1 KiB) itself.
+    """Cuts a byte stream into frames; bulk DATA is not copied.  Holds at most one other payload (16 KiB) itself.
 
     It cuts at most `TURN_FRAMES` in one go, however many there are: the rest is kept for the next `feed`.
 

@@ -27,6 +27,7 @@ __all__ = [
     "LINK_VERSION",
     "MAX_DATA",
     "MAX_LABEL",
+    "MAX_NEWS",
     "MAX_REASON_TEXT",
     "Accept",
     "Ack",
@@ -42,6 +43,7 @@ __all__ = [
     "FrameType",
     "GoAway",
     "Item",
+    "News",
     "Open",
     "Ping",
     "Pong",
@@ -66,6 +68,8 @@ MAX_DATA: Final = 256 * 1024
 """Bytes of payload in one DATA frame that is read: room for a sender that finds larger frames better than we do."""
 MAX_CONTROL: Final = 1024
 """Bytes of payload in any other frame; the largest real one (a REFUSE with its text) is a quarter of it."""
+MAX_NEWS: Final = 16 * 1024
+"""Bytes of a signal that comes on a Link: those that a server would pass on (`warpgate_trio.signal.MAX_SIGNAL`)."""
 MAX_LABEL: Final = 255
 """Bytes of UTF-8 in an OPEN label."""
 MAX_REASON_TEXT: Final = 200
@@ -92,6 +96,7 @@ class FrameType(IntEnum):
     ACK = 0x22
     AT = 0x23
     DROP = 0x24
+    NEWS = 0x25
 
 
 class RefuseReason(IntEnum):
@@ -148,11 +153,13 @@ class Terms:
       resume_timeout: seconds for which it keeps a Link without a path; the lesser one of the two counts.
       secret: its half, 16 random bytes, of what later carriers of the Link are proven with.
       instance: 8 random bytes that name its process.
+      hears_news: it takes signals on the Link (`News`).
     """
 
     resume_timeout: int
     secret: bytes
     instance: bytes
+    hears_news: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +295,14 @@ class Drop:
     reason: int = 0
 
 
-OfCarrier = Proof | Commit | Refuse | Ping | Pong | Ack | Attach | Attached | At | Drop
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """A sealed signal to the peer, as a server would pass it on (`warpgate_trio.signal.message`)."""
+
+    payload: bytes
+
+
+OfCarrier = Proof | Commit | Refuse | Ping | Pong | Ack | Attach | Attached | At | Drop | News
 OfChannels = Accept | Open | Credit | Fin | Reset | GoAway
 Frame = OfCarrier | OfChannels
 
@@ -301,6 +315,8 @@ _AT = struct.Struct("!QIB")
 _DROP = struct.Struct("!IH")
 _ACKNOWLEDGES: Final = 1
 """The bit among a side's capabilities that says that it says ACK, and wants to hear it."""
+_HEARS_NEWS: Final = 2
+"""That it takes NEWS."""
 _U64 = struct.Struct("!Q")
 _U16 = struct.Struct("!H")
 _REFUSE = struct.Struct("!HB")
@@ -314,13 +330,14 @@ def data_header(channel: int, size: int) -> bytes:
 
 def encode(frame: Frame) -> bytes:
     """One whole frame, header and payload."""
-    kind, channel, payload = _ENCODERS[type(frame)](frame)
+    kind, contents = _ENCODERS[type(frame)]
+    channel, payload = contents(frame)
     return HEADER.pack(kind, 0, 0, channel, len(payload)) + payload
 
 
 def kind_of(frame: Frame) -> FrameType:
     """A frame's type."""
-    return _KINDS[type(frame)]
+    return _ENCODERS[type(frame)][0]
 
 
 def padding(size: int) -> bytes:
@@ -334,7 +351,8 @@ _PAD: Final = 0x80
 def _encode_terms(terms: Terms | None) -> bytes:
     if terms is None:
         return b""
-    return _TERMS.pack(_ACKNOWLEDGES, terms.resume_timeout, terms.secret, terms.instance)
+    capabilities = _ACKNOWLEDGES | (_HEARS_NEWS if terms.hears_news else 0)
+    return _TERMS.pack(capabilities, terms.resume_timeout, terms.secret, terms.instance)
 
 
 def _decode_terms(payload: bytes, offset: int) -> Terms | None:
@@ -344,7 +362,8 @@ def _decode_terms(payload: bytes, offset: int) -> Terms | None:
     capabilities, timeout, secret, instance = _TERMS.unpack_from(payload, offset)
     if not capabilities & _ACKNOWLEDGES:
         return None
-    return Terms(resume_timeout=timeout, secret=secret, instance=instance)
+    hears_news = bool(capabilities & _HEARS_NEWS)
+    return Terms(resume_timeout=timeout, secret=secret, instance=instance, hears_news=hears_news)
 
 
 def _with_text(head: struct.Struct, value: int, text: str, limit: int) -> bytes:
@@ -353,56 +372,35 @@ def _with_text(head: struct.Struct, value: int, text: str, limit: int) -> bytes:
     return head.pack(value, len(data)) + data
 
 
-_ENCODERS: Final[Mapping[type, Callable[..., tuple[FrameType, int, bytes]]]] = {
-    Proof: lambda f: (
+_ENCODERS: Final[Mapping[type, tuple[FrameType, Callable[..., tuple[int, bytes]]]]] = {
+    Proof: (
         FrameType.PROOF,
-        0,
-        _PROOF.pack(f.version, f.client_key, f.session_id, f.attempt_id, f.signature),
+        lambda f: (0, _PROOF.pack(f.version, f.client_key, f.session_id, f.attempt_id, f.signature)),
     ),
-    Commit: lambda f: (
+    Commit: (
         FrameType.COMMIT,
-        0,
-        _COMMIT.pack(f.version, f.session_id, f.link_id, f.epoch, f.credit) + _encode_terms(f.terms),
+        lambda f: (0, _COMMIT.pack(f.version, f.session_id, f.link_id, f.epoch, f.credit) + _encode_terms(f.terms)),
     ),
-    Accept: lambda f: (FrameType.ACCEPT, f.channel, _U64.pack(f.credit) + _encode_terms(f.terms)),
-    Refuse: lambda f: (FrameType.REFUSE, f.channel, _with_text(_REFUSE, f.reason, f.text, MAX_REASON_TEXT)),
-    Open: lambda f: (FrameType.OPEN, f.channel, _with_text(_OPEN, f.credit, f.label, MAX_LABEL)),
-    Credit: lambda f: (FrameType.CREDIT, f.channel, _U64.pack(f.limit)),
-    Fin: lambda f: (FrameType.FIN, f.channel, _U64.pack(f.final_offset)),
-    Reset: lambda f: (FrameType.RESET, f.channel, _U16.pack(f.code)),
-    Ping: lambda f: (FrameType.PING, 0, _U64.pack(f.token)),
-    Pong: lambda f: (FrameType.PONG, 0, _U64.pack(f.token)),
-    GoAway: lambda f: (FrameType.GOAWAY, 0, _U16.pack(f.code)),
-    Ack: lambda f: (FrameType.ACK, 0, _U64.pack(f.position)),
-    Attach: lambda f: (
+    Accept: (FrameType.ACCEPT, lambda f: (f.channel, _U64.pack(f.credit) + _encode_terms(f.terms))),
+    Refuse: (FrameType.REFUSE, lambda f: (f.channel, _with_text(_REFUSE, f.reason, f.text, MAX_REASON_TEXT))),
+    Open: (FrameType.OPEN, lambda f: (f.channel, _with_text(_OPEN, f.credit, f.label, MAX_LABEL))),
+    Credit: (FrameType.CREDIT, lambda f: (f.channel, _U64.pack(f.limit))),
+    Fin: (FrameType.FIN, lambda f: (f.channel, _U64.pack(f.final_offset))),
+    Reset: (FrameType.RESET, lambda f: (f.channel, _U16.pack(f.code))),
+    Ping: (FrameType.PING, lambda f: (0, _U64.pack(f.token))),
+    Pong: (FrameType.PONG, lambda f: (0, _U64.pack(f.token))),
+    GoAway: (FrameType.GOAWAY, lambda f: (0, _U16.pack(f.code))),
+    Ack: (FrameType.ACK, lambda f: (0, _U64.pack(f.position))),
+    Attach: (
         FrameType.ATTACH,
-        0,
-        _ATTACH.pack(f.version, f.link_id, f.lane, f.received, f.turn, f.mac),
+        lambda f: (0, _ATTACH.pack(f.version, f.link_id, f.lane, f.received, f.turn, f.mac)),
     ),
-    Attached: lambda f: (FrameType.ATTACHED, 0, _ATTACHED.pack(f.lane, f.received, f.turn, f.mac)),
-    At: lambda f: (FrameType.AT, 0, _AT.pack(f.position, f.turn, f.graceful)),
-    Drop: lambda f: (FrameType.DROP, 0, _DROP.pack(f.lane, f.reason)),
+    Attached: (FrameType.ATTACHED, lambda f: (0, _ATTACHED.pack(f.lane, f.received, f.turn, f.mac))),
+    At: (FrameType.AT, lambda f: (0, _AT.pack(f.position, f.turn, f.graceful))),
+    Drop: (FrameType.DROP, lambda f: (0, _DROP.pack(f.lane, f.reason))),
+    News: (FrameType.NEWS, lambda f: (0, _U16.pack(len(f.payload)) + f.payload)),
 }
-
-
-_KINDS: Final[Mapping[type, FrameType]] = {
-    Proof: FrameType.PROOF,
-    Commit: FrameType.COMMIT,
-    Accept: FrameType.ACCEPT,
-    Refuse: FrameType.REFUSE,
-    Open: FrameType.OPEN,
-    Credit: FrameType.CREDIT,
-    Fin: FrameType.FIN,
-    Reset: FrameType.RESET,
-    Ping: FrameType.PING,
-    Pong: FrameType.PONG,
-    GoAway: FrameType.GOAWAY,
-    Ack: FrameType.ACK,
-    Attach: FrameType.ATTACH,
-    Attached: FrameType.ATTACHED,
-    At: FrameType.AT,
-    Drop: FrameType.DROP,
-}
+"""How each frame goes out: its type, and its channel and payload."""
 
 
 def parse_header(header: bytes | bytearray) -> tuple[int, int, int]:
@@ -412,7 +410,7 @@ def parse_header(header: bytes | bytearray) -> tuple[int, int, int]:
       RemoteProtocolError: a length over the bound of its type, or an unknown type below 0x80.
     """
     kind, _flags, _reserved, channel, length = HEADER.unpack(header)
-    if length > (MAX_DATA if kind == FrameType.DATA else MAX_CONTROL):
+    if length > _MOST.get(kind, MAX_CONTROL):
         raise RemoteProtocolError(f"a frame of type 0x{kind:02x} announces {length} bytes")
     if kind not in _KNOWN and kind < 0x80:
         raise RemoteProtocolError(f"unknown frame type 0x{kind:02x}")
@@ -420,6 +418,7 @@ def parse_header(header: bytes | bytearray) -> tuple[int, int, int]:
 
 
 _KNOWN: Final = frozenset(FrameType)
+_MOST: Final[Mapping[int, int]] = {FrameType.DATA: MAX_DATA, FrameType.NEWS: MAX_NEWS + _U16.size}
 
 
 def decode(kind: int, channel: int, payload: bytes) -> Frame | None:
@@ -504,6 +503,14 @@ def _decode_drop(payload: bytes) -> Drop:
     return Drop(lane=lane, reason=reason)
 
 
+def _decode_news(payload: bytes) -> News:
+    length = _u16(payload)
+    news = payload[_U16.size : _U16.size + length]
+    if len(news) < length:
+        raise struct.error(f"a signal of {length} bytes has {len(news)}")
+    return News(payload=news)
+
+
 _DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
     FrameType.PROOF: _decode_proof,
     FrameType.COMMIT: _decode_commit,
@@ -521,6 +528,7 @@ _DECODERS: Final[Mapping[int, Callable[[int, bytes], Frame]]] = {
     FrameType.ATTACHED: lambda _, p: _decode_attached(p),
     FrameType.AT: lambda _, p: _decode_at(p),
     FrameType.DROP: lambda _, p: _decode_drop(p),
+    FrameType.NEWS: lambda _, p: _decode_news(p),
 }
 
 

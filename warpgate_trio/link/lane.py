@@ -12,7 +12,7 @@ import math
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .budget import OPEN_COST, FrameBudget
+from .budget import NEWS_COST, OPEN_COST, FrameBudget
 from .frame_reader import FrameReader
 from .frames import (
     Accept,
@@ -23,6 +23,7 @@ from .frames import (
     Frame,
     FrameType,
     Item,
+    News,
     Open,
     Ping,
     Pong,
@@ -42,6 +43,8 @@ MAX_OUTBOX: Final = 2048
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
 FIRST_PADDING: Final = 2 * 1024
 """Bytes that say nothing before the first frame: more than a full segment."""
+MAX_NEWS_WAITING: Final = 4
+"""Signals that wait to go out on a lane: a carrier that takes nothing would have them wait for ever."""
 TRIAL: Final = 16 * 1024
 """Bytes that a path is tried with before a Link changes over to it from one that is well: more than is sent before the
 first acknowledgement (RFC 6928), so that it has carried something behind one."""
@@ -105,6 +108,7 @@ class LaneProtocol:
         self._held: list[Item] = []
         self._waits = False  # for the Link that it is to belong to
         self._outbox: list[bytes] = []
+        self._news_waiting = 0
         self._pong: int | None = None
 
     # -- roles and state ---------------------------------------------------------------------------------------------
@@ -248,7 +252,16 @@ class LaneProtocol:
             self.say(Pong(token=self._pong))
             self._pong = None
         frames, self._outbox = self._outbox, []
+        self._news_waiting = 0
         return frames
+
+    def say_news(self, news: News) -> bool:
+        """A signal for the peer, before whatever else is sent here; False where too many wait, or none can."""
+        if self.state is not LinkState.OPEN or self._news_waiting >= MAX_NEWS_WAITING:
+            return False
+        self._news_waiting += 1
+        self.say(news)
+        return True
 
     # -- input -------------------------------------------------------------------------------------------------------
 
@@ -296,7 +309,7 @@ class LaneProtocol:
                 found.append(item)
                 continue
             kind = kind_of(item)
-            self.count(OPEN_COST if isinstance(item, Open) else 1)
+            self.count(_COSTS.get(type(item), 1))
             self.step(kind, ours=False)
             if isinstance(item, Ping):
                 self._pong = item.token
@@ -322,6 +335,9 @@ class LaneProtocol:
         """Send a PING where one is due; `life` says what became of the carrier."""
         if self.life.judge(now) and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
             self.say(Ping(token=self.life.ask(now)))
+
+
+_COSTS: Final = {Open: OPEN_COST, News: NEWS_COST}
 
 
 def _roles(*, dialler: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:

@@ -224,6 +224,12 @@ class Link(Travelling):
         error.__cause__ = self._lost_by
         self._fail(error)
 
+    def say_news(self, payload: bytes) -> bool:
+        """A sealed signal for the peer, of 16 KiB at most; whether a path that is well takes it."""
+        took = self.protocol.say_news(payload)
+        self._settle()
+        return took
+
     def set_dead_after(self, seconds: float) -> None:
         """Before `drive`: within how many seconds a path's death is to be noticed; 0: it is asked as ever."""
         self.protocol.set_notice_within(seconds or math.inf)
@@ -261,6 +267,8 @@ class Link(Travelling):
             if channel.observer is not None:
                 channel.observer.wake()
         self._answers.unpark_all()
+        for payload in self.protocol.take_news():
+            self.on_news(payload)
         if self._goodbye is not None:
             self._answer_opens()
         if len(self._lanes) > 1 or self._told != self._sight:

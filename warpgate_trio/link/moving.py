@@ -19,7 +19,7 @@ from typing import Final, TypedDict
 
 from ..errors import RemoteProtocolError
 from .attaching import LinkSecret
-from .frames import At, Attach, Attached, Drop, Item, RefuseReason, Terms
+from .frames import At, Attach, Attached, Drop, Item, News, RefuseReason, Terms
 from .lane import LaneProtocol
 from .lanes import Lanes
 from .life import LifeJudge
@@ -69,6 +69,7 @@ class Moving(ABC):
         self._secret: LinkSecret | None = None
         self._trial: LaneProtocol | None = None  # that we change over to once it has carried bulk
         self._follows = False  # because the peer has
+        self._may_say_news = False
 
     @property
     @abstractmethod
@@ -107,6 +108,7 @@ class Moving(ABC):
         """Both sides offer terms."""
         self.terms = ours
         self.peer_instance = theirs.instance
+        self._may_say_news = theirs.hears_news
         self.resume_timeout = float(min(ours.resume_timeout, theirs.resume_timeout))
         first, second = (ours, theirs) if self.initiator else (theirs, ours)
         self._secret = LinkSecret(first.secret, second.secret, self._link_id, initiator=self.initiator)
@@ -288,6 +290,16 @@ class Moving(ABC):
         active = self.lanes.active
         wanted = active is None or active is lane or not active.is_well
         return not wanted and lane.life.silence(now) >= SPARE_FOR
+
+    # -- signals -----------------------------------------------------------------------------------------------------
+
+    def say_news(self, payload: bytes) -> bool:
+        """A sealed signal for the peer, on every lane; whether one that is well takes it."""
+        if not self._may_say_news or self.state is not LinkState.OPEN:
+            return False
+        news = News(payload=payload)
+        took = [lane for lane in self.lanes if lane.say_news(news)]
+        return any(lane.is_well for lane in took)
 
     # -- life --------------------------------------------------------------------------------------------------------
 

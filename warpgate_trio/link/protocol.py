@@ -28,6 +28,7 @@ from .frames import (
     FrameType,
     GoAway,
     Item,
+    News,
     Open,
     RefuseReason,
     Terms,
@@ -66,6 +67,7 @@ class LinkProtocol(Moving):
         self.channels: Final = Channels(self._say, initiator=initiator)
         self.failure: Exception | None = None
         self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and by how much each moves it on
+        self._news: list[bytes] = []
         self._opened = False
         self._over = False
 
@@ -303,11 +305,18 @@ class LinkProtocol(Moving):
             self._receive_at(lane, item, now)
         elif isinstance(item, Drop):
             self._receive_drop(item)
+        elif isinstance(item, News):
+            self._news.append(item.payload)
         else:
             if isinstance(item, Accept) and not item.channel and not self._opened:
                 self._opened = True
                 self._learn_terms(item.terms, now)
             self.channels.receive_frame(item, kind_of(item))  # type: ignore[arg-type]  # those that are left
+
+    def take_news(self) -> list[bytes]:
+        """Sealed signals that the peer has said, since the last call."""
+        news, self._news = self._news, []
+        return news
 
     def _learn_terms(self, theirs: Terms | None, now: float) -> None:
         """What the responder offers, with its ACCEPT of our COMMIT."""

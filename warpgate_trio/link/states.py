@@ -103,6 +103,7 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
                 FrameType.ACK,
                 FrameType.AT,
                 FrameType.DROP,
+                FrameType.NEWS,
             ),
             (_ANY, LinkState.OPEN),
         ),

@@ -27,6 +27,10 @@ Migrate = Callable[[Sequence[str] | None, float | None], Awaitable[PathInfo]]
 """Looks for a better path, or for one by some phases, within so many seconds."""
 
 
+def _ignore(_payload: bytes) -> None:
+    """Signals of a Link that nobody drives yet."""
+
+
 class Travelling(Handshake):
     """A Link as far as its paths go.
 
@@ -34,6 +38,7 @@ class Travelling(Handshake):
       path_log: how its path has changed.
       hints: how often something has happened that may have killed its path, or made a better one possible.
       migrator: finds a better path; None where nobody does.
+      on_news: takes the signals that the peer says on the Link.
     """
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
@@ -41,6 +46,7 @@ class Travelling(Handshake):
         self.path_log: Final = PathLog()
         self.hints: int = 0
         self.migrator: Migrate | None = None
+        self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: list[PathInfo] = []
         self._ending = False
 

@@ -35,6 +35,10 @@ async def _keep_nothing(_link: Link, _reach: Reach | None) -> None:
     """A node without anybody who finds further carriers."""
 
 
+def _hear_nothing(_payload: bytes) -> None:
+    """A node without anybody who opens signals."""
+
+
 @final
 class Links:
     """See the module's page.
@@ -47,6 +51,7 @@ class Links:
 
     Attributes:
       keep: finds further carriers for a Link, until it ends.
+      on_news: takes the signals that come on Links.
       switches: times that one has gone on by another path.
       false_alarms: times that a path was suspected and carried again.
     """
@@ -61,6 +66,7 @@ class Links:
         self._goodbye_time: Final = goodbye
         self._links: set[Link] = set()
         self.keep: Keep = _keep_nothing
+        self.on_news: Callable[[bytes], object] = _hear_nothing
         self.switches: int = 0
         self.false_alarms: int = 0
         self._nursery: trio.Nursery | None = None
@@ -96,6 +102,11 @@ class Links:
             for link in list(self._of(peer_key)):
                 link.replace_nowait(terms.instance)
 
+    def say_news(self, peer_key: bytes, payload: bytes) -> bool:
+        """Say a sealed signal on the Links with a peer; whether a path that is well takes it."""
+        took = [link for link in self._of(peer_key) if link.say_news(payload)]
+        return bool(took)
+
     def _of(self, peer_key: bytes) -> Iterator[Link]:
         return (link for link in self._links if link.peer_key == peer_key and link.movable)
 
@@ -112,6 +123,7 @@ class Links:
         if self._closing:  # a call that this end has overtaken: there is nobody any more to have the Pipe
             link.close_nowait()
             return
+        link.on_news = self.on_news
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         link.path_log.watchers.append(self._count)
         self._links.add(link)

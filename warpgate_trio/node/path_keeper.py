@@ -22,11 +22,12 @@ import trio
 
 from ..address import PeerAddress
 from ..combos import Combo
-from ..errors import AttemptFailed, ConnectError, panics_as_errors
+from ..errors import AttemptFailed, ConnectError, SignalError, panics_as_errors
 from ..link import Link, PathInfo
 from ..link.path import path_class
 from ..nurseries import open_background_nursery, open_bare_nursery
 from ..plugin import PHASES as ALL_PHASES
+from ..signal.core import OWNER, AddressUpdate
 from ..walk.attempt import EXPECTED
 from ..walk.session import Reach
 from ..walk.walk import Walk, WalkHome
@@ -143,6 +144,7 @@ class _Kept:
     async def keep(self) -> None:
         """See `PathKeeper.keep`."""
         link, tries, well_since = self._link, 0, trio.current_time()
+        self._tell_where_we_are()
         while True:
             async with open_background_nursery() as nursery:
                 if self._keeper.upgrade and link.protocol.initiator:
@@ -154,6 +156,20 @@ class _Kept:
             with panics_as_errors():
                 tries = await self._recover(tries)
             well_since = trio.current_time()
+
+    def _tell_where_we_are(self) -> None:
+        """A peer that was dialled at once, without a signal, has not heard where it may find us."""
+        link, reach = self._link, self._reach
+        if reach is None or reach.peer is None or reach.signalled:
+            return
+        try:
+            update = self._home.signals.seal(
+                reach.peer, AddressUpdate(), owner=OWNER, session=link.session_id, attempt=None
+            )
+        except SignalError as error:
+            logger.debug("%r: the peer cannot be told where we are: %s", link, error)
+            return
+        link.say_news(update)
 
     # -- recovery ------------------------------------------------------------------------------------------------------
 

@@ -179,6 +179,8 @@ class NodeRuntime:
         self.links: Final = Links(
             self.admission, config.paths, goodbye=budgets.goodbye, host=host, instance=hub.instance
         )
+        hub.by_link = self.links.say_news
+        self.links.on_news = hub.hear
         contexts = TlsContexts(identity)
         self.view: Final = View(
             identity=identity,
@@ -257,6 +259,7 @@ class NodeRuntime:
             on_address=self.book.hear,
             on_reply_wanted=self.responder.tell,
             knows=self._knows,
+            is_linked=self.links.has_movable,
         )
 
     def _distrust(self) -> None:

@@ -9,7 +9,17 @@ import msgspec
 
 from .message import MAX_TIME_MS, Message, wire_name
 
-__all__ = ["CORE_MESSAGES", "OWNER", "Cancel", "ClockReply", "Failed", "Here", "RefusalReason", "Refused"]
+__all__ = [
+    "CORE_MESSAGES",
+    "OWNER",
+    "AddressUpdate",
+    "Cancel",
+    "ClockReply",
+    "Failed",
+    "Here",
+    "RefusalReason",
+    "Refused",
+]
 
 OWNER = "core"
 """The part before the dot in the wire names of these messages; no plugin may have it for a name."""
@@ -69,7 +79,15 @@ class Here(Message, frozen=True):
     """To whoever has our own key: the instance that the sender's address names is there, and listens."""
 
 
+@final
+class AddressUpdate(Message, frozen=True):
+    """Whoever has a Link with the sender learns where that is: every message has the sender's address.
+
+    Said by who was not asked anything by signal, having been dialled at once.
+    """
+
+
 CORE_MESSAGES: dict[str, type[Message]] = {
-    wire_name(OWNER, message): message for message in (ClockReply, Cancel, Refused, Failed, Here)
+    wire_name(OWNER, message): message for message in (ClockReply, Cancel, Refused, Failed, Here, AddressUpdate)
 }
 """Wire name -> type."""

@@ -1,9 +1,10 @@
 """What a node sends and receives by all of its signal channels together.
 
-Theory of operation.  A `send` goes out by all connected channels at once, and the best answer counts.  Once a broker
-has taken a message, a server that hangs must not hold up its sender: `send` returns then, and what it began goes on for
-a little while behind its back.  A message whose channels all broke before they answered goes out by the next own
-channel that comes up, for as long as the caller waits.  So the tasks that send are the hub's, not the caller's.
+Theory of operation.  A `send` goes out by all connected channels at once, and on the Links with the receiver, and the
+best answer counts.  Once a broker or a Link has taken a message, a server that hangs must not hold up its sender:
+`send` returns then, and what it began goes on for a little while behind its back.  A message whose channels all broke
+before they answered goes out by the next own channel that comes up, for as long as the caller waits.  So the tasks that
+send are the hub's, not the caller's.
 
 When the peer's own servers (*hints*) are not among ours, the hub connects to them (`signal.keeper`).  The caller
 decides per send whether the peer may have that done, and to which addresses.
@@ -31,7 +32,7 @@ from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
-from .arrivals import Arrivals, Incoming
+from .arrivals import Arrivals, Incoming, Inlet
 from .calls import circuit_by, relays_of
 from .channel import Delivery, Relays, SignalChannel
 from .circuits import Circuit
@@ -52,6 +53,13 @@ TRAILING_TIME: Final = 10.0
 """Seconds for which such a send goes on: as long as a connection to a server may take to come up."""
 SEND_PATIENCE: Final = 2.0
 """Seconds for a server to answer a send, after which it is asked whether it is still there."""
+
+ByLink = Callable[[bytes, bytes], bool]
+"""Says a payload on the Links with a peer (its key); whether a path that is well takes it."""
+
+
+def _no_link(_receiver_key: bytes, _payload: bytes) -> bool:
+    return False
 
 
 @final
@@ -89,6 +97,8 @@ class SignalHub:
         self._keeper: Final = ChannelKeeper(
             identity, servers, self._arrivals, us, ca_file=ca_file, names=names, proxies=proxies
         )
+        self.by_link: ByLink = _no_link
+        self._links: Final = Inlet("links")
         self._trailing: list[Race] = []
         self._nursery: trio.Nursery | None = None
 
@@ -122,6 +132,10 @@ class SignalHub:
           SignalUnavailable: the hub has ended.
         """
         return await self._arrivals.receive()
+
+    def hear(self, payload: bytes) -> None:
+        """A peer has said something on a Link of ours: it waits with the others, see `receive`."""
+        self._arrivals.put(self._links, payload)
 
     @property
     def dropped(self) -> int:
@@ -249,6 +263,8 @@ class SignalHub:
             raise SignalUnavailable("the signal hub is not running")
         race = Race()
         letter = Letter(receiver_key, payload, instance, topic)
+        if self.by_link(receiver_key, payload):
+            race.best = Delivery.QUEUED
         self._nursery.start_soon(self._run_race, race, letter, _read(hints), may_connect, via)
         try:
             await race.wait_answered()

@@ -31,7 +31,7 @@ from ..errors import SignalError, panics_as_errors
 from ..identity import Identity
 from ..limits import TokenBucket
 from .circuits import Circuit, Incoming
-from .core import CORE_MESSAGES, Cancel, ClockReply, Failed, Here, RefusalReason, Refused
+from .core import CORE_MESSAGES, AddressUpdate, Cancel, ClockReply, Failed, Here, RefusalReason, Refused
 from .hub import SignalHub
 from .inbox import Accepted, Inbox, OutsideWindow, TooOld
 from .message import Envelope, Message, decode_payload, open_message
@@ -70,6 +70,7 @@ class SignalRouter:
       on_address: told the address of a peer that answers something we asked.
       on_reply_wanted: a peer could be told something, if it may know where we are; must not block.
       knows: whether the node has dealings with a peer (its key).
+      is_linked: whether it has a Link with a peer.
 
     Attributes:
       counters: how many messages ended how; the keys are outcomes, never names of peers.
@@ -88,6 +89,7 @@ class SignalRouter:
         on_address: Callable[[PeerAddress], None],
         on_reply_wanted: Callable[[Envelope, str, Message], None],
         knows: Callable[[bytes], bool],
+        is_linked: Callable[[bytes], bool],
     ) -> None:
         self._identity = identity
         self._hub = hub
@@ -99,6 +101,7 @@ class SignalRouter:
         self._on_address = on_address
         self._reply_wanted = on_reply_wanted
         self._knows = knows
+        self._is_linked = is_linked
         self._inbox: Final = Inbox(sender.moment(), clocks=sender.clocks)
         limits = self._inbox.limits
         self._pace: Final = TokenBucket(limits.rate, limits.burst)
@@ -174,6 +177,10 @@ class SignalRouter:
             logger.info("the clock of %s differs from ours by %.1f s", envelope.sender_address.peer_id[:8], offset)
         if isinstance(message, Cancel):
             self._on_cancel(header.sender, header.session, header.attempt)
+            return
+        if isinstance(message, AddressUpdate):
+            if self._is_linked(header.sender):
+                self._on_address(envelope.sender_address)
             return
         key = (header.sender, header.session, header.attempt or b"")
         mailbox = self._sender.mailbox(key)

@@ -122,7 +122,7 @@ class SignalSender:
         now = self.moment()
         meant = self._meant(peer, session, attempt)
         instance = self.correspondents.ask(peer.public_key, meant.instance, now.monotonic)
-        blob = self._seal(
+        blob = self.seal(
             peer,
             message,
             owner=owner,
@@ -150,7 +150,7 @@ class SignalSender:
           CircuitRefused: the connection to the server has ended.
           SignalMalformed: nothing can be sealed to the peer's address.
         """
-        blob = self._seal(peer, message, owner=owner, session=session, attempt=attempt)
+        blob = self.seal(peer, message, owner=owner, session=session, attempt=attempt)
         await circuit.call(peer.public_key, ANY_INSTANCE, blob)
 
     async def answer(
@@ -171,14 +171,14 @@ class SignalSender:
           SignalMalformed: nothing can be sealed to the peer's address.
         """
         await circuit.answer(
-            self._seal(peer, message, owner=owner, session=session, attempt=attempt, in_reply_to=in_reply_to)
+            self.seal(peer, message, owner=owner, session=session, attempt=attempt, in_reply_to=in_reply_to)
         )
 
     def _meant(self, peer: PeerAddress, session: bytes, attempt: bytes | None) -> PeerAddress:
         """The address of the process that is meant."""
         return self._answered_by.get((peer.public_key, session, attempt or b""), peer)
 
-    def _seal(
+    def seal(
         self,
         peer: PeerAddress,
         message: Message,
@@ -189,6 +189,7 @@ class SignalSender:
         in_reply_to: bytes | None = None,
         generation: int = 0,
     ) -> bytes:
+        """A message for a peer, sealed, for whoever passes it on; arguments and errors as in `send`."""
         message_id = self._host.entropy(16)
         now = self.moment()
         stamp = int(self.clocks.time_of(peer.public_key, now) * 1000)

@@ -238,7 +238,11 @@ class CallingAttempt(Attempt):
             self.won = True
             if (follow := session.recorder.follow()) is not None:
                 link.path_log.watchers.append(follow)
-            reach = None if session.reach is None else replace(session.reach, peer=session.peer)
+            reach = (
+                None
+                if session.reach is None
+                else replace(session.reach, peer=session.peer, signalled=session.evidence.signalled)
+            )
             self._home.adopt_link(link, self._adopted, dead_after=session.dead_after, reach=reach)
             session.win(pipe)
         return pipe

@@ -68,6 +68,7 @@ class Reach:
       plugins, phases: those to try, in order.
       afs, route_types: only these; None: all.
       peer: its address, as it was known last; None where nothing was.
+      signalled: it has heard from us by signal, and so knows where we are.
     """
 
     plugins: tuple[str, ...]
@@ -75,6 +76,7 @@ class Reach:
     afs: tuple[int, ...] | None = None
     route_types: tuple[RouteType, ...] | None = None
     peer: PeerAddress | None = None
+    signalled: bool = False
 
 
 @final
