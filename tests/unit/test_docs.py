@@ -35,6 +35,7 @@ from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.combos.relaying import RENDEZVOUS_RULES, TURN_RULES
 from warpgate_trio.errors import ConfigError, ProtocolError
 from warpgate_trio.link import channels, frames, life, states
+from warpgate_trio.link.ends import GoAwayCode
 from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
@@ -288,6 +289,8 @@ def test_the_refuse_reasons() -> None:
 def test_the_reset_codes() -> None:
     rows = table(page("wire_formats.md"), "reset code")
     assert {int(row["reset code"]): row["name"] for row in rows} == {r.value: r.name for r in frames.ResetCode}
+    rows = table(page("wire_formats.md"), "end code")
+    assert {int(row["end code"]): row["name"] for row in rows} == {r.value: r.name for r in GoAwayCode}
 
 
 def test_the_rendezvous_frames() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ..errors import PeerAborted
+from ..errors import PeerAborted, PeerRefused
 from ..nurseries import open_background_nursery
 from .exits import CommandFailed, ExitCode, output_error
 from .runner import run_both
@@ -162,8 +162,8 @@ async def wait_delivered(pipe: Pipe) -> None:
 
 
 def _is_interruption(error: trio.BrokenResourceError) -> bool:
-    """Whether the peer was interrupted or cut off, rather than said that it wants no more."""
-    return isinstance(error.__cause__, PeerAborted | trio.BrokenResourceError)
+    """Whether the peer was interrupted or cut off, or shuts us out, rather than said that it wants no more."""
+    return isinstance(error.__cause__, PeerAborted | PeerRefused | trio.BrokenResourceError)
 
 
 @final

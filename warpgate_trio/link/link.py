@@ -21,6 +21,7 @@ import trio
 
 from ..errors import PeerRefused, ProtocolError, panics_as_errors
 from ..identity import peer_id_from_key
+from .ends import GoAwayCode
 from .frames import MAX_LABEL, RefuseReason
 from .handshake import Handshake, Task
 from .lane import LaneProtocol
@@ -345,6 +346,17 @@ class Link(Travelling):
         if instance != self.protocol.peer_instance and not self._lanes:
             self._fail(trio.BrokenResourceError("the peer was started again"))
 
+    def revoke_nowait(self) -> None:
+        """The peer is not let in any more: every Pipe breaks here, and there once it has heard of it."""
+        self.protocol.send_go_away(GoAwayCode.UNAUTHORIZED)
+        failure = trio.BrokenResourceError("this node does not let the peer in any more")
+        if self._lanes:
+            self.protocol.break_all(failure)
+            self._wake()
+            self._end()
+        else:
+            self._fail(failure)
+
     def end_nowait(self, *, abort: bool = False) -> None:
         """Close or abort every Pipe of the Link, and let the driver say goodbye, within its goodbye time from now."""
         for channel in list(self._pipes):
@@ -367,6 +379,10 @@ class Link(Travelling):
         for lane in self._lanes.values():
             lane.close_nowait()
         self._over.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Everybody's wait is over."""
         self._answers.unpark_all()
         self.path_log.told.unpark_all()
         for channel in self.protocol.take_touched():

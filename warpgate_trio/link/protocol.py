@@ -17,6 +17,7 @@ from typing import Final, final
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .channel import Channel
 from .channels import ChannelOpened, Channels
+from .ends import GoAwayCode, why_ended
 from .frames import (
     Accept,
     Ack,
@@ -124,13 +125,13 @@ class LinkProtocol(Moving):
         """Say no to the session; the Link ends."""
         self._first.send_refuse(reason, text)
 
-    def send_go_away(self) -> None:
+    def send_go_away(self, code: GoAwayCode = GoAwayCode.CLOSED) -> None:
         """The last frame of this side; a no-op where there is nobody to tell."""
         if self.state in (LinkState.PROVEN, LinkState.COMMITTED, LinkState.OPEN):
             if self.lanes.active is not None:
                 self.lanes.active.step(FrameType.GOAWAY, ours=True)
             self._over = True
-            self._say(GoAway())
+            self._say(GoAway(code=code))
 
     # -- channels ----------------------------------------------------------------------------------------------------
 
@@ -298,7 +299,7 @@ class LinkProtocol(Moving):
             self.channels.receive_commit(item.credit, now)
             self.incoming = None if item.terms is None else Incoming()
         elif isinstance(item, GoAway):
-            self.break_all(RemoteProtocolError("the peer ended the link"))
+            self.break_all(why_ended(item.code))
         elif isinstance(item, Open):
             self.channels.receive_open(item, now)
         elif isinstance(item, At):

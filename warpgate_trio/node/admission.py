@@ -121,6 +121,21 @@ class Admission:
                 question.asking = None
         return question.authorized
 
+    def has_let_in(self, peer_key: bytes, session_id: bytes) -> bool:
+        """Whether the answer was yes, and still stands."""
+        question = self._questions.get((peer_key, session_id))
+        return question is not None and question.authorized is True
+
+    def forget(self, peer_key: bytes) -> None:
+        """No answer about a peer stands any more, nor does one that is being given."""
+        for key in [key for key in self._questions if key[0] == peer_key]:
+            self._questions.pop(key)
+
+    async def readmit(self, link: Link) -> bool:
+        """Whether a peer that was away for long may go on with its Link: the question is asked anew."""
+        self._questions.pop((link.peer_key, link.session_id))
+        return await self.admit(link)
+
     async def _ask(self, peer_id: str) -> bool:
         if self._authorize is None:
             return False

@@ -150,8 +150,12 @@ class Inbound:
             return await self._refuse(link, RefuseReason.NOT_ACCEPTING)
         if self._had_its_pipe(link, commit.epoch):
             return await self._refuse(link, RefuseReason.SESSION_SPENT)
-        if not await link.while_waiting(lambda: self._admission.authorize(link.peer_key, link.session_id)):
-            return await self._refuse(link, RefuseReason.UNAUTHORIZED)
+        who = link.peer_key, link.session_id
+        while True:  # again, where `Node.revoke` has overtaken the answer
+            if not await link.while_waiting(lambda: self._admission.authorize(*who)):
+                return await self._refuse(link, RefuseReason.UNAUTHORIZED)
+            if self._admission.has_let_in(*who):
+                break
         if self._had_its_pipe(link, commit.epoch):  # two commits of one session can wait for one decision
             return await self._refuse(link, RefuseReason.SESSION_SPENT)
         self._links.replace(link.peer_key, commit.terms)

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, final
 
 import trio
@@ -26,6 +27,10 @@ from .admission import Admission
 __all__ = ["Links"]
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+TRUST: Final = 60.0
+"""Seconds for which a Link may be without a path before `authorize` is asked again: its answer is as old as the Link,
+and what has changed it may have been what took the path."""
 
 Task = Callable[[], Awaitable[object]]
 Keep = Callable[[Link, Reach | None], Awaitable[None]]
@@ -125,13 +130,30 @@ class Links:
             return
         link.on_news = self.on_news
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
-        link.path_log.watchers.append(self._count)
+        link.path_log.watchers.append(partial(self._note, link))
         self._links.add(link)
         self._nursery.start_soon(self._drive, link, tasks, reach)
 
-    def _count(self, change: PathChange) -> None:
+    def revoke(self, peer_key: bytes) -> int:
+        """End every Link with a peer; how many there were."""
+        links = [link for link in self._links if link.peer_key == peer_key]
+        for link in links:
+            link.revoke_nowait()
+        return len(links)
+
+    def _note(self, link: Link, change: PathChange) -> None:
         self.false_alarms += change.cause is PathCause.FORGIVEN
         self.switches += change.switched
+        log = link.path_log.changes
+        if change.old is None and len(log) > 1 and change.at - log[-2].at > TRUST and not link.protocol.initiator:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._ask_again, link)
+
+    async def _ask_again(self, link: Link) -> None:
+        """Whether the peer is still let in, which goes on meanwhile."""
+        if not await self._admission.readmit(link):
+            logger.info("%r: the peer is not let in any more", link)
+            link.revoke_nowait()
 
     def hint(self, local: TransportAddress | None = None) -> None:
         """Something has happened that may have killed paths, all or those from one address of ours: they are asked, see

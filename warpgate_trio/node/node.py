@@ -24,7 +24,7 @@ from ..errors import (
     PeerRefused,
     SignalError,
 )
-from ..identity import Identity, default_key_file
+from ..identity import Identity, default_key_file, key_from_peer_id
 from ..link import Pipe
 from ..netcheck import NetcheckReport
 from ..netcheck.probes import TIMEOUT as NETCHECK_TIMEOUT
@@ -119,6 +119,22 @@ class Node:
         costs a PING on each Link.  Synchronous.
         """
         self._runtime.network_changed()
+
+    async def revoke(self, peer_id: str) -> int:
+        """End every Link with a peer, whichever side has called, and return how many there were.
+
+        Their Pipes break with `trio.BrokenResourceError` here at once, and there as soon as the peer hears of it; its
+        cause there is a `PeerRefused` whose reason is ``UNAUTHORIZED``.  The peer can attach no path to what was ended,
+        and nobody searches for one.  Nothing is kept of it: what `authorize` has said of the peer so far is forgotten,
+        and the peer's next call is asked about as ever, so change the rule first.  Calls that this node makes to the
+        peer go on.  A peer that there is no Link with is no error.  It is done also where the call is cancelled.
+
+        Raises:
+          PeerIdError: that is no peer id.
+        """
+        ended = self._runtime.revoke(key_from_peer_id(peer_id))
+        await trio.lowlevel.checkpoint()
+        return ended
 
     def stats(self) -> NodeStats:
         """The node's counters as they are now."""

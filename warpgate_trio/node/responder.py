@@ -132,6 +132,10 @@ class Responder:
         """Whether `authorize` has said yes to a peer (its key) when it was asked last; of 1,024 peers."""
         return peer in self._let_in
 
+    def forget(self, peer: bytes) -> None:
+        """What `authorize` has said of a peer (its key) does not stand any more."""
+        self._let_in.pop(peer)
+
     def _refuse(self, request: Request, reason: RefusalReason) -> None:
         self._admission.count_refusal(reason.value)
         self.tell(request.envelope, request.via, Refused(reason=reason))

@@ -288,6 +288,12 @@ class NodeRuntime:
         address, own = self.own.look_around()
         return Route(interfaces=address.interfaces, own=own)
 
+    def revoke(self, peer_key: bytes) -> int:
+        """See `Node.revoke`."""
+        self.admission.forget(peer_key)
+        self.responder.forget(peer_key)
+        return self.links.revoke(peer_key)
+
     def stats(self) -> NodeStats:
         """See `Node.stats`."""
         counters = self.admission.counters

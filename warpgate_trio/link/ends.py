@@ -1,0 +1,26 @@
+"""Why a side ends a Link, as its GOAWAY says, and what that means to whoever uses a Pipe at the other side."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ..errors import PeerRefused, RemoteProtocolError
+from .frames import RefuseReason
+
+__all__ = ["GoAwayCode", "why_ended"]
+
+
+class GoAwayCode(IntEnum):
+    """Why a side ends a Link."""
+
+    CLOSED = 0
+    """Its last Pipe was closed there."""
+    UNAUTHORIZED = 1
+    """The other side is not let in any more."""
+
+
+def why_ended(code: int) -> Exception:
+    """What a GOAWAY means to whoever has a Pipe."""
+    if code == GoAwayCode.UNAUTHORIZED:
+        return PeerRefused(RefuseReason.UNAUTHORIZED, "the peer does not let this node in any more")
+    return RemoteProtocolError("the peer ended the link")
