@@ -76,6 +76,8 @@ async def test_a_change_tells_how_much_is_said_again() -> None:
         await hold(bob, alice)
         await alice.pipe.send_all(bytes(1000))
         await alice.pipe.send_all(bytes(5000))
+        await alice.pipe.send_eof()  # a frame, and no payload
+        await wait_until(lambda: not alice.link.protocol.has_outbox(alice.link._first.protocol))
         cut(alice)
         await wait_until(lambda: alice.pipe.path.state is PathState.SUSPENDED)
         await attach(alice, bob)
@@ -98,6 +100,18 @@ async def test_a_false_alarm() -> None:
         assert forgiven.silence == pytest.approx(forgiven.at - sent_at, abs=0.01)
         assert forgiven.silence >= 6.5
         assert (suspected.replayed, forgiven.replayed) == (0, 0)
+        cut(alice)
+        await alice.pipe.wait_path_change()
+        assert alice.pipe.path_log[-1].silence == 0.0, "of another time"
+
+
+async def test_a_path_that_is_lost_where_there_is_another_one() -> None:
+    async with lasting() as (alice, bob):
+        await attach(alice, bob)
+        cut(alice)
+        await wait_until(lambda: bool(alice.pipe.path_log))
+        assert seen(alice) == [(PathCause.LOST, LIVE, LIVE)]
+        assert alice.pipe.path_log[0].switched
 
 
 async def test_what_is_suspected_goes_on_by_the_other_path_and_the_peer_follows() -> None:

@@ -21,6 +21,7 @@ from warpgate_trio.errors import PeerIdError
 from warpgate_trio.link import RefuseReason
 from warpgate_trio.link.ends import GoAwayCode
 from warpgate_trio.link.frames import GoAway
+from warpgate_trio.servers.rendezvous import open_rendezvous
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
 
@@ -82,6 +83,23 @@ async def test_calls_that_wait_break_at_once() -> None:
         assert sorted(broken) == sorted([HERE, THERE])
 
 
+async def test_it_does_not_wait_for_the_peer() -> None:
+    async with trio.open_nursery() as nursery, raw_end(nursery, goodbye=10.0) as (end, _silent):
+        waited: list[float] = []
+
+        async def receive() -> None:
+            with pytest.raises(trio.BrokenResourceError, match=HERE):
+                await end.pipe.receive_some()
+            waited.append(trio.current_time() - revoked_at)
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        revoked_at = trio.current_time()
+        end.link.revoke_nowait()
+        await wait_until(lambda: waited)
+        assert waited[0] < 1.0
+
+
 async def test_others_are_not_concerned_and_a_later_call_is_judged_as_ever() -> None:
     allowed = {ALICE.peer_id, MALLORY.peer_id}
 
@@ -135,7 +153,9 @@ async def test_nobody_comes_back_to_what_was_revoked_without_a_path() -> None:
             assert await both.bob.revoke(ALICE.peer_id) == 1
         await breaks(theirs, HERE)
         await breaks(ours, "the peer does not know this link any more")
+        started = trio.current_time()
         await wait_until(lambda: both.bob.stats().links == 0)
+        assert trio.current_time() - started < 1.0, "there is nobody to say goodbye to"
         searches = both.bob.stats().searches
         await trio.sleep(60)
         assert both.bob.stats().searches == searches
@@ -171,6 +191,14 @@ async def test_an_answer_that_revoke_has_overtaken_is_asked_for_again() -> None:
                 answers[1].set()
         assert verdicts == [Verdict.REFUSED]
         assert both.bob.stats().links == 0
+
+
+async def test_what_the_rule_has_said_of_the_peer_is_forgotten() -> None:
+    async with pair() as both:
+        await both.alice.refresh_address(both.bob.address)
+        assert both.bob._runtime.responder.has_let_in(ALICE.public_key)
+        await both.bob.revoke(ALICE.peer_id)
+        assert not both.bob._runtime.responder.has_let_in(ALICE.public_key)
 
 
 async def test_unknown_and_impossible_peers() -> None:
@@ -218,17 +246,27 @@ class Rule:
 
 @asynccontextmanager
 async def away(rule: Rule, seconds: float) -> AsyncGenerator[tuple[Pipe, Pipe, Node]]:
-    """A Pipe that was without a path for so long, as it has found one again."""
-    async with pipes(authorize=rule) as (ours, theirs, both):
-        await theirs.ping()
-        asked = len(rule.asked)
-        with no_new_paths(both):
-            link_of(ours).carrier.close_nowait()
-            await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
-            await trio.sleep(seconds)
-        assert asked
-        rule.asked.clear()
-        yield ours, theirs, both.bob
+    """A Pipe that was without a path for so long, about to find one again; the caller has a rule of its own."""
+    callers = Rule(allowed=False)
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=rule) as bob,
+        loopback_node(ALICE, config(server), authorize=callers) as alice,
+    ):
+        await bob.wait_signals()
+        async with (
+            await alice.connect(bob.address, plugin="direct_connect", af=4) as ours,
+            await bob.listener.accept() as theirs,
+        ):
+            await theirs.ping()
+            with no_new_paths(Pair(alice, bob, server)):
+                link_of(ours).carrier.close_nowait()
+                await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
+                await trio.sleep(seconds)
+            assert rule.asked
+            rule.asked.clear()
+            yield ours, theirs, bob
+            assert not callers.asked, "nobody has asked it before"
 
 
 @pytest.mark.parametrize("seconds", [30.0, 61.0])

@@ -39,7 +39,7 @@ from warpgate_trio.cli.runner import run, run_both
 from warpgate_trio.cli.services import start_ntp
 from warpgate_trio.cli.stdio import StandardInput, StandardOutput, join, look_ahead, open_standard_input, skip
 from warpgate_trio.config import NodeConfig
-from warpgate_trio.errors import ConnectError, PeerAborted, RemoteProtocolError
+from warpgate_trio.errors import ConnectError, PeerAborted, PeerRefused, RemoteProtocolError
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.netcheck import ClockCheck, GatewayCheck, NetcheckReport, ServerCheck
 from warpgate_trio.netcheck.report import path_check, plan_paths
@@ -376,6 +376,7 @@ async def test_there_may_be_no_stdin() -> None:
     ("why", "interrupted"),
     [
         (PeerAborted("the peer aborted it"), True),
+        (PeerRefused(1, "the peer does not let this node in any more"), True),
         (trio.BrokenResourceError("the connection was cut"), True),
         (RemoteProtocolError("the peer closed its end"), False),
     ],
