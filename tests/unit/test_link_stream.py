@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from math import inf
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link.frame_reader import FrameReader
@@ -27,6 +29,7 @@ from warpgate_trio.link.frames import (
     Reset,
     encode,
 )
+from warpgate_trio.link.replay import ReplayMemory
 from warpgate_trio.link.stream import (
     ACK_DELAY,
     ACK_UNITS,
@@ -290,3 +293,145 @@ def test_whatever_is_said_again_arrives_once_and_in_order(
         elif isinstance(new, Credit):
             got.append((None, new.limit))
     assert got == said
+
+
+# --- what all Links of a node keep ---
+
+
+def test_what_a_part_keeps_alive_is_counted_with_it() -> None:
+    memory = ReplayMemory(total=1000_000, floor=0)
+    outgoing = Outgoing()
+    put(outgoing, b"x" * 10)
+    outgoing.share(memory)
+    assert memory.held == outgoing.held == 10 + ENTRY_COST
+    large = bytes(100_000)
+    for part in (memoryview(large)[:10_000], memoryview(large)[10_000:20_000]):
+        outgoing.put(1, part)
+    assert memory.held == 10 + 3 * ENTRY_COST + len(large)
+    assert outgoing.held == 10 + 3 * ENTRY_COST + 20_000
+    outgoing.acknowledge(10_010)
+    assert memory.held == ENTRY_COST + len(large)
+    outgoing.acknowledge(20_010)
+    assert memory.held == outgoing.held == 0
+
+
+def test_what_would_keep_too_much_alive_is_copied() -> None:
+    memory = ReplayMemory(total=50_000, floor=0)
+    outgoing = Outgoing()
+    outgoing.share(memory)
+    outgoing.put(0, memoryview(bytes(100_000))[:10_000])
+    assert memory.held == outgoing.held == 10_000 + ENTRY_COST
+    (chunk,) = outgoing.read(0, 10_000)
+    assert isinstance(chunk.body, memoryview)
+    assert len(chunk.body.obj) == 10_000  # type: ignore[arg-type]
+
+
+def test_who_keeps_much_leaves_room_for_who_comes_later() -> None:
+    memory = ReplayMemory(total=1_000_000, floor=20_000)
+    links = [Outgoing() for _ in range(10)]
+    for outgoing in links:
+        outgoing.share(memory)
+        while not outgoing.full:
+            put(outgoing, bytes(10_000))
+    assert memory.held <= 1_000_000 + 10 * (20_000 + 10_000 + ENTRY_COST)
+    assert links[0].held > links[-1].held >= 20_000
+    for _ in range(20):  # all go on alike
+        for outgoing in links:
+            outgoing.acknowledge(min(outgoing.acknowledged + 100_000, outgoing.end))
+            if not outgoing.full:
+                put(outgoing, bytes(10_000))
+    assert max(outgoing.held for outgoing in links) <= 1_000_000 / 11 + 2 * (10_000 + ENTRY_COST)
+
+
+def test_a_link_that_is_over_keeps_nothing() -> None:
+    memory = ReplayMemory()
+    one, other = Outgoing(), Outgoing()
+    for outgoing in (one, other):
+        outgoing.share(memory)
+        outgoing.put(0, memoryview(bytes(100_000))[:10_000])
+        put(outgoing, b"small")
+        outgoing.put_frame(FRAME)
+    one.drop()
+    one.drop()
+    assert (one.held, one.frames, memory.held) == (0, 0, other.held + 90_000)
+    other.drop()
+    assert memory.held == 0
+
+
+@pytest.mark.slow("traces every allocation")
+@pytest.mark.parametrize("size", [1, 300, SMALL, SMALL + 1, 64 * 1024, 3_000_000])
+def test_what_is_counted_is_what_it_takes(size: int) -> None:
+    """As Python measures it, for writes of every kind: kept by reference, in part, copied, joined; and frames."""
+    total, count = 4 * 1024 * 1024, 16
+    memory = ReplayMemory(total=total, floor=16 * 1024)
+    part = memoryview(b"")
+    links = [Outgoing() for _ in range(count)]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for outgoing in links:
+            outgoing.share(memory)
+            whole, at = bytes(size), 0
+            while not outgoing.full:
+                part = memoryview(whole)[at : at + 128 * 1024]
+                outgoing.put(0, part)
+                if size == 1:
+                    outgoing.put_frame(encode(Credit(channel=9, limit=outgoing.end)))
+                at += len(part)
+                if at >= size:
+                    whole, at = bytes(size), 0
+            del whole, part
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert total // 2 < memory.held <= total + count * (16 + 128 + 1) * 1024
+    assert taken <= 1.1 * memory.held
+
+
+class Links(RuleBasedStateMachine):
+    """Whatever some Links keep and let go, the count is the sum of it."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.memory = ReplayMemory(total=200_000, floor=10_000)
+        self.links = [Outgoing() for _ in range(3)]
+        for outgoing in self.links:
+            outgoing.share(self.memory)
+        self.objects = [bytes(5_000), bytes(30_000), bytes(100_000)]
+
+    @rule(pick=st.integers(0, 2), which=st.integers(0, 2), start=st.integers(0, 4_000), size=st.integers(1, 40_000))
+    def put(self, pick: int, which: int, start: int, size: int) -> None:
+        if not self.links[pick].full:
+            self.links[pick].put(which, memoryview(self.objects[which])[start : start + size])
+
+    @rule(pick=st.integers(0, 2))
+    def put_frame(self, pick: int) -> None:
+        self.links[pick].put_frame(FRAME)
+
+    @rule(pick=st.integers(0, 2), share=st.floats(0, 1))
+    def acknowledge(self, pick: int, share: float) -> None:
+        outgoing = self.links[pick]
+        outgoing.acknowledge(int(outgoing.acknowledged + share * (outgoing.end - outgoing.acknowledged)))
+
+    @rule(pick=st.integers(0, 2))
+    def drop(self, pick: int) -> None:
+        self.links[pick].drop()
+        self.links[pick] = Outgoing()
+        self.links[pick].share(self.memory)
+
+    @invariant()
+    def the_count_is_the_sum(self) -> None:
+        if not hasattr(self, "memory"):
+            return
+        total = 0
+        for outgoing in self.links:
+            bodies = outgoing._bodies[outgoing._first :]
+            whole = {id(b.obj): len(b.obj) for b in bodies if isinstance(b, memoryview)}  # type: ignore[arg-type]
+            parts = sum(len(b) for b in bodies if not isinstance(b, memoryview))
+            total += sum(whole.values()) + parts + ENTRY_COST * len(bodies)
+        assert self.memory.held >= total
+        if not any(outgoing.held for outgoing in self.links):
+            assert self.memory.held == 0
+
+
+TestLinks = pytest.mark.slow("Hypothesis: 100 schedules")(Links.TestCase)

@@ -34,6 +34,7 @@ from .travelling import Travelling
 if TYPE_CHECKING:
     from ..carrier import Carrier
     from .channel import Channel
+    from .replay import ReplayMemory
 
 __all__ = ["Link"]
 
@@ -234,6 +235,11 @@ class Link(Travelling):
     def set_dead_after(self, seconds: float) -> None:
         """Before `drive`: within how many seconds a path's death is to be noticed; 0: it is asked as ever."""
         self.protocol.set_notice_within(seconds or math.inf)
+
+    def keep_within(self, memory: ReplayMemory) -> None:
+        """Before `drive`: what it keeps for the peer counts there, with what the node's other Links keep."""
+        if self.protocol.outgoing is not None:
+            self.protocol.outgoing.share(memory)
 
     def hint(self) -> None:
         """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""

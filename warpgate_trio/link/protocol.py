@@ -350,6 +350,9 @@ class LinkProtocol(Moving):
         self.channels.break_all(failure)
         for lane in self.lanes:
             lane.end()
+            lane.said = None
+        if self.outgoing is not None:
+            self.outgoing.drop()
 
     def _owe_ack(self) -> None:
         active = self.lanes.active

@@ -21,6 +21,7 @@ from typing import Final, final
 
 from ..errors import RemoteProtocolError
 from .frames import Accept, Credit, Data, Fin, GoAway, Item, Open, Refuse, Reset, data_header
+from .replay import ReplayMemory
 
 __all__ = ["ACK_DELAY", "ACK_UNITS", "MAX_FRAMES", "REPLAY_MAX", "Chunk", "Incoming", "Outgoing", "units"]
 
@@ -81,7 +82,20 @@ class Outgoing:
       frames: how many of the kept pieces are frames other than DATA.
     """
 
-    __slots__ = ("_bodies", "_channels", "_first", "_starts", "acknowledged", "end", "frames", "held", "limit")
+    __slots__ = (
+        "_bodies",
+        "_channels",
+        "_first",
+        "_memory",
+        "_pinned",
+        "_pinned_rest",
+        "_starts",
+        "acknowledged",
+        "end",
+        "frames",
+        "held",
+        "limit",
+    )
 
     def __init__(self, *, limit: int = REPLAY_MAX) -> None:
         self.end: int = 0
@@ -94,11 +108,38 @@ class Outgoing:
         self._channels: list[int | None] = []
         self._bodies: list[bytes | bytearray | memoryview] = []
         self._first = 0
+        self._memory = ReplayMemory()
+        self._pinned: dict[int, int] = {}  # by the id of an object of which parts are kept: the bytes of those
+        self._pinned_rest = 0  # the bytes of those objects that are in no part
+
+    def share(self, memory: ReplayMemory) -> None:
+        """What is kept counts there from now on, together with what others keep."""
+        kept = self.held + self._pinned_rest
+        self._memory.held -= kept
+        self._memory = memory
+        memory.held += kept
+
+    def drop(self) -> None:
+        """The Link is over: nothing is kept."""
+        self._starts, self._channels, self._bodies, self._first = [], [], [], 0
+        self.acknowledged = self.end
+        self._pinned.clear()
+        self._hold(-self.held)
+        self._rest(-self._pinned_rest)
+        self.frames = 0
+
+    def _hold(self, size: int) -> None:
+        self.held += size
+        self._memory.held += size
+
+    def _rest(self, size: int) -> None:
+        self._pinned_rest += size
+        self._memory.held += size
 
     @property
     def full(self) -> bool:
         """Whether a sender is to wait until the peer has acknowledged something."""
-        return self.held >= self.limit
+        return self.held >= self.limit or not self._memory.allows(self.held)
 
     @property
     def payload(self) -> int:
@@ -109,16 +150,45 @@ class Outgoing:
         """Payload that goes on a carrier now."""
         size = len(data)
         if size > SMALL:
-            obj = data.obj
-            self._add(channel, data if type(obj) is bytes and len(obj) <= PINNED_MAX else bytes(data), size)
+            self._add(channel, data if self._may_pin(data, size) else bytes(data), size)
             return
         block = self._bodies[-1] if self._channels and self._channels[-1] == channel else None
         if type(block) is bytearray and len(block) + size <= BLOCK:
             block += data
-            self.held += size
+            self._hold(size)
             self.end += size
         else:
             self._add(channel, bytearray(data), size)
+
+    def _may_pin(self, data: memoryview, size: int) -> bool:
+        """Whether payload is kept by reference, which keeps all alive that it is a part of: then that is counted."""
+        obj = data.obj
+        if type(obj) is not bytes or len(obj) > PINNED_MAX:
+            return False
+        if len(obj) == size:
+            return True
+        kept = self._pinned.get(id(obj))
+        if kept is None:
+            if not self._memory.has_room(len(obj)):
+                return False
+            kept = 0
+            self._rest(len(obj))
+        self._pinned[id(obj)] = kept + size
+        self._rest(-size)
+        return True
+
+    def _unpin(self, body: memoryview) -> None:
+        obj = body.obj
+        assert isinstance(obj, bytes)
+        size, kept = len(body), self._pinned.get(id(obj))
+        if kept is None or size == len(obj):
+            return
+        if kept > size:
+            self._pinned[id(obj)] = kept - size
+            self._rest(size)
+        else:
+            del self._pinned[id(obj)]
+            self._rest(size - len(obj))
 
     def put_frame(self, frame: bytes) -> None:
         """A counted frame that is no DATA and goes on a carrier now."""
@@ -129,7 +199,7 @@ class Outgoing:
         self._starts.append(self.end)
         self._channels.append(channel)
         self._bodies.append(body)
-        self.held += len(body) + ENTRY_COST
+        self._hold(len(body) + ENTRY_COST)
         self.end += moves
 
     def acknowledge(self, position: int) -> bool:
@@ -143,13 +213,17 @@ class Outgoing:
         if position <= self.acknowledged:
             return False
         self.acknowledged = position
-        starts, first = self._starts, self._first
+        starts, first, freed = self._starts, self._first, 0
         last = len(starts)
         while first < last and (starts[first + 1] if first + 1 < last else self.end) <= position:
-            self.held -= len(self._bodies[first]) + ENTRY_COST
+            body = self._bodies[first]
+            freed += len(body) + ENTRY_COST
+            if type(body) is memoryview:
+                self._unpin(body)
             self.frames -= self._channels[first] is None
             self._bodies[first] = b""
             first += 1
+        self._hold(-freed)
         if first == last or first >= 64:  # now and then, so that it costs nothing for each
             del starts[:first], self._channels[:first], self._bodies[:first]
             first = 0

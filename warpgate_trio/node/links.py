@@ -19,6 +19,7 @@ from ..config import PathsConfig
 from ..errors import panics_as_errors
 from ..host import Host
 from ..link import Link, PathCause, PathChange, Terms
+from ..link.replay import ReplayMemory
 from ..nurseries import open_background_nursery
 from ..sockaddr import TransportAddress
 from ..walk.session import Reach
@@ -70,6 +71,7 @@ class Links:
         self._instance: Final = instance
         self._goodbye_time: Final = goodbye
         self._links: set[Link] = set()
+        self._replay: Final = ReplayMemory()
         self.keep: Keep = _keep_nothing
         self.on_news: Callable[[bytes], object] = _hear_nothing
         self.switches: int = 0
@@ -129,6 +131,7 @@ class Links:
             link.close_nowait()
             return
         link.on_news = self.on_news
+        link.keep_within(self._replay)
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         link.path_log.watchers.append(partial(self._note, link))
         self._links.add(link)

@@ -1,0 +1,48 @@
+"""What all Links of a node keep for peers that have not acknowledged it, counted together, without I/O.
+
+Nothing that is kept can be taken back, so a Link may hold no more than is still free (dynamic thresholds: Choudhury and
+Hahne, 1998).  While few Links hold much that changes nothing, as each has a bound of its own; beyond that all of them
+come to the same share, and whoever comes later finds something left.  Who may hold no more waits for its own peer's
+acknowledgement, never for somebody else's.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+__all__ = ["ReplayMemory"]
+
+REPLAY_TOTAL: Final = 256 * 1024 * 1024
+"""Bytes that all Links of a node keep for peers that do not acknowledge them, with what keeping them costs: 31 Links
+may keep `REPLAY_MAX` each, a hundred of them 2.5 MiB each."""
+REPLAY_FLOOR: Final = 256 * 1024
+"""Bytes that each Link may keep whatever the others do: two chunks of a sender, so that one is under way while the
+other is acknowledged."""
+
+
+@final
+class ReplayMemory:
+    """The count of one node; each of its Links says what it keeps, and lets go.
+
+    Args:
+      total: bytes in all.
+      floor: of one Link, whatever the others keep.
+
+    Attributes:
+      held: bytes that are kept now.
+    """
+
+    __slots__ = ("_floor", "_total", "held")
+
+    def __init__(self, *, total: int = REPLAY_TOTAL, floor: int = REPLAY_FLOOR) -> None:
+        self._total = total
+        self._floor = floor
+        self.held: int = 0
+
+    def allows(self, held: int) -> bool:
+        """Whether a Link that keeps so many bytes may keep more."""
+        return held < self._floor or held < self._total - self.held
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more are within the total."""
+        return self.held + size <= self._total
