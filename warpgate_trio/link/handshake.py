@@ -224,7 +224,7 @@ class Handshake(ABC):
                 raise self.refused(lane.refusal)
             if lane.attached is None:
                 raise trio.BrokenResourceError("the peer ended the carrier before it took it")
-            if link.protocol.state is not LinkState.OPEN:
+            if not link.protocol.is_up:
                 raise trio.BrokenResourceError("the link has ended meanwhile")
             link.protocol.hear_attached(lane, lane.attached, **proof, now=trio.current_time())
             if preferred:

@@ -1,9 +1,9 @@
 """The Trio shell of a Link: it owns its carriers, and turns channels into Pipes.
 
 Life.  The handshake (`warpgate_trio.link.handshake`) runs inline, in the task of the attempt that wants the Link.  From
-ACCEPT on `drive` runs in a nursery of the node.  It shields itself and ends when the last Pipe was closed here, when
-the peer is gone or there was no path for too long, or within the goodbye time after the node said `end_nowait`
-(docs/architecture.md).
+ACCEPT on `drive` runs in a nursery of the node.  It shields itself and ends when the last Pipe was closed here and the
+peer has all, when the peer is gone or there was no path for too long, or within the goodbye time after the node said
+`end_nowait` (docs/architecture.md).
 
 Carriers.  Each is a lane with tasks of its own, which end with it: a reader, a writer, a watch, and what its plugin has
 work for it.  Where the last one is lost, calls wait for another one, for as long as both sides have agreed to.
@@ -76,7 +76,9 @@ class Link(Travelling):
     @property
     def movable(self) -> bool:
         """Whether it may have further carriers, and outlive those that it has."""
-        return self.protocol.movable and not self._ending and self.protocol.state is LinkState.OPEN
+        state = self.protocol.state
+        standing = state is LinkState.CLOSING or (state is LinkState.OPEN and not self._ending)
+        return standing and self.protocol.movable
 
     @property
     def carrier(self) -> Carrier:
@@ -196,12 +198,21 @@ class Link(Travelling):
             self._lose(lane, error)
 
     async def _write(self, lane: LaneDriver) -> None:
-        await lane.write(lambda: self._ending and self._speaking is lane)
+        await lane.write(lambda: self._is_last_word(lane))
+        if self.protocol.is_acknowledged:
+            self._over.set()  # there is nothing that closing first could eat
+
+    def _is_last_word(self, lane: LaneDriver) -> bool:
+        """Whether what is written on a carrier now ends it."""
+        state = self.protocol.state
+        return self._ending and state is not LinkState.CLOSING and (state is LinkState.ENDED or self._speaking is lane)
 
     async def _read(self, lane: LaneDriver) -> None:
         while self.protocol.state is not LinkState.ENDED:
             await self._pump(lane)
         self._bound_goodbye()
+        for each in self._lanes.values():
+            each.poke()
         await lane.drain()
         self._over.set()
 
@@ -253,7 +264,7 @@ class Link(Travelling):
             return
         lane.close_nowait()
         protocol = self.protocol
-        if not protocol.movable or protocol.state is not LinkState.OPEN or self._ending:
+        if not self.movable:
             self._fail(error)
             return
         self._lost_by = error
@@ -311,7 +322,7 @@ class Link(Travelling):
             left = active is not None and lane.protocol is not active and lane.protocol.life.life is not Life.WELL
             if left and lane.holds_a_sender:
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
-            elif lane.protocol.is_over and self.protocol.state is LinkState.OPEN:
+            elif lane.protocol.is_over and self.protocol.is_up:
                 self._lose(lane, trio.BrokenResourceError("the path was dropped: it is no good, here or at the peer"))
 
     async def _decide_admission(self, admit: Admit) -> None:
@@ -365,19 +376,28 @@ class Link(Travelling):
 
     def end_nowait(self, *, abort: bool = False) -> None:
         """Close or abort every Pipe of the Link, and let the driver say goodbye, within its goodbye time from now."""
+        self._hurried = True
         for channel in list(self._pipes):
             self.close_channel(channel, abort=abort)
         self._end()
 
     def _end(self) -> None:
+        """There is no Pipe any more.  Where the Link outlives its carriers it goes on until the peer has all."""
+        if self.movable and not self._ending:
+            self.protocol.close()
         self._ending = True
         self.path_log.told.unpark_all()
         self._speaking.poke()
+        self._settle()
         self._bound_goodbye()
 
     def _bound_goodbye(self) -> None:
-        if self._goodbye is not None:
-            self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._goodbye)
+        if self._goodbye is None:
+            return
+        patience = self._goodbye
+        if self.protocol.state is LinkState.CLOSING and not self._hurried:
+            patience = max(patience, self.protocol.resume_timeout)
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + patience)
 
     def _fail(self, failure: Exception) -> None:
         """The Link is over: break what is open, wake everybody, close the carriers.  Idempotent."""

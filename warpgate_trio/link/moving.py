@@ -76,6 +76,11 @@ class Moving(ABC):
     def state(self) -> LinkState:
         """That of the first carrier until the Link is open, and ENDED once it is over."""
 
+    @property
+    def is_up(self) -> bool:
+        """Whether its carriers carry it: it is open, or has something left to say."""
+        return self.state in (LinkState.OPEN, LinkState.CLOSING)
+
     @abstractmethod
     def _take_items(self, lane: LaneProtocol, items: list[Item], now: float) -> None:
         """What came on a carrier and is not about that alone."""
@@ -124,7 +129,7 @@ class Moving(ABC):
     def judge_attach(self, attach: Attach, *, session_id: bytes, server_key: bytes) -> RefuseReason | None:
         """What an ATTACH on a carrier that the peer has proven to be its is answered with; None: it is taken."""
         secret = self._secret
-        if secret is None or self.state is not LinkState.OPEN or not self.movable:
+        if secret is None or not self.is_up or not self.movable:
             return RefuseReason.UNKNOWN_LINK
         if not secret.holds(attach, session_id=session_id, server_key=server_key):
             return RefuseReason.UNKNOWN_LINK
@@ -199,7 +204,7 @@ class Moving(ABC):
         """Speak on another lane where the one that we speak on is gone or no good, or where that was tried and is
         better; whether we do.
         """
-        if self.outgoing is None or self.state is not LinkState.OPEN:
+        if self.outgoing is None or not self.is_up:
             return False
         self._judge_trial(now)
         lane = self.lanes.choose()
@@ -311,6 +316,6 @@ class Moving(ABC):
 
     def hint(self, now: float) -> None:
         """Something has happened that may have killed a path: each is asked at once, see `LifeJudge.hint`."""
-        if self.state is LinkState.OPEN:
+        if self.is_up:
             for lane in self.lanes:
                 lane.hint(now)

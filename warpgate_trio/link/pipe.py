@@ -312,8 +312,9 @@ class Pipe(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Close both directions.  What was sent still arrives and then reads as EOF; the peer's sends break.
 
-        Does not wait for the peer; the node's own tasks say goodbye, for at most ``budgets.goodbye``.  Where it is
-        cancelled already, as in `trio.aclose_forcefully`, it aborts instead.
+        Does not wait for the peer: the node's own tasks see to it, also over another path where this one is dead, for
+        at most the Link's resume timeout, or ``budgets.goodbye`` where the Link ends with its path or the node is left.
+        Where it is cancelled already, as in `trio.aclose_forcefully`, it aborts instead.
         """
         try:
             await trio.lowlevel.checkpoint_if_cancelled()

@@ -79,6 +79,8 @@ class LinkProtocol(Moving):
         """That of the first carrier until the Link is open, and ENDED once it is over."""
         if self._over:
             return LinkState.ENDED
+        if self.outgoing is not None and self.outgoing.closed:
+            return LinkState.ENDED if self.outgoing.done else LinkState.CLOSING
         return LinkState.OPEN if self._opened else self._first.state
 
     def set_role(self, *, initiator: bool, now: float) -> None:
@@ -88,6 +90,8 @@ class LinkProtocol(Moving):
         self._take_items(self._first, items, now)
 
     def _say(self, frame: Frame) -> None:
+        if self.outgoing is not None and self.outgoing.closed:
+            return  # GOAWAY was the last word
         self._outbox.append((encode(frame), units(frame)))
 
     # -- handshake ---------------------------------------------------------------------------------------------------
@@ -132,6 +136,18 @@ class LinkProtocol(Moving):
                 self.lanes.active.step(FrameType.GOAWAY, ours=True)
             self._over = True
             self._say(GoAway(code=code))
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether all that was said has come to the peer, GOAWAY with it."""
+        return self.failure is None and self.outgoing is not None and self.outgoing.done
+
+    def close(self) -> None:
+        """Say GOAWAY, and end once the peer has acknowledged it; of a Link that is `movable`."""
+        for frame, _ in self._outbox:
+            self._kept.put_frame(frame)
+        self._outbox.clear()
+        self._kept.put_last(encode(GoAway()))
 
     # -- channels ----------------------------------------------------------------------------------------------------
 
@@ -219,7 +235,7 @@ class LinkProtocol(Moving):
                 self._say(credit)
             found += self._take_outbox(lane, now)
         incoming = self.incoming
-        if incoming is not None and self.state is LinkState.OPEN and (lane.ack_due or incoming.deadline < math.inf):
+        if incoming is not None and self.is_up and (lane.ack_due or incoming.deadline < math.inf):
             found.append(encode(Ack(position=incoming.acknowledge())))
         lane.ack_due = False
         return b"".join(found)
@@ -300,6 +316,8 @@ class LinkProtocol(Moving):
             self.incoming = None if item.terms is None else Incoming()
         elif isinstance(item, GoAway):
             self.break_all(why_ended(item.code))
+            if self.is_lasting:  # it goes on until it hears this
+                lane.say(Ack(position=self._taken.acknowledge()))
         elif isinstance(item, Open):
             self.channels.receive_open(item, now)
         elif isinstance(item, At):
@@ -356,12 +374,12 @@ class LinkProtocol(Moving):
 
     def _owe_ack(self) -> None:
         active = self.lanes.active
-        if active is not None and self.state is LinkState.OPEN:
+        if active is not None and self.is_up:
             active.ack_due = True
 
     def deadline(self, lane: LaneProtocol) -> float:
         """When `handle_timer` wants to be called for a lane."""
-        if self.incoming is None or lane is not self.lanes.active or lane.ack_due or self.state is not LinkState.OPEN:
+        if self.incoming is None or lane is not self.lanes.active or lane.ack_due or not self.is_up:
             return lane.life.deadline
         return min(lane.life.deadline, self.incoming.deadline)
 

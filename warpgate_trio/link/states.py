@@ -11,6 +11,9 @@ cross.
                                   |  \\--ATTACH--> ATTACHING --ATTACHED--/
                                   \\--REFUSE--> ENDED  \\--REFUSE--> ENDED
 
+A Link that outlives its carriers is OPEN, then CLOSING from its own GOAWAY until that is acknowledged, then ENDED; a
+GOAWAY of the peer's ends it at once.
+
 A channel has two directions; each has a writer's half and a reader's half.  Once the writer has said FIN or the
 reader has said RESET there is nothing more to come in that direction:
 
@@ -51,6 +54,8 @@ class LinkState(Enum):
     """The initiator offered this carrier to a Link that there is and waits for the answer."""
     OPEN = "open"
     """Channels."""
+    CLOSING = "closing"
+    """Of a Link that outlives its carriers, never of a carrier: GOAWAY was said here, and is not acknowledged."""
     ENDED = "ended"
     """Refused, or somebody went away."""
 
@@ -109,6 +114,7 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
         ),
         FrameType.GOAWAY: (_ANY, LinkState.ENDED),
     },
+    LinkState.CLOSING: {},  # no carrier is
     LinkState.ENDED: {},
 }
 

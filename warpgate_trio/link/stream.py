@@ -79,6 +79,7 @@ class Outgoing:
       acknowledged: all before it was taken in by the peer.
       held: bytes that are kept, with what keeping them costs.
       limit: from how many on it is `full`.
+      closed: `put_last` was called: nothing more is to be said.
       frames: how many of the kept pieces are frames other than DATA.
     """
 
@@ -91,6 +92,7 @@ class Outgoing:
         "_pinned_rest",
         "_starts",
         "acknowledged",
+        "closed",
         "end",
         "frames",
         "held",
@@ -102,6 +104,7 @@ class Outgoing:
         self.acknowledged: int = 0
         self.held: int = 0
         self.limit: int = limit
+        self.closed: bool = False
         self.frames: int = 0
         # One entry in each list for each piece; those before `_first` are gone.
         self._starts: list[int] = []
@@ -194,6 +197,16 @@ class Outgoing:
         """A counted frame that is no DATA and goes on a carrier now."""
         self._add(None, frame, 1)
         self.frames += 1
+
+    def put_last(self, frame: bytes) -> None:
+        """The same for the last one."""
+        self.put_frame(frame)
+        self.closed = True
+
+    @property
+    def done(self) -> bool:
+        """Whether the last frame, and with it all, has come to the peer."""
+        return self.closed and self.acknowledged == self.end
 
     def _add(self, channel: int | None, body: bytes | bytearray | memoryview, moves: int) -> None:
         self._starts.append(self.end)

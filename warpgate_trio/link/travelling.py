@@ -48,7 +48,8 @@ class Travelling(Handshake):
         self.migrator: Migrate | None = None
         self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: list[PathInfo] = []
-        self._ending = False
+        self._ending = False  # no Pipe is left
+        self._hurried = False  # its node is left
 
     @property
     @abstractmethod
@@ -66,11 +67,17 @@ class Travelling(Handshake):
 
     async def wait_path(self, *, well: bool) -> None:
         """Wait until the path is live, or until it is not; `trio.BrokenResourceError` once the Link is over."""
-        while not self._ending and self.protocol.state is not LinkState.ENDED:
+        while self._wants_a_path:
             if (self.live_path().state is PathState.LIVE) is well:
                 return
             await self.path_log.told.park()
         raise trio.BrokenResourceError("the link is over")
+
+    @property
+    def _wants_a_path(self) -> bool:
+        """Whether it has Pipes, or something left to say and the time to look for a path."""
+        state = self.protocol.state
+        return (state is LinkState.CLOSING and not self._hurried) or (state is not LinkState.ENDED and not self._ending)
 
     async def migrate(self, phases: Sequence[str] | None, timeout: float | None, channel: Channel) -> PathInfo:
         """See `Pipe.migrate`."""
