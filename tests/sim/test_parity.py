@@ -184,6 +184,25 @@ async def tcp_sendmsg_joins_buffers() -> None:
 
 
 @behaviour
+async def tcp_takes_no_more_than_it_may_hold_unsent() -> None:
+    with stream() as listener, stream() as a:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await listener.bind((L4, 0))
+        listener.listen()
+        await a.connect(listener.getsockname())
+        b, _ = await listener.accept()
+        a.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 16384)
+        with b:
+            taken = await a.send(bytes(1 << 20))
+            assert 16384 <= taken <= 32768  # with what the peer has room for
+            with trio.move_on_after(0.01) as scope:
+                await a.send(b"x")
+            assert scope.cancelled_caught
+            while taken:
+                taken -= len(await b.recv(65536))
+
+
+@behaviour
 async def tcp_connection_refused() -> None:
     with stream() as nobody, stream() as sock:
         await nobody.bind((L4, 0))  # has the port, and does not listen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -48,6 +49,29 @@ def exchange(a: TcpEndpoint, b: TcpEndpoint, now: float = 0.0) -> None:
             b.receive(packet, now)
         for packet in coming:
             a.receive(packet, now)
+
+
+def test_who_waits_for_room_is_woken_when_half_of_what_may_be_unsent_was_sent() -> None:
+    """Linux, `tcp_stream_memory_free`; a write that does not wait goes by all of it."""
+    a, b = opened()
+    b.receiver.capacity = 100_000
+    a.options = replace(a.options, unsent_limit=4000)
+    assert a.write(bytes(100_000), 0.0) == 14_000  # ten segments leave at once (RFC 6928)
+    assert not a.has_room
+    segments = flush(a)
+    assert len(segments) == 10
+    for segment in segments[:1]:
+        b.receive(segment, 0.0)
+        for answer in flush(b):
+            a.receive(answer, 0.0)
+    assert a.sender.unsent == 2000
+    assert a.has_room
+    assert not a.is_writable
+    b.receive(segments[1], 0.0)
+    for answer in flush(b):
+        a.receive(answer, 0.0)
+    assert a.sender.unsent == 0
+    assert a.is_writable
 
 
 # The state machine

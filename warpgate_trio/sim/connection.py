@@ -102,7 +102,7 @@ class Connection:
             self.listener.progressed(self)
         if endpoint.readable:
             self.readable.wake()
-        if not endpoint.opening and (endpoint.has_room or not endpoint.may_send):
+        if not endpoint.opening and (endpoint.is_writable or not endpoint.may_send):
             self.writable.wake()
         if endpoint.state is State.CLOSED:
             self.forget()

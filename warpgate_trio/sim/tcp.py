@@ -54,11 +54,14 @@ class TcpEndpoint(Tcb):
 
     def write(self, data: bytes | bytearray | memoryview, now: float) -> int:
         """Queue bytes, as many as there is room for; returns how many."""
-        room = max(0, self.options.send_buffer - len(self.sender.buffer))
-        taken = data[:room]
-        self.sender.buffer += taken
-        self._push(now)
-        return len(taken)
+        sender, options, taken = self.sender, self.options, 0  # Linux looks anew for each segment, TCP_NOTSENT_LOWAT
+        while taken < len(data) and self.has_room:
+            room = min(options.send_buffer - len(sender.buffer), options.unsent_limit - sender.unsent)
+            piece = data[taken : taken + int(min(room, len(data)))]
+            sender.buffer += piece
+            taken += len(piece)
+            self._push(now)
+        return taken
 
     def read(self, size: int, *, peek: bool = False) -> bytes:
         """Bytes that came; b"" when there are none."""
@@ -129,6 +132,11 @@ class TcpEndpoint(Tcb):
         """Whether a write would take something."""
         sender, options = self.sender, self.options
         return len(sender.buffer) < options.send_buffer and sender.unsent < options.unsent_limit
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether who waits for room is woken: Linux waits until half of what may be unsent has been sent."""
+        return self.has_room and 2 * self.sender.unsent < self.options.unsent_limit
 
     # What the network does
 

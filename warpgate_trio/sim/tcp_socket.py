@@ -295,7 +295,7 @@ class TcpSocket(VirtualSocket):
             endpoint = connection.endpoint
             if endpoint.opening:
                 return None
-            return True if endpoint.has_room or not endpoint.may_send or endpoint.error else None
+            return True if endpoint.is_writable or not endpoint.may_send or endpoint.error else None
 
         await self._attempt(self._accepting if connection is None else connection.writable, ready)
 
