@@ -389,6 +389,23 @@ def test_who_does_not_take_signals_on_a_link_is_said_none(hears: bool) -> None:
     assert ends.links["a"].has_outbox(ends.wires[0].lanes["a"]) is hears
 
 
+def test_a_suspect_that_is_heard_is_not_left_until_it_falls_silent() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    ends.settle()
+    lane = ends.wires[0].lanes["a"]
+    ends.wires[0].holes = {"a"}
+    ends.send("a", b"hello")
+    while lane.life.life is Life.WELL or lane.life.is_heard:
+        assert ends.speaks_on("a") is ends.wires[0]
+        ends.now = min(ends.now + 0.5, ends.links["a"].deadline(lane))
+        if lane.life.life is Life.WELL:
+            ends.send("b", b"x")
+            ends.deliver(ends.wires[0], "b")
+        ends.links["a"].handle_timer(lane, ends.now)
+    assert ends.speaks_on("a") is wire
+
+
 @pytest.mark.parametrize("who", ["offers", "takes"])
 def test_how_far_a_side_is_may_be_known_better_than_its_handshake_says(who: str) -> None:
     """An ACK on the carrier that there is overtakes the ATTACH, or what answers it."""

@@ -13,6 +13,7 @@ from warpgate_trio.link.life import (
     FORGIVEN,
     HINT_INTERVAL,
     HINT_SLACK,
+    LINGER,
     MISSES,
     RESPONDER_WAITS,
     SLACK,
@@ -115,6 +116,62 @@ def test_a_sign_of_life_puts_death_off_and_not_the_suspicion() -> None:
 
 
 # --- false alarms ---
+
+
+def test_a_suspect_that_is_heard_is_not_left_until_it_falls_silent() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    heard = 10.0 + SUSPICION - 0.5
+    judge.heard(heard)
+    assert verdict(judge, 10.0 + SUSPICION) is Life.SUSPECT
+    assert judge.is_heard
+    assert verdict(judge, heard + SUSPICION - 0.01) is Life.SUSPECT
+    assert judge.is_heard
+    assert verdict(judge, heard + SUSPICION + 0.01) is Life.SUSPECT
+    assert not judge.is_heard
+
+
+def test_a_suspect_that_is_heard_for_ever_is_left_in_the_end() -> None:
+    """As a path is that carries what is small, our acknowledgements, and nothing that is large."""
+    judge = judge_of()
+    judge.sent(10.0)
+    for tenth in range(100):
+        now = 10.0 + tenth / 10
+        life = verdict(judge, now)
+        assert judge.is_heard is (life is Life.SUSPECT and now < 10.0 + SUSPICION + LINGER)
+        judge.heard(now)
+    assert verdict(judge, 20.0) is Life.SUSPECT
+
+
+def test_a_suspect_that_is_silent_is_left_at_once() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    assert verdict(judge, 10.0 + SUSPICION + 0.01) is Life.SUSPECT
+    assert not judge.is_heard
+
+
+@pytest.mark.parametrize("by", ["progress", "death"])
+def test_whether_it_is_heard_is_of_no_matter_where_it_is_no_suspect(by: str) -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    judge.heard(11.0)
+    verdict(judge, 10.0 + SUSPICION)
+    assert judge.is_heard
+    if by == "progress":
+        judge.acknowledged(10.0 + SUSPICION, all_of_it=True)
+    else:
+        assert verdict(judge, 11.0 + SUSPICION + DEATH) is Life.DEAD
+    assert not judge.is_heard
+
+
+def test_a_hint_has_it_left_at_once_though_it_was_heard() -> None:
+    """It moved, most likely; what is heard was on its way before."""
+    judge = judge_of()
+    assert judge.hint(10.0)
+    judge.ask(10.0)
+    judge.heard(10.1)
+    assert verdict(judge, 10.0 + TRIP + HINT_SLACK) is Life.SUSPECT
+    assert not judge.is_heard
 
 
 def test_a_suspect_that_progresses_is_well_and_the_slack_doubles_up_to_its_limit() -> None:

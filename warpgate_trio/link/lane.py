@@ -148,6 +148,11 @@ class LaneProtocol:
         """Whether it carries what is said, as far as is known."""
         return self.life.life is Life.WELL and not self.is_over
 
+    @property
+    def is_to_be_left(self) -> bool:
+        """Whether another one is to be spoken on that is well: it is over, or suspected and not only late."""
+        return self.is_over or not (self.life.life is Life.WELL or self.life.is_heard)
+
     def end(self) -> None:
         """Nothing more is said or heard."""
         self.state = LinkState.ENDED

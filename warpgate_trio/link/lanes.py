@@ -85,7 +85,7 @@ class Lanes:
 
     def choose(self) -> LaneProtocol | None:
         """Another lane to speak on, where the one that we speak on is gone or no good; None: stay."""
-        if self.active is not None and self.active.is_well:
+        if self.active is not None and not self.active.is_to_be_left:
             return None
         others = [lane for lane in self._all.values() if lane is not self.active and lane.is_well]
         return max(others, key=lambda lane: lane.number, default=None)

@@ -4,7 +4,15 @@ What counts is *progress*: the peer acknowledges something new, or answers a PIN
 path can be dead in one direction alone.  While something is unanswered and nothing progresses for three round trips and
 some slack, the path is SUSPECT; that costs no more than a question and, where there is another path, its use.  What is
 suspected and progresses again is well, and the slack grows, as the alarm was a false one.  Only a path that has shown
-no sign at all for another `DEATH` seconds is DEAD.  A path that is silent because nobody says anything is asked now and
+no sign at all for another `DEATH` seconds is DEAD.
+
+A sign of life is plaintext that arrives.  It is no progress, but it is no hole in our direction either, for long: TCP
+and QUIC let the peer say no more than a window while our acknowledgements of it are lost.  So what is suspected and
+still heard is not left for another path for `LINGER` seconds: on a bad link the peer's answer is only late, and what it
+is behind would have to be said again.  A path that carries what is small and nothing that is large is heard for longer;
+that is why it ends.
+
+A path that is silent because nobody says anything is asked now and
 then (a PING), and is judged by the answer.
 
 The round trip that the slack is added to is the least of the last samples: under a bulk transfer a PING waits behind
@@ -37,6 +45,8 @@ FORGIVEN: Final = 60.0
 """Seconds without a false alarm after which it is `SLACK` again."""
 DEATH: Final = 15.0
 """Seconds without a sign of life that a suspected path has left."""
+LINGER: Final = 6.0
+"""Seconds for which a suspected path that is heard is not left for another one: as long as `SLACK_MAX`."""
 HINT_SLACK: Final = 0.5
 """Seconds that a path has to progress after a hint, beside a round trip: half of what TCP waits before it retransmits
 what it has no round trip of (RFC 6298 §2.1), and a machine that has just moved or woken up is busy."""
@@ -77,6 +87,7 @@ class LifeJudge:
       trip: the round trip that the path is judged by, in seconds.
       answered: the highest token whose PONG has come.
       life: the verdict.
+      is_heard: it is SUSPECT, and what the peer says still arrives, so it is not left for another one yet.
       timer_began: `deadline` may be sooner than it was when whoever waits for it has set this to False.
       false_alarms: how often it was SUSPECT and progressed again.
     """
@@ -88,6 +99,7 @@ class LifeJudge:
         self.answered: int = 0
         self.trip: float = UNKNOWN_TRIP
         self.life: Life = Life.WELL
+        self.is_heard: bool = False
         self.false_alarms: int = 0
         self.timer_began: bool = True
         self._interval = interval
@@ -178,6 +190,7 @@ class LifeJudge:
         self._answer_by = inf
         if self.life is Life.SUSPECT:
             self.life = Life.WELL
+            self.is_heard = False
             self._suspect_at = inf
             self.false_alarms += 1
             if not self._by_hint:
@@ -217,6 +230,13 @@ class LifeJudge:
         return min(self._patience_until, self._answer_by) if self.life is Life.WELL else inf
 
     @property
+    def _left_at(self) -> float:
+        if not self.is_heard:
+            return inf
+        silent_at = self._heard_at + SUSPICION_TRIPS * self.trip + self._slack
+        return min(max(silent_at, self._suspect_at), self._suspect_at + LINGER)
+
+    @property
     def _death_at(self) -> float:
         if not self.acknowledging:
             return self._heard_at + (1 + MISSES) * self._interval
@@ -227,7 +247,7 @@ class LifeJudge:
         """When `judge` wants to be called; infinity once the path is dead."""
         if self.life is Life.DEAD:
             return inf
-        return min(self._question_at, self._suspicion_at, self._death_at)
+        return min(self._question_at, self._suspicion_at, self._left_at, self._death_at)
 
     def judge(self, now: float) -> bool:
         """Time has come: form the verdict anew.  Returns whether the path is to be asked, with `ask`."""
@@ -235,13 +255,17 @@ class LifeJudge:
             return False
         if now >= self._death_at:
             self.life = Life.DEAD
+            self.is_heard = False
             return False
         ask = False
         if now >= self._suspicion_at:
             self.life = Life.SUSPECT
             self._suspect_at = now
             self._by_hint = now < self._patience_until
+            self.is_heard = not self._by_hint
             ask = not self.asking
+        if now >= self._left_at:
+            self.is_heard = False
         if now >= self._question_at:
             self._misses += 1
             ask = True  # an unanswered question must not stop the next one
