@@ -1,19 +1,25 @@
 """A MiB each way at once over a Pipe on the nine links of the simulator: does it come, how often is its path suspected?
 
-Virtual time, losses drawn one by one.  A false alarm is a path that was suspected and lives; a false death is one that
-was closed though the link was there, after which the Pipe went on over another path.
+Virtual time, losses drawn one by one.  What each column counts, over both ends:
+
+* suspected: how often an end suspected the path; all of them are false alarms, since the link is there;
+* moved: how often an end changed over to another path because of that;
+* dead: how often an end took a path for dead, and closed it;
+* without: how often an end had no path at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from typing import final
 
 import trio
 
-from warpgate_trio import ConnectError, Pipe
+from warpgate_trio import ConnectError, PathState, Pipe
 from warpgate_trio.sim import Link, presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import open_nodes
@@ -22,10 +28,26 @@ from warpgate_trio.testing.worlds import PeerPair
 SIZE = 1 << 20
 
 
+@final
+class Deaths(logging.Handler):
+    """Counts the paths that are closed as dead."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "the path is dead" in record.getMessage()
+
+
 async def watch(pipe: Pipe, seen: Counter[str]) -> None:
+    carrier = pipe.carrier
     while True:
         path = await pipe.wait_path_change()
         seen[path.state.value] += 1
+        if path.state is PathState.LIVE and pipe.carrier is not carrier:
+            seen["moved"] += 1
+            carrier = pipe.carrier
 
 
 async def send(pipe: Pipe) -> None:
@@ -68,16 +90,23 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=3600.0, help="virtual seconds for a transfer")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    print(f"{'link':<16s} {'of':<6s} {'seconds':>8s} {'suspected':>10s} {'closed':>7s}")
+    deaths = Deaths()
+    logger = logging.getLogger("warpgate_trio.link.link")
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(deaths)
+    logger.propagate = False
+    print(f"{'link':<16s} {'of':<6s} {'seconds':>8s} {'suspected':>10s} {'moved':>6s} {'dead':>5s} {'without':>8s}")
     for name, link in presets.LINKS.items():
         for who in ("alice", "bob"):
             seen: Counter[str] = Counter()
+            deaths.count = 0
 
             async def one(link: Link = link, who: str = who, seen: Counter[str] = seen) -> float:
                 return await transfer(replace(link, burst=1), who, options.limit, seen)
 
             seconds = simulate(one, seed=options.seed)
-            print(f"{name:<16s} {who:<6s} {seconds:>8.0f} {seen['suspect']:>10d} {seen['suspended']:>7d}", flush=True)
+            counts = f"{seen['suspect']:>10d} {seen['moved']:>6d} {deaths.count:>5d} {seen['suspended']:>8d}"
+            print(f"{name:<16s} {who:<6s} {seconds:>8.0f} {counts}", flush=True)
 
 
 if __name__ == "__main__":

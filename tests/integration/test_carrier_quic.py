@@ -227,6 +227,20 @@ async def test_a_sender_waits_for_a_receiver_that_does_not_take() -> None:
     close_carriers(dialler, server)
 
 
+async def test_a_sender_waits_sooner_where_less_is_to_be_unsent() -> None:
+    dialler, server = await quic_carriers()
+    dialler.limit_unsent(8192)
+    sent = 0
+    with trio.move_on_after(0.05) as scope:
+        while True:
+            dialler.feed(bytes(4096))
+            sent += 4096
+            await dialler.flush()
+    assert scope.cancelled_caught
+    assert sent <= 2 * 8192 + 4096 + 32768  # with what is in flight: nobody drives the other end
+    close_carriers(dialler, server)
+
+
 @pytest.mark.slow("waits to see that nothing more happens")
 async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
     """Two carriers that only send: each takes in what it has room for, and then waits to be read."""

@@ -6,6 +6,7 @@ import datetime
 import errno
 import os
 import re
+import socket
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -39,7 +40,7 @@ from tests.wire import Fault, Script
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.carrier._pinning import certificate_key
 from warpgate_trio.carrier.records import FIRST_FLIGHT, FIRST_RECORD, IDLE
-from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN, RECORD, TURN_RECORDS
+from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN, RECORD, TURN_RECORDS, UNSENT_MAX
 from warpgate_trio.errors import CarrierError, WrongPeer
 
 
@@ -510,3 +511,19 @@ async def test_many_small_records_are_taken_in_turns() -> None:
     assert got == 1000
     assert others >= 1000 // TURN_RECORDS // 2
     close_carriers(dialler, server)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="not every system has it")
+async def test_what_the_kernel_holds_unsent_is_limited() -> None:
+    dialler, server = await tls_carriers()
+    assert unsent_of(dialler) == UNSENT_MAX
+    for asked, set_to in ((4096, 4096), (UNSENT_MAX, UNSENT_MAX), (2 * UNSENT_MAX, UNSENT_MAX)):
+        dialler.limit_unsent(asked)
+        assert unsent_of(dialler) == set_to
+    close_carriers(dialler, server)
+
+
+def unsent_of(carrier: TlsCarrier) -> int:
+    sock = carrier._sock
+    assert isinstance(sock, trio.socket.SocketType)
+    return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))

@@ -28,6 +28,7 @@ from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.frames import Attach, Drop
 from warpgate_trio.link.life import Life
+from warpgate_trio.link.pace import CHUNK_MAX, Pace
 
 __all__ = ["carrier_kind"]
 
@@ -137,18 +138,28 @@ async def test_no_byte_is_lost_doubled_or_reordered() -> None:
 
 
 @pytest.mark.slow("a megabyte, past a carrier that holds its sender up")
-async def test_a_sender_that_a_dead_carrier_holds_up_goes_on_over_another_one(nursery: trio.Nursery) -> None:
-    """By itself: its call was not cancelled, and sends nothing twice."""
+@pytest.mark.parametrize("was", ["fast", "slow"])
+async def test_a_sender_that_a_dead_carrier_holds_up_goes_on_over_another_one(
+    was: str, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself: its call was not cancelled, and sends nothing twice.  A carrier that was slow may only be late."""
     total = 1 << 20
     async with lasting() as (alice, bob):
+        first = alice.link._first
+        if was == "fast":
+            monkeypatch.setattr(Pace, "handed", lambda *_: False)
+            first.protocol.pace.size = CHUNK_MAX
         bob.link._first.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
+        bob.link._first.carrier.flush = trio.sleep_forever  # type: ignore[method-assign]
         nursery.start_soon(send_numbered, alice, total)
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert alice.link._first.holds_a_sender
-        alice.link._first.protocol.life.life = Life.SUSPECT
+        assert first.holds_a_sender
+        first.protocol.life.life = Life.SUSPECT
         await attach(alice, bob)
+        assert first.gone is (was == "fast")
         with trio.fail_after(HANG):
             await receive_numbered(bob, total)
+        assert first.gone is (was == "fast")
 
 
 async def test_without_a_carrier_calls_wait_and_go_on() -> None:

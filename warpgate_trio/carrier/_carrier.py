@@ -57,6 +57,12 @@ class Carrier(Protocol):
           trio.ClosedResourceError: this side closed the carrier.
         """
 
+    def limit_unsent(self, size: int, /) -> None:
+        """Have `flush` wait while more than about ``size`` bytes are not sent that were taken, as far as can be said.
+
+        What is most urgent is then not behind much that nobody can take back.
+        """
+
     async def receive(self) -> list[bytes]:
         """Wait for plaintext and return it in pieces, none of them empty; ``[]`` means the peer's clean end.
 

@@ -64,6 +64,7 @@ class QuicCarrier:
         self._changed: Final = trio.lowlevel.ParkingLot()
         self._alarm = trio.CancelScope()
         self._fed = False
+        self._unsent_max = UNSENT_MAX
         self._leave_at = math.inf
         self._closed = False
         self.dialler: Final = dialler
@@ -194,7 +195,7 @@ class QuicCarrier:
         return self._fed or not self._sent_enough()
 
     def _sent_enough(self) -> bool:
-        return self._protocol.backlog <= (UNSENT_MAX if self._reading or self._protocol.held else 0)
+        return self._protocol.backlog <= (self._unsent_max if self._reading or self._protocol.held else 0)
 
     def feed(self, *parts: Buffer) -> None:
         protocol = self._protocol
@@ -219,6 +220,10 @@ class QuicCarrier:
             waited = True
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def limit_unsent(self, size: int, /) -> None:
+        # Twice as much as of a kernel, which is refilled when half of it has been sent.
+        self._unsent_max = min(2 * size, UNSENT_MAX)
 
     async def receive(self) -> list[bytes]:
         protocol = self._protocol

@@ -43,8 +43,9 @@ RECEIVE_MIN: Final = 16 * 1024
 RECEIVE_MAX: Final = 256 * 1024
 """Bytes of the largest ``recv``: 1.3 x the throughput of `trio.SSLStream`, which reads 32 KiB at a time."""
 UNSENT_MAX: Final = 128 * 1024
-"""Bytes that the kernel takes before it has sent what it took: what a channel waits for behind another one's bulk, and
-what is still to go out when a Pipe is closed.  Linux alone would take megabytes."""
+"""Bytes that the kernel takes before it has sent what it took, unless it is to take less (`TlsCarrier.limit_unsent`):
+what a channel waits for behind another one's bulk, and what is still to go out when a Pipe is closed.  Linux alone
+would take megabytes."""
 RECORD: Final = 16 * 1024
 """Bytes of plaintext in one TLS record at most (RFC 8446 §5.1); ``SSLObject.read`` returns one record at most."""
 TURN_RECORDS: Final = 64
@@ -281,6 +282,10 @@ class TlsCarrier:
                 self._unsent = memoryview(self._outgoing.read())
         except OSError as error:
             raise self._socket_error(error) from error
+
+    def limit_unsent(self, size: int, /) -> None:
+        if isinstance(self._sock, trio.socket.SocketType):  # a circuit holds what its credit lets it
+            limit_unsent(self._sock, min(size, UNSENT_MAX))
 
     async def receive(self) -> list[bytes]:
         pieces: list[bytes] = []

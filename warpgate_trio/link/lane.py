@@ -35,6 +35,7 @@ from .frames import (
     padding,
 )
 from .life import Life, LifeJudge
+from .pace import Pace
 from .states import LinkState, Role, next_link_state
 
 __all__ = ["MAX_OUTBOX", "LaneProtocol"]
@@ -65,6 +66,7 @@ class LaneProtocol:
     Attributes:
       state: of the carrier.
       life: who judges it.
+      pace: how much is handed to it at once.
       proof, commit, attach, attached, refusal: what was said or heard.
       ack_due: the peer is to be told on this lane how far we are.
       received: how far the peer's stream has come on it.
@@ -86,6 +88,7 @@ class LaneProtocol:
     ) -> None:
         self.state: LinkState = LinkState.FRESH
         self.life: Final = LifeJudge(now, interval=idle_interval)
+        self.pace: Final = Pace()
         self.proof: Proof | None = None
         self.commit: Commit | None = None
         self.attach: Attach | None = None

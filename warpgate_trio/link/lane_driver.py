@@ -4,8 +4,10 @@ A sender encrypts and flushes DATA in its own task, under the lane's lock, so th
 Everything else (credit, FIN, RESET, PING, what a cancelled sender left behind, what is said again) is sent by `write`,
 in a task of the Link's driver, when it is poked.  The reader never writes, so two peers that only send cannot deadlock.
 
-A sender can be held up by a carrier that is dead.  Where its Link outlives the carrier, closing that wakes it, and what
-it has sent goes out on another one, since the Link keeps it: its call goes on.
+A sender can be held up by a carrier that is dead, or slow.  Where the Link speaks on another one by then, its call goes
+on there, since the Link keeps what it has sent.  A carrier that takes its time (`Pace.is_slow`) lets it go and stays:
+it may be the only one that carries after all, and the writer sends the rest of the record.  A fast one is closed, since
+only a dead one stops, and a cancel scope for each chunk would cost a twentieth of its throughput.
 """
 
 from __future__ import annotations
@@ -58,8 +60,10 @@ class LaneDriver:
         self.scope: Final = trio.CancelScope()
         self._link = link
         self._on_broken = on_broken
+        carrier.limit_unsent(protocol.pace.size)
         self._lock: Final = trio.Lock()
         self._poked = trio.Event()
+        self._held: Final[set[trio.CancelScope]] = set()  # of the senders that `release` lets go
         self._alarm = trio.CancelScope(deadline=-math.inf)  # of `wait_timer`
 
     def move(self, link: LinkProtocol, on_broken: Callable[[LaneDriver, Exception], None]) -> None:
@@ -83,6 +87,15 @@ class LaneDriver:
         """Whether somebody waits for the carrier to take what it was given."""
         return self._lock.locked()
 
+    def release(self) -> bool:
+        """We speak on another carrier: let the senders that wait for this one go on there.
+
+        Returns whether that is done; else closing this one does it.
+        """
+        for scope in self._held:
+            scope.cancel()
+        return self.protocol.pace.is_slow or not self.holds_a_sender
+
     def feed_outbox(self) -> None:
         """Encrypt what the protocol has to say here."""
         if self._link.has_outbox(self.protocol):
@@ -103,6 +116,18 @@ class LaneDriver:
           trio.ClosedResourceError: the channel ended while we waited for the lock; the Link is well.
           trio.BrokenResourceError: the path is gone, and the data with it.
         """
+        if not self.protocol.pace.is_slow:
+            return await self._send_data(channel, data)
+        before = channel.sent
+        with trio.CancelScope() as scope:
+            self._held.add(scope)
+            try:
+                return await self._send_data(channel, data)
+            finally:
+                self._held.discard(scope)
+        return channel.sent > before  # then the Link keeps it, see `release`
+
+    async def _send_data(self, channel: Channel, data: memoryview) -> bool:
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
@@ -115,7 +140,8 @@ class LaneDriver:
                 return False
             try:
                 self.feed_outbox()
-                begins = link.note_data_sent(lane, channel, data, trio.current_time())
+                began = trio.current_time()
+                begins = link.note_data_sent(lane, channel, data, began)
                 kept = True
                 if begins:
                     self.carrier.feed(data_header(channel.id, len(data)), data)
@@ -123,6 +149,8 @@ class LaneDriver:
                     self.poke()  # it comes behind what is said again
                 self.set_alarm()
                 await self.carrier.flush()
+                if lane.pace.handed(len(data), began, trio.current_time()):
+                    self.carrier.limit_unsent(lane.pace.size)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 if not link.movable:
                     raise

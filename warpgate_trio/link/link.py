@@ -316,11 +316,11 @@ class Link(Travelling):
         self._close_unwanted()
 
     def _close_unwanted(self) -> None:
-        """Close what the peer has dropped, and what we have left while it held a sender up, who goes on elsewhere."""
+        """Close what the peer has dropped, and what we have left while it holds a sender up, who goes on elsewhere."""
         active = self.protocol.lanes.active
         for lane in list(self._lanes.values()):
-            left = active is not None and lane.protocol is not active and lane.protocol.life.life is not Life.WELL
-            if left and lane.holds_a_sender:
+            left = active is not None and lane.protocol is not active
+            if left and not lane.release() and lane.protocol.life.life is not Life.WELL:
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
             elif lane.protocol.is_over and self.protocol.is_up:
                 self._lose(lane, trio.BrokenResourceError("the path was dropped: it is no good, here or at the peer"))
@@ -420,6 +420,11 @@ class Link(Travelling):
     def _pipe(self, channel: Channel) -> Pipe:
         self._pipes.add(channel)
         return Pipe(self, channel)
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of DATA that are handed to the carrier at once."""
+        return self._last.protocol.pace.size
 
     async def send_data(self, channel: Channel, data: memoryview) -> None:
         """Send one piece of DATA on the carrier that we speak on; a checkpoint always.

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ChannelLink", "Pipe"]
 
 
-SEND_CHUNK: Final = 128 * 1024
-"""Bytes that are encrypted before they are sent, and after which another channel may have its turn: no more than the
-kernel holds unsent (`carrier.tls.UNSENT_MAX`).  A chunk costs a pass through Trio's loop, so that 64 KiB are a fifth
-slower where both cores are busy; the receiver decrypts meanwhile, so that 256 KiB are slower where they are free."""
-
-
 class ChannelLink(Protocol):
     """What a Pipe needs of the Link that its channel is on; see `warpgate_trio.link.link.Link`."""
 
@@ -43,6 +37,9 @@ class ChannelLink(Protocol):
     def rtt(self) -> float | None: ...
     @property
     def path_log(self) -> PathLog: ...
+
+    @property
+    def chunk_size(self) -> int: ...
 
     def live_path(self) -> PathInfo: ...
     def path_changes(self, channel: Channel, /) -> AsyncIterator[PathChange]: ...
@@ -168,7 +165,7 @@ class Pipe(trio.abc.HalfCloseableStream):
             while view:
                 if not channel.sendable:
                     await self._wait_sendable()
-                size = min(channel.sendable, len(view), SEND_CHUNK)
+                size = min(channel.sendable, len(view), link.chunk_size)
                 try:
                     await link.send_data(channel, view[:size])
                 except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -44,7 +44,7 @@ from .stream import MAX_FRAMES, Incoming, Outgoing, units
 __all__ = ["CATCH_UP", "LinkProtocol"]
 
 CATCH_UP: Final = 64 * 1024
-"""Bytes that are said again in one go: then the peer's frames, or another sender, may have their turn."""
+"""Bytes that are said again in one go, and no more than a chunk: then the peer's frames, or another sender, come."""
 
 
 @final
@@ -265,7 +265,7 @@ class LinkProtocol(Moving):
         if lane.said < outgoing.acknowledged:
             lane.said = outgoing.acknowledged
             found.append(encode(At(position=lane.said, turn=self.lanes.turn)))
-        for chunk in outgoing.read(lane.said, CATCH_UP):
+        for chunk in outgoing.read(lane.said, min(CATCH_UP, lane.pace.size)):
             found += [bytes(part) for part in chunk.parts]
             lane.said = chunk.position + (1 if chunk.channel is None else len(chunk.body))
         lane.life.sent(now)
