@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 import pytest
 import trio
 
 from warpgate_trio import ConnectError, PathState, Pipe
-from warpgate_trio.sim import Link, presets, simulate
+from warpgate_trio.link.life import DEATH, SLACK
+from warpgate_trio.sim import Fault, Kind, Link, NatConfig, presets, simulate
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import NodePair, open_nodes
+from warpgate_trio.testing.walks import SERVERS, NodePair, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
+
+WINDOW: Final = 5.0
+"""Seconds in which such a talk has said what may be on its way without an acknowledgement."""
 
 
 async def call(nodes: NodePair) -> tuple[Pipe, Pipe]:
@@ -24,9 +29,9 @@ async def call(nodes: NodePair) -> tuple[Pipe, Pipe]:
     return ours, await nodes.bob.listener.accept()
 
 
-def on(link: Link) -> PeerPair:
-    """Alice on that link, bob without delay."""
-    pair = PeerPair.between(rtt=0.001)
+def on(link: Link, nat: NatConfig | None = None) -> PeerPair:
+    """Alice on that link, bob without delay; each behind such a NAT."""
+    pair = PeerPair.between(nat, nat, rtt=0.001)
     return replace(pair, alice=replace(pair.alice, link=link))
 
 
@@ -90,15 +95,19 @@ def test_what_progresses_is_never_closed(name: str, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.slow("seconds of a full link, packet by packet")
-def test_an_answer_does_not_wait_behind_a_senders_own_bulk() -> None:
-    """Some chunks of 50 ms are before it, what is in flight, and what TCP sends again, as the queue overflows."""
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+def test_an_answer_does_not_wait_behind_a_senders_own_bulk(carrier: str) -> None:
+    """Some chunks of 50 ms are before it, what is in flight, and what is sent again, as the link's queue overflows."""
     rtt, mbit = 0.2, 1.0
-    queue = round(mbit * 1e6 * rtt / 8)
+    link = Link(latency=rtt / 2, bandwidth=mbit * 1e6, queue=round(mbit * 1e6 * rtt / 8))
 
     async def main() -> list[float]:
-        pair = on(Link(latency=rtt / 2, bandwidth=mbit * 1e6, queue=queue))
-        async with pair.build() as net, simulated_hosts(), open_nodes(net) as nodes:
-            ours, theirs = await call(nodes)
+        pair = on(link) if carrier == "tls" else on(link, presets.FULL_CONE)
+        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=SERVERS) as nodes:
+            plugin = "direct_connect" if carrier == "tls" else "udp_punch"
+            ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
+            theirs = await nodes.bob.listener.accept()
+            assert ours.path.carrier == carrier
             async with ours, theirs, trio.open_nursery() as nursery:
                 for one, other in ((ours, theirs), (theirs, ours)):
                     nursery.start_soon(send, one, 1 << 20)
@@ -110,3 +119,61 @@ def test_an_answer_does_not_wait_behind_a_senders_own_bulk() -> None:
 
     trips = simulate(main, seed=0)
     assert max(trips) < 10 * rtt, trips  # it was five seconds and more
+
+
+# --- a hole in one direction: the bytes of the peer that still come are no progress, and end ---
+
+
+@pytest.mark.slow("half a minute of talk, packet by packet")
+@pytest.mark.parametrize("deaf", ["alice", "bob"])
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+def test_a_hole_in_one_direction_is_noticed_in_time_and_ends_in_death_on_both_sides(carrier: str, deaf: str) -> None:
+    """Both sides talk.  Who is heard no more hears the other one for a window, no longer; one end's death is both's."""
+    rtt = 0.2
+
+    async def main() -> dict[str, tuple[float, float]]:
+        nat = presets.LINUX if carrier == "tls" else presets.FULL_CONE
+        pair = PeerPair.between(nat, None if carrier == "tls" else nat, rtt=rtt)
+        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net, servers=SERVERS) as nodes:
+            plugin = "direct_connect" if carrier == "tls" else "udp_punch"
+            ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
+            theirs = await nodes.bob.listener.accept()
+            assert ours.path.carrier == carrier
+            async with ours, theirs, trio.open_nursery() as nursery:
+                for pipe in (ours, theirs):
+                    nursery.start_soon(talk, pipe)
+                    nursery.start_soon(hear, pipe)
+                await trio.sleep(5.0)
+                net.schedule([Fault(at=0.0, target=f"{deaf}:down", kind=Kind.BLACKHOLE)])
+                began, times = trio.current_time(), {}
+
+                async def watch(name: str, pipe: Pipe) -> None:
+                    assert (await pipe.wait_path_change()).state is PathState.SUSPECT
+                    suspected = trio.current_time() - began
+                    while pipe.path.state is not PathState.SUSPENDED:
+                        await pipe.wait_path_change()
+                    times[name] = suspected, trio.current_time() - began
+
+                async with trio.open_nursery() as both:
+                    both.start_soon(watch, "alice", ours)
+                    both.start_soon(watch, "bob", theirs)
+                nursery.cancel_scope.cancel()
+            return times
+
+    times = simulate(main, seed=0)
+    for suspected, dead in times.values():
+        assert suspected <= rtt + 3 * rtt + SLACK + 0.1, times  # what was on its way is answered; and the talk's pace
+        assert suspected + DEATH - rtt <= dead <= suspected + DEATH + WINDOW, times
+
+
+async def talk(pipe: Pipe) -> None:
+    with suppress(trio.BrokenResourceError):
+        while True:
+            await pipe.send_all(bytes(1000))
+            await trio.sleep(0.05)
+
+
+async def hear(pipe: Pipe) -> None:
+    with suppress(trio.BrokenResourceError):
+        while await pipe.receive_some():
+            pass
