@@ -148,8 +148,11 @@ def _call(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call into qh3: the only place that does."""
     token = _calling.set(True)
     try:
-        with panics_as_errors():
+        try:
             return operation(*args, **kwargs)
+        except BaseException:  # entering it before each call would cost as much as most of them
+            with panics_as_errors():
+                raise
     except QuicConnectionError as error:  # what qh3 says about a connection that stands, or is over
         raise CarrierError(f"QUIC: {error.reason_phrase}") from error
     except MemoryError:  # that of the machine, and nothing that anybody sent
