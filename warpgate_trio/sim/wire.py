@@ -88,14 +88,21 @@ class Wire:
         """Let things happen until cancelled.  What an entry raises ends this task."""
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            self._task = None
-            return trio.lowlevel.Abort.SUCCEEDED
+            # Awake without an exception, which would cost more than what there is to do: each instant ends this way.
+            nonlocal over
+            over = True
+            task, self._task = self._task, None
+            assert task is not None
+            trio.lowlevel.reschedule(task)
+            return trio.lowlevel.Abort.FAILED
 
         task_status.started()
         while True:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            over = False
             # One scope serves until its deadline comes: being woken for something earlier costs no new one.
             with trio.CancelScope() as scope:
-                while True:
+                while not over:
                     if self._failure is not None:
                         raise self._failure
                     self._run_due()
