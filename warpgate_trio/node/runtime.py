@@ -262,9 +262,9 @@ class NodeRuntime:
             is_linked=self.links.has_movable,
         )
 
-    def _distrust(self) -> None:
+    def _distrust(self, *, moved: bool = False) -> None:
         """What leads out of this machine may be gone: ask."""
-        self.hub.check_channels()
+        self.hub.check_channels(moved=moved)
         self.nat.check()
 
     def _makes_paths(self, phases: Sequence[str]) -> Sequence[str]:
@@ -368,7 +368,7 @@ class NodeRuntime:
     def network_changed(self) -> None:
         """See `Node.network_changed`."""
         self.links.hint()
-        self._distrust()
+        self._distrust(moved=True)
         self.own.look()
 
     async def _keep_time(self) -> None:

@@ -142,9 +142,10 @@ class SignalHub:
         """Payloads that came in while 64 of their channel waited for `receive`."""
         return self._arrivals.dropped
 
-    def check_channels(self) -> None:
-        """The machine's addresses have changed: every connection is asked for, or tried again, at once."""
-        self._keeper.check_channels()
+    def check_channels(self, *, moved: bool = False) -> None:
+        """There is reason to doubt, as where the machine has `moved`: every connection is asked for, or tried again, at
+        once."""
+        self._keeper.check_channels(moved=moved)
 
     async def wait_connected(self) -> None:
         """Return once at least one of the node's own servers is connected; the caller bounds the time.

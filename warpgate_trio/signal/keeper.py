@@ -47,6 +47,9 @@ BACKOFF_FIRST = 0.2
 """Seconds to the first new connection; doubles, less up to half at random, lest a server's nodes come back in step."""
 BACKOFF_LIMIT = 30.0
 """Seconds of the longest such pause."""
+DOUBTED = 3.0
+"""Seconds after there was reason to doubt in which a connection that ends is made anew without a pause, once: it was
+asked then, and did not answer in time."""
 STABLE = 10.0
 """Seconds that a connection has to hold to start the next back-off afresh, and its server has to have said something in
 them: one that registers us and then falls silent is given up after as long a time, and was no success."""
@@ -56,6 +59,7 @@ NO_PROXIES: Final = Proxies("none", {})
 
 
 @final
+# long: the channels of a node, and what begins, doubts and ends each
 class ChannelKeeper:
     """All signal channels of one node.
 
@@ -110,6 +114,7 @@ class ChannelKeeper:
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
         self._network_changed = trio.Event()
+        self._checked_at = -math.inf
         self.opened: int = 0
         self.ended: bool = False
 
@@ -155,12 +160,15 @@ class ChannelKeeper:
             await self._changed.wait()
         await trio.lowlevel.checkpoint()
 
-    def check_channels(self) -> None:
-        """The machine's addresses have changed: every connection is asked for at once, and what waits to be tried again
-        is tried now."""
+    def check_channels(self, *, moved: bool = False) -> None:
+        """There is reason to doubt: every connection is asked for at once, and what waits to be tried again is tried
+        now; what is being connected to is begun anew where the machine has `moved`."""
+        self._checked_at = trio.current_time()
         for slot in (*self.own, *self.peers_servers):
             if slot.channel is not None:
                 slot.channel.check()
+            elif moved and not slot.of_peer and slot.scope is not None:
+                slot.scope.cancel()
         self._network_changed.set()
         self._network_changed = trio.Event()
 
@@ -272,23 +280,22 @@ class ChannelKeeper:
     async def _keep_connected(self, slot: Slot) -> None:
         pause = BACKOFF_FIRST
         while True:
+            began = trio.current_time()
             if await self._hold(slot):
                 pause = BACKOFF_FIRST
             slot.state = ServerState.WAITING
-            with trio.move_on_after(pause * (1 - machine.current().random.random() / 2)):
+            doubted = max(began, trio.current_time() - DOUBTED) < self._checked_at
+            with trio.move_on_after(0 if doubted else pause * (1 - machine.current().random.random() / 2)):
                 await self._network_changed.wait()
             pause = min(2 * pause, BACKOFF_LIMIT)
 
     async def _hold(self, slot: Slot) -> bool:
         """One connection, from its opening to its end, whatever ends it.  Returns whether it was a success."""
-        since = math.inf
+        since, late = math.inf, trio.current_time() + CONNECT_TIMEOUT
         answered = False
         slot.state = ServerState.CONNECTING
         try:
-            with (
-                panics_as_errors(),
-                trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT) as slot.scope,
-            ):
+            with panics_as_errors(), trio.CancelScope(deadline=late) as slot.scope:
                 context = self.trust() if slot.url.tls else None
                 async with open_channel(
                     slot.url,
@@ -316,6 +323,8 @@ class ChannelKeeper:
                         answered = channel.answered
             slot.last_error, slot.unresolved = "idle", False
             if since == math.inf:
+                if trio.current_time() < late:  # the machine has moved meanwhile
+                    return False
                 self._say_late(slot)
         except (OSError, WarpgateError) as exc:
             slot.unresolved = isinstance(exc, trio.socket.gaierror)

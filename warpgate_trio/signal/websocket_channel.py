@@ -18,12 +18,14 @@ from typing import TypeVar, final
 import trio
 
 from .. import host as machine
+from ..address import OwnAddresses
 from ..config import ServerUrl
 from ..errors import RemoteProtocolError, SignalUnavailable
 from ..identity import Identity
 from ..nurseries import open_background_nursery
 from ..servers import rendezvous_frames as wire
 from ..servers.relay_frames import Answer, Relay, RelayCredit, RelayEnd, Ring
+from ..sockaddr import parse_ip
 from ..websocket import WebSocket, WebSocketError, open_websocket
 from .channel import Delivery, Dial, Relays
 from .circuits import Circuit, CircuitRefused, Circuits, Outbox, Ringing
@@ -60,6 +62,8 @@ class WebSocketChannel:
         self._writing = trio.CancelScope(shield=True)  # ends by `_close`
         self._arrived, self._incoming = trio.open_memory_channel[bytes | Ringing](_INBOX)
         local, remote = websocket.ends or (("", 0), ("", 0))
+        self._host = machine.current()
+        self._from = local[0]
         self._circuits = Circuits(url, local, remote, self._outbox, self._arrive)
         self.dropped: int = 0
         """Payloads that came while 64 waited to be received."""
@@ -145,7 +149,11 @@ class WebSocketChannel:
             raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed") from None
 
     def check(self) -> None:
-        self._keep_alive.check()
+        if self._from and parse_ip(self._from) not in OwnAddresses(self._host):
+            self._writing.cancel()  # nothing gets out any more
+            self._fail(f"this machine is no longer at {self._from}")
+        else:
+            self._keep_alive.check()
 
     # --- tasks ---
 
