@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 from warpgate_trio import NodeConfig, PathsConfig, PathState, Pipe
 from warpgate_trio.carrier import quic, tls
 from warpgate_trio.link.life import DEATH, HINT_SLACK, RESPONDER_WAITS, SLACK
-from warpgate_trio.node.network_watch import LOOK_INTERVAL
+from warpgate_trio.node.network_watch import DAMPING, LOOK_INTERVAL
 from warpgate_trio.sim import Fault, Kind, presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import SERVERS, NodePair, open_nodes
@@ -200,10 +200,16 @@ def test_a_path_that_comes_back_is_forgiven() -> None:
 
 
 @asynccontextmanager
-async def idle_pipe(carrier: str, rtt: float) -> AsyncGenerator[tuple[NodePair, Pipe]]:
+async def idle_pipe(
+    carrier: str, rtt: float, *, config: NodeConfig | None = None
+) -> AsyncGenerator[tuple[NodePair, Pipe]]:
     """Alice's end of a Pipe over which nobody says anything, half way between two questions."""
     pair, _, plugin = the_way(carrier, rtt)
-    async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net, servers=SERVERS) as nodes:
+    async with (
+        pair.build(time_limit=1e6) as net,
+        simulated_hosts(),
+        open_nodes(net, config=config, servers=SERVERS) as nodes,
+    ):
         ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
         theirs = await nodes.bob.listener.accept()
         async with ours, theirs:
@@ -217,17 +223,37 @@ def questions(pipe: Pipe) -> int:
 
 
 @pytest.mark.slow("half a minute of two idle nodes, packet by packet")
-@pytest.mark.parametrize("rtt", [0.05, 0.2])
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
-def test_who_moves_to_another_address_suspects_its_paths_at_the_next_look(carrier: str, rtt: float) -> None:
+def test_who_moves_to_another_address_closes_its_paths_at_once(carrier: str, kept: bool) -> None:
+    """Where that would be the end of the Pipe, it asks: a machine may get an address back."""
+
     async def main() -> None:
-        async with idle_pipe(carrier, rtt) as (nodes, pipe):
-            machine = nodes.net.hosts["alice"]
-            interface, old = machine.interfaces[0], machine.ip
-            interface.segment.give(interface, interface.segment.free_address())
-            machine.remove_address(old)
+        config = None if kept else NodeConfig(paths=PathsConfig(resume_timeout=0))
+        async with idle_pipe(carrier, 0.2, config=config) as (nodes, pipe):
+            nodes.net.hosts["alice"].change_address()
             began = trio.current_time()
-            assert await noticed(pipe) - began <= LOOK_INTERVAL + rtt + HINT_SLACK + 0.05
+            changed = await pipe.wait_path_change()
+            assert changed.state is (PathState.SUSPENDED if kept else PathState.SUSPECT)
+            asked = 0.0 if kept else 0.2 + HINT_SLACK
+            assert trio.current_time() - began <= DAMPING + asked + 0.05
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("half a minute of two idle nodes, packet by packet")
+@pytest.mark.parametrize("carrier", ["tls", "quic"])
+def test_a_link_that_is_down_for_a_moment_closes_nothing(carrier: str) -> None:
+    """The addresses stay; what is asked in that moment may be lost, and then it is suspected."""
+
+    async def main() -> None:
+        async with idle_pipe(carrier, 0.05) as (nodes, pipe):
+            nodes.net.schedule([Fault(at=0.0, until=0.4, target="alice", kind=Kind.LINK_DOWN)])
+            known = pipe.path
+            with trio.move_on_after(5.0):
+                while known.state is not PathState.SUSPENDED:
+                    known = await pipe.wait_path_change(known)
+            assert known.state is PathState.LIVE
 
     simulate(main, seed=0)
 

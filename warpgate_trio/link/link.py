@@ -33,6 +33,7 @@ from .travelling import Travelling
 
 if TYPE_CHECKING:
     from ..carrier import Carrier
+    from ..sockaddr import TransportAddress
     from .channel import Channel
     from .replay import ReplayMemory
 
@@ -252,8 +253,17 @@ class Link(Travelling):
         if self.protocol.outgoing is not None:
             self.protocol.outgoing.share(memory)
 
-    def hint(self) -> None:
-        """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`."""
+    def hint(self, is_gone: Callable[[TransportAddress], bool] = lambda _: False) -> None:
+        """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`.
+
+        Args:
+          is_gone: whether the machine has a local address no more.  What was dialled or met from there is closed; a
+            relay's address is none of the machine's.
+        """
+        for lane in list(self._lanes.values()):
+            by_relay = lane.path is not None and lane.path.phase == "relay"
+            if self.movable and not by_relay and is_gone(lane.carrier.local):
+                self._lose(lane, trio.BrokenResourceError(f"this machine is no longer at {lane.carrier.local[0]}"))
         self.protocol.hint(trio.current_time())
         self._settle()
         self._note_hint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -36,7 +37,8 @@ class Travelling(Handshake):
 
     Attributes, for reading; see `Handshake` for more of them:
       path_log: how its path has changed.
-      hints: how often something has happened that may have killed its path, or made a better one possible.
+      hints, hinted_at: how often something has happened on this side that may have killed its path, or made a better
+        one possible, and when last.
       migrator: finds a better path; None where nobody does.
       on_news: takes the signals that the peer says on the Link.
     """
@@ -45,6 +47,7 @@ class Travelling(Handshake):
         super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
         self.path_log: Final = PathLog()
         self.hints: int = 0
+        self.hinted_at: float = -math.inf
         self.migrator: Migrate | None = None
         self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: list[PathInfo] = []
@@ -106,6 +109,7 @@ class Travelling(Handshake):
 
     def _note_hint(self) -> None:
         self.hints += 1
+        self.hinted_at = trio.current_time()
         self.path_log.told.unpark_all()
 
     def take_dropped(self) -> list[PathInfo]:

@@ -15,13 +15,14 @@ from typing import Final, final
 
 import trio
 
+from ..address import OwnAddresses
 from ..config import PathsConfig
 from ..errors import panics_as_errors
 from ..host import Host
 from ..link import Link, PathCause, PathChange, Terms
 from ..link.replay import ReplayMemory
 from ..nurseries import open_background_nursery
-from ..sockaddr import TransportAddress
+from ..sockaddr import TransportAddress, parse_ip
 from ..walk.session import Reach
 from .admission import Admission
 
@@ -158,13 +159,19 @@ class Links:
             logger.info("%r: the peer is not let in any more", link)
             link.revoke_nowait()
 
-    def hint(self, local: TransportAddress | None = None) -> None:
-        """Something has happened that may have killed paths, all or those from one address of ours: they are asked, see
-        `Link.hint`.
-        """
-        for link in self._links:
-            if local in (None, link.carrier.local):
+    def hint(self, local: TransportAddress) -> None:
+        """Something may have killed the paths from an address of ours: they are asked, see `Link.hint`."""
+        for link in list(self._links):
+            if local == link.carrier.local:
                 link.hint()
+
+    def check(self) -> None:
+        """The machine may have moved, or slept: the paths are asked, and those from addresses that it has no more are
+        closed where the Link outlives them.
+        """
+        ours = OwnAddresses(self._host)
+        for link in list(self._links):
+            link.hint(lambda local: parse_ip(local[0]) not in ours)
 
     def say_goodbye(self, task: Task) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""

@@ -367,7 +367,7 @@ class NodeRuntime:
 
     def network_changed(self) -> None:
         """See `Node.network_changed`."""
-        self.links.hint()
+        self.links.check()
         self._distrust(moved=True)
         self.own.look()
 
