@@ -12,9 +12,7 @@ from trio.testing import MockClock
 
 from tests.nodes import LoopbackHost
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.node.network_watch import LOOK_INTERVAL, SLEPT, NetworkWatch
-
-MOVED, SLEPT_OR_SET = "the machine's addresses have changed", "the machine has slept, or its clock was set"
+from warpgate_trio.node.network_watch import LOOK_INTERVAL, NAP, SLEEP_INTERVAL, SLEPT, NetworkWatch
 
 
 def interface(name: str, ip: str) -> Interface:
@@ -32,7 +30,7 @@ class Machine(LoopbackHost):  # type: ignore[misc]  # final for everybody else
     def __init__(self) -> None:
         super().__init__()
         self.listed: tuple[Interface, ...] = (ETH0,)
-        self.ahead = 0.0
+        self.ahead = self.slept = 0.0
         self.dumb = False
 
     def interfaces(self) -> tuple[Interface, ...]:
@@ -42,6 +40,9 @@ class Machine(LoopbackHost):  # type: ignore[misc]  # final for everybody else
 
     def wall_time(self) -> float:
         return trio.current_time() + self.ahead
+
+    def asleep(self) -> float:
+        return self.slept
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def watch(machine: Machine) -> NetworkWatch:
 
 
 async def test_what_is_seen_first_is_no_change(watch: NetworkWatch) -> None:
-    assert [watch.look() for _ in range(3)] == [""] * 3
+    assert [(watch.has_moved(), watch.has_slept()) for _ in range(3)] == [(False, False)] * 3
 
 
 @pytest.mark.parametrize(
@@ -68,35 +69,60 @@ async def test_what_is_seen_first_is_no_change(watch: NetworkWatch) -> None:
     ],
 )
 async def test_another_address_is_a_change_once(machine: Machine, watch: NetworkWatch, now: tuple[Interface]) -> None:
-    watch.look()
-    machine.listed = now
-    assert [watch.look() for _ in range(2)] == [MOVED, ""]
-    machine.listed = (ETH0,)
-    assert [watch.look() for _ in range(2)] == [MOVED, ""]
+    watch.has_moved()
+    for listed in (now, (ETH0,)):
+        machine.listed = listed
+        assert [watch.has_moved() for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["is_loopback", "is_virtual", "is_excluded"])
 async def test_an_interface_that_no_path_goes_by_is_none(machine: Machine, watch: NetworkWatch, kind: str) -> None:
-    watch.look()
+    watch.has_moved()
     other = interface("docker0", "172.17.0.1")
     machine.listed = (ETH0, dataclasses.replace(other, **{kind: True}))  # type: ignore[arg-type]
-    assert watch.look() == ""
+    assert not watch.has_moved()
 
 
 @pytest.mark.parametrize("by", [3600.0, -3600.0, SLEPT + 0.01])
 async def test_a_clock_that_jumps_is_a_sleep(machine: Machine, watch: NetworkWatch, by: float) -> None:
-    watch.look()
+    watch.has_slept()
     machine.ahead += by
-    assert [watch.look() for _ in range(2)] == [SLEPT_OR_SET, ""]
+    assert [watch.has_slept() for _ in range(2)] == [True, False]
 
 
 async def test_a_clock_that_drifts_is_none(machine: Machine, watch: NetworkWatch) -> None:
     for _ in range(10):
         machine.ahead += SLEPT - 0.01
-        assert watch.look() == ""
+        assert not watch.has_slept()
 
 
-async def test_it_looks_every_two_seconds_and_tells(autojump_clock: MockClock, machine: Machine) -> None:
+@pytest.mark.parametrize("by", [0.1, 3600.0])
+async def test_a_sleep_that_the_system_counts_is_one_however_short(
+    machine: Machine, watch: NetworkWatch, by: float
+) -> None:
+    watch.has_slept()
+    machine.slept += by
+    assert [watch.has_slept() for _ in range(2)] == [True, False]
+    machine.slept += NAP / 2
+    assert not watch.has_slept()
+
+
+async def test_who_looks_in_mid_sleep_waits_for_its_end(
+    autojump_clock: MockClock, machine: Machine, watch: NetworkWatch
+) -> None:
+    watch.has_slept()
+    for _ in range(3):
+        await trio.sleep(SLEEP_INTERVAL)
+        machine.slept += SLEEP_INTERVAL
+        assert not watch.has_slept()
+    await trio.sleep(SLEEP_INTERVAL)
+    machine.slept += SLEEP_INTERVAL / 2
+    assert watch.has_slept()
+
+
+async def test_it_looks_for_addresses_every_two_seconds_for_sleep_each_half_and_tells(
+    autojump_clock: MockClock, machine: Machine
+) -> None:
     changes: list[float] = []
     looks: list[float] = []
     watch = NetworkWatch(
@@ -106,13 +132,13 @@ async def test_it_looks_every_two_seconds_and_tells(autojump_clock: MockClock, m
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
-        await trio.sleep(2.5 * LOOK_INTERVAL)
+        await trio.sleep(2.55 * LOOK_INTERVAL)
         machine.listed = ()
         await trio.sleep(LOOK_INTERVAL)
         machine.ahead += 60.0
         await trio.sleep(LOOK_INTERVAL)
         nursery.cancel_scope.cancel()
-    assert changes == [3 * LOOK_INTERVAL, 4 * LOOK_INTERVAL]
+    assert changes == [3 * LOOK_INTERVAL, 3.5 * LOOK_INTERVAL + SLEEP_INTERVAL]
     assert looks == [number * LOOK_INTERVAL for number in range(5)]
 
 
@@ -133,4 +159,5 @@ async def test_a_machine_that_tells_of_no_change_is_looked_at_all_the_same(
 
 async def test_a_machine_that_does_not_tell_moves_unnoticed(machine: Machine, watch: NetworkWatch) -> None:
     machine.dumb = True
-    await watch.run()
+    with trio.move_on_after(0.01):
+        await watch.run()
