@@ -10,7 +10,7 @@ from typing import Final, final
 import pytest
 import trio
 
-from tests.sim.test_roaming import RTT, Talk
+from tests.sim.roaming import RTT, Talk
 from warpgate_trio import Node, PathCause, PathState, Pipe
 from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.node.upgrade_schedule import JITTER, PAUSES

@@ -1,137 +1,110 @@
-"""Pipes that outlive their paths, between two whole nodes: who moves, what breaks, and how soon bytes flow again."""
+"""Pipes that outlive their paths, between two whole nodes that talk: who moves, what breaks, how soon bytes flow again.
+
+``pytest -s`` prints how long nothing came through, to the listener and to the caller.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Final
+from functools import partial
+from typing import Final, Literal
 
 import pytest
 import trio
 
+from tests.sim.roaming import RTT, Family, Roaming, Way, Who, connected, keep_family, survive
 from warpgate_trio import PathState, Pipe
-from warpgate_trio.sim import Fault, Kind, Network, presets, simulate
-from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import open_nodes
-from warpgate_trio.testing.worlds import PeerPair
+from warpgate_trio.sim import Fault, Kind, Network, simulate
+from warpgate_trio.sim.addr import is_v6
+from warpgate_trio.sim.faults import apply_faults
 
-RTT: Final = 0.05
-
-
-NUMBERS: Final = bytes(range(251))
-
-
-def numbered(start: int, size: int) -> bytes:
-    start %= 251
-    return (NUMBERS * (2 + size // 251))[start : start + size]
+Change = Literal["new address", "new NAT", "new family"]
+BAR: Final = 3.0
+"""Seconds of silence after the new link is up, at most."""
+FAMILIES: Final[tuple[Family, ...]] = ("v4", "v6", "dual")
 
 
-class Talk:
-    """Numbered bytes one way, a hundred each 20 ms, and when they came."""
-
-    def __init__(self, sender: Pipe, receiver: Pipe) -> None:
-        self.sender, self.receiver = sender, receiver
-        self.got = 0
-        self.arrivals: list[float] = []
-
-    async def send(self) -> None:
-        sent = 0
-        while True:
-            await self.sender.send_all(numbered(sent, 100))
-            sent += 100
-            await trio.sleep(0.02)  # the pace of a talk
-
-    async def receive(self) -> None:
-        while True:
-            data = await self.receiver.receive_some()
-            assert data == numbered(self.got, len(data))
-            self.got += len(data)
-            self.arrivals.append(trio.current_time())
-
-    def silence_after(self, time: float) -> float:
-        """The longest pause from shortly before a time on."""
-        times = [at for at in self.arrivals if at >= time - 1.0]
-        return max((b - a for a, b in pairwise(times)), default=float("inf"))
+def the_world(family: Family, who: Who, what: Change, way: Way, rtt: float = RTT) -> Roaming:
+    """Who gets another family has a peer with both, or none leads there."""
+    alice = bob = family
+    if what == "new family":
+        alice, bob = (family, "dual") if who == "alice" else ("dual", family)
+    return Roaming(alice=alice, bob=bob, way=way, rtt=rtt)
 
 
-def survive(
-    pair: PeerPair, plugin: str, happens: Callable[[Network], object], *, lasts: float = 30.0
-) -> tuple[float, float]:
-    """The longest silence in each direction when something happens to a talking Pipe, in seconds."""
-    silences: list[float] = []
+def move(who: Who, what: Change, family: Family, net: Network, pipe: Pipe) -> None:
+    """Let a machine have another address of each family that it has; or go to the café; or lose all of the family that
+    its path is of, and have the other one.
+    """
+    machine = net.hosts[who]
+    if what == "new address":
+        machine.change_address()
+    elif what == "new NAT":
+        apply_faults(net, [Fault(at=0.0, target=who, kind=Kind.MOVE, to=f"{who}-cafe")])
+        net.wire.after(0, keep_family, machine, family)
+    else:
+        interface, other = machine.interfaces[0], pipe.path.af == 4
+        if all(is_v6(address) is not other for address in machine.addresses):
+            interface.segment.give(interface, interface.segment.free_address(v6=other))
+        keep_family(machine, "v6" if other else "v4")
+
+
+def move_after(seconds: float, who: Who, what: Change, family: Family, net: Network, pipe: Pipe) -> None:
+    """The same after so many seconds without any link."""
+    interface = net.hosts[who].interfaces[0]
+    interface.take_down()
+
+    def arrive() -> None:
+        interface.bring_up()
+        move(who, what, family, net, pipe)
+
+    net.wire.after(seconds, arrive)
+
+
+@pytest.mark.slow("some seconds of talk, packet by packet")
+@pytest.mark.parametrize("way", ["direct", "punched"])
+@pytest.mark.parametrize("what", ["new address", "new NAT", "new family"])
+@pytest.mark.parametrize("who", ["alice", "bob"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_uplink_switch(family: Family, who: Who, what: Change, way: Way) -> None:
+    assert max(survive(the_world(family, who, what, way), partial(move, who, what, family))) <= BAR
+
+
+@pytest.mark.slow("some seconds of talk, packet by packet")
+@pytest.mark.parametrize(
+    ("family", "who", "what", "way"),
+    [
+        ("v4", "alice", "new NAT", "punched"),
+        ("v6", "bob", "new address", "direct"),
+        ("dual", "bob", "new NAT", "direct"),
+        ("v4", "bob", "new family", "punched"),
+    ],
+)
+def test_an_uplink_switch_two_hundred_milliseconds_away(family: Family, who: Who, what: Change, way: Way) -> None:
+    assert max(survive(the_world(family, who, what, way, 0.2), partial(move, who, what, family))) <= BAR
+
+
+@pytest.mark.slow("some seconds of talk, packet by packet")
+@pytest.mark.parametrize("way", ["direct", "punched"])
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_an_uplink_switch_with_some_seconds_in_between(who: Who, way: Way) -> None:
+    """It counts from the moment in which the new link is up, though the search has begun, and waited, before."""
+    happens = partial(move_after, 5.3, who, "new NAT", "v4")
+    assert max(survive(the_world("v4", who, "new NAT", way), happens, lasts=5.3)) <= BAR
+
+
+@pytest.mark.slow("some seconds of idle nodes, packet by packet")
+def test_of_two_searches_that_meet_one_path_at_least_is_left() -> None:
+    """Each side finds one, and calls its own search off when it has taken the other's: what it has offered stays."""
 
     async def main() -> None:
-        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
+        async with connected(Roaming(way="punched")) as (nodes, ours, theirs):
+            await trio.sleep(1.0)
+            apply_faults(nodes.net, [Fault(at=0.0, target=f"{who}-home", kind=Kind.REBIND) for who in ("alice", "bob")])
+            for node in (nodes.alice, nodes.bob):
+                node.network_changed()
             await trio.sleep(5.0)
-            ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
-            theirs = await nodes.bob.listener.accept()
-            async with ours, theirs, trio.open_nursery() as nursery:
-                talks = [Talk(ours, theirs), Talk(theirs, ours)]
-                for talk in talks:
-                    nursery.start_soon(talk.send)
-                    nursery.start_soon(talk.receive)
-                await trio.sleep(5.0)
-                happened = trio.current_time()
-                happens(net)
-                await trio.sleep(lasts)
-                for talk in talks:
-                    assert talk.arrivals[-1] >= trio.current_time() - 1.0, "it flows"
-                    silences.append(talk.silence_after(happened))
-                print(f"silent for {max(silences):.2f} s")
-                assert ours.path.state is theirs.path.state is PathState.LIVE
-                nursery.cancel_scope.cancel()
+            for pipe in (ours, theirs):
+                assert pipe.path.state is PathState.LIVE
+                assert [change.cause.value for change in pipe.path_log].count("lost") <= 1, pipe.path_log
 
     simulate(main, seed=0)
-    first, second = silences
-    return first, second
-
-
-PAIRS: Final = {
-    "direct": (PeerPair.between(presets.LINUX, None, rtt=RTT), "direct_connect"),
-    "punched": (PeerPair.between(presets.FULL_CONE, presets.LINUX, rtt=RTT), "udp_punch"),
-}
-
-
-@pytest.mark.slow("half a minute of talk")
-@pytest.mark.parametrize("where", PAIRS)
-def test_a_router_that_forgets_its_mappings(where: str) -> None:
-    pair, plugin = PAIRS[where]
-    happens = [Fault(at=0.0, until=0.1, target="alice-nat0", kind=Kind.REBOOT)]
-    silences = survive(pair, plugin, lambda net: net.schedule(happens))
-    assert max(silences) <= 3 * RTT + 4.0
-
-
-@pytest.mark.slow("half a minute of talk")
-@pytest.mark.parametrize(("where", "who"), [("direct", "alice"), ("punched", "alice"), ("punched", "bob")])
-def test_a_router_that_gets_another_address(where: str, who: str) -> None:
-    pair, plugin = PAIRS[where]
-    silences = survive(pair, plugin, lambda net: net.schedule([Fault(at=0.0, target=f"{who}-nat0", kind=Kind.REBIND)]))
-    assert max(silences) <= 3 * RTT + 4.0
-
-
-@pytest.mark.slow("half a minute of talk")
-@pytest.mark.parametrize("where", PAIRS)
-@pytest.mark.parametrize("who", ["alice", "bob"])
-def test_a_machine_that_gets_another_address(where: str, who: str) -> None:
-    pair, plugin = PAIRS[where]
-    silences = survive(pair, plugin, lambda net: net.schedule([Fault(at=0.0, target=who, kind=Kind.NEW_ADDRESS)]))
-    assert max(silences) <= 5.0
-
-
-@pytest.mark.slow("some minutes of talk")
-@pytest.mark.parametrize("where", PAIRS)
-@pytest.mark.parametrize("who", ["alice", "bob"])
-def test_a_machine_that_sleeps_for_a_minute(where: str, who: str) -> None:
-    """Both sides keep the Link for two: it goes on soon after the machine has woken up."""
-    pair, plugin = PAIRS[where]
-    sleep = Fault(at=0.0, until=60.0, target=who, kind=Kind.SLEEP)
-    silences = survive(pair, plugin, lambda net: net.schedule([sleep]), lasts=90.0)
-    assert max(silences) <= 60.0 + 5.0
-
-
-@pytest.mark.slow("ten minutes of talk")
-def test_a_direct_path_does_not_notice_that_the_server_is_gone() -> None:
-    pair, plugin = PAIRS["direct"]
-    gone = Fault(at=0.0, until=600.0, target="server", kind=Kind.BLACKHOLE)
-    silences = survive(pair, plugin, lambda net: net.schedule([gone]), lasts=610.0)
-    assert max(silences) <= 0.1

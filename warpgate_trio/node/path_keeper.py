@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final, final
 
 import trio
@@ -42,9 +43,18 @@ PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 STEADY: Final = 10.0
 """Seconds for which a path has to be well for the pauses to start afresh: one that comes and goes is not hunted for."""
 ASK_INTERVAL: Final = 0.5
-"""Seconds between questions to the peer where it is, while it is searched for; each answer doubles them."""
+"""Seconds to the first question whether a peer is back that did not say where it is; they double."""
+ASK_PATIENCE: Final = 1.0
+"""Seconds for its answer, at least: one that is lost with a connection of the peer's to a server is asked for again."""
+ASK_TRIPS: Final = 3
+"""Round trips of a signal that the answer has, where that is more."""
 RESPONDER_WAITS: Final = 1.0
 """Seconds by which the side that was called searches later: a search of the other side has found a path by then."""
+HINT_LASTS: Final = 3.0
+"""Seconds in which a path that is no longer well is put down to a hint: what happened has happened on this side, and
+the other one has not noticed yet."""
+HINT_INTERVAL: Final = 0.5
+"""Seconds that a search has before the next hint ends it."""
 PHASES: Final = ("direct", "punch", "spray")
 """What the side that was called searches by, which does not know what the call allowed: a relay costs somebody.  Nobody
 looks for a better path by a relay."""
@@ -63,7 +73,7 @@ class PathKeeper:
       plugins: the names of those that make a path in one of the phases.
       refresh: asks the peer for its present address.
       distrust: has the signal servers asked whether they are there.
-      opened: how often one of them was connected to.
+      wait_opened: returns when the next one of them is connected to.
       upgrade: whether better paths are looked for.
 
     Attributes:
@@ -77,14 +87,14 @@ class PathKeeper:
         plugins: Callable[[Sequence[str]], Sequence[str]],
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
         distrust: Callable[[], object],
-        opened: Callable[[], int],
+        wait_opened: Callable[[], Awaitable[object]],
         upgrade: bool,
     ) -> None:
         self.home: Final = home
         self.plugins: Final = plugins
         self.refresh: Final = refresh
         self.distrust: Final = distrust
-        self.opened: Final = opened
+        self.wait_opened: Final = wait_opened
         self.upgrade: Final = upgrade
         self.recoveries: Final = trio.CapacityLimiter(MAX_RECOVERIES)
         self.upgrades: Final = trio.CapacityLimiter(MAX_UPGRADES)
@@ -101,29 +111,23 @@ class PathKeeper:
         except Exception:
             logger.exception("%r: a search failed in a way that nobody foresaw", link)
 
-    async def ask_where_it_is(self, peer: PeerAddress, search: trio.CancelScope) -> None:
-        """Ends a search for where the peer was, or whose first signals went nowhere.
+    async def ask(self, peer: PeerAddress) -> PeerAddress:
+        """Where a peer is, once there are signals to ask by."""
+        await self.home.wait_signals()
+        with trio.fail_after(max(ASK_PATIENCE, ASK_TRIPS * (self.home.view.signal_rtt or 0.0))):
+            return await self.refresh(peer)
 
-        A peer that has moved tells its new address once it has signals again; and we have them again where a connection
-        to a server was made anew.
-        """
-        opened, pause = self.opened(), ASK_INTERVAL
+    async def wait_back(self, peer: PeerAddress) -> None:
+        """Wait until a peer that could not be reached by signal can."""
+        pause = ASK_INTERVAL
         while True:
             await trio.sleep(pause)
-            if self.opened() > opened:
-                search.cancel()
-                return
+            pause *= 2  # it bounds how much a peer may ask of it in a minute, and has to be asked for paths, too
             try:
-                with trio.fail_after(self.home.view.budgets.signal):
-                    fresh = await self.refresh(peer)
+                await self.ask(peer)
+                return
             except EXPECTED as error:
                 logger.debug("%s… does not say where it is: %s", peer.peer_id[:8], error)
-                continue
-            pause *= 2  # it bounds how much a peer may ask of it in a minute, and has to be asked for paths, too
-            if fresh != peer:
-                self.home.learn_address(fresh)
-                search.cancel()
-                return
 
 
 @final
@@ -140,6 +144,7 @@ class _Kept:
         self._path = link.path
         self._moved = link.moved
         self._searching: Final = trio.Lock()  # for something better
+        self._walk: Walk | None = None  # for any path
 
     async def keep(self) -> None:
         """See `PathKeeper.keep`."""
@@ -175,35 +180,64 @@ class _Kept:
 
     async def _recover(self, tries: int) -> int:
         """Search until the path is well; returns the number of searches, those before it included."""
+        link = self._link
         async with open_bare_nursery() as nursery:
-            nursery.start_soon(_wait_well, self._link, nursery.cancel_scope)
+            nursery.start_soon(self._call_off, nursery.cancel_scope, partial(_wait_well, link))
             self._keeper.distrust()
-            if not self._link.protocol.initiator:
-                await trio.sleep(RESPONDER_WAITS)  # pacing, as are those below
+            pause = PAUSES[min(tries, len(PAUSES) - 1)]
+            if not link.protocol.initiator and trio.current_time() - link.hinted_at > HINT_LASTS:
+                pause += RESPONDER_WAITS
             while True:
-                await trio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
-                tries += 1
-                async with self._keeper.recoveries:
-                    while await self._search_anew():
-                        pass
+                with trio.CancelScope() as outdated:
+                    async with open_bare_nursery() as search:
+                        search.start_soon(self._call_off, outdated, partial(_wait_hint, link))
+                        with trio.move_on_after(pause):  # pacing
+                            await self._keeper.wait_opened()
+                        tries += 1
+                        async with self._keeper.recoveries:
+                            await self._search_anew(search, outdated)
+                        search.cancel_scope.cancel()
+                pause = 0.0 if outdated.cancelled_caught else PAUSES[min(tries, len(PAUSES) - 1)]
         return tries
 
-    async def _search_anew(self) -> bool:
-        """One search for any path; whether there is reason for another one at once."""
+    async def _search_anew(self, nursery: trio.Nursery, outdated: trio.CancelScope) -> None:
+        """One search for any path; tasks in the nursery end it where there is reason for another one at once."""
         peer = self._find_peer()
         if peer is None:
             logger.debug("%r: nothing is known of where the peer is", self._link)
-            return False
-        walk = self._plan_walk(peer, self._what_is_allowed())
-        with trio.CancelScope() as outdated:
-            async with open_bare_nursery() as nursery:
-                nursery.start_soon(self._keeper.ask_where_it_is, peer, outdated)
-                try:
-                    await walk.search(deadline=trio.current_time() + self._home.view.budgets.total)
-                except ConnectError as error:
-                    logger.debug("%r: no path was found: %s", self._link, error)
-                nursery.cancel_scope.cancel()
-        return outdated.cancelled_caught
+            return
+        silent = False
+
+        async def refresh(peer: PeerAddress) -> PeerAddress:
+            nonlocal silent
+            try:
+                return await self._keeper.ask(peer)
+            except EXPECTED:
+                if not silent:  # what is said to it goes nowhere
+                    nursery.start_soon(self._call_off, outdated, partial(self._keeper.wait_back, peer))
+                silent = True
+                raise
+
+        if self._home.has_signals():  # what is said by a connection that is dead goes nowhere; without, it waits
+            nursery.start_soon(self._call_off, outdated, self._keeper.wait_opened)
+        self._walk = self._plan_walk(peer, self._what_is_allowed(), refresh=refresh)
+        try:
+            await self._walk.search(deadline=trio.current_time() + self._home.view.budgets.total)
+        except ConnectError as error:
+            logger.debug("%r: no path was found: %s", self._link, error)
+        finally:
+            self._walk = None
+
+    async def _call_off(self, search: trio.CancelScope, when: Callable[[], Awaitable[object]]) -> None:
+        """End a search when something has happened.  A path that it has offered is waited for: the peer may have taken
+        it, and have called its own search off for that.
+        """
+        await when()
+        if self._walk is None:
+            search.cancel()
+            return
+        async with self._walk.committing:
+            search.cancel()
 
     # -- something better ----------------------------------------------------------------------------------------------
 
@@ -291,7 +325,8 @@ class _Kept:
             if peer is None:
                 raise AttemptFailed("nothing is known of where the peer is")
             with panics_as_errors():
-                await self._plan_walk(peer, allowed, only=only, preferred=True).search(deadline=deadline)
+                walk = self._plan_walk(peer, allowed, refresh=self._keeper.refresh, only=only, preferred=True)
+                await walk.search(deadline=deadline)
 
     # -- both ----------------------------------------------------------------------------------------------------------
 
@@ -308,7 +343,13 @@ class _Kept:
         return Reach(plugins=tuple(self._keeper.plugins(phases)), phases=phases)
 
     def _plan_walk(
-        self, peer: PeerAddress, allowed: Reach, *, only: Callable[[Combo], bool] | None = None, preferred: bool = False
+        self,
+        peer: PeerAddress,
+        allowed: Reach,
+        *,
+        refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
+        only: Callable[[Combo], bool] | None = None,
+        preferred: bool = False,
     ) -> Walk:
         self._keeper.searches += 1
         return Walk(
@@ -318,7 +359,7 @@ class _Kept:
             phases=allowed.phases,
             afs=allowed.afs,
             route_types=allowed.route_types,
-            refresh=self._keeper.refresh,
+            refresh=refresh,
             link=self._link,
             only=only,
             preferred=preferred,
@@ -326,7 +367,15 @@ class _Kept:
         )
 
 
-async def _wait_well(link: Link, scope: trio.CancelScope) -> None:
+async def _wait_well(link: Link) -> None:
     with suppress(trio.BrokenResourceError):  # it is over, which whoever waits for trouble hears too
         await link.wait_path(well=True)
-    scope.cancel()
+
+
+async def _wait_hint(link: Link) -> None:
+    """Wait until a search goes by what this machine's addresses were before."""
+    began, hints = trio.current_time(), link.hints
+    with suppress(trio.BrokenResourceError):
+        while link.hints == hints:
+            await link.wait_path_event()
+    await trio.sleep_until(began + HINT_INTERVAL)  # however often something happens, a search gets some way

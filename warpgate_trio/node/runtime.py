@@ -214,7 +214,7 @@ class NodeRuntime:
             plugins=self._makes_paths,
             refresh=self._present_address,
             distrust=self._distrust,
-            opened=lambda: hub.opened,
+            wait_opened=lambda: hub.wait_opened(hub.opened),
             upgrade=config.paths.upgrade,
         )
         self.links.keep = self.path_keeper.keep

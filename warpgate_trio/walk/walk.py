@@ -14,6 +14,7 @@ another network mostly meets silence: it holds nothing, and goes on beside whate
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -143,6 +144,7 @@ class Walk:
         self._link: Final = link
         self._only: Final = only
         self._preferred: Final = preferred
+        self._hurried: Final = link is not None and not preferred
         self._reach: Final = Reach(
             plugins=tuple(plugins),
             phases=tuple(phases),
@@ -200,7 +202,8 @@ class Walk:
     async def search(self, *, deadline: float) -> None:
         """The same for a further carrier of `link`, which it has when this returns; errors as in `run`.
 
-        Where it is `preferred`, the Link speaks on it by then.
+        Where it is `preferred`, the Link speaks on it by then.  Where it is not, there is a hurry: the direct phase is
+        not waited for, and no phase is over before there are signals.
         """
         self._plan = Plan(self._plan_with(self._peer), self._phases, self._recorder)
         try:
@@ -209,6 +212,11 @@ class Walk:
         finally:
             if self._session.evidence.signalled and not self._session.attached:
                 self._home.say_goodbye(partial(self._tell_that_it_is_over, self._session))
+
+    @property
+    def committing(self) -> trio.Lock:
+        """Held while a path is offered to the peer, which may have taken it already."""
+        return self._session.commit_lock
 
     async def _tell_that_it_is_over(self, session: Session) -> None:
         if not self._home.has_signals():
@@ -308,16 +316,16 @@ class Walk:
             return max(own, delay + phase_budget(rule.repeats, view.budgets, rtt))
 
         combos = [*chosen, *again]
+        follows = self._plan.something_follows(phase)
         if self._ceiling is not None:
-            await self._run_combos(phase, combos, self._ceiling, beside, follows=self._plan.something_follows(phase))
-        elif not self._plan.something_follows(phase):  # nothing comes after it that would be worth hurrying for
-            await self._run_combos(phase, combos, max(lasts(), view.budgets.signal), beside)
-        elif view.signal_rtt is not None:
-            await self._run_combos(phase, combos, lasts(), beside, follows=True)
-        else:
+            await self._run_combos(phase, combos, self._ceiling, beside, follows=follows)
+        elif view.signal_rtt is None and (follows or self._hurried):
             async with open_background_nursery() as watching:
                 watching.start_soon(self._shorten_phase, lasts)
-                await self._run_combos(phase, combos, lasts(), beside, follows=True)
+                await self._run_combos(phase, combos, math.inf if self._hurried else lasts(), beside, follows=follows)
+        else:  # where nothing comes after it, there is nothing worth hurrying for
+            budget = lasts() if follows else max(lasts(), view.budgets.signal)
+            await self._run_combos(phase, combos, budget, beside, follows=follows)
 
     async def _shorten_phase(self, lasts: Callable[[], float]) -> None:
         """A node that was just opened learns in mid-phase how far its signals go, and a little later how its NAT gives
@@ -325,6 +333,7 @@ class Walk:
         try:
             await self._home.wait_signals()
         except SignalError:
+            self._session.clock.shorten(lasts())
             return
         self._session.clock.shorten(lasts())
         await self._home.view.nat.wait_looked("udp", 4)
@@ -360,12 +369,13 @@ class Walk:
         with self._session.clock.phase(budget):
             async with open_bare_nursery() as nursery:
                 for combo in combos:
-                    outlasts = PHASE_TABLE[combo.phase].goes_on and (combo.elsewhere or combo.likely)
+                    goes_on = PHASE_TABLE[combo.phase].goes_on
+                    outlasts = goes_on and (combo.elsewhere or combo.likely or self._hurried)
                     if not follows or not outlasts:
                         nursery.start_soon(self._run_combo, combo)
                         continue
                     ended = beside.start(combo, partial(self._run_combo, combo))
-                    if not combo.elsewhere:
+                    if not combo.elsewhere and not self._hurried:
                         nursery.start_soon(ended.wait)
                 if self._refresh is not None and not self._is_refreshed:
                     beside.refresh(partial(self._refresh_address, self._refresh, beside))
