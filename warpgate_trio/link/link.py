@@ -233,6 +233,7 @@ class Link(Travelling):
         """Wait for a further carrier where there is none, and not for ever."""
         with self._patience:
             await trio.sleep_forever()
+        self.lapsed = True
         why = f"no path for {self.protocol.resume_timeout:g} s: {self._lost_by}"
         error = trio.BrokenResourceError(why)
         error.__cause__ = self._lost_by

@@ -39,6 +39,7 @@ class Travelling(Handshake):
       path_log: how its path has changed.
       hints, hinted_at: how often something has happened on this side that may have killed its path, or made a better
         one possible, and when last.
+      lapsed: it was given up, as there was no path for too long; the peer may not know.
       migrator: finds a better path; None where nobody does.
       on_news: takes the signals that the peer says on the Link.
     """
@@ -48,6 +49,7 @@ class Travelling(Handshake):
         self.path_log: Final = PathLog()
         self.hints: int = 0
         self.hinted_at: float = -math.inf
+        self.lapsed: bool = False
         self.migrator: Migrate | None = None
         self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: list[PathInfo] = []

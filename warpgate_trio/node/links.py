@@ -19,6 +19,7 @@ from ..address import OwnAddresses
 from ..config import PathsConfig
 from ..errors import panics_as_errors
 from ..host import Host
+from ..limits import BoundedMap
 from ..link import Link, PathCause, PathChange, Terms
 from ..link.replay import ReplayMemory
 from ..nurseries import open_background_nursery
@@ -33,6 +34,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 TRUST: Final = 60.0
 """Seconds for which a Link may be without a path before `authorize` is asked again: its answer is as old as the Link,
 and what has changed it may have been what took the path."""
+MAX_LAPSED: Final = 1024
+"""Peers that are remembered because a Link with them was given up."""
+LAPSE_MEMORY: Final = 24 * 3600.0
+"""Seconds for which they are: a machine that has slept over night is told by then."""
 
 Task = Callable[[], Awaitable[object]]
 Keep = Callable[[Link, Reach | None], Awaitable[None]]
@@ -73,6 +78,7 @@ class Links:
         self._goodbye_time: Final = goodbye
         self._links: set[Link] = set()
         self._replay: Final = ReplayMemory()
+        self._lapsed: BoundedMap[bytes, float] = BoundedMap(MAX_LAPSED)
         self.keep: Keep = _keep_nothing
         self.on_news: Callable[[bytes], object] = _hear_nothing
         self.switches: int = 0
@@ -101,8 +107,11 @@ class Links:
         return next((link for link in self._of(peer_key) if link.link_id == link_id), None)
 
     def has_movable(self, peer_key: bytes) -> bool:
-        """Whether there is a Link with a peer that may have further carriers."""
-        return any(self._of(peer_key))
+        """Whether there is a Link with a peer that may have further carriers, as far as the peer knows: it looks for one
+        that we have given up until it hears so.
+        """
+        lapsed = self._lapsed.get(peer_key)
+        return any(self._of(peer_key)) or (lapsed is not None and trio.current_time() - lapsed < LAPSE_MEMORY)
 
     def replace(self, peer_key: bytes, terms: Terms | None) -> None:
         """A peer calls: Links without a path that another process of it made are over."""
@@ -143,6 +152,7 @@ class Links:
         links = [link for link in self._links if link.peer_key == peer_key]
         for link in links:
             link.revoke_nowait()
+        self._lapsed.pop(peer_key)
         return len(links)
 
     def _note(self, link: Link, change: PathChange) -> None:
@@ -202,6 +212,8 @@ class Links:
                 )
         finally:
             self._links.discard(link)
+            if link.lapsed:
+                self._lapsed.put(link.peer_key, trio.current_time())
 
     async def _goodbye(self, task: Task) -> None:
         with trio.move_on_after(self._goodbye_time, shield=True):
