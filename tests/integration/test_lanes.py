@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -267,3 +268,24 @@ async def test_a_link_has_room_for_three_carriers() -> None:
             await wait_until(lambda: alice.link.carrier is not None and not alice.link._speaking.gone)
         await alice.pipe.send_all(b"still")
         assert await bob.pipe.receive_some() == b"still"
+
+
+@pytest.mark.slow("a second of goodbye, for which there is no path")
+@pytest.mark.parametrize("phase", ["direct", "relay"])
+async def test_a_carrier_from_an_address_that_is_gone_is_closed(phase: str) -> None:
+    """Where the Link has another one, or waits for it.  What a relay calls our address is none of the machine's."""
+    async with lasting() as (alice, _):
+        link = alice.link
+        assert link.path is not None
+        link.path = dataclasses.replace(link.path, phase=phase)
+        link.hint(lambda local: local[0] == "192.0.2.1")
+        assert alice.pipe.path.state is PathState.LIVE
+        link.hint(lambda local: local == link.carrier.local)
+        assert (alice.pipe.path.state is PathState.LIVE) is (phase == "relay")
+
+
+async def test_a_carrier_without_which_a_link_ends_is_only_asked() -> None:
+    async with linked() as (alice, _):
+        alice.link.hint(lambda _: True)
+        assert alice.pipe.path.state is PathState.LIVE
+        assert await alice.pipe.ping() >= 0.0

@@ -764,6 +764,71 @@ async def test_in_another_network_what_waits_is_tried_at_once(
     assert attempts[1] - attempts[0] == pytest.approx(10)
 
 
+async def test_what_is_being_connected_to_is_begun_anew_where_the_machine_has_moved(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[float] = []
+
+    @asynccontextmanager
+    async def open_channel(*args: object, **kwargs: object) -> AsyncGenerator[NoReturn]:
+        attempts.append(trio.current_time())
+        await trio.sleep_forever()
+        yield
+
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
+    hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
+    async with open_background_nursery() as nursery:
+        await nursery.start(hub.run)
+        await trio.sleep(4)
+        hub.check_channels()
+        await trio.sleep(1)
+        assert len(attempts) == 1, "it may well be under way"
+        hub.check_channels(moved=True)
+        await trio.sleep(1)
+        assert hub.status()[0].last_error is None
+    assert attempts[1] - attempts[0] == pytest.approx(5)
+
+
+async def test_what_did_not_answer_in_doubt_is_made_anew_without_a_pause_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 1000.0)
+    opened: list[float] = []
+
+    class Channel:
+        url, rtt, answered = "ws://192.0.2.1", 0.1, True
+
+        def __init__(self) -> None:
+            self.doubted = trio.Event()
+
+        async def wait_registered(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+        async def receive(self) -> bytes:
+            if len(opened) < 2:
+                await self.doubted.wait()
+            await trio.sleep(1)
+            raise SignalUnavailable("no pong")
+
+        def check(self) -> None:
+            self.doubted.set()
+
+    @asynccontextmanager
+    async def open_channel(*args: object, **kwargs: object) -> AsyncGenerator[Channel]:
+        opened.append(trio.current_time())
+        yield Channel()
+
+    monkeypatch.setattr(keeper_module, "open_channel", open_channel)
+    hub = SignalHub(ALICE, [ServerUrl.parse("ws://192.0.2.1")])
+    async with open_background_nursery() as nursery:
+        await nursery.start(hub.run)
+        await trio.sleep(100)
+        hub.check_channels()
+        await trio.sleep(100)
+    assert opened[1] - opened[0] == pytest.approx(101)
+    assert opened[2] - opened[1] > 10.0
+
+
 async def test_the_channels_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much waits on one of them, the next of another is second at most."""
     monkeypatch.setattr(arrivals_module, "MAX_WAITING", 5)

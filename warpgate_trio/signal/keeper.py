@@ -321,10 +321,10 @@ class ChannelKeeper:
                     finally:
                         slot.channel = None
                         answered = channel.answered
+            if since == math.inf and trio.current_time() < late:  # the machine has moved meanwhile
+                return False
             slot.last_error, slot.unresolved = "idle", False
             if since == math.inf:
-                if trio.current_time() < late:  # the machine has moved meanwhile
-                    return False
                 self._say_late(slot)
         except (OSError, WarpgateError) as exc:
             slot.unresolved = isinstance(exc, trio.socket.gaierror)
