@@ -107,7 +107,7 @@ class RefuseReason(IntEnum):
     NOT_ACCEPTING = 2
     """The peer does not listen (any more)."""
     BUSY = 3
-    """The peer's queue of Pipes, or its budget for channels, is full: try later."""
+    """The peer's queue of Pipes, or its budget for channels or for a Link's carriers, is used up: try later."""
     SESSION_SPENT = 4
     """The session already gave the peer's application its one Pipe."""
     UNSUPPORTED = 5

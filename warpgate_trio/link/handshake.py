@@ -17,6 +17,7 @@ import trio
 
 from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer, panics_as_errors
 from ..identity import check_proof, prove
+from ..limits import TokenBucket
 from .channels import EARLY_DATA_LIMIT
 from .frames import LINK_VERSION, Attach, Commit, Proof, Refuse, RefuseReason, Terms, data_header
 from .lane import LaneProtocol
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from .pipe import Pipe
 
 __all__ = ["Handshake", "Task"]
+
+ATTACHES_PER_MINUTE: Final = 10
+"""Carriers that a peer may have one Link taken over to: its searches make six in the first minute, fewer later."""
 
 Task = Callable[[], Awaitable[object]]
 """What a plugin has work for a carrier."""
@@ -62,6 +66,7 @@ class Handshake(ABC):
         self.link_id: bytes = b""
         self._first: Final = LaneDriver(carrier, lane, self.protocol, self._lose)
         self._admitted: bool | None = None
+        self._attaches: Final = TokenBucket(ATTACHES_PER_MINUTE / 60, ATTACHES_PER_MINUTE)
 
     @property
     @abstractmethod
@@ -248,9 +253,12 @@ class Handshake(ABC):
         assert lane.attach is not None
         if link.peer_key != self.peer_key:
             return RefuseReason.UNKNOWN_LINK
-        reason = link.protocol.judge_attach(lane.attach, **proof)
+        reason, now = link.protocol.judge_attach(lane.attach, **proof), trio.current_time()
+        is_the_peers = reason in (None, RefuseReason.TOO_MANY_LANES)  # nobody else has them counted
+        if is_the_peers and not link._attaches.take(now):
+            return RefuseReason.BUSY
         if reason is None:
-            link.protocol.take_attach(lane, **proof, now=trio.current_time())
+            link.protocol.take_attach(lane, **proof, now=now)
             self._give_to(link, tasks)
         return reason
 

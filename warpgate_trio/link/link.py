@@ -55,7 +55,12 @@ def refuse_all(_pipe: Pipe) -> RefuseReason:
 @final
 # long: a session has one owner until its GOAWAY: its carriers, its Pipes and its end
 class Link(Travelling):
-    """One side of the session between two peers.  See `Travelling` and `Handshake` for its attributes."""
+    """One side of the session between two peers.  See `Travelling` and `Handshake` for more of its attributes.
+
+    Attributes:
+      on_wait: told when it has no path any more, or no Pipe and something left to say; for its owner to set.
+      waits_since: when that was; infinity while it has both.
+    """
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
         super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
@@ -70,6 +75,8 @@ class Link(Travelling):
         self._patience: Final = trio.CancelScope()  # for a further carrier, where there is none
         self._lost_by: Exception | None = None
         self._goodbye: float | None = None  # None: not driven yet
+        self.on_wait: Callable[[Link], object] | None = None
+        self.waits_since: float = math.inf
         self._on_open: OpenHandler = refuse_all
         self._admitted: bool | None = None
         self._first_open = trio.Event()
@@ -160,6 +167,8 @@ class Link(Travelling):
         lane.move(self.protocol, self._lose)
         self._lanes[lane.protocol] = lane
         self._patience.deadline = math.inf
+        if self.protocol.state is not LinkState.CLOSING:
+            self.waits_since = math.inf
         if self._nursery is not None:
             self._nursery.start_soon(self._drive_lane, lane)
         self._settle()
@@ -287,6 +296,7 @@ class Link(Travelling):
         lane.scope.cancel()
         if not self._lanes:
             self._patience.deadline = trio.current_time() + protocol.resume_timeout
+            self._wait()
         self._settle()
 
     async def _pump(self, lane: LaneDriver) -> None:
@@ -385,6 +395,20 @@ class Link(Travelling):
         else:
             self._fail(failure)
 
+    def evict_nowait(self) -> None:
+        """It has waited for longer than the others, and there are too many that wait."""
+        self._fail(trio.BrokenResourceError("too many links wait for a path, and this one has for longest"))
+
+    def _wait(self) -> None:
+        self.waits_since = min(self.waits_since, trio.current_time())
+        if self.on_wait is not None:
+            self.on_wait(self)
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether it has a carrier, be it one that carries nothing."""
+        return bool(self._lanes)
+
     def end_nowait(self, *, abort: bool = False) -> None:
         """Close or abort every Pipe of the Link, and let the driver say goodbye, within its goodbye time from now."""
         self._hurried = True
@@ -396,6 +420,7 @@ class Link(Travelling):
         """There is no Pipe any more.  Where the Link outlives its carriers it goes on until the peer has all."""
         if self.movable and not self._ending:
             self.protocol.close()
+            self._wait()
         self._ending = True
         self.path_log.told.unpark_all()
         self._speaking.poke()

@@ -38,6 +38,11 @@ MAX_LAPSED: Final = 1024
 """Peers that are remembered because a Link with them was given up."""
 LAPSE_MEMORY: Final = 24 * 3600.0
 """Seconds for which they are: a machine that has slept over night is told by then."""
+MAX_WAITING: Final = 256
+"""Links of a node that wait for a path, or for the acknowledgement of what was said before their last Pipe was closed:
+what a node keeps for peers that may never come back.  One more, and the oldest breaks."""
+MAX_WAITING_PER_PEER: Final = 16
+"""Of those, with one peer: it has more Pipes by opening them on one Link."""
 
 Task = Callable[[], Awaitable[object]]
 Keep = Callable[[Link, Reach | None], Awaitable[None]]
@@ -79,6 +84,7 @@ class Links:
         self._links: set[Link] = set()
         self._replay: Final = ReplayMemory()
         self._lapsed: BoundedMap[bytes, float] = BoundedMap(MAX_LAPSED)
+        self._waiting: dict[Link, float] = {}  # without a path or a Pipe, and since when; the oldest first
         self.keep: Keep = _keep_nothing
         self.on_news: Callable[[bytes], object] = _hear_nothing
         self.switches: int = 0
@@ -144,6 +150,7 @@ class Links:
         link.keep_within(self._replay)
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         link.path_log.watchers.append(partial(self._note, link))
+        link.on_wait = self._bound_waiting
         self._links.add(link)
         self._nursery.start_soon(self._drive, link, tasks, reach)
 
@@ -168,6 +175,28 @@ class Links:
         if not await self._admission.readmit(link):
             logger.info("%r: the peer is not let in any more", link)
             link.revoke_nowait()
+
+    def _bound_waiting(self, link: Link) -> None:
+        """One more waits: the oldest give way, of its peer's and of all."""
+        if self._closing:  # they have their goodbye time, and no more
+            return
+        if self._waiting.get(link) != link.waits_since:
+            self._waiting.pop(link, None)
+            self._waiting[link] = link.waits_since
+        for each in [each for each, since in self._waiting.items() if each.waits_since != since or not each.movable]:
+            del self._waiting[each]
+        counted = [each for each in self._waiting if not self._says_goodbye(each)]
+        of_peer = [each for each in counted if each.peer_key == link.peer_key]
+        excess = of_peer[: max(len(of_peer) - MAX_WAITING_PER_PEER, 0)]
+        excess = excess or counted[: max(len(counted) - MAX_WAITING, 0)]
+        for each in excess:
+            del self._waiting[each]
+            logger.info("%r is given up: too many wait", each)
+            each.evict_nowait()
+
+    def _says_goodbye(self, link: Link) -> bool:
+        """Whether a Link without Pipes is in the time that any has for that."""
+        return link.has_lanes and trio.current_time() - link.waits_since < self._goodbye_time
 
     def hint(self, local: TransportAddress) -> None:
         """Something may have killed the paths from an address of ours: they are asked, see `Link.hint`."""
@@ -214,6 +243,7 @@ class Links:
             self._links.discard(link)
             if link.lapsed:
                 self._lapsed.put(link.peer_key, trio.current_time())
+            self._waiting.pop(link, None)
 
     async def _goodbye(self, task: Task) -> None:
         with trio.move_on_after(self._goodbye_time, shield=True):
