@@ -232,6 +232,7 @@ async def open_ends(
     early_data: bytes = b"",
     goodbye: float = 1.0,
     terms: Terms = TERMS,
+    others: Terms | None = None,
 ) -> tuple[End, End]:
     """Alice's end and Bob's of an accepted Link, driven in `nursery`."""
     alice, bob = await proven_links(over)
@@ -239,7 +240,7 @@ async def open_ends(
 
     async def answer() -> None:
         await bob.receive_commit()
-        pipes.append(bob.accept(terms))
+        pipes.append(bob.accept(others or terms))
         bob.path = a_path(bob.carrier)
         ends.append(End(bob, pipes[0]))
         nursery.start_soon(partial(ends[0].drive, goodbye))
@@ -262,11 +263,12 @@ async def linked(
     goodbye: float = 1.0,
     limit: float = HANG,
     terms: Terms = TERMS,
+    others: Terms | None = None,
 ) -> AsyncGenerator[tuple[End, End]]:
     """The same with a nursery of their own; both Links have ended when the body is left, within `limit` seconds."""
     with trio.fail_after(limit):
         async with trio.open_nursery() as nursery:
-            ends = await open_ends(nursery, over, early_data=early_data, goodbye=goodbye, terms=terms)
+            ends = await open_ends(nursery, over, early_data=early_data, goodbye=goodbye, terms=terms, others=others)
             try:
                 yield ends
             finally:
@@ -316,13 +318,14 @@ async def raw_end(
     greeted: bool = True,
     limit: float = HANG,
     terms: Terms | None = None,
+    ours: Terms = TERMS,
 ) -> AsyncGenerator[tuple[End, RawPeer]]:
     """Alice's end of an open Link, driven, and a peer that the test plays; without `terms` one of an older release."""
     dialed, accepted = await carriers(await connect_sockets(buffers=buffers))
     link = await alice_proves(dialed)
     peer = RawPeer(accepted)
     await peer.say(Accept(channel=0, credit=1 << 40, terms=terms), *behind_accept)
-    pipe = await link.commit(epoch=1, link_id=LINK_ID, patience=2.0, terms=TERMS)
+    pipe = await link.commit(epoch=1, link_id=LINK_ID, patience=2.0, terms=ours)
     link.path = a_path(dialed)
     end = End(link, pipe)
     nursery.start_soon(partial(end.drive, goodbye))

@@ -26,7 +26,7 @@ from .frames import MAX_LABEL, RefuseReason
 from .handshake import Handshake, Task
 from .lane import LaneProtocol
 from .lane_driver import LaneDriver
-from .life import Life
+from .life import DEATH, Life
 from .pipe import Pipe
 from .states import LinkState
 from .travelling import Travelling
@@ -166,7 +166,6 @@ class Link(Travelling):
         """A carrier of a proven Link is a lane of this one; the protocol has it already.  Synchronous."""
         lane.move(self.protocol, self._lose)
         self._lanes[lane.protocol] = lane
-        self._patience.deadline = math.inf
         if self.protocol.state is not LinkState.CLOSING:
             self.waits_since = math.inf
         if self._nursery is not None:
@@ -243,7 +242,7 @@ class Link(Travelling):
         with self._patience:
             await trio.sleep_forever()
         self.lapsed = True
-        why = f"no path for {self.protocol.resume_timeout:g} s: {self._lost_by}"
+        why = f"no path for {self.protocol.resume_timeout:g} s: {self._lost_by or 'the peer acknowledges nothing'}"
         error = trio.BrokenResourceError(why)
         error.__cause__ = self._lost_by
         self._fail(error)
@@ -295,7 +294,7 @@ class Link(Travelling):
         self.path_log.told.unpark_all()
         lane.scope.cancel()
         if not self._lanes:
-            self._patience.deadline = trio.current_time() + protocol.resume_timeout
+            self._wait_no_longer_than(protocol.resume_timeout)
             self._wait()
         self._settle()
 
@@ -335,6 +334,20 @@ class Link(Travelling):
             self.path_log.look(active, self.protocol, lost_by=self._lost_by)
             self._answers.unpark_all()
         self._close_unwanted()
+        self._be_patient()
+
+    def _be_patient(self) -> None:
+        """What is suspected has the time of its death and that of a Link without a path, whatever comes from there."""
+        active = self.protocol.lanes.active
+        if active is None:
+            return
+        if active.life.life is Life.WELL:
+            self._patience.deadline = math.inf
+        else:
+            self._wait_no_longer_than(DEATH + self.protocol.resume_timeout)
+
+    def _wait_no_longer_than(self, seconds: float) -> None:
+        self._patience.deadline = min(self._patience.deadline, trio.current_time() + seconds)
 
     def _close_unwanted(self) -> None:
         """Close what the peer has dropped, and what we have left while it holds a sender up, who goes on elsewhere."""

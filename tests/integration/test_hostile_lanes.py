@@ -1,0 +1,158 @@
+"""Peers that misuse what a Link outlives its carriers by, and pairs that misfit: on real sockets on loopback."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+import trio
+import trio.testing
+
+from tests.hangs import HANG
+from tests.identities import ALICE, BOB
+from tests.integration.test_lanes import attach, cut, lasting
+from tests.links import LASTING, RawPeer, link_of, linked, raw_end
+from tests.nodes import config, loopback_node, pipes
+from tests.waiting import wait_until
+from warpgate_trio import Node, Pipe, anyone
+from warpgate_trio.link.frames import Ack, At, Ping, data_header
+from warpgate_trio.link.life import DEATH, Life
+from warpgate_trio.servers.rendezvous import open_rendezvous
+
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
+
+async def test_a_peer_that_keeps_a_dead_path_busy_is_waited_for_no_longer_than_one_that_is_gone(
+    nursery: trio.Nursery,
+) -> None:
+    """It says something now and then, and neither answers nor acknowledges: no progress."""
+
+    async def mutter(peer: RawPeer) -> None:
+        while True:
+            await trio.sleep(5.0)  # the pace of a peer that is alive
+            await peer.say(Ping(token=1))
+
+    async with (
+        raw_end(nursery, terms=LASTING, ours=LASTING, limit=1000.0) as (end, peer),
+        trio.open_nursery() as muttering,
+    ):
+        muttering.start_soon(mutter, peer)
+        started = trio.current_time()
+        await end.pipe.send_all(b"is anybody there?")
+        with pytest.raises(trio.BrokenResourceError, match="no path for 120 s: the peer acknowledges nothing"):
+            await end.pipe.receive_some()
+        assert trio.current_time() - started == pytest.approx(120 + DEATH, abs=6.0)
+        muttering.cancel_scope.cancel()
+
+
+async def test_a_path_that_progresses_again_has_all_that_time_again() -> None:
+    async with lasting(limit=1000) as (alice, bob):
+        link, life = alice.link, alice.link._first.protocol.life
+        for _ in range(2):
+            life.life = Life.SUSPECT
+            link._settle()
+            assert link._patience.deadline == trio.current_time() + DEATH + 120
+            await trio.sleep(10.0)
+            link._settle()
+            assert link._patience.deadline == trio.current_time() + DEATH + 110
+            life.life = Life.WELL
+            link._settle()
+            assert link._patience.deadline == inf
+        life.life = Life.SUSPECT
+        link._settle()
+        await attach(alice, bob)
+        assert link._patience.deadline == inf
+
+
+# --- what a peer says that it cannot know, or that is not so ---
+
+
+async def test_a_peer_that_goes_on_beyond_what_has_come(nursery: trio.Nursery) -> None:
+    async with raw_end(nursery, terms=LASTING, ours=LASTING) as (end, peer):
+        await peer.say(At(position=1, turn=1))
+        with pytest.raises(trio.BrokenResourceError, match="the peer goes on at 1, and 0 units came"):
+            await end.pipe.receive_some()
+
+
+async def test_a_peer_that_goes_back_and_says_it_all_again(nursery: trio.Nursery) -> None:
+    """What it says again is dropped, and an old acknowledgement, and an old turn."""
+    async with raw_end(nursery, terms=LASTING, ours=LASTING) as (end, peer):
+        await end.pipe.send_all(b"12345")
+        await peer.say(At(position=0, turn=7), data_header(0, 3), b"abc", Ack(position=5))
+        assert await end.pipe.receive_some() == b"abc"
+        await peer.say(Ack(position=2), At(position=0, turn=3), data_header(0, 4), b"abcd")
+        assert await end.pipe.receive_some() == b"d"
+        outgoing = end.link.protocol.outgoing
+        assert outgoing is not None
+        assert outgoing.acknowledged >= 5
+        assert end.link.protocol.lanes.turn == 7
+
+
+# --- who has the key, and is not the process that made the Link ---
+
+
+async def a_pipe(node: Node, bob: Node) -> tuple[Pipe, Pipe]:
+    ours = await node.auto_connect(bob.address)
+    theirs = await bob.listener.accept()
+    await ours.ping()
+    await theirs.ping()
+    return ours, theirs
+
+
+@pytest.mark.slow("three nodes")
+async def test_two_processes_with_one_key_leave_each_others_links_alone() -> None:
+    """Each Link that has a path stays; the peer is asked for one by neither of them."""
+    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
+        async with loopback_node(ALICE, config(server)) as first, loopback_node(ALICE, config(server)) as second:
+            pairs = [await a_pipe(node, bob) for node in (first, second, first)]
+            for ours, theirs in pairs:
+                await ours.send_all(b"still")
+                assert await theirs.receive_some() == b"still"
+            link_of(pairs[0][1]).forget_nowait()  # as after a search that found the other process
+            await pairs[0][1].ping()
+
+
+@pytest.mark.slow("three nodes")
+async def test_a_link_that_waits_for_a_path_goes_where_its_peer_calls_from_another_process() -> None:
+    """And with a path it stays, though an attach came to the wrong process: which is refused, and counted."""
+    async with pipes() as (ours, theirs, both):
+        await theirs.ping()
+        link = link_of(theirs)
+        link._fail(trio.BrokenResourceError("it was another process that had it"))
+        with pytest.raises(trio.BrokenResourceError, match="does not know this link any more"):
+            with trio.fail_after(HANG):
+                await ours.receive_some()
+        assert both.bob.stats().refused["unknown_link"] >= 1
+
+
+# --- for how long ---
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(3600, 3600), (3600, 7), (7, 3600)])
+async def test_each_side_keeps_a_link_for_the_lesser_of_what_both_offer(ours: int, theirs: int) -> None:
+    async with linked(
+        terms=replace(LASTING, resume_timeout=ours), others=replace(LASTING, resume_timeout=theirs), limit=5000
+    ) as (alice, bob):
+        await wait_until(lambda: bob.link.protocol.movable)
+        cut(alice)
+        started = trio.current_time()
+        for end in (alice, bob):
+            with pytest.raises(trio.BrokenResourceError, match=f"no path for {min(ours, theirs)} s"):
+                await end.pipe.receive_some()
+        assert trio.current_time() - started == pytest.approx(min(ours, theirs), abs=1)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0, 120), (120, 0)])
+async def test_a_link_of_which_one_side_keeps_nothing_ends_with_its_path(ours: int, theirs: int) -> None:
+    async with linked(terms=replace(LASTING, resume_timeout=ours), others=replace(LASTING, resume_timeout=theirs)) as (
+        alice,
+        bob,
+    ):
+        await alice.pipe.ping()
+        await bob.pipe.ping()
+        cut(alice)
+        for end in (alice, bob):
+            with pytest.raises(trio.BrokenResourceError):
+                await end.pipe.receive_some()
+            await end.ended.wait()
