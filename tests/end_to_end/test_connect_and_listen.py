@@ -359,3 +359,18 @@ async def test_ping_exits_with_the_kind_of_path(tmp_path: Path) -> None:
     gone = await ran("ping", address, "--ephemeral", "--timeout", "1")
     assert gone.process.returncode == 2
     assert "no path to" in gone.stderr_text
+
+
+async def test_a_listener_of_one_peer_hears_at_once_that_its_peer_was_killed_and_started_again(tmp_path: Path) -> None:
+    """It waits for the one that was killed, which cannot come back, and no longer than until another process calls."""
+    key = ("--key-file", str(tmp_path / "key"))
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        address = await listen.address()
+        async with started("connect", address, *key, stdin=PIPE) as killed:
+            await killed.stdin.send_all(b"x")
+            await listen.wait_out(b"x")
+            killed.process.kill()
+        again = await ran("connect", address, *key, "--json")
+        assert (await again.event())["verdict"] == "busy"
+        assert await listen.code() == 4
+        assert listen.stderr_text.splitlines()[-1] == "error: pipe broken: the peer was started again"
