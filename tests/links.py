@@ -19,8 +19,9 @@ from tests.wire import Script, open_wire
 from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.link import Link, PathInfo, Pipe, RefuseReason, Terms
+from warpgate_trio.link.frame_codec import encode
 from warpgate_trio.link.frame_reader import FrameReader
-from warpgate_trio.link.frames import Accept, Commit, Frame, Item, Ping, Proof, encode
+from warpgate_trio.link.frames import Accept, Commit, Frame, Item, Ping, Proof
 
 CONTEXTS: Final = {identity: TlsContexts(identity) for identity in (ALICE, BOB, MALLORY)}
 SESSION, ATTEMPT, LINK_ID = b"session.........", b"attempt.........", b"link............"

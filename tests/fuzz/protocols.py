@@ -20,6 +20,7 @@ from warpgate_trio.errors import (
     StunError,
     StunMalformed,
 )
+from warpgate_trio.link import frame_codec
 from warpgate_trio.link import frames as link
 from warpgate_trio.link.channels import WINDOW_MIN
 from warpgate_trio.link.frame_reader import FrameReader
@@ -247,7 +248,7 @@ def answer_to_connect(data: bytes) -> None:
 
 _PROOF: Final = link.Proof(client_key=b"k" * 32, session_id=b"s" * 16, attempt_id=b"t" * 16, signature=b"g" * 64)
 _COMMIT: Final = link.Commit(session_id=b"s" * 16, link_id=b"l" * 16, epoch=1, credit=WINDOW_MIN)
-_DATA: Final = link.data_header(0, 5) + b"hello"
+_DATA: Final = frame_codec.data_header(0, 5) + b"hello"
 
 
 def _frames() -> list[bytes]:
@@ -266,7 +267,7 @@ def _frames() -> list[bytes]:
         link.GoAway(code=0),
     ]
     frames: list[link.Frame] = [_PROOF, _COMMIT, *opened]
-    whole = [link.encode(frame) for frame in frames]
+    whole = [frame_codec.encode(frame) for frame in frames]
     return [*whole, _DATA, whole[0] + whole[1] + _DATA, whole[2] + _DATA + whole[6], b"".join(whole[2:7])]
 
 
@@ -299,13 +300,13 @@ def _converse(dialler: bool, initiator: bool, committed: bool, data: bytes) -> N
         protocol.send_proof(_PROOF)
     if committed:
         if not dialler:
-            protocol.receive([link.encode(_PROOF)], 0.0)
+            protocol.receive([frame_codec.encode(_PROOF)], 0.0)
             protocol.set_role(initiator=initiator, now=0.0)
         if initiator:
             protocol.send_commit(session_id=b"s" * 16, link_id=b"l" * 16, epoch=1, now=0.0)
-            protocol.receive([link.encode(link.Accept(channel=0, credit=WINDOW_MIN))], 0.0)
+            protocol.receive([frame_codec.encode(link.Accept(channel=0, credit=WINDOW_MIN))], 0.0)
         else:
-            protocol.receive([link.encode(_COMMIT)], 0.0)
+            protocol.receive([frame_codec.encode(_COMMIT)], 0.0)
             protocol.send_accept(now=0.0)
         protocol.open_channel("ours", now=0.0)
     for number, piece in enumerate(pieces(data)):

@@ -20,7 +20,8 @@ from warpgate_trio.carrier import Carrier, TlsCarrier, TlsContexts
 from warpgate_trio.config import Budgets
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.link.channels import MAX_CHANNELS
-from warpgate_trio.link.frames import Open, Reset, ResetCode, encode
+from warpgate_trio.link.frame_codec import encode
+from warpgate_trio.link.frames import Open, Reset, ResetCode
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
 from warpgate_trio.report import WalkEvent
 

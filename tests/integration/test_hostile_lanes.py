@@ -16,7 +16,8 @@ from tests.links import LASTING, RawPeer, link_of, linked, raw_end
 from tests.nodes import config, loopback_node, pipes
 from tests.waiting import wait_until
 from warpgate_trio import Node, Pipe, anyone
-from warpgate_trio.link.frames import Ack, At, Ping, data_header
+from warpgate_trio.link.frame_codec import data_header
+from warpgate_trio.link.frames import Ack, At, Ping
 from warpgate_trio.link.life import DEATH, Life
 from warpgate_trio.servers.rendezvous import open_rendezvous
 

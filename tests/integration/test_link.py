@@ -37,6 +37,7 @@ from warpgate_trio.errors import PeerRefused, RemoteProtocolError, WrongPeer
 from warpgate_trio.identity import prove
 from warpgate_trio.link import EARLY_DATA_LIMIT, Link, Pipe, RefuseReason, budget
 from warpgate_trio.link.budget import CONTROL_BURST
+from warpgate_trio.link.frame_codec import data_header, encode
 from warpgate_trio.link.frame_reader import TURN_FRAMES
 from warpgate_trio.link.frames import (
     Accept,
@@ -52,8 +53,6 @@ from warpgate_trio.link.frames import (
     Proof,
     Refuse,
     Reset,
-    data_header,
-    encode,
 )
 from warpgate_trio.link.states import LinkState
 
@@ -722,7 +721,7 @@ async def test_a_pipe_that_the_handler_closes_at_once(nursery: trio.Nursery) -> 
             pipe.close_nowait()
             closed.append(pipe)
 
-        alice.link._on_open = close
+        alice.link._openings.take = close
         await peer.say(Open(channel=2, credit=1, label=""))
         assert await peer.hear() == Reset(channel=2, code=0)
         await peer.say(Ping(token=3))
@@ -736,7 +735,7 @@ async def test_a_link_that_is_ending_takes_no_more_pipes(nursery: trio.Nursery) 
     async with raw_end(nursery) as (alice, _peer):
         alice.link._ending = True
         channel = alice.link.protocol.channels._add(2, "", window=1, receive_limit=1, now=0.0)
-        alice.link._answer_open(channel)
+        alice.link._openings.answer_one(channel)
         assert alice.opened == []
         assert channel.closed_here
 
@@ -926,7 +925,7 @@ async def test_a_driver_that_fails_breaks_its_own_link_alone(caplog: pytest.LogC
         def fail(_pipe: Pipe) -> RefuseReason | None:
             raise ZeroDivisionError("a bug")
 
-        bob.link._on_open = fail
+        bob.link._openings.take = fail
         with caplog.at_level(logging.ERROR), pytest.raises(trio.BrokenResourceError):
             await alice.pipe.open_pipe()
         assert [record.getMessage() for record in caplog.records] == [f"{bob.link!r}: the driver failed"]

@@ -278,7 +278,7 @@ async def test_a_close_while_the_kernel_makes_a_sender_wait() -> None:
     """The sender learns of it at the latest when the goodbye is over."""
     async with linked(await connect_sockets(buffers=16384), goodbye=0.05) as (alice, bob):
         block = trio.Event()
-        bob.link._on_open = lambda _pipe: RefuseReason.BUSY
+        bob.link._openings.take = lambda _pipe: RefuseReason.BUSY
 
         async def never() -> list[bytes]:
             await block.wait()

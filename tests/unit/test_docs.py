@@ -34,7 +34,7 @@ from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.combos.relaying import RENDEZVOUS_RULES, TURN_RULES
 from warpgate_trio.errors import ConfigError, ProtocolError
-from warpgate_trio.link import channels, frames, life, states
+from warpgate_trio.link import channels, frame_codec, frames, life, states
 from warpgate_trio.link.ends import GoAwayCode
 from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins
@@ -160,7 +160,7 @@ def test_a_limit_has_its_unit_and_its_first_sentence() -> None:
         "300 s",
         "Seconds without a request until a connection is closed; keepalives come far more often",
     )
-    assert "link.frames.HEADER_SIZE" not in rows  # the format's, nobody's choice
+    assert "link.frame_codec.HEADER_SIZE" not in rows  # the format's, nobody's choice
 
 
 def test_every_budget_is_among_the_timeouts() -> None:
@@ -273,11 +273,11 @@ def test_the_link_frames() -> None:
     for row in rows:
         if row["frame"] == "DATA":
             continue
-        encoded = frames.encode(SAMPLES[row["frame"]])
+        encoded = frame_codec.encode(SAMPLES[row["frame"]])
         assert encoded[0] == int(bare(row["type"]), 16)
         layout = re.sub(r" · \d+ (text|label|signal) ≤ \d+$", "", row["payload, by offset"])  # empty in the samples
         layout = layout.partition(":")[0] if "limit" in layout or "position" in layout else layout
-        assert len(encoded) - frames.HEADER_SIZE == last_field(layout), row
+        assert len(encoded) - frame_codec.HEADER_SIZE == last_field(layout), row
         assert (int.from_bytes(encoded[4:8], "big") == 0) == (row["channel"] == "0")
 
 

@@ -12,13 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warpgate_trio.errors import RemoteProtocolError
-from warpgate_trio.link.frame_reader import TURN_FRAMES, WORTH_KEEPING, FrameReader
-from warpgate_trio.link.frames import (
+from warpgate_trio.link.frame_codec import (
     HEADER_SIZE,
     MAX_CONTROL,
     MAX_DATA,
-    MAX_LABEL,
     MAX_NEWS,
+    data_header,
+    decode,
+    encode,
+    parse_header,
+)
+from warpgate_trio.link.frame_reader import TURN_FRAMES, WORTH_KEEPING, FrameReader
+from warpgate_trio.link.frames import (
+    MAX_LABEL,
     MAX_REASON_TEXT,
     Accept,
     Ack,
@@ -42,10 +48,6 @@ from warpgate_trio.link.frames import (
     Refuse,
     Reset,
     Terms,
-    data_header,
-    decode,
-    encode,
-    parse_header,
 )
 
 PROOF = Proof(client_key=b"\x11" * 32, session_id=b"\x22" * 16, attempt_id=b"\x33" * 16, signature=b"\x44" * 64)

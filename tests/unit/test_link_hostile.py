@@ -11,7 +11,8 @@ from tests.unit.test_link_lanes import KEYS, PROOF, Ends
 from tests.unit.test_link_lanes import TERMS as LASTING
 from tests.unit.test_link_protocol import Pair, feed
 from warpgate_trio.errors import RemoteProtocolError
-from warpgate_trio.link.frames import Ack, Attach, GoAway, RefuseReason, Terms, encode
+from warpgate_trio.link.frame_codec import encode
+from warpgate_trio.link.frames import Ack, Attach, GoAway, RefuseReason, Terms
 from warpgate_trio.link.life import Life
 from warpgate_trio.link.protocol import LinkProtocol
 

@@ -15,7 +15,7 @@ from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.frames import Proof, Terms
 from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
-from warpgate_trio.link.life import Life
+from warpgate_trio.link.life import HINT_SLACK, Life
 from warpgate_trio.link.moving import YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.link.stream import ACK_DELAY
@@ -126,7 +126,7 @@ class Ends:
         active = link.lanes.active
         assert active is not None
         if link.note_data_sent(active, channel, memoryview(data), self.now):
-            from warpgate_trio.link.frames import data_header
+            from warpgate_trio.link.frame_codec import data_header
 
             wire = next(wire for wire in self.wires if wire.lanes[name] is active)
             wire.bytes[name] += data_header(channel.id, len(data)) + data
@@ -140,7 +140,7 @@ class Ends:
 
     def attach(self, name: str) -> Wire | None:
         """One more carrier, offered by an end; None where there is no room."""
-        if any(link.lanes.full for link in self.links.values()):
+        if len(self.wires) >= MAX_LANES or any(link.lanes.full for link in self.links.values()):
             return None
         other = "b" if name == "a" else "a"
         ours, theirs = self.lane(dialler=True), self.lane(dialler=False)
@@ -331,6 +331,56 @@ def test_a_carrier_that_is_no_good_in_its_first_seconds_is_dropped_and_an_old_on
         assert wire.lanes["a"].was_dropped is dropped, age
         ends.settle()
         assert wire.lanes["b"].was_dropped is dropped, age
+
+
+def test_who_flees_from_a_carrier_asks_the_other_one_at_once() -> None:
+    """What took the one may have taken the other: that is known a round trip and half a second later."""
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    for each in ends.wires:
+        each.holes = {"a", "b"}
+    ends.send("a", b"hello")
+    first, second = (each.lanes["a"] for each in ends.wires)
+    ends.wait_until_suspect("a", first)
+    while ends.speaks_on("a") is not wire:  # it is left once nothing was heard for as long
+        ends.now = ends.links["a"].deadline(first)
+        ends.links["a"].handle_timer(first, ends.now)
+    left = ends.now
+    ends.wait_until_suspect("a", second)
+    assert ends.now - left <= second.life.trip + HINT_SLACK
+
+
+def test_a_carrier_that_is_one_too_many_takes_the_place_of_the_one_that_was_silent_for_longest() -> None:
+    ends = Ends()
+    first, second, third = ends.wires[0], ends.attach("a"), ends.attach("b")
+    assert second is not None
+    assert third is not None
+    ends.settle()
+    ends.now += 1.0
+    for wire in (first, third):  # what is heard on them makes the second the most silent one
+        for lane in wire.lanes.values():
+            lane.send_ping(ends.now)
+    ends.settle()
+    ends.promote("b", third)
+    ends.settle()
+    ours, theirs = ends.lane(dialler=True), ends.lane(dialler=False)
+    ours.send_proof(PROOF)
+    ends.links["a"].attach(ours, **KEYS, now=ends.now)
+    theirs.receive([b"".join(ours.take_outbox())], ends.now)
+    assert theirs.attach is not None
+    assert ends.links["b"].judge_attach(theirs.attach, **KEYS) is None
+    ends.links["b"].take_attach(theirs, **KEYS, now=ends.now)
+    ours.receive([b"".join(theirs.take_outbox())], ends.now)
+    assert ours.attached is not None
+    ends.links["a"].hear_attached(ours, ours.attached, **KEYS, now=ends.now)
+    for name, link in ends.links.items():
+        assert len(link.lanes) == MAX_LANES
+        assert second.lanes[name] not in link.lanes
+        assert second.lanes[name].is_over
+        assert not second.lanes[name].was_dropped
+        assert ends.speaks_on(name) is third
 
 
 def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:

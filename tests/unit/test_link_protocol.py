@@ -22,11 +22,9 @@ from warpgate_trio.link.channels import (
     WINDOW_MIN,
     WINDOWS_TOTAL,
 )
+from warpgate_trio.link.frame_codec import HEADER, MAX_CONTROL, MAX_DATA, data_header, encode, padding
 from warpgate_trio.link.frame_reader import FrameReader
 from warpgate_trio.link.frames import (
-    HEADER,
-    MAX_CONTROL,
-    MAX_DATA,
     Accept,
     Ack,
     Commit,
@@ -43,9 +41,6 @@ from warpgate_trio.link.frames import (
     Reset,
     ResetCode,
     Terms,
-    data_header,
-    encode,
-    padding,
 )
 from warpgate_trio.link.lane import MAX_OUTBOX
 from warpgate_trio.link.life import Life

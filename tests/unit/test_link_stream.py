@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from warpgate_trio.errors import RemoteProtocolError
+from warpgate_trio.link.frame_codec import encode
 from warpgate_trio.link.frame_reader import FrameReader
 from warpgate_trio.link.frames import (
     Accept,
@@ -27,7 +28,6 @@ from warpgate_trio.link.frames import (
     Proof,
     Refuse,
     Reset,
-    encode,
 )
 from warpgate_trio.link.replay import ReplayMemory
 from warpgate_trio.link.stream import (

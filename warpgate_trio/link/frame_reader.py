@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, final
 
-from .frames import HEADER_SIZE, Data, FrameType, Item, decode, parse_header
+from .frame_codec import HEADER_SIZE, decode, parse_header
+from .frames import Data, FrameType, Item
 
 __all__ = ["TURN_FRAMES", "WORTH_KEEPING", "FrameReader"]
 

@@ -19,7 +19,8 @@ from ..errors import PeerRefused, ProtocolError, RemoteProtocolError, WrongPeer,
 from ..identity import check_proof, prove
 from ..limits import TokenBucket
 from .channels import EARLY_DATA_LIMIT
-from .frames import LINK_VERSION, Attach, Commit, Proof, Refuse, RefuseReason, Terms, data_header
+from .frame_codec import data_header
+from .frames import LINK_VERSION, Attach, Commit, Proof, Refuse, RefuseReason, Terms
 from .lane import LaneProtocol
 from .lane_driver import LaneDriver
 from .protocol import LinkProtocol

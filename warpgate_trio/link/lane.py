@@ -13,6 +13,7 @@ from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .budget import NEWS_COST, OPEN_COST, FrameBudget
+from .frame_codec import encode, kind_of, padding
 from .frame_reader import FrameReader
 from .frames import (
     Accept,
@@ -30,9 +31,6 @@ from .frames import (
     Proof,
     Refuse,
     RefuseReason,
-    encode,
-    kind_of,
-    padding,
 )
 from .life import Life, LifeJudge
 from .pace import Pace

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .frames import data_header
+from .frame_codec import data_header
 
 if TYPE_CHECKING:
     from ..carrier import Carrier

@@ -83,6 +83,11 @@ class Lanes:
         if self.active is lane:
             self.active = None
 
+    def least_wanted(self) -> LaneProtocol | None:
+        """The lane that gives way to one more: where we do not speak, and the peer was silent for longest."""
+        others = [lane for lane in self._all.values() if lane is not self.active]
+        return min(others, key=lambda lane: lane.life.heard_at, default=None)
+
     def choose(self) -> LaneProtocol | None:
         """Another lane to speak on, where the one that we speak on is gone or no good; None: stay."""
         if self.active is not None and not self.active.is_to_be_left:

@@ -12,8 +12,9 @@ still heard is not left for another path for `LINGER` seconds: on a bad link the
 is behind would have to be said again.  A path that carries what is small and nothing that is large is heard for longer;
 that is why it ends.
 
-A path that is silent because nobody says anything is asked now and
-then (a PING), and is judged by the answer.
+A path that is silent because nobody says anything is asked now and then (a PING), and is judged by the answer.  Where
+the peer was talking and stops, it is asked once, soon: who only listens has nothing unanswered, and what took the path
+may have taken the connections to servers, by which the peer looks for another one.
 
 The round trip that the slack is added to is the least of the last samples: under a bulk transfer a PING waits behind
 what was said before it, which is no property of the path.
@@ -52,6 +53,9 @@ HINT_SLACK: Final = 0.5
 what it has no round trip of (RFC 6298 §2.1), and a machine that has just moved or woken up is busy."""
 HINT_INTERVAL: Final = 0.5
 """Seconds in which a further hint is the same one: one move changes several addresses, one after the other."""
+TALK: Final = 16
+"""Arrivals since the last question that make a talk: where one stops, it is asked, and not where somebody says a word now
+and then."""
 MISSES: Final = 3
 """Intervals without a sign of life after which a peer that acknowledges nothing is gone."""
 SAMPLES: Final = 16
@@ -87,6 +91,7 @@ class LifeJudge:
       trip: the round trip that the path is judged by, in seconds.
       answered: the highest token whose PONG has come.
       life: the verdict.
+      heard_at: when the peer was last heard.
       is_heard: it is SUSPECT, and what the peer says still arrives, so it is not left for another one yet.
       timer_began: `deadline` may be sooner than it was when whoever waits for it has set this to False.
       false_alarms: how often it was SUSPECT and progressed again.
@@ -109,19 +114,20 @@ class LifeJudge:
         self._hinted_at = -inf
         self._answer_by = inf  # what a hint leaves it, until something progresses
         self._by_hint = False  # it is SUSPECT because of that alone
-        self._heard_at = now
+        self.heard_at: float = now
         self._suspect_at = inf
         self._waits_from: float | None = None  # since when something is unanswered and nothing has progressed
         self._unacknowledged = False
         self._asked = 0
         self._asked_at: float | None = None  # of the last question, while it has no answer
         self._misses = 0
+        self._arrivals = 0  # since the last question
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:
         """Silence counts from here on."""
-        self._heard_at = now
+        self.heard_at = now
 
     def begin_acknowledged(self, now: float, *, responder: bool) -> None:
         """The peer acknowledges what it takes in, from now on; it took its time to accept, which says nothing."""
@@ -133,8 +139,11 @@ class LifeJudge:
 
     def heard(self, now: float) -> None:
         """Something came from the peer: a sign of life, and no progress."""
-        self._heard_at = now
+        self.heard_at = now
         self._misses = 0
+        self._arrivals += 1
+        if self._arrivals == TALK:
+            self.timer_began = True
 
     def sent(self, now: float) -> None:
         """Something that the peer is to acknowledge leaves now."""
@@ -158,6 +167,7 @@ class LifeJudge:
         """The token of a PING that leaves now."""
         self._asked_at = now
         self._asked += 1
+        self._arrivals = 0
         self.timer_began = True
         if self._waits_from is None:
             self._waits_from = now
@@ -168,9 +178,12 @@ class LifeJudge:
         if self.life is Life.DEAD or now - self._hinted_at < HINT_INTERVAL:
             return False
         self._hinted_at = now
+        self._expect_an_answer(now)
+        return True
+
+    def _expect_an_answer(self, now: float) -> None:
         self._answer_by = min(self._answer_by, now + self.trip + HINT_SLACK)
         self.timer_began = True
-        return True
 
     def receive(self, token: int, now: float) -> None:
         """A PONG has come."""
@@ -208,16 +221,23 @@ class LifeJudge:
 
     def silence(self, now: float) -> float:
         """Seconds since the peer was last heard."""
-        return now - self._heard_at
+        return now - self.heard_at
 
     def unanswered(self, now: float) -> float:
         """Seconds for which something has been unanswered and nothing has progressed; 0 while nothing is."""
         return 0.0 if self._waits_from is None else now - self._waits_from
 
     @property
+    def _was_talking(self) -> bool:
+        return self.acknowledging and self._arrivals >= TALK
+
+    @property
     def _question_at(self) -> float:
-        sooner = max(self.notice_within - SUSPICION_TRIPS * self.trip - self._slack, 1.0)
-        return self._heard_at + (1 + self._misses) * min(self._interval, sooner)
+        patience = SUSPICION_TRIPS * self.trip + self._slack
+        if self._was_talking:
+            return self.heard_at + patience
+        sooner = max(self.notice_within - patience, 1.0)
+        return self.heard_at + (1 + self._misses) * min(self._interval, sooner)
 
     @property
     def _patience_until(self) -> float:
@@ -233,14 +253,14 @@ class LifeJudge:
     def _left_at(self) -> float:
         if not self.is_heard:
             return inf
-        silent_at = self._heard_at + SUSPICION_TRIPS * self.trip + self._slack
+        silent_at = self.heard_at + SUSPICION_TRIPS * self.trip + self._slack
         return min(max(silent_at, self._suspect_at), self._suspect_at + LINGER)
 
     @property
     def _death_at(self) -> float:
         if not self.acknowledging:
-            return self._heard_at + (1 + MISSES) * self._interval
-        return max(self._suspect_at, self._heard_at) + DEATH
+            return self.heard_at + (1 + MISSES) * self._interval
+        return max(self._suspect_at, self.heard_at) + DEATH
 
     @property
     def deadline(self) -> float:
@@ -267,6 +287,8 @@ class LifeJudge:
         if now >= self._left_at:
             self.is_heard = False
         if now >= self._question_at:
+            if self._was_talking:
+                self._expect_an_answer(now)
             self._misses += 1
             ask = True  # an unanswered question must not stop the next one
         return ask

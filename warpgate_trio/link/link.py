@@ -27,6 +27,7 @@ from .handshake import Handshake, Task
 from .lane import LaneProtocol
 from .lane_driver import LaneDriver
 from .life import DEATH, Life
+from .openings import OpenHandler, Openings
 from .pipe import Pipe
 from .states import LinkState
 from .travelling import Travelling
@@ -41,15 +42,8 @@ __all__ = ["Link"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-OpenHandler = Callable[[Pipe], RefuseReason | None]
-"""Takes a Pipe that the peer opened; a reason instead of None refuses it."""
 Admit = Callable[["Link"], Awaitable[bool]]
 """Decides, at its first OPEN, whether a peer that was called here may open Pipes; no means UNAUTHORIZED."""
-
-
-def refuse_all(_pipe: Pipe) -> RefuseReason:
-    """The `OpenHandler` of a node that does not listen."""
-    return RefuseReason.NOT_ACCEPTING
 
 
 @final
@@ -77,9 +71,7 @@ class Link(Travelling):
         self._goodbye: float | None = None  # None: not driven yet
         self.on_wait: Callable[[Link], object] | None = None
         self.waits_since: float = math.inf
-        self._on_open: OpenHandler = refuse_all
-        self._admitted: bool | None = None
-        self._first_open = trio.Event()
+        self._openings: Final = Openings(self.protocol, make=self._pipe, drop=self._pipes.discard)
 
     @property
     def movable(self) -> bool:
@@ -119,9 +111,9 @@ class Link(Travelling):
           goodbye: seconds for the last words once the Link ends here.
         """
         self._first.tasks = tasks
-        self._on_open = on_open
+        self._openings.take = on_open
         self._goodbye = goodbye
-        self._admitted = self._admitted or (None if admit is not None else True)
+        self._openings.admitted = self._admitted or (None if admit is not None else True)
         self._scope.shield = True
         with self._scope:
             if self._ending:  # everything was closed before the driver had its first turn
@@ -134,7 +126,7 @@ class Link(Travelling):
                     self._nursery.start_soon(self._guard, partial(self._decide_admission, admit))
                 if self.protocol.is_lasting:
                     self._nursery.start_soon(self._keep)
-                self._answer_opens()  # the peer may have opened a Pipe right behind its ACCEPT
+                self._openings.answer()  # the peer may have opened a Pipe right behind its ACCEPT
                 await self._over.wait()
                 self._nursery.cancel_scope.cancel()
         self._fail(trio.BrokenResourceError("the link ended"))
@@ -308,7 +300,7 @@ class Link(Travelling):
         for payload in self.protocol.take_news():
             self.on_news(payload)
         if self._goodbye is not None:
-            self._answer_opens()
+            self._openings.answer()
         if len(self._lanes) > 1 or self._told != self._sight:
             self._settle()
             return
@@ -360,32 +352,10 @@ class Link(Travelling):
                 self._lose(lane, trio.BrokenResourceError("the path was dropped: it is no good, here or at the peer"))
 
     async def _decide_admission(self, admit: Admit) -> None:
-        await self._first_open.wait()
-        self._admitted = await admit(self)
-        self._answer_opens()
+        await self._openings.wait_first()
+        self._openings.admitted = await admit(self)
+        self._openings.answer()
         self._settle()
-
-    def _answer_opens(self) -> None:
-        if self._admitted is None:  # they wait in the protocol, where their number is bounded
-            if self.protocol.has_opened:
-                self._first_open.set()
-            return
-        for opened in self.protocol.take_opened():
-            self._answer_open(opened.channel)
-
-    def _answer_open(self, channel: Channel) -> None:
-        if self._ending:
-            reason: RefuseReason | None = RefuseReason.NOT_ACCEPTING
-        elif not self._admitted:
-            reason = RefuseReason.UNAUTHORIZED
-        else:
-            reason = self._on_open(self._pipe(channel))
-        if reason is None:
-            self.protocol.accept_channel(channel)
-        else:
-            self._pipes.discard(channel)
-            channel.closed_here = True
-            self.protocol.refuse_channel(channel, reason)
 
     def forget_nowait(self) -> None:
         """The peer does not know this Link: what waits for a path waits in vain.  One that has a path is well."""
@@ -434,7 +404,7 @@ class Link(Travelling):
         if self.movable and not self._ending:
             self.protocol.close()
             self._wait()
-        self._ending = True
+        self._ending = self._openings.over = True
         self.path_log.told.unpark_all()
         self._speaking.poke()
         self._settle()

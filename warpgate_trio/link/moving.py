@@ -19,7 +19,7 @@ from typing import Final, TypedDict
 
 from ..errors import RemoteProtocolError
 from .attaching import LinkSecret
-from .frames import At, Attach, Attached, Drop, Item, News, RefuseReason, Terms
+from .frames import At, Attach, Attached, Drop, DropReason, Item, News, RefuseReason, Terms
 from .lane import LaneProtocol
 from .lanes import Lanes
 from .life import LifeJudge
@@ -137,7 +137,7 @@ class Moving(ABC):
             return RefuseReason.UNKNOWN_LINK
         if not self.lanes.is_name_of_the_peer(attach.lane):
             return RefuseReason.UNKNOWN_LINK
-        return RefuseReason.TOO_MANY_LANES if self.lanes.full else None
+        return None
 
     def take_attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
         """Take it: the carrier is a lane of the Link, and what came behind the ATTACH is heard."""
@@ -179,6 +179,9 @@ class Moving(ABC):
         lane.joined_at = now
         lane.life.begin_acknowledged(now, responder=not self.initiator)
         lane.life.notice_within = self.notice_within
+        if self.lanes.full and (least := self.lanes.least_wanted()) is not None:
+            self._say_drop(least, DropReason.GIVES_WAY)
+            self.lanes.lose(least)
         self.lanes.join(lane)
         self._take_items(lane, lane.join(now), now)
         self.choose(now)
@@ -213,6 +216,7 @@ class Moving(ABC):
         left = self.lanes.active
         self.lanes.promote(lane)
         self._begin(lane, now)
+        lane.hint(now)  # what took the one may have taken the other
         if left is not None and now - left.joined_at < YOUNG:
             self._drop(left)
         return True
@@ -279,16 +283,19 @@ class Moving(ABC):
 
     def _drop(self, lane: LaneProtocol) -> None:
         """It is no good, which the peer hears; the shell closes it."""
-        if self.lanes.active is not None:
-            self.lanes.active.say(Drop(lane=lane.number))
-        lane.end()
+        self._say_drop(lane, DropReason.NO_GOOD)
         lane.was_dropped = True
+
+    def _say_drop(self, lane: LaneProtocol, reason: DropReason) -> None:
+        if self.lanes.active is not None:
+            self.lanes.active.say(Drop(lane=lane.number, reason=reason))
+        lane.end()
 
     def _receive_drop(self, drop: Drop) -> None:
         lane = self.lanes.get(drop.lane)
         if lane is not None:
             lane.end()
-            lane.was_dropped = True
+            lane.was_dropped = drop.reason == DropReason.NO_GOOD
 
     def is_spare(self, lane: LaneProtocol, now: float) -> bool:
         """Whether a lane has not been spoken on for so long that keeping it would cost more than it is worth."""

@@ -18,24 +18,8 @@ from ..errors import LocalProtocolError, RemoteProtocolError
 from .channel import Channel
 from .channels import ChannelOpened, Channels
 from .ends import GoAwayCode, why_ended
-from .frames import (
-    Accept,
-    Ack,
-    At,
-    Commit,
-    Data,
-    Drop,
-    Frame,
-    FrameType,
-    GoAway,
-    Item,
-    News,
-    Open,
-    RefuseReason,
-    Terms,
-    encode,
-    kind_of,
-)
+from .frame_codec import encode, kind_of
+from .frames import Accept, Ack, At, Commit, Data, Drop, Frame, FrameType, GoAway, Item, News, Open, RefuseReason, Terms
 from .lane import MAX_OUTBOX, LaneProtocol
 from .moving import Moving
 from .states import LinkState

@@ -20,7 +20,8 @@ from math import inf
 from typing import Final, final
 
 from ..errors import RemoteProtocolError
-from .frames import Accept, Credit, Data, Fin, GoAway, Item, Open, Refuse, Reset, data_header
+from .frame_codec import data_header
+from .frames import Accept, Credit, Data, Fin, GoAway, Item, Open, Refuse, Reset
 from .replay import ReplayMemory
 
 __all__ = ["ACK_DELAY", "ACK_UNITS", "MAX_FRAMES", "REPLAY_MAX", "Chunk", "Incoming", "Outgoing", "units"]

@@ -86,6 +86,7 @@ class Wire:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Let things happen until cancelled.  What an entry raises ends this task."""
+        over = False
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             # Awake without an exception, which would cost more than what there is to do: each instant ends this way.
