@@ -210,6 +210,13 @@ async def test_who_is_told_and_fails_harms_nobody(caplog: pytest.LogCaptureFixtu
         assert caplog.text.count("IndexError") == 2
 
 
+async def test_what_the_peer_may_have_said_is_fit_to_be_shown() -> None:
+    async with lasting() as (alice, _bob):
+        alice.link._lose(alice.link._first, trio.BrokenResourceError("\x1b[2J" + "x" * 1000))
+        (lost,) = alice.pipe.path_log
+        assert lost.detail == "?[2J" + "x" * 195 + "…"
+
+
 def test_a_change_in_words() -> None:
     change = PathChange(at=1.0, old=None, new=None, cause=PathCause.LOST, detail="gone", silence=1.26)
     assert str(change) == "no path → no path (lost: gone; 1.3 s of silence)"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from ..errors import printable
 from .life import Life
 from .path import PathCause, PathChange, PathInfo, PathState
 
@@ -27,6 +28,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_CHANGES: Final = 64
 """Changes of its path that a Link remembers: a path that comes and goes each minute shows an hour of it."""
+
+MAX_DETAIL: Final = 200
+"""Characters of an error that are remembered with a change: a carrier's may be the peer's own words."""
 
 
 @final
@@ -68,7 +72,7 @@ class PathLog:
                     old=_info(before, was),
                     new=_info(lane, state),
                     cause=cause,
-                    detail=str(lost_by or "") if cause is PathCause.LOST else "",
+                    detail=printable(str(lost_by or ""), MAX_DETAIL) if cause is PathCause.LOST else "",
                     silence=self._silence(before, now),
                     replayed=0 if kept is None else kept.payload,
                 )
@@ -126,6 +130,7 @@ class PathChanges:
     def __aiter__(self) -> PathChanges:
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> PathChange:
         await trio.lowlevel.checkpoint()
         log = self._log

@@ -163,6 +163,7 @@ class Links:
         return len(links)
 
     def _note(self, link: Link, change: PathChange) -> None:
+        logger.info("%r: %s", link, change)
         self.false_alarms += change.cause is PathCause.FORGIVEN
         self.switches += change.switched
         log = link.path_log.changes
