@@ -101,7 +101,7 @@ async def test_a_false_alarm() -> None:
         assert forgiven.silence >= 6.5
         assert (suspected.replayed, forgiven.replayed) == (0, 0)
         cut(alice)
-        await alice.pipe.wait_path_change()
+        assert (await alice.pipe.wait_path_change()).state is PathState.SUSPENDED
         assert alice.pipe.path_log[-1].silence == 0.0, "of another time"
 
 
@@ -194,6 +194,12 @@ async def test_the_iteration_ends_with_a_broken_link() -> None:
         assert [change.cause async for change in alice.pipe.path_changes()] == [PathCause.LOST]
         with pytest.raises(trio.BrokenResourceError, match="no path for 120 s"):
             await alice.pipe.receive_some()
+
+
+async def test_a_change_that_comes_as_somebody_begins_to_wait_for_one_is_told() -> None:
+    async with lasting() as (alice, _bob):
+        cut(alice)  # known here with the next step of its reader
+        assert (await alice.pipe.wait_path_change()).state is PathState.SUSPENDED
 
 
 async def test_who_is_told_and_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,13 +14,14 @@ import trio.testing
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB, MALLORY
 from tests.links import link_of, raw_end
-from tests.nodes import Pair, config, loopback_node, pair, pipes
+from tests.nodes import config, loopback_node, pair, pipes
 from tests.waiting import wait_until
 from warpgate_trio import ConnectError, Node, PathState, PeerRefused, Pipe, Verdict, anyone
 from warpgate_trio.errors import PeerIdError
 from warpgate_trio.link import RefuseReason
 from warpgate_trio.link.ends import GoAwayCode
 from warpgate_trio.link.frames import GoAway
+from warpgate_trio.node.path_keeper import _Kept
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
@@ -127,19 +128,16 @@ async def test_others_are_not_concerned_and_a_later_call_is_judged_as_ever() -> 
 
 
 @contextmanager
-def no_new_paths(both: Pair) -> Iterator[None]:
-    """Neither of the two searches for one."""
+def no_new_paths() -> Iterator[None]:
+    """Nobody searches for one."""
 
-    async def nothing(*_: object) -> bool:
+    async def nothing(_: object) -> bool:
         await trio.lowlevel.checkpoint()
         return False
 
-    keepers = [node._runtime.path_keeper for node in (both.alice, both.bob)]
-    for keeper in keepers:
-        keeper._search = nothing  # type: ignore[method-assign,assignment]
-    yield
-    for keeper in keepers:
-        del keeper._search
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Kept, "_search_anew", nothing)
+        yield
 
 
 async def test_nobody_comes_back_to_what_was_revoked_without_a_path() -> None:
@@ -147,7 +145,7 @@ async def test_nobody_comes_back_to_what_was_revoked_without_a_path() -> None:
     async with pipes() as (ours, theirs, both):
         await theirs.ping()
         link = link_of(theirs)
-        with no_new_paths(both):
+        with no_new_paths():
             link_of(ours).carrier.close_nowait()
             await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
             assert await both.bob.revoke(ALICE.peer_id) == 1
@@ -160,6 +158,19 @@ async def test_nobody_comes_back_to_what_was_revoked_without_a_path() -> None:
         await trio.sleep(60)
         assert both.bob.stats().searches == searches
         assert link not in both.bob._runtime.links._links
+
+
+async def test_what_was_closed_and_waits_for_a_path_to_say_so_ends_too() -> None:
+    async with pipes() as (ours, theirs, both):
+        await theirs.ping()
+        with no_new_paths():
+            link_of(ours).carrier.close_nowait()
+            await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
+            await theirs.aclose()
+            await trio.sleep(5)
+            assert both.bob.stats().links == 1
+            assert await both.bob.revoke(ALICE.peer_id) == 1
+            await wait_until(lambda: both.bob.stats().links == 0)
 
 
 async def test_an_answer_that_revoke_has_overtaken_is_asked_for_again() -> None:
@@ -259,7 +270,7 @@ async def away(rule: Rule, seconds: float) -> AsyncGenerator[tuple[Pipe, Pipe, N
             await bob.listener.accept() as theirs,
         ):
             await theirs.ping()
-            with no_new_paths(Pair(alice, bob, server)):
+            with no_new_paths():
                 link_of(ours).carrier.close_nowait()
                 await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
                 await trio.sleep(seconds)

@@ -267,8 +267,9 @@ class Pipe(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: the path is gone.
           trio.ClosedResourceError: you closed the Pipe before or during the call.
         """
+        known = self.path if known is None else known  # of the call, whatever its checkpoint lets happen
         await trio.lowlevel.checkpoint()
-        return await self._link.wait_path_change(self.path if known is None else known, self._channel)
+        return await self._link.wait_path_change(known, self._channel)
 
     async def migrate(self, phases: Sequence[str] | None = None, *, timeout: float | None = None) -> PathInfo:
         """Look for a better path now, and go on over it; returns it when the Pipe has changed over.
