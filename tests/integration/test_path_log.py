@@ -13,6 +13,7 @@ from tests.integration.test_lanes import attach, cut, lasting
 from tests.links import End, carrier_kind
 from tests.waiting import wait_until
 from warpgate_trio import PathCause, PathChange, PathState
+from warpgate_trio.link.pace import CHUNK_MAX
 from warpgate_trio.link.path_log import MAX_CHANGES
 
 __all__ = ["carrier_kind"]
@@ -135,6 +136,7 @@ async def test_a_path_that_holds_a_sender_up_is_suspected_first_and_closed_then(
     async with lasting(limit=1000) as (alice, bob), trio.open_nursery() as nursery:
         await hold(bob, alice)
         first = alice.link._first
+        first.protocol.pace.size = CHUNK_MAX  # as it is once it has been fast: then it is closed under its sender
         nursery.start_soon(alice.pipe.send_all, bytes(1 << 20))
         assert (await alice.pipe.wait_path_change()).state is SUSPECT
         assert first.holds_a_sender

@@ -131,9 +131,8 @@ async def test_others_are_not_concerned_and_a_later_call_is_judged_as_ever() -> 
 def no_new_paths() -> Iterator[None]:
     """Nobody searches for one."""
 
-    async def nothing(_: object) -> bool:
+    async def nothing(*_: object) -> None:
         await trio.lowlevel.checkpoint()
-        return False
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Kept, "_search_anew", nothing)

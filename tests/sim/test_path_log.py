@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Final
 
 import pytest
 import trio
 
-from tests.sim.test_roaming import PAIRS, Talk
+from tests.sim.roaming import Talk
 from warpgate_trio import PathCause, Pipe
 from warpgate_trio.report import WalkEvent
-from warpgate_trio.sim import Fault, Kind, simulate
+from warpgate_trio.sim import Fault, Kind, presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import open_nodes
+from warpgate_trio.testing.worlds import PeerPair
+
+RTT: Final = 0.05
+PAIRS: Final = {
+    "direct": (PeerPair.between(presets.LINUX, None, rtt=RTT), "direct_connect"),
+    "punched": (PeerPair.between(presets.FULL_CONE, presets.LINUX, rtt=RTT), "udp_punch"),
+}
 
 
 def check(pipe: Pipe, began: float) -> None:
@@ -31,6 +39,9 @@ def check(pipe: Pipe, began: float) -> None:
         assert began <= change.at <= trio.current_time()
         assert 0 <= change.silence <= change.at - began + 0.2
         assert change.replayed == 0 or change.switched
+    for before, after in pairwise(log):
+        crossed = before.cause is PathCause.FOUND and after.cause is PathCause.LOST
+        assert not crossed, "what one side has found the other one has given up"
 
 
 @pytest.mark.slow("half a minute of talk")
