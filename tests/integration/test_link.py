@@ -733,7 +733,7 @@ async def test_a_pipe_that_the_handler_closes_at_once(nursery: trio.Nursery) -> 
 
 async def test_a_link_that_is_ending_takes_no_more_pipes(nursery: trio.Nursery) -> None:
     async with raw_end(nursery) as (alice, _peer):
-        alice.link._ending = True
+        alice.link._openings.over = True
         channel = alice.link.protocol.channels._add(2, "", window=1, receive_limit=1, now=0.0)
         alice.link._openings.answer_one(channel)
         assert alice.opened == []
