@@ -1215,9 +1215,11 @@ async def test_others_have_their_turns_while_a_peer_floods(monkeypatch: pytest.M
     monkeypatch.setattr(budget, "CONTROL_RATE", 1.0)
     async with linked(goodbye=0.02) as (alice, bob):
         alice.link.carrier.feed(encode(Ping(token=1)) * (CONTROL_BURST + 100))
-        await alice.pipe.send_all(b"x")
         turns = 0
-        while not bob.link._first.protocol.pause(trio.current_time()):
-            turns += 1
-            await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.pipe.send_all, b"x")
+            while not bob.link._first.protocol.pause(trio.current_time()):
+                turns += 1
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
         assert turns >= CONTROL_BURST / TURN_FRAMES
