@@ -11,7 +11,8 @@ cd "$(dirname "$0")/.."
 found=$(sh tools/find_python.sh)
 venv=.venv/${found%% *}
 python=${found#* }
-unset PYTHONPATH PYTHONHOME
+# PYTHONDONTWRITEBYTECODE: each program that a test starts would compile the whole package anew.
+unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 "$python" tools/setup_venv.py "$venv" "$stage"
 
 VIRTUAL_ENV=$PWD/$venv
