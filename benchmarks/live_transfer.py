@@ -1,7 +1,7 @@
 """One long transfer between two homes that goes on while everything about its path changes (root, Linux).
 
 Processes in the kernel lab (`tests/kernel/`), as their users run them: ``connect ADDRESS`` sends what comes on its
-stdin, at 2 MB/s, ``listen`` writes what it hears to its stdout, both with ``--path-events``.  One after the other, at parts of the transfer: the
+stdin, at 1.5 MB/s, ``listen`` writes what it hears to its stdout, both with ``--path-events``.  One after the other, at parts of the transfer: the
 listener's machine gets another address, then the caller's; the state of each home's NAT is flushed, after which it
 takes no packet of a TCP connection that it does not know; and the internet carries nothing for twenty seconds.
 
@@ -32,7 +32,7 @@ from tests.kernel.wire import Wire
 from tests.requirements import unmet
 
 PIECE: Final = 32 * 1024
-PACE: Final = PIECE / 2e6
+PACE: Final = PIECE / 1.5e6
 """Seconds between pieces on the caller's stdin: a path is busy, and all that happens falls into the transfer."""
 CUT: Final = 20.0
 """Seconds for which the wire carries nothing."""

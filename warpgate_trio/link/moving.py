@@ -185,6 +185,7 @@ class Moving(ABC):
         self.lanes.join(lane)
         self._take_items(lane, lane.join(now), now)
         self.choose(now)
+        lane.send_ping(now)  # the round trip that it is judged by
 
     @property
     def _proof(self) -> LinkSecret:
