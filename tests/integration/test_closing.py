@@ -13,6 +13,7 @@ from tests.waiting import wait_until
 from warpgate_trio import PathState
 from warpgate_trio.errors import PeerAborted
 from warpgate_trio.link.life import Life
+from warpgate_trio.link.pace import CHUNK_MAX
 from warpgate_trio.link.states import LinkState
 
 __all__ = ["carrier_kind"]
@@ -38,7 +39,9 @@ async def suspended(*ends: End) -> None:
 
 
 async def deaf(bob: End, alice: End) -> None:
-    """From now on, whatever was being read."""
+    """From now on, whatever was being read; Alice's carrier takes what she sends all the same."""
+    alice.link._first.protocol.pace.size = CHUNK_MAX
+    alice.link.carrier.limit_unsent(CHUNK_MAX)
     deafen(bob)
     await alice.pipe.send_all(b"!")  # what its reader waits in
     assert await bob.pipe.receive_some() == b"!"
