@@ -1,9 +1,10 @@
 """One long transfer between two homes that goes on while everything about its path changes (root, Linux).
 
 Processes in the kernel lab (`tests/kernel/`), as their users run them: ``connect ADDRESS`` sends what comes on its
-stdin, at 1.5 MB/s, ``listen`` writes what it hears to its stdout, both with ``--path-events``.  One after the other, at parts of the transfer: the
-listener's machine gets another address, then the caller's; the state of each home's NAT is flushed, after which it
-takes no packet of a TCP connection that it does not know; and the internet carries nothing for twenty seconds.
+stdin, at 1.5 MB/s, ``listen`` writes what it hears to its stdout, both with ``--path-events``.  One after the other, at
+parts of the transfer: the listener's machine gets another address, then the caller's; the state of each home's NAT is
+flushed, after which it takes no packet of a TCP connection that it does not know; and the internet carries nothing for
+twenty seconds.
 
 Prints for each how long nothing came, and what the two sides have told of it; then whether every byte came.
 """
@@ -101,8 +102,7 @@ async def watch(lab: Lab, listener: Command, programs: dict[str, Command], size:
     """Have things happen at parts of the transfer, and print what comes of each."""
     print(f"{'what changes':24} {'at MB':>6} {'silent for':>11}   what the two sides tell")
     for number, (name, happens) in enumerate(HAPPENINGS, 1):
-        while len(listener.out) < size * number // (len(HAPPENINGS) + 1):
-            await trio.sleep(0.01)  # to look at what has come
+        await listener.wait_size(size * number // (len(HAPPENINGS) + 1))
         told = {who: len(events(program)) for who, program in programs.items()}
         begun, at = trio.current_time(), len(listener.out)
         silence = 0.0

@@ -20,7 +20,7 @@ from tests.paths import SocketPath
 from warpgate_trio import Identity
 from warpgate_trio.carrier.quic import QuicCarrier
 from warpgate_trio.link import Link, PathInfo, Pipe
-from warpgate_trio.link.link import refuse_all
+from warpgate_trio.link.openings import refuse_all
 from warpgate_trio.ports.datagrams import DatagramSocket
 
 SIZES = (1200, 16 * 1024, 64 * 1024, 256 * 1024)

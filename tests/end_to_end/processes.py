@@ -69,6 +69,12 @@ class Command:
                 assert not self._ended["out"], (bytes(self.out), self.stderr_text)
                 await self._grown.park()
 
+    async def wait_size(self, size: int) -> None:
+        """Wait until stdout has shown so many bytes."""
+        while len(self.out) < size:
+            assert not self._ended["out"], self.stderr_text
+            await self._grown.park()
+
     async def wait_err(self, needed: str) -> None:
         """Wait until stderr has shown some text."""
         with trio.fail_after(HANG):

@@ -18,6 +18,7 @@ from warpgate_trio.link.life import (
     RESPONDER_WAITS,
     SLACK,
     SLACK_MAX,
+    TALK,
     UNKNOWN_TRIP,
     Life,
     LifeJudge,
@@ -49,6 +50,46 @@ def verdict(judge: LifeJudge, now: float) -> Life:
         if judge.judge(at):
             judge.ask(at)
     return judge.life
+
+
+# --- who only listens ---
+
+
+def talk(judge: LifeJudge, arrivals: int, until: float) -> None:
+    for number in range(arrivals):
+        judge.heard(until - 0.01 * (arrivals - 1 - number))
+
+
+def test_a_peer_that_was_talking_and_stops_is_asked_soon_and_once() -> None:
+    judge = judge_of()
+    talk(judge, TALK, 10.0)
+    assert judge.timer_began
+    assert judge.deadline == pytest.approx(10.0 + SUSPICION)
+    assert judge.judge(10.0 + SUSPICION)
+    answer(judge, judge.ask(10.0 + SUSPICION), 10.0 + SUSPICION + TRIP)
+    assert judge.deadline == pytest.approx(10.0 + SUSPICION + TRIP + IDLE), "it is a pause"
+
+
+def test_a_listener_notices_soon_that_the_path_of_a_talk_is_dead() -> None:
+    """By then it has its servers asked, by which the peer looks for another path."""
+    judge = judge_of()
+    talk(judge, TALK, 10.0)
+    by = 10.0 + SUSPICION + TRIP + HINT_SLACK
+    assert verdict(judge, by - 0.01) is Life.WELL
+    assert verdict(judge, by) is Life.SUSPECT
+    assert not judge.is_heard
+
+
+def test_who_says_a_word_now_and_then_is_not_asked_behind_each() -> None:
+    judge = judge_of()
+    talk(judge, TALK - 2, 10.0)  # the answer to the first question was an arrival, too
+    assert judge.deadline == pytest.approx(10.0 + IDLE)
+
+
+def test_a_peer_of_an_older_release_is_not_asked_behind_a_talk() -> None:
+    judge = LifeJudge(0.0, interval=IDLE)
+    talk(judge, 2 * TALK, 10.0)
+    assert judge.deadline == pytest.approx(10.0 + IDLE)
 
 
 # --- busy ---

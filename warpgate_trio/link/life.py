@@ -54,8 +54,7 @@ what it has no round trip of (RFC 6298 §2.1), and a machine that has just moved
 HINT_INTERVAL: Final = 0.5
 """Seconds in which a further hint is the same one: one move changes several addresses, one after the other."""
 TALK: Final = 16
-"""Arrivals since the last question that make a talk: where one stops, it is asked, and not where somebody says a word now
-and then."""
+"""Arrivals since the last question that make a talk: who says a word now and then is not asked behind each."""
 MISSES: Final = 3
 """Intervals without a sign of life after which a peer that acknowledges nothing is gone."""
 SAMPLES: Final = 16

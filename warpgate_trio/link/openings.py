@@ -12,7 +12,7 @@ from .frames import RefuseReason
 from .pipe import Pipe
 from .protocol import LinkProtocol
 
-__all__ = ["OpenHandler", "Openings"]
+__all__ = ["OpenHandler", "Openings", "refuse_all"]
 
 OpenHandler = Callable[[Pipe], RefuseReason | None]
 """Takes a Pipe that the peer opened; a reason instead of None refuses it."""

@@ -113,8 +113,9 @@ class Links:
         return next((link for link in self._of(peer_key) if link.link_id == link_id), None)
 
     def has_movable(self, peer_key: bytes) -> bool:
-        """Whether there is a Link with a peer that may have further carriers, as far as the peer knows: it looks for one
-        that we have given up until it hears so.
+        """Whether there is a Link with a peer that may have further carriers, as far as the peer knows.
+
+        It looks for one that we have given up until it hears so.
         """
         lapsed = self._lapsed.get(peer_key)
         return any(self._of(peer_key)) or (lapsed is not None and trio.current_time() - lapsed < LAPSE_MEMORY)
