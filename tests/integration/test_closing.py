@@ -20,7 +20,8 @@ __all__ = ["carrier_kind"]
 
 pytestmark = pytest.mark.usefixtures("carrier_kind")
 
-SIZE = 50_000
+SIZE = 5_000
+"""Bytes that any carrier takes at once, into a hole as well."""
 
 
 def deafen(end: End) -> None:
