@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final, final
 
 import pytest
 import trio
 
-from tests.sim.roaming import RTT, Talk
+from tests.sim.roaming import RTT, Talk, numbered
 from warpgate_trio import Node, PathCause, PathState, Pipe
 from warpgate_trio.errors import AttemptFailed, ConnectError
+from warpgate_trio.link.stream import ACK_DELAY
 from warpgate_trio.node.upgrade_schedule import JITTER, PAUSES
 from warpgate_trio.plugin import AttemptContext, Plugin
-from warpgate_trio.sim import Fault, Kind, Network, presets, simulate
+from warpgate_trio.sim import Fault, Kind, Link, Network, presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NodePair, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
@@ -111,6 +113,39 @@ def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
             both.check(began, silence=0.02 + 2 * RTT)  # two ways of different length may be RTT apart
             assert [each.cause for each in both.ours.path_log] == [PathCause.BETTER]
             assert [each.cause for each in both.theirs.path_log] == [PathCause.FOLLOWED]
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("a few seconds of bulk both ways")
+@pytest.mark.parametrize("rtt", [0.05, 0.2])
+def test_bulk_both_ways_pauses_for_what_is_said_again(rtt: float) -> None:
+    """Where both paths go over one full line: what was not acknowledged, by a tenth of a second and a full round trip."""
+
+    async def bulk(sender: Pipe) -> None:
+        sent = 0
+        while True:
+            await sender.send_all(numbered(sent, 64 * 1024))
+            sent += 64 * 1024
+
+    async def main() -> None:
+        line = Link(latency=rtt / 2, bandwidth=4e6, queue=round(4e6 * rtt / 8))  # it holds what is on its way once more
+        pair = PeerPair.between(presets.LINUX, None, rtt=0.001)
+        pair = replace(pair, alice=replace(pair.alice, link=line))
+        async with talking(pair, quiet=True) as both, trio.open_nursery() as nursery:
+            for pipe in (both.ours, both.theirs):
+                nursery.start_soon(bulk, pipe)
+            await trio.sleep(5.0)
+            both.closed.open()
+            began = trio.current_time()
+            path = await both.ours.migrate()
+            assert path.phase == "direct"
+            await trio.sleep(3.0)
+            assert both.theirs.path.phase == "direct"
+            for talk in both.talks:
+                print(f"silent for {talk.silence_after(began):.3f} s, {len(talk.arrivals)} pieces")
+                assert talk.silence_after(began) <= ACK_DELAY + 2 * rtt
+            nursery.cancel_scope.cancel()
 
     simulate(main, seed=0)
 
