@@ -153,14 +153,16 @@ class Talk:
 
 
 @asynccontextmanager
-async def connected(world: Roaming, *, config: NodeConfig | None = None) -> AsyncGenerator[tuple[NodePair, Pipe, Pipe]]:
+async def connected(
+    world: Roaming, *, config: NodeConfig | None = None, dead_after: float | None = None
+) -> AsyncGenerator[tuple[NodePair, Pipe, Pipe]]:
     """Two nodes with a Pipe between them: the caller's end, and the listener's."""
     async with (
         world.build() as net,
         simulated_hosts(),
         open_nodes(net, config=config, servers=SERVERS) as nodes,
     ):
-        ours = await nodes.alice.auto_connect(nodes.bob.address, plugins=world.plugins)
+        ours = await nodes.alice.auto_connect(nodes.bob.address, plugins=world.plugins, dead_after=dead_after)
         theirs = await nodes.bob.listener.accept()
         assert (ours.path.phase == "direct") is (world.way == "direct"), ours.path
         async with ours, theirs:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.links import link_of
+from tests.sim.roaming import Family, Roaming, connected
 from tests.waiting import wait_until
 from warpgate_trio import NodeConfig, PathsConfig, PathState, Pipe
 from warpgate_trio.carrier import quic, tls
@@ -33,6 +34,15 @@ def the_way(carrier: str, rtt: float) -> tuple[PeerPair, Fault, str]:
     # Of UDP only a punched path is there behind two such NATs, of TCP one that was dialled.
     pair = PeerPair.between(presets.FULL_CONE, presets.FULL_CONE, rtt=rtt)
     return pair, replace(HOLE, target="bob-nat0"), "udp_punch"
+
+
+PLACES: Final[list[tuple[Family, float]]] = [("v4", 0.05), ("v4", 0.2), ("v6", 0.05), ("dual", 0.05)]
+
+
+def the_world(carrier: str, family: Family, rtt: float) -> tuple[Roaming, Fault]:
+    """The same where both have addresses of these families."""
+    world = Roaming(alice=family, bob=family, way="direct" if carrier == "tls" else "punched", rtt=rtt)
+    return world, HOLE if carrier == "tls" else replace(HOLE, target="bob-home")
 
 
 async def noticed(pipe: Pipe) -> float:
@@ -59,19 +69,17 @@ async def receive(pipe: Pipe) -> None:
 
 
 @pytest.mark.slow("one node's hundred seconds of talk, packet by packet")
-@pytest.mark.parametrize("rtt", [0.05, 0.2])
+@pytest.mark.parametrize(("family", "rtt"), PLACES)
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 @pytest.mark.parametrize("work", ["busy", "idle"])
-def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: str, rtt: float) -> None:
+def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: str, family: Family, rtt: float) -> None:
     """Within three round trips and 1.5 s of what was said last; 15 s later it is dead, and there is no other one."""
 
     async def main() -> None:
-        pair, hole, plugin = the_way(carrier, rtt)
-        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net, servers=SERVERS) as nodes:
-            ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
-            theirs = await nodes.bob.listener.accept()
+        world, hole = the_world(carrier, family, rtt)
+        async with connected(world) as (nodes, ours, theirs):
             assert ours.path.carrier == carrier
-            async with ours, theirs, trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:
                 talk = trio.CancelScope()
 
                 async def echo() -> None:
@@ -91,7 +99,7 @@ def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: st
                 if work == "busy":  # until something of each is on its way
                     await ours.send_all(b"x")
                     await theirs.send_all(b"x")
-                net.schedule([hole])
+                nodes.net.schedule([hole])
                 began = trio.current_time()
 
                 async def watch(name: str, pipe: Pipe) -> None:
@@ -116,38 +124,31 @@ def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: st
 
 
 @pytest.mark.slow("half a minute of two idle nodes, packet by packet")
-@pytest.mark.parametrize("rtt", [0.05, 0.2])
+@pytest.mark.parametrize(("family", "rtt"), PLACES)
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 @pytest.mark.parametrize("asked_by", ["both", "the caller"])
 def test_a_path_that_dies_idle_is_suspected_within_the_time_that_was_asked_for(
-    asked_by: str, carrier: str, rtt: float
+    asked_by: str, carrier: str, family: Family, rtt: float
 ) -> None:
     async def main() -> None:
         config = NodeConfig(paths=PathsConfig(dead_after=6.0 if asked_by == "both" else 0.0))
-        pair, hole, plugin = the_way(carrier, rtt)
-        async with (
-            pair.build(time_limit=1e6) as net,
-            simulated_hosts(),
-            open_nodes(net, config=config, servers=SERVERS) as nodes,
-        ):
-            asked = None if asked_by == "both" else 6.0
-            ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin, dead_after=asked)
-            theirs = await nodes.bob.listener.accept()
+        world, hole = the_world(carrier, family, rtt)
+        asked = None if asked_by == "both" else 6.0
+        async with connected(world, config=config, dead_after=asked) as (nodes, ours, theirs):
             assert ours.path.carrier == carrier
-            async with ours, theirs:
-                with trio.move_on_after(20.0):  # a path that lives is not suspected
-                    pytest.fail(f"{await ours.wait_path_change()}")
-                net.schedule([hole])
-                began = trio.current_time()
-                times: list[float] = []
+            with trio.move_on_after(20.0):  # a path that lives is not suspected
+                pytest.fail(f"{await ours.wait_path_change()}")
+            nodes.net.schedule([hole])
+            began = trio.current_time()
+            times: list[float] = []
 
-                async def watch(pipe: Pipe) -> None:
-                    times.append(await noticed(pipe) - began)
+            async def watch(pipe: Pipe) -> None:
+                times.append(await noticed(pipe) - began)
 
-                async with trio.open_nursery() as nursery:
-                    for pipe in (ours, theirs) if asked_by == "both" else (ours,):
-                        nursery.start_soon(watch, pipe)
-                assert max(times) <= 6.0, times
+            async with trio.open_nursery() as nursery:
+                for pipe in (ours, theirs) if asked_by == "both" else (ours,):
+                    nursery.start_soon(watch, pipe)
+            assert max(times) <= 6.0, times
 
     simulate(main, seed=0)
 

@@ -92,6 +92,13 @@ def test_an_uplink_switch_with_some_seconds_in_between(who: Who, way: Way) -> No
     assert max(survive(the_world("v4", who, "new NAT", way), happens, lasts=5.3)) <= BAR
 
 
+@pytest.mark.slow("some seconds of talk, packet by packet")
+def test_a_listener_that_has_moved_searches_at_once() -> None:
+    """It waits a second for the caller's search, but where it knows that the caller cannot have noticed yet."""
+    happens = partial(move, "bob", "new address", "v4")
+    assert max(survive(the_world("v4", "bob", "new address", "punched"), happens)) <= 1.5
+
+
 @pytest.mark.slow("some seconds of idle nodes, packet by packet")
 def test_of_two_searches_that_meet_one_path_at_least_is_left() -> None:
     """Each side finds one, and calls its own search off when it has taken the other's: what it has offered stays."""
