@@ -164,6 +164,21 @@ async def test_a_sender_that_a_dead_carrier_holds_up_goes_on_over_another_one(
         assert first.gone is (was == "fast")
 
 
+@pytest.mark.slow("a megabyte, past a carrier that holds its sender up, and a second to notice")
+async def test_a_sender_goes_on_over_another_carrier_that_only_the_peer_has_needed(nursery: trio.Nursery) -> None:
+    """Nothing was suspected here, and the next question was due in a minute."""
+    total = 1 << 20
+    async with lasting() as (alice, bob):
+        bob.link._first.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
+        nursery.start_soon(send_numbered, alice, total)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert alice.link._first.holds_a_sender
+        bob.link._first.protocol.life.life = Life.SUSPECT
+        await attach(alice, bob, by_bob=True)
+        with trio.fail_after(HANG):
+            await receive_numbered(bob, total)
+
+
 async def test_without_a_carrier_calls_wait_and_go_on() -> None:
     async with lasting() as (alice, bob):
         cut(alice)

@@ -118,18 +118,19 @@ def numbered(start: int, size: int) -> bytes:
 
 @final
 class Talk:
-    """Numbered bytes one way, a hundred each 20 ms, and when they came."""
+    """Numbered bytes one way, some each 20 ms, and when they came."""
 
-    def __init__(self, sender: Pipe, receiver: Pipe) -> None:
+    def __init__(self, sender: Pipe, receiver: Pipe, *, size: int = 100) -> None:
         self.sender, self.receiver = sender, receiver
+        self.size = size
         self.sent = self.got = 0
         self.arrivals: list[float] = []
         self._came = trio.lowlevel.ParkingLot()
 
     async def send(self) -> None:
         while True:
-            await self.sender.send_all(numbered(self.sent, 100))
-            self.sent += 100
+            await self.sender.send_all(numbered(self.sent, self.size))
+            self.sent += self.size
             await trio.sleep(PACE)  # the pace of a talk
 
     async def receive(self) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import pytest
 import trio
 
-from tests.sim.roaming import RTT, Family, Roaming, Way, Who, connected, keep_family, survive
+from tests.sim.roaming import RTT, Family, Roaming, Talk, Way, Who, connected, keep_family, survive
 from warpgate_trio import PathState, Pipe
 from warpgate_trio.sim import Fault, Kind, Network, simulate
 from warpgate_trio.sim.addr import is_v6
@@ -113,5 +113,26 @@ def test_of_two_searches_that_meet_one_path_at_least_is_left() -> None:
             for pipe in (ours, theirs):
                 assert pipe.path.state is PathState.LIVE
                 assert [change.cause.value for change in pipe.path_log].count("lost") <= 1, pipe.path_log
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.slow("some megabytes, packet by packet")
+@pytest.mark.parametrize("way", ["direct", "punched"])
+def test_a_caller_whom_the_old_path_holds_up_goes_on_when_the_listener_has_found_another_one(way: Way) -> None:
+    """It has not noticed anything yet, and is in the middle of a call that sends."""
+
+    async def main() -> None:
+        async with connected(Roaming(way=way)) as (nodes, ours, theirs), trio.open_nursery() as nursery:
+            talk = Talk(ours, theirs, size=64 * 1024)
+            nursery.start_soon(talk.send)
+            nursery.start_soon(talk.receive)
+            await trio.sleep(1.0)
+            moved_at = trio.current_time()
+            nodes.net.hosts["bob"].change_address()
+            await talk.wait_through()
+            await trio.sleep(1.0)
+            assert talk.silence_after(moved_at) <= BAR
+            nursery.cancel_scope.cancel()
 
     simulate(main, seed=0)

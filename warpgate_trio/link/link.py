@@ -345,9 +345,13 @@ class Link(Travelling):
         """Close what the peer has dropped, and what we have left while it holds a sender up, who goes on elsewhere."""
         active = self.protocol.lanes.active
         for lane in list(self._lanes.values()):
-            left = active is not None and lane.protocol is not active
-            if left and not lane.release() and lane.protocol.life.life is not Life.WELL:
+            life, left = lane.protocol.life, active is not None and lane.protocol is not active
+            held = left and not lane.release()
+            if held and life.life is not Life.WELL:
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
+            elif held and not life.asking:  # the peer may have found out before us, and nothing else is due there
+                lane.protocol.hint(trio.current_time())
+                lane.set_alarm()
             elif lane.protocol.is_over and self.protocol.is_up:
                 self._lose(lane, trio.BrokenResourceError("the path was dropped: it is no good, here or at the peer"))
 
