@@ -1,4 +1,4 @@
-"""Pipes that outlive their paths where nobody moves: routers that forget, sleep, and a server that is gone."""
+"""Pipes that outlive their paths where nobody moves: routers that forget, machines that sleep, a server is gone."""
 
 from __future__ import annotations
 
