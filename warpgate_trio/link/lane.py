@@ -339,8 +339,10 @@ class LaneProtocol:
 
     def handle_timer(self, now: float) -> None:
         """Send a PING where one is due; `life` says what became of the carrier."""
-        if self.life.judge(now) and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
-            self.say(Ping(token=self.life.ask(now)))
+        if self.life.judge(now):
+            question = Ping(token=self.life.ask(now))  # also where nothing is said any more: what is due stays due else
+            if self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
+                self.say(question)
 
 
 _COSTS: Final = {Open: OPEN_COST, News: NEWS_COST}
