@@ -120,7 +120,7 @@ def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
 @pytest.mark.slow("a few seconds of bulk both ways")
 @pytest.mark.parametrize("rtt", [0.05, 0.2])
 def test_bulk_both_ways_pauses_for_what_is_said_again(rtt: float) -> None:
-    """Where both paths go over one full line: what was not acknowledged, by a tenth of a second and a full round trip."""
+    """Where both paths go over one full line: what was not acknowledged takes its time a second time."""
 
     async def bulk(sender: Pipe) -> None:
         sent = 0
