@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final
 
@@ -22,8 +23,11 @@ from warpgate_trio.errors import (
 )
 from warpgate_trio.link import frame_codec
 from warpgate_trio.link import frames as link
+from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.channels import WINDOW_MIN
 from warpgate_trio.link.frame_reader import FrameReader
+from warpgate_trio.link.lane import LaneProtocol
+from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.ports.connect import ConnectRequest
 from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
@@ -248,6 +252,7 @@ def answer_to_connect(data: bytes) -> None:
 
 _PROOF: Final = link.Proof(client_key=b"k" * 32, session_id=b"s" * 16, attempt_id=b"t" * 16, signature=b"g" * 64)
 _COMMIT: Final = link.Commit(session_id=b"s" * 16, link_id=b"l" * 16, epoch=1, credit=WINDOW_MIN)
+_TERMS: Final = link.Terms(resume_timeout=120, secret=b"h" * 16, instance=b"i" * 8)
 _DATA: Final = frame_codec.data_header(0, 5) + b"hello"
 
 
@@ -266,9 +271,23 @@ def _frames() -> list[bytes]:
         link.Pong(token=1),
         link.GoAway(code=0),
     ]
+    lasting: list[link.Frame] = [
+        replace(_COMMIT, terms=_TERMS),
+        link.Accept(channel=0, credit=WINDOW_MIN, terms=_TERMS),
+        link.Attach(link_id=b"l" * 16, lane=3, received=0, turn=0, mac=b"m" * 16),
+        link.Attached(lane=3, received=0, turn=0, mac=b"m" * 16),
+        link.Ack(position=1),
+        link.At(position=0, turn=1),
+        link.At(position=0, turn=2, graceful=True),
+        link.Drop(lane=3),
+        link.Drop(lane=1, reason=link.DropReason.GIVES_WAY),
+        link.News(payload=b"sealed"),
+    ]
     frames: list[link.Frame] = [_PROOF, _COMMIT, *opened]
     whole = [frame_codec.encode(frame) for frame in frames]
-    return [*whole, _DATA, whole[0] + whole[1] + _DATA, whole[2] + _DATA + whole[6], b"".join(whole[2:7])]
+    more = [frame_codec.encode(frame) for frame in lasting]
+    talks = [whole[0] + whole[1] + _DATA, whole[2] + _DATA + whole[6], b"".join(whole[2:7])]
+    return [*whole, *more, _DATA, *talks, more[5] + _DATA + more[4], more[6] + _DATA + more[7] + more[9]]
 
 
 @target(_frames, RemoteProtocolError, inputs=10_000)
@@ -290,6 +309,10 @@ def link_protocol(data: bytes) -> None:
                     _converse(dialler, initiator, committed, data)
                 except RemoteProtocolError as error:
                     failed = error
+        try:
+            _converse_on_lanes(dialler, data)
+        except RemoteProtocolError as error:
+            failed = error
     if failed is not None:
         raise failed
 
@@ -320,6 +343,59 @@ def _converse(dialler: bool, initiator: bool, committed: bool, data: bytes) -> N
         protocol.handle_timer(protocol.deadline)
         if not dialler and not committed and protocol.proof is not None:
             protocol.set_role(initiator=initiator, now=now)
+
+
+def _converse_on_lanes(initiator: bool, data: bytes) -> None:
+    """Behind the handshakes of a Link with two carriers, what comes on the one and on the other in turn."""
+
+    def lane() -> LaneProtocol:
+        return LaneProtocol(dialler=initiator, initiator=initiator, now=0.0, idle_interval=10.0)
+
+    first, second = lane(), lane()
+    protocol = LinkProtocol(first, initiator=initiator)
+    if initiator:
+        first.send_proof(_PROOF)
+        protocol.send_commit(session_id=b"s" * 16, link_id=b"l" * 16, epoch=1, now=0.0, terms=_TERMS)
+        accept = link.Accept(channel=0, credit=WINDOW_MIN, terms=_TERMS)
+        protocol.receive(first, [frame_codec.encode(accept)], 0.0)
+    else:
+        protocol.receive(first, [frame_codec.encode(_PROOF) + frame_codec.encode(replace(_COMMIT, terms=_TERMS))], 0.0)
+        protocol.send_accept(now=0.0, terms=_TERMS)
+        first.send_ping(0.0)
+        protocol.receive(first, [frame_codec.encode(link.Pong(token=1))], 0.0)
+    halves = (_TERMS.secret, _TERMS.secret, b"l" * 16)
+    peer = LinkSecret(*halves, initiator=not initiator)
+    where = {"received": 0, "turn": 0, "session_id": b"s" * 16, "server_key": b"k" * 32}
+    keys = {"session_id": b"s" * 16, "server_key": b"k" * 32}
+    if initiator:
+        second.send_proof(_PROOF)
+        protocol.attach(second, **keys, now=0.0)
+        second.receive([frame_codec.encode(peer.attached(lane=3, **where))], 0.0)  # type: ignore[arg-type]
+        assert second.attached is not None
+        protocol.hear_attached(second, second.attached, **keys, now=0.0)
+    else:
+        attach = peer.attach(lane=3, **where)  # type: ignore[arg-type]
+        second.receive([frame_codec.encode(_PROOF) + frame_codec.encode(attach)], 0.0)
+        assert protocol.judge_attach(attach, **keys) is None
+        protocol.take_attach(second, **keys, now=0.0)
+    for number, piece in enumerate(pieces(data)):
+        now = 1.0 + number
+        each = (first, second)[number % 2]
+        if each in protocol.lanes and not each.is_over:
+            protocol.receive(each, [piece], now)
+        for channel in protocol.take_touched():
+            protocol.note_read(channel, channel.buffered, now)
+        for opened in protocol.take_opened():
+            protocol.accept_channel(opened.channel)
+        for lane_ in protocol.lanes:
+            if lane_.is_over:
+                protocol.lose(lane_, now)
+                continue
+            protocol.transmit(lane_, now)
+            protocol.handle_timer(lane_, protocol.deadline(lane_))
+        assert len(protocol.take_news()) <= len(data)
+        assert protocol.incoming is not None
+        assert all(lane_.received <= protocol.incoming.received for lane_ in protocol.lanes)
 
 
 # -- STUN --------------------------------------------------------------------------------------------------------------

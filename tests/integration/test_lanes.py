@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,12 +26,14 @@ from tests.links import (
 from tests.waiting import wait_until
 from warpgate_trio import PathState
 from warpgate_trio.errors import PeerRefused
-from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.limits import TokenBucket
+from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.frames import Attach, Drop
 from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import Life
 from warpgate_trio.link.pace import CHUNK_MAX, Pace
+from warpgate_trio.testing.pipe_laws import check_cancelled_send, check_pipe
 
 __all__ = ["carrier_kind"]
 
@@ -137,6 +140,44 @@ async def test_no_byte_is_lost_doubled_or_reordered() -> None:
                 await attach(alice, bob, by_bob=bool(number % 2))
                 cut((alice, bob)[number % 2])
                 await wait_until(lambda: len(alice.link.protocol.lanes) == len(bob.link.protocol.lanes) == 1)
+
+
+@pytest.mark.slow("every law of a Pipe, each on a fresh one, while carriers come and go")
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_the_laws_of_pipes_hold_while_carriers_come_and_go(seed: int) -> None:
+    """Law 4, over changes of path that either side begins, with and without a moment in which there is none."""
+    changes = 0
+
+    async def change(alice: End, bob: End) -> None:
+        nonlocal changes
+        for number in itertools.count():
+            for end in (alice, bob):
+                end.link._attaches = TokenBucket(1.0, 10)  # type: ignore[misc]  # as many as it takes
+            first = number % 3 == 0
+            ends = alice, bob
+            if first:
+                cut(ends[number % 2])
+                await wait_until(lambda: not alice.link.has_lanes and not bob.link.has_lanes)
+            await attach(alice, bob, by_bob=bool(number % 2))
+            if not first:
+                cut(ends[number % 2])
+            await wait_until(lambda: len(alice.link.protocol.lanes) == len(bob.link.protocol.lanes) == 1)
+            changes += 1
+            await trio.sleep(0.02)  # the pace of the changes: laws wait for a millisecond in which nothing happens
+
+    async with lasting() as (alice, bob), trio.open_nursery() as nursery:
+
+        async def maker() -> tuple[Pipe, Pipe]:
+            pipe = await alice.pipe.open_pipe()
+            return pipe, await bob.accept()
+
+        nursery.start_soon(change, alice, bob)
+        for _ in range(2):
+            await check_pipe(maker, None, seed=seed)
+            await check_cancelled_send(maker, seed=seed, may_break=False, size=1 << 18)
+        nursery.cancel_scope.cancel()
+    print(f"{changes} changes")
+    assert changes > 5
 
 
 @pytest.mark.slow("a megabyte, past a carrier that holds its sender up")
