@@ -15,7 +15,7 @@ from tests.sim.roaming import RTT, Talk, numbered
 from warpgate_trio import Node, PathCause, PathState, Pipe
 from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.link.stream import ACK_DELAY
-from warpgate_trio.node.upgrade_schedule import JITTER, PAUSES
+from warpgate_trio.node.upgrade_schedule import JITTER, PAUSES, POSTPONED
 from warpgate_trio.plugin import AttemptContext, Plugin
 from warpgate_trio.sim import Fault, Kind, Link, Network, presets, simulate
 from warpgate_trio.testing import simulated_hosts
@@ -170,7 +170,7 @@ def test_nothing_better_is_looked_for_while_nothing_is_said() -> None:
             await trio.sleep(120.0)
             assert both.closed.tries == before
             await both.ours.send_all(b"\0")
-            await trio.sleep(PAUSES[0] * (1 + JITTER) + 1.0)
+            await trio.sleep(POSTPONED * (1 + JITTER) + 1.0)
             assert both.closed.tries > before
 
     simulate(main, seed=0)

@@ -19,6 +19,8 @@ __all__ = ["UpgradeSchedule"]
 
 PAUSES: Final = (15.0, 60.0, 300.0, 900.0, 3600.0)
 """Seconds before each search, after the one before it; the last one is for all further ones."""
+POSTPONED: Final = 60.0
+"""Seconds after which a search that was not worth it is thought of again: a thousand idle Links cost 17 looks a second."""
 JITTER: Final = 0.2
 """Share by which these vary: the Links of a node, and those of two, do not search in step."""
 DWELL: Final = 10.0
@@ -54,8 +56,8 @@ class UpgradeSchedule:
         self.next_at: float = inf
         self._wait(now)
 
-    def _wait(self, now: float) -> None:
-        pause = PAUSES[min(self._step, len(PAUSES) - 1)] * self._uniform(1 - JITTER, 1 + JITTER)
+    def _wait(self, now: float, *, at_least: float = 0.0) -> None:
+        pause = max(PAUSES[min(self._step, len(PAUSES) - 1)], at_least) * self._uniform(1 - JITTER, 1 + JITTER)
         self.next_at = max(now + pause, self._rests_until)
 
     def searched(self, now: float) -> None:
@@ -65,7 +67,7 @@ class UpgradeSchedule:
 
     def postpone(self, now: float) -> None:
         """One is due and not worth it: nothing was said since the last one, or nothing better can be."""
-        self._wait(now)
+        self._wait(now, at_least=POSTPONED)
 
     def hint(self, now: float) -> None:
         """The network has changed: what did not work may work now."""
