@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final, final
 
 import pytest
 import trio
 
+from tests.cancel_sweep import AnyCut, cuts, step_cuts
 from tests.sim.roaming import RTT, Talk, numbered
 from warpgate_trio import Node, PathCause, PathState, Pipe
 from warpgate_trio.errors import AttemptFailed, ConnectError
+from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.stream import ACK_DELAY
 from warpgate_trio.node.upgrade_schedule import JITTER, PAUSES, POSTPONED
 from warpgate_trio.plugin import AttemptContext, Plugin
@@ -251,6 +254,30 @@ def test_who_was_dialled_at_once_learns_where_the_caller_is() -> None:
                 assert ours.path.phase == "punch"
 
     simulate(main, seed=0)
+
+
+@pytest.mark.slow("a few seconds of talk for each checkpoint, and for one of 149 steps of any task")
+@pytest.mark.parametrize("steps", [cuts(), step_cuts(stride=149)], ids=["own", "any"])
+def test_migrate_can_be_cancelled_at_any_moment(steps: Iterator[AnyCut]) -> None:
+    """Law 17: the Pipe goes on as if nothing had been asked, and another search finds what there is."""
+    cancelled = 0
+
+    async def main(each: AnyCut) -> None:
+        nonlocal cancelled
+        async with talking() as both:
+            both.closed.open()
+            with each:
+                await both.ours.migrate()
+            cancelled += each.caught
+            await trio.sleep(1.0)
+            both.check(trio.current_time() - 1.0, silence=0.02 + 2 * RTT)
+            if both.ours.path.phase == "punch":
+                assert (await both.ours.migrate()).phase == "direct"
+            assert len(both.ours._link.protocol.lanes) <= MAX_LANES  # type: ignore[attr-defined]
+
+    for each in steps:
+        simulate(partial(main, each), seed=0)
+    assert cancelled > 3
 
 
 @pytest.mark.slow("some seconds of talk")
