@@ -113,7 +113,7 @@ async def renumber(home: Home) -> None:
 @pytest.mark.parametrize("who", [0, 1])
 async def test_a_machine_that_gets_another_address(who: int) -> None:
     silence = await transfer(("port-restricted", "full-cone"), lambda lab: renumber(lab.homes[who]))
-    assert silence < 10.0, "it takes two seconds where the machine is not busy"
+    assert silence < 30.0, "it takes a second; where the machine is busy, a first search may fail"
     print(f"silent for {silence:.1f} s")
 
 
