@@ -228,7 +228,9 @@ class RandomProbe(Plugin):
         else:
             plan = plan_both_hard(self._ours(), self._theirs())
             if not plan.worth_it:
-                raise AttemptFailed("both NATs are symmetric, and their ranges too large to meet in")
+                raise AttemptFailed(
+                    "both NATs are symmetric, and to meet is too unlikely: by their ranges, or behind one NAT"
+                )
             numbers = await self._open_sockets(race, plan.sockets)
             ports = draw_ports(self.node.host.random, plan.openers, low=plan.low, high=plan.high)
             ip = theirs[0][0]

@@ -21,6 +21,8 @@ from warpgate_trio.testing.worlds import PeerPair
 
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
 RTT = 0.05
+CONE, HARD = presets.LINUX, presets.LINUX_SYMMETRIC
+TURN: tuple[tuple[str, Form], ...] = (("turn", "udp"),)
 
 
 @pytest.mark.slow("24 worlds of two nodes and servers of every kind")
@@ -68,6 +70,27 @@ def test_what_the_census_found(seed: int) -> None:
     assert complaints(world, result) == [], rows(result)
 
 
+NESTED = (presets.CGN, presets.LINUX_SYMMETRIC)
+
+
+@pytest.mark.slow("whole nodes, in a world with servers of every kind")
+@pytest.mark.parametrize("turn", ["alice", "bob"])
+@pytest.mark.parametrize("nested", ["alice", "bob", "both"])
+def test_who_shares_a_carriers_ports_twice_has_some_left_for_a_relay(nested: str, turn: str) -> None:
+    """Behind one address both, by a second carrier's NAT, which has less ports than the first one shows."""
+    pair = between(CONE, CONE, Side()).pair
+    alice, bob = (
+        replace(place, nats=NESTED if nested in (who, "both") else place.nats)
+        for who, place in (("alice", pair.alice), ("bob", pair.bob))
+    )
+    pair = replace(pair, alice=alice, bob=bob, shared=(presets.CGN_SYMMETRIC,))
+    one, other = Side(turn=TURN), Side()
+    world = Anywhere(pair=pair, alice=one if turn == "alice" else other, bob=one if turn == "bob" else other)
+    result = meet_anywhere(world)
+    assert promised(world)
+    assert complaints(world, result) == [], rows(result)
+
+
 # -- what a network lets out -------------------------------------------------------------------------------------------
 
 
@@ -91,9 +114,6 @@ def test_through_what_little_is_let_out(nat: NatConfig, other: NatConfig | None,
 
 
 # -- the oracles -------------------------------------------------------------------------------------------------------
-
-CONE, HARD = presets.LINUX, presets.LINUX_SYMMETRIC
-TURN: tuple[tuple[str, Form], ...] = (("turn", "udp"),)
 
 
 @pytest.mark.parametrize(

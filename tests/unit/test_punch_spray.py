@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 from random import Random
 
 import pytest
@@ -13,6 +14,7 @@ from warpgate_trio.address.nat_profile import ALL_PORTS, Allocation, Filtering, 
 from warpgate_trio.punch.spray import (
     BURST,
     BURST_INTERVAL,
+    HAIRPINNING,
     MAX_OPENERS,
     MAX_SHARE,
     MAX_SOCKETS,
@@ -169,6 +171,25 @@ class TestPlan:
         lenient = replace(HARD, filtering=Filtering.ADDRESS_DEPENDENT)
         assert plan_both_hard(lenient, HARD).probability > 0.99
         assert not plan_both_hard(replace(HARD, filtering=Filtering.UNKNOWN), HARD).worth_it
+
+    @pytest.mark.parametrize(
+        ("ours", "peers", "factor"),
+        [(None, None, HAIRPINNING), (False, None, 0), (None, True, 1), (True, False, 1)],
+        ids=["unknown", "it does not", "it does", "it does for one"],
+    )
+    def test_of_two_hard_sides_behind_one_address_a_packet_has_to_be_led_back_in(
+        self, ours: bool | None, peers: bool | None, factor: float
+    ) -> None:
+        home, away = ip_address("198.51.100.7"), ip_address("198.51.100.8")
+        one, other = replace(block(1024), external=(home,)), replace(block(1024), external=(away,))
+        apart = plan_both_hard(one, other).probability
+        assert apart == plan_both_hard(block(1024), block(1024)).probability > MIN_CHANCE
+        together = plan_both_hard(replace(one, hairpin=ours), replace(other, external=(away, home), hairpin=peers))
+        assert together.probability == (apart * factor if apart * factor >= MIN_CHANCE else 0)
+
+    def test_two_hard_sides_behind_one_address_spray_where_they_are_sure_to_meet_if_it_leads_back(self) -> None:
+        lenient = replace(HARD, filtering=Filtering.ADDRESS_DEPENDENT, external=(ip_address("198.51.100.7"),))
+        assert plan_both_hard(lenient, lenient).worth_it
 
 
 class TestRoles:

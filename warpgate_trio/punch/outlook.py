@@ -25,7 +25,7 @@ from typing import Final, final
 
 from ..address.nat_profile import Allocation, Filtering, TransportProfile, describe
 from ..combos import Likelihood
-from .spray import Role, SprayPlan, plan_both_hard, plan_spray, spray_roles
+from .spray import Role, SprayPlan, plan_both_hard, plan_spray, seen_at_one_address, spray_roles
 
 __all__ = ["Outlook", "SprayOutlook", "punch_outlook", "spray_outlook"]
 
@@ -173,10 +173,14 @@ def spray_outlook(
         if not plan.worth_it:
             known = Allocation.UNKNOWN not in (ours.allocation, peers.allocation)
             likelihood = Likelihood.HOPELESS if known else Likelihood.DOUBTFUL
-            size = "too large to meet in" if known else "not known, so that no packet is worth it"
-            return SprayOutlook(
-                likelihood=likelihood, why=f"both NATs are symmetric, and their ranges {size}", role=role
+            size = (
+                "their ranges too large to meet in"
+                if known
+                else "their ranges not known, so that no packet is worth it"
             )
+            if known and seen_at_one_address(ours, peers):
+                size = "the one that both are behind would have to lead packets back in, too"
+            return SprayOutlook(likelihood=likelihood, why=f"both NATs are symmetric, and {size}", role=role)
     else:
         plan = plan_spray(peers if role is Role.EASY else ours)
     certain = ours.endpoint_independent is not None and peers.endpoint_independent is not None
