@@ -6,13 +6,15 @@ import os
 import signal
 import struct
 import subprocess
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.end_to_end.conftest import Server
-from tests.end_to_end.processes import checked_event, on_terminal, ran, started
+from tests.end_to_end.processes import Command, checked_event, on_terminal, ran, started
 from tests.links import connect_sockets
 from warpgate_trio.identity import Identity
 
@@ -361,8 +363,74 @@ async def test_ping_exits_with_the_kind_of_path(tmp_path: Path) -> None:
     assert "no path to" in gone.stderr_text
 
 
+@asynccontextmanager
+async def calling(address: str, key: Sequence[str]) -> AsyncGenerator[Command]:
+    """A call without a byte, of which the peer has heard by now that it goes on: it is kept when the caller is gone."""
+    async with started("ping", address, *key, "--count", "1000", "--interval", "0.02", "--json") as command:
+        await command.event(2)
+        yield command
+
+
+@pytest.mark.parametrize("served", [("--echo",), ("--json",), (), ("--keep-open",)], ids=" ".join)
+async def test_a_peer_that_was_killed_and_started_again_gets_in_again(tmp_path: Path, served: Sequence[str]) -> None:
+    """Twice.  Nothing went through stdin or stdout, or one stream after the other may."""
+    key = ("--key-file", str(tmp_path / "key"))
+    async with started("listen", "--ephemeral", "--allow-any", *served, stdin=PIPE) as listen:
+        address = str((await listen.event())["address"]) if "--json" in served else await listen.address()
+        for _ in range(2):
+            async with calling(address, key) as killed:
+                killed.process.kill()
+        async with started("connect", address, *key, stdin=PIPE) as again:
+            await again.stdin.send_all(b"new")
+            await again.stdin.aclose()
+            await listen.stdin.aclose()
+            assert await again.code() == 0
+            assert bytes(again.out) == (b"new" if "--echo" in served else b"")
+        if "--keep-open" in served:
+            assert bytes(listen.out) == b"new"
+            assert listen.stderr_text.count("pipe broken: the peer was started again") == 2
+            return
+        assert await listen.code() == 0
+        assert listen.stderr_text.count("was started again: going on with its new pipe") == 2
+        if "--json" in served:
+            assert [checked_event(line)["event"] for line in bytes(listen.out).splitlines()[1:]] == ["pipe"] * 3
+        else:
+            assert bytes(listen.out) == (b"" if served else b"new")
+
+
+async def test_the_place_of_a_peer_that_was_killed_is_nobody_elses(tmp_path: Path) -> None:
+    """Its own it is, though bytes have been echoed to it."""
+    key = ("--key-file", str(tmp_path / "key"))
+    async with started("listen", "--ephemeral", "--allow-any", "--echo") as listen:
+        address = await listen.address()
+        async with started("connect", address, *key, stdin=PIPE) as killed:
+            for data in (b"1", b"2"):
+                await killed.stdin.send_all(data)
+                await killed.wait_out(data)
+            killed.process.kill()
+        other = await ran("connect", address, "--ephemeral", "--json")
+        assert (await other.event())["verdict"] == "busy"
+        again = await ran("connect", address, *key, "--echo-test", "64KiB")
+        assert again.process.returncode == 0
+        assert await listen.code() == 0
+
+
+async def test_what_was_read_from_stdin_for_a_peer_that_was_killed_is_not_for_the_next(tmp_path: Path) -> None:
+    key = ("--key-file", str(tmp_path / "key"))
+    async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
+        address = await listen.address()
+        async with started("connect", address, *key, stdin=PIPE) as killed:
+            await listen.stdin.send_all(b"x")
+            await killed.wait_out(b"x")
+            killed.process.kill()
+        again = await ran("connect", address, *key, "--json")
+        assert (await again.event())["verdict"] == "busy"
+        assert await listen.code() == 4
+
+
 async def test_a_listener_of_one_peer_hears_at_once_that_its_peer_was_killed_and_started_again(tmp_path: Path) -> None:
-    """It waits for the one that was killed, which cannot come back, and no longer than until another process calls."""
+    """It waits for the one that was killed, which cannot come back, and no longer than until another process calls.
+    Bytes of the one before are on stdout: what they were a part of has no end."""
     key = ("--key-file", str(tmp_path / "key"))
     async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
         address = await listen.address()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, NoReturn
@@ -34,6 +34,7 @@ from warpgate_trio import (
     PathState,
     PeerAddress,
     PeerRefused,
+    Pipe,
     Verdict,
     anyone,
     open_node,
@@ -280,23 +281,68 @@ async def test_a_peer_that_has_given_the_link_up_ends_it_here_too() -> None:
             await ours.receive_some()
 
 
-async def test_a_caller_whose_process_was_started_again_has_its_pipe_replaced() -> None:
-    """It was killed, and could not say so: what it has left behind at the peer waits for a path, and no longer."""
-    async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
-        async with loopback_node(ALICE, config(server)) as killed:
-            await killed.auto_connect(bob.address)
-            theirs = await bob.listener.accept()
-            await theirs.ping()
-            for link in list(killed._runtime.links._links):
-                link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # as far as the network goes
-                link._first.carrier.close_nowait()
-            await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
+@asynccontextmanager
+async def left_behind(config: NodeConfig, bob: Node) -> AsyncGenerator[Pipe]:
+    """Bob's end of a Pipe whose caller is killed, and cannot say so, when the body begins."""
+    async with loopback_node(ALICE, config) as killed:
+        await killed.auto_connect(bob.address)
+        theirs = await bob.listener.accept()
+        await theirs.ping()
+        for link in list(killed._runtime.links._links):
+            link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # as far as the network goes
+            link._first.carrier.close_nowait()
+        await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
+    yield theirs
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["anybody may call", "nobody else may"])
+async def test_a_caller_whose_process_was_started_again_has_its_pipe_replaced(kept: bool) -> None:
+    """What it has left behind at the peer waits for a path, and no longer; its place is nobody else's."""
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=anyone) as bob,
+        left_behind(config(server), bob) as theirs,
+    ):
+        if kept:
+            bob.listener.keep_nowait(theirs)
+            async with loopback_node(CAROL, config(server)) as carol:
+                with pytest.raises(ConnectError) as refused:
+                    await carol.auto_connect(bob.address)
+                assert refused.value.verdict is Verdict.BUSY
+            assert theirs.path.state is PathState.SUSPENDED
         async with loopback_node(ALICE, config(server)) as again:
             async with await again.auto_connect(bob.address) as ours:
                 with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match="was started again"):
                     await theirs.receive_some()
                 await ours.send_all(b"new")
+                assert bob.listener.waiting == 1  # by the time at which the other one has broken
                 assert await (await bob.listener.accept()).receive_some() == b"new"
+
+
+async def test_the_place_of_a_pipe_is_taken_once_and_not_after_its_end() -> None:
+    async with (
+        open_rendezvous() as server,
+        loopback_node(BOB, config(server), authorize=anyone) as bob,
+        left_behind(config(server), bob) as theirs,
+    ):
+        bob.listener.keep_nowait(theirs)
+        async with loopback_node(ALICE, config(server)) as again, loopback_node(ALICE, config(server)) as other:
+            async with await again.auto_connect(bob.address):
+                with pytest.raises(ConnectError) as refused:
+                    await other.auto_connect(bob.address)
+                assert refused.value.verdict is Verdict.BUSY
+                assert bob.listener.waiting == 1
+
+
+async def test_whoever_has_called_too_is_cut_off_when_one_pipe_is_kept() -> None:
+    async with pair() as both, await both.alice.auto_connect(both.bob.address) as ours:
+        kept = await both.bob.listener.accept()
+        await ours.open_pipe()
+        both.bob.listener.keep_nowait(kept)
+        assert both.bob.listener.waiting == 0
+        with pytest.raises(PeerRefused) as refused:
+            await ours.open_pipe()
+        assert refused.value.reason == RefuseReason.TAKEN
 
 
 @pytest.mark.parametrize("error", [PanicException, RuntimeError])

@@ -21,6 +21,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..config import NodeConfig
     from ..link import Pipe
     from ..node import Node
@@ -107,7 +109,7 @@ class _Listening:
             if self._keep_open:
                 await self._serve_all(node, source)
             else:
-                await self._serve(await self._accept(node), source)
+                await self._serve_one(node, source)
         return ExitCode.OK
 
     async def _authorize(self, peer_id: str) -> bool:
@@ -153,13 +155,12 @@ class _Listening:
             self._settings.warn(f"no signal server answers yet, only direct paths work until one does ({reasons})")
 
     async def _accept(self, node: Node) -> Pipe:
-        from ..link import RefuseReason
         from .events import PipeOpened, encode
 
         pipe = await node.listener.accept()
         try:
             if not self._keep_open:
-                node.listener.close_nowait(RefuseReason.TAKEN)  # what whoever comes now is told
+                node.listener.keep_nowait(pipe)
             path = pipe.path
             self._settings.say(
                 f"pipe from {pipe.peer_id} by {path.plugin}, IPv{path.af} {path.route_type}, "
@@ -174,6 +175,26 @@ class _Listening:
             pipe.abort()
             raise
         return pipe
+
+    async def _serve_one(self, node: Node, source: StandardInput) -> None:
+        """One peer, and no other one.  Where it was started again, its new Pipe takes the place of the one before it,
+        unless bytes of that went through stdin or stdout: two streams there would look like one.
+        """
+        from ..link import RefuseReason
+
+        def close() -> None:
+            node.listener.close_nowait(RefuseReason.TAKEN)  # what whoever comes now is told
+
+        while True:
+            pipe = await self._accept(node)
+            try:
+                await self._serve(pipe, source, on_data=close)
+            except CommandFailed:
+                if not node.listener.waiting:
+                    raise
+                self._settings.say(f"{pipe.peer_id[:8]}… was started again: going on with its new pipe")
+            else:
+                return
 
     async def _serve_all(self, node: Node, source: StandardInput) -> None:
         """Echoes run side by side; stdin and stdout can be joined to one peer at a time, the next one waits."""
@@ -193,7 +214,8 @@ class _Listening:
         except CommandFailed as error:
             self._settings.say(f"{pipe.peer_id[:8]}…: {error}")
 
-    async def _serve(self, pipe: Pipe, source: StandardInput) -> None:
+    async def _serve(self, pipe: Pipe, source: StandardInput, *, on_data: Callable[[], object] = lambda: None) -> None:
+        """Until the peer has ended.  `on_data` is called when bytes go through stdin or stdout."""
         import trio
 
         from .echo_test import echo
@@ -209,7 +231,7 @@ class _Listening:
                 elif self._settings.json:
                     await _drain(pipe)
                 else:
-                    await join(pipe, source, self._output)
+                    await join(pipe, source, self._output, on_data=on_data)
                     await wait_delivered(pipe)
             except trio.BrokenResourceError as error:
                 raise CommandFailed(ExitCode.BROKEN, str(error)) from error

@@ -12,7 +12,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
 
@@ -134,17 +134,24 @@ class StandardOutput:
                     view = view[size:]
 
 
-async def join(pipe: trio.abc.HalfCloseableStream, source: StandardInput, sink: StandardOutput) -> None:
+async def join(
+    pipe: trio.abc.HalfCloseableStream,
+    source: StandardInput,
+    sink: StandardOutput,
+    *,
+    on_data: Callable[[], object] = lambda: None,
+) -> None:
     """Copy stdin to the Pipe and the Pipe to stdout until both have ended; the end of one is half-close of the other.
 
     A peer that has closed for good ends it too, though nothing more may come from stdin to find that out with.
+    `on_data` is called when bytes have been taken from either, before they go on.
 
     Raises:
       trio.BrokenResourceError: the Pipe broke, the peer aborted it, or it closed it while it was being sent to.
       OutputClosed: nobody reads stdout any more.
       CommandFailed: stdin cannot be read, or stdout not be written.
     """
-    await _Joint(pipe, source, sink).run()
+    await _Joint(pipe, source, sink, on_data).run()
 
 
 async def wait_delivered(pipe: Pipe) -> None:
@@ -168,10 +175,17 @@ def _is_interruption(error: trio.BrokenResourceError) -> bool:
 
 @final
 class _Joint:
-    def __init__(self, pipe: trio.abc.HalfCloseableStream, source: StandardInput, sink: StandardOutput) -> None:
+    def __init__(
+        self,
+        pipe: trio.abc.HalfCloseableStream,
+        source: StandardInput,
+        sink: StandardOutput,
+        on_data: Callable[[], object],
+    ) -> None:
         self._pipe = pipe
         self._source = source
         self._sink = sink
+        self._on_data = on_data
         self._peer_ended = False
         self._reading = trio.CancelScope()
         self._failure: trio.BrokenResourceError | None = None
@@ -183,6 +197,7 @@ class _Joint:
 
     async def _receive(self) -> None:
         while data := await self._pipe.receive_some():
+            self._on_data()
             await self._sink.write(data)
         self._peer_ended = True
         self._reading.cancel()
@@ -190,6 +205,7 @@ class _Joint:
     async def _send(self) -> None:
         try:
             while data := await self._next_input():
+                self._on_data()
                 await self._pipe.send_all(data)
             await self._pipe.send_eof()
         except trio.BrokenResourceError as error:

@@ -366,10 +366,15 @@ class Link(Travelling):
         if not self._lanes:
             self._fail(trio.BrokenResourceError("the peer does not know this link any more"))
 
-    def replace_nowait(self, instance: bytes) -> None:
-        """The peer has begun anew, by another process: what waits for the one before it waits in vain."""
-        if instance != self.protocol.peer_instance and not self._lanes:
-            self._fail(trio.BrokenResourceError("the peer was started again"))
+    def replace_nowait(self, instance: bytes) -> bool:
+        """The peer has begun anew, by another process: what waits for the one before it waits in vain, and ends.
+
+        Returns whether it has.
+        """
+        if instance == self.protocol.peer_instance or self._lanes:
+            return False
+        self._fail(trio.BrokenResourceError("the peer was started again"))
+        return True
 
     def revoke_nowait(self) -> None:
         """The peer is not let in any more: every Pipe breaks here, and there once it has heard of it."""

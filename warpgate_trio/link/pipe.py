@@ -10,7 +10,7 @@ from ..identity import peer_id_from_key
 from .states import DirectionState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
     from types import TracebackType
 
     from ..carrier import Carrier
@@ -122,6 +122,10 @@ class Pipe(trio.abc.HalfCloseableStream):
     def rtt(self) -> float | None:
         """Smoothed round trip to the peer in seconds, None before it was measured."""
         return self._link.rtt
+
+    def is_on(self, links: Collection[ChannelLink]) -> bool:
+        """Whether it is a channel of one of these Links (asked by the node)."""
+        return any(link is self._link for link in links)
 
     def wake(self) -> None:
         """Something about the channel changed (called by the Link)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Final, final
 
@@ -170,9 +170,9 @@ class Admission:
         """Somebody was told no."""
         self.counters[f"{REFUSED}{reason.lower()}"] += 1
 
-    def room(self) -> RefuseReason | None:
-        """None when there is room for another Pipe, else what to tell the peer."""
-        return self._listener.room()
+    def room(self, ended: Collection[Link] = ()) -> RefuseReason | None:
+        """None when there is room for another Pipe, else what to tell the peer, whose call has `ended` these Links."""
+        return self._listener.room(ended)
 
     def hand_over(self, pipe: Pipe) -> None:
         """A Pipe of a peer's goes to the application; `room` was asked in the same step."""

@@ -158,8 +158,8 @@ class Inbound:
                 break
         if self._had_its_pipe(link, commit.epoch):  # two commits of one session can wait for one decision
             return await self._refuse(link, RefuseReason.SESSION_SPENT)
-        self._links.replace(link.peer_key, commit.terms)
-        reason = self._admission.room()
+        ended = self._links.replace(link.peer_key, commit.terms)
+        reason = self._admission.room(ended)
         if reason is not None:
             return await self._refuse(link, reason)
         # No checkpoint from here on: the ACCEPT, the Pipe and the driver come together or not at all.

@@ -120,11 +120,11 @@ class Links:
         lapsed = self._lapsed.get(peer_key)
         return any(self._of(peer_key)) or (lapsed is not None and trio.current_time() - lapsed < LAPSE_MEMORY)
 
-    def replace(self, peer_key: bytes, terms: Terms | None) -> None:
-        """A peer calls: Links without a path that another process of it made are over."""
-        if terms is not None:
-            for link in list(self._of(peer_key)):
-                link.replace_nowait(terms.instance)
+    def replace(self, peer_key: bytes, terms: Terms | None) -> list[Link]:
+        """A peer calls: Links without a path that another process of it made are over; which these are."""
+        if terms is None:
+            return []
+        return [link for link in list(self._of(peer_key)) if link.replace_nowait(terms.instance)]
 
     def say_news(self, peer_key: bytes, payload: bytes) -> bool:
         """Say a sealed signal on the Links with a peer; whether a path that is well takes it."""
