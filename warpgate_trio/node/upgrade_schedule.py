@@ -20,7 +20,7 @@ __all__ = ["UpgradeSchedule"]
 PAUSES: Final = (15.0, 60.0, 300.0, 900.0, 3600.0)
 """Seconds before each search, after the one before it; the last one is for all further ones."""
 POSTPONED: Final = 60.0
-"""Seconds after which a search that was not worth it is thought of again: a thousand idle Links cost 17 looks a second."""
+"""Seconds after which one that was not worth it is thought of again: a thousand idle Links cost 17 looks a second."""
 JITTER: Final = 0.2
 """Share by which these vary: the Links of a node, and those of two, do not search in step."""
 DWELL: Final = 10.0
