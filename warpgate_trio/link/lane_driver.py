@@ -116,18 +116,6 @@ class LaneDriver:
           trio.ClosedResourceError: the channel ended while we waited for the lock; the Link is well.
           trio.BrokenResourceError: the path is gone, and the data with it.
         """
-        if not self.protocol.pace.is_slow:
-            return await self._send_data(channel, data)
-        before = channel.sent
-        with trio.CancelScope() as scope:
-            self._held.add(scope)
-            try:
-                return await self._send_data(channel, data)
-            finally:
-                self._held.discard(scope)
-        return channel.sent > before  # then the Link keeps it, see `release`
-
-    async def _send_data(self, channel: Channel, data: memoryview) -> bool:
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
@@ -162,6 +150,17 @@ class LaneDriver:
         finally:
             self._lock.release()
         return True
+
+    async def send_slowly(self, channel: Channel, data: memoryview) -> bool:
+        """The same on a carrier that takes its time: `release` lets it go."""
+        before = channel.sent
+        with trio.CancelScope() as scope:
+            self._held.add(scope)
+            try:
+                return await self.send_data(channel, data)
+            finally:
+                self._held.discard(scope)
+        return channel.sent > before  # then the Link keeps it, see `release`
 
     async def write(self, is_ending: Callable[[], bool]) -> None:
         """Send what is poked for, until the Link is ending: then the last words and the carrier's end."""

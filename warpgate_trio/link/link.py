@@ -471,7 +471,8 @@ class Link(Travelling):
                 continue
             lane = self._last if self._last.protocol is active else self._speaking
             try:
-                if await lane.send_data(channel, data):
+                send = lane.send_slowly if lane.protocol.pace.is_slow else lane.send_data
+                if await send(channel, data):
                     return
             except trio.BrokenResourceError as error:
                 self._fail(error)
