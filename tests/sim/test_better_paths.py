@@ -277,7 +277,7 @@ def test_migrate_can_be_cancelled_at_any_moment(steps: Iterator[AnyCut]) -> None
 
     for each in steps:
         simulate(partial(main, each), seed=0)
-    assert cancelled > 3
+    assert cancelled > 2
 
 
 @pytest.mark.slow("some seconds of talk")
