@@ -33,6 +33,7 @@ from warpgate_trio.link.frames import Attach, Drop
 from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import Life
 from warpgate_trio.link.pace import CHUNK_MAX, Pace
+from warpgate_trio.link.quiet import Uplinks
 from warpgate_trio.testing.pipe_laws import check_cancelled_send, check_pipe
 
 __all__ = ["carrier_kind"]
@@ -104,6 +105,15 @@ async def receive_numbered(end: End, total: int) -> None:
         assert data == numbered(len(data), got)
         got += len(data)
     assert got == total
+
+
+async def test_what_is_known_of_nats_is_for_carriers_over_udp_and_for_those_to_come(carrier_kind: str) -> None:
+    async with lasting() as (alice, bob):
+        uplinks = Uplinks()
+        alice.link.share(uplinks)
+        await attach(alice, bob)
+        here = uplinks.get("127.0.0.1", "127.0.0.1") if carrier_kind == "quic" else None
+        assert [lane.life.uplink for lane in alice.link.protocol.lanes] == [here, here]
 
 
 @pytest.mark.parametrize("by_bob", [False, True])

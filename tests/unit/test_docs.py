@@ -34,7 +34,7 @@ from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.combos.relaying import RENDEZVOUS_RULES, TURN_RULES
 from warpgate_trio.errors import ConfigError, ProtocolError
-from warpgate_trio.link import channels, frame_codec, frames, life, states
+from warpgate_trio.link import channels, frame_codec, frames, life, quiet, states
 from warpgate_trio.link.ends import GoAwayCode
 from warpgate_trio.node import inbound, listener
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins
@@ -179,6 +179,8 @@ def test_what_the_numbers_add_up_to() -> None:
     assert quic.IDLE_INTERVAL + life.SLACK + life.DEATH == 41.5
     assert "77 s after the last byte over TCP" in text
     assert "42 s over\nUDP" in text
+    assert quiet.GROWTH * quic.IDLE_INTERVAL + life.SLACK + life.DEATH == 66.5
+    assert "67 s where NATs are known to bear longer silences" in text
     assert 2 * channels.MAX_CHANNELS * channels.WINDOW_FLOOR == channels.WINDOWS_TOTAL
     assert inbound.MAX_HANDSHAKES * channels.EARLY_DATA_LIMIT == 16 * 2**20
     assert "16 MiB of early data" in text

@@ -293,7 +293,7 @@ def test_an_unknown_round_trip_is_a_second() -> None:
 
 
 @pytest.mark.parametrize("responder", [False, True])
-def test_silence_is_asked_about_and_the_responder_waits_a_fifth_longer(responder: bool) -> None:
+def test_silence_is_asked_about_and_the_responder_waits_a_tenth_longer(responder: bool) -> None:
     judge = judge_of(responder=responder)
     interval = IDLE * (RESPONDER_WAITS if responder else 1)
     assert judge.deadline == interval

@@ -45,8 +45,8 @@ WINDOW: Final = 8 * 1024 * 1024
 """Bytes that the peer may send before we acknowledge: the Link's largest credit.  It also bounds what a hostile peer
 can make us hold out of order."""
 IDLE_TIMEOUT: Final = 100.0
-"""Seconds of silence that end the connection (RFC 9000 §10.1).  The Link, which asks every 25 s, gives up before that;
-the rest of it is for a carrier that waits for its commit."""
+"""Seconds of silence that end the connection (RFC 9000 §10.1).  The Link, which asks after 66 s at the latest, gives up
+before that; the rest of it is for a carrier that waits for its commit."""
 EARLY_MAX: Final = 8 * 1024
 """Bytes that the dialler sends before it knows that the server has its end of the handshake.  qh3 2.1 does not send
 that again while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot

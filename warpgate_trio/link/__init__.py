@@ -1,10 +1,10 @@
 """The Link: the session between two peers, and the Pipes on it (docs/wire_formats.md, docs/live_links.md).
 
 `frames` is the wire format, `ends` why a side ends it, `states` every state and transition.  Without I/O, `lane` is one
-carrier, with `life` for its judge, and `protocol` the Link above its carriers, with `moving`, `lanes`, `channels`,
-`stream` and `attaching` for its parts.  On Trio, `handshake` makes a Link of a carrier, `lane_driver` drives a carrier
-and `link` them all, and `travelling` is for who looks for paths; `pipe` is what applications hold, `path` what they are
-told of how it travels, `path_log` what has become of that.
+carrier, with `life` for its judge and `quiet` for what judges share, and `protocol` the Link above its carriers, with
+`moving`, `lanes`, `channels`, `stream` and `attaching` for its parts.  On Trio, `handshake` makes a Link of a carrier,
+`lane_driver` drives a carrier and `link` them all, and `travelling` is for who looks for paths; `pipe` is what
+applications hold, `path` what they are told of how it travels, `path_log` what has become of that.
 """
 
 from __future__ import annotations

@@ -266,6 +266,7 @@ class LaneProtocol:
         if self.state is not LinkState.OPEN or self._news_waiting >= MAX_NEWS_WAITING:
             return False
         self._news_waiting += 1
+        self.life.said_unasked = True
         self.say(news)
         return True
 

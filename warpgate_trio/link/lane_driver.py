@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .lane import LaneProtocol
     from .path import PathInfo
     from .protocol import LinkProtocol
+    from .quiet import Uplinks
 
 __all__ = ["LaneDriver"]
 
@@ -70,6 +71,11 @@ class LaneDriver:
         """It belongs to another Link from now on."""
         self._link = link
         self._on_broken = on_broken
+
+    def share(self, uplinks: Uplinks) -> None:
+        """What it learns of its NATs is other paths' too, and theirs its own; TCP's bear more than is asked of them."""
+        if self.carrier.name == "quic":
+            self.protocol.life.uplink = uplinks.get(self.carrier.local[0], self.carrier.remote[0])
 
     def close_nowait(self) -> None:
         """Close the carrier, which wakes whoever waits for it.  Idempotent."""

@@ -12,9 +12,10 @@ still heard is not left for another path for `LINGER` seconds: on a bad link the
 is behind would have to be said again.  A path that carries what is small and nothing that is large is heard for longer;
 that is why it ends.
 
-A path that is silent because nobody says anything is asked now and then (a PING), and is judged by the answer.  Where
-the peer was talking and stops, it is asked once, soon: who only listens has nothing unanswered, and what took the path
-may have taken the connections to servers, by which the peer looks for another one.
+A path that is silent because nobody says anything is asked now and then (a PING), and is judged by the answer; over UDP
+less often once its NATs are known to bear it (`warpgate_trio.link.quiet`).  Where the peer was talking and stops, it is
+asked once, soon: who only listens has nothing unanswered, and what took the path may have taken the connections to
+servers, by which the peer looks for another one.
 
 The round trip that the slack is added to is the least of the last samples: under a bulk transfer a PING waits behind
 what was said before it, which is no property of the path.
@@ -32,6 +33,8 @@ from collections import deque
 from enum import Enum
 from math import inf
 from typing import Final, final
+
+from .quiet import GROWTH, MARGIN, QUIET_ROUNDS, TRIAL_WAITS, Uplink
 
 __all__ = ["DEATH", "MISSES", "SLACK", "Life", "LifeJudge"]
 
@@ -63,8 +66,9 @@ SAMPLE_AGE: Final = 60.0
 """Seconds after which a sample is no longer one of them, while there is a newer one."""
 UNKNOWN_TRIP: Final = 1.0
 """Seconds that a round trip counts as before it was measured (RFC 6298 §2.1)."""
-RESPONDER_WAITS: Final = 1.2
-"""How much longer the responder waits before it asks, so that one side asks for both."""
+RESPONDER_WAITS: Final = 1.1
+"""How much longer the responder waits before it asks, so that one side asks for both; over UDP under the 30 s after
+which the least patient NATs forget a mapping."""
 
 
 class Life(Enum):
@@ -86,6 +90,8 @@ class LifeJudge:
       notice_within: seconds in which the path's death is to be noticed, where that is sooner than by the interval: then
         it is asked more often, once a second at most.
       acknowledging: the peer acknowledges what it takes in.
+      uplink: what is known of the NATs on the path, whose `interval` may grow by that; None where it stays as it is.
+      said_unasked: since the peer was last heard we have said what it need not answer: a signal of a search, perhaps.
       rtt: smoothed round trip in seconds, for people and for windows; None before it was measured.
       trip: the round trip that the path is judged by, in seconds.
       answered: the highest token whose PONG has come.
@@ -99,6 +105,8 @@ class LifeJudge:
     def __init__(self, now: float, *, interval: float) -> None:
         self.notice_within: float = inf
         self.acknowledging: bool = False
+        self.uplink: Uplink | None = None
+        self.said_unasked: bool = False
         self.rtt: float | None = None
         self.answered: int = 0
         self.trip: float = UNKNOWN_TRIP
@@ -107,6 +115,9 @@ class LifeJudge:
         self.false_alarms: int = 0
         self.timer_began: bool = True
         self._interval = interval
+        self._borne_by_all = interval * RESPONDER_WAITS + MARGIN  # no silence up to that tells anything
+        self._long = interval * GROWTH - MARGIN
+        self._quiet_rounds = 0
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
         self._slack = SLACK
         self._alarmed_at = -inf
@@ -138,6 +149,9 @@ class LifeJudge:
 
     def heard(self, now: float) -> None:
         """Something came from the peer: a sign of life, and no progress."""
+        if now - self.heard_at >= self._long:
+            self._judge_silence(now)
+        self.said_unasked = False
         self.heard_at = now
         self._misses = 0
         self._arrivals += 1
@@ -150,11 +164,32 @@ class LifeJudge:
         if self._waits_from is None:
             self._waits_from = now
             self.timer_began = True
+            if self.uplink is not None:
+                self.uplink.end_trial(self)
+                self._quiet_rounds = 0
 
     def acknowledged(self, now: float, *, all_of_it: bool) -> None:
         """The peer has acknowledged something new."""
         self._unacknowledged = not all_of_it
         self._progress(now)
+
+    def _judge_silence(self, now: float) -> None:
+        """What it says of the NATs that a path is heard after a long one."""
+        if self.uplink is None or self._quiet_time(now) < self._long:
+            return
+        if self.said_unasked:
+            self.uplink.note_unclear(self, now)
+        elif self.life is Life.WELL:  # else the answer is late: a search may have opened them anew
+            self.uplink.note_borne(asked=self._waits_from is not None)
+
+    def note_flight(self, now: float) -> None:
+        """The peer has fled to another path: where this one was silent, that is why."""
+        if self.life is Life.WELL:
+            self._note_lost(now)
+
+    def _note_lost(self, now: float) -> None:
+        if self.uplink is not None and self._quiet_time(now) > self._borne_by_all:
+            self.uplink.note_lost(now)
 
     def excuse(self) -> None:
         """What was sent here and is not acknowledged was sent again elsewhere."""
@@ -177,6 +212,7 @@ class LifeJudge:
         if self.life is Life.DEAD or now - self._hinted_at < HINT_INTERVAL:
             return False
         self._hinted_at = now
+        self._quiet_rounds = 0
         self._expect_an_answer(now)
         return True
 
@@ -195,6 +231,8 @@ class LifeJudge:
             self._samples.append((now, sample))
             self.trip = min(each for at, each in self._samples if now - at <= SAMPLE_AGE)
             self._asked_at = None
+            if self.uplink is not None and self._quiet_rounds >= QUIET_ROUNDS and self._may_grow:
+                self.uplink.begin_trial(self, now)
         self._progress(now)
 
     def _progress(self, now: float) -> None:
@@ -226,23 +264,40 @@ class LifeJudge:
         """Seconds for which something has been unanswered and nothing has progressed; 0 while nothing is."""
         return 0.0 if self._waits_from is None else now - self._waits_from
 
+    def _quiet_time(self, now: float) -> float:
+        """Seconds for which neither side has said anything, or had not when something was said that is unanswered."""
+        return (now if self._waits_from is None else self._waits_from) - self.heard_at
+
+    @property
+    def _may_grow(self) -> bool:
+        return self.acknowledging and self._sooner >= self._interval * GROWTH * TRIAL_WAITS
+
+    @property
+    def _sooner(self) -> float:
+        return max(self.notice_within - self._patience, 1.0)
+
+    @property
+    def _patience(self) -> float:
+        return SUSPICION_TRIPS * self.trip + self._slack
+
     @property
     def _was_talking(self) -> bool:
         return self.acknowledging and self._arrivals >= TALK
 
     @property
     def _question_at(self) -> float:
-        patience = SUSPICION_TRIPS * self.trip + self._slack
         if self._was_talking:
-            return self.heard_at + patience
-        sooner = max(self.notice_within - patience, 1.0)
-        return self.heard_at + (1 + self._misses) * min(self._interval, sooner)
+            return self.heard_at + self._patience
+        interval = self._interval
+        if self.uplink is not None and self.acknowledging:
+            interval *= self.uplink.growth(self)
+        return self.heard_at + (1 + self._misses) * min(interval, self._sooner)
 
     @property
     def _patience_until(self) -> float:
         if self._waits_from is None:
             return inf
-        return self._waits_from + SUSPICION_TRIPS * self.trip + self._slack
+        return self._waits_from + self._patience
 
     @property
     def _suspicion_at(self) -> float:
@@ -252,7 +307,7 @@ class LifeJudge:
     def _left_at(self) -> float:
         if not self.is_heard:
             return inf
-        silent_at = self.heard_at + SUSPICION_TRIPS * self.trip + self._slack
+        silent_at = self.heard_at + self._patience
         return min(max(silent_at, self._suspect_at), self._suspect_at + LINGER)
 
     @property
@@ -283,11 +338,14 @@ class LifeJudge:
             self._by_hint = now < self._patience_until
             self.is_heard = not self._by_hint
             ask = not self.asking
+            if not self._by_hint:
+                self._note_lost(now)
         if now >= self._left_at:
             self.is_heard = False
         if now >= self._question_at:
             if self._was_talking:
                 self._expect_an_answer(now)
+            self._quiet_rounds = self._quiet_rounds + 1 if self._arrivals == 1 else 0
             self._misses += 1
             ask = True  # an unanswered question must not stop the next one
         return ask

@@ -157,6 +157,7 @@ class Link(Travelling):
     def _adopt(self, lane: LaneDriver) -> None:
         """A carrier of a proven Link is a lane of this one; the protocol has it already.  Synchronous."""
         lane.move(self.protocol, self._lose)
+        self._share(lane)
         self._lanes[lane.protocol] = lane
         if self.protocol.state is not LinkState.CLOSING:
             self.waits_since = math.inf

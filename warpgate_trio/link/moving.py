@@ -271,6 +271,8 @@ class Moving(ABC):
         if at.graceful and self.lanes.active is not None and self.lanes.active.is_well:
             self._try(lane, now, follows=True)
         else:
+            if self.lanes.active is not None:
+                self.lanes.active.life.note_flight(now)
             self.lanes.speak_on(lane, followed=True)
             self._begin(lane, now)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..carrier import Carrier
     from .channel import Channel
     from .lane_driver import LaneDriver
+    from .quiet import Uplinks
 
 __all__ = ["Travelling"]
 
@@ -53,6 +54,7 @@ class Travelling(Handshake):
         self.migrator: Migrate | None = None
         self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: list[PathInfo] = []
+        self._uplinks: Uplinks | None = None
         self._ending = False  # no Pipe is left
         self._hurried = False  # its node is left
 
@@ -69,6 +71,15 @@ class Travelling(Handshake):
     @path.setter
     def path(self, path: PathInfo | None) -> None:
         self._first.path = path
+
+    def share(self, uplinks: Uplinks) -> None:
+        """Before it is driven: for how long its paths may be silent is found out with the node's other Links."""
+        self._uplinks = uplinks
+        self._share(self._first)
+
+    def _share(self, lane: LaneDriver) -> None:
+        if self._uplinks is not None:
+            lane.share(self._uplinks)
 
     async def wait_path(self, *, well: bool) -> None:
         """Wait until the path is live, or until it is not; `trio.BrokenResourceError` once the Link is over."""

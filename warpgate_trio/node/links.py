@@ -21,6 +21,7 @@ from ..errors import panics_as_errors
 from ..host import Host
 from ..limits import BoundedMap
 from ..link import Link, PathCause, PathChange, Terms
+from ..link.quiet import Uplinks
 from ..link.replay import ReplayMemory
 from ..nurseries import open_background_nursery
 from ..sockaddr import TransportAddress, parse_ip
@@ -83,6 +84,7 @@ class Links:
         self._goodbye_time: Final = goodbye
         self._links: set[Link] = set()
         self._replay: Final = ReplayMemory()
+        self._uplinks: Final = Uplinks()
         self._lapsed: BoundedMap[bytes, float] = BoundedMap(MAX_LAPSED)
         self._waiting: dict[Link, float] = {}  # without a path or a Pipe, and since when; the oldest first
         self.keep: Keep = _keep_nothing
@@ -149,6 +151,7 @@ class Links:
             return
         link.on_news = self.on_news
         link.keep_within(self._replay)
+        link.share(self._uplinks)
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         link.path_log.watchers.append(partial(self._note, link))
         link.on_wait = self._bound_waiting
@@ -210,6 +213,7 @@ class Links:
         """The machine may have moved, or slept: the paths are asked, and those from addresses that it has no more are
         closed where the Link outlives them.
         """
+        self._uplinks.forget()
         ours = OwnAddresses(self._host)
         for link in list(self._links):
             link.hint(lambda local: parse_ip(local[0]) not in ours)
