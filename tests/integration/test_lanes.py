@@ -230,6 +230,16 @@ async def test_a_sender_goes_on_over_another_carrier_that_only_the_peer_has_need
             await receive_numbered(bob, total)
 
 
+async def test_a_send_that_finds_its_carrier_closed_is_a_checkpoint() -> None:
+    async with lasting() as (alice, bob):
+        await attach(alice, bob)
+        alice.link._speaking.carrier.close_nowait()  # and nobody has noticed yet
+        with trio.testing.assert_checkpoints():
+            await alice.pipe.send_all(b"hello")
+        with trio.fail_after(HANG):
+            assert await bob.pipe.receive_some() == b"hello"
+
+
 async def test_without_a_carrier_calls_wait_and_go_on() -> None:
     async with lasting() as (alice, bob):
         cut(alice)

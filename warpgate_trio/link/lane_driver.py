@@ -149,6 +149,7 @@ class LaneDriver:
                 if not link.movable:
                     raise
                 self._on_broken(self, error)
+                await trio.lowlevel.checkpoint()  # one that was closed is found to be so without any
                 return kept
         except (trio.Cancelled, KeyboardInterrupt):
             self.poke()  # the rest of the record goes out without us
