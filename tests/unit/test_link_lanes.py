@@ -15,7 +15,7 @@ from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.frames import Proof, Terms
 from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
-from warpgate_trio.link.life import HINT_SLACK, Life
+from warpgate_trio.link.life import HINT_SLACK, LINGER, SLACK_MAX, SUSPICION_TRIPS, Life
 from warpgate_trio.link.moving import YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.link.stream import ACK_DELAY
@@ -105,7 +105,7 @@ class Ends:
         del wire.bytes[name][:size]
         other = "b" if name == "a" else "a"
         lane = wire.lanes[other]
-        if raw and name not in wire.holes and lane in self.links[other].lanes:
+        if raw and name not in wire.holes and lane in self.links[other].lanes and not lane.is_over:
             self.links[other].receive(lane, [raw], self.now)
 
     def settle(self) -> None:
@@ -168,9 +168,10 @@ class Ends:
     def promote(self, name: str, wire: Wire) -> None:
         """An end changes over to a carrier, of its own accord."""
         link, lane = self.links[name], wire.lanes[name]
-        if lane in link.lanes and lane is not link.lanes.active:
+        if lane in link.lanes and lane is not link.lanes.active and not lane.is_over:
             link.lanes.promote(lane)
             link._begin(lane, self.now)
+            lane.hint(self.now)
 
     def prefer(self, name: str, wire: Wire) -> None:
         """An end finds a carrier better than the one that it speaks on."""
@@ -183,6 +184,10 @@ class Ends:
         for wire in list(self.wires):
             if any(lane.is_over for lane in wire.lanes.values()):
                 self.cut(wire)
+
+    def is_good(self, wire: Wire) -> bool:
+        """Whether a carrier carries what is said both ways, and neither end thinks otherwise."""
+        return not wire.holes and all(lane.is_well for lane in wire.lanes.values())
 
     def wait_until_suspect(self, name: str, lane: LaneProtocol) -> None:
         link = self.links[name]
@@ -397,6 +402,91 @@ def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:
     assert ends.speaks_on("a") is ends.speaks_on("b") is first
 
 
+def test_who_changes_over_hears_on_that_carrier_that_it_carries() -> None:
+    """Though all that it says again there has come before; on the one that it has left, nothing may arrive."""
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.send("a", b"hello")
+    ends.deliver(first, "a")
+    first.holes = {"b"}
+    ends.now += ACK_DELAY
+    ends.links["b"].handle_timer(first.lanes["b"], ends.now)
+    ends.settle()
+    outgoing = ends.links["a"].outgoing
+    assert outgoing is not None
+    assert outgoing.acknowledged < outgoing.end
+    ends.promote("a", wire)
+    ends.settle()
+    assert outgoing.acknowledged == outgoing.end
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_carrier_that_is_well_again_is_spoken_on_at_once_where_the_other_one_is_no_good(lost: bool) -> None:
+    """Whatever time that is: no timer is due then for long."""
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    link = ends.links["a"]
+    first.holes = {"a", "b"}
+    ends.send("a", b"hello")
+    for each in (first, wire):
+        each.lanes["a"].hint(ends.now)
+    ends.now += first.lanes["a"].life.trip + HINT_SLACK
+    for each in (wire, first):
+        link.handle_timer(each.lanes["a"], ends.now)
+    assert not first.lanes["a"].is_well
+    assert not wire.lanes["a"].is_well
+    if lost:
+        ends.cut(first)
+    ends.settle()  # the answer was only late
+    assert ends.speaks_on("a") is wire
+    assert ends.read("b") == b"hello"
+
+
+def test_an_acknowledgement_is_not_lost_with_what_is_said_on_another_carrier() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    wire.holes = {"b"}
+    ends.send("a", b"hello")
+    ends.deliver(first, "a")
+    wire.lanes["b"].send_ping(ends.now)
+    ends.deliver(wire, "b")
+    ends.now += ACK_DELAY
+    ends.links["b"].handle_timer(first.lanes["b"], ends.now)
+    ends.settle()
+    outgoing = ends.links["a"].outgoing
+    assert outgoing is not None
+    assert outgoing.acknowledged == outgoing.end
+
+
+def test_who_changes_over_says_there_how_far_it_is() -> None:
+    """What it has said on the carrier that it has left may be lost, and the peer may speak where it goes already."""
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    wire.holes = {"b"}
+    ends.promote("b", wire)
+    ends.flush("b")
+    wire.bytes["b"].clear()
+    ends.send("a", b"hello")
+    ends.settle()
+    ends.now += ACK_DELAY
+    ends.links["b"].handle_timer(wire.lanes["b"], ends.now)
+    ends.settle()
+    ends.promote("b", first)
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is first
+    outgoing = ends.links["a"].outgoing
+    assert outgoing is not None
+    assert outgoing.acknowledged == outgoing.end
+
+
 def test_a_carrier_on_trial_is_taken_at_once_where_the_old_one_is_lost() -> None:
     ends = Ends()
     wire = ends.attach("a")
@@ -590,17 +680,18 @@ class Schedules(RuleBasedStateMachine):
         if not hasattr(self, "ends"):
             return
         ends = self.ends
-        for wire in list(ends.wires):
-            if wire.holes:
-                ends.cut(wire)
+        ends.settle()
+        ends.close_dropped()
         for wire in list(ends.wires):  # those that one side has given up
             if any(wire.lanes[name] not in ends.links[name].lanes for name in ("a", "b")):
                 ends.cut(wire)
-        ends.close_dropped()
-        ends.attach("a")
-        for _ in range(10):  # windows, since nobody read
-            ends.settle()
-            self.read()
+        spoken_on = {ends.speaks_on(name) for name in ("a", "b")}
+        split = len(spoken_on) > 1 and any(wire is not None and wire.holes for wire in spoken_on)
+        if split or not any(ends.is_good(wire) for wire in ends.wires):
+            for wire in list(ends.wires):
+                ends.cut(wire)
+            ends.attach("a")
+        self.let_it_arrive()
         assert ends.speaks_on("a") is ends.speaks_on("b")
         assert self.got == self.sent
         ends.now += ACK_DELAY
@@ -613,6 +704,26 @@ class Schedules(RuleBasedStateMachine):
         for link in ends.links.values():
             assert link.outgoing is not None
             assert (link.outgoing.held, link.outgoing.acknowledged) == (0, link.outgoing.end)
+
+    def let_it_arrive(self) -> None:
+        """Laws 3 and 5: one carrier is good from now on, and nothing else happens but that time passes.
+
+        What is said takes none of it to arrive here.  A carrier that false alarms, or the peer's voice, have made
+        patient with has more of it, and a trial that began with this ends in the same time.  That one side speaks into
+        a hole while the other does not speak there is left out: then its ACKs are lost, and the good one is suspected.
+        """
+        ends = self.ends
+        trips = [lane.life.trip for link in ends.links.values() for lane in link.lanes]
+        until = ends.now + (SUSPICION_TRIPS + 2) * max(trips) + SLACK_MAX + LINGER
+        while True:
+            for _ in range(10):  # windows, since nobody read
+                ends.settle()
+                self.read()
+            due = min(link.deadline(lane) for link in ends.links.values() for lane in link.lanes)
+            if due > until:
+                return
+            self.pass_time(max(due - ends.now, 0.0))
+            ends.close_dropped()
 
 
 Schedules.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

@@ -253,6 +253,7 @@ class Moving(ABC):
         lane.said = self._kept.acknowledged
         lane.alone_from = self._kept.end
         lane.say(At(position=lane.said, turn=self.lanes.turn, graceful=graceful))
+        lane.ack_due = True  # the last ACK may be lost with the lane that we have left
         if self._kept.end > lane.said:
             lane.life.sent(now)
 

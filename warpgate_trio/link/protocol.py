@@ -219,8 +219,11 @@ class LinkProtocol(Moving):
                 self._say(credit)
             found += self._take_outbox(lane, now)
         incoming = self.incoming
-        if incoming is not None and self.is_up and (lane.ack_due or incoming.deadline < math.inf):
-            found.append(encode(Ack(position=incoming.acknowledge())))
+        if incoming is not None and self.is_up:
+            if lane is self.lanes.active and (lane.ack_due or incoming.deadline < math.inf):
+                found.append(encode(Ack(position=incoming.acknowledge())))
+            elif lane.ack_due:  # it may be lost where we do not speak, and stays due where we do
+                found.append(encode(Ack(position=incoming.received)))
         lane.ack_due = False
         return b"".join(found)
 
@@ -270,7 +273,7 @@ class LinkProtocol(Moving):
             raise RemoteProtocolError("the peer makes us answer but does not acknowledge the answers")
         if self.incoming is not None and self.incoming.ack_due(now):
             self._owe_ack()
-        if self._trial is not None:
+        if self._trial is not None or lane is not self.lanes.active:  # which may be well again, and the other one not
             self.choose(now)
 
     def _take_items(self, lane: LaneProtocol, items: list[Item], now: float) -> None:
