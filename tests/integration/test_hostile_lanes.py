@@ -12,10 +12,10 @@ import trio.testing
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.integration.test_lanes import attach, cut, lasting
-from tests.links import LASTING, RawPeer, link_of, linked, raw_end
+from tests.links import LASTING, End, RawPeer, link_of, linked, raw_end
 from tests.nodes import config, loopback_node, pipes
 from tests.waiting import wait_until
-from warpgate_trio import Node, Pipe, anyone
+from warpgate_trio import Node, PathState, Pipe, anyone
 from warpgate_trio.link.frame_codec import data_header
 from warpgate_trio.link.frames import Ack, At, Ping
 from warpgate_trio.link.life import DEATH, Life
@@ -127,6 +127,22 @@ async def test_a_link_that_waits_for_a_path_goes_where_its_peer_calls_from_anoth
         assert both.bob.stats().refused["unknown_link"] >= 1
 
 
+@pytest.mark.slow("two nodes and three Links")
+async def test_nothing_of_a_link_that_the_peer_has_forgotten_reaches_the_next_one() -> None:
+    """Law 16, as after a restart."""
+    async with pipes() as (ours, theirs, both):
+        await theirs.ping()
+        link_of(theirs)._fail(trio.BrokenResourceError("restarted"))
+        with pytest.raises(trio.BrokenResourceError, match="does not know this link any more"):
+            with trio.fail_after(HANG):
+                while True:
+                    await ours.send_all(b"of the old one")
+                    await trio.sleep(0.1)
+        ours, theirs = await a_pipe(both.alice, both.bob)
+        await ours.send_all(b"of the new one")
+        assert await theirs.receive_some() == b"of the new one"
+
+
 # --- for how long ---
 
 
@@ -142,6 +158,29 @@ async def test_each_side_keeps_a_link_for_the_lesser_of_what_both_offer(ours: in
             with pytest.raises(trio.BrokenResourceError, match=f"no path for {min(ours, theirs)} s"):
                 await end.pipe.receive_some()
         assert trio.current_time() - started == pytest.approx(min(ours, theirs), abs=1)
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+async def test_each_side_ends_in_time_whenever_it_finds_out_that_there_is_no_path(who: str) -> None:
+    """Law 14: one hears of it, the other has to find out."""
+    async with lasting(limit=1000) as (alice, bob), trio.open_nursery() as nursery:
+        hears, finds_out = (alice, bob) if who == "alice" else (bob, alice)
+        finds_out.link.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
+        await hears.pipe.send_all(b"the last thing that arrives")
+        await finds_out.pipe.receive_some()
+
+        async def end(end: End) -> None:
+            path = await end.pipe.wait_path_change()
+            assert path.state is not PathState.LIVE
+            noticed = trio.current_time()
+            with pytest.raises(trio.BrokenResourceError, match="no path for 120 s: "):
+                await end.pipe.receive_some()
+            assert trio.current_time() - noticed <= 120 + DEATH
+
+        nursery.start_soon(end, hears)
+        nursery.start_soon(end, finds_out)
+        await trio.testing.wait_all_tasks_blocked()
+        cut(hears)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(0, 120), (120, 0)])

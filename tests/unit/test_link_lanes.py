@@ -18,6 +18,7 @@ from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import HINT_SLACK, LINGER, SLACK_MAX, SUSPICION_TRIPS, Life
 from warpgate_trio.link.moving import YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
+from warpgate_trio.link.states import DirectionState
 from warpgate_trio.link.stream import ACK_DELAY
 
 SESSION: Final = b"session........."
@@ -236,6 +237,19 @@ def test_a_carrier_that_is_lost_gives_way_to_the_newest() -> None:
     assert ends.read("b") == b"hello"
 
 
+def test_a_frame_of_which_a_part_came_with_a_carrier_that_is_gone_comes_whole_on_the_next_one() -> None:
+    ends = Ends()
+    ends.attach("a")
+    ends.settle()
+    ends.links["a"].finish(ends.main("a"))
+    ends.deliver(ends.wires[0], "a", 5)
+    ends.cut(ends.wires[0])
+    for _ in range(2):
+        for each in "ab":
+            ends.deliver(ends.wires[0], each)
+    assert ends.main("b").incoming is DirectionState.FINISHED
+
+
 def test_a_suspect_gives_way_to_one_that_is_well() -> None:
     ends = Ends()
     wire = ends.attach("a")
@@ -403,7 +417,7 @@ def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:
 
 
 def test_who_changes_over_hears_on_that_carrier_that_it_carries() -> None:
-    """Though all that it says again there has come before; on the one that it has left, nothing may arrive."""
+    """Though the peer does not speak there yet, and nothing new comes: on the old one, nothing may arrive."""
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -413,12 +427,17 @@ def test_who_changes_over_hears_on_that_carrier_that_it_carries() -> None:
     first.holes = {"b"}
     ends.now += ACK_DELAY
     ends.links["b"].handle_timer(first.lanes["b"], ends.now)
-    ends.settle()
+    ends.deliver(first, "b")
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
     outgoing = ends.links["a"].outgoing
     assert outgoing is not None
     assert outgoing.acknowledged < outgoing.end
-    ends.promote("a", wire)
-    ends.settle()
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("b") is first
     assert outgoing.acknowledged == outgoing.end
 
 
@@ -581,6 +600,19 @@ def test_how_far_a_side_is_may_be_known_better_than_its_handshake_says(who: str)
     assert ours.attached is not None
     a.hear_attached(ours, ours.attached, **KEYS, now=ends.now)
     assert len(a.lanes) == len(b.lanes) == 2
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_with_a_carrier_that_joins_each_side_learns_how_far_the_other_one_is(name: str) -> None:
+    """So that nothing is said again there that has come, though the ACK of it has not."""
+    ends = Ends()
+    for each in "ab":
+        ends.send(each, b"hello")
+        ends.deliver(ends.wires[0], each)
+    streams = [link.outgoing for link in ends.links.values()]
+    assert all(stream is not None and stream.acknowledged < stream.end for stream in streams)
+    ends.attach(name)
+    assert all(stream is not None and stream.acknowledged == stream.end for stream in streams)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
