@@ -506,6 +506,20 @@ def test_who_changes_over_says_there_how_far_it_is() -> None:
     assert outgoing.acknowledged == outgoing.end
 
 
+def test_who_follows_and_learns_at_once_that_all_has_come_waits_for_nothing() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.send("a", b"hello")
+    first.holes = {"b"}
+    ends.settle()
+    ends.promote("b", wire)
+    ends.settle()
+    assert ends.speaks_on("a") is wire
+    assert wire.lanes["a"].life.unanswered(ends.now + 1) == 0
+
+
 def test_a_carrier_on_trial_is_taken_at_once_where_the_old_one_is_lost() -> None:
     ends = Ends()
     wire = ends.attach("a")

@@ -255,7 +255,8 @@ class LinkProtocol(Moving):
         for chunk in outgoing.read(lane.said, min(CATCH_UP, lane.pace.size)):
             found += [bytes(part) for part in chunk.parts]
             lane.said = chunk.position + (1 if chunk.channel is None else len(chunk.body))
-        lane.life.sent(now)
+        if lane.said > outgoing.acknowledged:
+            lane.life.sent(now)
         return found
 
     # -- input -------------------------------------------------------------------------------------------------------
