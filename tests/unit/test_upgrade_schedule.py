@@ -32,6 +32,11 @@ def test_searches_come_ever_more_rarely(seed: int) -> None:
         schedule.searched(now)
 
 
+def test_no_two_links_search_in_step() -> None:
+    times = {UpgradeSchedule(0.0, uniform=Random(seed).uniform).next_at for seed in range(9)}
+    assert len(times) == 9
+
+
 def test_one_that_is_not_worth_it_does_not_count() -> None:
     schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
     for _ in range(5):
