@@ -402,6 +402,28 @@ def test_a_carrier_that_is_one_too_many_takes_the_place_of_the_one_that_was_sile
         assert ends.speaks_on(name) is third
 
 
+def test_what_comes_on_a_carrier_is_acknowledged_there_too_where_the_other_one_may_be_a_hole() -> None:
+    """Law 10: else a carrier that is well would be suspected, and closed where it is young."""
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.promote("a", wire)
+    ends.settle()
+    first.holes = {"b"}
+    ends.promote("b", first)  # nobody hears of that
+    ends.send("a", b"hello")
+    ends.settle()
+    assert ends.read("b") == b"hello"
+    ends.now += ACK_DELAY
+    for lane in ends.links["b"].lanes:
+        ends.links["b"].handle_timer(lane, ends.now)
+    ends.settle()
+    outgoing = ends.links["a"].outgoing
+    assert outgoing is not None
+    assert outgoing.acknowledged == outgoing.end
+
+
 def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")
@@ -755,8 +777,8 @@ class Schedules(RuleBasedStateMachine):
         """Laws 3 and 5: one carrier is good from now on, and nothing else happens but that time passes.
 
         What is said takes none of it to arrive here.  A carrier that false alarms, or the peer's voice, have made
-        patient with has more of it, and a trial that began with this ends in the same time.  That one side speaks into
-        a hole while the other does not speak there is left out: then its ACKs are lost, and the good one is suspected.
+        patient with has more of it, and a trial that began with this ends in the same time.  That a side speaks into a
+        hole, and has nothing to say, is left out: nobody notices before it asks.
         """
         ends = self.ends
         trips = [lane.life.trip for link in ends.links.values() for lane in link.lanes]

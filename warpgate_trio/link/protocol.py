@@ -53,6 +53,7 @@ class LinkProtocol(Moving):
         self.failure: Exception | None = None
         self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and by how much each moves it on
         self._news: list[bytes] = []
+        self._heard_on = lane  # the peer's stream, last
         self._opened = False
         self._over = False
 
@@ -287,6 +288,8 @@ class LinkProtocol(Moving):
             position, lane.received = lane.received, lane.received + units(item)
             new = self.incoming.take(position, item, now)
             if new is not None:
+                if units(new):
+                    self._heard_on = lane
                 self._take(lane, new, now)
             else:
                 lane.count(item.frames if isinstance(item, Data) else 0)  # said again: nothing pays for it
@@ -364,6 +367,9 @@ class LinkProtocol(Moving):
         active = self.lanes.active
         if active is not None and self.is_up:
             active.ack_due = True
+            # Where we speak may be a hole: then the peer would take what carries its stream for one.
+            if self._heard_on is not active and self._heard_on in self.lanes:
+                self._heard_on.ack_due = True
 
     def deadline(self, lane: LaneProtocol) -> float:
         """When `handle_timer` wants to be called for a lane."""
