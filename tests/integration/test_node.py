@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, NoReturn
@@ -50,6 +50,7 @@ from warpgate_trio.errors import (
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.link import Link, RefuseReason
 from warpgate_trio.node import responder
+from warpgate_trio.node.links import MAX_TOLD
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
 from warpgate_trio.signal import Failed, Message, RefusalReason, Refused
@@ -252,6 +253,31 @@ async def test_a_node_is_left_while_it_searches_for_a_path(
             with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
                 await ours.receive_some()
         assert "nobody foresaw" not in caplog.text
+
+
+async def test_a_signal_is_said_on_one_link_that_is_well_or_on_a_few_that_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with pair() as both:
+        said: list[Link] = []
+        async with AsyncExitStack() as stack:
+            for _ in range(MAX_TOLD + 2):
+                await stack.enter_async_context(await both.alice.auto_connect(both.bob.address))
+            links = both.alice._runtime.links
+
+            def listen(link: Link, *, well: bool) -> Callable[[bytes], bool]:
+                def say(_payload: bytes) -> bool:
+                    said.append(link)
+                    return well
+
+                return say
+
+            for well, times in ((True, 1), (False, MAX_TOLD)):
+                for link in links._links:
+                    monkeypatch.setattr(link, "say_news", listen(link, well=well))
+                assert links.say_news(both.bob.address.public_key, b"sealed") is well
+                assert len(said) == len(set(said)) == times
+                said.clear()
 
 
 async def test_a_peer_is_asked_ever_more_rarely_where_it_is() -> None:

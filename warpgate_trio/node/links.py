@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Final, final
 
 import trio
@@ -35,6 +36,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 TRUST: Final = 60.0
 """Seconds for which a Link may be without a path before `authorize` is asked again: its answer is as old as the Link,
 and what has changed it may have been what took the path."""
+MAX_TOLD: Final = 3
+"""Links with a peer on which a signal to it is said, at most: hundreds of them would say each hundreds of times."""
 MAX_LAPSED: Final = 1024
 """Peers that are remembered because a Link with them was given up."""
 LAPSE_MEMORY: Final = 24 * 3600.0
@@ -129,9 +132,11 @@ class Links:
         return [link for link in list(self._of(peer_key)) if link.replace_nowait(terms.instance)]
 
     def say_news(self, peer_key: bytes, payload: bytes) -> bool:
-        """Say a sealed signal on the Links with a peer; whether a path that is well takes it."""
-        took = [link for link in self._of(peer_key) if link.say_news(payload)]
-        return bool(took)
+        """Say a sealed signal on a Link with a peer whose path is well, which is told; where none is, on a few of them."""
+        for link in islice(self._of(peer_key), MAX_TOLD):
+            if link.say_news(payload):
+                return True
+        return False
 
     def _of(self, peer_key: bytes) -> Iterator[Link]:
         return (link for link in self._links if link.peer_key == peer_key and link.movable)
