@@ -132,11 +132,10 @@ class Links:
         return [link for link in list(self._of(peer_key)) if link.replace_nowait(terms.instance)]
 
     def say_news(self, peer_key: bytes, payload: bytes) -> bool:
-        """Say a sealed signal on a Link with a peer whose path is well, which is told; where none is, on a few of them."""
-        for link in islice(self._of(peer_key), MAX_TOLD):
-            if link.say_news(payload):
-                return True
-        return False
+        """Say a sealed signal to a peer on the first Link that has a path which is well, whether there is one; on a few
+        others until then.
+        """
+        return any(link.say_news(payload) for link in islice(self._of(peer_key), MAX_TOLD))
 
     def _of(self, peer_key: bytes) -> Iterator[Link]:
         return (link for link in self._links if link.peer_key == peer_key and link.movable)
