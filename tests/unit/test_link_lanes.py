@@ -424,6 +424,19 @@ def test_what_comes_on_a_carrier_is_acknowledged_there_too_where_the_other_one_m
     assert outgoing.acknowledged == outgoing.end
 
 
+def test_a_peer_that_changes_over_without_end_is_left_unread_for_a_while() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    lanes = [each.lanes["b"] for each in ends.wires]
+    for number in range(20):
+        assert not any(lane.pause(ends.now) for lane in lanes) or number > 2
+        ends.promote("a", ends.wires[(number + 1) % 2])
+        ends.settle()
+    assert max(lane.pause(ends.now) for lane in lanes) > 0.01
+
+
 def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")

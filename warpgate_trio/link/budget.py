@@ -29,6 +29,9 @@ OPEN_COST: Final = 8
 NEWS_COST: Final = 32
 """Frames that a NEWS counts for, since a signal is 16 KiB at most, where they are one: 3,000 a second.  How many of
 them are opened, which is what costs, is bounded with those that servers pass on (`warpgate_trio.signal.router`)."""
+TURN_COST: Final = 1000
+"""Frames that a change of lane counts for, since the application is told of each: 100 a second; a path that comes and
+goes has one in some seconds."""
 
 
 @final

@@ -92,7 +92,7 @@ class RefuseReason(IntEnum):
     UNKNOWN_LINK = 7
     """An ATTACH names a Link that the peer does not have, or is not let into it."""
     TOO_MANY_LANES = 8
-    """As many carriers were attached to the Link in the last minute as may be."""
+    """The Link has as many carriers as it may; said by a release in which none gave way."""
 
 
 class ResetCode(IntEnum):

@@ -255,13 +255,13 @@ class Handshake(ABC):
         if link.peer_key != self.peer_key:
             return RefuseReason.UNKNOWN_LINK
         reason, now = link.protocol.judge_attach(lane.attach, **proof), trio.current_time()
-        is_the_peers = reason in (None, RefuseReason.TOO_MANY_LANES)  # nobody else has them counted
-        if is_the_peers and not link._attaches.take(now):
+        if reason is not None:
+            return reason
+        if not link._attaches.take(now):  # its peer's alone are counted
             return RefuseReason.BUSY
-        if reason is None:
-            link.protocol.take_attach(lane, **proof, now=now)
-            self._give_to(link, tasks)
-        return reason
+        link.protocol.take_attach(lane, **proof, now=now)
+        self._give_to(link, tasks)
+        return None
 
     async def receive_commit(self) -> Commit:
         """The responder waits to be chosen.

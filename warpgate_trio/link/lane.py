@@ -299,7 +299,8 @@ class LaneProtocol:
 
     def count(self, frames: int) -> None:
         """Frames of the peer that are not paid for with credit."""
-        self._budget.count(frames, link_open=self.state is LinkState.OPEN)
+        opened = self.state in (LinkState.OPEN, LinkState.ENDED)  # what was on its way to one that is over is no fault
+        self._budget.count(frames, link_open=opened)
 
     def _sort(self, items: list[Item], now: float) -> list[Item]:
         found: list[Item] = []

@@ -19,6 +19,7 @@ from typing import Final, TypedDict
 
 from ..errors import RemoteProtocolError
 from .attaching import LinkSecret
+from .budget import TURN_COST
 from .frames import At, Attach, Attached, Drop, DropReason, Item, News, RefuseReason, Terms
 from .lane import LaneProtocol
 from .lanes import Lanes
@@ -265,6 +266,8 @@ class Moving(ABC):
         before, follow = self.lanes.turn, self.lanes.hear(lane, at)
         if self._follows and self.lanes.turn > before:
             self._trial, self._follows = None, False  # the peer is elsewhere by now
+        if self.lanes.turn > before:
+            lane.count(TURN_COST)
         if not follow:
             return
         if at.graceful and self.lanes.active is not None and self.lanes.active.is_well:

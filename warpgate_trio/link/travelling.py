@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,10 @@ def _ignore(_payload: bytes) -> None:
     """Signals of a Link that nobody drives yet."""
 
 
+MAX_DROPPED: Final = 16
+"""Paths that were no good which are remembered for who looks for better ones, if anybody does."""
+
+
 class Travelling(Handshake):
     """A Link as far as its paths go.
 
@@ -53,7 +58,7 @@ class Travelling(Handshake):
         self.lapsed: bool = False
         self.migrator: Migrate | None = None
         self.on_news: Callable[[bytes], object] = _ignore
-        self._dropped: list[PathInfo] = []
+        self._dropped: Final[deque[PathInfo]] = deque(maxlen=MAX_DROPPED)
         self._uplinks: Uplinks | None = None
         self._ending = False  # no Pipe is left
         self._hurried = False  # its node is left
@@ -127,7 +132,8 @@ class Travelling(Handshake):
 
     def take_dropped(self) -> list[PathInfo]:
         """Paths that turned out to be no good, since the last call."""
-        dropped, self._dropped = self._dropped, []
+        dropped = list(self._dropped)
+        self._dropped.clear()
         return dropped
 
     @property

@@ -144,6 +144,7 @@ class _Kept:
         self._path = link.path
         self._moved = link.moved
         self._searching: Final = trio.Lock()  # for something better
+        self._background = trio.CancelScope()  # of a search for that which nobody has asked for
         self._walk: Walk | None = None  # for any path
 
     async def keep(self) -> None:
@@ -258,8 +259,9 @@ class _Kept:
                     schedule.postpone(now)
                     continue
                 try:
-                    async with self._keeper.upgrades:
-                        await self._search_better(self._what_is_allowed(), self._is_better)
+                    with trio.CancelScope() as self._background:
+                        async with self._keeper.upgrades:
+                            await self._search_better(self._what_is_allowed(), self._is_better)
                 except ConnectError as error:
                     logger.debug("%r: no better path was found: %s", link, error)
                 schedule.searched(trio.current_time())
@@ -313,6 +315,7 @@ class _Kept:
 
         allowed = self._what_is_allowed()
         wanted = tuple(phase for phase in allowed.phases if phases is None or phase in phases)
+        self._background.cancel()
         await self._search_better(replace(allowed, phases=wanted), is_wanted, timeout)
         return self._link.live_path()
 
