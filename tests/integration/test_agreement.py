@@ -99,7 +99,7 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
         await deciding.wait()
         await theirs.ping()
         assert len(link_of(ours).protocol.take_opened()) == 0
-        assert len(link_of(ours).protocol.channels._opened) <= 2 * MAX_CHANNELS
+        assert len(link_of(ours).protocol.channels.opened) <= 2 * MAX_CHANNELS
         assert alice.stats().waiting_pipes == 0
 
 

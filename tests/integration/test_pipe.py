@@ -547,11 +547,10 @@ async def test_a_sender_that_waited_for_its_turn_finds_the_pipe_closed() -> None
                 await pipe.send_all(b"x")
 
         async with trio.open_nursery() as nursery:
-            await alice.link._first._lock.acquire()
-            nursery.start_soon(send, second)
-            await trio.testing.wait_all_tasks_blocked(0.002)
-            await second.aclose()
-            alice.link._first._lock.release()
+            async with alice.link._first._turn:
+                nursery.start_soon(send, second)
+                await trio.testing.wait_all_tasks_blocked(0.002)
+                await second.aclose()
         await alice.pipe.send_all(b"x")
 
 

@@ -256,6 +256,13 @@ def test_data_of_two_channels_and_control_frames_keep_their_order() -> None:
     ]
 
 
+def test_a_frame_counts_where_its_payload_comes() -> None:
+    reader = FrameReader()
+    assert reader.feed([data_header(7, 2)]) == []
+    assert [item.frames for item in reader.feed([b"ab", data_header(7, 2)]) if isinstance(item, Data)] == [1]
+    assert [item.frames for item in reader.feed([b"cd", data_header(7, 1), b"e"]) if isinstance(item, Data)] == [2]
+
+
 def test_an_empty_data_frame_says_nothing() -> None:
     assert read(data_header(7, 0)) == []
 

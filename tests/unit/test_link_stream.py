@@ -425,7 +425,7 @@ class Links(RuleBasedStateMachine):
             return
         total = 0
         for outgoing in self.links:
-            bodies = outgoing._bodies[outgoing._first :]
+            bodies = outgoing._bodies
             whole = {id(b.obj): len(b.obj) for b in bodies if isinstance(b, memoryview)}  # type: ignore[arg-type]
             parts = sum(len(b) for b in bodies if not isinstance(b, memoryview))
             total += sum(whole.values()) + parts + ENTRY_COST * len(bodies)

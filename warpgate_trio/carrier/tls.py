@@ -270,7 +270,7 @@ class TlsCarrier:
             raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
 
     async def flush(self) -> None:
-        if not self.owed:
+        if not self._unsent and not self._outgoing.pending:
             await trio.lowlevel.checkpoint()
         try:
             while True:
@@ -312,11 +312,12 @@ class TlsCarrier:
         read = self._tls.read
         self._left = False
         try:
-            while piece := read(RECORD):
+            for _ in range(TURN_RECORDS):
+                if not (piece := read(RECORD)):
+                    return True
                 pieces.append(piece)
-                if len(pieces) >= TURN_RECORDS:
-                    self._left = True
-                    return False
+            self._left = True
+            return False
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLZeroReturnError:  # how the peer's close_notify reads once we have sent ours

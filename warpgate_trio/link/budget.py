@@ -36,22 +36,25 @@ goes has one in some seconds."""
 
 @final
 class FrameBudget:
-    """What one peer has said on one Link, and may say yet."""
+    """What one peer has said on one Link, and may say yet.
 
-    __slots__ = ("_before", "_bucket")
+    Attributes:
+      is_ahead: it has said more than it may, and there may be a `pause`.
+    """
+
+    __slots__ = ("_before", "_bucket", "is_ahead")
 
     def __init__(self) -> None:
         self._before = 0  # frames before the Link was open
         self._bucket = TokenBucket(CONTROL_RATE, CONTROL_BURST)  # below zero it is ahead of its rate
+        self.is_ahead: bool = False
 
-    def earn(self, now: float) -> None:
-        """Time has gone by."""
-        self._bucket.earn(now)
-
-    def count(self, frames: int, *, link_open: bool) -> None:
+    def count(self, frames: int, now: float, *, link_open: bool) -> None:
         """Frames that nothing pays for; RemoteProtocolError where there are too many before the Link is open."""
         if link_open:
+            self._bucket.earn(now)
             self._bucket.spend(frames)
+            self.is_ahead = self.pause(now) > 0
             return
         self._before += frames
         if self._before > HANDSHAKE_FRAMES:
@@ -59,4 +62,6 @@ class FrameBudget:
 
     def pause(self, now: float) -> float:
         """Seconds for which the peer is to be left unread."""
-        return self._bucket.seconds_until(now, 0.0)
+        pause = self._bucket.seconds_until(now, 0.0)
+        self.is_ahead = pause > 0
+        return pause

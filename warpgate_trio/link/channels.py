@@ -50,6 +50,8 @@ class Channels(Mapping[int, Channel]):
 
     Attributes:
       initiator: whether this side called, which says whose the odd numbers are; None: not known yet.
+      credits: what `take_credits` has, by channel.
+      opened: what `take_opened` has.
     """
 
     def __init__(self, say: Callable[[Frame], object], *, initiator: bool | None) -> None:
@@ -57,9 +59,9 @@ class Channels(Mapping[int, Channel]):
         self._say = say
         self._alive: dict[int, Channel] = {}
         self._ended: dict[int, Channel] = {}  # both directions, and not closed here: no more than the application holds
-        self._credits: dict[int, int] = {}
+        self.credits: dict[int, int] = {}
         self._touched: list[Channel] = []
-        self._opened: list[ChannelOpened] = []
+        self.opened: list[ChannelOpened] = []
         self._next_id = 0
         self._highest_theirs = 0
         self._windows = 0
@@ -159,7 +161,7 @@ class Channels(Mapping[int, Channel]):
         channel.incoming = next_direction_state(channel.incoming, FrameType.RESET, ours=True)
         if channel.outgoing in (DirectionState.FLOWING, DirectionState.IDLE):
             channel.outgoing = next_direction_state(channel.outgoing, FrameType.RESET, ours=True)
-        self._credits.pop(channel.id, None)
+        self.credits.pop(channel.id, None)
         self._say(Reset(channel=channel.id, code=code))
         self._forget_if_done(channel)
 
@@ -183,16 +185,11 @@ class Channels(Mapping[int, Channel]):
             channel.window *= 2
         channel.granted_at = now
         channel.receive_limit = channel.consumed + channel.window
-        self._credits[channel.id] = channel.receive_limit
-
-    @property
-    def has_credits(self) -> bool:
-        """Whether `take_credits` has anything."""
-        return bool(self._credits)
+        self.credits[channel.id] = channel.receive_limit
 
     def take_credits(self) -> list[Credit]:
         """What the peer is to be given now: of each channel the last word alone."""
-        due, self._credits = self._credits, {}
+        due, self.credits = self.credits, {}
         return [Credit(channel=number, limit=limit) for number, limit in due.items()]
 
     def _spare(self) -> int:
@@ -216,7 +213,7 @@ class Channels(Mapping[int, Channel]):
     def _forget(self, channel: Channel) -> None:
         if self._alive.pop(channel.id, None) is not None:
             self._release(channel, channel.window - channel.buffered)  # the rest as it is read
-            self._credits.pop(channel.id, None)
+            self.credits.pop(channel.id, None)
             if channel.accepted and not channel.closed_here:
                 self._ended[channel.id] = channel
 
@@ -265,9 +262,9 @@ class Channels(Mapping[int, Channel]):
             return
         channel = self._add(number, frame.label, window=window, receive_limit=window, now=now)
         channel.send_limit = frame.credit
-        self._opened.append(ChannelOpened(channel))
-        if len(self._opened) > 2 * MAX_CHANNELS:  # whoever takes its OPENs back while we decide
-            self._opened = self.take_opened()
+        self.opened.append(ChannelOpened(channel))
+        if len(self.opened) > 2 * MAX_CHANNELS:  # whoever takes its OPENs back while we decide
+            self.opened = self.take_opened()
 
     def receive_frame(self, frame: Accept | Refuse | Credit | Fin | Reset, kind: FrameType) -> None:
         """A frame about one channel."""
@@ -321,14 +318,9 @@ class Channels(Mapping[int, Channel]):
         """Something that concerns every channel has changed."""
         self._touched.extend(self._alive.values())
 
-    @property
-    def has_opened(self) -> bool:
-        """Whether an OPEN of the peer waits for its answer."""
-        return bool(self._opened)
-
     def take_opened(self) -> list[ChannelOpened]:
         """What to answer; who took its OPEN back at once wants no answer any more."""
-        opened, self._opened = self._opened, []
+        opened, self.opened = self.opened, []
         return [each for each in opened if not each.channel.done]
 
     def break_all(self, failure: Exception) -> None:
@@ -341,7 +333,7 @@ class Channels(Mapping[int, Channel]):
             self._touched.append(channel)
         self._alive.clear()
         self._ended.clear()
-        self._credits.clear()
+        self.credits.clear()
 
 
 def _reset_failure(code: int) -> Exception:

@@ -16,6 +16,7 @@ many.  Bulk is not many: 64 KiB come in a frame or two."""
 WORTH_KEEPING: Final = 15 / 16
 """Share of a piece from the carrier from which on a payload is kept as a view of it; what is less is copied, since a
 view keeps the whole piece alive.  A whole record has only the header of a frame beside its payload."""
+_DATA: Final = int(FrameType.DATA)
 
 
 @final
@@ -26,6 +27,7 @@ class FrameReader:
 
     Attributes:
       silent: frames that said nothing, so that they are no items: empty DATA, and types that are skipped.
+      has_unread: there are bytes that the last `feed` did not come to.
     """
 
     def __init__(self) -> None:
@@ -34,77 +36,82 @@ class FrameReader:
         self._kind = -1  # -1: in a header
         self._channel = 0
         self._missing = 0  # bytes of payload still to come
+        self._frames = 0  # of DATA of which no payload has come
         self.silent: int = 0
-
-    @property
-    def has_unread(self) -> bool:
-        """Whether there are bytes that the last `feed` did not come to."""
-        return bool(self._unread)
+        self.has_unread: bool = False
 
     # long: every byte of bulk goes through this loop, where a call for each step would cost as much as the step
     def feed(self, pieces: list[bytes]) -> list[Item]:
         """Raises `RemoteProtocolError` at the first fault; the reader must not be fed after that."""
-        unread = self._unread
+        unread, partial = self._unread, self._partial
+        kind, channel, missing = self._kind, self._channel, self._missing
         unread.extend(pieces)
         found: list[Item] = []
-        run: list[bytes | memoryview] = []
-        run_channel, run_size, run_frames = self._channel, 0, 0
+        run: Data | None = None  # the last thing found, which what comes next may belong to
+        if kind == _DATA:
+            run = Data(channel, [], 0, self._frames)
+            found.append(run)
         begun = 0
-
-        def end_run() -> None:
-            nonlocal run, run_size, run_frames
-            if run:
-                found.append(Data(run_channel, run, run_size, run_frames))
-                run, run_size, run_frames = [], 0, 0
-
-        while unread and (begun < TURN_FRAMES or self._kind >= 0):  # a frame that was begun is read to its end
-            piece = unread.popleft()
-            size = len(piece)
-            if (
-                self._kind == FrameType.DATA and size <= self._missing
-            ):  # the bulk of a transfer: whole records of payload
-                run.append(piece)
-                run_size += size
-                self._missing -= size
-                if not self._missing:
-                    self._kind = -1
-                continue
-            view = memoryview(piece)
-            while view:
-                if self._kind == FrameType.DATA:
-                    part, view = view[: self._missing], view[self._missing :]
-                    run.append(part if len(part) >= size * WORTH_KEEPING else bytes(part))
-                    run_size += len(part)
-                    self._missing -= len(part)
-                    if not self._missing:
-                        self._kind = -1
+        while unread and (begun < TURN_FRAMES or kind >= 0):  # a frame that was begun is read to its end
+            if kind == _DATA and run is not None:  # the bulk of a transfer: whole records of payload
+                before, keep = missing, run.pieces.append
+                while unread and (size := len(unread[0])) <= missing:
+                    keep(unread.popleft())
+                    missing -= size
+                run.size += before - missing
+                if not missing:
+                    kind = -1
+                if not (missing and unread):
                     continue
-                if begun >= TURN_FRAMES and self._kind < 0:
-                    unread.appendleft(view)
-                    break
-                wanted = (HEADER_SIZE if self._kind < 0 else self._missing) - len(self._partial)
-                self._partial += view[:wanted]
-                view = view[wanted:]
-                if self._kind < 0 and len(self._partial) == HEADER_SIZE:
+            view = memoryview(unread.popleft())
+            size = len(view)
+            while view:
+                if kind == _DATA and run is not None:
+                    part, view = view[:missing], view[missing:]
+                    run.pieces.append(part if len(part) >= size * WORTH_KEEPING else bytes(part))
+                    run.size += len(part)
+                    missing -= len(part)
+                    if not missing:
+                        kind = -1
+                    continue
+                if kind < 0:
+                    if begun >= TURN_FRAMES:
+                        unread.appendleft(view)
+                        break
+                    wanted = HEADER_SIZE - len(partial)
+                    partial += view[:wanted]
+                    view = view[wanted:]
+                    if len(partial) < HEADER_SIZE:
+                        continue
                     begun += 1
-                    self._kind, self._channel, self._missing = parse_header(self._partial)
-                    self._partial.clear()
-                    if self._kind == FrameType.DATA and self._channel != run_channel:
-                        end_run()
-                        run_channel = self._channel
-                    if self._kind == FrameType.DATA:
-                        run_frames += 1
-                        if not self._missing:  # an empty DATA frame says nothing
-                            self._kind = -1
+                    kind, channel, missing = parse_header(partial)
+                    partial.clear()
+                    if kind == _DATA:
+                        if not missing:  # an empty DATA frame says nothing
+                            kind, run = -1, None
                             self.silent += 1
-                if self._kind >= 0 and self._kind != FrameType.DATA and len(self._partial) == self._missing:
-                    frame = decode(self._kind, self._channel, bytes(self._partial))
-                    self._partial.clear()
-                    self._kind = -1
+                            continue
+                        if run is None or run.channel != channel:
+                            run = Data(channel, [], 0, 0)
+                            found.append(run)
+                        run.frames += 1
+                        continue
+                wanted = missing - len(partial)
+                partial += view[:wanted]
+                view = view[wanted:]
+                if len(partial) == missing:
+                    frame = decode(kind, channel, bytes(partial))
+                    partial.clear()
+                    kind = -1
                     if frame is None:
                         self.silent += 1
                     else:
-                        end_run()
                         found.append(frame)
-        end_run()
+                        run = None
+        self._frames = 0
+        if run is not None and not run.size:  # its payload is still to come
+            found.pop()
+            self._frames = run.frames
+        self._kind, self._channel, self._missing = kind, channel, missing
+        self.has_unread = bool(unread)
         return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Final, final
 
 __all__ = [
     "LINK_VERSION",
@@ -291,7 +291,8 @@ OfChannels = Accept | Open | Credit | Fin | Reset | GoAway
 Frame = OfCarrier | OfChannels
 
 
-@dataclass(frozen=True, slots=True)
+@final
+@dataclass(slots=True)  # not frozen, which takes as long as to decrypt 4 KiB
 class Data:
     """Payload of consecutive DATA frames of one channel, in the pieces it came in."""
 

@@ -66,6 +66,7 @@ class LaneProtocol:
       life: who judges it.
       pace: how much is handed to it at once.
       proof, commit, attach, attached, refusal: what was said or heard.
+      outbox, pong: frames of its own that are to be sent, and a PONG with that token.
       ack_due: the peer is to be told on this lane how far we are.
       received: how far the peer's stream has come on it.
       said: how far ours has; None while we say nothing of it here.
@@ -98,6 +99,8 @@ class LaneProtocol:
         self.number: int = 1
         self.joined_at: float = -math.inf
         self.was_dropped: bool = False
+        self.outbox: list[bytes] = []
+        self.pong: int | None = None
         self.ack_due: bool = False
         self._trial: int | None = None  # the PING behind the bulk
         self._dialler = dialler
@@ -108,9 +111,7 @@ class LaneProtocol:
         self._budget = FrameBudget()
         self._held: list[Item] = []
         self._waits = False  # for the Link that it is to belong to
-        self._outbox: list[bytes] = []
         self._news_waiting = 0
-        self._pong: int | None = None
 
     # -- roles and state ---------------------------------------------------------------------------------------------
 
@@ -157,11 +158,11 @@ class LaneProtocol:
     def end(self) -> None:
         """Nothing more is said or heard."""
         self.state = LinkState.ENDED
-        self._pong = None
+        self.pong = None
 
     def say(self, frame: Frame) -> None:
         """A frame of the lane's own, for `transmit`."""
-        self._outbox.append(encode(frame))
+        self.outbox.append(encode(frame))
 
     # -- handshake, our part -----------------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class LaneProtocol:
 
     def _say_first(self, frame: Frame) -> None:
         """A frame of the handshake, the first one behind the padding: the stream is in order."""
-        self._outbox.append(self._padding + encode(frame))
+        self.outbox.append(self._padding + encode(frame))
         self._padding = b""
 
     def _answer(self, kind: FrameType) -> None:
@@ -232,7 +233,7 @@ class LaneProtocol:
 
     def begin_trial(self, now: float) -> None:
         """Say as much as a path has to carry that is to be spoken on, nothing with it, and ask whether it has come."""
-        self._outbox.append(padding(TRIAL))
+        self.outbox.append(padding(TRIAL))
         self._trial = self.ask(now)
 
     @property
@@ -247,17 +248,12 @@ class LaneProtocol:
 
     # -- the outbox --------------------------------------------------------------------------------------------------
 
-    @property
-    def has_outbox(self) -> bool:
-        """Whether `take_outbox` has anything."""
-        return bool(self._outbox or self._pong is not None)
-
     def take_outbox(self) -> list[bytes]:
         """Every frame of the lane's own that is to be sent, in order."""
-        if self._pong is not None:
-            self.say(Pong(token=self._pong))
-            self._pong = None
-        frames, self._outbox = self._outbox, []
+        if self.pong is not None:
+            self.say(Pong(token=self.pong))
+            self.pong = None
+        frames, self.outbox = self.outbox, []
         self._news_waiting = 0
         return frames
 
@@ -279,12 +275,15 @@ class LaneProtocol:
           RemoteProtocolError: the peer broke the protocol; the carrier must be closed.
         """
         self.life.heard(now)
-        self._budget.earn(now)
-        items = self._reader.feed(pieces)
-        silent, self._reader.silent = self._reader.silent, 0
-        self.count(silent)
+        reader = self._reader
+        items = reader.feed(pieces)
+        if reader.silent:
+            silent, reader.silent = reader.silent, 0
+            self.count(silent)
+        if len(items) == 1 and isinstance(items[0], Data) and self.state is LinkState.OPEN and not self._waits:
+            return items  # the bulk of a transfer
         found = self._sort(items, now)
-        if len(self._outbox) > MAX_OUTBOX:
+        if len(self.outbox) > MAX_OUTBOX:
             raise RemoteProtocolError("the peer makes us answer but does not read the answers")
         return found
 
@@ -293,14 +292,19 @@ class LaneProtocol:
         """Whether `receive` left something for its next turn, which wants no new bytes."""
         return self._reader.has_unread
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the peer says more than it may, so that it is to be left unread for a `pause`."""
+        return self._budget.is_ahead
+
     def pause(self, now: float) -> float:
-        """Seconds for which the peer is to be left unread: it says more than it may."""
+        """Seconds for which the peer is to be left unread."""
         return self._budget.pause(now)
 
     def count(self, frames: int) -> None:
         """Frames of the peer that are not paid for with credit."""
         opened = self.state in (LinkState.OPEN, LinkState.ENDED)  # what was on its way to one that is over is no fault
-        self._budget.count(frames, link_open=opened)
+        self._budget.count(frames, self.life.heard_at, link_open=opened)
 
     def _sort(self, items: list[Item], now: float) -> list[Item]:
         found: list[Item] = []
@@ -320,7 +324,7 @@ class LaneProtocol:
             self.count(_COSTS.get(type(item), 1))
             self.step(kind, ours=False)
             if isinstance(item, Ping):
-                self._pong = item.token
+                self.pong = item.token
             elif isinstance(item, Pong):
                 self.life.receive(item.token, now)
             elif isinstance(item, Proof):

@@ -32,6 +32,39 @@ __all__ = ["LaneDriver"]
 
 
 @final
+class _Turn:
+    """The right to write on a carrier, which one task has at a time; the others wait in the order in which they came.
+
+    `trio.Lock` also watches for an owner that ends without its release, at ten calls for each record.
+    """
+
+    def __init__(self) -> None:
+        self.is_taken: bool = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def take_nowait(self) -> bool:
+        taken, self.is_taken = self.is_taken, True
+        return not taken
+
+    async def wait(self) -> None:
+        """Wait for somebody's `pass_on`, who has it."""
+        await self._waiting.park()
+
+    def pass_on(self) -> None:
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self.is_taken = False
+
+    async def __aenter__(self) -> None:
+        if not self.take_nowait():
+            await self.wait()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.pass_on()
+
+
+@final
 class LaneDriver:
     """A carrier and its lane.
 
@@ -62,7 +95,7 @@ class LaneDriver:
         self._link = link
         self._on_broken = on_broken
         carrier.limit_unsent(protocol.pace.size)
-        self._lock: Final = trio.Lock()
+        self._turn: Final = _Turn()
         self._poked = trio.Event()
         self._held: Final[set[trio.CancelScope]] = set()  # of the senders that `release` lets go
         self._alarm = trio.CancelScope(deadline=-math.inf)  # of `wait_timer`
@@ -91,7 +124,7 @@ class LaneDriver:
     @property
     def holds_a_sender(self) -> bool:
         """Whether somebody waits for the carrier to take what it was given."""
-        return self._lock.locked()
+        return self._turn.is_taken
 
     def release(self) -> bool:
         """We speak on another carrier: let the senders that wait for this one go on there.
@@ -122,10 +155,8 @@ class LaneDriver:
           trio.ClosedResourceError: the channel ended while we waited for the lock; the Link is well.
           trio.BrokenResourceError: the path is gone, and the data with it.
         """
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+        if not self._turn.take_nowait():
+            await self._turn.wait()
         link, lane, kept = self._link, self.protocol, False
         try:
             if len(data) > channel.sendable:
@@ -133,7 +164,8 @@ class LaneDriver:
             if self.gone or link.lanes.active is not lane:
                 return False
             try:
-                self.feed_outbox()
+                if link.has_outbox(lane):
+                    self.feed_outbox()
                 began = trio.current_time()
                 begins = link.note_data_sent(lane, channel, data, began)
                 kept = True
@@ -155,7 +187,7 @@ class LaneDriver:
             self.poke()  # the rest of the record goes out without us
             raise
         finally:
-            self._lock.release()
+            self._turn.pass_on()
         return True
 
     async def send_slowly(self, channel: Channel, data: memoryview) -> bool:
@@ -176,7 +208,7 @@ class LaneDriver:
         while True:
             await self._poked.wait()
             self._poked = trio.Event()
-            async with self._lock:
+            async with self._turn:
                 ending = is_ending()  # asked once: it may become true while we wait for the socket
                 if ending:
                     link.send_go_away()
@@ -196,7 +228,7 @@ class LaneDriver:
     async def pump(self) -> None:
         """Take one turn: read once, unless something was left, and let the protocol see it.  A checkpoint always."""
         lane = self.protocol
-        if pause := lane.pause(trio.current_time()):
+        if lane.is_ahead and (pause := lane.pause(trio.current_time())):
             await trio.sleep(pause)  # pacing: its own system holds the peer up meanwhile
         pieces: list[bytes] = []
         if lane.has_unread:

@@ -294,18 +294,21 @@ class Link(Travelling):
     async def _pump(self, lane: LaneDriver) -> None:
         """Let the protocol see what a carrier brings.  A checkpoint always."""
         await lane.pump()
-        for channel in self.protocol.take_touched():
+        protocol = self.protocol
+        for channel in protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
-        self._answers.unpark_all()
-        for payload in self.protocol.take_news():
-            self.on_news(payload)
-        if self._goodbye is not None:
+        if self._answers:
+            self._answers.unpark_all()
+        if protocol.news:
+            for payload in protocol.take_news():
+                self.on_news(payload)
+        if protocol.channels.opened and self._goodbye is not None:
             self._openings.answer()
         if len(self._lanes) > 1 or self._told != self._sight:
             self._settle()
             return
-        if self.protocol.has_outbox(lane.protocol):
+        if protocol.has_outbox(lane.protocol):
             lane.poke()
         lane.set_alarm()
 
@@ -466,8 +469,8 @@ class Link(Travelling):
         """
         protocol = self.protocol
         while True:
-            active = protocol.lanes.active
-            if (active is None or protocol.is_full) and channel.sendable:
+            active, kept = protocol.lanes.active, protocol.outgoing
+            if (active is None or (kept is not None and kept.full)) and channel.sendable:
                 await self._answers.park()
                 continue
             lane = self._last if self._last.protocol is active else self._speaking
@@ -487,7 +490,7 @@ class Link(Travelling):
     def note_read(self, channel: Channel, size: int) -> None:
         """The application read; credit follows."""
         self.protocol.note_read(channel, size, trio.current_time())
-        if self.protocol.channels.has_credits:
+        if self.protocol.channels.credits:
             self._speaking.poke()
 
     def close_channel(self, channel: Channel, *, abort: bool = False) -> None:

@@ -54,7 +54,7 @@ class Openings:
     def answer(self) -> None:
         """Answer those that wait; they stay in the protocol, where their number is bounded, until somebody decides."""
         if self.admitted is None:
-            if self._protocol.has_opened:
+            if self._protocol.channels.opened:
                 self._first.set()
             return
         for opened in self._protocol.take_opened():

@@ -142,11 +142,13 @@ class Pipe(trio.abc.HalfCloseableStream):
         if channel.outgoing is DirectionState.ABANDONED:
             raise trio.BrokenResourceError(f"pipe broken: {channel.failure}") from channel.failure
 
-    async def _wait_sendable(self) -> None:
+    async def _wait_sendable(self) -> int:
+        """Wait for credit, and return it."""
         self._check_send()
-        while not self._channel.sendable:
+        while not (credit := self._channel.sendable):
             await self._changed.park()
             self._check_send()
+        return credit
 
     @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -167,9 +169,9 @@ class Pipe(trio.abc.HalfCloseableStream):
                 self._check_send()
             channel, link = self._channel, self._link
             while view:
-                if not channel.sendable:
-                    await self._wait_sendable()
-                size = min(channel.sendable, len(view), link.chunk_size)
+                if not (credit := channel.sendable):
+                    credit = await self._wait_sendable()
+                size = min(credit, len(view), link.chunk_size)
                 try:
                     await link.send_data(channel, view[:size])
                 except (trio.BrokenResourceError, trio.ClosedResourceError):

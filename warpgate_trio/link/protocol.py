@@ -43,6 +43,7 @@ class LinkProtocol(Moving):
     Attributes:
       channels: those that stand.
       failure: why it is over.
+      news: what `take_news` has.
 
     See `Moving` for more of them.
     """
@@ -51,8 +52,8 @@ class LinkProtocol(Moving):
         super().__init__(lane, initiator=initiator)
         self.channels: Final = Channels(self._say, initiator=initiator)
         self.failure: Exception | None = None
+        self.news: list[bytes] = []
         self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and by how much each moves it on
-        self._news: list[bytes] = []
         self._heard_on = lane  # the peer's stream, last
         self._opened = False
         self._over = False
@@ -168,11 +169,6 @@ class LinkProtocol(Moving):
             lane.life.sent(now)
         return now_or_later
 
-    @property
-    def is_full(self) -> bool:
-        """Whether DATA has to wait until the peer acknowledges what it was sent."""
-        return self.outgoing is not None and self.outgoing.full
-
     def finish(self, channel: Channel) -> None:
         """See `Channels.finish`."""
         self.channels.finish(channel)
@@ -192,11 +188,6 @@ class LinkProtocol(Moving):
         """See `Channels.take_touched`."""
         return self.channels.take_touched()
 
-    @property
-    def has_opened(self) -> bool:
-        """See `Channels.has_opened`."""
-        return self.channels.has_opened
-
     def take_opened(self) -> list[ChannelOpened]:
         """See `Channels.take_opened`."""
         return self.channels.take_opened()
@@ -205,12 +196,15 @@ class LinkProtocol(Moving):
 
     def has_outbox(self, lane: LaneProtocol) -> bool:
         """Whether `transmit` has anything for a lane."""
-        if lane.ack_due or lane.has_outbox or lane is not self.lanes.active:
-            return lane.ack_due or lane.has_outbox
-        return bool(self._outbox) or self.channels.has_credits or self._lags(lane)
+        if lane.ack_due or lane.outbox or lane.pong is not None:
+            return True
+        if lane is not self.lanes.active:
+            return False
+        return bool(self._outbox or self.channels.credits) or self._lags(lane)
 
     def _lags(self, lane: LaneProtocol) -> bool:
-        return self.outgoing is not None and lane.said is not None and lane.said < self.outgoing.end
+        outgoing, said = self.outgoing, lane.said
+        return outgoing is not None and said is not None and said < outgoing.end
 
     def transmit(self, lane: LaneProtocol, now: float) -> bytes:
         """Every frame that is to go out on a lane, in order; they go before the next DATA."""
@@ -282,13 +276,19 @@ class LinkProtocol(Moving):
         for item in items:
             if self._over:
                 return
-            if self.incoming is None:
+            incoming = self.incoming
+            if incoming is None:
                 self._take(lane, item, now)
                 continue
-            position, lane.received = lane.received, lane.received + units(item)
-            new = self.incoming.take(position, item, now)
+            position, moves = lane.received, units(item)
+            lane.received += moves
+            new: Item | None = item
+            if moves and position == incoming.received:
+                incoming.advance(moves, now)
+            elif moves:
+                new = incoming.take(position, item, now)
             if new is not None:
-                if units(new):
+                if moves:
                     self._heard_on = lane
                 self._take(lane, new, now)
             else:
@@ -316,7 +316,7 @@ class LinkProtocol(Moving):
         elif isinstance(item, Drop):
             self._receive_drop(item)
         elif isinstance(item, News):
-            self._news.append(item.payload)
+            self.news.append(item.payload)
         else:
             if isinstance(item, Accept) and not item.channel and not self._opened:
                 self._opened = True
@@ -325,7 +325,7 @@ class LinkProtocol(Moving):
 
     def take_news(self) -> list[bytes]:
         """Sealed signals that the peer has said, since the last call."""
-        news, self._news = self._news, []
+        news, self.news = self.news, []
         return news
 
     def _learn_terms(self, theirs: Terms | None, now: float) -> None:

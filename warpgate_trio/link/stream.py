@@ -39,21 +39,25 @@ PINNED_MAX: Final = 16 * 1024 * 1024
 """Bytes of the largest object of which a part is kept by reference, since that keeps all of it alive."""
 MAX_FRAMES: Final = 4096
 """Frames other than DATA that may wait to be acknowledged: a peer that makes us say more takes nothing in."""
-ACK_UNITS: Final = 2 * 1024 * 1024
-"""New units after which an ACK is due: a quarter of what is kept.  Each one costs the two sides 60 µs, so that one for
-each MiB takes 4 % of a transfer on loopback, and one for each 64 KiB a fifth."""
+ACK_UNITS: Final = 5 * 1024 * 1024
+"""New units after which an ACK is due at the latest.  One goes with each CREDIT, and that is said after 4 MiB where the
+window is as large as it gets, so bulk has none of its own: each costs the two sides 60 µs, and one for each MiB takes
+4 % of a transfer on loopback."""
 ACK_DELAY: Final = 0.1
 """Seconds after which the first new unit is acknowledged at the latest: this is also how a peer that sends learns that
 its path still carries."""
+
+
+_COUNTED: Final = frozenset({Open, Credit, Fin, Reset, GoAway})
 
 
 def units(item: Item) -> int:
     """By how much an item moves its stream on."""
     if isinstance(item, Data):
         return item.size
-    if isinstance(item, Accept | Refuse):
+    if isinstance(item, (Accept, Refuse)):
         return 1 if item.channel else 0  # of channel 0 they answer the COMMIT
-    return 1 if isinstance(item, Open | Credit | Fin | Reset | GoAway) else 0
+    return 1 if type(item) in _COUNTED else 0
 
 
 @final
@@ -87,7 +91,6 @@ class Outgoing:
     __slots__ = (
         "_bodies",
         "_channels",
-        "_first",
         "_memory",
         "_pinned",
         "_pinned_rest",
@@ -107,11 +110,10 @@ class Outgoing:
         self.limit: int = limit
         self.closed: bool = False
         self.frames: int = 0
-        # One entry in each list for each piece; those before `_first` are gone.
+        # One entry in each list for each piece.
         self._starts: list[int] = []
         self._channels: list[int | None] = []
         self._bodies: list[bytes | bytearray | memoryview] = []
-        self._first = 0
         self._memory = ReplayMemory()
         self._pinned: dict[int, int] = {}  # by the id of an object of which parts are kept: the bytes of those
         self._pinned_rest = 0  # the bytes of those objects that are in no part
@@ -125,7 +127,7 @@ class Outgoing:
 
     def drop(self) -> None:
         """The Link is over: nothing is kept."""
-        self._starts, self._channels, self._bodies, self._first = [], [], [], 0
+        self._starts, self._channels, self._bodies = [], [], []
         self.acknowledged = self.end
         self._pinned.clear()
         self._hold(-self.held)
@@ -143,7 +145,8 @@ class Outgoing:
     @property
     def full(self) -> bool:
         """Whether a sender is to wait until the peer has acknowledged something."""
-        return self.held >= self.limit or not self._memory.allows(self.held)
+        held = self.held
+        return held >= self.limit or not self._memory.allows(held)
 
     @property
     def payload(self) -> int:
@@ -154,7 +157,9 @@ class Outgoing:
         """Payload that goes on a carrier now."""
         size = len(data)
         if size > SMALL:
-            self._add(channel, data if self._may_pin(data, size) else bytes(data), size)
+            obj = data.obj
+            whole = type(obj) is bytes and len(obj) == size
+            self._add(channel, data if whole or self._may_pin(data, size) else bytes(data), size)
             return
         block = self._bodies[-1] if self._channels and self._channels[-1] == channel else None
         if type(block) is bytearray and len(block) + size <= BLOCK:
@@ -165,12 +170,10 @@ class Outgoing:
             self._add(channel, bytearray(data), size)
 
     def _may_pin(self, data: memoryview, size: int) -> bool:
-        """Whether payload is kept by reference, which keeps all alive that it is a part of: then that is counted."""
+        """Whether a part is kept by reference, which keeps all alive that it is a part of: then that is counted."""
         obj = data.obj
         if type(obj) is not bytes or len(obj) > PINNED_MAX:
             return False
-        if len(obj) == size:
-            return True
         kept = self._pinned.get(id(obj))
         if kept is None:
             if not self._memory.has_room(len(obj)):
@@ -213,7 +216,9 @@ class Outgoing:
         self._starts.append(self.end)
         self._channels.append(channel)
         self._bodies.append(body)
-        self._hold(len(body) + ENTRY_COST)
+        cost = len(body) + ENTRY_COST
+        self.held += cost
+        self._memory.held += cost
         self.end += moves
 
     def acknowledge(self, position: int) -> bool:
@@ -227,27 +232,29 @@ class Outgoing:
         if position <= self.acknowledged:
             return False
         self.acknowledged = position
-        starts, first, freed = self._starts, self._first, 0
-        last = len(starts)
-        while first < last and (starts[first + 1] if first + 1 < last else self.end) <= position:
-            body = self._bodies[first]
-            freed += len(body) + ENTRY_COST
-            if type(body) is memoryview:
-                self._unpin(body)
-            self.frames -= self._channels[first] is None
-            self._bodies[first] = b""
-            first += 1
+        starts = self._starts
+        count = len(starts) if position == self.end else max(bisect_right(starts, position) - 1, 0)
+        if not count:
+            return True
+        gone = self._bodies[:count]
+        freed = count * ENTRY_COST
+        if self.frames or self._pinned:
+            frames = self._channels[:count].count(None)
+            self.frames -= frames
+            freed += sum(map(len, gone))
+            for body in gone if self._pinned else ():
+                if type(body) is memoryview:
+                    self._unpin(body)
+        else:
+            freed += (starts[count] if count < len(starts) else self.end) - starts[0]
         self._hold(-freed)
-        if first == last or first >= 64:  # now and then, so that it costs nothing for each
-            del starts[:first], self._channels[:first], self._bodies[:first]
-            first = 0
-        self._first = first
+        del starts[:count], self._channels[:count], self._bodies[:count]
         return True
 
     def read(self, position: int, limit: int) -> list[Chunk]:
         """What was said from `position` on, which was not acknowledged: `limit` bytes of it, and at least one piece."""
         found: list[Chunk] = []
-        index = max(bisect_right(self._starts, position) - 1, self._first)
+        index = max(bisect_right(self._starts, position) - 1, 0)
         while index < len(self._starts) and limit > 0:
             start, channel, body = self._starts[index], self._channels[index], self._bodies[index]
             index += 1
@@ -291,17 +298,19 @@ class Incoming:
         moves = units(item)
         if not moves:
             return item  # it is about the carrier
-        after = position + moves
-        if after <= self.received:
+        missing = position + moves - self.received
+        if missing <= 0:
             return None
-        new = (
-            item if position == self.received or not isinstance(item, Data) else _behind(item, self.received - position)
-        )
-        self.received = after
+        new = _behind(item, moves - missing) if missing < moves and isinstance(item, Data) else item
+        self.advance(missing, now)
+        return new
+
+    def advance(self, moves: int, now: float) -> None:
+        """So many units were taken in, of which none was known."""
+        self.received += moves
         if self._due_at == inf:
             self._due_at = now + ACK_DELAY
             self.timer_began = True
-        return new
 
     @property
     def deadline(self) -> float:
