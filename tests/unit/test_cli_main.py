@@ -298,6 +298,22 @@ def test_what_is_said_of_paths_is_the_configurations(
     for given in (list[str](), [option, "2.5"], [option, "0"]):
         assert call([*words, *given]) == 2
     assert [getattr(each.paths, name) for each in loaded] == [9.0, 2.5, 0.0]
+
+
+def test_whether_the_relay_comes_first_is_the_configurations(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    loaded: list[NodeConfig] = []
+    load = NodeOptions.load
+
+    def stop_with(options: NodeOptions) -> NodeConfig:
+        loaded.append(load(options))
+        raise ConfigError("that is all")
+
+    monkeypatch.setattr(NodeOptions, "load", stop_with)
+    for variable in ("false", "true"):
+        monkeypatch.setenv("WARPGATE_PATHS_RELAY_FIRST", variable)
+        for given in (list[str](), ["--relay-first"], ["--no-relay-first"]):
+            assert call(["connect", "wg1", *given]) == 2
+    assert [each.paths.relay_first for each in loaded] == [False, True, False, True, True, False]
     assert "that is all" in capfd.readouterr().err
 
 

@@ -64,6 +64,11 @@ def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | N
 )
 @click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
+@click.option(
+    "--relay-first/--no-relay-first",
+    default=None,
+    help="Begin by a relay, and change over to a better path once there is one.",
+)
 @path_options
 @path_events_option
 @common_options

@@ -168,6 +168,7 @@ class NodeOptions:
     port: int | None = None
     dead_after: float | None = None
     resume_timeout: float | None = None
+    relay_first: bool | None = None
 
     def overrides(self) -> dict[str, object]:
         """By dotted key, for `load_config`."""
@@ -175,6 +176,7 @@ class NodeOptions:
             "listen.port": self.port,
             "paths.dead_after": self.dead_after,
             "paths.resume_timeout": self.resume_timeout,
+            "paths.relay_first": self.relay_first,
         }
         if self.key_file is not None:
             named |= {"identity.key_file": self.key_file, "identity.ephemeral": False}
@@ -192,7 +194,7 @@ class NodeOptions:
 def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--config, --key-file and --ephemeral, which reach the function as one argument, `node_options`.
 
-    With them go --port, --dead-after and --resume-timeout of the commands that have these.
+    With them go --port, --dead-after, --resume-timeout and --relay-first of the commands that have these.
     """
 
     @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F", help="Configuration file.")
@@ -209,6 +211,7 @@ def node_options(function: Callable[..., Any]) -> Callable[..., Any]:
             port=kwargs.pop("port", None),
             dead_after=kwargs.pop("dead_after", None),
             resume_timeout=kwargs.pop("resume_timeout", None),
+            relay_first=kwargs.pop("relay_first", None),
         )
         return function(*args, node_options=options, **kwargs)
 

@@ -205,6 +205,7 @@ class Node:
         early_data: bytes = b"",
         timeout: float | None = None,
         dead_after: float | None = None,
+        relay_first: bool | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
         """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/walk.md).
@@ -218,6 +219,9 @@ class Node:
           dead_after: seconds within which the death of the Pipe's path is to be noticed, also while nobody says
             anything: the peer is then asked so often, once a second at most; 0: not asked for; ``paths.dead_after``
             when None (docs/live_links.md).
+          relay_first: take a relay's path, which any pair has after a few round trips, and change over to a better one
+            once that is found, without a pause; ``paths.relay_first`` when None.  It costs the relay what passes until
+            then.  Nothing where `phases` has no relay, or neither side has one.
           on_event: called with every step of the walk, for live views, and then with every change of the path, for as
             long as there is one of the Pipes that the walk led to.  It must not block; what it raises after the walk is
             logged.  A Pipe that a peer has opened tells by `Pipe.path_changes`.
@@ -252,6 +256,7 @@ class Node:
             refresh=self.refresh_address if "get_addr" in self._runtime.factories else None,
             early_data=early_data,
             dead_after=dead_after,
+            relay_first=self._runtime.config.paths.relay_first if relay_first is None else relay_first,
             on_event=on_event,
         )
         return await walk.run(deadline=deadline)

@@ -7,7 +7,8 @@ path is well again, whatever made it so, and with the Link.  The side that calle
 second later, so that mostly one of them does.
 
 While the path is well, the side that called looks for a better one now and then (`node.upgrade_schedule`), by what may
-lead to a better class of path (`link.path.PathClass`).  `migrate` does so when the application asks for it.
+lead to a better class of path (`link.path.PathClass`); at once, where its call took a relay's path first.  `migrate`
+does so when the application asks for it.
 """
 
 from __future__ import annotations
@@ -139,7 +140,11 @@ class _Kept:
         self._home: Final = keeper.home
         self._link: Final = link
         self._reach: Final = reach
-        self._schedule: Final = UpgradeSchedule(trio.current_time(), uniform=self._home.view.host.random.uniform)
+        relayed = link.path is not None and link.path.phase == "relay"
+        self._wanted = relayed and reach is not None and reach.relay_first  # by somebody: a better path, at once
+        self._schedule: Final = UpgradeSchedule(
+            trio.current_time(), uniform=self._home.view.host.random.uniform, at_once=self._wanted
+        )
         self._hints = link.hints
         self._path = link.path
         self._moved = link.moved
@@ -255,12 +260,13 @@ class _Kept:
                     continue
                 hinted, self._hints = link.hints > self._hints, link.hints
                 said, self._moved = link.moved > self._moved, link.moved
-                if not (hinted or said) or not self._may_be_bettered():
+                wanted, self._wanted = self._wanted, False
+                if not (hinted or said or wanted) or not self._may_be_bettered():
                     schedule.postpone(now)
                     continue
                 try:
                     with trio.CancelScope() as self._background:
-                        async with self._keeper.upgrades:
+                        async with self._keeper.recoveries if wanted else self._keeper.upgrades:
                             await self._search_better(self._what_is_allowed(), self._is_better)
                 except ConnectError as error:
                     logger.debug("%r: no better path was found: %s", link, error)

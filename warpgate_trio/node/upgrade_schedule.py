@@ -42,19 +42,21 @@ class UpgradeSchedule:
 
     Args:
       uniform: draws a number between two (`random.Random.uniform`).
+      at_once: the first one is due now.
 
     Attributes:
       next_at: when the next search is due.
     """
 
-    def __init__(self, now: float, *, uniform: Callable[[float, float], float]) -> None:
+    def __init__(self, now: float, *, uniform: Callable[[float, float], float], at_once: bool = False) -> None:
         self._uniform: Final = uniform
         self._step = 0
         self._changes: deque[float] = deque()
         self._rests_until = -inf
         self._sitting_out: dict[Hashable, tuple[float, float]] = {}  # until when, and for how long
-        self.next_at: float = inf
-        self._wait(now)
+        self.next_at: float = now
+        if not at_once:
+            self._wait(now)
 
     def _wait(self, now: float, *, at_least: float = 0.0) -> None:
         pause = max(PAUSES[min(self._step, len(PAUSES) - 1)], at_least) * self._uniform(1 - JITTER, 1 + JITTER)

@@ -7,7 +7,7 @@ phase is cancelled, in one synchronous step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final, final
 
@@ -63,8 +63,13 @@ class CallingAttempt(Attempt):
 
     # -- three ways to run the plugin ----------------------------------------------------------------------------------
 
-    async def make_pipe(self, factory: Factory) -> Pipe | None:
+    async def make_pipe(
+        self, factory: Factory, *, hold_back: Callable[[], Awaitable[object]] | None = None
+    ) -> Pipe | None:
         """Run the plugin, commit what it makes, and win the session; None where the session seeks a carrier.
+
+        Args:
+          hold_back: what the commit waits for.
 
         Raises whatever ended the attempt, bare.
         """
@@ -77,6 +82,8 @@ class CallingAttempt(Attempt):
                 if session.link is not None:
                     await self._attach(link, session.link)
                     return None
+                if hold_back is not None:
+                    await hold_back()
                 return await self._commit(link)
         except PeerRefused as refusal:
             session.learn_refusal(refusal)

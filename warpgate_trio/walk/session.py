@@ -69,6 +69,7 @@ class Reach:
       afs, route_types: only these; None: all.
       peer: its address, as it was known last; None where nothing was.
       signalled: it has heard from us by signal, and so knows where we are.
+      relay_first: a relay's path is taken while a better one is still sought, which goes on then.
     """
 
     plugins: tuple[str, ...]
@@ -77,6 +78,7 @@ class Reach:
     route_types: tuple[RouteType, ...] | None = None
     peer: PeerAddress | None = None
     signalled: bool = False
+    relay_first: bool = False
 
 
 @final

@@ -1,9 +1,8 @@
-"""Which plugins have combos under way in a phase, for those that hold back while a better one may still succeed."""
+"""Which combos are under way in a walk, for those that hold back while a better one may still succeed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, final
 
@@ -11,11 +10,14 @@ import trio
 
 from ..combos import Combo
 
-__all__ = ["YIELD", "UnderWay"]
+__all__ = ["HELD_BACK", "YIELD", "UnderWay"]
 
 YIELD: Final = 0.3
 """Seconds that a combo holds back for another plugin's (`Combo.yields_to`): three round trips of 100 ms, in which a
 TURN server has given an address and a signal has said it."""
+HELD_BACK: Final = 0.15
+"""Seconds for which the Pipe of a relay that was asked for first is held back at most, while a likely direct combo is
+under way: a direct one needs no changing over, and this long nobody notices."""
 
 
 @final
@@ -23,12 +25,12 @@ class UnderWay:
     """See the module's page."""
 
     def __init__(self) -> None:
-        self._combos: Final[Counter[str]] = Counter()
+        self._combos: Final[list[Combo]] = []
         self._changed: Final = trio.lowlevel.ParkingLot()
 
     def begin(self, combos: Iterable[Combo]) -> None:
         """These are about to run, each `until_ended`."""
-        self._combos.update(combo.plugin for combo in combos)
+        self._combos.extend(combos)
 
     @contextmanager
     def until_ended(self, combo: Combo) -> Iterator[None]:
@@ -36,11 +38,19 @@ class UnderWay:
         try:
             yield
         finally:
-            self._combos[combo.plugin] -= 1
+            self._combos.remove(combo)
             self._changed.unpark_all()
 
     async def yield_to(self, plugin: str) -> None:
         """Return when none of a plugin's combos is under way, after `YIELD` seconds at the latest."""
-        with trio.move_on_after(YIELD):
-            while self._combos[plugin] > 0:
+        await self._wait_ended(lambda combo: combo.plugin == plugin, YIELD)
+
+    async def yield_to_direct(self, signal_rtt: float | None) -> None:
+        """Return when no likely direct combo is under way, after a round trip and `HELD_BACK` seconds at the latest."""
+        seconds = HELD_BACK if signal_rtt is None else min(signal_rtt, HELD_BACK)
+        await self._wait_ended(lambda combo: combo.phase == "direct" and combo.likely and not combo.elsewhere, seconds)
+
+    async def _wait_ended(self, is_meant: Callable[[Combo], bool], seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            while any(map(is_meant, self._combos)):
                 await self._changed.park()

@@ -9,6 +9,9 @@ Two kinds of direct combos outlast their phase, in a nursery of the walk (`Besid
 the distance to the peer, which nobody knows yet; the phases go by the distance to our own signal server.  So a likely
 combo holds the direct phase for its budget, and goes on beside the next ones.  A combo towards a private address of
 another network mostly meets silence: it holds nothing, and goes on beside whatever there is.
+
+Relay first, where the call asks for it: what goes by a relay begins at once, beside the phases.  Its Pipe ends the walk
+as any other does; the path keeper (`warpgate_trio.node.path_keeper`) searches for a better path from then on.
 """
 
 from __future__ import annotations
@@ -102,6 +105,7 @@ class Walk:
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
       early_data: what reaches the peer's application with the Pipe.
       dead_after, link, preferred: see `Session`.
+      relay_first: begin with the relays, where they are allowed.
       only: which combos of the plan to try; None: all.
       on_event: called with each step.
 
@@ -126,6 +130,7 @@ class Walk:
         link: Link | None = None,
         only: Callable[[Combo], bool] | None = None,
         preferred: bool = False,
+        relay_first: bool = False,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> None:
         if len(early_data) > EARLY_DATA_LIMIT:
@@ -150,6 +155,7 @@ class Walk:
             phases=tuple(phases),
             afs=None if afs is None else tuple(afs),
             route_types=None if route_types is None else tuple(route_types),
+            relay_first=relay_first and "relay" in phases,
         )
         self._recorder: Final = Recorder(peer=peer.peer_id, now=trio.current_time(), on_event=on_event)
         self._plan = Plan((), phases, self._recorder)
@@ -168,6 +174,7 @@ class Walk:
             preferred=self._preferred,
         )
         self._begun: set[str | None] = set()
+        self._relays: dict[Combo, trio.Event] = {}  # that have begun before their phase, and when they end
         self._under_way = UnderWay()
         self._is_refreshed = False
 
@@ -241,6 +248,8 @@ class Walk:
                     if "relay" in self._phases and any(each.server is None for each in self._plan.of_phase("relay")):
                         # So that a relayed address is one round trip away when it is wanted.
                         nursery.start_soon(self._home.view.relays.prime)
+                    if self._reach.relay_first:
+                        self._begin_relays(beside)
                     for phase in self._phases:
                         await self._run_phase(phase, beside)
                         if session.decided:
@@ -291,6 +300,13 @@ class Walk:
         return plan if self._only is None else [combo for combo in plan if self._only(combo)]
 
     # -- phases --------------------------------------------------------------------------------------------------------
+
+    def _begin_relays(self, beside: Beside) -> None:
+        """Their phase waits for them, and tries those again that have failed by then."""
+        relays = self._plan.of_phase("relay")
+        self._under_way.begin(relays)
+        for combo in relays:
+            self._relays[combo] = beside.start(combo, partial(self._run_combo, combo))
 
     async def _run_phase(self, phase: str | None, beside: Beside) -> None:
         view, rule = self._home.view, PHASE_TABLE[phase]
@@ -365,10 +381,14 @@ class Walk:
         ones.
         """
         self._recorder.phase(phase or "last round", trio.current_time())
-        self._under_way.begin(combos)
+        begun = {combo: ended for combo, ended in self._relays.items() if combo in combos and not ended.is_set()}
+        self._under_way.begin(combo for combo in combos if combo not in begun)
         with self._session.clock.phase(budget):
             async with open_bare_nursery() as nursery:
                 for combo in combos:
+                    if combo in begun:
+                        nursery.start_soon(begun[combo].wait)
+                        continue
                     goes_on = PHASE_TABLE[combo.phase].goes_on
                     outlasts = goes_on and (combo.elsewhere or combo.likely or self._hurried)
                     if not follows or not outlasts:
@@ -406,7 +426,8 @@ class Walk:
     async def _try_combo(self, combo: Combo) -> None:
         if combo.delay:
             await trio.sleep(combo.delay)  # pacing, see `Combo.delay`
-        if combo.yields_to:
+        first = combo.phase == "relay" and self._reach.relay_first
+        if combo.yields_to and not first:
             await self._under_way.yield_to(combo.yields_to)
         session = self._session
         self._recorder.started(combo, trio.current_time())
@@ -414,7 +435,10 @@ class Walk:
         cancelled = False
         try:
             with panics_as_errors():
-                await attempt.make_pipe(self._factories.get(combo.plugin) or self._home.factory(combo.plugin))
+                await attempt.make_pipe(
+                    self._factories.get(combo.plugin) or self._home.factory(combo.plugin),
+                    hold_back=partial(self._under_way.yield_to_direct, self._home.view.signal_rtt) if first else None,
+                )
         except Exception as error:
             expected = isinstance(error, EXPECTED)
             session.evidence.relay_forbids |= isinstance(error, RelayForbidden)

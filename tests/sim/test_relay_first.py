@@ -1,0 +1,128 @@
+"""Relay first: a Pipe by a relay after a few round trips, whatever the NATs, and a better path once there is one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import pytest
+import trio
+
+from tests.sim.roaming import Talk
+from tests.sim.test_ws_relay import OPEN, server
+from warpgate_trio import NodeConfig, PathCause, PathsConfig, Pipe
+from warpgate_trio.sim import presets, simulate
+from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing.walks import NTP, STUN, STUN2, open_nodes
+from warpgate_trio.testing.worlds import PeerPair
+
+pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
+
+RTT: Final = 0.05
+CONES: Final = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT, server_rtt=RTT)
+TO_PUBLIC: Final = PeerPair.between(presets.LINUX, None, rtt=RTT, server_rtt=RTT)
+CONE_TO_SYMMETRIC: Final = PeerPair.between(presets.LINUX, presets.LINUX_SYMMETRIC, rtt=RTT, server_rtt=RTT)
+SYMMETRIC: Final = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT, server_rtt=RTT)
+PIPE_IN: Final = 5 * RTT
+"""Seconds: two round trips of the call, two of the commit, and one to spare."""
+
+
+@asynccontextmanager
+async def called(
+    pair: PeerPair, *, config: NodeConfig | None = None, **options: Any
+) -> AsyncGenerator[tuple[Pipe, Pipe, float]]:
+    """A warm call, its two Pipes, and after how many seconds there was the first."""
+    async with pair.build(time_limit=1e6) as net, simulated_hosts():
+        async with open_nodes(net, servers=(server(OPEN), STUN, STUN2, NTP), config=config or NodeConfig()) as nodes:
+            await trio.sleep(5.0)
+            began = trio.current_time()
+            ours = await nodes.alice.auto_connect(nodes.bob.address, **options)
+            taken = trio.current_time() - began
+            async with ours, await nodes.bob.listener.accept() as theirs:
+                yield ours, theirs, taken
+        left = net.netstat()
+        assert not left, str(left)
+
+
+async def better_within(pipe: Pipe, seconds: float) -> float | None:
+    """After how many seconds a Pipe has left the relay."""
+    began = trio.current_time()
+    with trio.move_on_after(seconds):
+        while pipe.path.phase == "relay":
+            await pipe.wait_path_change()
+        return trio.current_time() - began
+    return None
+
+
+@pytest.mark.parametrize(
+    ("pair", "phase", "within"),
+    [(CONES, "punch", 12 * RTT), (CONE_TO_SYMMETRIC, "spray", 3.0)],
+    ids=["cones", "cone to symmetric"],
+)
+def test_a_relays_pipe_comes_first_and_a_better_path_follows(pair: PeerPair, phase: str, within: float) -> None:
+    async def main() -> None:
+        async with called(pair, relay_first=True) as (ours, theirs, taken), trio.open_nursery() as nursery:
+            began = trio.current_time()
+            assert ours.path.plugin == "ws_relay"
+            talks = [Talk(ours, theirs), Talk(theirs, ours)]
+            for talk in talks:
+                nursery.start_soon(talk.receive)
+                nursery.start_soon(talk.send)
+            changed = await better_within(ours, 20.0)
+            assert changed is not None
+            print(f"a Pipe after {taken / RTT:.1f} round trips, {ours.path.phase} after {(taken + changed) / RTT:.1f}")
+            assert taken <= PIPE_IN
+            assert taken + changed <= within
+            assert ours.path.phase == phase
+            await trio.sleep(2.0)
+            assert theirs.path.phase == phase
+            assert [each.cause for each in ours.path_log] == [PathCause.BETTER]
+            for talk in talks:
+                print(f"silent for {talk.silence_after(began) / RTT:.1f} round trips at most")
+                assert talk.silence_after(began) <= 0.02 + 3 * RTT  # the relay's way is two trips, the new one one
+            nursery.cancel_scope.cancel()
+
+    simulate(main, seed=0)
+
+
+def test_a_pair_that_nothing_better_connects_stays_on_the_relay() -> None:
+    async def main() -> None:
+        async with called(SYMMETRIC, relay_first=True) as (ours, theirs, taken):
+            assert taken <= PIPE_IN
+            assert await better_within(ours, 60.0) is None
+            assert (ours.path.plugin, theirs.path.plugin) == ("ws_relay", "ws_relay")
+
+    simulate(main, seed=0)
+
+
+def test_a_likely_direct_path_is_waited_for() -> None:
+    async def main() -> None:
+        async with called(TO_PUBLIC, relay_first=True) as (ours, _theirs, _taken):
+            assert ours.path.phase == "direct"
+            assert ours.path_log == ()
+
+    simulate(main, seed=0)
+
+
+def test_the_configuration_may_ask_for_it() -> None:
+    async def main() -> None:
+        config = NodeConfig(paths=PathsConfig(relay_first=True))
+        async with called(CONES, config=config) as (ours, _theirs, _taken):
+            assert ours.path.phase == "relay"
+        async with called(CONES, config=config, relay_first=False) as (ours, _theirs, _taken):
+            assert ours.path.phase == "punch"
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("relay_first", [True, False])
+def test_what_a_call_forbids_stays_forbidden(relay_first: bool) -> None:
+    async def main() -> None:
+        phases = ["direct", "punch"]
+        async with called(CONES, phases=phases, relay_first=relay_first) as (ours, _theirs, _taken):
+            assert ours.path.phase == "punch"
+            assert ours.report is not None
+            assert {row.phase for row in ours.report.combos} <= set(phases)
+
+    simulate(main, seed=0)
