@@ -104,6 +104,12 @@ class LoneAttempt:
     def hold_phase(self) -> None:
         """Nobody waits here."""
 
+    def has_room(self) -> bool:
+        return False
+
+    def expect_accept(self) -> None:
+        """Nobody waits here."""
+
     async def circuit(self) -> Circuit:
         await trio.lowlevel.checkpoint()
         raise AttemptFailed("no server relays")

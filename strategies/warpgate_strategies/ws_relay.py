@@ -38,6 +38,8 @@ class ServerFlight(Message, frozen=True, kw_only=True):
     """Its answer: the server's flight."""
 
     flight: _Flight
+    has_room: bool = False
+    """A commit would be accepted: see `Plugin.has_room`."""
 
 
 @final
@@ -73,6 +75,8 @@ class WsRelay(Plugin):
             if not isinstance(answer, ServerFlight):
                 raise AttemptFailed("the peer answered the call with something else")
             carrier.take_flight(answer.flight)
+            if answer.has_room:
+                self.expect_accept()
         except BaseException:
             carrier.close_nowait()
             raise
@@ -84,7 +88,8 @@ class WsRelay(Plugin):
         circuit = await self.circuit()
         carrier, _ = TlsCarrier.begin(circuit, self.node.tls, peer_key=None, local=circuit.local, remote=circuit.remote)
         try:
-            await self.answer_call(ServerFlight(flight=carrier.take_flight(hello.flight)))
+            flight = carrier.take_flight(hello.flight)
+            await self.answer_call(ServerFlight(flight=flight, has_room=self.has_room()))
             await carrier.finish()
         except BaseException:
             carrier.close_nowait()

@@ -9,9 +9,13 @@ from typing import Any, Final
 import pytest
 import trio
 
+from tests.cancel_sweep import step_cuts
 from tests.sim.roaming import Talk
 from tests.sim.test_ws_relay import OPEN, server
+from warpgate_strategies.ws_relay import WsRelay
 from warpgate_trio import NodeConfig, PathCause, PathsConfig, Pipe
+from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.node.admission import Admission
 from warpgate_trio.sim import presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, STUN, STUN2, open_nodes
@@ -24,8 +28,10 @@ CONES: Final = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT, server_rt
 TO_PUBLIC: Final = PeerPair.between(presets.LINUX, None, rtt=RTT, server_rtt=RTT)
 CONE_TO_SYMMETRIC: Final = PeerPair.between(presets.LINUX, presets.LINUX_SYMMETRIC, rtt=RTT, server_rtt=RTT)
 SYMMETRIC: Final = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT, server_rtt=RTT)
-PIPE_IN: Final = 5 * RTT
-"""Seconds: two round trips of the call, two of the commit, and one to spare."""
+PIPE_IN: Final = 3 * RTT
+"""Seconds: two round trips of the call, and one to spare."""
+BETWEEN: Final = 10.0
+"""Seconds from one call to the next, so that the peer's part of the first one is over."""
 
 
 @asynccontextmanager
@@ -124,5 +130,92 @@ def test_what_a_call_forbids_stays_forbidden(relay_first: bool) -> None:
             assert ours.path.phase == "punch"
             assert ours.report is not None
             assert {row.phase for row in ours.report.combos} <= set(phases)
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_first_byte_comes_back_four_round_trips_after_the_call(early: bool) -> None:
+    async def echo(pipe: Pipe) -> None:
+        await pipe.send_all(await pipe.receive_some())
+
+    async def main() -> None:
+        async with SYMMETRIC.build(time_limit=1e6) as net, simulated_hosts():
+            async with (
+                open_nodes(net, servers=(server(OPEN), STUN, STUN2, NTP)) as nodes,
+                trio.open_nursery() as nursery,
+            ):
+                await trio.sleep(5.0)
+
+                async def serve() -> None:
+                    with net.hosts["bob"]:
+                        async with await nodes.bob.listener.accept() as pipe:
+                            await echo(pipe)
+
+                nursery.start_soon(serve)
+                began = trio.current_time()
+                options: Any = {"early_data": b"x"} if early else {}
+                async with await nodes.alice.auto_connect(nodes.bob.address, relay_first=True, **options) as pipe:
+                    if not early:
+                        await pipe.send_all(b"x")
+                    assert await pipe.receive_some() == b"x"
+                    taken = trio.current_time() - began
+                    print(f"the first byte after {taken / RTT:.1f} round trips")
+                    assert taken <= 4 * RTT + 0.03
+
+    simulate(main, seed=0)
+
+
+def test_a_peer_that_promises_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one, or one that has no place at that moment."""
+    monkeypatch.setattr(Admission, "would_accept", lambda *_: False)
+
+    async def main() -> None:
+        async with called(CONES, relay_first=True) as (ours, _theirs, taken):
+            assert ours.path.plugin == "ws_relay"
+            assert 3 * RTT < taken <= 5 * RTT
+
+    simulate(main, seed=0)
+
+
+def test_a_relay_that_fails_is_tried_again_in_its_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = 0
+    call = WsRelay._call
+
+    async def fail_once(plugin: WsRelay) -> object:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise AttemptFailed("the first one fails")
+        return await call(plugin)
+
+    monkeypatch.setattr(WsRelay, "_call", fail_once)
+
+    async def main() -> None:
+        async with called(SYMMETRIC, phases=["direct", "punch", "relay"], relay_first=True) as (ours, _theirs, _taken):
+            assert ours.path.plugin == "ws_relay"
+            assert tries == 2
+
+    simulate(main, seed=0)
+
+
+def test_a_call_that_is_cancelled_leaves_nothing() -> None:
+    """Before the Pipe, and in the midst of the search for a better path."""
+
+    async def main() -> None:
+        async with CONES.build(time_limit=1e7) as net, simulated_hosts():
+            async with open_nodes(net, servers=(server(OPEN), STUN, STUN2, NTP)) as nodes:
+                await trio.sleep(5.0)
+                caught = 0
+                for cut in step_cuts(stride=61):
+                    with cut:
+                        async with await nodes.alice.auto_connect(nodes.bob.address, relay_first=True) as pipe:
+                            await better_within(pipe, 1.0)
+                    caught += cut.caught
+                    await trio.sleep(BETWEEN)
+                    assert nodes.alice.stats().attempts == 0
+                assert caught > 5
+            left = net.netstat()
+            assert not left, str(left)
 
     simulate(main, seed=0)

@@ -8,6 +8,7 @@ that there is (`attach`).  The other side hears that (`receive_choice`), and tak
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class Handshake(ABC):
         self.link_id: bytes = b""
         self._first: Final = LaneDriver(carrier, lane, self.protocol, self._lose)
         self._admitted: bool | None = None
+        self._accept_within = math.inf  # where the ACCEPT was only promised
         self._attaches: Final = TokenBucket(ATTACHES_PER_MINUTE / 60, ATTACHES_PER_MINUTE)
 
     @property
@@ -152,7 +154,14 @@ class Handshake(ABC):
             self.protocol.set_role(initiator=initiator, now=trio.current_time())
 
     async def commit(
-        self, *, epoch: int, link_id: bytes, early_data: bytes = b"", patience: float, terms: Terms | None = None
+        self,
+        *,
+        epoch: int,
+        link_id: bytes,
+        early_data: bytes = b"",
+        patience: float,
+        terms: Terms | None = None,
+        promised: bool = False,
     ) -> Pipe:
         """The initiator's choice of this Link; returns its Pipe when the peer accepted.
 
@@ -162,6 +171,9 @@ class Handshake(ABC):
           patience: seconds without any sign of life from the peer after which it counts as gone; it is asked for one
             all along, so a peer that takes its time to authorize is not given up.
           terms: what we offer for a Link whose ends acknowledge what they take in; None: nothing.
+          promised: the peer has said that it will accept.  Then the Pipe is returned at once, without a checkpoint, and
+            carries `EARLY_DATA_LIMIT` bytes until the peer has.  `drive` hears the answer; the Pipe breaks where it is
+            no, or none has come after `patience`.
 
         Raises:
           PeerRefused: the peer said no.
@@ -182,6 +194,9 @@ class Handshake(ABC):
             if early_data:
                 protocol.note_data_sent(self._first.protocol, channel, memoryview(early_data), trio.current_time())
                 self.carrier.feed(data_header(0, len(early_data)), early_data)
+            if promised:
+                self._accept_within = patience
+                return self._pipe(channel)
             while protocol.state is LinkState.COMMITTED:
                 await self._exchange(patience, "commit")
             if self._first.protocol.refusal is not None:

@@ -60,7 +60,6 @@ class Link(Travelling):
         super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
         self._lanes: dict[LaneProtocol, LaneDriver] = {self._first.protocol: self._first}
         self._last = self._first  # that we spoke on
-        self._answers: Final = trio.lowlevel.ParkingLot()
         self._told: tuple[LaneProtocol | None, Life] | None = None  # to it
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
@@ -124,8 +123,7 @@ class Link(Travelling):
                     self._nursery.start_soon(self._drive_lane, lane)
                 if admit is not None and not self._admitted:
                     self._nursery.start_soon(self._guard, partial(self._decide_admission, admit))
-                if self.protocol.is_lasting:
-                    self._nursery.start_soon(self._keep)
+                self._nursery.start_soon(self._keep)
                 self._openings.answer()  # the peer may have opened a Pipe right behind its ACCEPT
                 await self._over.wait()
                 self._nursery.cancel_scope.cancel()
@@ -207,11 +205,15 @@ class Link(Travelling):
     def _is_last_word(self, lane: LaneDriver) -> bool:
         """Whether what is written on a carrier now ends it."""
         state = self.protocol.state
-        return self._ending and state is not LinkState.CLOSING and (state is LinkState.ENDED or self._speaking is lane)
+        if not self._ending or state in (LinkState.CLOSING, LinkState.COMMITTED):
+            return False
+        return state is LinkState.ENDED or self._speaking is lane
 
     async def _read(self, lane: LaneDriver) -> None:
         while self.protocol.state is not LinkState.ENDED:
             await self._pump(lane)
+        if lane.protocol.refusal is not None:
+            self._fail(self.refused(lane.protocol.refusal))
         self._bound_goodbye()
         for each in self._lanes.values():
             each.poke()
@@ -231,7 +233,16 @@ class Link(Travelling):
                 raise trio.BrokenResourceError(f"the path is dead: the peer was not heard for {silence:.0f} s")
 
     async def _keep(self) -> None:
-        """Wait for a further carrier where there is none, and not for ever."""
+        """Wait for the ACCEPT, and then for a further carrier where there is none, neither of them for ever."""
+        with trio.move_on_after(self._accept_within):
+            await self.wait_accepted()
+        if self.protocol.state is LinkState.COMMITTED:
+            self._fail(trio.BrokenResourceError(f"the peer did not accept within {self._accept_within:g} s"))
+        if self._ending and self.protocol.state is LinkState.OPEN:  # every Pipe was closed meanwhile
+            self._ending = False
+            self._end()
+        if not self.protocol.is_lasting:
+            return
         with self._patience:
             await trio.sleep_forever()
         self.lapsed = True
@@ -424,7 +435,8 @@ class Link(Travelling):
         self._bound_goodbye()
 
     def _bound_goodbye(self) -> None:
-        if self._goodbye is None:
+        waits = self.protocol.state is LinkState.COMMITTED and not self._hurried  # for the ACCEPT, which has a bound
+        if self._goodbye is None or waits:
             return
         patience = self._goodbye
         if self.protocol.state is LinkState.CLOSING and not self._hurried:
@@ -510,6 +522,7 @@ class Link(Travelling):
         """See `Pipe.open_pipe`."""
         if len(label.encode()) > MAX_LABEL:
             raise ValueError(f"a label is at most {MAX_LABEL} bytes of UTF-8")
+        await self.wait_accepted()
         if self.protocol.state is not LinkState.OPEN:
             raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
         try:
@@ -524,26 +537,3 @@ class Link(Travelling):
             pipe.abort()
             raise
         return pipe
-
-    async def ping(self, channel: Channel) -> float:
-        """See `Pipe.ping`."""
-        protocol = self.protocol
-        if protocol.state is LinkState.OPEN and not channel.closed_here:
-            began = trio.current_time()
-            lane: LaneProtocol | None = None
-            token = 0
-            while protocol.state is LinkState.OPEN and not channel.closed_here:
-                if lane is not protocol.lanes.active:  # what was asked on another one has no answer any more
-                    lane = protocol.lanes.active
-                    if lane is not None:
-                        token = lane.ask(trio.current_time())
-                        self._settle()
-                if lane is not None and lane.life.answered >= token:
-                    break
-                await self._answers.park()
-            if lane is not None and lane.life.answered >= token:
-                return trio.current_time() - began
-        if channel.closed_here:
-            raise trio.ClosedResourceError("this pipe was closed")
-        failure = channel.failure or protocol.failure
-        raise trio.BrokenResourceError(f"pipe broken: {failure}") from failure

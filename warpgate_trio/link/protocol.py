@@ -198,7 +198,7 @@ class LinkProtocol(Moving):
         """Whether `transmit` has anything for a lane."""
         if lane.ack_due or lane.outbox or lane.pong is not None:
             return True
-        if lane is not self.lanes.active:
+        if lane is not self.lanes.active or not (self._opened or self._over):
             return False
         return bool(self._outbox or self.channels.credits) or self._lags(lane)
 
@@ -209,7 +209,7 @@ class LinkProtocol(Moving):
     def transmit(self, lane: LaneProtocol, now: float) -> bytes:
         """Every frame that is to go out on a lane, in order; they go before the next DATA."""
         found = lane.take_outbox()
-        if lane is self.lanes.active:
+        if lane is self.lanes.active and (self._opened or self._over):  # before the ACCEPT there is early data alone
             for credit in self.channels.take_credits():
                 self._say(credit)
             found += self._take_outbox(lane, now)

@@ -21,6 +21,7 @@ from .states import LinkState
 if TYPE_CHECKING:
     from ..carrier import Carrier
     from .channel import Channel
+    from .lane import LaneProtocol
     from .lane_driver import LaneDriver
     from .quiet import Uplinks
 
@@ -60,6 +61,7 @@ class Travelling(Handshake):
         self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: Final[deque[PathInfo]] = deque(maxlen=MAX_DROPPED)
         self._uplinks: Uplinks | None = None
+        self._answers: Final = trio.lowlevel.ParkingLot()  # of the peer
         self._ending = False  # no Pipe is left
         self._hurried = False  # its node is left
 
@@ -67,6 +69,10 @@ class Travelling(Handshake):
     @abstractmethod
     def _speaking(self) -> LaneDriver:
         """The carrier that we speak on, or spoke on last."""
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Something has happened: have said what is to be said, and told what is to be told."""
 
     @property
     def path(self) -> PathInfo | None:
@@ -85,6 +91,11 @@ class Travelling(Handshake):
     def _share(self, lane: LaneDriver) -> None:
         if self._uplinks is not None:
             lane.share(self._uplinks)
+
+    async def wait_accepted(self) -> None:
+        """Wait until the peer has accepted what it has promised to, or the Link is over; no checkpoint where it has."""
+        while self.protocol.state is LinkState.COMMITTED:
+            await self._answers.park()
 
     async def wait_path(self, *, well: bool) -> None:
         """Wait until the path is live, or until it is not; `trio.BrokenResourceError` once the Link is over."""
@@ -106,6 +117,7 @@ class Travelling(Handshake):
             raise trio.ClosedResourceError("this pipe was closed")
         if self.protocol.failure is not None:
             raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
+        await self.wait_accepted()
         if self.migrator is None or not self.protocol.movable:
             raise AttemptFailed("this pipe ends with its path: one side keeps none without")
         return await self.migrator(phases, timeout)
@@ -169,3 +181,27 @@ class Travelling(Handshake):
         if self.protocol.lanes.active is None:
             state = PathState.SUSPENDED
         return dataclasses.replace(self.path, rtt=self.rtt, state=state)
+
+    async def ping(self, channel: Channel) -> float:
+        """See `Pipe.ping`."""
+        protocol = self.protocol
+        await self.wait_accepted()
+        if protocol.state is LinkState.OPEN and not channel.closed_here:
+            began = trio.current_time()
+            lane: LaneProtocol | None = None
+            token = 0
+            while protocol.state is LinkState.OPEN and not channel.closed_here:
+                if lane is not protocol.lanes.active:  # what was asked on another one has no answer any more
+                    lane = protocol.lanes.active
+                    if lane is not None:
+                        token = lane.ask(trio.current_time())
+                        self._settle()
+                if lane is not None and lane.life.answered >= token:
+                    break
+                await self._answers.park()
+            if lane is not None and lane.life.answered >= token:
+                return trio.current_time() - began
+        if channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        failure = channel.failure or protocol.failure
+        raise trio.BrokenResourceError(f"pipe broken: {failure}") from failure

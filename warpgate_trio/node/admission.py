@@ -174,6 +174,10 @@ class Admission:
         """None when there is room for another Pipe, else what to tell the peer, whose call has `ended` these Links."""
         return self._listener.room(ended)
 
+    def would_accept(self, peer_key: bytes, session_id: bytes) -> bool:
+        """Whether a commit of a peer's session would be accepted now."""
+        return self.listening and self.has_let_in(peer_key, session_id) and self.room() is None
+
     def hand_over(self, pipe: Pipe) -> None:
         """A Pipe of a peer's goes to the application; `room` was asked in the same step."""
         self._listener.put(pipe)

@@ -24,6 +24,7 @@ from ..limits import BoundedMap
 from ..link import Link, PathCause, PathChange, Terms
 from ..link.quiet import Uplinks
 from ..link.replay import ReplayMemory
+from ..link.states import LinkState
 from ..nurseries import open_background_nursery
 from ..sockaddr import TransportAddress, parse_ip
 from ..walk.session import Reach
@@ -241,7 +242,7 @@ class Links:
         try:
             async with open_background_nursery() as nursery:
                 nursery.cancel_scope.shield = True  # `drive` bounds itself, and cancels the other when it ends
-                if link.protocol.is_lasting:
+                if link.protocol.is_lasting or link.protocol.state is LinkState.COMMITTED:
                     nursery.start_soon(self.keep, link, reach)
                 await link.drive(
                     on_open=self._admission.take_opened,

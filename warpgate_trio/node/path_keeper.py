@@ -27,6 +27,7 @@ from ..combos import Combo
 from ..errors import AttemptFailed, ConnectError, SignalError, panics_as_errors
 from ..link import Link, PathInfo
 from ..link.path import path_class
+from ..link.states import LinkState
 from ..nurseries import open_background_nursery, open_bare_nursery
 from ..plugin import PHASES as ALL_PHASES
 from ..signal.core import OWNER, AddressUpdate
@@ -305,7 +306,7 @@ class _Kept:
 
     def _may_be_bettered(self) -> bool:
         peer, allowed = self._find_peer(), self._what_is_allowed()
-        if peer is None:
+        if peer is None or not (self._link.movable or self._link.protocol.state is LinkState.COMMITTED):
             return False
         plan = self._home.plan(peer, allowed.plugins, allowed.afs, allowed.route_types)
         return any(map(self._is_better, plan))

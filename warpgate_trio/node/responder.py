@@ -227,6 +227,7 @@ class Responder:
                 via=request.via,
                 request_id=header.message_id,
                 circuit=request.circuit,
+                has_room=lambda: self._admission.would_accept(header.sender, header.session),
             )
             for message in self._early.pop(_key(header), ()):
                 attempt.deliver(message)

@@ -281,6 +281,20 @@ class Plugin(ABC):
         """
         self._attempt.hold_phase()
 
+    def has_room(self) -> bool:
+        """Whether the peer's Pipe would be accepted if it committed now: it was let in, and there is a place.
+
+        For the responder's half, which may tell the peer; False in the initiator's.
+        """
+        return self._attempt.has_room()
+
+    def expect_accept(self) -> None:
+        """The peer has said that it `has_room`: where the call is in a hurry, its Pipe does not wait for the ACCEPT.
+
+        On the responder's side it does nothing.
+        """
+        self._attempt.expect_accept()
+
     async def circuit(self) -> Circuit:
         """A stream by the combo's server: a new one, to `call` by; in the responder's half the peer's, to answer.
 

@@ -27,6 +27,7 @@ class AnsweringAttempt(Attempt):
       path: what it asks for, once that was judged; None for a plugin that makes no path.
       via, request_id: the channel that the request came in by, and its message id.
       circuit: the one that the peer calls by; None where it sent a signal.
+      has_room: whether a commit of the peer's would be accepted.
 
     Attributes:
       met: what the plugin made led to the peer.
@@ -46,6 +47,7 @@ class AnsweringAttempt(Attempt):
         via: str,
         request_id: bytes,
         circuit: Circuit | None = None,
+        has_room: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(
             home,
@@ -59,6 +61,7 @@ class AnsweringAttempt(Attempt):
         self._via: Final = via
         self._request_id: Final = request_id
         self._circuit: Final = circuit
+        self._has_room: Final = has_room
         self.met: bool = False
 
     async def answer(
@@ -104,6 +107,10 @@ class AnsweringAttempt(Attempt):
         await trio.lowlevel.checkpoint()
         return self._called_by()
 
+    def has_room(self) -> bool:
+        """See `Plugin.has_room`."""
+        return self._has_room()
+
     def _called_by(self) -> Circuit:
         if self._circuit is None:
             raise PluginError(f"{self._plugin}: the peer has not called")
@@ -139,6 +146,9 @@ class AnsweringAttempt(Attempt):
 
     def hold_phase(self) -> None:
         """Nothing: the phases are the caller's."""
+
+    def expect_accept(self) -> None:
+        """Nothing: it is this side that accepts."""
 
     def _note_answer(self, message: Message) -> None:
         """Nothing: only a caller is given a verdict."""

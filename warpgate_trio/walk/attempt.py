@@ -215,6 +215,14 @@ class Attempt(ABC):
     def hold_phase(self) -> None:
         """See `Plugin.hold_phase`."""
 
+    def has_room(self) -> bool:
+        """See `Plugin.has_room`."""
+        return False
+
+    @abstractmethod
+    def expect_accept(self) -> None:
+        """See `Plugin.expect_accept`."""
+
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
         """See `Plugin.adopt`."""
         self._adopted.append(task)

@@ -54,6 +54,7 @@ class CallingAttempt(Attempt):
             path=path,
         )
         self._session: Final = session
+        self._promised = False
         self.won: bool = False
 
     @classmethod
@@ -197,12 +198,17 @@ class CallingAttempt(Attempt):
         """See `Plugin.hold_phase`."""
         self._session.clock.hold()
 
+    def expect_accept(self) -> None:
+        """See `Plugin.expect_accept`."""
+        self._promised = True
+
     # -- the commit ----------------------------------------------------------------------------------------------------
 
     async def _attach(self, link: Link, standing: Link) -> None:
         """Make what the plugin made a carrier of the Link that the session seeks one for."""
         session = self._session
         async with session.commit_lock:
+            await standing.wait_accepted()
             link.path = link.path or self._path_info(link.carrier)
             try:
                 with session.clock.suspended():
@@ -233,6 +239,7 @@ class CallingAttempt(Attempt):
                         early_data=session.early_data,
                         patience=self.node.budgets.commit,
                         terms=self._home.terms(),
+                        promised=self._promised and session.reach is not None and session.reach.relay_first,
                     )
             except (trio.BrokenResourceError, ProtocolError):
                 session.evidence.broke_off = True
@@ -240,7 +247,7 @@ class CallingAttempt(Attempt):
             except PeerRefused as refusal:
                 session.learn_refusal(refusal)  # before the lock passes on, to a carrier that would hear the same
                 raise
-            # No checkpoint from the ACCEPT to here: the lock's release is none either.
+            # No checkpoint from the ACCEPT, or its promise, to here: the lock's release is none either.
             link.path = link.path or self._path_info(link.carrier)
             self.won = True
             if (follow := session.recorder.follow()) is not None:
