@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import pytest
@@ -19,9 +20,13 @@ RTT: Final = 0.05
 SIZE: Final = 8_000
 """Bytes that a carrier takes at once, into a hole as well."""
 PAIRS: Final = {
-    "direct": (PeerPair.between(presets.LINUX, None, rtt=RTT), "direct_connect"),
-    "punched": (PeerPair.between(presets.FULL_CONE, presets.LINUX, rtt=RTT), "udp_punch"),
+    "direct": (partial(PeerPair.between, presets.LINUX, None), "direct_connect"),
+    "punched": (partial(PeerPair.between, presets.FULL_CONE, presets.LINUX), "udp_punch"),
 }
+FAR: Final = 0.4
+"""A round trip by which a search takes a second and more."""
+MAX_SEARCHES: Final = 4
+"""One for each pause up to 19 s, and one where the peer can be reached again."""
 
 
 def numbered(size: int) -> bytes:
@@ -35,12 +40,14 @@ async def read_all(pipe: Pipe) -> bytes:
     return bytes(got)
 
 
-def closes(where: str, by: str, happens: Callable[[Network], object]) -> None:
+def closes(
+    where: str, by: str, happens: Callable[[Network], object], *, rtt: float = RTT, within: float = 100.0
+) -> None:
     """Something happens to a path; then an end says all it has to say, and closes."""
-    pair, plugin = PAIRS[where]
+    between, plugin = PAIRS[where]
 
     async def main() -> None:
-        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
+        async with between(rtt=rtt).build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
             await trio.sleep(5.0)
             ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
             theirs = await nodes.bob.listener.accept()
@@ -54,9 +61,11 @@ def closes(where: str, by: str, happens: Callable[[Network], object]) -> None:
             async with closing:
                 await closing.send_all(numbered(SIZE))
             assert trio.current_time() - began < 0.1, "it waits for nobody"
-            with trio.fail_after(100.0):
+            with trio.fail_after(within):
                 assert await read_all(reading) == numbered(SIZE)
-            print(f"all had come after {trio.current_time() - began:.2f} s")
+            searches = [node.stats().searches for node in (nodes.alice, nodes.bob)]
+            print(f"all had come after {trio.current_time() - began:.2f} s, {searches} searches")
+            assert max(searches) <= MAX_SEARCHES, "they come ever more rarely"
             await reading.aclose()
             with trio.fail_after(10.0):
                 await wait_until(lambda: not nodes.alice.stats().links and not nodes.bob.stats().links)
@@ -77,3 +86,12 @@ def test_a_router_has_just_forgotten_its_mappings(where: str, by: str) -> None:
 @pytest.mark.parametrize("by", ["alice", "bob"])
 def test_a_machine_has_just_got_another_address(where: str, by: str) -> None:
     closes(where, by, lambda net: net.schedule([Fault(at=0.0, target=by, kind=Kind.NEW_ADDRESS)]))
+
+
+@pytest.mark.slow("two nodes and a search")
+@pytest.mark.parametrize("where", PAIRS)
+@pytest.mark.parametrize("by", ["alice", "bob"])
+def test_the_same_far_away(where: str, by: str) -> None:
+    """The search of a Link that only has something left to say has the time that any has."""
+    moves = Fault(at=0.0, target=by, kind=Kind.NEW_ADDRESS)
+    closes(where, by, lambda net: net.schedule([moves]), rtt=FAR, within=3 * FAR + 4.0)

@@ -142,6 +142,12 @@ class Travelling(Handshake):
         self.hinted_at = trio.current_time()
         self.path_log.told.unpark_all()
 
+    async def wait_hint(self) -> None:
+        """Wait until something has happened on this side that may have killed its path, for as long as it takes."""
+        hints = self.hints
+        while self.hints == hints:
+            await self.path_log.told.park()
+
     def take_dropped(self) -> list[PathInfo]:
         """Paths that turned out to be no good, since the last call."""
         dropped = list(self._dropped)

@@ -384,8 +384,6 @@ async def _wait_well(link: Link) -> None:
 
 async def _wait_hint(link: Link) -> None:
     """Wait until a search goes by what this machine's addresses were before."""
-    began, hints = trio.current_time(), link.hints
-    with suppress(trio.BrokenResourceError):
-        while link.hints == hints:
-            await link.wait_path_event()
+    began = trio.current_time()
+    await link.wait_hint()
     await trio.sleep_until(began + HINT_INTERVAL)  # however often something happens, a search gets some way
