@@ -43,11 +43,13 @@ from typing import Final, final
 import trio
 
 from ... import host as machine
+from ...address import OwnAddresses
 from ...config.server_url import ServerUrl
 from ...errors import ConfigError, SignalUnavailable
 from ...identity import Identity, peer_id_from_key
 from ...nurseries import open_background_nursery
 from ...servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
+from ...sockaddr import parse_ip
 from ..channel import Delivery, Dial, Relays
 from ..circuits import Circuit, CircuitRefused
 from ..instances import own_topic
@@ -78,6 +80,7 @@ class MqttChannel:
 
     def __init__(self, connection: MqttConnection, url: str, *, prefix: str, topic: str, own_topic: str) -> None:
         self._connection = connection
+        self._host = machine.current()
         self._url = url
         self._prefix = prefix
         self._topic = topic
@@ -146,7 +149,11 @@ class MqttChannel:
         raise CircuitRefused(self._url, None, "a broker does not relay")
 
     def check(self) -> None:
-        self._pings.check()
+        local = self._connection.local
+        if local and parse_ip(local) not in OwnAddresses(self._host):
+            self._fail(f"this machine is no longer at {local}")
+        else:
+            self._pings.check()
 
     # --- tasks ---
 

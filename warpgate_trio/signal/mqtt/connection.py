@@ -149,10 +149,18 @@ def load_libraries() -> tuple[Any, Any]:
 
 @final
 class MqttConnection:
-    """An open connection to a broker, made by `open_mqtt`.  Any number of tasks may publish; one receives."""
+    """An open connection to a broker, made by `open_mqtt`.  Any number of tasks may publish; one receives.
 
-    def __init__(self, name: str) -> None:
+    Args:
+      local: see below.
+
+    Attributes:
+      local: the machine's address that it is from; empty where that is not known.
+    """
+
+    def __init__(self, name: str, *, local: str = "") -> None:
         self._name = name
+        self.local: Final = local
         self._failure: str | None = None
         self._scopes: set[trio.CancelScope] = set()
         self._client: aiomqtt.Client | None = None
@@ -432,6 +440,10 @@ async def open_mqtt(
         logger=_quiet,
     )
     stream: trio.abc.Stream = await dial(url.host, url.port)
+    local = ""
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):  # it broke already, which is noticed below
+            local = stream.socket.getsockname()[0]
     if url.scheme == "mqtts":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
         stream = trio.SSLStream(stream, context, server_hostname=url.host_name, https_compatible=True)
@@ -441,7 +453,7 @@ async def open_mqtt(
                 await stream.do_handshake()
             except trio.BrokenResourceError as error:
                 raise MqttError(f"TLS handshake failed: {error.__cause__ or error}") from error
-        connection = MqttConnection(url.redacted)
+        connection = MqttConnection(url.redacted, local=local)
         run = partial(
             connection._run,
             stream,
