@@ -61,7 +61,7 @@ class Travelling(Handshake):
         self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: Final[deque[PathInfo]] = deque(maxlen=MAX_DROPPED)
         self._uplinks: Uplinks | None = None
-        self._answers: Final = trio.lowlevel.ParkingLot()  # of the peer
+        self._answers: Final = trio.lowlevel.ParkingLot()  # who waits for one, or for the path to take something
         self._ending = False  # no Pipe is left
         self._hurried = False  # its node is left
 
@@ -153,6 +153,12 @@ class Travelling(Handshake):
         dropped = list(self._dropped)
         self._dropped.clear()
         return dropped
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the peer has not acknowledged all that it was sent, or somebody waits to send something."""
+        outgoing = self.protocol.outgoing
+        return len(self._answers) > 0 or (outgoing is not None and outgoing.end > outgoing.acknowledged)
 
     @property
     def moved(self) -> int:

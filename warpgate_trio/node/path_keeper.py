@@ -34,6 +34,7 @@ from ..signal.core import OWNER, AddressUpdate
 from ..walk.attempt import EXPECTED
 from ..walk.session import Reach
 from ..walk.walk import Walk, WalkHome
+from .search_turns import SearchTurns
 from .upgrade_schedule import UpgradeSchedule
 
 __all__ = ["PathKeeper"]
@@ -98,7 +99,7 @@ class PathKeeper:
         self.distrust: Final = distrust
         self.wait_opened: Final = wait_opened
         self.upgrade: Final = upgrade
-        self.recoveries: Final = trio.CapacityLimiter(MAX_RECOVERIES)
+        self.recoveries: Final = SearchTurns(MAX_RECOVERIES, uniform=home.view.host.random.uniform)
         self.upgrades: Final = trio.CapacityLimiter(MAX_UPGRADES)
         self.searches: int = 0
 
@@ -201,7 +202,7 @@ class _Kept:
                         with trio.move_on_after(pause):  # pacing
                             await self._keeper.wait_opened()
                         tries += 1
-                        async with self._keeper.recoveries:
+                        async with self._keeper.recoveries.turn(lambda: link.is_busy):
                             await self._search_anew(search, outdated)
                         search.cancel_scope.cancel()
                 pause = 0.0 if outdated.cancelled_caught else PAUSES[min(tries, len(PAUSES) - 1)]
