@@ -23,7 +23,12 @@ async def test_every_link_and_the_signal_servers_are_asked(monkeypatch: pytest.M
         hub, checked = both.alice._runtime.hub, list[str]()
         (slot,) = hub._keeper.own
         assert slot.channel is not None
-        monkeypatch.setattr(slot.channel, "check", lambda: checked.append("the signal server"))
+
+        def check() -> bool:
+            checked.append("the signal server")
+            return True
+
+        monkeypatch.setattr(slot.channel, "check", check)
         before = [questions(pipe) for pipe in pipes]
         both.alice.network_changed()
         assert [questions(pipe) for pipe in pipes] == [number + 1 for number in before]

@@ -720,8 +720,9 @@ async def test_a_server_that_lets_a_send_wait_is_asked_whether_it_is_there(
             await trio.sleep_forever()
             return b""
 
-        def check(self) -> None:
+        def check(self) -> bool:
             checked.append(trio.current_time() - began)
+            return True
 
     @asynccontextmanager
     async def open_channel(*args: object, **kwargs: object) -> AsyncGenerator[Channel]:

@@ -63,7 +63,7 @@ async def connected(folder: Path) -> AsyncGenerator[tuple[Namespace, MqttChannel
 async def test_a_connection_from_an_address_that_is_gone_ends_at_once(tmp_path: Path) -> None:
     async with connected(tmp_path) as (namespace, channel):
         namespace.ip_commands(f"addr del {OURS}/32 dev lo")
-        channel.check()
+        assert not channel.check()
         with pytest.raises(SignalUnavailable, match=f"this machine is no longer at {OURS}"):
             await channel.receive()
 
@@ -71,6 +71,6 @@ async def test_a_connection_from_an_address_that_is_gone_ends_at_once(tmp_path: 
 async def test_one_from_an_address_that_is_left_is_asked(tmp_path: Path) -> None:
     async with connected(tmp_path) as (namespace, channel):
         namespace.ip_commands(f"addr del {OTHER}/32 dev lo")
-        channel.check()
+        assert channel.check()
         assert await channel.send(ALICE.public_key, b"\x01it goes on")
         assert await channel.receive() == b"\x01it goes on"

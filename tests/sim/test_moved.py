@@ -11,6 +11,7 @@ from tests.sim.worlds import run
 from warpgate_trio import NodeConfig, Servers, anyone, open_node
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.signal import ServerState
 from warpgate_trio.sim import Fault, Kind, Network
 from warpgate_trio.testing import simulated_hosts
 
@@ -45,6 +46,30 @@ def test_who_has_moved_is_reached_again_within_seconds() -> None:
                     return trio.current_time() - moved_at
 
     assert run(body) < 1.1  # what is asked before its connection stands anew is asked again after a second
+
+
+def test_a_connection_from_an_address_that_is_gone_is_none_from_that_moment_on() -> None:
+    """Nothing is said at its end, nor waited for; and what is sent meanwhile goes by the next one."""
+
+    async def body(net: Network) -> float:
+        server, bobs = net.host("server"), net.host("bob")
+        async with simulated_hosts(), AsyncExitStack() as stack:
+            with server:
+                await stack.enter_async_context(
+                    open_rendezvous(host=None, port=443, public_urls=CONFIG.servers.websocket)
+                )
+            with bobs:
+                bob = await stack.enter_async_context(open_node(CONFIG, identity=BOB, authorize=anyone))
+            await bob.wait_signals()
+            await trio.sleep(1.0)
+            bobs.change_address()
+            moved_at = trio.current_time()
+            bob.network_changed()
+            assert [each.state for each in bob.signal_servers] == [ServerState.WAITING]
+            await bob.wait_signals()
+            return trio.current_time() - moved_at
+
+    assert run(body) < 0.1
 
 
 def test_a_connection_that_is_being_made_when_the_machine_moves_is_begun_anew() -> None:

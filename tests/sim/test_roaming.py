@@ -96,7 +96,7 @@ def test_an_uplink_switch_with_some_seconds_in_between(who: Who, way: Way) -> No
 def test_a_listener_that_has_moved_searches_at_once() -> None:
     """It waits a second for the caller's search, but where it knows that the caller cannot have noticed yet."""
     happens = partial(move, "bob", "new address", "v4")
-    assert max(survive(the_world("v4", "bob", "new address", "punched"), happens)) <= 1.5
+    assert max(survive(the_world("v4", "bob", "new address", "punched"), happens)) <= 0.6
 
 
 @pytest.mark.slow("some seconds of idle nodes, packet by packet")

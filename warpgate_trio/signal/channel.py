@@ -108,6 +108,9 @@ class SignalChannel(Protocol):
         """
         ...
 
-    def check(self) -> None:
-        """There is reason to doubt the connection: ask the server now, and take it for gone unless it answers soon."""
+    def check(self) -> bool:
+        """There is reason to doubt the connection: ask the server now, and take it for gone unless it answers soon.
+
+        Returns whether there is anything to ask: a connection from an address that the machine has no more is gone.
+        """
         ...

@@ -166,7 +166,8 @@ class ChannelKeeper:
         self._checked_at = trio.current_time()
         for slot in (*self.own, *self.peers_servers):
             if slot.channel is not None:
-                slot.channel.check()
+                if not slot.channel.check():
+                    slot.state = ServerState.WAITING  # what is sent goes by the next one
             elif moved and not slot.of_peer and slot.scope is not None:
                 slot.scope.cancel()
         self._network_changed.set()

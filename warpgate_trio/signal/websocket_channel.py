@@ -148,12 +148,14 @@ class WebSocketChannel:
         except trio.EndOfChannel:
             raise SignalUnavailable(self._failure or f"{self._url}: the channel is closed") from None
 
-    def check(self) -> None:
+    def check(self) -> bool:
         if self._from and parse_ip(self._from) not in OwnAddresses(self._host):
-            self._writing.cancel()  # nothing gets out any more
+            self._writing.cancel()
+            self._websocket.abandon()
             self._fail(f"this machine is no longer at {self._from}")
-        else:
-            self._keep_alive.check()
+            return False
+        self._keep_alive.check()
+        return True
 
     # --- tasks ---
 

@@ -232,6 +232,10 @@ class WebSocket(trio.abc.AsyncResource):
         if not answered:
             raise self._closed() from self._reader.error
 
+    def abandon(self) -> None:
+        """Nothing gets out any more: `aclose` is to wait for nothing."""
+        self._close_timeout = 0.0
+
     async def aclose(self, *, code: int = 1000, reason: str | None = None) -> None:
         """Close: a close frame, at most ``close_timeout`` seconds for its answer, then TCP.  Cancelled: TCP at once.
 

@@ -148,12 +148,14 @@ class MqttChannel:
     def circuit(self) -> Circuit:
         raise CircuitRefused(self._url, None, "a broker does not relay")
 
-    def check(self) -> None:
+    def check(self) -> bool:
         local = self._connection.local
         if local and parse_ip(local) not in OwnAddresses(self._host):
+            self._connection.abandon()
             self._fail(f"this machine is no longer at {local}")
-        else:
-            self._pings.check()
+            return False
+        self._pings.check()
+        return True
 
     # --- tasks ---
 

@@ -161,6 +161,7 @@ class MqttConnection:
     def __init__(self, name: str, *, local: str = "") -> None:
         self._name = name
         self.local: Final = local
+        self._abandoned = False
         self._failure: str | None = None
         self._scopes: set[trio.CancelScope] = set()
         self._client: aiomqtt.Client | None = None
@@ -172,6 +173,10 @@ class MqttConnection:
 
     def __repr__(self) -> str:
         return f"<MqttConnection to {self._name}>"
+
+    def abandon(self) -> None:
+        """Nothing gets out any more: its end is to wait for no broker."""
+        self._abandoned = True
 
     @property
     def ended(self) -> bool:
@@ -265,7 +270,8 @@ class MqttConnection:
                         with trio.move_on_after(close_timeout, shield=True):
                             if opened:
                                 await self._disconnect(self._client)
-                                await bridge.wait_closed()
+                                if not self._abandoned:
+                                    await bridge.wait_closed()
             finally:
                 self._client = self._loop = None
                 bridge.stop()
