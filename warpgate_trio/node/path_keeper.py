@@ -63,6 +63,8 @@ PHASES: Final = ("direct", "punch", "spray")
 looks for a better path by a relay."""
 MAX_RECOVERIES: Final = 32
 """Searches of a node at a time for Links whose path is lost: what one network change asks for at once."""
+MAX_FIRST_UPGRADES: Final = 32
+"""Searches of a node at a time for what is better than the relay that a call has begun with: as many as recoveries."""
 MAX_UPGRADES: Final = 4
 """Searches of a node at a time for something better, which nobody waits for."""
 
@@ -100,6 +102,7 @@ class PathKeeper:
         self.wait_opened: Final = wait_opened
         self.upgrade: Final = upgrade
         self.recoveries: Final = SearchTurns(MAX_RECOVERIES, uniform=home.view.host.random.uniform)
+        self.first_upgrades: Final = trio.CapacityLimiter(MAX_FIRST_UPGRADES)
         self.upgrades: Final = trio.CapacityLimiter(MAX_UPGRADES)
         self.searches: int = 0
 
@@ -268,7 +271,7 @@ class _Kept:
                     continue
                 try:
                     with trio.CancelScope() as self._background:
-                        async with self._keeper.recoveries if wanted else self._keeper.upgrades:
+                        async with self._keeper.first_upgrades if wanted else self._keeper.upgrades:
                             await self._search_better(self._what_is_allowed(), self._is_better)
                 except ConnectError as error:
                     logger.debug("%r: no better path was found: %s", link, error)
