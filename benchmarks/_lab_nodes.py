@@ -1,7 +1,8 @@
 """A node on a machine of the kernel lab, as a program of its own that calls when it is told to.
 
 Commands come in by stdin, one a line, and each is answered by one line: ``warm`` by the address, ``call PLUGIN BYTES
-ADDRESS`` by seconds and the plugin that connected (``walk`` stands for all of them), ``renew`` takes another node.
+ADDRESS`` by seconds and the plugin that connected (``walk`` stands for all of them, ``relay_first`` for the same with a
+relay first), ``renew`` takes another node.
 """
 
 from __future__ import annotations
@@ -82,17 +83,18 @@ async def call(node: Node, plugin: str, size: int, address: str) -> tuple[float,
     """Seconds to the first echoed byte of a first write of some size, and how; all of it comes back."""
     began = time.perf_counter()
     pipe = await (
-        node.auto_connect(address, timeout=PATIENCE / 2)
-        if plugin == "walk"
+        node.auto_connect(address, timeout=PATIENCE / 2, relay_first=plugin == "relay_first")
+        if plugin in ("walk", "relay_first")
         else node.connect(address, plugin=plugin, af=4, route_type=EXT_BIND, timeout=PATIENCE / 2)
     )
+    found = pipe.path.plugin
     async with pipe, trio.open_nursery() as nursery:
         nursery.start_soon(pipe.send_all, bytes(size))
         size -= len(await pipe.receive_some(size))
         taken = time.perf_counter() - began
         while size:
             size -= len(await pipe.receive_some(size))
-        return taken, pipe.path.plugin
+        return taken, found
 
 
 @final

@@ -50,6 +50,7 @@ class Course:
       caller, listener: the kinds of their NATs.
       plugin: the only one that is tried; None: the whole walk.
       expected: the plugin that connects.
+      relay_first: the walk begins by a relay.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Course:
     listener: str
     plugin: str | None
     expected: str
+    relay_first: bool = False
 
 
 COURSES = (
@@ -65,6 +67,8 @@ COURSES = (
     Course("two cones", "port-restricted", "port-restricted", None, "tcp_punch"),
     Course("tcp_punch alone", "port-restricted", "port-restricted", "tcp_punch", "tcp_punch"),
     Course("spray", "port-restricted", "symmetric", None, "random_probe"),
+    Course("relay first", "symmetric", "symmetric", None, "ws_relay", relay_first=True),
+    Course("the same, cones", "port-restricted", "port-restricted", None, "ws_relay", relay_first=True),
 )
 
 
@@ -84,7 +88,7 @@ async def served_lab(wire: Wire, course: Course, rtt: float) -> AsyncGenerator[t
     with tempfile.TemporaryDirectory(prefix="warpgate-lab-") as name:
         folder = Path(name)
         async with open_lab(wire, course.caller, course.listener, rtt=rtt) as lab:
-            words = ("serve", "--host", SERVER, "--second-host", SECOND, "--json")
+            words = ("serve", "--host", SERVER, "--second-host", SECOND, "--open", "--no-turn", "--json")
             async with program_on(lab.server, *words, home=folder, logs=None) as server:
                 servers = (await server.event())["servers"]
                 (folder / "config.toml").write_text(configuration(servers), encoding="utf-8")
@@ -101,6 +105,8 @@ async def cold(wire: Wire, course: Course, rtt: float, times: Times) -> None:
             first_packet = until_first_packet(lab, caller.outside)
             began = time.monotonic()
             pinned = () if course.plugin is None else ("--plugin", course.plugin)
+            if course.relay_first:
+                pinned = ("--relay-first",)
             words = ("connect", address, *settings, "--echo-test", str(FIRST_WRITE), *pinned)
             async with program_on(caller.host, *words, home=folder, logs=None) as calling:
                 event = await calling.event()
@@ -150,7 +156,8 @@ async def warm(wire: Wire, course: Course, rtt: float, times: Times, runs: int) 
 async def call(course: Course, caller: RemoteNode, listener: RemoteNode) -> object:
     address = await listener.ask("warm")
     await caller.ask("warm")
-    return json.loads(await caller.ask(f"call {course.plugin or 'walk'} {FIRST_WRITE} {address}"))
+    how = course.plugin or ("relay_first" if course.relay_first else "walk")
+    return json.loads(await caller.ask(f"call {how} {FIRST_WRITE} {address}"))
 
 
 def complain(course: Course, kind: str, found: str) -> None:
