@@ -4,7 +4,8 @@ One task a Link that may have further carriers.  When the path is suspected or g
 whether they are there, since what took the path may have taken those connections too, and then the peer is searched
 for, as in a call, by what that call allowed.  The first carrier that a search makes is attached.  Searches end when the
 path is well again, whatever made it so, and with the Link.  The side that called searches at once, the other one a
-second later, so that mostly one of them does.
+second later, so that mostly one of them does.  A Link that was on a relay, or whose call took one first, is searched for
+by relays at once, beside all else.
 
 While the path is well, the side that called looks for a better one now and then (`node.upgrade_schedule`), by what may
 lead to a better class of path (`link.path.PathClass`); at once, where its call took a relay's path first.  `migrate`
@@ -145,8 +146,7 @@ class _Kept:
         self._home: Final = keeper.home
         self._link: Final = link
         self._reach: Final = reach
-        relayed = link.path is not None and link.path.phase == "relay"
-        self._wanted = relayed and reach is not None and reach.relay_first  # by somebody: a better path, at once
+        self._wanted = self._is_relayed and self._takes_relays_first  # by somebody: a better path, at once
         self._schedule: Final = UpgradeSchedule(
             trio.current_time(), uniform=self._home.view.host.random.uniform, at_once=self._wanted
         )
@@ -156,6 +156,15 @@ class _Kept:
         self._searching: Final = trio.Lock()  # for something better
         self._background = trio.CancelScope()  # of a search for that which nobody has asked for
         self._walk: Walk | None = None  # for any path
+
+    @property
+    def _is_relayed(self) -> bool:
+        path = self._link.path
+        return path is not None and path.phase == "relay"
+
+    @property
+    def _takes_relays_first(self) -> bool:
+        return self._reach is not None and self._reach.relay_first
 
     async def keep(self) -> None:
         """See `PathKeeper.keep`."""
@@ -231,7 +240,9 @@ class _Kept:
 
         if self._home.has_signals():  # what is said by a connection that is dead goes nowhere; without, it waits
             nursery.start_soon(self._call_off, outdated, self._keeper.wait_opened)
-        self._walk = self._plan_walk(peer, self._what_is_allowed(), refresh=refresh)
+        self._walk = self._plan_walk(
+            peer, self._what_is_allowed(), refresh=refresh, relay_first=self._takes_relays_first or self._is_relayed
+        )
         try:
             await self._walk.search(deadline=trio.current_time() + self._home.view.budgets.total)
         except ConnectError as error:
@@ -352,8 +363,7 @@ class _Kept:
         """What the call allows; where the peer has called, what costs nobody anything, or what it did."""
         if self._reach is not None:
             return self._reach
-        path = self._link.path
-        phases = (*PHASES, "relay") if path is not None and path.phase == "relay" else PHASES
+        phases = (*PHASES, "relay") if self._is_relayed else PHASES
         return Reach(plugins=tuple(self._keeper.plugins(phases)), phases=phases)
 
     def _plan_walk(
@@ -364,6 +374,7 @@ class _Kept:
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
         only: Callable[[Combo], bool] | None = None,
         preferred: bool = False,
+        relay_first: bool = False,
     ) -> Walk:
         self._keeper.searches += 1
         return Walk(
@@ -377,6 +388,7 @@ class _Kept:
             link=self._link,
             only=only,
             preferred=preferred,
+            relay_first=relay_first,
             on_event=lambda event: logger.debug("%r: search: %s", self._link, event),
         )
 
