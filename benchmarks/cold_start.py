@@ -104,10 +104,9 @@ async def cold(wire: Wire, course: Course, rtt: float, times: Times) -> None:
             address = (await listening.event())["address"]
             first_packet = until_first_packet(lab, caller.outside)
             began = time.monotonic()
-            pinned = () if course.plugin is None else ("--plugin", course.plugin)
-            if course.relay_first:
-                pinned = ("--relay-first",)
-            words = ("connect", address, *settings, "--echo-test", str(FIRST_WRITE), *pinned)
+            how = ["--relay-first"] if course.relay_first else []
+            how += [] if course.plugin is None else ["--plugin", course.plugin]
+            words = ("connect", address, *settings, "--echo-test", str(FIRST_WRITE), *how)
             async with program_on(caller.host, *words, home=folder, logs=None) as calling:
                 event = await calling.event()
                 await calling.code()

@@ -4,8 +4,8 @@ One task a Link that may have further carriers.  When the path is suspected or g
 whether they are there, since what took the path may have taken those connections too, and then the peer is searched
 for, as in a call, by what that call allowed.  The first carrier that a search makes is attached.  Searches end when the
 path is well again, whatever made it so, and with the Link.  The side that called searches at once, the other one a
-second later, so that mostly one of them does.  A Link that was on a relay, or whose call took one first, is searched for
-by relays at once, beside all else.
+second later, so that mostly one of them does.  For a Link that was on a relay, or whose call took one first, relays are
+tried at once, beside all else.
 
 While the path is well, the side that called looks for a better one now and then (`node.upgrade_schedule`), by what may
 lead to a better class of path (`link.path.PathClass`); at once, where its call took a relay's path first.  `migrate`
