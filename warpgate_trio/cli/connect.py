@@ -67,7 +67,7 @@ def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | N
 @click.option(
     "--relay-first/--no-relay-first",
     default=None,
-    help="Begin by a relay, and change over to a better path once there is one.",
+    help="Begin by a relay where there is one, and change over to a better path once that is found (the default).",
 )
 @path_options
 @path_events_option
@@ -156,7 +156,8 @@ class _Call:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
             try:
-                pipe = await self._dial(node, peer, early_data if test is None else test.early_data)
+                first = early_data if test is None else test.early_data
+                pipe = await self._dial(node, peer, first, relay_first=config.paths.relay_first is not False)
             except ConnectError as error:
                 await self._print_failed(error)
                 raise
@@ -176,7 +177,7 @@ class _Call:
                     await _join(pipe)
         return ExitCode.OK
 
-    async def _dial(self, node: Node, peer: PeerAddress, early_data: bytes) -> Pipe:
+    async def _dial(self, node: Node, peer: PeerAddress, early_data: bytes, *, relay_first: bool) -> Pipe:
         from .render import watching_walk
 
         async with watching_walk(self._settings) as on_event:
@@ -198,6 +199,7 @@ class _Call:
                     route_types=None if self._route is None else [self._route],
                     timeout=self._timeout,
                     early_data=early_data,
+                    relay_first=relay_first,
                     on_event=on_event,
                 )
             except ValueError as error:

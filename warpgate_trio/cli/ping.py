@@ -72,7 +72,7 @@ async def _ping(
 
     peer = PeerAddress.from_text(address)
     async with open_node(config, identity=caller_identity(config, peer)) as node:
-        async with await node.auto_connect(peer, timeout=timeout) as pipe:
+        async with await node.auto_connect(peer, timeout=timeout, relay_first=False) as pipe:
             times: list[float] = []
             try:
                 for number in range(count):

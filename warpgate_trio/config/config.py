@@ -36,6 +36,7 @@ from .values import (
     Source,
     expanded,
     read_flag,
+    read_flag_or_none,
     read_list,
     read_path,
     read_port,
@@ -228,7 +229,7 @@ class PathsConfig(_Section, frozen=True, kw_only=True):
         path.  What both sides allow counts, so the lesser of the two.
       upgrade: whether a node that has called looks for better paths than those that its Links have.
       relay_first: whether calls take a relay's path at once, and change over to a better one when it is found
-        (docs/walk.md).
+        (docs/walk.md).  None: those of `Node.auto_connect` do not, those of ``warpgate-trio connect`` do.
     """
 
     name_of_table = "paths"
@@ -236,7 +237,7 @@ class PathsConfig(_Section, frozen=True, kw_only=True):
     dead_after: float = 0.0
     resume_timeout: float = 120.0
     upgrade: bool = True
-    relay_first: bool = False
+    relay_first: bool | None = None
 
 
 @final
@@ -431,7 +432,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "paths.dead_after": read_seconds_or_none,
     "paths.resume_timeout": read_seconds_or_none,
     "paths.upgrade": read_flag,
-    "paths.relay_first": read_flag,
+    "paths.relay_first": read_flag_or_none,
 } | {f"budgets.{name}": read_seconds for name in Budgets.__struct_fields__}
 
 _SECTIONS: Final[Mapping[str, type[_Section]]] = {

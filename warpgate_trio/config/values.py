@@ -71,6 +71,10 @@ def read_flag(value: object, source: Source) -> bool:
     return value
 
 
+def read_flag_or_none(value: object, source: Source) -> bool | None:
+    return None if value is None or (source.text and value == "") else read_flag(value, source)
+
+
 def read_path(value: object, source: Source) -> Path | None:
     if value is None or (source.text and value == ""):
         return None

@@ -256,7 +256,7 @@ class Node:
             refresh=self.refresh_address if "get_addr" in self._runtime.factories else None,
             early_data=early_data,
             dead_after=dead_after,
-            relay_first=self._runtime.config.paths.relay_first if relay_first is None else relay_first,
+            relay_first=bool(self._runtime.config.paths.relay_first if relay_first is None else relay_first),
             on_event=on_event,
         )
         return await walk.run(deadline=deadline)

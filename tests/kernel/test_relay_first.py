@@ -1,0 +1,140 @@
+"""Transfers that begin by a relay, on the kernel, as their users run them."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+
+from tests.end_to_end.processes import Command, checked_event
+from tests.kernel.lab import BYSTANDER, SERVER, Lab, open_lab
+from tests.kernel.run import configuration, program_on
+from tests.kernel.test_roaming import PACE, PIECE, PIECES, piece
+from tests.kernel.wire import Wire
+
+pytestmark = [
+    pytest.mark.slow("real programs in namespaces, and a transfer of three seconds"),
+    pytest.mark.needs("network_namespaces", "nft", "tun"),
+]
+RELAYS: Final = ("--open", "--no-turn", "--no-stun", "--no-ntp")
+
+Happening = Callable[[Lab, list[Command]], Awaitable[None]]
+
+
+async def quiet(_lab: Lab, _servers: list[Command]) -> None:
+    """Nothing happens."""
+    await trio.lowlevel.checkpoint()
+
+
+async def transfer(
+    kinds: tuple[str, str], *connect: str, servers: int = 1, happens: Happening = quiet
+) -> tuple[str, list[dict[str, Any]], float]:
+    """Bytes to an echo and back, by so many rendezvous servers that relay; `happens` after a third of them.
+
+    Returns what the caller said of its first path, its events, and the longest silence in seconds.
+    """
+    silence = 0.0
+    async with AsyncExitStack() as stack:
+        wire = stack.enter_context(Wire())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warpgate-lab-")))
+        lab = await stack.enter_async_context(open_lab(wire, *kinds))
+        a, b = lab.homes
+        running: list[Command] = []
+        urls: list[str] = []
+        for host, ip in ((lab.server, SERVER), (lab.bystander, BYSTANDER))[:servers]:
+            words = ("serve", "--host", ip, *(RELAYS if ip == BYSTANDER else RELAYS[:2]), "--json")
+            running.append(await stack.enter_async_context(program_on(host, *words, home=folder, logs=None)))
+            found = (await running[-1].event())["servers"]
+            urls += found["websocket"]
+            if ip == SERVER:
+                known = found
+        config = folder / "config.toml"
+        config.write_text(configuration({**known, "websocket": urls}), encoding="utf-8")
+        words = ("listen", "--config", str(config), "--echo", "--allow-any", "--json")
+        listener = await stack.enter_async_context(program_on(b.host, *words, home=folder, logs=None))
+        address = (await listener.event())["address"]
+        words = ("connect", address, "--config", str(config), "--path-events", *connect)
+        caller = await stack.enter_async_context(
+            program_on(a.host, *words, home=folder, logs=None, stdin=subprocess.PIPE)
+        )
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                for number in range(PIECES):
+                    await caller.stdin.send_all(piece(number))
+                    await trio.sleep(PACE)
+                    if number == PIECES // 3:
+                        nursery.start_soon(happens, lab, running)
+                await caller.stdin.aclose()
+
+            async def watch() -> None:
+                nonlocal silence
+                size, since = 0, trio.current_time()
+                while size < PIECE * PIECES:
+                    await trio.sleep(0.02)  # to look at what is there
+                    now = trio.current_time()
+                    if len(caller.out) > size:
+                        size, since = len(caller.out), now
+                    elif size:
+                        silence = max(silence, now - since)
+                    assert now - since < 60, f"{size} bytes came\n{caller.stderr_text}"
+
+            nursery.start_soon(send)
+            nursery.start_soon(watch)
+        assert await caller.code() == 0, caller.stderr_text
+        assert bytes(caller.out) == b"".join(map(piece, range(PIECES)))
+        await listener.code()
+        lines = caller.stderr_text.splitlines()
+        (connected,) = [line for line in lines if line.startswith("connected ")]
+        print(connected)
+        return connected, [checked_event(line) for line in lines if line.startswith("{")], silence
+
+
+async def test_a_transfer_between_two_cones_leaves_the_relay() -> None:
+    connected, changes, silence = await transfer(("port-restricted", "port-restricted"), "--relay-first")
+    print(f"silent for {silence:.2f} s at most")
+    assert "by ws_relay" in connected
+    assert [change["cause"] for change in changes] == ["better"]
+    assert changes[0]["new"]["phase"] == "punch"
+
+
+async def test_a_transfer_whose_relay_is_killed_ends_by_the_other_one() -> None:
+    async def kill(_lab: Lab, running: list[Command]) -> None:
+        """The one that carries it; the other one ends with the lab."""
+        running[0].process.kill()
+        await trio.lowlevel.checkpoint()
+
+    connected, changes, silence = await transfer(("symmetric", "symmetric"), "--relay-first", servers=2, happens=kill)
+    print(f"silent for {silence:.2f} s at most")
+    assert "by ws_relay" in connected
+    assert {change["new"]["plugin"] for change in changes if change["new"] is not None} == {"ws_relay"}
+
+
+async def test_what_is_forbidden_carries_nothing() -> None:
+    """Not a byte of the transfer passes by the server."""
+    passed = 0
+
+    async def count(lab: Lab, _running: list[Command]) -> None:
+        def see(packet: bytes) -> bool:
+            nonlocal passed
+            passed += len(packet) > 1000 and lab.server.ip in (
+                ".".join(map(str, packet[12:16])),
+                ".".join(map(str, packet[16:20])),
+            )
+            return False
+
+        lab.internet.drop = see
+        await trio.lowlevel.checkpoint()
+
+    connected, changes, _ = await transfer(
+        ("port-restricted", "open"), "--phases", "direct,punch", "--relay-first", happens=count
+    )
+    assert "by direct_connect" in connected
+    assert not changes
+    assert passed == 0
