@@ -46,6 +46,7 @@ async def transfer(
         lab = await stack.enter_async_context(open_lab(wire, *kinds))
         a, b = lab.homes
         running: list[Command] = []
+        known: dict[str, list[str]] = {}
         urls: list[str] = []
         for host, ip in ((lab.server, SERVER), (lab.bystander, BYSTANDER))[:servers]:
             words = ("serve", "--host", ip, *(RELAYS if ip == BYSTANDER else RELAYS[:2]), "--json")

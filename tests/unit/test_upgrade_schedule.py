@@ -32,6 +32,13 @@ def test_searches_come_ever_more_rarely(seed: int) -> None:
         schedule.searched(now)
 
 
+def test_one_that_is_wanted_comes_at_once_and_the_others_as_ever() -> None:
+    schedule = UpgradeSchedule(7.0, uniform=lambda _a, _b: 1.0, at_once=True)
+    assert schedule.next_at == 7.0
+    schedule.searched(8.0)
+    assert schedule.next_at == 8.0 + PAUSES[1]
+
+
 def test_no_two_links_search_in_step() -> None:
     times = {UpgradeSchedule(0.0, uniform=Random(seed).uniform).next_at for seed in range(9)}
     assert len(times) == 9

@@ -48,7 +48,7 @@ class UnderWay:
     async def yield_to_direct(self, signal_rtt: float | None) -> None:
         """Return when no likely direct combo is under way, after a round trip and `HELD_BACK` seconds at the latest."""
         seconds = HELD_BACK if signal_rtt is None else min(signal_rtt, HELD_BACK)
-        await self._wait_ended(lambda combo: combo.phase == "direct" and combo.likely and not combo.elsewhere, seconds)
+        await self._wait_ended(lambda combo: combo.phase == "direct" and combo.likely, seconds)
 
     async def _wait_ended(self, is_meant: Callable[[Combo], bool], seconds: float) -> None:
         with trio.move_on_after(seconds):
