@@ -1,0 +1,372 @@
+"""When a path is searched for, by what, and what ends a search; the Link has no carriers, and walks find nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from random import Random
+from types import SimpleNamespace
+from typing import Any, ClassVar, Final, cast, final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.identities import BOB
+from warpgate_trio.address import PeerAddress
+from warpgate_trio.config import Budgets
+from warpgate_trio.errors import AttemptFailed, ConnectError
+from warpgate_trio.link import Link, PathInfo
+from warpgate_trio.node import path_keeper
+from warpgate_trio.node.path_keeper import (
+    ASK_INTERVAL,
+    ASK_PATIENCE,
+    ASK_TRIPS,
+    HINT_INTERVAL,
+    HINT_LASTS,
+    PAUSES,
+    RESPONDER_WAITS,
+    STEADY,
+    PathKeeper,
+)
+from warpgate_trio.report import Verdict
+from warpgate_trio.walk.recorder import Recorder
+from warpgate_trio.walk.session import Reach
+
+PEER: Final = cast("PeerAddress", SimpleNamespace(peer_id=BOB.peer_id))
+PUNCHED: Final = PathInfo(
+    phase="punch",
+    plugin="udp_punch",
+    af=4,
+    route_type="EXT_BIND",
+    carrier="quic",
+    local=("192.0.2.1", 1),
+    remote=("198.51.100.1", 2),
+)
+CALLED: Final = Reach(plugins=("direct_connect", "udp_punch"), phases=("direct", "punch"), peer=PEER, signalled=True)
+"""What the caller's Link may be searched for by."""
+LONG: Final = 2 * sum(PAUSES)
+
+
+@final
+class FakeWalk:
+    """A search that asks for the peer's address, takes its time and finds nothing."""
+
+    begun: ClassVar[list[FakeWalk]]
+    takes: ClassVar[float]
+
+    def __init__(
+        self,
+        _home: object,
+        peer: PeerAddress,
+        *,
+        plugins: Sequence[str],
+        phases: Sequence[str],
+        refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
+        **_: object,
+    ) -> None:
+        self.plugins, self.phases = tuple(plugins), tuple(phases)
+        self.committing: Final = trio.Lock()
+        self.at = self.ended_at = math.nan
+        self._peer, self._refresh = peer, refresh
+
+    async def search(self, *, deadline: float) -> None:
+        self.at = trio.current_time()
+        self.begun.append(self)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ask)
+                with trio.move_on_at(deadline):
+                    await trio.sleep(self.takes)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.ended_at = trio.current_time()
+        recorder = Recorder(peer=BOB.peer_id, now=0.0)
+        raise ConnectError(recorder.finish(Verdict.UNREACHABLE, 0.0, session_id=b""))
+
+    async def _ask(self) -> None:
+        with suppress(AttemptFailed, trio.TooSlowError):
+            await self._refresh(self._peer)
+
+
+@final
+class Kept:
+    """A Link that is kept, and all that its keeper hears and does."""
+
+    def __init__(self, *, initiator: bool, upgrade: bool) -> None:
+        carrier = SimpleNamespace(dialler=True, idle_interval=60.0, name="quic", limit_unsent=lambda _: None)
+        self.link: Final = Link(cast("Any", carrier), peer_key=bytes(32), session_id=bytes(16), initiator=initiator)
+        self.link.path = PUNCHED
+        self.server_is_back: Final = trio.lowlevel.ParkingLot()
+        self.has_signals = self.peer_answers = True
+        self.answer_takes = 0.0
+        self.asked: list[float] = []
+        self.distrusted: list[float] = []
+        self.view: Final = SimpleNamespace(
+            host=SimpleNamespace(random=Random(0)),
+            budgets=Budgets(),
+            known_address=lambda _: PEER,
+            signal_rtt=0.05,
+        )
+        home = SimpleNamespace(
+            view=self.view,
+            has_signals=lambda: self.has_signals,
+            wait_signals=trio.lowlevel.checkpoint,
+            plan=lambda *_: [],
+        )
+        self.keeper: Final = PathKeeper(
+            cast("Any", home),
+            plugins=lambda phases: [f"{phase}_plugin" for phase in phases],
+            refresh=self._refresh,
+            distrust=lambda: self.distrusted.append(trio.current_time()),
+            wait_opened=self.server_is_back.park,
+            upgrade=upgrade,
+        )
+
+    async def _refresh(self, peer: PeerAddress) -> PeerAddress:
+        self.asked.append(trio.current_time())
+        await trio.sleep(self.answer_takes)
+        if not self.peer_answers:
+            raise AttemptFailed("nobody is at home")
+        return peer
+
+    def lose(self) -> None:
+        """There is no path any more."""
+        self.link.protocol.lanes.active = None
+        self.link.path_log.told.unpark_all()
+
+    def find(self) -> None:
+        """There is one again."""
+        self.link.protocol.lanes.active = self.link._first.protocol
+        self.link.path_log.told.unpark_all()
+
+    def change(self) -> None:
+        """There is another one."""
+        self.link.path = replace(PUNCHED)
+        self.link.path_log.told.unpark_all()
+
+    def hint(self) -> None:
+        """Something has happened on this machine."""
+        self.link._note_hint()
+
+    @property
+    def searches(self) -> list[float]:
+        """When they began."""
+        return [walk.at for walk in FakeWalk.begun]
+
+
+@pytest.fixture(autouse=True)
+def walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeWalk.begun, FakeWalk.takes = [], 0.0
+    monkeypatch.setattr(path_keeper, "Walk", FakeWalk)
+
+
+@asynccontextmanager
+async def kept(*, initiator: bool = True, upgrade: bool = False) -> AsyncGenerator[Kept]:
+    """A Link on a path, and its keeper."""
+    one = Kept(initiator=initiator, upgrade=upgrade)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.keeper.keep, one.link, CALLED if initiator else None)
+        await wait_all_tasks_blocked()
+        yield one
+        nursery.cancel_scope.cancel()
+
+
+def after(began: float, pauses: Sequence[float]) -> list[float]:
+    """The times behind each of these pauses, one after the other."""
+    times: list[float] = []
+    for pause in pauses:
+        began += pause
+        times.append(began)
+    return times
+
+
+# -- when --------------------------------------------------------------------------------------------------------------
+
+
+async def test_who_has_called_searches_at_once_and_then_ever_more_rarely(autojump_clock: MockClock) -> None:
+    async with kept() as one:
+        await trio.sleep(1.0)
+        one.lose()
+        await trio.sleep(LONG)
+        assert one.searches == after(1.0, [*PAUSES, *[PAUSES[-1]] * 3])[: len(one.searches)]
+        assert len(one.searches) > len(PAUSES)
+        assert one.keeper.searches == len(one.searches)
+        assert one.distrusted == [1.0], "the servers are asked when the path is lost"
+
+
+async def test_who_was_called_begins_a_second_later(autojump_clock: MockClock) -> None:
+    async with kept(initiator=False) as one:
+        await trio.sleep(1.0)
+        one.lose()
+        await trio.sleep(10.0)
+        assert one.searches == after(1.0 + RESPONDER_WAITS, PAUSES[:4])
+
+
+@pytest.mark.parametrize(("ago", "waits"), [(HINT_LASTS - 0.01, 0.0), (HINT_LASTS + 0.01, RESPONDER_WAITS)])
+async def test_who_was_called_begins_at_once_where_it_knows_what_has_happened(
+    autojump_clock: MockClock, ago: float, waits: float
+) -> None:
+    async with kept(initiator=False) as one:
+        one.hint()
+        await trio.sleep(ago)
+        one.lose()
+        await trio.sleep(RESPONDER_WAITS + 0.1)
+        assert one.searches[0] == pytest.approx(ago + waits)
+
+
+async def test_the_pauses_start_afresh_once_a_path_was_well_for_a_while(autojump_clock: MockClock) -> None:
+    async with kept() as one:
+        for well, pause in ((0.0, PAUSES[0]), (STEADY - 0.1, PAUSES[1]), (STEADY, PAUSES[0])):
+            await trio.sleep(well)
+            FakeWalk.begun.clear()
+            lost_at = trio.current_time()
+            one.lose()
+            await trio.sleep(pause + 0.1)
+            assert one.searches == pytest.approx([lost_at + pause]), well
+            one.find()
+
+
+async def test_however_often_the_path_has_changed_a_lost_one_is_searched_for_at_once(autojump_clock: MockClock) -> None:
+    """What holds up searches for a better path does not bind those for any."""
+    async with kept(upgrade=True) as one:
+        for _ in range(6):
+            one.change()
+            one.hint()
+            await trio.sleep(1.0)
+        assert one.searches == []
+        lost_at = trio.current_time()
+        one.lose()
+        await trio.sleep(0.1)
+        one.find()
+        await trio.sleep(STEADY)
+        one.lose()
+        await trio.sleep(0.1)
+        assert one.searches == [lost_at, trio.current_time() - 0.1]
+
+
+# -- what ends a search ------------------------------------------------------------------------------------------------
+
+
+async def test_a_search_ends_when_the_path_is_well_and_no_other_one_follows(autojump_clock: MockClock) -> None:
+    FakeWalk.takes = 5.0
+    async with kept() as one:
+        one.lose()
+        await trio.sleep(2.0)
+        one.find()
+        await trio.sleep(LONG)
+        (search,) = FakeWalk.begun
+        assert search.ended_at == 2.0
+
+
+async def test_a_path_that_was_offered_is_waited_for(autojump_clock: MockClock) -> None:
+    FakeWalk.takes = 5.0
+    async with kept() as one:
+        one.lose()
+        await trio.sleep(1.0)
+        (search,) = FakeWalk.begun
+        async with search.committing:
+            one.find()
+            await trio.sleep(1.0)
+            assert math.isnan(search.ended_at)
+        await wait_all_tasks_blocked()
+        assert search.ended_at == 2.0
+
+
+@pytest.mark.parametrize(
+    ("hinted", "again"), [(0.1, HINT_INTERVAL), (HINT_INTERVAL, HINT_INTERVAL), (3.0, 3.0)], ids=str
+)
+async def test_what_has_happened_on_this_side_has_another_search_begin_at_once(
+    autojump_clock: MockClock, hinted: float, again: float
+) -> None:
+    FakeWalk.takes = 5.0
+    async with kept() as one:
+        one.lose()
+        await trio.sleep(hinted)
+        one.hint()
+        await trio.sleep(1.0)
+        first, second = FakeWalk.begun
+        assert first.ended_at == second.at == pytest.approx(again)
+
+
+async def test_what_has_happened_on_this_side_ends_a_pause(autojump_clock: MockClock) -> None:
+    async with kept() as one:
+        one.lose()
+        await trio.sleep(20.0)
+        before = one.searches
+        one.hint()
+        await wait_all_tasks_blocked()
+        assert one.searches == [*before, 20.0]
+
+
+async def test_a_server_that_is_back_ends_a_pause(autojump_clock: MockClock) -> None:
+    async with kept() as one:
+        one.lose()
+        await trio.sleep(20.0)
+        before = one.searches
+        one.server_is_back.unpark_all()
+        await wait_all_tasks_blocked()
+        assert one.searches == [*before, 20.0]
+
+
+@pytest.mark.parametrize("has_signals", [True, False])
+async def test_a_server_that_is_back_has_another_search_begin_where_one_goes_by_a_dead_connection(
+    autojump_clock: MockClock, has_signals: bool
+) -> None:
+    """One that began without any connection waits for it by itself."""
+    FakeWalk.takes = 5.0
+    async with kept() as one:
+        one.has_signals = has_signals
+        one.lose()
+        await trio.sleep(1.0)
+        one.server_is_back.unpark_all()
+        await trio.sleep(0.1)
+        assert one.searches == [0.0, 1.0][: 1 + has_signals]
+
+
+async def test_a_peer_that_does_not_answer_is_searched_for_again_when_it_does(autojump_clock: MockClock) -> None:
+    FakeWalk.takes = 20.0
+    async with kept() as one:
+        one.peer_answers = False
+        one.lose()
+        await trio.sleep(5 * ASK_INTERVAL)
+        assert one.asked == after(0.0, [0.0, ASK_INTERVAL, 2 * ASK_INTERVAL])
+        one.peer_answers = True
+        await trio.sleep(10 * ASK_INTERVAL)
+        assert one.searches == [0.0, 7 * ASK_INTERVAL]
+
+
+@pytest.mark.parametrize("rtt", [None, 0.05, 2.0])
+async def test_a_question_where_a_peer_is_has_some_round_trips(autojump_clock: MockClock, rtt: float | None) -> None:
+    async with kept() as one:
+        one.view.signal_rtt, one.answer_takes = rtt, math.inf
+        with pytest.raises(trio.TooSlowError):
+            await one.keeper.ask(PEER)
+        assert trio.current_time() == max(ASK_PATIENCE, ASK_TRIPS * (rtt or 0.0))
+
+
+# -- by what -----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_has_called_searches_by_what_the_call_allows(autojump_clock: MockClock) -> None:
+    async with kept() as one:
+        one.link.path = replace(PUNCHED, phase="relay")
+        one.lose()
+        await trio.sleep(0.1)
+        assert [(walk.plugins, walk.phases) for walk in FakeWalk.begun] == [(CALLED.plugins, CALLED.phases)]
+
+
+@pytest.mark.parametrize("lost", ["direct", "punch", "spray", "relay"])
+async def test_who_was_called_searches_by_a_relay_only_where_the_lost_path_was_one(
+    autojump_clock: MockClock, lost: str
+) -> None:
+    """It does not know what the call allows, and a relay costs somebody."""
+    async with kept(initiator=False) as one:
+        one.link.path = replace(PUNCHED, phase=lost)
+        one.lose()
+        await trio.sleep(RESPONDER_WAITS + 0.1)
+        phases = ("direct", "punch", "spray", *["relay"] * (lost == "relay"))
+        plugins = tuple(f"{phase}_plugin" for phase in phases)
+        assert [(walk.plugins, walk.phases) for walk in FakeWalk.begun] == [(plugins, phases)]
