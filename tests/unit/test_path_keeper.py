@@ -16,9 +16,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.identities import BOB
 from warpgate_trio.address import PeerAddress
+from warpgate_trio.combos import Combo, Likelihood, RouteType
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.link import Link, PathInfo
+from warpgate_trio.link.stream import Outgoing
 from warpgate_trio.node import path_keeper
 from warpgate_trio.node.path_keeper import (
     ASK_INTERVAL,
@@ -31,6 +33,8 @@ from warpgate_trio.node.path_keeper import (
     STEADY,
     PathKeeper,
 )
+from warpgate_trio.node.upgrade_schedule import JITTER, POSTPONED, SITS_OUT
+from warpgate_trio.node.upgrade_schedule import PAUSES as UPGRADE_PAUSES
 from warpgate_trio.report import Verdict
 from warpgate_trio.walk.recorder import Recorder
 from warpgate_trio.walk.session import Reach
@@ -48,6 +52,19 @@ PUNCHED: Final = PathInfo(
 CALLED: Final = Reach(plugins=("direct_connect", "udp_punch"), phases=("direct", "punch"), peer=PEER, signalled=True)
 """What the caller's Link may be searched for by."""
 LONG: Final = 2 * sum(PAUSES)
+MANY: Final = 100
+BETTER: Final = Combo(
+    phase="direct",
+    plugin="direct_connect",
+    af=4,
+    route_type=RouteType.EXT_BIND,
+    target=None,
+    source=None,
+    likelihood=Likelihood.LIKELY,
+    delay=0.0,
+    why="",
+)
+"""What may lead to a better path than PUNCHED."""
 
 
 @final
@@ -65,9 +82,10 @@ class FakeWalk:
         plugins: Sequence[str],
         phases: Sequence[str],
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
+        preferred: bool = False,
         **_: object,
     ) -> None:
-        self.plugins, self.phases = tuple(plugins), tuple(phases)
+        self.plugins, self.phases, self.preferred = tuple(plugins), tuple(phases), preferred
         self.committing: Final = trio.Lock()
         self.at = self.ended_at = math.nan
         self._peer, self._refresh = peer, refresh
@@ -75,6 +93,7 @@ class FakeWalk:
     async def search(self, *, deadline: float) -> None:
         self.at = trio.current_time()
         self.begun.append(self)
+        assert len(self.begun) < MANY, "there is no pause"
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ask)
@@ -102,6 +121,9 @@ class Kept:
         self.server_is_back: Final = trio.lowlevel.ParkingLot()
         self.has_signals = self.peer_answers = True
         self.answer_takes = 0.0
+        self.plan: list[Combo] = []
+        self.stream: Final = Outgoing()
+        self.link.protocol.outgoing = self.stream
         self.asked: list[float] = []
         self.distrusted: list[float] = []
         self.view: Final = SimpleNamespace(
@@ -114,7 +136,7 @@ class Kept:
             view=self.view,
             has_signals=lambda: self.has_signals,
             wait_signals=trio.lowlevel.checkpoint,
-            plan=lambda *_: [],
+            plan=lambda *_: self.plan,
         )
         self.keeper: Final = PathKeeper(
             cast("Any", home),
@@ -127,6 +149,7 @@ class Kept:
 
     async def _refresh(self, peer: PeerAddress) -> PeerAddress:
         self.asked.append(trio.current_time())
+        assert len(self.asked) < MANY, "there is no pause"
         await trio.sleep(self.answer_takes)
         if not self.peer_answers:
             raise AttemptFailed("nobody is at home")
@@ -146,6 +169,10 @@ class Kept:
         """There is another one."""
         self.link.path = replace(PUNCHED)
         self.link.path_log.told.unpark_all()
+
+    def say(self) -> None:
+        """Something is said on a Pipe."""
+        self.stream.put_frame(b"x")
 
     def hint(self) -> None:
         """Something has happened on this machine."""
@@ -227,6 +254,18 @@ async def test_the_pauses_start_afresh_once_a_path_was_well_for_a_while(autojump
             await trio.sleep(pause + 0.1)
             assert one.searches == pytest.approx([lost_at + pause]), well
             one.find()
+
+
+async def test_a_path_that_comes_and_goes_is_searched_for_ever_more_rarely(autojump_clock: MockClock) -> None:
+    async with kept() as one:
+        for pause in (*PAUSES, PAUSES[-1]):
+            lost_at = trio.current_time()
+            one.lose()
+            await trio.sleep(pause + 0.1)
+            assert one.searches[-1] == pytest.approx(lost_at + pause)
+            one.find()
+            await trio.sleep(0.1)
+        assert len(one.searches) == len(PAUSES) + 1
 
 
 async def test_however_often_the_path_has_changed_a_lost_one_is_searched_for_at_once(autojump_clock: MockClock) -> None:
@@ -370,3 +409,57 @@ async def test_who_was_called_searches_by_a_relay_only_where_the_lost_path_was_o
         phases = ("direct", "punch", "spray", *["relay"] * (lost == "relay"))
         plugins = tuple(f"{phase}_plugin" for phase in phases)
         assert [(walk.plugins, walk.phases) for walk in FakeWalk.begun] == [(plugins, phases)]
+
+
+# -- something better --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upgrade", [True, False])
+@pytest.mark.parametrize("initiator", [True, False])
+async def test_who_has_called_looks_for_a_better_path_where_that_is_wanted(
+    autojump_clock: MockClock, initiator: bool, upgrade: bool
+) -> None:
+    async with kept(initiator=initiator, upgrade=upgrade) as one:
+        one.plan = [BETTER]
+        one.say()
+        await trio.sleep(UPGRADE_PAUSES[0] * (1 + JITTER) + 0.1)
+        assert [walk.preferred for walk in FakeWalk.begun] == [True] * (initiator and upgrade)
+        one.hint()
+        await wait_all_tasks_blocked()
+        assert len(FakeWalk.begun) == 2 * (initiator and upgrade)
+
+
+@pytest.mark.parametrize(
+    ("combo", "worth_it"),
+    [
+        (BETTER, True),
+        (replace(BETTER, likelihood=Likelihood.DOUBTFUL), True),
+        (replace(BETTER, likelihood=Likelihood.HOPELESS), False),
+        (replace(BETTER, route_type=RouteType.NIC_BIND), True),
+        (replace(BETTER, route_type=RouteType.NIC_BIND, likelihood=Likelihood.DOUBTFUL), False),
+        (replace(BETTER, phase="punch"), False),
+        (replace(BETTER, phase="relay", route_type=RouteType.NIC_BIND), False),
+    ],
+)
+async def test_only_what_may_lead_to_a_better_path_is_worth_a_search(
+    autojump_clock: MockClock, combo: Combo, worth_it: bool
+) -> None:
+    async with kept(upgrade=True) as one:
+        one.plan = [combo]
+        one.hint()
+        await trio.sleep(0.1)
+        assert len(FakeWalk.begun) == worth_it
+
+
+async def test_a_way_that_was_no_good_is_left_alone_for_a_while(autojump_clock: MockClock) -> None:
+    async with kept(upgrade=True) as one:
+        one.plan = [BETTER]
+        one.link._dropped.append(replace(PUNCHED, plugin=BETTER.plugin))
+        one.link.path_log.told.unpark_all()
+        for _ in range(int(SITS_OUT) - 1):
+            one.say()
+            await trio.sleep(1.0)
+        assert FakeWalk.begun == []
+        one.say()
+        await trio.sleep(POSTPONED * (1 + JITTER) + 1.0)
+        assert len(FakeWalk.begun) == 1
