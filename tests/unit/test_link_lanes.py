@@ -10,12 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.frames import Proof, Terms
 from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
-from warpgate_trio.link.life import HINT_SLACK, LINGER, SLACK_MAX, SUSPICION_TRIPS, Life
+from warpgate_trio.link.life import HINT_SLACK, LINGER, RESPONDER_WAITS, SLACK_MAX, SUSPICION_TRIPS, Life
 from warpgate_trio.link.moving import YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.link.states import DirectionState
@@ -67,7 +68,7 @@ class Wire:
 class Ends:
     """Two ends of a Link: `a` has called."""
 
-    def __init__(self, bobs: Terms = TERMS) -> None:
+    def __init__(self, bobs: Terms = TERMS, *, greeted: bool = True) -> None:
         self.now = 1000.0
         first = Wire(self.lane(dialler=True), self.lane(dialler=False))
         self.wires = [first]
@@ -81,10 +82,9 @@ class Ends:
         self.settle()
         self.links["b"].send_accept(now=self.now, terms=bobs)
         self.settle()
-        first.lanes["b"].send_ping(self.now)
-        self.settle()
-        assert self.links["a"].movable
-        assert self.links["b"].movable
+        if greeted:
+            first.lanes["b"].send_ping(self.now)
+            self.settle()
 
     def lane(self, *, dialler: bool) -> LaneProtocol:
         return LaneProtocol(dialler=dialler, initiator=dialler, now=self.now, idle_interval=1e6)
@@ -201,6 +201,109 @@ class Ends:
         return next((wire for wire in self.wires if wire.lanes[name] is active), None)
 
 
+@pytest.mark.parametrize("seconds", [0, 1, 120])
+def test_a_link_may_have_further_carriers_once_the_callee_has_heard_from_the_caller(seconds: int) -> None:
+    """And where both keep it without one; a caller that has gone by then will not come back."""
+    for greeted in (False, True):
+        ends = Ends(replace(TERMS, resume_timeout=seconds), greeted=greeted)
+        assert ends.links["a"].movable is (seconds > 0)
+        assert ends.links["b"].movable is (seconds > 0 and greeted)
+        assert all(link.is_lasting is (seconds > 0) for link in ends.links.values())
+
+
+def test_what_proves_a_carrier_is_made_of_the_callers_half_and_the_callees() -> None:
+    ends = Ends(replace(TERMS, secret=b"b" * 16))
+    secrets = [LinkSecret(TERMS.secret, b"b" * 16, b"l" * 16, initiator=initiator) for initiator in (True, False)]
+    for name, (ours, theirs) in (("a", secrets), ("b", secrets[::-1])):
+        wire = ends.attach(name)
+        assert wire is not None
+        lane = wire.lanes[name]
+        assert lane.attach is not None
+        assert lane.attached is not None
+        assert theirs.holds(lane.attach, **KEYS)
+        assert ours.holds(lane.attached, **KEYS)
+
+
+def test_which_carriers_a_peer_may_offer() -> None:
+    """What its own secret proves, within what can be true."""
+    secret = LinkSecret(TERMS.secret, TERMS.secret, b"l" * 16, initiator=True)
+    ends = Ends()
+    assert ends.attach("a") is not None
+    ends.settle()
+    ends.send("b", b"12345")
+
+    def judge(
+        link: LinkProtocol = ends.links["b"], *, lane: int = 5, received: int = 5, session: bytes = SESSION
+    ) -> bool:
+        attach = secret.attach(lane=lane, received=received, turn=0, **KEYS)
+        return link.judge_attach(attach, session_id=session, server_key=KEYS["server_key"]) is None
+
+    assert judge()
+    assert judge(received=0)
+    assert not judge(received=6), "more than was said"
+    assert not judge(session=b"another session.")
+    for lane in (0, 1, 2, 3, 4):
+        assert not judge(lane=lane), "it is not the peer's to give, or there is one"
+    assert not judge(Ends(greeted=False).links["b"], received=0)
+    ends.links["b"].break_all(ValueError("it is over"))
+    assert not judge()
+
+
+@pytest.mark.parametrize("what", ["lane", "mac"])
+def test_an_answer_that_does_not_prove_the_link_is_not_believed(what: str) -> None:
+    ends = Ends()
+    ours, link = ends.lane(dialler=True), ends.links["a"]
+    ours.send_proof(PROOF)
+    link.attach(ours, **KEYS, now=ends.now)
+    secret = LinkSecret(TERMS.secret, TERMS.secret, b"l" * 16, initiator=False)
+    good = secret.attached(lane=3, received=0, turn=0, **KEYS)
+    bad = secret.attached(lane=5, received=0, turn=0, **KEYS) if what == "lane" else replace(good, mac=bytes(16))
+    with pytest.raises(RemoteProtocolError, match="does not prove the Link"):
+        link.hear_attached(ours, bad, **KEYS, now=ends.now)
+    assert len(link.lanes) == 1
+    link.hear_attached(ours, good, **KEYS, now=ends.now)
+    assert len(link.lanes) == 2
+
+
+def test_who_was_called_waits_longer_on_each_carrier_before_it_asks() -> None:
+    ends = Ends()
+    assert ends.attach("b") is not None
+    ends.settle()
+    for name, waits in (("a", 1.0), ("b", RESPONDER_WAITS)):
+        for wire in ends.wires:
+            assert wire.lanes[name].life.deadline - ends.now == pytest.approx(1e6 * waits)
+
+
+def test_the_round_trip_of_a_carrier_is_known_soon() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    assert all(lane.life.answered for lane in wire.lanes.values())
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_without_a_carrier_the_next_one_is_spoken_on_as_soon_as_it_is_there(name: str) -> None:
+    ends = Ends()
+    first = ends.wires[0]
+    ends.cut(first)
+    for each, link in ends.links.items():
+        assert link.life is first.lanes[each].life, "the last one's, as long as there is none"
+    wire = ends.attach(name)
+    assert wire is not None
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    for each, link in ends.links.items():
+        assert link.life is wire.lanes[each].life
+
+
+def test_the_carrier_that_is_spoken_on_needs_no_trial() -> None:
+    ends = Ends()
+    ends.attach("a")
+    ends.settle()
+    ends.prefer("a", ends.wires[0])
+    assert not ends.links["a"].has_outbox(ends.wires[0].lanes["a"])
+
+
 def test_who_hears_a_higher_turn_follows() -> None:
     ends = Ends()
     wire = ends.attach("a")
@@ -284,6 +387,10 @@ def test_a_better_carrier_is_spoken_on_once_it_has_carried_bulk_each_way(name: s
     assert len(wire.bytes[other]) > TRIAL
     ends.settle()
     assert ends.speaks_on(name) is ends.speaks_on(other) is wire
+    assert [(link.lanes.turn, link.lanes.followed) for link in ends.links.values()] == [
+        (1, name == "b"),
+        (1, name == "a"),
+    ]
     assert ends.read(other) == b"over the old one"
     assert len(ends.wires) == 2, "the old one is there, should it be needed"
 
@@ -564,7 +671,19 @@ def test_a_carrier_on_trial_is_taken_at_once_where_the_old_one_is_lost() -> None
     ends.cut(ends.wires[0])
     ends.settle()
     assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    assert [link.lanes.turn for link in ends.links.values()] == [1, 1], "the end of the trial changes nothing"
     assert ends.read("b") == b"hello"
+
+
+def test_a_carrier_that_is_lost_on_trial_is_not_said_to_be_no_good() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.prefer("a", wire)
+    ends.cut(wire)
+    assert not wire.lanes["a"].was_dropped
+    assert not ends.links["a"].has_outbox(ends.wires[0].lanes["a"])
 
 
 def test_a_signal_goes_on_every_lane_and_counts_where_one_is_well() -> None:
