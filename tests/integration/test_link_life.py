@@ -11,7 +11,7 @@ from tests.links import TERMS, End, RawPeer, carrier_kind, linked, raw_end
 from tests.waiting import wait_until
 from warpgate_trio import PathState
 from warpgate_trio.link.channels import EARLY_DATA_LIMIT
-from warpgate_trio.link.frames import Ack, Data, Ping, Pong
+from warpgate_trio.link.frames import Ack, At, Data, Ping, Pong
 from warpgate_trio.link.lane import LaneProtocol
 from warpgate_trio.link.life import DEATH, HINT_SLACK, SLACK
 from warpgate_trio.link.stream import ACK_DELAY, MAX_FRAMES, REPLAY_MAX, Outgoing
@@ -140,6 +140,13 @@ async def test_an_ack_of_a_peer_that_offered_none(nursery: trio.Nursery) -> None
     async with raw_end(nursery) as (alice, peer):
         await peer.say(Ack(position=0))
         with pytest.raises(trio.BrokenResourceError, match="an ACK on a link that has none"):
+            await alice.pipe.receive_some()
+
+
+async def test_an_at_of_a_peer_that_offered_none(nursery: trio.Nursery) -> None:
+    async with raw_end(nursery) as (alice, peer):
+        await peer.say(At(position=0, turn=1))
+        with pytest.raises(trio.BrokenResourceError, match="an AT on a link that has none"):
             await alice.pipe.receive_some()
 
 

@@ -662,6 +662,23 @@ def test_who_follows_and_learns_at_once_that_all_has_come_waits_for_nothing() ->
     assert wire.lanes["a"].life.unanswered(ends.now + 1) == 0
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_who_changes_over_waits_there_for_what_is_not_acknowledged(waits: bool) -> None:
+    """Though the new one was well a moment ago, nobody would notice if it were a hole by now; and for nothing else."""
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    first.holes = {"b"}
+    if waits:
+        ends.send("a", b"hello")
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    assert wire.lanes["a"].life.unanswered(ends.now + 1) == waits
+
+
 def test_a_carrier_on_trial_is_taken_at_once_where_the_old_one_is_lost() -> None:
     ends = Ends()
     wire = ends.attach("a")
