@@ -106,8 +106,9 @@ class FakeWalk:
         raise ConnectError(recorder.finish(Verdict.UNREACHABLE, 0.0, session_id=b""))
 
     async def _ask(self) -> None:
-        with suppress(AttemptFailed, trio.TooSlowError):
-            await self._refresh(self._peer)
+        for _ in range(2):  # as in the phases of a walk
+            with suppress(AttemptFailed, trio.TooSlowError):
+                await self._refresh(self._peer)
 
 
 @final
@@ -122,6 +123,7 @@ class Kept:
         self.has_signals = self.peer_answers = True
         self.answer_takes = 0.0
         self.plan: list[Combo] = []
+        self.peer: PeerAddress | None = PEER
         self.stream: Final = Outgoing()
         self.link.protocol.outgoing = self.stream
         self.asked: list[float] = []
@@ -129,7 +131,7 @@ class Kept:
         self.view: Final = SimpleNamespace(
             host=SimpleNamespace(random=Random(0)),
             budgets=Budgets(),
-            known_address=lambda _: PEER,
+            known_address=lambda _: self.peer,
             signal_rtt=0.05,
         )
         home = SimpleNamespace(
@@ -330,6 +332,18 @@ async def test_what_has_happened_on_this_side_has_another_search_begin_at_once(
         assert first.ended_at == second.at == pytest.approx(again)
 
 
+async def test_a_peer_of_which_nothing_is_known_is_searched_for_when_something_is(autojump_clock: MockClock) -> None:
+    async with kept(initiator=False) as one:
+        one.peer = None
+        one.lose()
+        await trio.sleep(20.0)
+        assert one.searches == []
+        one.peer = PEER
+        one.hint()
+        await wait_all_tasks_blocked()
+        assert one.searches == [20.0]
+
+
 async def test_what_has_happened_on_this_side_ends_a_pause(autojump_clock: MockClock) -> None:
     async with kept() as one:
         one.lose()
@@ -371,7 +385,7 @@ async def test_a_peer_that_does_not_answer_is_searched_for_again_when_it_does(au
         one.peer_answers = False
         one.lose()
         await trio.sleep(5 * ASK_INTERVAL)
-        assert one.asked == after(0.0, [0.0, ASK_INTERVAL, 2 * ASK_INTERVAL])
+        assert one.asked == [0.0, *after(0.0, [0.0, ASK_INTERVAL, 2 * ASK_INTERVAL])]
         one.peer_answers = True
         await trio.sleep(10 * ASK_INTERVAL)
         assert one.searches == [0.0, 7 * ASK_INTERVAL]
