@@ -60,7 +60,25 @@ def test_a_change_of_the_network_has_one_at_once_and_the_pauses_start_afresh() -
     schedule.hint(now)
     assert schedule.next_at == now
     schedule.searched(now)
-    assert schedule.next_at - now >= PAUSES[1] * (1 - JITTER)
+    assert abs(schedule.next_at - now - PAUSES[1]) <= JITTER * PAUSES[1]
+
+
+def test_the_pauses_start_afresh_where_the_path_has_changed() -> None:
+    schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
+    for _ in range(4):
+        schedule.searched(schedule.next_at)
+    now = 5000.0
+    schedule.changed(now)
+    assert abs(schedule.next_at - now - PAUSES[0]) <= JITTER * PAUSES[0]
+
+
+def test_each_further_change_doubles_what_a_path_has_before_the_next_one() -> None:
+    schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
+    for number in range(8):
+        now = float(number)
+        schedule.changed(now)
+        schedule.hint(now)
+        assert schedule.next_at == now + min(DWELL * 2**number, DWELL_MAX)
 
 
 @given(gaps=st.lists(st.floats(0.1, 400.0), min_size=1, max_size=20), hinted=st.booleans())
