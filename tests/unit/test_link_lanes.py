@@ -13,12 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.channel import Channel
-from warpgate_trio.link.frames import Proof, Terms
+from warpgate_trio.link.frames import At, Drop, Proof, Terms
 from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import HINT_SLACK, LINGER, RESPONDER_WAITS, SLACK_MAX, SUSPICION_TRIPS, Life
-from warpgate_trio.link.moving import YOUNG
+from warpgate_trio.link.moving import SPARE_FOR, YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
+from warpgate_trio.link.quiet import Uplink
 from warpgate_trio.link.states import DirectionState
 from warpgate_trio.link.stream import ACK_DELAY
 
@@ -171,6 +172,7 @@ class Ends:
         link, lane = self.links[name], wire.lanes[name]
         if lane in link.lanes and lane is not link.lanes.active and not lane.is_over:
             link.lanes.promote(lane)
+            link._stop_following()
             link._begin(lane, self.now)
             lane.hint(self.now)
 
@@ -199,6 +201,18 @@ class Ends:
     def speaks_on(self, name: str) -> Wire | None:
         active = self.links[name].lanes.active
         return next((wire for wire in self.wires if wire.lanes[name] is active), None)
+
+
+def test_names_of_carriers_grow_and_are_not_used_twice() -> None:
+    ends = Ends()
+    names = []
+    for name in ("a", "b", "b", "a"):
+        wire = ends.attach(name)
+        assert wire is not None
+        names.append(wire.lanes[name].number)
+        ends.settle()
+        ends.cut(wire)
+    assert names == [3, 2, 4, 5]
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 120])
@@ -244,6 +258,8 @@ def test_which_carriers_a_peer_may_offer() -> None:
     assert not judge(session=b"another session.")
     for lane in (0, 1, 2, 3, 4):
         assert not judge(lane=lane), "it is not the peer's to give, or there is one"
+    ends.cut(ends.wires[0])
+    assert not judge(lane=1), "it was the first one's"
     assert not judge(Ends(greeted=False).links["b"], received=0)
     ends.links["b"].break_all(ValueError("it is over"))
     assert not judge()
@@ -334,7 +350,9 @@ def test_a_carrier_that_is_lost_gives_way_to_the_newest() -> None:
     newest = ends.attach("b")
     ends.settle()
     ends.send("a", b"hello")
-    ends.cut(ends.wires[0])
+    lost = ends.wires[0]
+    ends.cut(lost)
+    assert all(lane.is_over for lane in lost.lanes.values())
     assert ends.speaks_on("a") is ends.speaks_on("b") is newest
     ends.settle()
     assert ends.read("b") == b"hello"
@@ -542,6 +560,162 @@ def test_a_peer_that_changes_over_without_end_is_left_unread_for_a_while() -> No
         ends.promote("a", ends.wires[(number + 1) % 2])
         ends.settle()
     assert max(lane.pause(ends.now) for lane in lanes) > 0.01
+
+
+def test_a_peer_that_says_again_where_it_speaks_has_not_changed_over() -> None:
+    """It does where an ACK has overtaken what it says again: that costs it nothing, and ends no trial."""
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.prefer("a", wire)
+    for _ in range(20):
+        first.lanes["b"].say(At(position=0, turn=0))
+        ends.deliver(first, "b")
+    assert not first.lanes["a"].pause(ends.now)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    ends.deliver(wire, "a")  # AT: Bob tries his direction
+    for _ in range(20):
+        wire.lanes["a"].say(At(position=0, turn=1))
+        ends.deliver(wire, "a")
+    assert ends.speaks_on("b") is first, "his own direction is not tried yet"
+    ends.deliver(wire, "b")
+    ends.deliver(wire, "a")
+    assert ends.speaks_on("b") is wire
+    assert not wire.lanes["b"].pause(ends.now)
+
+
+def test_who_follows_in_the_middle_of_a_trial_of_its_own_goes_on_with_that() -> None:
+    ends = Ends()
+    second, third = ends.attach("a"), ends.attach("b")
+    assert second is not None
+    assert third is not None
+    ends.settle()
+    ends.prefer("a", second)
+    ends.promote("b", third)
+    ends.deliver(third, "b")
+    assert ends.speaks_on("a") is third
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is second
+
+
+def test_who_flees_in_the_middle_of_a_trial_that_the_peer_has_begun_ends_that() -> None:
+    """Law 5: else it would go where the peer was, when that is proven, and the peer where it is now."""
+    ends = Ends()
+    second, third = ends.attach("a"), ends.attach("b")
+    assert second is not None
+    assert third is not None
+    ends.settle()
+    ends.prefer("a", second)
+    ends.deliver(second, "a")
+    ends.deliver(second, "b")
+    ends.deliver(second, "a")  # AT: Bob tries his direction
+    ends.wires[0].lanes["b"].life.life = Life.SUSPECT
+    assert ends.links["b"].choose(ends.now)
+    assert ends.speaks_on("b") is third
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is third
+
+
+def test_where_both_change_over_at_once_in_the_middle_of_a_trial_the_initiator_is_followed() -> None:
+    ends = Ends()
+    first, second, third = ends.wires[0], ends.attach("a"), ends.attach("b")
+    assert second is not None
+    assert third is not None
+    ends.settle()
+    ends.prefer("a", second)
+    ends.deliver(second, "a")
+    ends.deliver(second, "b")
+    ends.deliver(second, "a")  # AT: Bob tries his direction
+    first.lanes["b"].life.life = Life.SUSPECT
+    assert ends.links["b"].choose(ends.now)
+    first.lanes["b"].life.life = Life.WELL
+    ends.promote("a", first)
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is first
+
+
+def test_who_tries_a_carrier_follows_there_at_once_where_the_peer_has_fled_to_it() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.prefer("a", wire)
+    ends.promote("b", wire)
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+
+
+@pytest.mark.parametrize("why", ["the peer has fled", "ours is no good"])
+def test_who_follows_has_no_time_for_a_trial_where_the_old_carrier_is_no_good(why: str) -> None:
+    ends = Ends()
+    wire = ends.attach("b")
+    assert wire is not None
+    ends.settle()
+    if why == "the peer has fled":
+        ends.promote("b", wire)
+    else:
+        ends.prefer("b", wire)
+        ends.deliver(wire, "b")
+        ends.deliver(wire, "a")
+        ends.wires[0].lanes["a"].life.life = Life.SUSPECT
+    assert ends.speaks_on("b") is wire
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    assert [link.lanes.turn for link in ends.links.values()] == [1, 1]
+
+
+@pytest.mark.parametrize("flees", [True, False])
+def test_from_a_peer_that_flees_after_a_long_silence_something_is_learnt_of_the_nats(flees: bool) -> None:
+    ends = Ends()
+    wire, uplink = ends.attach("a"), Uplink()
+    assert wire is not None
+    ends.settle()
+    uplink.note_borne(asked=False)
+    ends.wires[0].lanes["b"].life.uplink = uplink
+    ends.now += 2e6
+    if flees:
+        ends.promote("a", wire)
+    else:
+        ends.prefer("a", wire)
+    ends.settle()
+    assert ends.speaks_on("b") is wire
+    assert uplink.bears is not flees
+
+
+def test_a_carrier_that_is_gone_may_be_dropped_by_the_peer() -> None:
+    ends = Ends()
+    ends.wires[0].lanes["b"].say(Drop(lane=3))
+    ends.settle()
+    assert not ends.wires[0].lanes["a"].is_over
+
+
+def test_a_carrier_is_spare_where_nobody_has_spoken_on_it_for_a_while_and_the_other_one_is_well() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0].lanes["a"], ends.attach("a")
+    assert wire is not None
+    second, link = wire.lanes["a"], ends.links["a"]
+    ends.settle()
+    assert not link.is_spare(second, ends.now + SPARE_FOR - 0.1)
+    now = ends.now + SPARE_FOR
+    assert link.is_spare(second, now)
+    assert not link.is_spare(first, now), "we speak on it"
+    first.life.life = Life.SUSPECT
+    assert not link.is_spare(second, now)
+    second.life.life = Life.SUSPECT
+    link.lose(first, now)
+    assert link.lanes.active is None
+    assert not link.is_spare(second, now)
+
+
+def test_after_a_hint_each_carrier_is_asked() -> None:
+    ends = Ends()
+    assert ends.attach("a") is not None
+    ends.settle()
+    ends.links["a"].hint(ends.now)
+    assert [lane.life.asking for lane in ends.links["a"].lanes] == [True, True]
 
 
 def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:

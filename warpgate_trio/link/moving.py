@@ -215,6 +215,7 @@ class Moving(ABC):
             return False
         left = self.lanes.active
         self.lanes.promote(lane)
+        self._stop_following()
         self._begin(lane, now)
         lane.hint(now)  # what took the one may have taken the other
         if left is not None and now - left.joined_at < YOUNG:
@@ -247,6 +248,11 @@ class Moving(ABC):
             self._trial = None
             self._drop(lane)
 
+    def _stop_following(self) -> None:
+        """A trial that the peer has begun is over: one of the two is elsewhere by now."""
+        if self._follows:
+            self._trial, self._follows = None, False
+
     def _begin(self, lane: LaneProtocol, now: float, *, graceful: bool = False) -> None:
         """What we say goes on here, from what the peer has taken in."""
         lane.said = self._kept.acknowledged
@@ -264,11 +270,10 @@ class Moving(ABC):
         lane.received = at.position
         lane.ack_due = True  # here, whatever we speak on: the peer has to learn that this lane carries
         before, follow = self.lanes.turn, self.lanes.hear(lane, at)
-        if self._follows and self.lanes.turn > before:
-            self._trial, self._follows = None, False  # the peer is elsewhere by now
         if self.lanes.turn > before:
+            self._stop_following()
             lane.count(TURN_COST)
-        if not follow:
+        if not follow or (self._follows and lane is self._trial):  # then the peer only goes on from where it is by now
             return
         if at.graceful and self.lanes.active is not None and self.lanes.active.is_well:
             self._try(lane, now, follows=True)
