@@ -233,9 +233,7 @@ class Moving(ABC):
 
     def _judge_trial(self, now: float) -> None:
         lane = self._trial
-        if lane is None:
-            return
-        if lane not in self.lanes or lane is self.lanes.active:
+        if lane is None or lane not in self.lanes or lane is self.lanes.active:
             self._trial = None
         elif lane.is_proven:
             self._trial = None
@@ -297,8 +295,9 @@ class Moving(ABC):
         lane.was_dropped = True
 
     def _say_drop(self, lane: LaneProtocol, reason: DropReason) -> None:
-        if self.lanes.active is not None:
-            self.lanes.active.say(Drop(lane=lane.number, reason=reason))
+        active = self.lanes.active
+        if active is not None:
+            active.say(Drop(lane=lane.number, reason=reason))
         lane.end()
 
     def _receive_drop(self, drop: Drop) -> None:
