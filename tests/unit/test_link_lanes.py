@@ -331,6 +331,20 @@ def test_who_hears_a_higher_turn_follows() -> None:
     assert [link.lanes.turn for link in ends.links.values()] == [1, 1]
 
 
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_an_old_turn_is_not_followed(name: str) -> None:
+    ends = Ends()
+    wire, other = ends.attach("a"), "b" if name == "a" else "a"
+    assert wire is not None
+    ends.settle()
+    ends.promote(name, wire)
+    ends.settle()
+    ends.wires[0].lanes[other].say(At(position=0, turn=0))
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    assert [link.lanes.turn for link in ends.links.values()] == [1, 1]
+
+
 def test_where_both_change_over_at_once_the_initiator_is_followed() -> None:
     ends = Ends()
     first, second = ends.wires[0], ends.attach("a")
@@ -851,6 +865,26 @@ def test_who_changes_over_waits_there_for_what_is_not_acknowledged(waits: bool) 
     ends.deliver(wire, "b")
     assert ends.speaks_on("a") is wire
     assert wire.lanes["a"].life.unanswered(ends.now + 1) == waits
+
+
+def test_what_was_said_on_the_carrier_that_is_left_is_waited_for_on_the_new_one_alone() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    ends.send("a", b"hello")
+    ends.deliver(first, "a")
+    ends.send("a", b"again")
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    later = ends.now + 1
+    assert (first.lanes["a"].life.unanswered(later), wire.lanes["a"].life.unanswered(later)) == (0, 1)
+    ends.now += ACK_DELAY
+    ends.links["b"].handle_timer(first.lanes["b"], ends.now)
+    ends.deliver(first, "b")  # the ACK of a part
+    assert first.lanes["a"].life.unanswered(later) == 0
 
 
 def test_a_carrier_on_trial_is_taken_at_once_where_the_old_one_is_lost() -> None:
