@@ -20,6 +20,7 @@ from warpgate_trio.combos import Combo, Likelihood, RouteType
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.link import Link, PathInfo
+from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.stream import Outgoing
 from warpgate_trio.node import path_keeper
 from warpgate_trio.node.path_keeper import (
@@ -115,10 +116,13 @@ class FakeWalk:
 class Kept:
     """A Link that is kept, and all that its keeper hears and does."""
 
-    def __init__(self, *, initiator: bool, upgrade: bool) -> None:
+    def __init__(self, *, initiator: bool, upgrade: bool, path: PathInfo) -> None:
         carrier = SimpleNamespace(dialler=True, idle_interval=60.0, name="quic", limit_unsent=lambda _: None)
         self.link: Final = Link(cast("Any", carrier), peer_key=bytes(32), session_id=bytes(16), initiator=initiator)
-        self.link.path = PUNCHED
+        self.link.path = path
+        protocol = self.link.protocol
+        protocol._opened, protocol.resume_timeout, protocol.life.answered = True, 120.0, 1
+        protocol._secret = LinkSecret(bytes(16), bytes(16), bytes(16), initiator=initiator)
         self.server_is_back: Final = trio.lowlevel.ParkingLot()
         self.has_signals = self.peer_answers = True
         self.answer_takes = 0.0
@@ -193,11 +197,14 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def kept(*, initiator: bool = True, upgrade: bool = False) -> AsyncGenerator[Kept]:
+async def kept(
+    *, initiator: bool = True, upgrade: bool = False, path: PathInfo = PUNCHED, reach: Reach = CALLED
+) -> AsyncGenerator[Kept]:
     """A Link on a path, and its keeper."""
-    one = Kept(initiator=initiator, upgrade=upgrade)
+    one = Kept(initiator=initiator, upgrade=upgrade, path=path)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.keeper.keep, one.link, CALLED if initiator else None)
+        one.plan = [BETTER]
+        nursery.start_soon(one.keeper.keep, one.link, reach if initiator else None)
         await wait_all_tasks_blocked()
         yield one
         nursery.cancel_scope.cancel()
@@ -434,13 +441,25 @@ async def test_who_has_called_looks_for_a_better_path_where_that_is_wanted(
     autojump_clock: MockClock, initiator: bool, upgrade: bool
 ) -> None:
     async with kept(initiator=initiator, upgrade=upgrade) as one:
-        one.plan = [BETTER]
         one.say()
         await trio.sleep(UPGRADE_PAUSES[0] * (1 + JITTER) + 0.1)
         assert [walk.preferred for walk in FakeWalk.begun] == [True] * (initiator and upgrade)
         one.hint()
         await wait_all_tasks_blocked()
         assert len(FakeWalk.begun) == 2 * (initiator and upgrade)
+
+
+@pytest.mark.parametrize("relay_first", [True, False])
+async def test_whose_call_took_a_relay_first_looks_for_a_better_path_at_once_and_then_as_ever(
+    autojump_clock: MockClock, relay_first: bool
+) -> None:
+    relayed, reach = replace(PUNCHED, phase="relay"), replace(CALLED, relay_first=relay_first)
+    async with kept(upgrade=True, path=relayed, reach=reach) as one:
+        await trio.sleep(10.0)
+        assert [(walk.at, walk.preferred) for walk in FakeWalk.begun] == [(0.0, True)] * relay_first
+        one.say()
+        await trio.sleep(UPGRADE_PAUSES[1] * (1 + JITTER))
+        assert len(FakeWalk.begun) == 1 + relay_first
 
 
 @pytest.mark.parametrize(
@@ -467,7 +486,6 @@ async def test_only_what_may_lead_to_a_better_path_is_worth_a_search(
 
 async def test_a_way_that_was_no_good_is_left_alone_for_a_while(autojump_clock: MockClock) -> None:
     async with kept(upgrade=True) as one:
-        one.plan = [BETTER]
         one.link._dropped.append(replace(PUNCHED, plugin=BETTER.plugin))
         one.link.path_log.told.unpark_all()
         for _ in range(int(SITS_OUT) - 1):
