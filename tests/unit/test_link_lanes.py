@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import struct
 from dataclasses import replace
 from typing import Final, final
 
@@ -49,6 +51,19 @@ def test_each_part_of_what_is_proven_counts() -> None:
         (b"a" * 16, b"c" * 16, b"l" * 16),
     ):
         assert not LinkSecret(*others, initiator=False).holds(attach, **KEYS)
+
+
+@pytest.mark.parametrize("initiator", [True, False])
+def test_golden_proofs(initiator: bool) -> None:
+    """As docs/wire_formats.md has it: every release computes the same."""
+    secret = LinkSecret(b"a" * 16, b"b" * 16, b"l" * 16, initiator=initiator)
+    key = hmac.digest(b"a" * 16 + b"b" * 16, b"warpgate-trio link v1" + b"l" * 16, "sha256")
+    side = b"i" if initiator else b"r"
+    proven = side + struct.pack("!I16s9sQI", 3, SESSION, b"its key..", 5, 7)
+    mac = hmac.digest(key, b"warpgate-trio attach v1" + proven, "sha256")[:16]
+    where = {"lane": 3, "received": 5, "turn": 7}
+    for frame in (secret.attach, secret.attached):
+        assert frame(**where, session_id=SESSION, server_key=b"its key..").mac == mac
 
 
 # --- two ends, and carriers that come and go ---
