@@ -484,6 +484,17 @@ async def test_only_what_may_lead_to_a_better_path_is_worth_a_search(
         assert len(FakeWalk.begun) == worth_it
 
 
+async def test_a_better_path_is_looked_for_once_for_what_was_said_and_not_at_all_for_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    async with kept(upgrade=True) as one:
+        await trio.sleep(3600.0)
+        assert FakeWalk.begun == []
+        one.say()
+        await trio.sleep(3600.0)
+        assert len(FakeWalk.begun) == 1
+
+
 async def test_a_way_that_was_no_good_is_left_alone_for_a_while(autojump_clock: MockClock) -> None:
     async with kept(upgrade=True) as one:
         one.link._dropped.append(replace(PUNCHED, plugin=BETTER.plugin))
