@@ -96,6 +96,12 @@ async def test_a_clock_that_drifts_is_none(machine: Machine, watch: NetworkWatch
         assert not watch.has_slept()
 
 
+async def test_that_time_passes_is_none(autojump_clock: MockClock, watch: NetworkWatch) -> None:
+    watch.has_slept()
+    await trio.sleep(3600.0)
+    assert not watch.has_slept()
+
+
 @pytest.mark.parametrize("by", [0.1, 3600.0])
 async def test_a_sleep_that_the_system_counts_is_one_however_short(
     machine: Machine, watch: NetworkWatch, by: float
