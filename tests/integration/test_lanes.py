@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -24,8 +24,8 @@ from tests.links import (
     linked,
 )
 from tests.waiting import wait_until
-from warpgate_trio import PathState
-from warpgate_trio.errors import PeerRefused
+from warpgate_trio import PathInfo, PathState
+from warpgate_trio.errors import AttemptFailed, PeerRefused
 from warpgate_trio.limits import TokenBucket
 from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.link.attaching import LinkSecret
@@ -228,6 +228,36 @@ async def test_a_sender_goes_on_over_another_carrier_that_only_the_peer_has_need
         await attach(alice, bob, by_bob=True)
         with trio.fail_after(HANG):
             await receive_numbered(bob, total)
+
+
+async def test_migrate_says_why_no_path_is_looked_for() -> None:
+    calls: list[tuple[Sequence[str] | None, float | None]] = []
+
+    async def search(phases: Sequence[str] | None, timeout: float | None) -> PathInfo:
+        await trio.lowlevel.checkpoint()
+        calls.append((phases, timeout))
+        return alice.link.live_path()
+
+    async with linked() as (alice, _):
+        alice.link.migrator = search
+        with pytest.raises(AttemptFailed, match="this pipe ends with its path"):
+            await alice.pipe.migrate()
+    async with lasting(goodbye=0.05) as (alice, _):
+        with pytest.raises(AttemptFailed, match="this pipe ends with its path"):
+            await alice.pipe.migrate()
+        alice.link.migrator = search
+        assert (await alice.pipe.migrate(("direct",), timeout=3.0)).same_as(alice.pipe.path)
+        assert calls == [(("direct",), 3.0)]
+        further = await alice.pipe.open_pipe()
+        await further.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await further.migrate()
+        cut(alice)
+        await wait_until(lambda: not alice.link.has_lanes)
+        alice.link.forget_nowait()
+        with pytest.raises(trio.BrokenResourceError, match="the peer does not know this link"):
+            await alice.pipe.migrate()
+        assert len(calls) == 1
 
 
 async def test_a_send_that_finds_its_carrier_closed_is_a_checkpoint() -> None:

@@ -295,6 +295,20 @@ async def test_however_often_the_path_has_changed_a_lost_one_is_searched_for_at_
         assert one.searches == [lost_at, trio.current_time() - 0.1]
 
 
+@pytest.mark.parametrize("hurried", [True, False])
+@pytest.mark.parametrize("has_words", [True, False])
+async def test_a_link_without_pipes_is_searched_for_where_it_has_something_left_to_say_and_the_time(
+    autojump_clock: MockClock, has_words: bool, hurried: bool
+) -> None:
+    async with kept() as one:
+        one.link._ending, one.link._hurried = True, hurried
+        if has_words:
+            one.link.protocol.close()
+        one.lose()
+        await trio.sleep(0.1)
+        assert one.searches == [0.0] * (has_words and not hurried)
+
+
 # -- what ends a search ------------------------------------------------------------------------------------------------
 
 
