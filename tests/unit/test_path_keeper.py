@@ -84,9 +84,11 @@ class FakeWalk:
         phases: Sequence[str],
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
         preferred: bool = False,
+        relay_first: bool = False,
         **_: object,
     ) -> None:
         self.plugins, self.phases, self.preferred = tuple(plugins), tuple(phases), preferred
+        self.relay_first: Final = relay_first
         self.committing: Final = trio.Lock()
         self.at = self.ended_at = math.nan
         self._peer, self._refresh = peer, refresh
@@ -444,6 +446,17 @@ async def test_who_was_called_searches_by_a_relay_only_where_the_lost_path_was_o
         phases = ("direct", "punch", "spray", *["relay"] * (lost == "relay"))
         plugins = tuple(f"{phase}_plugin" for phase in phases)
         assert [(walk.plugins, walk.phases) for walk in FakeWalk.begun] == [(plugins, phases)]
+
+
+@pytest.mark.parametrize("relay_first", [True, False])
+@pytest.mark.parametrize("lost", ["punch", "relay"])
+async def test_relays_are_tried_at_once_where_the_lost_path_was_one_or_the_call_took_one_first(
+    autojump_clock: MockClock, lost: str, relay_first: bool
+) -> None:
+    async with kept(path=replace(PUNCHED, phase=lost), reach=replace(CALLED, relay_first=relay_first)) as one:
+        one.lose()
+        await trio.sleep(0.1)
+        assert [walk.relay_first for walk in FakeWalk.begun] == [relay_first or lost == "relay"]
 
 
 # -- something better --------------------------------------------------------------------------------------------------
