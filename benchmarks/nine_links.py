@@ -60,9 +60,9 @@ async def receive(pipe: Pipe) -> None:
         got += len(await pipe.receive_some())
 
 
-async def transfer(link: Link, who: str, limit: float, seen: Counter[str]) -> float:
+async def transfer(link: Link, who: str, limit: float, seen: Counter[str], seed: int) -> float:
     """Seconds until both have all; infinity where they have not within `limit`."""
-    pair = PeerPair.between(rtt=0.001)
+    pair = PeerPair.between(rtt=0.001, seed=seed)
     place = replace(getattr(pair, who), link=link)
     pair = replace(pair, alice=place) if who == "alice" else replace(pair, bob=place)
     async with pair.build(time_limit=1e7) as net, simulated_hosts(), open_nodes(net) as nodes:
@@ -71,7 +71,13 @@ async def transfer(link: Link, who: str, limit: float, seen: Counter[str]) -> fl
         while ours is None:
             with suppress(ConnectError):  # the worst link loses a call now and then
                 ours = await nodes.alice.auto_connect(nodes.bob.address, phases=["direct"])
-        theirs = await nodes.bob.listener.accept()
+        theirs: Pipe | None = None
+        while theirs is None:
+            theirs = await nodes.bob.listener.accept()
+            try:
+                await theirs.ping()
+            except trio.BrokenResourceError:  # of a call that alice has given up
+                theirs = None
         async with ours, theirs, trio.open_nursery() as watching:
             for pipe in (ours, theirs):
                 watching.start_soon(watch, pipe, seen)
@@ -102,7 +108,7 @@ def main() -> None:
             deaths.count = 0
 
             async def one(link: Link = link, who: str = who, seen: Counter[str] = seen) -> float:
-                return await transfer(replace(link, burst=1), who, options.limit, seen)
+                return await transfer(replace(link, burst=1), who, options.limit, seen, options.seed)
 
             seconds = simulate(one, seed=options.seed)
             counts = f"{seen['suspect']:>10d} {seen['moved']:>6d} {deaths.count:>5d} {seen['suspended']:>8d}"

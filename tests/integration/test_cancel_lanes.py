@@ -17,13 +17,12 @@ import trio.testing
 
 from tests.cancel_sweep import AnyCut, cuts
 from tests.hangs import HANG
-from tests.integration.test_lanes import attach, cut, lasting, numbered
+from tests.integration.test_lanes import attach, cut, lasting, numbered, suspect
 from tests.links import End, a_path, alice_proves, carrier_kind, carriers, connect_ends, is_closed
 from tests.waiting import wait_until
 from warpgate_trio import PathState
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.link import Link, Pipe
-from warpgate_trio.link.life import Life
 
 __all__ = ["carrier_kind"]
 
@@ -53,7 +52,7 @@ async def trouble(kind: str, alice: End, bob: End) -> None:
     if kind == "hole":  # which holds the sender up
         bob.link._first.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
         await trio.testing.wait_all_tasks_blocked(0.01)
-        alice.link._first.protocol.life.life = Life.SUSPECT
+        suspect(alice.link._first.protocol.life)
         await attach(alice, bob)
         return
     if kind == "cut meanwhile":

@@ -7,12 +7,11 @@ import trio
 import trio.testing
 
 from tests.hangs import HANG
-from tests.integration.test_lanes import attach, cut, lasting, numbered, receive_numbered
+from tests.integration.test_lanes import attach, cut, lasting, numbered, receive_numbered, suspect
 from tests.links import End, carrier_kind, is_closed
 from tests.waiting import wait_until
 from warpgate_trio import PathState
 from warpgate_trio.errors import PeerAborted
-from warpgate_trio.link.life import Life
 from warpgate_trio.link.pace import CHUNK_MAX
 from warpgate_trio.link.states import LinkState
 
@@ -62,7 +61,7 @@ async def test_a_pipe_that_is_closed_in_a_hole_still_delivers_over_the_next_path
             cut(bob)
             await suspended(alice, bob)
         else:
-            alice.link._first.protocol.life.life = Life.SUSPECT
+            suspect(alice.link._first.protocol.life)
         await attach(alice, bob, by_bob=by_bob)
         with trio.fail_after(HANG):
             await receive_numbered(bob, SIZE)
@@ -172,7 +171,7 @@ async def test_what_was_closed_opens_no_more(nursery: trio.Nursery) -> None:
 
         nursery.start_soon(open_one)
         await trio.testing.wait_all_tasks_blocked()
-        alice.link._first.protocol.life.life = Life.SUSPECT
+        suspect(alice.link._first.protocol.life)
         await attach(alice, bob)
         with trio.fail_after(HANG):
             await alice.ended.wait()

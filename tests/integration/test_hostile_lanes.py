@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
-from tests.integration.test_lanes import attach, cut, lasting
+from tests.integration.test_lanes import attach, cut, lasting, suspect
 from tests.links import LASTING, End, RawPeer, link_of, linked, raw_end
 from tests.nodes import config, loopback_node, pipes
 from tests.waiting import wait_until
@@ -60,7 +60,7 @@ async def test_a_path_that_progresses_again_has_all_that_time_again() -> None:
             life.life = Life.WELL
             link._settle()
             assert link._patience.deadline == inf
-        life.life = Life.SUSPECT
+        suspect(life)
         link._settle()
         await attach(alice, bob)
         assert link._patience.deadline == inf

@@ -31,7 +31,7 @@ from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.frames import Attach, Drop
 from warpgate_trio.link.lanes import MAX_LANES
-from warpgate_trio.link.life import Life
+from warpgate_trio.link.life import Life, LifeJudge
 from warpgate_trio.link.pace import CHUNK_MAX, Pace
 from warpgate_trio.link.quiet import Uplinks
 from warpgate_trio.testing.pipe_laws import check_cancelled_send, check_pipe
@@ -78,6 +78,12 @@ async def lasting(**options: object) -> AsyncGenerator[tuple[End, End]]:
     async with linked(terms=LASTING, **options) as (alice, bob):  # type: ignore[arg-type]
         await wait_until(lambda: bob.link.protocol.movable)
         yield alice, bob
+
+
+def suspect(life: LifeJudge) -> None:
+    """As after a hint: the path is left for any other one."""
+    life.hint(trio.current_time())
+    life.life, life.suspect_at = Life.SUSPECT, trio.current_time()
 
 
 def cut(end: End) -> None:
@@ -207,7 +213,7 @@ async def test_a_sender_that_a_dead_carrier_holds_up_goes_on_over_another_one(
         nursery.start_soon(send_numbered, alice, total)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert first.holds_a_sender
-        first.protocol.life.life = Life.SUSPECT
+        suspect(first.protocol.life)
         await attach(alice, bob)
         assert first.gone is (was == "fast")
         with trio.fail_after(HANG):
@@ -224,7 +230,7 @@ async def test_a_sender_goes_on_over_another_carrier_that_only_the_peer_has_need
         nursery.start_soon(send_numbered, alice, total)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert alice.link._first.holds_a_sender
-        bob.link._first.protocol.life.life = Life.SUSPECT
+        suspect(bob.link._first.protocol.life)
         await attach(alice, bob, by_bob=True)
         with trio.fail_after(HANG):
             await receive_numbered(bob, total)
@@ -258,6 +264,26 @@ async def test_migrate_says_why_no_path_is_looked_for() -> None:
         with pytest.raises(trio.BrokenResourceError, match="the peer does not know this link"):
             await alice.pipe.migrate()
         assert len(calls) == 1
+
+
+async def test_where_another_carrier_is_at_hand_no_search_is_wanted() -> None:
+    async with lasting() as (alice, bob):
+        life = alice.link._first.protocol.life
+        life.note_pause(10.0, trio.current_time())
+        life.life, life.suspect_at = Life.SUSPECT, trio.current_time()
+        alice.link._settle()
+        with trio.fail_after(HANG):
+            await alice.link.wait_path(well=False)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(alice.link.wait_path, well=True))
+                await trio.testing.wait_all_tasks_blocked()
+                await attach(alice, bob)
+            assert alice.pipe.path.state is PathState.SUSPECT
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(alice.link.wait_path, well=False))
+                await trio.testing.wait_all_tasks_blocked()
+                other = next(lane for lane in alice.link._lanes.values() if lane is not alice.link._first)
+                other.carrier.close_nowait()
 
 
 async def test_a_send_that_finds_its_carrier_closed_is_a_checkpoint() -> None:

@@ -18,8 +18,16 @@ from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.frames import At, Drop, Proof, Terms
 from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
-from warpgate_trio.link.life import HINT_SLACK, LINGER, RESPONDER_WAITS, SLACK_MAX, SUSPICION_TRIPS, Life
-from warpgate_trio.link.moving import SPARE_FOR, YOUNG
+from warpgate_trio.link.life import (
+    HINT_SLACK,
+    LINGER,
+    PAUSES,
+    RESPONDER_WAITS,
+    SLACK_MAX,
+    SUSPICION_TRIPS,
+    Life,
+)
+from warpgate_trio.link.moving import ASK_INTERVAL, SPARE_FOR, YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.link.quiet import Uplink
 from warpgate_trio.link.states import DirectionState
@@ -155,12 +163,13 @@ class Ends:
             self.links[name].note_read(channel, len(data), self.now)
         return data
 
-    def attach(self, name: str) -> Wire | None:
-        """One more carrier, offered by an end; None where there is no room."""
+    def attach(self, name: str, took: float = 0.0) -> Wire | None:
+        """One more carrier, offered by an end, whose handshake took so long; None where there is no room."""
         if len(self.wires) >= MAX_LANES or any(link.lanes.full for link in self.links.values()):
             return None
         other = "b" if name == "a" else "a"
         ours, theirs = self.lane(dialler=True), self.lane(dialler=False)
+        ours.began = theirs.began = self.now - took
         ours.send_proof(PROOF)
         self.links[name].attach(ours, **KEYS, now=self.now)
         theirs.receive([b"".join(ours.take_outbox())], self.now)
@@ -768,13 +777,14 @@ def test_who_changes_over_hears_on_that_carrier_that_it_carries() -> None:
     assert wire is not None
     ends.settle()
     ends.send("a", b"hello")
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.flush("b")  # PONG, and an ACK of what has come
     ends.deliver(first, "a")
     first.holes = {"b"}
     ends.now += ACK_DELAY
     ends.links["b"].handle_timer(first.lanes["b"], ends.now)
     ends.deliver(first, "b")
-    ends.prefer("a", wire)
-    ends.deliver(wire, "a")
     ends.deliver(wire, "b")
     assert ends.speaks_on("a") is wire
     outgoing = ends.links["a"].outgoing
@@ -956,14 +966,14 @@ def test_who_does_not_take_signals_on_a_link_is_said_none(hears: bool) -> None:
     assert ends.links["a"].has_outbox(ends.wires[0].lanes["a"]) is hears
 
 
-def test_a_suspect_that_is_heard_is_not_left_until_it_falls_silent() -> None:
+def test_a_suspect_that_is_late_is_not_left_until_it_falls_silent() -> None:
     ends = Ends()
     wire = ends.attach("a")
     ends.settle()
     lane = ends.wires[0].lanes["a"]
     ends.wires[0].holes = {"a"}
     ends.send("a", b"hello")
-    while lane.life.life is Life.WELL or lane.life.is_heard:
+    while lane.life.life is Life.WELL or lane.life.is_late:
         assert ends.speaks_on("a") is ends.wires[0]
         ends.now = min(ends.now + 0.5, ends.links["a"].deadline(lane))
         if lane.life.life is Life.WELL:
@@ -971,6 +981,56 @@ def test_a_suspect_that_is_heard_is_not_left_until_it_falls_silent() -> None:
             ends.deliver(ends.wires[0], "b")
         ends.links["a"].handle_timer(lane, ends.now)
     assert ends.speaks_on("a") is wire
+
+
+def test_a_suspect_has_three_times_as_long_as_another_carrier_needed_to_come() -> None:
+    """A bad link has made that slow, and may have made the other one late."""
+    ends = Ends()
+    first, lane, began = ends.wires[0], ends.wires[0].lanes["a"], ends.now
+    first.holes = {"a"}
+    ends.send("a", b"hello")
+    ends.wait_until_suspect("a", lane)
+    assert not lane.life.is_late
+    wire = ends.attach("a", took=3.0)
+    assert wire is not None
+    ends.settle()
+    while ends.speaks_on("a") is first:
+        for each in (lane, wire.lanes["a"]):
+            if ends.links["a"].deadline(each) <= ends.now:
+                ends.links["a"].handle_timer(each, ends.now)
+        ends.settle()
+        ends.now += 0.1
+    assert ends.now - began == pytest.approx(PAUSES / 2 * 3.0, abs=0.25)
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    assert ends.read("b") == b"hello"
+
+
+def test_another_carrier_brings_word_that_a_suspect_carries() -> None:
+    """What the peer acknowledges on the suspect is behind what was lost there."""
+    ends = Ends()
+    first, lane = ends.wires[0], ends.wires[0].lanes["a"]
+    link = ends.links["a"]
+    first.holes = {"b"}
+    ends.send("a", b"hello")
+    ends.settle()
+    ends.wait_until_suspect("a", lane)
+    assert not link.has_spare
+    wire = ends.attach("a", took=3.0)
+    assert wire is not None
+    ends.settle()
+    assert link.has_spare
+    ends.send("a", b" again")
+    ends.settle()
+    assert lane.life.life is Life.SUSPECT
+    ends.now = link.deadline(wire.lanes["a"])
+    assert ends.now <= wire.lanes["a"].life.answered_at + ASK_INTERVAL
+    link.handle_timer(wire.lanes["a"], ends.now)
+    ends.settle()
+    assert lane.life.life is Life.WELL
+    assert ends.speaks_on("a") is first
+    assert ends.read("b") == b"hello again"
+    assert wire.lanes["a"].life.asking is False
+    assert link.deadline(wire.lanes["a"]) > ends.now + ASK_INTERVAL, "and it is not asked any more"
 
 
 @pytest.mark.parametrize("who", ["offers", "takes"])

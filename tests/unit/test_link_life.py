@@ -10,11 +10,16 @@ from hypothesis import strategies as st
 
 from warpgate_trio.link.life import (
     DEATH,
+    DEATH_MAX,
     FORGIVEN,
+    HEARD_MAX,
+    HEARD_PAUSES,
     HINT_INTERVAL,
     HINT_SLACK,
     LINGER,
     MISSES,
+    PAUSE_LASTS,
+    PAUSES,
     RESPONDER_WAITS,
     SLACK,
     SLACK_MAX,
@@ -77,7 +82,7 @@ def test_a_listener_notices_soon_that_the_path_of_a_talk_is_dead() -> None:
     by = 10.0 + SUSPICION + TRIP + HINT_SLACK
     assert verdict(judge, by - 0.01) is Life.WELL
     assert verdict(judge, by) is Life.SUSPECT
-    assert not judge.is_heard
+    assert not judge.is_late
 
 
 def test_who_says_a_word_now_and_then_is_not_asked_behind_each() -> None:
@@ -159,27 +164,27 @@ def test_a_sign_of_life_puts_death_off_and_not_the_suspicion() -> None:
 # --- false alarms ---
 
 
-def test_a_suspect_that_is_heard_is_not_left_until_it_falls_silent() -> None:
+def test_a_suspect_that_is_late_is_not_left_until_it_falls_silent() -> None:
     judge = judge_of()
     judge.sent(10.0)
     heard = 10.0 + SUSPICION - 0.5
     judge.heard(heard)
     assert verdict(judge, 10.0 + SUSPICION) is Life.SUSPECT
-    assert judge.is_heard
+    assert judge.is_late
     assert verdict(judge, heard + SUSPICION - 0.01) is Life.SUSPECT
-    assert judge.is_heard
+    assert judge.is_late
     assert verdict(judge, heard + SUSPICION + 0.01) is Life.SUSPECT
-    assert not judge.is_heard
+    assert not judge.is_late
 
 
-def test_a_suspect_that_is_heard_for_ever_is_left_in_the_end() -> None:
+def test_a_suspect_that_is_late_for_ever_is_left_in_the_end() -> None:
     """As a path is that carries what is small, our acknowledgements, and nothing that is large."""
     judge = judge_of()
     judge.sent(10.0)
     for tenth in range(100):
         now = 10.0 + tenth / 10
         life = verdict(judge, now)
-        assert judge.is_heard is (life is Life.SUSPECT and now < 10.0 + SUSPICION + LINGER)
+        assert judge.is_late is (life is Life.SUSPECT and now < 10.0 + SUSPICION + LINGER)
         judge.heard(now)
     assert verdict(judge, 20.0) is Life.SUSPECT
 
@@ -188,21 +193,21 @@ def test_a_suspect_that_is_silent_is_left_at_once() -> None:
     judge = judge_of()
     judge.sent(10.0)
     assert verdict(judge, 10.0 + SUSPICION + 0.01) is Life.SUSPECT
-    assert not judge.is_heard
+    assert not judge.is_late
 
 
 @pytest.mark.parametrize("by", ["progress", "death"])
-def test_whether_it_is_heard_is_of_no_matter_where_it_is_no_suspect(by: str) -> None:
+def test_whether_it_is_late_is_of_no_matter_where_it_is_no_suspect(by: str) -> None:
     judge = judge_of()
     judge.sent(10.0)
     judge.heard(11.0)
     verdict(judge, 10.0 + SUSPICION)
-    assert judge.is_heard
+    assert judge.is_late
     if by == "progress":
         judge.acknowledged(10.0 + SUSPICION, all_of_it=True)
     else:
         assert verdict(judge, 11.0 + SUSPICION + DEATH) is Life.DEAD
-    assert not judge.is_heard
+    assert not judge.is_late
 
 
 def test_a_hint_has_it_left_at_once_though_it_was_heard() -> None:
@@ -212,7 +217,116 @@ def test_a_hint_has_it_left_at_once_though_it_was_heard() -> None:
     judge.ask(10.0)
     judge.heard(10.1)
     assert verdict(judge, 10.0 + TRIP + HINT_SLACK) is Life.SUSPECT
-    assert not judge.is_heard
+    assert not judge.is_late
+
+
+# --- pauses ---
+
+
+def pause(judge: LifeJudge, began: float, ended: float) -> None:
+    """Something was said, and it took so long for it to be acknowledged."""
+    judge.sent(began)
+    verdict(judge, ended)
+    answer(judge, judge._asked, ended) if judge.asking else judge.heard(ended)
+    judge.acknowledged(ended, all_of_it=True)
+
+
+def left_after(judge: LifeJudge, at: float, *, heard: bool = False) -> float:
+    """Seconds after which a path is left on which nothing is answered from then on."""
+    judge.sent(at)
+    for tenth in range(1, 1000):
+        now = at + tenth / 10
+        if verdict(judge, now) is not Life.WELL and not judge.is_late:
+            return tenth / 10
+        if heard:
+            judge.heard(now)
+    raise AssertionError("it never is")
+
+
+def test_a_path_that_has_come_back_from_a_pause_is_left_after_six_times_as_long() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 12.0)
+    assert judge.life is Life.WELL
+    assert judge.pause == 2.0
+    assert left_after(judge, 12.0) == pytest.approx(PAUSES * 2.0, abs=0.11)
+
+
+def test_round_trips_are_no_pauses_that_matter() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 10.0 + TRIP)
+    assert left_after(judge, 10.0 + TRIP) == pytest.approx(SUSPICION, abs=0.11)
+
+
+def test_a_path_that_has_come_back_from_a_pause_and_is_heard_is_left_later() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 12.0)
+    assert left_after(judge, 12.0, heard=True) == pytest.approx(SUSPICION + HEARD_PAUSES * PAUSES * 2.0, abs=0.11)
+
+
+def test_however_long_a_pause_was_a_path_that_is_heard_is_left_in_the_end() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 25.0)
+    assert left_after(judge, 25.0, heard=True) == pytest.approx(judge.suspect_at - 25.0 + HEARD_MAX, abs=0.11)
+
+
+@pytest.mark.parametrize(("long", "death"), [(7.0, DEATH), (12.0, 24.0), (16.0, DEATH_MAX)])
+def test_a_path_is_dead_no_sooner_than_after_twice_its_longest_pause(long: float, death: float) -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 10.0 + long)
+    judge.sent(30.0)
+    verdict(judge, 40.0)
+    suspected = judge.suspect_at
+    assert verdict(judge, suspected + death - 0.01) is Life.SUSPECT
+    assert verdict(judge, suspected + death + 0.01) is Life.DEAD
+
+
+def test_pauses_are_forgotten_by_half() -> None:
+    judge, now = judge_of(), 10.0
+    pause(judge, now, now + 8.0)
+    for expected in (4.0, 2.0, 1.0):
+        now += 9.0 + PAUSE_LASTS
+        pause(judge, now, now + TRIP)
+        assert judge.pause == expected
+
+
+def test_after_a_hint_no_pause_counts_that_was_before() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 12.0)
+    assert judge.hint(12.0)
+    judge.ask(12.0)
+    assert verdict(judge, 12.0 + TRIP + HINT_SLACK) is Life.SUSPECT
+    assert not judge.is_late
+    answer(judge, judge._asked, 13.0)
+    assert left_after(judge, 14.0) < PAUSES * 2.0
+
+
+def test_what_took_another_path_has_one_asked_at_once_that_may_be_late() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 12.0)
+    assert judge.doubt(12.0)
+    judge.ask(12.0)
+    assert verdict(judge, 12.0 + TRIP + HINT_SLACK) is Life.SUSPECT
+    assert judge.is_late
+
+
+def test_a_path_that_is_found_over_the_same_link_pauses_as_the_one_before_it() -> None:
+    judge, later = judge_of(), judge_of()
+    pause(judge, 10.0, 12.0)
+    later.succeed(judge)
+    assert left_after(later, 12.0) == pytest.approx(PAUSES * 2.0, abs=0.11)
+
+
+def test_a_suspect_is_given_as_much_time_as_another_path_needs_to_be_found() -> None:
+    judge = judge_of()
+    judge.sent(10.0)
+    verdict(judge, 13.0)
+    assert not judge.is_late
+    judge.note_pause(1.0, 13.0)
+    assert judge.is_late
+    assert judge.deadline == pytest.approx(10.0 + PAUSES * 1.0)
+
+
+# --- the slack ---
 
 
 def test_a_suspect_that_progresses_is_well_and_the_slack_doubles_up_to_its_limit() -> None:

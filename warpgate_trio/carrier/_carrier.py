@@ -22,6 +22,7 @@ class Carrier(Protocol):
       server_key: the Ed25519 public key (32 bytes) of the side that was dialled: our own on that side.
       name: ``"tls"`` or ``"quic"``.
       idle_interval: seconds of silence after which the Link asks for a sign of life.
+      began: when the handshake did, by `trio.current_time`; of a side that waits, when the other one was first heard.
       local, remote: socket addresses of the path.
     """
 
@@ -33,6 +34,8 @@ class Carrier(Protocol):
     def name(self) -> str: ...
     @property
     def idle_interval(self) -> float: ...
+    @property
+    def began(self) -> float: ...
     @property
     def local(self) -> TransportAddress: ...
     @property

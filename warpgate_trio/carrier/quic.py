@@ -64,9 +64,11 @@ class QuicCarrier:
         self._changed: Final = trio.lowlevel.ParkingLot()
         self._alarm = trio.CancelScope()
         self._fed = False
+        self._was_heard = False
         self._unsent_max = UNSENT_MAX
         self._leave_at = math.inf
         self._closed = False
+        self.began: float = trio.current_time()
         self.dialler: Final = dialler
         self.server_key: Final = server_key
         self.local: Final[TransportAddress] = path.local
@@ -155,6 +157,9 @@ class QuicCarrier:
                 protocol.failure = protocol.failure or "the path was closed"
         now = trio.current_time()
         if batch:
+            if not self._was_heard:
+                self._was_heard = True
+                self.began = self.began if self.dialler else now
             protocol.receive(batch, now)
         if self._protocol.deadline <= now:
             protocol.handle_timer(now)

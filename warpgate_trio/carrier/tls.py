@@ -133,6 +133,7 @@ class TlsCarrier:
         self._fault: ssl.SSLError | None = None
         self._receive_size = RECEIVE_MIN
         self._left = False  # records that were not decrypted in the last turn
+        self.began: Final = trio.current_time()
         self.dialler: Final = dialler
         self.server_key: Final = server_key
         self.local: Final = local

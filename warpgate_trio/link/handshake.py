@@ -61,6 +61,7 @@ class Handshake(ABC):
             idle_interval=carrier.idle_interval,
             padded=carrier.name != "quic",  # which pads its own first datagrams
         )
+        lane.began = carrier.began
         self.protocol: Final = LinkProtocol(lane, initiator=initiator)
         self.peer_key = peer_key
         self.session_id = session_id

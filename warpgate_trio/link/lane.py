@@ -50,6 +50,7 @@ first acknowledgement (RFC 6928), so that it has carried something behind one.""
 
 
 @final
+# long: a carrier's handshake, what goes out and comes in on it, and its timers, by one state
 class LaneProtocol:
     """One side of a carrier.
 
@@ -72,6 +73,7 @@ class LaneProtocol:
       said: how far ours has; None while we say nothing of it here.
       alone_from: what is said from here on is said on this lane alone.
       number: what names it among the lanes of its Link.
+      began: when the carrier's handshake did.
       joined_at: when it became one of them; of the one that the Link was made on, long ago.
       was_dropped: it was found to be no good, by us or by the peer.
     """
@@ -97,6 +99,7 @@ class LaneProtocol:
         self.said: int | None = None
         self.alone_from: int = 0
         self.number: int = 1
+        self.began: float = now
         self.joined_at: float = -math.inf
         self.was_dropped: bool = False
         self.outbox: list[bytes] = []
@@ -153,7 +156,7 @@ class LaneProtocol:
     @property
     def is_to_be_left(self) -> bool:
         """Whether another one is to be spoken on that is well: it is over, or suspected and not only late."""
-        return self.is_over or not (self.life.life is Life.WELL or self.life.is_heard)
+        return self.is_over or not (self.life.life is Life.WELL or self.life.is_late)
 
     def end(self) -> None:
         """Nothing more is said or heard."""
@@ -244,6 +247,11 @@ class LaneProtocol:
     def hint(self, now: float) -> None:
         """Something has happened that may have killed the carrier: it is asked at once, see `LifeJudge.hint`."""
         if self.state is LinkState.OPEN and self.life.hint(now):
+            self.say(Ping(token=self.life.ask(now)))
+
+    def doubt(self, now: float) -> None:
+        """What took another carrier may have taken this one: it is asked at once, see `LifeJudge.doubt`."""
+        if self.state is LinkState.OPEN and self.life.doubt(now):
             self.say(Ping(token=self.life.ask(now)))
 
     # -- the outbox --------------------------------------------------------------------------------------------------

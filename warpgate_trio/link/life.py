@@ -12,6 +12,13 @@ still heard is not left for another path for `LINGER` seconds: on a bad link the
 is behind would have to be said again.  A path that carries what is small and nothing that is large is heard for longer;
 that is why it ends.
 
+A path that has come back from pauses may be in one more.  TCP says again what was lost after one retransmission
+timeout, two, four and so on, so where several packets in a row are lost it stands still for many seconds, whichever of
+two paths over one bad link that is.  So the judge remembers the longest time that something was unanswered before it
+progressed (`pause`): on a link that loses nothing that is a round trip.  What is suspected is not left for another path
+before it was silent for `PAUSES` times as long, nor while it is heard for `HEARD_PAUSES` times that, and is dead no
+sooner than after twice as long.
+
 A path that is silent because nobody says anything is asked now and then (a PING), and is judged by the answer; over UDP
 less often once its NATs are known to bear it (`warpgate_trio.link.quiet`).  Where the peer was talking and stops, it is
 asked once, soon: who only listens has nothing unanswered, and what took the path may have taken the connections to
@@ -36,7 +43,7 @@ from typing import Final, final
 
 from .quiet import GROWTH, MARGIN, QUIET_ROUNDS, TRIAL_WAITS, Uplink
 
-__all__ = ["DEATH", "MISSES", "SLACK", "Life", "LifeJudge"]
+__all__ = ["DEATH", "MISSES", "PAUSES", "SLACK", "Life", "LifeJudge"]
 
 SUSPICION_TRIPS: Final = 3
 """Round trips without progress before a path is suspected, and `SLACK` on top.  On links of 100 Mbit/s to 0.8 Mbit/s a
@@ -51,6 +58,17 @@ DEATH: Final = 15.0
 """Seconds without a sign of life that a suspected path has left."""
 LINGER: Final = 6.0
 """Seconds for which a suspected path that is heard is not left for another one: as long as `SLACK_MAX`."""
+PAUSES: Final = 6
+"""How many times its longest pause a path has to be silent for to be left for another one.  Where nothing is lost, that
+is six round trips: up to half a second each, no more than `SUSPICION_TRIPS` and `SLACK`."""
+HEARD_PAUSES: Final = 3
+"""How many times as long it is not left while it is heard: then our acknowledgements arrive, at least."""
+HEARD_MAX: Final = 60.0
+"""Seconds that this may make of `LINGER`: some may bound TCP's retransmission timeout by a minute (RFC 6298 §2.5)."""
+PAUSE_LASTS: Final = 300.0
+"""Seconds in which the longest pause is forgotten by half, unless there is one as long."""
+DEATH_MAX: Final = 30.0
+"""Seconds that remembered pauses may make of `DEATH`."""
 HINT_SLACK: Final = 0.5
 """Seconds that a path has to progress after a hint, beside a round trip: half of what TCP waits before it retransmits
 what it has no round trip of (RFC 6298 §2.1), and a machine that has just moved or woken up is busy."""
@@ -80,6 +98,7 @@ class Life(Enum):
 
 
 @final
+# long: the verdict of one path is made of all that has happened on it
 class LifeJudge:
     """What is known of one path.  Whoever owns it tells it what happens, and asks (`ask`) when `due` says so.
 
@@ -94,10 +113,12 @@ class LifeJudge:
       said_unasked: since the peer was last heard we have said what it need not answer: a signal of a search, perhaps.
       rtt: smoothed round trip in seconds, for people and for windows; None before it was measured.
       trip: the round trip that the path is judged by, in seconds.
-      answered: the highest token whose PONG has come.
+      answered, answered_at: the highest token whose PONG has come, and when the last one came.
       life: the verdict.
       heard_at: when the peer was last heard.
-      is_heard: it is SUSPECT, and what the peer says still arrives, so it is not left for another one yet.
+      suspect_at: since when it is SUSPECT; infinity while it is not.
+      is_late: it is SUSPECT, and may be late rather than dead: it is not left for another one yet.
+      pause: the longest time that something was unanswered before it progressed, in seconds.
       timer_began: `deadline` may be sooner than it was when whoever waits for it has set this to False.
       false_alarms: how often it was SUSPECT and progressed again.
     """
@@ -109,9 +130,12 @@ class LifeJudge:
         self.said_unasked: bool = False
         self.rtt: float | None = None
         self.answered: int = 0
+        self.answered_at: float = -inf
         self.trip: float = UNKNOWN_TRIP
         self.life: Life = Life.WELL
-        self.is_heard: bool = False
+        self.suspect_at: float = inf
+        self.is_late: bool = False
+        self.pause: float = 0.0
         self.false_alarms: int = 0
         self.timer_began: bool = True
         self._interval = interval
@@ -121,11 +145,12 @@ class LifeJudge:
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
         self._slack = SLACK
         self._alarmed_at = -inf
+        self._paused_at = -inf
         self._hinted_at = -inf
         self._answer_by = inf  # what a hint leaves it, until something progresses
         self._by_hint = False  # it is SUSPECT because of that alone
+        self._moved = False  # this machine has, or has slept, and nothing has progressed since
         self.heard_at: float = now
-        self._suspect_at = inf
         self._waits_from: float | None = None  # since when something is unanswered and nothing has progressed
         self._unacknowledged = False
         self._asked = 0
@@ -138,6 +163,11 @@ class LifeJudge:
     def begin(self, now: float) -> None:
         """Silence counts from here on."""
         self.heard_at = now
+
+    def succeed(self, other: LifeJudge) -> None:
+        """The path was found because another one is suspected: their links may be one."""
+        self._slack, self._alarmed_at = other._slack, other._alarmed_at
+        self.pause, self._paused_at = other.pause, other._paused_at
 
     def begin_acknowledged(self, now: float, *, responder: bool) -> None:
         """The peer acknowledges what it takes in, from now on; it took its time to accept, which says nothing."""
@@ -208,7 +238,15 @@ class LifeJudge:
         return self._asked
 
     def hint(self, now: float) -> bool:
-        """Something has happened that may have killed the path.  Returns whether it is to be asked, with `ask`."""
+        """Something has happened that may have killed the path: one that does not answer at once is not only late.
+
+        Returns whether it is to be asked, with `ask`.
+        """
+        self._moved, self.pause = True, 0.0
+        return self.doubt(now)
+
+    def doubt(self, now: float) -> bool:
+        """What took another path may have taken this one.  Returns whether it is to be asked, with `ask`."""
         if self.life is Life.DEAD or now - self._hinted_at < HINT_INTERVAL:
             return False
         self._hinted_at = now
@@ -225,6 +263,8 @@ class LifeJudge:
         if token > self._asked:
             return
         self.answered = max(self.answered, token)
+        self.answered_at = now
+        self.timer_began = True
         if self._asked_at is not None and token == self._asked:
             sample = max(now - self._asked_at, 1e-6)
             self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample  # RFC 6298 §2
@@ -236,18 +276,30 @@ class LifeJudge:
         self._progress(now)
 
     def _progress(self, now: float) -> None:
+        if self._waits_from is not None:
+            self.note_pause(now - self._waits_from, now)
         self._waits_from = now if self._unacknowledged or self.asking else None
         self._answer_by = inf
+        self._moved = False
         if self.life is Life.SUSPECT:
             self.life = Life.WELL
-            self.is_heard = False
-            self._suspect_at = inf
+            self.is_late = False
+            self.suspect_at = inf
             self.false_alarms += 1
             if not self._by_hint:
                 self._slack = min(2 * self._slack, SLACK_MAX)
                 self._alarmed_at = now
         elif now - self._alarmed_at >= FORGIVEN:
             self._slack = SLACK
+
+    def note_pause(self, seconds: float, now: float) -> None:
+        """The link has taken so long for something that it did carry."""
+        if seconds >= self.pause or now - self._paused_at >= PAUSE_LASTS:
+            self.pause = max(seconds, self.pause / 2)
+            self._paused_at = now
+        if self.life is Life.SUSPECT:
+            self.is_late = now < self._left_at
+            self.timer_began = True
 
     # -- what follows from it ----------------------------------------------------------------------------------------
 
@@ -305,23 +357,28 @@ class LifeJudge:
 
     @property
     def _left_at(self) -> float:
-        if not self.is_heard:
-            return inf
-        silent_at = self.heard_at + self._patience
-        return min(max(silent_at, self._suspect_at), self._suspect_at + LINGER)
+        if self._moved:
+            return self.suspect_at
+        pauses = PAUSES * self.pause
+        # A path on which nobody said anything is silent only since something is unanswered.
+        since = self.heard_at if self._by_hint else max(self.heard_at, self._waits_from or -inf)
+        silent_at = max(self.heard_at + self._patience, since + pauses)
+        heard_for = max(LINGER, min(HEARD_PAUSES * pauses, HEARD_MAX))
+        return min(max(silent_at, self.suspect_at), self.suspect_at + heard_for)
 
     @property
     def _death_at(self) -> float:
         if not self.acknowledging:
             return self.heard_at + (1 + MISSES) * self._interval
-        return max(self._suspect_at, self.heard_at) + DEATH
+        return max(self.suspect_at, self.heard_at) + max(DEATH, min(2 * self.pause, DEATH_MAX))
 
     @property
     def deadline(self) -> float:
         """When `judge` wants to be called; infinity once the path is dead."""
         if self.life is Life.DEAD:
             return inf
-        return min(self._question_at, self._suspicion_at, self._left_at, self._death_at)
+        left_at = self._left_at if self.is_late else inf
+        return min(self._question_at, self._suspicion_at, left_at, self._death_at)
 
     def judge(self, now: float) -> bool:
         """Time has come: form the verdict anew.  Returns whether the path is to be asked, with `ask`."""
@@ -329,19 +386,17 @@ class LifeJudge:
             return False
         if now >= self._death_at:
             self.life = Life.DEAD
-            self.is_heard = False
+            self.is_late = False
             return False
         ask = False
         if now >= self._suspicion_at:
             self.life = Life.SUSPECT
-            self._suspect_at = now
+            self.suspect_at = now
             self._by_hint = now < self._patience_until
-            self.is_heard = not self._by_hint
             ask = not self.asking
             if not self._by_hint:
                 self._note_lost(now)
-        if now >= self._left_at:
-            self.is_heard = False
+        self.is_late = self.life is Life.SUSPECT and now < self._left_at
         if now >= self._question_at:
             if self._was_talking:
                 self._expect_an_answer(now)

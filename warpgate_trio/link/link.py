@@ -60,7 +60,7 @@ class Link(Travelling):
         super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
         self._lanes: dict[LaneProtocol, LaneDriver] = {self._first.protocol: self._first}
         self._last = self._first  # that we spoke on
-        self._told: tuple[LaneProtocol | None, Life] | None = None  # to it
+        self._told: tuple[LaneProtocol | None, Life, bool] | None = None  # to it
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -324,10 +324,11 @@ class Link(Travelling):
         lane.set_alarm()
 
     @property
-    def _sight(self) -> tuple[LaneProtocol | None, Life]:
+    def _sight(self) -> tuple[LaneProtocol | None, Life, bool]:
         """What those are told of the path who wait for it to change."""
         active = self.protocol.lanes.active
-        return active, Life.DEAD if active is None else active.life.life
+        life = Life.DEAD if active is None else active.life.life
+        return active, life, life is Life.SUSPECT and self.protocol.has_spare
 
     def _settle(self) -> None:
         """Something has happened: have said what is to be said, and told what is to be told."""
@@ -365,7 +366,7 @@ class Link(Travelling):
             if held and life.life is not Life.WELL:
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
             elif held and not life.asking:  # the peer may have found out before us, and nothing else is due there
-                lane.protocol.hint(trio.current_time())
+                lane.protocol.doubt(trio.current_time())
                 lane.set_alarm()
             elif lane.protocol.is_over and self.protocol.is_up:
                 self._lose(lane, trio.BrokenResourceError("the path was dropped: it is no good, here or at the peer"))

@@ -23,14 +23,18 @@ from .budget import TURN_COST
 from .frames import At, Attach, Attached, Drop, DropReason, Item, News, RefuseReason, Terms
 from .lane import LaneProtocol
 from .lanes import Lanes
-from .life import LifeJudge
+from .life import Life, LifeJudge
 from .states import LinkState
 from .stream import Incoming, Outgoing
 
-__all__ = ["YOUNG", "Moving"]
+__all__ = ["ASK_INTERVAL", "YOUNG", "Moving"]
 
 SPARE_FOR: Final = 20.0
 """Seconds of silence after which a lane that nobody speaks on is closed; it is asked for a sign of life after more."""
+HANDSHAKE_TRIPS: Final = 2
+"""Round trips that a carrier takes to become a lane: its own handshake, and PROOF and ATTACH."""
+ASK_INTERVAL: Final = 1.0
+"""Seconds between an answer and the next question to a lane beside one that is suspected."""
 YOUNG: Final = 10.0
 """Seconds of a lane's life in which it is dropped when it is no good; later it is only left, and may be well again."""
 
@@ -42,6 +46,7 @@ class _Where(TypedDict):
     server_key: bytes
 
 
+# long: a lane joins, is spoken on, suspected and left by one table of lanes
 class Moving(ABC):
     """See the module's page.
 
@@ -176,6 +181,10 @@ class Moving(ABC):
         assert lane.attach is not None
         lane.number = lane.attach.lane
         lane.joined_at = now
+        active = self.lanes.active
+        if active is not None and active.life.life is Life.SUSPECT:
+            active.life.note_pause((now - lane.began) / HANDSHAKE_TRIPS, now)
+            lane.life.succeed(active.life)
         lane.life.begin_acknowledged(now, responder=not self.initiator)
         lane.life.notice_within = self.notice_within
         if self.lanes.full and (least := self.lanes.least_wanted()) is not None:
@@ -217,7 +226,7 @@ class Moving(ABC):
         self.lanes.promote(lane)
         self._stop_following()
         self._begin(lane, now)
-        lane.hint(now)  # what took the one may have taken the other
+        lane.doubt(now)  # what took the one may have taken the other
         if left is not None and now - left.joined_at < YOUNG:
             self._drop(left)
         return True
@@ -311,6 +320,28 @@ class Moving(ABC):
         active = self.lanes.active
         wanted = active is None or active is lane or not active.is_well
         return not wanted and lane.life.silence(now) >= SPARE_FOR
+
+    # -- where the lane that we speak on is suspected ----------------------------------------------------------------
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether the lane that we speak on is suspected, and another one has been heard since."""
+        active = self.lanes.active
+        if active is None or active.life.life is not Life.SUSPECT:
+            return False
+        return any(lane.is_well and lane.life.heard_at >= active.life.suspect_at for lane in self.lanes)
+
+    def _question_at(self, lane: LaneProtocol) -> float:
+        """When a lane is to be asked how far the peer has come by the one that is suspected."""
+        active = self.lanes.active
+        if active is None or active is lane or active.life.life is not Life.SUSPECT or not lane.is_well:
+            return math.inf
+        return math.inf if lane.life.asking else lane.life.answered_at + ASK_INTERVAL
+
+    def _ask_others(self, now: float) -> None:
+        for lane in self.lanes:
+            if self._question_at(lane) <= now:
+                lane.send_ping(now)
 
     # -- signals -----------------------------------------------------------------------------------------------------
 

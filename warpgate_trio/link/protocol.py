@@ -263,6 +263,8 @@ class LinkProtocol(Moving):
           RemoteProtocolError: the peer broke the protocol; the Link is over and its carriers must be closed.
         """
         self._take_items(lane, lane.receive(pieces, now), now)
+        if lane.pong is not None and lane is not self.lanes.active and self.incoming is not None:
+            lane.ack_due = True  # the peer may ask because it hears nothing where it speaks
         if len(self._outbox) > MAX_OUTBOX:
             raise RemoteProtocolError("the peer makes us answer but does not read the answers")
         if self.outgoing is not None and self.outgoing.frames > MAX_FRAMES:
@@ -374,7 +376,7 @@ class LinkProtocol(Moving):
     def deadline(self, lane: LaneProtocol) -> float:
         """When `handle_timer` wants to be called for a lane."""
         if self.incoming is None or lane is not self.lanes.active or lane.ack_due or not self.is_up:
-            return lane.life.deadline
+            return min(lane.life.deadline, self._question_at(lane))
         return min(lane.life.deadline, self.incoming.deadline)
 
     def handle_timer(self, lane: LaneProtocol, now: float) -> None:
@@ -382,4 +384,5 @@ class LinkProtocol(Moving):
         lane.handle_timer(now)
         if self.incoming is not None and self.incoming.ack_due(now):
             self._owe_ack()
+        self._ask_others(now)
         self.choose(now)

@@ -98,9 +98,12 @@ class Travelling(Handshake):
             await self._answers.park()
 
     async def wait_path(self, *, well: bool) -> None:
-        """Wait until the path is live, or until it is not; `trio.BrokenResourceError` once the Link is over."""
+        """Wait until the path is live, or another one is at hand, or until neither is so.
+
+        Raises `trio.BrokenResourceError` once the Link is over.
+        """
         while self._wants_a_path:
-            if (self.live_path().state is PathState.LIVE) is well:
+            if (self.live_path().state is PathState.LIVE or self.protocol.has_spare) is well:
                 return
             await self.path_log.told.park()
         raise trio.BrokenResourceError("the link is over")
