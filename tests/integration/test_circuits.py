@@ -321,7 +321,7 @@ async def test_a_server_that_rings_without_end_and_reads_nothing() -> None:
                 assert len(held) <= MAX_CIRCUITS
 
 
-def test_a_flight_of_somebody_else() -> None:
+async def test_a_flight_of_somebody_else() -> None:
     ends = {"local": ("", 0), "remote": ("192.0.2.1", 1)}
     alice, bob, carol = (TlsContexts(each) for each in (ALICE, BOB, ALICE))
     nothing: Circuit = None  # type: ignore[assignment]

@@ -119,7 +119,7 @@ class Kept:
     """A Link that is kept, and all that its keeper hears and does."""
 
     def __init__(self, *, initiator: bool, upgrade: bool, path: PathInfo) -> None:
-        carrier = SimpleNamespace(dialler=True, idle_interval=60.0, name="quic", limit_unsent=lambda _: None)
+        carrier = SimpleNamespace(began=0.0, dialler=True, idle_interval=60.0, name="quic", limit_unsent=lambda _: None)
         self.link: Final = Link(cast("Any", carrier), peer_key=bytes(32), session_id=bytes(16), initiator=initiator)
         self.link.path = path
         protocol = self.link.protocol
