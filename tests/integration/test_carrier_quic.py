@@ -90,6 +90,23 @@ async def test_the_diallers_last_flight_rides_with_its_first_words() -> None:
     close_carriers(dialler, *ends)
 
 
+async def test_for_who_waits_a_handshake_begins_when_the_dialler_is_heard() -> None:
+    paths = await connect_paths()
+    ends: list[QuicCarrier] = []
+
+    async def serve() -> None:
+        ends.append(await QuicCarrier.serve(paths[1], BOB))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        dialled_at = trio.current_time()
+        dialler = await QuicCarrier.dial(paths[0], peer_key=BOB.public_key)
+        await dialler.flush()
+    assert dialled_at <= dialler.began < ends[0].began
+    close_carriers(dialler, *ends)
+
+
 @pytest.mark.parametrize("dialler", [True, False])
 async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialler: bool) -> None:
     paths = await connect_paths()

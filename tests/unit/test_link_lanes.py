@@ -1002,6 +1002,7 @@ def test_a_suspect_has_three_times_as_long_as_another_carrier_needed_to_come() -
         ends.now += 0.1
     assert ends.now - began == pytest.approx(PAUSES / 2 * 3.0, abs=0.25)
     assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    assert wire.lanes["a"].life.pause == 1.5, "that is asked at once, and its link may pause as well"
     assert ends.read("b") == b"hello"
 
 
