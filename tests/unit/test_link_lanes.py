@@ -18,15 +18,7 @@ from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.frames import At, Drop, Proof, Terms
 from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
-from warpgate_trio.link.life import (
-    HINT_SLACK,
-    LINGER,
-    PAUSES,
-    RESPONDER_WAITS,
-    SLACK_MAX,
-    SUSPICION_TRIPS,
-    Life,
-)
+from warpgate_trio.link.life import HINT_SLACK, LINGER, PAUSES, RESPONDER_WAITS, SLACK_MAX, SUSPICION_TRIPS, Life
 from warpgate_trio.link.moving import ASK_INTERVAL, SPARE_FOR, YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.link.quiet import Uplink
