@@ -8,6 +8,8 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
@@ -30,6 +32,7 @@ from warpgate_trio.limits import TokenBucket
 from warpgate_trio.link import Link, Pipe, RefuseReason
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.frames import Attach, Drop
+from warpgate_trio.link.lane_driver import LaneDriver
 from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import Life, LifeJudge
 from warpgate_trio.link.pace import CHUNK_MAX, Pace
@@ -234,6 +237,24 @@ async def test_a_sender_goes_on_over_another_carrier_that_only_the_peer_has_need
         await attach(alice, bob, by_bob=True)
         with trio.fail_after(HANG):
             await receive_numbered(bob, total)
+
+
+async def test_who_waits_for_a_trial_is_told_when_the_link_breaks(nursery: trio.Nursery) -> None:
+    async with lasting(goodbye=0.05) as (alice, bob):
+        speaking = alice.link._speaking
+        await attach(alice, bob)
+        (further,) = (lane for lane in alice.link._lanes.values() if lane is not speaking)
+        outcomes: list[bool] = []
+
+        async def wait(lane: LaneDriver) -> None:
+            outcomes.append(await alice.link.wait_trial(cast("Link", SimpleNamespace(_first=lane))))
+
+        await wait(speaking)
+        nursery.start_soon(wait, further)
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes == [True]
+        alice.link.evict_nowait()
+        await wait_until(lambda: outcomes == [True, False])
 
 
 async def test_migrate_says_why_no_path_is_looked_for() -> None:

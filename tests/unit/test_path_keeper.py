@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, cast, final
@@ -421,6 +422,18 @@ async def test_a_question_where_a_peer_is_has_some_round_trips(autojump_clock: M
         with pytest.raises(trio.TooSlowError):
             await one.keeper.ask(PEER)
         assert trio.current_time() == max(ASK_PATIENCE, ASK_TRIPS * (rtt or 0.0))
+
+
+@pytest.mark.parametrize("how", ["no pipe is left", "it broke"])
+async def test_nothing_is_waited_for_on_a_link_that_is_over(autojump_clock: MockClock, how: str) -> None:
+    async with kept() as one:
+        if how == "it broke":
+            one.link.protocol.break_all(ValueError("it broke"))
+        else:
+            one.link._ending = True
+        for wait in (one.link.wait_path_event, partial(one.link.wait_path, well=False)):
+            with trio.fail_after(1.0), pytest.raises(trio.BrokenResourceError, match="the link is over"):
+                await wait()
 
 
 # -- by what -----------------------------------------------------------------------------------------------------------
