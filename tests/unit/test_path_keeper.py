@@ -22,7 +22,7 @@ from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed, ConnectError
 from warpgate_trio.link import Link, PathInfo
 from warpgate_trio.link.attaching import LinkSecret
-from warpgate_trio.link.stream import Outgoing
+from warpgate_trio.link.stream import Incoming, Outgoing
 from warpgate_trio.node import path_keeper
 from warpgate_trio.node.path_keeper import (
     ASK_INTERVAL,
@@ -524,15 +524,35 @@ async def test_only_what_may_lead_to_a_better_path_is_worth_a_search(
         assert len(FakeWalk.begun) == worth_it
 
 
+@pytest.mark.parametrize("what", ["said", "heard"])
 async def test_a_better_path_is_looked_for_once_for_what_was_said_and_not_at_all_for_nothing(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, what: str
 ) -> None:
     async with kept(upgrade=True) as one:
         await trio.sleep(3600.0)
         assert FakeWalk.begun == []
-        one.say()
+        if what == "said":
+            one.say()
+        else:
+            incoming = one.link.protocol.incoming = Incoming()
+            incoming.received += 1
         await trio.sleep(3600.0)
         assert len(FakeWalk.begun) == 1
+
+
+async def test_a_link_is_busy_while_the_peer_has_not_all_or_somebody_waits_to_send(autojump_clock: MockClock) -> None:
+    async with kept() as one, trio.open_nursery() as nursery:
+        assert not one.link.is_busy
+        one.say()
+        assert one.link.is_busy
+        one.stream.acknowledge(1)
+        assert not one.link.is_busy
+        nursery.start_soon(one.link._answers.park)
+        await wait_all_tasks_blocked()
+        assert one.link.is_busy
+        one.link._answers.unpark_all()
+        one.link.protocol.outgoing = None
+        assert not one.link.is_busy
 
 
 async def test_a_way_that_was_no_good_is_left_alone_for_a_while(autojump_clock: MockClock) -> None:
