@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from random import Random
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, cast, final
@@ -538,6 +539,17 @@ async def test_a_better_path_is_looked_for_once_for_what_was_said_and_not_at_all
             incoming.received += 1
         await trio.sleep(3600.0)
         assert len(FakeWalk.begun) == 1
+
+
+async def test_better_paths_are_looked_for_ever_more_rarely(autojump_clock: MockClock) -> None:
+    async with kept(upgrade=True) as one:
+        for _ in range(480):
+            one.say()
+            await trio.sleep(1.0)
+        gaps = [after - before for before, after in pairwise([0.0, *one.searches])]
+        assert len(gaps) == 3
+        for gap, pause in zip(gaps, UPGRADE_PAUSES, strict=False):
+            assert abs(gap - pause) <= JITTER * pause
 
 
 async def test_a_link_is_busy_while_the_peer_has_not_all_or_somebody_waits_to_send(autojump_clock: MockClock) -> None:
