@@ -257,7 +257,7 @@ async def test_who_waits_for_a_trial_is_told_when_the_link_breaks(nursery: trio.
         await wait_until(lambda: outcomes == [True, False])
 
 
-async def test_migrate_says_why_no_path_is_looked_for() -> None:
+async def test_migrate_says_why_no_path_is_looked_for_and_whoever_waits_for_one_why_none_comes() -> None:
     calls: list[tuple[Sequence[str] | None, float | None]] = []
 
     async def search(phases: Sequence[str] | None, timeout: float | None) -> PathInfo:
@@ -277,8 +277,10 @@ async def test_migrate_says_why_no_path_is_looked_for() -> None:
         assert calls == [(("direct",), 3.0)]
         further = await alice.pipe.open_pipe()
         await further.aclose()
-        with pytest.raises(trio.ClosedResourceError):
+        with pytest.raises(trio.ClosedResourceError), trio.fail_after(1.0):
             await further.migrate()
+        with pytest.raises(trio.ClosedResourceError), trio.fail_after(1.0):
+            await further.wait_path_change()
         cut(alice)
         await wait_until(lambda: not alice.link.has_lanes)
         alice.link.forget_nowait()
