@@ -104,7 +104,7 @@ async def cold(wire: Wire, course: Course, rtt: float, times: Times) -> None:
             address = (await listening.event())["address"]
             first_packet = until_first_packet(lab, caller.outside)
             began = time.monotonic()
-            how = ["--relay-first"] if course.relay_first else []
+            how = ["--relay-first" if course.relay_first else "--no-relay-first"]
             how += [] if course.plugin is None else ["--plugin", course.plugin]
             words = ("connect", address, *settings, "--echo-test", str(FIRST_WRITE), *how)
             async with program_on(caller.host, *words, home=folder, logs=None) as calling:
