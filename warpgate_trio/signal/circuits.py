@@ -8,6 +8,7 @@ to the server, which is renewed as it is read.  So the connection's reader never
 from __future__ import annotations
 
 import errno
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final, final
 
 import trio
 
+from ..carrier.records import FIRST_FLIGHT, IDLE
 from ..errors import AttemptFailed
 from ..servers.relay_frames import (
     INITIAL_CREDIT,
@@ -45,6 +47,9 @@ MAX_CONTROL: Final = 1024
 that has us say more than it reads is left."""
 PIECE: Final = 16 * 1024
 """Bytes that are worth a RELAY of their own where credit is short: with less than that, more is waited for."""
+FIRST_PIECE: Final = 4 * 1024
+"""Bytes of a RELAY while little was sent: a server passes on none before its last byte is there, and TCP sends no more
+than `FIRST_FLIGHT` at once on a connection that was silent (`warpgate_trio.carrier.records`)."""
 
 
 class CircuitRefused(AttemptFailed):
@@ -149,6 +154,8 @@ class Circuit:
         self._changed: Final = trio.lowlevel.ParkingLot()
         self._limit = self._granted = INITIAL_CREDIT
         self._sent = self._received = self._read = 0
+        self._left = 0  # bytes that go in small pieces
+        self._sent_at = -math.inf
         self._waiting: deque[bytes] = deque()
         self._end: str | None = None
         self._reason: int | None = None
@@ -222,7 +229,11 @@ class Circuit:
         while True:
             self._check_open()
             room = min(self._limit - self._sent, MAX_RELAY)
-            if room < min(len(data), PIECE):
+            if self._is_silent():
+                self._left = FIRST_FLIGHT
+            if self._left > 0:
+                room = min(room, FIRST_PIECE)
+            elif room < min(len(data), PIECE):
                 await self._changed.park()
                 continue
             if not self._owner.outbox.has_room:
@@ -230,8 +241,13 @@ class Circuit:
                 continue
             piece = bytes(data[:room])
             self._sent += len(piece)
+            self._left -= len(piece)
+            self._sent_at = trio.current_time()
             self._owner.outbox.put_bulk_nowait(Relay(self._number, piece).encode())
             return len(piece)
+
+    def _is_silent(self) -> bool:
+        return trio.current_time() - self._sent_at >= IDLE
 
     async def recv(self, size: int) -> bytes:
         """The next bytes, at most so many; ``b""`` once the other side has closed.  Cancelled: nothing is lost.
