@@ -11,11 +11,12 @@ import trio
 
 from tests.cancel_sweep import step_cuts
 from tests.sim.roaming import Talk
-from tests.sim.test_ws_relay import OPEN, server
+from tests.sim.test_ws_relay import OPEN, URL, server
 from warpgate_strategies.ws_relay import WsRelay
-from warpgate_trio import NodeConfig, PathCause, PathsConfig, Pipe
+from warpgate_trio import Identity, Node, NodeConfig, PathCause, PathsConfig, Pipe, Servers, open_node
 from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.node.admission import Admission
+from warpgate_trio.servers.rendezvous import RelayRules
 from warpgate_trio.sim import presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, STUN, STUN2, open_nodes
@@ -221,5 +222,39 @@ def test_a_call_that_is_cancelled_leaves_nothing() -> None:
                 assert caught > 5
             left = net.netstat()
             assert not left, str(left)
+
+    simulate(main, seed=0)
+
+
+def test_a_program_that_was_just_started_calls_right_behind_its_registration() -> None:
+    """With the server's token: two round trips to the server, and four of the call."""
+    token = "t" * 43
+
+    async def echo(listener: Node) -> None:
+        async with await listener.listener.accept() as pipe:
+            async for data in pipe:
+                await pipe.send_all(data)
+
+    async def main() -> None:
+        rules = RelayRules(token=token)
+        async with SYMMETRIC.build(time_limit=1e6) as net, simulated_hosts():
+            async with (
+                open_nodes(net, servers=(server(rules), STUN, STUN2, NTP)) as nodes,
+                trio.open_nursery() as nursery,
+            ):
+                await trio.sleep(5.0)
+                with net.hosts["bob"]:
+                    nursery.start_soon(echo, nodes.bob)
+                config = NodeConfig(servers=Servers(websocket=[URL], relay_token=token))
+                async with open_node(config, identity=Identity.from_seed(b"carol" + bytes(27))) as carol:
+                    began = trio.current_time()
+                    pipe = await carol.auto_connect(nodes.bob.address, relay_first=True, early_data=b"x")
+                    taken = trio.current_time() - began
+                    async with pipe:
+                        assert await pipe.receive_some() == b"x"
+                        first = trio.current_time() - began
+                    print(f"a Pipe after {taken / RTT:.1f} round trips, the first byte after {first / RTT:.1f}")
+                    assert taken <= 4 * RTT + 0.03
+                    assert first <= 6 * RTT + 0.03
 
     simulate(main, seed=0)

@@ -453,6 +453,7 @@ class Registrant:
 
     Attributes:
       spared: brokers (URLs) that are not asked for a topic of our own: they may have closed a connection over that.
+      has_token: it has one for its servers to relay.
     """
 
     def __init__(self, instance: bytes, *, listens: bool = True, relay_token: str | None = None) -> None:
@@ -461,6 +462,7 @@ class Registrant:
         self.instance = instance
         self.listens = listens
         self.spared: Final[set[str]] = set()
+        self.has_token: Final = relay_token is not None
         self._relay_token = relay_token
         self._speak_2: set[str] = set()
 

@@ -97,7 +97,10 @@ class SignalChannel(Protocol):
 
     @property
     def relays(self) -> Relays | None:
-        """Whether the server relays for us; None while it has not said so."""
+        """Whether the server relays for us; None while it has not said so.
+
+        Where we have its token it is taken to do so until it has said otherwise.
+        """
         ...
 
     def circuit(self) -> Circuit:

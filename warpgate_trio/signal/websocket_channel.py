@@ -40,6 +40,8 @@ PONG_TIMEOUT = 10.0
 """Seconds without a pong after which the server counts as gone: TCP alone would notice after a quarter of an hour."""
 WRITE_OUT = 0.2
 """Seconds that a channel which ends may take to write what its circuits have sent: they may be a Pipe's last bytes."""
+CIRCUITS_SINCE = 3
+"""The version of the server's challenge from which on it knows of circuits."""
 _INBOX = 64
 
 
@@ -47,7 +49,7 @@ _INBOX = 64
 class WebSocketChannel:
     """A connection to a rendezvous server, registered or about to be: a `warpgate_trio.signal.SignalChannel`."""
 
-    def __init__(self, websocket: WebSocket, url: str, rtt: float) -> None:
+    def __init__(self, websocket: WebSocket, url: str, rtt: float, *, has_token: bool = False) -> None:
         self._websocket = websocket
         self._url = url
         self._rtt = rtt
@@ -55,6 +57,7 @@ class WebSocketChannel:
         self._answered = False
         self._failure: str | None = None
         self._registered = False
+        self._has_token = has_token
         self._decided = trio.Event()  # whether we are registered, by the server or by its end
         self._next_id = 0
         self._waiting: dict[int, _Waiter] = {}
@@ -127,7 +130,7 @@ class WebSocketChannel:
     @property
     def relays(self) -> Relays | None:
         if not self._registered:
-            return None
+            return Relays.US if self._has_token else None  # a CALL may go right behind the registration
         if not self._capabilities & wire.Capability.RELAY:
             return Relays.NOBODY
         return Relays.US if self._capabilities & wire.Capability.MAY_RELAY else Relays.WHO_HAS_ITS_TOKEN
@@ -197,9 +200,12 @@ class WebSocketChannel:
     async def _hear_registered(self) -> None:
         while True:
             frame = wire.decode_from_server(await self._websocket.receive())
-            if not isinstance(frame, wire.Sent):
+            if isinstance(frame, wire.Sent):
+                self._answer(frame)  # a server writes REGISTERED by another task, which may be later
+            elif isinstance(frame, RelayEnd):
+                self._circuits.hear(frame)
+            else:
                 break
-            self._answer(frame)  # a server writes REGISTERED by another task, which may be later
         self._capabilities = _expect(wire.Registered, frame).capabilities or 0
         self._registered = True
         self._decided.set()
@@ -278,9 +284,11 @@ async def open_websocket_channel(
         ) as websocket:
             challenge = _expect(wire.Challenge, wire.decode_from_server(await websocket.receive()))
             name = wire.server_name(url.host, url.port)
-            registration = (registrant or new_registrant()).answer(identity, challenge, name).encode()
+            registrant = registrant or new_registrant()
+            registration = registrant.answer(identity, challenge, name).encode()
             assert websocket.upgrade is not None, "a server's end"
-            channel = WebSocketChannel(websocket, url.redacted, websocket.upgrade)
+            has_token = registrant.has_token and challenge.version >= CIRCUITS_SINCE
+            channel = WebSocketChannel(websocket, url.redacted, websocket.upgrade, has_token=has_token)
             async with open_background_nursery() as nursery:
                 nursery.start_soon(channel._read, trio.current_time())
                 nursery.start_soon(channel._write, registration)
