@@ -88,10 +88,12 @@ async def served_lab(wire: Wire, course: Course, rtt: float) -> AsyncGenerator[t
     with tempfile.TemporaryDirectory(prefix="warpgate-lab-") as name:
         folder = Path(name)
         async with open_lab(wire, course.caller, course.listener, rtt=rtt) as lab:
-            words = ("serve", "--host", SERVER, "--second-host", SECOND, "--open", "--no-turn", "--json")
+            words = ("serve", "--host", SERVER, "--second-host", SECOND, "--no-turn", "--json")
             async with program_on(lab.server, *words, home=folder, logs=None) as server:
-                servers = (await server.event())["servers"]
-                (folder / "config.toml").write_text(configuration(servers), encoding="utf-8")
+                ready = await server.event()
+                token = f"[servers]\nrelay_token = {json.dumps(ready['relay_token'])}\n"
+                text = configuration(ready["servers"]).replace("[servers]\n", token)
+                (folder / "config.toml").write_text(text, encoding="utf-8")
                 yield lab, folder
 
 
