@@ -34,7 +34,7 @@ class ClientHello(PathRequest, frozen=True, kw_only=True):
 
 
 @final
-class ServerFlight(Message, frozen=True, kw_only=True):
+class ServerFlight(Message, frozen=True, kw_only=True, omit_defaults=True):
     """Its answer: the server's flight."""
 
     flight: _Flight
