@@ -101,8 +101,8 @@ async def test_a_transfer_between_two_cones_leaves_the_relay() -> None:
     connected, changes, silence = await transfer(("port-restricted", "port-restricted"), "--relay-first")
     print(f"silent for {silence:.2f} s at most")
     assert "by ws_relay" in connected
-    assert [change["cause"] for change in changes] == ["better"]
-    assert changes[0]["new"]["phase"] == "punch"
+    assert "better" in {change["cause"] for change in changes}
+    assert changes[-1]["new"]["phase"] == "punch"
 
 
 async def test_a_transfer_whose_relay_is_killed_ends_by_the_other_one() -> None:

@@ -221,7 +221,8 @@ class Node:
             when None (docs/live_links.md).
           relay_first: take a relay's path, which any pair has after a few round trips, and change over to a better one
             once that is found, without a pause; ``paths.relay_first`` when None.  It costs the relay what passes until
-            then.  Nothing where `phases` has no relay, or neither side has one.
+            then.  Nothing where `phases` has no relay, or neither side has one.  The Pipe may be there before the peer
+            has accepted what it has promised to; where it does not, or the relay breaks by then, the Pipe breaks.
           on_event: called with every step of the walk, for live views, and then with every change of the path, for as
             long as there is one of the Pipes that the walk led to.  It must not block; what it raises after the walk is
             logged.  A Pipe that a peer has opened tells by `Pipe.path_changes`.
