@@ -15,7 +15,7 @@ import trio
 from tests.end_to_end.processes import Command, checked_event
 from tests.kernel.lab import BYSTANDER, SERVER, Lab, open_lab
 from tests.kernel.run import configuration, program_on
-from tests.kernel.test_roaming import PACE, PIECE, PIECES, piece
+from tests.kernel.transfers import echo_in_pieces
 from tests.kernel.wire import Wire
 
 pytestmark = [
@@ -39,7 +39,6 @@ async def transfer(
 
     Returns what the caller said of its first path, its events, and the longest silence in seconds.
     """
-    silence = 0.0
     async with AsyncExitStack() as stack:
         wire = stack.enter_context(Wire())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warpgate-lab-")))
@@ -64,32 +63,7 @@ async def transfer(
         caller = await stack.enter_async_context(
             program_on(a.host, *words, home=folder, logs=None, stdin=subprocess.PIPE)
         )
-        async with trio.open_nursery() as nursery:
-
-            async def send() -> None:
-                for number in range(PIECES):
-                    await caller.stdin.send_all(piece(number))
-                    await trio.sleep(PACE)
-                    if number == PIECES // 3:
-                        nursery.start_soon(happens, lab, running)
-                await caller.stdin.aclose()
-
-            async def watch() -> None:
-                nonlocal silence
-                size, since = 0, trio.current_time()
-                while size < PIECE * PIECES:
-                    await trio.sleep(0.02)  # to look at what is there
-                    now = trio.current_time()
-                    if len(caller.out) > size:
-                        size, since = len(caller.out), now
-                    elif size:
-                        silence = max(silence, now - since)
-                    assert now - since < 60, f"{size} bytes came\n{caller.stderr_text}"
-
-            nursery.start_soon(send)
-            nursery.start_soon(watch)
-        assert await caller.code() == 0, caller.stderr_text
-        assert bytes(caller.out) == b"".join(map(piece, range(PIECES)))
+        silence = await echo_in_pieces(caller, lambda: happens(lab, running))
         await listener.code()
         lines = caller.stderr_text.splitlines()
         (connected,) = [line for line in lines if line.startswith("connected ")]

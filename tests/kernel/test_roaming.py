@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import trio
@@ -16,23 +16,14 @@ import trio
 from tests.end_to_end.processes import checked_event
 from tests.kernel.lab import SERVER, Home, Lab, open_lab
 from tests.kernel.run import configuration, program_on
+from tests.kernel.transfers import echo_in_pieces
 from tests.kernel.wire import Wire
-
-PIECE: Final = 16 * 1024
-PIECES: Final = 150
-PACE: Final = 0.02
-"""Seconds between pieces: 0.8 MB/s, so that a transfer lasts for three seconds and what happens to it."""
 
 Happening = Callable[[Lab], Awaitable[None]]
 
 
-def piece(number: int) -> bytes:
-    return number.to_bytes(4, "big") * (PIECE // 4)
-
-
 async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[str, ...] = ()) -> float:
     """Bytes to an echo and back; `happens` after a third of them.  Returns the longest silence, in seconds."""
-    silence = 0.0
     with Wire() as wire, tempfile.TemporaryDirectory(prefix="warpgate-lab-") as name:
         folder = Path(name)
         async with open_lab(wire, *kinds) as lab:
@@ -47,32 +38,7 @@ async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[
                     async with program_on(
                         a.host, "connect", *words, home=folder, logs=None, stdin=subprocess.PIPE
                     ) as caller:
-                        async with trio.open_nursery() as nursery:
-
-                            async def send() -> None:
-                                for number in range(PIECES):
-                                    await caller.stdin.send_all(piece(number))
-                                    await trio.sleep(PACE)
-                                    if number == PIECES // 3:
-                                        nursery.start_soon(happens, lab)
-                                await caller.stdin.aclose()
-
-                            async def watch() -> None:
-                                nonlocal silence
-                                size, since = 0, trio.current_time()
-                                while size < PIECE * PIECES:
-                                    await trio.sleep(0.05)  # to look at what is there
-                                    now = trio.current_time()
-                                    if len(caller.out) > size:
-                                        size, since = len(caller.out), now
-                                    elif size:
-                                        silence = max(silence, now - since)
-                                    assert now - since < 60, f"{size} bytes came\n{caller.stderr_text}"
-
-                            nursery.start_soon(send)
-                            nursery.start_soon(watch)
-                        assert await caller.code() == 0, caller.stderr_text
-                        assert bytes(caller.out) == b"".join(map(piece, range(PIECES)))
+                        silence = await echo_in_pieces(caller, lambda: happens(lab))
                     await listener.code()
                     told = [line for line in caller.stderr_text.splitlines() if line.startswith("{")]
                     for lines in (told, bytes(listener.out).splitlines()[2:]):

@@ -280,19 +280,25 @@ def test_a_key_that_others_can_read_is_2(tmp_path: Path, capfd: Capture) -> None
     assert str(key_file) in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["connect", "wg1"], ["listen", "--allow-any"]])
-@pytest.mark.parametrize("name", ["dead_after", "resume_timeout"])
-def test_what_is_said_of_paths_is_the_configurations(
-    name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Capture
-) -> None:
-    loaded: list[NodeConfig] = []
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
+    """What programs load, which ends them."""
+    found: list[NodeConfig] = []
     load = NodeOptions.load
 
     def stop_with(options: NodeOptions) -> NodeConfig:
-        loaded.append(load(options))
+        found.append(load(options))
         raise ConfigError("that is all")
 
     monkeypatch.setattr(NodeOptions, "load", stop_with)
+    return found
+
+
+@pytest.mark.parametrize("words", [["connect", "wg1"], ["listen", "--allow-any"]])
+@pytest.mark.parametrize("name", ["dead_after", "resume_timeout"])
+def test_what_is_said_of_paths_is_the_configurations(
+    name: str, words: list[str], loaded: list[NodeConfig], monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
     monkeypatch.setenv(f"WARPGATE_PATHS_{name.upper()}", "9")
     option = f"--{name.replace('_', '-')}"
     for given in (list[str](), [option, "2.5"], [option, "0"]):
@@ -300,15 +306,9 @@ def test_what_is_said_of_paths_is_the_configurations(
     assert [getattr(each.paths, name) for each in loaded] == [9.0, 2.5, 0.0]
 
 
-def test_whether_the_relay_comes_first_is_the_configurations(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
-    loaded: list[NodeConfig] = []
-    load = NodeOptions.load
-
-    def stop_with(options: NodeOptions) -> NodeConfig:
-        loaded.append(load(options))
-        raise ConfigError("that is all")
-
-    monkeypatch.setattr(NodeOptions, "load", stop_with)
+def test_whether_the_relay_comes_first_is_the_configurations(
+    loaded: list[NodeConfig], monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
     for variable in ("false", "true"):
         monkeypatch.setenv("WARPGATE_PATHS_RELAY_FIRST", variable)
         for given in (list[str](), ["--relay-first"], ["--no-relay-first"]):
