@@ -90,12 +90,13 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
     ):
         carrier, said = theirs.carrier, link_of(theirs).protocol.outgoing
         assert said is not None
-        for number in range(2, 2 * 5 * MAX_CHANNELS, 2):
-            for frame in (Open(channel=number, credit=0, label=""), Reset(channel=number, code=ResetCode.CLOSED)):
-                carrier.feed(encode(frame))
-                said.put_frame(encode(frame))
-        link_of(theirs)._first.protocol.said = said.end
-        await carrier.flush()
+        async with link_of(theirs)._first._turn:  # its own writer may have something to say, too
+            for number in range(2, 2 * 5 * MAX_CHANNELS, 2):
+                for frame in (Open(channel=number, credit=0, label=""), Reset(channel=number, code=ResetCode.CLOSED)):
+                    carrier.feed(encode(frame))
+                    said.put_frame(encode(frame))
+            link_of(theirs)._first.protocol.said = said.end
+            await carrier.flush()
         await deciding.wait()
         await theirs.ping()
         assert len(link_of(ours).protocol.take_opened()) == 0
