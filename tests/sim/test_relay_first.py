@@ -15,7 +15,9 @@ from tests.sim.test_ws_relay import OPEN, URL, server
 from warpgate_strategies.ws_relay import WsRelay
 from warpgate_trio import Identity, Node, NodeConfig, PathCause, PathsConfig, Pipe, Servers, open_node
 from warpgate_trio.errors import AttemptFailed
+from warpgate_trio.link import Terms
 from warpgate_trio.node.admission import Admission
+from warpgate_trio.node.links import Links
 from warpgate_trio.servers.rendezvous import RelayRules
 from warpgate_trio.sim import presets, simulate
 from warpgate_trio.testing import simulated_hosts
@@ -171,14 +173,41 @@ def test_the_first_byte_comes_back_four_round_trips_after_the_call(early: bool, 
     simulate(main, seed=0)
 
 
-def test_a_peer_that_promises_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older one, or one that has no place at that moment."""
+def test_a_peer_that_promises_nothing_has_the_walk_as_it_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one, or one that has no place at that moment: a Pipe might never leave the relay."""
     monkeypatch.setattr(Admission, "would_accept", lambda *_: False)
 
     async def main() -> None:
-        async with called(CONES, relay_first=True) as (ours, _theirs, taken):
+        async with called(CONES, relay_first=True) as (ours, _theirs, _taken):
+            assert ours.path.phase == "punch"
+        async with called(SYMMETRIC, phases=["direct", "relay"], relay_first=True) as (ours, _theirs, _taken):
             assert ours.path.plugin == "ws_relay"
-            assert 3 * RTT < taken <= 5 * RTT
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("paths", [PathsConfig(resume_timeout=0.0), PathsConfig(upgrade=False)])
+def test_where_pipes_stay_on_their_paths_they_do_not_begin_by_a_relay(paths: PathsConfig) -> None:
+    async def main() -> None:
+        async with called(CONES, config=NodeConfig(paths=paths), relay_first=True) as (ours, _theirs, _taken):
+            assert ours.path.phase == "punch"
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_nor_where_the_peers_do(lasts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = Links.terms
+
+    def of_bob(links: Links) -> Terms | None:
+        listens = links._admission.listening
+        return terms(links) if lasts or not listens else None
+
+    monkeypatch.setattr(Links, "terms", of_bob)
+
+    async def main() -> None:
+        async with called(CONES, relay_first=True) as (ours, _theirs, _taken):
+            assert ours.path.phase == ("relay" if lasts else "punch")
 
     simulate(main, seed=0)
 

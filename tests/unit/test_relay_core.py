@@ -160,12 +160,12 @@ def test_who_speaks_no_version_3_is_not_rung() -> None:
     assert error.code == ErrorCode.PROTOCOL
 
 
-def test_a_server_that_relays_for_nobody_knows_no_circuits() -> None:
+def test_a_server_that_relays_for_nobody_says_so_to_who_has_called_before_it_knew() -> None:
     core = RendezvousCore()
-    alice, _ = Client(core, ALICE), Client(core, BOB)
-    error = alice.call(BOB)
-    assert isinstance(error, Error)
-    assert error.code == ErrorCode.PROTOCOL
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    assert alice.call(BOB) == RelayEnd(1, EndReason.NOT_ALLOWED)
+    assert alice.say(RelayEnd(1, EndReason.REFUSED)) is None
+    assert bob.drain() == []
 
 
 def test_an_instance_can_be_called() -> None:

@@ -194,6 +194,12 @@ class Node:
             timeout=timeout,
         )
 
+    @property
+    def _may_leave_a_relay(self) -> bool:
+        """Whether a Pipe that begins by a relay would change over to a better path."""
+        paths = self._runtime.config.paths
+        return paths.upgrade and paths.resume_timeout > 0
+
     async def auto_connect(
         self,
         peer: PeerAddress | str,
@@ -221,7 +227,8 @@ class Node:
             when None (docs/live_links.md).
           relay_first: take a relay's path, which any pair has after a few round trips, and change over to a better one
             once that is found, without a pause; ``paths.relay_first`` when None.  It costs the relay what passes until
-            then.  Nothing where `phases` has no relay, or neither side has one.  The Pipe may be there before the peer
+            then.  Nothing where `phases` has no relay, neither side has one, or Pipes stay on their paths
+            (``paths.upgrade``, ``paths.resume_timeout``, on either side).  The Pipe may be there before the peer
             has accepted what it has promised to; where it does not, or the relay breaks by then, the Pipe breaks.
           on_event: called with every step of the walk, for live views, and then with every change of the path, for as
             long as there is one of the Pipes that the walk led to.  It must not block; what it raises after the walk is
@@ -247,6 +254,7 @@ class Node:
             if phase not in PHASES:
                 raise ValueError(f"there is no phase {phase!r}; there are {', '.join(PHASES)}")
         names = [kind.name for kind in chosen if kind.phase in wanted]
+        paths = self._runtime.config.paths
         walk = Walk(
             self._runtime.home,
             address,
@@ -257,7 +265,7 @@ class Node:
             refresh=self.refresh_address if "get_addr" in self._runtime.factories else None,
             early_data=early_data,
             dead_after=dead_after,
-            relay_first=bool(self._runtime.config.paths.relay_first if relay_first is None else relay_first),
+            relay_first=self._may_leave_a_relay and bool(paths.relay_first if relay_first is None else relay_first),
             on_event=on_event,
         )
         return await walk.run(deadline=deadline)

@@ -227,7 +227,7 @@ class Responder:
                 via=request.via,
                 request_id=header.message_id,
                 circuit=request.circuit,
-                has_room=lambda: self._admission.would_accept(header.sender, header.session),
+                has_room=partial(self._has_room, header),
             )
             for message in self._early.pop(_key(header), ()):
                 attempt.deliver(message)
@@ -247,6 +247,10 @@ class Responder:
             log("%s for %s… failed: %s", plugin.name, peer.peer_id[:8], error, exc_info=not expected)
             if not self._inbound.is_spent(header.sender, header.session):
                 self._home.signals.reply_soon(request.envelope, request.via, Failed())
+
+    def _has_room(self, header: Header) -> bool:
+        """Whether a commit would be accepted, and its Link outlive its path."""
+        return self._home.terms() is not None and self._admission.would_accept(header.sender, header.session)
 
     def _judge(self, request: Request, plugin: type[Plugin], ours: Route) -> JudgedPath | None:
         """The judged path of a request; None for an auxiliary plugin, which makes none.

@@ -282,7 +282,7 @@ class Plugin(ABC):
         self._attempt.hold_phase()
 
     def has_room(self) -> bool:
-        """Whether the peer's Pipe would be accepted if it committed now: it was let in, and there is a place.
+        """Whether the peer's Pipe would be accepted if it committed now, and may leave its path for a better one.
 
         For the responder's half, which may tell the peer; False in the initiator's.
         """

@@ -15,9 +15,10 @@ from ..errors import RemoteProtocolError
 from ..identity import verify
 from ..limits import BoundedMap, Budget, TokenBucket
 from .relay_core import NO_RELAY, Circuits, RelayRules, RelayStatistics
-from .relay_frames import Answer, Call, Relay, RelayCredit, RelayEnd
+from .relay_frames import Answer, Call, EndReason, Relay, RelayCredit, RelayEnd
 from .rendezvous_frames import (
     ANY_INSTANCE,
+    CIRCUITS_SINCE,
     CONTEXT_1,
     CONTEXT_2,
     CONTEXT_3,
@@ -128,6 +129,7 @@ class RendezvousStatistics:
 
 
 @final
+# long: what each frame of a client does, in one place
 class RendezvousCore:
     """All mailboxes of one server.  Frames and `now` (monotonic seconds) in, answers and fuller queues out.
 
@@ -203,6 +205,9 @@ class RendezvousCore:
             return self._register(connection, frame, now)
         if isinstance(frame, Send | Send2):
             return self._send(connection, frame, now)
+        if not connection.relays and connection.version >= CIRCUITS_SINCE and connection.key is not None:
+            # It may have called in the flight of its registration, before it knew.
+            return RelayEnd(frame.circuit, EndReason.NOT_ALLOWED).encode() if isinstance(frame, Call) else None, []
         if not connection.relays:
             return self.fail(connection, ErrorCode.PROTOCOL, "a circuit of who has not registered for any", now), []
         if isinstance(frame, Call):

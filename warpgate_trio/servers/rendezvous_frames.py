@@ -111,6 +111,8 @@ __all__ = [
 
 VERSION: Final = 3
 """The newest version of the protocol; 1 is spoken with who does not announce it."""
+CIRCUITS_SINCE: Final = 3
+"""The version from which on both sides know of circuits."""
 SUBPROTOCOL: Final = "warpgate-rendezvous-2"
 """The WebSocket subprotocol by which a client announces that it understands version 2."""
 SUBPROTOCOLS: Final = {"warpgate-rendezvous-3": 3, SUBPROTOCOL: 2}

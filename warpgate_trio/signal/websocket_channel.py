@@ -40,8 +40,6 @@ PONG_TIMEOUT = 10.0
 """Seconds without a pong after which the server counts as gone: TCP alone would notice after a quarter of an hour."""
 WRITE_OUT = 0.2
 """Seconds that a channel which ends may take to write what its circuits have sent: they may be a Pipe's last bytes."""
-CIRCUITS_SINCE = 3
-"""The version of the server's challenge from which on it knows of circuits."""
 _INBOX = 64
 
 
@@ -287,7 +285,7 @@ async def open_websocket_channel(
             registrant = registrant or new_registrant()
             registration = registrant.answer(identity, challenge, name).encode()
             assert websocket.upgrade is not None, "a server's end"
-            has_token = registrant.has_token and challenge.version >= CIRCUITS_SINCE
+            has_token = registrant.has_token and challenge.version >= wire.CIRCUITS_SINCE
             channel = WebSocketChannel(websocket, url.redacted, websocket.upgrade, has_token=has_token)
             async with open_background_nursery() as nursery:
                 nursery.start_soon(channel._read, trio.current_time())

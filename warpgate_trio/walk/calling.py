@@ -37,6 +37,7 @@ class CallingAttempt(Attempt):
 
     Attributes:
       won: the session's Pipe is its.
+      promised: the peer has said that it would accept, see `Plugin.expect_accept`.
     """
 
     inbound = False
@@ -54,7 +55,7 @@ class CallingAttempt(Attempt):
             path=path,
         )
         self._session: Final = session
-        self._promised = False
+        self.promised: bool = False
         self.won: bool = False
 
     @classmethod
@@ -200,7 +201,7 @@ class CallingAttempt(Attempt):
 
     def expect_accept(self) -> None:
         """See `Plugin.expect_accept`."""
-        self._promised = True
+        self.promised = True
 
     # -- the commit ----------------------------------------------------------------------------------------------------
 
@@ -209,6 +210,8 @@ class CallingAttempt(Attempt):
         session = self._session
         async with session.commit_lock:
             await standing.wait_accepted()
+            if not standing.movable:
+                raise AttemptFailed("the link is over, or ends with its path")
             link.path = link.path or self._path_info(link.carrier)
             try:
                 with session.clock.suspended():
@@ -239,7 +242,7 @@ class CallingAttempt(Attempt):
                         early_data=session.early_data,
                         patience=self.node.budgets.commit,
                         terms=self._home.terms(),
-                        promised=self._promised and session.reach is not None and session.reach.relay_first,
+                        promised=self.promised and session.reach is not None and session.reach.relay_first,
                     )
             except (trio.BrokenResourceError, ProtocolError):
                 session.evidence.broke_off = True

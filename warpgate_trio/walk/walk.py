@@ -175,6 +175,7 @@ class Walk:
         )
         self._begun: set[str | None] = set()
         self._relays: dict[Combo, trio.Event] = {}  # that have begun before their phase, and when they end
+        self._relays_turn = trio.Event()  # their phase has begun
         self._under_way = UnderWay()
         self._is_refreshed = False
 
@@ -308,9 +309,18 @@ class Walk:
         for combo in relays:
             self._relays[combo] = beside.start(combo, partial(self._run_combo, combo))
 
+    async def _hold_back(self, attempt: CallingAttempt) -> None:
+        """A relay that began before its phase waits for that, unless the peer has said that the Pipe may leave it."""
+        if attempt.promised:
+            await self._under_way.yield_to_direct(self._home.view.signal_rtt)
+        else:
+            await self._relays_turn.wait()
+
     async def _run_phase(self, phase: str | None, beside: Beside) -> None:
         view, rule = self._home.view, PHASE_TABLE[phase]
         self._begun.add(phase)
+        if phase == "relay":
+            self._relays_turn.set()
         chosen = self._plan.of_phase(phase)
         repeated = phase_budget(rule.repeats, view.budgets, view.signal_rtt) if rule.repeats is not None else 0.0
         delay = repeated if chosen else 0.0
@@ -437,7 +447,7 @@ class Walk:
             with panics_as_errors():
                 await attempt.make_pipe(
                     self._factories.get(combo.plugin) or self._home.factory(combo.plugin),
-                    hold_back=partial(self._under_way.yield_to_direct, self._home.view.signal_rtt) if first else None,
+                    hold_back=partial(self._hold_back, attempt) if first else None,
                 )
         except Exception as error:
             expected = isinstance(error, EXPECTED)
