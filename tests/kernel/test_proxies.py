@@ -44,6 +44,8 @@ table inet closed {
 }
 """
 BUDGETS: Final = "[budgets]\nsignal = 2.0"
+PATIENT: Final = "[budgets]\nsignal = 20.0\ndirect_min = 20.0\ndirect_max = 20.0"
+"""Where the direct phase is the only one: it ends with its first path, and a busy machine takes its time."""
 
 
 @asynccontextmanager
@@ -61,7 +63,8 @@ async def call(
 ) -> dict[str, object]:
     """What `connect` behind the firewall tells of a call to `listen` outside."""
     config = folder / "config.toml"
-    config.write_text(configuration(servers, BUDGETS).replace("[servers]", '[servers]\nca_file = "authority.pem"'))
+    budgets = PATIENT if phases == "direct" else BUDGETS
+    config.write_text(configuration(servers, budgets).replace("[servers]", '[servers]\nca_file = "authority.pem"'))
     words = ("--config", config, "--json")
     inside, outside = (home.host for home in lab.homes)
     async with _started(outside, {}, "listen", *words, "--echo", "--allow-any") as listener:
