@@ -16,6 +16,7 @@ from tests.links import LASTING, End, RawPeer, link_of, linked, raw_end
 from tests.nodes import config, loopback_node, pipes
 from tests.waiting import wait_until
 from warpgate_trio import Node, PathState, Pipe, anyone
+from warpgate_trio.link.ahead import AHEAD_FRAMES
 from warpgate_trio.link.frame_codec import data_header
 from warpgate_trio.link.frames import Ack, At, Ping
 from warpgate_trio.link.life import DEATH, Life
@@ -70,9 +71,15 @@ async def test_a_path_that_progresses_again_has_all_that_time_again() -> None:
 
 
 async def test_a_peer_that_goes_on_beyond_what_has_come(nursery: trio.Nursery) -> None:
+    """Nobody will say what is missing: there is no other carrier."""
     async with raw_end(nursery, terms=LASTING, ours=LASTING) as (end, peer):
-        await peer.say(At(position=1, turn=1))
-        with pytest.raises(trio.BrokenResourceError, match="the peer goes on at 1, and 0 units came"):
+        await peer.say(At(position=1, turn=1), data_header(0, 3), b"abc")
+        await peer.say(At(position=0, turn=1), data_header(0, 3), b"def")
+        assert await end.pipe.receive_some() == b"def"
+        await peer.say(At(position=4, turn=1))
+        for _ in range(AHEAD_FRAMES + 1):
+            await peer.say(data_header(0, 1), b"x")
+        with pytest.raises(trio.BrokenResourceError, match="what it said before on another carrier does not come"):
             await end.pipe.receive_some()
 
 

@@ -7,8 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from tests.unit.test_link_lanes import Ends, Schedules
+from tests.unit.test_link_lanes import SAYS_AGAIN, TERMS, Ends, Schedules
 from warpgate_trio.link.channel import Channel
+from warpgate_trio.link.frames import Terms
 from warpgate_trio.link.states import DirectionState, LinkState
 
 
@@ -65,9 +66,9 @@ def test_a_link_that_is_closing_is_offered_carriers_by_the_peer_too() -> None:
 class Closings(Schedules):
     """Each end closes at some moment, or not: the other one has all that was said before, and its end."""
 
-    @initialize()
-    def begin(self) -> None:
-        super().begin()
+    @initialize(terms=st.sampled_from([TERMS, SAYS_AGAIN]))
+    def begin(self, terms: Terms) -> None:
+        super().begin(terms)
         self.channels: dict[str, Channel] = {name: self.ends.main(name) for name in "ab"}
         self.ends.main = self.channels.__getitem__  # type: ignore[method-assign, assignment]
         self.closed: set[str] = set()
@@ -117,6 +118,7 @@ class Closings(Schedules):
             ends.attach("a")
         for _ in range(10):
             ends.settle()
+            ends.close_dropped()
             self.read()
         for name, other in (("a", "b"), ("b", "a")):
             assert self.sent[name].startswith(self.got[name])

@@ -73,6 +73,8 @@ _ACKNOWLEDGES: Final = 1
 """The bit among a side's capabilities that says that it says ACK, and wants to hear it."""
 _HEARS_NEWS: Final = 2
 """That it takes NEWS."""
+_KEEPS_AHEAD: Final = 4
+"""That an AT may be at a position that has not come on another carrier yet."""
 _U64 = struct.Struct("!Q")
 _U16 = struct.Struct("!H")
 _REFUSE = struct.Struct("!HB")
@@ -107,7 +109,9 @@ _PAD: Final = 0x80
 def _encode_terms(terms: Terms | None) -> bytes:
     if terms is None:
         return b""
-    capabilities = _ACKNOWLEDGES | (_HEARS_NEWS if terms.hears_news else 0)
+    capabilities = _ACKNOWLEDGES
+    capabilities |= _HEARS_NEWS if terms.hears_news else 0
+    capabilities |= _KEEPS_AHEAD if terms.keeps_ahead else 0
     return _TERMS.pack(capabilities, terms.resume_timeout, terms.secret, terms.instance)
 
 
@@ -118,8 +122,13 @@ def _decode_terms(payload: bytes, offset: int) -> Terms | None:
     capabilities, timeout, secret, instance = _TERMS.unpack_from(payload, offset)
     if not capabilities & _ACKNOWLEDGES:
         return None
-    hears_news = bool(capabilities & _HEARS_NEWS)
-    return Terms(resume_timeout=timeout, secret=secret, instance=instance, hears_news=hears_news)
+    return Terms(
+        resume_timeout=timeout,
+        secret=secret,
+        instance=instance,
+        hears_news=bool(capabilities & _HEARS_NEWS),
+        keeps_ahead=bool(capabilities & _KEEPS_AHEAD),
+    )
 
 
 def _with_text(head: struct.Struct, value: int, text: str, limit: int) -> bytes:

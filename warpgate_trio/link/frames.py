@@ -138,12 +138,14 @@ class Terms:
       secret: its half, 16 random bytes, of what later carriers of the Link are proven with.
       instance: 8 random bytes that name its process.
       hears_news: it takes signals on the Link (`News`).
+      keeps_ahead: it keeps what comes on a carrier before what was said on another one (`warpgate_trio.link.ahead`).
     """
 
     resume_timeout: int
     secret: bytes
     instance: bytes
     hears_news: bool = True
+    keeps_ahead: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,10 +95,10 @@ class Lanes:
         others = [lane for lane in self._all.values() if lane is not self.active and lane.is_well]
         return max(others, key=lambda lane: lane.number, default=None)
 
-    def promote(self, lane: LaneProtocol) -> None:
-        """Speak on this lane, of our own accord."""
+    def promote(self, lane: LaneProtocol, *, keep: bool = False) -> None:
+        """Speak on this lane, of our own accord; see `speak_on`."""
         self.turn += 1
-        self.speak_on(lane, followed=False)
+        self.speak_on(lane, followed=False, keep=keep)
 
     def hear(self, lane: LaneProtocol, at: At) -> bool:
         """The peer has begun to speak on a lane; whether we are to follow it there."""
@@ -108,9 +108,9 @@ class Lanes:
         self.turn = at.turn
         return lane is not self.active
 
-    def speak_on(self, lane: LaneProtocol, *, followed: bool) -> None:
-        """Speak on this lane, whoever has chosen it."""
-        if self.active is not None:
+    def speak_on(self, lane: LaneProtocol, *, followed: bool, keep: bool = False) -> None:
+        """Speak on this lane, whoever has chosen it; `keep`: what was said on the one before is still to come there."""
+        if self.active is not None and not keep:
             self.active.said = None
             self.active.life.excuse()
         self.active = lane

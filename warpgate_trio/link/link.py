@@ -365,7 +365,9 @@ class Link(Travelling):
             held = left and not lane.release()
             if held and life.life is not Life.WELL:
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
-            elif held and not life.asking:  # the peer may have found out before us, and nothing else is due there
+            elif (
+                held and not life.asking and not self.protocol.carries_a_tail(lane.protocol)
+            ):  # the peer may have found out before us, and nothing else is due there
                 lane.protocol.doubt(trio.current_time())
                 lane.set_alarm()
             elif lane.protocol.is_over and self.protocol.is_up:

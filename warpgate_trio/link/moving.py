@@ -2,10 +2,12 @@
 
 Joining.  ATTACH offers a proven carrier to the peer's side of the Link; ATTACHED takes it.  Either side may offer.
 
-Changing over.  Where the lane that we speak on is gone or no good, another one that is well is taken at once: nothing
-is to be lost.  Where it is well, and the new one is only better, that is tried first: `TRIAL` bytes that say nothing,
-and a PING behind them.  With the answer we change over; until then the old lane carries all, so a path that turns out
-not to carry bulk costs nothing.  The AT says which of the two it was.  The peer does the same with its own direction.
+Changing over.  Where the lane that we speak on is gone or no good, another one that is well is taken at once, and what
+the peer has not acknowledged is said again there: nothing is to be lost.  Where it is well, and the new one is only
+better, that is tried first: `TRIAL` bytes that say nothing, and a PING behind them.  With the answer we change over,
+and go on there with what is new (`warpgate_trio.link.ahead`); until then the old lane carries all, so a path that turns
+out not to carry bulk costs nothing.  The AT says which of the two it was.  The peer does the same with its own
+direction.
 
 Leaving.  A lane that fails its trial, or is no good in the first seconds of its life, is dropped: said by DROP on
 another lane, so that both sides close it.
@@ -18,6 +20,7 @@ from abc import ABC, abstractmethod
 from typing import Final, TypedDict
 
 from ..errors import RemoteProtocolError
+from .ahead import Ahead, Tail
 from .attaching import LinkSecret
 from .budget import TURN_COST
 from .frames import At, Attach, Attached, Drop, DropReason, Item, News, RefuseReason, Terms
@@ -76,6 +79,9 @@ class Moving(ABC):
         self._trial: LaneProtocol | None = None  # that we change over to once it has carried bulk
         self._follows = False  # because the peer has
         self._may_say_news = False
+        self._may_go_ahead = False
+        self._tail: Tail | None = None
+        self._ahead: Final[dict[LaneProtocol, Ahead]] = {}
 
     @property
     @abstractmethod
@@ -120,6 +126,7 @@ class Moving(ABC):
         self.terms = ours
         self.peer_instance = theirs.instance
         self._may_say_news = theirs.hears_news
+        self._may_go_ahead = theirs.keeps_ahead
         self.resume_timeout = float(min(ours.resume_timeout, theirs.resume_timeout))
         first, second = (ours, theirs) if self.initiator else (theirs, ours)
         self._secret = LinkSecret(first.secret, second.secret, self._link_id, initiator=self.initiator)
@@ -219,6 +226,7 @@ class Moving(ABC):
         if self.outgoing is None or not self.is_up:
             return False
         self._judge_trial(now)
+        self._judge_tail(now)
         lane = self.lanes.choose()
         if lane is None:
             return False
@@ -246,11 +254,12 @@ class Moving(ABC):
             self._trial = None
         elif lane.is_proven:
             self._trial = None
+            tail = self._leave_a_tail()
             if self._follows:
-                self.lanes.speak_on(lane, followed=True)
+                self.lanes.speak_on(lane, followed=True, keep=tail is not None)
             else:
-                self.lanes.promote(lane)
-            self._begin(lane, now, graceful=True)
+                self.lanes.promote(lane, keep=tail is not None)
+            self._begin(lane, now, graceful=True, tail=tail)
         elif not lane.is_well:
             self._trial = None
             self._drop(lane)
@@ -260,10 +269,38 @@ class Moving(ABC):
         if self._follows:
             self._trial, self._follows = None, False
 
-    def _begin(self, lane: LaneProtocol, now: float, *, graceful: bool = False) -> None:
-        """What we say goes on here, from what the peer has taken in."""
-        lane.said = self._kept.acknowledged
-        lane.alone_from = self._kept.end
+    def _leave_a_tail(self) -> Tail | None:
+        """What we have said on the lane that is to be left, where that is to bring it."""
+        left = self.lanes.active
+        if left is None or left.said is None or not left.is_well or not self._may_go_ahead or self._tail is not None:
+            return None
+        return Tail(left, left.said) if left.said > self._kept.acknowledged else None
+
+    def _forget_tail(self) -> None:
+        if self._tail is not None:
+            self._tail.lane.said = None
+            self._tail.lane.life.excuse()
+            self._tail = None
+
+    def _judge_tail(self, now: float) -> None:
+        """What is to come on a lane that we have left goes on another one where that does not bring it."""
+        if self._tail is None or (self._tail.lane in self.lanes and self._tail.lane.is_well):
+            return
+        self._forget_tail()
+        active = self.lanes.active
+        if active is not None:
+            self._begin(active, now)
+
+    def carries_a_tail(self, lane: LaneProtocol) -> bool:
+        """Whether we have left it, and it is to bring what was said there."""
+        return self._tail is not None and self._tail.lane is lane
+
+    def _begin(self, lane: LaneProtocol, now: float, *, graceful: bool = False, tail: Tail | None = None) -> None:
+        """What we say goes on here: from what the peer has taken in, or behind what another lane is to bring."""
+        self._forget_tail()
+        self._tail = tail
+        lane.said = self._kept.acknowledged if tail is None else tail.until
+        lane.alone_from = self._kept.end if tail is None else tail.until
         lane.say(At(position=lane.said, turn=self.lanes.turn, graceful=graceful))
         lane.ack_due = True  # the last ACK may be lost with the lane that we have left
         if self._kept.end > lane.said:
@@ -272,15 +309,18 @@ class Moving(ABC):
     def _receive_at(self, lane: LaneProtocol, at: At, now: float) -> None:
         if self.incoming is None:
             raise RemoteProtocolError("an AT on a link that has none")
-        if at.position > self.incoming.received:
-            raise RemoteProtocolError(f"the peer goes on at {at.position}, and {self.incoming.received} units came")
         lane.received = at.position
+        self._ahead.pop(lane, None)
+        if at.position > self.incoming.received:
+            self._ahead[lane] = Ahead(at.position)
         lane.ack_due = True  # here, whatever we speak on: the peer has to learn that this lane carries
         before, follow = self.lanes.turn, self.lanes.hear(lane, at)
         if self.lanes.turn > before:
             self._stop_following()
             lane.count(TURN_COST)
-        if not follow or (self._follows and lane is self._trial):  # then the peer only goes on from where it is by now
+        if (
+            not follow or lane.is_over or (self._follows and lane is self._trial)
+        ):  # then the peer only goes on from where it is by now
             return
         if at.graceful and self.lanes.active is not None and self.lanes.active.is_well:
             self._try(lane, now, follows=True)
@@ -296,6 +336,7 @@ class Moving(ABC):
         """A carrier is gone."""
         lane.end()
         self.lanes.lose(lane)
+        self._ahead.pop(lane, None)
         self.choose(now)
 
     def _drop(self, lane: LaneProtocol) -> None:

@@ -15,6 +15,7 @@ import math
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+from .ahead import AHEAD_UNITS, Ahead, Tail
 from .channel import Channel
 from .channels import ChannelOpened, Channels
 from .ends import GoAwayCode, why_ended
@@ -163,6 +164,8 @@ class LinkProtocol(Moving):
         if outgoing is None:
             return True
         now_or_later = lane.said == outgoing.end and self.lanes.active is lane
+        if now_or_later and self._tail is not None:
+            now_or_later = self._tail.take(len(data))
         outgoing.put(channel.id, data)
         if now_or_later:
             lane.said = outgoing.end
@@ -203,8 +206,12 @@ class LinkProtocol(Moving):
         return bool(self._outbox or self.channels.credits) or self._lags(lane)
 
     def _lags(self, lane: LaneProtocol) -> bool:
-        outgoing, said = self.outgoing, lane.said
-        return outgoing is not None and said is not None and said < outgoing.end
+        outgoing, said, tail = self.outgoing, lane.said, self._tail
+        if outgoing is None or said is None:
+            return False
+        if tail is None:
+            return said < outgoing.end
+        return tail.room > 0 and said < outgoing.end - outgoing.closed  # GOAWAY ends the carrier that it is said on
 
     def transmit(self, lane: LaneProtocol, now: float) -> bytes:
         """Every frame that is to go out on a lane, in order; they go before the next DATA."""
@@ -228,12 +235,12 @@ class LinkProtocol(Moving):
         outgoing = self.outgoing
         if outgoing is None:
             return [frame for frame, _ in frames]
-        lags = self._lags(lane)
+        lags = lane.said != outgoing.end
         for frame, moves in frames:
             if moves:
                 outgoing.put_frame(frame)
-        if lags:
-            return self._catch_up(lane, now)
+        if lags or self._tail is not None:
+            return self._catch_up(lane, now) if self._lags(lane) else []
         if frames:
             lane.said = outgoing.end
             lane.life.sent(now)
@@ -247,9 +254,14 @@ class LinkProtocol(Moving):
         if lane.said < outgoing.acknowledged:
             lane.said = outgoing.acknowledged
             found.append(encode(At(position=lane.said, turn=self.lanes.turn)))
-        for chunk in outgoing.read(lane.said, min(CATCH_UP, lane.pace.size)):
+        tail = self._tail
+        limit = min(CATCH_UP, lane.pace.size, AHEAD_UNITS if tail is None else tail.room)
+        for chunk in outgoing.read(lane.said, limit):
+            moves = 1 if chunk.channel is None else len(chunk.body)
+            if tail is not None and not (self._lags(lane) and tail.take(moves)):
+                break
             found += [bytes(part) for part in chunk.parts]
-            lane.said = chunk.position + (1 if chunk.channel is None else len(chunk.body))
+            lane.said = chunk.position + moves
         if lane.said > outgoing.acknowledged:
             lane.life.sent(now)
         return found
@@ -287,6 +299,9 @@ class LinkProtocol(Moving):
             new: Item | None = item
             if moves and position == incoming.received:
                 incoming.advance(moves, now)
+            elif moves and position > incoming.received:
+                self._ahead.setdefault(lane, Ahead(position)).put(position, item)
+                continue
             elif moves:
                 new = incoming.take(position, item, now)
             if new is not None:
@@ -295,6 +310,20 @@ class LinkProtocol(Moving):
                 self._take(lane, new, now)
             else:
                 lane.count(item.frames if isinstance(item, Data) else 0)  # said again: nothing pays for it
+        if self._ahead:
+            self._take_what_was_ahead(now)
+
+    def _take_what_was_ahead(self, now: float) -> None:
+        """Of the lanes on which what was missing has come meanwhile, on another one."""
+        incoming = self._taken
+        while due := [lane for lane, ahead in self._ahead.items() if ahead.start <= incoming.received]:
+            lane = due[0]
+            lane.ack_due = True  # the peer waits for this, if it has said as much as may be ahead
+            for position, item in self._ahead.pop(lane).items:
+                new = None if self._over else incoming.take(position, item, now)
+                if new is not None:
+                    self._heard_on = lane
+                    self._take(lane, new, now)
 
     def _take(self, lane: LaneProtocol, item: Item, now: float) -> None:
         if isinstance(item, Data):
@@ -349,8 +378,16 @@ class LinkProtocol(Moving):
             if active is not None and active is not lane and position > active.alone_from:
                 active.life.acknowledged(now, all_of_it=position >= (active.said or 0))
             lane.life.acknowledged(now, all_of_it=position >= (lane.said or 0))
+            if self._tail is not None:
+                self._note_progress(self._tail, lane, position, now)
         if was_full and not outgoing.full:
             self.channels.touch_all()
+
+    def _note_progress(self, tail: Tail, lane: LaneProtocol, position: int, now: float) -> None:
+        if tail.lane is not lane:
+            tail.lane.life.acknowledged(now, all_of_it=position >= tail.until)
+        if position >= tail.until:
+            self._forget_tail()
 
     # -- ends and timers ---------------------------------------------------------------------------------------------
 
@@ -364,6 +401,7 @@ class LinkProtocol(Moving):
             lane.said = None
         if self.outgoing is not None:
             self.outgoing.drop()
+        self._ahead.clear()
 
     def _owe_ack(self) -> None:
         active = self.lanes.active

@@ -1,0 +1,255 @@
+"""A change to a better carrier while the old one still brings what was said on it: without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.test_link_lanes import TERMS, Ends, Wire
+from warpgate_trio.errors import RemoteProtocolError
+from warpgate_trio.link import ahead
+from warpgate_trio.link.ahead import AHEAD_FRAMES, AHEAD_UNITS, Ahead
+from warpgate_trio.link.frame_codec import encode
+from warpgate_trio.link.frames import At, Data, Fin, Item, Open, Terms
+from warpgate_trio.link.states import DirectionState
+from warpgate_trio.link.stream import ACK_DELAY
+
+
+def changed(bobs: Terms = TERMS, *, said: bytes = b"hello") -> tuple[Ends, Wire, Wire]:
+    """`a` has changed over to a better carrier, and what it has `said` on the old one is under way there."""
+    ends = Ends(bobs)
+    first, wire = ends.wires[0], ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    if said:
+        ends.send("a", said)
+    ends.flush("a")
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    return ends, first, wire
+
+
+def has_tail(ends: Ends) -> bool:
+    """Whether a carrier that `a` has left is still to bring what was said there."""
+    return ends.links["a"]._tail is not None
+
+
+def test_nothing_is_said_twice() -> None:
+    ends, first, wire = changed()
+    assert has_tail(ends)
+    ends.send("a", b" again")
+    ends.flush("a")
+    assert b"hello" not in wire.bytes["a"]
+    ends.deliver(wire, "a")
+    assert ends.read("b") == b""
+    ends.deliver(first, "a")
+    assert ends.read("b") == b"hello again"
+    ends.settle()
+    assert not has_tail(ends), "the peer acknowledges at once: who has said as much as it may waits for that"
+    outgoing = ends.links["a"].outgoing
+    assert outgoing is not None
+    assert outgoing.acknowledged == outgoing.end
+
+
+def test_what_has_come_is_no_tail() -> None:
+    ends, _, wire = changed(said=b"")
+    assert not has_tail(ends)
+    ends.send("a", b"hello")
+    ends.deliver(wire, "a")
+    assert ends.read("b") == b"hello"
+
+
+def test_the_tail_may_come_first() -> None:
+    ends, first, wire = changed()
+    ends.deliver(first, "a")
+    assert ends.read("b") == b"hello"
+    ends.send("a", b" again")
+    ends.deliver(wire, "a")
+    assert ends.read("b") == b" again"
+
+
+def test_a_tail_whose_carrier_is_lost_is_said_again() -> None:
+    ends, first, wire = changed()
+    ends.send("a", b" again")
+    ends.deliver(wire, "a")
+    ends.cut(first)
+    assert not has_tail(ends)
+    ends.settle()
+    assert ends.read("b") == b"hello again"
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+
+
+def test_a_tail_whose_carrier_is_suspected_is_said_again() -> None:
+    """Law 8: three round trips and a second and a half after the change."""
+    ends, first, wire = changed()
+    first.holes = {"a"}
+    ends.send("a", b" again")
+    ends.settle()
+    assert ends.read("b") == b""
+    lane = first.lanes["a"]
+    assert lane.life.unanswered(ends.now + 1) == 1
+    ends.wait_until_suspect("a", lane)
+    ends.settle()
+    assert ends.read("b") == b"hello again"
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+
+
+def test_a_tail_that_comes_bit_by_bit_is_waited_for() -> None:
+    """Each acknowledgement of a part is progress of the old carrier, on whichever it comes."""
+    ends, first, _ = changed(said=b"0123456789")
+    lane, read = first.lanes["a"], b""
+    size = len(first.bytes["a"]) - 5
+    for _ in range(4):
+        ends.deliver(first, "a", size)
+        size = 1
+        ends.now += 1.0
+        ends.links["b"].handle_timer(ends.wires[1].lanes["b"], ends.now)
+        ends.links["b"].handle_timer(first.lanes["b"], ends.now)
+        ends.deliver(ends.wires[1], "b")
+        ends.links["a"].handle_timer(lane, ends.now)
+        assert has_tail(ends)
+        assert lane.is_well
+        read += ends.read("b")
+    ends.settle()
+    assert read + ends.read("b") == b"0123456789"
+
+
+def test_what_is_ahead_is_forgotten_with_its_carrier() -> None:
+    ends, first, wire = changed()
+    ends.send("a", b" again")
+    ends.deliver(wire, "a")
+    ends.cut(wire)
+    assert not has_tail(ends)
+    assert not ends.links["b"]._ahead
+    ends.settle()
+    assert ends.read("b") == b"hello again"
+    assert ends.speaks_on("a") is ends.speaks_on("b") is first
+
+
+def test_who_changes_over_once_more_before_the_tail_has_come_says_it_again() -> None:
+    """So a stream is in two pieces at most."""
+    ends, first, wire = changed()
+    ends.send("a", b" again")
+    third = ends.attach("a")
+    assert third is not None
+    ends.flush("a")
+    ends.prefer("a", third)
+    ends.deliver(third, "a")
+    ends.deliver(third, "b")
+    assert ends.speaks_on("a") is third
+    assert not has_tail(ends)
+    ends.deliver(third, "a")
+    assert ends.read("b") == b"hello again"
+    ends.deliver(wire, "a")
+    ends.deliver(first, "a")
+    assert ends.read("b") == b""
+
+
+def test_a_peer_that_keeps_nothing_hears_it_again() -> None:
+    ends, _, wire = changed(replace(TERMS, keeps_ahead=False))
+    assert not has_tail(ends)
+    ends.deliver(wire, "a")
+    assert ends.read("b") == b"hello"
+
+
+def test_the_end_of_a_stream_waits_for_the_tail() -> None:
+    ends, first, wire = changed()
+    ends.links["a"].finish(ends.main("a"))
+    ends.deliver(wire, "a")
+    assert ends.main("b").incoming is DirectionState.FLOWING
+    ends.deliver(first, "a")
+    assert ends.read("b") == b"hello"
+    assert ends.main("b").incoming is DirectionState.FINISHED
+
+
+def test_a_goodbye_waits_for_the_tail() -> None:
+    """It is not said before: the carrier that it comes on is over."""
+    ends, _, wire = changed()
+    channel = ends.main("b")
+    ends.links["a"].close_channel(ends.main("a"))
+    ends.links["a"].close()
+    for _ in range(3):
+        ends.deliver(wire, "a")
+        ends.deliver(wire, "b")
+    assert ends.links["b"].failure is None
+    assert not wire.lanes["b"].is_over
+    ends.settle()
+    assert ends.links["b"].failure is not None
+    assert channel.take(None) == b"hello"
+    assert ends.links["a"].is_acknowledged
+
+
+def test_a_change_and_a_goodbye_may_come_in_one_piece() -> None:
+    """The carrier on which they come is not tried any more."""
+    ends, _, wire = changed(said=b"")
+    ends.links["a"].close_channel(ends.main("a"))
+    ends.links["a"].close()
+    ends.deliver(wire, "a")
+    assert wire.lanes["b"].is_over
+    assert ends.links["b"].failure is not None
+
+
+@pytest.mark.parametrize("what", ["bytes", "frames"])
+def test_a_sender_stops_where_too_much_would_be_ahead(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "AHEAD_UNITS", 1000)
+    monkeypatch.setattr(ahead, "AHEAD_FRAMES", 10)
+    ends, first, wire = changed()
+    pieces = [b"x" * 300] * 5 if what == "bytes" else [b"x"] * 20
+    for piece in pieces:
+        ends.send("a", piece)
+    ends.flush("a")
+    sent = wire.bytes["a"].count(b"x")
+    assert sent == (1000 if what == "bytes" else 10)
+    assert not ends.links["a"].has_outbox(wire.lanes["a"]), "its writer would never rest"
+    ends.deliver(wire, "a")
+    assert ends.read("b") == b""
+    ends.settle()
+    ends.deliver(first, "a")
+    ends.settle()
+    assert ends.read("b") == b"hello" + b"".join(pieces)
+
+
+@pytest.mark.parametrize("what", ["bytes", "frames", "small data", "data of several channels"])
+def test_a_peer_that_says_more_ahead_than_it_may_is_at_fault(what: str) -> None:
+    cases: dict[str, list[Item]] = {
+        "bytes": [Data(0, [bytes(AHEAD_UNITS)], AHEAD_UNITS), Data(0, [b"x"], 1)],
+        "frames": [*[Fin(channel=0, final_offset=5)] * AHEAD_FRAMES, Open(channel=1, credit=1, label="")],
+        "small data": [Data(0, [b"x"] * AHEAD_FRAMES, AHEAD_FRAMES, AHEAD_FRAMES), Data(0, [b"x"], 1)],
+        "data of several channels": [Data(number % 2, [b"x"], 1) for number in range(AHEAD_FRAMES + 1)],
+    }
+    items, kept, position = cases[what], Ahead(100), 100
+    for item in items[:-1]:
+        kept.put(position, item)
+    with pytest.raises(RemoteProtocolError, match="does not come"):
+        kept.put(position, items[-1])
+
+
+def test_a_peer_that_goes_on_where_it_never_was_waits_in_vain() -> None:
+    """Nothing that it says there is taken, and nothing else is wrong."""
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.settle()
+    at = encode(At(position=2**64 - 1, turn=1, graceful=True))
+    ends.links["b"].receive(wire.lanes["b"], [at + encode(Fin(channel=0, final_offset=0))], ends.now)
+    assert ends.main("b").incoming is DirectionState.FLOWING
+    ends.send("a", b"hello")
+    ends.settle()
+    assert ends.read("b") == b"hello"
+
+
+def test_what_is_ahead_is_not_acknowledged() -> None:
+    """Else the sender would forget it, and the receiver forgets it where the tail is lost."""
+    ends, _, wire = changed()
+    ends.send("a", b" again")
+    ends.deliver(wire, "a")
+    ends.now += ACK_DELAY
+    for lane in ends.links["b"].lanes:
+        ends.links["b"].handle_timer(lane, ends.now)
+    ends.deliver(wire, "b")
+    outgoing = ends.links["a"].outgoing
+    assert outgoing is not None
+    assert outgoing.acknowledged == 0
