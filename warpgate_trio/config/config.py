@@ -228,6 +228,8 @@ class PathsConfig(_Section, frozen=True, kw_only=True):
       resume_timeout: seconds for which a Link without a path is kept, while another one is sought; 0: it ends with its
         path.  What both sides allow counts, so the lesser of the two.
       upgrade: whether a node that has called looks for better paths than those that its Links have.
+      standby_relay: whether a relay's path that was left for a better one is kept in case that one fails: of few
+        Links, and where the peer keeps it too.
       relay_first: whether calls take a relay's path at once, and change over to a better one when it is found
         (docs/walk.md).  None: those of `Node.auto_connect` do not, those of ``warpgate-trio connect`` do.
     """
@@ -237,6 +239,7 @@ class PathsConfig(_Section, frozen=True, kw_only=True):
     dead_after: float = 0.0
     resume_timeout: float = 120.0
     upgrade: bool = True
+    standby_relay: bool = True
     relay_first: bool | None = None
 
 
@@ -432,6 +435,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "paths.dead_after": read_seconds_or_none,
     "paths.resume_timeout": read_seconds_or_none,
     "paths.upgrade": read_flag,
+    "paths.standby_relay": read_flag,
     "paths.relay_first": read_flag_or_none,
 } | {f"budgets.{name}": read_seconds for name in Budgets.__struct_fields__}
 

@@ -105,6 +105,11 @@ class LaneDriver:
         self._link = link
         self._on_broken = on_broken
 
+    @property
+    def is_relayed(self) -> bool:
+        """Whether a relay passes on what goes here."""
+        return self.path is not None and self.path.phase == "relay"
+
     def share(self, uplinks: Uplinks) -> None:
         """What it learns of its NATs is other paths' too, and theirs its own; TCP's bear more than is asked of them."""
         if self.carrier.name == "quic":

@@ -114,4 +114,5 @@ class Lanes:
             self.active.said = None
             self.active.life.excuse()
         self.active = lane
+        lane.life.rests = False
         self.followed = followed

@@ -76,6 +76,8 @@ HINT_INTERVAL: Final = 0.5
 """Seconds in which a further hint is the same one: one move changes several addresses, one after the other."""
 TALK: Final = 16
 """Arrivals since the last question that make a talk: who says a word now and then is not asked behind each."""
+REST: Final = 4
+"""How much less often a path that stands by is asked, over TCP: in 240 s, so that a relay does not take it for idle."""
 MISSES: Final = 3
 """Intervals without a sign of life after which a peer that acknowledges nothing is gone."""
 SAMPLES: Final = 16
@@ -110,6 +112,7 @@ class LifeJudge:
         it is asked more often, once a second at most.
       acknowledging: the peer acknowledges what it takes in.
       uplink: what is known of the NATs on the path, whose `interval` may grow by that; None where it stays as it is.
+      rests: it stands by for another one, and is asked less often (`REST`).
       said_unasked: since the peer was last heard we have said what it need not answer: a signal of a search, perhaps.
       rtt: smoothed round trip in seconds, for people and for windows; None before it was measured.
       trip: the round trip that the path is judged by, in seconds.
@@ -127,6 +130,7 @@ class LifeJudge:
         self.notice_within: float = inf
         self.acknowledging: bool = False
         self.uplink: Uplink | None = None
+        self.rests: bool = False
         self.said_unasked: bool = False
         self.rtt: float | None = None
         self.answered: int = 0
@@ -343,6 +347,8 @@ class LifeJudge:
         interval = self._interval
         if self.uplink is not None and self.acknowledging:
             interval *= self.uplink.growth(self)
+        elif self.rests:
+            interval *= REST
         return self.heard_at + (1 + self._misses) * min(interval, self._sooner)
 
     @property

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ..carrier import Carrier
     from ..sockaddr import TransportAddress
     from .channel import Channel
-    from .replay import ReplayMemory
 
 __all__ = ["Link"]
 
@@ -225,12 +224,19 @@ class Link(Travelling):
         while True:
             await lane.wait_timer()
             life = lane.protocol.life
-            if self.protocol.is_spare(lane.protocol, trio.current_time()):
+            if self.protocol.is_spare(lane.protocol, trio.current_time()) and not self._may_stand_by(lane):
                 raise trio.BrokenResourceError("the path is no longer needed")
             self._settle()
             if life.life is Life.DEAD:
                 silence = life.silence(trio.current_time())
                 raise trio.BrokenResourceError(f"the path is dead: the peer was not heard for {silence:.0f} s")
+
+    def _may_stand_by(self, lane: LaneDriver) -> bool:
+        """Whether a lane that was left is kept, in case the other one fails: the last one by a relay."""
+        relays = [each for each in self._lanes.values() if each.is_relayed]
+        close = partial(self._lose, lane, trio.BrokenResourceError("too many relays stand by"))
+        lane.protocol.life.rests = lane in relays[-1:] and self._standbys.keep(lane, close)
+        return lane.protocol.life.rests
 
     async def _keep(self) -> None:
         """Wait for the ACCEPT, and then for a further carrier where there is none, neither of them for ever."""
@@ -257,15 +263,6 @@ class Link(Travelling):
         self._settle()
         return took
 
-    def set_dead_after(self, seconds: float) -> None:
-        """Before `drive`: within how many seconds a path's death is to be noticed; 0: it is asked as ever."""
-        self.protocol.set_notice_within(seconds or math.inf)
-
-    def keep_within(self, memory: ReplayMemory) -> None:
-        """Before `drive`: what it keeps for the peer counts there, with what the node's other Links keep."""
-        if self.protocol.outgoing is not None:
-            self.protocol.outgoing.share(memory)
-
     def hint(self, is_gone: Callable[[TransportAddress], bool] = lambda _: False) -> None:
         """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`.
 
@@ -274,8 +271,7 @@ class Link(Travelling):
             relay's address is none of the machine's.
         """
         for lane in list(self._lanes.values()):
-            by_relay = lane.path is not None and lane.path.phase == "relay"
-            if self.movable and not by_relay and is_gone(lane.carrier.local):
+            if self.movable and not lane.is_relayed and is_gone(lane.carrier.local):
                 self._lose(lane, trio.BrokenResourceError(f"this machine is no longer at {lane.carrier.local[0]}"))
         self.protocol.hint(trio.current_time())
         self._settle()
@@ -295,6 +291,7 @@ class Link(Travelling):
             self._dropped.append(lane.path)
         protocol.lose(lane.protocol, trio.current_time())
         self._lanes.pop(lane.protocol, None)
+        self._standbys.discard(lane)
         self.path_log.told.unpark_all()
         lane.scope.cancel()
         if not self._lanes:
@@ -339,6 +336,7 @@ class Link(Travelling):
         if self._told != self._sight:
             self._told = self._sight
             active = None if self.protocol.lanes.active is None else self._speaking
+            self._standbys.discard(active)
             self.path_log.look(active, self.protocol, lost_by=self._lost_by)
             self._answers.unpark_all()
         self._close_unwanted()
@@ -451,6 +449,7 @@ class Link(Travelling):
         self.protocol.break_all(failure)
         for lane in self._lanes.values():
             lane.close_nowait()
+            self._standbys.discard(lane)
         self._over.set()
         self._wake()
 

@@ -65,7 +65,8 @@ class PathLog:
         self._lane, self._state = lane, state
         if was is not None and (lane is not before or state is not was):
             cause = _cause(before, was, lane, followed=protocol.lanes.followed)
-            kept = protocol.outgoing if lane is not None and lane is not before else None
+            says_again = lane is not None and lane is not before and not _brings_the_rest(before, protocol)
+            kept = protocol.outgoing if says_again else None
             self._note(
                 PathChange(
                     at=now,
@@ -115,7 +116,13 @@ def _cause(before: LaneDriver | None, was: PathState, lane: LaneDriver | None, *
         return PathCause.FOLLOWED
     if before.protocol.is_well:
         return PathCause.BETTER
-    return PathCause.FOUND if was is PathState.SUSPECT else PathCause.SUSPECTED
+    found = lane.protocol.joined_at >= before.protocol.life.suspect_at
+    return PathCause.FOUND if found else PathCause.SUSPECTED
+
+
+def _brings_the_rest(lane: LaneDriver | None, protocol: LinkProtocol) -> bool:
+    """Whether a carrier that was left brings what was said there."""
+    return lane is not None and protocol.carries_a_tail(lane.protocol)
 
 
 @final

@@ -16,6 +16,7 @@ from .handshake import Handshake
 from .life import Life
 from .path import PathChange, PathInfo, PathState
 from .path_log import PathChanges, PathLog
+from .standbys import Standbys
 from .states import LinkState
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .lane import LaneProtocol
     from .lane_driver import LaneDriver
     from .quiet import Uplinks
+    from .replay import ReplayMemory
 
 __all__ = ["Travelling"]
 
@@ -61,6 +63,7 @@ class Travelling(Handshake):
         self.on_news: Callable[[bytes], object] = _ignore
         self._dropped: Final[deque[PathInfo]] = deque(maxlen=MAX_DROPPED)
         self._uplinks: Uplinks | None = None
+        self._standbys = Standbys(most=0)
         self._answers: Final = trio.lowlevel.ParkingLot()  # who waits for one, or for the path to take something
         self._ending = False  # no Pipe is left
         self._hurried = False  # its node is left
@@ -91,6 +94,19 @@ class Travelling(Handshake):
     def _share(self, lane: LaneDriver) -> None:
         if self._uplinks is not None:
             lane.share(self._uplinks)
+
+    def set_dead_after(self, seconds: float) -> None:
+        """Before `drive`: within how many seconds a path's death is to be noticed; 0: it is asked as ever."""
+        self.protocol.set_notice_within(seconds or math.inf)
+
+    def keep_relays(self, standbys: Standbys) -> None:
+        """Before `drive`: a relay's path that was left is kept, as one of a node's few."""
+        self._standbys = standbys
+
+    def keep_within(self, memory: ReplayMemory) -> None:
+        """Before `drive`: what it keeps for the peer counts there, with what the node's other Links keep."""
+        if self.protocol.outgoing is not None:
+            self.protocol.outgoing.share(memory)
 
     async def wait_accepted(self) -> None:
         """Wait until the peer has accepted what it has promised to, or the Link is over; no checkpoint where it has."""

@@ -24,6 +24,7 @@ from ..limits import BoundedMap
 from ..link import Link, PathCause, PathChange, Terms
 from ..link.quiet import Uplinks
 from ..link.replay import ReplayMemory
+from ..link.standbys import Standbys
 from ..link.states import LinkState
 from ..nurseries import open_background_nursery
 from ..sockaddr import TransportAddress, parse_ip
@@ -89,6 +90,7 @@ class Links:
         self._links: set[Link] = set()
         self._replay: Final = ReplayMemory()
         self._uplinks: Final = Uplinks()
+        self._standbys: Final = Standbys()
         self._lapsed: BoundedMap[bytes, float] = BoundedMap(MAX_LAPSED)
         self._waiting: dict[Link, float] = {}  # without a path or a Pipe, and since when; the oldest first
         self.keep: Keep = _keep_nothing
@@ -157,6 +159,8 @@ class Links:
         link.on_news = self.on_news
         link.keep_within(self._replay)
         link.share(self._uplinks)
+        if self._paths.standby_relay:
+            link.keep_relays(self._standbys)
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         link.path_log.watchers.append(partial(self._note, link))
         link.on_wait = self._bound_waiting
