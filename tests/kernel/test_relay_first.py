@@ -15,7 +15,7 @@ import trio
 from tests.end_to_end.processes import Command, checked_event
 from tests.kernel.lab import BYSTANDER, SERVER, Lab, open_lab
 from tests.kernel.run import configuration, program_on
-from tests.kernel.transfers import echo_in_pieces
+from tests.kernel.transfers import PACE, PIECES, echo_in_pieces
 from tests.kernel.wire import Wire
 
 pytestmark = [
@@ -33,7 +33,12 @@ async def quiet(_lab: Lab, _servers: list[Command]) -> None:
 
 
 async def transfer(
-    kinds: tuple[str, str], *connect: str, servers: int = 1, happens: Happening = quiet
+    kinds: tuple[str, str],
+    *connect: str,
+    servers: int = 1,
+    happens: Happening = quiet,
+    pieces: int = PIECES,
+    pace: float = PACE,
 ) -> tuple[str, list[dict[str, Any]], float]:
     """Bytes to an echo and back, by so many rendezvous servers that relay; `happens` after a third of them.
 
@@ -63,7 +68,7 @@ async def transfer(
         caller = await stack.enter_async_context(
             program_on(a.host, *words, home=folder, logs=None, stdin=subprocess.PIPE)
         )
-        silence = await echo_in_pieces(caller, lambda: happens(lab, running))
+        silence = await echo_in_pieces(caller, lambda: happens(lab, running), pieces=pieces, pace=pace)
         await listener.code()
         lines = caller.stderr_text.splitlines()
         (connected,) = [line for line in lines if line.startswith("connected ")]
@@ -79,12 +84,29 @@ async def test_a_transfer_between_two_cones_leaves_the_relay() -> None:
     assert changes[-1]["new"]["phase"] == "punch"
 
 
-async def test_a_transfer_whose_relay_is_killed_ends_by_the_other_one() -> None:
-    async def kill(_lab: Lab, running: list[Command]) -> None:
-        """The one that carries it; the other one ends with the lab."""
-        running[0].process.kill()
+async def kill(_lab: Lab, running: list[Command]) -> None:
+    """The server that carries it, with signal 9; the other one ends with the lab."""
+    running[0].process.kill()
+    await trio.lowlevel.checkpoint()
+
+
+class Passed:
+    """Counts the packets between a server and anybody that are large enough to carry a transfer, from a call on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def begin(self, lab: Lab, _running: list[Command]) -> None:
+        def see(packet: bytes) -> bool:
+            ends = (".".join(map(str, packet[12:16])), ".".join(map(str, packet[16:20])))
+            self.count += len(packet) > 1000 and lab.server.ip in ends
+            return False
+
+        lab.internet.drop = see
         await trio.lowlevel.checkpoint()
 
+
+async def test_a_transfer_whose_relay_is_killed_ends_by_the_other_one() -> None:
     connected, changes, silence = await transfer(("symmetric", "symmetric"), "--relay-first", servers=2, happens=kill)
     print(f"silent for {silence:.2f} s at most")
     assert "by ws_relay" in connected
@@ -93,23 +115,10 @@ async def test_a_transfer_whose_relay_is_killed_ends_by_the_other_one() -> None:
 
 async def test_what_is_forbidden_carries_nothing() -> None:
     """Not a byte of the transfer passes by the server."""
-    passed = 0
-
-    async def count(lab: Lab, _running: list[Command]) -> None:
-        def see(packet: bytes) -> bool:
-            nonlocal passed
-            passed += len(packet) > 1000 and lab.server.ip in (
-                ".".join(map(str, packet[12:16])),
-                ".".join(map(str, packet[16:20])),
-            )
-            return False
-
-        lab.internet.drop = see
-        await trio.lowlevel.checkpoint()
-
+    passed = Passed()
     connected, changes, _ = await transfer(
-        ("port-restricted", "open"), "--phases", "direct,punch", "--relay-first", happens=count
+        ("port-restricted", "open"), "--phases", "direct,punch", "--relay-first", happens=passed.begin
     )
     assert "by direct_connect" in connected
     assert not changes
-    assert passed == 0
+    assert passed.count == 0

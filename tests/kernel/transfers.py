@@ -9,12 +9,12 @@ import trio
 
 from tests.end_to_end.processes import Command
 
-__all__ = ["echo_in_pieces"]
+__all__ = ["PACE", "PIECE", "PIECES", "echo_in_pieces"]
 
 PIECE: Final = 16 * 1024
 PIECES: Final = 150
 PACE: Final = 0.02
-"""Seconds between pieces: 0.8 MB/s, so that a transfer lasts for three seconds and what happens to it."""
+"""Seconds between pieces: 0.8 MB/s, so that a transfer of so many lasts for three seconds and what happens to it."""
 PATIENCE: Final = 60.0
 """Seconds without a byte after which a transfer has failed."""
 
@@ -23,23 +23,25 @@ def piece(number: int) -> bytes:
     return number.to_bytes(4, "big") * (PIECE // 4)
 
 
-async def echo_in_pieces(caller: Command, happens: Callable[[], Awaitable[None]]) -> float:
-    """Have all come back; `happens` after a third of it.  Returns the longest silence in seconds."""
+async def echo_in_pieces(
+    caller: Command, happens: Callable[[], Awaitable[None]], *, pieces: int = PIECES, pace: float = PACE
+) -> float:
+    """Have so many come back; `happens` after a third of them.  Returns the longest silence in seconds."""
     silence = 0.0
     async with trio.open_nursery() as nursery:
 
         async def send() -> None:
-            for number in range(PIECES):
+            for number in range(pieces):
                 await caller.stdin.send_all(piece(number))
-                await trio.sleep(PACE)
-                if number == PIECES // 3:
+                await trio.sleep(pace)
+                if number == pieces // 3:
                     nursery.start_soon(happens)
             await caller.stdin.aclose()
 
         async def watch() -> None:
             nonlocal silence
             size, since = 0, trio.current_time()
-            while size < PIECE * PIECES:
+            while size < PIECE * pieces:
                 await trio.sleep(0.02)  # to look at what is there
                 now = trio.current_time()
                 if len(caller.out) > size:
@@ -51,5 +53,5 @@ async def echo_in_pieces(caller: Command, happens: Callable[[], Awaitable[None]]
         nursery.start_soon(send)
         nursery.start_soon(watch)
     assert await caller.code() == 0, caller.stderr_text
-    assert bytes(caller.out) == b"".join(map(piece, range(PIECES)))
+    assert bytes(caller.out) == b"".join(map(piece, range(pieces)))
     return silence
