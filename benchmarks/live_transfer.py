@@ -79,7 +79,8 @@ HAPPENINGS: Final[tuple[tuple[str, Callable[[Lab], Awaitable[object]]], ...]] = 
 
 def events(program: Command) -> list[dict[str, Any]]:
     """What a program has told of its path."""
-    return [json.loads(line) for line in program.stderr_text.splitlines() if line.startswith("{")]
+    told = [json.loads(line) for line in program.stderr_text.splitlines() if line.startswith("{")]
+    return [event for event in told if event["event"] == "path"]
 
 
 def show(changes: Sequence[dict[str, Any]]) -> str:

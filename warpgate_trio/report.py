@@ -57,6 +57,8 @@ class Verdict(Enum):
     """A path was found and proven, and then broke before the peer accepted."""
     TIMED_OUT = "timed_out"
     """The time that the caller or ``budgets.total`` gave was over."""
+    NO_BETTER_PATH = "no_better_path"
+    """A search behind a Pipe has found none; the Pipe stays on its path."""
     UNREACHABLE = "unreachable"
     """Nothing answered on any path that was tried."""
     NO_RELAY_CONFIGURED = "no_relay_configured"
@@ -86,6 +88,9 @@ ADVICE: Final = {
     Verdict.PEER_SILENT: "Check the peer: its signal server took the messages, but it does not answer.",
     Verdict.BROKE_OFF: "Try again: the path that had been found broke before the peer accepted.",
     Verdict.TIMED_OUT: "Give it more time (timeout=… or budgets.total); the report shows the slow step.",
+    Verdict.NO_BETTER_PATH: (
+        "To leave a relay, make one side reachable (`listen --port` and a forwarded port, or IPv6); the Pipe goes on."
+    ),
     Verdict.UNREACHABLE: "Check that the peer is running and that no firewall stands between; see the report's paths.",
     Verdict.NO_RELAY_CONFIGURED: (
         "Name a TURN server in [servers], or one that relays (`serve --open`), "
@@ -153,7 +158,7 @@ class Outcome(Enum):
 
 
 class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One combo's fate; times in milliseconds from the start of the walk.
+    """One combo's fate; times in milliseconds from the start of the walk, or of the search.
 
     `target` is the endpoint that was dialled, by us or (for `reverse_connect`) by the peer: kind, transport, address,
     as in ``"nic tcp 192.168.1.9:4433"``; of a relay its server's URL, without a password.  `cleanup_ms` is what a combo
@@ -174,17 +179,19 @@ class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole walk.
+    """A whole walk: a call's, or that of a search for another path behind a Pipe.
 
     Attributes:
       peer: the peer's id.
       session: 32 hex digits that both sides' logs name.
       verdict, advice: the one reason, and one sentence on what would help.
-      elapsed_ms: from the call to the accepted Pipe or to giving up.
+      elapsed_ms: from the call, or the search's beginning, to the Pipe, or its path, or to giving up.
       combos: every combo that was planned, in the order of their plan.
       lacks: what this side was without, one sentence each; empty where there is a Pipe.
       notes: what else is worth knowing, one sentence each (names that do not resolve, dead servers, a corrected clock,
         plugins that were skipped).
+      began_ms: from the call that made the Pipe to the beginning of a search behind it, and on the side that was called
+        from the Pipe; 0 for a call.
     """
 
     peer: str
@@ -195,10 +202,11 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
     combos: tuple[ComboReport, ...]
     notes: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    began_ms: float = 0.0
 
     @property
     def winner(self) -> ComboReport | None:
-        """The combo that made the Pipe."""
+        """The combo that made the Pipe, or its other path."""
         return next((combo for combo in self.combos if combo.outcome is Outcome.WON), None)
 
 
@@ -224,10 +232,11 @@ class PathChangeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WalkEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a walk, or a change of the path that it has found, for live views.
+    """One step of a walk, or what becomes of the path that it has found, for live views.
 
     `kind` is ``"phase"``, ``"combo_started"``, ``"combo_ended"`` or ``"note"``; once there is a Pipe, ``"path"``, with
-    `path` saying what changed.  `at_ms` runs from the start of the walk.
+    `path` saying what changed, and ``"search"``, with the `report` of a search for another path that has ended.
+    `at_ms` runs from the start of the walk.
     """
 
     kind: str
@@ -236,3 +245,4 @@ class WalkEvent(msgspec.Struct, frozen=True, kw_only=True):
     combo: ComboReport | None = None
     text: str = ""
     path: PathChangeReport | None = None
+    report: ConnectReport | None = None

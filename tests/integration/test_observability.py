@@ -98,10 +98,14 @@ async def test_events_and_counters_tell_what_becomes_of_the_path() -> None:
             with trio.fail_after(HANG):
                 await ours.send_all(b"on the next path")
                 assert await theirs.receive_some() == b"on the next path"
-            lost, found = (event.path for event in events[walk:])
+            await wait_until(lambda: ours.search_report is not None)
+            lost, found = (event.path for event in events[walk:] if event.kind == "path")
             assert lost is not None
             assert found is not None
-            assert {event.kind for event in events[walk:]} == {"path"}
+            (search,) = (event.report for event in events[walk:] if event.kind != "path")
+            assert search is not None
+            assert search.winner is not None
+            assert (search, search.winner.plugin) == (ours.search_report, "direct_connect")
             assert [event.at_ms for event in events] == sorted(event.at_ms for event in events)
             assert (lost.cause, lost.new, found.cause, found.old) == ("lost", None, "found", None)
             assert lost.old is not None

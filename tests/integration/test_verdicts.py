@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.identities import ALICE, BOB, CAROL
+from tests.links import link_of
 from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
 from tests.turn_servers import open_servers
 from tests.waiting import wait_until
@@ -375,6 +376,17 @@ async def test_what_cannot_be_tried_is_an_error_and_no_verdict() -> None:
             await alice.auto_connect(address_of(BOB, port=1), phases=["nonsense"])  # type: ignore[list-item]
         with pytest.raises(ValueError, match="early_data"):
             await alice.auto_connect(address_of(BOB, port=1), early_data=bytes(65537))
+
+
+async def test_no_better_path() -> None:
+    """A Pipe on loopback: nothing is better, and it goes on."""
+    async with pair() as both, await both.alice.auto_connect(both.bob.address) as pipe:
+        async with await both.bob.listener.accept() as theirs:
+            await wait_until(lambda: link_of(pipe).movable)
+            async with expect(Verdict.NO_BETTER_PATH):
+                await pipe.migrate()
+            await pipe.send_all(b"x")
+            assert await theirs.receive_some() == b"x"
 
 
 def test_every_verdict_is_produced_here() -> None:

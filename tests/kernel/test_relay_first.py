@@ -42,7 +42,7 @@ async def transfer(
 ) -> tuple[str, list[dict[str, Any]], float]:
     """Bytes to an echo and back, by so many rendezvous servers that relay; `happens` after a third of them.
 
-    Returns what the caller said of its first path, its events, and the longest silence in seconds.
+    Returns what the caller said of its first path, of each change, and the longest silence in seconds.
     """
     async with AsyncExitStack() as stack:
         wire = stack.enter_context(Wire())
@@ -73,7 +73,8 @@ async def transfer(
         lines = caller.stderr_text.splitlines()
         (connected,) = [line for line in lines if line.startswith("connected ")]
         print(connected)
-        return connected, [checked_event(line) for line in lines if line.startswith("{")], silence
+        events = [checked_event(line) for line in lines if line.startswith("{")]
+        return connected, [event for event in events if event["event"] == "path"], silence
 
 
 async def test_a_transfer_between_two_cones_leaves_the_relay() -> None:

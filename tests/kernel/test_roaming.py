@@ -42,7 +42,8 @@ async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[
                     await listener.code()
                     told = [line for line in caller.stderr_text.splitlines() if line.startswith("{")]
                     for lines in (told, bytes(listener.out).splitlines()[2:]):
-                        check_changes([checked_event(line) for line in lines])
+                        events = [checked_event(line) for line in lines]
+                        check_changes([event for event in events if event["event"] != "search"])
                 server.interrupt()
                 await server.code()
     return silence

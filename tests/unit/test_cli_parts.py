@@ -97,7 +97,7 @@ def test_what_has_been_said_already_is_not_said_again() -> None:
 def test_the_schema_knows_every_verdict() -> None:
     schema = json.loads((SCHEMAS / "failed.json").read_text(encoding="utf-8"))
     known = set(schema["properties"]["verdict"]["enum"])
-    assert known == {verdict.value for verdict in Verdict} - {"connected"} | {
+    assert known == {verdict.value for verdict in Verdict} - {"connected", "no_better_path"} | {
         "bad_address", "bad_configuration", "bad_usage"
     }  # fmt: skip
 
@@ -124,6 +124,8 @@ def test_every_event_follows_its_schema() -> None:
         events.Connected(
             peer=PEER, **path, connect_ms=1.0, first_byte_ms=2.0, echo_ok=True, mb_per_s=3.0, report=plain
         ),
+        events.Connected(peer=PEER, **path, connect_ms=1.0, report=plain, search=plain),
+        events.Searched(peer=PEER, report=plain),
         events.Failed(verdict="unreachable", advice="a", report=plain, error="e"),
         events.Failed(verdict="bad_address", advice="a", report=None, error="e"),
         events.Identified(peer=PEER, key_file=None),

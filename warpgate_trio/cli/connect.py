@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from ..errors import ConnectError
     from ..link import Pipe
     from ..node import Node
+    from ..report import WalkEvent
     from .echo_test import EchoTest
+    from .path_events import PathTeller
 
 __all__ = ["connect"]
 
@@ -145,7 +147,7 @@ class _Call:
         from . import render as render  # not in the midst of what is timed
         from .caller import caller_identity
         from .echo_test import EchoTest
-        from .path_events import telling_path_changes
+        from .path_events import PathTeller
         from .stdio import StandardOutput, look_ahead, skip
 
         peer = PeerAddress.from_text(self._address)  # before anything is opened for it
@@ -155,13 +157,15 @@ class _Call:
         async with open_node(config, identity=caller_identity(config, peer)) as node:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
+            teller = PathTeller(self._settings, StandardOutput(), called_at=called_at)
             try:
                 first = early_data if test is None else test.early_data
-                pipe = await self._dial(node, peer, first, relay_first=config.paths.relay_first is not False)
+                relay_first = config.paths.relay_first is not False
+                pipe = await self._dial(node, peer, first, relay_first=relay_first, teller=teller)
             except ConnectError as error:
                 await self._print_failed(error)
                 raise
-            async with pipe, telling_path_changes(self._settings, pipe, StandardOutput()):
+            async with pipe, teller.telling(pipe):
                 connect_ms = _ms(trio.current_time() - called_at)
                 path = pipe.path
                 self._settings.say(
@@ -177,10 +181,17 @@ class _Call:
                     await _join(pipe)
         return ExitCode.OK
 
-    async def _dial(self, node: Node, peer: PeerAddress, early_data: bytes, *, relay_first: bool) -> Pipe:
+    async def _dial(
+        self, node: Node, peer: PeerAddress, early_data: bytes, *, relay_first: bool, teller: PathTeller
+    ) -> Pipe:
         from .render import watching_walk
 
-        async with watching_walk(self._settings) as on_event:
+        async with watching_walk(self._settings) as show:
+
+            def on_event(event: WalkEvent) -> None:
+                show(event)
+                teller.take(event)
+
             try:
                 if self._plugin is not None:
                     return await node.connect(
@@ -261,6 +272,7 @@ class _Call:
             echo_ok=echo_ok,
             mb_per_s=mb_per_s,
             report=msgspec.to_builtins(pipe.report),
+            search=msgspec.to_builtins(pipe.search_report),
             error=error,
         )
         await StandardOutput().write(encode(event))

@@ -11,6 +11,7 @@ import msgspec
 
 __all__ = [
     "Connected",
+    "Event",
     "Failed",
     "Identified",
     "ListenReady",
@@ -19,17 +20,18 @@ __all__ = [
     "PipeOpened",
     "Pong",
     "Preset",
+    "Searched",
     "ServeReady",
     "Simulated",
     "encode",
 ]
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     """A line."""
 
 
-class ListenReady(_Event, frozen=True, kw_only=True, tag="ready"):
+class ListenReady(Event, frozen=True, kw_only=True, tag="ready"):
     """`listen` can be called.
 
     Attributes:
@@ -43,7 +45,7 @@ class ListenReady(_Event, frozen=True, kw_only=True, tag="ready"):
     signals: list[str]
 
 
-class ServeReady(_Event, frozen=True, kw_only=True, tag="ready"):
+class ServeReady(Event, frozen=True, kw_only=True, tag="ready"):
     """`serve` is up.
 
     Attributes:
@@ -58,7 +60,7 @@ class ServeReady(_Event, frozen=True, kw_only=True, tag="ready"):
     health: str | None = None
 
 
-class PipeOpened(_Event, frozen=True, kw_only=True, tag="pipe"):
+class PipeOpened(Event, frozen=True, kw_only=True, tag="pipe"):
     """`listen` accepted a Pipe."""
 
     peer: str
@@ -68,7 +70,7 @@ class PipeOpened(_Event, frozen=True, kw_only=True, tag="pipe"):
     route: str
 
 
-class PathChanged(_Event, frozen=True, kw_only=True, tag="path"):
+class PathChanged(Event, frozen=True, kw_only=True, tag="path"):
     """`connect` or `listen` with --path-events: the path of a Pipe has changed, or its state.
 
     Attributes:
@@ -88,7 +90,14 @@ class PathChanged(_Event, frozen=True, kw_only=True, tag="path"):
     replayed: int
 
 
-class Pong(_Event, frozen=True, kw_only=True, tag="pong"):
+class Searched(Event, frozen=True, kw_only=True, tag="search"):
+    """`connect` with --path-events: a search for another path has ended; `report` is a `ConnectReport`."""
+
+    peer: str
+    report: dict[str, Any]
+
+
+class Pong(Event, frozen=True, kw_only=True, tag="pong"):
     """`ping` measured a round trip: the `number`-th, of `rtt_ms`."""
 
     peer: str
@@ -100,15 +109,17 @@ class Pong(_Event, frozen=True, kw_only=True, tag="pong"):
     rtt_ms: float
 
 
-class Connected(_Event, frozen=True, kw_only=True, tag="connected"):
+class Connected(Event, frozen=True, kw_only=True, tag="connected"):
     """`connect` had a Pipe.
 
     Attributes:
-      connect_ms: from the call to the accepted Pipe.
+      phase, plugin, af, route: how it travels when the line is printed.
+      connect_ms: from the call to the Pipe.
       first_byte_ms: from the call to the first echoed byte; null without --echo-test.
       echo_ok: whether every byte came back as it was sent; null without --echo-test.
       mb_per_s: from the first byte sent to the last one echoed; null where that never came.
-      report: the whole walk, a `ConnectReport`.
+      report: the whole walk, a `ConnectReport`; its winner is how the Pipe travelled at first.
+      search: the last search for another path, if one has ended: a `ConnectReport`.
       error: what went wrong after the Pipe was there; null when nothing did.
     """
 
@@ -122,10 +133,11 @@ class Connected(_Event, frozen=True, kw_only=True, tag="connected"):
     echo_ok: bool | None = None
     mb_per_s: float | None = None
     report: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     error: str | None = None
 
 
-class Failed(_Event, frozen=True, kw_only=True, tag="failed"):
+class Failed(Event, frozen=True, kw_only=True, tag="failed"):
     """`connect` has no Pipe.
 
     Attributes:
@@ -141,7 +153,7 @@ class Failed(_Event, frozen=True, kw_only=True, tag="failed"):
     error: str
 
 
-class NetChecked(_Event, frozen=True, kw_only=True, tag="netcheck"):
+class NetChecked(Event, frozen=True, kw_only=True, tag="netcheck"):
     """`netcheck` is done: a `NetcheckReport`, key by key.
 
     Attributes:
@@ -169,14 +181,14 @@ class NetChecked(_Event, frozen=True, kw_only=True, tag="netcheck"):
     unknown: list[str]
 
 
-class Identified(_Event, frozen=True, kw_only=True, tag="id"):
+class Identified(Event, frozen=True, kw_only=True, tag="id"):
     """`id`: the node's id and where its key is; `key_file` is null with --ephemeral."""
 
     peer: str
     key_file: str | None
 
 
-class Simulated(_Event, frozen=True, kw_only=True, tag="simulated"):
+class Simulated(Event, frozen=True, kw_only=True, tag="simulated"):
     """`simulate` ran one world.
 
     Attributes:
@@ -206,7 +218,7 @@ class Simulated(_Event, frozen=True, kw_only=True, tag="simulated"):
     report: dict[str, Any] | None
 
 
-class Preset(_Event, frozen=True, kw_only=True, tag="preset"):
+class Preset(Event, frozen=True, kw_only=True, tag="preset"):
     """`simulate --list`: a NAT, what it models and whence that is known, and its main axes per transport."""
 
     name: str
@@ -215,6 +227,6 @@ class Preset(_Event, frozen=True, kw_only=True, tag="preset"):
     tcp: dict[str, str]
 
 
-def encode(event: _Event) -> bytes:
+def encode(event: Event) -> bytes:
     """The line of an event, with its end."""
     return msgspec.json.encode(event) + b"\n"

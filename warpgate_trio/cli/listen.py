@@ -219,11 +219,11 @@ class _Listening:
         import trio
 
         from .echo_test import echo
-        from .path_events import telling_path_changes
+        from .path_events import PathTeller
         from .render import format_bytes
         from .stdio import join, wait_delivered
 
-        async with pipe, telling_path_changes(self._settings, pipe, self._output):
+        async with pipe, PathTeller(self._settings, self._output).telling(pipe):
             try:
                 if self._echo:
                     count = await echo(pipe)

@@ -1,44 +1,81 @@
-"""``--path-events``: a line of JSON for each change of a Pipe's path.
+"""What becomes of a Pipe's path, told as it happens: in words, or with ``--path-events`` by a line of JSON.
 
 The lines go where this run's JSON lines go, which is stdout with ``--json``.  Else stdout is the stream's, and they go
-to stderr.
+to stderr, as what is in words does.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, final
 
 import msgspec
+import trio
 
 from ..nurseries import open_background_nursery
-from .events import PathChanged, encode
+from .events import PathChanged, Searched, encode
+from .render import console
 
 if TYPE_CHECKING:
-    from ..link import Pipe
-    from ..report import PathReport
+    from ..link import PathChange, Pipe
+    from ..report import ConnectReport, PathReport, WalkEvent
+    from .events import Event
     from .options import Settings
     from .stdio import StandardOutput
 
-__all__ = ["telling_path_changes"]
+__all__ = ["PathTeller", "change_line"]
+
+MAX_UNTOLD: Final = 16
+"""Searches that wait to be told; they are seconds apart."""
 
 
-@asynccontextmanager
-async def telling_path_changes(settings: Settings, pipe: Pipe, output: StandardOutput) -> AsyncGenerator[None]:
-    """The time in which the changes of a Pipe's path are printed, where the user has asked for it."""
-    if not settings.path_events:
-        yield
-        return
-    async with open_background_nursery() as nursery:
-        nursery.start_soon(_tell, settings, pipe, output)
-        yield
+@final
+class PathTeller:
+    """Tells of one Pipe's path.
 
+    Args:
+      called_at: when the call began; None where the peer has called.
+    """
 
-async def _tell(settings: Settings, pipe: Pipe, output: StandardOutput) -> None:
-    async for change in pipe.path_changes():
+    def __init__(self, settings: Settings, output: StandardOutput, *, called_at: float | None = None) -> None:
+        self._settings: Final = settings
+        self._output: Final = output
+        self._called_at: Final = called_at
+        self._searches_in, self._searches_out = trio.open_memory_channel["ConnectReport"](MAX_UNTOLD)
+        self._has_told_why = False
+
+    def take(self, event: WalkEvent) -> None:
+        """An `on_event` of the call."""
+        if event.kind == "search" and event.report is not None:
+            with suppress(trio.WouldBlock):
+                self._searches_in.send_nowait(event.report)
+
+    @asynccontextmanager
+    async def telling(self, pipe: Pipe) -> AsyncGenerator[None]:
+        """The time in which it is told."""
+        changes = pipe.path_changes()
+
+        async def tell_changes() -> None:
+            async for change in changes:
+                await self._tell_change(pipe, change)
+
+        async def tell_searches() -> None:
+            async for report in self._searches_out:
+                await self._tell_search(pipe, report)
+
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(tell_changes)
+            nursery.start_soon(tell_searches)
+            yield
+
+    async def _tell_change(self, pipe: Pipe, change: PathChange) -> None:
+        if not self._settings.path_events:
+            if (line := change_line(change, called_at=self._called_at)) is not None:
+                self._settings.say(line)
+            return
         report = change.as_report()
-        line = encode(
+        await self._print(
             PathChanged(
                 peer=pipe.peer_id,
                 old=_path(pipe, report.old),
@@ -49,10 +86,47 @@ async def _tell(settings: Settings, pipe: Pipe, output: StandardOutput) -> None:
                 replayed=report.replayed,
             )
         )
-        if settings.json:
-            await output.write(line)
+
+    async def _tell_search(self, pipe: Pipe, report: ConnectReport) -> None:
+        if self._settings.path_events:
+            await self._print(Searched(peer=pipe.peer_id, report=msgspec.to_builtins(report)))
+        elif report.winner is None and pipe.path.phase == "relay" and not self._has_told_why:
+            self._has_told_why = True  # further ones, minutes apart, mostly find the same
+            self._explain(pipe, report)
+
+    def _explain(self, pipe: Pipe, report: ConnectReport) -> None:
+        from .failures import failure_lines, show_failure
+
+        settings = self._settings
+        after = report.began_ms + report.elapsed_ms
+        settings.say(f"no better path was found, {after:.1f} ms after the call; it stays by {pipe.path.plugin}")
+        if settings.verbose or settings.debug:
+            show_failure(settings, report)
+            return
+        for line in failure_lines(report, console().width if settings.live else None):
+            settings.say(f"  {line}")
+
+    async def _print(self, event: Event) -> None:
+        line = encode(event)
+        if self._settings.json:
+            await self._output.write(line)
         else:
-            settings.say(line.decode().rstrip("\n"), always=True)
+            self._settings.say(line.decode().rstrip("\n"), always=True)
+
+
+def change_line(change: PathChange, *, called_at: float | None = None) -> str | None:
+    """A change in words; None for one of the state alone, which may be a false alarm."""
+    if change.new is None:
+        return f"the path is lost{f' ({change.detail})' if change.detail else ''}; looking for another one"
+    if not change.switched:
+        return None
+    path = change.new
+    after = "" if called_at is None else f", {1000 * (change.at - called_at):.1f} ms after the call"
+    silence = f"; silent for {change.silence:.1f} s" if change.silence >= 0.1 else ""
+    return (
+        f"goes on by {path.plugin}, IPv{path.af} {path.route_type}, at {path.remote[0]} port {path.remote[1]}"
+        f"{after}{silence}"
+    )
 
 
 def _path(pipe: Pipe, report: PathReport | None) -> dict[str, str | int | None] | None:

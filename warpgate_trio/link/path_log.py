@@ -1,4 +1,4 @@
-"""What has become of a Link's path: the last changes of it, and who is told of each.
+"""What has become of a Link's path: the last changes of it, the last search for another one, and who is told of each.
 
 `PathLog` is told which carrier the Link speaks on, and whether that is well, whenever either has changed; it finds the
 cause.  What a change replaces is kept as the carrier that it was, so that the entry has its last round trip.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
+import msgspec
 import trio
 
 from ..errors import printable
@@ -19,12 +20,15 @@ from .life import Life
 from .path import PathCause, PathChange, PathInfo, PathState
 
 if TYPE_CHECKING:
+    from ..report import ConnectReport
     from .lane_driver import LaneDriver
     from .protocol import LinkProtocol
 
 __all__ = ["MAX_CHANGES", "PathChanges", "PathLog"]
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_CHANGES: Final = 64
 """Changes of its path that a Link remembers: a path that comes and goes each minute shows an hour of it."""
@@ -42,6 +46,9 @@ class PathLog:
       count: how many there were in all.
       told: wakes whoever waits for the path to change.
       watchers: called with each change, at once; they must not block.
+      began: when the call began that made the Link; on the other side, when there was the Link.
+      search: the last search for another path that has come to its end.
+      search_watchers: called with each of those.
     """
 
     def __init__(self) -> None:
@@ -49,6 +56,9 @@ class PathLog:
         self.count: int = 0
         self.told: Final = trio.lowlevel.ParkingLot()
         self.watchers: Final[list[Callable[[PathChange], object]]] = []
+        self.began: float | None = None
+        self.search: ConnectReport | None = None
+        self.search_watchers: Final[list[Callable[[ConnectReport], object]]] = []
         self._lane: LaneDriver | None = None
         self._state: PathState | None = None  # None: nothing was seen yet
         self._silent_since: float | None = None  # while the path is not live
@@ -90,11 +100,21 @@ class PathLog:
     def _note(self, change: PathChange) -> None:
         self.changes.append(change)
         self.count += 1
-        for watcher in self.watchers:
-            try:
-                watcher(change)
-            except Exception:
-                logger.exception("who is told of a path's changes failed")
+        _tell(self.watchers, change)
+
+    def note_search(self, report: ConnectReport, *, began: float) -> None:
+        """A search for another path, which began then, has come to its end."""
+        since = began if self.began is None else self.began
+        self.search = msgspec.structs.replace(report, began_ms=round((began - since) * 1000, 3))
+        _tell(self.search_watchers, self.search)
+
+
+def _tell(watchers: Sequence[Callable[[T], object]], what: T) -> None:
+    for watcher in watchers:
+        try:
+            watcher(what)
+        except Exception:
+            logger.exception("who is told of what becomes of a path failed")
 
 
 def _info(lane: LaneDriver | None, state: PathState) -> PathInfo | None:

@@ -88,7 +88,7 @@ class Pipe(trio.abc.HalfCloseableStream):
     Attributes:
       peer_id: who is at the other end, proven.
       label: what the peer or you gave to `open_pipe`; ``""`` for the Pipe that a walk made.
-      report: how the walk went; None on the side that was called.
+      report: how the walk went, as of the moment that this Pipe was there; None on the side that was called.
     """
 
     def __init__(self, link: ChannelLink, channel: Channel) -> None:
@@ -117,6 +117,15 @@ class Pipe(trio.abc.HalfCloseableStream):
     def path_log(self) -> tuple[PathChange, ...]:
         """How the path has changed since the Pipe's Link was made, the oldest first: the last 64 changes."""
         return tuple(self._link.path_log.changes)
+
+    @property
+    def search_report(self) -> ConnectReport | None:
+        """How the last search behind this Pipe for another path went, by this side: None before one has ended.
+
+        Its `winner` is what the Pipe has changed over to, ``began_ms + winner.ended_ms`` after the call; where it found
+        nothing, its combos say why.  A search that is called off, as the path is well again, has no report.
+        """
+        return self._link.path_log.search
 
     @property
     def rtt(self) -> float | None:

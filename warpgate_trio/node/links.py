@@ -163,6 +163,8 @@ class Links:
             link.keep_relays(self._standbys)
         link.set_dead_after(self._paths.dead_after if dead_after is None else dead_after)
         link.path_log.watchers.append(partial(self._note, link))
+        if link.path_log.began is None:
+            link.path_log.began = trio.current_time()
         link.on_wait = self._bound_waiting
         self._links.add(link)
         self._nursery.start_soon(self._drive, link, tasks, reach)

@@ -277,7 +277,7 @@ class _Kept:
                 hinted, self._hints = link.hints > self._hints, link.hints
                 said, self._moved = link.moved > self._moved, link.moved
                 wanted, self._wanted = self._wanted, False
-                if not (hinted or said or wanted) or not self._may_be_bettered():
+                if not (hinted or said or wanted) or not self._may_be_bettered(wanted=wanted):
                     schedule.postpone(now)
                     continue
                 try:
@@ -319,12 +319,13 @@ class _Kept:
         found = path_class(combo.phase, combo.route_type.name)
         return combo.phase != "relay" and found < path_class(path.phase, path.route_type)
 
-    def _may_be_bettered(self) -> bool:
+    def _may_be_bettered(self, *, wanted: bool) -> bool:
+        """Whether a search may find something; one that is wanted tells at least why nothing does."""
         peer, allowed = self._find_peer(), self._what_is_allowed()
         if peer is None or not (self._link.movable or self._link.protocol.state is LinkState.COMMITTED):
             return False
         plan = self._home.plan(peer, allowed.plugins, allowed.afs, allowed.route_types)
-        return any(map(self._is_better, plan))
+        return wanted or any(map(self._is_better, plan))
 
     async def migrate(self, phases: Sequence[str] | None, timeout: float | None) -> PathInfo:
         """See `Pipe.migrate`."""
@@ -350,7 +351,14 @@ class _Kept:
             if peer is None:
                 raise AttemptFailed("nothing is known of where the peer is")
             with panics_as_errors():
-                walk = self._plan_walk(peer, allowed, refresh=self._keeper.refresh, only=only, preferred=True)
+                walk = self._plan_walk(
+                    peer,
+                    allowed,
+                    refresh=self._keeper.refresh,
+                    only=only,
+                    mentioned=self._is_allowed_to_better,
+                    preferred=True,
+                )
                 await walk.search(deadline=deadline)
 
     # -- both ----------------------------------------------------------------------------------------------------------
@@ -373,6 +381,7 @@ class _Kept:
         *,
         refresh: Callable[[PeerAddress], Awaitable[PeerAddress]],
         only: Callable[[Combo], bool] | None = None,
+        mentioned: Callable[[Combo], bool] | None = None,
         preferred: bool = False,
         relay_first: bool = False,
     ) -> Walk:
@@ -387,6 +396,7 @@ class _Kept:
             refresh=refresh,
             link=self._link,
             only=only,
+            mentioned=mentioned,
             preferred=preferred,
             relay_first=relay_first,
             on_event=lambda event: logger.debug("%r: search: %s", self._link, event),

@@ -253,8 +253,7 @@ class CallingAttempt(Attempt):
             # No checkpoint from the ACCEPT, or its promise, to here: the lock's release is none either.
             link.path = link.path or self._path_info(link.carrier)
             self.won = True
-            if (follow := session.recorder.follow()) is not None:
-                link.path_log.watchers.append(follow)
+            session.recorder.follow(link.path_log)
             reach = (
                 None
                 if session.reach is None

@@ -9,6 +9,7 @@ import msgspec
 
 from ..combos import Combo
 from ..link import PathChange
+from ..link.path_log import PathLog
 from ..report import ComboReport, ConnectReport, Known, Outcome, Verdict, WalkEvent, advise
 
 __all__ = ["Recorder"]
@@ -29,6 +30,11 @@ class Recorder:
         self._rows: dict[Combo, ComboReport] = {}
         self._notes: list[str] = []
 
+    @property
+    def began(self) -> float:
+        """When the walk did."""
+        return self._began
+
     def _ms(self, now: float) -> float:
         return round((now - self._began) * 1000, 3)
 
@@ -36,17 +42,24 @@ class Recorder:
         if self._on_event is not None:
             self._on_event(event)
 
-    def follow(self) -> Callable[[PathChange], None] | None:
-        """Who is to be told of changes of the path that the walk has found; None: nobody asked.
+    def follow(self, log: PathLog) -> None:
+        """Tell whoever asked of what becomes of the path that the walk has found.
 
-        It outlives the walk, and keeps nothing of it.
+        That outlives the walk, and keeps nothing of it.
         """
         on_event, began = self._on_event, self._began
+        log.began = began
         if on_event is None:
-            return None
-        return lambda change: on_event(
-            WalkEvent(kind="path", at_ms=round((change.at - began) * 1000, 3), path=change.as_report())
-        )
+            return
+
+        def tell_change(change: PathChange) -> None:
+            on_event(WalkEvent(kind="path", at_ms=round((change.at - began) * 1000, 3), path=change.as_report()))
+
+        def tell_search(report: ConnectReport) -> None:
+            on_event(WalkEvent(kind="search", at_ms=round(report.began_ms + report.elapsed_ms, 3), report=report))
+
+        log.watchers.append(tell_change)
+        log.search_watchers.append(tell_search)
 
     def planned(self, combo: Combo) -> None:
         """A combo of the plan that has not started."""

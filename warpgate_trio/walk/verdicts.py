@@ -88,17 +88,23 @@ _BY_REFUSAL: Final[Mapping[int, Verdict]] = {
 
 
 def decide_verdict(
-    session: Session, *, planned: bool, timed_out: bool, unresolved: Unresolved, relays: bool = False
+    session: Session,
+    *,
+    planned: bool,
+    timed_out: bool,
+    unresolved: Unresolved,
+    relays: bool = False,
+    better: bool = False,
 ) -> Verdict:
     """The one reason that explains most: what the peer itself said, then what was seen, then what was missing.
 
-    `relays`: whether the walk had a relay to fall back to.
+    `relays`: whether the walk had a relay to fall back to; `better`: it searched for more than a Pipe has.
     """
     if session.refusal is not None:
         return _BY_REFUSAL.get(session.refusal.reason, Verdict.NOT_ACCEPTING)
     evidence = session.evidence
     if not planned:
-        return Verdict.NOTHING_TO_TRY
+        return Verdict.NO_BETTER_PATH if better else Verdict.NOTHING_TO_TRY
     if timed_out:
         return Verdict.TIMED_OUT
     if evidence.broke_off or session.spent:
@@ -109,6 +115,8 @@ def decide_verdict(
         return Verdict.CLOCK_OFF  # it told us its time, we went by that, and it heard no more of us
     if evidence.turned_down is not None:
         return Verdict.BUSY if evidence.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
+    if better:
+        return Verdict.NO_BETTER_PATH
     if evidence.answered and unresolved.no_stun:
         return Verdict.NO_DNS  # nothing could be punched
     if evidence.relay_forbids:

@@ -107,6 +107,7 @@ class Walk:
       dead_after, link, preferred: see `Session`.
       relay_first: begin with the relays, where they are allowed.
       only: which combos of the plan to try; None: all.
+      mentioned: hopeless ones which the report has all the same.
       on_event: called with each step.
 
     Raises:
@@ -129,6 +130,7 @@ class Walk:
         dead_after: float | None = None,
         link: Link | None = None,
         only: Callable[[Combo], bool] | None = None,
+        mentioned: Callable[[Combo], bool] | None = None,
         preferred: bool = False,
         relay_first: bool = False,
         on_event: Callable[[WalkEvent], None] | None = None,
@@ -148,6 +150,7 @@ class Walk:
         self._dead_after: Final = dead_after
         self._link: Final = link
         self._only: Final = only
+        self._mentioned: Final = mentioned
         self._preferred: Final = preferred
         self._hurried: Final = link is not None and not preferred
         self._reach: Final = Reach(
@@ -213,13 +216,21 @@ class Walk:
         Where it is `preferred`, the Link speaks on it by then.  Where it is not, there is a hurry: the direct phase is
         not waited for, and no phase is over before there are signals.
         """
+        assert self._link is not None
+        log, session = self._link.path_log, self._session
         self._plan = Plan(self._plan_with(self._peer), self._phases, self._recorder)
         try:
             with self._home.call():
                 await self._run_session(deadline)
+        except ConnectError as error:
+            log.note_search(error.report, began=self._recorder.began)
+            raise
         finally:
-            if self._session.evidence.signalled and not self._session.attached:
-                self._home.say_goodbye(partial(self._tell_that_it_is_over, self._session))
+            if session.attached:  # though the search may have been called off in that moment
+                report = self._recorder.finish(Verdict.CONNECTED, trio.current_time(), session_id=session.id)
+                log.note_search(report, began=self._recorder.began)
+            elif session.evidence.signalled:
+                self._home.say_goodbye(partial(self._tell_that_it_is_over, session))
 
     @property
     def committing(self) -> trio.Lock:
@@ -278,6 +289,7 @@ class Walk:
             timed_out=timed_out,
             unresolved=unresolved,
             relays=self._has_relay(),
+            better=self._preferred,
         )
         for sentence in describe_failures(unresolved.names):
             self._note(sentence)
@@ -298,7 +310,12 @@ class Walk:
 
     def _plan_with(self, peer: PeerAddress) -> Sequence[Combo]:
         plan = self._home.plan(peer, self._plugins, self._afs, self._route_types)
-        return plan if self._only is None else [combo for combo in plan if self._only(combo)]
+        if self._only is None:
+            return plan
+        for combo in plan:
+            if combo.hopeless and not self._only(combo) and self._mentioned is not None and self._mentioned(combo):
+                self._recorder.planned(combo)
+        return [combo for combo in plan if self._only(combo)]
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
