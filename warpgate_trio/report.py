@@ -15,12 +15,14 @@ import msgspec
 __all__ = [
     "ADVICE",
     "BETTER_ADVICE",
+    "REMEDIES",
     "ComboReport",
     "ConnectReport",
     "Known",
     "Outcome",
     "PathChangeReport",
     "PathReport",
+    "SignalReport",
     "Verdict",
     "WalkEvent",
     "advise",
@@ -89,7 +91,7 @@ ADVICE: Final = {
     Verdict.BROKE_OFF: "Try again: the path that had been found broke before the peer accepted.",
     Verdict.TIMED_OUT: "Give it more time (timeout=… or budgets.total); the report shows the slow step.",
     Verdict.NO_BETTER_PATH: (
-        "To leave a relay, make one side reachable (`listen --port` and a forwarded port, or IPv6); the Pipe goes on."
+        "The Pipe goes on; one side that is reachable makes it direct (`listen --port` and a forwarded port, or IPv6)."
     ),
     Verdict.UNREACHABLE: "Check that the peer is running and that no firewall stands between; see the report's paths.",
     Verdict.NO_RELAY_CONFIGURED: (
@@ -103,35 +105,61 @@ ADVICE: Final = {
 
 
 class Known(Enum):
-    """What advice goes by besides the verdict, in words."""
+    """What advice goes by besides the verdict, in words; `REMEDIES` has what would help against each."""
 
     NO_RELAY_TOKEN = "neither side has the relay token of a server that both use"
     NO_COMMON_SERVER = "the two have no rendezvous server in common"
     NO_SIGNAL_HERE = "this side has no signal server configured"
     NO_STUN_HERE = "this side has no STUN server configured, and would have punched"
     NO_STUN_THERE = "the peer's address says nothing of its NAT, and this side would have punched"
+    UDP_BLOCKED_HERE = "this side's network lets nothing come back over UDP"
+    UDP_BLOCKED_THERE = "the peer's network lets nothing come back over UDP"
+    BOTH_SYMMETRIC = "both NATs are symmetric, and nobody foretells their ports"
     TAKEN = "the peer serves one Pipe, and has it"
 
+    def __str__(self) -> str:
+        """Its value."""
+        return self.value
 
-BETTER_ADVICE: Final = {
-    (Verdict.BUSY, Known.TAKEN): "Wait until the peer is free: it serves one caller at a time, and has one.",
-    (
-        Verdict.NO_SIGNAL,
-        Known.NO_SIGNAL_HERE,
-    ): "Name a signal server in [servers] here; `warpgate-trio serve` runs one.",
-    (Verdict.NO_RELAY_CONFIGURED, Known.NO_RELAY_TOKEN): (
+
+REMEDIES: Final = {
+    Known.NO_RELAY_TOKEN: (
         "Put the server's relay_token into [servers] on one side, or have the server started with `serve --open`."
     ),
-    (Verdict.NO_RELAY_CONFIGURED, Known.NO_COMMON_SERVER): (
+    Known.NO_COMMON_SERVER: (
         "Name the peer's rendezvous server in [servers] here, or yours there: one that relays for both."
     ),
-    (Verdict.NO_RELAY_CONFIGURED, Known.NO_STUN_HERE): (
-        "Name a STUN server in [servers] here, to get through NATs; `warpgate-trio serve` runs one."
-    ),
-    (Verdict.NO_RELAY_CONFIGURED, Known.NO_STUN_THERE): (
+    Known.NO_SIGNAL_HERE: "Name a signal server in [servers] here; `warpgate-trio serve` runs one.",
+    Known.NO_STUN_HERE: "Name a STUN server in [servers] here, to get through NATs; `warpgate-trio serve` runs one.",
+    Known.NO_STUN_THERE: (
         "Have the peer name a STUN server in its [servers], to get through NATs; `warpgate-trio serve` runs one."
     ),
+    Known.UDP_BLOCKED_HERE: "Let UDP out of this network (its firewall), and what answers it back in.",
+    Known.UDP_BLOCKED_THERE: "Have UDP let out of the peer's network (its firewall), and what answers it back in.",
+    Known.BOTH_SYMMETRIC: "Forward a port to one side (`listen --port`), give it IPv6, or another router.",
+    Known.TAKEN: "Wait until the peer is free: it serves one caller at a time, and has one.",
 }
+"""What would help against each."""
+
+_BETTER: Final = {
+    Verdict.BUSY: (Known.TAKEN,),
+    Verdict.NO_SIGNAL: (Known.NO_SIGNAL_HERE,),
+    Verdict.NO_RELAY_CONFIGURED: (
+        Known.NO_RELAY_TOKEN,
+        Known.NO_COMMON_SERVER,
+        Known.NO_STUN_HERE,
+        Known.NO_STUN_THERE,
+    ),
+    Verdict.NO_BETTER_PATH: (
+        Known.NO_STUN_HERE,
+        Known.NO_STUN_THERE,
+        Known.UDP_BLOCKED_HERE,
+        Known.UDP_BLOCKED_THERE,
+        Known.BOTH_SYMMETRIC,
+    ),
+}
+BETTER_ADVICE: Final = {(verdict, known): REMEDIES[known] for verdict, some in _BETTER.items() for known in some}
+"""What would help, where more is known than the verdict."""
 
 
 def advise(verdict: Verdict, known: Collection[Known] = ()) -> str:
@@ -178,6 +206,24 @@ class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
     cleanup_ms: float | None = None
 
 
+class SignalReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of what a walk said to the peer by signal.
+
+    Attributes:
+      sent: there was something to say.
+      delivery: the best that a signal server did with it: ``"nobody_home"`` (it knows that the peer is not there),
+        ``"full"`` (the peer takes nothing at the moment), ``"queued"`` (it tells no more) or ``"delivered"``; None
+        where none took it, or nobody waited for its word.
+      answered: the peer has answered, other than about the time.
+      clock_corrected: it has told its time, and signals went by that.
+    """
+
+    sent: bool
+    delivery: str | None
+    answered: bool
+    clock_corrected: bool
+
+
 class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
     """A whole walk: a call's, or that of a search for another path behind a Pipe.
 
@@ -192,6 +238,9 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
         plugins that were skipped).
       began_ms: from the call that made the Pipe to the beginning of a search behind it, and on the side that was called
         from the Pipe; 0 for a call.
+      known: what explains that there is no Pipe, or none but by a relay; each has its own of `REMEDIES`.
+      signals: what became of what the peer was told by signal.
+      peer_nats: what the peer's address says of its NATs, a sentence for each address family.
     """
 
     peer: str
@@ -203,6 +252,9 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     began_ms: float = 0.0
+    known: tuple[Known, ...] = ()
+    signals: SignalReport | None = None
+    peer_nats: tuple[str, ...] = ()
 
     @property
     def winner(self) -> ComboReport | None:

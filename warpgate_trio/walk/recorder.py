@@ -10,7 +10,7 @@ import msgspec
 from ..combos import Combo
 from ..link import PathChange
 from ..link.path_log import PathLog
-from ..report import ComboReport, ConnectReport, Known, Outcome, Verdict, WalkEvent, advise
+from ..report import ComboReport, ConnectReport, Known, Outcome, SignalReport, Verdict, WalkEvent, advise
 
 __all__ = ["Recorder"]
 
@@ -118,6 +118,8 @@ class Recorder:
         session_id: bytes,
         known: Collection[Known] = (),
         lacks: Sequence[str] = (),
+        signals: SignalReport | None = None,
+        peer_nats: Sequence[str] = (),
     ) -> ConnectReport:
         """The report as it stands now; `known` is what the advice goes by."""
         return ConnectReport(
@@ -129,4 +131,7 @@ class Recorder:
             combos=tuple(self._rows.values()),
             notes=tuple(self._notes),
             lacks=tuple(lacks),
+            known=tuple(each for each in Known if each in known),
+            signals=signals,
+            peer_nats=tuple(peer_nats),
         )

@@ -14,6 +14,7 @@ from ..address import PeerAddress
 from ..combos import RouteType
 from ..errors import PeerRefused
 from ..link import Link, Pipe, RefuseReason
+from ..report import SignalReport
 from ..signal import Delivery, RefusalReason
 from ..signal.sender import Mailbox
 from .phase_clock import PhaseClock
@@ -57,6 +58,15 @@ class Evidence:
     def offline(self) -> bool:
         """Whether every signal server that was asked says that the peer is not there."""
         return self.best_delivery is not None and self.best_delivery <= Delivery.NOBODY_HOME
+
+    def as_report(self) -> SignalReport:
+        """What of it is about signals, in plain words."""
+        return SignalReport(
+            sent=self.signalled,
+            delivery=None if self.best_delivery is None else self.best_delivery.name.lower(),
+            answered=self.answered,
+            clock_corrected=self.clock_corrected,
+        )
 
 
 @final

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
+from ..address.nat_profile import UNKNOWN, NatProfiles, describe
 from ..link import RefuseReason
 from ..names import NameFailure
+from ..punch.outlook import is_unforeseeable
 from ..report import Known, Verdict
 from ..signal import RefusalReason
+from ..sockaddr import FAMILIES
 from .session import Session
 
-__all__ = ["ThisSide", "Unresolved", "decide_verdict", "take_stock"]
+__all__ = ["ThisSide", "Unresolved", "decide_verdict", "describe_nats", "find_barriers", "take_stock"]
+
+NOTHING_KNOWN: Final = NatProfiles()
 
 
 @final
@@ -46,14 +51,50 @@ class ThisSide:
     silent: Sequence[str] = ()
 
 
+def find_barriers(session: Session, phases: Sequence[str | None], this_side: ThisSide, ours: NatProfiles) -> set[Known]:
+    """What keeps the two from punching, as far as their NATs are known."""
+    if not _punches(phases):
+        return set()
+    peers = session.peer.nat_profiles
+    here, there = (each.get(None, 4).udp for each in (ours, peers))
+    found = {
+        Known.NO_STUN_HERE: not this_side.stun,
+        Known.NO_STUN_THERE: not peers,
+        Known.UDP_BLOCKED_HERE: here.blocked,
+        Known.UDP_BLOCKED_THERE: there.blocked,
+        Known.BOTH_SYMMETRIC: is_unforeseeable(here) and is_unforeseeable(there),
+    }
+    return {known for known, holds in found.items() if holds}
+
+
+def _punches(phases: Sequence[str | None]) -> bool:
+    return any(phase in ("punch", "spray") for phase in phases)
+
+
+def describe_nats(nats: NatProfiles) -> list[str]:
+    """What an address says of its NATs, a sentence for each address family."""
+    profiles = {af: nats.get(None, af) for af in FAMILIES}
+    return [
+        f"IPv{af}: UDP {describe(each.udp)}, TCP {describe(each.tcp)}"
+        for af, each in profiles.items()
+        if each.udp != UNKNOWN or each.tcp != UNKNOWN
+    ]
+
+
 def take_stock(
-    session: Session, phases: Sequence[str | None], this_side: ThisSide, *, no_common_server: bool = False
+    session: Session,
+    phases: Sequence[str | None],
+    this_side: ThisSide,
+    ours: NatProfiles = NOTHING_KNOWN,
+    *,
+    no_common_server: bool = False,
 ) -> tuple[set[Known], list[str]]:
     """What this side was without, for the advice and in sentences; what the walk had no use for is not missed.
 
-    `no_common_server`: a relay would have been tried, and the two have no rendezvous server in common.
+    `ours`: what is known of our own NATs; `no_common_server`: a relay would have been tried, and the two have no
+    rendezvous server in common.
     """
-    punches = any(phase in ("punch", "spray") for phase in phases)
+    punches = _punches(phases)
     known: set[Known] = set()
     lacks: list[str] = []
     if session.refusal is not None:  # it was reached with what there is
@@ -71,11 +112,8 @@ def take_stock(
     elif session.evidence.signalled and this_side.silent:
         lacks.append(f"no signal server is connected: {'; '.join(this_side.silent)}")
     if punches and not this_side.stun:
-        known.add(Known.NO_STUN_HERE)
         lacks.append("no STUN server is configured here: no way through a NAT is known")
-    if punches and not session.peer.nat_profiles:
-        known.add(Known.NO_STUN_THERE)
-    return known, lacks
+    return known | find_barriers(session, phases, this_side, ours), lacks
 
 
 _BY_REFUSAL: Final[Mapping[int, Verdict]] = {

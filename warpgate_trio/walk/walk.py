@@ -27,12 +27,13 @@ from typing import Final, Protocol, final
 import trio
 
 from ..address import PeerAddress
+from ..address.nat_profile import NatProfiles
 from ..combos import Combo, RouteType
 from ..errors import ConnectError, RelayForbidden, SignalError, panics_as_errors, printable
 from ..link import EARLY_DATA_LIMIT, Link, Pipe
 from ..names import describe_failures
 from ..nurseries import leaves, open_background_nursery, open_bare_nursery
-from ..report import Outcome, Verdict, WalkEvent
+from ..report import ConnectReport, Known, Outcome, Verdict, WalkEvent
 from ..signal import Cancel
 from ..signal.core import OWNER
 from .attempt import EXPECTED, AttemptHome, Factory
@@ -43,7 +44,7 @@ from .plan import Plan
 from .recorder import Recorder
 from .session import Reach, Session
 from .under_way import UnderWay
-from .verdicts import ThisSide, Unresolved, decide_verdict, take_stock
+from .verdicts import ThisSide, Unresolved, decide_verdict, describe_nats, find_barriers, take_stock
 
 __all__ = ["Walk", "WalkHome"]
 
@@ -227,8 +228,7 @@ class Walk:
             raise
         finally:
             if session.attached:  # though the search may have been called off in that moment
-                report = self._recorder.finish(Verdict.CONNECTED, trio.current_time(), session_id=session.id)
-                log.note_search(report, began=self._recorder.began)
+                log.note_search(self._finish(Verdict.CONNECTED), began=self._recorder.began)
             elif session.evidence.signalled:
                 self._home.say_goodbye(partial(self._tell_that_it_is_over, session))
 
@@ -275,7 +275,9 @@ class Walk:
                 session.pipe.abort()
             raise
         if session.pipe is not None:
-            session.pipe.report = self._recorder.finish(Verdict.CONNECTED, trio.current_time(), session_id=session.id)
+            relayed = session.pipe.path.phase == "relay"
+            barriers = find_barriers(session, self._phases, self._home.this_side(), self._our_nats) if relayed else ()
+            session.pipe.report = self._finish(Verdict.CONNECTED, known=barriers)
             return session.pipe
         if session.attached:
             return None
@@ -293,17 +295,39 @@ class Walk:
         )
         for sentence in describe_failures(unresolved.names):
             self._note(sentence)
+        path = None if self._link is None else self._link.path
         known, lacks = take_stock(
-            session, self._phases, self._home.this_side(), no_common_server=self._plan.lacks_a_common_server
+            session,
+            self._phases if path is None or path.phase == "relay" else (),  # what is no better is not missed
+            self._home.this_side(),
+            self._our_nats,
+            no_common_server=self._plan.lacks_a_common_server,
         )
-        return ConnectError(
-            self._recorder.finish(verdict, trio.current_time(), session_id=session.id, known=known, lacks=lacks)
+        return ConnectError(self._finish(verdict, known=known, lacks=lacks))
+
+    @property
+    def _our_nats(self) -> NatProfiles:
+        return self._home.view.address.nat_profiles
+
+    def _finish(self, verdict: Verdict, *, known: Collection[Known] = (), lacks: Sequence[str] = ()) -> ConnectReport:
+        session = self._session
+        return self._recorder.finish(
+            verdict,
+            trio.current_time(),
+            session_id=session.id,
+            known=known,
+            lacks=lacks,
+            signals=session.evidence.as_report(),
+            peer_nats=describe_nats(session.peer.nat_profiles),
         )
 
     def _has_relay(self) -> bool:
-        """Whether there was one to fall back to: a server whose token neither side has is none."""
-        relays = self._plan.of_phase("relay") if "relay" in self._phases else []
-        return any(combo.server is None or not self._session.evidence.token_missing for combo in relays)
+        """Whether there was one to fall back to: a server whose token neither side has is none, nor is one that has
+        said meanwhile that it does not relay.
+        """
+        relays = [each for each in self._plan_with(self._session.peer) if each.phase == "relay" and not each.hopeless]
+        can = any(each.server is None or not self._session.evidence.token_missing for each in relays)
+        return "relay" in self._phases and can
 
     def _note(self, sentence: str) -> None:
         self._recorder.note(sentence, trio.current_time())
