@@ -12,6 +12,7 @@ import msgspec
 __all__ = [
     "Connected",
     "Event",
+    "Explained",
     "Failed",
     "Identified",
     "ListenReady",
@@ -107,6 +108,25 @@ class Pong(Event, frozen=True, kw_only=True, tag="pong"):
     route: str
     number: int
     rtt_ms: float
+
+
+class Explained(Event, frozen=True, kw_only=True, tag="explained"):
+    """`ping --explain` has gone through the steps of the call.
+
+    Attributes:
+      kind: ``"direct"``, ``"relayed"`` or ``"none"``, as the exit code has it.
+      verdict: a `Verdict`'s value.
+      advice: one sentence on what would help; of a relayed path, what would make it direct.
+      steps: each with the keys of `Step`: ``side``, ``step``, ``outcome``, ``detail``, ``advice``.
+      report: the whole walk, a `ConnectReport`.
+    """
+
+    peer: str
+    kind: str
+    verdict: str
+    advice: str
+    steps: list[dict[str, Any]]
+    report: dict[str, Any]
 
 
 class Connected(Event, frozen=True, kw_only=True, tag="connected"):

@@ -15,10 +15,10 @@ from .render import console, hanging, show_report, without_address
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..report import ConnectReport
+    from ..report import ComboReport, ConnectReport
     from .options import Settings
 
-__all__ = ["failure_lines", "show_failure"]
+__all__ = ["combos_in_words", "failure_lines", "fitted", "show_failure"]
 
 SAID_BY_VERDICT: Final = frozenset(
     {"refused", "not_accepting", "busy", "unsupported", "peer_offline", "nothing_to_try"}
@@ -61,7 +61,7 @@ def failure_lines(report: ConnectReport, width: int | None) -> list[str]:
         lines.append("-v shows each path that was tried")
     if width is None:
         return lines
-    return [each for line in lines for each in _fitted(line, width)]
+    return [each for line in lines for each in fitted(line, width)]
 
 
 def _few(sentences: Sequence[str], width: int | None) -> list[str]:
@@ -70,7 +70,8 @@ def _few(sentences: Sequence[str], width: int | None) -> list[str]:
     return [*sentences[: MAX_NOTES - 1], f"and {len(sentences) - MAX_NOTES + 1} more, which -v shows"]
 
 
-def _fitted(text: str, width: int) -> list[str]:
+def fitted(text: str, width: int) -> list[str]:
+    """A sentence in at most `MAX_LINES` lines of a terminal."""
     lines = hanging(text, width).splitlines()
     if len(lines) <= MAX_LINES and all(len(line) <= width for line in lines):
         return lines
@@ -85,14 +86,18 @@ def _phase_lines(report: ConnectReport) -> Iterator[str]:
         combos = [each for each in report.combos if each.phase == phase]
         if not combos:
             continue
-        outcomes = Counter(each.outcome.value.replace("_", " ") for each in combos)
-        counts = [f"{count} {outcome}" for outcome, count in outcomes.most_common()]
-        paths = f"{len(combos)} path{'' if len(combos) == 1 else 's'}"
-        said = ", ".join([paths, *counts]) if len(counts) > 1 else f"{paths} {next(iter(outcomes))}"
-        reasons = Counter(without_address(each.error) for each in combos if each.error)
-        chief = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
         end = max(
             (each.ended_ms or each.started_ms or 0.0 for each in combos if each.started_ms is not None), default=None
         )
         until = "" if end is None else f", up to {end / 1000:.1f} s"
-        yield f"{phase or 'the plugin'}{until}: {said}{chief}"
+        yield f"{phase or 'the plugin'}{until}: {combos_in_words(combos)}"
+
+
+def combos_in_words(combos: Sequence[ComboReport]) -> str:
+    """``2 paths, 1 timed out, 1 failed (Connection refused)``: how they ended, and the chief reason."""
+    outcomes = Counter(each.outcome.value.replace("_", " ") for each in combos)
+    counts = [f"{count} {outcome}" for outcome, count in outcomes.most_common()]
+    paths = f"{len(combos)} path{'' if len(combos) == 1 else 's'}"
+    said = ", ".join([paths, *counts]) if len(counts) > 1 else f"{paths} {next(iter(outcomes))}"
+    reasons = Counter(without_address(each.error) for each in combos if each.error)
+    return said + (f" ({reasons.most_common(1)[0][0]})" if reasons else "")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .exits import CommandFailed
+from .netcheck import TOLD_BY_THE_TABLE
 from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
 
 if TYPE_CHECKING:
@@ -36,25 +37,38 @@ class PathKind(IntEnum):
     "--interval", type=click.FloatRange(min=0), default=0.2, show_default=True, metavar="S", help="Seconds between two."
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
+@click.option(
+    "--explain", is_flag=True, help="Say what was done step by step on each side, what failed, and what would help."
+)
 @json_option
 @common_options
 @pass_settings
 def ping(
-    settings: Settings, *, address: str, node_options: NodeOptions, count: int, interval: float, timeout: float | None
+    settings: Settings,
+    *,
+    address: str,
+    node_options: NodeOptions,
+    count: int,
+    interval: float,
+    timeout: float | None,
+    explain: bool,
 ) -> int:
     """Connect to the peer at ADDRESS, measure the round trip on the path that was found, and close.
 
-    Exits with 0 when the path is direct, with 1 when it is relayed, with 2 when there is none.
+    Exits with 0 when the path is direct, with 1 when it is relayed, with 2 when there is none.  With --explain it goes
+    through the steps of the call, on each side, and has one piece of advice for each that failed; then also through
+    those that would have made a relayed path direct.
     """
     from ..errors import ConnectError
     from .failures import show_failure
     from .runner import run
 
-    settings.start_logging()
+    settings.start_logging(told_otherwise=TOLD_BY_THE_TABLE if explain else ())
     try:
-        return run(partial(_ping, settings, node_options.load(), address, count, interval, timeout))
+        return run(partial(_ping, settings, node_options.load(), address, count, interval, timeout, explaining=explain))
     except ConnectError as error:
-        show_failure(settings, error.report)
+        if not explain:
+            show_failure(settings, error.report)
         raise CommandFailed(
             PathKind.NONE,
             f"no path to {error.report.peer[:8]}… ({error.verdict.value}). {error.advice}",
@@ -62,17 +76,32 @@ def ping(
 
 
 async def _ping(
-    settings: Settings, config: NodeConfig, address: str, count: int, interval: float, timeout: float | None
+    settings: Settings,
+    config: NodeConfig,
+    address: str,
+    count: int,
+    interval: float,
+    timeout: float | None,
+    *,
+    explaining: bool = False,
 ) -> PathKind:
     import trio
 
     from ..address import PeerAddress
+    from ..errors import ConnectError
     from ..node import open_node
     from .caller import caller_identity
+    from .explaining import explain_call
 
     peer = PeerAddress.from_text(address)
     async with open_node(config, identity=caller_identity(config, peer)) as node:
-        async with await node.auto_connect(peer, timeout=timeout, relay_first=False) as pipe:
+        try:
+            pipe = await node.auto_connect(peer, timeout=timeout, relay_first=False)
+        except ConnectError as error:
+            if explaining:
+                await explain_call(settings, node, peer, error.report, kind=PathKind.NONE.name.lower())
+            raise
+        async with pipe:
             times: list[float] = []
             try:
                 for number in range(count):
@@ -84,7 +113,10 @@ async def _ping(
                 raise CommandFailed(PathKind.NONE, f"the path broke: {error}") from error
             with suppress(statistics.StatisticsError):
                 settings.say(f"{count} round trips, median {statistics.median(times):.2f} ms")
-            return PathKind.RELAYED if pipe.path.phase == "relay" else PathKind.DIRECT
+            kind = PathKind.RELAYED if pipe.path.phase == "relay" else PathKind.DIRECT
+            if explaining and pipe.report is not None:
+                await explain_call(settings, node, peer, pipe.report, kind=kind.name.lower())
+            return kind
 
 
 async def _print(settings: Settings, pipe: Pipe, number: int, rtt_ms: float) -> None:
