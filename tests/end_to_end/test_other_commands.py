@@ -30,6 +30,14 @@ async def test_demo() -> None:
     for word in ("ws://127.0.0.1:", "alice dials bob", "reverse_connect", "MB/s", "won"):
         assert word in demo.stderr_text
     assert "\x1b" not in demo.stderr_text
+    steps = (
+        r"alice begins by a relay +ws_relay, .*, 100\.0 ms",
+        r"the first bytes from bob +by ws_relay, 200\.0 ms",
+        r"the pipe becomes direct +tcp_punch, .*, 4\d\d\.\d ms; [1-9.0]+ MiB were here by then",
+        r"4 MiB from bob to alice +each byte compared, ",
+        r"the search behind the third Pipe",
+    )
+    assert re.search("(?s)" + ".*".join(f"\n{step}" for step in steps), demo.stderr_text), demo.stderr_text
 
 
 async def test_what_the_demo_advises_connects_two_machines(tmp_path: Path) -> None:
@@ -56,6 +64,7 @@ async def test_demo_on_a_terminal_has_a_progress_bar() -> None:
     async with on_terminal("demo") as terminal:
         assert await terminal.command.code() == 0
     assert "67.1/67.1 MB" in terminal.text
+    assert "the pipe becomes direct" in terminal.text
     assert "━" in terminal.text
     assert "won" in terminal.text
 
