@@ -13,7 +13,6 @@ from tests.sim.test_ws_relay import OPEN, RTT, URL, server
 from warpgate_trio import NodeConfig, Servers, anyone
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
-from warpgate_trio.cli.stdio import StandardOutput
 from warpgate_trio.config import IdentityConfig
 from warpgate_trio.errors import ConnectError
 from warpgate_trio.node.admission import Authorize
@@ -35,18 +34,6 @@ Told = dict[str, Any]
 
 async def nobody(_peer_id: str) -> bool:
     return False
-
-
-@pytest.fixture
-def stdout(monkeypatch: pytest.MonkeyPatch) -> bytearray:
-    """What is written there: in a simulation no thread does it."""
-    written = bytearray()
-
-    async def write(_output: StandardOutput, data: bytes) -> None:
-        written.extend(data)
-
-    monkeypatch.setattr(StandardOutput, "write", write)
-    return written
 
 
 async def explain(

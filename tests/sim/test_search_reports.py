@@ -12,8 +12,10 @@ from tests.end_to_end.processes import checked_event
 from tests.sim.test_better_paths import talking
 from tests.sim.test_relay_first import CONES, RTT, SYMMETRIC, better_within, called
 from tests.sim.test_ws_relay import OPEN, server
+from warpgate_trio.cli.connect import _Call
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.path_events import PathTeller
+from warpgate_trio.cli.ping import _print
 from warpgate_trio.cli.stdio import StandardOutput
 from warpgate_trio.errors import ConnectError
 from warpgate_trio.report import Outcome, Verdict, WalkEvent
@@ -182,3 +184,41 @@ def test_and_of_searches_that_found_nothing(capsys: pytest.CaptureFixture[str]) 
 
 def test_nothing_is_told_where_nothing_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert told_of(Settings(quiet=True), CONES, capsys) == []
+
+
+def test_screens_name_the_path_of_their_moment(stdout: bytearray, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of `ping` that of each round trip; of `connect --json` the last one, with how the Pipe came about."""
+
+    async def main() -> None:
+        call = _Call(
+            Settings(json=True),
+            address="",
+            echo_test=None,
+            plugin=None,
+            af=None,
+            route=None,
+            phases=None,
+            timeout=None,
+        )
+        async with called(CONES, relay_first=True) as (ours, _theirs, _taken):
+            for number in (1, 2):
+                await _print(Settings(), ours, number, 1000 * await ours.ping())
+                await _print(Settings(json=True), ours, number, 1.0)
+                assert number == 2 or await better_within(ours, SEARCHED_WITHIN) is not None
+                await trio.sleep(1.0)  # the peer has followed by then
+            await call._print_connected(ours, 100.0)
+
+    simulate(main, seed=0)
+    first, second = capsys.readouterr().err.splitlines()
+    assert " by ws_relay, IPv4 EXT_BIND, at 11.0.0.1 port 443: 100.00 ms" in first
+    assert re.search(r" by tcp_punch, IPv4 EXT_BIND, at 11\.0\.0\.7 port \d+: 50\.00 ms", second)
+    *pongs, connected = map(checked_event, bytes(stdout).splitlines())
+    assert [event["plugin"] for event in pongs] == ["ws_relay", "tcp_punch"]
+    assert connected["plugin"] == "tcp_punch"
+    won = [
+        row["plugin"]
+        for report in (connected["report"], connected["search"])
+        for row in report["combos"]
+        if row["outcome"] == "won"
+    ]
+    assert won == ["ws_relay", "tcp_punch"]
