@@ -127,8 +127,8 @@ def test_a_search_that_the_side_that_was_called_made_is_its_own() -> None:
 # -- on the command line -----------------------------------------------------------------------------------------------
 
 
-def told_of(settings: Settings, pair: PeerPair, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What `connect` says of a Pipe that begins by a relay, in the 20 s after."""
+def told_of(settings: Settings, pair: PeerPair, capsys: pytest.CaptureFixture[str], *, searches: int = 1) -> list[str]:
+    """What `connect` says of a Pipe that begins by a relay, in the 20 s after, with so many searches."""
 
     async def main() -> None:
         teller: PathTeller | None = None
@@ -143,6 +143,9 @@ def told_of(settings: Settings, pair: PeerPair, capsys: pytest.CaptureFixture[st
                 pipe = await nodes.alice.auto_connect(nodes.bob.address, relay_first=True, on_event=on_event)
                 async with pipe, teller.telling(pipe):
                     await trio.sleep(SEARCHED_WITHIN)
+                    for _ in range(searches - 1):
+                        with pytest.raises(ConnectError):
+                            await pipe.migrate()
 
     simulate(main, seed=0)
     return capsys.readouterr().err.splitlines()
@@ -160,6 +163,13 @@ def test_connect_tells_why_it_stays_on_a_relay(capsys: pytest.CaptureFixture[str
     assert re.fullmatch(r"no better path was found, \d+\.\d ms after the call; it stays by ws_relay", first)
     assert [line.partition(",")[0] for line in lines[:2]] == ["  punch", "  spray"]
     assert "both NATs are symmetric" in lines[1]
+
+
+def test_and_tells_it_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = told_of(Settings(), SYMMETRIC, capsys, searches=3)
+    assert sum(line.startswith("no better path was found") for line in lines) == 1
+    events = map(checked_event, told_of(Settings(path_events=True), SYMMETRIC, capsys, searches=3))
+    assert [event["event"] for event in events] == ["search"] * 3
 
 
 def test_with_v_it_tells_of_each_path(capsys: pytest.CaptureFixture[str]) -> None:
