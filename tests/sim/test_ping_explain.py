@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import trio
 
 from tests.end_to_end.processes import checked_event
 from tests.sim.test_ws_relay import OPEN, RTT, URL, server
-from warpgate_trio import NodeConfig, Servers, anyone
+from warpgate_trio import Node, NodeConfig, Servers, anyone
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
 from warpgate_trio.config import IdentityConfig
@@ -44,6 +45,7 @@ async def explain(
     faults: tuple[Fault, ...] = (),
     settle: float = 0.0,
     settings: Settings | None = None,
+    count: int = 1,
 ) -> PathKind:
     """Run `ping --explain` from one home to another."""
     async with PeerPair.between(*nats, rtt=RTT).build(time_limit=1e6) as net, simulated_hosts():
@@ -54,7 +56,7 @@ async def explain(
             config = NodeConfig(identity=IdentityConfig(ephemeral=True), servers=servers)
             settings = settings or Settings(json=True, quiet=True)
             try:
-                return await _ping(settings, config, str(nodes.bob.address), 1, 1.0, None, explaining=True)
+                return await _ping(settings, config, str(nodes.bob.address), count, 1.0, None, explaining=True)
             except ConnectError:
                 return PathKind.NONE
     raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
@@ -95,6 +97,17 @@ def test_a_direct_path_needs_no_advice(stdout: bytearray) -> None:
     }  # fmt: skip
     assert {step(event, *each)["outcome"] for each in (("both", "spray"), ("server", "relay"))} == {"skipped"}
     assert event["steps"][-1]["detail"] == "the peer has accepted"
+
+
+def test_a_pipe_that_has_left_its_relay_is_direct(stdout: bytearray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `ping --count 100` may see it: here the call takes the relay first."""
+    call = Node.auto_connect
+    monkeypatch.setattr(Node, "auto_connect", lambda *words, **options: call(*words, **options | {"relay_first": True}))
+    event = told(stdout, HOME, HOME, count=3)
+    plugins = [json.loads(line)["plugin"] for line in stdout.splitlines()[:-1]]
+    assert (plugins[0], plugins[-1]) == ("ws_relay", "tcp_punch")
+    assert (event["kind"], advised(event)) == ("direct", {})
+    assert step(event, "both", "punch")["detail"] == "tcp_punch: 1 path won"
 
 
 def test_two_symmetric_nats_that_let_no_udp_through_are_relayed_and_told_why(stdout: bytearray) -> None:

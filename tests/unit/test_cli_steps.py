@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Final
 
+import msgspec
 import pytest
 
 from warpgate_trio.address import PeerAddress
@@ -149,10 +150,17 @@ def test_a_direct_path_has_no_advice_whatever_is_known() -> None:
 
 def test_a_relayed_path_has_what_would_make_it_direct() -> None:
     plain = report(Verdict.CONNECTED, combos=RELAYED)
-    assert advised(steps(plain)) == [advice_of(plain)] == [ADVICE[Verdict.NO_BETTER_PATH]]
+    assert advised(steps(plain)) == [advice_of(plain, network())] == [ADVICE[Verdict.NO_BETTER_PATH]]
     known = report(Verdict.CONNECTED, Known.BOTH_SYMMETRIC, combos=RELAYED)
-    assert advised(steps(known)) == [advice_of(known)] == [REMEDIES[Known.BOTH_SYMMETRIC]]
-    assert advised(steps(plain, network(blocked=True))) == [REMEDIES[Known.UDP_BLOCKED_HERE]]
+    assert advised(steps(known)) == [advice_of(known, network())] == [REMEDIES[Known.BOTH_SYMMETRIC]]
+    seen = network(blocked=True)
+    assert advised(steps(plain, seen)) == [advice_of(plain, seen)] == [REMEDIES[Known.UDP_BLOCKED_HERE]]
+
+
+def test_a_way_on_which_udp_passes_is_enough() -> None:
+    ways = (*network(blocked=True).paths, *network(blocked=False).paths)
+    seen = msgspec.structs.replace(network(), paths=ways)
+    assert advised(steps(report(Verdict.CONNECTED, combos=RELAYED), seen)) == [ADVICE[Verdict.NO_BETTER_PATH]]
 
 
 def test_a_clock_that_is_wrong() -> None:

@@ -31,13 +31,14 @@ async def explain_call(settings: Settings, node: Node, peer: PeerAddress, report
       kind: of the path, for the JSON line.
     """
     aims = {name: plugin.aim for name, plugin in load_plugins().plugins.items()}
-    steps = find_steps(report, await node.netcheck(), peer, aims, now=machine.current().wall_time())
+    network = await node.netcheck()
+    steps = find_steps(report, network, peer, aims, now=machine.current().wall_time())
     if settings.json:
         event = Explained(
             peer=report.peer,
             kind=kind,
             verdict=report.verdict.value,
-            advice=advice_of(report),
+            advice=advice_of(report, network),
             steps=msgspec.to_builtins(steps),
             report=msgspec.to_builtins(report),
         )

@@ -114,8 +114,10 @@ async def _ping(
             with suppress(statistics.StatisticsError):
                 settings.say(f"{count} round trips, median {statistics.median(times):.2f} ms")
             kind = PathKind.RELAYED if pipe.path.phase == "relay" else PathKind.DIRECT
-            if explaining and pipe.report is not None:
-                await explain_call(settings, node, peer, pipe.report, kind=kind.name.lower())
+            search = pipe.search_report
+            found_by = pipe.report if search is None or search.winner is None else search  # it may have moved meanwhile
+            if explaining and found_by is not None:
+                await explain_call(settings, node, peer, found_by, kind=kind.name.lower())
             return kind
 
 

@@ -97,9 +97,16 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     advice: str | None = None
 
 
-def advice_of(report: ConnectReport) -> str:
+def advice_of(report: ConnectReport, network: NetcheckReport) -> str:
     """The report's; of a Pipe by a relay, what would make it direct."""
-    return advise(_verdict_of(report), report.known)
+    return advise(_verdict_of(report), _known(report, network))
+
+
+def _known(report: ConnectReport, network: NetcheckReport) -> set[Known]:
+    """What is known, with what the call may have been too soon to know."""
+    ways = [each.udp.blocked for each in network.paths if each.main]
+    blocked = bool(ways) and all(ways)
+    return {*report.known, *([Known.UDP_BLOCKED_HERE] if blocked else [])}
 
 
 def _verdict_of(report: ConnectReport) -> Verdict:
@@ -120,10 +127,7 @@ def find_steps(
       now: the time, in Unix seconds.
     """
     verdict = _verdict_of(report)
-    known = set(report.known)
-    if any(each.main and each.udp.blocked for each in network.paths):  # which the call may have been too soon to know
-        known = known - {Known.NO_STUN_HERE} | {Known.UDP_BLOCKED_HERE}
-    about_paths = verdict in _ABOUT_PATHS
+    known, about_paths = _known(report, network), verdict in _ABOUT_PATHS
     causes = [each for each in Known if each in known and (about_paths or (verdict, each) in BETTER_ADVICE)]
     steps = [
         _signal_server(report, network),
