@@ -90,6 +90,15 @@ def test_where_nothing_is_worth_a_try_that_is_told_too() -> None:
     simulate(main, seed=0)
 
 
+def test_where_the_call_allows_nothing_better_nothing_is_searched() -> None:
+    async def main() -> None:
+        async with called(SYMMETRIC, relay_first=True, phases=["relay"]) as (ours, _theirs, _taken):
+            assert await better_within(ours, SEARCHED_WITHIN) is None
+            assert ours.search_report is None
+
+    simulate(main, seed=0)
+
+
 def test_a_search_that_was_asked_for_is_reported_too() -> None:
     async def main() -> None:
         async with talking() as both:

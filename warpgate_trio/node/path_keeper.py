@@ -325,7 +325,7 @@ class _Kept:
         if peer is None or not (self._link.movable or self._link.protocol.state is LinkState.COMMITTED):
             return False
         plan = self._home.plan(peer, allowed.plugins, allowed.afs, allowed.route_types)
-        return wanted or any(map(self._is_better, plan))
+        return any(map(self._is_allowed_to_better if wanted else self._is_better, plan))
 
     async def migrate(self, phases: Sequence[str] | None, timeout: float | None) -> PathInfo:
         """See `Pipe.migrate`."""
