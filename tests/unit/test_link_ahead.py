@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.test_link_lanes import TERMS, Ends, Wire
+from tests.unit.test_link_lanes import KEYS, PROOF, TERMS, Ends, Wire
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link import ahead
 from warpgate_trio.link.ahead import AHEAD_FRAMES, AHEAD_UNITS, Ahead
-from warpgate_trio.link.frame_codec import encode
+from warpgate_trio.link.frame_codec import encode, padding
 from warpgate_trio.link.frames import At, Data, Fin, Item, Open, Terms
-from warpgate_trio.link.states import DirectionState
+from warpgate_trio.link.lane import HEAD_START
+from warpgate_trio.link.states import DirectionState, LinkState
 from warpgate_trio.link.stream import ACK_DELAY
 
 
@@ -253,3 +254,23 @@ def test_what_is_ahead_is_not_acknowledged() -> None:
     outgoing = ends.links["a"].outgoing
     assert outgoing is not None
     assert outgoing.acknowledged == 0
+
+
+def test_a_trial_begins_with_the_attach_where_it_follows_at_once() -> None:
+    """As many bytes in all; a later trial of the same carrier has all of them again."""
+    ends = Ends()
+    link, sizes = ends.links["a"], []
+    for tried in (False, True):
+        lane = ends.lane(dialler=True)
+        lane.send_proof(PROOF)
+        link.attach(lane, **KEYS, now=ends.now)
+        if tried:
+            lane.begin_trial_early()
+        begun = len(b"".join(lane.take_outbox()))
+        lane.state = LinkState.OPEN
+        for _ in range(2):
+            lane.begin_trial(ends.now)
+            sizes.append((begun, len(b"".join(lane.take_outbox()))))
+    (begun, first), (_, second), (more, rest), (_, again) = sizes
+    assert first == second == again
+    assert more - begun == first - rest == len(padding(HEAD_START))

@@ -47,6 +47,9 @@ MAX_NEWS_WAITING: Final = 4
 TRIAL: Final = 16 * 1024
 """Bytes that a path is tried with before a Link changes over to it from one that is well: more than is sent before the
 first acknowledgement (RFC 6928), so that it has carried something behind one."""
+HEAD_START: Final = 8 * 1024
+"""Bytes of them that go with the ATTACH where the carrier is to be tried at once: the rest fits into one window then,
+so that the answer comes a round trip sooner."""
 
 
 @final
@@ -106,6 +109,7 @@ class LaneProtocol:
         self.pong: int | None = None
         self.ack_due: bool = False
         self._trial: int | None = None  # the PING behind the bulk
+        self._untried = TRIAL
         self._dialler = dialler
         self._padding = padding(FIRST_PADDING) if padded else b""
         self._initiator = initiator
@@ -234,9 +238,15 @@ class LaneProtocol:
         self.say(Ping(token=token))
         return token
 
+    def begin_trial_early(self) -> None:
+        """A part of the trial that will follow, behind the ATTACH."""
+        self.outbox.append(padding(HEAD_START))
+        self._untried -= HEAD_START
+
     def begin_trial(self, now: float) -> None:
         """Say as much as a path has to carry that is to be spoken on, nothing with it, and ask whether it has come."""
-        self.outbox.append(padding(TRIAL))
+        self.outbox.append(padding(self._untried))
+        self._untried = TRIAL
         self._trial = self.ask(now)
 
     @property
