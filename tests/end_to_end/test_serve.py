@@ -20,13 +20,15 @@ import trio
 from tests.certificates import Authority
 from tests.end_to_end.processes import ran, started
 from tests.hangs import HANG
-from tests.identities import ALICE
+from tests.identities import ALICE, BOB
 from tests.nginx import free_ports, nginx
 from warpgate_trio.config import ServerUrl, TurnServer, load_config
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.names import Names
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers.rendezvous_frames import ANY_INSTANCE
 from warpgate_trio.signal import Delivery, open_channel
+from warpgate_trio.signal.circuits import Leaving, Ringing
 from warpgate_trio.turn.relays import Relays
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
@@ -204,6 +206,26 @@ async def test_a_second_sigterm_waits_for_nobody() -> None:
             await serve.wait_err("shutting down")
             assert await page(ready["health"] + "/healthz") == (503, "shutting down\n")
             serve.process.send_signal(signal.SIGTERM)
+            assert await serve.code() == 0
+
+
+@pytest.mark.needs("linux")
+async def test_relayed_pipes_have_most_of_the_time_to_leave() -> None:
+    words = ("serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--no-ntp", "--open")
+    async with started(*words, "--drain", "3600", "--json") as serve:
+        url = ServerUrl.parse((await serve.event())["servers"]["websocket"][0])
+        async with open_channel(url, ALICE) as alice, open_channel(url, BOB) as bob:
+            circuit = alice.circuit()
+            await circuit.call(BOB.public_key, ANY_INSTANCE, b"hello")
+            ringing = await bob.receive()
+            assert isinstance(ringing, Ringing)
+            await ringing.circuit.answer(b"yes")
+            assert await alice.receive() == b"yes"
+            serve.process.send_signal(signal.SIGTERM)
+            assert await alice.receive() == Leaving(circuit.local)
+            assert await circuit.send(memoryview(b"x")) == 1
+            assert await ringing.circuit.recv(1) == b"x"
+            circuit.close()
             assert await serve.code() == 0
 
 

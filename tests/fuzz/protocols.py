@@ -38,7 +38,7 @@ from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayRules
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
 from warpgate_trio.servers.stun_core import StunCore
-from warpgate_trio.signal.circuits import WINDOW, Circuit, Circuits, Outbox, Ringing
+from warpgate_trio.signal.circuits import WINDOW, Circuit, Circuits, Leaving, Outbox, Ringing
 from warpgate_trio.signal.mqtt.packets import PacketFilter
 from warpgate_trio.stun import codec as stun
 from warpgate_trio.stun.transaction import StunTransaction, binding_request, read_binding_answer
@@ -71,6 +71,7 @@ def _of_circuits(circuit: int) -> list[bytes]:
         relay.Relay(circuit, b"bytes").encode(),
         relay.RelayCredit(circuit, 100_000).encode(),
         relay.RelayEnd(circuit, relay.EndReason.CLOSED).encode(),
+        relay.RelayEnd(relay.ALL_CIRCUITS, relay.EndReason.SHUTTING_DOWN).encode(),
     ]
 
 
@@ -85,7 +86,7 @@ def frames_of_circuits_to_a_client(data: bytes) -> None:
     outbox = Outbox()
     rung: list[Circuit] = []
 
-    def arrive(arrival: bytes | Ringing) -> bool:
+    def arrive(arrival: bytes | Ringing | Leaving) -> bool:
         if isinstance(arrival, Ringing):
             rung.append(arrival.circuit)
         return True

@@ -23,7 +23,7 @@ from warpgate_trio.servers.relay_frames import EndReason, Ring
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_frames import ANY_INSTANCE, Registrant
 from warpgate_trio.signal.channel import Delivery, Relays, SignalChannel
-from warpgate_trio.signal.circuits import MAX_CIRCUITS, MAX_CONTROL, WINDOW, Circuit, CircuitRefused, Ringing
+from warpgate_trio.signal.circuits import MAX_CIRCUITS, MAX_CONTROL, WINDOW, Circuit, CircuitRefused, Leaving, Ringing
 from warpgate_trio.signal.transport import open_channel
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
 from warpgate_trio.websocket import WebSocket, serve_websocket
@@ -229,6 +229,45 @@ async def test_a_call_to_a_server_that_is_shut_down() -> None:
             with pytest.raises(CircuitRefused, match="the server is shutting down") as caught:
                 await caller.wait_answered()
             assert caught.value.reason == EndReason.SHUTTING_DOWN
+
+
+async def test_a_server_that_gives_time_to_leave_tells_its_clients_and_waits_until_they_have() -> None:
+    """They make no calls there any more, and what they have still carries."""
+    async with two_channels() as (alice, bob, server):
+        one, other = await connect(alice, bob)
+        async with open_background_nursery() as nursery:
+            drained = trio.Event()
+
+            async def drain() -> None:
+                await server.drain(leave=10 * HANG)
+                drained.set()
+
+            nursery.start_soon(drain)
+            for channel, end in ((alice, one), (bob, other)):
+                assert await channel.receive() == Leaving(end.local)
+                assert channel.relays is Relays.NOBODY
+                with pytest.raises(CircuitRefused):
+                    channel.circuit()
+            await send_all(one, b"still there")
+            assert await receive_exactly(other, 11) == b"still there"
+            assert not drained.is_set()
+            one.close()
+            await drained.wait()
+        assert await other.recv(1) == b""
+        for channel in (alice, bob):
+            with pytest.raises(SignalUnavailable, match="1001"):
+                await channel.receive()
+
+
+async def test_who_is_told_that_a_server_shuts_down_calls_there_no_more() -> None:
+    """Where it has a circuit, and the server gives no time to leave."""
+    async with two_channels() as (alice, bob, server):
+        await connect(alice, bob)
+        async with open_background_nursery() as nursery:
+            nursery.start_soon(server.drain)
+            with pytest.raises(SignalUnavailable, match="1001"):
+                await alice.receive()
+        assert alice.relays is Relays.NOBODY
 
 
 @pytest.mark.parametrize("patience", [0.0, 0.05])

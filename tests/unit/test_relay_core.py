@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from warpgate_trio.identity import Identity
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayLimits, RelayRules
 from warpgate_trio.servers.relay_frames import (
+    ALL_CIRCUITS,
     INITIAL_CREDIT,
     MAX_RELAY,
     MERGED,
@@ -529,6 +530,52 @@ def test_a_server_that_drains_takes_no_calls_back_and_makes_none() -> None:
     assert alice.call(BOB, 3) == RelayEnd(3, EndReason.SHUTTING_DOWN)
     assert bob.drain() == []
     assert core.statistics().relay.circuits == 0
+
+
+def test_a_server_that_warns_keeps_the_circuits_that_are_answered() -> None:
+    """And tells their clients, by the end of all circuits; who has none is over, and no call is taken."""
+    core = open_core()
+    alice, bob = circuit_of(core)
+    carol = Client(core, CAROL)
+    carol.call(BOB, 1)
+    assert bob.drain() == [Ring(4, b"hello")]
+    core.warn(T)
+    said = RelayEnd(ALL_CIRCUITS, EndReason.SHUTTING_DOWN)
+    assert alice.drain() == [said]
+    assert bob.drain() == [said, RelayEnd(4, EndReason.SHUTTING_DOWN)]
+    assert carol.drain() == [RelayEnd(1, EndReason.SHUTTING_DOWN)]
+    assert core.is_over(carol.state)
+    assert carol.call(BOB, 3) == RelayEnd(3, EndReason.SHUTTING_DOWN)
+    assert not core.is_over(alice.state)
+    alice.say(Relay(1, b"still there"))
+    assert bob.drain() == [Relay(2, b"still there")]
+    core.woken()
+    alice.say(RelayEnd(1, EndReason.CLOSED))
+    assert alice.state in core.woken(), "to be closed"
+    assert core.is_over(alice.state)
+    assert bob.drain() == [RelayEnd(2, EndReason.CLOSED)]
+    assert core.is_over(bob.state)
+
+
+def test_a_server_that_has_warned_ends_what_was_not_left() -> None:
+    core = open_core()
+    alice, bob = circuit_of(core)
+    core.warn(T)
+    alice.say(Relay(1, b"the last words"))
+    core.drain(T)
+    said = RelayEnd(ALL_CIRCUITS, EndReason.SHUTTING_DOWN)
+    assert bob.drain() == [said, Relay(2, b"the last words"), RelayEnd(2, EndReason.SHUTTING_DOWN)]
+    assert alice.drain() == [said, RelayEnd(1, EndReason.SHUTTING_DOWN)]
+    assert core.is_over(alice.state)
+    assert core.is_over(bob.state)
+
+
+def test_no_circuit_has_the_number_of_all() -> None:
+    core = open_core()
+    alice, bob = Client(core, ALICE), Client(core, BOB)
+    bob.state.circuits_made = 2**32 - 2
+    alice.call(BOB)
+    assert bob.drain() == [Ring(2, b"hello")]
 
 
 def test_a_client_that_drains_slowly_is_not_over_and_then_it_is() -> None:

@@ -201,7 +201,7 @@ async def _serve(
         settings.say("shutting down")
         await manager.stopping("shutting down")
         with trio.move_on_after(wanted.drain):
-            await services.drain()
+            await services.drain(wanted.drain)
     return ExitCode.OK
 
 

@@ -31,6 +31,9 @@ STUN_PORT: Final = 3478
 """Of STUN and of TURN, over UDP and TCP (RFC 8489 §18.6, RFC 8656 §15)."""
 TURNS_PORT: Final = 5349
 """Of TURN over TLS (RFC 8656 §15)."""
+LEAVING: Final = 0.8
+"""Share of the time to shut down in which relayed Pipes may find other ways: the rest is for what waits for who has
+none."""
 REALM: Final = "warpgate-trio"
 EXPIRY: Final = "4102444800"
 """The user name of the login that is printed, a time of shared-secret credentials: the year 2100.  They are good for as
@@ -80,11 +83,12 @@ class Services:
             found += [self.ntp.statistics()]
         return found
 
-    async def drain(self) -> None:
-        """Shut them down well; the caller bounds the time."""
+    async def drain(self, seconds: float) -> None:
+        """Shut them down well, for so many seconds; the caller bounds the time."""
         from .runner import run_both
 
-        await run_both(self.rendezvous.drain, self.turn.drain if self.turn is not None else trio.lowlevel.checkpoint)
+        circuits = partial(self.rendezvous.drain, leave=LEAVING * seconds)
+        await run_both(circuits, self.turn.drain if self.turn is not None else trio.lowlevel.checkpoint)
 
 
 def turn_credentials(token: str) -> TurnCredentials:

@@ -79,6 +79,7 @@ class LaneProtocol:
       began: when the carrier's handshake did.
       joined_at: when it became one of them; of the one that the Link was made on, long ago.
       was_dropped: it was found to be no good, by us or by the peer.
+      leaving: it goes by a relay that will be gone before long.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class LaneProtocol:
         self.began: float = now
         self.joined_at: float = -math.inf
         self.was_dropped: bool = False
+        self.leaving: bool = False
         self.outbox: list[bytes] = []
         self.pong: int | None = None
         self.ack_due: bool = False

@@ -92,8 +92,12 @@ class Lanes:
         """Another lane to speak on, where the one that we speak on is gone or no good; None: stay."""
         if self.active is not None and not self.active.is_to_be_left:
             return None
+        return self.another()
+
+    def another(self) -> LaneProtocol | None:
+        """The best of the other lanes that are well: the newest one, unless its relay will be gone before long."""
         others = [lane for lane in self._all.values() if lane is not self.active and lane.is_well]
-        return max(others, key=lambda lane: lane.number, default=None)
+        return max(others, key=lambda lane: (not lane.leaving, lane.number), default=None)
 
     def promote(self, lane: LaneProtocol, *, keep: bool = False) -> None:
         """Speak on this lane, of our own accord; see `speak_on`."""

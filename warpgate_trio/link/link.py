@@ -84,6 +84,10 @@ class Link(Travelling):
         return self._speaking.carrier
 
     @property
+    def _drivers(self) -> list[LaneDriver]:
+        return list(self._lanes.values())
+
+    @property
     def _speaking(self) -> LaneDriver:
         active = self.protocol.lanes.active
         if active is not None and active in self._lanes:

@@ -21,6 +21,7 @@ from .states import LinkState
 
 if TYPE_CHECKING:
     from ..carrier import Carrier
+    from ..sockaddr import TransportAddress
     from .channel import Channel
     from .lane import LaneProtocol
     from .lane_driver import LaneDriver
@@ -37,6 +38,11 @@ def _ignore(_payload: bytes) -> None:
     """Signals of a Link that nobody drives yet."""
 
 
+LEFT_FOR: Final = 0.5
+"""Seconds of silence after which a carrier is closed whose relay will be gone before long: what was under way has come,
+and its server waits for that."""
+LEFT_TRIPS: Final = 3
+"""Round trips that this is at least: two for the peer to change over, who may have said nothing meanwhile."""
 MAX_DROPPED: Final = 16
 """Paths that were no good which are remembered for who looks for better ones, if anybody does."""
 
@@ -70,12 +76,26 @@ class Travelling(Handshake):
 
     @property
     @abstractmethod
+    def _drivers(self) -> list[LaneDriver]:
+        """The carriers."""
+
+    @abstractmethod
+    def _lose(self, lane: LaneDriver, error: Exception) -> None:
+        """A carrier is gone, or to be closed."""
+
+    @property
+    @abstractmethod
     def _speaking(self) -> LaneDriver:
         """The carrier that we speak on, or spoke on last."""
 
     @abstractmethod
     def _settle(self) -> None:
         """Something has happened: have said what is to be said, and told what is to be told."""
+
+    @property
+    @abstractmethod
+    def movable(self) -> bool:
+        """Whether it may have further carriers, and outlive those that it has."""
 
     @property
     def path(self) -> PathInfo | None:
@@ -155,6 +175,58 @@ class Travelling(Handshake):
                 return True
             await self.path_log.told.park()
         return False
+
+    # -- relays that will be gone before long (`warpgate_trio.node.leaving`) -------------------------------------------
+
+    def leave(self, local: TransportAddress) -> None:
+        """A relay will be gone before long, carriers by which begin at an address of ours."""
+        for lane in self._drivers:
+            if lane.path is not None and lane.path.phase == "relay" and lane.carrier.local == local:
+                lane.protocol.leaving = True
+        self.path_log.told.unpark_all()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether what we speak on goes by such a relay."""
+        active = self.protocol.lanes.active
+        return active is not None and active.leaving
+
+    @property
+    def both_know(self) -> bool:
+        """Whether the peer was told, too: a rendezvous server tells both, a TURN server its own client."""
+        return self._speaking.carrier.name == "tls"
+
+    async def wait_leaving(self) -> None:
+        """Wait until a carrier is to be left; `trio.BrokenResourceError` once the Link is over."""
+        while not any(lane.protocol.leaving for lane in self._drivers):
+            await self.wait_path_event()
+
+    async def wait_left(self) -> None:
+        """Wait until we do not speak on such a carrier; `trio.BrokenResourceError` once the Link is over."""
+        while self.is_leaving:
+            await self.wait_path_event()
+
+    def prefer_another(self) -> bool:
+        """Change over to another carrier that is well and may stay, once it is proven; whether there is one."""
+        lane = self.protocol.lanes.another()
+        if lane is None or lane.leaving or not self.movable:
+            return False
+        self.protocol.prefer(lane, trio.current_time())
+        self._settle()
+        return True
+
+    def close_left(self) -> float:
+        """Close what was left and is silent by now; seconds after which more may be."""
+        now, pause = trio.current_time(), 0.0
+        for lane in self._drivers:
+            if not lane.protocol.leaving or lane.protocol is self.protocol.lanes.active:
+                continue
+            rest = max(LEFT_FOR, LEFT_TRIPS * (self.rtt or 0.0)) - lane.protocol.life.silence(now)
+            if rest <= 0:
+                self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
+            else:
+                pause = max(pause, rest)
+        return pause
 
     def _note_hint(self) -> None:
         self.hints += 1

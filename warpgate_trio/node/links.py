@@ -220,6 +220,11 @@ class Links:
             if local == link.carrier.local:
                 link.hint()
 
+    def leave(self, local: TransportAddress) -> None:
+        """A relay will be gone before long, paths by which begin at an address of ours; see `Link.leave`."""
+        for link in list(self._links):
+            link.leave(local)
+
     def check(self) -> None:
         """The machine may have moved, or slept: the paths are asked, and those from addresses that it has no more are
         closed where the Link outlives them.

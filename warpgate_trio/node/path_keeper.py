@@ -35,6 +35,7 @@ from ..signal.core import OWNER, AddressUpdate
 from ..walk.attempt import EXPECTED
 from ..walk.session import Reach
 from ..walk.walk import Walk, WalkHome
+from .leaving import keep_off
 from .search_turns import SearchTurns
 from .upgrade_schedule import UpgradeSchedule
 
@@ -174,6 +175,7 @@ class _Kept:
             async with open_background_nursery() as nursery:
                 if self._keeper.upgrade and link.protocol.initiator:
                     nursery.start_soon(self._look_for_better_ones)
+                nursery.start_soon(keep_off, link, self._leave)
                 await link.wait_path(well=False)
             if trio.current_time() - well_since >= STEADY:
                 tries = 0
@@ -342,7 +344,18 @@ class _Kept:
         await self._search_better(replace(allowed, phases=wanted), is_wanted, timeout)
         return self._link.live_path()
 
-    async def _search_better(self, allowed: Reach, only: Callable[[Combo], bool], timeout: float | None = None) -> None:
+    async def _leave(self) -> None:
+        """Change over to another path, though it is by a relay too; ConnectError where there is none."""
+
+        def is_another(combo: Combo) -> bool:
+            return (combo.phase == "relay" and not combo.hopeless) or self._is_better(combo)
+
+        self._background.cancel()
+        await self._search_better(self._what_is_allowed(), is_another, relay_first=True)
+
+    async def _search_better(
+        self, allowed: Reach, only: Callable[[Combo], bool], timeout: float | None = None, *, relay_first: bool = False
+    ) -> None:
         """Search for a path that the Link speaks on when this returns; ConnectError where there is none."""
         seconds = self._home.view.budgets.total if timeout is None else timeout
         deadline = trio.current_time() + seconds
@@ -358,6 +371,7 @@ class _Kept:
                     only=only,
                     mentioned=self._is_allowed_to_better,
                     preferred=True,
+                    relay_first=relay_first,
                 )
                 await walk.search(deadline=deadline)
 

@@ -180,6 +180,7 @@ class NodeRuntime:
             self.admission, config.paths, goodbye=budgets.goodbye, host=host, instance=hub.instance
         )
         hub.by_link = self.links.say_news
+        hub.call_when_leaving(self.links.leave)
         self.links.on_news = hub.hear
         contexts = TlsContexts(identity)
         self.view: Final = View(

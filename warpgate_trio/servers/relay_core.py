@@ -12,7 +12,7 @@ sender took longer than the window lasts.  Both windows together stay within `CI
 
 *Ends.*  When one side ends a circuit, or is gone, what it had sent still goes to the other side, and its end behind
 that; a side that does not take it within `RelayLimits.unanswered` loses it.  A server that is shut down ends all
-circuits in that way.
+circuits in that way, those that are answered later than the others where their clients may leave them before.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class RelayStatistics:
 
 
 @final
+# long: a circuit from its call to its end, and what is written of it when
 class Circuits:
     """All circuits of one server.  `RendezvousCore` owns it and checks who may speak of them.
 
@@ -234,10 +235,15 @@ class Circuits:
         connection.ready.clear()
         self.woken.pop(connection, None)
 
-    def shut_down(self, connection: ServerConnection, now: float) -> None:
-        """End the circuits of a connection, behind what waits for it."""
+    def shut_down(self, connection: ServerConnection, now: float, *, answered: bool = True) -> bool:
+        """End the circuits of a connection, behind what waits for it, or those alone that are not `answered`.
+
+        Returns whether it has circuits that go on.
+        """
         for leg in list(connection.legs.values()):
-            self._end_both(leg, EndReason.SHUTTING_DOWN, now)
+            if answered or leg.circuit.answerer is None:
+                self._end_both(leg, EndReason.SHUTTING_DOWN, now)
+        return any(leg.end is None for leg in connection.legs.values())
 
     def give_up_waiting(self, connection: ServerConnection) -> None:
         """What waits for a connection goes nowhere."""

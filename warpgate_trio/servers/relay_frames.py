@@ -21,6 +21,10 @@ a circuit than it has granted, and a circuit that is not read stops nothing but 
 loses the circuit.
 
 Frames for a circuit that has ended are ignored, as the two sides' ends cross on the wire.
+
+*All circuits.*  A server that is about to be shut down says so by RELAY_END of circuit 0, which never is one: it makes
+no circuits any more, and those that there are will end before long, so that their clients find other ways.  Clients of
+older releases ignore it, as they do any end of a circuit that they do not have.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from typing import Final, final
 from ..errors import RemoteProtocolError
 
 __all__ = [
+    "ALL_CIRCUITS",
     "INITIAL_CREDIT",
     "MAX_PAYLOAD",
     "MAX_RELAY",
@@ -51,6 +56,8 @@ __all__ = [
     "keep",
 ]
 
+ALL_CIRCUITS: Final = 0
+"""The number that no circuit has: what is said of it is said of all circuits."""
 MAX_PAYLOAD: Final = 16_384
 """Bytes in a payload, the size limit of a signal (`warpgate_trio.signal.MAX_SIGNAL`)."""
 MAX_RELAY: Final = 65_536

@@ -88,14 +88,20 @@ class Rendezvous:
         """What the mailboxes hold now and have done so far."""
         return self._core.statistics()
 
-    async def drain(self) -> None:
+    async def drain(self, *, leave: float = 0.0) -> None:
         """Shut it down; see `RendezvousServer.drain`."""
-        self._core.drain(trio.current_time())
-        self._wake_all()
         try:
+            if leave > 0:
+                self._core.warn(trio.current_time())
+                self._wake_all()
+                with trio.move_on_after(leave):
+                    await self._wait_all_left()
+            self._core.drain(trio.current_time())
+            self._wake_all()
             await trio.lowlevel.checkpoint()
             await self._wait_all_left()
         except trio.Cancelled:
+            self._core.drain(trio.current_time())
             self._core.give_up_waiting()
             self._wake_all()
             with trio.CancelScope(deadline=trio.current_time() + LAST_WORD, shield=True):
@@ -295,19 +301,23 @@ class RendezvousServer:
         """Whether `drain` was called."""
         return self._rendezvous.draining
 
-    async def drain(self) -> None:
+    async def drain(self, *, leave: float = 0.0) -> None:
         """Shut the server down well, and return when the last client has left; the caller bounds the time.
 
         From here on nobody gets in, and no circuit comes to be.  Circuits end with `EndReason.SHUTTING_DOWN`, behind
         what was sent on them; then, behind the signals that wait for it, each client is told that the server goes away
         (WebSocket close code 1001, RFC 6455 §7.4.1), so that it turns to another one at once.
 
+        Args:
+          leave: seconds for which circuits go on that are answered.  Their clients are told at once, so that they leave
+            them for other ways, and stay connected until they have.
+
         Cancelled: what waits for clients that do not take it is dropped, they are told nevertheless, within
         `LAST_WORD` seconds, and all connections end.  There is no way back.
         """
         for listener in self._listeners:
             listener.socket.close()
-        await self._rendezvous.drain()
+        await self._rendezvous.drain(leave=leave)
 
 
 async def serve_rendezvous(

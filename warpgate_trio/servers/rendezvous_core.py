@@ -15,7 +15,7 @@ from ..errors import RemoteProtocolError
 from ..identity import verify
 from ..limits import BoundedMap, Budget, TokenBucket
 from .relay_core import NO_RELAY, Circuits, RelayRules, RelayStatistics
-from .relay_frames import Answer, Call, EndReason, Relay, RelayCredit, RelayEnd
+from .relay_frames import ALL_CIRCUITS, Answer, Call, EndReason, Relay, RelayCredit, RelayEnd
 from .rendezvous_frames import (
     ANY_INSTANCE,
     CIRCUITS_SINCE,
@@ -256,6 +256,13 @@ class RendezvousCore:
     def handle_timer(self, connection: ServerConnection, now: float) -> None:
         """Circuits that this connection has called may be over."""
         self.circuits.handle_timer(connection, now)
+
+    def warn(self, now: float) -> None:
+        """The server will be shut down: no circuit comes to be, who has some is told, and who has none is over."""
+        self.circuits.draining = True
+        for connection in self._connections:
+            if self.circuits.shut_down(connection, now, answered=False):
+                connection.queue.append(Queued(RelayEnd(ALL_CIRCUITS, EndReason.SHUTTING_DOWN).encode()))
 
     def drain(self, now: float) -> None:
         """The server is shut down: `circuits` end, behind what waits, and connections are over behind that."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from ..limits import TokenBucket
-from .relay_frames import INITIAL_CREDIT, EndReason
+from .relay_frames import ALL_CIRCUITS, INITIAL_CREDIT, EndReason
 from .rendezvous_frames import ANY_INSTANCE
 
 __all__ = ["QUEUED_OVERHEAD", "Circuit", "Leg", "Piece", "Queued", "ServerConnection"]
@@ -81,10 +81,10 @@ class ServerConnection:
         self.circuits_made: int = 0
 
     def next_circuit(self) -> int:
-        """An even number that no circuit of this connection has."""
+        """An even number that no circuit of this connection has, and that may have one."""
         while True:
             self.circuits_made = (self.circuits_made + 2) % 2**32
-            if self.circuits_made not in self.legs:
+            if self.circuits_made not in self.legs and self.circuits_made != ALL_CIRCUITS:
                 return self.circuits_made
 
 

@@ -11,7 +11,7 @@ import enum
 from typing import Protocol
 
 from ..ports.server_dial import Dial
-from .circuits import Circuit, Ringing
+from .circuits import Circuit, Leaving, Ringing
 
 __all__ = ["Delivery", "Dial", "Relays", "SignalChannel"]
 
@@ -86,9 +86,9 @@ class SignalChannel(Protocol):
         """
         ...
 
-    async def receive(self) -> bytes | Ringing:
-        """The next payload for us, or a peer's call.  Cancelled: nothing is lost.  One task receives, and quickly: the
-        channel's buffer is small.
+    async def receive(self) -> bytes | Ringing | Leaving:
+        """The next payload for us, a peer's call, or that the server leaves.  Cancelled: nothing is lost.  One task
+        receives, and quickly: the channel's buffer is small.
 
         Raises:
           SignalUnavailable: the channel is gone.

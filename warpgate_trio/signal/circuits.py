@@ -19,6 +19,7 @@ import trio
 from ..carrier.records import FIRST_FLIGHT, IDLE
 from ..errors import AttemptFailed
 from ..servers.relay_frames import (
+    ALL_CIRCUITS,
     INITIAL_CREDIT,
     MAX_RELAY,
     Answer,
@@ -32,7 +33,7 @@ from ..servers.relay_frames import (
 )
 from ..sockaddr import TransportAddress
 
-__all__ = ["Circuit", "CircuitRefused", "Circuits", "Incoming", "Outbox", "Ringing"]
+__all__ = ["Circuit", "CircuitRefused", "Circuits", "Incoming", "Leaving", "Outbox", "Ringing"]
 
 WINDOW: Final = 256 * 1024
 """Bytes of one circuit that the server may send before they are read here."""
@@ -328,6 +329,14 @@ class Ringing:
         self.circuit: Final = circuit
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The server will be shut down before long: circuits on the connection that begins at `local` are to be left."""
+
+    local: TransportAddress
+
+
 @dataclass(frozen=True, slots=True)
 class Incoming:
     """A payload that came in, still sealed; `via` names the channel, for the reply's `SignalHub.send`.
@@ -347,7 +356,10 @@ class Circuits:
     Args:
       url: of the server, for people.
       local, remote: the ends of the connection.
-      on_arrival: takes a call, or the payload of an answer; False: there is no room for it.
+      on_arrival: takes a call, the payload of an answer, or that the server leaves; False: there is no room for it.
+
+    Attributes:
+      leaving: the server will be shut down before long, and makes no circuits any more.
     """
 
     def __init__(
@@ -356,7 +368,7 @@ class Circuits:
         local: TransportAddress,
         remote: TransportAddress,
         outbox: Outbox,
-        on_arrival: Callable[[bytes | Ringing], bool],
+        on_arrival: Callable[[bytes | Ringing | Leaving], bool],
     ) -> None:
         self.url: Final = url
         self.local: Final = local
@@ -365,6 +377,8 @@ class Circuits:
         self._on_arrival = on_arrival
         self._open: dict[int, Circuit] = {}
         self._made = -1
+        self.leaving: bool = False
+        self._told = False  # that all are to be left
 
     def __len__(self) -> int:
         return len(self._open)
@@ -387,6 +401,8 @@ class Circuits:
     def hear(self, frame: Ring | Answer | Relay | RelayCredit | RelayEnd) -> None:
         """A frame of the server's; those for circuits that have ended are ignored."""
         circuit = self._open.get(frame.circuit)
+        if isinstance(frame, RelayEnd) and frame.reason == EndReason.SHUTTING_DOWN:
+            self._leave(all_of_them=frame.circuit == ALL_CIRCUITS)
         if isinstance(frame, Ring):
             self._ring(frame)
         elif circuit is not None:
@@ -395,8 +411,14 @@ class Circuits:
                 return
             circuit.hear(frame)
 
+    def _leave(self, *, all_of_them: bool) -> None:
+        """It makes no circuits any more; `all_of_them` are to be left, where there are any."""
+        self.leaving = True
+        if all_of_them and not self._told:
+            self._told = self._on_arrival(Leaving(self.local))
+
     def _ring(self, frame: Ring) -> None:
-        if frame.circuit in self._open or frame.circuit % 2:
+        if frame.circuit in self._open or frame.circuit % 2 or frame.circuit == ALL_CIRCUITS:
             return
         if len(self._open) >= MAX_CIRCUITS:
             self.outbox.put_nowait(RelayEnd(frame.circuit, EndReason.REFUSED).encode())

@@ -32,6 +32,7 @@ from ..identity import Identity
 from ..names import NameFailure, Names
 from ..nurseries import open_background_nursery
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
+from ..sockaddr import TransportAddress
 from .arrivals import Arrivals, Incoming, Inlet
 from .calls import circuit_by, relays_of
 from .channel import Delivery, Relays, SignalChannel
@@ -63,6 +64,7 @@ def _no_link(_receiver_key: bytes, _payload: bytes) -> bool:
 
 
 @final
+# long: all that a node says and hears by its servers, and what it has to know of them
 class SignalHub:
     """All signal channels of one node.
 
@@ -141,6 +143,11 @@ class SignalHub:
     def dropped(self) -> int:
         """Payloads that came in while 64 of their channel waited for `receive`."""
         return self._arrivals.dropped
+
+    def call_when_leaving(self, on_leaving: Callable[[TransportAddress], object]) -> None:
+        """Have somebody told when a server says that its circuits are to be left: the local address of our connection,
+        at which they begin."""
+        self._keeper.on_leaving = on_leaving
 
     def check_channels(self, *, moved: bool = False) -> None:
         """There is reason to doubt, as where the machine has `moved`: every connection is asked for, or tried again, at

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -31,8 +31,10 @@ from ..names import NameFailure, Names
 from ..nurseries import reason_of
 from ..ports.server_dial import ServerDial
 from ..servers.rendezvous_frames import Registrant
+from ..sockaddr import TransportAddress
 from .arrivals import Arrivals
 from .channel import Dial
+from .circuits import Leaving
 from .peers_servers import JudgedDial, MayConnect, is_plain
 from .slot import Place, ServerState, Slot, place_of
 from .transport import check_supported, loads_asyncio, open_channel, supports
@@ -75,6 +77,7 @@ class ChannelKeeper:
       own: one slot for each of the node's own servers.
       peers_servers: those for servers of peers.
       registrant: as it was given.
+      on_leaving: told the local address of a connection to a server whose circuits are to be left.
       opened: how often one of the node's own servers was connected to.
       ended: no channel will come up any more.
     """
@@ -115,6 +118,7 @@ class ChannelKeeper:
         self._changed = trio.Event()
         self._network_changed = trio.Event()
         self._checked_at = -math.inf
+        self.on_leaving: Callable[[TransportAddress], object] = lambda _: None
         self.opened: int = 0
         self.ended: bool = False
 
@@ -318,7 +322,12 @@ class ChannelKeeper:
                         self._notify()
                         self._say_connected(slot)
                         while True:
-                            self._arrivals.put(slot, await channel.receive())
+                            arrival = await channel.receive()
+                            if isinstance(arrival, Leaving):
+                                logger.info("signal server %s: it will be shut down", slot.key)
+                                self.on_leaving(arrival.local)
+                            else:
+                                self._arrivals.put(slot, arrival)
                     finally:
                         slot.channel = None
                         answered = channel.answered

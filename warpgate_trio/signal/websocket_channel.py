@@ -28,7 +28,7 @@ from ..servers.relay_frames import Answer, Relay, RelayCredit, RelayEnd, Ring
 from ..sockaddr import parse_ip
 from ..websocket import WebSocket, WebSocketError, open_websocket
 from .channel import Delivery, Dial, Relays
-from .circuits import Circuit, CircuitRefused, Circuits, Outbox, Ringing
+from .circuits import Circuit, CircuitRefused, Circuits, Leaving, Outbox, Ringing
 from .keepalive import KeepAlive
 
 __all__ = ["WebSocketChannel", "new_registrant", "open_websocket_channel"]
@@ -61,7 +61,7 @@ class WebSocketChannel:
         self._waiting: dict[int, _Waiter] = {}
         self._outbox = Outbox()
         self._writing = trio.CancelScope(shield=True)  # ends by `_close`
-        self._arrived, self._incoming = trio.open_memory_channel[bytes | Ringing](_INBOX)
+        self._arrived, self._incoming = trio.open_memory_channel[bytes | Ringing | Leaving](_INBOX)
         local, remote = websocket.ends or (("", 0), ("", 0))
         self._host = machine.current()
         self._from = local[0]
@@ -129,7 +129,7 @@ class WebSocketChannel:
     def relays(self) -> Relays | None:
         if not self._registered:
             return Relays.US if self._has_token else None  # a CALL may go right behind the registration
-        if not self._capabilities & wire.Capability.RELAY:
+        if self._circuits.leaving or not self._capabilities & wire.Capability.RELAY:
             return Relays.NOBODY
         return Relays.US if self._capabilities & wire.Capability.MAY_RELAY else Relays.WHO_HAS_ITS_TOKEN
 
@@ -143,7 +143,7 @@ class WebSocketChannel:
         """How many there are."""
         return len(self._circuits)
 
-    async def receive(self) -> bytes | Ringing:
+    async def receive(self) -> bytes | Ringing | Leaving:
         try:
             return await self._incoming.receive()
         except trio.EndOfChannel:
@@ -184,7 +184,7 @@ class WebSocketChannel:
         except (WebSocketError, RemoteProtocolError) as exc:
             self._fail(str(exc))
 
-    def _arrive(self, payload: bytes | Ringing) -> bool:
+    def _arrive(self, payload: bytes | Ringing | Leaving) -> bool:
         """Have a payload received; False: there is no room for it."""
         try:
             self._arrived.send_nowait(payload)
