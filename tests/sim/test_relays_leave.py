@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -10,21 +12,26 @@ from typing import Final, NoReturn, final
 import pytest
 import trio
 
-from tests.sim.roaming import numbered
-from tests.sim.test_relays_fail import SECOND, where
+from tests.sim.roaming import Talk, numbered
+from tests.sim.test_relays_fail import CREDENTIALS, SECOND, TURNS, where
 from tests.sim.test_ws_relay import OPEN, URL
 from warpgate_trio import PathState, Pipe
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import RendezvousServer, serve_rendezvous
-from warpgate_trio.sim import presets, simulate
+from warpgate_trio.servers.turn import TurnServer, serve_turn
+from warpgate_trio.sim import Network, presets, simulate
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, open_nodes
+from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 
-LEAVE: Final = 4.0
-"""Seconds for which circuits go on, as with ``serve --drain 5``."""
+DRAIN: Final = 5.0
+LEAVE: Final = 0.8 * DRAIN
+"""Seconds for which circuits go on, as with `serve`."""
+SILENT: Final = {"ws_relay": 4, "turn": 10}
+"""Round trips for which bulk may be silent: two are one by the relay, and two more wait in both lines; a new connection
+of QUIC begins slowly with what is said again."""
 
 
 @final
@@ -63,44 +70,121 @@ def full_lines(rtt: float) -> PeerPair:
     return replace(pair, alice=alice, bob=bob)
 
 
-@pytest.mark.parametrize("rtt", [0.05, 0.2])
-def test_bulk_both_ways_leaves_a_rendezvous_server_before_it_is_gone(rtt: float) -> None:
-    pair = full_lines(rtt)
+@final
+class Servers:
+    """What runs in a world, and how each machine's relay is shut down."""
+
+    def __init__(self, net: Network, nursery: trio.Nursery) -> None:
+        self._net, self._nursery = net, nursery
+        self._drains: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._lives: dict[str, trio.CancelScope] = {}
+
+    async def run(self, machine: str, serve: Callable[..., Awaitable[None]]) -> RendezvousServer | TurnServer:
+        life = self._lives[machine] = trio.CancelScope()
+
+        async def live(task_status: trio.TaskStatus[RendezvousServer | TurnServer]) -> None:
+            with life:
+                await serve(task_status=task_status)
+
+        with self._net.hosts[machine]:
+            server: RendezvousServer | TurnServer = await self._nursery.start(live)
+        return server
+
+    async def run_circuits(self) -> list[WorldServer]:
+        """Two rendezvous servers that relay."""
+        for name, url in (("server", URL), ("stun2", SECOND.url)):
+            server = await self.run(name, partial(serve_rendezvous, host=None, port=443, public_urls=[url], relay=OPEN))
+            assert isinstance(server, RendezvousServer)
+            self._drains[name] = partial(server.drain, leave=LEAVE)
+        return [RENDEZVOUS, SECOND]
+
+    async def run_allocations(self) -> list[WorldServer]:
+        """Two TURN servers, and a rendezvous server that does not relay."""
+        for each in TURNS:
+            host = self._net.hosts[each.machine].ip
+            server = await self.run(each.machine, partial(serve_turn, CREDENTIALS, host=host, port=3490))
+            assert isinstance(server, TurnServer)
+            self._drains[each.machine] = server.drain
+        await self.run("server", partial(serve_rendezvous, host=None, port=443, public_urls=[URL]))
+        return [*TURNS, RENDEZVOUS]
+
+    async def shut_down(self, machine: str) -> float:
+        """As `serve` does it; seconds until its last client had left."""
+        began = trio.current_time()
+        with self._net.hosts[machine], trio.move_on_after(DRAIN):
+            await self._drains[machine]()
+        left = trio.current_time() - began
+        self._lives[machine].cancel()
+        return left
+
+
+WORLDS: Final = {"ws_relay": Servers.run_circuits, "turn": Servers.run_allocations}
+
+
+@asynccontextmanager
+async def relayed(pair: PeerPair, plugin: str) -> AsyncGenerator[tuple[Network, Servers, Pipe, Pipe]]:
+    """A Pipe by one of two relays, and both of its ends."""
+    async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_background_nursery() as nursery:
+        servers = Servers(net, nursery)
+        named = [replace(each, open=lambda _host: trio.open_nursery()) for each in await WORLDS[plugin](servers)]
+        async with open_nodes(net, servers=[*named, STUN, NTP]) as nodes:
+            ours = await nodes.alice.auto_connect(nodes.bob.address, relay_first=True)
+            theirs = await nodes.bob.listener.accept()
+            async with ours, theirs:
+                assert ours.path.plugin == theirs.path.plugin == plugin
+                yield net, servers, ours, theirs
+
+
+@pytest.mark.parametrize(("plugin", "rtt"), [("ws_relay", 0.05), ("ws_relay", 0.2), ("turn", 0.05)])
+def test_bulk_both_ways_has_left_a_relay_before_it_is_gone(plugin: str, rtt: float) -> None:
+    """Neither side is ever without a path, and nothing is lost."""
 
     async def main() -> None:
-        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_background_nursery() as serving:
-            servers: dict[str, RendezvousServer] = {}
-            for name, url in (("server", URL), ("stun2", SECOND.url)):
-                with net.hosts[name]:
-                    serve = partial(serve_rendezvous, host=None, port=443, public_urls=[url], relay=OPEN)
-                    servers[name] = await serving.start(serve)
-            named = [replace(each, open=lambda _host: trio.open_nursery()) for each in (RENDEZVOUS, SECOND)]
-            async with open_nodes(net, servers=[*named, STUN, NTP]) as nodes:
-                ours = await nodes.alice.auto_connect(nodes.bob.address, relay_first=True)
-                theirs = await nodes.bob.listener.accept()
-                async with ours, theirs, open_background_nursery() as nursery:
-                    both = [Bulk(ours, theirs), Bulk(theirs, ours)]
-                    for bulk in both:
-                        nursery.start_soon(bulk.receive)
-                        nursery.start_soon(bulk.send)
-                    await trio.sleep(3.0)
-                    assert ours.path.plugin == theirs.path.plugin == "ws_relay"
-                    going = where(net, ours)
-                    began = trio.current_time()
-                    usual = [bulk.silence(began - 2.0) for bulk in both]
-                    with net.hosts[going]:
-                        await servers[going].drain(leave=LEAVE)
-                    took = trio.current_time() - began
-                    assert where(net, ours) != going
-                    assert where(net, theirs) != going
-                    await trio.sleep(2.0)
-                    for bulk, before in zip(both, usual, strict=True):
-                        silence = bulk.silence(began - 1.0)
-                        assert silence <= 4 * rtt, "a round trip by the relay, and what waits in both lines"
-                        print(f"{rtt:g}: gone in {took:.2f} s, silent for {silence:.2f} s, before {before:.2f} s")
-                    for pipe in (ours, theirs):
-                        states = [change.new.state for change in pipe.path_log if change.new is not None]
-                        assert states == [PathState.LIVE], pipe.path_log
-                    assert took < LEAVE
+        async with (
+            relayed(full_lines(rtt), plugin) as (net, servers, ours, theirs),
+            open_background_nursery() as nursery,
+        ):
+            both = [Bulk(ours, theirs), Bulk(theirs, ours)]
+            for bulk in both:
+                nursery.start_soon(bulk.receive)
+                nursery.start_soon(bulk.send)
+            await trio.sleep(3.0)
+            going, began = where(net, ours), trio.current_time()
+            left = await servers.shut_down(going)
+            await trio.sleep(3.0)
+            for pipe, bulk in zip((theirs, ours), both, strict=True):
+                assert pipe.path.plugin == plugin
+                assert where(net, pipe) != going
+                silence, changed = bulk.silence(began - 1.0), pipe.path_log[0].at - began
+                print(
+                    f"{plugin}, {rtt:g}: changed over after {changed:.2f} s, silent for {silence:.2f} s; "
+                    f"its last client has left the server after {left:.2f} s"
+                )
+                assert [change.new and change.new.state for change in pipe.path_log] == [PathState.LIVE]
+                assert silence <= SILENT[plugin] * rtt
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("plugin", WORLDS)
+def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str) -> None:
+    pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.1, server_rtt=0.1)
+
+    async def main() -> None:
+        async with relayed(pair, plugin) as (net, servers, ours, theirs), open_background_nursery() as nursery:
+            talks = [Talk(ours, theirs), Talk(theirs, ours)]
+            for talk in talks:
+                nursery.start_soon(talk.receive)
+                nursery.start_soon(talk.send)
+            await trio.sleep(2.0)
+            going, began = where(net, ours), trio.current_time()
+            left = await servers.shut_down(going)
+            await trio.sleep(1.0)
+            for talk in talks:
+                silence = talk.silence_after(began)
+                print(f"{plugin}: silent for {silence:.2f} s; its last client has left the server after {left:.2f} s")
+                assert silence <= 0.2, "a round trip by the relay"
+                assert [change.new and change.new.state for change in talk.sender.path_log] == [PathState.LIVE]
+            assert left < DRAIN
 
     simulate(main, seed=0)

@@ -16,6 +16,7 @@ from warpgate_trio.errors import StunMalformed, StunRefused, StunTimeout
 from warpgate_trio.sockaddr import TransportAddress
 from warpgate_trio.stun.codec import (
     ALTERNATE_SERVER,
+    BINDING,
     ERROR_CODE,
     ErrorCode,
     MessageClass,
@@ -23,7 +24,7 @@ from warpgate_trio.stun.codec import (
     encode,
     opaque,
 )
-from warpgate_trio.turn.client_core import TRANSITIONS, TurnClientCore, TurnState
+from warpgate_trio.turn.client_core import ASK_INTERVAL, TRANSITIONS, TurnClientCore, TurnState
 from warpgate_trio.turn.framing import decode_channel_data, encode_channel_data, is_channel_data
 from warpgate_trio.turn.grants import MAX_GRANTS, RENEWAL
 from warpgate_trio.turn.login import Credentials
@@ -81,6 +82,43 @@ class Net:
 
 def methods(net: Net) -> list[Method]:
     return [method for method, _ in net.server.seen]
+
+
+# --- a server that will be shut down ----------------------------------------------------------------------------------
+
+INDICATION = encode(BINDING, MessageClass.INDICATION, bytes(12), ())
+
+
+def test_a_server_that_wants_to_be_asked_and_grants_little_is_left() -> None:
+    net = Net().allocated()
+    net.client.receive(INDICATION, net.now)
+    net.settle()
+    assert methods(net)[-1] is Method.REFRESH
+    assert not net.client.leaving, "it has granted as much as ever"
+    net.now += ASK_INTERVAL
+    net.server.lifetime = 20
+    net.client.receive(INDICATION, net.now)
+    net.settle()
+    assert net.client.leaving
+    assert net.state() is TurnState.ALLOCATED
+
+
+def test_who_wants_to_be_asked_all_the_time_is_not() -> None:
+    net = Net().allocated()
+    before = len(net.server.seen)
+    for _ in range(10):
+        net.client.receive(INDICATION, net.now)
+        net.settle()
+    assert len(net.server.seen) == before + 1
+
+
+def test_a_server_that_never_grants_more_is_not_left() -> None:
+    server = ModelServer()
+    server.lifetime = 30
+    net = Net(server).allocated()
+    net.wait(100)
+    assert methods(net).count(Method.REFRESH) > 3
+    assert not net.client.leaving
 
 
 # --- getting an allocation --------------------------------------------------------------------------------------------

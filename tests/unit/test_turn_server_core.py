@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.turn_bench import CLIENT, PEER, SERVER, SERVER6, UDP, WALL, Bench, Client, ListSink, allocated
 from tests.turn_requests import Requests, channel_data, error_of, indication
-from warpgate_trio.servers.turn_core import MAX_CHALLENGE, MAX_MESSAGE
+from warpgate_trio.servers.turn_core import MAX_CHALLENGE, MAX_MESSAGE, REMINDERS
 from warpgate_trio.servers.turn_credentials import NONCE_LIFETIME, TurnCredentials, TurnNonces, shared_secret
+from warpgate_trio.servers.turn_requests import LAST_LIFETIME
 from warpgate_trio.sockaddr import Family, TransportAddress
 from warpgate_trio.stun.codec import (
     BINDING,
@@ -679,7 +680,8 @@ def test_a_server_that_drains_makes_no_allocation_and_keeps_those_that_there_are
     request = client.requests.allocate()
     assert error_of(client.ask(request)) == 0
     other = Client(bench, "bob", "hunter2", source=OTHER)
-    bench.core.drain()
+    bench.core.drain(bench.now)
+    bench.settle()
     assert error_of(other.allocate()) == Code.INSUFFICIENT_CAPACITY
     assert error_of(client.ask(request)) == 0, "the answer to the same request was lost"
     assert error_of(client.permit(PEER)) == 0
@@ -687,6 +689,29 @@ def test_a_server_that_drains_makes_no_allocation_and_keeps_those_that_there_are
     assert not bench.core.is_over
     assert error_of(client.ask(client.requests.refresh(0))) == 0
     assert bench.core.is_over
+
+
+def test_a_server_that_drains_has_its_clients_ask_until_they_have() -> None:
+    """By an indication that means nothing to others; who asks is granted little, so that it goes elsewhere."""
+    bench = Bench()
+    client, other = Client(bench), Client(bench, "bob", "hunter2", source=OTHER)
+    for each in (client, other):
+        assert error_of(each.allocate()) == 0
+    bench.core.drain(bench.now)
+    said = bench.settle()
+    assert {to for _, _, to in said} == {CLIENT, OTHER}
+    for _, data, _ in said:
+        message = decode(data)
+        assert (message.method, message.message_class, message.attributes) == (BINDING, MessageClass.INDICATION, ())
+    assert client.ask(client.requests.refresh(600)).get(LIFETIME) == LAST_LIFETIME
+    for _ in REMINDERS[1:]:
+        bench.now = bench.core.deadline
+        bench.core.handle_timer(bench.now)
+        assert [to for _, _, to in bench.settle()] == [OTHER]
+    bench.core.drain(bench.now)
+    assert bench.settle() == []
+    bench.wait(LAST_LIFETIME)
+    assert bench.core.statistics().allocations == 1, "the one that nobody has asked for"
 
 
 def test_a_server_that_does_not_drain_is_not_over() -> None:

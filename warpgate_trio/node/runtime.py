@@ -181,6 +181,7 @@ class NodeRuntime:
         )
         hub.by_link = self.links.say_news
         hub.call_when_leaving(self.links.leave)
+        self.relays.call_when_leaving(self.links.leave)
         self.links.on_news = hub.hear
         contexts = TlsContexts(identity)
         self.view: Final = View(

@@ -95,8 +95,9 @@ class TurnServer:
         """Shut the server down well, and return when the last allocation has ended; the caller bounds the time.
 
         From here on who wants an allocation is refused one with 508 (Insufficient Capacity, RFC 8656 §19), with which
-        clients turn to another server.  Those that there are go on, as TURN has no word by which they could be told.
-        Cancelled: they go on too, until the server ends.
+        clients turn to another server.  Those that there are go on.  TURN has no word by which their clients could be
+        told; they get a Binding indication, which clients of others ignore, and who asks for more time is granted
+        little.  Clients of ours ask then, and leave.  Cancelled: what has not been left goes on until the server ends.
         """
         await self._shell.drain()
 

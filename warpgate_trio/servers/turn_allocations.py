@@ -107,6 +107,7 @@ class Allocation(Generic[Sink]):
       transaction_id: of the Allocate request that made it.
       relay, relayed: what sends and receives there, and the address; None while it is not open.
       ended: it is over, and nothing is left of it at the server.
+      told: its client knows that the server will be shut down.
     """
 
     sink: Sink
@@ -121,6 +122,7 @@ class Allocation(Generic[Sink]):
     relay: Sink | None = None
     relayed: TransportAddress | None = None
     ended: bool = False
+    told: bool = False
     due: int = 0
     permissions: dict[str, Permission[Sink]] = field(default_factory=dict)
     channels: dict[int, Channel[Sink]] = field(default_factory=dict)

@@ -15,6 +15,8 @@ them is told so, or gets an answer without it where RFC 8656 has servers ignore 
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, Final, Generic, TypeVar, final
 
@@ -22,8 +24,10 @@ from ..errors import StunMalformed
 from ..limits import TokenBucket, TokenBuckets, subscriber
 from ..sockaddr import FAMILIES, Family, TransportAddress
 from ..stun.codec import (
+    BINDING,
     ERROR_CODE,
     HEADER_LENGTH,
+    TRANSACTION_ID_LENGTH,
     UNKNOWN_ATTRIBUTES,
     Attribute,
     AttributeValue,
@@ -53,6 +57,8 @@ MAX_MESSAGE: Final = 2048
 """Bytes of a message of a client, ChannelData included: a packet of an Ethernet, and what a stream adds to it."""
 MAX_CHALLENGE: Final = 200
 """Bytes of an answer to who has shown no credentials: error, realm and nonce; a request has 28 at least."""
+REMINDERS: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
+"""Seconds after which a server that is shut down has its clients ask, those that have not: datagrams get lost."""
 MAX_REALM: Final = 60
 """Characters of a realm, which every challenge repeats."""
 _FIRST_BYTE: Final = CHANNEL_NUMBERS[0] >> 8  # of ChannelData
@@ -114,6 +120,8 @@ class TurnCore(Generic[Sink]):
         self._allocations: Allocations[Sink] = Allocations(entropy)
         self._requests = TurnRequests(self._allocations, credentials, rules, families, limits)
         self.wanted: Final = self._requests.wanted
+        self._entropy = entropy
+        self._reminders: deque[float] = deque()
         self._answered = self._challenged = self._refused = self._limited = self._ignored = 0
 
     def statistics(self) -> TurnStatistics:
@@ -153,18 +161,34 @@ class TurnCore(Generic[Sink]):
     @property
     def deadline(self) -> float:
         """When `handle_timer` wants to be called; infinity when nothing is held."""
-        return self._allocations.deadline
+        return min(self._allocations.deadline, self._reminders[0] if self._reminders else math.inf)
 
     def handle_timer(self, now: float) -> None:
-        """End what is over."""
+        """End what is over, and tell whom there is something to tell."""
+        self._remind(now)
         for allocation in self._allocations.take_due(now):
             self._requests.end(allocation)
 
     # -- Its end -------------------------------------------------------------------------------------------------------
 
-    def drain(self) -> None:
-        """The server is shut down: it makes no allocations any more, and keeps those that there are."""
-        self._requests.draining = True
+    def drain(self, now: float) -> None:
+        """The server is shut down: it makes no allocations any more, and has the clients that have some ask."""
+        if not self.draining:
+            self._requests.draining = True
+            self._reminders.extend(now + each for each in REMINDERS)
+            self._remind(now)
+
+    def _remind(self, now: float) -> None:
+        """TURN has no word by which clients could be told, but when they ask (`LAST_LIFETIME`).
+
+        So they get a Binding indication, which means nothing to others (RFC 8489 §3); a client of ours asks then.
+        """
+        while self._reminders and self._reminders[0] <= now:
+            self._reminders.popleft()
+            for allocation in self._allocations:
+                if not allocation.told:
+                    data = encode(BINDING, MessageClass.INDICATION, self._entropy(TRANSACTION_ID_LENGTH), ())
+                    self._allocations.out.append((allocation.sink, data, allocation.source))
 
     @property
     def draining(self) -> bool:

@@ -29,6 +29,7 @@ from .turn_peers import PeerRules
 __all__ = [
     "CHANNEL_LIFETIME",
     "CHANNEL_NUMBERS",
+    "LAST_LIFETIME",
     "MAX_LIFETIME",
     "PERMISSION_LIFETIME",
     "UNDERSTOOD",
@@ -43,6 +44,9 @@ CHANNEL_LIFETIME: Final = 600.0
 """Seconds of a channel (RFC 8656 §12); what comes from its peer needs no other permission for as long."""
 MAX_LIFETIME: Final = 3600
 """Seconds of an allocation that are granted at most (RFC 8656 §7.2)."""
+LAST_LIFETIME: Final = 20
+"""Seconds of an allocation that are granted by a server that is shut down: less than any other (RFC 8656 §7.2 has
+servers grant the default at least), which tells its client, and twice what a client of ours takes to ask again."""
 CHANNEL_NUMBERS: Final = range(0x4000, 0x7FFF)
 """Those of RFC 5766, whose clients are many; RFC 8656 leaves clients the first 4,096 of them."""
 
@@ -176,7 +180,8 @@ class TurnRequests(Generic[Sink]):
         if lifetime == 0:
             self.end(allocation)
             return [turn.LIFETIME(0)]
-        allocation.lifetime = _granted(lifetime)
+        allocation.lifetime = LAST_LIFETIME if self.draining else _granted(lifetime)
+        allocation.told = self.draining
         self._allocations.renew(allocation, request.now + allocation.lifetime)
         return [turn.LIFETIME(allocation.lifetime)]
 

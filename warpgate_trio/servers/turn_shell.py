@@ -220,8 +220,9 @@ class TurnShell:
         return self._core.draining
 
     async def drain(self) -> None:
-        """Make no allocations any more, and return when the last one has ended."""
-        self._core.drain()
+        """Make no allocations any more, have clients ask, and return when the last one has ended."""
+        self._core.drain(trio.current_time())
+        self._settle()
         await trio.lowlevel.checkpoint()
         while not self._core.is_over:
             await self._all_ended.park()

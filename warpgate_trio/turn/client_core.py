@@ -9,7 +9,9 @@ what was sent before the allocation stood is asked again.  Data goes out when th
 What stands is kept: the allocation is refreshed a minute before its lifetime is over, permissions and channels (which
 carry one) well inside of a permission's five minutes.  A nonce may become stale at any time (438); the request goes
 again with the new one.  437 says that the server knows no allocation any more, as after its restart, and ends the
-client; `check` asks for that at once.  `release` frees the allocation, also one whose answer is still on its way.
+client; `check` asks for that at once.  A Binding indication of the server's has us ask, too: one of
+ours says so when it will be shut down, and grants a short time then (`leaving`).  `release` frees the allocation, also
+one whose answer is still on its way.
 
 What is believed: answers to our requests by method and 96-bit transaction id, successes with the MAC of our password
 where we gave one, errors with that MAC or none (who can read our ids can cut us off anyway).  The shell passes on only
@@ -30,6 +32,7 @@ from ..errors import StunError, StunMalformed, StunRefused, StunTimeout
 from ..sockaddr import Family, TransportAddress, family_of, show_address, unmapped
 from ..stun.codec import (
     ALTERNATE_SERVER,
+    BINDING,
     ERROR_CODE,
     MESSAGE_INTEGRITY,
     MESSAGE_INTEGRITY_SHA256,
@@ -71,6 +74,12 @@ REFRESH_MARGIN: Final = 60.0
 """Seconds before the end of the allocation at which it is refreshed (§8)."""
 MIN_LIFETIME: Final = 20.0
 """Seconds of an allocation at least, whatever the server says: else a lie would have us refresh without end."""
+SHORT: Final = 60.0
+"""Seconds of an allocation that a server which granted more at first grants when it is going to be shut down: by RFC
+8656 §7.2 it grants ten minutes at least.  As long as our margin before the end of one."""
+ASK_INTERVAL: Final = 0.75
+"""Seconds from one question that the server wanted of us to the next: anybody who forges its address can want them, and
+it says so itself after 0, 0.5, 1, 2 and 4 s (`warpgate_trio.servers.turn_core`)."""
 MAX_STALE: Final = 3
 """Stale nonces to one request: what comes after that is a server that goes in circles."""
 
@@ -171,6 +180,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
       mapped: where the server sees us.
       error: why it ended, where nobody asked for that.
       alternate: the server that this one names in its place (300), which `error` is about then.
+      leaving: the server will be shut down before long, see `SHORT`.
     """
 
     def __init__(
@@ -193,6 +203,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         self.mapped: TransportAddress | None = None
         self.error: StunError | None = None
         self.alternate: TransportAddress | None = None
+        self.leaving: bool = False
         self._name = f"TURN server {name or show_address(server)}"
         self._entropy = entropy
         self._login = Login(credentials)
@@ -201,6 +212,8 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         self._wanted = False
         self._requests: dict[bytes, _Request] = {}
         self._refresh_at = math.inf
+        self._first_lifetime = 0.0
+        self._asked_at = -math.inf  # because the server wanted us to
         self._grants = Grants()
 
     # -- what is wanted ----------------------------------------------------------------------------------------------
@@ -298,7 +311,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
                 return ((payload, peer),) if peer is not None else ()
             message = decode(data)
             if message.message_class is MessageClass.INDICATION:
-                return self._indicated(message)
+                return self._indicated(message, now)
         except StunMalformed:
             return ()
         request = self._requests.get(message.transaction_id)
@@ -310,7 +323,11 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
                 self._refused(request, error)
         return ()
 
-    def _indicated(self, message: Message) -> Sequence[tuple[bytes, TransportAddress]]:
+    def _indicated(self, message: Message, now: float) -> Sequence[tuple[bytes, TransportAddress]]:
+        if message.method == BINDING and now - self._asked_at >= ASK_INTERVAL:
+            self._asked_at = now
+            self.check(now)
+            return ()
         peer, payload = message.get(XOR_PEER_ADDRESS), message.get(DATA)
         if message.method != Method.DATA or peer is None or payload is None:
             return ()
@@ -351,7 +368,8 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
                 self._go(_Event.OVER)
                 self._requests.clear()
             else:
-                self._set_lifetime(message, now)
+                seconds = self._set_lifetime(message, now)
+                self.leaving = self.leaving or seconds <= SHORT < self._first_lifetime
         elif request.grant is not None:
             request.grant.give(now)
 
@@ -367,14 +385,15 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
             self.error = error
             self.release(now)  # whatever it is, it is of no use here
             return
-        self._set_lifetime(message, now)
+        self._first_lifetime = self._set_lifetime(message, now)
         for grant in self._grants:
             self._want(grant, now)
 
-    def _set_lifetime(self, message: Message, now: float) -> None:
+    def _set_lifetime(self, message: Message, now: float) -> float:
         lifetime = message.get(LIFETIME)
         seconds = max(float(DEFAULT_LIFETIME if lifetime is None else lifetime), MIN_LIFETIME)
         self._refresh_at = now + max(seconds - REFRESH_MARGIN, seconds / 2)
+        return seconds
 
     def _challenged(self, message: Message, now: float) -> None:
         self._login.learn(message)

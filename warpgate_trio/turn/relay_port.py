@@ -45,8 +45,13 @@ CHECK_INTERVAL: Final = 10.0
 
 
 @final
+# long: a relayed address from the first question to its end, and what passes by it
 class RelayPort:
     """One allocation; whoever has it runs `serve` in a task.
+
+    Args:
+      on_close: told of its end.
+      on_leaving: told when its server will be shut down before long.
 
     Attributes:
       name: the server as people know it.
@@ -62,10 +67,13 @@ class RelayPort:
         *,
         name: str,
         on_close: Callable[[RelayPort], None] = lambda _: None,
+        on_leaving: Callable[[RelayPort], None] = lambda _: None,
     ) -> None:
         self._core = core
         self._transport = transport
         self._on_close = on_close
+        self._on_leaving = on_leaving
+        self._told = False  # that the server leaves
         self._paths: dict[TransportAddress, UdpPath] = {}
         self._bound: dict[TransportAddress, Grant] = {}
         self._to_ask_for: set[TransportAddress] = set()
@@ -311,6 +319,7 @@ class RelayPort:
                     for data, peer in self._core.receive(message, now):
                         answers += self._sort(data, peer)
                 self._break_refused()
+                self._tell_leaving()
                 self._wake.set()
                 self._changed.set()
                 if answers:
@@ -323,6 +332,12 @@ class RelayPort:
         for remote, path in self._paths.items():
             if (error := self._bound[remote].error) not in (None, self._core.error):
                 path.break_off(f"no way to {show_address(remote)}: {error}")
+
+    def _tell_leaving(self) -> None:
+        if self._core.leaving and not self._told and not self._closed:
+            self._told = True
+            logger.info("the relay at %s will be shut down", self.name)
+            self._on_leaving(self)
 
     def _fail(self, error: Exception) -> None:
         self._core.fail(StunError(f"the connection to {self.name} broke: {error}"))

@@ -2,8 +2,10 @@
 
 A nonce belongs to the 5-tuple that it was given to, so what is kept between `prime` and `open` is a socket per server,
 with its 401.  Servers are raced: the first that gives an address wins, a dead one costs `STAGGER` seconds at most, and
-what a loser was given is freed.  A server may name another one in its place (300): it is followed once, with the same
-credentials, to an address that the user has configured too or that is public, and to no other.
+what a loser was given is freed.  One that failed lately is asked after the others, and later
+beside them (`warpgate_trio.standing`), so that no further call waits for it.  A server may name another one in its
+place (300): it is followed once, with the same credentials, to an address that the user has configured too or that is
+public, and to no other.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import trio
 
@@ -27,6 +29,7 @@ from ..ports.connect import name_of
 from ..ports.datagrams import DatagramSocket
 from ..ports.server_dial import ServerDial
 from ..sockaddr import Family, TransportAddress, family_of, plain_address, show_address
+from ..standing import Standing, Standings
 from .client_core import TurnClientCore
 from .login import Credentials
 from .relay_port import RelayPort
@@ -47,6 +50,8 @@ MAX_RELAYS: Final = 256
 LOOKUP: Final = 5.0
 """Seconds for the names of the servers that are reached by UDP."""
 
+Target: TypeAlias = tuple[TurnServer, TransportAddress | None]
+"""A server, and which of its addresses; None where it is reached by name."""
 UNKNOWN: Final[TransportAddress] = ("0.0.0.0", 0)
 """In the place of an address that is not known."""
 _ANY: Final = {4: "0.0.0.0", 6: "::"}
@@ -55,6 +60,7 @@ _NOBODY: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
 
 
 @final
+# long: how a relayed address is had of several servers, and the sockets that wait for that
 class Relays:
     """See the module's page.
 
@@ -85,12 +91,18 @@ class Relays:
         self._failures: tuple[str, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._timers: trio.Nursery | None = None
-        self._ports: dict[RelayPort, None] = {}
+        self._ports: dict[RelayPort, Target] = {}
+        self._standings: Standings[Target] = Standings()
+        self._on_leaving: Callable[[TransportAddress], object] = lambda _: None
         self._primed: dict[tuple[TurnServer, TransportAddress | None, Family], tuple[RelayPort, float]] = {}
 
     def __len__(self) -> int:
         """Relays that are open, primed sockets included."""
         return len(self._ports)
+
+    def call_when_leaving(self, on_leaving: Callable[[TransportAddress], object]) -> None:
+        """Have somebody told when a server will be shut down before long: the relayed address that is to be left."""
+        self._on_leaving = on_leaving
 
     def _check_proxy(self, url: ServerUrl) -> None:
         """One that cannot be used is found now, not in a walk; and which one is used, or not, is said."""
@@ -166,28 +178,37 @@ class Relays:
         targets = await self._targets(servers)
         if not targets:
             raise StunError("there is no TURN server to ask")
-        asked: list[tuple[TurnServer, TransportAddress | None]] = []
-        errors: dict[tuple[TurnServer, TransportAddress | None], str] = {}
+        asked: list[Target] = []
+        late: list[Target] = []  # that have let us go on to the next one
+        errors: dict[Target, str] = {}
         found: list[RelayPort] = []
         won: RelayPort | None = None
 
-        async def attempt(server: TurnServer, address: TransportAddress | None, failed: trio.Event) -> None:
-            asked.append((server, address))
+        async def attempt(target: Target, failed: trio.Event) -> None:
+            asked.append(target)
             try:
-                found.append(await self._allocate(server, address, family, permit))
+                found.append(await self._allocate(*target, family, permit))
             except StunError as error:
-                errors[server, address] = str(error)
+                errors[target] = str(error)
+                self._standings.failed(target, trio.current_time())
                 failed.set()
             else:
+                self._standings.worked(target)
+                for each in late:
+                    if asked.index(each) < asked.index(target) and each not in errors:  # it was overtaken
+                        self._standings.failed(each, trio.current_time())
                 nursery.cancel_scope.cancel()
 
         try:
             async with open_bare_nursery() as nursery:
-                for server, address in targets[:MAX_TARGETS]:
+                for target in targets[:MAX_TARGETS]:
                     failed = trio.Event()
-                    nursery.start_soon(attempt, server, address, failed)
-                    with trio.move_on_after(STAGGER):
-                        await failed.wait()
+                    nursery.start_soon(attempt, target, failed)
+                    if self._standings.of(target, trio.current_time()) is not Standing.ON_TRIAL:
+                        with trio.move_on_after(STAGGER) as patience:
+                            await failed.wait()
+                        if patience.cancelled_caught:
+                            late.append(target)
             if not found:
                 raise StunError("no TURN server gives an address: " + "; ".join(errors.values()))
             won = found.pop(0)
@@ -277,22 +298,24 @@ class Relays:
 
     # -- sockets -----------------------------------------------------------------------------------------------------
 
-    async def _targets(self, servers: Sequence[TurnServer]) -> list[tuple[TurnServer, TransportAddress | None]]:
-        """What is tried, in order: servers over UDP with each of their addresses, those over TCP by name."""
+    async def _targets(self, servers: Sequence[TurnServer]) -> list[Target]:
+        """What is tried, in order: servers over UDP with each of their addresses, those over TCP by name; those that
+        failed lately last."""
         over_udp = [each for each in servers if each.url.transport == "udp"]
         # Where others can be asked, a resolver that hangs costs what any dead server does.
         timeout = LOOKUP if len(over_udp) == len(servers) else STAGGER
         known = await self._names.look_up([each.url.host for each in over_udp], timeout=timeout)
         groups: list[list[TransportAddress]] = []
         owners: dict[TransportAddress, TurnServer] = {}
-        found: list[tuple[TurnServer, TransportAddress | None]] = []
+        found: list[Target] = []
         for server in over_udp:
             addresses = [(ip, server.url.port) for ip in known.get(server.url.host, ())]
             groups.append(addresses)
             for address in addresses:
                 owners.setdefault(address, server)
         found += [(owners[address], address) for address in dict.fromkeys(in_turn(groups))]
-        return found + [(each, None) for each in servers if each.url.transport == "tcp"]
+        found += [(each, None) for each in servers if each.url.transport == "tcp"]
+        return self._standings.sorted(found, trio.current_time())
 
     async def _connect(
         self, server: TurnServer, address: TransportAddress | None, family: Family, *, hop: bool = False
@@ -318,13 +341,13 @@ class Relays:
                 reliable=transport.reliable,
                 name=server.url.redacted if transport.server == UNKNOWN else None,
             )
-            port = RelayPort(core, transport, name=server.url.redacted, on_close=self._forget)
+            port = RelayPort(core, transport, name=server.url.redacted, on_close=self._forget, on_leaving=self._leave)
             nursery.start_soon(port.serve, name=f"relay at {server.url.redacted}")
         except BaseException:
             with trio.CancelScope(shield=True):
                 await transport.aclose()
             raise
-        self._ports[port] = None
+        self._ports[port] = (server, address)
         return port
 
     async def _transport(self, server: TurnServer, address: TransportAddress | None, *, hop: bool) -> TurnTransport:
@@ -351,8 +374,15 @@ class Relays:
             raise StunError(f"{MAX_RELAYS} relays are open already")
         return self._nursery
 
+    def _leave(self, port: RelayPort) -> None:
+        """Its server will be shut down before long: it is asked after the others, and what it relays goes elsewhere."""
+        self._standings.failed(self._ports[port], trio.current_time())
+        self._on_leaving(port.local)
+
     def _forget(self, port: RelayPort) -> None:
-        self._ports.pop(port, None)
+        target = self._ports.pop(port, None)
+        if target is not None and port.error is not None:  # it was lost
+            self._standings.failed(target, trio.current_time())
 
 
 async def _finish_tls(stream: trio.abc.Stream, context: ssl.SSLContext, name: str) -> trio.abc.Stream:
