@@ -10,6 +10,9 @@ it is still used at once, while a new lookup is under way behind it, and when th
 server rarely moves, and a resolver often fails.  So a name costs its asker time only where nothing is known of it; and
 who asks for several names together gets those that are known without waiting for the others for longer than `settle`.
 
+The names of servers that may be needed when there is no time, and perhaps no resolver, are looked up ahead, and again
+now and then (`Names.keep_fresh`).
+
 A lookup asks for each address family by itself, since there are resolvers that never answer about one of them; when one
 has come, the other gets `FAMILY_DELAY` more, and is added whenever it comes.  All addresses are kept, in the resolver's
 order: which of them is alive, only who talks to them can tell.
@@ -34,6 +37,8 @@ from .sockaddr import TransportAddress, family_of
 __all__ = [
     "FAMILY_DELAY",
     "FRESH",
+    "KEEP_RETRY",
+    "KEPT_FRESH",
     "MAX_ADDRESSES",
     "MAX_AGE",
     "MAX_LOOKUPS",
@@ -70,6 +75,12 @@ MAX_AGE: Final = 86400.0
 RETRY: Final = 1.0
 """Seconds after a failure in which a name is not looked up again: RFC 2308 §7 lets a failure be kept for five minutes,
 but a node that has just woken up waits for its network."""
+KEPT_FRESH: Final = 300.0
+"""Seconds from one lookup of a name that is kept to the next.  `getaddrinfo` does not tell how long an answer is good.
+Names that are meant to move say half a minute to five minutes, so that what is known is seldom older than it may be;
+and the resolver hears of each name twelve times an hour from a node that is idle."""
+KEEP_RETRY: Final = 5.0
+"""Seconds from a lookup of these that has failed to the next, at first; they double up to `KEPT_FRESH`."""
 SETTLE: Final = 0.2
 """Seconds that further names are waited for where one is known: several times what a resolver nearby takes."""
 SLOW: Final = 1.0
@@ -192,6 +203,7 @@ class Names:
         self._lookups: dict[str, _Lookup] = {}
         self._room = trio.CapacityLimiter(MAX_LOOKUPS)
         self._nursery: trio.Nursery | None = None
+        self._moved = trio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -242,6 +254,23 @@ class Names:
                 for name, lookup in waiting:
                     nursery.start_soon(wait, name, lookup)
         return self._known(wanted)
+
+    async def keep_fresh(self, names: Iterable[str]) -> None:
+        """Have names known that will be needed, until cancelled: look them up now, and again from time to time."""
+        await trio.lowlevel.checkpoint()
+        kept = [name for name in dict.fromkeys(names) if not _is_address(name)]
+        pause = KEEP_RETRY
+        while kept:
+            due = [name for name in kept if self._cache.is_due(name, trio.current_time())]
+            await self.look_up(due, timeout=KEEP_RETRY, settle=KEEP_RETRY, fresh=True)
+            pause = min(2 * pause, KEPT_FRESH) if self.failures(kept) else KEPT_FRESH
+            with trio.move_on_after(pause):
+                await self._moved.wait()
+
+    def refresh(self) -> None:
+        """The machine has moved: names that are kept are looked up now, which may lead elsewhere in this network."""
+        self._moved.set()
+        self._moved = trio.Event()
 
     async def open_tcp_stream(self, host: str, port: int) -> trio.SocketStream:
         """As `trio.open_tcp_stream` does it (RFC 8305), by the addresses that `look_up` tells; the caller bounds the

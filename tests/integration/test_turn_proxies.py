@@ -373,3 +373,9 @@ async def test_the_report_says_who_it_was(answers: list[bytes], outcome: Outcome
     proxy = f"the proxy 127.0.0.1:{port}"
     assert said.format(proxy) in row.error
     assert (proxy in row.error) is ("{}" in said)
+
+
+async def test_the_name_of_a_server_behind_a_proxy_is_the_proxys_affair() -> None:
+    urls = ("turn:by-udp.example", "turn:by-tcp.example?transport=tcp", "turns:by-tls.example")
+    async with open_relays(*urls, proxy="http://127.0.0.1:1") as relays:
+        assert relays.names == ["by-udp.example"]

@@ -20,6 +20,7 @@ from trio.testing import MockClock
 from warpgate_trio.names import (
     FAMILY_DELAY,
     FRESH,
+    KEPT_FRESH,
     MAX_ADDRESSES,
     MAX_AGE,
     MAX_LOOKUPS,
@@ -208,6 +209,57 @@ def test_who_asks_while_half_an_answer_is_there_waits_for_the_other_half() -> No
             await trio.sleep(FAMILY_DELAY / 4)
             assert await names.look_up(["one"], timeout=5) == {"one": ONE}
         assert resolver.asked == ["one"]
+
+    play(body)
+
+
+def test_names_that_are_kept_are_looked_up_from_time_to_time() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known |= {"one": (0.0, ONE), "two": (0.0, TWO)}
+        await names.look_up(["two"], timeout=1)
+        with trio.move_on_after(2.5 * KEPT_FRESH):
+            await names.keep_fresh(["one", "192.0.2.9", "two", "one"])
+        assert [resolver.asked.count(each) for each in ("one", "two", "192.0.2.9")] == [3, 3, 0]
+        resolver.known["one"] = (math.inf, ())
+        assert await names.look_up(["one"], timeout=0) == {"one": ONE}
+
+    play(body)
+
+
+def test_a_name_that_is_kept_and_not_resolved_is_tried_again_sooner() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known |= {"one": (0.0, ONE), "hangs": (math.inf, ())}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(names.keep_fresh, ["fails", "one", "hangs"])
+            await trio.sleep(10 * KEPT_FRESH)
+            often = resolver.asked.count("fails")
+            assert 10 <= often <= 18
+            resolver.known["fails"] = (0.0, TWO)
+            await trio.sleep(KEPT_FRESH + 10)
+            assert await names.look_up(["fails"], timeout=0) == {"fails": TWO}
+            nursery.cancel_scope.cancel()
+
+    play(body)
+
+
+def test_names_that_are_kept_are_looked_up_where_the_machine_has_moved() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        resolver.known["one"] = (0.0, ONE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(names.keep_fresh, ["one"])
+            await trio.sleep(FRESH + 1)
+            resolver.known["one"] = (0.0, TWO)
+            names.refresh()
+            await trio.sleep(1)
+            assert await names.look_up(["one"], timeout=0) == {"one": TWO}
+            nursery.cancel_scope.cancel()
+
+    play(body)
+
+
+def test_addresses_need_no_keeping() -> None:
+    async def body(resolver: Resolver, names: Names) -> None:
+        await names.keep_fresh(["192.0.2.9", "::1"])
 
     play(body)
 

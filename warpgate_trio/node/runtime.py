@@ -363,6 +363,8 @@ class NodeRuntime:
             watch = NetworkWatch(self.host, on_change=self.network_changed, on_look=self.portmaps.look)
             for service in (self.sender, self.presence, self.router, self.nat, self.portmaps, watch):
                 self._services.start_soon(service.run)
+            # Of relays, and of what leads to them: they are needed when there is no time to look them up.
+            self._services.start_soon(self.names.keep_fresh, [*self.hub.names, *self.relays.names])
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)
             yield
@@ -371,6 +373,7 @@ class NodeRuntime:
         """See `Node.network_changed`."""
         self.links.check()
         self._distrust(moved=True)
+        self.names.refresh()
         self.own.look()
 
     async def _keep_time(self) -> None:

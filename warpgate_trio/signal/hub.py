@@ -204,6 +204,11 @@ class SignalHub:
         return await circuit_by(self._keeper, server)
 
     @property
+    def names(self) -> list[str]:
+        """The names of the node's own servers, but for those that a proxy looks up."""
+        return self._keeper.names
+
+    @property
     def unresolved(self) -> dict[str, NameFailure]:
         """The names of the node's own servers that are not connected because they cannot be resolved, and why."""
         return self._keeper.unresolved

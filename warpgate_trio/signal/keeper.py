@@ -178,6 +178,11 @@ class ChannelKeeper:
         self._network_changed = trio.Event()
 
     @property
+    def names(self) -> list[str]:
+        """The names of the node's own servers, but for those that a proxy looks up."""
+        return [slot.url.host for slot in self.own if not slot.by_proxy]
+
+    @property
     def unresolved(self) -> dict[str, NameFailure]:
         """The names of the node's own servers that are not connected because they cannot be resolved, and why."""
         found = {

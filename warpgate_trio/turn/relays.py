@@ -117,6 +117,14 @@ class Relays:
                     logger.info("TURN server %s: directly, as %s takes no UDP", url.redacted, name_of(proxy))
 
     @property
+    def names(self) -> list[str]:
+        """The names of the servers, but for those that a proxy looks up."""
+        return [each.url.host for each in self.servers if not self._is_by_proxy(each.url)]
+
+    def _is_by_proxy(self, url: ServerUrl) -> bool:
+        return url.transport == "tcp" and ServerDial(self._proxies.to(url)).by_proxy
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """Why each server gave no address when one was wanted last, also where that was given up; empty if one did."""
         return self._failures
