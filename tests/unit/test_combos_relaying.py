@@ -21,6 +21,7 @@ from warpgate_trio.combos import (
 )
 from warpgate_trio.combos.relaying import MAX_SERVERS, RENDEZVOUS_RULES, TURN_RULES, judge_request, plan
 from warpgate_trio.plugin import PathRequest
+from warpgate_trio.standing import Standing
 
 WS_RELAY = Technique(
     name="ws_relay",
@@ -98,6 +99,22 @@ def test_servers_are_called_one_after_the_other() -> None:
     assert [combo.server for combo in combos] == [f"ws://{number}" for number in range(MAX_SERVERS)]
     assert [combo.delay for combo in combos] == [0.0, 0.25, 0.5, 0.75]
     assert len({combo.aim for combo in combos}) == MAX_SERVERS
+
+
+def test_servers_that_failed_lately_and_those_that_do_not_relay_are_called_last_and_hold_up_nobody() -> None:
+    servers = [
+        server("ws://no", relays=False),
+        dataclasses.replace(server("ws://failed"), standing=Standing.FAILED),
+        dataclasses.replace(server("ws://trial"), standing=Standing.ON_TRIAL),
+        server("ws://good"),
+    ]
+    combos = plan(with_servers(*servers), [WS_RELAY])
+    assert [(combo.server, combo.delay) for combo in combos] == [
+        ("ws://trial", 0.0),
+        ("ws://good", 0.0),
+        ("ws://failed", 0.25),
+        ("ws://no", 0.5),
+    ]
 
 
 def test_a_rendezvous_server_relays_for_any_address_family() -> None:

@@ -71,3 +71,27 @@ async def test_a_combo_yields_to_another_plugins_until_that_has_ended(autojump_c
     began = trio.current_time()
     await under_way.yield_to("direct_connect")
     assert trio.current_time() - began == pytest.approx(YIELD)
+
+
+RELAY: Final = replace(LIKELY, phase="relay", plugin="ws_relay", server="ws://one")
+
+
+async def test_a_relays_server_takes_its_turn_when_those_before_it_have_failed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else after the time that paces them; what goes by no server waits for that time."""
+    under_way, began = UnderWay(), trio.current_time()
+    second, third = replace(RELAY, server="ws://two", delay=0.25), replace(RELAY, server="ws://three", delay=0.5)
+    under_way.begin([RELAY, second, third])
+    turns: dict[str | None, float] = {}
+
+    async def run(combo: Combo) -> None:
+        await under_way.wait_turn(combo)
+        turns[combo.server] = trio.current_time() - began
+
+    async with trio.open_nursery() as nursery:
+        for each in (second, third, replace(LIKELY, delay=0.1)):
+            nursery.start_soon(run, each)
+        with under_way.until_ended(RELAY):
+            await trio.sleep(0.05)
+    assert turns == {"ws://two": pytest.approx(0.05), "ws://three": pytest.approx(0.5), None: pytest.approx(0.1)}

@@ -18,6 +18,7 @@ from typing import Final, Literal, Protocol, TypeVar
 
 from ..address import AddressInterface, Endpoint, EndpointKind, Transport
 from ..address.nat_profile import NatProfile, NatProfiles
+from ..standing import Standing
 
 __all__ = [
     "Aim",
@@ -137,12 +138,14 @@ class RelayServer:
       is_peers_too: whether the peer's address names it.
       relays: whether it relays at all; None: it has not said so.
       relays_for_us: whether it relays for this node, whoever the peer is.
+      standing: whether it failed lately.
     """
 
     url: str
     is_peers_too: bool
     relays: bool | None = None
     relays_for_us: bool = False
+    standing: Standing = Standing.GOOD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

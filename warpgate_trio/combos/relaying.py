@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ..address import Transport
+from ..standing import Standing
 from .combo import (
     Aim,
     Combo,
@@ -51,7 +52,8 @@ HAS_TURN: Final = "turn"
 """What an address says of a node that has TURN servers of its own, and can give a relay to a peer that has none; the
 plugin's name."""
 STAGGER: Final = 0.25
-"""Seconds between the calls by two servers that both sides use: the first one mostly answers in less."""
+"""Seconds between the calls by two servers that both sides use: the first one mostly answers in less.  None behind one
+that does not relay, or is on trial."""
 MAX_SERVERS: Final = 4
 """Servers by which one pair is tried, as many as an address names."""
 
@@ -182,6 +184,8 @@ def _by_servers(
 ) -> list[Combo]:
     """A combo for each server that both sides use, or a hopeless one where each side has some and none is both's.
 
+    Those that failed lately, and those that do not relay, come last.
+
     Such a relay has no address family, since each side reaches the server by its own; the combo has the first of `afs`.
     """
     if not pair.relays or not pair.peer_has_servers:
@@ -189,9 +193,12 @@ def _by_servers(
     af = next((each for each in _FAMILIES if afs is None or each in afs), None)
     if af is None or (route_types is not None and RouteType.EXT_BIND not in route_types):
         return []
-    shared = [server for server in pair.relays if server.is_peers_too][:MAX_SERVERS]
+    shared = [server for server in pair.relays if server.is_peers_too]
+    shared.sort(key=lambda server: (server.relays is False, server.standing is Standing.FAILED))
+    servers: Sequence[RelayServer | None] = shared[:MAX_SERVERS] or [None]
     combos: list[Combo] = []
-    for number, server in enumerate(shared or [None]):
+    delay = 0.0
+    for server in servers:
         facts = RendezvousFacts(server=server, peer_takes_calls=TAKES_CALLS in pair.peer_capabilities)
         likelihood, why = first_opinion(RENDEZVOUS_RULES, facts)
         combos.append(
@@ -203,12 +210,14 @@ def _by_servers(
                 target=None,
                 source=None,
                 likelihood=likelihood,
-                delay=STAGGER * number,
+                delay=delay,
                 why=why,
                 server="" if server is None else server.url,
                 yields_to=yields_to,
             )
         )
+        if likelihood is not Likelihood.HOPELESS and server is not None and server.standing is not Standing.ON_TRIAL:
+            delay += STAGGER
     return combos
 
 

@@ -27,6 +27,7 @@ from ..host import Host
 from ..plugin import Plugin
 from ..plugin.registry import technique_of
 from ..signal import Relays
+from ..signal.calls import RelayingServer
 from ..sockaddr import IpAddress, unmapped
 from ..walk.attempt import Factory
 from .address_book import AddressBook
@@ -46,7 +47,7 @@ class Planning:
 
     Args:
       peer_time: what time it is at a peer (its key), as far as it has told.
-      relays: our rendezvous servers, by the names that circuits are asked for by, and for whom each relays.
+      relays: our rendezvous servers, by the names that circuits are asked for by.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Planning:
         factories: Factories,
         *,
         peer_time: Callable[[bytes], float],
-        relays: Callable[[], Mapping[str, tuple[ServerUrl, Relays | None]]],
+        relays: Callable[[], Mapping[str, RelayingServer]],
     ) -> None:
         self._host: Final = host
         self._own: Final = own
@@ -133,7 +134,7 @@ class Planning:
         return combos + [pathless_combo(kind.name, kind.phase) for kind in kinds if kind.pathless]
 
 
-def relay_servers(ours: Mapping[str, tuple[ServerUrl, Relays | None]], peer: PeerAddress) -> tuple[RelayServer, ...]:
+def relay_servers(ours: Mapping[str, RelayingServer], peer: PeerAddress) -> tuple[RelayServer, ...]:
     """Our rendezvous servers, as the planner sees them."""
     theirs = set()
     for text in peer.signals:
@@ -142,11 +143,12 @@ def relay_servers(ours: Mapping[str, tuple[ServerUrl, Relays | None]], peer: Pee
     return tuple(
         RelayServer(
             url=name,
-            is_peers_too=_place(url) in theirs,
-            relays=None if relays is None else relays is not Relays.NOBODY,
-            relays_for_us=relays is Relays.US,
+            is_peers_too=_place(each.url) in theirs,
+            relays=None if each.relays is None else each.relays is not Relays.NOBODY,
+            relays_for_us=each.relays is Relays.US,
+            standing=each.standing,
         )
-        for name, (url, relays) in ours.items()
+        for name, each in ours.items()
     )
 
 

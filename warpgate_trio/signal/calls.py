@@ -1,27 +1,54 @@
-"""By which of a node's servers peers can be called, and the circuit to do so."""
+"""By which of a node's servers peers can be called, and the circuit to do so.
+
+A server that relays nothing when it is asked to, that ends circuits before anything came by them, or that says nothing,
+is called by after the others for a while, later beside them (`warpgate_trio.standing`).
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
 
 import trio
 
 from ..config import ServerUrl
-from .channel import Relays
+from ..standing import Standing, Standings
+from .channel import Relays, SignalChannel
 from .circuits import Circuit, CircuitRefused
 from .keeper import ChannelKeeper
 
-__all__ = ["circuit_by", "relays_of"]
+__all__ = ["RelayingServer", "circuit_by", "relays_of"]
+
+SILENT_TRIPS: Final = 3
+"""Round trips to a server after which a call that was given up says that it is silent: an answer takes two where the
+peer is as far from it."""
+SILENT_FOR: Final = 0.2
+"""Seconds beside them: less than it takes until another server is called by as well, and answers."""
 
 
-def relays_of(keeper: ChannelKeeper) -> dict[str, tuple[ServerUrl, Relays | None]]:
-    """The node's own servers that carry circuits, by the names that `circuit_by` takes, and for whom each relays.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayingServer:
+    """A server of ours that may carry circuits.
 
-    None: that is not known, as it is not connected.
+    Attributes:
+      relays: for whom; None: that is not known.
+      standing: whether it failed lately, or is not connected.
     """
-    return {
-        slot.key: (slot.url, None if slot.channel is None else slot.channel.relays)
-        for slot in keeper.own
-        if slot.url.scheme in ("ws", "wss")
-    }
+
+    url: ServerUrl
+    relays: Relays | None
+    standing: Standing
+
+
+def relays_of(keeper: ChannelKeeper) -> dict[str, RelayingServer]:
+    """The node's own servers that may carry circuits, by the names that `circuit_by` takes."""
+    found: dict[str, RelayingServer] = {}
+    for slot in keeper.own:
+        if slot.url.scheme in ("ws", "wss"):
+            relays = None if slot.channel is None else slot.channel.relays
+            standing = Standing.FAILED if relays is None else keeper.standings.of(slot.key, trio.current_time())
+            found[slot.key] = RelayingServer(url=slot.url, relays=relays, standing=standing)
+    return found
 
 
 async def circuit_by(keeper: ChannelKeeper, server: str) -> Circuit:
@@ -36,6 +63,29 @@ async def circuit_by(keeper: ChannelKeeper, server: str) -> Circuit:
     slot = next((slot for slot in keeper.own if slot.key == server), None)
     while slot is not None and not keeper.ended:
         if slot.channel is not None and slot.channel.relays is not None:
-            return slot.channel.circuit()
+            circuit = slot.channel.circuit()
+            circuit.judge = _Judge(keeper.standings, slot.key, slot.channel)
+            return circuit
         await keeper.wait_changed()
     raise CircuitRefused(server, None, "this node is not connected to it")
+
+
+@final
+class _Judge:
+    """Of one server, by one call."""
+
+    def __init__(self, standings: Standings[str], server: str, channel: SignalChannel) -> None:
+        self._standings = standings
+        self._server = server
+        self._channel = channel
+
+    def worked(self) -> None:
+        self._standings.worked(self._server)
+
+    def failed(self) -> None:
+        self._standings.failed(self._server, trio.current_time())
+
+    def gave_up(self, waited: float) -> None:
+        if waited >= SILENT_TRIPS * (self._channel.rtt or 0.0) + SILENT_FOR:
+            self.failed()
+            self._channel.check()

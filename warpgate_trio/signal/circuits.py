@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import trio
 
@@ -33,7 +33,7 @@ from ..servers.relay_frames import (
 )
 from ..sockaddr import TransportAddress
 
-__all__ = ["Circuit", "CircuitRefused", "Circuits", "Incoming", "Leaving", "Outbox", "Ringing"]
+__all__ = ["Circuit", "CircuitRefused", "Circuits", "Incoming", "Judge", "Leaving", "Outbox", "Ringing"]
 
 WINDOW: Final = 256 * 1024
 """Bytes of one circuit that the server may send before they are read here."""
@@ -138,6 +138,23 @@ class Outbox:
             lot.unpark_all()
 
 
+class Judge(Protocol):
+    """Hears what one call says of its server."""
+
+    def worked(self) -> None:
+        """Something of the peer has come by the circuit."""
+
+    def failed(self) -> None:
+        """The server makes no circuits, or it ended this one before anything came."""
+
+    def gave_up(self, waited: float) -> None:
+        """The caller has not waited for longer than that for an answer."""
+
+
+_SERVERS_FAULT: Final = (EndReason.TOO_MANY_OF_ADDRESS, EndReason.TOO_MANY_IN_ALL, EndReason.SHUTTING_DOWN)
+"""Ends of a call that are about the server, and not about the peer or these two."""
+
+
 @final
 class Circuit:
     """One end of a circuit, made by `Circuits`; `warpgate_trio.carrier.tls.ByteSocket` for a carrier.
@@ -147,6 +164,7 @@ class Circuit:
       local, remote: of the connection to it.
       answered: both sides have it.
       claimed: somebody sees to it that it is answered or closed; else whoever hears of the call closes it.
+      judge: of the server, where we call.
     """
 
     def __init__(self, owner: Circuits, number: int) -> None:
@@ -163,6 +181,8 @@ class Circuit:
         self._closed = False
         self.answered: bool = False
         self.claimed: bool = False
+        self.judge: Judge | None = None
+        self._called_at = math.inf
         self.url: Final = owner.url
         self.local: Final = owner.local
         self.remote: Final = owner.remote
@@ -178,6 +198,7 @@ class Circuit:
         Raises:
           CircuitRefused: the connection has ended.
         """
+        self._called_at = trio.current_time()
         try:
             await self._owner.outbox.put(Call(self._number, receiver_key, instance, payload).encode())
         except trio.ClosedResourceError:
@@ -274,6 +295,8 @@ class Circuit:
         """End the circuit; who waits in it is woken.  What was sent goes out before.  Idempotent."""
         if not self._closed:
             self._closed = True
+            if self.judge is not None and self._end is None and not self.answered:
+                self.judge.gave_up(trio.current_time() - self._called_at)
             self._waiting.clear()
             self._owner.forget(self._number, EndReason.CLOSED if self.answered else EndReason.REFUSED)
             self._changed.unpark_all()
@@ -296,6 +319,8 @@ class Circuit:
         if isinstance(frame, RelayCredit):
             self._limit = max(self._limit, frame.limit)
         elif isinstance(frame, Relay):
+            if self.judge is not None and not self._received:
+                self.judge.worked()
             self._received += len(frame.data)
             if self._received > self._granted or not self.answered:
                 self.end(EndReason.OVERRUN, EndReason.OVERRUN.words)
@@ -315,6 +340,8 @@ class Circuit:
         """Nothing more comes; what has come can still be read."""
         if self._end is None:
             self._end, self._reason = why, reason
+            if self.judge is not None and not self._received and (self.answered or reason in _SERVERS_FAULT):
+                self.judge.failed()
         self._changed.unpark_all()
 
 

@@ -34,8 +34,8 @@ from ..nurseries import open_background_nursery
 from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from ..sockaddr import TransportAddress
 from .arrivals import Arrivals, Incoming, Inlet
-from .calls import circuit_by, relays_of
-from .channel import Delivery, Relays, SignalChannel
+from .calls import RelayingServer, circuit_by, relays_of
+from .channel import Delivery, SignalChannel
 from .circuits import Circuit
 from .keeper import NO_PROXIES, ChannelKeeper
 from .message import MAX_SIGNAL
@@ -195,8 +195,8 @@ class SignalHub:
         """Every server, the node's own first, then those of peers that it is connected to now."""
         return tuple(slot.status() for slot in (*self._keeper.own, *self._keeper.peers_servers))
 
-    def relays(self) -> dict[str, tuple[ServerUrl, Relays | None]]:
-        """The node's own servers that carry circuits, and for whom each relays; see `calls.relays_of`."""
+    def relays(self) -> dict[str, RelayingServer]:
+        """The node's own servers that may carry circuits; see `calls.relays_of`."""
         return relays_of(self._keeper)
 
     async def circuit(self, server: str) -> Circuit:

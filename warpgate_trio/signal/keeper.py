@@ -32,6 +32,7 @@ from ..nurseries import reason_of
 from ..ports.server_dial import ServerDial
 from ..servers.rendezvous_frames import Registrant
 from ..sockaddr import TransportAddress
+from ..standing import Standings
 from .arrivals import Arrivals
 from .channel import Dial
 from .circuits import Leaving
@@ -78,6 +79,7 @@ class ChannelKeeper:
       peers_servers: those for servers of peers.
       registrant: as it was given.
       on_leaving: told the local address of a connection to a server whose circuits are to be left.
+      standings: which of the node's own servers failed to relay lately, by their slots' keys.
       opened: how often one of the node's own servers was connected to.
       ended: no channel will come up any more.
     """
@@ -119,6 +121,7 @@ class ChannelKeeper:
         self._network_changed = trio.Event()
         self._checked_at = -math.inf
         self.on_leaving: Callable[[TransportAddress], object] = lambda _: None
+        self.standings: Final = Standings[str]()
         self.opened: int = 0
         self.ended: bool = False
 

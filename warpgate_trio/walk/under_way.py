@@ -41,6 +41,13 @@ class UnderWay:
             self._combos.remove(combo)
             self._changed.unpark_all()
 
+    async def wait_turn(self, combo: Combo) -> None:
+        """Pacing, see `Combo.delay`; a relay's server need not wait where none before it is under way any more."""
+        if combo.server is None:
+            await trio.sleep(combo.delay)
+        else:
+            await self._wait_ended(lambda each: each.plugin == combo.plugin and each.delay < combo.delay, combo.delay)
+
     async def yield_to(self, plugin: str) -> None:
         """Return when none of a plugin's combos is under way, after `YIELD` seconds at the latest."""
         await self._wait_ended(lambda combo: combo.plugin == plugin, YIELD)

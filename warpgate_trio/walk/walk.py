@@ -476,7 +476,7 @@ class Walk:
 
     async def _try_combo(self, combo: Combo) -> None:
         if combo.delay:
-            await trio.sleep(combo.delay)  # pacing, see `Combo.delay`
+            await self._under_way.wait_turn(combo)
         first = combo.phase == "relay" and self._reach.relay_first
         if combo.yields_to and not first:
             await self._under_way.yield_to(combo.yields_to)

@@ -1,0 +1,117 @@
+"""What a call by a server says of the server."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from warpgate_trio.servers.relay_frames import Answer, EndReason, Relay, RelayEnd
+from warpgate_trio.signal.calls import SILENT_FOR, SILENT_TRIPS, _Judge
+from warpgate_trio.signal.circuits import Circuit, Circuits, Outbox
+from warpgate_trio.standing import PASSED_OVER, Standing, Standings
+
+SERVER = "ws://server"
+
+
+class Channel:
+    """As much of a channel as its judge looks at."""
+
+    rtt = 0.1
+
+    def __init__(self) -> None:
+        self.checks = 0
+        self.circuits = Circuits(SERVER, ("", 0), ("", 0), Outbox(), lambda _: True)
+
+    def check(self) -> bool:
+        self.checks += 1
+        return True
+
+
+@pytest.fixture
+def channel() -> Channel:
+    return Channel()
+
+
+@pytest.fixture
+def standings() -> Standings[str]:
+    return Standings()
+
+
+def judged(channel: Channel, standings: Standings[str]) -> Circuit:
+    circuit = channel.circuits.make()
+    circuit.judge = _Judge(standings, SERVER, channel)  # type: ignore[arg-type]
+    return circuit
+
+
+def standing(standings: Standings[str]) -> Standing:
+    return standings.of(SERVER, trio.current_time())
+
+
+async def call(circuit: Circuit) -> None:
+    await circuit.call(bytes(32), bytes(8), b"hello")
+
+
+SERVERS = {EndReason.TOO_MANY_OF_ADDRESS, EndReason.TOO_MANY_IN_ALL, EndReason.SHUTTING_DOWN}
+
+
+@pytest.mark.parametrize("reason", EndReason)
+async def test_a_server_that_has_no_circuit_has_failed(
+    reason: EndReason, channel: Channel, standings: Standings[str]
+) -> None:
+    """What is the peer's doing, or ours, says nothing of it."""
+    await call(judged(channel, standings))
+    channel.circuits.hear(RelayEnd(1, reason))
+    assert standing(standings) is (Standing.FAILED if reason in SERVERS else Standing.GOOD)
+
+
+@pytest.mark.parametrize("how", ["by the server", "with the connection"])
+@pytest.mark.parametrize("came", [False, True])
+async def test_a_server_whose_circuit_ends_before_anything_came_has_failed(
+    how: str, came: bool, channel: Channel, standings: Standings[str]
+) -> None:
+    await call(judged(channel, standings))
+    channel.circuits.hear(Answer(1, b"yes"))
+    if came:
+        channel.circuits.hear(Relay(1, b"x"))
+    if how == "by the server":
+        channel.circuits.hear(RelayEnd(1, EndReason.GONE))
+    else:
+        channel.circuits.end("it broke")
+    assert standing(standings) is (Standing.GOOD if came else Standing.FAILED)
+
+
+async def test_a_server_by_which_something_comes_is_good_again(
+    channel: Channel, standings: Standings[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    standings.failed(SERVER, trio.current_time())
+    await trio.sleep(PASSED_OVER)
+    await call(judged(channel, standings))
+    channel.circuits.hear(Answer(1, b"yes"))
+    assert standing(standings) is Standing.ON_TRIAL
+    channel.circuits.hear(Relay(1, b"x"))
+    assert standing(standings) is Standing.GOOD
+
+
+@pytest.mark.parametrize("long", [False, True])
+async def test_a_call_that_is_given_up_after_a_while_says_that_its_server_is_silent(
+    long: bool, channel: Channel, standings: Standings[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Which is asked whether it is there."""
+    circuit = judged(channel, standings)
+    await call(circuit)
+    await trio.sleep((SILENT_TRIPS * channel.rtt + SILENT_FOR) * (1.01 if long else 0.9))
+    circuit.close()
+    assert standing(standings) is (Standing.FAILED if long else Standing.GOOD)
+    assert channel.checks == long
+
+
+async def test_a_circuit_that_is_closed_here_says_nothing(
+    channel: Channel, standings: Standings[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    circuit = judged(channel, standings)
+    await call(circuit)
+    channel.circuits.hear(Answer(1, b"yes"))
+    await trio.sleep(10)
+    circuit.close()
+    assert standing(standings) is Standing.GOOD
