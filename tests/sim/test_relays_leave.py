@@ -29,9 +29,8 @@ pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of 
 DRAIN: Final = 5.0
 LEAVE: Final = 0.8 * DRAIN
 """Seconds for which circuits go on, as with `serve`."""
-SILENT: Final = {"ws_relay": 4, "turn": 10}
-"""Round trips for which bulk may be silent: two are one by the relay, and two more wait in both lines; a new connection
-of QUIC begins slowly with what is said again."""
+SILENT: Final = 4
+"""Round trips for which bulk may be silent: two are one by the relay, and two more wait in both lines."""
 
 
 @final
@@ -161,7 +160,7 @@ def test_bulk_both_ways_has_left_a_relay_before_it_is_gone(plugin: str, rtt: flo
                     f"its last client has left the server after {left:.2f} s"
                 )
                 assert [change.new and change.new.state for change in pipe.path_log] == [PathState.LIVE]
-                assert silence <= SILENT[plugin] * rtt
+                assert silence <= SILENT * rtt
 
     simulate(main, seed=0)
 

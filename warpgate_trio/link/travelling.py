@@ -222,7 +222,9 @@ class Travelling(Handshake):
             if not lane.protocol.leaving or lane.protocol is self.protocol.lanes.active:
                 continue
             rest = max(LEFT_FOR, LEFT_TRIPS * (self.rtt or 0.0)) - lane.protocol.life.silence(now)
-            if rest <= 0:
+            if self.protocol.carries_a_tail(lane.protocol):
+                pause = max(pause, rest, LEFT_FOR)
+            elif rest <= 0:
                 self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
             else:
                 pause = max(pause, rest)
