@@ -114,6 +114,26 @@ async def test_a_transfer_whose_relay_is_killed_ends_by_the_other_one() -> None:
     assert {change["new"]["plugin"] for change in changes if change["new"] is not None} == {"ws_relay"}
 
 
+async def test_a_transfer_has_left_its_relay_before_that_is_shut_down() -> None:
+    """SIGTERM to the one that carries it: the Pipe is never without a path, and the server ends by itself."""
+    codes: list[int | None] = []
+
+    async def terminate(_lab: Lab, running: list[Command]) -> None:
+        began = trio.current_time()
+        running[0].process.terminate()
+        codes.append(await running[0].code())
+        print(f"the server has ended after {trio.current_time() - began:.2f} s")
+
+    connected, changes, silence = await transfer(
+        ("symmetric", "symmetric"), "--relay-first", servers=2, happens=terminate
+    )
+    print(f"silent for {silence:.2f} s at most")
+    assert "by ws_relay" in connected
+    assert codes == [0]
+    assert [change["new"]["state"] for change in changes] == ["live"], "and never none"
+    assert [change["new"]["plugin"] for change in changes] == ["ws_relay"]
+
+
 async def test_what_is_forbidden_carries_nothing() -> None:
     """Not a byte of the transfer passes by the server."""
     passed = Passed()

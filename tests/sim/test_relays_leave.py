@@ -121,12 +121,16 @@ WORLDS: Final = {"ws_relay": Servers.run_circuits, "turn": Servers.run_allocatio
 
 
 @asynccontextmanager
-async def relayed(pair: PeerPair, plugin: str) -> AsyncGenerator[tuple[Network, Servers, Pipe, Pipe]]:
+async def relayed(
+    pair: PeerPair, plugin: str, *, caller_has_turn: bool = True
+) -> AsyncGenerator[tuple[Network, Servers, Pipe, Pipe]]:
     """A Pipe by one of two relays, and both of its ends."""
     async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_background_nursery() as nursery:
         servers = Servers(net, nursery)
         named = [replace(each, open=lambda _host: trio.open_nursery()) for each in await WORLDS[plugin](servers)]
         async with open_nodes(net, servers=[*named, STUN, NTP]) as nodes:
+            if not caller_has_turn:
+                nodes.alice._runtime.relays.servers = ()  # type: ignore[misc]
             ours = await nodes.alice.auto_connect(nodes.bob.address, relay_first=True)
             theirs = await nodes.bob.listener.accept()
             async with ours, theirs:
@@ -165,12 +169,16 @@ def test_bulk_both_ways_has_left_a_relay_before_it_is_gone(plugin: str, rtt: flo
     simulate(main, seed=0)
 
 
-@pytest.mark.parametrize("plugin", WORLDS)
-def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str) -> None:
+@pytest.mark.parametrize(("plugin", "caller_has_turn"), [("ws_relay", True), ("turn", True), ("turn", False)], ids=str)
+def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str, caller_has_turn: bool) -> None:
+    """A TURN server tells its own client alone, which may be the side that was called."""
     pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.1, server_rtt=0.1)
 
     async def main() -> None:
-        async with relayed(pair, plugin) as (net, servers, ours, theirs), open_background_nursery() as nursery:
+        async with (
+            relayed(pair, plugin, caller_has_turn=caller_has_turn) as (net, servers, ours, theirs),
+            open_background_nursery() as nursery,
+        ):
             talks = [Talk(ours, theirs), Talk(theirs, ours)]
             for talk in talks:
                 nursery.start_soon(talk.receive)
