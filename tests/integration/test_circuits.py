@@ -259,6 +259,18 @@ async def test_a_server_that_gives_time_to_leave_tells_its_clients_and_waits_unt
                 await channel.receive()
 
 
+async def test_who_gives_time_to_leave_and_waits_no_longer_has_circuits_ended() -> None:
+    async with two_channels() as (alice, bob, server):
+        ends = await connect(alice, bob)
+        with trio.move_on_after(0.02) as patience:
+            await server.drain(leave=10 * HANG)
+        assert patience.cancelled_caught
+        for end in ends:
+            with pytest.raises(OSError, match="has ended: the server is shutting down"):
+                await end.recv(1)
+        assert server.statistics().connections == 0
+
+
 async def test_who_is_told_that_a_server_shuts_down_calls_there_no_more() -> None:
     """Where it has a circuit, and the server gives no time to leave."""
     async with two_channels() as (alice, bob, server):

@@ -21,7 +21,7 @@ from warpgate_trio.servers.rendezvous import RendezvousServer, serve_rendezvous
 from warpgate_trio.servers.turn import TurnServer, serve_turn
 from warpgate_trio.sim import Network, presets, simulate
 from warpgate_trio.testing import simulated_hosts
-from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, WorldServer, open_nodes
+from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, NodePair, WorldServer, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
@@ -123,7 +123,7 @@ WORLDS: Final = {"ws_relay": Servers.run_circuits, "turn": Servers.run_allocatio
 @asynccontextmanager
 async def relayed(
     pair: PeerPair, plugin: str, *, caller_has_turn: bool = True
-) -> AsyncGenerator[tuple[Network, Servers, Pipe, Pipe]]:
+) -> AsyncGenerator[tuple[NodePair, Servers, Pipe, Pipe]]:
     """A Pipe by one of two relays, and both of its ends."""
     async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_background_nursery() as nursery:
         servers = Servers(net, nursery)
@@ -135,7 +135,7 @@ async def relayed(
             theirs = await nodes.bob.listener.accept()
             async with ours, theirs:
                 assert ours.path.plugin == theirs.path.plugin == plugin
-                yield net, servers, ours, theirs
+                yield nodes, servers, ours, theirs
 
 
 @pytest.mark.parametrize(("plugin", "rtt"), [("ws_relay", 0.05), ("ws_relay", 0.2), ("turn", 0.05)])
@@ -144,7 +144,7 @@ def test_bulk_both_ways_has_left_a_relay_before_it_is_gone(plugin: str, rtt: flo
 
     async def main() -> None:
         async with (
-            relayed(full_lines(rtt), plugin) as (net, servers, ours, theirs),
+            relayed(full_lines(rtt), plugin) as (nodes, servers, ours, theirs),
             open_background_nursery() as nursery,
         ):
             both = [Bulk(ours, theirs), Bulk(theirs, ours)]
@@ -152,12 +152,12 @@ def test_bulk_both_ways_has_left_a_relay_before_it_is_gone(plugin: str, rtt: flo
                 nursery.start_soon(bulk.receive)
                 nursery.start_soon(bulk.send)
             await trio.sleep(3.0)
-            going, began = where(net, ours), trio.current_time()
+            going, began = where(nodes.net, ours), trio.current_time()
             left = await servers.shut_down(going)
             await trio.sleep(3.0)
             for pipe, bulk in zip((theirs, ours), both, strict=True):
                 assert pipe.path.plugin == plugin
-                assert where(net, pipe) != going
+                assert where(nodes.net, pipe) != going
                 silence, changed = bulk.silence(began - 1.0), pipe.path_log[0].at - began
                 print(
                     f"{plugin}, {rtt:g}: changed over after {changed:.2f} s, silent for {silence:.2f} s; "
@@ -176,7 +176,7 @@ def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str, caller_
 
     async def main() -> None:
         async with (
-            relayed(pair, plugin, caller_has_turn=caller_has_turn) as (net, servers, ours, theirs),
+            relayed(pair, plugin, caller_has_turn=caller_has_turn) as (nodes, servers, ours, theirs),
             open_background_nursery() as nursery,
         ):
             talks = [Talk(ours, theirs), Talk(theirs, ours)]
@@ -184,7 +184,7 @@ def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str, caller_
                 nursery.start_soon(talk.receive)
                 nursery.start_soon(talk.send)
             await trio.sleep(2.0)
-            going, began = where(net, ours), trio.current_time()
+            going, began = where(nodes.net, ours), trio.current_time()
             left = await servers.shut_down(going)
             await trio.sleep(1.0)
             for talk in talks:
@@ -193,5 +193,52 @@ def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str, caller_
                 assert silence <= 0.2, "a round trip by the relay"
                 assert [change.new and change.new.state for change in talk.sender.path_log] == [PathState.LIVE]
             assert left < DRAIN
+
+    simulate(main, seed=0)
+
+
+def test_a_call_does_not_go_by_a_server_that_will_be_shut_down() -> None:
+    """Nor does it wait for that: as soon as the caller knows, which has a circuit there."""
+    pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.05, server_rtt=0.05)
+
+    async def main() -> None:
+        async with relayed(pair, "ws_relay") as (nodes, servers, ours, _), open_background_nursery() as nursery:
+            going = where(nodes.net, ours)
+            nursery.start_soon(servers.shut_down, going)
+            await trio.sleep(0.05)
+            began = trio.current_time()
+            async with await nodes.alice.auto_connect(nodes.bob.address, phases=["relay"]) as pipe:
+                print(f"a Pipe after {trio.current_time() - began:.2f} s")
+                assert where(nodes.net, pipe) != going
+                assert trio.current_time() - began <= 0.25, "four round trips, and one"
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["one that rings ends", "one that is answered is left"])
+def test_a_call_that_is_under_way_by_then(known: bool) -> None:
+    pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.05, server_rtt=0.05)
+
+    async def main() -> None:
+        async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_background_nursery() as nursery:
+            servers = Servers(net, nursery)
+            named = [replace(each, open=lambda _host: trio.open_nursery()) for each in await servers.run_circuits()]
+            async with open_nodes(net, servers=[*named, STUN, NTP]) as nodes:
+                pipes: list[Pipe] = []
+
+                async def call() -> None:
+                    pipes.append(await nodes.alice.auto_connect(nodes.bob.address, phases=["relay"]))
+
+                async with trio.open_nursery() as calls:
+                    calls.start_soon(call)
+                    await trio.sleep(0.11 if known else 0.06)  # the answer is just there, or the peer is just rung
+                    assert not pipes
+                    await servers.shut_down("server")
+                async with pipes[0] as ours, await nodes.bob.listener.accept() as theirs:
+                    await ours.send_all(b"hello")
+                    assert await theirs.receive_some() == b"hello"
+                    for pipe in (ours, theirs):
+                        assert where(net, pipe) == "stun2"
+                        assert [each.new and each.new.state for each in pipe.path_log] == [PathState.LIVE] * known
 
     simulate(main, seed=0)

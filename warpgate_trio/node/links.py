@@ -44,6 +44,10 @@ MAX_LAPSED: Final = 1024
 """Peers that are remembered because a Link with them was given up."""
 LAPSE_MEMORY: Final = 24 * 3600.0
 """Seconds for which they are: a machine that has slept over night is told by then."""
+MAX_LEAVING: Final = 64
+"""Addresses of ours that are remembered, at which paths begin whose relay will be gone before long."""
+LEAVING_MEMORY: Final = 60.0
+"""Seconds for which they are: what an attempt that was under way then may take to make a Link."""
 MAX_WAITING: Final = 256
 """Links of a node that wait for a path, or for the acknowledgement of what was said before their last Pipe was closed:
 what a node keeps for peers that may never come back.  One more, and the oldest breaks."""
@@ -92,6 +96,7 @@ class Links:
         self._uplinks: Final = Uplinks()
         self._standbys: Final = Standbys()
         self._lapsed: BoundedMap[bytes, float] = BoundedMap(MAX_LAPSED)
+        self._leaving: BoundedMap[TransportAddress, float] = BoundedMap(MAX_LEAVING)
         self._waiting: dict[Link, float] = {}  # without a path or a Pipe, and since when; the oldest first
         self.keep: Keep = _keep_nothing
         self.on_news: Callable[[bytes], object] = _hear_nothing
@@ -167,6 +172,7 @@ class Links:
             link.path_log.began = trio.current_time()
         link.on_wait = self._bound_waiting
         self._links.add(link)
+        self._leave_what_goes(link)
         self._nursery.start_soon(self._drive, link, tasks, reach)
 
     def revoke(self, peer_key: bytes) -> int:
@@ -181,6 +187,7 @@ class Links:
         logger.info("%r: %s", link, change)
         self.false_alarms += change.cause is PathCause.FORGIVEN
         self.switches += change.switched
+        self._leave_what_goes(link)
         log = link.path_log.changes
         if change.old is None and len(log) > 1 and change.at - log[-2].at > TRUST and not link.protocol.initiator:
             assert self._nursery is not None
@@ -222,7 +229,15 @@ class Links:
 
     def leave(self, local: TransportAddress) -> None:
         """A relay will be gone before long, paths by which begin at an address of ours; see `Link.leave`."""
+        self._leaving.put(local, trio.current_time())
         for link in list(self._links):
+            link.leave(local)
+
+    def _leave_what_goes(self, link: Link) -> None:
+        """What it speaks on may be a path that was found before its relay's end was said."""
+        local = link.carrier.local
+        since = self._leaving.get(local)
+        if since is not None and trio.current_time() - since < LEAVING_MEMORY:
             link.leave(local)
 
     def check(self) -> None:
