@@ -15,7 +15,7 @@ import trio
 from tests.sim.roaming import Talk, numbered
 from tests.sim.test_relays_fail import CREDENTIALS, SECOND, TURNS, where
 from tests.sim.test_ws_relay import OPEN, URL
-from warpgate_trio import PathState, Pipe
+from warpgate_trio import NodeConfig, PathsConfig, PathState, Pipe
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import RendezvousServer, serve_rendezvous
 from warpgate_trio.servers.turn import TurnServer, serve_turn
@@ -122,13 +122,13 @@ WORLDS: Final = {"ws_relay": Servers.run_circuits, "turn": Servers.run_allocatio
 
 @asynccontextmanager
 async def relayed(
-    pair: PeerPair, plugin: str, *, caller_has_turn: bool = True
+    pair: PeerPair, plugin: str, *, caller_has_turn: bool = True, config: NodeConfig | None = None
 ) -> AsyncGenerator[tuple[NodePair, Servers, Pipe, Pipe]]:
     """A Pipe by one of two relays, and both of its ends."""
     async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_background_nursery() as nursery:
         servers = Servers(net, nursery)
         named = [replace(each, open=lambda _host: trio.open_nursery()) for each in await WORLDS[plugin](servers)]
-        async with open_nodes(net, servers=[*named, STUN, NTP]) as nodes:
+        async with open_nodes(net, config=config, servers=[*named, STUN, NTP]) as nodes:
             if not caller_has_turn:
                 nodes.alice._runtime.relays.servers = ()  # type: ignore[misc]
             ours = await nodes.alice.auto_connect(nodes.bob.address, relay_first=True)
@@ -240,5 +240,29 @@ def test_a_call_that_is_under_way_by_then(known: bool) -> None:
                     for pipe in (ours, theirs):
                         assert where(net, pipe) == "stun2"
                         assert [each.new and each.new.state for each in pipe.path_log] == [PathState.LIVE] * known
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_another_relay_stands_by_where_the_one_that_did_is_shut_down(standby: bool) -> None:
+    pair = PeerPair.between(presets.LINUX, presets.LINUX, rtt=0.05, server_rtt=0.05)
+
+    async def main() -> None:
+        config = NodeConfig(paths=PathsConfig(standby_relay=standby))
+        async with relayed(pair, "ws_relay", config=config) as (nodes, servers, ours, theirs):
+            await trio.sleep(5.0)
+            assert ours.path.phase == theirs.path.phase == "punch"
+            left = await servers.shut_down("server")
+            await trio.sleep(1.0)
+            print(f"its last client has left the server after {left:.2f} s")
+            assert left < LEAVE
+            for pipe in (ours, theirs):
+                assert pipe.path.phase == "punch"
+                assert pipe.path.state is PathState.LIVE
+                by_relay = [each.path for each in pipe._link._drivers if each.is_relayed]  # type: ignore[attr-defined]
+                assert len(by_relay) == standby
+                servers_ip = nodes.net.hosts["stun2"].ip
+                assert all(servers_ip == each.remote[0] for each in by_relay if each is not None)
 
     simulate(main, seed=0)

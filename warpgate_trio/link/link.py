@@ -237,7 +237,7 @@ class Link(Travelling):
 
     def _may_stand_by(self, lane: LaneDriver) -> bool:
         """Whether a lane that was left is kept, in case the other one fails: the last one by a relay."""
-        relays = [each for each in self._lanes.values() if each.is_relayed]
+        relays = [each for each in self._lanes.values() if each.is_relayed and not each.protocol.leaving]
         close = partial(self._lose, lane, trio.BrokenResourceError("too many relays stand by"))
         lane.protocol.life.rests = lane in relays[-1:] and self._standbys.keep(lane, close)
         return lane.protocol.life.rests

@@ -28,6 +28,11 @@ class Standbys:
     def __len__(self) -> int:
         return len(self._close)
 
+    @property
+    def keeps_any(self) -> bool:
+        """Whether there are to be some."""
+        return self._most > 0
+
     def keep(self, lane: Hashable, close: Callable[[], object]) -> bool:
         """Whether a lane stands by, from now on or as before; `close` is called when it has to give way."""
         if lane not in self._close and self._most:

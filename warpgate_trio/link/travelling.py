@@ -181,7 +181,7 @@ class Travelling(Handshake):
     def leave(self, local: TransportAddress) -> None:
         """A relay will be gone before long, carriers by which begin at an address of ours."""
         for lane in self._drivers:
-            if lane.path is not None and lane.path.phase == "relay" and lane.carrier.local == local:
+            if lane.is_relayed and lane.carrier.local == local:
                 lane.protocol.leaving = True
         self.path_log.told.unpark_all()
 
@@ -205,6 +205,13 @@ class Travelling(Handshake):
         """Wait until we do not speak on such a carrier; `trio.BrokenResourceError` once the Link is over."""
         while self.is_leaving:
             await self.wait_path_event()
+
+    @property
+    def lacks_standby(self) -> bool:
+        """Whether what we speak on goes by no relay, and of those that could stand by for it all are to be left."""
+        relays = [lane for lane in self._drivers if lane.is_relayed]
+        wants = self._standbys.keeps_any and not self._speaking.is_relayed
+        return wants and bool(relays) and all(lane.protocol.leaving for lane in relays)
 
     def prefer_another(self) -> bool:
         """Change over to another carrier that is well and may stay, once it is proven; whether there is one."""

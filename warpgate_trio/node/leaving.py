@@ -2,8 +2,9 @@
 
 A relay's server that is about to be shut down says so (`warpgate_trio.servers.relay_frames`,
 `warpgate_trio.turn.client_core`), and `Link.leave` notes which carriers go by it.  Where the Link speaks on one of
-these, it changes over to another carrier that it has, else to one that a search finds, by other relays too.  What was
-left is closed as soon as nothing comes there any more, so that the server has not to wait.
+these, it changes over to another carrier that it has, else to one that a search finds, by other relays too.  Where one
+of these stands by for a path that goes by no relay, the side that called has another relay stand by.  What was left is
+closed as soon as nothing comes there any more, so that the server has not to wait.
 """
 
 from __future__ import annotations
@@ -27,21 +28,25 @@ RESPONDER_WAITS: Final = 1.0
 """Seconds by which the side that was called searches later where the other one has been told, too."""
 
 
-async def keep_off(link: Link, search: Callable[[], Awaitable[object]]) -> None:
+Search = Callable[[], Awaitable[object]]
+
+
+async def keep_off(link: Link, search: Search, replace_standby: Search) -> None:
     """Leave what is to be left, until the Link is over.
 
     Args:
-      search: has the Link change over to another path; raises `ConnectError` or `AttemptFailed` where there is none.
+      search: has the Link change over to another path.
+      replace_standby: has another relay stand by.  Both raise `ConnectError` or `AttemptFailed` where there is none.
     """
     try:
-        await _keep_off(link, search)
+        await _keep_off(link, search, replace_standby)
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
         logger.debug("%r: nothing is left any more: %s", link, error)
     except Exception:
         logger.exception("%r: leaving a relay failed in a way that nobody foresaw", link)
 
 
-async def _keep_off(link: Link, search: Callable[[], Awaitable[object]]) -> None:
+async def _keep_off(link: Link, search: Search, replace_standby: Search) -> None:
     tries = 0
     while True:
         await link.wait_leaving()
@@ -52,6 +57,11 @@ async def _keep_off(link: Link, search: Callable[[], Awaitable[object]]) -> None
             await link.wait_path_event()
         if not link.is_leaving:
             tries = 0
+            if link.protocol.initiator and link.lacks_standby:
+                try:
+                    await replace_standby()
+                except (AttemptFailed, ConnectError) as error:
+                    logger.debug("%r: no other relay stands by: %s", link, error)
             await trio.sleep(link.close_left())
             continue
         logger.info("%r: the relay will be shut down; searching for another path", link)

@@ -175,7 +175,7 @@ class _Kept:
             async with open_background_nursery() as nursery:
                 if self._keeper.upgrade and link.protocol.initiator:
                     nursery.start_soon(self._look_for_better_ones)
-                nursery.start_soon(keep_off, link, self._leave)
+                nursery.start_soon(keep_off, link, self._leave, self._replace_standby)
                 await link.wait_path(well=False)
             if trio.current_time() - well_since >= STEADY:
                 tries = 0
@@ -352,6 +352,16 @@ class _Kept:
 
         self._background.cancel()
         await self._search_better(self._what_is_allowed(), is_another, relay_first=True)
+
+    async def _replace_standby(self) -> None:
+        """Have another relay's path for the Link, which does not speak on it; errors as for `_leave`."""
+        peer, allowed = self._find_peer(), self._what_is_allowed()
+        if peer is None or "relay" not in allowed.phases:
+            raise AttemptFailed("there is no other relay, or none is allowed")
+        async with self._searching:
+            with panics_as_errors():
+                walk = self._plan_walk(peer, replace(allowed, phases=("relay",)), refresh=self._keeper.refresh)
+                await walk.search(deadline=trio.current_time() + self._home.view.budgets.total)
 
     async def _search_better(
         self, allowed: Reach, only: Callable[[Combo], bool], timeout: float | None = None, *, relay_first: bool = False
