@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import trio
 import trio.testing
 
+from warpgate_trio.config import ServerUrl
+from warpgate_trio.ports.server_dial import ServerDial
 from warpgate_trio.servers.relay_frames import Answer, EndReason, Relay, RelayEnd
-from warpgate_trio.signal.calls import SILENT_FOR, SILENT_TRIPS, _Judge
+from warpgate_trio.signal.calls import CONNECTS_WITHIN, SILENT_FOR, SILENT_TRIPS, RelayingServer, _Judge, relays_of
 from warpgate_trio.signal.circuits import Circuit, Circuits, Outbox
+from warpgate_trio.signal.slot import Slot
 from warpgate_trio.standing import PASSED_OVER, Standing, Standings
 
 SERVER = "ws://server"
@@ -115,3 +120,21 @@ async def test_a_circuit_that_is_closed_here_says_nothing(
     await trio.sleep(10)
     circuit.close()
     assert standing(standings) is Standing.GOOD
+
+
+async def test_a_server_that_is_connected_to_for_the_first_time_is_not_behind_the_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """For a moment; one that could not be connected to is."""
+    slot = Slot(ServerUrl.parse(SERVER), ServerDial(None))
+    keeper = SimpleNamespace(own=[slot], standings=Standings[str]())
+
+    def found() -> RelayingServer:
+        return relays_of(keeper)[SERVER]  # type: ignore[arg-type]
+
+    slot.first_try = trio.current_time()
+    assert (found().relays, found().standing) == (None, Standing.GOOD)
+    await trio.sleep(CONNECTS_WITHIN)
+    assert found().standing is Standing.FAILED
+    slot.first_try, slot.last_error = trio.current_time(), "connection refused"
+    assert found().standing is Standing.FAILED

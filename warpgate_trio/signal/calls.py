@@ -19,6 +19,9 @@ from .keeper import ChannelKeeper
 
 __all__ = ["RelayingServer", "circuit_by", "relays_of"]
 
+CONNECTS_WITHIN: Final = 1.0
+"""Seconds in which a server that was just begun with is as good as one that is connected: which of several is connected
+first decides nothing."""
 SILENT_TRIPS: Final = 3
 """Round trips to a server after which a call that was given up says that it is silent: an answer takes two where the
 peer is as far from it."""
@@ -32,7 +35,7 @@ class RelayingServer:
 
     Attributes:
       relays: for whom; None: that is not known.
-      standing: whether it failed lately, or is not connected.
+      standing: whether it failed lately, or cannot be connected to.
     """
 
     url: ServerUrl
@@ -46,7 +49,9 @@ def relays_of(keeper: ChannelKeeper) -> dict[str, RelayingServer]:
     for slot in keeper.own:
         if slot.url.scheme in ("ws", "wss"):
             relays = None if slot.channel is None else slot.channel.relays
-            standing = Standing.FAILED if relays is None else keeper.standings.of(slot.key, trio.current_time())
+            standing = keeper.standings.of(slot.key, trio.current_time())
+            if relays is None and not slot.is_new(CONNECTS_WITHIN):
+                standing = Standing.FAILED
             found[slot.key] = RelayingServer(url=slot.url, relays=relays, standing=standing)
     return found
 

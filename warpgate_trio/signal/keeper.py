@@ -307,6 +307,7 @@ class ChannelKeeper:
         since, late = math.inf, trio.current_time() + CONNECT_TIMEOUT
         answered = False
         slot.state = ServerState.CONNECTING
+        slot.first_try = trio.current_time() if slot.first_try is None else slot.first_try
         try:
             with panics_as_errors(), trio.CancelScope(deadline=late) as slot.scope:
                 context = self.trust() if slot.url.tls else None

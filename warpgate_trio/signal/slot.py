@@ -78,6 +78,8 @@ class Slot:
         self.state: ServerState = ServerState.CONNECTING
         self.channel: SignalChannel | None = None
         self.last_error: str | None = None
+        self.first_try: float | None = None
+        """When it was connected to for the first time."""
         self.unresolved: bool = False
         """`last_error` is that its name cannot be resolved."""
         self.lost: bool = False
@@ -93,6 +95,11 @@ class Slot:
     def connected(self) -> bool:
         """The server has registered us.  What there is to send goes by `channel` before that."""
         return self.channel is not None and self.state is ServerState.CONNECTED
+
+    def is_new(self, seconds: float) -> bool:
+        """Whether it was begun with so lately, and has not failed to connect."""
+        began = trio.current_time() if self.first_try is None else self.first_try
+        return self.last_error is None and trio.current_time() - began < seconds
 
     def touch(self) -> None:
         """There was traffic: a channel to a peer's server lasts a minute more."""
