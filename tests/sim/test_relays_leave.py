@@ -253,10 +253,12 @@ def test_another_relay_stands_by_where_the_one_that_did_is_shut_down(standby: bo
         async with relayed(pair, "ws_relay", config=config) as (nodes, servers, ours, theirs):
             await trio.sleep(5.0)
             assert ours.path.phase == theirs.path.phase == "punch"
+            told = ours.search_report
             left = await servers.shut_down("server")
             await trio.sleep(1.0)
             print(f"its last client has left the server after {left:.2f} s")
             assert left < LEAVE
+            assert ours.search_report is told, "the Pipe has not changed over to anything"
             for pipe in (ours, theirs):
                 assert pipe.path.phase == "punch"
                 assert pipe.path.state is PathState.LIVE

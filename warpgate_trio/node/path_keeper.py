@@ -361,7 +361,7 @@ class _Kept:
         async with self._searching:
             with panics_as_errors():
                 walk = self._plan_walk(peer, replace(allowed, phases=("relay",)), refresh=self._keeper.refresh)
-                await walk.search(deadline=trio.current_time() + self._home.view.budgets.total)
+                await walk.search(deadline=trio.current_time() + self._home.view.budgets.total, noted=False)
 
     async def _search_better(
         self, allowed: Reach, only: Callable[[Combo], bool], timeout: float | None = None, *, relay_first: bool = False

@@ -211,11 +211,14 @@ class Walk:
             self._begin_session()
         raise AssertionError("the last session returns or raises")
 
-    async def search(self, *, deadline: float) -> None:
+    async def search(self, *, deadline: float, noted: bool = True) -> None:
         """The same for a further carrier of `link`, which it has when this returns; errors as in `run`.
 
         Where it is `preferred`, the Link speaks on it by then.  Where it is not, there is a hurry: the direct phase is
         not waited for, and no phase is over before there are signals.
+
+        Args:
+          noted: it is one of those that the Pipes tell of.
         """
         assert self._link is not None
         log, session = self._link.path_log, self._session
@@ -224,12 +227,13 @@ class Walk:
             with self._home.call():
                 await self._run_session(deadline)
         except ConnectError as error:
-            log.note_search(error.report, began=self._recorder.began)
+            if noted:
+                log.note_search(error.report, began=self._recorder.began)
             raise
         finally:
-            if session.attached:  # though the search may have been called off in that moment
+            if session.attached and noted:  # though the search may have been called off in that moment
                 log.note_search(self._finish(Verdict.CONNECTED), began=self._recorder.began)
-            elif session.evidence.signalled:
+            if session.evidence.signalled and not session.attached:
                 self._home.say_goodbye(partial(self._tell_that_it_is_over, session))
 
     @property
