@@ -23,6 +23,7 @@ from warpgate_trio.errors import (
 )
 from warpgate_trio.link import frame_codec
 from warpgate_trio.link import frames as link
+from warpgate_trio.link.ahead import AHEAD_UNITS
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.channels import WINDOW_MIN
 from warpgate_trio.link.frame_reader import FrameReader
@@ -396,7 +397,11 @@ def _converse_on_lanes(initiator: bool, data: bytes) -> None:
             protocol.handle_timer(lane_, protocol.deadline(lane_))
         assert len(protocol.take_news()) <= len(data)
         assert protocol.incoming is not None
-        assert all(lane_.received <= protocol.incoming.received for lane_ in protocol.lanes)
+        for each in protocol.lanes:
+            assert each.received <= protocol.incoming.received or each in protocol._ahead
+            if each in protocol._ahead:
+                assert each.received - protocol._ahead[each].start <= AHEAD_UNITS
+                assert protocol._ahead[each].start > protocol.incoming.received, "it is taken in as soon as it can be"
 
 
 # -- STUN --------------------------------------------------------------------------------------------------------------
