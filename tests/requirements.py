@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from tests.seccomp import NUMBERS
 
@@ -108,6 +109,13 @@ def tun() -> str | None:
     return None
 
 
+def postgres() -> str | None:
+    """PostgreSQL, which Debian keeps in a folder for each version, and its client."""
+    if any(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
+        return program("psql")()
+    return "postgres is not installed (as root on Debian: make lab-deps)"
+
+
 REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "linux": linux,
     "root": root,
@@ -130,6 +138,10 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "haproxy": program("haproxy"),
     "systemd-analyze": program("systemd-analyze"),
     "ip": program("ip"),
+    "curl": program("curl"),
+    "iperf3": program("iperf3"),
+    "sshd": program("sshd"),
+    "postgres": postgres,
 }
 
 

@@ -5,7 +5,8 @@
 # note that chrony takes the place of systemd-timesyncd.
 set -eu
 
-packages="mosquitto coturn chrony nftables iproute2 miniupnpd nginx-light libnginx-mod-stream haproxy squid tinyproxy microsocks systemd"
+packages="mosquitto coturn chrony nftables iproute2 miniupnpd nginx-light libnginx-mod-stream haproxy squid tinyproxy microsocks systemd
+curl iperf3 openssh-client openssh-server postgresql postgresql-client"
 
 missing=""
 for package in $packages; do
@@ -57,7 +58,8 @@ echo "lab-deps: installing$missing"
 if [ -d /run/systemd/system ]; then
     for package in $missing; do
         case $package in
-        mosquitto | coturn | chrony | miniupnpd | haproxy | squid | tinyproxy | microsocks) systemctl --quiet disable --now "$package" || true ;;
+        mosquitto | coturn | chrony | miniupnpd | haproxy | squid | tinyproxy | microsocks | postgresql) systemctl --quiet disable --now "$package" || true ;;
+        openssh-server) systemctl --quiet disable --now ssh || true ;;
         esac
     done
 fi

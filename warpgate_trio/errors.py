@@ -52,6 +52,7 @@ __all__ = [
     "StunMalformed",
     "StunRefused",
     "StunTimeout",
+    "TargetRefused",
     "WarpgateError",
     "WrongPeer",
     "is_panic",
@@ -253,6 +254,18 @@ class PeerRefused(WarpgateError):
     def __init__(self, reason: int, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class TargetRefused(WarpgateError):
+    """The peer does not lead a forwarded connection where it was asked to; the text says why (docs/forwarding.md).
+
+    Attributes:
+      answer: the peer's answer, a `warpgate_trio.forwarding.Answer`.
+    """
+
+    def __init__(self, answer: int, message: str) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class PeerAborted(WarpgateError):

@@ -154,7 +154,7 @@ def test_a_limit_has_its_unit_and_its_first_sentence() -> None:
     assert rows["websocket.stream.BUDGET_RATE"]["value"] == "64 B/s"
     assert rows["link.budget.CONTROL_RATE"]["value"] == "100,000 /s"
     assert rows["clock.estimate.DRIFT"]["value"] == "0.000015 s"
-    assert rows["link.channels.MAX_CHANNELS"]["value"] == "256"
+    assert rows["link.channels.MAX_CHANNELS"]["value"] == "1,024"
     stun = rows["servers.stun_core.StunLimits.silence"]
     assert (stun["value"], stun["meaning"]) == (
         "300 s",

@@ -597,7 +597,7 @@ def test_a_peer_that_changes_over_without_end_is_left_unread_for_a_while() -> No
     assert wire is not None
     ends.settle()
     lanes = [each.lanes["b"] for each in ends.wires]
-    for number in range(20):
+    for number in range(80):
         assert not any(lane.pause(ends.now) for lane in lanes) or number > 2
         ends.promote("a", ends.wires[(number + 1) % 2])
         ends.settle()

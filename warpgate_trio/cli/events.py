@@ -14,6 +14,7 @@ __all__ = [
     "Event",
     "Explained",
     "Failed",
+    "Forwarding",
     "Identified",
     "ListenReady",
     "NetChecked",
@@ -59,6 +60,20 @@ class ServeReady(Event, frozen=True, kw_only=True, tag="ready"):
     servers: dict[str, list[str]]
     relay_token: str | None = None
     health: str | None = None
+
+
+class Forwarding(Event, frozen=True, kw_only=True, tag="forwarding"):
+    """`forward` leads connections on.
+
+    Attributes:
+      listens: where connections are taken, ``HOST:PORT``.
+      target: where they lead.
+      reverse: the peer listens, and the target is on this side; else the other way round.
+    """
+
+    listens: list[str]
+    target: str
+    reverse: bool
 
 
 class PipeOpened(Event, frozen=True, kw_only=True, tag="pipe"):

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "serve": ("serve", "serve"),
     "listen": ("listen", "listen"),
     "connect": ("connect", "connect"),
+    "forward": ("forward", "forward"),
     "ping": ("ping", "ping"),
     "netcheck": ("netcheck", "netcheck"),
     "simulate": ("simulate", "simulate"),

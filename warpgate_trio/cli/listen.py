@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..config import NodeConfig
     from ..link import Pipe
     from ..node import Node
+    from .exposing import Exposing
     from .stdio import StandardInput
 
 __all__ = ["listen"]
@@ -45,6 +46,15 @@ NAT_PATIENCE: Final = 1.0
 @click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
+@click.option(
+    "--expose",
+    multiple=True,
+    metavar="[HOST:]PORT",
+    help="Let peers' `forward` lead here, until interrupted: a name, an address or NETWORK/BITS; a port or *.",
+)
+@click.option(
+    "--bind", multiple=True, metavar="[HOST:]PORT", help="Let peers' `forward --reverse` have this port; a port or *."
+)
 @path_options
 @path_events_option
 @json_option
@@ -58,12 +68,16 @@ def listen(
     allow_any: bool,
     echo: bool,
     keep_open: bool,
+    expose: tuple[str, ...],
+    bind: tuple[str, ...],
 ) -> int:
     """Print this node's address, wait for a peer, and join stdin and stdout to its Pipe.
 
     Peers are let in by their id, which `warpgate-trio id` prints on their machine: --allow, or --allow-any, has to say
-    whom.
+    whom.  With --expose or --bind nothing is joined to stdin and stdout: peers forward connections.
     """
+    if echo and (expose or bind):
+        raise click.UsageError("--echo goes with neither --expose nor --bind")
     if allow and allow_any:
         raise click.UsageError("--allow and --allow-any exclude each other")
     if not allow and not allow_any:
@@ -82,19 +96,35 @@ def listen(
             raise click.UsageError(f"--allow {peer_id}: {error}") from error
     settings.start_logging()
     raise_file_limit()  # strangers may hold some hundred, and a spray takes as many
-    listening = _Listening(settings, allowed=frozenset(allow) or None, echo=echo, keep_open=keep_open)
+    exposing = None
+    if expose or bind:
+        from .exposing import Exposing
+
+        exposing, keep_open = Exposing(settings, expose, bind), True
+    listening = _Listening(
+        settings, allowed=frozenset(allow) or None, echo=echo, keep_open=keep_open, exposing=exposing
+    )
     return run(partial(listening.run, node_options.load()), service=keep_open)
 
 
 @final
 class _Listening:
-    def __init__(self, settings: Settings, *, allowed: frozenset[str] | None, echo: bool, keep_open: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        allowed: frozenset[str] | None,
+        echo: bool,
+        keep_open: bool,
+        exposing: Exposing | None = None,
+    ) -> None:
         from .stdio import StandardOutput
 
         self._settings = settings
         self._allowed = allowed
         self._echo = echo
         self._keep_open = keep_open
+        self._exposing = exposing
         self._output = StandardOutput()
 
     async def run(self, config: NodeConfig) -> ExitCode:
@@ -158,6 +188,8 @@ class _Listening:
         from .events import PipeOpened, encode
 
         pipe = await node.listener.accept()
+        if self._exposing is not None and self._exposing.is_forward(pipe):
+            return pipe  # of which there are many
         try:
             if not self._keep_open:
                 node.listener.keep_nowait(pipe)
@@ -203,7 +235,9 @@ class _Listening:
         async with open_background_nursery() as nursery:
             while True:
                 pipe = await self._accept(node)
-                if self._echo or self._settings.json:
+                if self._exposing is not None:
+                    nursery.start_soon(self._exposing.serve, pipe)
+                elif self._echo or self._settings.json:
                     nursery.start_soon(self._serve_one_of_many, pipe, source)
                 else:
                     await self._serve_one_of_many(pipe, source)

@@ -22,7 +22,7 @@ some PINGs to say."""
 CONTROL_RATE: Final = 100_000.0
 """Frames per second that are no DATA for a channel that stands: they cost what bulk costs, a third of a core.  A
 transfer of 1 GB/s needs 2,000 of them for its credit, and who asks for a PONG waits for it."""
-CONTROL_BURST: Final = 4096
+CONTROL_BURST: Final = 16 * 1024
 """Of them at once: all channels opened, written to and closed, once over."""
 OPEN_COST: Final = 8
 """Frames that an OPEN counts for, since it makes a channel: 12,500 a second, ten times what Python can do with them."""

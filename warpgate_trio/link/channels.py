@@ -26,10 +26,11 @@ WINDOW_MAX: Final = 8 * 1024 * 1024
 """Bytes up to which a window doubles, while a half of it is used up within two round trips."""
 WINDOWS_TOTAL: Final = 64 * 1024 * 1024
 """Bytes that one peer can make this side hold: all windows of a Link, and what ended channels still hold unread."""
-WINDOW_FLOOR: Final = 128 * 1024
+WINDOW_FLOOR: Final = 32 * 1024
 """Bytes kept free for every channel that is still to come: `MAX_CHANNELS` of them are half of `WINDOWS_TOTAL`."""
-MAX_CHANNELS: Final = 256
-"""Channels alive at once on a Link: bounds what a peer can make us remember."""
+MAX_CHANNELS: Final = 1024
+"""Channels alive at once on a Link: bounds what a peer can make us remember.  A browser, or a pool of connections, has
+hundreds, and a forwarded one is a channel."""
 EARLY_DATA_LIMIT: Final = 64 * 1024
 """Bytes that may ride behind a COMMIT before it is accepted: a responder holds them until it has decided."""
 

@@ -38,7 +38,7 @@ from .states import LinkState, Role, next_link_state
 
 __all__ = ["MAX_OUTBOX", "LaneProtocol"]
 
-MAX_OUTBOX: Final = 2048
+MAX_OUTBOX: Final = 8192
 """Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
 FIRST_PADDING: Final = 2 * 1024
 """Bytes that say nothing before the first frame: more than a full segment."""

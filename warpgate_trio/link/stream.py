@@ -37,7 +37,7 @@ BLOCK: Final = 16 * 1024
 """Bytes of such a block at most."""
 PINNED_MAX: Final = 16 * 1024 * 1024
 """Bytes of the largest object of which a part is kept by reference, since that keeps all of it alive."""
-MAX_FRAMES: Final = 4096
+MAX_FRAMES: Final = 16 * 1024
 """Frames other than DATA that may wait to be acknowledged: a peer that makes us say more takes nothing in."""
 ACK_UNITS: Final = 5 * 1024 * 1024
 """New units after which an ACK is due at the latest.  One goes with each CREDIT, and that is said after 4 MiB where the

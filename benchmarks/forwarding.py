@@ -1,0 +1,164 @@
+"""What a forwarded connection costs: time to its first byte, throughput, and a thousand at once, over loopback.
+
+Processes as their users run them: ``listen --expose`` and ``forward``; the client and the service are in this process.
+A *connection* is a new TCP connection that sends a byte and hears it back; what forwarding adds to it is the difference
+to the same without, medians of interleaved ones.  *Throughput* is of one connection that takes in what the service
+sends, beside that of a Pipe from another process to this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+
+from tests.end_to_end.processes import started
+from warpgate_trio import Identity, NodeConfig, Pipe, anyone, open_node, serve_pipes
+from warpgate_trio.cli.files import raise_file_limit
+
+PIECE = bytes(1 << 20)
+
+
+async def serve(stream: trio.SocketStream) -> None:
+    """Send back what comes; after a byte ``s``, send without end."""
+    with trio.move_on_after(600):
+        try:
+            async for data in stream:
+                if data == b"s":
+                    while True:
+                        await stream.send_all(PIECE)
+                await stream.send_all(data)
+            await stream.send_eof()
+        except trio.BrokenResourceError:
+            pass
+
+
+async def bounce(port: int) -> float:
+    """Milliseconds until a new connection has its byte back."""
+    began = time.perf_counter()
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(b"x")
+        assert await stream.receive_some(1) == b"x"
+        return 1000 * (time.perf_counter() - began)
+
+
+async def rate(port: int, size: int) -> float:
+    """10^6 bytes per second that one connection takes in."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(b"s")
+        await stream.receive_some(1)
+        left, began = size, time.perf_counter()
+        while left > 0:
+            left -= len(await stream.receive_some(1 << 20))
+        return size / 1e6 / (time.perf_counter() - began)
+
+
+async def send_without_end() -> None:
+    """A node that sends to whoever calls, until it is ended; prints its address."""
+
+    async def handler(pipe: Pipe) -> None:
+        while True:
+            await pipe.send_all(PIECE)
+
+    async with open_node(NodeConfig(), identity=Identity.generate(), authorize=anyone) as node:
+        print(node.address, flush=True)
+        await serve_pipes(handler, node)
+
+
+async def pipe_rate(size: int) -> float:
+    """The same of a Pipe between two processes."""
+    words = [sys.executable, "-m", "benchmarks.forwarding", "--send"]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as sender:
+        assert sender.stdout is not None
+        address = sender.stdout.readline().strip()
+        try:
+            async with open_node(NodeConfig(), identity=Identity.generate()) as node:
+                async with await node.auto_connect(address) as pipe:
+                    await pipe.receive_some(1)
+                    left, began = size, time.perf_counter()
+                    while left > 0:
+                        left -= len(await pipe.receive_some(1 << 20))
+                    return size / 1e6 / (time.perf_counter() - began)
+        finally:
+            sender.kill()
+
+
+async def thousand(port: int, count: int) -> float:
+    """Seconds for so many connections to be open at once, each with an answer."""
+    everybody, here = trio.Event(), 0
+
+    async def one() -> None:
+        nonlocal here
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(b"x")
+            assert await stream.receive_some(1) == b"x"
+            here += 1
+            if here == count:
+                everybody.set()
+            await everybody.wait()
+            await stream.send_all(b"y")
+            assert await stream.receive_some(1) == b"y"
+
+    began = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(one)
+    return time.perf_counter() - began
+
+
+@asynccontextmanager
+async def forwarded() -> AsyncGenerator[tuple[int, int]]:
+    """The port of the service, and one that leads to it."""
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=4096)
+        port = listeners[0].socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        exposing = started("listen", "--ephemeral", "--allow-any", "--expose", str(port), "--json")
+        address = (await (await stack.enter_async_context(exposing)).event())["address"]
+        forwarding = started("forward", "--ephemeral", "--json", "0", f"{address}:{port}")
+        forward = await stack.enter_async_context(forwarding)
+        yield port, int((await forward.event())["listens"][0].rpartition(":")[2])
+        nursery.cancel_scope.cancel()
+
+
+async def run(connections: int, mebibytes: int, count: int) -> None:
+    """All of it."""
+    async with forwarded() as (port, here):
+        await bounce(port)
+        await bounce(here)
+        pairs = [(await bounce(port), await bounce(here)) for _ in range(connections)]
+        plain, led = (statistics.median(each) for each in zip(*pairs, strict=True))
+        print(f"a connection: {led:.2f} ms, {plain:.2f} ms without: {led - plain:.2f} ms more (bar 1.2)")
+        size = mebibytes << 20
+        rates = [(await rate(here, size), await pipe_rate(size)) for _ in range(5)]
+        led, pipe = (statistics.median(each) for each in zip(*rates, strict=True))
+        share = statistics.median(each / beside for each, beside in rates)
+        print(f"throughput: {led:.0f} MB/s, of a Pipe {pipe:.0f} MB/s: {share:.2f} of it (bar 0.7)")
+        print(f"{count} connections at once, each with two answers: {await thousand(here, count):.1f} s")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.forwarding", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--connections", type=int, default=200, help="one after the other (200)")
+    parser.add_argument("--mebibytes", type=int, default=256, help="of one transfer (256)")
+    parser.add_argument("--at-once", type=int, default=1000, help="connections (1000)")
+    parser.add_argument("--send", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.send:
+        trio.run(send_without_end)
+    raise_file_limit()
+    trio.run(run, options.connections, options.mebibytes, options.at_once)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

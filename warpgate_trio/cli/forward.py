@@ -1,0 +1,295 @@
+"""``warpgate-trio forward``: ports of this machine that lead to the peer's network, and the other way round."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import click
+
+from .connect import PHASES, read_phases
+from .exits import CommandFailed, ExitCode, UsageProblem
+from .options import (
+    NodeOptions,
+    Settings,
+    common_options,
+    json_option,
+    node_options,
+    pass_settings,
+    path_events_option,
+    path_options,
+)
+
+if TYPE_CHECKING:
+    import trio
+
+    from ..address import PeerAddress
+    from ..config import NodeConfig
+    from ..forwarding import Target
+    from ..link import Pipe
+    from ..node import Node
+
+__all__ = ["forward"]
+
+PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds between calls to a peer that was connected and is there no more; the last one is for all further ones."""
+
+
+@click.command(short_help="Ports here that lead to the peer's network, or the other way round.")
+@click.argument("words", nargs=-1, required=True, metavar="[[HOST:]PORT] PEER:[HOST:]PORT")
+@node_options
+@click.option("--reverse", is_flag=True, help="The peer listens, and what comes there is led to [HOST:]PORT here.")
+@click.option("--stdio", is_flag=True, help="Join stdin and stdout to the target, as ssh's ProxyCommand wants it.")
+@click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
+@click.option(
+    "--relay-first/--no-relay-first",
+    default=None,
+    help="Begin by a relay where there is one, and change over to a better path once that is found (the default).",
+)
+@path_options
+@path_events_option
+@json_option
+@common_options
+@pass_settings
+def forward(
+    settings: Settings,
+    *,
+    words: tuple[str, ...],
+    node_options: NodeOptions,
+    reverse: bool,
+    stdio: bool,
+    phases: tuple[str, ...] | None,
+    timeout: float | None,
+) -> int:
+    """Lead connections to [HOST:]PORT of this machine to a host and port in the network of PEER, until interrupted.
+
+    PEER is the text wg1… that its `listen` has printed.  A host that is not said is 127.0.0.1: here, so that nobody
+    else comes in, and there.  What the peer lets in is its own choice: `listen --expose`, and `--bind` for --reverse.
+
+    With --stdio there is one connection, and PEER:[HOST:]PORT alone is given:
+    ssh -o ProxyCommand='warpgate-trio forward --stdio wg1…:22' HOST
+    """
+    if reverse and stdio:
+        raise click.UsageError("--reverse and --stdio exclude each other")
+    wanted = 1 if stdio else 2
+    if len(words) != wanted:
+        raise click.UsageError("give PEER:[HOST:]PORT alone with --stdio, else [HOST:]PORT and PEER:[HOST:]PORT")
+    from ..forwarding import Target
+    from .files import raise_file_limit
+    from .runner import run
+
+    peer, colon, rest = words[-1].partition(":")
+    try:
+        if not colon:
+            raise ValueError(f"{words[-1]!r} names no port of the peer's: PEER:[HOST:]PORT")
+        far = Target.parse(rest, least=0 if reverse else 1)
+        near = None if stdio else Target.parse(words[0], least=1 if reverse else 0)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    settings.start_logging()
+    raise_file_limit()  # each connection here takes one
+    call = _Forwarding(settings, peer=peer, near=near, far=far, reverse=reverse, phases=phases, timeout=timeout)
+    return run(partial(call.run, node_options.load()), service=not stdio)
+
+
+@final
+class _Forwarding:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        peer: str,
+        near: Target | None,
+        far: Target,
+        reverse: bool,
+        phases: tuple[str, ...] | None,
+        timeout: float | None,
+    ) -> None:
+        self._settings = settings
+        self._address = peer
+        self._near = near
+        self._far = far
+        self._reverse = reverse
+        self._phases = phases
+        self._timeout = timeout
+        self._pipe: Pipe | None = None
+        self._announced = False
+
+    async def run(self, config: NodeConfig) -> ExitCode:
+        import trio
+
+        from ..address import PeerAddress
+        from ..errors import TargetRefused
+        from ..node import open_node
+        from .caller import caller_identity
+
+        peer = PeerAddress.from_text(self._address)
+
+        async def authorize(peer_id: str) -> bool:
+            """Who has our port opens Pipes to us; nobody else does."""
+            await trio.lowlevel.checkpoint()
+            return peer_id == peer.peer_id
+
+        async with AsyncExitStack() as stack:
+            listeners: list[trio.SocketListener] = []
+            if self._near is not None and not self._reverse:
+                listeners = await self._listen(self._near)
+                for each in listeners:
+                    await stack.enter_async_context(each)
+            rule = authorize if self._reverse else None
+            identity = caller_identity(config, peer)
+            node = await stack.enter_async_context(open_node(config, identity=identity, authorize=rule))
+            try:
+                pipe = await self._call(node, peer, config)
+                if self._near is None:
+                    await self._join(pipe)
+                    return ExitCode.OK
+                await self._serve(node, peer, config, pipe, listeners)
+            except TargetRefused as error:
+                raise CommandFailed(ExitCode.REFUSED, f"the peer says: {error}") from error
+        return ExitCode.OK
+
+    async def _listen(self, near: Target) -> list[trio.SocketListener]:
+        import trio
+
+        try:
+            return await trio.open_tcp_listeners(near.port, host=near.host)
+        except OSError as error:
+            from ..nurseries import reason_of
+
+            raise UsageProblem(f"{near} cannot be listened on: {reason_of(error)}") from error
+
+    async def _call(self, node: Node, peer: PeerAddress, config: NodeConfig) -> Pipe:
+        from .render import watching_walk
+
+        self._settings.say(f"calling {peer.peer_id}…")
+        async with watching_walk(self._settings) as on_event:
+            try:
+                pipe = await node.auto_connect(
+                    peer,
+                    phases=None if self._phases is None else [p for p in PHASES if p in self._phases],
+                    timeout=self._timeout,
+                    relay_first=config.paths.relay_first is not False,
+                    on_event=on_event,
+                )
+            except ValueError as error:
+                from ..errors import WarpgateError
+
+                if isinstance(error, WarpgateError):
+                    raise
+                raise UsageProblem(str(error)) from error  # of `Node`: our own address
+        path = pipe.path
+        self._settings.say(f"connected by {path.plugin}, IPv{path.af} {path.route_type}")
+        return pipe
+
+    async def _join(self, pipe: Pipe) -> None:
+        """One connection, to stdin and stdout."""
+        import trio
+
+        from ..forwarding import open_target
+        from .stdio import StandardOutput, join, open_standard_input, wait_delivered
+
+        async with pipe, await open_target(pipe, self._far) as further, open_standard_input() as source:
+            try:
+                await join(further, source, StandardOutput())
+                await wait_delivered(further)
+            except trio.BrokenResourceError as error:
+                raise CommandFailed(ExitCode.BROKEN, str(error)) from error
+
+    async def _serve(
+        self, node: Node, peer: PeerAddress, config: NodeConfig, pipe: Pipe, listeners: list[trio.SocketListener]
+    ) -> None:
+        """Until interrupted; where the peer goes away it is called again, and the port here stays."""
+        import trio
+
+        from ..errors import ConnectError, PeerRefused
+        from ..forwarding import serve_forward
+        from ..nurseries import open_background_nursery
+
+        async with open_background_nursery() as nursery:
+            self._pipe = pipe
+            for each in listeners:
+                nursery.start_soon(
+                    partial(serve_forward, self._find_pipe, self._far, each, on_problem=self._tell_of_problem)
+                )
+            if self._reverse:
+                nursery.start_soon(self._lead_all, node)
+            tries = 0
+            while True:
+                reason: Exception | None = None
+                try:
+                    async with self._pipe as pipe:
+                        await self._stay(pipe, listeners)
+                    tries = 0
+                except (trio.BrokenResourceError, PeerRefused) as error:
+                    reason = error
+                self._settings.say(f"the peer is gone{'' if reason is None else f': {reason}'}; calling it again")
+                while True:
+                    await trio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])  # pacing
+                    tries += 1
+                    try:
+                        self._pipe = await self._call(node, peer, config)
+                        break
+                    except ConnectError as error:
+                        self._settings.say(f"no pipe: {error.verdict.value}. {error.advice}")
+
+    def _find_pipe(self) -> Pipe:
+        assert self._pipe is not None
+        return self._pipe
+
+    def _tell_of_problem(self, problem: Exception) -> None:
+        self._settings.say(f"a connection to {self._near if self._reverse else self._far} ended: {problem}")
+
+    async def _stay(self, pipe: Pipe, listeners: list[trio.SocketListener]) -> None:
+        """Until the Pipe ends."""
+
+        from ..forwarding import serve_reverse
+        from ..nurseries import open_bare_nursery
+        from ..sockaddr import show_address
+        from .path_events import PathTeller
+        from .stdio import StandardOutput
+
+        async with PathTeller(self._settings, StandardOutput()).telling(pipe):
+            if not self._reverse:
+                await self._announce([show_address(each.socket.getsockname()[:2]) for each in listeners])
+                async for _ in pipe:
+                    pass
+                return
+            async with open_bare_nursery() as nursery:
+                await self._announce([await nursery.start(serve_reverse, pipe, self._far)])
+
+    async def _announce(self, where: list[str]) -> None:
+        from .events import Forwarding, encode
+        from .stdio import StandardOutput
+
+        if self._announced:
+            return
+        self._announced = True
+        target = str(self._near if self._reverse else self._far)
+        if self._settings.json:
+            await StandardOutput().write(encode(Forwarding(listens=where, target=target, reverse=self._reverse)))
+            return
+        side = "the peer's machine" if self._reverse else "this machine"
+        to = "this side" if self._reverse else "the peer's"
+        self._settings.say(f"{' and '.join(where)} of {side} lead{'s' if len(where) == 1 else ''} to {target} on {to}")
+
+    async def _lead_all(self, node: Node) -> None:
+        """Connections that come to the peer's port."""
+        from ..forwarding import handle_bound
+        from ..nurseries import open_background_nursery
+
+        assert self._near is not None
+        near = self._near
+
+        async def lead(pipe: Pipe) -> None:
+            try:
+                async with pipe:
+                    await handle_bound(pipe, near, on_problem=self._tell_of_problem)
+            except Exception as error:
+                self._tell_of_problem(error)
+
+        async with open_background_nursery() as nursery:
+            while True:
+                nursery.start_soon(lead, await node.listener.accept())

@@ -1,0 +1,106 @@
+"""The side that asks: ports of this machine that lead to the peer's network, and single connections there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NoReturn
+
+import trio
+
+from ..errors import PeerRefused, TargetRefused
+from ..link import Pipe, RefuseReason
+from ..nurseries import open_background_nursery
+from ..ports.accepting import accept_connections
+from .copying import copy_both_ways, resetting
+from .targets import Target
+from .wire import TCP, receive_answer
+
+__all__ = ["open_target", "serve_forward"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+MAX_OPENING: Final = 32
+"""Connections of one port whose Pipes are being opened: half of those that the peer's listener lets wait."""
+BUSY_PAUSES: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Seconds before a peer is asked again that has too many Pipes waiting: a burst of connections is taken in by then."""
+
+
+async def open_target(pipe: Pipe, target: Target) -> Pipe:
+    """Open a stream to a target in the peer's network: a further Pipe of the same Link.
+
+    It takes a round trip, and what the peer takes to connect.
+
+    Raises:
+      TargetRefused: the peer does not expose the target, or cannot reach it.
+      PeerRefused: the peer does not listen, or has no room.
+      trio.BrokenResourceError: the path is gone.
+      trio.ClosedResourceError: `pipe` was closed.
+    """
+    further = await pipe.open_pipe(f"{TCP}{target}")
+    try:
+        await receive_answer(further)
+    except BaseException:
+        further.abort()
+        raise
+    return further
+
+
+async def serve_forward(
+    find_pipe: Callable[[], Pipe],
+    target: Target,
+    listener: trio.SocketListener,
+    *,
+    on_problem: Callable[[Exception], object] | None = None,
+) -> NoReturn:
+    """Lead every connection to a listener of this machine to a target in the peer's network, until cancelled.
+
+    A connection that the peer does not lead on is reset.  The listener stays the caller's.
+
+    Args:
+      find_pipe: a Pipe to the peer, asked for each connection.
+      on_problem: told why a connection was not led on, or broke; None: it is logged.
+
+    Raises:
+      trio.ClosedResourceError: the listener was closed.
+    """
+    opening = trio.CapacityLimiter(MAX_OPENING)
+    tell = on_problem or partial(logger.info, "a connection to %s ended: %s", target)
+    async with open_background_nursery() as nursery:
+        await accept_connections(
+            listener.socket,
+            lambda sock, _: nursery.start_soon(_lead, trio.SocketStream(sock), find_pipe, target, opening, tell),
+        )
+        raise trio.ClosedResourceError("the listener was closed")
+
+
+async def _open(find_pipe: Callable[[], Pipe], target: Target) -> Pipe:
+    for pause in BUSY_PAUSES:
+        try:
+            return await find_pipe().open_pipe(f"{TCP}{target}")
+        except PeerRefused as error:
+            if error.reason != RefuseReason.BUSY:
+                raise
+            await trio.sleep(pause)  # pacing
+    return await find_pipe().open_pipe(f"{TCP}{target}")
+
+
+async def _lead(
+    connection: trio.SocketStream,
+    find_pipe: Callable[[], Pipe],
+    target: Target,
+    opening: trio.CapacityLimiter,
+    tell: Callable[[Exception], object],
+) -> None:
+    try:
+        async with resetting(connection):
+            async with opening:
+                further = await _open(find_pipe, target)
+            async with further:
+                await copy_both_ways(connection, further, first=partial(receive_answer, further))
+    except (TargetRefused, PeerRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        tell(error)
+    except Exception as error:
+        logger.exception("a connection to %s failed in a way that nobody foresaw", target)
+        tell(error)

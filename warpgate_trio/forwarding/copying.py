@@ -1,0 +1,73 @@
+"""Bytes between a TCP connection and a Pipe, both ways, each end as it is meant.
+
+A side that has said its last word says so on the other stream too (a half-close), and the connection is over when both
+have.  A stream that breaks, or is left by an exception, breaks the other one: a reset, so that nobody takes what was
+interrupted for the end.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from ..link import Pipe
+from ..nurseries import leaves
+
+__all__ = ["copy_both_ways", "resetting"]
+
+CHUNK: Final = 256 * 1024
+"""Bytes that are read from a socket at once: as much as a fast path takes in one go."""
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER without a time: close says RST and not FIN."""
+
+
+@asynccontextmanager
+async def resetting(connection: trio.SocketStream) -> AsyncGenerator[None]:
+    """Close a connection when the body ends well; reset it when an exception leaves the body."""
+    try:
+        yield
+    except BaseException:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection.socket.close()
+        raise
+    connection.socket.close()
+
+
+async def copy_both_ways(
+    connection: trio.SocketStream, pipe: Pipe, *, first: Callable[[], Awaitable[object]] | None = None
+) -> None:
+    """Copy until both sides have ended.
+
+    Args:
+      first: what is to be done before the Pipe is read; meanwhile the connection is read, and what it brings is sent.
+
+    Raises:
+      trio.BrokenResourceError: one of the two broke, or both at once; what `first` raises.
+    """
+
+    async def receive() -> None:
+        if first is not None:
+            await first()
+        while data := await pipe.receive_some():
+            await connection.send_all(data)
+        await connection.send_eof()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            while data := await connection.receive_some(CHUNK):
+                await pipe.send_all(data)
+            # The system tells of a reset once: where that was said to who was sending, it reads as the end.
+            await trio.lowlevel.checkpoint()
+            await pipe.send_eof()
+    except BaseExceptionGroup as group:
+        errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
+        broken = [each for each in errors if isinstance(each, trio.BrokenResourceError)]
+        if errors and len(errors) - len(broken) <= 1:  # what breaks one end may break the other in the same moment
+            raise next((each for each in errors if each not in broken), errors[0]) from None
+        raise

@@ -1,0 +1,69 @@
+"""Connections to targets: a name is looked up once, and what it leads to is judged and then dialled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Final
+
+import trio
+
+from ..errors import TargetRefused
+from ..nurseries import reason_of
+from ..sockaddr import IpAddress, show_address, socket_family
+from .targets import Exposed, Target
+from .wire import Answer
+
+__all__ = ["TARGET_PATIENCE", "reach"]
+
+TARGET_PATIENCE: Final = 10.0
+"""Seconds for a target's name to be looked up and its connection to come up: time for three lost SYNs (RFC 6298)."""
+
+
+async def reach(target: Target, exposed: Exposed | None, patience: float) -> trio.SocketStream:
+    """A connection to one of a target's addresses that may be dialled.
+
+    Args:
+      exposed: what may be; None: whatever the target is.
+      patience: seconds for its name and its connection.
+
+    Raises:
+      TargetRefused: it may not be dialled, or does not answer.
+    """
+    with trio.move_on_after(patience):
+        addresses = await _look_up(target, exposed)
+        chosen = addresses if exposed is None else exposed.choose(target, addresses)
+        if not chosen:
+            raise TargetRefused(Answer.NOT_EXPOSED, f"{target} is not exposed here")
+        return await _dial(chosen, target.port)
+    raise TargetRefused(Answer.UNREACHABLE, f"{target} did not answer in {patience:g} s")
+
+
+async def _look_up(target: Target, exposed: Exposed | None) -> Sequence[IpAddress]:
+    """The addresses of a target's host.  What cannot be on the list is not looked up: a name server sees who asks."""
+    if target.ip is not None:
+        return [target.ip]
+    if exposed is not None and not exposed.may_name(target):
+        return []
+    try:
+        found = await trio.socket.getaddrinfo(target.host, target.port, type=trio.socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise TargetRefused(Answer.UNREACHABLE, f"{target}: {reason_of(error)}") from error
+    return [ip_address(name[0].partition("%")[0]) for *_, name in found if isinstance(name[0], str)]
+
+
+async def _dial(addresses: Sequence[IpAddress], port: int) -> trio.SocketStream:
+    """Connect to the first of these addresses that takes it."""
+    problem = ""
+    for ip in addresses:
+        sock = trio.socket.socket(socket_family(str(ip)))
+        try:
+            await sock.connect((str(ip), port))
+            return trio.SocketStream(sock)
+        except OSError as error:
+            sock.close()
+            problem = f"{show_address((str(ip), port))}: {reason_of(error)}"
+        except BaseException:
+            sock.close()
+            raise
+    raise TargetRefused(Answer.UNREACHABLE, problem)

@@ -1,0 +1,159 @@
+"""What a connection is to lead to, and what a side lets it lead to.  Pure.
+
+A name is looked up by the side that exposes, once: what the list is asked about is what is dialled, so a name that
+leads elsewhere the second time leads nowhere else.  A name on the list stands for whatever it leads to, but for this
+machine itself and its links, where clouds have their metadata servers: whoever answers for the name would choose among
+those.  They have to be on the list as addresses, or as ``localhost``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final, Self, final
+
+from ..address.scope import AddressScope, scope_of
+from ..sockaddr import IpAddress, unmapped
+
+__all__ = ["LOCALHOST", "Bindable", "Exposed", "Target"]
+
+LOCALHOST: Final = "127.0.0.1"
+"""Where a target is of which only the port was said."""
+MAX_HOST: Final = 200
+"""Characters of a host: a label has room for no more, and few names are as long (RFC 1035 §2.3.4 allows 255)."""
+_MAX_PORT: Final = 65535
+_NAME: Final = re.compile("[a-z0-9_-]+([.][a-z0-9_-]+)*")  # or an IPv4 address
+_BY_ADDRESS_ALONE: Final = (AddressScope.LOOPBACK, AddressScope.LINK_LOCAL, AddressScope.NO_HOST)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A host and a TCP port: ``22``, ``db.example.org:5432``, ``[2001:db8::1]:443``."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, *, least: int = 1) -> Self:
+        """Read one; ValueError says what is wrong.  `least`: 0 where the port may be left to the system."""
+        host, port = _split(text)
+        number = int(port) if port.isascii() and port.isdigit() else -1
+        if not least <= number <= _MAX_PORT:
+            raise ValueError(f"{text!r} has no port from {least} to {_MAX_PORT}")
+        return cls(host, number)
+
+    @property
+    def ip(self) -> IpAddress | None:
+        """The host, where it is an address."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
+
+def _split(text: str) -> tuple[str, str]:
+    """``HOST:PORT`` or ``PORT``, the host in small letters and without brackets."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        return LOCALHOST, port
+    host = host.lower()
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ip = IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError(f"{text!r} names no host: {host[1:-1]!r} is no IPv6 address") from None
+        if ip.scope_id is not None:
+            raise ValueError(f"{text!r} names no host: a link of one machine is none of another's")
+        return str(ip), port
+    if ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets")
+    host = host.removesuffix(".")
+    if len(host) > MAX_HOST or _NAME.fullmatch(host) is None:
+        raise ValueError(f"{text!r} names no host")
+    return host, port
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One of a list: a name or a network, and one port or (0) all."""
+
+    host: str
+    network: IPv4Network | IPv6Network | None
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        address, colon, port = text.rpartition(":")
+        every = port == "*" and colon
+        network: IPv4Network | IPv6Network | None = None
+        plain, _, prefix = address.partition("/")
+        target = Target.parse(f"{plain}:1" if every else f"{plain}{colon}{port}")
+        try:
+            network = ip_network(f"{target.host}/{prefix}" if prefix else target.host, strict=False)
+        except ValueError:
+            if prefix:
+                raise ValueError(f"{text!r} names no network") from None
+        return cls(target.host, network, 0 if every else target.port)
+
+    def allows(self, target: Target, ip: IpAddress) -> bool:
+        if self.port not in (0, target.port):
+            return False
+        if self.network is not None:
+            return ip.version == self.network.version and ip in self.network
+        if self.host == "localhost" == target.host:
+            return ip.is_loopback
+        return self.host == target.host and scope_of(ip) not in _BY_ADDRESS_ALONE
+
+
+@final
+class Exposed:
+    """What a side lets connections lead to.
+
+    Args:
+      texts: ``HOST:PORT``, ``PORT`` (of 127.0.0.1), ``NETWORK/BITS:PORT``; a port may be ``*``.  ValueError says what
+        is wrong with one.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._entries: Final = tuple(map(_Entry.parse, texts))
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def may_name(self, target: Target) -> bool:
+        """Whether a name is worth being looked up: it is on the list, or may lead to an address that is."""
+        return any(
+            entry.port in (0, target.port) and (entry.network is not None or entry.host == target.host)
+            for entry in self._entries
+        )
+
+    def choose(self, target: Target, addresses: Iterable[IpAddress]) -> list[IpAddress]:
+        """Of the addresses that a target's host has, those that may be dialled."""
+        plain = dict.fromkeys(map(unmapped, addresses))
+        return [ip for ip in plain if any(entry.allows(target, ip) for entry in self._entries)]
+
+
+@final
+class Bindable:
+    """Which ports a peer may have this side listen on: ``HOST:PORT``, ``PORT`` (of 127.0.0.1); a port may be ``*``."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._entries: Final = tuple(map(_Entry.parse, texts))
+        for entry in self._entries:
+            if entry.network is None:
+                raise ValueError(f"{entry.host!r} is no address to listen on")
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def allows(self, target: Target) -> bool:
+        """Whether the peer may have us listen there."""
+        ip = target.ip
+        return ip is not None and any(entry.allows(target, ip) for entry in self._entries)
