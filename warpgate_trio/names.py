@@ -31,8 +31,8 @@ from typing import Final, final
 import trio
 
 from .limits import BoundedMap
-from .nurseries import leaves, open_background_nursery
-from .sockaddr import TransportAddress, family_of
+from .nurseries import open_background_nursery
+from .sockaddr import TransportAddress, family_of, socket_family
 
 __all__ = [
     "FAMILY_DELAY",
@@ -387,12 +387,19 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
     errors: list[BaseException] = []
 
     async def attempt(address: str, failed: trio.Event) -> None:
+        # `trio.open_tcp_stream` would look the address up as a name, for which Python imports its tables of names.
+        sock = trio.socket.socket(socket_family(address))
         try:
-            streams.append(await trio.open_tcp_stream(address, port))
+            await sock.connect((address, port))
         except OSError as error:
-            errors.extend(leaves(error.__cause__ or error))  # out of the group that Trio makes of a single one
+            sock.close()
+            errors.append(error)
             failed.set()
+        except BaseException:
+            sock.close()
+            raise
         else:
+            streams.append(trio.SocketStream(sock))
             nursery.cancel_scope.cancel()
 
     try:

@@ -13,6 +13,7 @@ from warpgate_trio.node.upgrade_schedule import (
     DWELL,
     DWELL_MAX,
     DWELL_MEMORY,
+    HEAD_START,
     JITTER,
     PAUSES,
     POSTPONED,
@@ -34,7 +35,7 @@ def test_searches_come_ever_more_rarely(seed: int) -> None:
 
 def test_one_that_is_wanted_comes_at_once_and_the_others_as_ever() -> None:
     schedule = UpgradeSchedule(7.0, uniform=lambda _a, _b: 1.0, at_once=True)
-    assert schedule.next_at == 7.0
+    assert schedule.next_at == 7.0 + HEAD_START, "the first bytes go first"
     schedule.searched(8.0)
     assert schedule.next_at == 8.0 + PAUSES[1]
 

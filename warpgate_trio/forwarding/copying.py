@@ -62,8 +62,8 @@ async def copy_both_ways(
             nursery.start_soon(receive)
             while data := await connection.receive_some(CHUNK):
                 await pipe.send_all(data)
-            # The system tells of a reset once: where that was said to who was sending, it reads as the end.  A send that
-            # fails gives way once before it raises, and that cancels us.
+            # The system tells of a reset once: where that was said to who was sending, it reads as the end.  A send
+            # that fails gives way once before it raises, and that cancels us.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
             await pipe.send_eof()

@@ -19,6 +19,9 @@ __all__ = ["UpgradeSchedule"]
 
 PAUSES: Final = (15.0, 60.0, 300.0, 900.0, 3600.0)
 """Seconds before each search, after the one before it; the last one is for all further ones."""
+HEAD_START: Final = 0.01
+"""Seconds that the first bytes of a call have before a search that begins right behind it, whose plans and signals take
+the processor for 5 ms."""
 POSTPONED: Final = 60.0
 """Seconds after which one that was not worth it is thought of again: a thousand idle Links cost 17 looks a second."""
 JITTER: Final = 0.2
@@ -42,7 +45,7 @@ class UpgradeSchedule:
 
     Args:
       uniform: draws a number between two (`random.Random.uniform`).
-      at_once: the first one is due now.
+      at_once: the first one is due as soon as the first bytes have had their `HEAD_START`.
 
     Attributes:
       next_at: when the next search is due.
@@ -54,7 +57,7 @@ class UpgradeSchedule:
         self._changes: deque[float] = deque()
         self._rests_until = -inf
         self._sitting_out: dict[Hashable, tuple[float, float]] = {}  # until when, and for how long
-        self.next_at: float = now
+        self.next_at: float = now + HEAD_START
         if not at_once:
             self._wait(now)
 
