@@ -170,6 +170,9 @@ def test_faults_print_as_the_code_that_makes_them() -> None:
     bursts = Fault(at=0, target="a", kind=Kind.LOSS, value=0.25, burst=8)
     assert repr(bursts) == "Fault(at=0, target='a', kind=Kind.LOSS, value=0.25, burst=8)"
     assert eval(repr(bursts)) == bursts
+    path = Fault(at=0, target="a", kind=Kind.BLACKHOLE, peer="b")
+    assert repr(path) == "Fault(at=0, target='a', kind=Kind.BLACKHOLE, peer='b')"
+    assert eval(repr(path)) == path
     assert eval(repr(Fault(at=0, target="a", kind=Kind.REBOOT))) == Fault(at=0, target="a", kind=Kind.REBOOT)
 
 
@@ -185,6 +188,8 @@ def test_bad_faults_are_refused() -> None:
             Fault(at=2, target="a", value=600, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no bursts"):
         Fault(at=2, target="a", kind=Kind.DELAY, value=2, burst=2)
+    with pytest.raises(ValueError, match="befalls all"):
+        Fault(at=2, target="a", kind=Kind.SLEEP, peer="b")
 
     async def world(net: Network) -> None:
         net.host("a")
@@ -192,6 +197,8 @@ def test_bad_faults_are_refused() -> None:
             net.schedule([Fault(at=0, target="b", kind=Kind.LOSS)])
         with pytest.raises(ValueError, match="there is no 'a:side'"):
             net.schedule([Fault(at=0, target="a:side", kind=Kind.LOSS)])
+        with pytest.raises(ValueError, match="there is no 'b'"):
+            net.schedule([Fault(at=0, target="a", kind=Kind.BLACKHOLE, peer="b")])
         with pytest.raises(ValueError, match="no router"):
             net.schedule([Fault(at=0, target="a", kind=Kind.REBIND)])
 
@@ -246,6 +253,40 @@ def test_a_payload_hole_lets_the_first_large_packets_pass() -> None:
         assert passing(700, 200, 100) == [True, False, True]
         await trio.sleep(20)
         assert passing(700, 700) == [True, True]
+
+    run(world)
+
+
+def test_a_fault_may_concern_one_path_alone() -> None:
+    """What goes to a router's other peers passes; the addresses are those that the peer has by then."""
+
+    async def world(net: Network) -> None:
+        lan = net.lan("home", nat=presets.LINUX)
+        net.lan("other", nat=presets.LINUX)
+        a, b, c = [await bound(host, 1000) for host in (lan.host("a"), net.host("b"), net.host("c"))]
+
+        async def passing(way: str) -> list[bool]:
+            """Whether a datagram comes from a to b and back, and to c and back."""
+            found = []
+            for other in (b, c):
+                await a.sendto(b"?", (other.host.ip, 1000))  # type: ignore[attr-defined]
+                asked = await receive(other, 1)
+                if asked is not None:
+                    await other.sendto(b"!", asked[1])
+                answered = await receive(a, 1)
+                found.append((asked if way == "home:up" else answered) is not None)
+            return found
+
+        for way in ("home:up", "home:down"):
+            net.schedule([Fault(at=0, until=10, target=way, kind=Kind.BLACKHOLE, peer="b")])
+            assert await passing(way) == [False, True]
+            net.hosts["b"].change_address()
+            net.schedule([Fault(at=0, until=10, target=way, kind=Kind.BLACKHOLE, peer="other")])
+            assert await passing(way) == [False, True]
+            await trio.sleep(10)
+            assert await passing(way) == [True, True]
+        for each in (a, b, c):
+            each.close()
 
     run(world)
 

@@ -5,7 +5,8 @@ the Python that makes it, any part of it is a schedule too, and nothing in it is
 property-based test can cut a failing schedule down to what matters.
 
 Targets are names: a host or a router by its name means its first link, both ways; ``"alice:up"`` and ``"alice:down"``
-mean one way.  Whoever has moved by the time that a fault begins has another link.  What happens to routers (REBOOT,
+mean one way.  With a ``peer``, only what the target and that host or router say to each other is concerned: one path
+of several.  Whoever has moved by the time that a fault begins has another link.  What happens to routers (REBOOT,
 REBIND) needs a router, what happens to machines (SLEEP, LINK_DOWN, NEW_ADDRESS, MOVE) needs a host that is none.
 """
 
@@ -63,6 +64,7 @@ class Fault:
       burst: of LOSS, as in `Link`: packets that are lost in a row, on average.
       after: of PAYLOAD_HOLE: large packets that pass before no more do.
       to: of MOVE: the name of the segment.
+      peer: of what befalls a link: the name of the other end, by the addresses that are on the wire there; "" for any.
 
     ValueError for a span that ends before it begins, or a value that makes no sense.
     """
@@ -75,6 +77,7 @@ class Fault:
     burst: float = 1.0
     after: int = 0
     to: str = ""
+    peer: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.at <= self.until:
@@ -89,6 +92,8 @@ class Fault:
             raise ValueError(f"{self.kind.value} lets {self.after} packets pass: that makes no sense")
         if bool(self.to) != (self.kind is Kind.MOVE):
             raise ValueError(f"{self.kind.value} leads to {self.to!r}: that makes no sense")
+        if self.peer and self.kind in (*_OF_ROUTERS, *_OF_HOSTS):
+            raise ValueError(f"{self.kind.value} befalls all that is said, not what goes to {self.peer}")
 
     def __repr__(self) -> str:
         until = "" if self.until == inf else f", until={self.until!r}"
@@ -96,7 +101,10 @@ class Fault:
         burst = f", burst={self.burst!r}" if self.burst != 1 else ""
         after = f", after={self.after!r}" if self.after else ""
         to = f", to={self.to!r}" if self.to else ""
-        return f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value}{burst}{after}{to})"
+        peer = f", peer={self.peer!r}" if self.peer else ""
+        return (
+            f"Fault(at={self.at!r}, target={self.target!r}, kind={self.kind!r}{until}{value}{burst}{after}{to}{peer})"
+        )
 
     __str__ = __repr__
 
@@ -125,7 +133,16 @@ def _actions(net: NetworkBase[Host], fault: Fault) -> tuple[Action, Action | Non
             return partial(host.move_to, _find_segment(net, host, fault)), None
         case _:
             impaired: list[tuple[Direction, Impairment]] = []
-            return partial(_begin, host, way, fault, impaired), partial(_end, impaired)
+            concerns = None if not fault.peer else _is_of(net, fault)
+            return partial(_begin, host, way, fault, concerns, impaired), partial(_end, impaired)
+
+
+def _is_of(net: NetworkBase[Host], fault: Fault) -> Callable[[str], bool]:
+    """Whether an address is the peer's, at that moment."""
+    peer = net.hosts.get(fault.peer)
+    if peer is None:
+        raise ValueError(f"{fault!r}: there is no {fault.peer!r} here; there are {', '.join(net.hosts)}")
+    return lambda address: address in peer.addresses
 
 
 def _find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, str]:
@@ -156,7 +173,7 @@ def _find_segment(net: NetworkBase[Host], host: Host, fault: Fault) -> Medium:
     return found
 
 
-def _impairment(fault: Fault) -> Impairment:
+def _impairment(fault: Fault, concerns: Callable[[str], bool] | None) -> Impairment:
     kind, value = fault.kind, fault.value
     return Impairment(
         losses=Losses(value, fault.burst) if kind is Kind.LOSS and value else None,
@@ -166,14 +183,21 @@ def _impairment(fault: Fault) -> Impairment:
         blocked=kind in (Kind.BLACKHOLE, Kind.REBOOT),
         mtu=value if kind in (Kind.MTU_BLACKHOLE, Kind.PAYLOAD_HOLE) else inf,
         passes=fault.after,
+        concerns=concerns,
     )
 
 
-def _begin(host: Host, way: str, fault: Fault, impaired: list[tuple[Direction, Impairment]]) -> None:
+def _begin(
+    host: Host,
+    way: str,
+    fault: Fault,
+    concerns: Callable[[str], bool] | None,
+    impaired: list[tuple[Direction, Impairment]],
+) -> None:
     link = host.interfaces[0]
     for direction, word in ((link.tx, "up"), (link.rx, "down")):
         if way in ("", word):
-            impairment = _impairment(fault)
+            impairment = _impairment(fault, concerns)
             impaired.append((direction, impairment))
             direction.impairments.append(impairment)
             direction.recheck()

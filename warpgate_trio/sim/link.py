@@ -119,6 +119,7 @@ class Impairment:
     blocked: bool = False
     mtu: float = inf  # larger packets vanish, and no ICMP error is sent
     passes: int = 0  # so many larger packets pass before that
+    concerns: Callable[[str], bool] | None = None  # asked with the address of the other end; None: it is any packet's
 
 
 @final
@@ -150,14 +151,19 @@ class Direction:
         noisy = link.jitter or link.loss or link.duplicate or link.reorder or link.bandwidth < inf
         self.plain = not noisy and not self.impairments
 
-    def carry(self, size: int, now: float) -> tuple[float, ...] | str:
-        """When a packet of `size` bytes that sets out now arrives, two times for a duplicate; or why it does not."""
+    def carry(self, size: int, now: float, other: str = "") -> tuple[float, ...] | str:
+        """When a packet of `size` bytes that sets out now arrives, two times for a duplicate; or why it does not.
+
+        `other` is the address of its other end.
+        """
         link = self.link
         if self.plain:
             return (now + link.latency,)
         chance = self._random.random
         delay, duplicate, reorder = link.latency, link.duplicate, link.reorder
         for fault in self.impairments:
+            if fault.concerns is not None and not fault.concerns(other):
+                continue
             if fault.blocked:
                 return "blackhole"
             if size > fault.mtu:

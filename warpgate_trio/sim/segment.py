@@ -261,7 +261,7 @@ class Segment:
         """Take a packet from an interface's link to where it belongs."""
         wire = self.net.wire
         size = packet.size
-        times = sender.tx.carry(size, wire.now)
+        times = sender.tx.carry(size, wire.now, packet.dst[0])
         if isinstance(times, str):
             sender.host.drop(packet, times)
             return
@@ -297,7 +297,7 @@ class Segment:
             if packet.proto != ICMP:
                 self._answer(packet, Icmp.PACKET_TOO_BIG, mtu=target.rx.link.mtu)
             return
-        times = target.rx.carry(size, self.net.wire.now)
+        times = target.rx.carry(size, self.net.wire.now, packet.src[0])
         if isinstance(times, str):
             target.host.drop(packet, times)
             return
