@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ from warpgate_trio.link.life import (
     Life,
     LifeJudge,
 )
+from warpgate_trio.link.stream import ACK_DELAY
 
 IDLE = 25.0
 TRIP = 0.2
@@ -210,6 +212,61 @@ def test_whether_it_is_late_is_of_no_matter_where_it_is_no_suspect(by: str) -> N
     assert not judge.is_late
 
 
+def test_a_path_that_has_just_taken_the_place_of_one_that_was_well_is_left_though_it_was_heard() -> None:
+    for since in (10.0, 20.0):
+        judge = judge_of()
+        judge.new_until = 20.0
+        judge.sent(since)
+        judge.heard(since + SUSPICION - 0.5)
+        assert verdict(judge, since + SUSPICION) is Life.SUSPECT
+        assert judge.is_late is (since + SUSPICION >= 20.0)
+
+
+# --- what another path tells ---
+
+ANSWERED: Final = TRIP + ACK_DELAY
+"""Seconds from something said to its ACK, at the latest."""
+
+
+@pytest.mark.parametrize("by", ["something said since", "an ACK that came before"])
+def test_what_came_since_an_ack_was_due_is_progress_whatever_path_tells_it(by: str) -> None:
+    judge = judge_of()
+    judge.sent(10.0, 0)
+    if by == "something said since":
+        judge.sent(10.0 + ANSWERED, 300)
+    else:
+        judge.acknowledged_elsewhere(300, 10.0 + ANSWERED, all_of_it=False)
+    assert verdict(judge, 10.0 + SUSPICION) is Life.SUSPECT
+    judge.acknowledged_elsewhere(300, 12.5, all_of_it=False)
+    assert judge.life is Life.SUSPECT
+    judge.acknowledged_elsewhere(301, 12.5, all_of_it=False)
+    assert verdict(judge, 12.5) is Life.WELL
+    assert verdict(judge, 12.5 + 3 * TRIP + 2 * SLACK) is Life.SUSPECT, "and what comes later is judged anew"
+    judge.acknowledged_elsewhere(400, 16.2, all_of_it=False)
+    assert judge.life is Life.SUSPECT
+
+
+def test_what_may_have_come_long_ago_is_no_progress() -> None:
+    """The ACK of it was lost here: that says nothing of now, nor of how long the path may pause."""
+    judge = judge_of()
+    judge.sent(10.0, 0)
+    judge.sent(10.0 + ANSWERED - 0.01, 300)
+    judge.acknowledged_elsewhere(400, 10.0 + SUSPICION - 0.01, all_of_it=False)
+    assert verdict(judge, 10.0 + SUSPICION) is Life.SUSPECT
+    assert judge.pause == TRIP
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_where_all_of_it_came_long_ago_nothing_is_waited_for_but_an_answer(asked: bool) -> None:
+    judge = judge_of()
+    judge.sent(10.0, 0)
+    if asked:
+        judge.ask(10.0)
+    judge.acknowledged_elsewhere(400, 11.0, all_of_it=True)
+    assert verdict(judge, 10.0 + SUSPICION) is (Life.SUSPECT if asked else Life.WELL)
+    assert judge.pause == TRIP
+
+
 def test_a_hint_has_it_left_at_once_though_it_was_heard() -> None:
     """It moved, most likely; what is heard was on its way before."""
     judge = judge_of()
@@ -376,6 +433,20 @@ def test_an_answer_to_no_question_is_nothing() -> None:
 
 
 # --- the round trip ---
+
+
+def test_each_question_tells_a_round_trip_whatever_was_asked_behind_it() -> None:
+    judge = LifeJudge(0.0, interval=IDLE)
+    first, second = judge.ask(0.0), judge.ask(0.1)
+    answer(judge, first, 0.2)
+    assert judge.trip == pytest.approx(0.2)
+    assert judge.asking
+    answer(judge, second, 0.5)
+    assert judge.trip == pytest.approx(0.2)
+    assert judge.rtt == pytest.approx(0.875 * 0.2 + 0.125 * 0.4)
+    assert not judge.asking
+    answer(judge, second, 0.6)
+    assert len(judge._samples) == 2, "an answer counts once"
 
 
 def test_the_least_of_the_last_samples_counts_and_a_queue_does_not() -> None:

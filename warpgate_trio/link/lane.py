@@ -247,6 +247,7 @@ class LaneProtocol:
 
     def begin_trial(self, now: float) -> None:
         """Say as much as a path has to carry that is to be spoken on, nothing with it, and ask whether it has come."""
+        self._say_pong()  # which the peer measures the round trip by
         self.outbox.append(padding(self._untried))
         self._untried = TRIAL
         self._trial = self.ask(now)
@@ -270,12 +271,15 @@ class LaneProtocol:
 
     def take_outbox(self) -> list[bytes]:
         """Every frame of the lane's own that is to be sent, in order."""
-        if self.pong is not None:
-            self.say(Pong(token=self.pong))
-            self.pong = None
+        self._say_pong()
         frames, self.outbox = self.outbox, []
         self._news_waiting = 0
         return frames
+
+    def _say_pong(self) -> None:
+        if self.pong is not None:
+            self.say(Pong(token=self.pong))
+            self.pong = None
 
     def say_news(self, news: News) -> bool:
         """A signal for the peer, before whatever else is sent here; False where too many wait, or none can."""

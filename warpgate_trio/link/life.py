@@ -42,6 +42,7 @@ from math import inf
 from typing import Final, final
 
 from .quiet import GROWTH, MARGIN, QUIET_ROUNDS, TRIAL_WAITS, Uplink
+from .stream import ACK_DELAY
 
 __all__ = ["DEATH", "MISSES", "PAUSES", "SLACK", "Life", "LifeJudge"]
 
@@ -122,6 +123,7 @@ class LifeJudge:
       suspect_at: since when it is SUSPECT; infinity while it is not.
       is_late: it is SUSPECT, and may be late rather than dead: it is not left for another one yet.
       pause: the longest time that something was unanswered before it progressed, in seconds.
+      new_until: until then it is left for another one once it is suspected, late or not: that one was well.
       timer_began: `deadline` may be sooner than it was when whoever waits for it has set this to False.
       false_alarms: how often it was SUSPECT and progressed again.
     """
@@ -140,6 +142,7 @@ class LifeJudge:
         self.suspect_at: float = inf
         self.is_late: bool = False
         self.pause: float = 0.0
+        self.new_until: float = -inf
         self.false_alarms: int = 0
         self.timer_began: bool = True
         self._interval = interval
@@ -157,8 +160,9 @@ class LifeJudge:
         self.heard_at: float = now
         self._waits_from: float | None = None  # since when something is unanswered and nothing has progressed
         self._unacknowledged = False
+        self._fresh_from = inf  # what the peer has of our stream beyond this has come since it was last heard of
         self._asked = 0
-        self._asked_at: float | None = None  # of the last question, while it has no answer
+        self._questions: deque[tuple[int, float]] = deque(maxlen=SAMPLES)  # without an answer, and when they left
         self._misses = 0
         self._arrivals = 0  # since the last question
 
@@ -192,20 +196,40 @@ class LifeJudge:
         if self._arrivals == TALK:
             self.timer_began = True
 
-    def sent(self, now: float) -> None:
-        """Something that the peer is to acknowledge leaves now."""
+    def sent(self, now: float, position: int = 0) -> None:
+        """Something that the peer is to acknowledge leaves now: of our stream, from there on."""
         self._unacknowledged = True
         if self._waits_from is None:
+            self._fresh_from = inf
             self._waits_from = now
             self.timer_began = True
             if self.uplink is not None:
                 self.uplink.end_trial(self)
                 self._quiet_rounds = 0
+        elif self._fresh_from == inf:
+            self._note_stale(now, position)
 
     def acknowledged(self, now: float, *, all_of_it: bool) -> None:
         """The peer has acknowledged something new."""
         self._unacknowledged = not all_of_it
         self._progress(now)
+
+    def acknowledged_elsewhere(self, position: int, now: float, *, all_of_it: bool) -> None:
+        """The peer has acknowledged on another path what was said on this one alone.
+
+        It may have come long ago, and the ACK be lost here: that is no progress.
+        """
+        if position > self._fresh_from:
+            self.acknowledged(now, all_of_it=all_of_it)
+        elif all_of_it:
+            self.excuse()
+        else:
+            self._note_stale(now, position)
+
+    def _note_stale(self, now: float, position: int) -> None:
+        """So much had been said, or had come, when an ACK of all that came before the silence was to be here."""
+        if self._waits_from is not None and now >= self._waits_from + self.trip + ACK_DELAY:
+            self._fresh_from = position
 
     def _judge_silence(self, now: float) -> None:
         """What it says of the NATs that a path is heard after a long one."""
@@ -233,8 +257,8 @@ class LifeJudge:
 
     def ask(self, now: float) -> int:
         """The token of a PING that leaves now."""
-        self._asked_at = now
         self._asked += 1
+        self._questions.append((self._asked, now))
         self._arrivals = 0
         self.timer_began = True
         if self._waits_from is None:
@@ -269,19 +293,23 @@ class LifeJudge:
         self.answered = max(self.answered, token)
         self.answered_at = now
         self.timer_began = True
-        if self._asked_at is not None and token == self._asked:
-            sample = max(now - self._asked_at, 1e-6)
+        asked_at = dict(self._questions).get(token)
+        while self._questions and self._questions[0][0] <= token:
+            self._questions.popleft()
+        if asked_at is not None:
+            sample = max(now - asked_at, 1e-6)
             self.rtt = sample if self.rtt is None else 0.875 * self.rtt + 0.125 * sample  # RFC 6298 §2
             self._samples.append((now, sample))
             self.trip = min(each for at, each in self._samples if now - at <= SAMPLE_AGE)
-            self._asked_at = None
-            if self.uplink is not None and self._quiet_rounds >= QUIET_ROUNDS and self._may_grow:
+            last = token == self._asked
+            if last and self.uplink is not None and self._quiet_rounds >= QUIET_ROUNDS and self._may_grow:
                 self.uplink.begin_trial(self, now)
         self._progress(now)
 
     def _progress(self, now: float) -> None:
         if self._waits_from is not None:
             self.note_pause(now - self._waits_from, now)
+        self._fresh_from = inf
         self._waits_from = now if self._unacknowledged or self.asking else None
         self._answer_by = inf
         self._moved = False
@@ -310,7 +338,7 @@ class LifeJudge:
     @property
     def asking(self) -> bool:
         """Whether a PING waits for its PONG."""
-        return self._asked_at is not None
+        return bool(self._questions)
 
     def silence(self, now: float) -> float:
         """Seconds since the peer was last heard."""
@@ -363,7 +391,7 @@ class LifeJudge:
 
     @property
     def _left_at(self) -> float:
-        if self._moved:
+        if self._moved or self.suspect_at < self.new_until:
             return self.suspect_at
         pauses = PAUSES * self.pause
         # A path on which nobody said anything is silent only since something is unanswered.

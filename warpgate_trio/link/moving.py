@@ -254,6 +254,7 @@ class Moving(ABC):
             self._trial = None
         elif lane.is_proven:
             self._trial = None
+            lane.life.new_until = now + YOUNG
             tail = self._leave_a_tail()
             if self._follows:
                 self.lanes.speak_on(lane, followed=True, keep=tail is not None)

@@ -15,7 +15,7 @@ import math
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .ahead import AHEAD_UNITS, Ahead, Tail
+from .ahead import AHEAD_UNITS, Ahead
 from .channel import Channel
 from .channels import ChannelOpened, Channels
 from .ends import GoAwayCode, why_ended
@@ -163,13 +163,14 @@ class LinkProtocol(Moving):
         outgoing = self.outgoing
         if outgoing is None:
             return True
-        now_or_later = lane.said == outgoing.end and self.lanes.active is lane
+        before = outgoing.end
+        now_or_later = lane.said == before and self.lanes.active is lane
         if now_or_later and self._tail is not None:
             now_or_later = self._tail.take(len(data))
         outgoing.put(channel.id, data)
         if now_or_later:
             lane.said = outgoing.end
-            lane.life.sent(now)
+            lane.life.sent(now, before)
         return now_or_later
 
     def finish(self, channel: Channel) -> None:
@@ -235,7 +236,8 @@ class LinkProtocol(Moving):
         outgoing = self.outgoing
         if outgoing is None:
             return [frame for frame, _ in frames]
-        lags = lane.said != outgoing.end
+        before = outgoing.end
+        lags = lane.said != before
         for frame, moves in frames:
             if moves:
                 outgoing.put_frame(frame)
@@ -243,7 +245,7 @@ class LinkProtocol(Moving):
             return self._catch_up(lane, now) if self._lags(lane) else []
         if frames:
             lane.said = outgoing.end
-            lane.life.sent(now)
+            lane.life.sent(now, before)
         return [frame for frame, _ in frames]
 
     def _catch_up(self, lane: LaneProtocol, now: float) -> list[bytes]:
@@ -254,16 +256,16 @@ class LinkProtocol(Moving):
         if lane.said < outgoing.acknowledged:
             lane.said = outgoing.acknowledged
             found.append(encode(At(position=lane.said, turn=self.lanes.turn)))
-        tail = self._tail
+        tail, before = self._tail, lane.said
         limit = min(CATCH_UP, lane.pace.size, AHEAD_UNITS if tail is None else tail.room)
-        for chunk in outgoing.read(lane.said, limit):
+        for chunk in outgoing.read(before, limit):
             moves = 1 if chunk.channel is None else len(chunk.body)
             if tail is not None and not (self._lags(lane) and tail.take(moves)):
                 break
             found += [bytes(part) for part in chunk.parts]
             lane.said = chunk.position + moves
         if lane.said > outgoing.acknowledged:
-            lane.life.sent(now)
+            lane.life.sent(now, before)
         return found
 
     # -- input -------------------------------------------------------------------------------------------------------
@@ -374,20 +376,19 @@ class LinkProtocol(Moving):
             raise RemoteProtocolError("an ACK on a link that has none")
         was_full = outgoing.full
         if outgoing.acknowledge(position):
-            active = self.lanes.active
-            if active is not None and active is not lane and position > active.alone_from:
-                active.life.acknowledged(now, all_of_it=position >= (active.said or 0))
-            lane.life.acknowledged(now, all_of_it=position >= (lane.said or 0))
-            if self._tail is not None:
-                self._note_progress(self._tail, lane, position, now)
+            active, tail = self.lanes.active, self._tail
+            if active is not None:
+                all_of_it = position >= (active.said or 0)
+                if active is lane:
+                    active.life.acknowledged(now, all_of_it=all_of_it)
+                elif position > active.alone_from:
+                    active.life.acknowledged_elsewhere(position, now, all_of_it=all_of_it)
+            if tail is not None:  # on other lanes we say nothing, and an ACK tells nothing of our direction
+                tail.lane.life.acknowledged(now, all_of_it=position >= tail.until)
+                if position >= tail.until:
+                    self._forget_tail()
         if was_full and not outgoing.full:
             self.channels.touch_all()
-
-    def _note_progress(self, tail: Tail, lane: LaneProtocol, position: int, now: float) -> None:
-        if tail.lane is not lane:
-            tail.lane.life.acknowledged(now, all_of_it=position >= tail.until)
-        if position >= tail.until:
-            self._forget_tail()
 
     # -- ends and timers ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,85 @@
+"""A better carrier that turns out to be a hole: what each side makes of it, without I/O."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.unit.test_link_lanes import Ends, Wire
+from warpgate_trio.link.frame_codec import encode, padding
+from warpgate_trio.link.frames import Pong
+from warpgate_trio.link.lane import TRIAL
+from warpgate_trio.link.life import SLACK
+from warpgate_trio.link.moving import YOUNG
+
+TRIP: Final = 0.2
+
+
+def attached(ends: Ends) -> Wire:
+    """One more carrier, on which a round trip takes `TRIP`."""
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.flush("a")
+    ends.flush("b")
+    ends.now += TRIP
+    ends.settle()
+    return wire
+
+
+def talk(ends: Ends, seconds: float) -> None:
+    """Bob says something each tenth of a second, and timers that are due are."""
+    until = ends.now + seconds
+    while ends.now < until:
+        ends.send("b", b"x")
+        ends.settle()
+        for link in ends.links.values():
+            for lane in link.lanes:
+                if link.deadline(lane) <= ends.now:
+                    link.handle_timer(lane, ends.now)
+        ends.settle()
+        ends.close_dropped()
+        ends.now += 0.1
+
+
+def test_a_carrier_that_carries_one_way_alone_fails_the_trial_of_the_other_way() -> None:
+    """The acknowledgements of what Bob says elsewhere come on it, and tell nothing of his own direction."""
+    ends = Ends()
+    first, wire = ends.wires[0], attached(ends)
+    ends.prefer("a", wire)
+    ends.deliver(wire, "a")
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    wire.holes = {"b"}
+    talk(ends, 3 * TRIP + SLACK + 0.3)
+    assert ends.speaks_on("a") is ends.speaks_on("b") is first
+    assert len(ends.wires) == 1, "both have closed it"
+
+
+def test_a_carrier_that_is_new_is_left_once_it_is_suspected_though_it_is_heard() -> None:
+    ends = Ends()
+    first, wire = ends.wires[0], attached(ends)
+    ends.prefer("a", wire)
+    ends.settle()
+    assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+    for lane in wire.lanes.values():
+        assert lane.life.new_until == ends.now + YOUNG
+    assert first.lanes["a"].life.new_until < 0
+    wire.holes = {"b"}
+    began = ends.now
+    while ends.speaks_on("b") is wire:
+        talk(ends, 0.1)
+        wire.lanes["b"].life.heard(ends.now)
+    assert ends.now - began <= 3 * TRIP + SLACK + 0.3
+    assert ends.speaks_on("a") is ends.speaks_on("b") is first
+
+
+def test_the_answer_by_which_the_peer_measures_a_carrier_does_not_wait_behind_a_trial() -> None:
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    lane = wire.lanes["a"]
+    assert lane.pong is not None
+    answer = encode(Pong(token=lane.pong))
+    lane.begin_trial(ends.now)
+    outbox = lane.take_outbox()
+    assert outbox.index(answer) < outbox.index(padding(TRIAL))
+    assert lane.pong is None
