@@ -383,7 +383,9 @@ class LifeJudge:
     def _patience_until(self) -> float:
         if self._waits_from is None:
             return inf
-        return self._waits_from + self._patience
+        # What a new path had not carried any more when the last ACK came has been missing for as long as that was late.
+        late = ACK_DELAY if self._waits_from < self.new_until else 0.0
+        return self._waits_from + self._patience - late
 
     @property
     def _suspicion_at(self) -> float:
