@@ -8,7 +8,7 @@ from tests.unit.test_link_lanes import Ends, Wire
 from warpgate_trio.link.frame_codec import encode, padding
 from warpgate_trio.link.frames import Pong
 from warpgate_trio.link.lane import TRIAL
-from warpgate_trio.link.life import SLACK
+from warpgate_trio.link.life import HINT_SLACK, SLACK, Life
 from warpgate_trio.link.moving import YOUNG
 
 TRIP: Final = 0.2
@@ -83,3 +83,22 @@ def test_the_answer_by_which_the_peer_measures_a_carrier_does_not_wait_behind_a_
     outbox = lane.take_outbox()
     assert outbox.index(answer) < outbox.index(padding(TRIAL))
     assert lane.pong is None
+
+
+def test_a_suspect_is_not_waited_for_where_the_peer_speaks_elsewhere() -> None:
+    """Both have changed over at once, and what the initiator says of that is lost: the other one cannot follow."""
+    ends = Ends()
+    second, third = attached(ends), attached(ends)
+    second.lanes["a"].life.note_pause(10.0, ends.now)  # it may be late again
+    second.holes = {"a", "b"}
+    for name, wire in (("a", second), ("b", third)):
+        link, lane = ends.links[name], wire.lanes[name]
+        link.lanes.promote(lane)
+        link._begin(lane, ends.now)
+        lane.doubt(ends.now)
+    ends.settle()
+    assert ends.links["a"].lanes.turn == ends.links["b"].lanes.turn
+    assert (ends.speaks_on("a"), ends.speaks_on("b")) == (second, third)
+    talk(ends, TRIP + HINT_SLACK + 0.2)
+    assert second.lanes["a"].life.life is Life.SUSPECT
+    assert ends.speaks_on("a") is ends.speaks_on("b") is third

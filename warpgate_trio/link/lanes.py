@@ -35,12 +35,14 @@ class Lanes:
       active: the one that we speak on; None while there is none.
       turn: the highest that was said or heard.
       followed: we speak on `active` because the peer does.
+      theirs: that the peer has begun to speak on last.
     """
 
     def __init__(self, first: LaneProtocol, *, initiator: bool | None) -> None:
         self.active: LaneProtocol | None = first
         self.turn: int = 0
         self.followed: bool = False
+        self.theirs: LaneProtocol = first
         self.initiator: bool | None = initiator
         self._all: dict[int, LaneProtocol] = {first.number: first}
         self._named = first.number
@@ -89,8 +91,13 @@ class Lanes:
         return min(others, key=lambda lane: lane.life.heard_at, default=None)
 
     def choose(self) -> LaneProtocol | None:
-        """Another lane to speak on, where the one that we speak on is gone or no good; None: stay."""
-        if self.active is not None and not self.active.is_to_be_left:
+        """Another lane to speak on, where the one that we speak on is gone or no good; None: stay.
+
+        What is only late is waited for, but where the peer speaks on another one it will not say here that it is well.
+        """
+        active, theirs = self.active, self.theirs
+        alone = theirs is not active and theirs in self and theirs.is_well
+        if active is not None and not active.is_to_be_left and (active.is_well or not alone):
             return None
         return self.another()
 
@@ -106,6 +113,7 @@ class Lanes:
 
     def hear(self, lane: LaneProtocol, at: At) -> bool:
         """The peer has begun to speak on a lane; whether we are to follow it there."""
+        self.theirs = lane
         ours = at.turn == self.turn and lane is self.active  # it has followed us
         if at.turn < self.turn or ours or (at.turn == self.turn and self.initiator):
             return False
