@@ -218,7 +218,7 @@ def test_a_path_that_has_just_taken_the_place_of_one_that_was_well_is_left_thoug
         judge.new_until = 20.0
         judge.sent(since)
         judge.heard(since + SUSPICION - 0.5)
-        sooner = ACK_DELAY if since < 20.0 else 0.0
+        sooner = TRIP + ACK_DELAY if since < 20.0 else 0.0
         assert verdict(judge, since + SUSPICION - sooner - 0.01) is Life.WELL
         assert verdict(judge, since + SUSPICION - sooner + 0.01) is Life.SUSPECT
         assert judge.is_late is (since == 20.0)

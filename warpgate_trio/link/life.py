@@ -383,8 +383,8 @@ class LifeJudge:
     def _patience_until(self) -> float:
         if self._waits_from is None:
             return inf
-        # What a new path had not carried any more when the last ACK came has been missing for as long as that was late.
-        late = ACK_DELAY if self._waits_from < self.new_until else 0.0
+        # What a new path did not carry any more was said this long before the last ACK came, of what was said before.
+        late = self.trip + ACK_DELAY if self._waits_from < self.new_until else 0.0
         return self._waits_from + self._patience - late
 
     @property
