@@ -30,8 +30,9 @@ from warpgate_trio.testing.worlds import PeerPair
 __all__ = ["LOADS", "MOMENTS", "PLUGINS", "WAYS", "Fallen", "Hole", "Load", "Moment", "Plugin", "Way", "bar", "fall"]
 
 Moment = Literal["handshake", "trial", "switch", "1 MiB"]
-"""When the hole opens: the first packet of TLS or QUIC has passed; the caller has a second lane, and the next packet
-has passed; the caller speaks on it, and the next one has; so many bytes have passed since."""
+"""When the hole opens: the first packet of TLS or QUIC has passed; the listener has the second lane, and the first part
+of the trial, and the next packet has passed; the caller speaks on it, and the next one has; so many bytes have passed
+since."""
 Way = Literal["out", "back", "both"]
 """What vanishes: what the caller's network sends, what the listener's does, or all."""
 Load = Literal["out", "back", "both"]
@@ -73,11 +74,13 @@ class Fallen:
     Attributes:
       silences: seconds in which nothing came, at each receiver, at most.
       opened: whether the hole opened.
+      left: whether the caller's end has left the relay meanwhile.
       phase: of the path in the end.
     """
 
     silences: tuple[float, ...]
     opened: bool
+    left: bool
     phase: str | None
 
     @property
@@ -89,9 +92,9 @@ class Fallen:
 class _Watch:
     """Looks at what passes between the two networks, and opens the hole when it is time."""
 
-    def __init__(self, net: Network, names: tuple[str, str], hole: Hole, ours: Pipe) -> None:
+    def __init__(self, net: Network, names: tuple[str, str], hole: Hole, ours: Pipe, theirs: Pipe) -> None:
         self._net, self._names, self._hole = net, names, hole
-        self._ours = ours
+        self._ours, self._theirs = ours, theirs
         self._passed = 0
         self.opened = False
         net.hosts[names[0]].interfaces[0].tap = self._look
@@ -110,7 +113,7 @@ class _Watch:
         if moment == "handshake":
             return bool(packet.payload) if packet.flags else len(packet.payload) >= _HANDSHAKE
         if moment == "trial":
-            return len(link_of(self._ours).protocol.lanes) > 1
+            return len(link_of(self._theirs).protocol.lanes) > 1
         if self._ours.path.phase == "relay":
             return False
         self._passed += len(packet.payload)
@@ -141,7 +144,7 @@ def fall(plugin: Plugin, load: Load, hole: Hole | None, *, rtt: float = 0.05, se
                     nursery.start_soon(talk.receive)
                     nursery.start_soon(_send, talk, trio.current_time() + WARM + LASTS)
                 await trio.sleep(WARM)
-                watch = None if hole is None else _Watch(net, names, hole, ours)
+                watch = None if hole is None else _Watch(net, names, hole, ours, theirs)
                 began = trio.current_time()
                 closed.open()
                 if search:
@@ -156,6 +159,7 @@ def fall(plugin: Plugin, load: Load, hole: Hole | None, *, rtt: float = 0.05, se
                 fallen = Fallen(
                     silences=tuple(talk.silence_after(began) for talk in talks),
                     opened=watch is not None and watch.opened,
+                    left=any(each.switched for each in ours.path_log),
                     phase=ours.path.phase,
                 )
                 nursery.cancel_scope.cancel()

@@ -31,5 +31,6 @@ def test_a_new_path_that_turns_into_a_hole(plugin: Plugin, load: Load, moment: M
     longer = fallen.worst - without_a_hole(plugin, load, search=after)
     print(f"{plugin}, {load}: a hole at the {moment}, {way}: {longer:.2f} s longer than without")
     assert fallen.opened
+    assert fallen.left is after
     assert fallen.phase == "relay"
     assert longer <= max(bar(moment, RTT), EVEN)
