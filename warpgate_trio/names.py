@@ -387,19 +387,12 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
     errors: list[BaseException] = []
 
     async def attempt(address: str, failed: trio.Event) -> None:
-        # `trio.open_tcp_stream` would look the address up as a name, for which Python imports its tables of names.
-        sock = trio.socket.socket(socket_family(address))
         try:
-            await sock.connect((address, port))
+            streams.append(await _connect(address, port))
         except OSError as error:
-            sock.close()
             errors.append(error)
             failed.set()
-        except BaseException:
-            sock.close()
-            raise
         else:
-            streams.append(trio.SocketStream(sock))
             nursery.cancel_scope.cancel()
 
     try:
@@ -415,3 +408,14 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
     finally:
         for stream in streams:  # a dead heat, or a cancellation in the moment of success
             stream.socket.close()
+
+
+async def _connect(address: str, port: int) -> trio.SocketStream:
+    """As `trio.open_tcp_stream`, which looks addresses up as names: for that Python imports tables of characters."""
+    sock = trio.socket.socket(socket_family(address))
+    try:
+        await sock.connect((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)

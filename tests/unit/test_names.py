@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from warpgate_trio import names as names_module
 from warpgate_trio.names import (
     FAMILY_DELAY,
     FRESH,
@@ -450,14 +451,14 @@ def test_families_take_turns() -> None:
                 raise OSError("no sockets")
 
         trio.socket.set_custom_socket_factory(Sockets())
-        real_open = trio.open_tcp_stream
+        connect = names_module._connect
 
-        async def note(host: str, port: int) -> trio.SocketStream:
-            tried.append(host)
-            return await real_open(host, port)
+        async def note(address: str, port: int) -> trio.SocketStream:
+            tried.append(address)
+            return await connect(address, port)
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="all attempts"):
-            patch.setattr(trio, "open_tcp_stream", note)
+            patch.setattr(names_module, "_connect", note)
             await names.open_tcp_stream("one", 9)
         assert tried == ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2", "2001:db8::3"]
 

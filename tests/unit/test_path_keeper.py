@@ -36,7 +36,7 @@ from warpgate_trio.node.path_keeper import (
     STEADY,
     PathKeeper,
 )
-from warpgate_trio.node.upgrade_schedule import JITTER, POSTPONED, SITS_OUT
+from warpgate_trio.node.upgrade_schedule import HEAD_START, JITTER, POSTPONED, SITS_OUT
 from warpgate_trio.node.upgrade_schedule import PAUSES as UPGRADE_PAUSES
 from warpgate_trio.report import Verdict
 from warpgate_trio.walk.recorder import Recorder
@@ -497,7 +497,7 @@ async def test_whose_call_took_a_relay_first_looks_for_a_better_path_at_once_and
     relayed, reach = replace(PUNCHED, phase="relay"), replace(CALLED, relay_first=relay_first)
     async with kept(upgrade=True, path=relayed, reach=reach) as one:
         await trio.sleep(10.0)
-        assert [(walk.at, walk.preferred) for walk in FakeWalk.begun] == [(0.0, True)] * relay_first
+        assert [(walk.at, walk.preferred) for walk in FakeWalk.begun] == [(HEAD_START, True)] * relay_first
         one.say()
         await trio.sleep(UPGRADE_PAUSES[1] * (1 + JITTER))
         assert len(FakeWalk.begun) == 1 + relay_first
