@@ -237,7 +237,7 @@ class LinkProtocol(Moving):
         if outgoing is None:
             return [frame for frame, _ in frames]
         before = outgoing.end
-        lags = lane.said != before
+        lags = lane.said is not None and lane.said < before
         for frame, moves in frames:
             if moves:
                 outgoing.put_frame(frame)
