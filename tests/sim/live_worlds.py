@@ -332,6 +332,9 @@ async def _suffer(world: LiveWorld, net: Network, restarts: Restarts, ours: Pipe
         why = await _wait_for_the_best(world, ours, theirs)
         waited = trio.current_time() - well_at - STAYS
         await trio.sleep(SETTLED)
+        with trio.move_on_after(SETTLED):  # one may just be changing over
+            while _way(ours) != _way(theirs):
+                await theirs.wait_path_change()
         why += _what_is_wrong(chats, ours, theirs)
         for chat in chats:
             chat.goes_on = False
@@ -400,10 +403,13 @@ def _what_is_wrong(chats: Sequence[_Chat], ours: Pipe, theirs: Pipe) -> list[str
     why = []
     if any(trio.current_time() - chat.heard_at > 4 * TALK for chat in chats):
         why.append(f"nothing comes: {[round(trio.current_time() - chat.heard_at, 1) for chat in chats]}")
-    paths = [(pipe.path.phase, pipe.path.plugin, pipe.path.state) for pipe in (ours, theirs)]
-    if paths[0] != paths[1]:
-        why.append(f"they are not on one path: {paths}")
+    if _way(ours) != _way(theirs):
+        why.append(f"they are not on one path: {_way(ours)} and {_way(theirs)}")
     return why
+
+
+def _way(pipe: Pipe) -> tuple[str | None, str, PathState]:
+    return pipe.path.phase, pipe.path.plugin, pipe.path.state
 
 
 def flaps(changes: Sequence[PathChange]) -> list[str]:

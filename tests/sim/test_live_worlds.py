@@ -40,7 +40,13 @@ def test_a_pipe_is_on_the_best_path_once_all_has_been_well_for_a_while() -> None
 
 
 @pytest.mark.slow("a world of two nodes and servers of every kind, for minutes")
-@pytest.mark.parametrize("seed", [205], ids=["both change over at once, and one way of one path is a hole"])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(205, id="both change over at once, and one way of one path is a hole"),
+        pytest.param(981, id="the listener has moved, and the caller goes by what it was told of the network before"),
+    ],
+)
 def test_what_the_census_found(seed: int) -> None:
     lived = live(draw(Random(f"live {seed}")))
     assert lived.why == (), lived.log
