@@ -46,8 +46,9 @@ PIECE: Final = 16 * 1024
 """Bytes each 20 ms: 0.8 MB/s, more than one window in a round trip."""
 WARM: Final = 1.0
 MIB: Final = 1 << 20
-LASTS: Final = 6.0
-"""Seconds from the search on: 2 s until the hole opens, and as long as it may last."""
+LASTS: Final = 5.0
+"""Seconds from the search on, and `TRIPS` round trips: 2 s until the hole opens, and as long as it may last."""
+TRIPS: Final = 20
 _HANDSHAKE: Final = 600
 """Bytes of a UDP packet that is no probe any more: QUIC's first ones have 1,200 (RFC 9000 §14.1)."""
 
@@ -128,6 +129,7 @@ def fall(plugin: Plugin, load: Load, hole: Hole | None, *, rtt: float = 0.05, se
     public = plugin == "direct_connect"
     pair = PeerPair.between(presets.LINUX, None if public else presets.LINUX, rtt=rtt, server_rtt=rtt)
     names = ("alice-nat0", "bob" if public else "bob-nat0")
+    lasts = LASTS + TRIPS * rtt
 
     async def main() -> Fallen:
         servers = (server(OPEN), STUN, STUN2, NTP)
@@ -142,14 +144,14 @@ def fall(plugin: Plugin, load: Load, hole: Hole | None, *, rtt: float = 0.05, se
                 talks = [Talk(*each, size=PIECE) for each in ways.get(load, [(ours, theirs), (theirs, ours)])]
                 for talk in talks:
                     nursery.start_soon(talk.receive)
-                    nursery.start_soon(_send, talk, trio.current_time() + WARM + LASTS)
+                    nursery.start_soon(_send, talk, trio.current_time() + WARM + lasts)
                 await trio.sleep(WARM)
                 watch = None if hole is None else _Watch(net, names, hole, ours, theirs)
                 began = trio.current_time()
                 closed.open()
                 if search:
                     nursery.start_soon(_search, ours)
-                await trio.sleep(LASTS)
+                await trio.sleep(lasts)
                 for talk in talks:
                     assert talk.arrivals[-1] >= trio.current_time() - 0.5, "it flows"
                 assert {each.path.state for each in (ours, theirs)} == {PathState.LIVE}
