@@ -125,6 +125,14 @@ class PathKeeper:
         with trio.fail_after(max(ASK_PATIENCE, ASK_TRIPS * (self.home.view.signal_rtt or 0.0))):
             return await self.refresh(peer)
 
+    async def find_out(self, peer: PeerAddress) -> None:
+        """Where a peer is, if it answers soon."""
+        with trio.move_on_after(max(ASK_PATIENCE, ASK_TRIPS * (self.home.view.signal_rtt or 0.0))):
+            try:
+                await self.refresh(peer)
+            except EXPECTED as error:
+                logger.debug("%s… does not say where it is: %s", peer.peer_id[:8], error)
+
     async def wait_back(self, peer: PeerAddress) -> None:
         """Wait until a peer that could not be reached by signal can."""
         pause = ASK_INTERVAL
@@ -279,9 +287,16 @@ class _Kept:
                 hinted, self._hints = link.hints > self._hints, link.hints
                 said, self._moved = link.moved > self._moved, link.moved
                 wanted, self._wanted = self._wanted, False
-                if not (hinted or said or wanted) or not self._may_be_bettered(wanted=wanted):
+                if not (hinted or said or wanted):
                     schedule.postpone(now)
                     continue
+                if not self._may_be_bettered(wanted=wanted):
+                    if wanted or not self._is_relayed:
+                        schedule.postpone(now)
+                        continue
+                    if not await self._has_peer_moved():
+                        schedule.searched(now)
+                        continue
                 try:
                     with trio.CancelScope() as self._background:
                         async with self._keeper.first_upgrades if wanted else self._keeper.upgrades:
@@ -293,6 +308,12 @@ class _Kept:
             logger.debug("%r: nothing better is looked for any more: %s", link, error)
         except Exception:
             logger.exception("%r: a search for a better path failed in a way that nobody foresaw", link)
+
+    async def _has_peer_moved(self) -> bool:
+        """Whether the peer says that it is where a relay may be left; it may have moved, and have told nobody since."""
+        if (peer := self._find_peer()) is not None:
+            await self._keeper.find_out(peer)
+        return self._may_be_bettered(wanted=False)
 
     def _note_what_happened(self) -> None:
         now, link = trio.current_time(), self._link
