@@ -18,6 +18,7 @@ from warpgate_trio.cli.path_events import PathTeller
 from warpgate_trio.cli.ping import _print
 from warpgate_trio.cli.stdio import StandardOutput
 from warpgate_trio.errors import ConnectError
+from warpgate_trio.node.upgrade_schedule import HEAD_START
 from warpgate_trio.report import Outcome, Verdict, WalkEvent
 from warpgate_trio.sim import simulate
 from warpgate_trio.testing import simulated_hosts
@@ -46,7 +47,7 @@ def test_a_pipe_by_a_relay_tells_of_the_relay_and_of_the_upgrade() -> None:
             assert search is not None
             assert search.winner is not None
             assert (search.verdict, search.winner.phase) == (Verdict.CONNECTED, "punch")
-            assert search.began_ms == pytest.approx(1000 * taken, abs=1)
+            assert search.began_ms == pytest.approx(1000 * (taken + HEAD_START), abs=1)
             path, told = (event for event in events if event.kind in ("path", "search"))
             assert (path.kind, told.kind, told.report) == ("path", "search", search)
             assert search.winner.ended_ms is not None
@@ -193,7 +194,7 @@ def test_path_events_tell_of_searches_too(capsys: pytest.CaptureFixture[str]) ->
     assert [event["event"] for event in events].count("search") == 1
     assert (path["old"]["plugin"], path["new"]["plugin"], path["cause"]) == ("ws_relay", "tcp_punch", "better")
     assert [row["plugin"] for row in search["report"]["combos"] if row["outcome"] == "won"] == ["tcp_punch"]
-    assert search["report"]["began_ms"] == pytest.approx(100, abs=1)
+    assert search["report"]["began_ms"] == pytest.approx(100 + 1000 * HEAD_START, abs=1)
 
 
 def test_and_of_searches_that_found_nothing(capsys: pytest.CaptureFixture[str]) -> None:

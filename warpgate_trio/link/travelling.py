@@ -41,6 +41,8 @@ def _ignore(_payload: bytes) -> None:
 LEFT_FOR: Final = 0.5
 """Seconds of silence after which a carrier is closed whose relay will be gone before long: what was under way has come,
 and its server waits for that."""
+INSTANT: Final = 0.001
+"""Seconds that are none: what rounding leaves of a time would be slept for again and again."""
 LEFT_TRIPS: Final = 3
 """Round trips that this is at least: two for the peer to change over, who may have said nothing meanwhile."""
 MAX_DROPPED: Final = 16
@@ -198,7 +200,7 @@ class Travelling(Handshake):
 
     async def wait_leaving(self) -> None:
         """Wait until a carrier is to be left; `trio.BrokenResourceError` once the Link is over."""
-        while not any(lane.protocol.leaving for lane in self._drivers):
+        while self._ending or not any(lane.protocol.leaving for lane in self._drivers):
             await self.wait_path_event()
 
     async def wait_left(self) -> None:
@@ -231,7 +233,7 @@ class Travelling(Handshake):
             rest = max(LEFT_FOR, LEFT_TRIPS * (self.rtt or 0.0)) - lane.protocol.life.silence(now)
             if self.protocol.carries_a_tail(lane.protocol):
                 pause = max(pause, rest, LEFT_FOR)
-            elif rest <= 0:
+            elif rest < INSTANT:
                 self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
             else:
                 pause = max(pause, rest)
