@@ -86,9 +86,13 @@ def transfer(
     return simulate(main, seed=seed)
 
 
-@pytest.mark.slow("128 KiB each way over 0.5 Mbit/s of which an eighth is lost, packet by packet")
-def test_a_bad_link_that_is_full_both_ways_is_not_suspected() -> None:
-    assert transfer("fading", 128 * 1024) == ([], True)
+@pytest.mark.slow("128 KiB each way over 0.5 Mbit/s of which an eighth is lost, packet by packet, three times")
+def test_a_bad_link_that_is_full_both_ways_is_hardly_suspected() -> None:
+    """Where several packets are lost in a row TCP pauses for seconds: no fault of what waits in front of it."""
+    for seed in range(1, 4):
+        states, same = transfer("fading", 128 * 1024, seed=seed)
+        assert same
+        assert states.count(PathState.SUSPECT) <= 2, seed
 
 
 RUNS: Final = [
