@@ -41,7 +41,7 @@ async def handle_forward(
         if pipe.label.startswith(TCP):
             connection = await reach(asked_target(pipe.label, TCP), exposed, patience)
             async with resetting(connection):
-                await pipe.send_all(encode_answer(Answer.DONE, show_address(connection.socket.getpeername()[:2])))
+                await pipe.send_all(encode_answer(Answer.DONE))  # not where: who has gone already has no address
                 await copy_both_ways(connection, pipe)
         else:
             await _listen_for(pipe, asked_target(pipe.label, BIND), bindable or Bindable())

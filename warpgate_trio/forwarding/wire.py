@@ -5,8 +5,8 @@
     ``bound:HOST:PORT``   a connection that has come to that port
 
 The answer is the first thing on a Pipe that was asked for by `tcp` or `bind`: one byte, an `Answer`, one byte with the
-length of a text, and the text in UTF-8: where the side listens, or why it does not do what was asked for.  Then, for
-`tcp`, come the bytes of the target.  The side that has asked may send before it has the answer.
+length of a text, and the text in UTF-8: where the side listens for `bind`, or why it does not do what was asked for.
+Then, for `tcp`, come the bytes of the target.  The side that has asked may send before it has the answer.
 """
 
 from __future__ import annotations
