@@ -377,7 +377,7 @@ async def test_a_port_whose_target_does_not_answer() -> None:
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
         nursery.cancel_scope.cancel()
-    assert [str(each) for each in problems] == [f"{nobody}: Connection refused"]
+    assert [str(each) for each in problems] == [f"all attempts to connect to {nobody} failed: Connection refused"]
 
 
 async def test_who_opens_no_pipes_has_no_ports_either() -> None:

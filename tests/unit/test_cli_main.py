@@ -17,9 +17,9 @@ import pytest
 
 from tests.end_to_end.processes import PROGRAM, checked_event, environment
 from warpgate_trio.address import PeerAddress
-from warpgate_trio.cli.connect import PHASES as PHASES_OF_CONNECT
 from warpgate_trio.cli.group import call, cli
 from warpgate_trio.cli.options import NodeOptions, Settings
+from warpgate_trio.cli.parameters import PHASES as PHASES_OF_OPTION
 from warpgate_trio.cli.parameters import ROUTES, Size, read_route
 from warpgate_trio.combos import RouteType
 from warpgate_trio.config import NodeConfig
@@ -163,7 +163,7 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
 
 
 def test_phases_and_routes_are_those_of_the_walk() -> None:
-    assert PHASES_OF_CONNECT == PHASES
+    assert PHASES_OF_OPTION == PHASES
     assert tuple(route.name for route in RouteType) == ROUTES
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .exits import UsageProblem
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from ..config import NodeConfig
     from ..identity import Identity
 
-__all__ = ["caller_identity"]
+__all__ = ["caller_identity", "own_address_is_misuse"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -39,3 +41,16 @@ def caller_identity(config: NodeConfig, peer: PeerAddress) -> Identity:
         raise UsageProblem("that is this node's own address: the peer has the key that is named here")
     logger.info("that peer has this user's default key: this call has an identity of its own")
     return Identity.generate()
+
+
+@contextmanager
+def own_address_is_misuse() -> Generator[None]:
+    """Around a call: the ValueError by which a node refuses its own address is a `UsageProblem`."""
+    from ..errors import WarpgateError
+
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, WarpgateError):
+            raise
+        raise UsageProblem(str(error)) from error

@@ -18,6 +18,7 @@ from .options import (
     pass_settings,
     path_events_option,
     path_options,
+    walk_options,
 )
 from .parameters import PluginOption, Size, check_plugin, read_route
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..errors import ConnectError
     from ..link import Pipe
     from ..node import Node
+    from ..plugin import Phase
     from ..report import WalkEvent
     from .echo_test import EchoTest
     from .path_events import PathTeller
@@ -37,19 +39,6 @@ __all__ = ["connect"]
 EARLY_DATA: Final = 8192
 """Bytes that go with the call: what any socket takes without waiting, and a first flight carries beside the COMMIT.
 More would save no more, and would wait with it on a path that carries nothing large."""
-PHASES: Final = ("direct", "punch", "spray", "relay")  # `plugin.PHASES`, without importing it; a test compares them
-
-
-def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    names = tuple(name.strip() for name in value.split(",") if name.strip())
-    for name in names:
-        if name not in PHASES:
-            raise click.BadParameter(f"{name!r} is no phase; there are {', '.join(PHASES)}")
-    if not names:
-        raise click.BadParameter(f"name at least one of {', '.join(PHASES)}")
-    return names
 
 
 @click.command(short_help="Connect to a peer; join stdin and stdout to it, or test the path.")
@@ -64,13 +53,7 @@ def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | N
 @click.option(
     "--route", callback=read_route, metavar="R", help="Use routes of one kind only: nic, ext or loopback (NIC_BIND, …)."
 )
-@click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
-@click.option(
-    "--relay-first/--no-relay-first",
-    default=None,
-    help="Begin by a relay where there is one, and change over to a better path once that is found (the default).",
-)
+@walk_options
 @path_options
 @path_events_option
 @common_options
@@ -84,7 +67,7 @@ def connect(
     plugin: str | None,
     af: str | None,
     route: RouteType | None,
-    phases: tuple[str, ...] | None,
+    phases: tuple[Phase, ...] | None,
     timeout: float | None,
 ) -> int:
     """Connect to the peer at ADDRESS, the text wg1… that its `listen` has printed.
@@ -126,7 +109,7 @@ class _Call:
         plugin: str | None,
         af: int | None,
         route: RouteType | None,
-        phases: tuple[str, ...] | None,
+        phases: tuple[Phase, ...] | None,
         timeout: float | None,
     ) -> None:
         self._settings = settings
@@ -184,6 +167,7 @@ class _Call:
     async def _dial(
         self, node: Node, peer: PeerAddress, early_data: bytes, *, relay_first: bool, teller: PathTeller
     ) -> Pipe:
+        from .caller import own_address_is_misuse
         from .render import watching_walk
 
         async with watching_walk(self._settings) as show:
@@ -192,7 +176,7 @@ class _Call:
                 show(event)
                 teller.take(event)
 
-            try:
+            with own_address_is_misuse():
                 if self._plugin is not None:
                     return await node.connect(
                         peer,
@@ -205,7 +189,7 @@ class _Call:
                     )
                 return await node.auto_connect(
                     peer,
-                    phases=None if self._phases is None else [p for p in PHASES if p in self._phases],
+                    phases=self._phases,
                     afs=None if self._af is None else [self._af],
                     route_types=None if self._route is None else [self._route],
                     timeout=self._timeout,
@@ -213,12 +197,6 @@ class _Call:
                     relay_first=relay_first,
                     on_event=on_event,
                 )
-            except ValueError as error:
-                from ..errors import WarpgateError
-
-                if isinstance(error, WarpgateError):
-                    raise
-                raise UsageProblem(str(error)) from error  # of `Node`: our own address
 
     async def _run_echo_test(self, test: EchoTest, pipe: Pipe, total: int, called_at: float, connect_ms: float) -> None:
         import trio

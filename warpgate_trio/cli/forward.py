@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, final
 
 import click
 
-from .connect import PHASES, read_phases
 from .exits import CommandFailed, ExitCode, UsageProblem
 from .options import (
     NodeOptions,
@@ -19,6 +18,7 @@ from .options import (
     pass_settings,
     path_events_option,
     path_options,
+    walk_options,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..forwarding import Target
     from ..link import Pipe
     from ..node import Node
+    from ..plugin import Phase
 
 __all__ = ["forward"]
 
@@ -41,13 +42,7 @@ PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 @node_options
 @click.option("--reverse", is_flag=True, help="The peer listens, and what comes there is led to [HOST:]PORT here.")
 @click.option("--stdio", is_flag=True, help="Join stdin and stdout to the target, as ssh's ProxyCommand wants it.")
-@click.option("--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
-@click.option(
-    "--relay-first/--no-relay-first",
-    default=None,
-    help="Begin by a relay where there is one, and change over to a better path once that is found (the default).",
-)
+@walk_options
 @path_options
 @path_events_option
 @json_option
@@ -60,7 +55,7 @@ def forward(
     node_options: NodeOptions,
     reverse: bool,
     stdio: bool,
-    phases: tuple[str, ...] | None,
+    phases: tuple[Phase, ...] | None,
     timeout: float | None,
 ) -> int:
     """Lead connections to [HOST:]PORT of this machine to a host and port in the network of PEER, until interrupted.
@@ -104,7 +99,7 @@ class _Forwarding:
         near: Target | None,
         far: Target,
         reverse: bool,
-        phases: tuple[str, ...] | None,
+        phases: tuple[Phase, ...] | None,
         timeout: float | None,
     ) -> None:
         self._settings = settings
@@ -115,7 +110,7 @@ class _Forwarding:
         self._phases = phases
         self._timeout = timeout
         self._pipe: Pipe | None = None
-        self._announced = False
+        self._announced: list[str] = []
 
     async def run(self, config: NodeConfig) -> ExitCode:
         import trio
@@ -162,24 +157,19 @@ class _Forwarding:
             raise UsageProblem(f"{near} cannot be listened on: {reason_of(error)}") from error
 
     async def _call(self, node: Node, peer: PeerAddress, config: NodeConfig) -> Pipe:
+        from .caller import own_address_is_misuse
         from .render import watching_walk
 
         self._settings.say(f"calling {peer.peer_id}…")
         async with watching_walk(self._settings) as on_event:
-            try:
+            with own_address_is_misuse():
                 pipe = await node.auto_connect(
                     peer,
-                    phases=None if self._phases is None else [p for p in PHASES if p in self._phases],
+                    phases=self._phases,
                     timeout=self._timeout,
                     relay_first=config.paths.relay_first is not False,
                     on_event=on_event,
                 )
-            except ValueError as error:
-                from ..errors import WarpgateError
-
-                if isinstance(error, WarpgateError):
-                    raise
-                raise UsageProblem(str(error)) from error  # of `Node`: our own address
         path = pipe.path
         self._settings.say(f"connected by {path.plugin}, IPv{path.af} {path.route_type}")
         return pipe
@@ -216,15 +206,16 @@ class _Forwarding:
                 )
             if self._reverse:
                 nursery.start_soon(self._lead_all, node)
-            tries = 0
+            tries = 0  # in a row: a peer that is there for a moment only is not called without a pause
             while True:
-                reason: Exception | None = None
+                reason, began = None, trio.current_time()
                 try:
                     async with self._pipe as pipe:
                         await self._stay(pipe, listeners)
-                    tries = 0
                 except (trio.BrokenResourceError, PeerRefused) as error:
                     reason = error
+                if trio.current_time() - began > PAUSES[-1]:
+                    tries = 0
                 self._settings.say(f"the peer is gone{'' if reason is None else f': {reason}'}; calling it again")
                 while True:
                     await trio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])  # pacing
@@ -264,9 +255,9 @@ class _Forwarding:
         from .events import Forwarding, encode
         from .stdio import StandardOutput
 
-        if self._announced:
+        if where == self._announced:  # a peer that was called again may listen elsewhere
             return
-        self._announced = True
+        self._announced = where
         target = str(self._near if self._reverse else self._far)
         if self._settings.json:
             await StandardOutput().write(encode(Forwarding(listens=where, target=target, reverse=self._reverse)))

@@ -16,6 +16,7 @@ import click
 
 from ..errors import printable
 from .exits import output_error
+from .parameters import PHASES, read_phases
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
@@ -29,6 +30,7 @@ __all__ = [
     "pass_settings",
     "path_events_option",
     "path_options",
+    "walk_options",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -234,3 +236,19 @@ def path_options(function: _F) -> _F:
         help="Look for another path for S seconds when one has died; 0: end with it.",
     )
     return dead_after(resume_timeout(function))
+
+
+def walk_options(function: _F) -> _F:
+    """--phases, --timeout and --relay-first, for a command that calls a peer and has `node_options`."""
+    phases = click.option(
+        "--phases", callback=read_phases, metavar="P,P,…", help=f"Take only these phases of {','.join(PHASES)}."
+    )
+    timeout = click.option(
+        "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds."
+    )
+    relay_first = click.option(
+        "--relay-first/--no-relay-first",
+        default=None,
+        help="Begin by a relay where there is one, and change over to a better path once that is found (the default).",
+    )
+    return phases(timeout(relay_first(function)))

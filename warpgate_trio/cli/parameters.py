@@ -12,16 +12,18 @@ from .exits import UsageProblem
 
 if TYPE_CHECKING:
     from ..combos import RouteType
-    from ..plugin import Plugin
+    from ..plugin import Phase, Plugin
 
     _Bytes = click.ParamType[int]
 else:
     _Bytes = click.ParamType  # no generic class in older releases
 
-__all__ = ["ROUTES", "PluginOption", "Size", "check_plugin", "read_route"]
+__all__ = ["PHASES", "ROUTES", "PluginOption", "Size", "check_plugin", "read_phases", "read_route"]
 
 ROUTES: Final = ("NIC_BIND", "EXT_BIND", "LOOPBACK_BIND")
 """The names of `RouteType`, without importing it; a test compares them.  `--route` takes ``nic`` for the first."""
+PHASES: Final[tuple[Phase, ...]] = ("direct", "punch", "spray", "relay")
+"""`warpgate_trio.plugin.PHASES`, without importing it; a test compares them."""
 _SHORT: Final = {name.removesuffix("_BIND").lower(): name for name in ROUTES}
 
 UNITS: Final[dict[str, int]] = {
@@ -104,3 +106,16 @@ class PluginOption(click.Option):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(name) for name in path_plugins() if name.startswith(incomplete)]
+
+
+def read_phases(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[Phase, ...] | None:
+    """The phases that ``--phases`` names, in the order of a walk."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    for name in names:
+        if name not in PHASES:
+            raise click.BadParameter(f"{name!r} is no phase; there are {', '.join(PHASES)}")
+    if not names:
+        raise click.BadParameter(f"name at least one of {', '.join(PHASES)}")
+    return tuple(phase for phase in PHASES if phase in names)

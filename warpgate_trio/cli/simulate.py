@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final, final
 
 import click
 
-from .connect import read_phases
 from .events import Preset, Simulated, encode
 from .exits import ExitCode, UsageProblem
 from .options import Settings, common_options, json_option, pass_settings
-from .parameters import PluginOption, check_plugin
+from .parameters import PluginOption, check_plugin, read_phases
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
     from ..link import Pipe
     from ..node import Node
+    from ..plugin import Phase
     from ..sim import Behavior, NatConfig
     from ..testing.walks import Walk
 
@@ -68,7 +68,7 @@ def simulate(
     seed: int,
     runs: int,
     plugin: str | None,
-    phases: tuple[str, ...] | None,
+    phases: tuple[Phase, ...] | None,
     ladder: bool,
     pcap: Path | None,
     matrix: bool,
@@ -168,7 +168,7 @@ class _Simulation:
         skew: float,
         seeds: Sequence[int],
         plugin: str | None,
-        phases: tuple[str, ...] | None,
+        phases: tuple[Phase, ...] | None,
     ) -> None:
         self._settings = settings
         self._rtt = rtt
@@ -233,7 +233,7 @@ class _Simulation:
     async def _connect(self, node: Node, peer: PeerAddress) -> Pipe:
         if self._plugin is not None:
             return await node.connect(peer, plugin=self._plugin)
-        return await node.auto_connect(peer, phases=self._phases)  # type: ignore[arg-type]  # names of PHASES
+        return await node.auto_connect(peer, phases=self._phases)
 
     def _event(self, nat_a: str, nat_b: str, seed: int, walk: Walk, *, with_report: bool = True) -> Simulated:
         import msgspec

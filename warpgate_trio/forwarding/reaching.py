@@ -9,8 +9,9 @@ from typing import Final
 import trio
 
 from ..errors import TargetRefused
+from ..names import open_first_tcp_stream
 from ..nurseries import reason_of
-from ..sockaddr import IpAddress, show_address, socket_family
+from ..sockaddr import IpAddress
 from .targets import Exposed, Target
 from .wire import Answer
 
@@ -35,7 +36,7 @@ async def reach(target: Target, exposed: Exposed | None, patience: float) -> tri
         chosen = addresses if exposed is None else exposed.choose(target, addresses)
         if not chosen:
             raise TargetRefused(Answer.NOT_EXPOSED, f"{target} is not exposed here")
-        return await _dial(chosen, target.port)
+        return await _dial(chosen, target)
     raise TargetRefused(Answer.UNREACHABLE, f"{target} did not answer in {patience:g} s")
 
 
@@ -52,18 +53,9 @@ async def _look_up(target: Target, exposed: Exposed | None) -> Sequence[IpAddres
     return [ip_address(name[0].partition("%")[0]) for *_, name in found if isinstance(name[0], str)]
 
 
-async def _dial(addresses: Sequence[IpAddress], port: int) -> trio.SocketStream:
+async def _dial(addresses: Sequence[IpAddress], target: Target) -> trio.SocketStream:
     """Connect to the first of these addresses that takes it."""
-    problem = ""
-    for ip in addresses:
-        sock = trio.socket.socket(socket_family(str(ip)))
-        try:
-            await sock.connect((str(ip), port))
-            return trio.SocketStream(sock)
-        except OSError as error:
-            sock.close()
-            problem = f"{show_address((str(ip), port))}: {reason_of(error)}"
-        except BaseException:
-            sock.close()
-            raise
-    raise TargetRefused(Answer.UNREACHABLE, problem)
+    try:
+        return await open_first_tcp_stream(map(str, addresses), target.port, host=target.host)
+    except OSError as error:
+        raise TargetRefused(Answer.UNREACHABLE, reason_of(error)) from error

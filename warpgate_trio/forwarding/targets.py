@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Final, Self, final
 
 from ..address.scope import AddressScope, scope_of
-from ..sockaddr import IpAddress, unmapped
+from ..sockaddr import IpAddress, bracketed, unmapped
 
 __all__ = ["LOCALHOST", "Bindable", "Exposed", "Target"]
 
@@ -37,7 +37,7 @@ class Target:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
     @classmethod
     def parse(cls, text: str, *, least: int = 1) -> Self:
