@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -15,6 +16,7 @@ import trio
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.nodes import config, loopback_node, pipes
+from tests.waiting import wait_until
 from warpgate_trio import Node, Pipe, anyone
 from warpgate_trio.errors import TargetRefused
 from warpgate_trio.forwarding import (
@@ -29,6 +31,9 @@ from warpgate_trio.forwarding import (
     serve_forward,
     serve_reverse,
 )
+from warpgate_trio.link import RefuseReason
+from warpgate_trio.link.channel import Channel
+from warpgate_trio.link.openings import Openings
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
@@ -295,6 +300,36 @@ async def test_the_end_of_the_link_resets_what_it_carries() -> None:
             pipe._link.end_nowait(abort=True)  # type: ignore[attr-defined]
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
+
+
+async def test_what_a_client_says_to_a_peer_that_is_busy_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals, answer_one = iter([True, True]), Openings.answer_one
+
+    def answer(openings: Openings, channel: Channel) -> None:
+        if next(refusals, False):
+            openings._protocol.refuse_channel(channel, RefuseReason.BUSY)
+        else:
+            answer_one(openings, channel)
+
+    monkeypatch.setattr(Openings, "answer_one", answer)
+    async with service() as found, exposing(Exposed([str(found.target)])) as pipe:
+        async with forwarded(pipe, found.target) as where, await trio.open_tcp_stream(*where) as client:
+            await client.send_all(b"once")
+            await client.send_eof()
+            assert await read_all(client) == b"once"
+    assert next(refusals, None) is None
+
+
+async def test_a_client_that_is_reset_before_the_peer_has_answered() -> None:
+    """It is no end of what it has said."""
+    problems: list[Exception] = []
+    async with service() as found, pipes() as (pipe, _theirs, _both):  # nobody takes Pipes there
+        async with forwarded(pipe, found.target, problems) as where:
+            async with await trio.open_tcp_stream(*where) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await wait_until(lambda: bool(problems))
+    (problem,) = problems
+    assert isinstance(problem, trio.BrokenResourceError)
 
 
 async def test_many_connections_at_once() -> None:

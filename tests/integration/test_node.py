@@ -48,7 +48,7 @@ from warpgate_trio.errors import (
     AddressUnsupported,
 )
 from warpgate_trio.host import Interface, InterfaceAddress
-from warpgate_trio.link import Link, RefuseReason
+from warpgate_trio.link import Link, RefuseReason, frame_codec
 from warpgate_trio.node import responder
 from warpgate_trio.node.links import MAX_TOLD
 from warpgate_trio.nurseries import open_background_nursery
@@ -635,6 +635,42 @@ async def test_open_pipe_towards_a_node_that_does_not_listen() -> None:
         with pytest.raises(PeerRefused) as refused:
             await theirs.open_pipe()
         assert refused.value.reason == RefuseReason.NOT_ACCEPTING
+
+
+async def test_a_further_pipe_that_is_used_before_it_is_taken() -> None:
+    async with pipes() as (ours, _, both):
+        async with ours.open_pipe_nowait("early") as further:
+            await further.send_all(b"question")
+            await further.send_eof()
+            async with await both.bob.listener.accept() as arrived:
+                assert (arrived.label, b"".join([piece async for piece in arrived])) == ("early", b"question")
+                await arrived.send_all(b"answer")
+            assert b"".join([piece async for piece in further]) == b"answer"
+            await further.wait_accepted()
+        with pytest.raises(trio.ClosedResourceError):
+            await further.wait_accepted()
+
+
+async def test_a_further_pipe_that_is_used_and_then_refused() -> None:
+    async with pipes() as (_, theirs, _both):
+        further = theirs.open_pipe_nowait()
+        await further.send_all(b"lost")
+        with pytest.raises(PeerRefused) as refused:
+            await further.wait_accepted()
+        assert refused.value.reason == RefuseReason.NOT_ACCEPTING
+        for call in (partial(further.send_all, b"x"), further.receive_some, further.send_eof):
+            with pytest.raises(trio.BrokenResourceError, match="pipe broken: the peer refused: not accepting"):
+                await call()
+
+
+async def test_a_peer_that_takes_nothing_early_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_codec, "_TAKES_EARLY_DATA", 0)
+    async with pipes() as (ours, _, both):
+        async with ours.open_pipe_nowait() as further, trio.open_nursery() as nursery:
+            nursery.start_soon(further.send_eof)
+            await trio.testing.wait_all_tasks_blocked()
+            async with await both.bob.listener.accept() as arrived:
+                assert await arrived.receive_some() == b""
 
 
 async def test_early_data_comes_with_the_pipe() -> None:

@@ -53,7 +53,7 @@ from warpgate_trio.link.frames import (
 PROOF = Proof(client_key=b"\x11" * 32, session_id=b"\x22" * 16, attempt_id=b"\x33" * 16, signature=b"\x44" * 64)
 COMMIT = Commit(session_id=b"\x55" * 16, link_id=b"\x66" * 16, epoch=7, credit=0x100000)
 TERMS = Terms(resume_timeout=120, secret=b"\x77" * 16, instance=b"\x88" * 8)
-TERMS_HEX = "000700000078" + "77" * 16 + "88" * 8
+TERMS_HEX = "000f00000078" + "77" * 16 + "88" * 8
 
 GOLDEN: list[tuple[Frame, str]] = [
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import final
 
 import pytest
@@ -650,6 +651,82 @@ def test_a_refused_channel_is_forgotten_on_both_sides() -> None:
     assert pair.a.protocol.channels._windows == pair.b.protocol.channels._windows == WINDOW_MIN
 
 
+def early(takes_early_data: bool = True) -> tuple[Pair, Channel]:
+    """A channel of a's whose OPEN has no answer."""
+    terms = replace(TERMS, takes_early_data=takes_early_data)
+    pair = Pair(terms=(TERMS, terms))
+    return pair, pair.a.protocol.open_channel("", now=pair.now)
+
+
+def test_early_data_follows_the_open_and_waits_for_the_answer() -> None:
+    pair, ours = early()
+    assert ours.sendable == WINDOW_FLOOR
+    pair.a.send(ours, b"x" * WINDOW_FLOOR)
+    assert ours.sendable == 0
+    pair.carry()
+    (opened,) = pair.b.protocol.take_opened()
+    pair.b.protocol.accept_channel(opened.channel)
+    pair.carry()
+    assert pair.b.read(opened.channel, pair.now) == b"x" * WINDOW_FLOOR
+    assert ours.sendable == opened.channel.receive_limit - WINDOW_FLOOR
+    pair.a.send(ours, b"more")
+    pair.b.send(opened.channel, b"back")
+    pair.carry()
+    assert (opened.channel.take(None), ours.take(None)) == (b"more", b"back")
+
+
+def test_all_may_have_been_said_before_the_answer() -> None:
+    pair, ours = early()
+    pair.a.send(ours, b"all")
+    pair.a.protocol.finish(ours)
+    pair.carry()
+    (opened,) = pair.b.protocol.take_opened()
+    pair.b.protocol.accept_channel(opened.channel)
+    assert (opened.channel.incoming, opened.channel.outgoing) == (DirectionState.FINISHED, DirectionState.FLOWING)
+    assert opened.channel.take(None) == b"all"
+    pair.b.send(opened.channel, b"answer")
+    pair.carry()
+    assert ours.take(None) == b"answer"
+
+
+def test_a_peer_that_takes_no_early_data_gets_none() -> None:
+    _, ours = early(takes_early_data=False)
+    assert (ours.sendable, ours.outgoing) == (0, DirectionState.IDLE)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("end", ["refused", "no room", "taken back"])
+def test_nobody_reads_what_was_early_and_was_not_taken(
+    end: str, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, ours = early()
+    if end == "no room":
+        monkeypatch.setattr(channels_module, "MAX_CHANNELS", 1)
+    pair.a.send(ours, b"lost")
+    if finished:
+        pair.a.protocol.finish(ours)
+    pair.carry()
+    opened = pair.b.protocol.take_opened()
+    if end == "refused":
+        pair.b.protocol.refuse_channel(opened[0].channel, RefuseReason.NOT_ACCEPTING)
+    elif end == "taken back":
+        pair.a.protocol.close_channel(ours)
+    pair.carry()
+    assert ours.done
+    assert (ours.refusal is None) is (end == "taken back")
+    assert set(pair.a.protocol.channels) == set(pair.b.protocol.channels) == {0}
+    assert pair.a.protocol.channels._windows == pair.b.protocol.channels._windows == WINDOW_MIN
+    assert not pair.b.protocol.channels._ended
+
+
+def test_more_early_data_than_a_channel_has_room_for_ends_the_link() -> None:
+    pair, ours = early()
+    pair.carry()
+    with pytest.raises(RemoteProtocolError, match="bytes of early data"):
+        for _ in range(WINDOW_MIN // MAX_DATA + 1):
+            feed(pair.b, data(ours.id, bytes(MAX_DATA)))
+
+
 def test_an_open_that_was_taken_back_at_once_is_never_shown() -> None:
     pair = Pair()
     ours = pair.a.protocol.open_channel("", now=pair.now)
@@ -703,8 +780,9 @@ def test_answers_that_nobody_asked_for() -> None:
     for number in (0, 2):
         with pytest.raises(RemoteProtocolError, match=f"ACCEPT of channel {number}, which nobody asked for"):
             feed(pair.a, Accept(channel=number, credit=1))
-    with pytest.raises(RemoteProtocolError, match="REFUSE on a channel whose direction is flowing"):
-        feed(pair.a, Refuse(channel=theirs.id, reason=1))
+        with pytest.raises(RemoteProtocolError, match=f"REFUSE of channel {number}, which nobody asked for"):
+            feed(pair.a, Refuse(channel=number, reason=1))
+    assert theirs.accepted
 
 
 @pytest.mark.parametrize(
@@ -1144,8 +1222,12 @@ class TwoProtocols(RuleBasedStateMachine):
         return "a" if side is self.pair.a else "b"
 
     def pick(self, name: str, pick: int) -> End | None:
-        own = [end for (side, _), end in self.ends.items() if side == name and not end.closed and end.channel.accepted]
+        own = [end for (side, _), end in self.ends.items() if side == name and not end.closed and self.is_usable(end)]
         return own[pick % len(own)] if own else None
+
+    @staticmethod
+    def is_usable(end: End) -> bool:
+        return end.channel.accepted or end.channel.outgoing is DirectionState.FLOWING  # what is early
 
     def after_delivery(self, receiver: Side) -> None:
         for opened in receiver.protocol.take_opened():

@@ -14,6 +14,7 @@ from ..link import Pipe, RefuseReason
 from ..nurseries import open_background_nursery
 from ..ports.accepting import accept_connections
 from .copying import copy_both_ways, resetting
+from .opening import open_pipe_for
 from .targets import Target
 from .wire import TCP, receive_answer
 
@@ -75,15 +76,15 @@ async def serve_forward(
         raise trio.ClosedResourceError("the listener was closed")
 
 
-async def _open(find_pipe: Callable[[], Pipe], target: Target) -> Pipe:
+async def _open(connection: trio.SocketStream, find_pipe: Callable[[], Pipe], target: Target) -> Pipe:
     for pause in BUSY_PAUSES:
         try:
-            return await find_pipe().open_pipe(f"{TCP}{target}")
+            return await open_pipe_for(connection, find_pipe(), f"{TCP}{target}")
         except PeerRefused as error:
             if error.reason != RefuseReason.BUSY:
                 raise
             await trio.sleep(pause)  # pacing
-    return await find_pipe().open_pipe(f"{TCP}{target}")
+    return await open_pipe_for(connection, find_pipe(), f"{TCP}{target}")
 
 
 async def _lead(
@@ -96,7 +97,7 @@ async def _lead(
     try:
         async with resetting(connection):
             async with opening:
-                further = await _open(find_pipe, target)
+                further = await _open(connection, find_pipe, target)
             async with further:
                 await copy_both_ways(connection, further, first=partial(receive_answer, further))
     except (TargetRefused, PeerRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:

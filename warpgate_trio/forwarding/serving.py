@@ -13,6 +13,7 @@ from ..nurseries import open_background_nursery, reason_of
 from ..ports.accepting import accept_connections
 from ..sockaddr import show_address, socket_family
 from .copying import copy_both_ways, resetting
+from .opening import open_pipe_for
 from .reaching import TARGET_PATIENCE, reach
 from .targets import Bindable, Exposed, Target
 from .wire import BIND, BOUND, TCP, Answer, asked_target, encode_answer
@@ -90,7 +91,7 @@ async def _bring_all(listener: trio.socket.SocketType, pipe: Pipe, target: Targe
 async def _bring(connection: trio.SocketStream, pipe: Pipe, target: Target) -> None:
     """A connection that has come to the port: a Pipe of ours to the peer."""
     try:
-        async with resetting(connection), await pipe.open_pipe(f"{BOUND}{target}") as further:
+        async with resetting(connection), await open_pipe_for(connection, pipe, f"{BOUND}{target}") as further:
             await copy_both_ways(connection, further)
     except (PeerRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
         logger.info("a connection to %s ended: %s", target, error)

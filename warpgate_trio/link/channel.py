@@ -83,6 +83,11 @@ class Channel:
         ends = (DirectionState.FINISHED, DirectionState.ABANDONED)
         return self.outgoing in ends and self.incoming in ends
 
+    def drop(self) -> None:
+        """What was received is of no use."""
+        self.buffer.clear()
+        self.buffered = 0
+
     def compact(self) -> None:
         """Give up many small pieces for one large one; see `PIECE_MEAN`."""
         if len(self.buffer) * PIECE_MEAN > self.buffered:

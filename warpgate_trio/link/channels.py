@@ -32,7 +32,8 @@ MAX_CHANNELS: Final = 1024
 """Channels alive at once on a Link: bounds what a peer can make us remember.  A browser, or a pool of connections, has
 hundreds, and a forwarded one is a channel."""
 EARLY_DATA_LIMIT: Final = 64 * 1024
-"""Bytes that may ride behind a COMMIT before it is accepted: a responder holds them until it has decided."""
+"""Bytes that may ride behind a COMMIT before it is accepted: a responder holds them until it has decided.  Behind an
+OPEN it is `WINDOW_FLOOR`, for which every channel has room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Channels(Mapping[int, Channel]):
       initiator: whether this side called, which says whose the odd numbers are; None: not known yet.
       credits: what `take_credits` has, by channel.
       opened: what `take_opened` has.
+      may_be_early: whether the peer takes DATA before it has answered the OPEN.
     """
 
     def __init__(self, say: Callable[[Frame], object], *, initiator: bool | None) -> None:
@@ -63,6 +65,7 @@ class Channels(Mapping[int, Channel]):
         self.credits: dict[int, int] = {}
         self._touched: list[Channel] = []
         self.opened: list[ChannelOpened] = []
+        self.may_be_early = False
         self._next_id = 0
         self._highest_theirs = 0
         self._windows = 0
@@ -111,6 +114,8 @@ class Channels(Mapping[int, Channel]):
         number = self._next_id or 2
         self._next_id = number + 2
         channel = self._add(number, label, window=window, receive_limit=window, now=now)
+        if self.may_be_early:
+            channel.outgoing, channel.send_limit = DirectionState.FLOWING, WINDOW_FLOOR
         self._say(Open(channel=number, credit=channel.receive_limit, label=label))
         return channel
 
@@ -118,7 +123,7 @@ class Channels(Mapping[int, Channel]):
         """Yes to the peer's OPEN."""
         if channel.done:  # closed again before it was answered
             return
-        channel.outgoing = channel.incoming = DirectionState.FLOWING
+        channel.outgoing = DirectionState.FLOWING
         channel.accepted = True
         self._say(Accept(channel=channel.id, credit=channel.receive_limit))
 
@@ -144,8 +149,7 @@ class Channels(Mapping[int, Channel]):
             return
         channel.closed_here = True
         self._ended.pop(channel.id, None)
-        channel.buffer.clear()
-        channel.buffered = 0
+        channel.drop()
         if link_over:
             return
         if channel.done:
@@ -212,6 +216,8 @@ class Channels(Mapping[int, Channel]):
         return channel
 
     def _forget(self, channel: Channel) -> None:
+        if not channel.accepted:
+            channel.drop()  # nobody will read what was early
         if self._alive.pop(channel.id, None) is not None:
             self._release(channel, channel.window - channel.buffered)  # the rest as it is read
             self.credits.pop(channel.id, None)
@@ -240,7 +246,7 @@ class Channels(Mapping[int, Channel]):
         channel.received += data.size
         if channel.received > channel.receive_limit:
             if not channel.accepted:
-                raise RemoteProtocolError(f"more than {EARLY_DATA_LIMIT} bytes of early data")
+                raise RemoteProtocolError(f"more than {channel.receive_limit} bytes of early data")
             channel.failure = RemoteProtocolError("the peer sent more than it had credit for")
             self._abandon(channel, ResetCode.OVERRUN)
         else:
@@ -263,6 +269,7 @@ class Channels(Mapping[int, Channel]):
             return
         channel = self._add(number, frame.label, window=window, receive_limit=window, now=now)
         channel.send_limit = frame.credit
+        channel.incoming = DirectionState.FLOWING
         self.opened.append(ChannelOpened(channel))
         if len(self.opened) > 2 * MAX_CHANNELS:  # whoever takes its OPENs back while we decide
             self.opened = self.take_opened()
@@ -276,10 +283,11 @@ class Channels(Mapping[int, Channel]):
                 # Our FIN had not come to it: it did not get all, whatever it said of its own direction.
                 self._ended[frame.channel].failure = _reset_failure(frame.code)
             return
-        if isinstance(frame, Accept):
+        if isinstance(frame, (Accept, Refuse)):
             ours = channel.id == 0 or (channel.id % 2 == 1) is bool(self.initiator)
             if channel.accepted or not ours:
-                raise RemoteProtocolError(f"ACCEPT of channel {channel.id}, which nobody asked for")
+                raise RemoteProtocolError(f"{kind.name} of channel {channel.id}, which nobody asked for")
+        if isinstance(frame, Accept):
             channel.accepted = True
             channel.incoming = next_direction_state(channel.incoming, kind, ours=False)
             if channel.outgoing is DirectionState.IDLE:

@@ -75,6 +75,8 @@ _HEARS_NEWS: Final = 2
 """That it takes NEWS."""
 _KEEPS_AHEAD: Final = 4
 """That an AT may be at a position that has not come on another carrier yet."""
+_TAKES_EARLY_DATA: Final = 8
+"""That DATA may follow an OPEN at once."""
 _U64 = struct.Struct("!Q")
 _U16 = struct.Struct("!H")
 _REFUSE = struct.Struct("!HB")
@@ -112,6 +114,7 @@ def _encode_terms(terms: Terms | None) -> bytes:
     capabilities = _ACKNOWLEDGES
     capabilities |= _HEARS_NEWS if terms.hears_news else 0
     capabilities |= _KEEPS_AHEAD if terms.keeps_ahead else 0
+    capabilities |= _TAKES_EARLY_DATA if terms.takes_early_data else 0
     return _TERMS.pack(capabilities, terms.resume_timeout, terms.secret, terms.instance)
 
 
@@ -128,6 +131,7 @@ def _decode_terms(payload: bytes, offset: int) -> Terms | None:
         instance=instance,
         hears_news=bool(capabilities & _HEARS_NEWS),
         keeps_ahead=bool(capabilities & _KEEPS_AHEAD),
+        takes_early_data=bool(capabilities & _TAKES_EARLY_DATA),
     )
 
 

@@ -139,6 +139,7 @@ class Terms:
       instance: 8 random bytes that name its process.
       hears_news: it takes signals on the Link (`News`).
       keeps_ahead: it keeps what comes on a carrier before what was said on another one (`warpgate_trio.link.ahead`).
+      takes_early_data: a channel may carry DATA before it has answered the OPEN.
     """
 
     resume_timeout: int
@@ -146,6 +147,7 @@ class Terms:
     instance: bytes
     hears_news: bool = True
     keeps_ahead: bool = True
+    takes_early_data: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -524,11 +524,10 @@ class Link(Travelling):
         else:
             self._end()
 
-    async def open_pipe(self, label: str) -> Pipe:
-        """See `Pipe.open_pipe`."""
+    def open_pipe_nowait(self, label: str) -> Pipe:
+        """See `Pipe.open_pipe_nowait`."""
         if len(label.encode()) > MAX_LABEL:
             raise ValueError(f"a label is at most {MAX_LABEL} bytes of UTF-8")
-        await self.wait_accepted()
         if self.protocol.state is not LinkState.OPEN:
             raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
         try:
@@ -537,9 +536,4 @@ class Link(Travelling):
             raise PeerRefused(RefuseReason.BUSY, str(error)) from error
         pipe = self._pipe(channel)
         self._settle()
-        try:
-            await pipe.wait_ready()
-        except BaseException:
-            pipe.abort()
-            raise
         return pipe

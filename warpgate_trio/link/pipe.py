@@ -50,7 +50,8 @@ class ChannelLink(Protocol):
     def note_read(self, channel: Channel, size: int, /) -> None: ...
     def close_channel(self, channel: Channel, /, *, abort: bool = False) -> None: ...
     async def send_data(self, channel: Channel, data: memoryview, /) -> None: ...
-    async def open_pipe(self, label: str, /) -> Pipe: ...
+    def open_pipe_nowait(self, label: str, /) -> Pipe: ...
+    async def wait_accepted(self) -> None: ...
     async def ping(self, channel: Channel, /) -> float: ...
 
 
@@ -72,6 +73,7 @@ class _Conflict:
 
 
 @final
+# long: all that an application may do with a stream and its path, each with its contract
 class Pipe(trio.abc.HalfCloseableStream):
     """An encrypted, authenticated, flow-controlled byte stream to one peer.
 
@@ -149,7 +151,13 @@ class Pipe(trio.abc.HalfCloseableStream):
         if channel.outgoing is DirectionState.FINISHED:
             raise trio.ClosedResourceError("send_eof was called on this pipe")
         if channel.outgoing is DirectionState.ABANDONED:
-            raise trio.BrokenResourceError(f"pipe broken: {channel.failure}") from channel.failure
+            raise self._broken() from channel.failure
+
+    def _broken(self) -> trio.BrokenResourceError:
+        refusal = self._channel.refusal
+        return trio.BrokenResourceError(
+            f"pipe broken: {self._channel.failure if refusal is None else self._link.refused(refusal)}"
+        )
 
     async def _wait_sendable(self) -> int:
         """Wait for credit, and return it."""
@@ -201,6 +209,9 @@ class Pipe(trio.abc.HalfCloseableStream):
         with self._sending:
             if self._channel.closed_here or self._channel.outgoing is not DirectionState.FINISHED:
                 self._check_send()
+                while self._channel.outgoing is DirectionState.IDLE:
+                    await self._changed.park()
+                    self._check_send()
                 self._link.finish(self._channel)
             await trio.lowlevel.checkpoint()
 
@@ -233,7 +244,7 @@ class Pipe(trio.abc.HalfCloseableStream):
                 if channel.incoming is DirectionState.FINISHED:
                     return b""
                 if channel.incoming is DirectionState.ABANDONED:
-                    raise trio.BrokenResourceError(f"pipe broken: {channel.failure}") from channel.failure
+                    raise self._broken() from channel.failure
                 await self._changed.park()
             data = channel.take(max_bytes)
             self._link.note_read(channel, len(data))
@@ -255,7 +266,56 @@ class Pipe(trio.abc.HalfCloseableStream):
         """
         if self._channel.closed_here:
             raise trio.ClosedResourceError("this pipe was closed")
-        return await self._link.open_pipe(label)
+        await self._link.wait_accepted()
+        pipe = self._link.open_pipe_nowait(label)
+        try:
+            await pipe.wait_accepted()
+        except BaseException:
+            pipe.abort()
+            raise
+        return pipe
+
+    @trio.lowlevel.enable_ki_protection
+    def open_pipe_nowait(self, label: str = "") -> Pipe:
+        """The same without waiting for the peer, for who has something to say: what is sent goes right behind the
+        question, 32 KiB of it, so that an answer takes one round trip.
+
+        Until the peer has taken the Pipe (`wait_accepted`), closing it takes the question back, and what was sent with
+        it.  Where the peer refuses, the Pipe is broken.  A peer of an older release takes nothing early: `send_all`
+        waits for it.
+
+        Raises:
+          PeerRefused: this Link has no room for a further Pipe.
+          trio.WouldBlock: the peer has not taken this Pipe yet.
+          trio.BrokenResourceError: the path is gone.
+          trio.ClosedResourceError: this Pipe was closed.
+          ValueError: the label is too long.
+        """
+        if self._channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        if not self._channel.accepted and self._channel.incoming is not DirectionState.ABANDONED:
+            raise trio.WouldBlock
+        return self._link.open_pipe_nowait(label)
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait_accepted(self) -> None:
+        """Wait until the peer has taken a Pipe of `open_pipe_nowait`; any other was taken before you had it.
+
+        Raises:
+          PeerRefused: the peer does not listen or has no room.
+          trio.BrokenResourceError: the path is gone.
+          trio.ClosedResourceError: you closed this Pipe before or during the call.
+        """
+        channel = self._channel
+        await trio.lowlevel.checkpoint()
+        while not channel.accepted or channel.closed_here:
+            if channel.closed_here:
+                raise trio.ClosedResourceError("this pipe was closed")
+            if channel.refusal is not None:
+                raise self._link.refused(channel.refusal)
+            if channel.incoming is DirectionState.ABANDONED:
+                raise self._broken() from channel.failure
+            await self._changed.park()
 
     @trio.lowlevel.enable_ki_protection
     async def ping(self) -> float:
@@ -358,14 +418,6 @@ class Pipe(trio.abc.HalfCloseableStream):
         else:
             self.abort()
             await trio.lowlevel.cancel_shielded_checkpoint()  # a Cancelled in its place would hide the exception
-
-    async def wait_ready(self) -> None:
-        """Wait for the peer's answer to an OPEN (used by the Link)."""
-        while not self._channel.accepted:
-            if self._channel.refusal is not None:
-                raise self._link.refused(self._channel.refusal)
-            self._check_send()
-            await self._changed.park()
 
     @property
     def carrier(self) -> Carrier:

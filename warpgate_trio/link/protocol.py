@@ -109,6 +109,7 @@ class LinkProtocol(Moving):
             self.incoming = None
         else:
             self.outgoing = Outgoing()
+            self.channels.may_be_early = theirs.takes_early_data
             self._agree(terms, theirs, now)
         return channel
 
@@ -368,6 +369,7 @@ class LinkProtocol(Moving):
         if theirs is None:
             self.terms = self.outgoing = self.incoming = None
         else:
+            self.channels.may_be_early = theirs.takes_early_data
             self._agree(self.terms, theirs, now)
 
     def _receive_ack(self, lane: LaneProtocol, position: int, now: float) -> None:

@@ -121,7 +121,8 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
 
 class DirectionState(Enum):
     IDLE = "idle"
-    """OPEN went out, no answer yet: bytes may not flow."""
+    """OPEN went out, no answer yet: bytes may not flow.  The opener's own direction skips this where the other side
+    takes early data."""
     FLOWING = "flowing"
     FINISHED = "finished"
     ABANDONED = "abandoned"
@@ -137,11 +138,13 @@ _DIRECTION: Final[Mapping[DirectionState, Mapping[FrameType, DirectionState]]] =
         FrameType.DATA: DirectionState.FLOWING,
         FrameType.CREDIT: DirectionState.FLOWING,
         FrameType.FIN: DirectionState.FINISHED,
+        FrameType.REFUSE: DirectionState.ABANDONED,  # of what was early
         FrameType.RESET: DirectionState.ABANDONED,
     },
     # CREDIT and RESET of the reader may cross the writer's FIN, and both sides' RESETs may cross each other.
     DirectionState.FINISHED: {
         FrameType.CREDIT: DirectionState.FINISHED,
+        FrameType.REFUSE: DirectionState.FINISHED,
         FrameType.RESET: DirectionState.FINISHED,
     },
     # What the writer sent before it learned of the reader's RESET is still on its way; it is counted and dropped.
