@@ -136,6 +136,8 @@ class RandomProbe(Plugin):
     # -- the initiator -----------------------------------------------------------------------------------------------
 
     async def _ask(self, race: DatagramRace, number: int, secret: bytes, mine: Candidates) -> Carrier | Link:
+        if not self.node.nat.sprays.has_ports(self._ports_taken(self._role()), self._ours(), trio.current_time()):
+            raise AttemptFailed(_NO_PORTS)  # before the peer takes some of its own for nothing
         request = SprayForMe(af=4, route_type=self.route_type, secret=secret, candidates=mine)
         await self.send_signal(request)
         answer = await self.receive_signal()
@@ -168,7 +170,7 @@ class RandomProbe(Plugin):
     # -- the responder -----------------------------------------------------------------------------------------------
 
     async def _answer(self, race: DatagramRace, number: int, request: SprayForMe, mine: Candidates) -> Carrier | Link:
-        role = spray_roles(self._ours(), self._theirs(), we_are_lower=self.node.peer_id < self.peer.peer_id)
+        role = self._role()
         if role is None:
             raise AttemptFailed("both sides keep their ports, so there is nothing to spray for")
         for _ in range(MAX_ASKS):
@@ -201,6 +203,16 @@ class RandomProbe(Plugin):
         newest = self.node.known_address(self.peer.public_key) or self.peer
         return newest.nat_profiles.get(None, 4).udp
 
+    def _role(self) -> Role | None:
+        return spray_roles(self._ours(), self._theirs(), we_are_lower=self.node.peer_id < self.peer.peer_id)
+
+    def _ports_taken(self, role: Role | None) -> int:
+        """How many ports of our own NAT a spray takes at most."""
+        if role is Role.HARD:
+            return plan_spray(self._ours()).sockets
+        plan = plan_both_hard(self._ours(), self._theirs())
+        return plan.openers if role is Role.BOTH and plan.worth_it else 0
+
     def _admitted(self, race: DatagramRace, number: int, candidates: Candidates) -> list[TransportAddress]:
         theirs = admitted(self, candidates, race.ports[number].mapped)
         if not theirs:
@@ -211,6 +223,8 @@ class RandomProbe(Plugin):
         """Do what comes before the peer is told: openers of the easy side, sockets of the hard one."""
         theirs = self._admitted(race, number, candidates)
         now = trio.current_time()
+        if not self.node.nat.sprays.take_ports(self._ports_taken(role), self._ours(), now):
+            raise AttemptFailed(_NO_PORTS)
         if role is Role.EASY:
             plan = plan_spray(self._theirs())
             addresses = list(dict.fromkeys(ip for ip, _ in theirs))[:MAX_ADDRESSES]
@@ -250,4 +264,5 @@ class RandomProbe(Plugin):
         return numbers
 
 
+_NO_PORTS: Final = "sprays have lately taken so many of our NAT's ports that no more can be spared"
 _COUNTERPART: Final = {Role.EASY: Role.HARD, Role.HARD: Role.EASY, Role.BOTH: Role.BOTH}

@@ -24,6 +24,7 @@ from warpgate_trio.errors import AttemptFailed
 from warpgate_trio.plugin import Message, Plugin, register
 from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
+from warpgate_trio.punch.allowance import PORTS_KEPT
 from warpgate_trio.punch.probe import ProbeCodec
 from warpgate_trio.report import Outcome, WalkEvent
 from warpgate_trio.sim import (
@@ -421,6 +422,28 @@ def test_a_nat_that_runs_out_of_mappings(nat: NatConfig, quota: int) -> None:
     print(nat.name, quota, found)
     if nat is presets.LINUX and quota >= 12:
         assert found == ["tcp_punch"] * 2
+
+
+@pytest.mark.slow("sprays between two carriers")
+def test_sprays_leave_ports_to_everything_else() -> None:
+    """A carrier gives a subscriber a block of ports; two sprays would take it all, and no relay could be reached."""
+    found: list[str] = []
+
+    async def main(nodes: NodePair) -> None:
+        for _ in range(4):
+            found.append(await try_to_connect(nodes, "random_probe"))
+        for name in ("alice", "bob"):
+            with nodes.net.hosts[name]:
+                for _ in range(100):
+                    await (await trio.open_tcp_stream("server", 443)).aclose()
+        await trio.sleep(PORTS_KEPT)
+        found.append(await try_to_connect(nodes, "random_probe"))
+        await trio.sleep(15)
+
+    in_world(main, PeerPair.between(presets.CGN_SYMMETRIC, presets.CGN_SYMMETRIC, rtt=RTT, seed=1))
+    assert found == ["timed_out", "unreachable", "unreachable", "unreachable", "timed_out"], (
+        "the second ones did not spray"
+    )
 
 
 @pytest.mark.slow("three calls of two nodes")

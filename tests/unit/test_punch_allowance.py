@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warpgate_trio.address.nat_profile import TransportProfile
 from warpgate_trio.punch.allowance import (
     BURST,
     DIALS,
     DIALS_REFILL,
     MAX_TARGETS,
+    PORTS_KEPT,
     REFILL,
     TARGET_DIALS,
     TARGET_DIALS_REFILL,
     Allowance,
     DialBudget,
+    Sprays,
 )
 
 VICTIM, OTHER = "203.0.113.9", "203.0.113.10"
@@ -171,3 +176,37 @@ def test_whatever_is_asked_for_an_address_gets_its_dials_and_their_refill(
                 spent[ip] += 1
     for count in spent.values():
         assert count <= TARGET_DIALS + now * TARGET_DIALS_REFILL
+
+
+# -- ports of our own NAT ----------------------------------------------------------------------------------------------
+
+
+def block(ports: int, *external: str) -> TransportProfile:
+    return TransportProfile(low=2000, high=1999 + ports, external=tuple(map(ip_address, external)))
+
+
+def test_sprays_leave_half_of_the_ports_for_as_long_as_a_nat_keeps_them() -> None:
+    sprays, nat = Sprays(), block(2048, VICTIM)
+    assert sprays.take_ports(1000, nat, 0.0)
+    assert sprays.has_ports(24, nat, 0.0)
+    assert not sprays.has_ports(25, nat, 0.0)
+    assert not sprays.take_ports(25, nat, PORTS_KEPT - 0.1)
+    assert sprays.take_ports(24, nat, PORTS_KEPT - 0.1)
+    assert sprays.take_ports(1000, nat, PORTS_KEPT)
+    assert not sprays.take_ports(1, nat, PORTS_KEPT)
+
+
+def test_asking_whether_there_are_ports_takes_none() -> None:
+    sprays, nat = Sprays(), block(100)
+    assert all(sprays.has_ports(50, nat, 0.0) for _ in range(3))
+    assert not sprays.has_ports(51, nat, 0.0)
+    assert sprays.take_ports(50, nat, 0.0)
+
+
+def test_a_nat_that_is_seen_at_other_addresses_has_all_of_its_ports() -> None:
+    sprays = Sprays()
+    assert sprays.take_ports(1024, block(2048, VICTIM), 0.0)
+    assert sprays.take_ports(1024, block(2048, OTHER), 0.0)
+    assert not sprays.has_ports(1, block(2048, OTHER, VICTIM), 0.0)
+    assert not sprays.has_ports(1, block(2048), 0.0), "it may be any of them"
+    assert sprays.has_ports(1, block(65536 - 2000, VICTIM), 0.0), "another range, and more in it"

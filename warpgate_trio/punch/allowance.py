@@ -9,18 +9,22 @@ make.  So what goes to one address is counted over all peers and attempts of the
 * *Connections* that are opened because a peer asked, to one address and in all: they cost whoever is there a socket and
   a handshake each.  One that leads to the peer is given back, since it went to nobody else; so is one that was never
   made.
-* *Sprays*, which take sockets and ports by the hundred: one at a time for an address, and few for peers.
+* *Sprays*, which take sockets and ports by the hundred: one at a time for an address, and few for peers.  What they
+  take of our own NAT's ports it keeps for minutes, so that is counted over all of them, too.
 
 Under IPv6 a subscriber has a whole /64, and a liar 2**64 addresses to name there, so a /64 counts as one address.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Final, final
 
+from ..address.nat_profile import TransportProfile
 from ..limits import TokenBucket, subscriber
+from .spray import MAX_SHARE
 
 __all__ = [
     "BURST",
@@ -28,6 +32,7 @@ __all__ = [
     "DIALS_REFILL",
     "MAX_SPRAYS",
     "MAX_TARGETS",
+    "PORTS_KEPT",
     "REFILL",
     "TARGET_DIALS",
     "TARGET_DIALS_REFILL",
@@ -54,6 +59,9 @@ DIALS_REFILL: Final = 16.0
 
 MAX_SPRAYS: Final = 2
 """Sprays for peers at a time: each may take 256 sockets, and peers that name ever other addresses all of them."""
+PORTS_KEPT: Final = 300.0
+"""Seconds for which a NAT is taken to keep a port that a spray has used: RFC 4787 REQ-5 recommends five minutes or
+more, and carriers take 65 s in the median (Richter et al. 2016)."""
 
 
 @final
@@ -113,10 +121,30 @@ class DialBudget:
 
 @final
 class Sprays:
-    """Those that a node has under way."""
+    """Those that a node has under way, and the ports that they have taken of its own NAT."""
 
     def __init__(self) -> None:
         self._held: list[tuple[bytes, str, bool]] = []
+        self._ports: deque[tuple[float, int, Collection[object]]] = deque()  # until when, how many, of which addresses
+
+    def has_ports(self, count: int, ours: TransportProfile, now: float) -> bool:
+        """Whether so many more ports of our own NAT leave the subscriber a share of them (`MAX_SHARE`).
+
+        A carrier gives out a block of some thousand, and all else that the subscriber does lives on the rest: what a
+        relay needs, too.  Of another NAT, which is seen at other addresses, nothing is taken yet.
+        """
+        while self._ports and self._ports[0][0] <= now:
+            self._ports.popleft()
+        here = set(ours.external)
+        taken = sum(each for _, each, there in self._ports if not (here and there) or not here.isdisjoint(there))
+        return taken + count <= max(int(ours.ports * MAX_SHARE), 1)
+
+    def take_ports(self, count: int, ours: TransportProfile, now: float) -> bool:
+        """The same; then they count, for `PORTS_KEPT`."""
+        if not self.has_ports(count, ours, now):
+            return False
+        self._ports.append((now + PORTS_KEPT, count, ours.external))
+        return True
 
     @contextmanager
     def hold(self, ip: str, session: bytes, *, for_peer: bool) -> Iterator[bool]:
