@@ -21,7 +21,7 @@ from warpgate_trio.address import PeerAddress
 from warpgate_trio.combos import Combo, Likelihood, RouteType
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AttemptFailed, ConnectError
-from warpgate_trio.link import Link, PathInfo
+from warpgate_trio.link import Link, PathCause, PathChange, PathInfo
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.stream import Incoming, Outgoing
 from warpgate_trio.node import path_keeper
@@ -175,9 +175,11 @@ class Kept:
         self.link.protocol.lanes.active = self.link._first.protocol
         self.link.path_log.told.unpark_all()
 
-    def change(self) -> None:
+    def change(self, cause: PathCause) -> None:
         """There is another one."""
-        self.link.path = replace(PUNCHED)
+        old, self.link.path = self.link.path, replace(PUNCHED)
+        change = PathChange(at=trio.current_time(), old=old, new=self.link.path, cause=cause)
+        self.link.path_log._note(change)
         self.link.path_log.told.unpark_all()
 
     def say(self) -> None:
@@ -285,7 +287,7 @@ async def test_however_often_the_path_has_changed_a_lost_one_is_searched_for_at_
     """What holds up searches for a better path does not bind those for any."""
     async with kept(upgrade=True) as one:
         for _ in range(6):
-            one.change()
+            one.change(PathCause.BETTER)
             one.hint()
             await trio.sleep(1.0)
         assert one.searches == []
@@ -297,6 +299,18 @@ async def test_however_often_the_path_has_changed_a_lost_one_is_searched_for_at_
         one.lose()
         await trio.sleep(0.1)
         assert one.searches == [lost_at, trio.current_time() - 0.1]
+
+
+async def test_however_often_the_path_was_lost_a_better_one_is_searched_for_soon(autojump_clock: MockClock) -> None:
+    """What was borne in trouble does not hold up the way back; upgrades do."""
+    async with kept(upgrade=True) as one:
+        for cause in [*[PathCause.FOUND, PathCause.FOLLOWED] * 3, PathCause.FORGIVEN]:
+            one.change(cause)
+            await trio.sleep(1.0)
+        one.say()
+        await trio.sleep((1 + JITTER) * UPGRADE_PAUSES[0])
+        assert len(one.searches) == 1
+        assert one.searches[0] <= 5.0 + (1 + JITTER) * UPGRADE_PAUSES[0], "from the last one that was another path"
 
 
 @pytest.mark.parametrize("hurried", [True, False])

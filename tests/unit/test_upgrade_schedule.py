@@ -69,44 +69,72 @@ def test_the_pauses_start_afresh_where_the_path_has_changed() -> None:
     for _ in range(4):
         schedule.searched(schedule.next_at)
     now = 5000.0
-    schedule.changed(now)
+    schedule.changed(now, upgraded=False)
     assert abs(schedule.next_at - now - PAUSES[0]) <= JITTER * PAUSES[0]
 
 
-def test_each_further_change_doubles_what_a_path_has_before_the_next_one() -> None:
+def test_each_further_upgrade_doubles_what_a_path_has_before_the_next_one() -> None:
     schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
     for number in range(8):
         now = float(number)
-        schedule.changed(now)
+        schedule.changed(now, upgraded=True)
         schedule.hint(now)
         assert schedule.next_at == now + min(DWELL * 2**number, DWELL_MAX)
 
 
-@given(gaps=st.lists(st.floats(0.1, 400.0), min_size=1, max_size=20), hinted=st.booleans())
-def test_the_more_often_the_path_has_changed_the_longer_it_stays(gaps: list[float], hinted: bool) -> None:
-    """Law 12: never two upgrades within the dwell."""
-    now, changes = 0.0, [0.0]
+def test_however_often_the_path_was_lost_a_better_one_is_looked_for_soon() -> None:
+    schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
+    for number in range(8):
+        now = 11.0 * number
+        schedule.changed(now, upgraded=False)
+        assert schedule.next_at <= now + (1 + JITTER) * PAUSES[0]
+        schedule.hint(now)
+        assert schedule.next_at == now + DWELL
+
+
+def test_a_loss_does_not_shorten_what_the_upgrades_before_it_have_earned() -> None:
+    schedule = UpgradeSchedule(0.0, uniform=Random(1).uniform)
+    for at in (0.0, 10.0, 30.0):
+        schedule.changed(at, upgraded=True)
+    schedule.changed(31.0, upgraded=False)
+    schedule.hint(32.0)
+    assert schedule.next_at == 30.0 + 4 * DWELL
+    schedule.changed(69.0, upgraded=False)
+    schedule.hint(69.0)
+    assert schedule.next_at == 69.0 + DWELL
+
+
+@given(happens=st.lists(st.tuples(st.floats(0.1, 400.0), st.booleans()), min_size=1, max_size=20), hinted=st.booleans())
+def test_the_more_often_there_was_a_better_path_the_longer_it_stays(
+    happens: list[tuple[float, bool]], hinted: bool
+) -> None:
+    """Law 12: never two upgrades within the dwell, whatever is lost between them."""
+    now, last, upgrades = 0.0, 0.0, [0.0]
     schedule = UpgradeSchedule(now, uniform=Random(0).uniform)
-    schedule.changed(now)
-    for gap in gaps:
+    schedule.changed(now, upgraded=True)
+    for gap, lost in happens:
         now += gap
         if hinted:
             schedule.hint(now)
-        if now < schedule.next_at:
-            continue
-        schedule.changed(now)
-        changes.append(now)
-    for index, (before, after) in enumerate(pairwise(changes)):
-        lately = sum(1 for at in changes[: index + 1] if before - at < DWELL_MEMORY)
+        if lost:
+            schedule.changed(now, upgraded=False)
+            last = now
+        elif now >= schedule.next_at:
+            assert now - last >= DWELL
+            schedule.changed(now, upgraded=True)
+            upgrades.append(now)
+            last = now
+    for index, (before, after) in enumerate(pairwise(upgrades)):
+        lately = sum(1 for at in upgrades[: index + 1] if before - at < DWELL_MEMORY)
         assert after - before >= min(DWELL * 2 ** (lately - 1), DWELL_MAX)
 
 
-def test_changes_long_ago_are_forgotten() -> None:
+def test_upgrades_long_ago_are_forgotten() -> None:
     schedule = UpgradeSchedule(0.0, uniform=Random(0).uniform)
     for at in (0.0, 1.0, 2.0):
-        schedule.changed(at)
+        schedule.changed(at, upgraded=True)
     now = 2.0 + DWELL_MEMORY
-    schedule.changed(now)
+    schedule.changed(now, upgraded=True)
     schedule.hint(now)
     assert schedule.next_at == now + DWELL
 

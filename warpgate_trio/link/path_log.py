@@ -102,6 +102,11 @@ class PathLog:
         self.count += 1
         _tell(self.watchers, change)
 
+    def since(self, count: int) -> list[PathChange]:
+        """What has changed since there were so many changes, as far as it is remembered."""
+        missing = min(self.count - count, len(self.changes))
+        return list(self.changes)[len(self.changes) - missing :]
+
     def note_search(self, report: ConnectReport, *, began: float) -> None:
         """A search for another path, which began then, has come to its end."""
         since = began if self.began is None else self.began
@@ -162,10 +167,9 @@ class PathChanges:
         await trio.lowlevel.checkpoint()
         log = self._log
         while True:
-            missing = min(log.count - self._seen, len(log.changes))
-            if missing:
-                self._seen = log.count - missing + 1
-                return log.changes[-missing]
+            if missing := log.since(self._seen):
+                self._seen = log.count - len(missing) + 1
+                return missing[0]
             if self._is_over():
                 raise StopAsyncIteration
             await log.told.park()

@@ -27,7 +27,7 @@ from ..address import PeerAddress
 from ..combos import Combo
 from ..errors import AttemptFailed, ConnectError, SignalError, panics_as_errors
 from ..link import Link, PathInfo
-from ..link.path import path_class
+from ..link.path import PathCause, path_class
 from ..link.states import LinkState
 from ..nurseries import open_background_nursery, open_bare_nursery
 from ..plugin import PHASES as ALL_PHASES
@@ -160,7 +160,7 @@ class _Kept:
             trio.current_time(), uniform=self._home.view.host.random.uniform, at_once=self._wanted
         )
         self._hints = link.hints
-        self._path = link.path
+        self._changes = link.path_log.count
         self._moved = link.moved
         self._searching: Final = trio.Lock()  # for something better
         self._background = trio.CancelScope()  # of a search for that which nobody has asked for
@@ -319,9 +319,10 @@ class _Kept:
         now, link = trio.current_time(), self._link
         for path in link.take_dropped():
             self._schedule.failed((path.plugin, path.af, path.route_type), now)
-        if link.path is not self._path:
-            self._path = link.path
-            self._schedule.changed(now)
+        for change in link.path_log.since(self._changes):
+            if change.switched:
+                self._schedule.changed(change.at, upgraded=change.cause is PathCause.BETTER)
+        self._changes = link.path_log.count
         if link.hints > self._hints:
             self._schedule.hint(now)
 

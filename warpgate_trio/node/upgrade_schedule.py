@@ -2,8 +2,9 @@
 
 A search costs both sides packets, and what did not work a moment ago mostly does not work now.  So searches come ever
 more rarely, and only where something was said since the last one; where the network has changed, at once.  After a
-change of path there is none for a while, the longer the more often the path has changed lately, so that a Link does not
-go back and forth.  A way that turned out to be no good sits out.
+change of path there is none for a while, and after one to a better path the longer the more of these there were lately,
+so that a Link does not go back and forth.  Flights from what is dead do not count there: who had to take a relay again
+and again in trouble wants to leave it once that is over.  A way that turned out to be no good sits out.
 
 No I/O: methods take `now`, a monotonic time in seconds.
 """
@@ -27,11 +28,12 @@ POSTPONED: Final = 60.0
 JITTER: Final = 0.2
 """Share by which these vary: the Links of a node, and those of two, do not search in step."""
 DWELL: Final = 10.0
-"""Seconds after a change of path in which there is no search; each further change doubles them."""
+"""Seconds after a change of path in which there is no search; after one to a better path, each of these that there was
+lately doubles them."""
 DWELL_MAX: Final = 300.0
 """Seconds of that at most."""
 DWELL_MEMORY: Final = 600.0
-"""Seconds after which a change of path is forgotten."""
+"""Seconds after which a change to a better path is forgotten."""
 SITS_OUT: Final = 60.0
 """Seconds for which a way is left alone whose path carried no bulk, or was no good in its first seconds; each further
 failure doubles them."""
@@ -54,7 +56,7 @@ class UpgradeSchedule:
     def __init__(self, now: float, *, uniform: Callable[[float, float], float], at_once: bool = False) -> None:
         self._uniform: Final = uniform
         self._step = 0
-        self._changes: deque[float] = deque()
+        self._upgrades: deque[float] = deque()
         self._rests_until = -inf
         self._sitting_out: dict[Hashable, tuple[float, float]] = {}  # until when, and for how long
         self.next_at: float = now + HEAD_START
@@ -80,12 +82,15 @@ class UpgradeSchedule:
         self._sitting_out.clear()
         self.next_at = max(now, self._rests_until)
 
-    def changed(self, now: float) -> None:
-        """The Link speaks on another path."""
-        while self._changes and now - self._changes[0] >= DWELL_MEMORY:
-            self._changes.popleft()
-        self._rests_until = now + min(DWELL * 2 ** len(self._changes), DWELL_MAX)
-        self._changes.append(now)
+    def changed(self, now: float, *, upgraded: bool) -> None:
+        """The Link speaks on another path; `upgraded`: on a better one, while nothing was wrong."""
+        dwell = DWELL
+        if upgraded:
+            while self._upgrades and now - self._upgrades[0] >= DWELL_MEMORY:
+                self._upgrades.popleft()
+            dwell = min(DWELL * 2 ** len(self._upgrades), DWELL_MAX)
+            self._upgrades.append(now)
+        self._rests_until = max(self._rests_until, now + dwell)
         self._step = 0
         self._wait(now)
 
