@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from .config import PortMapConfig as PortMapConfig
     from .config import Servers as Servers
     from .config import load_config as load_config
+    from .contacts import Contact as Contact
+    from .contacts import Contacts as Contacts
     from .errors import AddressError as AddressError
     from .errors import ConfigError as ConfigError
     from .errors import ConnectError as ConnectError
+    from .errors import ContactError as ContactError
+    from .errors import PeerNotFound as PeerNotFound
     from .errors import PeerRefused as PeerRefused
     from .errors import WarpgateError as WarpgateError
     from .identity import Identity as Identity
@@ -60,6 +64,9 @@ __all__ = [
     "ConfigError",
     "ConnectError",
     "ConnectReport",
+    "Contact",
+    "ContactError",
+    "Contacts",
     "Identity",
     "IdentityConfig",
     "InterfacesConfig",
@@ -74,6 +81,7 @@ __all__ = [
     "PathState",
     "PathsConfig",
     "PeerAddress",
+    "PeerNotFound",
     "PeerRefused",
     "Pipe",
     "PipeListener",
@@ -95,6 +103,9 @@ _HOME: Final[dict[str, str]] = {
     "ConfigError": "errors",
     "ConnectError": "errors",
     "ConnectReport": "report",
+    "Contact": "contacts",
+    "ContactError": "errors",
+    "Contacts": "contacts",
     "IP4": "plugin",
     "IP6": "plugin",
     "Identity": "identity",
@@ -112,6 +123,7 @@ _HOME: Final[dict[str, str]] = {
     "PathInfo": "link",
     "PathState": "link",
     "PeerAddress": "address",
+    "PeerNotFound": "errors",
     "PeerRefused": "errors",
     "Pipe": "link",
     "PipeListener": "node.listener",

@@ -26,11 +26,18 @@ __all__ = [
     "ClockUnavailable",
     "ConfigError",
     "ConnectError",
+    "ContactError",
+    "ContactExists",
+    "ContactKeyChanged",
+    "ContactNameError",
+    "ContactUnknown",
+    "ContactsFileError",
     "IdentityError",
     "LibraryPanicked",
     "LocalProtocolError",
     "PeerAborted",
     "PeerIdError",
+    "PeerNotFound",
     "PeerRefused",
     "PluginError",
     "PortMapError",
@@ -90,8 +97,61 @@ class IdentityError(ConfigError):
     """The node's key file is missing, unreadable, readable by others, or holds no Ed25519 key."""
 
 
+class ContactsFileError(ConfigError):
+    """The contacts file cannot be read, is not what it should be, or cannot be written; the message has the line."""
+
+
+class ContactError(WarpgateError, ValueError):
+    """A contact is not there, or cannot be made; the subclasses say why."""
+
+
+class ContactNameError(ContactError):
+    """A text is no name for a contact."""
+
+
+class ContactUnknown(ContactError):
+    """There is no contact of that name."""
+
+
+class ContactExists(ContactError):
+    """There is one of that name, or for that peer; or there are too many."""
+
+
+class ContactKeyChanged(ContactError):
+    """Who is to have a name has another key than who has it: a new key of the same peer, or somebody else.
+
+    Attributes:
+      name: of the contact.
+      known: the peer id that it has, and keeps.
+      offered: the other one.
+    """
+
+    def __init__(self, name: str, *, known: str, offered: str) -> None:
+        super().__init__(
+            f"the key of {name!r} has changed: it is known as {known}, and this is {offered}.  Either the peer has a "
+            f"new key, or this is somebody else.  Ask it by another way; if it has, remove {name!r} and add it again"
+        )
+        self.name = name
+        self.known = known
+        self.offered = offered
+
+
 class PeerIdError(WarpgateError, ValueError):
     """A text is not a peer id (52 characters of lower-case base32)."""
+
+
+class PeerNotFound(WarpgateError):
+    """Where a peer is cannot be found out: no server of ours knows it, or it does not answer by what one knows.
+
+    Attributes:
+      peer_id: of the peer.
+      why: what is known of that; the message has it.
+    """
+
+    def __init__(self, peer_id: str, why: str) -> None:
+        super().__init__(f"{peer_id} is not found: {why}")
+        self.peer_id = peer_id
+        self.why = why
 
 
 class SealError(WarpgateError):

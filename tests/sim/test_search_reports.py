@@ -212,7 +212,8 @@ def test_screens_name_the_path_of_their_moment(stdout: bytearray, capsys: pytest
     async def main() -> None:
         call = _Call(
             Settings(json=True),
-            address="",
+            save=None,
+            peer="",
             echo_test=None,
             plugin=None,
             af=None,

@@ -48,10 +48,10 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
             ["listen", "--echo"],
             "--allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any;",
         ),
-        (["listen", "--allow", "x"], "--allow x: a peer id has 52 characters"),
+        (["listen", "--allow", "x"], "--allow x: there is no contact 'x'"),
         (["listen", "--allow-any", "--ephemeral", "--key-file", "f"], "exclude each other"),
         (["listen", "--allow-any", "--port", "70000"], "70000"),
-        (["connect"], "ADDRESS"),
+        (["connect"], "PEER"),
         (["connect", "wg1", "--af", "5"], "'5'"),
         (
             ["connect", "wg1", "--route", "sideways"],
@@ -204,8 +204,8 @@ def test_a_shell_completes_commands_options_and_plugins() -> None:
         assert done.stderr == ""
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
-    assert completed("warpgate-trio", "co") == ["connect", "config"]
-    assert completed("warpgate-trio", "listen", "--allow") == ["--allow", "--allow-any"]
+    assert completed("warpgate-trio", "co") == ["connect", "contacts", "config"]
+    assert completed("warpgate-trio", "listen", "--allow") == ["--allow", "--allow-contacts", "--allow-any"]
     assert completed("warpgate-trio", "connect", "--plugin", "d") == ["direct_connect"]
 
 
@@ -412,7 +412,7 @@ def test_commands_of_a_user_without_a_home(tmp_path: Path, capfd: Capture) -> No
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda good: "hello", "wg1"),
+        (lambda good: "wg1hello", "checksum"),
         (lambda good: good[:-7] + "AAAAAAA", "checksum"),
         (lambda good: good[: len(good) // 2], "checksum"),
         (lambda good: issue(Identity.generate(), expires_at=1_000_000), "expired"),
@@ -423,6 +423,23 @@ def test_a_bad_address_is_2(spoil: Callable[[str], str], said: str, capfd: Captu
     shown = capfd.readouterr()
     event = checked_event(shown.out)
     assert (event["verdict"], event["report"]) == ("bad_address", None)
+    assert shown.err.splitlines()[-1] == f"error: {event['error']}"
+    assert said in event["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hello", "there is no contact 'hello'"),
+        ("no/name", "'no/name' is no name"),
+        ("x" * 51, "neither an address (wg1…) nor a peer id: a peer id has 52 characters, not 51"),
+    ],
+)
+def test_a_peer_that_is_nobody_is_2(text: str, said: str, capfd: Capture) -> None:
+    assert call(["connect", text, "--ephemeral", "--json"]) == 2
+    shown = capfd.readouterr()
+    event = checked_event(shown.out)
+    assert (event["verdict"], event["report"]) == ("bad_peer", None)
     assert shown.err.splitlines()[-1] == f"error: {event['error']}"
     assert said in event["error"]
 

@@ -98,7 +98,7 @@ def test_the_schema_knows_every_verdict() -> None:
     schema = json.loads((SCHEMAS / "failed.json").read_text(encoding="utf-8"))
     known = set(schema["properties"]["verdict"]["enum"])
     assert known == {verdict.value for verdict in Verdict} - {"connected", "no_better_path"} | {
-        "bad_address", "bad_configuration", "bad_usage"
+        "bad_address", "bad_configuration", "bad_peer", "bad_usage"
     }  # fmt: skip
 
 
@@ -137,6 +137,8 @@ def test_every_event_follows_its_schema() -> None:
         events.Failed(verdict="unreachable", advice="a", report=plain, error="e"),
         events.Failed(verdict="bad_address", advice="a", report=None, error="e"),
         events.Identified(peer=PEER, key_file=None),
+        events.ContactLine(name="a", peer=PEER, address=None, added="2026-11-30T08:00:00+00:00", how="call"),
+        events.ContactLine(name="a", peer=PEER, address="wg1AAAA", added="2026-11-30T08:00:00+00:00", how="hand"),
         events.PathChanged(
             peer=PEER,
             old={"peer": PEER, **path, "state": "live"},
@@ -672,7 +674,7 @@ class NodeInTheMaking:
 async def test_listen_prints_its_address_when_it_is_whole_or_after_a_second(
     takes: float, printed: str, after: float, autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listening = _Listening(Settings(quiet=True), allowed=None, echo=True, keep_open=False)
+    listening = _Listening(Settings(quiet=True), allowed=None, contacts=None, echo=True, keep_open=False)
     started = trio.current_time()
     await listening._announce(cast(Node, NodeInTheMaking(takes)), NodeConfig())
     assert trio.current_time() - started == pytest.approx(after)

@@ -78,7 +78,10 @@ def test_a_simulation_runs(command: str, capfd: pytest.CaptureFixture[str]) -> N
 def test_a_synopsis_names_what_there_is(page: str, command: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     whole = re.split(r"\n {4}warpgate-trio|\n\n", text.split(command, 1)[1])[0]  # its further lines
-    parameters = command_of(command.split()[1:]).params
+    found = command_of(command.split()[1:])
+    parameters = [*found.params]
+    for each in found.commands.values() if isinstance(found, click.Group) else ():
+        parameters += each.params
     known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
     assert set(re.findall(r"--[a-z0-9-]+", command + whole)) <= known
 

@@ -12,6 +12,7 @@ from .exits import UsageProblem
 if TYPE_CHECKING:
     from ..address import PeerAddress
     from ..config import NodeConfig
+    from ..contacts import Callee
     from ..identity import Identity
 
 __all__ = ["caller_identity", "own_address_is_misuse"]
@@ -19,7 +20,7 @@ __all__ = ["caller_identity", "own_address_is_misuse"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-def caller_identity(config: NodeConfig, peer: PeerAddress) -> Identity:
+def caller_identity(config: NodeConfig, peer: PeerAddress | Callee) -> Identity:
     """The identity that the configuration names; a fresh one where the peer to be called has the user's default key.
 
     So `listen` and `connect` of one user on one machine need no second key.  A key that the configuration or the

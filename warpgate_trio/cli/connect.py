@@ -42,8 +42,9 @@ More would save no more, and would wait with it on a path that carries nothing l
 
 
 @click.command(short_help="Connect to a peer; join stdin and stdout to it, or test the path.")
-@click.argument("address")
+@click.argument("peer")
 @node_options
+@click.option("--save", metavar="NAME", help="Keep the peer as the contact NAME, once it is connected.")
 @click.option(
     "--echo-test", type=Size(), metavar="SIZE", help="Send SIZE bytes (10MB, 16KiB) to a peer that echoes; compare."
 )
@@ -61,8 +62,9 @@ More would save no more, and would wait with it on a path that carries nothing l
 def connect(
     settings: Settings,
     *,
-    address: str,
+    peer: str,
     node_options: NodeOptions,
+    save: str | None,
     echo_test: int | None,
     plugin: str | None,
     af: str | None,
@@ -70,20 +72,21 @@ def connect(
     phases: tuple[Phase, ...] | None,
     timeout: float | None,
 ) -> int:
-    """Connect to the peer at ADDRESS, the text wg1… that its `listen` has printed.
+    """Connect to PEER: a contact's name, a peer id, or the text wg1… that its `listen` has printed.
 
     stdin and stdout are joined to the Pipe; the end of stdin is the end of what is sent, and receiving goes on.  With
     --echo-test the Pipe is measured instead.  With --json one line on stdout says how it went.
     """
     if plugin is not None and phases is not None:
         raise click.UsageError("--plugin names one technique, --phases chooses among many: give one of them")
-    from ..errors import AddressError, ConfigError
+    from ..errors import AddressError, ConfigError, ContactError, PeerIdError
     from .runner import run
 
     settings.start_logging()
     call = _Call(
         settings,
-        address=address,
+        peer=peer,
+        save=save,
         echo_test=echo_test,
         plugin=plugin,
         af=None if af is None else int(af),
@@ -93,7 +96,7 @@ def connect(
     )
     try:
         return run(partial(call.run, node_options.load()))
-    except (AddressError, ConfigError, UsageProblem) as error:
+    except (AddressError, ConfigError, ContactError, PeerIdError, UsageProblem) as error:
         call.print_unusable(error)
         raise
 
@@ -104,7 +107,8 @@ class _Call:
         self,
         settings: Settings,
         *,
-        address: str,
+        peer: str,
+        save: str | None,
         echo_test: int | None,
         plugin: str | None,
         af: int | None,
@@ -113,7 +117,8 @@ class _Call:
         timeout: float | None,
     ) -> None:
         self._settings = settings
-        self._address = address
+        self._text = peer
+        self._save = save
         self._echo_test = echo_test
         self._plugin = plugin
         self._af = af
@@ -124,32 +129,37 @@ class _Call:
     async def run(self, config: NodeConfig) -> ExitCode:
         import trio
 
-        from ..address import PeerAddress
         from ..errors import ConnectError
         from ..node import open_node
         from . import render as render  # not in the midst of what is timed
         from .caller import caller_identity
         from .echo_test import EchoTest
         from .path_events import PathTeller
+        from .peers import SavedAs, find_peer
         from .stdio import StandardOutput, look_ahead, skip
 
-        peer = PeerAddress.from_text(self._address)  # before anything is opened for it
+        peer, contacts = find_peer(self._settings, self._text)  # before anything is opened for it
+        saved = None if self._save is None else SavedAs(self._save, peer, contacts)
         check_plugin(self._plugin)
         test = None if self._echo_test is None else EchoTest(self._echo_test, early=EARLY_DATA)
         early_data = b"" if self._settings.json else look_ahead(EARLY_DATA)
-        async with open_node(config, identity=caller_identity(config, peer)) as node:
+        async with open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node:
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
             teller = PathTeller(self._settings, StandardOutput(), called_at=called_at)
             try:
                 first = early_data if test is None else test.early_data
                 relay_first = config.paths.relay_first is not False
-                pipe = await self._dial(node, peer, first, relay_first=relay_first, teller=teller)
+                pipe = await self._dial(
+                    node, peer.address or peer.peer_id, first, relay_first=relay_first, teller=teller
+                )
             except ConnectError as error:
                 await self._print_failed(error)
                 raise
             async with pipe, teller.telling(pipe):
                 connect_ms = _ms(trio.current_time() - called_at)
+                if saved is not None:
+                    saved.save(self._settings)
                 path = pipe.path
                 self._settings.say(
                     f"connected in {connect_ms:.1f} ms by {path.plugin}, IPv{path.af} {path.route_type}, "
@@ -165,7 +175,7 @@ class _Call:
         return ExitCode.OK
 
     async def _dial(
-        self, node: Node, peer: PeerAddress, early_data: bytes, *, relay_first: bool, teller: PathTeller
+        self, node: Node, peer: PeerAddress | str, early_data: bytes, *, relay_first: bool, teller: PathTeller
     ) -> Pipe:
         from .caller import own_address_is_misuse
         from .render import watching_walk
@@ -278,11 +288,13 @@ class _Call:
         """The one line of --json where nothing could be tried."""
         if not self._settings.json:
             return
-        from ..errors import AddressError, AddressNotYetValid
+        from ..errors import AddressError, AddressNotYetValid, ContactError, PeerIdError
         from .events import Failed, encode
         from .exits import explain
 
-        if isinstance(error, AddressError):
+        if isinstance(error, ContactError | PeerIdError):
+            verdict, advice = "bad_peer", "Name a contact (`warpgate-trio contacts list`), a peer id or an address."
+        elif isinstance(error, AddressError):
             verdict, advice = "bad_address", "Ask the peer for its current address, and copy it whole."
             if isinstance(error, AddressNotYetValid):
                 advice = "Set the clock of this machine: by it, the address was issued in the future."

@@ -11,6 +11,7 @@ import msgspec
 
 __all__ = [
     "Connected",
+    "ContactLine",
     "Event",
     "Explained",
     "Failed",
@@ -221,6 +222,22 @@ class Identified(Event, frozen=True, kw_only=True, tag="id"):
 
     peer: str
     key_file: str | None
+
+
+class ContactLine(Event, frozen=True, kw_only=True, tag="contact"):
+    """`contacts`: a contact, as it is, or was where it is removed.
+
+    Attributes:
+      address: where it was last, ``wg1…``; null where that is not known.
+      added: when, as RFC 3339 has it.
+      how: how it was made sure whose key that is: ``"call"``, ``"pairing"`` or ``"hand"``.
+    """
+
+    name: str
+    peer: str
+    address: str | None
+    added: str
+    how: str
 
 
 class Simulated(Event, frozen=True, kw_only=True, tag="simulated"):

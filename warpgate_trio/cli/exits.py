@@ -92,7 +92,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an exception and one sentence about it, empty where there is nothing to say."""
     import click
 
-    from ..errors import AddressError, ConfigError, ConnectError, PeerIdError
+    from ..errors import AddressError, ConfigError, ConnectError, ContactError, PeerIdError
 
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return ExitCode.INTERRUPTED, "interrupted"
@@ -110,7 +110,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         return ExitCode.USAGE, error.format_message()
     if isinstance(error, AddressError):
         return ExitCode.USAGE, f"the address cannot be used: {error}"
-    if isinstance(error, ConfigError | PeerIdError):
+    if isinstance(error, ConfigError | ContactError | PeerIdError):
         return ExitCode.USAGE if full is None else ExitCode.BROKEN, str(error)
     if isinstance(error, ConnectError):
         return exit_code_of_verdict(error.verdict.value), _no_pipe(error)

@@ -24,8 +24,8 @@ from .options import (
 if TYPE_CHECKING:
     import trio
 
-    from ..address import PeerAddress
     from ..config import NodeConfig
+    from ..contacts import Callee
     from ..forwarding import Target
     from ..link import Pipe
     from ..node import Node
@@ -60,8 +60,9 @@ def forward(
 ) -> int:
     """Lead connections to [HOST:]PORT of this machine to a host and port in the network of PEER, until interrupted.
 
-    PEER is the text wg1… that its `listen` has printed.  A host that is not said is 127.0.0.1: here, so that nobody
-    else comes in, and there.  What the peer lets in is its own choice: `listen --expose`, and `--bind` for --reverse.
+    PEER is a contact's name, a peer id, or the text wg1… that its `listen` has printed.  A host that is not said is
+    127.0.0.1: here, so that nobody else comes in, and there.  What the peer lets in is its own choice: `listen
+    --expose`, and `--bind` for --reverse.
 
     With --stdio there is one connection, and PEER:[HOST:]PORT alone is given:
     ssh -o ProxyCommand='warpgate-trio forward --stdio wg1…:22' HOST
@@ -103,7 +104,7 @@ class _Forwarding:
         timeout: float | None,
     ) -> None:
         self._settings = settings
-        self._address = peer
+        self._peer = peer
         self._near = near
         self._far = far
         self._reverse = reverse
@@ -115,12 +116,12 @@ class _Forwarding:
     async def run(self, config: NodeConfig) -> ExitCode:
         import trio
 
-        from ..address import PeerAddress
         from ..errors import TargetRefused
         from ..node import open_node
         from .caller import caller_identity
+        from .peers import find_peer
 
-        peer = PeerAddress.from_text(self._address)
+        peer, contacts = find_peer(self._settings, self._peer)
 
         async def authorize(peer_id: str) -> bool:
             """Who has our port opens Pipes to us; nobody else does."""
@@ -135,7 +136,9 @@ class _Forwarding:
                     await stack.enter_async_context(each)
             rule = authorize if self._reverse else None
             identity = caller_identity(config, peer)
-            node = await stack.enter_async_context(open_node(config, identity=identity, authorize=rule))
+            node = await stack.enter_async_context(
+                open_node(config, identity=identity, authorize=rule, contacts=contacts)
+            )
             try:
                 pipe = await self._call(node, peer, config)
                 if self._near is None:
@@ -156,7 +159,7 @@ class _Forwarding:
 
             raise UsageProblem(f"{near} cannot be listened on: {reason_of(error)}") from error
 
-    async def _call(self, node: Node, peer: PeerAddress, config: NodeConfig) -> Pipe:
+    async def _call(self, node: Node, peer: Callee, config: NodeConfig) -> Pipe:
         from .caller import own_address_is_misuse
         from .render import watching_walk
 
@@ -164,7 +167,7 @@ class _Forwarding:
         async with watching_walk(self._settings) as on_event:
             with own_address_is_misuse():
                 pipe = await node.auto_connect(
-                    peer,
+                    peer.address or peer.peer_id,
                     phases=self._phases,
                     timeout=self._timeout,
                     relay_first=config.paths.relay_first is not False,
@@ -189,7 +192,7 @@ class _Forwarding:
                 raise CommandFailed(ExitCode.BROKEN, str(error)) from error
 
     async def _serve(
-        self, node: Node, peer: PeerAddress, config: NodeConfig, pipe: Pipe, listeners: list[trio.SocketListener]
+        self, node: Node, peer: Callee, config: NodeConfig, pipe: Pipe, listeners: list[trio.SocketListener]
     ) -> None:
         """Until interrupted; where the peer goes away it is called again, and the port here stays."""
         import trio

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "ping": ("ping", "ping"),
     "netcheck": ("netcheck", "netcheck"),
     "simulate": ("simulate", "simulate"),
+    "contacts": ("contacts", "contacts"),
     "id": ("show", "id_command"),
     "config": ("show", "config_command"),
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..config import NodeConfig
+    from ..contacts import Contacts
     from ..link import Pipe
     from ..node import Node
     from .exposing import Exposing
@@ -42,7 +43,10 @@ NAT_PATIENCE: Final = 1.0
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", help="The TCP port; the system's choice if not given."
 )
-@click.option("--allow", multiple=True, metavar="PEER_ID", help="Let this peer in; may be given several times.")
+@click.option(
+    "--allow", multiple=True, metavar="PEER", help="Let this peer in, a contact or peer id; may be given several times."
+)
+@click.option("--allow-contacts", is_flag=True, help="Let your contacts in.")
 @click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
@@ -66,6 +70,7 @@ def listen(
     node_options: NodeOptions,
     allow: tuple[str, ...],
     allow_any: bool,
+    allow_contacts: bool,
     echo: bool,
     keep_open: bool,
     expose: tuple[str, ...],
@@ -73,28 +78,31 @@ def listen(
 ) -> int:
     """Print this node's address, wait for a peer, and join stdin and stdout to its Pipe.
 
-    Peers are let in by their id, which `warpgate-trio id` prints on their machine: --allow, or --allow-any, has to say
-    whom.  With --expose or --bind nothing is joined to stdin and stdout: peers forward connections.
+    Peers are let in by their id, which `warpgate-trio id` prints on their machine, or as contacts: --allow,
+    --allow-contacts or --allow-any has to say whom.  With --expose or --bind nothing is joined to stdin and stdout:
+    peers forward connections.
     """
     if echo and (expose or bind):
         raise click.UsageError("--echo goes with neither --expose nor --bind")
-    if allow and allow_any:
-        raise click.UsageError("--allow and --allow-any exclude each other")
-    if not allow and not allow_any:
+    if allow_any and (allow or allow_contacts):
+        raise click.UsageError("--allow and --allow-any exclude each other; so do --allow-contacts and --allow-any")
+    if not allow and not allow_any and not allow_contacts:
         raise click.UsageError(
             "say who may connect: --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
         )
-    from ..errors import PeerIdError
-    from ..identity import key_from_peer_id
+    from ..contacts import Contacts
+    from ..errors import AddressError, ContactError, PeerIdError
     from .files import raise_file_limit
+    from .peers import find_peer
     from .runner import run
 
-    for peer_id in allow:
-        try:
-            key_from_peer_id(peer_id)
-        except PeerIdError as error:
-            raise click.UsageError(f"--allow {peer_id}: {error}") from error
     settings.start_logging()
+    allowed: set[str] = set()
+    for text in allow:
+        try:
+            allowed.add(find_peer(settings, text)[0].peer_id)
+        except (AddressError, ContactError, PeerIdError) as error:
+            raise click.UsageError(f"--allow {text}: {error}") from error
     raise_file_limit()  # strangers may hold some hundred, and a spray takes as many
     exposing = None
     if expose or bind:
@@ -102,7 +110,12 @@ def listen(
 
         exposing, keep_open = Exposing(settings, expose, bind), True
     listening = _Listening(
-        settings, allowed=frozenset(allow) or None, echo=echo, keep_open=keep_open, exposing=exposing
+        settings,
+        allowed=None if allow_any else frozenset(allowed),
+        contacts=Contacts.load() if allow_contacts else None,
+        echo=echo,
+        keep_open=keep_open,
+        exposing=exposing,
     )
     return run(partial(listening.run, node_options.load()), service=keep_open)
 
@@ -114,6 +127,7 @@ class _Listening:
         settings: Settings,
         *,
         allowed: frozenset[str] | None,
+        contacts: Contacts | None,
         echo: bool,
         keep_open: bool,
         exposing: Exposing | None = None,
@@ -122,6 +136,7 @@ class _Listening:
 
         self._settings = settings
         self._allowed = allowed
+        self._contacts = contacts
         self._echo = echo
         self._keep_open = keep_open
         self._exposing = exposing
@@ -147,6 +162,8 @@ class _Listening:
 
         await trio.lowlevel.checkpoint()
         if self._allowed is None or peer_id in self._allowed:
+            return True
+        if self._contacts is not None and await self._contacts.authorize(peer_id):
             return True
         self._settings.say(f"refused {peer_id}; --allow {peer_id} would let it in")
         return False

@@ -30,7 +30,7 @@ class PathKind(IntEnum):
 
 
 @click.command(short_help="Is there a path to a peer, direct or relayed, and how long is it?")
-@click.argument("address")
+@click.argument("peer")
 @node_options
 @click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Round trips to measure.")
 @click.option(
@@ -46,14 +46,16 @@ class PathKind(IntEnum):
 def ping(
     settings: Settings,
     *,
-    address: str,
+    peer: str,
     node_options: NodeOptions,
     count: int,
     interval: float,
     timeout: float | None,
     explain: bool,
 ) -> int:
-    """Connect to the peer at ADDRESS, measure the round trip on the path that was found, and close.
+    """Connect to PEER, measure the round trip on the path that was found, and close.
+
+    PEER is a contact's name, a peer id, or the text wg1… that its `listen` has printed.
 
     Exits with 0 when the path is direct, with 1 when it is relayed, with 2 when there is none.  With --explain it goes
     through the steps of the call, on each side, and has one piece of advice for each that failed; then also through
@@ -65,7 +67,7 @@ def ping(
 
     settings.start_logging(told_otherwise=TOLD_BY_THE_TABLE if explain else ())
     try:
-        return run(partial(_ping, settings, node_options.load(), address, count, interval, timeout, explaining=explain))
+        return run(partial(_ping, settings, node_options.load(), peer, count, interval, timeout, explaining=explain))
     except ConnectError as error:
         if not explain:
             show_failure(settings, error.report)
@@ -78,7 +80,7 @@ def ping(
 async def _ping(
     settings: Settings,
     config: NodeConfig,
-    address: str,
+    text: str,
     count: int,
     interval: float,
     timeout: float | None,
@@ -87,14 +89,15 @@ async def _ping(
 ) -> PathKind:
     import trio
 
-    from ..address import PeerAddress
     from ..errors import ConnectError
     from ..node import open_node
     from .caller import caller_identity
     from .explaining import explain_call
+    from .peers import find_peer
 
-    peer = PeerAddress.from_text(address)
-    async with open_node(config, identity=caller_identity(config, peer)) as node:
+    callee, contacts = find_peer(settings, text)
+    async with open_node(config, identity=caller_identity(config, callee), contacts=contacts) as node:
+        peer = await node.find_address(callee.address or callee.peer_id, timeout=timeout)
         try:
             pipe = await node.auto_connect(peer, timeout=timeout, relay_first=False)
         except ConnectError as error:

@@ -18,7 +18,13 @@ from .identity import (
     seal,
     verify,
 )
-from .private_file import PrivateFileProblem, create_private_file, read_private_file
+from .private_file import (
+    PrivateFileProblem,
+    create_private_file,
+    read_private_file,
+    replace_private_file,
+    turn_to_change,
+)
 
 __all__ = [
     "KEY_LENGTH",
@@ -36,6 +42,8 @@ __all__ = [
     "peer_id_from_key",
     "prove",
     "read_private_file",
+    "replace_private_file",
     "seal",
+    "turn_to_change",
     "verify",
 ]

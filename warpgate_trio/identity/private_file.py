@@ -1,7 +1,7 @@
-"""Small files that nobody but their owner may read: keys and tokens.
+"""Small files that nobody but their owner may read: keys, tokens, contacts.
 
 One appears whole or not at all, is made once however many processes start at the same time, and is not trusted where
-somebody else could have written it.
+somebody else could have written it.  One that changes is replaced whole, by processes that take turns.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from .. import host
 
-__all__ = ["PrivateFileProblem", "create_private_file", "read_private_file"]
+__all__ = ["PrivateFileProblem", "create_private_file", "read_private_file", "replace_private_file", "turn_to_change"]
 
 MAX_SIZE: Final = 16_384
 """Bytes: a PKCS #8 Ed25519 key is 119 bytes of PEM, a token at most 256; whatever is larger is another file."""
@@ -25,7 +27,7 @@ class PrivateFileProblem(Exception):
     """A file cannot be read or made, or others are let at it; the text is a sentence that names it."""
 
 
-def read_private_file(what: str, file: Path) -> bytes | None:
+def read_private_file(what: str, file: Path, *, max_size: int = MAX_SIZE) -> bytes | None:
     """The content of a file that nobody but its owner may read or change, or None when there is no such file.
 
     Its owner can do both, whatever the mode says, so the owner is us or root.  A group may read it only where it is
@@ -49,10 +51,10 @@ def read_private_file(what: str, file: Path) -> bytes | None:
                 raise PrivateFileProblem(f"the {what} {file} is not a regular file")
             if os.name == "posix":
                 _check_access(what, file, status)
-            content = opened.read(MAX_SIZE + 1)
+            content = opened.read(max_size + 1)
     except OSError as error:
         raise PrivateFileProblem(f"the {what} {file} cannot be read: {_reason(error)}") from error
-    if len(content) > MAX_SIZE:
+    if len(content) > max_size:
         raise PrivateFileProblem(f"{file} is too large to be a {what}")
     return content
 
@@ -63,27 +65,88 @@ def create_private_file(what: str, file: Path, content: bytes) -> bool:
     Raises `PrivateFileProblem`, in which the file is called `what`.
     """
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Written beside the target under a name that nobody guesses, then put in place.
-        temporary = file.with_name(f".{file.name}.{host.current().entropy(8).hex()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            with open(descriptor, "wb") as opened:
-                if os.name == "posix":
-                    _check_kept_private(what, file, os.fstat(descriptor))
-                opened.write(content)
-                opened.flush()
-                os.fsync(descriptor)
-            _rename_exclusively(temporary, file)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _written_beside(what, file, content) as temporary:
+            try:
+                _rename_exclusively(temporary, file)
+            except FileExistsError:
+                return False
         _sync_directory(file.parent)
     except (OSError, ValueError) as error:
         raise PrivateFileProblem(f"the {what} {file} cannot be made: {_reason(error)}") from error
     return True
+
+
+def replace_private_file(what: str, file: Path, content: bytes) -> None:
+    """Put `content` in the place of what `file` has, or make it (mode 0600, its directory 0700).
+
+    Whoever reads finds the one or the other, also after a power cut.  Who changes what is there reads and replaces it
+    within `turn_to_change`.  A link's target is what is replaced.
+
+    Raises `PrivateFileProblem`, in which the file is called `what`.
+    """
+    try:
+        target = file.resolve() if file.is_symlink() else file
+        with _written_beside(what, target, content) as temporary:
+            os.replace(temporary, target)
+        _sync_directory(target.parent)
+    except (OSError, ValueError) as error:
+        raise PrivateFileProblem(f"the {what} {file} cannot be written: {_reason(error)}") from error
+
+
+@contextmanager
+def turn_to_change(what: str, file: Path) -> Generator[None]:
+    """Have nobody else change `file` during the body, which is short: others wait for it.
+
+    The lock ends with its holder.  It is on a file beside `file`, since that one is another at each change.
+
+    Raises `PrivateFileProblem`, in which the file is called `what`.
+    """
+    try:
+        target = file.resolve() if file.is_symlink() else file
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(target.with_name(f".{target.name}.lock"), flags, 0o600)
+    except (OSError, ValueError) as error:
+        raise PrivateFileProblem(f"the {what} {file} cannot be locked: {_reason(error)}") from error
+    try:
+        try:
+            _lock(descriptor)
+        except OSError as error:
+            raise PrivateFileProblem(f"the {what} {file} cannot be locked: {_reason(error)}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock of an open file; it is let go where that is closed."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+@contextmanager
+def _written_beside(what: str, file: Path, content: bytes) -> Generator[Path]:
+    """A file with `content` beside `file`, under a name that nobody guesses; the body puts it in place."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{host.current().entropy(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as opened:
+            if os.name == "posix":
+                _check_kept_private(what, file, os.fstat(descriptor))
+            opened.write(content)
+            opened.flush()
+            os.fsync(descriptor)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_access(what: str, file: Path, status: os.stat_result) -> None:

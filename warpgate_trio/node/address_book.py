@@ -16,6 +16,7 @@ for what is under way with it, and never called where a record is known that may
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, final
 
 from ..limits import BoundedMap
@@ -31,12 +32,17 @@ MAX_KNOWN: Final = 1024
 
 @final
 class AddressBook:
-    """The tables: what was heard, what of it can be called, and what was passed; of a thousand peers each."""
+    """The tables: what was heard, what of it can be called, and what was passed; of a thousand peers each.
+
+    Attributes:
+      on_heard: is told of each record that is first-hand.
+    """
 
     def __init__(self) -> None:
         self._heard: BoundedMap[bytes, PeerAddress] = BoundedMap(MAX_KNOWN)
         self._listening: BoundedMap[bytes, PeerAddress] = BoundedMap(MAX_KNOWN)
         self._passed: BoundedMap[bytes, PeerAddress] = BoundedMap(MAX_KNOWN)
+        self.on_heard: Callable[[PeerAddress], object] = lambda _: None
 
     def hear(self, address: PeerAddress) -> None:
         """A peer said where it is, just now."""
@@ -44,6 +50,7 @@ class AddressBook:
             self._heard.put(address.public_key, address)
             if address.listens:
                 self._listening.put(address.public_key, address)
+            self.on_heard(address)
 
     def note_passed(self, address: PeerAddress) -> None:
         """The application was given this address."""
@@ -52,6 +59,10 @@ class AddressBook:
     def heard(self, peer_key: bytes) -> PeerAddress | None:
         """What the peer said last."""
         return self._heard.get(peer_key)
+
+    def called(self, peer_key: bytes) -> PeerAddress | None:
+        """What a process of the peer that can be called said last."""
+        return self._listening.get(peer_key)
 
     def records(self, peer_key: bytes) -> list[PeerAddress]:
         """Where to call a peer, as far as is known, what it said itself first; one or two records, or none."""

@@ -16,13 +16,9 @@ from ..address import PeerAddress
 from ..combos import RouteType
 from ..config import NodeConfig
 from ..config.chosen_interfaces import choose_interfaces
+from ..contacts import Contacts
 from ..errors import (
-    AddressExpired,
-    AddressNotYetValid,
-    AttemptFailed,
     ConfigError,
-    PeerRefused,
-    SignalError,
 )
 from ..identity import Identity, default_key_file, key_from_peer_id
 from ..link import Pipe
@@ -37,7 +33,7 @@ from ..signal import ServerStatus
 from ..walk.walk import Walk
 from .admission import Authorize, check_authorize
 from .listener import PipeListener
-from .runtime import NTP_TIMEOUT, NodeRuntime
+from .runtime import NodeRuntime
 from .sockets import open_listening_sockets
 from .stats import NodeStats
 
@@ -103,6 +99,11 @@ class Node:
             fresh = await self._runtime.ask(address, "get_addr")
         assert isinstance(fresh, PeerAddress)
         return fresh
+
+    async def find_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> PeerAddress:
+        """The address by which `auto_connect` would call a peer now; arguments and errors as there."""
+        patience = self._runtime.config.budgets.total if timeout is None else timeout
+        return await self._current_address(peer, trio.current_time() + patience)
 
     async def announce_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> None:
         """Tell a peer over the signal channel where this node is now (`return_addr`); arguments and errors as above."""
@@ -217,7 +218,7 @@ class Node:
         """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/walk.md).
 
         Args:
-          peer: its address, as an object or as text (``wg1…``).
+          peer: its address, as an object or as text (``wg1…``); or the name of a contact.
           phases, plugins, afs, route_types: try only these; None tries all.
           early_data: at most 64 KiB that reach the peer's application with the Pipe and save a round trip.  It is
             encrypted to the peer, and sent again if the path breaks before the peer accepted.
@@ -236,6 +237,8 @@ class Node:
 
         Raises:
           AddressError: the address is malformed, forged, expired, or of an unknown version.
+          ContactError, PeerIdError: that is nobody.
+          PeerNotFound: where it is cannot be found out.
           ConnectError: there is no Pipe; ``error.report`` tells about every combo.
           ValueError: an option is out of its range, or the peer is this node.
         """
@@ -268,7 +271,9 @@ class Node:
             relay_first=self._may_leave_a_relay and bool(paths.relay_first if relay_first is None else relay_first),
             on_event=on_event,
         )
-        return await walk.run(deadline=deadline)
+        pipe = await walk.run(deadline=deadline)
+        self._runtime.note_reached(address)
+        return pipe
 
     async def connect(
         self,
@@ -313,40 +318,18 @@ class Node:
             on_event=on_event,
         )
         patience = kind.timeout + self._runtime.config.budgets.total if timeout is None else timeout
-        return await walk.run(deadline=asked_at + patience)
+        pipe = await walk.run(deadline=asked_at + patience)
+        self._runtime.note_reached(address)
+        return pipe
 
     # -- the walk ----------------------------------------------------------------------------------------------------
 
     async def _current_address(self, peer: PeerAddress | str, deadline: float) -> PeerAddress:
-        """The address to walk to: checked, what the peer said last, refreshed if none is good at this time.
-
-        The walk takes what else is known of the peer along (`Planning.plan`).
-        """
-        address = PeerAddress.from_text(peer) if isinstance(peer, str) else peer
-        if address.public_key == self._runtime.identity.public_key:
-            raise ValueError("that is this node's own address")
+        """See `Finder.find`."""
+        callee = self._runtime.finder.read(peer)
         if self._runtime.home.closing:
             raise trio.ClosedResourceError("this node was closed")
-        self._runtime.book.note_passed(address)
-        usable = self._runtime.planning.usable_addresses(address.public_key)
-        if not usable and self._runtime.config.servers.ntp:
-            # Our own clock may be what is wrong, and a moment ago nobody knew: a machine without a battery has just
-            # started.
-            with trio.move_on_at(min(deadline, trio.current_time() + NTP_TIMEOUT)):
-                await self._runtime.clock.wait_asked()
-            usable = self._runtime.planning.usable_addresses(address.public_key)
-        if usable:
-            return usable[0]
-        try:
-            address.check_fresh(self._runtime.clock.now())
-        except (AddressExpired, AddressNotYetValid) as wrong:
-            try:
-                # The peer tells where it is, and what time it is there.
-                patience = min(self._runtime.config.budgets.signal, deadline - trio.current_time())
-                return await self.refresh_address(address, timeout=patience)
-            except (PeerRefused, SignalError, AttemptFailed, ConfigError, trio.TooSlowError):
-                raise wrong from None
-        return address
+        return await self._runtime.finder.find(callee, self.refresh_address, deadline)
 
 
 @asynccontextmanager
@@ -355,6 +338,7 @@ async def open_node(
     *,
     authorize: Authorize | None = None,
     identity: Identity | None = None,
+    contacts: Contacts | None = None,
     plugins: Iterable[str | type[Plugin]] | None = None,
     strict_plugins: bool = False,
 ) -> AsyncGenerator[Node]:
@@ -369,6 +353,7 @@ async def open_node(
       authorize: an async function; ``await authorize(peer_id)`` decides who may open Pipes to this node.  Without it
         the node can call but not be called.  `warpgate_trio.anyone` lets everybody in.
       identity: instead of the configuration's.
+      contacts: peers that can be called by their names; where they are now is kept in them.
       plugins: names or classes; None takes every plugin that is installed.
       strict_plugins: let a plugin's unexpected exceptions reach the caller (for tests of plugins).
 
@@ -399,6 +384,7 @@ async def open_node(
             authorize=authorize,
             sockets=sockets,
             strict_plugins=strict_plugins,
+            contacts=contacts,
         )
         async with runtime.run():
             yield Node(runtime)

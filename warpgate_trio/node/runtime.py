@@ -26,6 +26,7 @@ from ..carrier import TlsContexts
 from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Route, relaying
 from ..config import NodeConfig, Proxies, Servers
+from ..contacts import Contacts
 from ..errors import AttemptFailed, ConfigError
 from ..host import Host
 from ..identity import Identity
@@ -48,6 +49,8 @@ from ..walk.recorder import Recorder
 from ..walk.session import Session
 from .address_book import AddressBook
 from .admission import REFUSED, Admission, Authorize
+from .contact_keeper import ContactKeeper
+from .finding import NTP_TIMEOUT, Finder
 from .home import Home
 from .inbound import Inbound
 from .links import Links
@@ -66,8 +69,6 @@ __all__ = ["NodeRuntime"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-NTP_TIMEOUT: Final = 5.0
-"""Seconds for asking the time servers once: four samples of a server at the other end of a bad satellite link."""
 ROUTER_PATIENCE: Final = 1.0
 """Seconds for which `Node.wait_published` waits for a router to open our port: those that do by NAT-PMP or PCP have by
 then, and of those that do not, hardly one says so."""
@@ -96,6 +97,7 @@ class NodeRuntime:
         authorize: Authorize | None,
         sockets: Sequence[trio.socket.SocketType],
         strict_plugins: bool,
+        contacts: Contacts | None = None,
     ) -> None:
         self.config: Final = config
         self.host: Final = host
@@ -172,6 +174,13 @@ class NodeRuntime:
             peer_time=self.sender.time_at,
             relays=hub.relays,
         )
+
+        self.finder: Final = Finder(
+            identity, config, book=self.book, planning=self.planning, clock=self.clock, contacts=contacts
+        )
+        self.contact_keeper: Final = ContactKeeper(contacts) if contacts is not None else None
+        if self.contact_keeper is not None:
+            self.book.on_heard = self.contact_keeper.hear
 
         # Links and calls.
         self.listener: Final = PipeListener()
@@ -290,6 +299,11 @@ class NodeRuntime:
         address, own = self.own.look_around()
         return Route(interfaces=address.interfaces, own=own)
 
+    def note_reached(self, address: PeerAddress) -> None:
+        """A peer was connected to by this address of it, or by a newer one, which is known as heard then."""
+        if self.contact_keeper is not None:
+            self.contact_keeper.hear(self.book.called(address.public_key) or address)
+
     def revoke(self, peer_key: bytes) -> int:
         """See `Node.revoke`."""
         self.admission.forget(peer_key)
@@ -367,6 +381,8 @@ class NodeRuntime:
             self._services.start_soon(self.names.keep_fresh, [*self.hub.names, *self.relays.names])
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)
+            if self.contact_keeper is not None:
+                self._services.start_soon(self.contact_keeper.run)
             yield
 
     def network_changed(self) -> None:

@@ -1,0 +1,75 @@
+"""Whom a command is to call or to let in: an address, a peer id, or the name of a contact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from ..contacts import Callee, Contacts
+    from .options import Settings
+
+__all__ = ["SavedAs", "find_peer", "usable_contacts"]
+
+
+def find_peer(settings: Settings, text: str) -> tuple[Callee, Contacts | None]:
+    """Who is meant, and the user's contacts, where they can be used.
+
+    Raises:
+      AddressError, PeerIdError, ContactError: nobody.
+      ContactsFileError: a name, and the contacts cannot be read.
+    """
+    from ..contacts import Contacts, find_callee
+    from ..errors import ContactUnknown
+
+    contacts = usable_contacts(settings)
+    try:
+        return find_callee(text, contacts), contacts
+    except ContactUnknown:
+        if contacts is None:
+            Contacts.load()  # says why they cannot be used
+        raise
+
+
+def usable_contacts(settings: Settings) -> Contacts | None:
+    """The user's contacts; None, and the user is told, where the file cannot be used."""
+    from ..contacts import Contacts, default_contacts_file
+    from ..errors import ContactsFileError
+
+    try:
+        path = default_contacts_file()
+    except ContactsFileError:
+        return None  # no home, so that there are none
+    try:
+        return Contacts.load(path)
+    except ContactsFileError as error:
+        settings.warn(f"no contacts: {error}")
+        return None
+
+
+@final
+class SavedAs:
+    """What `--save NAME` does with the peer that is called.
+
+    Raises:
+      ContactError: it cannot have that name, which is told before it is called.
+      ContactsFileError: the contacts cannot be used.
+    """
+
+    def __init__(self, name: str, callee: Callee, contacts: Contacts | None) -> None:
+        from ..contacts import Contacts
+
+        self._name = name
+        self._callee = callee
+        self._contacts = Contacts.load() if contacts is None else contacts
+        self._contacts.check_free(name, callee.peer_id)
+
+    def save(self, settings: Settings) -> None:
+        """The peer was called and has proved its key.  What goes wrong here ends no Pipe."""
+        from ..errors import ConfigError, ContactError
+
+        try:
+            contact = self._contacts.add(self._name, self._callee.address or self._callee.peer_id)
+        except (ConfigError, ContactError) as error:
+            settings.warn(f"the peer is not saved: {error}")
+        else:
+            settings.say(f"saved as {contact.name}: {contact.peer_id}")

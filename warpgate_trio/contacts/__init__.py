@@ -1,0 +1,19 @@
+"""Names for peers: who they are, where they were last, and how they came here (docs/contacts.md)."""
+
+from __future__ import annotations
+
+from .callee import Callee, find_callee
+from .contact import MAX_NAME, Contact, How, check_name
+from .contacts import MAX_CONTACTS, Contacts, default_contacts_file
+
+__all__ = [
+    "MAX_CONTACTS",
+    "MAX_NAME",
+    "Callee",
+    "Contact",
+    "Contacts",
+    "How",
+    "check_name",
+    "default_contacts_file",
+    "find_callee",
+]

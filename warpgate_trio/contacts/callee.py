@@ -1,0 +1,61 @@
+"""Who is meant by what a person types: an address, a peer id, or a name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+from ..address import PeerAddress
+from ..errors import ContactUnknown
+from ..identity import key_from_peer_id
+from .contact import MAX_NAME, Contact, check_name, read_peer
+
+if TYPE_CHECKING:
+    from .contacts import Contacts
+
+__all__ = ["Callee", "find_callee"]
+
+_ADDRESS: Final = re.compile(r"\s*wg[0-9]", re.ASCII | re.IGNORECASE)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callee:
+    """A peer that is to be called.
+
+    Attributes:
+      peer_id: its key.
+      address: what was given, or what the contact has; None: it has to be looked up.
+      contact: its name here, if it has one.
+    """
+
+    peer_id: str
+    address: PeerAddress | None = None
+    contact: Contact | None = None
+
+    @property
+    def public_key(self) -> bytes:
+        """The key, 32 bytes."""
+        return key_from_peer_id(self.peer_id)
+
+
+def find_callee(text: str, contacts: Contacts | None) -> Callee:
+    """Who is meant by ``wg1…``, a peer id, or a contact's name.
+
+    Raises:
+      AddressError: an address that cannot be used.
+      PeerIdError: longer than a name, and no peer id.
+      ContactNameError: neither, and no name.
+      ContactUnknown: a name that nobody has.
+    """
+    if len(text) > MAX_NAME or _ADDRESS.match(text):
+        peer = read_peer(text)
+        address, peer_id = (peer, peer.peer_id) if isinstance(peer, PeerAddress) else (None, peer)
+        known = contacts.of(peer_id) if contacts is not None else None
+        return Callee(peer_id=peer_id, address=address or (known and known.address), contact=known)
+    check_name(text)
+    if contacts is None:
+        raise ContactUnknown(f"there is no contact {text!r}: this node was given no contacts")
+    contact = contacts.find(text)
+    return Callee(peer_id=contact.peer_id, address=contact.address, contact=contact)
