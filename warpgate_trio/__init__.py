@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from .link import PathInfo as PathInfo
     from .link import PathState as PathState
     from .link import Pipe as Pipe
+    from .messages import MessageChannel as MessageChannel
     from .netcheck import NetcheckReport as NetcheckReport
     from .node import Node as Node
     from .node import open_node as open_node
     from .node.admission import Authorize as Authorize
     from .node.admission import anyone as anyone
     from .node.listener import PipeListener as PipeListener
+    from .node.peers import PeerStatus as PeerStatus
     from .node.serving import serve_pipes as serve_pipes
     from .plugin import IP4 as IP4
     from .plugin import IP6 as IP6
@@ -71,6 +73,7 @@ __all__ = [
     "IdentityConfig",
     "InterfacesConfig",
     "ListenConfig",
+    "MessageChannel",
     "NetcheckReport",
     "NetworkConfig",
     "Node",
@@ -83,6 +86,7 @@ __all__ = [
     "PeerAddress",
     "PeerNotFound",
     "PeerRefused",
+    "PeerStatus",
     "Pipe",
     "PipeListener",
     "PortMapConfig",
@@ -112,6 +116,7 @@ _HOME: Final[dict[str, str]] = {
     "IdentityConfig": "config",
     "InterfacesConfig": "config",
     "ListenConfig": "config",
+    "MessageChannel": "messages",
     "NetcheckReport": "netcheck",
     "NetworkConfig": "config",
     "Node": "node",
@@ -125,6 +130,7 @@ _HOME: Final[dict[str, str]] = {
     "PeerAddress": "address",
     "PeerNotFound": "errors",
     "PeerRefused": "errors",
+    "PeerStatus": "node.peers",
     "Pipe": "link",
     "PipeListener": "node.listener",
     "RouteType": "combos",

@@ -29,6 +29,7 @@ from warpgate_trio.link.channels import WINDOW_MIN
 from warpgate_trio.link.frame_reader import FrameReader
 from warpgate_trio.link.lane import LaneProtocol
 from warpgate_trio.link.protocol import LinkProtocol
+from warpgate_trio.messages import MessageReader, encode_header
 from warpgate_trio.ports.connect import ConnectRequest
 from warpgate_trio.punch.checks import PathChecks
 from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
@@ -634,3 +635,22 @@ def mqtt_packets(data: bytes) -> None:
     packets = PacketFilter(max_payload=1000)
     passed = b"".join(packets.feed(piece) for piece in pieces(data))
     assert len(passed) <= len(data)
+
+
+# -- messages of applications ------------------------------------------------------------------------------------------
+
+
+def _messages() -> list[bytes]:
+    some = [b"", b"hello", b"x" * 300, b"\0\0\0\5"]
+    return [b"".join(encode_header(len(each)) + each for each in some[begin:]) for begin in range(len(some))]
+
+
+@target(_messages, RemoteProtocolError, inputs=20_000)
+def messages(data: bytes) -> None:
+    reader, most = MessageReader(300), 0
+    for piece in pieces(data):
+        reader.feed(piece)
+        while (message := reader.next_message()) is not None:
+            most = max(most, len(message))
+    assert most <= 300
+    reader.check_end()

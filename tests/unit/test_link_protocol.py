@@ -541,7 +541,7 @@ def test_an_abort_that_crosses_our_fin_is_known_though_both_directions_had_ended
     pair.deliver(pair.b)
     assert isinstance(ours.failure, PeerAborted)
     pair.a.protocol.close_channel(ours)
-    assert pair.a.protocol.channels._ended == {}
+    assert pair.a.protocol.channels.ended == {}
 
 
 def test_only_pipes_that_the_application_holds_are_remembered_after_their_end() -> None:
@@ -552,7 +552,7 @@ def test_only_pipes_that_the_application_holds_are_remembered_after_their_end() 
     pair.a.protocol.close_channel(ours)
     pair.b.protocol.close_channel(theirs)
     pair.carry()
-    assert pair.a.protocol.channels._ended == pair.b.protocol.channels._ended == {}
+    assert pair.a.protocol.channels.ended == pair.b.protocol.channels.ended == {}
 
 
 def test_an_abort_after_the_peers_fin_breaks_what_we_had_not_ended() -> None:

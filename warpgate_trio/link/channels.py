@@ -55,13 +55,15 @@ class Channels(Mapping[int, Channel]):
       credits: what `take_credits` has, by channel.
       opened: what `take_opened` has.
       may_be_early: whether the peer takes DATA before it has answered the OPEN.
+      ended: those that have in both directions, and were not closed here: no more than the application holds.
+      sent_before, received_before: bytes on those that are alive no more.
     """
 
     def __init__(self, say: Callable[[Frame], object], *, initiator: bool | None) -> None:
         self.initiator = initiator
         self._say = say
         self._alive: dict[int, Channel] = {}
-        self._ended: dict[int, Channel] = {}  # both directions, and not closed here: no more than the application holds
+        self.ended: dict[int, Channel] = {}
         self.credits: dict[int, int] = {}
         self._touched: list[Channel] = []
         self.opened: list[ChannelOpened] = []
@@ -69,6 +71,8 @@ class Channels(Mapping[int, Channel]):
         self._next_id = 0
         self._highest_theirs = 0
         self._windows = 0
+        self.sent_before: int = 0
+        self.received_before: int = 0
 
     def __getitem__(self, number: int) -> Channel:
         return self._alive[number]
@@ -148,7 +152,7 @@ class Channels(Mapping[int, Channel]):
         if channel.closed_here:
             return
         channel.closed_here = True
-        self._ended.pop(channel.id, None)
+        self.ended.pop(channel.id, None)
         channel.drop()
         if link_over:
             return
@@ -219,10 +223,12 @@ class Channels(Mapping[int, Channel]):
         if not channel.accepted:
             channel.drop()  # nobody will read what was early
         if self._alive.pop(channel.id, None) is not None:
+            self.sent_before += channel.sent
+            self.received_before += channel.received
             self._release(channel, channel.window - channel.buffered)  # the rest as it is read
             self.credits.pop(channel.id, None)
             if channel.accepted and not channel.closed_here:
-                self._ended[channel.id] = channel
+                self.ended[channel.id] = channel
 
     def _release(self, channel: Channel, size: int) -> None:
         channel.window -= size
@@ -279,9 +285,9 @@ class Channels(Mapping[int, Channel]):
         channel = self._alive.get(frame.channel)
         if channel is None:
             self._check_was_open(frame.channel)
-            if isinstance(frame, Reset) and frame.code == ResetCode.ABORTED and frame.channel in self._ended:
+            if isinstance(frame, Reset) and frame.code == ResetCode.ABORTED and frame.channel in self.ended:
                 # Our FIN had not come to it: it did not get all, whatever it said of its own direction.
-                self._ended[frame.channel].failure = _reset_failure(frame.code)
+                self.ended[frame.channel].failure = _reset_failure(frame.code)
             return
         if isinstance(frame, (Accept, Refuse)):
             ours = channel.id == 0 or (channel.id % 2 == 1) is bool(self.initiator)
@@ -341,7 +347,7 @@ class Channels(Mapping[int, Channel]):
                     channel.failure = channel.failure or failure
             self._touched.append(channel)
         self._alive.clear()
-        self._ended.clear()
+        self.ended.clear()
         self.credits.clear()
 
 

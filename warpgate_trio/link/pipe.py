@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
+from ..conflict import Conflict
 from ..identity import peer_id_from_key
+from ..messages import DEFAULT_MAX_SIZE, MessageChannel
 from .states import DirectionState
 
 if TYPE_CHECKING:
@@ -56,23 +58,6 @@ class ChannelLink(Protocol):
 
 
 @final
-class _Conflict:
-    """At most one task inside; the next one gets `trio.BusyResourceError` (trio's own helper is private)."""
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-        self._held = False
-
-    def __enter__(self) -> None:
-        if self._held:
-            raise trio.BusyResourceError(self._message)
-        self._held = True
-
-    def __exit__(self, *_: object) -> None:
-        self._held = False
-
-
-@final
 # long: all that an application may do with a stream and its path, each with its contract
 class Pipe(trio.abc.HalfCloseableStream):
     """An encrypted, authenticated, flow-controlled byte stream to one peer.
@@ -96,8 +81,8 @@ class Pipe(trio.abc.HalfCloseableStream):
     def __init__(self, link: ChannelLink, channel: Channel) -> None:
         self._link = link
         self._channel = channel
-        self._sending: Final = _Conflict("another task is using this pipe for send")
-        self._receiving: Final = _Conflict("another task is using this pipe for receive")
+        self._sending: Final = Conflict("another task is using this pipe for send")
+        self._receiving: Final = Conflict("another task is using this pipe for receive")
         self._changed: Final = trio.lowlevel.ParkingLot()
         channel.observer = self
         self.peer_id: Final = peer_id_from_key(link.peer_key)
@@ -249,6 +234,22 @@ class Pipe(trio.abc.HalfCloseableStream):
             data = channel.take(max_bytes)
             self._link.note_read(channel, len(data))
             return data
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def messages(self, *, max_size: int = DEFAULT_MAX_SIZE) -> MessageChannel:
+        """The Pipe as a `trio.abc.Channel` of messages; the peer calls it too (docs/applications.md).
+
+        The Pipe carries nothing else from then on, and is closed with the channel.
+
+        Args:
+          max_size: bytes of a message at most, in either direction; the peer's has to be no less than what you send.
+
+        Raises:
+          ValueError: `max_size` is not from 1 to 4,294,967,295.
+        """
+        channel = self._channel
+        return MessageChannel(self, max_size=max_size, count_sent=lambda: channel.sent)
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 

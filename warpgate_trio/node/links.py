@@ -20,6 +20,7 @@ from ..address import OwnAddresses
 from ..config import PathsConfig
 from ..errors import panics_as_errors
 from ..host import Host
+from ..identity import peer_id_from_key
 from ..limits import BoundedMap
 from ..link import Link, PathCause, PathChange, Terms
 from ..link.quiet import Uplinks
@@ -30,6 +31,7 @@ from ..nurseries import open_background_nursery
 from ..sockaddr import TransportAddress, parse_ip
 from ..walk.session import Reach
 from .admission import Admission
+from .peers import PeerStatus, status_of_link
 
 __all__ = ["Links"]
 
@@ -91,7 +93,7 @@ class Links:
         self._host: Final = host
         self._instance: Final = instance
         self._goodbye_time: Final = goodbye
-        self._links: set[Link] = set()
+        self._links: dict[Link, float] = {}  # and since when
         self._replay: Final = ReplayMemory()
         self._uplinks: Final = Uplinks()
         self._standbys: Final = Standbys()
@@ -113,6 +115,11 @@ class Links:
         """The time in which Links are driven; at its end all are cancelled, but for what each has shielded."""
         async with open_background_nursery() as self._nursery:
             yield
+
+    def status(self) -> tuple[PeerStatus, ...]:
+        """See `Node.peers`."""
+        found = [status_of_link(link, peer_id_from_key(link.peer_key), at) for link, at in self._links.items()]
+        return tuple(each for each in found if each is not None)
 
     def terms(self) -> Terms | None:
         """What we offer for one more Link; None where it is to end with its path."""
@@ -171,7 +178,7 @@ class Links:
         if link.path_log.began is None:
             link.path_log.began = trio.current_time()
         link.on_wait = self._bound_waiting
-        self._links.add(link)
+        self._links[link] = trio.current_time()
         self._leave_what_goes(link)
         self._nursery.start_soon(self._drive, link, tasks, reach)
 
@@ -277,7 +284,7 @@ class Links:
                     goodbye=self._goodbye_time,
                 )
         finally:
-            self._links.discard(link)
+            self._links.pop(link, None)
             if link.lapsed:
                 self._lapsed.put(link.peer_key, trio.current_time())
             self._waiting.pop(link, None)

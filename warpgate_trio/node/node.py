@@ -33,6 +33,7 @@ from ..signal import ServerStatus
 from ..walk.walk import Walk
 from .admission import Authorize, check_authorize
 from .listener import PipeListener
+from .peers import PeerStatus
 from .runtime import NodeRuntime
 from .sockets import open_listening_sockets
 from .stats import NodeStats
@@ -141,6 +142,10 @@ class Node:
         """The node's counters as they are now."""
         return self._runtime.stats()
 
+    def peers(self) -> tuple[PeerStatus, ...]:
+        """The peers that this node has Pipes with, one entry for each Link, the oldest first: a snapshot."""
+        return self._runtime.links.status()
+
     @property
     def signal_servers(self) -> tuple[ServerStatus, ...]:
         """Every signal server with its state, the configured ones first."""
@@ -194,12 +199,6 @@ class Node:
             everything=servers,
             timeout=timeout,
         )
-
-    @property
-    def _may_leave_a_relay(self) -> bool:
-        """Whether a Pipe that begins by a relay would change over to a better path."""
-        paths = self._runtime.config.paths
-        return paths.upgrade and paths.resume_timeout > 0
 
     async def auto_connect(
         self,
@@ -258,6 +257,7 @@ class Node:
                 raise ValueError(f"there is no phase {phase!r}; there are {', '.join(PHASES)}")
         names = [kind.name for kind in chosen if kind.phase in wanted]
         paths = self._runtime.config.paths
+        may_leave = paths.upgrade and paths.resume_timeout > 0  # a relay, for a better path
         walk = Walk(
             self._runtime.home,
             address,
@@ -268,7 +268,7 @@ class Node:
             refresh=self.refresh_address if "get_addr" in self._runtime.factories else None,
             early_data=early_data,
             dead_after=dead_after,
-            relay_first=self._may_leave_a_relay and bool(paths.relay_first if relay_first is None else relay_first),
+            relay_first=may_leave and bool(paths.relay_first if relay_first is None else relay_first),
             on_event=on_event,
         )
         pipe = await walk.run(deadline=deadline)

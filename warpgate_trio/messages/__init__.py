@@ -1,0 +1,14 @@
+"""Messages over a byte stream: what `Pipe.messages` is made of, for streams of all kinds.
+
+`framing` is the format without I/O, `channel` the `trio.abc.Channel` over a `trio.abc.Stream`.  See
+docs/applications.md for how it is used, docs/wire_formats.md for the bytes.
+"""
+
+from __future__ import annotations
+
+from .channel import MessageChannel as MessageChannel
+from .framing import DEFAULT_MAX_SIZE as DEFAULT_MAX_SIZE
+from .framing import MessageReader as MessageReader
+from .framing import encode_header as encode_header
+
+__all__ = ["DEFAULT_MAX_SIZE", "MessageChannel", "MessageReader", "encode_header"]
