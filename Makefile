@@ -22,7 +22,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test flake mutants fuzz lint format bench dist lab-deps clean
+.PHONY: help demo test flake mutants fuzz lint format docs bench dist lab-deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-17s%s\n", $$1, $$2 }'
@@ -49,6 +49,10 @@ format: ## let ruff lay out the code and mend what it can
 	@sh tools/in_venv.sh dev ruff check --fix-only .
 	@sh tools/in_venv.sh dev ruff format .
 
+docs: ## build the documentation as a site in docs/_build/html; a warning is a failure
+	@sh tools/in_venv.sh docs sphinx-build -q -E -W -n --keep-going -c docs . docs/_build/html
+	@echo "docs: built in docs/_build/html"
+
 bench: ## run every benchmark (minutes; see benchmarks/README.md)
 	@for each in connect_time round_trips punch_times cold_start pipe_throughput quic_throughput many_pipes idle_node idle_server signals relay_server turn_server attack_costs link_pauses simulator; do \
 		sh tools/in_venv.sh dev python -m benchmarks.$$each || exit 1; done
@@ -60,5 +64,5 @@ lab-deps: ## (root, Debian) install the real servers that the lab tests talk to
 	@sh tools/lab_deps.sh
 
 clean: ## remove all that these commands made
-	rm -rf .venv dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv dist docs/_build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs a command in the project's virtual environment, which it makes first where that has to be done.
-# Usage: in_venv.sh run|dev COMMAND [ARGUMENT…]      (the two stages: tools/setup_venv.py)
+# Usage: in_venv.sh run|dev|docs COMMAND [ARGUMENT…]      (the stages: tools/setup_venv.py)
 # Each Python version has an environment of its own, .venv/3.13, so that versions do not disturb each other.
 set -eu
 

@@ -1,11 +1,11 @@
 """Makes, or brings up to date, the virtual environment that the Makefile's commands run in.
 
-Usage: setup_venv.py DIRECTORY run|dev
+Usage: setup_venv.py DIRECTORY run|dev|docs
 
-`run` holds the project (editable) and what it needs; `dev` adds the tools that judge it. A stamp per stage in the
-environment says what it was made from: the interpreter, the checkout's place and pyproject.toml. When one of them has
-changed, the environment is made anew, so that nothing of an older one can be what a test passes on. Standard library
-only: this runs before there is anything else.
+`run` holds the project (editable) and what it needs; `dev` adds the tools that judge it, `docs` those that lay out its
+documentation. A stamp per stage in the environment says what it was made from: the interpreter, the checkout's place
+and pyproject.toml. When one of them has changed, the environment is made anew, so that nothing of an older one can be
+what a test passes on. Standard library only: this runs before there is anything else.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def main() -> None:
             sys.exit(f"{made.stdout}setting up {venv} failed: {sys.executable} -m venv does not work (see above).")
         pip(venv, "--editable", ".")
         (venv / ".stamp-run").write_text(wanted, encoding="utf-8")
-    if stage == "dev":
+    if stage != "run":
         pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-        pip(venv, *pyproject["dependency-groups"]["dev"])
-        (venv / ".stamp-dev").write_text(wanted, encoding="utf-8")
+        pip(venv, *pyproject["dependency-groups"][stage])
+        (venv / f".stamp-{stage}").write_text(wanted, encoding="utf-8")
     print(f"set up in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 

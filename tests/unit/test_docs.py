@@ -47,7 +47,7 @@ from warpgate_trio.signal import inbox, replays, wire_name
 from warpgate_trio.signal.transport import supports
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(DOCS.glob("*.md")) + sorted(ROOT.glob("*.md"))
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts) + sorted(ROOT.glob("*.md"))
 
 # -- links -------------------------------------------------------------------------------------------------------------
 

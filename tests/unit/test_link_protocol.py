@@ -716,7 +716,7 @@ def test_nobody_reads_what_was_early_and_was_not_taken(
     assert (ours.refusal is None) is (end == "taken back")
     assert set(pair.a.protocol.channels) == set(pair.b.protocol.channels) == {0}
     assert pair.a.protocol.channels._windows == pair.b.protocol.channels._windows == WINDOW_MIN
-    assert not pair.b.protocol.channels._ended
+    assert not pair.b.protocol.channels.ended
 
 
 def test_more_early_data_than_a_channel_has_room_for_ends_the_link() -> None:

@@ -87,31 +87,31 @@ class Plugin(ABC):
 
     Instance attributes and methods, what `run` works with:
 
-    ====================  ===========================================================================================
-    ``node``              `NodeView`
-    ``peer``              the peer's `PeerAddress`, authentic
+    ======================  ===========================================================================================
+    ``node``                `NodeView`
+    ``peer``                the peer's `PeerAddress`, authentic
     ``af``, ``route_type``  of this combo; PluginError where there is no path, and for the next two
-    ``src``               address to bind before dialling, or None for the routing table's choice
-    ``dest``              the `Endpoint` to dial; ours, when the plugin asks to be dialled; PluginError with `Aim.MEET`
-    ``session_id``        16 bytes that both sides share; ``attempt_id`` 16 more for this run
-    ``inbound``           True in the responder's half, which a peer's request has started
-    ``nursery``           for background work; cancelled when the attempt ends, before the caller has the Pipe; if a
-                          task in it raises, the attempt fails
-    ``send_signal``       send a `Message` to the other side's run of this attempt
-    ``receive_signal``    the next `Message` from there
-    ``wait_inbound``      the `Link` of a peer that dialled us for this attempt
-    ``receive_proof``     the `Link` on a carrier that the peer dialled, once it has proven itself there
-    ``budget``            seconds until this attempt is ended from outside
-    ``clock``, ``nat``    corrected wall clock; our NAT profile as our address has it (None: nothing is known)
-    ``race``              run other plugins, and take the first path that one of them makes
-    ``hold_phase``        a path answers: have the phase wait a second for its handshake
-    ``circuit``           with `Aim.RELAY` and `TCP`: a stream by the combo's server that leads nowhere yet; in the
-                          responder's half the one that the peer calls by
-    ``call``              call the peer by a circuit; the `Message` of its answer
-    ``answer_call``       take the peer's call
-    ``adopt``             give a task a life beyond the attempt, with the winner's Link
-    ``goodbye``           hand in what is still to be said over the network after the attempt
-    ====================  ===========================================================================================
+    ``src``                 address to bind before dialling, or None for the routing table's choice
+    ``dest``                the `Endpoint` to dial, ours when the plugin asks to be dialled; PluginError with `Aim.MEET`
+    ``session_id``          16 bytes that both sides share; ``attempt_id`` 16 more for this run
+    ``inbound``             True in the responder's half, which a peer's request has started
+    ``nursery``             for background work; cancelled when the attempt ends, before the caller has the Pipe; if a
+                            task in it raises, the attempt fails
+    ``send_signal``         send a `Message` to the other side's run of this attempt
+    ``receive_signal``      the next `Message` from there
+    ``wait_inbound``        the `Link` of a peer that dialled us for this attempt
+    ``receive_proof``       the `Link` on a carrier that the peer dialled, once it has proven itself there
+    ``budget``              seconds until this attempt is ended from outside
+    ``clock``, ``nat``      corrected wall clock; our NAT profile as our address has it (None: nothing is known)
+    ``race``                run other plugins, and take the first path that one of them makes
+    ``hold_phase``          a path answers: have the phase wait a second for its handshake
+    ``circuit``             with `Aim.RELAY` and `TCP`: a stream by the combo's server that leads nowhere yet; in the
+                            responder's half the one that the peer calls by
+    ``call``                call the peer by a circuit; the `Message` of its answer
+    ``answer_call``         take the peer's call
+    ``adopt``               give a task a life beyond the attempt, with the winner's Link
+    ``goodbye``             hand in what is still to be said over the network after the attempt
+    ======================  ===========================================================================================
     """
 
     name: ClassVar[str]
