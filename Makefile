@@ -1,4 +1,4 @@
-# Everything here needs only make, a POSIX shell, Python 3.11 or newer and the package index; lab-deps alone needs root.
+# Everything here needs only make, a POSIX shell, Python 3.11 to 3.13 and the package index; lab-deps alone needs root.
 # PYTHON=/path/to/python names the interpreter; without it the newest that works is taken (tools/find_python.sh).
 # Paths are relative throughout, so that the checkout may lie under any name.
 

@@ -2,6 +2,7 @@
 
 For the oldest and the newest Python present: an empty environment outside the tree, the wheel and its dependencies and
 nothing else, then `pip check`, the command, its demo, and mypy --strict over a user's script against what is installed.
+Then pip is asked for a Python that is too new, and has to refuse before it installs anything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
+TOO_NEW = "3.14"
+"""The first Python that `requires-python` leaves out."""
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
@@ -50,6 +53,17 @@ def try_wheel(wheel: Path, python: str, place: Path) -> None:
     run(*mypy, "user_script.py", cwd=place)
 
 
+def try_refusal(wheel: Path, place: Path) -> None:
+    """Has pip choose for `TOO_NEW`, which the metadata leaves out."""
+    chosen = ("--python-version", TOO_NEW, "--only-binary=:all:", "--no-deps", "--dry-run", "--target", place)
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *map(str, chosen), str(wheel)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode == 0 or "requires a different Python" not in done.stdout:
+        sys.exit(f"{done.stdout}dist: pip would install this on Python {TOO_NEW}")
+
+
 def main() -> None:
     """Builds, checks and tries."""
     shutil.rmtree(DIST, ignore_errors=True)
@@ -57,6 +71,8 @@ def main() -> None:
     made = sorted(DIST.iterdir())
     run(sys.executable, "-m", "twine", "check", "--strict", *made)
     (wheel,) = DIST.glob("*.whl")
+    with tempfile.TemporaryDirectory(prefix="warpgate-dist-") as folder:
+        try_refusal(wheel, Path(folder))
     tried = pythons()
     for version, python in tried:
         with tempfile.TemporaryDirectory(prefix="warpgate-dist-") as folder:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Finds CPython 3.11 or newer that runs and can make a virtual environment, and prints "3.13 /path/to/python".
+# Finds CPython 3.11 to 3.13 that runs and can make a virtual environment, and prints "3.13 /path/to/python".
 # Usage: find_python.sh [--all]       --all: one line per version, newest first.
 # PYTHON=name-or-path in the environment is taken, or refused, before anything else is looked at.
 # A name on PATH proves nothing (version managers leave shims that fail when run), so every candidate is run.
@@ -7,8 +7,8 @@ set -eu
 
 probe='
 import sys
-if sys.version_info < (3, 11):
-    sys.exit("is Python %d.%d; 3.11 or newer is needed" % sys.version_info[:2])
+if not (3, 11) <= sys.version_info < (3, 14):
+    sys.exit("is Python %d.%d; 3.11, 3.12 or 3.13 is needed" % sys.version_info[:2])
 for name in ("venv", "ensurepip", "ssl"):
     try:
         __import__(name)
@@ -62,13 +62,13 @@ if [ -n "${PYTHON:-}" ] && [ "${1:-}" != --all ]; then
 fi
 
 found=no
-for name in python3.14 python3.13 python3.12 python3.11 python3 python; do
-    # The last two are for a version that is newer than this list.
+for name in python3.13 python3.12 python3.11 python3 python; do
+    # The last two are for a system that names none of its versions.
     [ "$found" = yes ] && case $name in python3 | python) break ;; esac
     try_everywhere "$name" || continue
     found=yes
     [ "${1:-}" = --all ] || exit 0
 done
 [ "$found" = yes ] && exit 0
-echo "Python 3.11 or newer is needed: ${why:-none was found; PYTHON=/path/to/python names one}." >&2
+echo "Python 3.11, 3.12 or 3.13 is needed: ${why:-none was found; PYTHON=/path/to/python names one}." >&2
 exit 1

@@ -4,8 +4,9 @@ Theory of operation.  `aiomqtt` (the present name of asyncio-mqtt, upon paho) sp
 loop, which trio-asyncio gives it.  Both are strangers in a Trio program, so this module keeps them in a box:
 
 * **Imported when a connection is opened, not before.**  ``import trio_asyncio`` changes ``asyncio.run`` and the loop
-  policy of the whole process, warns about its own future on 3.12 and 3.13, and fails on 3.14.  A program that names no
-  MQTT server never sees any of it; `check_available` answers without importing.
+  policy of the whole process, warns about its own future on 3.12 and 3.13, and fails on 3.14, which is why this
+  package is not to be installed there.  A program that names no MQTT server never sees any of it; `check_available`
+  answers without importing.
 * **The asyncio loop lives in a task of its own**, a child of whoever opened the connection.  ``open_loop()`` makes its
   loop the current one of the task that enters it; that must not be the caller's.
   asyncio itself knows one running loop per thread, which goes before the current one of a task.  Where such a loop runs
@@ -104,8 +105,6 @@ def check_available() -> None:
     Raises:
       ConfigError: it cannot; the message says why.
     """
-    if sys.version_info >= (3, 14):
-        raise ConfigError("MQTT servers cannot be used on Python 3.14 or newer, where trio-asyncio does not run")
     missing = [name.replace("_", "-") for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"MQTT servers cannot be used without the package {' and '.join(missing)}")
