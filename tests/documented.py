@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+from markdown_it import MarkdownIt  # comes with rich
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -47,3 +50,34 @@ def changed(text: str, changes: Mapping[str, object]) -> str:
         assert old in text, old
         text = text.replace(old, str(new))
     return text
+
+
+class Block(NamedTuple):
+    """A block of code on a page; `language` is empty for one that is only indented."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The page and how the block begins: what a list names it by."""
+        return self.page, self.text.splitlines()[0].strip()[:60].rstrip()
+
+
+ROOT = DOCS.parent
+PAGES = sorted(
+    [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
+)
+"""Every page, but for the news fragments."""
+
+
+def blocks() -> Iterator[Block]:
+    """Every block of code on every page."""
+    for path in PAGES:
+        for token in MarkdownIt("commonmark").parse(path.read_text(encoding="utf-8")):
+            if token.type in ("fence", "code_block"):
+                assert token.map is not None
+                name = path.relative_to(ROOT).as_posix().removeprefix("docs/")
+                yield Block(name, token.map[0] + 1, token.info.strip(), token.content)

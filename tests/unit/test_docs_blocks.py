@@ -1,0 +1,296 @@
+"""Every block of code in the documentation is run, parsed, or compared with the code; this is the list of how.
+
+A block of nothing but command lines needs no row: `test_docs_commands.py` gives each to the program's own parser, and
+runs the simulations.  Every other block has one in `TRIED`, where another test does it, or in `SHOWN`, with the reason
+why nothing runs it; those that are tried here are in `HERE`.  A block that is in none fails, and so does a row whose
+block has gone.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from functools import partial
+from importlib import import_module
+from textwrap import indent
+from typing import Any
+
+import jsonschema
+import pytest
+import trio
+from click.shell_completion import get_completion_class
+
+from tests.documented import DOCS, ROOT, Block, blocks, changed
+from tests.identities import ALICE
+from tests.nodes import address_of, pair
+from tests.unit.test_docs_commands import IN_BLOCK, command_of
+from warpgate_trio import NodeConfig, Pipe, plugin, serve_pipes
+from warpgate_trio.cli.options import Settings
+from warpgate_trio.link.frames import FrameType
+from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.report import REMEDIES, Known
+from warpgate_trio.servers import rendezvous_frames
+from warpgate_trio.signal.instances import own_topic
+from warpgate_trio.signal.mqtt import channel
+
+Key = tuple[str, str]
+
+FRAMES = {kind.name for kind in FrameType} | {name.upper() for name in vars(rendezvous_frames)}
+NO_FRAMES = {"HOST", "NAT", "PORT", "QUIC", "RTT", "STUN", "SYN", "TCP", "TLS", "TURN", "UDP"}
+TRIED: dict[Key, str] = {
+    ("configuration.md", "from warpgate_trio import NodeConfig, Servers, load_config"): (
+        "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it"
+    ),
+    ("configuration.md", "[identity]"): "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it",
+    ("serving.md", "[Unit]"): "unit/test_docs_serving.py::test_systemd_understands_the_unit",
+    ("serving.md", "FROM docker.io/library/python:3.13-slim"): (
+        "unit/test_docs_serving.py::test_the_container_starts_what_the_parser_understands"
+    ),
+    ("serving.md", "podman build -t warpgate-trio ."): (
+        "unit/test_docs_serving.py::test_the_same_folder_is_mounted_and_used"
+    ),
+    ("simulator.md", "# news.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("simulator.md", "# test_news.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("simulator.md", "# chat.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("simulator.md", "# test_chat.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("simulator.md", "# test_my_nodes.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("simulator.md", "# test_my_walk.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("simulator.md", "# test_my_restart.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("writing_a_plugin.md", "# warpgate_doorbell.py"): "unit/test_docs.py::test_the_guides_own_test_passes",
+    ("writing_a_plugin.md", "[project]"): "unit/test_docs.py::test_the_guides_own_test_passes",
+    ("writing_a_plugin.md", "# test_warpgate_doorbell.py, for pytest-trio"): (
+        "unit/test_docs.py::test_the_guides_own_test_passes"
+    ),
+    ("writing_a_plugin.md", "# test_warpgate_doorbell_alone.py, for pytest-trio"): (
+        "unit/test_docs.py::test_the_guides_tests_without_a_peer_pass"
+    ),
+}
+"""Page and the block's beginning -> the test that runs the block."""
+SEVERAL: dict[tuple[str, str], str] = {
+    ("README.md", "python"): "end_to_end/test_examples.py::test_the_two_programs_talk",
+    ("serving.md", "nginx"): "integration/test_nginx.py",
+    ("serving.md", "haproxy"): "integration/test_haproxy.py",
+}
+"""Page and language -> the test that runs all such blocks of the page, where their first lines are the same."""
+
+PICTURE = "a picture of the code's structure"
+LADDER = "a ladder that was drawn by hand; the frames in it exist"
+SHOWN: dict[Key, str] = {
+    ("architecture.md", "your program                                    warpgate-tri"): PICTURE,
+    ("architecture.md", "open_node()"): PICTURE,
+    (
+        "kernel_lab.md",
+        "a ── nat ──┐                        ┌── nat ── b          b:",
+    ): (PICTURE),
+    (
+        "writing_a_plugin.md",
+        "auto_connect ─► combos ─► per combo: your class(attempt) ─►",
+    ): (PICTURE),
+    **{
+        (block.page, block.key[1]): LADDER
+        for block in blocks()
+        if block.key[1].split("  ")[0].partition(" (")[0] in ("Alice", "initiator", "client") and not block.language
+    },
+}
+"""Page and the block's beginning -> why nothing runs the block."""
+
+
+# -- those that are tried here -----------------------------------------------------------------------------------------
+
+
+def run(block: Block, text: str, names: dict[str, Any]) -> dict[str, Any]:
+    exec(compile(text, f"{block.page}:{block.line}", "exec"), names)
+    return names
+
+
+def body_of(block: Block, names: dict[str, Any]) -> Callable[[], Awaitable[None]]:
+    """Statements that stand in some async function, as one."""
+    body: Callable[[], Awaitable[None]] = run(block, f"async def body():\n{indent(block.text, '    ')}", names)["body"]
+    return body
+
+
+async def echo(pipe: Pipe) -> None:
+    async for data in pipe:
+        await pipe.send_all(data)
+
+
+async def try_a_call(block: Block) -> None:
+    """With a node that is open already."""
+    async with pair() as both:
+        names = {"open_node": lambda *_, **__: nullcontext(both.alice), "config": None, "my_rule": None}
+        await body_of(block, {**names, "peer": both.bob.address})()
+
+
+async def try_forwarding(block: Block) -> None:
+    """The handler serves, and `talk` prints what the service at the target says."""
+
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"SSH-2.0-there")
+
+    printed: list[bytes] = []
+    async with pair() as both, open_background_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, greet, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        text = changed(block.text, {"127.0.0.1:22": f"127.0.0.1:{port}", ", 22)": f", {port})"})
+        names = run(block, text, {"Pipe": Pipe, "print": printed.append})
+        nursery.start_soon(serve_pipes, names["handler"], both.bob)
+        async with await both.alice.auto_connect(both.bob.address) as pipe:
+            await names["talk"](pipe)
+    assert printed == [b"SSH-2.0-there"]
+
+
+def try_the_lab(block: Block) -> None:
+    """It needs root, and seconds: here its calls are only bound to what they call."""
+    known = {
+        **{name: value for module in LAB for name, value in vars(import_module(f"tests.kernel.{module}")).items()},
+        "trio": trio,
+    }
+    tree = ast.parse(f"async def body():\n{indent(block.text, '    ')}")
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert calls
+    for call in calls:
+        assert isinstance(call.func, ast.Name)
+        keywords = {word.arg: None for word in call.keywords if word.arg}
+        inspect.signature(known[call.func.id]).bind(*call.args, **keywords)
+
+
+def try_a_configuration(block: Block) -> None:
+    NodeConfig.from_toml(block.text, base_dir=ROOT)
+
+
+def try_a_line_of_the_command(block: Block) -> None:
+    event = json.loads(block.text.replace('"peer":"…"', f'"peer":"{ALICE.peer_id}"'))
+    schema = json.loads((DOCS / "schemas" / f"{event['event']}.json").read_text(encoding="utf-8"))
+    jsonschema.validate(event, schema)
+
+
+def try_a_step(block: Block) -> None:
+    """What stands below a step that failed is the advice for what is known of it."""
+    step, advice = block.text.splitlines()
+    (known,) = [each for each in Known if str(each) in step]
+    assert advice.strip() == f"→ {REMEDIES[known]}"
+
+
+def try_completion(block: Block) -> None:
+    for line in block.text.splitlines():
+        match = re.search(r"_WARPGATE_TRIO_COMPLETE=(\w+)_source warpgate-trio", line)
+        assert match is not None
+        kind = get_completion_class(match[1])
+        assert kind is not None
+        assert match[1] == kind.name  # bash's own asks the bash that is installed for its version
+
+
+def try_the_proxy_command(block: Block) -> None:
+    """ssh itself runs it in tests/end_to_end/test_forward.py."""
+    program, option, value, _ = shlex.split(block.text)
+    assert (program, option) == ("ssh", "-o")
+    words = shlex.split(value.removeprefix("ProxyCommand="))
+    assert words[0] == "warpgate-trio"
+    parameters = [word.replace("wg1…", str(address_of(ALICE, port=1))) for word in words[2:]]
+    command_of([words[1]]).make_context(words[1], parameters, obj=Settings()).close()
+
+
+def try_a_session_of_forwarding(block: Block) -> None:
+    """Command lines of ours go to the parser in `test_docs_commands.py`; what is left is ssh's."""
+    ours = set(IN_BLOCK.findall(indent(block.text, "    ")))
+    (rest,) = [line for line in block.text.splitlines() if line not in ours]
+    assert rest.split("#")[0].split() == ["ssh", "-p", "2222", "localhost"]
+
+
+def try_the_topics(block: Block) -> None:
+    """As tests/integration/test_mqtt_signals.py hears them at a broker."""
+    first, second = block.text.splitlines()
+    assert first == f"[<path of the URL>/]{channel._ROOT}/<peer id>"
+    assert (
+        second == f"{first}/<instance, {2 * len(own_topic(bytes(8), listens=False))} hexadecimal digits in lower case>"
+    )
+
+
+def try_the_outlook(block: Block) -> None:
+    _, line = block.text.splitlines()
+    signature = inspect.signature(plugin.Plugin.outlook)
+    assert line == f"def outlook{str(signature).replace('(', '(cls, ', 1).replace(chr(39), '')}"
+
+
+LAB = ("run", "lab", "nats", "theory", "namespaces", "wire")
+HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
+    ("architecture.md", "async with open_node(config, authorize=my_rule) as node:"): try_a_call,
+    ("command_line.md", 'eval "$(_WARPGATE_TRIO_COMPLETE=bash_source warpgate-trio)"'): (try_completion),
+    (
+        "command_line.md",
+        "failed   here    NAT: this side's network lets nothing come",
+    ): (try_a_step),
+    (
+        "forwarding.md",
+        "from warpgate_trio.forwarding import Exposed, Target, handle",
+    ): (try_forwarding),
+    (
+        "forwarding.md",
+        "ssh -o ProxyCommand='warpgate-trio forward -q --stdio wg1…:2",
+    ): try_the_proxy_command,
+    ("forwarding.md", "warpgate-trio listen --config warpgate.toml --allow-any --ex"): (try_a_session_of_forwarding),
+    (
+        "kernel_lab.md",
+        'outcome = await pair("port-restricted", "symmetric", phases=',
+    ): (try_the_lab),
+    ("kernel_lab.md", "trio.socket.set_custom_socket_factory(SocketsOfNamespaces())"): try_the_lab,
+    ("port_mapping.md", "[portmap]"): try_a_configuration,
+    ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/<peer id>"): try_the_topics,
+    ("writing_a_plugin.md", "@classmethod"): try_the_outlook,
+}
+"""Page and the block's beginning -> what tries the block."""
+BLOCKS = list(blocks())
+
+
+def is_of_commands(block: Block) -> bool:
+    """Whether all of its lines are command lines, or go on with one."""
+    text = indent(block.text, "    ")
+    if block.language not in ("", "sh"):
+        return False
+    starts = {line.strip() for line in IN_BLOCK.findall(text)}
+    return bool(starts) and all(
+        line.strip() in starts or line.startswith(" " * 8) for line in text.splitlines() if line.strip()
+    )
+
+
+def is_a_schema_line(block: Block) -> bool:
+    return not block.language and block.text.startswith("{")
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
+async def test_a_block_is_tried(block: Block) -> None:
+    if block.key in HERE:
+        done = HERE[block.key](block)
+        if done is not None:
+            await done
+    elif is_a_schema_line(block):
+        try_a_line_of_the_command(block)
+    elif block.key in SHOWN:
+        frames = set(re.findall(r"\b[A-Z]{3,}\b", block.text)) - NO_FRAMES
+        assert SHOWN[block.key] != LADDER or frames <= FRAMES, frames - FRAMES
+    else:
+        tried = (
+            block.key in TRIED
+            or (block.page, block.language) in SEVERAL
+            or is_of_commands(block)
+            or (block.page.startswith("reference/") and block.language == "{eval-rst}")  # `make docs` fails on errors
+        )
+        assert tried, f"{block.page}:{block.line}: say in this file how this is tried, or why it is not: {block.key}"
+
+
+def test_no_row_is_left_over() -> None:
+    keys = {block.key for block in BLOCKS}
+    assert {key for key in (*TRIED, *HERE, *SHOWN) if key not in keys} == set()
+    assert set(SEVERAL) <= {(block.page, block.language) for block in BLOCKS}
+
+
+@pytest.mark.parametrize("where", sorted({*TRIED.values(), *SEVERAL.values()}))
+def test_the_test_that_a_row_names_is_there(where: str) -> None:
+    file, _, name = where.partition("::")
+    text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert re.search(rf"^(?:async )?def {name}\b" if name else "^(?:async )?def test_", text, re.MULTILINE)
