@@ -47,6 +47,8 @@ TRIED: dict[Key, str] = {
         "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it"
     ),
     ("configuration.md", "[identity]"): "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it",
+    ("contacts.md", "import trio"): "integration/test_docs_contacts.py::test_the_program_calls_and_renames",
+    ("contacts.md", "version = 1"): "integration/test_docs_contacts.py::test_the_file_is_what_the_page_shows",
     ("serving.md", "[Unit]"): "unit/test_docs_serving.py::test_systemd_understands_the_unit",
     ("serving.md", "FROM docker.io/library/python:3.13-slim"): (
         "unit/test_docs_serving.py::test_the_container_starts_what_the_parser_understands"
@@ -73,6 +75,7 @@ TRIED: dict[Key, str] = {
 """Page and the block's beginning -> the test that runs the block."""
 SEVERAL: dict[tuple[str, str], str] = {
     ("README.md", "python"): "end_to_end/test_examples.py::test_the_two_programs_talk",
+    ("applications.md", "python"): "integration/test_docs_applications.py",
     ("serving.md", "nginx"): "integration/test_nginx.py",
     ("serving.md", "haproxy"): "integration/test_haproxy.py",
 }

@@ -44,6 +44,7 @@ class ChannelOpened:
 
 
 @final
+# long: what every frame about a channel does to it, and what its credit is
 class Channels(Mapping[int, Channel]):
     """The channels that are alive, by number; `LinkProtocol` has the Link's own state and asks here for the rest.
 
