@@ -28,7 +28,7 @@ from warpgate_trio.address.nat_profile import (
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.names import FRESH, SETTLE, Names
 from warpgate_trio.nat import servers, service
-from warpgate_trio.nat.service import FIRST_LOOK, KEEPALIVE, RETRY_LAST, RTO, TRIES, NatService
+from warpgate_trio.nat.service import FIRST_LOOK, KEEPALIVE, RETRY_FIRST, RETRY_LAST, RTO, TRIES, NatService
 from warpgate_trio.ports.tcp import TcpPort
 from warpgate_trio.ports.udp import UdpPort, UdpPorts
 from warpgate_trio.servers.stun import serve_stun
@@ -374,6 +374,35 @@ def test_the_machine_moves_to_another_network(kind: str) -> None:
         assert 4 in doubted
 
     play(body)
+
+
+@KINDS
+def test_a_machine_that_has_moved_out_of_a_network_that_lets_nothing_through_tries_at_once(kind: str) -> None:
+    async def body(this: World) -> None:
+        await trio.sleep(4 * RETRY_LAST)  # what was tried in vain is tried ever more rarely
+        for number in (0, 1):
+            await this.start_server(number)
+        await trio.sleep(1)
+        assert this.warm(kind) is None
+        this.nat.check()
+        await trio.sleep(1)
+        assert this.warm(kind) is not None
+
+    play(body, start=False)
+
+
+@KINDS
+def test_in_a_network_that_lets_nothing_through_it_is_tried_afresh_after_a_hint(kind: str) -> None:
+    async def body(this: World) -> None:
+        await trio.sleep(4 * RETRY_LAST)
+        this.nat.check()
+        await trio.sleep(GIVEN_UP + RETRY_FIRST)
+        for number in (0, 1):
+            await this.start_server(number)
+        await trio.sleep(2 * (GIVEN_UP + RETRY_FIRST))
+        assert this.warm(kind) is not None, "the network may have come a moment later"
+
+    play(body, start=False)
 
 
 @KINDS

@@ -45,6 +45,8 @@ def test_a_pipe_is_on_the_best_path_once_all_has_been_well_for_a_while() -> None
     [
         pytest.param(205, id="both change over at once, and one way of one path is a hole"),
         pytest.param(981, id="the listener has moved, and the caller goes by what it was told of the network before"),
+        pytest.param(1372, id="sprays have used up a carrier's ports, and a router on the way has forgotten its flows"),
+        pytest.param(2191, id="the listener has moved out of a network that lets no UDP through"),
     ],
 )
 def test_what_the_census_found(seed: int) -> None:

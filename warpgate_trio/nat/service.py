@@ -126,6 +126,30 @@ class _Supply(Generic[PortT]):
 
 
 @final
+class _Rests:
+    """Pauses that something may end which concerns all who take one."""
+
+    def __init__(self) -> None:
+        self._scopes: Final[set[trio.CancelScope]] = set()
+
+    async def take(self, seconds: float, over: trio.Event) -> bool:
+        """One of so many seconds, or until `over`; whether it was ended."""
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                with trio.move_on_after(seconds):
+                    await over.wait()
+            finally:
+                self._scopes.discard(scope)
+        return scope.cancelled_caught
+
+    def end(self) -> None:
+        """All of those that are being taken."""
+        for scope in list(self._scopes):
+            scope.cancel()
+
+
+@final
 class NatService:
     """See the module's page.
 
@@ -168,7 +192,7 @@ class NatService:
         self._unheard: set[Family] = set()  # nothing answered, and nothing else did either: it is not known why
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
-        self._resting: set[trio.CancelScope] = set()  # of those who tend warm ports
+        self._rests: Final = _Rests()  # of those who tend warm ports, or wait to try for one
         self.allowance: Final = Allowance()
         self.dials_for_peers: Final = DialBudget()
         self.own_dials: Final = Allowance(burst=TARGET_DIALS, refill=TARGET_DIALS_REFILL)
@@ -271,9 +295,8 @@ class NatService:
                 nursery.start_soon(self._keep_measured, af)
 
     def check(self) -> None:
-        """The machine may have moved, or a mapping may be gone: look at the warm ports now."""
-        for rest in list(self._resting):
-            rest.cancel()
+        """The machine may have moved, or a mapping may be gone: look at the warm ports now, and for those that lack."""
+        self._rests.end()
 
     def doubt(self, af: Family) -> None:
         """Something contradicts the profile of a family: measure it anew."""
@@ -380,8 +403,7 @@ class NatService:
                 logger.debug("no warm %s port over IPv%d: %s", supply.kind, af, error)
                 if port is not None:
                     supply.close(port)
-                await trio.sleep(pause)
-                pause = min(2 * pause, RETRY_LAST)
+                pause = RETRY_FIRST if await self._rests.take(pause, trio.Event()) else min(2 * pause, RETRY_LAST)
                 continue
             pause = RETRY_FIRST
             supply.warm[af] = port
@@ -409,12 +431,8 @@ class NatService:
                 return
             if isinstance(port, UdpPort):
                 self.observe_udp(af, Evidence(bindings=_bindings(port)))
-            with trio.move_on_after(KEEPALIVE) as rest:
-                self._resting.add(rest)
-                try:
-                    await taken.wait()
-                finally:
-                    self._resting.discard(rest)
+            await self._rests.take(KEEPALIVE, taken)
+            if taken.is_set():
                 return
             asked = servers
             sources = supply.servers.sources(servers)
