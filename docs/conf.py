@@ -141,7 +141,7 @@ def _lay_out_docstring(app: Sphinx, what: str, name: str, obj: object, options: 
         lines[:] = [*_string_below(name.rpartition(".")[2], obj), ""]
     kind = "method" if what in ("attribute", "data", "property") else what
     lines[:] = GoogleDocstring(list(_one_name_each(lines)), app.config, app, kind, name, obj, options).lines()
-    lines[:] = [re.sub(r"\bdocs/(\w+)\.md\b", r":doc:`/docs/\1`", line) for line in lines]
+    lines[:] = [re.sub(r"\bdocs/((?:\w+/)?\w+)\.md\b", r":doc:`/docs/\1`", line) for line in lines]
 
 
 def _string_below(name: str, value: object) -> list[str]:

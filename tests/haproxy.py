@@ -1,4 +1,4 @@
-"""haproxy in front of a server on loopback, as docs/serving.md has it, for tests: a process of its own."""
+"""haproxy in front of a server on loopback, as docs/howto/reverse_proxy.md has it, for tests: a process of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def haproxy(
     """
     program = find_program("haproxy")
     assert program is not None
-    by_request, by_protocol = code(page("serving.md"), "haproxy")
+    by_request, by_protocol = code(page("howto/reverse_proxy.md"), "haproxy")
     configuration = folder / "haproxy.cfg"
     configuration.write_text(
         changed(

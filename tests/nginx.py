@@ -1,4 +1,4 @@
-"""nginx in front of a server on loopback, as docs/serving.md has it, for tests: a process of its own."""
+"""nginx in front of a server on loopback, as docs/howto/reverse_proxy.md has it, for tests: a process of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ stream {{
     {tls_stream}
 }}
 """
-"""What stands around the servers that docs/serving.md shows."""
+"""What stands around the servers that docs/howto/reverse_proxy.md shows."""
 
 
 class Ports(NamedTuple):
@@ -60,7 +60,7 @@ def nginx(folder: Path, ports: Ports, upstream: int, certificate: Path) -> Itera
     assert program is not None
     servers = {}
     for name, port in ports._asdict().items():
-        text = code(page("serving.md"), "nginx")["stream" in name]
+        text = code(page("howto/reverse_proxy.md"), "nginx")["stream" in name]
         tls = name in ("https", "tls_stream")
         servers[name] = changed(
             text,

@@ -168,8 +168,8 @@ async def test_a_client_that_leaves_is_no_news(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.slow("starts Python")
 async def test_the_health_check_of_the_container() -> None:
-    """As docs/serving.md has it: ends with 0 where all is well, and with something else where not."""
-    (text,) = code(page("serving.md"), "dockerfile")
+    """As docs/howto/container.md has it: ends with 0 where all is well, and with something else where not."""
+    (text,) = code(page("howto/container.md"), "dockerfile")
     (check,) = re.findall(r"^HEALTHCHECK CMD (.*)$", text, re.MULTILINE)
     well = True
     async with serving(draining=lambda: not well) as server:

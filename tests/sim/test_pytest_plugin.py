@@ -69,7 +69,7 @@ def test_what_a_run_shows(workers: int, tmp_path: Path) -> None:
     assert "seed 77," in done.stdout  # the note of an exception that leaves a network
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "simulator.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "testing.md"
 SYMMETRIC = """@example(PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC), ["a"], ["b"])"""
 MISTAKES = {
     "raises": ("    assume(can_connect(pair))\n", ""),

@@ -364,7 +364,7 @@ def test_a_sample_has_its_shares() -> None:
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
-PAGE = Path(__file__).parents[2] / "docs" / "simulator.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "testing.md"
 PROGRAMS = re.findall(
     r"^```python\n# (\w+\.py).*?\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )

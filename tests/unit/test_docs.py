@@ -398,7 +398,9 @@ def test_the_files_that_the_architecture_names_exist_and_no_folder_is_left_out()
 def test_a_page_that_the_code_names_exists() -> None:
     folders = ("warpgate_trio", "strategies", "tests", "tools", "benchmarks", "examples")
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    named = {name for path in sources for name in re.findall(r"docs/(\w+\.md)", path.read_text(encoding="utf-8"))}
+    named = {
+        name for path in sources for name in re.findall(r"docs/((?:\w+/)?\w+\.md)", path.read_text(encoding="utf-8"))
+    }
     assert named
     assert {name for name in named if not (DOCS / name).exists()} == set()
 

@@ -49,20 +49,20 @@ TRIED: dict[Key, str] = {
     ("configuration.md", "[identity]"): "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it",
     ("contacts.md", "import trio"): "integration/test_docs_contacts.py::test_the_program_calls_and_renames",
     ("contacts.md", "version = 1"): "integration/test_docs_contacts.py::test_the_file_is_what_the_page_shows",
-    ("serving.md", "[Unit]"): "unit/test_docs_serving.py::test_systemd_understands_the_unit",
-    ("serving.md", "FROM docker.io/library/python:3.13-slim"): (
+    ("howto/systemd.md", "[Unit]"): "unit/test_docs_serving.py::test_systemd_understands_the_unit",
+    ("howto/container.md", "FROM docker.io/library/python:3.13-slim"): (
         "unit/test_docs_serving.py::test_the_container_starts_what_the_parser_understands"
     ),
-    ("serving.md", "podman build -t warpgate-trio ."): (
+    ("howto/container.md", "podman build -t warpgate-trio ."): (
         "unit/test_docs_serving.py::test_the_same_folder_is_mounted_and_used"
     ),
-    ("simulator.md", "# news.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
-    ("simulator.md", "# test_news.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
-    ("simulator.md", "# chat.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
-    ("simulator.md", "# test_chat.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
-    ("simulator.md", "# test_my_nodes.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
-    ("simulator.md", "# test_my_walk.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
-    ("simulator.md", "# test_my_restart.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("howto/testing.md", "# news.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("howto/testing.md", "# test_news.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("howto/testing.md", "# chat.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("howto/testing.md", "# test_chat.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("howto/testing.md", "# test_my_nodes.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("howto/testing.md", "# test_my_walk.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
+    ("howto/testing.md", "# test_my_restart.py"): "sim/test_testing.py::test_the_programs_of_the_page_run",
     ("writing_a_plugin.md", "# warpgate_doorbell.py"): "unit/test_docs.py::test_the_guides_own_test_passes",
     ("writing_a_plugin.md", "[project]"): "unit/test_docs.py::test_the_guides_own_test_passes",
     ("writing_a_plugin.md", "# test_warpgate_doorbell.py, for pytest-trio"): (
@@ -76,8 +76,19 @@ TRIED: dict[Key, str] = {
 SEVERAL: dict[tuple[str, str], str] = {
     ("README.md", "python"): "end_to_end/test_examples.py::test_the_two_programs_talk",
     ("applications.md", "python"): "integration/test_docs_applications.py",
-    ("serving.md", "nginx"): "integration/test_nginx.py",
-    ("serving.md", "haproxy"): "integration/test_haproxy.py",
+    **{
+        (f"howto/{name}.md", language): f"integration/test_howtos.py::{test}"
+        for name, language, test in (
+            ("mqtt", "text", "test_signals_pass_from_one_broker_to_the_other"),
+            ("mqtt", "toml", "test_the_second_configuration_is_read"),
+            ("coturn", "text", "test_coturn_with_the_text_of_the_page"),
+            ("coturn", "toml", "test_coturn_with_the_text_of_the_page"),
+            ("proxies", "text", "test_squid_lets_nodes_to_the_one_server"),
+            ("proxies", "toml", "test_the_configuration_behind_a_proxy_is_read"),
+        )
+    },
+    ("howto/reverse_proxy.md", "nginx"): "integration/test_nginx.py",
+    ("howto/reverse_proxy.md", "haproxy"): "integration/test_haproxy.py",
 }
 """Page and language -> the test that runs all such blocks of the page, where their first lines are the same."""
 
@@ -265,7 +276,17 @@ def is_a_schema_line(block: Block) -> bool:
     return not block.language and block.text.startswith("{")
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(
+            block,
+            id=f"{block.page}:{block.line}",
+            marks=[pytest.mark.slow("two nodes")] if HERE.get(block.key) in (try_a_call, try_forwarding) else [],
+        )
+        for block in BLOCKS
+    ],
+)
 async def test_a_block_is_tried(block: Block) -> None:
     if block.key in HERE:
         done = HERE[block.key](block)

@@ -6,18 +6,16 @@ import re
 import shlex
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import click
 import pytest
 
+from tests.documented import PAGES, ROOT
 from tests.identities import ALICE
 from tests.nodes import address_of
 from warpgate_trio.cli.group import call, cli
 from warpgate_trio.cli.options import Settings
 
-ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 STANDS_FOR = {"wg1…": str(address_of(ALICE, port=1)), "PEER_ID": ALICE.peer_id}
 
 IN_BLOCK = re.compile(r"^ {4,}((?:warpgate-trio|python|make|sudo make) [^\n]*)$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What docs/serving.md shows of services and containers: command lines that are understood, and paths that agree."""
+"""What the how-tos show of services and containers: command lines that are understood, and paths that agree."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from warpgate_trio.cli.services import STUN_PORT
 from warpgate_trio.servers.metrics import _METRICS
 
 PAGE = page("serving.md")
+UNIT = page("howto/systemd.md")
+CONTAINER = page("howto/container.md")
 
 
 def understood(words: list[str]) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def value(words: list[str], option: str) -> str:
 
 
 def unit() -> ConfigParser:
-    (text,) = code(PAGE, "ini")
+    (text,) = code(UNIT, "ini")
     parser = ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)
@@ -66,7 +68,7 @@ def test_the_unit_says_what_the_program_does() -> None:
 @pytest.mark.needs("systemd-analyze")
 @pytest.mark.slow("starts systemd-analyze")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    (text,) = code(PAGE, "ini")
+    (text,) = code(UNIT, "ini")
     file = tmp_path / "warpgate-trio.service"
     file.write_text(changed(text, {"/opt/warpgate-trio/bin/warpgate-trio": sys.executable}), encoding="utf-8")
     program = find_program("systemd-analyze")
@@ -80,7 +82,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
 
 def containerfile() -> dict[str, list[str]]:
     """The arguments by instruction."""
-    (text,) = code(PAGE, "dockerfile")
+    (text,) = code(CONTAINER, "dockerfile")
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         instruction, arguments = line.split(" ", 1)
@@ -117,7 +119,7 @@ def test_the_container_has_a_python_that_the_package_takes() -> None:
 
 def test_the_same_folder_is_mounted_and_used() -> None:
     (state,) = containerfile()["VOLUME"]
-    assert re.findall(r"^    podman run .* -v \S+?:(\S+) ", PAGE, re.MULTILINE) == [state]
+    assert re.findall(r"^    podman run .* -v \S+?:(\S+) ", CONTAINER, re.MULTILINE) == [state]
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
 * `strategies`: Hypothesis strategies for all that, and for NATs, links and faults.  It needs the extra ``testing``
   and is not imported by this module: ``from warpgate_trio.testing import strategies``.
 
-docs/simulator.md shows how they work together.
+docs/howto/testing.md shows how they work together.
 """
 
 from __future__ import annotations
