@@ -140,6 +140,21 @@ async def try_a_call(block: Block) -> None:
         await body_of(block, {**names, "peer": both.bob.address})()
 
 
+async def try_a_moved_program(block: Block) -> None:
+    printed: list[object] = []
+    async with pair() as both, open_background_nursery() as nursery:
+        names = {
+            "open_node": lambda *_, **__: nullcontext(both.bob),
+            "serve_pipes": serve_pipes,
+            "print": printed.append,
+        }
+        nursery.start_soon(run(block, block.text, names)["main"], None, None)
+        async with await both.alice.auto_connect(both.bob.address) as pipe:
+            await pipe.send_all(b"x")
+            assert await pipe.receive_some() == b"x"
+    assert printed == [both.bob.address]
+
+
 async def try_forwarding(block: Block) -> None:
     """The handler serves, and `talk` prints what the service at the target says."""
 
@@ -253,6 +268,7 @@ HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
         'outcome = await pair("port-restricted", "symmetric", phases=',
     ): (try_the_lab),
     ("kernel_lab.md", "trio.socket.set_custom_socket_factory(SocketsOfNamespaces())"): try_the_lab,
+    ("migration.md", "async def answer(pipe):"): try_a_moved_program,
     ("port_mapping.md", "[portmap]"): try_a_configuration,
     ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/<peer id>"): try_the_topics,
     ("writing_a_plugin.md", "@classmethod"): try_the_outlook,
@@ -282,7 +298,9 @@ def is_a_schema_line(block: Block) -> bool:
         pytest.param(
             block,
             id=f"{block.page}:{block.line}",
-            marks=[pytest.mark.slow("two nodes")] if HERE.get(block.key) in (try_a_call, try_forwarding) else [],
+            marks=[pytest.mark.slow("two nodes")]
+            if HERE.get(block.key) in (try_a_call, try_a_moved_program, try_forwarding)
+            else [],
         )
         for block in BLOCKS
     ],
