@@ -68,7 +68,7 @@ class Limit:
         """The value as people read it."""
         value, unit = self.value, self.unit
         if unit.startswith("B"):
-            prefixes = iter(("Ki", "Mi"))
+            prefixes = iter(("Ki", "Mi", "Gi", "Ti", "Pi"))
             prefix = ""
             while value >= 1024 and value % 1024 == 0:
                 value, prefix = value / 1024, next(prefixes)

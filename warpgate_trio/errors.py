@@ -60,6 +60,9 @@ __all__ = [
     "StunRefused",
     "StunTimeout",
     "TargetRefused",
+    "TransferError",
+    "TransferFailed",
+    "TransferRefused",
     "WarpgateError",
     "WrongPeer",
     "is_panic",
@@ -326,6 +329,29 @@ class TargetRefused(WarpgateError):
     def __init__(self, answer: int, message: str) -> None:
         super().__init__(message)
         self.answer = answer
+
+
+class TransferError(WarpgateError):
+    """Files did not come over, for a reason that one of the two sides has said (docs/files.md); the subclasses say
+    when.
+
+    Attributes:
+      reason: a `warpgate_trio.files.Reason`.
+      by_peer: the peer has said it, and not this side.
+    """
+
+    def __init__(self, reason: int, message: str, *, by_peer: bool) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.by_peer = by_peer
+
+
+class TransferRefused(TransferError):
+    """The receiver takes nothing of the offer."""
+
+
+class TransferFailed(TransferError):
+    """A transfer ended in the middle; what has come is kept, and is not sent again."""
 
 
 class PeerAborted(WarpgateError):

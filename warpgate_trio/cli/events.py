@@ -26,6 +26,8 @@ __all__ = [
     "Searched",
     "ServeReady",
     "Simulated",
+    "Transferred",
+    "Transferring",
     "encode",
 ]
 
@@ -277,6 +279,51 @@ class Preset(Event, frozen=True, kw_only=True, tag="preset"):
     models: str
     udp: dict[str, str]
     tcp: dict[str, str]
+
+
+class Transferring(Event, frozen=True, kw_only=True, tag="transferring"):
+    """`send` or `receive` moves files: once a second.
+
+    Attributes:
+      sending: this side sends, else it receives.
+      stage: ``"moving"``, or ``"checking"`` while what is there is read again, or gets its names.
+      size: bytes of all files.
+      done: bytes that are over.
+      there: of these, what the receiver had before.
+      files: how many there are.
+      name: of the file that is moving, as the sender has it.
+    """
+
+    peer: str
+    sending: bool
+    stage: str
+    size: int
+    done: int
+    there: int
+    files: int
+    name: str
+
+
+class Transferred(Event, frozen=True, kw_only=True, tag="transferred"):
+    """`send` or `receive` has moved files: they have their names at the receiver.
+
+    Attributes:
+      sending: this side has sent, else it has received.
+      size: bytes of all files.
+      there: of these, what had come before the last Pipe.
+      elapsed_ms: from the offer on the last Pipe.
+      paths: of `receive`: where they are.
+      skipped: of `send`: what was left out.
+    """
+
+    peer: str
+    sending: bool
+    files: int
+    size: int
+    there: int
+    elapsed_ms: float
+    paths: list[str] = []
+    skipped: list[str] = []
 
 
 def encode(event: Event) -> bytes:

@@ -21,6 +21,8 @@ _COMMANDS: Final = {
     "listen": ("listen", "listen"),
     "connect": ("connect", "connect"),
     "forward": ("forward", "forward"),
+    "send": ("send", "send"),
+    "receive": ("receive", "receive"),
     "ping": ("ping", "ping"),
     "netcheck": ("netcheck", "netcheck"),
     "simulate": ("simulate", "simulate"),

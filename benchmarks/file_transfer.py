@@ -1,0 +1,125 @@
+"""A file over loopback beside what the Pipe itself carries: megabytes a second, two processes, interleaved runs.
+
+Each ratio is made of two transfers that follow each other on one Link: bytes from memory that are read and dropped,
+then as many out of a file into a file, from the offer to the answer that the file has its name.  The files are in
+memory by default (`--folder`), so that it is not the disk that is measured.  Beside the times stands what both
+processes used of a processor, sender and receiver, which other programs of the machine disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import trio
+
+from warpgate_trio import Identity, NodeConfig, Pipe, anyone, open_node, serve_pipes
+from warpgate_trio.files import receive_files, send_files
+
+PIECE = bytes(1 << 20)
+
+
+async def serve(into: Path) -> None:
+    """Take what comes: files, or after a first byte so many bytes as are said."""
+
+    async def handler(pipe: Pipe) -> None:
+        if pipe.label == "files":
+            await receive_files(pipe, into=into)
+            return
+        left = int(pipe.label or 1)  # the first one keeps the Link
+        while left > 0 and (data := await pipe.receive_some()):
+            left -= len(data)
+        await pipe.send_all(b"k")
+        await pipe.send_eof()
+        async for _ in pipe:
+            pass
+
+    async with open_node(NodeConfig(), identity=Identity.generate(), authorize=anyone) as node:
+        print(node.address, flush=True)
+        await serve_pipes(handler, node)
+
+
+async def bare(main: Pipe, size: int) -> float:
+    async with await main.open_pipe(str(size)) as pipe:
+        began = time.perf_counter()
+        for _ in range(size // len(PIECE)):
+            await pipe.send_all(PIECE)
+        await pipe.receive_some(1)
+        return size / 1e6 / (time.perf_counter() - began)
+
+
+async def files(main: Pipe, path: Path, size: int) -> float:
+    async with await main.open_pipe("files") as pipe:
+        began = time.perf_counter()
+        await send_files(pipe, [path])
+        return size / 1e6 / (time.perf_counter() - began)
+
+
+def cpu(process: int) -> float:
+    """Seconds of a processor that a process has had."""
+    times = psutil.Process(process).cpu_times()
+    return times.user + times.system
+
+
+async def measure(address: str, receiver: int, path: Path, into: Path, size: int, runs: int) -> None:
+    async with open_node(NodeConfig(), identity=Identity.generate()) as node, await node.auto_connect(address) as main:
+        await bare(main, 64 << 20)
+        pairs = []
+        for _ in range(runs):
+            used = [(cpu(os.getpid()), cpu(receiver))]
+            pair = [await bare(main, size)]
+            used.append((cpu(os.getpid()), cpu(receiver)))
+            pair.append(await files(main, path, size))
+            used.append((cpu(os.getpid()), cpu(receiver)))
+            shutil.rmtree(into)
+            pairs.append(pair)
+            (a, b), (c, d) = ([1e9 * (y - x) / size for x, y in zip(*each, strict=True)] for each in pairwise(used))
+            print(
+                f"pipe {pair[0]:4.0f} MB/s, file {pair[1]:4.0f} MB/s: {pair[1] / pair[0]:.2f}; "
+                f"CPU s/GB pipe {a:.2f} + {b:.2f}, file {c:.2f} + {d:.2f}: {(a + b) / (c + d):.2f}",
+                flush=True,
+            )
+        print(f"median {statistics.median(b / a for a, b in pairs):.2f} (bar 0.8)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.file_transfer", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--mebibytes", type=int, default=1024)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.serve is not None:
+        trio.run(serve, options.serve)
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="warpgate-files-") as name:
+        folder = Path(name)
+        path, into = folder / "one.bin", folder / "into"
+        size = options.mebibytes << 20
+        with path.open("wb") as file:
+            for _ in range(options.mebibytes):
+                file.write(os.urandom(1 << 20))
+        words = [sys.executable, "-m", "benchmarks.file_transfer", "--serve", str(into)]
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as receiver:
+            assert receiver.stdout is not None
+            try:
+                trio.run(measure, receiver.stdout.readline().strip(), receiver.pid, path, into, size, options.runs)
+            finally:
+                receiver.kill()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

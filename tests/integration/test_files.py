@@ -1,0 +1,445 @@
+"""Transfers over streams in memory that break where a test wants it, from disk to disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+
+from tests import transfers
+from tests.identities import MALLORY
+from tests.transfers import SMALL_BLOCK, content, make_tree, transfer, umask, wired
+from warpgate_trio.errors import RemoteProtocolError, TransferError, TransferFailed, TransferRefused
+from warpgate_trio.files import Inbox, Reason, look_at, receive_files
+from warpgate_trio.files import folder as folder_module
+from warpgate_trio.files import staging as staging_module
+from warpgate_trio.files.area import AREA
+from warpgate_trio.identity import peer_id_from_key
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
+small_blocks = transfers.small_blocks
+
+TREE = {"one.bin": 5 * SMALL_BLOCK, "empty": 0, "sub/two": 3 * SMALL_BLOCK + 7, "sub/deep/three": 1, "hollow/": 0}
+BYTES = sum(TREE.values())
+
+
+def source(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "from" / "tree", TREE)
+
+
+def wrong(errors: Sequence[BaseException], kind: type[BaseException]) -> Any:
+    """The one error of a kind."""
+    found = [each for each in errors if isinstance(each, kind)]
+    assert found, errors
+    return found[0]
+
+
+async def test_a_folder_comes_whole(tmp_path: Path) -> None:
+    """Contents, empty folders, the executable bit, times; and nothing is left behind."""
+    root, into = source(tmp_path), tmp_path / "into"
+    (root / "one.bin").chmod(0o750)
+    (root / "empty").chmod(0o600)
+    os.utime(root / "one.bin", ns=(1, 1_234_567_890_123_456_789))
+    with umask(0o022):
+        received, errors, wire = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert (received.paths, received.files, received.size, received.there) == ((into / "tree",), 4, BYTES, 0)
+    assert content(into / "tree") == content(root)
+    assert stat.S_IMODE((into / "tree" / "one.bin").stat().st_mode) == 0o755
+    assert stat.S_IMODE((into / "tree" / "empty").stat().st_mode) == 0o644
+    assert (into / "tree" / "one.bin").stat().st_mtime_ns == 1_234_567_890_123_456_789
+    assert os.listdir(into) == ["tree"]
+    assert wire.carried < BYTES + 2000
+
+
+async def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    make_tree(into, {"tree/mine": 3, "one.bin": 4, "one (1).bin": 5})
+    before = content(into)
+    received, errors, _ = await transfer(look_at([root, root / "one.bin"]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.paths == (into / "tree (1)", into / "one (2).bin")
+    after = content(into)
+    assert all(after[name] == data for name, data in before.items())
+    assert after["one (2).bin"] == after["tree (1)/one.bin"]
+
+
+async def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    """Neither at the top, where it is a name that is taken, nor in the area."""
+    root, into, elsewhere = source(tmp_path), tmp_path / "into", make_tree(tmp_path / "elsewhere", {})
+    into.mkdir()
+    (into / "tree").symlink_to(elsewhere)
+    (into / "one.bin").symlink_to(elsewhere / "one.bin")
+    received, errors, _ = await transfer(look_at([root, root / "one.bin"]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.paths == (into / "tree (1)", into / "one (1).bin")
+    (into / AREA).symlink_to(elsewhere)
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert received is None
+    assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+    assert not os.listdir(elsewhere)
+
+
+async def test_an_area_that_others_may_write_in_is_not_used(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    (into / AREA).mkdir(parents=True)
+    (into / AREA).chmod(0o777)
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+
+
+async def test_links_and_what_is_no_file_are_left_out(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    (root / "passwd").symlink_to("/etc/passwd")
+    (root / "up").symlink_to(tmp_path)
+    os.mkfifo(root / "fifo")
+    outgoing = look_at([root])
+    assert sorted(each.path.name for each in outgoing.skipped) == ["fifo", "passwd", "up"]
+    _, errors, _ = await transfer(outgoing, Inbox(into))
+    assert not errors
+    assert sorted(os.listdir(into / "tree")) == ["empty", "hollow", "one.bin", "sub"]
+
+
+def test_what_is_named_by_a_link_is_what_it_leads_to(tmp_path: Path) -> None:
+    root = source(tmp_path)
+    (tmp_path / "latest").symlink_to(root / "one.bin")
+    outgoing = look_at([tmp_path / "latest"])
+    assert [(each.path, each.size) for each in outgoing.entries] == [("latest", TREE["one.bin"])]
+
+
+@pytest.mark.parametrize("path", ["missing", "fifo", "/", "twice"])
+def test_what_cannot_be_offered_is_said_at_once(tmp_path: Path, path: str) -> None:
+    root = source(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    paths = [root, make_tree(tmp_path / "other" / "tree", {})] if path == "twice" else [tmp_path / path]
+    with pytest.raises((ValueError, OSError)):
+        look_at(paths)
+
+
+def test_names_that_are_no_utf_8_are_left_out(tmp_path: Path) -> None:
+    root = source(tmp_path)
+    (root / os.fsdecode(b"caf\xe9")).write_bytes(b"x")
+    (skipped,) = look_at([root]).skipped
+    assert "UTF-8" in skipped.why
+
+
+# --- breaks ---
+
+
+@pytest.mark.slow("fifty transfers, each cut once")
+async def test_every_break_costs_a_block_at_most(tmp_path: Path) -> None:
+    """Cut at each end of a block of the stream and beside it: what is sent again is less than one block, each time."""
+    root = source(tmp_path)
+    whole = await transfer(look_at([root]), Inbox(tmp_path / "whole"))
+    total = whole[2].carried
+    overhead = total - BYTES
+    cuts = sorted({max(at + beside, 1) for at in range(0, total, SMALL_BLOCK // 2) for beside in (-1, 0, 1)})
+    for number, cut in enumerate(cuts):
+        into = tmp_path / str(number)
+        first, errors, wire = await transfer(look_at([root]), Inbox(into), cut)
+        assert first is None
+        assert errors
+        assert not into.exists() or os.listdir(into) == [AREA]
+        received, errors, again = await transfer(look_at([root]), Inbox(into))
+        assert not errors, (cut, errors)
+        assert received is not None
+        assert content(into / "tree") == content(root)
+        assert os.listdir(into) == ["tree"]
+        assert wire.carried + again.carried <= total + SMALL_BLOCK + overhead, cut
+
+
+@pytest.mark.slow("sixty transfers with many breaks each")
+@pytest.mark.parametrize("seed", range(6))
+async def test_many_breaks_anywhere(tmp_path: Path, seed: int) -> None:
+    """By one process on either side, or new ones: the same bytes, and few twice."""
+    random = Random(seed)
+    root = source(tmp_path)
+    _, _, wire = await transfer(look_at([root]), Inbox(tmp_path / "whole"))
+    overhead = wire.carried - BYTES
+    for number in range(10):
+        into = tmp_path / str(number)
+        outgoing, inbox = look_at([root]), Inbox(into)
+        carried = breaks = 0
+        received = None
+        while received is None:
+            if random.random() < 0.5:
+                inbox = Inbox(into)
+            if random.random() < 0.5:
+                outgoing = look_at([root], run=outgoing.offer.run)
+            received, _, wire = await transfer(
+                outgoing, inbox, random.randrange(1, 4 * SMALL_BLOCK) + 400 + breaks * 100
+            )
+            carried += wire.carried
+            breaks += received is None
+        assert content(into / "tree") == content(root)
+        assert os.listdir(into) == ["tree"]
+        assert carried <= BYTES + overhead + breaks * (SMALL_BLOCK + overhead)
+
+
+async def test_who_was_not_told_that_all_has_come_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes twice."""
+    root, into = source(tmp_path), tmp_path / "into"
+    outgoing, inbox = look_at([root]), Inbox(into)
+
+    _, _, wire = await transfer(outgoing, Inbox(tmp_path / "whole"))
+    # The receiver's word is lost: its end breaks when it says DONE.
+    old = transfers.End.send_all
+
+    async def send_all(self: Any, data: bytes) -> None:
+        if data[:1] == b"\x13":
+            self._wire.cut()
+            raise trio.BrokenResourceError("cut")
+        await old(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfers.End, "send_all", send_all)
+        _, errors, _ = await transfer(outgoing, inbox)
+    assert wrong(errors, trio.BrokenResourceError)
+    assert sorted(os.listdir(into)) == [AREA, "tree"]
+    received, errors, again = await transfer(outgoing, Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.paths == (into / "tree",)
+    assert os.listdir(into) == ["tree"]
+    assert again.carried < wire.carried - BYTES + 100
+
+
+async def test_what_was_sent_on_purpose_once_more_comes_once_more(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    for _ in range(2):
+        _, errors, _ = await transfer(look_at([root]), Inbox(into))
+        assert not errors
+    assert sorted(os.listdir(into)) == ["tree", "tree (1)"]
+
+
+async def test_another_sender_has_no_part_in_what_was_begun(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    await transfer(look_at([root]), Inbox(into), 6 * SMALL_BLOCK)
+    _, _, wire = await transfer(look_at([root]), Inbox(into), sender=peer_id_from_key(MALLORY.public_key))
+    assert wire.carried > BYTES
+    received, errors, wire = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.there >= 3 * SMALL_BLOCK
+    assert wire.carried < BYTES
+
+
+async def test_bytes_that_changed_on_the_receivers_disk_are_sent_again(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    await transfer(look_at([root]), Inbox(into), 7 * SMALL_BLOCK)
+    (part,) = into.rglob("one.bin")
+    with part.open("r+b") as file:
+        file.seek(SMALL_BLOCK + 5)
+        file.write(b"????")
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.there <= 2 * SMALL_BLOCK + 1  # of this file the first block, and what came behind it
+    assert content(into / "tree") == content(root)
+
+
+@pytest.mark.parametrize("what", ["offer", "journal"])
+async def test_notes_that_cannot_be_read_cost_the_bytes_alone(tmp_path: Path, what: str) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    await transfer(look_at([root]), Inbox(into), 7 * SMALL_BLOCK)
+    (note,) = into.rglob(what)
+    note.write_bytes(b"\xc1" * 30)
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.there == 0
+    assert content(into / "tree") == content(root)
+
+
+# --- files that change ---
+
+
+def touched(path: Path, data: bytes) -> None:
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+async def test_of_files_that_changed_between_two_tries_only_these_are_sent_again(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    _, _, whole = await transfer(look_at([root]), Inbox(tmp_path / "whole"))
+    await transfer(look_at([root]), Inbox(into), whole.carried - 40)
+    touched(root / "sub" / "two", b"other")
+    (root / "empty").unlink()
+    make_tree(root, {"new": 10})
+    received, errors, wire = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert content(into / "tree") == content(root)
+    assert wire.carried < whole.carried - TREE["one.bin"]
+
+
+@pytest.mark.parametrize("how", ["rewritten", "longer", "shorter", "replaced", "gone", "a link"])
+async def test_a_file_that_changed_since_it_was_offered_ends_it(tmp_path: Path, how: str) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    outgoing = look_at([root])
+    path, data = root / "one.bin", (root / "one.bin").read_bytes()
+    if how == "replaced":
+        other = root / "other"
+        other.write_bytes(data)
+        os.utime(other, ns=(path.stat().st_mtime_ns,) * 2)
+        other.replace(path)
+    elif how in ("gone", "a link"):
+        path.rename(tmp_path / "moved")
+        if how == "a link":
+            path.symlink_to(tmp_path / "moved")
+    else:
+        touched(path, {"rewritten": data[::-1], "longer": data + b"x", "shorter": data[:-1]}[how])
+    received, errors, _ = await transfer(outgoing, Inbox(into))
+    assert received is None
+    assert all(isinstance(each, TransferFailed) and each.reason == Reason.CHANGED for each in errors), errors
+    assert len(errors) == 2
+    assert os.listdir(into) == [AREA]
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+
+
+async def test_a_file_that_changes_while_it_is_read_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part that came is thrown away."""
+    root, into = make_tree(tmp_path / "tree", {"one": 40 * SMALL_BLOCK}), tmp_path / "into"
+    outgoing, read = look_at([root]), os.read
+    blocks = 0
+
+    def reading(descriptor: int, size: int) -> bytes:
+        nonlocal blocks
+        data = read(descriptor, size)
+        blocks += size == SMALL_BLOCK
+        if blocks == 40:
+            touched(root / "one", b"?" * 40 * SMALL_BLOCK)
+        return data
+
+    monkeypatch.setattr("warpgate_trio.files.sources.os.read", reading)
+    received, errors, _ = await transfer(outgoing, Inbox(into))
+    assert received is None
+    assert {each.reason for each in errors if isinstance(each, TransferFailed)} == {Reason.CHANGED}
+    assert not list(into.rglob("one"))
+
+
+# --- what the receiver refuses ---
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"max_size": 100}, Reason.TOO_LARGE), ({"max_files": 3}, Reason.TOO_MANY), ({}, Reason.NAME)],
+)
+async def test_what_is_refused_is_refused_before_a_byte(tmp_path: Path, options: Any, reason: Reason) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    if reason is Reason.NAME:
+        root = root.rename(root.with_name(".tree"))
+    received, errors, wire = await transfer(look_at([root]), Inbox(into, **options))
+    assert received is None
+    assert [each.reason for each in errors if isinstance(each, TransferRefused)] == [reason] * 2
+    assert wire.carried < BYTES
+    assert not list(into.rglob("*.bin"))
+
+
+async def test_hidden_names_are_taken_where_that_is_wanted(tmp_path: Path) -> None:
+    root = source(tmp_path)
+    root = root.rename(root.with_name(".tree"))
+    _, errors, _ = await transfer(look_at([root]), Inbox(tmp_path / "into", hidden=True))
+    assert not errors
+
+
+async def test_a_disk_that_is_too_small_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    monkeypatch.setattr(folder_module.Folder, "free_space", lambda _: staging_module.RESERVE + BYTES - 1)
+    _, errors, wire = await transfer(look_at([root]), Inbox(into))
+    assert wrong(errors, TransferRefused).reason == Reason.NO_SPACE
+    assert wire.carried < BYTES
+
+
+@pytest.fixture
+def full_after(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that the disk still takes."""
+    room: list[int] = [1 << 60]
+    writev = os.writev
+
+    def writing(descriptor: int, pieces: Sequence[memoryview]) -> int:
+        size = sum(map(len, pieces))
+        if size > room[0]:
+            if room[0] <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            size = os.write(descriptor, b"".join(pieces)[: room[0]])
+        else:
+            size = writev(descriptor, pieces)
+        room[0] -= size
+        if room[0] <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return size
+
+    monkeypatch.setattr("warpgate_trio.files.area.os.writev", writing)
+    return room
+
+
+async def test_a_disk_that_becomes_full_costs_nothing_that_has_come(tmp_path: Path, full_after: list[int]) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    full_after[0] = 4 * SMALL_BLOCK + 100
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert received is None
+    ours, theirs = sorted((each for each in errors if isinstance(each, TransferError)), key=lambda each: each.by_peer)
+    assert ours.reason == theirs.reason == Reason.NO_SPACE
+    assert "full" in str(ours)
+    full_after[0] = 1 << 60
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.there >= 3 * SMALL_BLOCK
+    assert content(into / "tree") == content(root)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_may_not_be_written_in(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    into.mkdir(mode=0o500)
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+
+
+async def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    into.write_bytes(b"")
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+
+
+async def test_two_at_once_do_not_write_the_same(tmp_path: Path) -> None:
+    """The second one of one sender hears that it is busy."""
+    root, into = source(tmp_path), tmp_path / "into"
+    results: list[Any] = []
+    async with trio.open_nursery() as nursery:
+
+        async def one() -> None:
+            results.append(await transfer(look_at([root]), Inbox(into)))
+
+        nursery.start_soon(one)
+        nursery.start_soon(one)
+    for received, errors, _ in results:
+        if received is None:
+            assert wrong(errors, TransferRefused).reason == Reason.BUSY
+    assert any(received is not None for received, _, _ in results)
+    assert content(into / "tree") == content(root)
+
+
+async def test_a_peer_that_speaks_something_else(tmp_path: Path) -> None:
+    ours, theirs, _ = wired()
+    await ours.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
+    with pytest.raises(RemoteProtocolError, match="no file transfer"):
+        await receive_files(theirs, into=tmp_path)

@@ -1,0 +1,238 @@
+"""``warpgate-trio receive``: be there for a peer that sends files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import click
+
+from .exits import CommandFailed, ExitCode
+from .listen import NAT_PATIENCE, SIGNAL_PATIENCE
+from .options import (
+    NodeOptions,
+    Settings,
+    common_options,
+    json_option,
+    node_options,
+    pass_settings,
+    path_options,
+)
+from .parameters import Size
+
+if TYPE_CHECKING:
+    from ..config import NodeConfig
+    from ..files import Progress, Received
+    from ..link import Pipe
+    from ..node import Node
+    from .stdio import StandardOutput
+
+__all__ = ["receive"]
+
+
+@click.command(short_help="Wait for a peer that sends files, and take them.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    metavar="DIR",
+    help="Where they go; here if not given.",
+)
+@node_options
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="N", help="The TCP port; the system's choice if not given."
+)
+@click.option(
+    "--allow", multiple=True, metavar="PEER", help="Take files of this contact or peer id; may be given several times."
+)
+@click.option("--allow-any", is_flag=True, help="Take files of everybody who has the address.")
+@click.option("--keep", is_flag=True, help="Go on until interrupted, not just until the first ones have come.")
+@click.option("--max-size", type=Size(), metavar="SIZE", help="Take no more than SIZE (10GB, 500MiB) at a time.")
+@click.option("--hidden", is_flag=True, help="Take names that begin with a dot too, which programs may obey.")
+@path_options
+@json_option
+@common_options
+@pass_settings
+def receive(
+    settings: Settings,
+    *,
+    into: Path,
+    node_options: NodeOptions,
+    allow: tuple[str, ...],
+    allow_any: bool,
+    keep: bool,
+    max_size: int | None,
+    hidden: bool,
+) -> int:
+    """Print this node's address, wait for a peer that runs `warpgate-trio send`, and take its files.
+
+    Nothing is overwritten: where a name is taken, `name (1)` is what comes.  What was interrupted goes on when the same
+    peer comes back, also after this was started again.  Peers are let in by their id, which `warpgate-trio id` prints
+    on their machine: --allow, or --allow-any, has to say whom.
+    """
+    if allow and allow_any:
+        raise click.UsageError("--allow and --allow-any exclude each other")
+    if not allow and not allow_any:
+        raise click.UsageError(
+            "say who may send: --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
+        )
+    from ..errors import ContactError, PeerIdError
+    from ..files import Inbox
+    from .peers import find_peer
+    from .runner import run
+
+    settings.start_logging()
+    allowed: set[str] = set()
+    for text in allow:
+        try:
+            allowed.add(find_peer(settings, text)[0].peer_id)
+        except (PeerIdError, ContactError) as error:
+            raise click.UsageError(f"--allow {text}: {error}") from error
+    inbox = Inbox(into, max_size=max_size, hidden=hidden)
+    receiving = _Receiving(settings, inbox, allowed=frozenset(allowed) or None, keep=keep)
+    return run(partial(receiving.run, node_options.load()), service=keep)
+
+
+@final
+class _Receiving:
+    def __init__(self, settings: Settings, inbox: object, *, allowed: frozenset[str] | None, keep: bool) -> None:
+        from ..files import Inbox
+        from .stdio import StandardOutput
+
+        assert isinstance(inbox, Inbox)
+        self._settings = settings
+        self._inbox = inbox
+        self._allowed = allowed
+        self._keep = keep
+        self._only: str | None = None
+        self._begun = False
+        self._output: StandardOutput = StandardOutput()
+
+    async def _authorize(self, peer_id: str) -> bool:
+        import trio
+
+        await trio.lowlevel.checkpoint()
+        if self._only not in (None, peer_id):
+            self._settings.say(f"refused {peer_id}: files of {self._only} are being received, and --keep is not given")
+            return False
+        if self._allowed is None or peer_id in self._allowed:
+            return True
+        self._settings.say(f"refused {peer_id}; --allow {peer_id} would let it in")
+        return False
+
+    async def run(self, config: NodeConfig) -> ExitCode:
+        import trio
+
+        from ..files import serve_inbox
+        from ..node import open_node
+        from .transfers import TransferView
+
+        ends: list[Exception | None] = []
+        async with (
+            open_node(config, authorize=self._authorize) as node,
+            TransferView.shown(self._settings, sending=False) as view,
+        ):
+            await self._announce(node, config)
+            with trio.CancelScope() as scope:
+
+                def end(error: Exception | None) -> None:
+                    if not self._keep:
+                        ends.append(error)
+                        scope.cancel()
+
+                async def accept() -> Pipe:
+                    pipe = await node.listener.accept()
+                    if not self._keep:
+                        self._only = self._only or pipe.peer_id
+                    path = pipe.path
+                    self._settings.say(f"{pipe.peer_id} is here by {path.plugin}, IPv{path.af} {path.route_type}")
+                    return pipe
+
+                def on_progress(pipe: Pipe, progress: Progress) -> None:
+                    self._begun = self._begun or progress.stage == "moving"
+                    view.take(pipe.peer_id, progress)
+
+                def on_received(pipe: Pipe, received: Received) -> None:
+                    view.clear()
+                    self._begun = False
+                    self._tell(pipe, received, view.elapsed)
+                    end(None)
+
+                def on_problem(pipe: Pipe, error: Exception) -> None:
+                    view.clear()
+                    if (ended := self._explain(pipe, error)) is not None:
+                        end(ended)
+
+                try:
+                    await serve_inbox(
+                        accept, self._inbox, on_received=on_received, on_problem=on_problem, on_progress=on_progress
+                    )
+                finally:
+                    if not ends and self._begun:  # interrupted
+                        self._settings.say("what has come is kept: receive again, and it goes on where it was")
+        if ends and ends[0] is not None:
+            raise ends[0]
+        return ExitCode.OK
+
+    def _explain(self, pipe: Pipe, error: Exception) -> CommandFailed | None:
+        """Say why a Pipe has ended; what this side has to mend ends the command."""
+        from ..errors import TransferError, TransferRefused
+        from ..files import Reason
+
+        who = f"{pipe.peer_id[:8]}…"
+        ours = (Reason.NO_SPACE, Reason.CANNOT_WRITE, Reason.EXISTS)
+        if isinstance(error, TransferError) and not error.by_peer and error.reason in ours:
+            if not self._keep:
+                return CommandFailed(ExitCode.BROKEN, f"{error}; what has come of it is kept")
+            self._settings.warn(f"{who}: {error}")
+        elif isinstance(error, TransferRefused):
+            self._settings.say(f"{who} was told no: {error}")
+            self._only = None
+        else:
+            self._settings.say(f"{who}: {error}; what has come is kept, and waits for it")
+        return None
+
+    def _tell(self, pipe: Pipe, received: Received, seconds: float) -> None:
+        from ..errors import printable
+        from .events import Transferred, encode
+        from .transfers import count_files, in_words
+
+        words = in_words(received.size, received.there, seconds)
+        self._settings.say(f"received {count_files(received.files)} of {pipe.peer_id[:8]}…: {words}")
+        for path in received.paths:
+            self._settings.say(f"  {printable(str(path))}")
+        if self._settings.json:
+            event = Transferred(
+                peer=pipe.peer_id,
+                sending=False,
+                files=received.files,
+                size=received.size,
+                there=received.there,
+                elapsed_ms=round(1000 * seconds, 3),
+                paths=[str(path) for path in received.paths],
+            )
+            self._settings.put(encode(event))
+
+    async def _announce(self, node: Node, config: NodeConfig) -> None:
+        """Print the address once peers can reach us by it, and it says what they need to know."""
+        import trio
+
+        from ..signal import ServerState
+        from .events import ListenReady, encode
+
+        if config.servers.signal:
+            with trio.move_on_after(SIGNAL_PATIENCE) as patience:
+                await node.wait_signals()
+            if patience.cancelled_caught:
+                self._settings.warn("no signal server answers yet, only direct paths work until one does")
+        with trio.move_on_after(NAT_PATIENCE):
+            await node.wait_published()
+        address = str(node.address)
+        if self._settings.json:
+            signals = [server.url for server in node.signal_servers if server.state is ServerState.CONNECTED]
+            await self._output.write(encode(ListenReady(address=address, peer=node.peer_id, signals=signals)))
+        else:
+            self._settings.say(f"receiving as {node.peer_id} into {self._inbox.into.absolute()}; on the other machine:")
+            self._settings.say("warpgate-trio send PATH… --to")
+            self._settings.say(address, always=True)

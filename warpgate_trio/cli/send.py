@@ -1,0 +1,214 @@
+"""``warpgate-trio send``: files and folders to a peer that receives."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import click
+
+from .exits import CommandFailed, ExitCode, UsageProblem
+from .options import (
+    NodeOptions,
+    Settings,
+    common_options,
+    json_option,
+    node_options,
+    pass_settings,
+    path_options,
+    walk_options,
+)
+
+if TYPE_CHECKING:
+    from ..config import NodeConfig
+    from ..contacts import Callee
+    from ..files import Outgoing
+    from ..link import Pipe
+    from ..node import Node
+    from ..plugin import Phase
+    from .transfers import TransferView
+
+__all__ = ["send"]
+
+RETRY: Final = 3600.0
+"""Seconds for which a peer that is gone is called again: a machine that was asleep over lunch is back by then."""
+MAX_TOLD: Final = 10
+"""Files that are left out and told by name."""
+
+
+@click.command(short_help="Send files and folders to a peer that receives.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path())
+@click.option(
+    "--to",
+    "peer",
+    required=True,
+    metavar="PEER",
+    help="Who receives: a contact, a peer id, or the text wg1… that `receive` prints.",
+)
+@node_options
+@click.option(
+    "--retry",
+    type=click.FloatRange(min=0),
+    default=RETRY,
+    metavar="S",
+    help=f"After a break call again for S seconds (default {RETRY:.0f}); 0: end with it.",
+)
+@walk_options
+@path_options
+@json_option
+@common_options
+@pass_settings
+def send(
+    settings: Settings,
+    *,
+    paths: tuple[str, ...],
+    peer: str,
+    node_options: NodeOptions,
+    phases: tuple[Phase, ...] | None,
+    timeout: float | None,
+    retry: float,
+) -> int:
+    """Send files and folders to PEER, who runs `warpgate-trio receive`, and end when they have their names there.
+
+    What was interrupted goes on where it was: by itself while this runs, else when the same is sent again.  Links
+    inside of folders, and what is no file, are left out.
+    """
+    from .runner import run
+
+    settings.start_logging()
+    sending = _Sending(settings, paths=paths, peer=peer, phases=phases, timeout=timeout, retry=retry)
+    return run(partial(sending.run, node_options.load()))
+
+
+@final
+class _Sending:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        paths: tuple[str, ...],
+        peer: str,
+        phases: tuple[Phase, ...] | None,
+        timeout: float | None,
+        retry: float,
+    ) -> None:
+        self._settings = settings
+        self._paths = paths
+        self._peer = peer
+        self._phases = phases
+        self._timeout = timeout
+        self._retry = retry
+
+    async def run(self, config: NodeConfig) -> ExitCode:
+        from ..node import open_node
+        from .caller import caller_identity
+        from .peers import find_peer
+        from .transfers import TransferView
+
+        peer, contacts = find_peer(self._settings, self._peer)
+        outgoing = await self._look()
+        async with (
+            open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node,
+            TransferView.shown(self._settings, sending=True) as view,
+        ):
+            self._settings.say(f"calling {peer.peer_id} as {node.peer_id}…")
+            await self._send(node, peer, config, outgoing, view)
+        return ExitCode.OK
+
+    async def _look(self) -> Outgoing:
+        """What there is to send, before anybody is called."""
+        import trio
+
+        from ..errors import printable
+        from ..files import look_at
+        from .transfers import count_files, of_size
+
+        try:
+            outgoing = await trio.to_thread.run_sync(look_at, self._paths)
+        except ValueError as error:
+            raise UsageProblem(str(error)) from error
+        except OSError as error:
+            where = "" if error.filename is None else f"{error.filename}: "
+            raise UsageProblem(f"{where}{error.strerror or error}") from error
+        for each in outgoing.skipped[:MAX_TOLD]:
+            self._settings.warn(printable(f"left out: {each.path} {each.why}"))
+        if len(outgoing.skipped) > MAX_TOLD:
+            self._settings.warn(f"left out: {len(outgoing.skipped) - MAX_TOLD:,} more")
+        self._settings.say(f"{count_files(outgoing.files)}, {of_size(outgoing.size)}")
+        return outgoing
+
+    async def _send(self, node: Node, peer: Callee, config: NodeConfig, outgoing: Outgoing, view: TransferView) -> None:
+        import trio
+
+        from ..errors import PeerRefused, RemoteProtocolError, TransferFailed, TransferRefused
+        from ..files import keep_sending, looking_again
+        from .events import Transferred, encode
+        from .stdio import StandardOutput
+        from .transfers import count_files, in_words
+
+        def on_break(error: Exception, pause: float) -> None:
+            view.clear()
+            self._settings.say(f"interrupted: {error}; calling again in {pause:g} s")
+
+        there = 0
+
+        def on_progress(progress: object) -> None:
+            nonlocal there
+            there = progress.there  # type: ignore[attr-defined]
+            view.take(peer.peer_id, progress)  # type: ignore[arg-type]
+
+        try:
+            outgoing = await keep_sending(
+                partial(self._call, node, peer, config),
+                outgoing,
+                patience=self._retry,
+                look_again=looking_again(self._paths, outgoing),
+                on_break=on_break,
+                on_progress=on_progress,
+            )
+        except TransferRefused as error:
+            raise CommandFailed(ExitCode.REFUSED, f"the peer takes nothing: {error}") from error
+        except (TransferFailed, RemoteProtocolError) as error:
+            whose = "the peer says: " if isinstance(error, TransferFailed) and error.by_peer else ""
+            raise CommandFailed(
+                ExitCode.BROKEN, f"{whose}{error}; send the same again, and what has come is not sent twice"
+            ) from error
+        except (trio.BrokenResourceError, PeerRefused) as error:
+            raise CommandFailed(
+                ExitCode.BROKEN, f"{error}; send the same again, and it goes on where it was"
+            ) from error
+        finally:
+            view.clear()
+            if trio.current_effective_deadline() == -math.inf:  # interrupted
+                self._settings.say("send the same again, and it goes on where it was")
+        if self._settings.json:
+            event = Transferred(
+                peer=peer.peer_id,
+                sending=True,
+                files=outgoing.files,
+                size=outgoing.size,
+                there=there,
+                elapsed_ms=round(1000 * view.elapsed, 3),
+                skipped=[str(each.path) for each in outgoing.skipped],
+            )
+            await StandardOutput().write(encode(event))
+        words = in_words(outgoing.size, there, view.elapsed)
+        self._settings.say(f"sent {count_files(outgoing.files)} to {peer.peer_id[:8]}…: {words}")
+
+    async def _call(self, node: Node, peer: Callee, config: NodeConfig) -> Pipe:
+        from .caller import own_address_is_misuse
+        from .render import watching_walk
+
+        async with watching_walk(self._settings) as on_event:
+            with own_address_is_misuse():
+                pipe = await node.auto_connect(
+                    peer.address or peer.peer_id,
+                    phases=self._phases,
+                    timeout=self._timeout,
+                    relay_first=config.paths.relay_first is not False,
+                    on_event=on_event,
+                )
+        path = pipe.path
+        self._settings.say(f"connected by {path.plugin}, IPv{path.af} {path.route_type}")
+        return pipe

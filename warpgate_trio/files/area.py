@@ -1,0 +1,156 @@
+"""The folder beside the files where their parts are, and what is done there by names and descriptors.  It blocks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from .. import host
+from ..errors import TransferFailed, TransferRefused
+from ..nurseries import reason_of
+from .digests import block_digest, block_size
+from .folder import Folder
+from .journal import FileRecord
+from .naming import Destination
+from .wire import Reason
+
+__all__ = [
+    "AREA",
+    "good_blocks",
+    "lock_room",
+    "open_area",
+    "prune",
+    "refusal",
+    "remove_abandoned",
+    "try_names",
+    "write_all",
+    "write_failure",
+]
+
+AREA: Final = ".warpgate-trio"
+"""The name of the folder."""
+ABANDONED: Final = 14 * 86400.0
+"""Seconds after which what an offer has left is removed, when the next one comes: nobody goes on with it."""
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def write_failure(error: OSError) -> TransferFailed:
+    """What the system's word about the disk means for a transfer."""
+    if error.errno in DISK_FULL:
+        return TransferFailed(Reason.NO_SPACE, "the receiver's disk is full", by_peer=False)
+    return TransferFailed(Reason.CANNOT_WRITE, f"the receiver cannot write: {reason_of(error)}", by_peer=False)
+
+
+def refusal(reason: Reason, text: str) -> TransferRefused:
+    """This side does not take an offer."""
+    return TransferRefused(reason, text, by_peer=False)
+
+
+def open_area(into: Folder) -> Folder:
+    """The area of a destination, of which nobody else may change anything."""
+    area = into.subfolder(AREA, make=True, mode=0o700)
+    status = area.status()
+    if os.name == "posix" and (status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022):
+        area.close()
+        raise PermissionError(errno.EPERM, f"others may write in {into.path / AREA}")
+    return area
+
+
+def try_names(area: Folder, hidden: bool) -> Destination:
+    """What the file system does with names: three are tried."""
+    mark = host.current().entropy(4).hex()
+
+    def make(name: str) -> bool:
+        try:
+            os.close(area.open_file(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            return False
+        return True
+
+    lower, colon, composed = f"try-{mark}-a\u00e9", f"try-{mark}:?", f"try-{mark}-\u00e9"
+    windows = os.name == "nt" or not make(colon)
+    try:
+        if not (make(lower) and make(composed)):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        folds = area.kind(lower.upper()) is not None
+        normalises = area.kind(f"try-{mark}-e\u0301") is not None
+    finally:
+        for name in (lower, colon, composed):
+            with suppress(OSError):
+                area.remove(name)
+    return Destination(windows=windows, folds_case=folds, normalises=normalises, hidden=hidden)
+
+
+def remove_abandoned(area: Folder, but: str) -> None:
+    """Remove what nobody goes on with, `but` the one that is asked for."""
+    before = host.current().wall_time() - ABANDONED
+    for name in area.names():
+        with suppress(OSError):
+            if name != but and area.stat(name).st_mtime < before:
+                with area.subfolder(name) as room:
+                    if room.stat("journal").st_mtime >= before:
+                        continue
+                area.remove(name)
+
+
+def lock_room(room: Folder) -> int:
+    """Nobody else receives into a room as long as this is open; where locks are missing it is nothing."""
+    descriptor = room.open_file("lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        import fcntl
+    except ImportError:
+        return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise refusal(Reason.BUSY, "the same is being received already") from None
+    except OSError:  # a file system that has none
+        pass
+    return descriptor
+
+
+def prune(folder: Folder, prefix: str, files: set[str], folders: set[str]) -> None:
+    """Remove all that is neither one of these files nor one of these folders."""
+    for name in folder.names():
+        path = f"{prefix}{name}"
+        kind = folder.kind(name)
+        if kind == stat.S_IFDIR and path in folders:
+            with folder.subfolder(name) as inner:
+                prune(inner, f"{path}/", files, folders)
+        elif kind != stat.S_IFREG or path not in files:
+            folder.remove(name)
+
+
+def write_all(descriptor: int, pieces: Sequence[memoryview], size: int) -> None:
+    """Write pieces where the file stands."""
+    if hasattr(os, "writev") and len(pieces) <= 512:
+        done = os.writev(descriptor, pieces)
+        if done == size:
+            return
+        pieces = [memoryview(b"".join(pieces))[done:]]
+    for piece in pieces:
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]
+
+
+def good_blocks(parent: Folder, name: str, size: int, record: FileRecord) -> int:
+    """How many blocks of a file are what a record says, from its beginning; the record is not complete any more where
+    its length is not that of the file.  Raises OSError.
+    """
+    descriptor = parent.open_file(name, os.O_RDONLY)
+    try:
+        if os.fstat(descriptor).st_size != size:
+            record.complete = False
+        for number in range(record.blocks):
+            if block_digest([os.read(descriptor, block_size(size, number))]) != record.block(number):
+                return number
+        return record.blocks
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,238 @@
+"""The side that gets the files, over one Pipe: checking and writing in threads, behind what is being received."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeAlias, final
+
+import trio
+
+from ..errors import TransferError, TransferFailed, TransferRefused, printable
+from ..link import Pipe
+from ..nurseries import leaves
+from .progress import OnProgress, Progress
+from .protocol import Offered, Receiver, Refusal, first_bytes
+from .staging import Staging
+from .wire import MAX_ENTRIES, MAX_TEXT, Block, FileEnd, Finish, Reason, Withdraw
+
+__all__ = ["Inbox", "Received", "receive_files"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+MAX_READ: Final = 4 * 1024 * 1024
+"""Bytes that are taken from the Pipe at once, and that a thread checks and writes in one call."""
+AHEAD: Final = 1
+"""Batches that wait for the thread: what it falls behind by more waits with the sender."""
+_Batch: TypeAlias = Sequence[Block | FileEnd]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """What has come.
+
+    Attributes:
+      paths: where it is: the names at the top of the offer, with a number where they were taken.
+      files: how many, without folders.
+      size: bytes of all files.
+      there: bytes that had come before this Pipe.
+    """
+
+    paths: tuple[Path, ...]
+    files: int
+    size: int
+    there: int
+
+
+async def receive_files(
+    pipe: Pipe,
+    *,
+    into: str | Path = ".",
+    max_files: int = MAX_ENTRIES,
+    max_size: int | None = None,
+    hidden: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Received:
+    """Receive what the peer sends by `send_files` over a Pipe, into a folder.
+
+    Nothing there is overwritten: ``name (1).ext`` is what comes where ``name.ext`` is taken.  Each name at the top
+    appears whole, when all files have come and their checksums were right; until then they are in a hidden folder
+    beside.  The Pipe stays the caller's, who closes it.
+
+    Args:
+      into: the folder, which is made where there is none.
+      max_files: files and folders that are taken.
+      max_size: bytes that are taken; None: as many as there is room for.
+      hidden: whether names at the top that begin with a dot are taken, which programs may obey.
+      on_progress: told about each batch of bytes.
+
+    Raises:
+      TransferRefused: the offer was not taken, and the peer was told why.
+      TransferFailed: a file has changed at the sender, the disk is full, or something was damaged on the way.
+      RemoteProtocolError: the peer does not speak this.
+      trio.BrokenResourceError: the Pipe broke; what has come is kept for the next one from the same peer.
+    """
+    inbox = Inbox(into, max_files=max_files, max_size=max_size, hidden=hidden)
+    return await inbox.receive(pipe, on_progress=on_progress)
+
+
+@final
+class Inbox:
+    """A folder that transfers come into, one Pipe after the other; arguments as for `receive_files`.
+
+    What this process has written itself is not read again when a sender comes back after a break.
+    """
+
+    def __init__(
+        self,
+        into: str | Path = ".",
+        *,
+        max_files: int = MAX_ENTRIES,
+        max_size: int | None = None,
+        hidden: bool = False,
+    ) -> None:
+        self.into: Final = Path(into)
+        self.max_files: Final = max_files
+        self.max_size: Final = max_size
+        self.hidden: Final = hidden
+        self._written: dict[tuple[str, bytes], int] = {}
+
+    async def receive(self, pipe: Pipe, *, on_progress: OnProgress | None = None) -> Received:
+        """One transfer; raises as `receive_files`."""
+        receiving = _Receiving(self, pipe, on_progress or (lambda _: None))
+        offered = await receiving.wait_offer()
+        key = (pipe.peer_id, offered.offer.key)
+        try:
+            staging = await trio.to_thread.run_sync(
+                partial(
+                    Staging.open,
+                    self.into,
+                    pipe.peer_id,
+                    offered,
+                    hidden=self.hidden,
+                    max_size=self.max_size,
+                    trusted=self._written.pop(key, 0),
+                )
+            )
+        except TransferRefused as refusal:
+            await receiving.refuse(refusal)
+            raise
+        try:
+            return await receiving.receive(staging, offered)
+        finally:
+            self._written[key] = staging.written
+            staging.close()
+
+
+@final
+class _Receiving:
+    def __init__(self, inbox: Inbox, pipe: Pipe, on_progress: OnProgress) -> None:
+        self._pipe = pipe
+        self._tell = on_progress
+        self._receiver = Receiver(max_entries=inbox.max_files)
+        self._progress = Progress(stage="offered", size=0)
+
+    async def wait_offer(self) -> Offered:
+        """The whole offer."""
+        while True:
+            for message in self._receiver.receive(await self._pipe.receive_some()):
+                if isinstance(message, Offered):
+                    return message
+                assert isinstance(message, Refusal)
+                refusal = TransferRefused(message.reason, message.text, by_peer=False)
+                await self.refuse(refusal)
+                raise refusal
+
+    async def refuse(self, refusal: TransferRefused) -> None:
+        """Tell the sender, and hear it out: until then it may still be saying what it offers."""
+        with suppress(trio.BrokenResourceError):
+            await self._pipe.send_all(self._receiver.refuse(Reason(refusal.reason), str(refusal)))
+            await self._pipe.send_eof()
+            async for _ in self._pipe:
+                pass
+
+    async def receive(self, staging: Staging, offered: Offered) -> Received:
+        """All that comes after the offer."""
+        accept = staging.accept()
+        there = first_bytes(offered.entries, accept)
+        files = sum(not each.is_folder for each in offered.entries)
+        self._show(stage="moving", size=offered.offer.size, files=files, there=there, done=there)
+        await self._pipe.send_all(self._receiver.accept(accept.complete, accept.held))
+        try:
+            await self._take_all(staging)
+            self._show(stage="checking")
+            paths = await trio.to_thread.run_sync(staging.publish)
+        except TransferFailed as failure:
+            if not failure.by_peer:
+                await self._stop(failure)
+            raise
+        await self._finish(staging)
+        self._show(stage="done")
+        return Received(paths=tuple(paths), files=files, size=offered.offer.size, there=there)
+
+    async def _finish(self, staging: Staging) -> None:
+        """Tell the sender.  Who has not heard it comes back, and is told again; what is kept for that is little."""
+        with suppress(trio.BrokenResourceError):
+            await self._pipe.send_all(self._receiver.done())
+            async for _ in self._pipe:
+                pass
+            await trio.to_thread.run_sync(staging.forget)
+
+    async def _stop(self, failure: TransferFailed) -> None:
+        with suppress(trio.BrokenResourceError):
+            await self._pipe.send_all(self._receiver.stop(Reason(failure.reason), str(failure)))
+            await self._pipe.send_eof()
+            async for _ in self._pipe:
+                pass
+
+    async def _take_all(self, staging: Staging) -> None:
+        """Until the sender has finished, and all is written."""
+        inlet, outlet = trio.open_memory_channel[_Batch](AHEAD)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_all, staging, outlet)
+                async with inlet:
+                    withdrawn = await self._read_all(staging, inlet)
+        except BaseExceptionGroup as group:
+            errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
+            said = [each for each in errors if isinstance(each, TransferError)]
+            if said or len(errors) == 1:
+                raise (said or errors)[0] from None
+            raise
+        if withdrawn is not None:
+            if withdrawn.index is not None:
+                await trio.to_thread.run_sync(staging.discard, withdrawn.index)
+            text = printable(withdrawn.text, MAX_TEXT)
+            raise TransferFailed(withdrawn.reason, f"the sender gives up: {text}", by_peer=True)
+
+    async def _read_all(self, staging: Staging, inlet: trio.MemorySendChannel[_Batch]) -> Withdraw | None:
+        while True:
+            batch: list[Block | FileEnd] = []
+            last: Finish | Withdraw | None = None
+            for message in self._receiver.receive(await self._pipe.receive_some(MAX_READ)):
+                if isinstance(message, Block | FileEnd):
+                    batch.append(message)
+                else:
+                    assert isinstance(message, Finish | Withdraw)
+                    last = message
+            if batch:
+                await inlet.send(batch)
+                moved = sum(each.size for each in batch if isinstance(each, Block))
+                name = staging.entries[batch[-1].index].path
+                self._show(stage="moving", done=self._progress.done + moved, name=name)
+            if last is not None:
+                return last if isinstance(last, Withdraw) else None
+
+    async def _write_all(self, staging: Staging, outlet: trio.MemoryReceiveChannel[_Batch]) -> None:
+        async with outlet:
+            async for batch in outlet:
+                await trio.to_thread.run_sync(staging.write, batch)
+
+    def _show(self, **changes: object) -> None:
+        self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]
+        self._tell(self._progress)

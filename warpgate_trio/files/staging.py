@@ -1,0 +1,354 @@
+"""The receiver's disk: where files grow until all of an offer is there, and how they get their names.
+
+    INTO/.warpgate-trio/KEY/      KEY: of the sender and of what it offers, so nobody else has a part in it
+                        offer     what was offered (`journal.Saved`)
+                        journal   a record for each block
+                        tree/     the files, by the names that they were offered by
+
+The area is this user's alone (0700), on the same disk as what is to come of it, and what is in it is reached step by
+step from open folders, past no link.  When the checksum of every file was the sender's, each name at the top of the
+tree is moved out, whole and at once, to a name that nobody has.
+
+All of it blocks: it is called by worker threads, one at a time for each `Staging`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, final
+
+import msgspec
+
+from ..errors import TransferFailed, TransferRefused
+from .area import (
+    good_blocks,
+    lock_room,
+    open_area,
+    prune,
+    refusal,
+    remove_abandoned,
+    try_names,
+    write_all,
+    write_failure,
+)
+from .digests import block_count, block_digest, block_start
+from .folder import Folder
+from .journal import (
+    MAX_SAVED,
+    FileRecord,
+    Saved,
+    block_record,
+    complete_record,
+    read_journal,
+    read_saved,
+    write_journal,
+)
+from .naming import free_names, judge_names
+from .protocol import Offered
+from .tree import Tree
+from .wire import MAX_HELD, Accept, Block, Entry, FileEnd, Held, Reason
+
+__all__ = ["RESERVE", "Staging"]
+
+RESERVE: Final = 64 * 1024 * 1024
+"""Bytes of a disk that are left free: a system whose disk is full to the last byte has other troubles."""
+ENTRY_COST: Final = 4096
+"""Bytes that a file or folder takes beside its own: a block of most file systems."""
+
+
+@final
+class Staging:
+    """One offer of one peer, on the disk; made by `open`, and to be closed.
+
+    Attributes:
+      entries: what is offered.
+      records: what is there, by the number of the file.
+      written: bytes of the journal.
+    """
+
+    def __init__(self, into: Folder, room: Folder, lock: int, sender: str, offered: Offered, saved: Saved) -> None:
+        self._into = into
+        self._room = room
+        self._lock = lock
+        self._tree = Tree(room.subfolder("tree", make=True))
+        self._saved = saved
+        self._journal = -1
+        self.entries: Final = offered.entries
+        self.records: dict[int, FileRecord] = {}
+        self.written: int = 0
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls, into: Path, sender: str, offered: Offered, *, hidden: bool, max_size: int | None, trusted: int = 0
+    ) -> Staging:
+        """Judge an offer, and find what is there of it.
+
+        Args:
+          hidden: whether names that begin with a dot are taken.
+          max_size: bytes that are taken.
+          trusted: bytes of the journal that this process has written itself.
+
+        Raises:
+          TransferRefused: it is not taken.
+        """
+        try:
+            return cls._open(into, sender, offered, hidden, max_size, trusted)
+        except OSError as error:
+            failure = write_failure(error)
+            raise TransferRefused(failure.reason, str(failure), by_peer=False) from error
+
+    @classmethod
+    def _open(
+        cls, into: Path, sender: str, offered: Offered, hidden: bool, max_size: int | None, trusted: int
+    ) -> Staging:
+        offer, entries = offered.offer, offered.entries
+        if max_size is not None and offer.size > max_size:
+            raise refusal(Reason.TOO_LARGE, f"{offer.size:,} bytes, and {max_size:,} are taken")
+        into.mkdir(parents=True, exist_ok=True)
+        folder = Folder.open(into)
+        room, lock = None, -1
+        try:
+            with open_area(folder) as area:
+                problem = judge_names(((e.path, e.is_folder) for e in entries), try_names(area, hidden))
+                if problem is not None:
+                    raise refusal(Reason.NAME, problem)
+                name = hashlib.blake2b(sender.encode() + offer.key, digest_size=16).hexdigest()
+                remove_abandoned(area, name)
+                room = area.subfolder(name, make=True, mode=0o700)
+            lock = lock_room(room)
+            staging = cls(folder, room, lock, sender, offered, Saved(sender, offer.run, entries))
+            try:
+                staging._find(trusted)
+                staging._check_space(offer.size)
+            except BaseException:
+                staging._close_journal()
+                staging._tree.close()
+                raise
+            return staging
+        except BaseException:
+            if lock >= 0:
+                os.close(lock)
+            if room is not None:
+                room.close()
+            folder.close()
+            raise
+
+    def _find(self, trusted: int) -> None:
+        """What is there of these very files; anything else is removed."""
+        old = read_saved(self._read("offer"))
+        journal = self._read("journal")
+        if old is None or (old.published and old.run != self._saved.run):
+            self._tree.close()
+            self._room.remove("tree")
+            self._tree = Tree(self._room.subfolder("tree", make=True))
+        else:
+            records = read_journal(journal, old.entries)
+            published = old.published if old.run == self._saved.run else {}
+            if old.entries == self.entries:
+                self.records = records
+            else:
+                self._adopt(old.entries, records)
+            self._saved = msgspec.structs.replace(self._saved, published=published)
+            if len(journal) != trusted or not trusted:
+                self._verify()
+        for index, entry in enumerate(self.entries):
+            if self._published(entry) and not entry.is_folder:
+                self.records[index] = FileRecord(complete=True)
+        self._save()
+        for entry in self.entries:
+            if entry.is_folder and not self._published(entry):
+                self._tree.make_folder(entry.path)
+
+    def _adopt(self, old: Sequence[Entry], records: dict[int, FileRecord]) -> None:
+        """Of another offer of the same paths, keep what is the same now."""
+        now = {entry: index for index, entry in enumerate(self.entries)}
+        for index, record in records.items():
+            if (number := now.get(old[index])) is not None:
+                self.records[number] = record
+        kept = {self.entries[index].path for index in self.records}
+        folders = {entry.path for entry in self.entries if entry.is_folder}
+        prune(self._tree.root, "", kept, folders)
+
+    def _verify(self) -> None:
+        """Believe the disk alone: each block's checksum is computed again."""
+        for index, record in list(self.records.items()):
+            try:
+                parent, name = self._tree.place(self.entries[index].path)
+                record.cut(good_blocks(parent, name, self.entries[index].size, record))
+            except OSError:
+                record.cut(0)
+                record.complete = False
+            if not record.blocks and not record.complete:
+                del self.records[index]
+
+    def _published(self, entry: Entry) -> bool:
+        return entry.path.partition("/")[0] in self._saved.published
+
+    def _check_space(self, size: int) -> None:
+        there = sum(
+            self.entries[index].size if record.complete else block_start(record.blocks)
+            for index, record in self.records.items()
+        )
+        needed = max(size - there, 0) + ENTRY_COST * (len(self.entries) - len(self.records))
+        free = self._into.free_space() - RESERVE
+        if needed > free:
+            raise refusal(Reason.NO_SPACE, f"{needed:,} bytes are needed, and {max(free, 0):,} are free")
+
+    # -- what the sender is told -------------------------------------------------------------------------------------
+
+    def accept(self) -> Accept:
+        """What is there."""
+        bits = bytearray(-(-len(self.entries) // 8))
+        held: list[Held] = []
+        for index, record in sorted(self.records.items()):
+            if record.complete:
+                bits[index >> 3] |= 1 << (index & 7)
+            elif len(held) < MAX_HELD:
+                held.append(Held(index, record.blocks, record.digest))
+        return Accept(bytes(bits), tuple(held))
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write(self, batch: Iterable[Block | FileEnd]) -> None:
+        """Blocks and ends of files, as the protocol has let them through.
+
+        Raises:
+          TransferFailed: the disk does not take them, or their bytes are not what their checksum says.
+        """
+        records = bytearray()
+        try:
+            try:
+                for each in batch:
+                    records += self._write_block(each) if isinstance(each, Block) else self._end_file(each)
+            finally:
+                self._note(records)
+        except OSError as error:
+            raise write_failure(error) from error
+
+    def _note(self, records: bytearray) -> None:
+        if self._journal < 0:
+            self._journal = self._room.open_file("journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        written = os.write(self._journal, records) if records else 0
+        self.written += written
+        if written < len(records):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _write_block(self, block: Block) -> bytes:
+        if block_digest(block.pieces) != block.digest:
+            raise TransferFailed(
+                Reason.DAMAGED, f"block {block.number} of {self.entries[block.index].path!r} is damaged", by_peer=False
+            )
+        record = self.records.setdefault(block.index, FileRecord())
+        if block.number == 0:
+            record.cut(0)
+        write_all(self._tree.grow(self.entries[block.index], block.number), block.pieces, block.size)
+        record.digests += block.digest
+        return block_record(block.index, block.number, block.digest)
+
+    def _end_file(self, end: FileEnd) -> bytes:
+        entry = self.entries[end.index]
+        record = self.records.setdefault(end.index, FileRecord())
+        if record.blocks != block_count(entry.size) or record.digest != end.digest:
+            self.discard(end.index)
+            raise TransferFailed(Reason.DAMAGED, f"{entry.path!r} is not what its checksum says", by_peer=False)
+        self._tree.finish(entry, record.blocks)
+        record.complete = True
+        return complete_record(end.index, end.digest)
+
+    def discard(self, index: int) -> None:
+        """Keep nothing of a file."""
+        self._tree.remove(self.entries[index].path)
+        self.records.pop(index, None)
+        self._save()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def publish(self) -> list[Path]:
+        """Give the files their names, each at the top as one; returns where they are.
+
+        Raises:
+          TransferFailed: no name is free, or the system lets none be given.
+        """
+        self._tree.rest()
+        try:
+            for entry in self.entries:
+                if not self._published(entry):
+                    self._tree.sync(entry)
+            self._tree.rest()
+            for entry in self.entries:
+                if "/" not in entry.path and not self._published(entry):
+                    self._saved.published[entry.path] = self._give_name(entry)
+                    self._save_offer()
+            self._into.sync()
+        except OSError as error:
+            raise write_failure(error) from error
+        return [self._into.path / each for each in self._saved.published.values()]
+
+    def _give_name(self, entry: Entry) -> str:
+        for name in free_names(entry.path, entry.is_folder):
+            with suppress(FileExistsError):
+                self._tree.root.move_out(entry.path, self._into, name)
+                return name
+        raise TransferFailed(Reason.EXISTS, f"every name like {entry.path!r} is taken", by_peer=False)
+
+    def forget(self) -> None:
+        """The sender knows that all is there: remove what is left, but for the lock."""
+        self._close_journal()
+        self._tree.rest()
+        for name in self._room.names():
+            with suppress(OSError):
+                self._room.remove(name)
+        path = self._room.path
+        with suppress(OSError):  # another one has come in
+            os.rmdir(path)
+            os.rmdir(path.parent)
+
+    def close(self) -> None:
+        """Let go of all; what is on the disk stays."""
+        self._close_journal()
+        self._tree.close()
+        self._room.close()
+        self._into.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # -- what it is made of ------------------------------------------------------------------------------------------
+
+    def _close_journal(self) -> None:
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+
+    def _read(self, name: str) -> bytes:
+        try:
+            descriptor = self._room.open_file(name, os.O_RDONLY)
+        except FileNotFoundError:
+            return b""
+        with open(descriptor, "rb") as file:
+            return file.read(MAX_SAVED)
+
+    def _save(self) -> None:
+        """Write down what is there, in place of what was."""
+        self._save_offer()
+        self._close_journal()
+        journal = write_journal({i: r for i, r in self.records.items() if not self._published(self.entries[i])})
+        self._put("journal", journal)
+        self.written = len(journal)
+
+    def _save_offer(self) -> None:
+        self._put("offer", msgspec.msgpack.encode(self._saved))
+
+    def _put(self, name: str, data: bytes) -> None:
+        new = f"{name}.new"
+        self._room.remove(new)
+        with open(self._room.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+        self._room.replace(new, name)

@@ -1,0 +1,110 @@
+"""The files of one offer while they grow, below an open folder: one at a time, and past no link.  It blocks."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Final, final
+
+from .digests import block_start
+from .folder import Folder
+from .wire import Entry, EntryKind
+
+__all__ = ["Tree"]
+
+
+@final
+class Tree:
+    """Where the files of an offer are; close it.  All of it raises OSError.
+
+    Attributes:
+      root: the folder, which is the tree's from now on.
+    """
+
+    def __init__(self, root: Folder) -> None:
+        self.root: Final = root
+        self._parent: tuple[str, Folder] | None = None
+        self._growing: tuple[str, int] | None = None
+
+    def close(self) -> None:
+        """Let go of all; the files stay."""
+        self.rest()
+        self.root.close()
+
+    def rest(self) -> None:
+        """Close what is open inside, so that it can be moved."""
+        self._close_file()
+        if self._parent is not None:
+            self._parent[1].close()
+            self._parent = None
+
+    def place(self, path: str) -> tuple[Folder, str]:
+        """The folder that a path of the offer is in, and its name there."""
+        above, _, name = path.rpartition("/")
+        if not above:
+            return self.root, name
+        if self._parent is None or self._parent[0] != above:
+            folder = self.root
+            for each in above.split("/"):
+                inner = folder.subfolder(each)
+                if folder is not self.root:
+                    folder.close()
+                folder = inner
+            if self._parent is not None:
+                self._parent[1].close()
+            self._parent = (above, folder)
+        return self._parent[1], name
+
+    def make_folder(self, path: str) -> None:
+        """A folder, where there is none."""
+        parent, name = self.place(path)
+        parent.subfolder(name, make=True).close()
+
+    def grow(self, entry: Entry, blocks: int) -> int:
+        """The descriptor of a file of which so many blocks are kept, and which stands behind them."""
+        if self._growing is not None and self._growing[0] == entry.path and blocks:
+            return self._growing[1]
+        self._close_file()
+        parent, name = self.place(entry.path)
+        if blocks == 0:
+            parent.remove(name)
+        flags = os.O_WRONLY if blocks else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        mode = 0o777 if entry.kind is EntryKind.EXECUTABLE else 0o666  # less the user's umask
+        descriptor = parent.open_file(name, flags, mode)
+        self._growing = (entry.path, descriptor)
+        os.ftruncate(descriptor, block_start(blocks))
+        os.lseek(descriptor, block_start(blocks), os.SEEK_SET)
+        return descriptor
+
+    def finish(self, entry: Entry, blocks: int) -> None:
+        """All of a file is there: give it its length and its time."""
+        descriptor = self.grow(entry, blocks)
+        os.ftruncate(descriptor, entry.size)
+        if os.utime in os.supports_fd:
+            with suppress(OSError, OverflowError):  # of a year that the file system has not
+                os.utime(descriptor, ns=(entry.modified, entry.modified))
+        self._close_file()
+
+    def remove(self, path: str) -> None:
+        """Keep nothing of a file."""
+        self._close_file()
+        parent, name = self.place(path)
+        parent.remove(name)
+
+    def sync(self, entry: Entry) -> None:
+        """Have a file or folder outlast a power cut."""
+        parent, name = self.place(entry.path)
+        if entry.is_folder:
+            with parent.subfolder(name) as folder:
+                folder.sync()
+            return
+        descriptor = parent.open_file(name, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _close_file(self) -> None:
+        if self._growing is not None:
+            os.close(self._growing[1])
+            self._growing = None
