@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import indent
 from typing import Any
 
@@ -27,10 +29,11 @@ from click.shell_completion import get_completion_class
 
 from tests.documented import DOCS, ROOT, Block, blocks, changed
 from tests.identities import ALICE
-from tests.nodes import address_of, pair
+from tests.nodes import address_of, pair, pipes
 from tests.unit.test_docs_commands import IN_BLOCK, command_of
 from warpgate_trio import NodeConfig, Pipe, plugin, serve_pipes
 from warpgate_trio.cli.options import Settings
+from warpgate_trio.files import wire
 from warpgate_trio.link.frames import FrameType
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.report import REMEDIES, Known
@@ -40,7 +43,7 @@ from warpgate_trio.signal.mqtt import channel
 
 Key = tuple[str, str]
 
-FRAMES = {kind.name for kind in FrameType} | {name.upper() for name in vars(rendezvous_frames)}
+FRAMES = {kind.name for kind in (*FrameType, *wire.Kind)} | {name.upper() for name in vars(rendezvous_frames)}
 NO_FRAMES = {"HOST", "NAT", "PORT", "QUIC", "RTT", "STUN", "SYN", "TCP", "TLS", "TURN", "UDP"}
 TRIED: dict[Key, str] = {
     ("configuration.md", "from warpgate_trio import NodeConfig, Servers, load_config"): (
@@ -97,6 +100,7 @@ LADDER = "a ladder that was drawn by hand; the frames in it exist"
 SHOWN: dict[Key, str] = {
     ("architecture.md", "your program                                    warpgate-tri"): PICTURE,
     ("architecture.md", "open_node()"): PICTURE,
+    ("files.md", "send                                                    rece"): LADDER,
     (
         "kernel_lab.md",
         "a ── nat ──┐                        ┌── nat ── b          b:",
@@ -171,6 +175,29 @@ async def try_forwarding(block: Block) -> None:
         async with await both.alice.auto_connect(both.bob.address) as pipe:
             await names["talk"](pipe)
     assert printed == [b"SSH-2.0-there"]
+
+
+async def try_files(block: Block) -> None:
+    """One side gives what the other one takes."""
+    with TemporaryDirectory() as name:
+        await _give_and_take(block, Path(name))
+
+
+async def _give_and_take(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/one.jpg", "report.pdf"):
+        (tmp_path / name).write_text(name)
+    text = changed(
+        block.text, {f'"{each}"': repr(str(tmp_path / each)) for each in ("photos", "report.pdf", "incoming")}
+    )
+    printed: list[Any] = []
+    names = run(block, text, {"Pipe": Pipe, "print": lambda *words: printed.append(words)})
+    async with pipes() as (ours, theirs, _), trio.open_nursery() as nursery:
+        nursery.start_soon(names["give"], ours)
+        await names["take"](theirs)
+    size = len("photos/one.jpg") + len("report.pdf")
+    assert (size, size) in printed
+    assert (tuple(tmp_path / "incoming" / each for each in ("photos", "report.pdf")),) in printed
 
 
 def try_the_lab(block: Block) -> None:
@@ -267,6 +294,7 @@ HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
         "kernel_lab.md",
         'outcome = await pair("port-restricted", "symmetric", phases=',
     ): (try_the_lab),
+    ("files.md", "from warpgate_trio.files import receive_files, send_files"): try_files,
     ("kernel_lab.md", "trio.socket.set_custom_socket_factory(SocketsOfNamespaces())"): try_the_lab,
     ("migration.md", "async def answer(pipe):"): try_a_moved_program,
     ("port_mapping.md", "[portmap]"): try_a_configuration,

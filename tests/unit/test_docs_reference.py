@@ -13,7 +13,7 @@ from tests.documented import DOCS
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md")}
 SHOWN = Counter(re.findall(r"^\.\. auto\w+:: ([\w.]+)", "\n".join(PAGES.values()), re.MULTILINE))
-PUBLIC = ("", ".errors", ".forwarding", ".plugin", ".report", ".sim", ".testing", ".testing.strategies")
+PUBLIC = ("", ".errors", ".files", ".forwarding", ".plugin", ".report", ".sim", ".testing", ".testing.strategies")
 """Modules whose `__all__` is API.  What several of them have is shown where it is first of these."""
 ELSEWHERE = {"presets"}  # a module: `warpgate-trio simulate --list` and docs/simulator.md have its names
 
