@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from .contacts import Contact as Contact
     from .contacts import Contacts as Contacts
     from .errors import AddressError as AddressError
+    from .errors import CodeMalformed as CodeMalformed
+    from .errors import CodeRefused as CodeRefused
     from .errors import ConfigError as ConfigError
     from .errors import ConnectError as ConnectError
     from .errors import ContactError as ContactError
+    from .errors import PairingError as PairingError
+    from .errors import PairingUnavailable as PairingUnavailable
     from .errors import PeerNotFound as PeerNotFound
     from .errors import PeerRefused as PeerRefused
     from .errors import WarpgateError as WarpgateError
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
     from .node.listener import PipeListener as PipeListener
     from .node.peers import PeerStatus as PeerStatus
     from .node.serving import serve_pipes as serve_pipes
+    from .pairing import CodeOffer as CodeOffer
+    from .pairing import Paired as Paired
+    from .pairing import PairedPeers as PairedPeers
     from .plugin import IP4 as IP4
     from .plugin import IP6 as IP6
     from .report import ConnectReport as ConnectReport
@@ -63,6 +70,9 @@ __all__ = [
     "AddressError",
     "Authorize",
     "Budgets",
+    "CodeMalformed",
+    "CodeOffer",
+    "CodeRefused",
     "ConfigError",
     "ConnectError",
     "ConnectReport",
@@ -78,6 +88,10 @@ __all__ = [
     "NetworkConfig",
     "Node",
     "NodeConfig",
+    "Paired",
+    "PairedPeers",
+    "PairingError",
+    "PairingUnavailable",
     "PathCause",
     "PathChange",
     "PathInfo",
@@ -104,6 +118,9 @@ _HOME: Final[dict[str, str]] = {
     "AddressError": "errors",
     "Authorize": "node.admission",
     "Budgets": "config",
+    "CodeMalformed": "errors",
+    "CodeOffer": "pairing",
+    "CodeRefused": "errors",
     "ConfigError": "errors",
     "ConnectError": "errors",
     "ConnectReport": "report",
@@ -123,6 +140,10 @@ _HOME: Final[dict[str, str]] = {
     "NodeConfig": "config",
     "PathsConfig": "config",
     "PortMapConfig": "config",
+    "Paired": "pairing",
+    "PairedPeers": "pairing",
+    "PairingError": "errors",
+    "PairingUnavailable": "errors",
     "PathCause": "link",
     "PathChange": "link",
     "PathInfo": "link",

@@ -24,6 +24,8 @@ __all__ = [
     "AttemptFailed",
     "CarrierError",
     "ClockUnavailable",
+    "CodeMalformed",
+    "CodeRefused",
     "ConfigError",
     "ConnectError",
     "ContactError",
@@ -35,6 +37,8 @@ __all__ = [
     "IdentityError",
     "LibraryPanicked",
     "LocalProtocolError",
+    "PairingError",
+    "PairingUnavailable",
     "PeerAborted",
     "PeerIdError",
     "PeerNotFound",
@@ -352,6 +356,32 @@ class TransferRefused(TransferError):
 
 class TransferFailed(TransferError):
     """A transfer ended in the middle; what has come is kept, and is not sent again."""
+
+
+class PairingError(WarpgateError):
+    """Two nodes were not paired by a code; the subclasses say why (docs/pairing.md)."""
+
+
+class CodeMalformed(PairingError, ValueError):
+    """The text cannot be a code; the message says what is wrong with it."""
+
+
+class CodeRefused(PairingError):
+    """The code was wrong, used, void or unknown, or may not be tried now.
+
+    Attributes:
+      outcome: a `warpgate_trio.servers.mailbox_frames.Outcome`.
+      retry_after: seconds after which it may be tried; 0.0 where it does not help to wait.
+    """
+
+    def __init__(self, outcome: int, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.retry_after = retry_after
+
+
+class PairingUnavailable(PairingError):
+    """There is no server to pair by: none is configured, none can be reached, or none can pair."""
 
 
 class PeerAborted(WarpgateError):

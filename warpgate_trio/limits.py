@@ -30,7 +30,7 @@ import trio
 
 from .sockaddr import parse_ip, unmapped
 
-__all__ = ["BoundedMap", "Budget", "Gate", "Place", "TokenBucket", "TokenBuckets", "subscriber"]
+__all__ = ["BoundedMap", "Budget", "Gate", "Place", "TokenBucket", "TokenBuckets", "prefixes", "subscriber"]
 
 SHARE: Final = 0.5
 """Share of what is free that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
@@ -47,7 +47,7 @@ def subscriber(host: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _prefixes(host: str) -> tuple[bytes, ...]:
+def prefixes(host: str) -> tuple[bytes, ...]:
     """The prefixes that an address is counted under, the shortest first.  No two of different kinds are equal."""
     ip = unmapped(parse_ip(host))
     return tuple(ip.packed[:length] for length in _TIERS[ip.version])
@@ -159,7 +159,7 @@ class Gate:
         return True
 
     def _enter(self, place: Place, host: str) -> bool:
-        path = _prefixes(host)
+        path = prefixes(host)
         group: _Group | None = self._all
         for key in path:
             group = group.parts.get(key) if group is not None else None
@@ -230,7 +230,7 @@ class Budget:
 
     def take(self, host: str, amount: int) -> bool:
         """Take bytes on behalf of `host`; False, and nothing is taken, where its share or all is used up."""
-        path = _prefixes(host)
+        path = prefixes(host)
         if self._held[path[-1]] + amount > self._per_address_limit:
             return False
         if self._held[path[0]] + amount > SHARE * (self._limit - self.held):
@@ -242,7 +242,7 @@ class Budget:
     def give_back(self, host: str, amount: int) -> None:
         """Give back what was taken."""
         self.held -= amount
-        for prefix in _prefixes(host):
+        for prefix in prefixes(host):
             self._held[prefix] -= amount
             if not self._held[prefix]:
                 del self._held[prefix]

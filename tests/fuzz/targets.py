@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.fuzz import files, gateways, protocols, quic, records, streams, turn, written
+from tests.fuzz import files, gateways, pairing, protocols, quic, records, streams, turn, written
 from tests.fuzz.registry import TARGETS, Target
 
-__all__ = ["TARGETS", "Target", "files", "gateways", "protocols", "quic", "records", "streams", "turn", "written"]
+__all__ = [
+    "TARGETS",
+    "Target",
+    "files",
+    "gateways",
+    "pairing",
+    "protocols",
+    "quic",
+    "records",
+    "streams",
+    "turn",
+    "written",
+]

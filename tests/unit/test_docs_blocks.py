@@ -44,6 +44,7 @@ from warpgate_trio.signal.mqtt import channel
 Key = tuple[str, str]
 
 FRAMES = {kind.name for kind in (*FrameType, *wire.Kind)} | {name.upper() for name in vars(rendezvous_frames)}
+FRAMES |= {"HELLO", "REPLY"}
 NO_FRAMES = {"HOST", "NAT", "PORT", "QUIC", "RTT", "STUN", "SYN", "TCP", "TLS", "TURN", "UDP"}
 TRIED: dict[Key, str] = {
     ("configuration.md", "from warpgate_trio import NodeConfig, Servers, load_config"): (
@@ -52,6 +53,7 @@ TRIED: dict[Key, str] = {
     ("configuration.md", "[identity]"): "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it",
     ("contacts.md", "import trio"): "integration/test_docs_contacts.py::test_the_program_calls_and_renames",
     ("contacts.md", "version = 1"): "integration/test_docs_contacts.py::test_the_file_is_what_the_page_shows",
+    ("pairing.md", "from __future__ import annotations"): "integration/test_pairing.py::test_the_programs_of_the_page",
     ("howto/systemd.md", "[Unit]"): "unit/test_docs_serving.py::test_systemd_understands_the_unit",
     ("howto/container.md", "FROM docker.io/library/python:3.13-slim"): (
         "unit/test_docs_serving.py::test_the_container_starts_what_the_parser_understands"
@@ -112,7 +114,8 @@ SHOWN: dict[Key, str] = {
     **{
         (block.page, block.key[1]): LADDER
         for block in blocks()
-        if block.key[1].split("  ")[0].partition(" (")[0] in ("Alice", "initiator", "client") and not block.language
+        if block.key[1].split("  ")[0].partition(" (")[0] in ("Alice", "initiator", "client", "connect --code")
+        and not block.language
     },
 }
 """Page and the block's beginning -> why nothing runs the block."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import pytest
 
+from warpgate_trio.servers.mailboxes import PairingStatistics
 from warpgate_trio.servers.metrics import Statistics, exposition
 from warpgate_trio.servers.ntp_core import NtpStatistics
 from warpgate_trio.servers.relay_core import RelayStatistics
@@ -40,12 +41,15 @@ def parse(text: str) -> dict[str, tuple[str, float]]:
     return found
 
 
+PARTS: Final[dict[str, type[Any]]] = {"relay": RelayStatistics, "pairing": PairingStatistics}
+
+
 def filled(kind: type[Any], start: int) -> Any:
     """Statistics in which no two fields are equal, and the next number."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        if field.name == "relay":
-            values[field.name], start = filled(RelayStatistics, start)
+        if field.name in PARTS:
+            values[field.name], start = filled(PARTS[field.name], start)
         else:
             values[field.name], start = start, start + 1
     return kind(**values), start
@@ -69,7 +73,7 @@ def test_each_field_of_each_server_is_there_once() -> None:
 def test_names_say_the_server_the_unit_and_the_kind() -> None:
     found = parse(exposition(everything()[0]))
     for name, (kind, _) in found.items():
-        assert re.match(r"warpgate_(rendezvous|relay|stun|turn|ntp)_[a-z]", name)
+        assert re.match(r"warpgate_(rendezvous|relay|pairing|stun|turn|ntp)_[a-z]", name)
         assert name == name.lower()
         assert name.endswith("_total") == (kind == "counter")
         assert ("byte" in name) == (name.removesuffix("_total").endswith("_bytes"))
@@ -83,6 +87,7 @@ def test_what_is_held_now_is_a_gauge_and_what_was_done_a_counter() -> None:
         "warpgate_rendezvous_queued_frames",
         "warpgate_relay_circuits",
         "warpgate_relay_held_bytes",
+        "warpgate_pairing_offers",
         "warpgate_turn_allocations",
         "warpgate_turn_permissions",
         "warpgate_turn_channels",

@@ -128,11 +128,11 @@ def test_from_call_to_end() -> None:
 
 def test_who_may_relay_is_said_at_registration() -> None:
     closed = RendezvousCore(relay=RelayRules(token=TOKEN))
-    assert Client(closed, ALICE).registered == Registered(1)
-    assert Client(closed, ALICE, token="another").registered == Registered(1)
-    assert Client(closed, ALICE, token=TOKEN).registered == Registered(3)
-    assert Client(open_core(), ALICE).registered == Registered(3)
-    assert Client(RendezvousCore(), ALICE, token=TOKEN).registered == Registered(0)
+    assert Client(closed, ALICE).registered == Registered(5)
+    assert Client(closed, ALICE, token="another").registered == Registered(5)
+    assert Client(closed, ALICE, token=TOKEN).registered == Registered(7)
+    assert Client(open_core(), ALICE).registered == Registered(7)
+    assert Client(RendezvousCore(), ALICE, token=TOKEN).registered == Registered(4)
 
 
 @pytest.mark.parametrize("who", ["caller", "receiver"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -20,12 +21,14 @@ from .options import (
     path_options,
     walk_options,
 )
+from .pairing import accept_code_option, paired_node
 from .parameters import PluginOption, Size, check_plugin, read_route
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
     from ..combos import RouteType
     from ..config import NodeConfig
+    from ..contacts import Callee
     from ..errors import ConnectError
     from ..link import Pipe
     from ..node import Node
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from ..report import WalkEvent
     from .echo_test import EchoTest
     from .path_events import PathTeller
+    from .peers import SavedAs
 
 __all__ = ["connect"]
 
@@ -42,7 +46,8 @@ More would save no more, and would wait with it on a path that carries nothing l
 
 
 @click.command(short_help="Connect to a peer; join stdin and stdout to it, or test the path.")
-@click.argument("peer")
+@click.argument("peer", required=False)
+@accept_code_option
 @node_options
 @click.option("--save", metavar="NAME", help="Keep the peer as the contact NAME, once it is connected.")
 @click.option(
@@ -62,7 +67,8 @@ More would save no more, and would wait with it on a path that carries nothing l
 def connect(
     settings: Settings,
     *,
-    peer: str,
+    peer: str | None,
+    code: str | None,
     node_options: NodeOptions,
     save: str | None,
     echo_test: int | None,
@@ -72,20 +78,23 @@ def connect(
     phases: tuple[Phase, ...] | None,
     timeout: float | None,
 ) -> int:
-    """Connect to PEER: a contact's name, a peer id, or the text wg1… that its `listen` has printed.
+    """Connect to PEER: a contact's name, a peer id, or the text wg1… that its `listen` has printed; or by --code.
 
     stdin and stdout are joined to the Pipe; the end of stdin is the end of what is sent, and receiving goes on.  With
     --echo-test the Pipe is measured instead.  With --json one line on stdout says how it went.
     """
     if plugin is not None and phases is not None:
         raise click.UsageError("--plugin names one technique, --phases chooses among many: give one of them")
-    from ..errors import AddressError, ConfigError, ContactError, PeerIdError
+    if (peer is None) == (code is None):
+        raise click.UsageError("say whom to call: PEER, or --code CODE, of which there is one")
+    from ..errors import AddressError, ConfigError, ContactError, PairingError, PeerIdError
     from .runner import run
 
     settings.start_logging()
     call = _Call(
         settings,
         peer=peer,
+        code=code,
         save=save,
         echo_test=echo_test,
         plugin=plugin,
@@ -96,7 +105,7 @@ def connect(
     )
     try:
         return run(partial(call.run, node_options.load()))
-    except (AddressError, ConfigError, ContactError, PeerIdError, UsageProblem) as error:
+    except (AddressError, ConfigError, ContactError, PairingError, PeerIdError, UsageProblem) as error:
         call.print_unusable(error)
         raise
 
@@ -107,7 +116,8 @@ class _Call:
         self,
         settings: Settings,
         *,
-        peer: str,
+        peer: str | None,
+        code: str | None = None,
         save: str | None,
         echo_test: int | None,
         plugin: str | None,
@@ -118,6 +128,7 @@ class _Call:
     ) -> None:
         self._settings = settings
         self._text = peer
+        self._code = code
         self._save = save
         self._echo_test = echo_test
         self._plugin = plugin
@@ -130,20 +141,15 @@ class _Call:
         import trio
 
         from ..errors import ConnectError
-        from ..node import open_node
         from . import render as render  # not in the midst of what is timed
-        from .caller import caller_identity
         from .echo_test import EchoTest
         from .path_events import PathTeller
-        from .peers import SavedAs, find_peer
         from .stdio import StandardOutput, look_ahead, skip
 
-        peer, contacts = find_peer(self._settings, self._text)  # before anything is opened for it
-        saved = None if self._save is None else SavedAs(self._save, peer, contacts)
         check_plugin(self._plugin)
         test = None if self._echo_test is None else EchoTest(self._echo_test, early=EARLY_DATA)
         early_data = b"" if self._settings.json else look_ahead(EARLY_DATA)
-        async with open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node:
+        async with self._opened(config) as (node, peer, saved):
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id[:8]}…")
             called_at = trio.current_time()
             teller = PathTeller(self._settings, StandardOutput(), called_at=called_at)
@@ -173,6 +179,23 @@ class _Call:
                     skip(len(early_data))
                     await _join(pipe)
         return ExitCode.OK
+
+    @asynccontextmanager
+    async def _opened(self, config: NodeConfig) -> AsyncGenerator[tuple[Node, Callee, SavedAs | None]]:
+        """A node, whom it is to call, and as what to keep that, once it is connected."""
+        from ..node import open_node
+        from .caller import caller_identity
+        from .peers import SavedAs, find_peer
+
+        if self._text is None:
+            assert self._code is not None
+            async with paired_node(self._settings, config, self._code, save=self._save) as (node, peer):
+                yield node, peer, None
+            return
+        peer, contacts = find_peer(self._settings, self._text)  # before anything is opened for it
+        saved = None if self._save is None else SavedAs(self._save, peer, contacts)
+        async with open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node:
+            yield node, peer, saved
 
     async def _dial(
         self, node: Node, peer: PeerAddress | str, early_data: bytes, *, relay_first: bool, teller: PathTeller
@@ -288,7 +311,7 @@ class _Call:
         """The one line of --json where nothing could be tried."""
         if not self._settings.json:
             return
-        from ..errors import AddressError, AddressNotYetValid, ContactError, PeerIdError
+        from ..errors import AddressError, AddressNotYetValid, ContactError, PairingError, PeerIdError
         from .events import Failed, encode
         from .exits import explain
 
@@ -298,6 +321,8 @@ class _Call:
             verdict, advice = "bad_address", "Ask the peer for its current address, and copy it whole."
             if isinstance(error, AddressNotYetValid):
                 advice = "Set the clock of this machine: by it, the address was issued in the future."
+        elif isinstance(error, PairingError):
+            verdict, advice = "bad_code", "Ask the peer for a new code, and type it as it is shown."
         elif isinstance(error, UsageProblem):
             verdict, advice = "bad_usage", "Call it differently: see `warpgate-trio connect --help`."
         else:

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "CodeOffered",
+    "CodePaired",
     "Connected",
     "ContactLine",
     "Event",
@@ -48,6 +50,27 @@ class ListenReady(Event, frozen=True, kw_only=True, tag="ready"):
     address: str
     peer: str
     signals: list[str]
+
+
+class CodeOffered(Event, frozen=True, kw_only=True, tag="code"):
+    """`listen --code` offers a code.
+
+    Attributes:
+      code: what `connect --code` wants, as ``7-guitar-orbit``.
+      seconds: for how long it is good.
+      servers: at which it is offered.
+    """
+
+    code: str
+    seconds: float
+    servers: list[str]
+
+
+class CodePaired(Event, frozen=True, kw_only=True, tag="paired"):
+    """Somebody has typed the code, or this side has: the other one's id and address, both proven."""
+
+    peer: str
+    address: str
 
 
 class ServeReady(Event, frozen=True, kw_only=True, tag="ready"):
@@ -179,7 +202,8 @@ class Failed(Event, frozen=True, kw_only=True, tag="failed"):
     """`connect` has no Pipe.
 
     Attributes:
-      verdict: a `Verdict`'s value, or ``"bad_address"`` or ``"bad_configuration"`` where nothing was tried.
+      verdict: a `Verdict`'s value, or ``"bad_address"``, ``"bad_code"`` or ``"bad_configuration"`` where nothing was
+        tried.
       advice: one sentence on what would help.
       report: the whole walk; null where nothing was tried.
       error: the sentence that stderr has.

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from ..errors import ConnectError
+    from ..errors import ConnectError, PairingError
 
 __all__ = [
     "CommandFailed",
@@ -92,7 +92,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an exception and one sentence about it, empty where there is nothing to say."""
     import click
 
-    from ..errors import AddressError, ConfigError, ConnectError, ContactError, PeerIdError
+    from ..errors import AddressError, ConfigError, ConnectError, ContactError, PairingError, PeerIdError
 
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return ExitCode.INTERRUPTED, "interrupted"
@@ -110,12 +110,23 @@ def explain(error: BaseException) -> tuple[int, str]:
         return ExitCode.USAGE, error.format_message()
     if isinstance(error, AddressError):
         return ExitCode.USAGE, f"the address cannot be used: {error}"
+    if isinstance(error, PairingError):
+        return _code_of_pairing(error), f"not paired: {error}"
     if isinstance(error, ConfigError | ContactError | PeerIdError):
         return ExitCode.USAGE if full is None else ExitCode.BROKEN, str(error)
     if isinstance(error, ConnectError):
         return exit_code_of_verdict(error.verdict.value), _no_pipe(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return ExitCode.INTERNAL, f"a fault of warpgate-trio itself, {text}; --debug shows where"
+
+
+def _code_of_pairing(error: PairingError) -> ExitCode:
+    """USAGE for a text that is no code, REFUSED for a code that is no good, else NO_PATH."""
+    from ..errors import CodeMalformed, CodeRefused
+
+    if isinstance(error, CodeMalformed):
+        return ExitCode.USAGE
+    return ExitCode.REFUSED if isinstance(error, CodeRefused) else ExitCode.NO_PATH
 
 
 def _no_pipe(error: ConnectError) -> str:

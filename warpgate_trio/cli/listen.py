@@ -19,6 +19,7 @@ from .options import (
     path_events_option,
     path_options,
 )
+from .pairing import CodePairing, offer_code_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,8 @@ NAT_PATIENCE: Final = 1.0
 )
 @click.option("--allow-contacts", is_flag=True, help="Let your contacts in.")
 @click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
+@offer_code_option
+@click.option("--save", metavar="NAME", help="Keep the peer that is paired by --code as the contact NAME.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
 @click.option(
@@ -71,6 +74,8 @@ def listen(
     allow: tuple[str, ...],
     allow_any: bool,
     allow_contacts: bool,
+    code: bool,
+    save: str | None,
     echo: bool,
     keep_open: bool,
     expose: tuple[str, ...],
@@ -79,16 +84,18 @@ def listen(
     """Print this node's address, wait for a peer, and join stdin and stdout to its Pipe.
 
     Peers are let in by their id, which `warpgate-trio id` prints on their machine, or as contacts: --allow,
-    --allow-contacts or --allow-any has to say whom.  With --expose or --bind nothing is joined to stdin and stdout:
-    peers forward connections.
+    --allow-contacts or --allow-any has to say whom, or --code, which prints a code for the one peer that is told it.
+    With --expose or --bind nothing is joined to stdin and stdout: peers forward connections.
     """
     if echo and (expose or bind):
         raise click.UsageError("--echo goes with neither --expose nor --bind")
-    if allow_any and (allow or allow_contacts):
-        raise click.UsageError("--allow and --allow-any exclude each other; so do --allow-contacts and --allow-any")
-    if not allow and not allow_any and not allow_contacts:
+    if allow_any and (allow or allow_contacts or code):
+        raise click.UsageError("--allow-any and --allow, --allow-contacts or --code exclude each other")
+    if save is not None and not code:
+        raise click.UsageError("--save goes with --code, which tells whose key it is")
+    if not (allow or allow_any or allow_contacts or code):
         raise click.UsageError(
-            "say who may connect: --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
+            "say who may connect: --code, --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
         )
     from ..contacts import Contacts
     from ..errors import AddressError, ContactError, PeerIdError
@@ -113,6 +120,7 @@ def listen(
         settings,
         allowed=None if allow_any else frozenset(allowed),
         contacts=Contacts.load() if allow_contacts else None,
+        pairing=CodePairing(settings, save) if code else None,
         echo=echo,
         keep_open=keep_open,
         exposing=exposing,
@@ -128,6 +136,7 @@ class _Listening:
         *,
         allowed: frozenset[str] | None,
         contacts: Contacts | None,
+        pairing: CodePairing | None = None,
         echo: bool,
         keep_open: bool,
         exposing: Exposing | None = None,
@@ -137,6 +146,7 @@ class _Listening:
         self._settings = settings
         self._allowed = allowed
         self._contacts = contacts
+        self._pairing = pairing
         self._echo = echo
         self._keep_open = keep_open
         self._exposing = exposing
@@ -151,6 +161,8 @@ class _Listening:
 
         async with open_node(config, authorize=self._authorize) as node, open_standard_input() as source:
             await self._announce(node, config)
+            if self._pairing is not None:
+                await self._pairing.wait(node, self._output)
             if self._keep_open:
                 await self._serve_all(node, source)
             else:
@@ -162,6 +174,8 @@ class _Listening:
 
         await trio.lowlevel.checkpoint()
         if self._allowed is None or peer_id in self._allowed:
+            return True
+        if self._pairing is not None and await self._pairing.friends(peer_id):
             return True
         if self._contacts is not None and await self._contacts.authorize(peer_id):
             return True
@@ -185,9 +199,11 @@ class _Listening:
             await self._output.write(encode(ListenReady(address=address, peer=node.peer_id, signals=connected)))
         else:
             many = "peers until interrupted" if self._keep_open else "one peer"
-            self._settings.say(f"listening as {node.peer_id} for {many}; the address for `warpgate-trio connect`:")
-            self._settings.say(address, always=True)
-        if not config.servers.signal:
+            shown = "; the address for `warpgate-trio connect`:" if self._pairing is None else ""
+            self._settings.say(f"listening as {node.peer_id} for {many}{shown}")
+            if self._pairing is None:
+                self._settings.say(address, always=True)
+        if not config.servers.signal and self._pairing is None:
             self._settings.say(
                 "no signal server is configured: only peers that can dial this machine directly will get through"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
-    from ..contacts import Callee, Contacts
+    from ..contacts import Callee, Contacts, How
     from .options import Settings
 
 __all__ = ["SavedAs", "find_peer", "usable_contacts"]
@@ -55,12 +55,13 @@ class SavedAs:
       ContactsFileError: the contacts cannot be used.
     """
 
-    def __init__(self, name: str, callee: Callee, contacts: Contacts | None) -> None:
-        from ..contacts import Contacts
+    def __init__(self, name: str, callee: Callee, contacts: Contacts | None, *, how: How | None = None) -> None:
+        from ..contacts import Contacts, How
 
         self._name = name
         self._callee = callee
         self._contacts = Contacts.load() if contacts is None else contacts
+        self._how = How.CALL if how is None else how
         self._contacts.check_free(name, callee.peer_id)
 
     def save(self, settings: Settings) -> None:
@@ -68,7 +69,7 @@ class SavedAs:
         from ..errors import ConfigError, ContactError
 
         try:
-            contact = self._contacts.add(self._name, self._callee.address or self._callee.peer_id)
+            contact = self._contacts.add(self._name, self._callee.address or self._callee.peer_id, how=self._how)
         except (ConfigError, ContactError) as error:
             settings.warn(f"the peer is not saved: {error}")
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import final
 
@@ -26,6 +26,7 @@ from ..netcheck import NetcheckReport
 from ..netcheck.probes import TIMEOUT as NETCHECK_TIMEOUT
 from ..netcheck.probes import check_network
 from ..nurseries import require_trio
+from ..pairing import ACCEPT_TIMEOUT, CODE_LIFETIME, CodeOffer, Paired
 from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
 from ..plugin.registry import status_of
 from ..report import WalkEvent
@@ -44,6 +45,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 @final
+# long: all that applications ask of a node, each handed on to what does it
 class Node:
     """A running node; made by `open_node`.
 
@@ -199,6 +201,41 @@ class Node:
             everything=servers,
             timeout=timeout,
         )
+
+    def offer_code(
+        self, *, lifetime: float = CODE_LIFETIME, on_paired: Callable[[Paired], object] = lambda _: None
+    ) -> AbstractAsyncContextManager[CodeOffer]:
+        """Offer a code, as ``7-guitar-orbit``, by which a peer and this node come to know each other (docs/pairing.md).
+
+        ``async with node.offer_code() as offer:`` is entered once a signal server has taken it: print `CodeOffer.code`,
+        and ``await offer.wait_paired()``.  It is good for one peer, until its lifetime is over, three tries were wrong,
+        or the body is left.  Pairing lets nobody in: that stays with `authorize` (`PairedPeers` is such a rule).
+
+        Args:
+          lifetime: seconds, 300 at most.
+          on_paired: called with the peer before it hears that it is paired.  It must not block.
+
+        Raises (when it is entered):
+          PairingUnavailable: no server takes it: none is configured, can be reached within ten seconds, or can pair.
+          ValueError: the lifetime is out of its range.
+          trio.ClosedResourceError: the node was closed, before or meanwhile.
+        """
+        return self._runtime.pairing.offer(lifetime=lifetime, on_paired=on_paired)
+
+    async def accept_code(self, text: str, *, timeout: float = ACCEPT_TIMEOUT) -> Paired:
+        """Pair with the peer that offers this code; returns who it is, proven, and its present address.
+
+        Args:
+          text: the code as it was typed, in any case, with spaces or without hyphens.
+          timeout: seconds for all of it.
+
+        Raises:
+          CodeMalformed: that cannot be a code.
+          CodeRefused: it is wrong, used, void or unknown, may not be tried now (``retry_after``), or nobody answered.
+          PairingUnavailable: there is no server to ask.
+          trio.ClosedResourceError: the node was closed, before or meanwhile.
+        """
+        return await self._runtime.pairing.accept(text, timeout=timeout)
 
     async def auto_connect(
         self,

@@ -57,6 +57,7 @@ from .links import Links
 from .listener import PipeListener
 from .network_watch import NetworkWatch
 from .own_address import OwnAddress
+from .pairing import Pairing
 from .path_keeper import PathKeeper
 from .peer_work import PeerWork
 from .planning import Planning, may_connect
@@ -229,6 +230,8 @@ class NodeRuntime:
             upgrade=config.paths.upgrade,
         )
         self.links.keep = self.path_keeper.keep
+
+        self.pairing: Final = Pairing(self.home, servers.signal, hub, self.own, host)
 
         # What peers want of us.
         self.peer_work: Final = PeerWork()

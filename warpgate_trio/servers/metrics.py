@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
+from .mailboxes import PairingStatistics
 from .ntp_core import NtpStatistics
 from .relay_core import RelayStatistics
 from .rendezvous_core import RendezvousStatistics
@@ -40,6 +41,13 @@ _METRICS: Final[dict[type, dict[str, tuple[str, str]]]] = {
         "calls": ("warpgate_relay_calls_total", "Circuits that clients asked for."),
         "answered": ("warpgate_relay_answered_calls_total", "Circuits that came to be."),
         "relayed_bytes": ("warpgate_relay_relayed_bytes_total", "Bytes that were passed on."),
+    },
+    PairingStatistics: {
+        "offers": ("warpgate_pairing_offers", "Codes that are offered."),
+        "claims": ("warpgate_pairing_claims_total", "Tries of codes."),
+        "paired": ("warpgate_pairing_paired_total", "Tries that paired two nodes."),
+        "wrong": ("warpgate_pairing_wrong_codes_total", "Tries whose code was wrong."),
+        "waits": ("warpgate_pairing_waits_total", "Tries that were told to wait."),
     },
     StunStatistics: {
         "answered": ("warpgate_stun_answered_requests_total", "Requests that were answered."),
@@ -80,11 +88,11 @@ def exposition(statistics: Iterable[Statistics]) -> str:
     )
 
 
-def _samples(statistics: Statistics | RelayStatistics) -> Iterator[tuple[str, str, int]]:
+def _samples(statistics: Statistics | RelayStatistics | PairingStatistics) -> Iterator[tuple[str, str, int]]:
     table = _METRICS[type(statistics)]
     for field in dataclasses.fields(statistics):
         value = getattr(statistics, field.name)
-        if isinstance(value, RelayStatistics):
+        if isinstance(value, RelayStatistics | PairingStatistics):
             yield from _samples(value)
         else:
             yield *table[field.name], value

@@ -14,6 +14,8 @@ from typing import Final, final
 from ..errors import RemoteProtocolError
 from ..identity import verify
 from ..limits import BoundedMap, Budget, TokenBucket
+from .mailbox_frames import Claim, Offer, Post, Settle
+from .mailboxes import Delivery, Mailboxes, PairingFrame, PairingStatistics
 from .relay_core import NO_RELAY, Circuits, RelayRules, RelayStatistics
 from .relay_frames import ALL_CIRCUITS, Answer, Call, EndReason, Relay, RelayCredit, RelayEnd
 from .rendezvous_frames import (
@@ -126,6 +128,7 @@ class RendezvousStatistics:
     handed_over: int
     errors: int
     relay: RelayStatistics
+    pairing: PairingStatistics
 
 
 @final
@@ -142,6 +145,7 @@ class RendezvousCore:
 
     Attributes:
       circuits: what is relayed.
+      pairing: the mailboxes by which nodes pair.
     """
 
     def __init__(
@@ -152,6 +156,7 @@ class RendezvousCore:
     ) -> None:
         self.limits = limits
         self.circuits: Circuits = Circuits(relay)
+        self.pairing: Final = Mailboxes()
         self._connections: set[ServerConnection] = set()
         self._mailboxes: dict[bytes, list[ServerConnection]] = {}
         self._left_2: BoundedMap[bytes, float] = BoundedMap(limits.keys)  # key -> when version 2 last left its mailbox
@@ -187,6 +192,7 @@ class RendezvousCore:
         while connection.queue:
             self.written(connection)
         self.circuits.left(connection, now)
+        self._hand_on(self.pairing.left(connection, now))
         self._leave_mailbox(connection, now)
 
     def receive(
@@ -205,6 +211,8 @@ class RendezvousCore:
             return self._register(connection, frame, now)
         if isinstance(frame, Send | Send2):
             return self._send(connection, frame, now)
+        if isinstance(frame, Offer | Claim | Post | Settle):
+            return self._pair(connection, frame, now), []
         if not connection.relays and connection.version >= CIRCUITS_SINCE and connection.key is not None:
             # It may have called in the flight of its registration, before it knew.
             return RelayEnd(frame.circuit, EndReason.NOT_ALLOWED).encode() if isinstance(frame, Call) else None, []
@@ -251,11 +259,13 @@ class RendezvousCore:
 
     def deadline(self, connection: ServerConnection) -> float:
         """When `handle_timer` is to be called for a connection."""
-        return self.circuits.deadline(connection) if connection.legs else math.inf
+        circuits = self.circuits.deadline(connection) if connection.legs else math.inf
+        return min(circuits, self.pairing.deadline(connection))
 
     def handle_timer(self, connection: ServerConnection, now: float) -> None:
-        """Circuits that this connection has called may be over."""
+        """Circuits that this connection has called, or what it has offered, may be over."""
         self.circuits.handle_timer(connection, now)
+        self._hand_on(self.pairing.handle_timer(connection, now))
 
     def warn(self, now: float) -> None:
         """The server will be shut down: no circuit comes to be, who has some is told, and who has none is over."""
@@ -284,6 +294,7 @@ class RendezvousCore:
         self._errors += 1
         connection.closing = True
         self.circuits.left(connection, now)
+        self._hand_on(self.pairing.left(connection, now))
         self._leave_mailbox(connection, now)
         return Error(code, text).encode()
 
@@ -297,6 +308,7 @@ class RendezvousCore:
             handed_over=self._handed_over,
             errors=self._errors,
             relay=self.circuits.statistics(),
+            pairing=self.pairing.statistics(),
         )
 
     def _register(
@@ -326,7 +338,7 @@ class RendezvousCore:
             )
             may_relay = connection.has_token or rules.open_to_all
             relays = Capability.RELAY if rules.for_anybody else Capability(0)
-            registered = Registered(relays | (Capability.MAY_RELAY if may_relay else Capability(0)))
+            registered = Registered(relays | (Capability.MAY_RELAY if may_relay else Capability(0)) | Capability.PAIR)
         # Through the queue, so that no MESSAGE can get ahead of it.
         connection.queue.append(Queued(registered.encode()))
         if len(mailbox) > self.limits.connections_per_key:
@@ -416,6 +428,21 @@ class RendezvousCore:
             self.circuits.unheard(connection, frame.circuit, now)
         elif answer is not None:
             self.circuits.woken[answer[0]] = None
+
+    def _pair(self, connection: ServerConnection, frame: PairingFrame, now: float) -> bytes | None:
+        if connection.key is None or connection.version < CIRCUITS_SINCE:
+            return self.fail(connection, ErrorCode.PROTOCOL, "pairing of who has not registered by version 3", now)
+        if not connection.sends.take(now):
+            return self.fail(connection, ErrorCode.RATE, "more frames of pairing than this server allows", now)
+        answer, told = self.pairing.receive(connection, frame, now)
+        self._hand_on(told)
+        return answer
+
+    def _hand_on(self, told: list[Delivery]) -> None:
+        """What there is no room for is lost, and the try that it was of takes too long."""
+        for receiver, frame, host in told:
+            if not receiver.closing and self._put(receiver, Queued(frame, host)):
+                self.circuits.woken[receiver] = None
 
     def _put(self, receiver: ServerConnection, message: Queued) -> bool:
         """Queue a payload; False where there is no room for it: of the connection, of its or the sender's subscriber,

@@ -23,6 +23,7 @@ One WebSocket binary message is one frame, a type byte and fixed-width fields, b
                            name (context ``warpgate-trio rendezvous v3``), capabilities u16, token proof 32, name 1..261
     S->C  0x03 REGISTERED  by version 3 with capabilities u16 behind it
     both  0x0b .. 0x10     circuits (`relay_frames`), where both have said that they can: `Capability.RELAY`
+    both  0x11 .. 0x16     pairing (`mailbox_frames`), where the server has said that it can: `Capability.PAIR`
 
 Version 1 signs nothing of the server, so whoever is asked to register can pass the challenge of another server on, and
 so register there as its client.  *Version 2* signs the name that the client has dialled (`server_name`), and a server
@@ -58,6 +59,7 @@ from typing import Final, TypeAlias, final
 from ..errors import RemoteProtocolError, SignalUnsupported
 from ..identity import Identity
 from ..sockaddr import parse_ip, show_address, unmapped
+from .mailbox_frames import Claim, Claimed, Offer, Offered, Post, Settle
 from .relay_frames import (
     MAX_PAYLOAD,
     MAX_RELAY_FRAME,
@@ -144,6 +146,8 @@ class Capability(enum.IntFlag):
     """It speaks the frames of circuits (`relay_frames`)."""
     MAY_RELAY = 2
     """Of a server: this client may call and be called by anybody, as the server is open, or as its token is right."""
+    PAIR = 4
+    """Of a server: it speaks the frames of pairing (`mailbox_frames`)."""
 
 
 class ErrorCode(enum.IntEnum):
@@ -338,8 +342,13 @@ class Register3:
         return self.key + self.instance + self.capabilities.to_bytes(2, "big") + self.token + self.name.encode("ascii")
 
 
-FromServer: TypeAlias = Challenge | Registered | Sent | Message | Error | Ring | Answer | Relay | RelayCredit | RelayEnd
-FromClient: TypeAlias = Register | Send | Register2 | Send2 | Register3 | Call | Answer | Relay | RelayCredit | RelayEnd
+_Circuits: TypeAlias = Answer | Relay | RelayCredit | RelayEnd
+FromServer: TypeAlias = (
+    Challenge | Registered | Sent | Message | Error | Ring | _Circuits | Offered | Claimed | Post | Settle
+)
+FromClient: TypeAlias = (
+    Register | Send | Register2 | Send2 | Register3 | Call | _Circuits | Offer | Claim | Post | Settle
+)
 
 _FROM_SERVER: dict[int, type[FromServer]] = {
     0x01: Challenge,
@@ -352,6 +361,10 @@ _FROM_SERVER: dict[int, type[FromServer]] = {
     0x0E: Relay,
     0x0F: RelayCredit,
     0x10: RelayEnd,
+    0x12: Offered,
+    0x14: Claimed,
+    0x15: Post,
+    0x16: Settle,
 }
 _FROM_CLIENT: dict[int, type[FromClient]] = {
     0x02: Register,
@@ -364,6 +377,10 @@ _FROM_CLIENT: dict[int, type[FromClient]] = {
     0x0E: Relay,
     0x0F: RelayCredit,
     0x10: RelayEnd,
+    0x11: Offer,
+    0x13: Claim,
+    0x15: Post,
+    0x16: Settle,
 }
 
 

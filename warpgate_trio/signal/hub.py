@@ -35,7 +35,7 @@ from ..servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
 from ..sockaddr import TransportAddress
 from .arrivals import Arrivals, Incoming, Inlet
 from .calls import RelayingServer, circuit_by, relays_of
-from .channel import Delivery, SignalChannel
+from .channel import Delivery, Dial, SignalChannel
 from .circuits import Circuit
 from .keeper import NO_PROXIES, ChannelKeeper
 from .message import MAX_SIGNAL
@@ -178,6 +178,10 @@ class SignalHub:
     async def wait_tried(self) -> None:
         """Return once each of the node's own servers is connected, or has failed; the caller bounds the time."""
         await self._keeper.wait_tried()
+
+    def dial_to(self, url: ServerUrl) -> Dial:
+        """What opens further connections to one of the node's own servers."""
+        return self._keeper.dial_to(url)
 
     async def measure_server(self, url: ServerUrl, *, timeout: float) -> float:
         """Connect to a signal server afresh, register, and close; seconds of a round trip to it.

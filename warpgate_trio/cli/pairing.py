@@ -1,0 +1,179 @@
+"""Pairing by a code, for the commands that have ``--code``: its options, and the two steps.
+
+Who waits prints a code (`CodePairing`), who was told one types it (`paired_node`); both show the other one's peer id,
+and with ``--save`` keep it as a contact.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+import click
+
+if TYPE_CHECKING:
+    from ..config import NodeConfig
+    from ..contacts import Callee, Contacts
+    from ..identity import Identity
+    from ..node import Node
+    from ..pairing import CodeOffer, Paired
+    from .options import Settings
+    from .stdio import StandardOutput
+
+__all__ = ["CodePairing", "accept_code_option", "offer_code_option", "paired_node"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def offer_code_option(function: _F) -> _F:
+    """--code of who waits: it reaches the function as `code`, a bool."""
+    return click.option("--code", is_flag=True, help="Print a code for one peer, and let in who has typed it.")(
+        function
+    )
+
+
+def accept_code_option(function: _F) -> _F:
+    """--code of who calls: it reaches the function as `code`, a text."""
+    return click.option("--code", metavar="CODE", help="Call whoever has printed this code, as 7-guitar-orbit.")(
+        function
+    )
+
+
+@final
+class CodePairing:
+    """Who waits for one peer: prints a code, and lets in who has typed it.
+
+    Args:
+      save: as which contact to keep the peer; None: as none.
+
+    Attributes:
+      friends: the rule that lets it in.
+
+    Raises:
+      ContactError: no contact can have that name.
+      ContactsFileError: the contacts cannot be used.
+    """
+
+    def __init__(self, settings: Settings, save: str | None = None) -> None:
+        from ..pairing import PairedPeers
+
+        self._settings = settings
+        self._save = save
+        self._contacts = None if save is None else _contacts_for(save)
+        self.friends: PairedPeers = PairedPeers()
+
+    async def wait(self, node: Node, output: StandardOutput) -> Paired:
+        """Print the code, and wait until somebody has typed it.
+
+        Raises:
+          PairingError: there is no server for it, or nobody came in time.
+        """
+        from .events import CodePaired, encode
+
+        async with node.offer_code(on_paired=self.friends.add) as offer:
+            await self._show(offer, output)
+            paired = await offer.wait_paired()
+        self._settings.say(f"paired with {paired.peer_id}")
+        if self._settings.json:
+            await output.write(encode(CodePaired(peer=paired.peer_id, address=str(paired.address))))
+        if self._save is not None:
+            _keep(self._settings, self._save, paired, self._contacts)
+        return paired
+
+    async def _show(self, offer: CodeOffer, output: StandardOutput) -> None:
+        from .events import CodeOffered, encode
+
+        for problem in offer.problems:
+            self._settings.warn(f"the code is not offered everywhere: {problem}")
+        if self._settings.json:
+            event = CodeOffered(code=offer.code, seconds=round(offer.seconds_left, 3), servers=list(offer.servers))
+            await output.write(encode(event))
+            return
+        minutes = round(offer.seconds_left / 60)
+        self._settings.say(f"for one peer, and good for {minutes} minutes: on the other machine, `--code` with")
+        self._settings.say(offer.code, always=True)
+        if self._settings.live:
+            self._settings.say(qr_lines(offer.code))
+
+
+def qr_lines(text: str) -> str:
+    """A QR code for a terminal."""
+    import segno
+
+    drawn = io.StringIO()
+    segno.make_qr(text, error="l").terminal(drawn, compact=True, border=2)
+    return drawn.getvalue().rstrip("\n")
+
+
+@asynccontextmanager
+async def paired_node(
+    settings: Settings, config: NodeConfig, code: str, *, save: str | None = None
+) -> AsyncGenerator[tuple[Node, Callee]]:
+    """A node that has typed a code, and whom it was paired with, for the time of the body.
+
+    It has the identity that the configuration names; a fresh one where the peer has the user's default key, so that two
+    terminals of one user need no second key.
+
+    Args:
+      save: as which contact to keep the peer; None: as none.
+
+    Raises:
+      PairingError: the code is none, or wrong, or may not be tried; there is no server for it.
+      ContactError: the peer cannot have that name.
+      ConfigError: as `open_node`; the contacts cannot be used.
+    """
+    from ..contacts import find_callee
+    from ..errors import CodeRefused
+    from ..node import open_node
+    from ..pairing import parse_code
+    from ..servers.mailbox_frames import Outcome
+    from .peers import usable_contacts
+
+    parse_code(code)  # before anything is opened for it
+    contacts = usable_contacts(settings) if save is None else _contacts_for(save)
+    identities = _identities(config)
+    for number, identity in enumerate(identities, 1):
+        async with open_node(config, identity=identity, contacts=contacts) as node:
+            try:
+                paired = await node.accept_code(code)
+            except CodeRefused as refused:
+                if refused.outcome == Outcome.OWN_KEY and number < len(identities):
+                    logger.info("that peer has this user's default key: this call has an identity of its own")
+                    continue
+                raise
+            settings.say(f"paired with {paired.peer_id}, as {node.peer_id}")
+            if save is not None:
+                _keep(settings, save, paired, contacts)
+            yield node, find_callee(str(paired.address), contacts)
+            return
+
+
+def _contacts_for(name: str) -> Contacts:
+    """The user's contacts, of which one more is to be: who it is, nobody knows yet."""
+    from ..contacts import Contacts, check_name
+
+    check_name(name)
+    return Contacts.load()
+
+
+def _keep(settings: Settings, name: str, paired: Paired, contacts: Contacts | None) -> None:
+    from ..contacts import How, find_callee
+    from .peers import SavedAs
+
+    SavedAs(name, find_callee(str(paired.address), contacts), contacts, how=How.PAIRING).save(settings)
+
+
+def _identities(config: NodeConfig) -> list[Identity]:
+    from ..identity import Identity, default_key_file
+
+    wanted = config.identity
+    if wanted.ephemeral:
+        return [Identity.generate()]
+    if wanted.key_file is not None:
+        return [Identity.load_or_create(wanted.key_file)]
+    return [Identity.load_or_create(default_key_file()), Identity.generate()]

@@ -1,0 +1,185 @@
+"""How two who know the same code find out who the other one is: both sides' state machines.  No I/O.
+
+    claimer -> offerer  HELLO    version u8 = 1, kind u8 = 1, key exchange 33
+    offerer -> claimer  REPLY    version u8 = 1, kind u8 = 2, key exchange 33
+    claimer -> offerer  PROOF    version u8 = 1, kind u8 = 3, proof 32, sealed 17..
+    offerer -> claimer  PROOF    version u8 = 1, kind u8 = 4, proof 32, sealed 17..
+
+Of the exchanged key and the hash of HELLO and REPLY, HKDF-SHA256 makes each side's keys.  A *proof* is an HMAC-SHA256
+by them: that the sender knows the code.  What is *sealed*, by ChaCha20-Poly1305, is a signature and the sender's
+address; the signature, by the key that the address names, is over a binding of the same making and the address.  So
+whoever is between them reads nothing, and the address is of who knows the code.
+
+The claimer proves first, and the offerer proves nothing to who cannot: so each wrong guess shows to the offerer, who
+counts it.  A proof comes before what is sealed, since a seal alone could be made to open by several keys.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ..address import PeerAddress
+from ..errors import AddressError, CodeRefused, RemoteProtocolError
+from ..identity import SIGNATURE_LENGTH, Identity, verify
+from ..servers.mailbox_frames import Outcome
+from .code import Code
+from .pake import ELEMENT_LENGTH, Exchange
+
+__all__ = ["Claimer", "Offerer", "Paired", "Us"]
+
+VERSION: Final = 1
+_CONTEXT: Final = b"warpgate-trio pairing v1"
+_PROOF_LENGTH: Final = 32  # of HMAC-SHA256
+_NONCE: Final = bytes(12)  # each key seals one message
+
+
+class _Kind(enum.IntEnum):
+    HELLO = 1
+    REPLY = 2
+    CLAIMERS_PROOF = 3
+    OFFERERS_PROOF = 4
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The other side of a pairing, as it has proven itself.
+
+    Attributes:
+      peer_id: its id.
+      address: its address, signed a moment ago; its text is ``str(paired.address)``.
+    """
+
+    peer_id: str
+    address: PeerAddress
+
+
+@final
+class Us(NamedTuple):
+    """This side: its key, and its address when it is asked for."""
+
+    identity: Identity
+    address: Callable[[], PeerAddress]
+    entropy: Callable[[int], bytes]
+
+
+@final
+class _Keys:
+    """What both sides make of an exchange."""
+
+    def __init__(self, key: bytes, hello: bytes, reply: bytes) -> None:
+        self._key: Final = key
+        self._transcript: Final = hashlib.sha256(hello + reply).digest()
+        self._binding: Final = self._derive(b"binding", 32)
+
+    def prove(self, kind: _Kind, us: Us) -> bytes:
+        """The PROOF of this side."""
+        record = us.address().to_bytes()
+        signature = us.identity.sign(_CONTEXT, bytes([kind]) + self._binding + record)
+        proof = self._proof(kind)
+        sealed = ChaCha20Poly1305(self._derive(bytes([kind]) + b"seal", 32)).encrypt(_NONCE, signature + record, proof)
+        return bytes([VERSION, kind]) + proof + sealed
+
+    def check(self, kind: _Kind, data: bytes) -> Paired | None:
+        """Who the PROOF of the other side is by; None: it proves nothing."""
+        proof, sealed = data[2 : 2 + _PROOF_LENGTH], data[2 + _PROOF_LENGTH :]
+        if data[:2] != bytes([VERSION, kind]) or not hmac.compare_digest(proof, self._proof(kind)):
+            return None
+        try:
+            opened = ChaCha20Poly1305(self._derive(bytes([kind]) + b"seal", 32)).decrypt(_NONCE, sealed, proof)
+            signature, record = opened[:SIGNATURE_LENGTH], opened[SIGNATURE_LENGTH:]
+            address = PeerAddress.from_bytes(record)
+        except (InvalidTag, ValueError, AddressError):
+            return None
+        if not verify(address.public_key, signature, _CONTEXT, bytes([kind]) + self._binding + record):
+            return None
+        return Paired(address.peer_id, address)
+
+    def _proof(self, kind: _Kind) -> bytes:
+        return hmac.digest(self._derive(bytes([kind]) + b"proof", 32), self._transcript, hashlib.sha256)
+
+    def _derive(self, purpose: bytes, length: int) -> bytes:
+        kdf = HKDF(hashes.SHA256(), length, salt=self._transcript, info=_CONTEXT + b"\0" + purpose)
+        return kdf.derive(self._key)
+
+
+@final
+class Claimer:
+    """The side that was told a code.  `receive` takes what the other side says, one message at a time.
+
+    Attributes:
+      hello: the first message.
+    """
+
+    def __init__(self, code: Code, us: Us) -> None:
+        self._us: Final = us
+        self._exchange: Final = Exchange(code.password, offers=False, entropy=us.entropy)
+        self._keys: _Keys | None = None
+        self.hello: Final = bytes([VERSION, _Kind.HELLO]) + self._exchange.message
+
+    def receive(self, data: bytes) -> bytes | Paired:
+        """The message to answer with, or the end of it.
+
+        Raises:
+          CodeRefused: the other side does not know the code either, which it was to prove.
+          RemoteProtocolError: it says something else than it should.
+        """
+        if self._keys is None:
+            reply = _element(data, _Kind.REPLY)
+            self._keys = _Keys(self._exchange.finish(reply), self.hello, data)
+            return self._keys.prove(_Kind.CLAIMERS_PROOF, self._us)
+        paired = self._keys.check(_Kind.OFFERERS_PROOF, data)
+        if paired is None:
+            raise CodeRefused(Outcome.WRONG, "whoever answers does not know the code")
+        return paired
+
+
+@final
+class Offerer:
+    """One try at the code that this side offers.  `receive` takes what the claimer says, one message at a time."""
+
+    def __init__(self, code: Code, us: Us) -> None:
+        self._code: Final = code
+        self._us: Final = us
+        self._keys: _Keys | None = None
+
+    def receive(self, data: bytes) -> bytes | Paired:
+        """The message to answer with; `Paired`, whom to answer with `prove`.
+
+        Raises:
+          CodeRefused: the try is wrong: `Outcome.WRONG`, to be counted, or `Outcome.OWN_KEY`.
+          RemoteProtocolError: that is no HELLO.
+        """
+        if self._keys is None:
+            theirs = _element(data, _Kind.HELLO)
+            exchange = Exchange(self._code.password, offers=True, entropy=self._us.entropy)
+            reply = bytes([VERSION, _Kind.REPLY]) + exchange.message
+            self._keys = _Keys(exchange.finish(theirs), data, reply)
+            return reply
+        paired = self._keys.check(_Kind.CLAIMERS_PROOF, data)
+        if paired is None:
+            raise CodeRefused(Outcome.WRONG, "somebody tried a wrong code")
+        if paired.address.public_key == self._us.identity.public_key:
+            raise CodeRefused(Outcome.OWN_KEY, "somebody with our own key tried the code")
+        return paired
+
+    def prove(self) -> bytes:
+        """The last message, to who has proven that it knows the code."""
+        assert self._keys is not None, "after `receive` has told who it is"
+        return self._keys.prove(_Kind.OFFERERS_PROOF, self._us)
+
+
+def _element(data: bytes, kind: _Kind) -> bytes:
+    if len(data) != 2 + ELEMENT_LENGTH or data[:2] != bytes([VERSION, kind]):
+        raise RemoteProtocolError(f"no {kind.name} of pairing, of a version that this release knows")
+    return data[2:]

@@ -1,0 +1,104 @@
+"""What becomes of one offered code: its tries, by whichever server they come, counted.  No I/O.
+
+An offer is over when somebody has proven to know the code, when three have proven not to, or when it was tried very
+often.  Who claims and proves nothing has learned nothing, and so is not counted as wrong; a server bounds how often
+that happens, a broker does not, and so the offer does as well.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final, TypeAlias, final
+
+from ..errors import CodeRefused, RemoteProtocolError
+from ..servers.mailbox_frames import Claimed, Outcome, Post, Settle
+from ..servers.mailboxes import TRIES_AT_ONCE, TRY_TIME, WRONG_TRIES
+from .code import Code
+from .handshake import Offerer, Paired, Us
+from .mailbox import FromServer
+
+__all__ = ["OfferCore"]
+
+MAX_TRIES: Final = 64
+"""Claims of one code in all, each of which costs 11 ms of key exchange."""
+
+_Try: TypeAlias = tuple[str, int]
+
+
+@final
+class OfferCore:
+    """One offer.  `receive` takes what a server says, and returns what it is to be told.
+
+    Attributes:
+      code: as it was given.
+      outcome: how it ended; None while it has not: `Outcome.PAIRED`, `Outcome.SPENT`, or what `end` was told.
+      paired: with whom.
+      wrong: how many tries were.
+    """
+
+    def __init__(self, code: Code, us: Us) -> None:
+        self.code: Final = code
+        self._us: Final = us
+        self._tries: OrderedDict[_Try, tuple[Offerer, float]] = OrderedDict()
+        self._made = 0
+        self.outcome: Outcome | None = None
+        self.paired: Paired | None = None
+        self.wrong: int = 0
+
+    def receive(self, server: str, frame: FromServer, now: float) -> list[Post | Settle]:
+        """A server says something of a try.  `now` is in monotonic seconds."""
+        if isinstance(frame, Claimed):
+            return self._claimed((server, frame.number), frame.payload, now)
+        if isinstance(frame, Post):
+            return self._posted((server, frame.number), frame.payload, now)
+        if isinstance(frame, Settle):
+            self._tries.pop((server, frame.number), None)
+        return []
+
+    def forget(self, server: str) -> None:
+        """The connection to a server has ended, and so have its tries."""
+        for each in [each for each in self._tries if each[0] == server]:
+            del self._tries[each]
+
+    def end(self, outcome: Outcome) -> None:
+        """It is over, unless it is already."""
+        self.outcome = self.outcome or outcome
+        self._tries.clear()
+
+    def _claimed(self, key: _Try, hello: bytes, now: float) -> list[Post | Settle]:
+        while self._tries and now - next(iter(self._tries.values()))[1] >= TRY_TIME:
+            self._tries.popitem(last=False)
+        if self.outcome is not None:
+            return [Settle(key[1], Outcome.USED)]
+        if key in self._tries or sum(each[0] == key[0] for each in self._tries) >= TRIES_AT_ONCE:
+            return [Settle(key[1], Outcome.BUSY)]
+        self._made += 1
+        if self._made > MAX_TRIES:
+            self.end(Outcome.SPENT)
+            return [Settle(key[1], Outcome.SPENT)]
+        offerer = Offerer(self.code, self._us)
+        try:
+            reply = offerer.receive(hello)
+        except RemoteProtocolError:
+            return [Settle(key[1], Outcome.LEFT)]
+        assert isinstance(reply, bytes), "nobody has proven anything yet"
+        self._tries[key] = offerer, now
+        return [Post(key[1], reply)]
+
+    def _posted(self, key: _Try, proof: bytes, now: float) -> list[Post | Settle]:
+        offerer, since = self._tries.pop(key, (None, now))
+        if offerer is None or now - since >= TRY_TIME or self.outcome is not None:
+            return []
+        try:
+            paired = offerer.receive(proof)
+        except CodeRefused as refused:
+            if refused.outcome == Outcome.WRONG:
+                self.wrong += 1
+                if self.wrong >= WRONG_TRIES:
+                    self.end(Outcome.SPENT)
+            return [Settle(key[1], refused.outcome)]
+        assert isinstance(paired, Paired), "a proof is answered by nothing else"
+        self.paired = paired
+        said: list[Post | Settle] = [Post(key[1], offerer.prove()), Settle(key[1], Outcome.PAIRED)]
+        self.end(Outcome.PAIRED)
+        return said
