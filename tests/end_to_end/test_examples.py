@@ -1,4 +1,7 @@
-"""README's two programs are those of `examples/`, and they work: two processes and a rendezvous server."""
+"""README's two programs are those of `examples/`, and they work; so do others that a simulation cannot run whole.
+
+Real processes and a rendezvous server; tests/sim/test_examples.py has all of them in two homes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +21,9 @@ from tests.end_to_end.processes import environment
 from tests.hangs import HANG
 from tests.identities import ALICE
 from tests.nodes import config, loopback_node
+from warpgate_trio import Identity
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.servers.rendezvous import open_rendezvous
+from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = (ROOT / "examples" / "listener.py", ROOT / "examples" / "connector.py")
@@ -32,6 +38,10 @@ def test_the_readme_shows_the_examples() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_fifteen_lines(path: Path) -> None:
     assert sum(bool(line.strip()) for line in path.read_text(encoding="utf-8").splitlines()) <= 15
+
+
+def test_a_chat_is_no_more_than_forty() -> None:
+    assert len((ROOT / "examples" / "chat.py").read_text(encoding="utf-8").splitlines()) <= 40
 
 
 async def first_line(stream: trio.abc.ReceiveStream) -> str:
@@ -96,3 +106,88 @@ async def run(command: list[str], task_status: trio.TaskStatus[trio.Process], *,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         task_status=task_status,
     )
+
+
+# -- the longer ones ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def example(name: str, *args: str, server: RendezvousServer, key_file: Path) -> AsyncGenerator[trio.Process]:
+    """A running example, whose configuration is its environment; it is killed at the end, unless it has ended."""
+    env = environment() | {"WARPGATE_SERVERS_WEBSOCKET": server.url, "WARPGATE_IDENTITY_KEY_FILE": str(key_file)}
+    async with open_background_nursery() as nursery:
+        yield await nursery.start(
+            partial(
+                trio.run_process,
+                [sys.executable, str(ROOT / "examples" / f"{name}.py"), *args],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                check=False,
+                env=env,
+            )
+        )
+
+
+async def said(process: trio.Process) -> bytes:
+    """All that it prints until it ends by itself, with success."""
+    assert process.stdout is not None
+    text = b"".join([bytes(data) async for data in process.stdout])
+    assert await process.wait() == 0
+    return text
+
+
+async def typed(process: trio.Process, text: bytes) -> None:
+    """Type, and then say that there is no more."""
+    assert process.stdin is not None
+    async with process.stdin:
+        await process.stdin.send_all(text)
+
+
+@pytest.mark.slow("two processes that start")
+async def test_two_people_chat(tmp_path: Path) -> None:
+    with trio.fail_after(HANG):
+        async with open_rendezvous() as server:
+            start = partial(example, "chat", server=server, key_file=tmp_path / "unused")
+            async with start() as bob:
+                assert bob.stdout is not None
+                async with start(await first_line(bob.stdout)) as alice:
+                    await typed(alice, "wie geht’s?\n".encode())
+                    assert await first_line(bob.stdout) == "'wie geht’s?'"
+                    await typed(bob, b"")
+                    assert await said(alice) == b""
+                    assert await said(bob) == b""
+
+
+@pytest.mark.slow("two processes that start")
+async def test_the_remote_shell_is_one(tmp_path: Path) -> None:
+    alices = tmp_path / "alice.pem"
+    peer_id = Identity.load_or_create(alices).peer_id
+    with trio.fail_after(HANG):
+        async with (
+            open_rendezvous() as server,
+            example("remote_shell", peer_id, server=server, key_file=tmp_path / "bob.pem") as bob,
+        ):
+            assert bob.stdout is not None
+            address = await first_line(bob.stdout)
+            async with example("remote_shell", address, server=server, key_file=alices) as alice:
+                await typed(alice, b"echo $((6 * 7)); ls /nowhere; exit 3\n")
+                answer = await said(alice)
+            assert answer.startswith(b"42\n")
+            assert b"/nowhere" in answer  # stderr, too
+
+
+@pytest.mark.slow("two processes that start")
+async def test_a_file_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file.bin").write_bytes(bytes(range(256)) * 4000)
+    with trio.fail_after(HANG):
+        async with (
+            open_rendezvous() as server,
+            example("file_drop", str(tmp_path / "there"), server=server, key_file=tmp_path / "bob.pem") as bob,
+        ):
+            assert bob.stdout is not None
+            address = await first_line(bob.stdout)
+            file = str(tmp_path / "file.bin")
+            async with example("file_drop", address, file, server=server, key_file=tmp_path / "unused") as alice:
+                assert await said(alice) == b"file.bin is there\n"
+    assert (tmp_path / "there" / "file.bin").read_bytes() == (tmp_path / "file.bin").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.documented import code, page
-from tests.identities import BOB
+from tests.identities import ALICE, BOB
 from tests.nodes import pair, pipes
 from warpgate_trio import serve_pipes
 
@@ -27,7 +27,7 @@ def shown(name: str) -> Any:
 
 def test_every_block_is_run_here() -> None:
     names = [re.findall(r"^(?:async )?def (\w+)", block, re.MULTILINE) for block in BLOCKS]
-    assert sorted(name for (name,) in names) == sorted(["answer", "send_from", "show"])
+    assert sorted(name for (name,) in names) == ["answer", "greet", "send_from", "show"]
 
 
 @pytest.mark.slow("two nodes and a server")
@@ -52,6 +52,13 @@ async def test_a_queue_whose_timeouts_cut_nothing_off() -> None:
             await into.send(b"in time")
         assert await theirs.messages().receive() == b"in time"
         into.close()
+
+
+async def test_a_greeting_by_anyio() -> None:
+    async with pipes() as (ours, theirs, _), trio.open_nursery() as nursery:
+        nursery.start_soon(shown("greet"), theirs)
+        await ours.send_all(b"Ann\n")
+        assert b"".join([data async for data in ours]) == b"hello Ann of " + ALICE.peer_id[:8].encode()
 
 
 async def test_who_is_there(capsys: pytest.CaptureFixture[str]) -> None:

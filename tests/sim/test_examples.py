@@ -1,0 +1,248 @@
+"""The programs of `examples/`, as they are, in two homes behind NATs of the simulator."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+import msgspec
+import outcome
+import pytest
+import trio
+import trio.testing
+
+from warpgate_trio import ConnectError, Identity, NodeConfig, Pipe, Verdict
+from warpgate_trio.config import IdentityConfig
+from warpgate_trio.sim import Host, Network, presets, simulate
+from warpgate_trio.testing import WORLD_CONFIG, World, world
+from warpgate_trio.testing.worlds import PeerPair
+
+EXAMPLES: Final = Path(__file__).parents[2] / "examples"
+CONFIG: Final = msgspec.structs.replace(WORLD_CONFIG, identity=IdentityConfig(ephemeral=True))
+HOMES: Final = PeerPair.between(presets.LINUX, presets.RST, rtt=0.05)
+_numbers = itertools.count()
+
+
+@final
+class Program:
+    """An example that is started once on a host.
+
+    What it prints comes into `out`, and what is put into `keys` is typed.
+    """
+
+    def __init__(self, name: str, host: Host) -> None:
+        spec = importlib.util.spec_from_file_location(f"example_{next(_numbers)}", EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        self.module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+        self.host = host
+        self._print, self.out = trio.open_memory_channel[str](math.inf)
+        self.keys, self._typed = trio.open_memory_channel[bytes](math.inf)
+        vars(self.module).update(print=self._take, typed=self._type)
+
+    def _take(self, *words: object, end: str = "\n", flush: bool = False) -> None:
+        self._print.send_nowait(" ".join(map(str, words)) + end.rstrip("\n"))
+
+    async def _type(self) -> bytes:
+        try:
+            return await self._typed.receive()
+        except trio.EndOfChannel:
+            return b""
+
+    async def run(self, *args: str, config: NodeConfig = CONFIG) -> None:
+        """Until it ends by itself."""
+        await self.host.run(self.module.main, config, *args)
+
+
+@pytest.fixture
+def threads_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated clock would run on while a thread of the real machine works, and is not let."""
+
+    def work_now(work: Callable[[], object], deliver: Callable[[outcome.Outcome[object]], object], *_: object) -> None:
+        deliver(outcome.capture(work))
+
+    monkeypatch.setattr("trio._threads.start_thread_soon", work_now)
+
+
+def in_two_homes(main: Callable[[World], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with world(HOMES, time_limit=3600) as homes:
+            await main(homes)
+
+    simulate(run)
+
+
+@pytest.mark.slow("two nodes, and a NAT each in a simulated internet")
+def test_chat() -> None:
+    async def main(homes: World) -> None:
+        bob, alice = Program("chat", homes.bob), Program("chat", homes.alice)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.run)
+            address = await bob.out.receive()
+            nursery.start_soon(alice.run, address)
+            await alice.keys.send(b"hello?\n")
+            assert await bob.out.receive() == "'hello?'"
+            await bob.keys.send("grüße\n".encode())
+            assert await alice.out.receive() == "'grüße'"
+            await bob.keys.send(b"\x1b[2J")
+            assert await alice.out.receive() == r"'\x1b[2J'"
+            await alice.keys.aclose()  # Ctrl-D, and both end
+
+    in_two_homes(main)
+
+
+@pytest.mark.slow("three nodes in a simulated internet")
+@pytest.mark.usefixtures("threads_take_no_time")
+def test_file_drop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    into = tmp_path / "drop"
+    into.mkdir()
+    sent = {"one.bin": bytes(range(256)) * 3000, "empty": b""}
+    for name, content in sent.items():
+        (tmp_path / name).write_bytes(content)
+
+    async def main(homes: World) -> None:
+        bob = Program("file_drop", homes.bob)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.run, str(into))
+            address = await bob.out.receive()
+            alice = Program("file_drop", homes.alice)
+            await alice.run(address, *(str(tmp_path / name) for name in sent))
+            assert [await alice.out.receive() for _ in sent] == [f"{name} is there" for name in sent]
+            assert {path.name: path.read_bytes() for path in into.iterdir()} == sent
+            with pytest.raises(trio.BrokenResourceError, match="the peer aborted it"):  # nothing is overwritten
+                await Program("file_drop", homes.alice).run(address, str(tmp_path / "one.bin"))
+            nursery.cancel_scope.cancel()
+
+    in_two_homes(main)
+    assert "FileExistsError" in caplog.text
+    assert (into / "one.bin").read_bytes() == sent["one.bin"]
+
+
+@pytest.mark.slow("two nodes in a simulated internet")
+@pytest.mark.usefixtures("threads_take_no_time")
+def test_half_a_file_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def send_half(pipe: Pipe, _files: object) -> None:
+        async with pipe.messages() as messages:
+            await messages.send(b"half")
+            await messages.send(b"some of it")
+
+    async def main(homes: World) -> None:
+        bob, alice = Program("file_drop", homes.bob), Program("file_drop", homes.alice)
+        alice.module.send = send_half
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.run, str(tmp_path))
+            await alice.run(await bob.out.receive())
+            await trio.sleep(5)
+            assert list(tmp_path.iterdir()) == []
+            nursery.cancel_scope.cancel()
+
+    in_two_homes(main)
+    assert "EndOfChannel" in caplog.text
+
+
+NAMES: Final = ["../up", "/etc/passwd", "..", ".", "", ".hidden", "a/b", "a\\b", "c:d", "a\nb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_lead_elsewhere(name: str) -> None:
+    module = Program("file_drop", None).module  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is no name for a file"):
+        module.plain_name(name.encode())
+    assert module.plain_name(b"a name.txt") == "a name.txt"
+
+
+class Capitals:
+    """A process whose stdout is its stdin in capitals: real ones have no place in a simulation."""
+
+    def __init__(self) -> None:
+        self.stdin, self._in = trio.testing.memory_stream_one_way_pair()
+        self._out, self.stdout = trio.testing.memory_stream_one_way_pair()
+
+    async def run(self) -> None:
+        async with self._out:
+            async for data in self._in:
+                await self._out.send_all(data.upper())
+
+
+async def open_capitals(nursery: trio.Nursery) -> Capitals:
+    await trio.lowlevel.checkpoint()
+    process = Capitals()
+    nursery.start_soon(process.run)
+    return process
+
+
+@pytest.mark.slow("three nodes in a simulated internet")
+def test_remote_shell(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    config = msgspec.structs.replace(WORLD_CONFIG, identity=IdentityConfig(key_file=key))
+    alices = Identity.load_or_create(key).peer_id
+
+    async def main(homes: World) -> None:
+        bob, alice = Program("remote_shell", homes.bob), Program("remote_shell", homes.alice)
+        bob.module.open_shell = open_capitals
+        shown, out = trio.open_memory_channel[bytes](math.inf)
+        alice.module.show = shown.send
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.run, alices)
+            address = await bob.out.receive()
+            async with trio.open_nursery() as calling:
+                calling.start_soon(partial(alice.run, address, config=config))
+                await alice.keys.send(b"ls\n")
+                assert await out.receive() == b"LS\n"
+                await alice.keys.aclose()  # Ctrl-D, which ends the shell, and that ends the program
+            with pytest.raises(ConnectError) as caught:
+                await Program("remote_shell", homes.alice).run(address)  # with another key
+            assert caught.value.verdict is Verdict.PEER_SILENT  # whom it does not know it does not answer
+            nursery.cancel_scope.cancel()
+
+    in_two_homes(main)
+
+
+@pytest.mark.slow("two nodes and a server in a simulated internet")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what hypercorn imports
+def test_http() -> None:
+    async def main(homes: World) -> None:
+        bob = Program("http_over_pipe", homes.bob)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.run)
+            address = await bob.out.receive()
+            alice = Program("http_over_pipe", homes.alice)
+            await alice.run(address, "http://app/hello")
+            assert await alice.out.receive() == "hello from /hello\n"
+            nursery.cancel_scope.cancel()
+
+    in_two_homes(main)
+
+
+@pytest.mark.slow("four nodes in a simulated internet")
+def test_pubsub() -> None:
+    async def main(homes: World) -> None:
+        net = homes.server.net
+        assert isinstance(net, Network)
+        carols = net.lan("carols", nat=presets.LINUX).host("carol")
+        hub, alice, carol, other = (Program("pubsub", host) for host in (homes.bob, homes.alice, carols, carols))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hub.run)
+            address = await hub.out.receive()
+            for program, topic in ((alice, "tea"), (carol, "tea"), (other, "coffee")):
+                nursery.start_soon(program.run, address, topic)
+            await trio.sleep(30)  # of the simulation: all have called
+            await alice.keys.send(b"it is ready\n")
+            assert await carol.out.receive() == "'it is ready'"
+            await carol.keys.send(b"thanks\n")
+            assert await alice.out.receive() == "'thanks'"
+            await other.keys.send(b"nobody hears\n")
+            await other.keys.aclose()
+            await trio.sleep(5)
+            for program in (alice, carol, other):
+                with pytest.raises(trio.WouldBlock):
+                    program.out.receive_nowait()
+            nursery.cancel_scope.cancel()
+
+    in_two_homes(main)
