@@ -6,6 +6,7 @@ Real processes and a rendezvous server; tests/sim/test_examples.py has all of th
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.end_to_end.processes import environment
+from tests.documented import blocks
+from tests.end_to_end.processes import environment, started
 from tests.hangs import HANG
 from tests.identities import ALICE
 from tests.nodes import config, loopback_node
 from warpgate_trio import Identity
 from warpgate_trio.nurseries import open_background_nursery
-from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
+from warpgate_trio.servers.rendezvous import open_rendezvous
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = (ROOT / "examples" / "listener.py", ROOT / "examples" / "connector.py")
@@ -112,9 +114,9 @@ async def run(command: list[str], task_status: trio.TaskStatus[trio.Process], *,
 
 
 @asynccontextmanager
-async def example(name: str, *args: str, server: RendezvousServer, key_file: Path) -> AsyncGenerator[trio.Process]:
+async def example(name: str, *args: str, **settings: object) -> AsyncGenerator[trio.Process]:
     """A running example, whose configuration is its environment; it is killed at the end, unless it has ended."""
-    env = environment() | {"WARPGATE_SERVERS_WEBSOCKET": server.url, "WARPGATE_IDENTITY_KEY_FILE": str(key_file)}
+    env = environment({f"WARPGATE_{key.upper()}": str(value) for key, value in settings.items()})
     async with open_background_nursery() as nursery:
         yield await nursery.start(
             partial(
@@ -143,11 +145,19 @@ async def typed(process: trio.Process, text: bytes) -> None:
         await process.stdin.send_all(text)
 
 
-@pytest.mark.slow("two processes that start")
-async def test_two_people_chat(tmp_path: Path) -> None:
-    with trio.fail_after(HANG):
-        async with open_rendezvous() as server:
-            start = partial(example, "chat", server=server, key_file=tmp_path / "unused")
+@pytest.mark.slow("three processes that start")
+async def test_two_people_chat_as_the_page_says(tmp_path: Path) -> None:
+    (block,) = [each for each in blocks() if each.key == ("applications.md", "warpgate-trio serve > node.toml")]
+    serving, exported, *programs = [shlex.split(line, comments=True) for line in block.text.splitlines()]
+    assert serving == ["warpgate-trio", "serve", ">", "node.toml"]
+    assert exported == ["export", "WARPGATE_CONFIG=node.toml"]
+    assert programs == [["python", "examples/chat.py"], ["python", "examples/chat.py", "wg1…"]]
+    on_loopback = ("--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--no-ntp")
+    async with started("serve", *on_loopback) as server:
+        await server.wait_err("until interrupted")
+        (tmp_path / "node.toml").write_bytes(server.out)
+        start = partial(example, "chat", config=tmp_path / "node.toml")
+        with trio.fail_after(HANG):
             async with start() as bob:
                 assert bob.stdout is not None
                 async with start(await first_line(bob.stdout)) as alice:
@@ -165,11 +175,15 @@ async def test_the_remote_shell_is_one(tmp_path: Path) -> None:
     with trio.fail_after(HANG):
         async with (
             open_rendezvous() as server,
-            example("remote_shell", peer_id, server=server, key_file=tmp_path / "bob.pem") as bob,
+            example(
+                "remote_shell", peer_id, servers_websocket=server.url, identity_key_file=tmp_path / "bob.pem"
+            ) as bob,
         ):
             assert bob.stdout is not None
             address = await first_line(bob.stdout)
-            async with example("remote_shell", address, server=server, key_file=alices) as alice:
+            async with example(
+                "remote_shell", address, servers_websocket=server.url, identity_key_file=alices
+            ) as alice:
                 await typed(alice, b"echo $((6 * 7)); ls /nowhere; exit 3\n")
                 answer = await said(alice)
             assert answer.startswith(b"42\n")
@@ -183,11 +197,18 @@ async def test_a_file_is_dropped(tmp_path: Path) -> None:
     with trio.fail_after(HANG):
         async with (
             open_rendezvous() as server,
-            example("file_drop", str(tmp_path / "there"), server=server, key_file=tmp_path / "bob.pem") as bob,
+            example(
+                "file_drop",
+                str(tmp_path / "there"),
+                servers_websocket=server.url,
+                identity_key_file=tmp_path / "bob.pem",
+            ) as bob,
         ):
             assert bob.stdout is not None
             address = await first_line(bob.stdout)
             file = str(tmp_path / "file.bin")
-            async with example("file_drop", address, file, server=server, key_file=tmp_path / "unused") as alice:
-                assert await said(alice) == b"file.bin is there\n"
+            async with example(
+                "file_drop", address, file, servers_websocket=server.url, identity_key_file=tmp_path / "unused"
+            ) as alice:
+                assert await said(alice) == b""
     assert (tmp_path / "there" / "file.bin").read_bytes() == (tmp_path / "file.bin").read_bytes()
