@@ -54,7 +54,7 @@ docs: ## build the documentation as a site in docs/_build/html; a warning is a f
 	@echo "docs: built in docs/_build/html"
 
 bench: ## run every benchmark (minutes; see benchmarks/README.md)
-	@for each in connect_time round_trips punch_times cold_start pipe_throughput quic_throughput many_pipes idle_node idle_server signals relay_server turn_server attack_costs link_pauses simulator; do \
+	@for each in connect_time round_trips punch_times cold_start pipe_throughput messages quic_throughput many_pipes idle_node idle_server signals relay_server turn_server attack_costs link_pauses simulator; do \
 		sh tools/in_venv.sh dev python -m benchmarks.$$each || exit 1; done
 
 dist: ## build sdist and wheel, and try the wheel in empty environments

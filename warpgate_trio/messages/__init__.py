@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from .channel import MessageChannel as MessageChannel
 from .framing import DEFAULT_MAX_SIZE as DEFAULT_MAX_SIZE
+from .framing import HEADER_SIZE as HEADER_SIZE
 from .framing import MessageReader as MessageReader
 from .framing import encode_header as encode_header
 
-__all__ = ["DEFAULT_MAX_SIZE", "MessageChannel", "MessageReader", "encode_header"]
+__all__ = ["DEFAULT_MAX_SIZE", "HEADER_SIZE", "MessageChannel", "MessageReader", "encode_header"]
