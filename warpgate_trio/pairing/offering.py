@@ -121,7 +121,7 @@ class CodeOffer:
         Raises:
           CodeRefused: the code is no good any more: it has expired, three tries were wrong, no server keeps it, or the
             offer was left.
-          Whatever `on_paired` has raised.
+          Exception: what `on_paired` has raised.
         """
         await self._over.wait()
         if self._fault is not None:
