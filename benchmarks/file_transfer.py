@@ -4,6 +4,8 @@ Each ratio is made of two transfers that follow each other on one Link: bytes fr
 then as many out of a file into a file, from the offer to the answer that the file has its name.  The files are in
 memory by default (`--folder`), so that it is not the disk that is measured.  Beside the times stands what both
 processes used of a processor, sender and receiver, which other programs of the machine disturb less.
+
+With `--rtt` the two are in network namespaces on a hub that holds every frame back (root, Linux).
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import trio
 
+from benchmarks import delayed_hub
 from warpgate_trio import Identity, NodeConfig, Pipe, anyone, open_node, serve_pipes
 from warpgate_trio.files import receive_files, send_files
 
@@ -73,7 +77,7 @@ def cpu(process: int) -> float:
 
 async def measure(address: str, receiver: int, path: Path, into: Path, size: int, runs: int) -> None:
     async with open_node(NodeConfig(), identity=Identity.generate()) as node, await node.auto_connect(address) as main:
-        await bare(main, 64 << 20)
+        await bare(main, min(64 << 20, size))
         pairs = []
         for _ in range(runs):
             used = [(cpu(os.getpid()), cpu(receiver))]
@@ -92,32 +96,75 @@ async def measure(address: str, receiver: int, path: Path, into: Path, size: int
         print(f"median {statistics.median(b / a for a, b in pairs):.2f} (bar 0.8)")
 
 
+@contextmanager
+def made(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A folder with a file of so many MiB."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="warpgate-files-") as name:
+        with (Path(name) / "one.bin").open("wb") as file:
+            for _ in range(mebibytes):
+                file.write(os.urandom(1 << 20))
+        yield Path(name)
+
+
+def serving(folder: Path, *within: str) -> subprocess.Popen[str]:
+    """The process that receives."""
+    words = [*within, sys.executable, "-m", "benchmarks.file_transfer", "--serve", str(folder / "into")]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+
+
+async def far(folder: Path, rtt: float, mebibytes: int, runs: int) -> None:
+    """The same between two namespaces."""
+    names = ("receiver", "sender")
+    delayed_hub.wire_up(names)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(delayed_hub.forward, names, rtt / 2)
+        with serving(folder, "ip", "netns", "exec", "receiver") as receiver:
+            try:
+                assert receiver.stdout is not None
+                address = (await trio.to_thread.run_sync(receiver.stdout.readline)).strip()
+                words = ["ip", "netns", "exec", "sender", sys.executable, "-m", "benchmarks.file_transfer"]
+                sizes = ["--mebibytes", str(mebibytes), "--runs", str(runs), "--folder", str(folder)]
+                await trio.run_process([*words, *sizes, "--call", address, str(receiver.pid)])
+            finally:
+                receiver.kill()
+        nursery.cancel_scope.cancel()
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.file_transfer", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--mebibytes", type=int, default=1024)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where the files are (/dev/shm)")
+    parser.add_argument("--rtt", type=float, metavar="MS", help="milliseconds between the two")
+    parser.add_argument("--lab", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    folder, size = options.folder, options.mebibytes << 20
     if options.serve is not None:
         trio.run(serve, options.serve)
-        return 0
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="warpgate-files-") as name:
-        folder = Path(name)
-        path, into = folder / "one.bin", folder / "into"
-        size = options.mebibytes << 20
-        with path.open("wb") as file:
-            for _ in range(options.mebibytes):
-                file.write(os.urandom(1 << 20))
-        words = [sys.executable, "-m", "benchmarks.file_transfer", "--serve", str(into)]
-        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as receiver:
-            assert receiver.stdout is not None
-            try:
-                trio.run(measure, receiver.stdout.readline().strip(), receiver.pid, path, into, size, options.runs)
-            finally:
-                receiver.kill()
+    elif options.call is not None:
+        address, receiver = options.call
+        trio.run(measure, address, int(receiver), folder / "one.bin", folder / "into", size, options.runs)
+    elif options.rtt is not None and options.lab is None:
+        if sys.platform != "linux" or os.geteuid() != 0:
+            print("skipped: it needs root on Linux, for network namespaces of its own")
+            return 0
+        delayed_hub.reenter(["-m", "benchmarks.file_transfer", *arguments, "--lab", str(options.rtt / 1000)])
+    else:
+        with made(folder, options.mebibytes) as there:
+            if options.lab is not None:
+                trio.run(far, there, options.lab, options.mebibytes, options.runs)
+                return 0
+            with serving(there) as process:
+                assert process.stdout is not None
+                try:
+                    address = process.stdout.readline().strip()
+                    trio.run(measure, address, process.pid, there / "one.bin", there / "into", size, options.runs)
+                finally:
+                    process.kill()
     return 0
 
 

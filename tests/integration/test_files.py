@@ -405,12 +405,18 @@ async def test_a_disk_that_becomes_full_costs_nothing_that_has_come(tmp_path: Pa
     assert content(into / "tree") == content(root)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
-async def test_a_folder_that_may_not_be_written_in(tmp_path: Path) -> None:
+async def test_a_folder_that_may_not_be_written_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system says it, also to root, for whom modes are no bound."""
+
+    def mkdir(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
     root, into = source(tmp_path), tmp_path / "into"
-    into.mkdir(mode=0o500)
+    into.mkdir()
+    monkeypatch.setattr("warpgate_trio.files.folder.os.mkdir", mkdir)
     _, errors, _ = await transfer(look_at([root]), Inbox(into))
     assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+    assert "Permission denied" in str(wrong(errors, TransferRefused))
 
 
 async def test_a_folder_that_is_a_file(tmp_path: Path) -> None:

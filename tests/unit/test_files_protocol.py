@@ -67,7 +67,7 @@ def block(index: int, number: int, size: int) -> bytes:
 @pytest.mark.parametrize(
     ("message", "golden"),
     [
-        (offer(), "010000002c9501c410" + "00" * 16 + "c410" + bytes(range(16)).hex() + "04ce00200006"),
+        (offer(), "010000002c9501c410" + "00" * 16 + "c410" + bytes(range(16)).hex() + "04ce00400006"),
         (Entries((FILE, FOLDER)), "0200000013919295a161000507c4017695a166020000c400"),
         (FileEnd(3, DIGEST), "0400000014" + "9203c410" + "64" * 16),
         (Finish(), "050000000190"),

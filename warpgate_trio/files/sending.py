@@ -60,9 +60,13 @@ async def send_outgoing(pipe: Pipe, outgoing: Outgoing, *, on_progress: OnProgre
     except BaseExceptionGroup as group:
         errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
         said = [each for each in errors if isinstance(each, TransferRefused | TransferFailed | RemoteProtocolError)]
+        if not errors:
+            raise
         if said:  # what the peer said last explains why the Pipe broke
             raise said[0] from None
-        if len(errors) == 1 or (errors and all(isinstance(each, trio.BrokenResourceError) for each in errors)):
+        if len(errors) == 1 or all(
+            isinstance(each, trio.BrokenResourceError | trio.ClosedResourceError) for each in errors
+        ):
             raise errors[0] from None
         raise
 
@@ -142,14 +146,16 @@ class _Sending:
         moved = 0
         for each in batch:
             if isinstance(each, ReadBlock):
-                size = len(each.data)
-                self._small += self._sender.block(each.index, each.number, each.digest, size)
-                if size <= _SMALL:
-                    self._small += each.data
-                else:
-                    await self._flush()
-                    await self._pipe.send_all(each.data)
-                moved += size
+                self._small += self._sender.block(each.index, each.number, each.digest, each.size)
+                for piece in each.pieces:
+                    # What is said before a block goes with its first piece: a write of its own would cost more.
+                    if self._small:
+                        self._small += piece
+                        if each.size > _SMALL:
+                            await self._flush()
+                    else:
+                        await self._pipe.send_all(piece)
+                moved += each.size
                 if len(self._small) >= _SMALL:
                     await self._flush()
             elif isinstance(each, Ended):
