@@ -81,7 +81,7 @@ async def program_on(
     """`warpgate-trio` on a machine, for the time of the body."""
     machine, name = host.machine, arguments[0]
     within = machine.command(())
-    async with started(*arguments, stdin=stdin, within=within, pass_fds=[machine.fd], env=_private(home)) as command:
+    async with started(*arguments, stdin=stdin, within=within, pass_fds=[machine.fd], env=private(home)) as command:
         try:
             yield command
         finally:
@@ -129,7 +129,7 @@ async def coturn_on(
             process.wait(10)
 
 
-def _private(home: Path) -> dict[str, str]:
+def private(home: Path) -> dict[str, str]:
     """Neither keys nor settings of whoever runs the lab, whose routers may be asked for ports: they are ours."""
     folders = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
     return dict.fromkeys(folders, str(home)) | {"WARPGATE_PORTMAP_ENABLED": "true"}
