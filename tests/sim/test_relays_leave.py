@@ -16,6 +16,7 @@ from tests.sim.roaming import Talk, numbered
 from tests.sim.test_relays_fail import CREDENTIALS, SECOND, TURNS, where
 from tests.sim.test_ws_relay import OPEN, URL
 from warpgate_trio import NodeConfig, PathsConfig, PathState, Pipe
+from warpgate_trio.link.travelling import LEFT_FOR
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import RendezvousServer, serve_rendezvous
 from warpgate_trio.servers.turn import TurnServer, serve_turn
@@ -108,10 +109,10 @@ class Servers:
         await self.run("server", partial(serve_rendezvous, host=None, port=443, public_urls=[URL]))
         return [*TURNS, RENDEZVOUS]
 
-    async def shut_down(self, machine: str) -> float:
+    async def shut_down(self, machine: str, *, drain: float = DRAIN) -> float:
         """As `serve` does it; seconds until its last client had left."""
         began = trio.current_time()
-        with self._net.hosts[machine], trio.move_on_after(DRAIN):
+        with self._net.hosts[machine], trio.move_on_after(drain):
             await self._drains[machine]()
         left = trio.current_time() - began
         self._lives[machine].cancel()
@@ -166,6 +167,29 @@ def test_bulk_both_ways_has_left_a_relay_before_it_is_gone(plugin: str, rtt: flo
                 )
                 assert [change.new and change.new.state for change in pipe.path_log] == [PathState.LIVE]
                 assert silence <= SILENT[plugin] * rtt
+
+    simulate(main, seed=0)
+
+
+def test_a_relay_far_away_is_left_soon_after_both_have_changed_over() -> None:
+    """Who knows that the peer speaks elsewhere does not wait for it to; a round trip is long in full lines."""
+    rtt = 0.2
+
+    async def main() -> None:
+        async with (
+            relayed(full_lines(rtt), "turn") as (nodes, servers, ours, theirs),
+            open_background_nursery() as nursery,
+        ):
+            both = [Bulk(ours, theirs), Bulk(theirs, ours)]
+            for bulk in both:
+                nursery.start_soon(bulk.receive)
+                nursery.start_soon(bulk.send)
+            await trio.sleep(3.0)
+            began = trio.current_time()
+            left = await servers.shut_down(where(nodes.net, ours), drain=4 * DRAIN)
+            changed = [pipe.path_log[0].at - began for pipe in (ours, theirs)]
+            print(f"turn, {rtt:g}: changed over after {changed} s; its last client has left after {left:.2f} s")
+            assert left - max(changed) <= LEFT_FOR + 3 * rtt
 
     simulate(main, seed=0)
 

@@ -118,6 +118,20 @@ def test_a_tail_that_comes_bit_by_bit_is_waited_for() -> None:
     assert read + ends.read("b") == b"0123456789"
 
 
+def test_a_carrier_is_left_once_the_peer_speaks_elsewhere_and_all_that_it_has_said_before_has_come() -> None:
+    ends, first, wire = changed()
+    link, lane = ends.links["b"], first.lanes["b"]
+    assert not link.has_left(lane), "the peer has not said yet that it goes on elsewhere"
+    ends.deliver(wire, "a")
+    assert not link.has_left(lane), "the tail is to come"
+    assert not ends.links["a"].has_left(first.lanes["a"]), "the peer has not changed over yet"
+    ends.deliver(first, "a")
+    assert link.has_left(lane)
+    assert not link.has_left(wire.lanes["b"])
+    ends.settle()
+    assert ends.links["a"].has_left(first.lanes["a"])
+
+
 def test_what_is_ahead_is_forgotten_with_its_carrier() -> None:
     ends, first, wire = changed()
     ends.send("a", b" again")

@@ -296,6 +296,10 @@ class Moving(ABC):
         """Whether we have left it, and it is to bring what was said there."""
         return self._tail is not None and self._tail.lane is lane
 
+    def has_left(self, lane: LaneProtocol) -> bool:
+        """Whether the peer speaks on another lane, and all that it has said before has come."""
+        return self.lanes.theirs is not lane and self.lanes.theirs not in self._ahead
+
     def _begin(self, lane: LaneProtocol, now: float, *, graceful: bool = False, tail: Tail | None = None) -> None:
         """What we say goes on here: from what the peer has taken in, or behind what another lane is to bring."""
         self._forget_tail()

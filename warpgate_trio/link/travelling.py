@@ -44,7 +44,8 @@ and its server waits for that."""
 INSTANT: Final = 0.001
 """Seconds that are none: what rounding leaves of a time would be slept for again and again."""
 LEFT_TRIPS: Final = 3
-"""Round trips that this is at least: two for the peer to change over, who may have said nothing meanwhile."""
+"""Round trips that this is at least, until the peer is known to speak elsewhere: two for it to change over, who may
+have said nothing meanwhile."""
 MAX_DROPPED: Final = 16
 """Paths that were no good which are remembered for who looks for better ones, if anybody does."""
 
@@ -230,13 +231,14 @@ class Travelling(Handshake):
         for lane in self._drivers:
             if not lane.protocol.leaving or lane.protocol is self.protocol.lanes.active:
                 continue
-            rest = max(LEFT_FOR, LEFT_TRIPS * (self.rtt or 0.0)) - lane.protocol.life.silence(now)
+            trips = 0 if self.protocol.has_left(lane.protocol) else LEFT_TRIPS
+            rest = max(LEFT_FOR, trips * (self.rtt or 0.0)) - lane.protocol.life.silence(now)
             if self.protocol.carries_a_tail(lane.protocol):
                 pause = max(pause, rest, LEFT_FOR)
             elif rest < INSTANT:
                 self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
             else:
-                pause = max(pause, rest)
+                pause = max(pause, min(rest, LEFT_FOR))  # the peer may have changed over by then
         return pause
 
     def _note_hint(self) -> None:
