@@ -7,12 +7,12 @@ of the tree: a name says *what was wrong with what*, so that nobody has to read 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from .report import ConnectReport, Verdict
+    from .report import ConnectReport, Lookup, LookupOutcome, Verdict
 
 __all__ = [
     "AddressError",
@@ -35,6 +35,7 @@ __all__ = [
     "ContactUnknown",
     "ContactsFileError",
     "IdentityError",
+    "KeyRecordError",
     "LibraryPanicked",
     "LocalProtocolError",
     "PairingError",
@@ -147,18 +148,32 @@ class PeerIdError(WarpgateError, ValueError):
     """A text is not a peer id (52 characters of lower-case base32)."""
 
 
+class KeyRecordError(WarpgateError, ValueError):
+    """What a server shows as the record of a key cannot be used.
+
+    Attributes:
+      flaw: what is wrong with it, a `warpgate_trio.report.LookupOutcome`.
+    """
+
+    def __init__(self, flaw: LookupOutcome, message: str) -> None:
+        super().__init__(message)
+        self.flaw = flaw
+
+
 class PeerNotFound(WarpgateError):
     """Where a peer is cannot be found out: no server of ours knows it, or it does not answer by what one knows.
 
     Attributes:
       peer_id: of the peer.
       why: what is known of that; the message has it.
+      lookups: what each server of ours has said, a `warpgate_trio.report.Lookup` each.
     """
 
-    def __init__(self, peer_id: str, why: str) -> None:
+    def __init__(self, peer_id: str, why: str, lookups: Sequence[Lookup] = ()) -> None:
         super().__init__(f"{peer_id} is not found: {why}")
         self.peer_id = peer_id
         self.why = why
+        self.lookups: tuple[Lookup, ...] = tuple(lookups)
 
 
 class SealError(WarpgateError):

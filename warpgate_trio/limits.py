@@ -30,11 +30,23 @@ import trio
 
 from .sockaddr import parse_ip, unmapped
 
-__all__ = ["BoundedMap", "Budget", "Gate", "Place", "TokenBucket", "TokenBuckets", "prefixes", "subscriber"]
+__all__ = [
+    "BoundedMap",
+    "Budget",
+    "Gate",
+    "Place",
+    "SubscriberRates",
+    "TokenBucket",
+    "TokenBuckets",
+    "prefixes",
+    "subscriber",
+]
 
 SHARE: Final = 0.5
 """Share of what is free that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
 a sixth."""
+WIDER: Final = 4
+"""Times as often as one subscriber a network may that has several: of IPv6 a /56, and a /48 as often again."""
 _UNNAMED_SHARE: Final = 8  # One in so many places more for connections whose proxy has not yet said who they are of.
 _TIERS: Final[dict[int, tuple[int, ...]]] = {4: (3, 4), 6: (6, 7, 8)}  # Bytes of the prefixes, by IP version.
 
@@ -369,3 +381,35 @@ class TokenBuckets(Generic[_Key]):
             bucket = TokenBucket(self._rate, self._burst)
             self._buckets.put(key, bucket)
         return bucket.take(now)
+
+
+@final
+class SubscriberRates:
+    """How often who stands behind an address may: one address or /64 `burst` times at once and `rate` times a second,
+    each wider network that it is in `WIDER` times as often as the one within.
+
+    Args:
+      size: prefixes that are counted; of one that was forgotten the bucket is full again.
+    """
+
+    __slots__ = ("_buckets", "_burst", "_rate")
+
+    def __init__(self, rate: float, burst: float, size: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._buckets: BoundedMap[bytes, TokenBucket] = BoundedMap(size)
+
+    def take(self, host: str, now: float) -> bool:
+        """Take one of an address (an IP literal), if there is one of it and of each network around it."""
+        taken: list[TokenBucket] = []
+        for wider, prefix in enumerate(reversed(prefixes(host))):
+            bucket = self._buckets.use(prefix)
+            if bucket is None:
+                bucket = TokenBucket(self._rate * WIDER**wider, self._burst * WIDER**wider)
+                self._buckets.put(prefix, bucket)
+            if not bucket.take(now):
+                for each in taken:
+                    each.give_back()
+                return False
+            taken.append(bucket)
+        return True

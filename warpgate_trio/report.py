@@ -19,6 +19,8 @@ __all__ = [
     "ComboReport",
     "ConnectReport",
     "Known",
+    "Lookup",
+    "LookupOutcome",
     "Outcome",
     "PathChangeReport",
     "PathReport",
@@ -27,6 +29,47 @@ __all__ = [
     "WalkEvent",
     "advise",
 ]
+
+
+class LookupOutcome(Enum):
+    """What came of asking one server for the record of a key (docs/contacts.md)."""
+
+    RECORD = "record"
+    """It has one that can be used."""
+    NOBODY = "nobody"
+    """It says that nobody is registered by that key who has published one."""
+    TOO_MANY = "too_many"
+    """It takes no further lookups from here now."""
+    UNSUPPORTED = "unsupported"
+    """It keeps no key records: an older release, or a broker."""
+    SILENT = "silent"
+    """It is not connected, or does not answer."""
+    OTHER_KEY = "other_key"
+    """It shows the record of another key."""
+    FORGED = "forged"
+    """It shows a record that is not signed by its key."""
+    MALFORMED = "malformed"
+    """It shows what is no record."""
+    UNKNOWN_VERSION = "unknown_version"
+    """The peer is of a later release."""
+    EXPIRED = "expired"
+    """It shows a record that is not good any more."""
+    NOT_YET_VALID = "not_yet_valid"
+    """It shows a record from the future: a clock is wrong."""
+    ROLLED_BACK = "rolled_back"
+    """It shows an older record than was seen before."""
+
+
+class Lookup(msgspec.Struct, frozen=True):
+    """One server and what it said of a key.
+
+    Attributes:
+      server: its URL, without a password.
+      outcome: what came of it.
+    """
+
+    server: str
+    outcome: LookupOutcome
 
 
 class Verdict(Enum):

@@ -147,3 +147,25 @@ async def test_a_broken_file_stops_names_and_nothing_else(server: Server, home: 
         assert done.process.returncode == 0
         assert "warning: no contacts: " in done.stderr_text
     assert file.read_text() == broken
+
+
+async def test_a_peer_id_is_enough(server: Server, home: dict[str, str], tmp_path: Path) -> None:
+    """To call, to add, and to be told that nobody is there."""
+    common = ("--config", str(server.config))
+    async with listening(server, tmp_path / "key", "--allow-any", "--echo"):
+        peer_id = (await ran("id", "--key-file", tmp_path / "key")).out.decode().strip()
+        first = await ran("connect", *common, "--save", "alice", "--echo-test", "1kB", peer_id, env=home)
+        assert first.process.returncode == 0, first.stderr_text
+        assert (await listed(home))["alice"]["address"].startswith("wg1"), "what the peer has told"
+        ping = await ran("ping", *common, "--count", "1", peer_id, env=home)
+        assert ping.process.returncode == 0, ping.stderr_text
+    absent = await ran("connect", *common, "--json", BOB.peer_id, env=home)
+    assert absent.process.returncode == 1
+    event = checked_event(bytes(absent.out))
+    assert event["verdict"] == "peer_not_found"
+    assert f"no server of yours knows it ({server.url}: it knows no such peer)" in event["error"]
+    nobody = await ran("ping", *common, BOB.peer_id, env=home)
+    assert nobody.process.returncode == 2
+    added = await ran("contacts", "add", *common, "bob", BOB.peer_id, env=home)
+    assert added.process.returncode == 1
+    assert "not added: " in added.stderr_text

@@ -12,6 +12,7 @@ from tests.identities import ALICE, BOB
 from tests.one_lane import OneLane
 from tests.turn_bench import PEER, Bench, allocated
 from tests.turn_requests import Requests, channel_data, indication
+from warpgate_trio.address import KeyRecord
 from warpgate_trio.clock.ntp import NtpExchange, NtpRejected
 from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import (
@@ -36,6 +37,7 @@ from warpgate_trio.punch.probe import SECRET_LENGTH, ProbeCodec
 from warpgate_trio.servers import relay_frames as relay
 from warpgate_trio.servers import rendezvous_frames as rendezvous
 from warpgate_trio.servers.health_core import HealthRequest, Pages
+from warpgate_trio.servers.key_record_frames import Found, Lookup, Publish, Published
 from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayRules
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
@@ -62,6 +64,9 @@ def _from_server() -> list[bytes]:
         rendezvous.Message(b"payload").encode(),
         rendezvous.Error(3, "slow").encode(),
         rendezvous.Registered(3).encode(),
+        Published(0).encode(),
+        Found(7, 0, b"record").encode(),
+        Found(7, 1).encode(),
         relay.Ring(2, b"payload").encode(),
         *_of_circuits(1),
     ]
@@ -118,6 +123,8 @@ def _from_client() -> list[bytes]:
         rendezvous.register_2(ALICE, challenge, name=_NAME, instance=_INSTANCE).encode(),
         rendezvous.register_3(ALICE, challenge, name=_NAME, instance=_INSTANCE).encode(),
         *(rendezvous.Send(1, key, b"payload").encode() for key in keys),
+        *(Lookup(1, key).encode() for key in keys),
+        Publish(KeyRecord.issue(ALICE, issued_ms=1, signals=["ws://a"], instance=_INSTANCE).to_bytes()).encode(),
         *(rendezvous.Send2(1, key, _INSTANCE, b"payload").encode() for key in keys),
         *(relay.Call(circuit, key, bytes(8), b"payload").encode() for key in keys for circuit in (1, 3)),
         *(frame for circuit in (1, 2, 4) for frame in _of_circuits(circuit)),

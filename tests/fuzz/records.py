@@ -14,7 +14,7 @@ from tests.fuzz.mutation import mutated_msgpack
 from tests.fuzz.registry import target
 from tests.identities import ALICE, BOB
 from tests.unit.test_plugin_messages import GOLDEN as GOLDEN_MESSAGES
-from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, PeerAddress, Transport
+from warpgate_trio.address import AddressInterface, Endpoint, EndpointKind, KeyRecord, PeerAddress, Transport
 from warpgate_trio.address.nat_profile import (
     Filtering,
     Mapping,
@@ -30,6 +30,7 @@ from warpgate_trio.errors import (
     AddressError,
     AddressMalformed,
     AddressUnsupported,
+    KeyRecordError,
     PeerIdError,
     SealError,
     SignalError,
@@ -121,6 +122,41 @@ def address_text(data: bytes) -> None:
 def nat_profile(data: bytes) -> None:
     for _, profile in NatProfiles.from_bytes(data, measured_at=NOW):
         use_profile(profile)
+
+
+# -- key records ------------------------------------------------------------------------------------------------------
+
+
+def _key_records() -> list[bytes]:
+    return [
+        KeyRecord.issue(
+            ALICE,
+            issued_ms=int(NOW) * 1000,
+            signals=["wss://example.org", "mqtt://example.org"][:count],
+            instance=bytes(8),
+        ).to_bytes()
+        for count in (0, 1, 2)
+    ]
+
+
+def use_key_record(record: KeyRecord) -> None:
+    """What a node does with one before it asks by it."""
+    assert record.public_key == ALICE.public_key
+    assert repr(record)
+    assert KeyRecord.from_bytes(record.to_bytes(), of=ALICE.public_key) == record
+    record.check_fresh(NOW, seen=int(NOW) * 1000)
+
+
+@target(_key_records, KeyRecordError, inputs=2_000)
+def key_record(data: bytes) -> None:
+    use_key_record(KeyRecord.from_bytes(data, of=ALICE.public_key))
+
+
+@target(lambda: [each[_START:] for each in _key_records()], KeyRecordError, inputs=2_000, by=mutated_msgpack)
+def key_record_of_its_author(body: bytes) -> None:
+    head = b"\x01" + ALICE.public_key
+    signed = head + ALICE.sign(b"warpgate-trio key record v1", head + body) + body
+    use_key_record(KeyRecord.from_bytes(signed, of=ALICE.public_key))
 
 
 # -- keys and certificates ---------------------------------------------------------------------------------------------

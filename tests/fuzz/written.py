@@ -10,7 +10,9 @@ from tests.fuzz.registry import target, text_of, texts
 from tests.identities import ALICE, BOB
 from warpgate_trio.config import NodeConfig, load_config
 from warpgate_trio.config.server_url import ServerUrl
-from warpgate_trio.errors import ConfigError, IdentityError
+from warpgate_trio.contacts import find_callee
+from warpgate_trio.contacts.file import read_contacts, write_contacts
+from warpgate_trio.errors import AddressError, ConfigError, ContactError, ContactsFileError, IdentityError, PeerIdError
 from warpgate_trio.identity import Identity
 
 _URLS: Final = (
@@ -47,6 +49,29 @@ def configuration(data: bytes) -> None:
     config = NodeConfig.from_toml(text_of(data), base_dir=Path("/nowhere"))
     assert repr(config)
     assert NodeConfig.from_toml(config.to_toml(), base_dir=Path("/nowhere")) == config
+
+
+_contacts_corpus, _contacts_change = texts(
+    f'version = 1\n\n[[contact]]\nname = "alice"\npeer = "{ALICE.peer_id}"\n'
+    'added = 2026-11-30T08:00:00Z\nhow = "call"\nseen = 7\n',
+    f'version = 1\n[[contact]]\nname="b"\npeer="{BOB.peer_id}"\naddress="wg1AAAA"\n'
+    'added=2026-11-30T08:00:00\nhow="hand"\n',
+    'version = 2\ncontact = [{name = "a"}]\n',
+)
+
+
+@target(_contacts_corpus, ContactsFileError, inputs=2_000, by=_contacts_change)
+def contacts_file(data: bytes) -> None:
+    contacts = read_contacts(text_of(data), where="contacts.toml")
+    assert read_contacts(write_contacts(contacts.values()).decode(), where="again") == contacts
+
+
+_peer_corpus, _peer_change = texts("alice", ALICE.peer_id, "wg1AAAA", "  wg1AA\nAA", "7-guitar-orbit")
+
+
+@target(_peer_corpus, AddressError, ContactError, PeerIdError, inputs=5_000, by=_peer_change)
+def callee(data: bytes) -> None:
+    find_callee(text_of(data), None)
 
 
 _environment_corpus, _environment_change = texts(

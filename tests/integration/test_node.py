@@ -46,6 +46,7 @@ from warpgate_trio.errors import (
     AddressMalformed,
     AddressNotYetValid,
     AddressUnsupported,
+    ContactNameError,
 )
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.link import Link, RefuseReason, frame_codec
@@ -511,7 +512,7 @@ async def test_bad_addresses_are_refused_before_anything_is_tried() -> None:
             PeerAddress.from_bytes(bytes(record))
         with pytest.raises(AddressMalformed, match="checksum"):
             await alice.auto_connect(str(good)[:-1])
-        with pytest.raises(AddressMalformed):
+        with pytest.raises(ContactNameError):
             await alice.auto_connect("not an address")
         with pytest.raises(AddressExpired):
             await alice.auto_connect(address_of(BOB, port=1, now=now - 8 * 24 * 3600))

@@ -98,7 +98,7 @@ def test_the_schema_knows_every_verdict() -> None:
     schema = json.loads((SCHEMAS / "failed.json").read_text(encoding="utf-8"))
     known = set(schema["properties"]["verdict"]["enum"])
     assert known == {verdict.value for verdict in Verdict} - {"connected", "no_better_path"} | {
-        "bad_address", "bad_code", "bad_configuration", "bad_peer", "bad_usage"
+        "bad_address", "bad_code", "bad_configuration", "bad_peer", "bad_usage", "peer_not_found"
     }  # fmt: skip
 
 

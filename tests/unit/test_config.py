@@ -368,7 +368,9 @@ class TestToml:
 
     def test_defaults_are_written_and_none_is_not(self) -> None:
         assert (
-            NodeConfig().to_toml().startswith("[identity]\nephemeral = false\n\n[listen]\nport = 0\n\n[interfaces]\n")
+            NodeConfig()
+            .to_toml()
+            .startswith("[identity]\nephemeral = false\n\n[listen]\nport = 0\nfindable = true\n\n[interfaces]\n")
         )
 
     def test_turn_servers_as_text_and_as_table(self) -> None:

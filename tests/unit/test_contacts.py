@@ -214,9 +214,9 @@ def test_there_is_an_end_to_them(contacts: Contacts, monkeypatch: pytest.MonkeyP
 
 def test_what_was_learned(contacts: Contacts) -> None:
     contacts.add("alice", ALICE.peer_id)
-    assert contacts.learn(issue(BOB)) is None
-    contacts.learn(issue(ALICE), seen=7)
-    contacts.learn(issue(ALICE), seen=3)
+    assert contacts.learn(BOB.peer_id, address=issue(BOB)) is None
+    contacts.learn(ALICE.peer_id, address=issue(ALICE), seen=7)
+    contacts.learn(ALICE.peer_id, seen=3)
     alice = Contacts.load(contacts.path).find("alice")
     assert (alice.address, alice.seen) == (issue(ALICE), 7)
 
@@ -242,7 +242,7 @@ def test_two_objects_lose_nothing_of_each_other(contacts: Contacts) -> None:
     contacts.add("alice", ALICE.peer_id)
     other.add("bob", BOB.peer_id)
     contacts.rename("alice", "alicia")
-    other.learn(issue(BOB))
+    other.learn(BOB.peer_id, address=issue(BOB))
     assert names(Contacts.load(contacts.path)) == ["alicia", "bob"]
 
 

@@ -87,7 +87,7 @@ def connect(
         raise click.UsageError("--plugin names one technique, --phases chooses among many: give one of them")
     if (peer is None) == (code is None):
         raise click.UsageError("say whom to call: PEER, or --code CODE, of which there is one")
-    from ..errors import AddressError, ConfigError, ContactError, PairingError, PeerIdError
+    from ..errors import AddressError, ConfigError, ContactError, PairingError, PeerIdError, PeerNotFound
     from .runner import run
 
     settings.start_logging()
@@ -105,7 +105,7 @@ def connect(
     )
     try:
         return run(partial(call.run, node_options.load()))
-    except (AddressError, ConfigError, ContactError, PairingError, PeerIdError, UsageProblem) as error:
+    except (AddressError, ConfigError, ContactError, PairingError, PeerIdError, PeerNotFound, UsageProblem) as error:
         call.print_unusable(error)
         raise
 
@@ -144,6 +144,7 @@ class _Call:
         from . import render as render  # not in the midst of what is timed
         from .echo_test import EchoTest
         from .path_events import PathTeller
+        from .peers import present_address
         from .stdio import StandardOutput, look_ahead, skip
 
         check_plugin(self._plugin)
@@ -165,7 +166,7 @@ class _Call:
             async with pipe, teller.telling(pipe):
                 connect_ms = _ms(trio.current_time() - called_at)
                 if saved is not None:
-                    saved.save(self._settings)
+                    saved.save(self._settings, await present_address(node, peer))
                 path = pipe.path
                 self._settings.say(
                     f"connected in {connect_ms:.1f} ms by {path.plugin}, IPv{path.af} {path.route_type}, "
@@ -311,11 +312,13 @@ class _Call:
         """The one line of --json where nothing could be tried."""
         if not self._settings.json:
             return
-        from ..errors import AddressError, AddressNotYetValid, ContactError, PairingError, PeerIdError
+        from ..errors import AddressError, AddressNotYetValid, ContactError, PairingError, PeerIdError, PeerNotFound
         from .events import Failed, encode
         from .exits import explain
 
-        if isinstance(error, ContactError | PeerIdError):
+        if isinstance(error, PeerNotFound):
+            verdict, advice = "peer_not_found", "Ask the peer for its address wg1…, or name a server that it uses."
+        elif isinstance(error, ContactError | PeerIdError):
             verdict, advice = "bad_peer", "Name a contact (`warpgate-trio contacts list`), a peer id or an address."
         elif isinstance(error, AddressError):
             verdict, advice = "bad_address", "Ask the peer for its current address, and copy it whole."

@@ -121,7 +121,7 @@ async def _ask(settings: Settings, config: NodeConfig, callee: Callee, timeout: 
     """Where the peer says that it is now."""
     import trio
 
-    from ..errors import AttemptFailed, PeerRefused, SignalError
+    from ..errors import AttemptFailed, PeerNotFound, PeerRefused, SignalError
     from ..node import open_node
     from .caller import caller_identity
 
@@ -132,7 +132,7 @@ async def _ask(settings: Settings, config: NodeConfig, callee: Callee, timeout: 
             return await node.refresh_address(peer, timeout=timeout)
         except trio.TooSlowError:
             problem = "it did not answer in time: it is not there, or does not let you in"
-        except (AttemptFailed, SignalError) as error:
+        except (AttemptFailed, PeerNotFound, SignalError) as error:
             problem = str(error)
         except PeerRefused as error:
             raise CommandFailed(ExitCode.REFUSED, f"the peer said no: {error}") from error

@@ -92,7 +92,16 @@ def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an exception and one sentence about it, empty where there is nothing to say."""
     import click
 
-    from ..errors import AddressError, ConfigError, ConnectError, ContactError, PairingError, PeerIdError
+    from ..errors import (
+        AddressError,
+        ConfigError,
+        ConnectError,
+        ContactError,
+        PairingError,
+        PeerIdError,
+        PeerNotFound,
+        PeerRefused,
+    )
 
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return ExitCode.INTERRUPTED, "interrupted"
@@ -114,6 +123,10 @@ def explain(error: BaseException) -> tuple[int, str]:
         return _code_of_pairing(error), f"not paired: {error}"
     if isinstance(error, ConfigError | ContactError | PeerIdError):
         return ExitCode.USAGE if full is None else ExitCode.BROKEN, str(error)
+    if isinstance(error, PeerNotFound):
+        return ExitCode.NO_PATH, str(error)
+    if isinstance(error, PeerRefused):
+        return ExitCode.REFUSED, f"the peer said no: {error}"
     if isinstance(error, ConnectError):
         return exit_code_of_verdict(error.verdict.value), _no_pipe(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -197,7 +197,7 @@ class _Forwarding:
         """Until interrupted; where the peer goes away it is called again, and the port here stays."""
         import trio
 
-        from ..errors import ConnectError, PeerRefused
+        from ..errors import ConnectError, PeerNotFound, PeerRefused
         from ..forwarding import serve_forward
         from ..nurseries import open_background_nursery
 
@@ -228,6 +228,8 @@ class _Forwarding:
                         break
                     except ConnectError as error:
                         self._settings.say(f"no pipe: {error.verdict.value}. {error.advice}")
+                    except PeerNotFound as error:
+                        self._settings.say(f"no pipe: {error}")
 
     def _find_pipe(self) -> Pipe:
         assert self._pipe is not None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
+    from ..address import PeerAddress
     from ..contacts import Callee, Contacts, How
+    from ..node import Node
     from .options import Settings
 
-__all__ = ["SavedAs", "find_peer", "usable_contacts"]
+__all__ = ["SavedAs", "find_peer", "present_address", "usable_contacts"]
 
 
 def find_peer(settings: Settings, text: str) -> tuple[Callee, Contacts | None]:
@@ -46,6 +49,15 @@ def usable_contacts(settings: Settings) -> Contacts | None:
         return None
 
 
+async def present_address(node: Node, callee: Callee) -> PeerAddress | None:
+    """Where a peer is that was called a moment ago."""
+    from ..errors import WarpgateError
+
+    with suppress(WarpgateError):
+        return await node.find_address(callee.address or callee.peer_id)
+    return None
+
+
 @final
 class SavedAs:
     """What `--save NAME` does with the peer that is called.
@@ -64,12 +76,17 @@ class SavedAs:
         self._how = How.CALL if how is None else how
         self._contacts.check_free(name, callee.peer_id)
 
-    def save(self, settings: Settings) -> None:
-        """The peer was called and has proved its key.  What goes wrong here ends no Pipe."""
+    def save(self, settings: Settings, address: PeerAddress | None = None) -> None:
+        """The peer was called and has proved its key.  What goes wrong here ends no Pipe.
+
+        Args:
+          address: where it is now, if that is known better than by what was typed.
+        """
         from ..errors import ConfigError, ContactError
 
         try:
-            contact = self._contacts.add(self._name, self._callee.address or self._callee.peer_id, how=self._how)
+            peer = address or self._callee.address or self._callee.peer_id
+            contact = self._contacts.add(self._name, peer, how=self._how)
         except (ConfigError, ContactError) as error:
             settings.warn(f"the peer is not saved: {error}")
         else:

@@ -61,13 +61,15 @@ def ping(
     through the steps of the call, on each side, and has one piece of advice for each that failed; then also through
     those that would have made a relayed path direct.
     """
-    from ..errors import ConnectError
+    from ..errors import ConnectError, PeerNotFound
     from .failures import show_failure
     from .runner import run
 
     settings.start_logging(told_otherwise=TOLD_BY_THE_TABLE if explain else ())
     try:
         return run(partial(_ping, settings, node_options.load(), peer, count, interval, timeout, explaining=explain))
+    except PeerNotFound as error:
+        raise CommandFailed(PathKind.NONE, f"no path: {error}") from error
     except ConnectError as error:
         if not explain:
             show_failure(settings, error.report)

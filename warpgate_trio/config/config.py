@@ -97,11 +97,14 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
 
     Attributes:
       port: the TCP port, on every address of the machine; 0 for one that the system chooses.
+      findable: whether a node that can be called lets its rendezvous servers tell whoever knows its peer id by which
+        servers it can be asked where it is (docs/contacts.md).
     """
 
     name_of_table = "listen"
 
     port: int = 0
+    findable: bool = True
 
 
 @final
@@ -420,6 +423,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "identity.key_file": read_path,
     "identity.ephemeral": read_flag,
     "listen.port": read_port,
+    "listen.findable": read_flag,
     "interfaces.include": read_list(_read_glob, "globs of interface names"),
     "interfaces.exclude": read_list(_read_glob, "globs of interface names"),
     "network.proxy": lambda value, _: read_proxy(value),

@@ -217,10 +217,11 @@ class Contacts:
 
         return self._change(edit)
 
-    def learn(self, address: PeerAddress, *, seen: int = 0) -> Contact | None:
-        """Note where a contact is now, which it has said itself; None: that peer has no name here.
+    def learn(self, peer_id: str, *, address: PeerAddress | None = None, seen: int = 0) -> Contact | None:
+        """Note where a contact is now, and what was seen of it; None: that peer has no name here.
 
         Args:
+          address: of that peer, which it has said itself; None: no other than before.
           seen: when the newest key record of it that was seen was issued, Unix milliseconds; lower ones change nothing.
 
         Raises:
@@ -228,9 +229,9 @@ class Contacts:
         """
 
         def edit(contacts: dict[str, Contact]) -> Contact | None:
-            contact = next((each for each in contacts.values() if each.peer_id == address.peer_id), None)
+            contact = next((each for each in contacts.values() if each.peer_id == peer_id), None)
             if contact is not None:
-                contact = dataclasses.replace(contact, address=address, seen=max(seen, contact.seen))
+                contact = dataclasses.replace(contact, address=address or contact.address, seen=max(seen, contact.seen))
                 contacts[contact.name.lower()] = contact
             return contact
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 from ..limits import BoundedMap
 
 if TYPE_CHECKING:
-    from ..address import PeerAddress
+    from ..address import PeerAddress, Recipient
 
 __all__ = ["MAX_KNOWN", "AddressBook"]
 
@@ -70,7 +70,7 @@ class AddressBook:
         listening = [each for each in (self._listening.get(peer_key), passed) if each is not None and each.listens]
         return list(dict.fromkeys(listening or [each for each in (heard, passed) if each is not None]))
 
-    def hints(self, address: PeerAddress) -> list[str]:
-        """URLs of the servers at which a peer may be: those of a record, then of all others that are known."""
-        records = (address, *self.records(address.public_key))
+    def hints(self, address: Recipient) -> list[str]:
+        """URLs of the servers at which a peer may be: those of one record, then of all others that are known."""
+        records: list[Recipient] = [address, *self.records(address.public_key)]
         return list(dict.fromkeys(url for record in records for url in record.signals))

@@ -33,6 +33,7 @@ class ContactKeeper:
     def __init__(self, contacts: Contacts) -> None:
         self._contacts = contacts
         self._news: dict[str, PeerAddress] = {}  # by peer id
+        self._seen: dict[str, int] = {}  # the same
         self._woken = trio.Event()
 
     def hear(self, address: PeerAddress) -> None:
@@ -42,6 +43,12 @@ class ContactKeeper:
             return
         self._news[address.peer_id] = address
         self._woken.set()
+
+    def note_seen(self, peer_id: str, issued_ms: int) -> None:
+        """A key record of a peer was seen that is newer than all before."""
+        if self._contacts.of(peer_id) is not None:
+            self._seen[peer_id] = issued_ms
+            self._woken.set()
 
     async def run(self) -> None:
         """Write what was heard, until cancelled; then what is left."""
@@ -56,9 +63,10 @@ class ContactKeeper:
     def _write(self) -> None:
         self._woken = trio.Event()
         news, self._news = self._news, {}
-        for address in news.values():
+        seen, self._seen = self._seen, {}
+        for peer_id in {**news, **seen}:
             try:
-                self._contacts.learn(address)
+                self._contacts.learn(peer_id, address=news.get(peer_id), seen=seen.get(peer_id, 0))
             except ContactsFileError as error:
                 logger.warning("where a contact is now cannot be written down: %s", error)
                 return

@@ -1,13 +1,14 @@
 """Where to call a peer that the application names: by an address, a peer id, or the name of a contact.
 
 An address that the peer has told, and that is good at this time, is taken at once.  One that has expired, or is from
-the future, is good for asking the peer where it is now.
+the future, is good for asking the peer where it is now, at its servers and at ours.  Where there is none, the peer is
+looked up by its key (`key_finder`), which says as much as an old address does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Final, Protocol, final
+from collections.abc import Awaitable, Callable
+from typing import Final, final
 
 import trio
 
@@ -26,6 +27,7 @@ from ..errors import (
 )
 from ..identity import Identity
 from .address_book import AddressBook
+from .key_finder import KeyFinder
 from .planning import Planning
 
 __all__ = ["NTP_TIMEOUT", "Finder"]
@@ -34,8 +36,7 @@ NTP_TIMEOUT: Final = 5.0
 """Seconds for asking the time servers once: four samples of a server at the other end of a bad satellite link."""
 
 
-class _Ask(Protocol):
-    def __call__(self, peer: PeerAddress, /, *, timeout: float) -> Awaitable[PeerAddress]: ...
+_Ask = Callable[[PeerAddress], Awaitable[PeerAddress]]
 
 
 @final
@@ -43,6 +44,8 @@ class Finder:
     """See the module's page.
 
     Args:
+      by_key: finds who is known by key alone.
+      ask: asks a peer by an address of it.
       contacts: whose names are known; None: nobody's.
     """
 
@@ -54,6 +57,8 @@ class Finder:
         book: AddressBook,
         planning: Planning,
         clock: CorrectedClock,
+        by_key: KeyFinder,
+        ask: _Ask,
         contacts: Contacts | None,
     ) -> None:
         self._identity = identity
@@ -61,6 +66,8 @@ class Finder:
         self._book = book
         self._planning = planning
         self._clock = clock
+        self._by_key = by_key
+        self._ask = ask
         self._contacts = contacts
 
     def read(self, peer: PeerAddress | str) -> Callee:
@@ -80,7 +87,7 @@ class Finder:
             raise ValueError("that is this node's own address")
         return callee
 
-    async def find(self, callee: Callee, ask: _Ask, deadline: float) -> PeerAddress:
+    async def find(self, callee: Callee, deadline: float) -> PeerAddress:
         """The address to walk to: checked, what the peer said last, refreshed if none is good at this time.
 
         The walk takes what else is known of the peer along (`Planning.plan`).
@@ -100,15 +107,20 @@ class Finder:
             usable = self._planning.usable_addresses(callee.public_key)
         if usable:
             return usable[0]
+        patience = min(self._config.budgets.signal, deadline - trio.current_time())
         if callee.address is None:
-            raise PeerNotFound(callee.peer_id, "nothing is known of where it is")
+            try:
+                with trio.fail_at(deadline):
+                    return await self._by_key.find(callee.public_key, patience=patience)
+            except trio.TooSlowError:
+                raise PeerNotFound(callee.peer_id, "the time for that is up") from None
         try:
             callee.address.check_fresh(self._clock.now())
         except (AddressExpired, AddressNotYetValid) as wrong:
             try:
                 # The peer tells where it is, and what time it is there.
-                patience = min(self._config.budgets.signal, deadline - trio.current_time())
-                return await ask(callee.address, timeout=patience)
+                with trio.fail_after(patience):
+                    return await self._ask(callee.address)
             except (PeerRefused, SignalError, AttemptFailed, ConfigError, trio.TooSlowError):
                 raise wrong from None
         return callee.address

@@ -89,6 +89,7 @@ class Node:
         """Ask a peer over the signal channel where it is now (`get_addr`).  An expired address will do to ask by.
 
         Args:
+          peer: as for `auto_connect`.
           timeout: seconds; ``budgets.signal`` when None.
 
         Raises:
@@ -97,11 +98,8 @@ class Node:
           SignalUnavailable, AttemptFailed: it cannot be asked.
           trio.TooSlowError: it does not answer in time.
         """
-        address = PeerAddress.from_text(peer) if isinstance(peer, str) else peer
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
-            fresh = await self._runtime.ask(address, "get_addr")
-        assert isinstance(fresh, PeerAddress)
-        return fresh
+            return await self._runtime.refresh(self._runtime.finder.read(peer))
 
     async def find_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> PeerAddress:
         """The address by which `auto_connect` would call a peer now; arguments and errors as there."""
@@ -166,7 +164,8 @@ class Node:
 
         It is once one of the configured signal servers is connected, and the NATs have been measured as far as the
         configured STUN servers answer; that none does is an answer too, after some seconds.  Beside that a router has a
-        second to open our port, and an MQTT broker to let us have a topic of our own.  What is not configured is not
+        second to open our port, an MQTT broker to let us have a topic of our own, and a rendezvous server to keep our
+        key record.  What is not configured is not
         waited for.  An address that was passed on earlier works, but peers have to ask for the present one first.
 
         Raises:
@@ -254,7 +253,8 @@ class Node:
         """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/walk.md).
 
         Args:
-          peer: its address, as an object or as text (``wg1…``); or the name of a contact.
+          peer: its address, as an object or as text (``wg1…``); its peer id; or the name of a contact.  Who is known by
+            key alone is looked up at our servers, and then tells where it is (docs/contacts.md).
           phases, plugins, afs, route_types: try only these; None tries all.
           early_data: at most 64 KiB that reach the peer's application with the Pipe and save a round trip.  It is
             encrypted to the peer, and sent again if the path breaks before the peer accepted.
@@ -364,9 +364,8 @@ class Node:
     async def _current_address(self, peer: PeerAddress | str, deadline: float) -> PeerAddress:
         """See `Finder.find`."""
         callee = self._runtime.finder.read(peer)
-        if self._runtime.home.closing:
-            raise trio.ClosedResourceError("this node was closed")
-        return await self._runtime.finder.find(callee, self.refresh_address, deadline)
+        with self._runtime.home.call():
+            return await self._runtime.finder.find(callee, deadline)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, final
 
-from ..address import AddressScope, Endpoint, EndpointKind, OwnAddresses, PeerAddress, Transport, scope_of
+from ..address import AddressScope, Endpoint, EndpointKind, OwnAddresses, PeerAddress, Recipient, Transport, scope_of
 from ..clock.wall import Clock
 from ..combos import (
     Combo,
@@ -157,7 +157,7 @@ def _place(url: ServerUrl) -> tuple[str, str, int]:
     return (url.scheme, url.host_name, url.port)
 
 
-def may_connect(host: Host, own: OwnAddress, peer: PeerAddress, ip: IpAddress) -> bool:
+def may_connect(host: Host, own: OwnAddress, peer: Recipient, ip: IpAddress) -> bool:
     """Whether a server that a peer names may be connected to at an address: it is judged as a peer's endpoints are.
 
     Public addresses, those of our own networks, and on one machine with the peer loopback, which our own addresses

@@ -26,7 +26,7 @@ from ..carrier import TlsContexts
 from ..clock.corrected import CorrectedClock, keep_measured
 from ..combos import Route, relaying
 from ..config import NodeConfig, Proxies, Servers
-from ..contacts import Contacts
+from ..contacts import Callee, Contacts
 from ..errors import AttemptFailed, ConfigError
 from ..host import Host
 from ..identity import Identity
@@ -53,10 +53,12 @@ from .contact_keeper import ContactKeeper
 from .finding import NTP_TIMEOUT, Finder
 from .home import Home
 from .inbound import Inbound
+from .key_finder import KeyFinder
 from .links import Links
 from .listener import PipeListener
 from .network_watch import NetworkWatch
 from .own_address import OwnAddress
+from .own_key_record import OwnKeyRecord
 from .pairing import Pairing
 from .path_keeper import PathKeeper
 from .peer_work import PeerWork
@@ -76,6 +78,10 @@ then, and of those that do not, hardly one says so."""
 BROKER_PATIENCE: Final = 1.0
 """Seconds for which `Node.wait_published` waits for a broker to let us have a topic of our own, which takes two round
 trips: one whose rules do not may drop what goes there, and never say so."""
+
+
+SERVER_PATIENCE: Final = 1.0
+"""Seconds for which it waits for a rendezvous server to keep our key record, which takes one round trip."""
 
 
 @final
@@ -176,12 +182,36 @@ class NodeRuntime:
             relays=hub.relays,
         )
 
-        self.finder: Final = Finder(
-            identity, config, book=self.book, planning=self.planning, clock=self.clock, contacts=contacts
-        )
         self.contact_keeper: Final = ContactKeeper(contacts) if contacts is not None else None
         if self.contact_keeper is not None:
             self.book.on_heard = self.contact_keeper.hear
+        self.by_key: Final = KeyFinder(
+            host,
+            hub,
+            self.sender,
+            self.clock,
+            self.book,
+            self.factories,
+            contacts=contacts,
+            note_seen=self._note_seen,
+        )
+        self.finder: Final = Finder(
+            identity,
+            config,
+            book=self.book,
+            planning=self.planning,
+            clock=self.clock,
+            by_key=self.by_key,
+            ask=self._present_address,
+            contacts=contacts,
+        )
+        self.key_record: Final = (
+            OwnKeyRecord(identity, self.own, self.clock, hub, asks_time=bool(servers.ntp))
+            if listening and config.listen.findable
+            else None
+        )
+        if self.key_record is not None:
+            hub.publish_key_record(self.key_record.current)
 
         # Links and calls.
         self.listener: Final = PipeListener()
@@ -302,6 +332,10 @@ class NodeRuntime:
         address, own = self.own.look_around()
         return Route(interfaces=address.interfaces, own=own)
 
+    def _note_seen(self, peer_id: str, issued_ms: int) -> None:
+        if self.contact_keeper is not None:
+            self.contact_keeper.note_seen(peer_id, issued_ms)
+
     def note_reached(self, address: PeerAddress) -> None:
         """A peer was connected to by this address of it, or by a newer one, which is known as heard then."""
         if self.contact_keeper is not None:
@@ -343,7 +377,18 @@ class NodeRuntime:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_wait, self.portmaps.wait_settled, ROUTER_PATIENCE)
                 nursery.start_soon(_wait, self.hub.wait_topic, BROKER_PATIENCE)
+                if self.key_record is not None:
+                    nursery.start_soon(_wait, self.hub.wait_key_record, SERVER_PATIENCE)
                 await self.nat.wait_measured()
+
+    async def refresh(self, callee: Callee) -> PeerAddress:
+        """See `Node.refresh_address`."""
+        with self.home.call():
+            if callee.address is None:
+                return await self.by_key.find(callee.public_key, patience=self.config.budgets.signal)
+            fresh = await self.ask(callee.address, "get_addr")
+        assert isinstance(fresh, PeerAddress)
+        return fresh
 
     async def ask(self, peer: PeerAddress, plugin: str) -> object:
         """Run an auxiliary plugin towards a peer; errors come out bare."""
@@ -384,6 +429,8 @@ class NodeRuntime:
             self._services.start_soon(self.names.keep_fresh, [*self.hub.names, *self.relays.names])
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)
+            if self.key_record is not None:
+                self._services.start_soon(self.key_record.run)
             if self.contact_keeper is not None:
                 self._services.start_soon(self.contact_keeper.run)
             yield

@@ -14,6 +14,8 @@ from typing import Final, final
 from ..errors import RemoteProtocolError
 from ..identity import verify
 from ..limits import BoundedMap, Budget, TokenBucket
+from .key_record_frames import Lookup, Publish
+from .key_records import KeyRecords
 from .mailbox_frames import Claim, Offer, Post, Settle
 from .mailboxes import Delivery, Mailboxes, PairingFrame, PairingStatistics
 from .relay_core import NO_RELAY, Circuits, RelayRules, RelayStatistics
@@ -24,6 +26,7 @@ from .rendezvous_frames import (
     CONTEXT_1,
     CONTEXT_2,
     CONTEXT_3,
+    KEY_RECORDS_SINCE,
     MAX_FRAME,
     MAX_PAYLOAD,
     QUEUE_FULL,
@@ -146,6 +149,7 @@ class RendezvousCore:
     Attributes:
       circuits: what is relayed.
       pairing: the mailboxes by which nodes pair.
+      key_records: what clients have published of their keys.
     """
 
     def __init__(
@@ -157,6 +161,7 @@ class RendezvousCore:
         self.limits = limits
         self.circuits: Circuits = Circuits(relay)
         self.pairing: Final = Mailboxes()
+        self.key_records: KeyRecords = KeyRecords()
         self._connections: set[ServerConnection] = set()
         self._mailboxes: dict[bytes, list[ServerConnection]] = {}
         self._left_2: BoundedMap[bytes, float] = BoundedMap(limits.keys)  # key -> when version 2 last left its mailbox
@@ -213,6 +218,8 @@ class RendezvousCore:
             return self._send(connection, frame, now)
         if isinstance(frame, Offer | Claim | Post | Settle):
             return self._pair(connection, frame, now), []
+        if isinstance(frame, Publish | Lookup):
+            return self._key_record(connection, frame, now), []
         if not connection.relays and connection.version >= CIRCUITS_SINCE and connection.key is not None:
             # It may have called in the flight of its registration, before it knew.
             return RelayEnd(frame.circuit, EndReason.NOT_ALLOWED).encode() if isinstance(frame, Call) else None, []
@@ -338,7 +345,8 @@ class RendezvousCore:
             )
             may_relay = connection.has_token or rules.open_to_all
             relays = Capability.RELAY if rules.for_anybody else Capability(0)
-            registered = Registered(relays | (Capability.MAY_RELAY if may_relay else Capability(0)) | Capability.PAIR)
+            can = relays | Capability.PAIR | Capability.KEY_RECORDS
+            registered = Registered(can | (Capability.MAY_RELAY if may_relay else Capability(0)))
         # Through the queue, so that no MESSAGE can get ahead of it.
         connection.queue.append(Queued(registered.encode()))
         if len(mailbox) > self.limits.connections_per_key:
@@ -398,6 +406,13 @@ class RendezvousCore:
         self._handed_over += len(took)
         count = QUEUE_FULL if mailbox and not took else len(took)
         return Sent(frame.id, count).encode(), took
+
+    def _key_record(self, connection: ServerConnection, frame: Publish | Lookup, now: float) -> bytes:
+        if connection.key is None or connection.version < KEY_RECORDS_SINCE:
+            return self.fail(connection, ErrorCode.PROTOCOL, "a key record of who has not registered for any", now)
+        if not connection.sends.take(now):
+            return self.fail(connection, ErrorCode.RATE, "more key records than this server allows", now)
+        return self.key_records.receive(connection, frame, now)
 
     def _call(
         self, connection: ServerConnection, frame: Call, now: float
@@ -460,6 +475,7 @@ class RendezvousCore:
     def _leave_mailbox(self, connection: ServerConnection, now: float) -> None:
         if connection.key is None:
             return
+        self.key_records.left(connection)
         if connection.version != 1:
             self._left_2.put(connection.key, now)
         mailbox = self._mailboxes[connection.key]

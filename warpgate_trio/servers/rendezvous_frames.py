@@ -22,6 +22,7 @@ One WebSocket binary message is one frame, a type byte and fixed-width fields, b
     C->S  0x0a REGISTER3   key 32, instance 8, signature 64 over nonce + key + instance + capabilities + token proof +
                            name (context ``warpgate-trio rendezvous v3``), capabilities u16, token proof 32, name 1..261
     S->C  0x03 REGISTERED  by version 3 with capabilities u16 behind it
+    both  0x40 .. 0x43     key records (`key_record_frames`), where the server can: `Capability.KEY_RECORDS`
     both  0x0b .. 0x10     circuits (`relay_frames`), where both have said that they can: `Capability.RELAY`
     both  0x11 .. 0x16     pairing (`mailbox_frames`), where the server has said that it can: `Capability.PAIR`
 
@@ -59,6 +60,7 @@ from typing import Final, TypeAlias, final
 from ..errors import RemoteProtocolError, SignalUnsupported
 from ..identity import Identity
 from ..sockaddr import parse_ip, show_address, unmapped
+from .key_record_frames import Found, Lookup, Publish, Published
 from .mailbox_frames import Claim, Claimed, Offer, Offered, Post, Settle
 from .relay_frames import (
     MAX_PAYLOAD,
@@ -79,6 +81,7 @@ __all__ = [
     "CONTEXT_2",
     "CONTEXT_3",
     "INSTANCE_LENGTH",
+    "KEY_RECORDS_SINCE",
     "MAX_FRAME",
     "MAX_NAME",
     "MAX_PAYLOAD",
@@ -115,6 +118,8 @@ VERSION: Final = 3
 """The newest version of the protocol; 1 is spoken with who does not announce it."""
 CIRCUITS_SINCE: Final = 3
 """The version from which on both sides know of circuits."""
+KEY_RECORDS_SINCE: Final = 3
+"""The version from which on a server says whether it keeps key records."""
 SUBPROTOCOL: Final = "warpgate-rendezvous-2"
 """The WebSocket subprotocol by which a client announces that it understands version 2."""
 SUBPROTOCOLS: Final = {"warpgate-rendezvous-3": 3, SUBPROTOCOL: 2}
@@ -148,6 +153,8 @@ class Capability(enum.IntFlag):
     """Of a server: this client may call and be called by anybody, as the server is open, or as its token is right."""
     PAIR = 4
     """Of a server: it speaks the frames of pairing (`mailbox_frames`)."""
+    KEY_RECORDS = 64
+    """Of a server: it keeps and tells key records (`key_record_frames`)."""
 
 
 class ErrorCode(enum.IntEnum):
@@ -343,12 +350,12 @@ class Register3:
 
 
 _Circuits: TypeAlias = Answer | Relay | RelayCredit | RelayEnd
+_Basic: TypeAlias = Register | Send | Register2 | Send2 | Register3 | Call
 FromServer: TypeAlias = (
-    Challenge | Registered | Sent | Message | Error | Ring | _Circuits | Offered | Claimed | Post | Settle
-)
-FromClient: TypeAlias = (
-    Register | Send | Register2 | Send2 | Register3 | Call | _Circuits | Offer | Claim | Post | Settle
-)
+    Challenge | Registered | Sent | Message | Error | Ring | _Circuits
+    | Offered | Claimed | Post | Settle | Published | Found
+)  # fmt: skip
+FromClient: TypeAlias = _Basic | _Circuits | Offer | Claim | Post | Settle | Publish | Lookup
 
 _FROM_SERVER: dict[int, type[FromServer]] = {
     0x01: Challenge,
@@ -365,6 +372,8 @@ _FROM_SERVER: dict[int, type[FromServer]] = {
     0x14: Claimed,
     0x15: Post,
     0x16: Settle,
+    0x41: Published,
+    0x43: Found,
 }
 _FROM_CLIENT: dict[int, type[FromClient]] = {
     0x02: Register,
@@ -381,6 +390,8 @@ _FROM_CLIENT: dict[int, type[FromClient]] = {
     0x13: Claim,
     0x15: Post,
     0x16: Settle,
+    0x40: Publish,
+    0x42: Lookup,
 }
 
 

@@ -8,10 +8,13 @@ transport's.
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..ports.server_dial import Dial
 from .circuits import Circuit, Leaving, Ringing
+
+if TYPE_CHECKING:
+    from .record_client import RecordClient
 
 __all__ = ["Delivery", "Dial", "Relays", "SignalChannel"]
 
@@ -109,6 +112,11 @@ class SignalChannel(Protocol):
         Raises:
           CircuitRefused: the server relays nothing, or there are too many.
         """
+        ...
+
+    @property
+    def records(self) -> RecordClient | None:
+        """Key records at the server; None where it is of a kind that keeps none."""
         ...
 
     def check(self) -> bool:

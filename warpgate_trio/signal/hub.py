@@ -38,6 +38,7 @@ from .calls import RelayingServer, circuit_by, relays_of
 from .channel import Delivery, Dial, SignalChannel
 from .circuits import Circuit
 from .keeper import NO_PROXIES, ChannelKeeper
+from .key_records import Answer, look_up, publish, wait_published
 from .message import MAX_SIGNAL
 from .peers_servers import MayConnect
 from .race import Letter, Race, Roll
@@ -231,6 +232,19 @@ class SignalHub:
         """Return once each broker of ours that is connected has let us have such a topic, or refused it; one may never
         tell, so the caller bounds the time."""
         await _wait_topic(self._keeper.own)
+
+    def publish_key_record(self, record: Callable[[], bytes]) -> None:
+        """Have each of the node's own servers keep what `record` returns, now and whenever it is connected."""
+        self._keeper.key_record = record
+        publish(self._keeper.own, record)
+
+    async def wait_key_record(self) -> None:
+        """Return once each server that is connected has said what became of it; the caller bounds the time."""
+        await wait_published(self._keeper.own)
+
+    async def look_up(self, key: bytes, *, patience: float) -> list[Answer]:
+        """What each of the node's own servers says of a key, within so many seconds."""
+        return await look_up(self._keeper.own, key, patience=patience)
 
     @property
     def rtt(self) -> float | None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from ..address import PeerAddress
+from ..address import Recipient
 from ..limits import BoundedMap
 from ..servers.rendezvous_frames import ANY_INSTANCE
 
@@ -50,7 +50,7 @@ def own_topic(instance: bytes, *, listens: bool) -> bytes:
     return ANY_INSTANCE if listens else instance
 
 
-def topic_of(receiver: PeerAddress, instance: bytes | None) -> bytes | None:
+def topic_of(receiver: Recipient, instance: bytes | None) -> bytes | None:
     """Which topic below that of its key to publish to for an instance, by its address; None: that of the key itself."""
     if instance is None or HAS_TOPIC not in receiver.capabilities:
         return None

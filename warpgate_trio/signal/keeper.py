@@ -36,6 +36,7 @@ from ..standing import Standings
 from .arrivals import Arrivals
 from .channel import Dial
 from .circuits import Leaving
+from .key_records import publish
 from .peers_servers import JudgedDial, MayConnect, is_plain
 from .slot import Place, ServerState, Slot, place_of
 from .transport import check_supported, loads_asyncio, open_channel, supports
@@ -79,6 +80,7 @@ class ChannelKeeper:
       peers_servers: those for servers of peers.
       registrant: as it was given.
       on_leaving: told the local address of a connection to a server whose circuits are to be left.
+      key_record: what is published of our key at each of our own servers; None: nothing.
       standings: which of the node's own servers failed to relay lately, by their slots' keys.
       opened: how often one of the node's own servers was connected to.
       ended: no channel will come up any more.
@@ -121,6 +123,7 @@ class ChannelKeeper:
         self._network_changed = trio.Event()
         self._checked_at = -math.inf
         self.on_leaving: Callable[[TransportAddress], object] = lambda _: None
+        self.key_record: Callable[[], bytes] | None = None
         self.standings: Final = Standings[str]()
         self.opened: int = 0
         self.ended: bool = False
@@ -330,6 +333,8 @@ class ChannelKeeper:
                         slot.touch()
                         self._notify()
                         self._say_connected(slot)
+                        if not slot.of_peer:
+                            publish([slot], self.key_record)
                         while True:
                             arrival = await channel.receive()
                             if isinstance(arrival, Leaving):

@@ -24,7 +24,7 @@ from typing import Annotated, ClassVar, Final, TypeVar, final
 
 import msgspec
 
-from ..address import PeerAddress
+from ..address import PeerAddress, Recipient
 from ..address.record import INSTANCE_LENGTH
 from ..errors import (
     AddressError,
@@ -147,7 +147,7 @@ def wire_name(owner: str, message: type[Message]) -> str:
 
 def seal_message(
     identity: Identity,
-    receiver: PeerAddress,
+    receiver: Recipient,
     own_address: PeerAddress,
     *,
     wire_name: str,

@@ -15,7 +15,7 @@ from typing import Final, NoReturn, Protocol, final
 
 import trio
 
-from ..address import PeerAddress
+from ..address import PeerAddress, Recipient
 from ..clock.wall import Clock
 from ..errors import SealError, SignalError, SignalMalformed, panics_as_errors
 from ..host import Host
@@ -76,8 +76,8 @@ class SignalSender:
         hub: SignalHub,
         clock: Clock,
         own_address: Callable[[], PeerAddress],
-        hints_of: Callable[[PeerAddress], Sequence[str]],
-        may_connect: Callable[[PeerAddress, IpAddress], bool],
+        hints_of: Callable[[Recipient], Sequence[str]],
+        may_connect: Callable[[Recipient, IpAddress], bool],
     ) -> None:
         self._identity = identity
         self._host = host
@@ -95,7 +95,7 @@ class SignalSender:
 
     async def send(
         self,
-        peer: PeerAddress,
+        peer: Recipient,
         message: Message,
         *,
         owner: str,
@@ -110,6 +110,7 @@ class SignalSender:
         attempt, else to the one that has published the address.
 
         Args:
+          peer: its address; or its key record, where no address of it is known.
           owner: the plugin's name, or ``"core"``.
           via: the channel that the request came in by, for replies.
           to_peers_servers: whether the servers that the peer's address names may be connected to; only for peers that
@@ -174,13 +175,13 @@ class SignalSender:
             self.seal(peer, message, owner=owner, session=session, attempt=attempt, in_reply_to=in_reply_to)
         )
 
-    def _meant(self, peer: PeerAddress, session: bytes, attempt: bytes | None) -> PeerAddress:
+    def _meant(self, peer: Recipient, session: bytes, attempt: bytes | None) -> Recipient:
         """The address of the process that is meant."""
         return self._answered_by.get((peer.public_key, session, attempt or b""), peer)
 
     def seal(
         self,
-        peer: PeerAddress,
+        peer: Recipient,
         message: Message,
         *,
         owner: str,

@@ -24,12 +24,14 @@ from ..errors import RemoteProtocolError, SignalUnavailable
 from ..identity import Identity
 from ..nurseries import open_background_nursery
 from ..servers import rendezvous_frames as wire
+from ..servers.key_record_frames import Found, Published
 from ..servers.relay_frames import Answer, Relay, RelayCredit, RelayEnd, Ring
 from ..sockaddr import parse_ip
 from ..websocket import WebSocket, WebSocketError, open_websocket
 from .channel import Delivery, Dial, Relays
 from .circuits import Circuit, CircuitRefused, Circuits, Leaving, Outbox, Ringing
 from .keepalive import KeepAlive
+from .record_client import RecordClient
 
 __all__ = ["WebSocketChannel", "new_registrant", "open_websocket_channel"]
 
@@ -69,6 +71,7 @@ class WebSocketChannel:
         self.dropped: int = 0
         """Payloads that came while 64 waited to be received."""
         self._capabilities = 0
+        self._records = RecordClient(self._outbox)
 
     def __repr__(self) -> str:
         return f"<WebSocketChannel to {self._url}>"
@@ -139,6 +142,10 @@ class WebSocketChannel:
         return self._circuits.make()
 
     @property
+    def records(self) -> RecordClient:
+        return self._records
+
+    @property
     def circuits(self) -> int:
         """How many there are."""
         return len(self._circuits)
@@ -177,6 +184,8 @@ class WebSocketChannel:
                     self._circuits.hear(frame)
                     if self._outbox.is_overfull:
                         raise RemoteProtocolError("the server has us answer and does not read it")
+                elif isinstance(frame, Found | Published):
+                    self._records.hear(frame)
                 elif isinstance(frame, wire.Error):
                     raise RemoteProtocolError(f"the server closed: {frame.text} (code {frame.code})")
                 else:
@@ -205,6 +214,7 @@ class WebSocketChannel:
             else:
                 break
         self._capabilities = _expect(wire.Registered, frame).capabilities or 0
+        self._records.registered(self._capabilities)
         self._registered = True
         self._decided.set()
 
@@ -250,6 +260,7 @@ class WebSocketChannel:
         self._outbox.close()
         self._arrived.close()
         self._circuits.end(self._failure or "the connection to the server was closed")
+        self._records.end()
         self._decided.set()
         for waiter in self._waiting.values():
             waiter.done.set()

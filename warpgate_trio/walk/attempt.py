@@ -36,7 +36,7 @@ from ..signal import Circuit, ClockReply, Delivery, Failed, Message, RefusalReas
 from ..signal.sender import AttemptKey, SignalSender
 from .session import Reach
 
-__all__ = ["EXPECTED", "Adopted", "Attempt", "AttemptHome", "Factory", "check_delivery", "is_final"]
+__all__ = ["EXPECTED", "Adopted", "Attempt", "AttemptHome", "Factory", "check_delivery", "is_final", "refusal"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class Attempt(ABC):
             self._note_answer(arrival)
             if isinstance(arrival, Refused):
                 self._given_up = True
-                raise _refusal(arrival)
+                raise refusal(arrival)
             if isinstance(arrival, Failed):
                 self._given_up = True
                 raise AttemptFailed("the peer tried, and it did not work there")
@@ -328,7 +328,7 @@ def is_final(refused: Refused) -> bool:
     return refused.reason in _FINAL_REFUSALS
 
 
-def _refusal(refused: Refused) -> Exception:
+def refusal(refused: Refused) -> Exception:
     """What a refusal by signal means: no to us ends the walk, no to this request only the attempt."""
     text = f"the peer refused by signal: {refused.reason.value.replace('_', ' ')}"
     return PeerRefused(_FINAL_REFUSALS[refused.reason], text) if is_final(refused) else AttemptFailed(text)

@@ -148,6 +148,10 @@ class MqttChannel:
     def circuit(self) -> Circuit:
         raise CircuitRefused(self._url, None, "a broker does not relay")
 
+    @property
+    def records(self) -> None:
+        return None
+
     def check(self) -> bool:
         local = self._connection.local
         if local and parse_ip(local) not in OwnAddresses(self._host):

@@ -1,0 +1,110 @@
+"""The frames by which a rendezvous server keeps key records, and tells them (`address.key_record`).  No I/O.
+
+Between a server and clients that are registered by version 3, where the server has said that it can:
+`Capability.KEY_RECORDS`.
+
+    C->S  0x40 PUBLISH    record 1..1,024: of the client's own key; in place of the one that it published before
+    S->C  0x41 PUBLISHED  status u8: 0 it is kept, 1 it is not one of this key, or of a version that the server knows
+    C->S  0x42 LOOKUP     id u32, key 32
+    S->C  0x43 FOUND      id u32, status u8: 0 and the record; 1 nobody is registered by that key who has published one;
+                          2 too many lookups from there: ask later
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import final
+
+from ..address import MAX_KEY_RECORD
+from ..errors import RemoteProtocolError
+from .relay_frames import check_width
+
+__all__ = ["FindStatus", "Found", "Lookup", "Publish", "PublishStatus", "Published"]
+
+
+class PublishStatus(IntEnum):
+    """What became of a PUBLISH.  A code that a reader does not know is as 1."""
+
+    KEPT = 0
+    NOT_TAKEN = 1
+
+
+class FindStatus(IntEnum):
+    """What a LOOKUP found.  A code that a reader does not know is as 1."""
+
+    RECORD = 0
+    NOBODY = 1
+    TOO_MANY = 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A client's record of its own key."""
+
+    record: bytes
+
+    def encode(self) -> bytes:
+        return b"\x40" + self.record
+
+    @classmethod
+    def decode(cls, data: bytes) -> Publish:
+        if not 2 <= len(data) <= 1 + MAX_KEY_RECORD:
+            raise RemoteProtocolError(f"PUBLISH frame of {len(data)} bytes, not 2 to {1 + MAX_KEY_RECORD}")
+        return cls(data[1:])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`status`: a `PublishStatus`, or one of a later release."""
+
+    status: int
+
+    def encode(self) -> bytes:
+        return struct.pack("!BB", 0x41, self.status)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Published:
+        check_width(data, 2, "PUBLISHED")
+        return cls(data[1])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A client asks for the record of a key."""
+
+    id: int
+    key: bytes
+
+    def encode(self) -> bytes:
+        return struct.pack("!BI32s", 0x42, self.id, self.key)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Lookup:
+        check_width(data, 37, "LOOKUP")
+        return cls(int.from_bytes(data[1:5], "big"), data[5:])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`status`: a `FindStatus`, or one of a later release; `record`: empty unless it is RECORD."""
+
+    id: int
+    status: int
+    record: bytes = b""
+
+    def encode(self) -> bytes:
+        return struct.pack("!BIB", 0x43, self.id, self.status) + self.record
+
+    @classmethod
+    def decode(cls, data: bytes) -> Found:
+        if not 6 <= len(data) <= 6 + MAX_KEY_RECORD:
+            raise RemoteProtocolError(f"FOUND frame of {len(data)} bytes, not 6 to {6 + MAX_KEY_RECORD}")
+        if (data[5] == FindStatus.RECORD) is (len(data) == 6):
+            raise RemoteProtocolError("FOUND frame of another status than its record")
+        return cls(int.from_bytes(data[1:5], "big"), data[5], data[6:])
