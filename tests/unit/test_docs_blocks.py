@@ -102,6 +102,7 @@ LADDER = "a ladder that was drawn by hand; the frames in it exist"
 SHOWN: dict[Key, str] = {
     ("architecture.md", "your program                                    warpgate-tri"): PICTURE,
     ("architecture.md", "open_node()"): PICTURE,
+    ("contacts.md", "you                      a server that both have"): LADDER,
     ("files.md", "send                                                    rece"): LADDER,
     (
         "kernel_lab.md",
