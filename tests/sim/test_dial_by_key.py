@@ -18,7 +18,7 @@ from tests.sim.worlds import run
 from warpgate_trio import Contacts, Node, NodeConfig, Servers, anyone, open_node
 from warpgate_trio.address import KeyRecord
 from warpgate_trio.config import ListenConfig
-from warpgate_trio.errors import AddressExpired, PeerNotFound
+from warpgate_trio.errors import AddressExpired, ContactsFileError, PeerNotFound
 from warpgate_trio.identity import Identity
 from warpgate_trio.node import own_key_record
 from warpgate_trio.nurseries import open_background_nursery
@@ -204,6 +204,26 @@ def test_the_peers_other_server_is_visited() -> None:
             alice = await here.node("alice", ALICE, config("ws://third:443"))
             with here.host("alice"):
                 assert await alice.find_address(BOB.peer_id) == bob.address
+
+    run(body)
+
+
+def test_a_name_that_another_process_has_made_is_known_and_a_broken_file_stops_names_alone(tmp_path: Path) -> None:
+    contacts = Contacts.load(tmp_path / "contacts.toml")
+
+    async def body(net: Network) -> None:
+        async with scene(net) as here:
+            await here.server("first")
+            bob = await here.node("bob", BOB, config(FIRST), listens=True)
+            alice = await here.node("alice", ALICE, config(FIRST), contacts=contacts)
+            with here.host("alice"):
+                Contacts.load(contacts.path).add("bob", bob.address)
+                assert await alice.find_address("bob") == bob.address
+                contacts.path.write_text("nonsense")
+                for peer in (bob.peer_id, str(bob.address)):
+                    assert await alice.find_address(peer) == bob.address
+                with pytest.raises(ContactsFileError):
+                    await alice.find_address("bob")
 
     run(body)
 

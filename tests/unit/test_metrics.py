@@ -8,6 +8,7 @@ from typing import Any, Final, get_args
 
 import pytest
 
+from warpgate_trio.servers.key_records import KeyRecordStatistics
 from warpgate_trio.servers.mailboxes import PairingStatistics
 from warpgate_trio.servers.metrics import Statistics, exposition
 from warpgate_trio.servers.ntp_core import NtpStatistics
@@ -41,7 +42,11 @@ def parse(text: str) -> dict[str, tuple[str, float]]:
     return found
 
 
-PARTS: Final[dict[str, type[Any]]] = {"relay": RelayStatistics, "pairing": PairingStatistics}
+PARTS: Final[dict[str, type[Any]]] = {
+    "relay": RelayStatistics,
+    "pairing": PairingStatistics,
+    "key_records": KeyRecordStatistics,
+}
 
 
 def filled(kind: type[Any], start: int) -> Any:
@@ -73,7 +78,7 @@ def test_each_field_of_each_server_is_there_once() -> None:
 def test_names_say_the_server_the_unit_and_the_kind() -> None:
     found = parse(exposition(everything()[0]))
     for name, (kind, _) in found.items():
-        assert re.match(r"warpgate_(rendezvous|relay|pairing|stun|turn|ntp)_[a-z]", name)
+        assert re.match(r"warpgate_(rendezvous|relay|pairing|keys|stun|turn|ntp)_[a-z]", name)
         assert name == name.lower()
         assert name.endswith("_total") == (kind == "counter")
         assert ("byte" in name) == (name.removesuffix("_total").endswith("_bytes"))
@@ -88,6 +93,7 @@ def test_what_is_held_now_is_a_gauge_and_what_was_done_a_counter() -> None:
         "warpgate_relay_circuits",
         "warpgate_relay_held_bytes",
         "warpgate_pairing_offers",
+        "warpgate_keys_records",
         "warpgate_turn_allocations",
         "warpgate_turn_permissions",
         "warpgate_turn_channels",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 from ..address import PeerAddress
-from ..errors import ContactUnknown
+from ..errors import ContactsFileError, ContactUnknown
 from ..identity import key_from_peer_id
 from .contact import MAX_NAME, Contact, check_name, read_peer
 
@@ -48,14 +49,24 @@ def find_callee(text: str, contacts: Contacts | None) -> Callee:
       PeerIdError: longer than a name, and no peer id.
       ContactNameError: neither, and no name.
       ContactUnknown: a name that nobody has.
+      ContactsFileError: a name, and the contacts cannot be read any more.
     """
     if len(text) > MAX_NAME or _ADDRESS.match(text):
         peer = read_peer(text)
         address, peer_id = (peer, peer.peer_id) if isinstance(peer, PeerAddress) else (None, peer)
-        known = contacts.of(peer_id) if contacts is not None else None
+        known = _known(peer_id, contacts)
         return Callee(peer_id=peer_id, address=address or (known and known.address), contact=known)
     check_name(text)
     if contacts is None:
         raise ContactUnknown(f"there is no contact {text!r}: this node was given no contacts")
+    contacts.refresh()
     contact = contacts.find(text)
     return Callee(peer_id=contact.peer_id, address=contact.address, contact=contact)
+
+
+def _known(peer_id: str, contacts: Contacts | None) -> Contact | None:
+    if contacts is None:
+        return None
+    with suppress(ContactsFileError):  # who needs no name needs no file
+        contacts.refresh()
+    return contacts.of(peer_id)

@@ -80,8 +80,6 @@ class Finder:
         if isinstance(peer, PeerAddress):
             callee = Callee(peer_id=peer.peer_id, address=peer)
         else:
-            if self._contacts is not None:
-                self._contacts.refresh()
             callee = find_callee(peer, self._contacts)
         if callee.peer_id == self._identity.peer_id:
             raise ValueError("that is this node's own address")

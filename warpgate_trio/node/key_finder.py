@@ -39,6 +39,7 @@ LOOKUP_PATIENCE: Final = 3.0
 MAX_SEEN: Final = 1024
 """Keys whose newest record is remembered, as many as peers whose addresses are."""
 GET_ADDR: Final = "get_addr"
+NO_ANSWER: Final = "no answer; it is not there, or does not let us in"
 
 _WORDS: Final = {
     LookupOutcome.RECORD: "it has a record",
@@ -111,7 +112,7 @@ class KeyFinder:
             with trio.fail_after(patience):
                 return await self._ask(record)
         except (AttemptFailed, SignalError, trio.TooSlowError) as error:
-            reason = "no answer" if isinstance(error, trio.TooSlowError) else str(error)
+            reason = NO_ANSWER if isinstance(error, trio.TooSlowError) else str(error)
             known = next(each.server for each in lookups if each.outcome is LookupOutcome.RECORD)
             why = f"{known} has a record of it, and the peer could not be asked by that: {reason}"
             raise PeerNotFound(peer_id, why, lookups) from error

@@ -11,6 +11,7 @@ somebody can watch for keys that he knows, and what it costs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, final
 
 from ..address import KeyRecord
@@ -19,7 +20,7 @@ from ..limits import SubscriberRates
 from .key_record_frames import FindStatus, Found, Lookup, Publish, Published, PublishStatus
 from .server_connection import ServerConnection
 
-__all__ = ["LOOKUPS_PER_SECOND", "LOOKUP_BURST", "KeyRecords"]
+__all__ = ["LOOKUPS_PER_SECOND", "LOOKUP_BURST", "KeyRecordStatistics", "KeyRecords"]
 
 LOOKUPS_PER_SECOND: Final = 1.0
 """Lookups a second of one IPv4 address or IPv6 /64, sustained; of a network around it four times as many.  Who opens a
@@ -31,23 +32,32 @@ REMEMBERED: Final = 16_384
 
 
 @final
-class KeyRecords:
-    """See the module's page.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecordStatistics:
+    """A count of what a server keeps of keys now (first one), and what was asked so far."""
 
-    Attributes:
-      lookups: how many were answered.
-      refused: how many were not, since there were too many.
-    """
+    records: int
+    lookups: int
+    limited: int
+
+
+@final
+class KeyRecords:
+    """See the module's page."""
 
     def __init__(self) -> None:
         self._by_key: dict[bytes, dict[ServerConnection, KeyRecord]] = {}
         self._rates = SubscriberRates(LOOKUPS_PER_SECOND, LOOKUP_BURST, REMEMBERED)
-        self.lookups: int = 0
-        self.refused: int = 0
+        self._lookups = 0
+        self._limited = 0
 
     def __len__(self) -> int:
         """Keys of which there is a record."""
         return len(self._by_key)
+
+    def statistics(self) -> KeyRecordStatistics:
+        """What is kept now, and was asked so far."""
+        return KeyRecordStatistics(records=len(self), lookups=self._lookups, limited=self._limited)
 
     def receive(self, connection: ServerConnection, frame: Publish | Lookup, now: float) -> bytes:
         """The answer to a frame of a registered connection."""
@@ -74,9 +84,9 @@ class KeyRecords:
 
     def _look_up(self, connection: ServerConnection, frame: Lookup, now: float) -> Found:
         if not self._rates.take(connection.host, now):
-            self.refused += 1
+            self._limited += 1
             return Found(frame.id, FindStatus.TOO_MANY)
-        self.lookups += 1
+        self._lookups += 1
         records = self._by_key.get(frame.key)
         if not records:
             return Found(frame.id, FindStatus.NOBODY)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
+from .key_records import KeyRecordStatistics
 from .mailboxes import PairingStatistics
 from .ntp_core import NtpStatistics
 from .relay_core import RelayStatistics
@@ -48,6 +49,11 @@ _METRICS: Final[dict[type, dict[str, tuple[str, str]]]] = {
         "paired": ("warpgate_pairing_paired_total", "Tries that paired two nodes."),
         "wrong": ("warpgate_pairing_wrong_codes_total", "Tries whose code was wrong."),
         "waits": ("warpgate_pairing_waits_total", "Tries that were told to wait."),
+    },
+    KeyRecordStatistics: {
+        "records": ("warpgate_keys_records", "Keys whose record is told."),
+        "lookups": ("warpgate_keys_answered_lookups_total", "Lookups of keys that were answered."),
+        "limited": ("warpgate_keys_limited_lookups_total", "Lookups of keys that exceeded a limit."),
     },
     StunStatistics: {
         "answered": ("warpgate_stun_answered_requests_total", "Requests that were answered."),
@@ -88,11 +94,13 @@ def exposition(statistics: Iterable[Statistics]) -> str:
     )
 
 
-def _samples(statistics: Statistics | RelayStatistics | PairingStatistics) -> Iterator[tuple[str, str, int]]:
+def _samples(
+    statistics: Statistics | RelayStatistics | PairingStatistics | KeyRecordStatistics,
+) -> Iterator[tuple[str, str, int]]:
     table = _METRICS[type(statistics)]
     for field in dataclasses.fields(statistics):
         value = getattr(statistics, field.name)
-        if isinstance(value, RelayStatistics | PairingStatistics):
+        if isinstance(value, RelayStatistics | PairingStatistics | KeyRecordStatistics):
             yield from _samples(value)
         else:
             yield *table[field.name], value

@@ -15,7 +15,7 @@ from ..errors import RemoteProtocolError
 from ..identity import verify
 from ..limits import BoundedMap, Budget, TokenBucket
 from .key_record_frames import Lookup, Publish
-from .key_records import KeyRecords
+from .key_records import KeyRecords, KeyRecordStatistics
 from .mailbox_frames import Claim, Offer, Post, Settle
 from .mailboxes import Delivery, Mailboxes, PairingFrame, PairingStatistics
 from .relay_core import NO_RELAY, Circuits, RelayRules, RelayStatistics
@@ -132,6 +132,7 @@ class RendezvousStatistics:
     errors: int
     relay: RelayStatistics
     pairing: PairingStatistics
+    key_records: KeyRecordStatistics
 
 
 @final
@@ -316,6 +317,7 @@ class RendezvousCore:
             errors=self._errors,
             relay=self.circuits.statistics(),
             pairing=self.pairing.statistics(),
+            key_records=self.key_records.statistics(),
         )
 
     def _register(
