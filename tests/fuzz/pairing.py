@@ -13,6 +13,7 @@ from tests.nodes import address_of
 from warpgate_trio.errors import CodeMalformed, CodeRefused, RemoteProtocolError, SignalUnsupported
 from warpgate_trio.host import RealHost
 from warpgate_trio.identity import Identity
+from warpgate_trio.pairing.broker_messages import BrokerMessage, Kind
 from warpgate_trio.pairing.code import Code, parse_code
 from warpgate_trio.pairing.handshake import Claimer, Offerer, Us, _Keys, _Kind
 from warpgate_trio.pairing.offer_core import OfferCore
@@ -116,6 +117,12 @@ def messages_of_pairing_to_who_offers(data: bytes) -> None:
 @target(_of_a_try, RemoteProtocolError, CodeRefused, inputs=80)
 def messages_of_pairing_to_who_claims(data: bytes) -> None:
     Claimer(CODE, _us(ALICE)).receive(data)
+
+
+@target(lambda: [BrokerMessage(kind, bytes(8), b"x").encode() for kind in Kind], RemoteProtocolError, inputs=10_000)
+def messages_of_pairing_by_a_broker(data: bytes) -> None:
+    message = BrokerMessage.decode(data)
+    assert message.encode() == data
 
 
 _KEYS: Final = _Keys(bytes(32), b"hello", b"reply")

@@ -36,6 +36,7 @@ from warpgate_trio.cli.options import Settings
 from warpgate_trio.files import wire
 from warpgate_trio.link.frames import FrameType
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.pairing import broker_messages
 from warpgate_trio.report import REMEDIES, Known
 from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.signal.instances import own_topic
@@ -281,6 +282,13 @@ def try_the_topics(block: Block) -> None:
     )
 
 
+def try_the_topics_of_pairing(block: Block) -> None:
+    first, second = block.text.splitlines()
+    known = broker_messages.try_topic("[<path of the URL>/]", 7, bytes(broker_messages.ID_LENGTH))
+    named = second.replace("<nameplate>", "7").replace("<id, 16 hexadecimal digits in lower case>", "0" * 16)
+    assert (named, second.rpartition("/<id")[0]) == (known, first)
+
+
 def try_the_outlook(block: Block) -> None:
     _, line = block.text.splitlines()
     signature = inspect.signature(plugin.Plugin.outlook)
@@ -314,6 +322,7 @@ HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
     ("migration.md", "async def answer(pipe):"): try_a_moved_program,
     ("port_mapping.md", "[portmap]"): try_a_configuration,
     ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/<peer id>"): try_the_topics,
+    ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/pair/<nameplate>"): try_the_topics_of_pairing,
     ("writing_a_plugin.md", "@classmethod"): try_the_outlook,
 }
 """Page and the block's beginning -> what tries the block."""

@@ -238,7 +238,7 @@ class CodeOffer:
                 place.over = core.outcome
                 self._finish(core.outcome, except_for=place)
             with suppress(PairingUnavailable), trio.CancelScope(deadline=trio.current_time() + GOODBYE, shield=True):
-                await channel.send(Settle(0, Outcome.LEFT if core.paired is None else Outcome.PAIRED))
+                await channel.send(Settle(0, core.outcome or Outcome.LEFT))
 
     def _tell(self, paired: Paired) -> bool:
         """Tell the application, before the peer hears of it; False where it does not want to know."""

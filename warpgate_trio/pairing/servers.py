@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import ServerUrl
 from ..ports.server_dial import Dial
+from .brokers import BrokerMailboxes
 from .mailbox import MailboxServer
 from .rendezvous import RendezvousMailboxes
 
@@ -23,7 +24,6 @@ def mailbox_servers(
       trust: whom TLS trusts.
     """
     return [
-        RendezvousMailboxes(url, dial=dial_to(url), trust=trust)
+        (RendezvousMailboxes if url.scheme in ("ws", "wss") else BrokerMailboxes)(url, dial=dial_to(url), trust=trust)
         for url in dict.fromkeys(urls)
-        if url.scheme in ("ws", "wss")
     ]

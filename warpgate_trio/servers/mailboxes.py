@@ -40,6 +40,13 @@ TRY_TIME: Final = 20.0
 POSTS_PER_TRY: Final = 4
 """Messages from each side of a try; a pairing takes one and two."""
 
+_SAID: Final[dict[int, Outcome]] = {
+    Outcome.PAIRED: Outcome.USED,
+    Outcome.EXPIRED: Outcome.EXPIRED,
+    Outcome.SPENT: Outcome.SPENT,
+}
+# What who offers may say of the end of his offer, and what it is then.
+
 PairingFrame: TypeAlias = Offer | Claim | Post | Settle
 """What clients send."""
 
@@ -270,7 +277,7 @@ class Mailboxes:
         if mailbox is None:
             return []
         if frame.number == 0:
-            return self._end(mailbox, Outcome.USED if frame.outcome == Outcome.PAIRED else Outcome.LEFT, now)
+            return self._end(mailbox, _SAID.get(frame.outcome, Outcome.LEFT), now)
         if frame.number not in mailbox.tries:
             return []
         if frame.outcome == Outcome.PAIRED:

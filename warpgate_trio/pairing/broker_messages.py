@@ -1,0 +1,83 @@
+"""What is published to pair by an MQTT broker, where nobody gives numbers, passes on, or counts.  No I/O.
+
+A broker knows topics alone.  So a mailbox is a topic that its nameplate tells, to which whoever offers subscribes; and
+each try one below it, to which its claimer does:
+
+    [<path of the URL>/]warpgate-trio/1/pair/<nameplate>
+    [<path of the URL>/]warpgate-trio/1/pair/<nameplate>/<id, 16 hexadecimal digits>
+
+A message is kind u8, id 8, and what is behind it.  The *id* is 8 random bytes of the claimer's, by which its tries are
+told apart, or those of an offerer that asks whether the number is free:
+
+    1 PROBE   to the mailbox: whoever has it is to say so
+    2 TAKEN   to who has asked
+    3 CLAIM   to the mailbox: payload 1..4,096
+    4 POST    to either side: payload 1..4,096
+    5 SETTLE  to either side: outcome u8
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final, final
+
+from ..errors import RemoteProtocolError
+from ..servers.mailbox_frames import MAX_POST
+
+__all__ = ["ID_LENGTH", "MAX_PUBLISHED", "BrokerMessage", "Kind", "mailbox_topic", "try_topic"]
+
+ID_LENGTH: Final = 8
+_HEAD_LENGTH: Final = 1 + ID_LENGTH
+MAX_PUBLISHED: Final = _HEAD_LENGTH + MAX_POST
+"""Bytes in the longest message; a longer one is dropped before it is looked at."""
+
+
+class Kind(enum.IntEnum):
+    PROBE = 1
+    TAKEN = 2
+    CLAIM = 3
+    POST = 4
+    SETTLE = 5
+
+
+_LENGTHS: Final = {
+    Kind.PROBE: (0, 0),
+    Kind.TAKEN: (0, 0),
+    Kind.CLAIM: (1, MAX_POST),
+    Kind.POST: (1, MAX_POST),
+    Kind.SETTLE: (1, 1),
+}
+"""Bytes behind the head, at least and at most."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BrokerMessage:
+    kind: Kind
+    id: bytes
+    payload: bytes = b""
+
+    def encode(self) -> bytes:
+        return struct.pack("!B8s", self.kind, self.id) + self.payload
+
+    @classmethod
+    def decode(cls, data: bytes) -> BrokerMessage:
+        """Raises `RemoteProtocolError` for what is no message of pairing."""
+        if len(data) < _HEAD_LENGTH or data[0] not in _LENGTHS:
+            raise RemoteProtocolError(f"no message of pairing: {data[:1].hex() or 'empty'}")
+        kind = Kind(data[0])
+        least, most = _LENGTHS[kind]
+        if not least <= len(data) - _HEAD_LENGTH <= most:
+            raise RemoteProtocolError(f"{kind.name} of pairing with {len(data) - _HEAD_LENGTH} bytes")
+        return cls(kind, data[1:_HEAD_LENGTH], data[_HEAD_LENGTH:])
+
+
+def mailbox_topic(prefix: str, nameplate: int) -> str:
+    """`prefix`: what the broker's URL puts before all topics, empty or with "/" at its end."""
+    return f"{prefix}warpgate-trio/1/pair/{nameplate}"
+
+
+def try_topic(prefix: str, nameplate: int, try_id: bytes) -> str:
+    return f"{mailbox_topic(prefix, nameplate)}/{try_id.hex()}"
