@@ -67,6 +67,23 @@ async def test_three_commands_from_nothing_to_two_terminals_that_are_paired(serv
     assert here == "paired with " + there.rpartition(" ")[2]
 
 
+async def test_files_go_to_who_has_typed_the_senders_code(server: Server, tmp_path: Path) -> None:
+    """With one key for both terminals, too."""
+    there = tmp_path / "there"
+    there.mkdir()
+    (tmp_path / "report.txt").write_text("hello")
+    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    words = ("send", "--config", server.config, "--code", "--json", tmp_path / "report.txt")
+    async with started(*words, env=home) as send:
+        code = (await send.event())["code"]
+        receive = await ran("receive", "--config", server.config, "--code", code, "--into", there, env=home)
+        assert receive.process.returncode == 0, receive.stderr_text
+        assert await send.code() == 0, send.stderr_text
+    assert (there / "report.txt").read_text() == "hello"
+    for bad in (("send", "x"), ("send", "x", "--code", "--to", "y"), ("receive", "--code", "1-a-b", "--allow-any")):
+        assert (await ran(*bad)).process.returncode == 2
+
+
 async def test_json_tells_the_code_and_who_came(server: Server) -> None:
     async with offering(server, "--echo") as (listen, code):
         words = ("connect", "--config", server.config, "--ephemeral", "--json", "--echo-test", "1kB", "--code", code)

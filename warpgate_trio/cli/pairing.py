@@ -10,7 +10,7 @@ import io
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..contacts import Callee, Contacts
     from ..identity import Identity
     from ..node import Node
+    from ..node.admission import Authorize
     from ..pairing import CodeOffer, Paired
     from .options import Settings
     from .stdio import StandardOutput
@@ -27,6 +28,8 @@ __all__ = ["CodePairing", "accept_code_option", "offer_code_option", "paired_nod
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+PUBLISHED_PATIENCE: Final = 4.0
+"""Seconds for who is to be called to have a signal server, and its NATs measured, before it says where it is."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -50,6 +53,7 @@ class CodePairing:
 
     Args:
       save: as which contact to keep the peer; None: as none.
+      command: what is to be run on the other machine.
 
     Attributes:
       friends: the rule that lets it in.
@@ -59,10 +63,11 @@ class CodePairing:
       ContactsFileError: the contacts cannot be used.
     """
 
-    def __init__(self, settings: Settings, save: str | None = None) -> None:
+    def __init__(self, settings: Settings, save: str | None = None, *, command: str = "connect") -> None:
         from ..pairing import PairedPeers
 
         self._settings = settings
+        self._command = command
         self._save = save
         self._contacts = None if save is None else _contacts_for(save)
         self.friends: PairedPeers = PairedPeers()
@@ -95,7 +100,7 @@ class CodePairing:
             await output.write(encode(event))
             return
         minutes = round(offer.seconds_left / 60)
-        self._settings.say(f"for one peer, and good for {minutes} minutes: on the other machine, `--code` with")
+        self._settings.say(f"on the other machine, within {minutes} minutes: warpgate-trio {self._command} --code")
         self._settings.say(offer.code, always=True)
         if self._settings.live:
             self._settings.say(qr_lines(offer.code))
@@ -112,7 +117,7 @@ def qr_lines(text: str) -> str:
 
 @asynccontextmanager
 async def paired_node(
-    settings: Settings, config: NodeConfig, code: str, *, save: str | None = None
+    settings: Settings, config: NodeConfig, code: str, *, save: str | None = None, authorize: Authorize | None = None
 ) -> AsyncGenerator[tuple[Node, Callee]]:
     """A node that has typed a code, and whom it was paired with, for the time of the body.
 
@@ -121,12 +126,15 @@ async def paired_node(
 
     Args:
       save: as which contact to keep the peer; None: as none.
+      authorize: the rule of the node, where the peer is to call it.
 
     Raises:
       PairingError: the code is none, or wrong, or may not be tried; there is no server for it.
       ContactError: the peer cannot have that name.
       ConfigError: as `open_node`; the contacts cannot be used.
     """
+    import trio
+
     from ..contacts import find_callee
     from ..errors import CodeRefused
     from ..node import open_node
@@ -138,7 +146,10 @@ async def paired_node(
     contacts = usable_contacts(settings) if save is None else _contacts_for(save)
     identities = _identities(config)
     for number, identity in enumerate(identities, 1):
-        async with open_node(config, identity=identity, contacts=contacts) as node:
+        async with open_node(config, identity=identity, authorize=authorize, contacts=contacts) as node:
+            if authorize is not None:
+                with trio.move_on_after(PUBLISHED_PATIENCE):
+                    await node.wait_published()  # so that the peer learns all that it needs to call us
             try:
                 paired = await node.accept_code(code)
             except CodeRefused as refused:

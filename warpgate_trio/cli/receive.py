@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -22,6 +24,8 @@ from .options import (
 from .parameters import Size
 
 if TYPE_CHECKING:
+    import trio
+
     from ..config import NodeConfig
     from ..files import Progress, Received
     from ..link import Pipe
@@ -47,6 +51,7 @@ __all__ = ["receive"]
     "--allow", multiple=True, metavar="PEER", help="Take files of this contact or peer id; may be given several times."
 )
 @click.option("--allow-any", is_flag=True, help="Take files of everybody who has the address.")
+@click.option("--code", metavar="CODE", help="Take files of whoever has printed this code, by `send --code`.")
 @click.option("--keep", is_flag=True, help="Go on until interrupted, not just until the first ones have come.")
 @click.option("--max-size", type=Size(), metavar="SIZE", help="Take no more than SIZE (10GB, 500MiB) at a time.")
 @click.option("--hidden", is_flag=True, help="Take names that begin with a dot too, which programs may obey.")
@@ -61,6 +66,7 @@ def receive(
     node_options: NodeOptions,
     allow: tuple[str, ...],
     allow_any: bool,
+    code: str | None,
     keep: bool,
     max_size: int | None,
     hidden: bool,
@@ -69,13 +75,15 @@ def receive(
 
     Nothing is overwritten: where a name is taken, `name (1)` is what comes.  What was interrupted goes on when the same
     peer comes back, also after this was started again.  Peers are let in by their id, which `warpgate-trio id` prints
-    on their machine: --allow, or --allow-any, has to say whom.
+    on their machine: --allow, or --allow-any, has to say whom, or --code with what `send --code` has printed there.
     """
     if allow and allow_any:
         raise click.UsageError("--allow and --allow-any exclude each other")
-    if not allow and not allow_any:
+    if code is not None and allow_any:
+        raise click.UsageError("--code and --allow-any exclude each other")
+    if not allow and not allow_any and code is None:
         raise click.UsageError(
-            "say who may send: --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
+            "say who may send: --code CODE, --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
         )
     from ..errors import ContactError, PeerIdError
     from ..files import Inbox
@@ -90,13 +98,21 @@ def receive(
         except (PeerIdError, ContactError) as error:
             raise click.UsageError(f"--allow {text}: {error}") from error
     inbox = Inbox(into, max_size=max_size, hidden=hidden)
-    receiving = _Receiving(settings, inbox, allowed=frozenset(allowed) or None, keep=keep)
+    receiving = _Receiving(settings, inbox, allowed=None if allow_any else frozenset(allowed), code=code, keep=keep)
     return run(partial(receiving.run, node_options.load()), service=keep)
 
 
 @final
 class _Receiving:
-    def __init__(self, settings: Settings, inbox: object, *, allowed: frozenset[str] | None, keep: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        inbox: object,
+        *,
+        allowed: frozenset[str] | None,
+        code: str | None = None,
+        keep: bool,
+    ) -> None:
         from ..files import Inbox
         from .stdio import StandardOutput
 
@@ -104,6 +120,9 @@ class _Receiving:
         self._settings = settings
         self._inbox = inbox
         self._allowed = allowed
+        self._code = code
+        self._paired: str | None = None
+        self._pairing_over: trio.Event | None = None
         self._keep = keep
         self._only: str | None = None
         self._begun = False
@@ -113,10 +132,12 @@ class _Receiving:
         import trio
 
         await trio.lowlevel.checkpoint()
+        if self._pairing_over is not None:  # who has just been paired may be here before we know it
+            await self._pairing_over.wait()
         if self._only not in (None, peer_id):
             self._settings.say(f"refused {peer_id}: files of {self._only} are being received, and --keep is not given")
             return False
-        if self._allowed is None or peer_id in self._allowed:
+        if self._allowed is None or peer_id in self._allowed or peer_id == self._paired:
             return True
         self._settings.say(f"refused {peer_id}; --allow {peer_id} would let it in")
         return False
@@ -125,15 +146,13 @@ class _Receiving:
         import trio
 
         from ..files import serve_inbox
-        from ..node import open_node
         from .transfers import TransferView
 
         ends: list[Exception | None] = []
         async with (
-            open_node(config, authorize=self._authorize) as node,
+            self._opened(config) as node,
             TransferView.shown(self._settings, sending=False) as view,
         ):
-            await self._announce(node, config)
             with trio.CancelScope() as scope:
 
                 def end(error: Exception | None) -> None:
@@ -174,6 +193,26 @@ class _Receiving:
         if ends and ends[0] is not None:
             raise ends[0]
         return ExitCode.OK
+
+    @asynccontextmanager
+    async def _opened(self, config: NodeConfig) -> AsyncGenerator[Node]:
+        """A node that senders know: by its address, which is printed, or by the code."""
+        import trio
+
+        from ..node import open_node
+        from .pairing import paired_node
+
+        if self._code is None:
+            async with open_node(config, authorize=self._authorize) as node:
+                await self._announce(node, config)
+                yield node
+            return
+        self._pairing_over = trio.Event()
+        async with paired_node(self._settings, config, self._code, authorize=self._authorize) as (node, peer):
+            self._paired = peer.peer_id
+            self._pairing_over.set()
+            self._settings.say(f"receiving into {self._inbox.into.absolute()}")
+            yield node
 
     def _explain(self, pipe: Pipe, error: Exception) -> CommandFailed | None:
         """Say why a Pipe has ended; what this side has to mend ends the command."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -19,10 +21,11 @@ from .options import (
     path_options,
     walk_options,
 )
+from .pairing import offer_code_option
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
-    from ..contacts import Callee
+    from ..contacts import Callee, Contacts
     from ..files import Outgoing
     from ..link import Pipe
     from ..node import Node
@@ -42,10 +45,10 @@ MAX_TOLD: Final = 10
 @click.option(
     "--to",
     "peer",
-    required=True,
     metavar="PEER",
     help="Who receives: a contact, a peer id, or the text wg1… that `receive` prints.",
 )
+@offer_code_option
 @node_options
 @click.option(
     "--retry",
@@ -63,7 +66,8 @@ def send(
     settings: Settings,
     *,
     paths: tuple[str, ...],
-    peer: str,
+    peer: str | None,
+    code: bool,
     node_options: NodeOptions,
     phases: tuple[Phase, ...] | None,
     timeout: float | None,
@@ -71,9 +75,13 @@ def send(
 ) -> int:
     """Send files and folders to PEER, who runs `warpgate-trio receive`, and end when they have their names there.
 
+    With --code a code is printed instead, and PEER is who types it: `warpgate-trio receive --code CODE`.
+
     What was interrupted goes on where it was: by itself while this runs, else when the same is sent again.  Links
     inside of folders, and what is no file, are left out.
     """
+    if (peer is None) != code:
+        raise click.UsageError("say who receives: --to PEER, or --code, which prints a code for whoever is told it")
     from .runner import run
 
     settings.start_logging()
@@ -88,7 +96,7 @@ class _Sending:
         settings: Settings,
         *,
         paths: tuple[str, ...],
-        peer: str,
+        peer: str | None,
         phases: tuple[Phase, ...] | None,
         timeout: float | None,
         retry: float,
@@ -101,20 +109,40 @@ class _Sending:
         self._retry = retry
 
     async def run(self, config: NodeConfig) -> ExitCode:
-        from ..node import open_node
-        from .caller import caller_identity
         from .peers import find_peer
         from .transfers import TransferView
 
-        peer, contacts = find_peer(self._settings, self._peer)
+        found = None if self._peer is None else find_peer(self._settings, self._peer)
         outgoing = await self._look()
         async with (
-            open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node,
+            self._opened(config, found) as (node, peer),
             TransferView.shown(self._settings, sending=True) as view,
         ):
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id}…")
             await self._send(node, peer, config, outgoing, view)
         return ExitCode.OK
+
+    @asynccontextmanager
+    async def _opened(
+        self, config: NodeConfig, found: tuple[Callee, Contacts | None] | None
+    ) -> AsyncGenerator[tuple[Node, Callee]]:
+        """A node, and whom it is to call: who was found, else who types the code."""
+        from ..contacts import find_callee
+        from ..node import open_node
+        from .caller import caller_identity
+        from .pairing import CodePairing
+        from .peers import usable_contacts
+        from .stdio import StandardOutput
+
+        if found is not None:
+            peer, contacts = found
+            async with open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node:
+                yield node, peer
+            return
+        contacts = usable_contacts(self._settings)
+        async with open_node(config, contacts=contacts) as node:
+            paired = await CodePairing(self._settings, command="receive").wait(node, StandardOutput())
+            yield node, find_callee(str(paired.address), contacts)
 
     async def _look(self) -> Outgoing:
         """What there is to send, before anybody is called."""

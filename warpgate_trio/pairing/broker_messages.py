@@ -35,6 +35,8 @@ MAX_PUBLISHED: Final = _HEAD_LENGTH + MAX_POST
 
 
 class Kind(enum.IntEnum):
+    """What a message is; the module's page says of whom and for whom."""
+
     PROBE = 1
     TAKEN = 2
     CLAIM = 3
@@ -55,6 +57,8 @@ _LENGTHS: Final = {
 @final
 @dataclass(frozen=True, slots=True)
 class BrokerMessage:
+    """One message; `id`: of the claimer, or of who asks."""
+
     kind: Kind
     id: bytes
     payload: bytes = b""
@@ -80,4 +84,5 @@ def mailbox_topic(prefix: str, nameplate: int) -> str:
 
 
 def try_topic(prefix: str, nameplate: int, try_id: bytes) -> str:
+    """Where a claimer, or who asks for a number, hears what is said to it."""
     return f"{mailbox_topic(prefix, nameplate)}/{try_id.hex()}"
