@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests import transfers
-from tests.identities import MALLORY
+from tests.identities import ALICE, MALLORY
 from tests.transfers import SMALL_BLOCK, content, make_tree, transfer, umask, wired
 from warpgate_trio.errors import RemoteProtocolError, TransferError, TransferFailed, TransferRefused
 from warpgate_trio.files import Inbox, Reason, look_at, receive_files
 from warpgate_trio.files import folder as folder_module
 from warpgate_trio.files import staging as staging_module
-from warpgate_trio.files.area import AREA
+from warpgate_trio.files.area import AREA, try_names
+from warpgate_trio.files.naming import Destination
 from warpgate_trio.identity import peer_id_from_key
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -449,3 +452,149 @@ async def test_a_peer_that_speaks_something_else(tmp_path: Path) -> None:
     await ours.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
     with pytest.raises(RemoteProtocolError, match="no file transfer"):
         await receive_files(theirs, into=tmp_path)
+
+
+# --- what is rare ---
+
+
+async def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is taken by an empty file of ours first, and nothing is overwritten either."""
+
+    def link(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("warpgate_trio.files.folder.os.link", link)
+    root, into = source(tmp_path), make_tree(tmp_path / "into", {"one.bin": 3})
+    _, errors, _ = await transfer(look_at([root / "one.bin"]), Inbox(into))
+    assert not errors
+    assert content(into)["one (1).bin"] == (root / "one.bin").read_bytes()
+    assert sorted(os.listdir(into)) == ["one (1).bin", "one.bin"]
+
+
+async def test_a_system_without_descriptors_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks, links in the way, and names that are taken, as with them."""
+    monkeypatch.setattr(folder_module, "_BY_DESCRIPTOR", False)
+    root, into = source(tmp_path), make_tree(tmp_path / "into", {"tree/mine": 1})
+    await transfer(look_at([root]), Inbox(into), 7 * SMALL_BLOCK)
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert received.there >= 5 * SMALL_BLOCK
+    assert content(into / "tree (1)") == content(root)
+    (into / AREA).symlink_to(tmp_path)
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+
+
+@pytest.mark.parametrize(
+    ("destination", "name"),
+    [
+        (Destination(folds_case=True), "ONE.bin"),
+        (Destination(windows=True), "aux.txt"),
+        (Destination(windows=True), "file:stream"),
+    ],
+)
+async def test_names_are_judged_as_the_file_system_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destination: Destination, name: str
+) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    (root / name).write_bytes(b"x")
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    monkeypatch.setattr(staging_module, "try_names", lambda *_: destination)
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert wrong(errors, TransferRefused).reason == Reason.NAME
+    assert os.listdir(into) == ["tree", AREA] or sorted(os.listdir(into)) == [AREA, "tree"]
+
+
+def test_what_a_file_system_does_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with folder_module.Folder.open(tmp_path) as folder:
+        assert try_names(folder, False) == Destination()
+        assert not folder.names()
+        kind, opened = folder_module.Folder.kind, folder_module.Folder.open_file
+
+        def any_kind(self: folder_module.Folder, name: str) -> int | None:
+            return stat.S_IFREG if "try-" in name.lower() and not name.islower() else kind(self, name)
+
+        def no_colon(self: folder_module.Folder, name: str, flags: int, mode: int = 0o666) -> int:
+            if ":" in name:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            return opened(self, name, flags, mode)
+
+        monkeypatch.setattr(folder_module.Folder, "kind", any_kind)
+        monkeypatch.setattr(folder_module.Folder, "open_file", no_colon)
+        found = try_names(folder, True)
+        assert (found.windows, found.folds_case, found.hidden) == (True, True, True)
+
+
+async def test_a_damaged_block_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that fails, say: it ends the Pipe, and the next one goes on before it."""
+    root, into = source(tmp_path), tmp_path / "into"
+    old, count = transfers.End.send_all, 0
+
+    async def send_all(self: Any, data: bytes) -> None:
+        nonlocal count
+        count += len(data)
+        at = 6 * SMALL_BLOCK - (count - len(data))
+        if self._bounded and 0 <= at < len(data) and len(data) > 200:
+            data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        await old(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfers.End, "send_all", send_all)
+        received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert received is None
+    assert {each.reason for each in errors if isinstance(each, TransferFailed)} == {Reason.DAMAGED}
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert content(into / "tree") == content(root)
+
+
+async def test_what_nobody_goes_on_with_is_removed(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    for seed in (MALLORY, ALICE):
+        await transfer(look_at([root]), Inbox(into), 6 * SMALL_BLOCK, sender=peer_id_from_key(seed.public_key))
+    rooms = list((into / AREA).iterdir())
+    assert len(rooms) == 2
+    for room in rooms:
+        for path in (room, room / "journal"):
+            os.utime(path, (0, 0))
+    await transfer(look_at([root / "one.bin"]), Inbox(into))
+    assert not (into / AREA).exists()
+
+
+@pytest.mark.slow("twenty-five rows of transfers")
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    files=st.dictionaries(st.sampled_from(["a", "b", "d/c", "d/e/f"]), st.integers(0, 4 * SMALL_BLOCK + 1), min_size=1),
+    cuts=st.lists(st.integers(1, 12 * SMALL_BLOCK), max_size=6),
+    again=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_whatever_is_cut_wherever_comes_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, int], cuts: list[int], again: list[bool]
+) -> None:
+    """Bytes and names are those of the sender, and what a break costs is a block."""
+    place = tmp_path_factory.mktemp("cuts")
+    root, into = make_tree(place / "tree", files), place / "into"
+
+    async def run() -> None:
+        outgoing, inbox = look_at([root]), Inbox(into)
+        _, _, wire = await transfer(outgoing, Inbox(place / "whole"))
+        overhead, carried, breaks, received = wire.carried - outgoing.size, 0, 0, None
+        for cut, new in zip([*cuts, None], [*again, False], strict=False):
+            inbox = Inbox(into) if new else inbox
+            received, errors, wire = await transfer(outgoing, inbox, cut)
+            carried += wire.carried
+            if received is not None:
+                break
+            assert errors
+            breaks += 1
+        if received is None:
+            received, errors, wire = await transfer(outgoing, inbox)
+            assert not errors
+            carried += wire.carried
+        assert content(into / "tree") == content(root)
+        assert carried <= outgoing.size + overhead + breaks * (SMALL_BLOCK + overhead)
+
+    trio.run(run)

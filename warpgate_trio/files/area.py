@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -140,9 +140,10 @@ def write_all(descriptor: int, pieces: Sequence[memoryview], size: int) -> None:
             piece = piece[os.write(descriptor, piece) :]
 
 
-def good_blocks(parent: Folder, name: str, size: int, record: FileRecord) -> int:
-    """How many blocks of a file are what a record says, from its beginning; the record is not complete any more where
-    its length is not that of the file.  Raises OSError.
+def good_blocks(parent: Folder, name: str, size: int, record: FileRecord) -> Generator[None]:
+    """Step through the blocks of a file, from its beginning, for as long as they are what a record says.
+
+    The record is not complete any more where the file's length is another one.  Raises OSError.
     """
     descriptor = parent.open_file(name, os.O_RDONLY)
     try:
@@ -150,7 +151,7 @@ def good_blocks(parent: Folder, name: str, size: int, record: FileRecord) -> int
             record.complete = False
         for number in range(record.blocks):
             if block_digest([os.read(descriptor, block_size(size, number))]) != record.block(number):
-                return number
-        return record.blocks
+                return
+            yield
     finally:
         os.close(descriptor)

@@ -139,12 +139,25 @@ class Folder:
                 inner.remove(each)
         os.rmdir(self._name(name), **self._at())
 
-    def replace(self, old: str, new: str) -> None:
-        """Give a file of ours another name, in place of the one that has it."""
+    def read(self, name: str, most: int) -> bytes:
+        """At most so many bytes of a file; nothing where there is none."""
+        try:
+            descriptor = self.open_file(name, os.O_RDONLY)
+        except FileNotFoundError:
+            return b""
+        with open(descriptor, "rb") as file:
+            return file.read(most)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Have a small file of ours hold this: all of it, or what it held before."""
+        new = f"{name}.new"
+        self.remove(new)
+        with open(self.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
         if _BY_DESCRIPTOR:
-            os.rename(old, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+            os.rename(new, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         else:
-            os.replace(self._name(old), self._name(new))
+            os.replace(self._name(new), self._name(name))
 
     def move_out(self, name: str, into: Folder, as_name: str) -> None:
         """Give what is here a name in another folder of the same disk, at once and in nobody's place.

@@ -28,6 +28,11 @@ MAX_READ: Final = 4 * 1024 * 1024
 """Bytes that are taken from the Pipe at once, and that a thread checks and writes in one call."""
 AHEAD: Final = 1
 """Batches that wait for the thread: what it falls behind by more waits with the sender."""
+SYNCS: Final = 16
+"""Threads that wait for the disk at a time: it writes down together what is asked of it together, and 2,000 files take
+0.4 s in place of 9 (ext4, one disk)."""
+SYNC_SIZE: Final = 64
+"""Files and folders that one of these is given."""
 _Batch: TypeAlias = Sequence[Block | FileEnd]
 
 
@@ -107,6 +112,7 @@ class Inbox:
         receiving = _Receiving(self, pipe, on_progress or (lambda _: None))
         offered = await receiving.wait_offer()
         key = (pipe.peer_id, offered.offer.key)
+        staging: Staging | None = None
         try:
             staging = await trio.to_thread.run_sync(
                 partial(
@@ -119,14 +125,18 @@ class Inbox:
                     trusted=self._written.pop(key, 0),
                 )
             )
+            while await trio.to_thread.run_sync(staging.check):
+                receiving.show_checking(offered)
+            await trio.to_thread.run_sync(staging.begin)
+            received = await receiving.receive(staging, offered)
         except TransferRefused as refusal:
             await receiving.refuse(refusal)
             raise
-        try:
-            return await receiving.receive(staging, offered)
         finally:
-            self._written[key] = staging.written
-            staging.close()
+            if staging is not None:
+                self._written[key] = staging.written
+                staging.close()
+        return received
 
 
 @final
@@ -148,6 +158,11 @@ class _Receiving:
                 await self.refuse(refusal)
                 raise refusal
 
+    def show_checking(self, offered: Offered) -> None:
+        """What is there is being read again."""
+        files = sum(not each.is_folder for each in offered.entries)
+        self._show(stage="checking", size=offered.offer.size, files=files)
+
     async def refuse(self, refusal: TransferRefused) -> None:
         """Tell the sender, and hear it out: until then it may still be saying what it offers."""
         with suppress(trio.BrokenResourceError):
@@ -166,6 +181,7 @@ class _Receiving:
         try:
             await self._take_all(staging)
             self._show(stage="checking")
+            await self._sync(staging)
             paths = await trio.to_thread.run_sync(staging.publish)
         except TransferFailed as failure:
             if not failure.by_peer:
@@ -174,6 +190,20 @@ class _Receiving:
         await self._finish(staging)
         self._show(stage="done")
         return Received(paths=tuple(paths), files=files, size=offered.offer.size, there=there)
+
+    async def _sync(self, staging: Staging) -> None:
+        """Have all on the disk before anything has its name."""
+        limiter = trio.CapacityLimiter(SYNCS)
+        try:
+            async with trio.open_nursery() as nursery:
+                for first in range(0, len(staging.entries), SYNC_SIZE):
+                    work = partial(staging.sync, first, first + SYNC_SIZE)
+                    nursery.start_soon(partial(trio.to_thread.run_sync, work, limiter=limiter))
+        except* TransferFailed as group:  # of several the first one says it
+            failure = next(leaves(group))
+        else:
+            return
+        raise failure
 
     async def _finish(self, staging: Staging) -> None:
         """Tell the sender.  Who has not heard it comes back, and is told again; what is kept for that is little."""

@@ -17,8 +17,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, final
 
@@ -57,8 +58,29 @@ __all__ = ["RESERVE", "Staging"]
 
 RESERVE: Final = 64 * 1024 * 1024
 """Bytes of a disk that are left free: a system whose disk is full to the last byte has other troubles."""
+STEP: Final = 16
+"""Blocks that one call of a thread reads again: a tenth of a second, after which it can be cancelled."""
 ENTRY_COST: Final = 4096
 """Bytes that a file or folder takes beside its own: a block of most file systems."""
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the system does not let be done is a reason to refuse the offer."""
+    try:
+        yield
+    except OSError as error:
+        failure = write_failure(error)
+        raise TransferRefused(failure.reason, str(failure), by_peer=False) from error
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """What the system does not let be done ends the transfer."""
+    try:
+        yield
+    except OSError as error:
+        raise write_failure(error) from error
 
 
 @final
@@ -78,6 +100,8 @@ class Staging:
         self._tree = Tree(room.subfolder("tree", make=True))
         self._saved = saved
         self._journal = -1
+        self._unchecked: Generator[None] | None = None
+        self._size = offered.offer.size
         self.entries: Final = offered.entries
         self.records: dict[int, FileRecord] = {}
         self.written: int = 0
@@ -88,7 +112,7 @@ class Staging:
     def open(
         cls, into: Path, sender: str, offered: Offered, *, hidden: bool, max_size: int | None, trusted: int = 0
     ) -> Staging:
-        """Judge an offer, and find what is there of it.
+        """Judge an offer, and look for what is there of it; `check`, and then `begin`, come next.
 
         Args:
           hidden: whether names that begin with a dot are taken.
@@ -98,11 +122,8 @@ class Staging:
         Raises:
           TransferRefused: it is not taken.
         """
-        try:
+        with _refusing():
             return cls._open(into, sender, offered, hidden, max_size, trusted)
-        except OSError as error:
-            failure = write_failure(error)
-            raise TransferRefused(failure.reason, str(failure), by_peer=False) from error
 
     @classmethod
     def _open(
@@ -126,7 +147,6 @@ class Staging:
             staging = cls(folder, room, lock, sender, offered, Saved(sender, offer.run, entries))
             try:
                 staging._find(trusted)
-                staging._check_space(offer.size)
             except BaseException:
                 staging._close_journal()
                 staging._tree.close()
@@ -142,8 +162,8 @@ class Staging:
 
     def _find(self, trusted: int) -> None:
         """What is there of these very files; anything else is removed."""
-        old = read_saved(self._read("offer"))
-        journal = self._read("journal")
+        old = read_saved(self._room.read("offer", MAX_SAVED))
+        journal = self._room.read("journal", MAX_SAVED)
         if old is None or (old.published and old.run != self._saved.run):
             self._tree.close()
             self._room.remove("tree")
@@ -157,14 +177,34 @@ class Staging:
                 self._adopt(old.entries, records)
             self._saved = msgspec.structs.replace(self._saved, published=published)
             if len(journal) != trusted or not trusted:
-                self._verify()
+                self._unchecked = self._verify()
+
+    def check(self) -> bool:
+        """Read some of what is there again; False when all of it was.
+
+        Raises:
+          TransferRefused: the system does not let it be.
+        """
+        with _refusing():
+            return self._unchecked is not None and len(list(islice(self._unchecked, STEP))) == STEP
+
+    def begin(self) -> None:
+        """Note what is there, and look for space for what is not.
+
+        Raises:
+          TransferRefused: there is none, or the system does not let it be.
+        """
+        with _refusing():
+            self._begin()
+
+    def _begin(self) -> None:
         for index, entry in enumerate(self.entries):
             if self._published(entry) and not entry.is_folder:
                 self.records[index] = FileRecord(complete=True)
+        self._check_space()
         self._save()
-        for entry in self.entries:
-            if entry.is_folder and not self._published(entry):
-                self._tree.make_folder(entry.path)
+        for entry in filter(lambda each: each.is_folder and not self._published(each), self.entries):
+            self._tree.make_folder(entry.path)
 
     def _adopt(self, old: Sequence[Entry], records: dict[int, FileRecord]) -> None:
         """Of another offer of the same paths, keep what is the same now."""
@@ -173,30 +213,32 @@ class Staging:
             if (number := now.get(old[index])) is not None:
                 self.records[number] = record
         kept = {self.entries[index].path for index in self.records}
-        folders = {entry.path for entry in self.entries if entry.is_folder}
-        prune(self._tree.root, "", kept, folders)
+        prune(self._tree.root, "", kept, {entry.path for entry in self.entries if entry.is_folder})
 
-    def _verify(self) -> None:
-        """Believe the disk alone: each block's checksum is computed again."""
+    def _verify(self) -> Generator[None]:
+        """Believe the disk alone: each block's checksum is computed again, one a step."""
         for index, record in list(self.records.items()):
+            good = 0
             try:
                 parent, name = self._tree.place(self.entries[index].path)
-                record.cut(good_blocks(parent, name, self.entries[index].size, record))
+                for _ in good_blocks(parent, name, self.entries[index].size, record):
+                    good += 1
+                    yield
             except OSError:
-                record.cut(0)
                 record.complete = False
+            record.cut(good)
             if not record.blocks and not record.complete:
                 del self.records[index]
 
     def _published(self, entry: Entry) -> bool:
         return entry.path.partition("/")[0] in self._saved.published
 
-    def _check_space(self, size: int) -> None:
+    def _check_space(self) -> None:
         there = sum(
             self.entries[index].size if record.complete else block_start(record.blocks)
             for index, record in self.records.items()
         )
-        needed = max(size - there, 0) + ENTRY_COST * (len(self.entries) - len(self.records))
+        needed = max(self._size - there, 0) + ENTRY_COST * (len(self.entries) - len(self.records))
         free = self._into.free_space() - RESERVE
         if needed > free:
             raise refusal(Reason.NO_SPACE, f"{needed:,} bytes are needed, and {max(free, 0):,} are free")
@@ -223,14 +265,12 @@ class Staging:
           TransferFailed: the disk does not take them, or their bytes are not what their checksum says.
         """
         records = bytearray()
-        try:
+        with _failing():
             try:
                 for each in batch:
                     records += self._write_block(each) if isinstance(each, Block) else self._end_file(each)
             finally:
                 self._note(records)
-        except OSError as error:
-            raise write_failure(error) from error
 
     def _note(self, records: bytearray) -> None:
         if self._journal < 0:
@@ -270,6 +310,17 @@ class Staging:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
+    def sync(self, first: int, last: int) -> None:
+        """Have these entries on the disk; several threads may do that at a time, when all is written.
+
+        Raises:
+          TransferFailed: as for `write`.
+        """
+        with _failing(), Tree(self._room.subfolder("tree")) as tree:
+            for entry in self.entries[first:last]:
+                if not self._published(entry):
+                    tree.sync(entry)
+
     def publish(self) -> list[Path]:
         """Give the files their names, each at the top as one; returns where they are.
 
@@ -277,18 +328,12 @@ class Staging:
           TransferFailed: no name is free, or the system lets none be given.
         """
         self._tree.rest()
-        try:
-            for entry in self.entries:
-                if not self._published(entry):
-                    self._tree.sync(entry)
-            self._tree.rest()
+        with _failing():
             for entry in self.entries:
                 if "/" not in entry.path and not self._published(entry):
                     self._saved.published[entry.path] = self._give_name(entry)
                     self._save_offer()
             self._into.sync()
-        except OSError as error:
-            raise write_failure(error) from error
         return [self._into.path / each for each in self._saved.published.values()]
 
     def _give_name(self, entry: Entry) -> str:
@@ -305,13 +350,14 @@ class Staging:
         for name in self._room.names():
             with suppress(OSError):
                 self._room.remove(name)
-        path = self._room.path
         with suppress(OSError):  # another one has come in
-            os.rmdir(path)
-            os.rmdir(path.parent)
+            os.rmdir(self._room.path)
+            os.rmdir(self._room.path.parent)
 
     def close(self) -> None:
         """Let go of all; what is on the disk stays."""
+        if self._unchecked is not None:
+            self._unchecked.close()
         self._close_journal()
         self._tree.close()
         self._room.close()
@@ -327,28 +373,13 @@ class Staging:
             os.close(self._journal)
             self._journal = -1
 
-    def _read(self, name: str) -> bytes:
-        try:
-            descriptor = self._room.open_file(name, os.O_RDONLY)
-        except FileNotFoundError:
-            return b""
-        with open(descriptor, "rb") as file:
-            return file.read(MAX_SAVED)
-
     def _save(self) -> None:
         """Write down what is there, in place of what was."""
         self._save_offer()
         self._close_journal()
         journal = write_journal({i: r for i, r in self.records.items() if not self._published(self.entries[i])})
-        self._put("journal", journal)
+        self._room.write("journal", journal)
         self.written = len(journal)
 
     def _save_offer(self) -> None:
-        self._put("offer", msgspec.msgpack.encode(self._saved))
-
-    def _put(self, name: str, data: bytes) -> None:
-        new = f"{name}.new"
-        self._room.remove(new)
-        with open(self._room.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-        self._room.replace(new, name)
+        self._room.write("offer", msgspec.msgpack.encode(self._saved))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Final, final
+from typing import Final, Self, final
 
 from .digests import block_start
 from .folder import Folder
@@ -25,6 +25,12 @@ class Tree:
         self.root: Final = root
         self._parent: tuple[str, Folder] | None = None
         self._growing: tuple[str, int] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of all; the files stay."""
