@@ -30,6 +30,8 @@ __all__ = ["Ended", "Outgoing", "ReadBlock", "Reading", "Skipped", "look_at"]
 
 BATCH: Final = 4 * 1024 * 1024
 """Bytes that one call of a thread reads at least, where there are so many: calling one costs 100 µs."""
+FIRST: Final = 16 * 1024
+"""Bytes of a block's first piece, which is copied behind what is said before the block: as much as a TLS record has."""
 PIECE: Final = 512 * 1024
 """Bytes that are read at once, and hashed while they are in the processor's own memory."""
 MAX_BATCH: Final = 64
@@ -325,7 +327,7 @@ class Reading:
         try:
             os.lseek(self._descriptor, block_start(number), os.SEEK_SET)
             while left:
-                piece = os.read(self._descriptor, min(left, PIECE))
+                piece = os.read(self._descriptor, min(left, PIECE if pieces else FIRST))
                 if not piece:
                     raise self._changed(index, "has become shorter")
                 state.add(piece)
