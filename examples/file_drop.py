@@ -34,5 +34,7 @@ async def main(config: NodeConfig, first: str, *files: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     with suppress(KeyboardInterrupt):
         trio.run(partial(main, load_config(), *sys.argv[1:]))

@@ -4,6 +4,7 @@
     http_over_pipe.py wg1… http://app/hello    here: fetches from it
 
 hypercorn listens on this machine's loopback alone, and each connection of httpx is led there by a Pipe of its own.
+Both are to be installed: pip install httpx hypercorn
 """
 
 from __future__ import annotations
@@ -23,15 +24,13 @@ import trio
 
 from warpgate_trio import Identity, NodeConfig, Pipe, anyone, load_config, open_node, serve_pipes
 from warpgate_trio.errors import WarpgateError
-from warpgate_trio.forwarding import Exposed, Target, handle_forward, open_target
+from warpgate_trio.forwarding import Exposed, Target, handle_forward, is_forward, open_target
 
 HERE = "127.0.0.1:8080"  # of the side that serves
 
 
 @contextmanager
-def in_httpx_terms(
-    broken: type[httpx.RequestError], late: type[httpx.RequestError], timeout: float | None
-) -> Iterator[None]:
+def in_httpcores_terms(broken: type[Exception], late: type[Exception], timeout: float | None) -> Iterator[None]:
     try:
         with trio.fail_after(math.inf if timeout is None else timeout):
             yield
@@ -41,16 +40,29 @@ def in_httpx_terms(
         raise broken(str(error)) from error
 
 
+@contextmanager
+def in_httpxs_terms() -> Iterator[None]:
+    try:
+        yield
+    except (
+        httpcore.NetworkError,
+        httpcore.ProtocolError,
+        httpcore.TimeoutException,
+        httpcore.UnsupportedProtocol,
+    ) as e:
+        raise getattr(httpx, type(e).__name__)(str(e)) from e  # they have the same names
+
+
 class PipeStream(httpcore.AsyncNetworkStream):
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with in_httpx_terms(httpx.ReadError, httpx.ReadTimeout, timeout):
+        with in_httpcores_terms(httpcore.ReadError, httpcore.ReadTimeout, timeout):
             return await self.pipe.receive_some(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with in_httpx_terms(httpx.WriteError, httpx.WriteTimeout, timeout):
+        with in_httpcores_terms(httpcore.WriteError, httpcore.WriteTimeout, timeout):
             await self.pipe.send_all(buffer)
 
     async def aclose(self) -> None:
@@ -71,7 +83,7 @@ class PipeNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> PipeStream:
-        with in_httpx_terms(httpx.ConnectError, httpx.ConnectTimeout, timeout):
+        with in_httpcores_terms(httpcore.ConnectError, httpcore.ConnectTimeout, timeout):
             return PipeStream(await open_target(self.pipe, Target.parse(HERE)))
 
 
@@ -82,15 +94,16 @@ class PipeTransport(httpx.AsyncBaseTransport):
         self.pool = httpcore.AsyncConnectionPool(network_backend=PipeNetwork(pipe))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        answer = await self.pool.handle_async_request(
-            httpcore.Request(
-                request.method,
-                str(request.url),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
+        with in_httpxs_terms():
+            answer = await self.pool.handle_async_request(
+                httpcore.Request(
+                    request.method,
+                    str(request.url),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
             )
-        )
         return httpx.Response(
             answer.status, headers=answer.headers, stream=Body(answer), extensions=answer.extensions, request=request
         )
@@ -104,8 +117,9 @@ class Body(httpx.AsyncByteStream):
         self.answer = answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self.answer.aiter_stream():
-            yield part
+        with in_httpxs_terms():
+            async for part in self.answer.aiter_stream():
+                yield part
 
     async def aclose(self) -> None:
         await self.answer.aclose()
@@ -120,11 +134,21 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def main(config: NodeConfig, address: str = "", url: str = "") -> None:
+async def lead(pipe: Pipe) -> None:
+    """A handler: connections go to the application; the call itself stands until the caller hangs up."""
+    if is_forward(pipe):
+        await handle_forward(pipe, exposed=Exposed([HERE]))
+    else:
+        async for _ in pipe:
+            pass
+
+
+async def main(config: NodeConfig, address: str = "", *urls: str) -> None:
     if address:
         async with open_node(config, identity=Identity.generate()) as node, await node.auto_connect(address) as pipe:
             async with httpx.AsyncClient(transport=PipeTransport(pipe)) as client:
-                print((await client.get(url)).text, end="", flush=True)
+                for url in urls:
+                    print((await client.get(url)).text, end="", flush=True)
         return
     served = hypercorn.config.Config()
     served.bind = [HERE]
@@ -132,7 +156,7 @@ async def main(config: NodeConfig, address: str = "", url: str = "") -> None:
         await nursery.start(partial(hypercorn.trio.serve, application, served, mode="asgi"))
         await node.wait_published()
         print(node.address, flush=True)
-        await serve_pipes(partial(handle_forward, exposed=Exposed([HERE])), node)
+        await serve_pipes(lead, node)
 
 
 if __name__ == "__main__":

@@ -82,5 +82,7 @@ async def main(config: NodeConfig, *args: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     with suppress(KeyboardInterrupt):
         trio.run(partial(main, load_config(), *sys.argv[1:]))

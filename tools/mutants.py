@@ -35,7 +35,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ACCEPTED = ROOT / "tools" / "accepted_survivors.toml"
 SOURCES = tuple(
-    f"{room}/*.py" for room in ("combos", "link", "nat", "node", "punch", "servers", "signal", "stun", "walk")
+    f"{room}/*.py"
+    for room in ("combos", "link", "messages", "nat", "node", "punch", "servers", "signal", "stun", "walk")
 )
 """What is changed, below warpgate_trio/."""
 COPIED = ("warpgate_trio", "strategies", "tests", "docs", "examples", "benchmarks", "tools", "newsfragments")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
+import httpx
 import msgspec
 import outcome
 import pytest
@@ -178,8 +179,14 @@ def test_http() -> None:
             nursery.start_soon(bob.run)
             address = await bob.out.receive()
             alice = Program("http_over_pipe", homes.alice)
-            await alice.run(address, "http://app/hello")
-            assert await alice.out.receive() == "hello from /hello\n"
+            await alice.run(address, "http://app/hello", "http://app/again", "http://other/")
+            assert [alice.out.receive_nowait() for _ in range(3)] == [
+                "hello from /hello\n",
+                "hello from /again\n",
+                "hello from /\n",
+            ]
+            with pytest.raises(httpx.UnsupportedProtocol):
+                await Program("http_over_pipe", homes.alice).run(address, "ftp://app/")
             nursery.cancel_scope.cancel()
 
     in_two_homes(main)
