@@ -52,6 +52,9 @@ TRIED: dict[Key, str] = {
         "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it"
     ),
     ("configuration.md", "[identity]"): "unit/test_docs.py::test_the_configuration_file_and_the_code_that_reads_it",
+    ("applications.md", "warpgate-trio serve > node.toml"): (
+        "end_to_end/test_examples.py::test_two_people_chat_as_the_page_says"
+    ),
     ("contacts.md", "import trio"): "integration/test_docs_contacts.py::test_the_program_calls_and_renames",
     ("contacts.md", "version = 1"): "integration/test_docs_contacts.py::test_the_file_is_what_the_page_shows",
     ("pairing.md", "from __future__ import annotations"): "integration/test_pairing.py::test_the_programs_of_the_page",
