@@ -266,16 +266,6 @@ def try_a_session_of_forwarding(block: Block) -> None:
     assert rest.split("#")[0].split() == ["ssh", "-p", "2222", "localhost"]
 
 
-def try_a_session_of_examples(block: Block) -> None:
-    """`tests/end_to_end/test_examples.py` runs the programs."""
-    for line in block.text.splitlines():
-        words = shlex.split(line, comments=True)
-        if words[0] == "python":
-            assert (ROOT / words[1]).is_file(), line
-        else:
-            assert words[0] in ("warpgate-trio", "export"), line
-
-
 def try_the_topics(block: Block) -> None:
     """As tests/integration/test_mqtt_signals.py hears them at a broker."""
     first, second = block.text.splitlines()
@@ -300,7 +290,6 @@ def try_the_outlook(block: Block) -> None:
 
 LAB = ("run", "lab", "nats", "theory", "namespaces", "wire")
 HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
-    ("applications.md", "warpgate-trio serve > node.toml"): try_a_session_of_examples,
     ("architecture.md", "async with open_node(config, authorize=my_rule) as node:"): try_a_call,
     ("command_line.md", 'eval "$(_WARPGATE_TRIO_COMPLETE=bash_source warpgate-trio)"'): (try_completion),
     (
