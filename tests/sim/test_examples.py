@@ -99,6 +99,29 @@ def test_chat() -> None:
 
 
 @pytest.mark.slow("two nodes in a simulated internet")
+def test_a_chat_goes_on_when_one_of_the_two_takes_the_train() -> None:
+    async def main(homes: World) -> None:
+        net = homes.server.net
+        assert isinstance(net, Network)
+        bob, alice = Program("chat", homes.bob), Program("chat", homes.alice)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.run)
+            address = await bob.out.receive()
+            nursery.start_soon(alice.run, address)
+            await alice.keys.send(b"leaving home")
+            assert await bob.out.receive() == "'leaving home'"
+            homes.alice.move_to(net.lan("train", nat=presets.CGN))
+            for word in (b"hello?", b"still there?"):
+                await alice.keys.send(word)
+                await bob.keys.send(word)
+            assert [await bob.out.receive() for _ in range(2)] == ["'hello?'", "'still there?'"]
+            assert [await alice.out.receive() for _ in range(2)] == ["'hello?'", "'still there?'"]
+            await alice.keys.aclose()
+
+    in_two_homes(main)
+
+
+@pytest.mark.slow("two nodes in a simulated internet")
 @pytest.mark.usefixtures("threads_take_no_time")
 def test_file_drop(tmp_path: Path) -> None:
     into = tmp_path / "drop"
