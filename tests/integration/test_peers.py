@@ -64,6 +64,14 @@ async def test_bytes_are_of_all_pipes_and_of_those_that_are_closed_too() -> None
         assert (status.pipes, status.sent, status.received) == (1, 30, 1200)
 
 
+async def test_early_data_counts() -> None:
+    async with pair() as both, await both.alice.auto_connect(both.bob.address, early_data=b"early") as pipe:
+        theirs = await both.bob.listener.accept()
+        assert await theirs.receive_some() == b"early"
+        await pipe.ping()
+        assert (both.alice.peers()[0].sent, both.bob.peers()[0].received) == (5, 5)
+
+
 async def test_the_oldest_link_is_the_first() -> None:
     async with pipes() as (ours, _theirs, both):
         await trio.sleep(5)

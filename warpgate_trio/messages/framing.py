@@ -62,8 +62,8 @@ class MessageReader:
 
     def feed(self, data: bytes) -> None:
         """Take what comes next in the stream."""
-        rest = self._data[self._at :]  # a part of a header at most, where all whole messages were asked for
-        self._data, self._at = (rest + data if rest else data), 0
+        # What is left is a part of a header, where all whole messages were asked for; nothing and `data` is no copy.
+        self._data, self._at = self._data[self._at :] + data, 0
 
     def next_message(self) -> bytes | None:
         """The next message, None where it is not whole.
