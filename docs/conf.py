@@ -130,6 +130,7 @@ TRIO: Final = {
 }
 """Which page of Trio's reference a name is on: that of the longest beginning."""
 ELSEWHERE: Final = {
+    "anyio": "https://anyio.readthedocs.io/en/stable/api.html",
     "st": "https://hypothesis.readthedocs.io/en/latest/reference/strategies.html",
     "hypothesis.strategies": "https://hypothesis.readthedocs.io/en/latest/reference/strategies.html",
     "msgspec": "https://jcristharif.com/msgspec/api.html",

@@ -182,6 +182,14 @@ async def test_small_ones_are_one_call_of_the_stream_and_large_ones_two() -> Non
     assert await pieces(bytes(100_000)) == [65_540, 34_464]
 
 
+async def test_what_waits_to_be_cut_is_bounded() -> None:
+    """However much the stream has, and however small the messages in it are."""
+    alice, bob = ends()
+    await alice.stream.send_all(framed(b"x") * 200_000)
+    assert await bob.receive() == b"x"
+    assert len(bob._reader._data) <= 256 * 1024
+
+
 async def test_any_memory_is_taken_as_bytes() -> None:
     alice, bob = ends()
     await alice.send(bytearray(b"array"))

@@ -28,6 +28,10 @@ __all__ = ["MessageChannel"]
 JOINED: Final = 64 * 1024
 """Bytes of a message up to which it is copied behind its length: a call of the stream costs more than that copy."""
 
+READ: Final = 256 * 1024
+"""Bytes that are taken from the stream at once: a Pipe gives its peer credit for them, so what waits here to be cut is
+held beside what the Pipe holds."""
+
 
 @final
 class MessageChannel(trio.abc.Channel[bytes]):
@@ -152,7 +156,7 @@ class MessageChannel(trio.abc.Channel[bytes]):
                 if message is not None:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 while message is None:
-                    if not (data := await self.stream.receive_some()):
+                    if not (data := await self.stream.receive_some(READ)):
                         self._reader.check_end()
                         raise trio.EndOfChannel
                     self._reader.feed(bytes(data))
