@@ -1,11 +1,10 @@
-"""README's two programs are those of `examples/`, and they work; so do others that a simulation cannot run whole.
+"""The tutorial's two programs are those of `examples/`, and they work; so do others that a simulation cannot run whole.
 
 Real processes and a rendezvous server; tests/sim/test_examples.py has all of them in two homes.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.documented import blocks
+from tests.documented import blocks, code, page
 from tests.end_to_end.processes import environment, started
 from tests.hangs import HANG
 from tests.identities import ALICE
@@ -31,10 +30,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = (ROOT / "examples" / "listener.py", ROOT / "examples" / "connector.py")
 
 
-def test_the_readme_shows_the_examples() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    assert blocks == [path.read_text(encoding="utf-8") for path in EXAMPLES]
+def test_the_tutorial_shows_the_examples() -> None:
+    assert code(page("tutorial.md"), "python") == [path.read_text(encoding="utf-8") for path in EXAMPLES]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

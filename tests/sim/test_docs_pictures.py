@@ -46,6 +46,14 @@ def test_the_table_has_every_kind() -> None:
     }
 
 
+def test_the_readmes_table_is_a_part_of_it() -> None:
+    whole = {row[""]: row for row in table(PAGE, "", *what_connects.KINDS)}
+    part = table((DOCS.parent / "README.md").read_text(encoding="utf-8"), "", "public")
+    assert part
+    for row in part:
+        assert row == {column: whole[row[""]][column] for column in row}
+
+
 @pytest.mark.slow("simulates a call through all phases")
 @pytest.mark.parametrize(("caller", "listener"), CELLS)
 def test_a_cell_is_what_happens(caller: str, listener: str) -> None:

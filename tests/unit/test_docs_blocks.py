@@ -13,6 +13,7 @@ import inspect
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
@@ -83,7 +84,7 @@ TRIED: dict[Key, str] = {
 }
 """Page and the block's beginning -> the test that runs the block."""
 SEVERAL: dict[tuple[str, str], str] = {
-    ("README.md", "python"): "end_to_end/test_examples.py::test_the_two_programs_talk",
+    ("tutorial.md", "python"): "end_to_end/test_examples.py::test_the_two_programs_talk",
     ("applications.md", "python"): "integration/test_docs_applications.py",
     **{
         (f"howto/{name}.md", language): f"integration/test_howtos.py::{test}"
@@ -266,6 +267,14 @@ def try_a_session_of_forwarding(block: Block) -> None:
     assert rest.split("#")[0].split() == ["ssh", "-p", "2222", "localhost"]
 
 
+def try_installing(block: Block) -> None:
+    """`make dist` installs the package; here it is one, and for a Python that it takes."""
+    *_, version, name = block.text.split()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == name
+    assert f"Programming Language :: Python :: {version}" in project["classifiers"]
+
+
 def try_the_topics(block: Block) -> None:
     """As tests/integration/test_mqtt_signals.py hears them at a broker."""
     first, second = block.text.splitlines()
@@ -290,6 +299,8 @@ def try_the_outlook(block: Block) -> None:
 
 LAB = ("run", "lab", "nats", "theory", "namespaces", "wire")
 HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
+    ("README.md", "async with open_node(config, authorize=my_rule) as node:"): try_a_call,
+    ("README.md", "pipx install --python 3.13 warpgate-trio"): try_installing,
     ("architecture.md", "async with open_node(config, authorize=my_rule) as node:"): try_a_call,
     ("command_line.md", 'eval "$(_WARPGATE_TRIO_COMPLETE=bash_source warpgate-trio)"'): (try_completion),
     (
@@ -313,6 +324,7 @@ HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
     ("kernel_lab.md", "trio.socket.set_custom_socket_factory(SocketsOfNamespaces())"): try_the_lab,
     ("migration.md", "async def answer(pipe):"): try_a_moved_program,
     ("port_mapping.md", "[portmap]"): try_a_configuration,
+    ("tutorial.md", "pipx install --python 3.13 warpgate-trio"): try_installing,
     ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/<peer id>"): try_the_topics,
     ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/pair/<nameplate>"): try_the_topics_of_pairing,
     ("writing_a_plugin.md", "@classmethod"): try_the_outlook,
@@ -327,9 +339,8 @@ def is_of_commands(block: Block) -> bool:
     if block.language not in ("", "sh"):
         return False
     starts = {line.strip() for line in IN_BLOCK.findall(text)}
-    return bool(starts) and all(
-        line.strip() in starts or line.startswith(" " * 8) for line in text.splitlines() if line.strip()
-    )
+    lines = [line for line in text.splitlines() if line.strip()]
+    return bool(starts) and all(line.strip() in starts or line.startswith(" " * 8) for line in lines)
 
 
 def is_a_schema_line(block: Block) -> bool:
