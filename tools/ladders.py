@@ -54,40 +54,49 @@ class Scene:
 
     Attributes:
       alice, bob: what the caller and the called are behind; None for a public address.
-      plugin: the technique that both have, and nothing else.
+      plugins: the techniques that both have, and nothing else.
+      upgrade: whether the call begins by the relay, and is drawn until the Pipe has left it.
     """
 
     title: str
     alice: NatConfig | None
     bob: NatConfig | None
-    plugin: str
+    plugins: tuple[str, ...]
+    upgrade: bool = False
 
 
 SCENES: Final = {
-    "direct": Scene(title="Direct: Bob can be dialled", alice=presets.LINUX, bob=None, plugin="direct_connect"),
+    "direct": Scene(title="Direct: Bob can be dialled", alice=presets.LINUX, bob=None, plugins=("direct_connect",)),
     "reverse": Scene(
         title="Direct, the other way round: Alice can be dialled, and asks",
         alice=None,
         bob=presets.LINUX,
-        plugin="reverse_connect",
+        plugins=("reverse_connect",),
     ),
     "punch": Scene(
         title="Punch: both send at an agreed instant, over TCP",
         alice=presets.LINUX,
         bob=presets.LINUX,
-        plugin="tcp_punch",
+        plugins=("tcp_punch",),
     ),
     "spray": Scene(
         title="Spray: the same over UDP, with QUIC on what opens",
         alice=presets.LINUX,
         bob=presets.LINUX,
-        plugin="udp_punch",
+        plugins=("udp_punch",),
     ),
     "relay": Scene(
         title="Relay: by the rendezvous server that both are connected to",
         alice=presets.LINUX_SYMMETRIC,
         bob=presets.LINUX_SYMMETRIC,
-        plugin="ws_relay",
+        plugins=("ws_relay",),
+    ),
+    "upgrade": Scene(
+        title="Relay first: the Pipe changes over when a better path is there",
+        alice=presets.LINUX,
+        bob=presets.LINUX,
+        plugins=("ws_relay", "tcp_punch"),
+        upgrade=True,
     ),
 }
 
@@ -108,14 +117,14 @@ class Hop:
     lost: bool = False
 
 
-async def record(scene: Scene) -> tuple[list[Entry], float, float]:
-    """The entries of the trace from the call to the first byte that came back; when that began and ended."""
+async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
+    """The entries of the trace; when the call began, the first byte was back, and what is drawn is over."""
     pair = PeerPair.between(scene.alice or (), scene.bob or (), rtt=RTT)
     servers = (RELAYING, STUN, STUN2, NTP)
     async with (
         pair.build() as net,
         simulated_hosts(),
-        open_nodes(net, servers=servers, plugins=[scene.plugin]) as nodes,
+        open_nodes(net, servers=servers, plugins=scene.plugins) as nodes,
         open_background_nursery() as nursery,
     ):
         began = trio.current_time()
@@ -138,13 +147,16 @@ async def record(scene: Scene) -> tuple[list[Entry], float, float]:
         with net.hosts["bob"]:
             nursery.start_soon(echo)
         nursery.start_soon(keep)
-        pipe: Pipe = await nodes.alice.auto_connect(nodes.bob.address)
+        pipe: Pipe = await nodes.alice.auto_connect(nodes.bob.address, relay_first=scene.upgrade)
         async with pipe:
             await pipe.send_all(b"x")
             await pipe.receive_some()
-            ended = trio.current_time()
+            first = ended = trio.current_time()
+            while scene.upgrade and pipe.path.plugin == "ws_relay":
+                await pipe.wait_path_change(pipe.path)
+                ended = trio.current_time()
             await trio.sleep(0.002)
-    return [each for each in entries if began <= each.time <= ended], began, ended
+    return [each for each in entries if began <= each.time <= ended], began, first, ended
 
 
 def kind_of(packet: Packet, source: str, target: str) -> str | None:
@@ -241,7 +253,7 @@ LINE: Final = 20
 """Pixels between two names of one kind, at least."""
 
 
-def draw(title: str, arrows: Sequence[Hop], total: float, nats: Sequence[str]) -> str:
+def draw(title: str, told: str, arrows: Sequence[Hop], total: float, nats: Sequence[str]) -> str:
     """The picture, as SVG."""
     used = {each for hop in arrows for each in (hop.source, hop.target)} | {"alice", "bob", *nats}
     names = [each for each in COLUMNS if each in used]
@@ -278,8 +290,7 @@ def draw(title: str, arrows: Sequence[Hop], total: float, nats: Sequence[str]) -
             named[which] = hop.left
             lines += _name(hop, across, scale)
     lines.append(
-        f'<text x="{WIDTH / 2:.0f}" y="{bottom + 30:.1f}" text-anchor="middle" fill="#222222">'
-        f"the first byte is back after {total * 1000:.0f} ms: {total / RTT:.1f} round trips</text>"
+        f'<text x="{WIDTH / 2:.0f}" y="{bottom + 30:.1f}" text-anchor="middle" fill="#222222">{escape(told)}</text>'
     )
     return "\n".join([*lines, "</svg>", ""])
 
@@ -332,10 +343,14 @@ def arrows_of(found: Sequence[Hop]) -> list[Hop]:
 def picture(name: str) -> str:
     """One of `SCENES`, as SVG."""
     scene = SCENES[name]
-    entries, began, ended = simulate(partial(record, scene), seed=1)
+    entries, began, first, ended = simulate(partial(record, scene), seed=1)
     arrows = arrows_of(list(hops(entries, began)))
     nats = [each for each, nat in (("alice-nat0", scene.alice), ("bob-nat0", scene.bob)) if nat is not None]
-    return draw(scene.title, arrows, ended - began, nats)
+    trips = (first - began) / RTT
+    told = f"the first byte is back after {(first - began) * 1000:.0f} ms: {trips:.1f} round trips"
+    if scene.upgrade:
+        told += f"; the Pipe is direct after {(ended - began) * 1000:.0f} ms"
+    return draw(scene.title, told, arrows, ended - began, nats)
 
 
 def main() -> None:
