@@ -50,7 +50,7 @@ format: ## let ruff lay out the code and mend what it can
 	@sh tools/in_venv.sh dev ruff format .
 
 docs: ## build the documentation as a site in docs/_build/html; a warning is a failure
-	@sh tools/in_venv.sh docs sphinx-build -q -E -W -n --keep-going -c docs . docs/_build/html
+	@sh tools/in_venv.sh docs sphinx-build -q -E -W -n --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 	@echo "docs: built in docs/_build/html"
 
 bench: ## run every benchmark (minutes; see benchmarks/README.md)
