@@ -26,7 +26,7 @@ from warpgate_trio.report import LookupOutcome
 from warpgate_trio.servers.key_record_frames import FindStatus, Found, Lookup, Publish
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.server_connection import ServerConnection
-from warpgate_trio.sim import Host, Network, presets, simulate
+from warpgate_trio.sim import Host, Link, Network, presets, simulate
 from warpgate_trio.testing.hosts import simulated_hosts
 from warpgate_trio.testing.world import WORLD_CONFIG, world
 from warpgate_trio.testing.worlds import PeerPair
@@ -51,7 +51,7 @@ class Scene:
         return self.net.hosts.get(name) or self.net.host(name)
 
     async def server(self, name: str) -> RendezvousServer:
-        with self.net.host(name):
+        with self.host(name):
             opened = open_rendezvous(host=None, port=443, public_urls=[f"ws://{name}:443"])
             return await self.stack.enter_async_context(opened)
 
@@ -159,6 +159,28 @@ def test_who_is_absent_or_not_findable_is_not_found(known: bool) -> None:
             assert len(server._rendezvous._core.key_records) == 0, "nor does who only calls"
 
     run(body)
+
+
+def test_three_round_trips_to_the_server_are_what_it_costs() -> None:
+    """One for the record, and two for the question to the peer and its answer; nothing once the peer has answered."""
+
+    async def body(net: Network) -> tuple[float, float]:
+        far = Link(latency=0.025)
+        for name in ("first", "alice", "bob"):
+            net.host(name, link=far)
+        async with scene(net) as here:
+            await here.server("first")
+            await here.node("bob", BOB, config(FIRST), listens=True)
+            alice = await here.node("alice", ALICE, config(FIRST))
+            began = trio.current_time()
+            await alice.find_address(BOB.peer_id)
+            found = trio.current_time()
+            await alice.find_address(BOB.peer_id)
+            return found - began, trio.current_time() - found
+
+    first, again = run(body)
+    assert first == pytest.approx(3 * 0.1, abs=0.01)
+    assert again == 0
 
 
 def test_who_has_left_has_no_record() -> None:
