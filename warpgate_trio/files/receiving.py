@@ -264,5 +264,7 @@ class _Receiving:
                 await trio.to_thread.run_sync(staging.write, batch)
 
     def _show(self, **changes: object) -> None:
-        self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]
+        now = replace(self._progress, **changes)  # type: ignore[arg-type]
+        # A part that turned out to be another one is sent anew, and was counted.
+        self._progress = replace(now, done=min(now.done, now.size))
         self._tell(self._progress)
