@@ -12,7 +12,6 @@ from typing import Any, Final, final
 
 import httpx
 import msgspec
-import outcome
 import pytest
 import trio
 import trio.testing
@@ -59,16 +58,6 @@ class Program:
     async def run(self, *args: str, config: NodeConfig = CONFIG) -> None:
         """Until it ends by itself."""
         await self.host.run(self.module.main, config, *args)
-
-
-@pytest.fixture
-def threads_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A simulated clock would run on while a thread of the real machine works, and is not let."""
-
-    def work_now(work: Callable[[], object], deliver: Callable[[outcome.Outcome[object]], object], *_: object) -> None:
-        deliver(outcome.capture(work))
-
-    monkeypatch.setattr("trio._threads.start_thread_soon", work_now)
 
 
 def in_two_homes(main: Callable[[World], Awaitable[None]]) -> None:
