@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.documented import code, page
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.nodes import LoopbackHost, Pair, config, loopback_node, on_host, pair
+from tests.ports import free_port
 from tests.waiting import wait_until
 from warpgate_trio import Node, PeerAddress, anyone
 from warpgate_trio.errors import CodeMalformed, CodeRefused, PairingUnavailable
@@ -234,3 +236,37 @@ async def test_the_programs_of_the_page() -> None:
             await wait_until(lambda: shown)
             await names["accept"](config(server), shown[0])
     assert shown[1:] == [f"paired with {ALICE.peer_id}", "hello\n"]
+
+
+async def test_a_server_that_falls_silent_is_noticed_at_once_where_the_network_has_changed() -> None:
+    """The connection leads nowhere any more, and nobody says so; the next one has the offer again."""
+    silent: set[object] = set()
+
+    async def pass_on(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                if not silent & {source, sink}:
+                    await sink.send_all(data)
+
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}"
+    async with open_rendezvous(public_urls=[url]) as server:
+        carried: list[trio.SocketStream] = []
+
+        async def carry(stream: trio.SocketStream) -> None:
+            carried.append(stream)
+            async with await trio.open_tcp_stream("127.0.0.1", server.port) as inner, trio.open_nursery() as nursery:
+                nursery.start_soon(pass_on, stream, inner)
+                nursery.start_soon(pass_on, inner, stream)
+
+        with trio.fail_after(10 * HANG):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(trio.serve_tcp, carry, port, host="127.0.0.1"))
+                async with loopback_node(BOB, config(url)) as bob, bob.offer_code() as offer:
+                    silent.update(carried)
+                    start = trio.current_time()
+                    bob.network_changed()
+                    await wait_until(lambda: not offer.servers)
+                    assert trio.current_time() - start < 5
+                    await wait_until(lambda: offer.servers)
+                nursery.cancel_scope.cancel()

@@ -81,6 +81,9 @@ class Access:
     allocates: bool = True
     key: bytes = field(default_factory=partial(RealHost().entropy, 32))
 
+    def check(self) -> None:
+        """In memory nothing is in doubt."""
+
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Channel]:
         await trio.lowlevel.checkpoint()
@@ -218,6 +221,17 @@ async def test_an_offer_that_is_broken_off_is_taken_up_again_under_its_number() 
         while connection in server.mailboxes._offering or not offer.servers:  # noqa: ASYNC110  # no event tells that
             await trio.sleep(0.1)
         assert (await accept_code([Access(server)], code, us(ALICE))).peer_id == BOB.peer_id
+
+
+async def test_an_offer_that_is_forgotten_meanwhile_has_expired() -> None:
+    """As by a machine that has slept: its clock stood still, and the server's has not."""
+    server = Server()
+    async with open_offer([Access(server)], us(BOB)) as offer:
+        (connection,) = server.inboxes
+        server.mailboxes.receive(connection, Settle(0, Outcome.EXPIRED), trio.current_time())  # nobody is told
+        server.end(connection)
+        with pytest.raises(CodeRefused, match="nobody was paired: the code has expired"):
+            await offer.wait_paired()
 
 
 async def test_a_server_that_says_that_the_code_is_over_ends_it() -> None:

@@ -134,6 +134,9 @@ class Access:
     name: str = "mqtt://memory"
     allocates: bool = False
 
+    def check(self) -> None:
+        """In memory nothing is in doubt."""
+
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[MailboxChannel]:
         await trio.lowlevel.checkpoint()

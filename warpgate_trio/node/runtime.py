@@ -310,6 +310,7 @@ class NodeRuntime:
         """What leads out of this machine may be gone: ask."""
         self.hub.check_channels(moved=moved)
         self.nat.check()
+        self.pairing.check()
 
     def _makes_paths(self, phases: Sequence[str]) -> Sequence[str]:
         """The plugins of some phases."""

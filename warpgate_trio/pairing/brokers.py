@@ -161,6 +161,9 @@ class BrokerMailboxes:
         self.name: Final = url.redacted
         self.allocates: Final = False
 
+    def check(self) -> None:
+        """Nothing: paho asks its broker by itself, once a minute."""
+
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[_Channel]:
         """See `MailboxServer.open`."""

@@ -51,6 +51,10 @@ class MailboxServer(Protocol):
         """Whether it gives the smallest nameplate that is free; else the offerer draws one."""
         ...
 
+    def check(self) -> None:
+        """There is reason to doubt its connections, as where the machine has moved: ask now."""
+        ...
+
     def open(self) -> AbstractAsyncContextManager[MailboxChannel]:
         """Connect, for the time of the body.  Each time by the same key, so that an offer can be come back to.
 

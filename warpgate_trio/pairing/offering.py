@@ -50,6 +50,7 @@ class _Place:
     def __init__(self, server: MailboxServer) -> None:
         self.server: Final = server
         self.offered = False
+        self.was_offered = False
         self.over: Outcome | None = None
         self.problem: str | None = None
         self.scope = trio.CancelScope()
@@ -204,6 +205,8 @@ class CodeOffer:
         """Whether the server has taken the offer."""
         if isinstance(answer, Settle):
             place.over = _outcome(answer.outcome)
+            if place.over is Outcome.TAKEN and place.was_offered:
+                place.over = Outcome.EXPIRED  # while we were away, as by a machine's sleep
             place.problem = f"{place.server.name}: {place.over.words}"
             return False
         if not isinstance(answer, Offered) or not 1 <= answer.nameplate <= MAX_NAMEPLATE:
@@ -213,7 +216,7 @@ class CodeOffer:
         self._nameplate = answer.nameplate
         if self._core is None:
             self._core = OfferCore(Code(self._nameplate, self._words), self._us)
-        place.offered, place.problem = True, None
+        place.offered, place.was_offered, place.problem = True, True, None
         self._notify()
         return True
 

@@ -21,6 +21,7 @@ from ..nurseries import open_background_nursery
 from ..ports.server_dial import Dial
 from ..servers import rendezvous_frames as wire
 from ..servers.mailbox_frames import Claimed, Offered, Post, Settle
+from ..signal.keepalive import KeepAlive
 from ..websocket import WebSocket, WebSocketError, open_websocket
 from .mailbox import FromServer, ToServer
 
@@ -38,9 +39,10 @@ CLOSE_PATIENCE: Final = 0.5
 class _Channel:
     """A `MailboxChannel`."""
 
-    def __init__(self, websocket: WebSocket, name: str) -> None:
+    def __init__(self, websocket: WebSocket, name: str, keep_alive: KeepAlive) -> None:
         self._websocket = websocket
         self._name = name
+        self._keep_alive = keep_alive
 
     async def send(self, frame: ToServer) -> None:
         try:
@@ -60,17 +62,15 @@ class _Channel:
 
     async def ping(self) -> None:
         """Until the server is gone, which whoever receives hears."""
-        while True:
-            with trio.move_on_after(PONG_TIMEOUT) as patience:
-                try:
-                    await self._websocket.ping()
-                except WebSocketError:
-                    return
-            if patience.cancelled_caught:
-                self._websocket.abandon()
-                await self._websocket.aclose()
-                return
-            await trio.sleep(PING_INTERVAL)
+        try:
+            await self._keep_alive.run(
+                self._websocket.ping, lambda _: None, interval=PING_INTERVAL, timeout=PONG_TIMEOUT
+            )
+        except trio.TooSlowError:
+            self._websocket.abandon()
+            await self._websocket.aclose()
+        except WebSocketError:
+            pass
 
 
 @final
@@ -88,8 +88,14 @@ class RendezvousMailboxes:
         self._trust = trust
         self._identity = Identity.generate()
         self._registrant = wire.Registrant(machine.current().entropy(wire.INSTANCE_LENGTH))
+        self._keep_alive: KeepAlive | None = None
         self.name: Final = url.redacted
         self.allocates: Final = True
+
+    def check(self) -> None:
+        """See `MailboxServer.check`."""
+        if self._keep_alive is not None:
+            self._keep_alive.check()
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[_Channel]:
@@ -105,7 +111,8 @@ class RendezvousMailboxes:
                 dial=self._dial,
             ) as websocket:
                 await self._register(websocket)
-                channel = _Channel(websocket, self.name)
+                self._keep_alive = KeepAlive()
+                channel = _Channel(websocket, self.name, self._keep_alive)
                 async with open_background_nursery() as nursery:
                     nursery.start_soon(channel.ping)
                     opened = True
