@@ -166,20 +166,13 @@ async def test_both_ways_at_once() -> None:
         assert [await receiver.receive(), await receiver.receive()] == [b"one", b"two"]
 
 
-async def test_small_ones_are_one_call_of_the_stream_and_large_ones_two() -> None:
-    alice, bob = lockstep()
-
-    async def pieces(message: bytes) -> list[int]:
-        found: list[int] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(alice.send, message)
-            while sum(found) < 4 + len(message):
-                found.append(len(await bob.stream.receive_some()))
-        return found
-
-    assert await pieces(b"hello") == [9]
-    assert await pieces(bytes(65_536)) == [65_540]
-    assert await pieces(bytes(100_000)) == [65_540, 34_464]
+@pytest.mark.parametrize(
+    ("size", "calls"), [(0, [4]), (5, [9]), (65_536, [65_540]), (65_537, [65_540, 1]), (100_000, [65_540, 34_464])]
+)
+async def test_small_ones_are_one_call_of_the_stream_and_large_ones_two(size: int, calls: list[int]) -> None:
+    stream = Counted(room=1_000_000)
+    await MessageChannel(stream).send(bytes(size))
+    assert stream.calls == calls
 
 
 async def test_what_waits_to_be_cut_is_bounded() -> None:
@@ -366,10 +359,12 @@ class Counted(trio.abc.HalfCloseableStream):
 
     def __init__(self, room: int) -> None:
         self.taken = 0
+        self.calls: list[int] = []
         self.room = room
         self.ended = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.calls.append(len(data))
         self.taken += min(len(data), self.room - self.taken)
         if self.taken == self.room:
             await trio.sleep_forever()

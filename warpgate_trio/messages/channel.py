@@ -89,8 +89,7 @@ class MessageChannel(trio.abc.Channel[bytes]):
           trio.BrokenResourceError: a send was cut off before, the peer has closed its end, or the stream is broken.
           trio.ClosedResourceError: you closed the channel, or called `send_eof`.
         """
-        view = memoryview(value)
-        view = view.cast("B") if view.nbytes else memoryview(b"")
+        view = memoryview(value).cast("B")
         size = len(view)
         if size > self.max_size:
             raise ValueError(f"a message of {size} bytes; max_size is {self.max_size}")
