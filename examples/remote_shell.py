@@ -58,9 +58,10 @@ async def use(pipe: Pipe) -> None:
     async with pipe, trio.open_nursery() as nursery:
 
         async def send() -> None:
-            while data := await typed():
-                await pipe.send_all(data)
-            await pipe.send_eof()
+            with suppress(trio.BrokenResourceError):  # the shell has exited: what it has said still comes
+                while data := await typed():
+                    await pipe.send_all(data)
+                await pipe.send_eof()
 
         nursery.start_soon(send)
         async for data in pipe:

@@ -155,7 +155,15 @@ async def open_capitals(nursery: trio.Nursery) -> Capitals:
     return process
 
 
-@pytest.mark.slow("three nodes in a simulated internet")
+async def open_deaf(_nursery: trio.Nursery) -> Capitals:
+    """A process that has said its last word before anybody has typed one."""
+    process = Capitals()
+    await process._out.send_all(b"bye")
+    await process._out.aclose()
+    return process
+
+
+@pytest.mark.slow("four nodes in a simulated internet")
 def test_remote_shell(tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     config = msgspec.structs.replace(WORLD_CONFIG, identity=IdentityConfig(key_file=key))
@@ -174,6 +182,13 @@ def test_remote_shell(tmp_path: Path) -> None:
                 await alice.keys.send(b"ls\n")
                 assert await out.receive() == b"LS\n"
                 await alice.keys.aclose()  # Ctrl-D, which ends the shell, and that ends the program
+            bob.module.open_shell = open_deaf
+            alice = Program("remote_shell", homes.alice)
+            alice.module.show = shown.send
+            async with trio.open_nursery() as calling:
+                calling.start_soon(partial(alice.run, address, config=config))
+                assert await out.receive() == b"bye"  # it has exited by itself
+                await alice.keys.send(b"too late")  # and that ends the program, with success
             with pytest.raises(ConnectError) as caught:
                 await Program("remote_shell", homes.alice).run(address)  # with another key
             assert caught.value.verdict is Verdict.PEER_SILENT  # whom it does not know it does not answer
