@@ -1,9 +1,9 @@
-"""Who calls: the identity of `connect` and `ping`."""
+"""Who calls: the identity of a caller, and a call whose walk is watched."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from ..config import NodeConfig
     from ..contacts import Callee
     from ..identity import Identity
+    from ..link import Pipe
+    from ..node import Node
+    from ..plugin import Phase
+    from .options import Settings
 
-__all__ = ["caller_identity", "own_address_is_misuse"]
+__all__ = ["call_peer", "caller_identity", "own_address_is_misuse"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -55,3 +59,29 @@ def own_address_is_misuse() -> Generator[None]:
         if isinstance(error, WarpgateError):
             raise
         raise UsageProblem(str(error)) from error
+
+
+async def call_peer(
+    settings: Settings,
+    node: Node,
+    config: NodeConfig,
+    peer: Callee,
+    *,
+    phases: Sequence[Phase] | None,
+    timeout: float | None,
+) -> Pipe:
+    """Call a peer, and tell how the walk goes.  Errors as of `Node.auto_connect`; `UsageProblem` for our own address."""
+    from .render import watching_walk
+
+    async with watching_walk(settings) as on_event:
+        with own_address_is_misuse():
+            pipe = await node.auto_connect(
+                peer.address or peer.peer_id,
+                phases=phases,
+                timeout=timeout,
+                relay_first=config.paths.relay_first is not False,
+                on_event=on_event,
+            )
+    path = pipe.path
+    settings.say(f"connected by {path.plugin}, IPv{path.af} {path.route_type}")
+    return pipe

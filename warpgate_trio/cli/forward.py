@@ -160,22 +160,10 @@ class _Forwarding:
             raise UsageProblem(f"{near} cannot be listened on: {reason_of(error)}") from error
 
     async def _call(self, node: Node, peer: Callee, config: NodeConfig) -> Pipe:
-        from .caller import own_address_is_misuse
-        from .render import watching_walk
+        from .caller import call_peer
 
         self._settings.say(f"calling {peer.peer_id}…")
-        async with watching_walk(self._settings) as on_event:
-            with own_address_is_misuse():
-                pipe = await node.auto_connect(
-                    peer.address or peer.peer_id,
-                    phases=self._phases,
-                    timeout=self._timeout,
-                    relay_first=config.paths.relay_first is not False,
-                    on_event=on_event,
-                )
-        path = pipe.path
-        self._settings.say(f"connected by {path.plugin}, IPv{path.af} {path.route_type}")
-        return pipe
+        return await call_peer(self._settings, node, config, peer, phases=self._phases, timeout=self._timeout)
 
     async def _join(self, pipe: Pipe) -> None:
         """One connection, to stdin and stdout."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
 import click
 
+from .called import allowed_peers, wait_reachable
 from .exits import CommandFailed, ExitCode
 from .options import (
     NodeOptions,
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
     from .stdio import StandardInput
 
 __all__ = ["listen"]
-
-SIGNAL_PATIENCE: Final = 3.0
-"""Seconds to wait for a signal server before the address is printed all the same."""
-NAT_PATIENCE: Final = 1.0
-"""Seconds more for the NATs to be measured, of which peers would else have to ask."""
 
 
 @click.command(short_help="Wait for a peer; join stdin and stdout to it, or echo.")
@@ -98,18 +94,11 @@ def listen(
             "say who may connect: --code, --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
         )
     from ..contacts import Contacts
-    from ..errors import AddressError, ContactError, PeerIdError
     from .files import raise_file_limit
-    from .peers import find_peer
     from .runner import run
 
     settings.start_logging()
-    allowed: set[str] = set()
-    for text in allow:
-        try:
-            allowed.add(find_peer(settings, text)[0].peer_id)
-        except (AddressError, ContactError, PeerIdError) as error:
-            raise click.UsageError(f"--allow {text}: {error}") from error
+    allowed = allowed_peers(settings, allow)
     raise_file_limit()  # strangers may hold some hundred, and a spray takes as many
     exposing = None
     if expose or bind:
@@ -118,7 +107,7 @@ def listen(
         exposing, keep_open = Exposing(settings, expose, bind), True
     listening = _Listening(
         settings,
-        allowed=None if allow_any else frozenset(allowed),
+        allowed=None if allow_any else allowed,
         contacts=Contacts.load() if allow_contacts else None,
         pairing=CodePairing(settings, save) if code else None,
         echo=echo,
@@ -184,16 +173,9 @@ class _Listening:
 
     async def _announce(self, node: Node, config: NodeConfig) -> None:
         """Print the address once peers can reach us by it, and it says what they need to know."""
-        import trio
-
-        from ..signal import ServerState
         from .events import ListenReady, encode
 
-        if config.servers.signal:
-            await self._wait_signals(node)
-        with trio.move_on_after(NAT_PATIENCE):
-            await node.wait_published()
-        connected = [server.url for server in node.signal_servers if server.state is ServerState.CONNECTED]
+        connected = await wait_reachable(self._settings, node, config)
         address = str(node.address)
         if self._settings.json:
             await self._output.write(encode(ListenReady(address=address, peer=node.peer_id, signals=connected)))
@@ -207,15 +189,6 @@ class _Listening:
             self._settings.say(
                 "no signal server is configured: only peers that can dial this machine directly will get through"
             )
-
-    async def _wait_signals(self, node: Node) -> None:
-        import trio
-
-        with trio.move_on_after(SIGNAL_PATIENCE) as patience:
-            await node.wait_signals()
-        if patience.cancelled_caught:
-            reasons = "; ".join(f"{server.url}: {server.last_error or 'no answer'}" for server in node.signal_servers)
-            self._settings.warn(f"no signal server answers yet, only direct paths work until one does ({reasons})")
 
     async def _accept(self, node: Node) -> Pipe:
         from .events import PipeOpened, encode

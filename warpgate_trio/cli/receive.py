@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, final
 
 import click
 
+from .called import allowed_peers, wait_reachable
 from .exits import CommandFailed, ExitCode
-from .listen import NAT_PATIENCE, SIGNAL_PATIENCE
 from .options import (
     NodeOptions,
     Settings,
@@ -85,20 +85,13 @@ def receive(
         raise click.UsageError(
             "say who may send: --code CODE, --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
         )
-    from ..errors import ContactError, PeerIdError
     from ..files import Inbox
-    from .peers import find_peer
     from .runner import run
 
     settings.start_logging()
-    allowed: set[str] = set()
-    for text in allow:
-        try:
-            allowed.add(find_peer(settings, text)[0].peer_id)
-        except (PeerIdError, ContactError) as error:
-            raise click.UsageError(f"--allow {text}: {error}") from error
+    allowed = allowed_peers(settings, allow)
     inbox = Inbox(into, max_size=max_size, hidden=hidden)
-    receiving = _Receiving(settings, inbox, allowed=None if allow_any else frozenset(allowed), code=code, keep=keep)
+    receiving = _Receiving(settings, inbox, allowed=None if allow_any else allowed, code=code, keep=keep)
     return run(partial(receiving.run, node_options.load()), service=keep)
 
 
@@ -255,21 +248,11 @@ class _Receiving:
 
     async def _announce(self, node: Node, config: NodeConfig) -> None:
         """Print the address once peers can reach us by it, and it says what they need to know."""
-        import trio
-
-        from ..signal import ServerState
         from .events import ListenReady, encode
 
-        if config.servers.signal:
-            with trio.move_on_after(SIGNAL_PATIENCE) as patience:
-                await node.wait_signals()
-            if patience.cancelled_caught:
-                self._settings.warn("no signal server answers yet, only direct paths work until one does")
-        with trio.move_on_after(NAT_PATIENCE):
-            await node.wait_published()
+        signals = await wait_reachable(self._settings, node, config)
         address = str(node.address)
         if self._settings.json:
-            signals = [server.url for server in node.signal_servers if server.state is ServerState.CONNECTED]
             await self._output.write(encode(ListenReady(address=address, peer=node.peer_id, signals=signals)))
         else:
             self._settings.say(f"receiving as {node.peer_id} into {self._inbox.into.absolute()}; on the other machine:")
