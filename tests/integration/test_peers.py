@@ -57,6 +57,7 @@ async def test_bytes_are_of_all_pipes_and_of_those_that_are_closed_too() -> None
         await wait_until(lambda: both.bob.peers()[0].pipes == 2)  # Bob has not closed his end
         with pytest.raises(trio.BrokenResourceError):
             await there.send_all(b"x")
+        assert both.bob.peers()[0].pipes == 2
         await there.aclose()
         (status,) = both.alice.peers()
         assert (status.pipes, status.sent, status.received) == (1, 1200, 30)
@@ -70,6 +71,17 @@ async def test_early_data_counts() -> None:
         assert await theirs.receive_some() == b"early"
         await pipe.ping()
         assert (both.alice.peers()[0].sent, both.bob.peers()[0].received) == (5, 5)
+
+
+async def test_a_link_without_a_pipe_or_a_path_yet_is_none() -> None:
+    async with pipes() as (ours, _theirs, both):
+        (channel,), link = link_of(ours).protocol.channels.values(), link_of(ours)
+        channel.accepted = False
+        assert both.alice.peers() == ()
+        channel.accepted = True
+        assert len(both.alice.peers()) == 1
+        link.path = None
+        assert both.alice.peers() == ()
 
 
 async def test_the_oldest_link_is_the_first() -> None:
