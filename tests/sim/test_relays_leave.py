@@ -194,6 +194,33 @@ def test_a_relay_far_away_is_left_soon_after_both_have_changed_over() -> None:
     simulate(main, seed=0)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_a_relay_takes_with_it_that_is_being_left_is_said_again_on_the_new_path(seed: int) -> None:
+    """One side has changed over by its end, and the other one just after it: no reason to doubt the new path."""
+    rtt = 0.2
+
+    async def main() -> None:
+        async with (
+            relayed(full_lines(rtt), "turn") as (nodes, servers, ours, theirs),
+            open_background_nursery() as nursery,
+        ):
+            both = [Bulk(ours, theirs), Bulk(theirs, ours)]
+            for bulk in both:
+                nursery.start_soon(bulk.receive)
+                nursery.start_soon(bulk.send)
+            await trio.sleep(3.0)
+            began = trio.current_time()
+            await servers.shut_down(where(nodes.net, ours))
+            await trio.sleep(6.0)
+            for pipe, bulk in zip((theirs, ours), both, strict=True):
+                changed, silence = [each.at - began for each in pipe.path_log], bulk.silence(began)
+                print(f"turn, {rtt:g}: changed over after {changed} s, silent for {silence:.2f} s")
+                assert len(changed) == 1
+                assert silence <= 5.0
+
+    simulate(main, seed=seed)
+
+
 @pytest.mark.parametrize(("plugin", "caller_has_turn"), [("ws_relay", True), ("turn", True), ("turn", False)], ids=str)
 def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str, caller_has_turn: bool) -> None:
     """A TURN server tells its own client alone, which may be the side that was called."""

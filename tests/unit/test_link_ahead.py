@@ -13,6 +13,7 @@ from warpgate_trio.link.ahead import AHEAD_FRAMES, AHEAD_UNITS, Ahead
 from warpgate_trio.link.frame_codec import encode, padding
 from warpgate_trio.link.frames import At, Data, Fin, Item, Open, Terms
 from warpgate_trio.link.lane import HEAD_START
+from warpgate_trio.link.life import Life
 from warpgate_trio.link.states import DirectionState, LinkState
 from warpgate_trio.link.stream import ACK_DELAY
 
@@ -96,6 +97,43 @@ def test_a_tail_whose_carrier_is_suspected_is_said_again() -> None:
     ends.settle()
     assert ends.read("b") == b"hello again"
     assert ends.speaks_on("a") is ends.speaks_on("b") is wire
+
+
+def test_the_carrier_that_goes_on_is_not_blamed_for_a_tail_that_does_not_come() -> None:
+    """What is said behind a tail is not acknowledged before it, and a new carrier has less patience than an old one."""
+    ends, first, wire = changed()
+    first.holes = {"a", "b"}
+    ends.send("a", b" again")
+    ends.settle()
+    assert ends.read("b") == b""
+    link, new, old = ends.links["a"], wire.lanes["a"], first.lanes["a"]
+    assert new.life.deadline < old.life.deadline
+    ends.now = new.life.deadline
+    link.handle_timer(new, ends.now)
+    assert new.is_well
+    assert not has_tail(ends)
+    assert ends.speaks_on("a") is wire
+    ends.settle()
+    assert ends.read("b") == b"hello again"
+    ends.now = max(ends.now, old.life.deadline)
+    link.handle_timer(old, ends.now)
+    assert new.is_well
+    assert not old.is_well, "it was asked, too"
+    assert ends.speaks_on("a") is wire
+
+
+def test_where_both_carriers_are_holes_both_are_suspected() -> None:
+    ends, first, wire = changed()
+    first.holes = wire.holes = {"a", "b"}
+    ends.send("a", b" again")
+    ends.settle()
+    link, lanes = ends.links["a"], [wire.lanes["a"], first.lanes["a"]]
+    for _ in range(4):
+        for lane in lanes:
+            if lane.life.life is Life.WELL:
+                ends.now = max(ends.now, lane.life.deadline)
+                link.handle_timer(lane, ends.now)
+    assert not any(lane.is_well for lane in lanes)
 
 
 def test_a_tail_that_comes_bit_by_bit_is_waited_for() -> None:

@@ -340,6 +340,10 @@ class LifeJudge:
         """Whether a PING waits for its PONG."""
         return bool(self._questions)
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether it is to be suspected by now, as far as was not judged yet."""
+        return now >= self._suspicion_at
+
     def silence(self, now: float) -> float:
         """Seconds since the peer was last heard."""
         return now - self.heard_at

@@ -292,6 +292,21 @@ class Moving(ABC):
         if active is not None:
             self._begin(active, now)
 
+    def _blame_the_tail(self, lane: LaneProtocol, now: float) -> None:
+        """Nothing that is said behind a tail is acknowledged before that has come.
+
+        So where a lane is about to be suspected, and what was said before it has not progressed for as long, all of it
+        goes on here, and both lanes are asked.
+        """
+        tail = self._tail
+        if tail is None or lane is not self.lanes.active or lane.life.asking or not lane.life.is_overdue(now):
+            return
+        if tail.lane.life.unanswered(now) >= lane.life.unanswered(now):
+            tail.lane.doubt(now)
+            lane.life.excuse()
+            self._begin(lane, now)
+            lane.doubt(now)
+
     def carries_a_tail(self, lane: LaneProtocol) -> bool:
         """Whether we have left it, and it is to bring what was said there."""
         return self._tail is not None and self._tail.lane is lane

@@ -422,6 +422,7 @@ class LinkProtocol(Moving):
 
     def handle_timer(self, lane: LaneProtocol, now: float) -> None:
         """Send a PING or an ACK where one is due, and speak on another lane where this one is no good any more."""
+        self._blame_the_tail(lane, now)
         lane.handle_timer(now)
         if self.incoming is not None and self.incoming.ack_due(now):
             self._owe_ack()
