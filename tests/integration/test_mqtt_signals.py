@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -507,13 +506,6 @@ async def test_peers_that_share_one_of_their_transports(any_broker: Broker) -> N
             hints = [his.url, str(any_broker.url)]
             assert await alice.send(BOB.public_key, b"\x01y", hints=hints, may_connect=anywhere) is Delivery.QUEUED
             assert {(await bob.receive()).via for _ in range(2)} == {his.url, str(any_broker.url)}
-
-
-def test_a_hub_on_a_python_without_mqtt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
-    with pytest.raises(ConfigError, match=r"Python 3\.14"):
-        SignalHub(ALICE, [ServerUrl.parse("mqtt://broker.example")])
-    SignalHub(ALICE, [ServerUrl.parse("ws://server.example")])
 
 
 def test_a_hub_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
