@@ -194,8 +194,7 @@ def test_a_relay_far_away_is_left_soon_after_both_have_changed_over() -> None:
     simulate(main, seed=0)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_what_a_relay_takes_with_it_that_is_being_left_is_said_again_on_the_new_path(seed: int) -> None:
+def test_what_a_relay_takes_with_it_that_is_being_left_is_said_again_on_the_new_path() -> None:
     """One side has changed over by its end, and the other one just after it: no reason to doubt the new path."""
     rtt = 0.2
 
@@ -218,7 +217,7 @@ def test_what_a_relay_takes_with_it_that_is_being_left_is_said_again_on_the_new_
                 assert len(changed) == 1
                 assert silence <= 5.0
 
-    simulate(main, seed=seed)
+    simulate(main, seed=0)
 
 
 @pytest.mark.parametrize(("plugin", "caller_has_turn"), [("ws_relay", True), ("turn", True), ("turn", False)], ids=str)
