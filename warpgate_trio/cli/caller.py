@@ -70,7 +70,7 @@ async def call_peer(
     phases: Sequence[Phase] | None,
     timeout: float | None,
 ) -> Pipe:
-    """Call a peer, and tell how the walk goes.  Errors as of `Node.auto_connect`; `UsageProblem` for our own address."""
+    """Call a peer, and tell how the walk goes.  Errors of `Node.auto_connect`; `UsageProblem` for our own address."""
     from .render import watching_walk
 
     async with watching_walk(settings) as on_event:
