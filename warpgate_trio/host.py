@@ -53,6 +53,10 @@ RESERVED_DESCRIPTORS: Final = 64
 """File descriptors that sockets opened in bulk leave to the rest of the process, or a quarter where that is less:
 connections that come in, names that are looked up, the application's files.  Of the usual limits, 1,024 and 256, most
 is left for a spray."""
+LIST_LASTS: Final = 0.1
+"""Seconds for which a list of the machine's interfaces is good.  The system takes up to a millisecond to make it, and a
+call asks for it nine times before it is sent and five times when it is answered.  What differs is told by
+`wait_change`, which never takes an old one."""
 HOST_SALT_LENGTH: Final = 8
 HOST_ID_LENGTH: Final = 16
 _FINGERPRINT_LENGTH: Final = 32  # of SHA-256
@@ -119,7 +123,7 @@ class Host(Protocol):
     """What the package asks of a machine, sockets apart."""
 
     def interfaces(self) -> tuple[Interface, ...]:
-        """The interfaces that are up now, those without an address too.
+        """The interfaces that are up now, or were a moment ago (`LIST_LASTS`), those without an address too.
 
         Addresses that cannot be used are left out: not yet known to be nobody else's (tentative), or known to be
         somebody else's (RFC 4862 §5.4).  Where the system tells nothing of its interfaces, there is one for each
@@ -230,12 +234,25 @@ def host_id(fingerprint: bytes, salt: bytes, public_key: bytes = b"") -> bytes:
 class RealHost:
     """The machine that this process runs on."""
 
-    __slots__ = ("_random",)
+    __slots__ = ("_listed", "_listed_at", "_random")
 
     def __init__(self) -> None:
         self._random = random.Random()
+        self._listed: tuple[Interface, ...] = ()
+        self._listed_at = -LIST_LASTS
 
     def interfaces(self) -> tuple[Interface, ...]:
+        if time.monotonic() - self._listed_at < LIST_LASTS:
+            return self._listed
+        return self._list()
+
+    def _list(self) -> tuple[Interface, ...]:
+        """The interfaces as they are in this moment."""
+        self._listed = self._read_list()
+        self._listed_at = time.monotonic()
+        return self._listed
+
+    def _read_list(self) -> tuple[Interface, ...]:
         try:
             listed = psutil.net_if_addrs()
         except OSError as error:  # no netlink: a sandbox, systemd's RestrictAddressFamilies, Android
@@ -252,7 +269,7 @@ class RealHost:
         return _interfaces(addresses, flags, _kernel_index, _v6_states())
 
     async def wait_change(self) -> None:
-        await wait_difference(self.interfaces)
+        await wait_difference(self._list)
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         # Connecting a datagram socket only looks up the route: it neither sends nor waits, hence no trio.socket, which

@@ -25,7 +25,7 @@ class HostInNamespace:
 
     def interfaces(self) -> tuple[Interface, ...]:
         with self._namespace.inside():
-            return self._real.interfaces()
+            return RealHost().interfaces()  # a new one has no list that it made a moment ago
 
     async def wait_change(self) -> None:
         await wait_difference(self.interfaces)

@@ -6,17 +6,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import trio
 
 import warpgate_trio
 from warpgate_trio import host, linux
-from warpgate_trio.host import Gateway, Interface, InterfaceAddress, RealHost
+from warpgate_trio.host import LIST_LASTS, Gateway, Interface, InterfaceAddress, RealHost
 
 FINGERPRINT = b"\1" * 32
 
@@ -119,6 +122,40 @@ class TestRealHost:
     def test_indexes_are_the_kernel_s(self) -> None:
         indexes = {name: index for index, name in socket.if_nameindex()}
         assert all(indexes[each.name] == each.index for each in RealHost().interfaces())
+
+    def test_a_list_of_interfaces_is_good_for_a_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now, lists = 100.0, 0
+        real = RealHost()
+
+        def count() -> dict[str, list[object]]:
+            nonlocal lists
+            lists += 1
+            return {}
+
+        monkeypatch.setattr(psutil, "net_if_addrs", count)
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        for _ in range(3):
+            real.interfaces()
+        assert lists == 1
+        now += 2 * LIST_LASTS
+        real.interfaces()
+        assert lists == 2
+
+    async def test_who_waits_for_a_change_is_never_told_an_old_list(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looks: list[Callable[[], object]] = []
+
+        async def keep(look: Callable[[], object]) -> None:
+            looks.append(look)
+
+        states: list[dict[str, SimpleNamespace]] = [{}, {"eth0": SimpleNamespace(isup=True, flags="up")}]
+        monkeypatch.setattr(host, "wait_difference", keep)
+        monkeypatch.setattr(psutil, "net_if_addrs", dict)
+        monkeypatch.setattr(psutil, "net_if_stats", partial(states.pop, 0))
+        monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+        real = RealHost()
+        assert real.interfaces() == ()
+        await real.wait_change()
+        assert looks[0]() == real.interfaces() != ()
 
     def test_some_descriptors_are_to_spare(self) -> None:
         assert RealHost().spare_descriptors() > 0

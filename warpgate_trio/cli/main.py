@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGINT, _exit_at_once)
     reserve_standard_descriptors()
+    gc.disable()  # what is loaded stays, and is not looked at again and again: `runner` goes on with it
     from .group import call
 
     sys.exit(call(argv))

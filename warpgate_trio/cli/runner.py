@@ -7,6 +7,7 @@ KeyboardInterrupt.  A second signal kills the process on the spot, as the user b
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -44,6 +45,7 @@ async def _supervised(command: Callable[[], Awaitable[int | None]], service: boo
     code: int | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as arrivals, trio.CancelScope() as scope:
         async with open_background_nursery() as nursery:
+            nursery.start_soon(_settle_heap)
             nursery.start_soon(_cancel_on_signal, arrivals, received, scope)
             code = await command()
     if not received or not scope.cancelled_caught:  # a signal after the last step of the command changes nothing
@@ -51,6 +53,17 @@ async def _supervised(command: Callable[[], Awaitable[int | None]], service: boo
     if service and received[0] == signal.SIGTERM:
         return ExitCode.OK
     raise CommandFailed(ExitCode.INTERRUPTED, "interrupted")
+
+
+async def _settle_heap() -> None:
+    """Let the garbage collector begin, with all that has been loaded out of its sight.
+
+    It runs when the command waits for the first time, which is when its modules are loaded.  To look through them takes
+    the collector 15 to 40 ms, and that would come in the midst of a first call; none of them is ever garbage.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 async def _cancel_on_signal(arrivals: AsyncIterator[int], received: list[int], scope: trio.CancelScope) -> None:

@@ -20,7 +20,7 @@ from ..address.nat_profile import NatProfiles
 from ..address.record import MAX_ENDPOINTS
 from ..address.scope import AddressScope, scope_of
 from ..clock.wall import Clock
-from ..host import Host
+from ..host import Host, Interface
 from ..identity import Identity
 from ..portmap.service import MappedPort
 
@@ -111,6 +111,7 @@ class OwnAddress:
         self._listening = listening
         self._capabilities = capabilities
         self._salt = host.entropy(HOST_SALT)
+        self._listed: tuple[Interface, ...] | None = None
         self._interfaces: tuple[AddressInterface, ...] | None = None
         self._measured: NatProfiles | None = None
         self._nat_bytes: bytes | None = None
@@ -125,9 +126,11 @@ class OwnAddress:
     def look_around(self) -> tuple[PeerAddress, OwnAddresses]:
         """The same, and all addresses that lead to this machine."""
         listed = self._host.interfaces()
-        interfaces = describe_interfaces(listed, port_v4=self._ports.get(4), port_v6=self._ports.get(6))
-        if interfaces != self._interfaces:
-            self._interfaces, self._measured = interfaces, None
+        if listed != self._listed:
+            self._listed = listed
+            interfaces = describe_interfaces(listed, port_v4=self._ports.get(4), port_v6=self._ports.get(6))
+            if interfaces != self._interfaces:
+                self._interfaces, self._measured = interfaces, None
         return self.current(), OwnAddresses(self._host, listed)
 
     def current(self) -> PeerAddress:

@@ -24,6 +24,7 @@ and ``close_timeout``, are arguments.
 from __future__ import annotations
 
 import base64
+import encodings.idna  # noqa: F401 - which the first handshake would load, in the midst of a call
 import logging
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
