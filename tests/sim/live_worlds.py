@@ -383,9 +383,9 @@ async def _wait_for_the_best(world: LiveWorld, ours: Pipe, theirs: Pipe) -> list
             with trio.move_on_after(STAYS):
                 while _class_of(ours) <= best:
                     await ours.wait_path_change()
-            if _class_of(ours) <= best:
+            if _class_of(ours) <= best and all(pipe.path.state is PathState.LIVE for pipe in (ours, theirs)):
                 return []
-            continue  # it was one by name alone
+            continue  # it was one by name alone, or is suspected: one that has paused may be for half a minute
         await trio.sleep(NOTICED)
         kept = getattr(link_of(ours).migrator, "__self__", None)
         assert isinstance(kept, _Kept)
@@ -413,10 +413,13 @@ def _way(pipe: Pipe) -> tuple[str | None, str, PathState]:
 
 
 def flaps(changes: Sequence[PathChange]) -> list[str]:
-    """Upgrades that came too soon after a change of path, or after another upgrade: there is no search in the dwell."""
-    switched = [each for each in changes if each.switched]
-    found = [(earlier, later, DWELL) for earlier, later in pairwise(switched) if later.cause is PathCause.BETTER]
-    upgrades = [each for each in switched if each.cause is PathCause.BETTER]
+    """Upgrades that came too soon after another upgrade.
+
+    One that comes soon after a flight is none: a search that was under way when the path died may find a relay first
+    and something better a moment later, and who is to wait 10 s for that would speak by a relay for nothing.
+    """
+    upgrades = [each for each in changes if each.switched and each.cause is PathCause.BETTER]
+    found = []
     for number, (earlier, later) in enumerate(pairwise(upgrades)):
         lately = sum(earlier.at - each.at < DWELL_MEMORY for each in upgrades[:number])
         found.append((earlier, later, min(DWELL * 2**lately, DWELL_MAX)))

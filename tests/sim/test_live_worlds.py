@@ -106,10 +106,10 @@ def change(at: float, cause: PathCause) -> PathChange:
     return PathChange(at=at, old=path, new=path, cause=cause)
 
 
-def test_an_upgrade_soon_after_a_change_is_a_flap() -> None:
+def test_an_upgrade_soon_after_another_is_a_flap_and_soon_after_a_flight_is_none() -> None:
     assert flaps([change(0.0, PathCause.BETTER), change(10.0, PathCause.BETTER)]) == []
     assert flaps([change(0.0, PathCause.BETTER), change(9.9, PathCause.BETTER)])
-    assert flaps([change(0.0, PathCause.FOUND), change(9.9, PathCause.BETTER)])
+    assert flaps([change(0.0, PathCause.FOUND), change(0.1, PathCause.BETTER)]) == []
     assert flaps([change(0.0, PathCause.FORGIVEN), change(9.9, PathCause.BETTER)]) == []
     assert flaps([change(0.0, PathCause.BETTER), change(1.0, PathCause.FOUND)]) == []
 

@@ -19,6 +19,7 @@ from warpgate_trio.link.life import (
     HINT_SLACK,
     LINGER,
     MISSES,
+    OUTDONE,
     PAUSE_LASTS,
     PAUSES,
     RESPONDER_WAITS,
@@ -373,6 +374,49 @@ def test_a_path_that_is_found_over_the_same_link_pauses_as_the_one_before_it() -
     pause(judge, 10.0, 12.0)
     later.succeed(judge)
     assert left_after(later, 12.0) == pytest.approx(PAUSES * 2.0, abs=0.11)
+
+
+def test_a_path_that_stays_silent_is_left_for_one_that_was_made_since_however_long_it_has_paused() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 16.0)
+    judge.sent(16.0)
+    while verdict(judge, judge.deadline) is Life.WELL:
+        pass
+    suspected = judge.suspect_at
+    judge.outdone(suspected + 0.2)
+    assert judge.is_late
+    verdict(judge, suspected + OUTDONE - 0.01)
+    assert judge.is_late
+    assert judge.deadline == pytest.approx(suspected + OUTDONE)
+    verdict(judge, suspected + OUTDONE)
+    assert not judge.is_late
+
+
+def test_a_path_that_is_heard_is_not_left_sooner_for_one_that_was_made_since() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 16.0)
+    judge.sent(16.0)
+    while verdict(judge, judge.deadline) is Life.WELL:
+        pass
+    suspected = judge.suspect_at
+    judge.outdone(suspected + 0.2)
+    judge.heard(suspected + 5.0)
+    verdict(judge, suspected + 5.0 + OUTDONE - 0.01)
+    assert judge.is_late
+    verdict(judge, suspected + 5.0 + OUTDONE)
+    assert not judge.is_late
+
+
+def test_that_another_path_was_made_is_forgotten_when_it_progresses() -> None:
+    judge = judge_of()
+    pause(judge, 10.0, 16.0)
+    judge.sent(16.0)
+    while verdict(judge, judge.deadline) is Life.WELL:
+        pass
+    now = judge.suspect_at + 0.2
+    judge.outdone(now)
+    judge.acknowledged(now, all_of_it=True)
+    assert left_after(judge, now) > OUTDONE + SUSPICION
 
 
 def test_a_suspect_is_given_as_much_time_as_another_path_needs_to_be_found() -> None:

@@ -17,7 +17,8 @@ timeout, two, four and so on, so where several packets in a row are lost it stan
 two paths over one bad link that is.  So the judge remembers the longest time that something was unanswered before it
 progressed (`pause`): on a link that loses nothing that is a round trip.  What is suspected is not left for another path
 before it was silent for `PAUSES` times as long, nor while it is heard for `HEARD_PAUSES` times that, and is dead no
-sooner than after twice as long.
+sooner than after twice as long.  But where another path was made meanwhile, the link does not stand still: what stays
+silent is left for it after `OUTDONE` seconds, however long it has paused before.
 
 A path that is silent because nobody says anything is asked now and then (a PING), and is judged by the answer; over UDP
 less often once its NATs are known to bear it (`warpgate_trio.link.quiet`).  Where the peer was talking and stops, it is
@@ -59,6 +60,10 @@ DEATH: Final = 15.0
 """Seconds without a sign of life that a suspected path has left."""
 LINGER: Final = 6.0
 """Seconds for which a suspected path that is heard is not left for another one: as long as `SLACK_MAX`."""
+OUTDONE: Final = 10.0
+"""Seconds for which a suspected path that is silent waits for the end of a pause where another one was made since.  On
+the worst link, which pauses for longer now and then, one transfer in six changes over for that; with 6 s it is one in
+two (docs/live_links.md)."""
 PAUSES: Final = 6
 """How many times its longest pause a path has to be silent for to be left for another one.  Where nothing is lost, that
 is six round trips: up to half a second each, no more than `SUSPICION_TRIPS` and `SLACK`."""
@@ -157,6 +162,7 @@ class LifeJudge:
         self._answer_by = inf  # what a hint leaves it, until something progresses
         self._by_hint = False  # it is SUSPECT because of that alone
         self._moved = False  # this machine has, or has slept, and nothing has progressed since
+        self._is_outdone = False  # another path was made since it is SUSPECT
         self.heard_at: float = now
         self._waits_from: float | None = None  # since when something is unanswered and nothing has progressed
         self._unacknowledged = False
@@ -317,6 +323,7 @@ class LifeJudge:
             self.life = Life.WELL
             self.is_late = False
             self.suspect_at = inf
+            self._is_outdone = False
             self.false_alarms += 1
             if not self._by_hint:
                 self._slack = min(2 * self._slack, SLACK_MAX)
@@ -329,6 +336,14 @@ class LifeJudge:
         if seconds >= self.pause or now - self._paused_at >= PAUSE_LASTS:
             self.pause = max(seconds, self.pause / 2)
             self._paused_at = now
+        self._judge_late(now)
+
+    def outdone(self, now: float) -> None:
+        """Another path was made, and carries."""
+        self._is_outdone = self.life is Life.SUSPECT
+        self._judge_late(now)
+
+    def _judge_late(self, now: float) -> None:
         if self.life is Life.SUSPECT:
             self.is_late = now < self._left_at
             self.timer_began = True
@@ -403,6 +418,8 @@ class LifeJudge:
         # A path on which nobody said anything is silent only since something is unanswered.
         since = self.heard_at if self._by_hint else max(self.heard_at, self._waits_from or -inf)
         silent_at = max(self.heard_at + self._patience, since + pauses)
+        if self._is_outdone:
+            silent_at = min(silent_at, max(self.heard_at, self.suspect_at) + OUTDONE)
         heard_for = max(LINGER, min(HEARD_PAUSES * pauses, HEARD_MAX))
         return min(max(silent_at, self.suspect_at), self.suspect_at + heard_for)
 

@@ -192,6 +192,7 @@ class Moving(ABC):
         if active is not None and active.life.life is Life.SUSPECT:
             active.life.note_pause((now - lane.began) / HANDSHAKE_TRIPS, now)
             lane.life.succeed(active.life)
+            active.life.outdone(now)
         lane.life.begin_acknowledged(now, responder=not self.initiator)
         lane.life.notice_within = self.notice_within
         if self.lanes.full and (least := self.lanes.least_wanted()) is not None:
