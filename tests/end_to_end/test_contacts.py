@@ -56,6 +56,22 @@ async def test_who_was_called_and_saved_is_called_by_name(server: Server, home: 
         assert plain.out.split() == [b"alice", contact["peer"].encode(), b"call", contact["added"][:10].encode()]
 
 
+async def test_who_files_were_sent_to_is_saved_as_well(server: Server, home: dict[str, str], tmp_path: Path) -> None:
+    """Once it is connected, whatever it says to the files; a name that cannot be had is told before anything else."""
+    (tmp_path / "file").write_text("hello")
+    words = ("send", "--config", server.config, "--ephemeral", tmp_path / "file")
+    receiving = ("--config", server.config, "--ephemeral", "--allow-any", "--max-size", "1", "--json")
+    async with started("receive", *receiving) as receive:
+        address = (await receive.event())["address"]
+        refused = await ran(*words, "--to", address, "--save", "alice", env=home)
+        assert refused.process.returncode == 3
+        assert "saved as alice" in refused.stderr_text
+    contact = (await listed(home))["alice"]
+    assert (contact["address"], contact["how"]) == (address, "call")
+    for bad in (("--to", BOB.peer_id, "--save", "alice"), ("--code", "--save", "1")):
+        assert (await ran(*words, *bad, env=home)).process.returncode == 2
+
+
 async def test_a_call_that_fails_saves_nobody(server: Server, home: dict[str, str], tmp_path: Path) -> None:
     async with listening(server, tmp_path / "key", "--allow", BOB.peer_id) as (_, address):
         failed = await ran("connect", "--config", server.config, "--save", "alice", address, env=home)

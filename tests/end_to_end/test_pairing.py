@@ -139,6 +139,29 @@ async def test_both_may_keep_the_other_one_as_a_contact(server: Server, tmp_path
         assert (await ran(*bad)).process.returncode == 2
 
 
+async def test_who_was_paired_for_files_is_known_by_name(server: Server, tmp_path: Path) -> None:
+    """From the second time on: the sender calls a name, the receiver lets its contacts in, and nobody else."""
+    here, there = ({"XDG_DATA_HOME": str(tmp_path / name)} for name in ("here", "there"))
+    file, into = tmp_path / "report.txt", tmp_path / "into"
+    file.write_text("hello")
+    words = ("--config", server.config, "--key-file", tmp_path / "sender")
+    receiving = ("receive", "--config", server.config, "--key-file", tmp_path / "receiver", "--into", into)
+    async with started("send", *words, "--code", "--save", "bob", "--json", file, env=here) as send:
+        received = await ran(*receiving, "--code", (await send.event())["code"], "--save", "alice", env=there)
+        assert received.process.returncode == 0, received.stderr_text
+        assert "saved as alice" in received.stderr_text
+        assert await send.code() == 0, send.stderr_text
+        assert "saved as bob" in send.stderr_text
+    async with started(*receiving, "--allow-contacts", "--json", env=there) as receive:
+        address = (await receive.event())["address"]
+        stranger = ("send", "--config", server.config, "--ephemeral", file, "--to", address)
+        assert (await ran(*stranger)).process.returncode == 3
+        again = await ran("send", *words, file, "--to", "bob", env=here)
+        assert again.process.returncode == 0, again.stderr_text
+        assert await receive.code() == 0, receive.stderr_text
+    assert sorted(path.name for path in into.iterdir()) == ["report (1).txt", "report.txt"]
+
+
 async def test_who_was_not_paired_is_not_let_in(server: Server) -> None:
     async with offering(server, "--echo") as (listen, code):
         address = (await listen.event())["address"]

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from tests.end_to_end.processes import PROGRAM, checked_event, environment
+from tests.identities import ALICE, BOB, CAROL
 from warpgate_trio.address import PeerAddress
 from warpgate_trio.cli.group import call, cli
 from warpgate_trio.cli.options import NodeOptions, Settings
@@ -23,6 +25,7 @@ from warpgate_trio.cli.parameters import PHASES as PHASES_OF_OPTION
 from warpgate_trio.cli.parameters import ROUTES, Size, read_route
 from warpgate_trio.combos import RouteType
 from warpgate_trio.config import NodeConfig
+from warpgate_trio.contacts import Contacts, How
 from warpgate_trio.errors import ConfigError
 from warpgate_trio.identity import Identity
 from warpgate_trio.plugin import PHASES
@@ -44,6 +47,13 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["frobnicate"], "no such command 'frobnicate'"),
         (["lisen"], "the nearest is 'listen'"),
         (["listen", "--allow-any", "--allow", "x"], "exclude each other"),
+        (["listen", "--allow-any", "--code"], "exclude each other"),
+        (["listen", "--allow-any", "--save", "x"], "--save goes with --code"),
+        (["listen"], "say whom to let in"),
+        (["receive", "--allow-any", "--allow-contacts"], "exclude each other"),
+        (["receive", "--allow-any", "--code", "7-guitar-orbit"], "exclude each other"),
+        (["receive", "--allow-contacts", "--save", "x"], "--save goes with --code"),
+        (["receive"], "say whom to let in"),
         (
             ["listen", "--echo"],
             "--allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any;",
@@ -207,6 +217,53 @@ def test_a_shell_completes_commands_options_and_plugins() -> None:
     assert completed("warpgate-trio", "co") == ["connect", "contacts", "config"]
     assert completed("warpgate-trio", "listen", "--allow") == ["--allow", "--allow-contacts", "--allow-any"]
     assert completed("warpgate-trio", "connect", "--plugin", "d") == ["direct_connect"]
+
+
+@pytest.fixture
+def contacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contacts:
+    """This user's, of whom there are three."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    contacts = Contacts.load()
+    for name, identity in (("alice", ALICE), ("Alfred", BOB), ("carol", CAROL)):
+        contacts.add(name, identity.peer_id, how=How.HAND)
+    return contacts
+
+
+def completions(*words: str) -> list[str]:
+    """What a shell would be told for the last of these words."""
+    found = ShellComplete(cli, {}, "warpgate-trio", "").get_completions(list(words[:-1]), words[-1])
+    return sorted(item.value for item in found)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        ("connect",),
+        ("connect", "--save", "x"),
+        ("ping",),
+        ("send", "file", "--to"),
+        ("listen", "--allow"),
+        ("receive", "--allow", "carol", "--allow"),
+        ("contacts", "remove"),
+        ("contacts", "rename"),
+    ],
+)
+def test_names_of_contacts_are_completed(contacts: Contacts, before: tuple[str, ...]) -> None:
+    assert completions(*before, "AL") == ["Alfred", "alice"]
+    assert completions(*before, "x") == []
+
+
+def test_names_of_contacts_are_completed_up_to_the_port(contacts: Contacts) -> None:
+    """Bash tells a colon as a word of its own."""
+    assert completions("forward", "22", "al") == ["Alfred:", "alice:"]
+    assert completions("forward", "--stdio", "c") == ["carol:"]
+    assert completions("forward", "22", "alice:2") == []
+    assert completions("forward", "22", "alice", ":", "") == []
+
+
+def test_contacts_that_cannot_be_read_complete_nothing(contacts: Contacts) -> None:
+    contacts.path.write_text("nonsense")
+    assert completions("connect", "a") == []
 
 
 @pytest.mark.slow("starts an interpreter")

@@ -27,6 +27,7 @@ from tests.links import connect_sockets
 from warpgate_trio import PathCause, PathState
 from warpgate_trio.address.nat_profile import NatProfile
 from warpgate_trio.cli import events
+from warpgate_trio.cli.called import Guests
 from warpgate_trio.cli.echo_test import BLOCK, STALL, EchoFailed, EchoTest, Numbered, NumberedCheck, echo
 from warpgate_trio.cli.exits import CommandFailed, ExitCode, OutputClosed, UsageProblem, exit_code_of_verdict, explain
 from warpgate_trio.cli.failures import failure_lines, show_failure
@@ -674,7 +675,8 @@ class NodeInTheMaking:
 async def test_listen_prints_its_address_when_it_is_whole_or_after_a_second(
     takes: float, printed: str, after: float, autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listening = _Listening(Settings(quiet=True), allowed=None, contacts=None, echo=True, keep_open=False)
+    settings = Settings(quiet=True)
+    listening = _Listening(settings, guests=Guests(settings), echo=True, keep_open=False)
     started = trio.current_time()
     await listening._announce(cast(Node, NodeInTheMaking(takes)), NodeConfig())
     assert trio.current_time() - started == pytest.approx(after)

@@ -1,18 +1,24 @@
-"""Who is called: whom `listen` and `receive` let in, and from when on peers can reach them."""
+"""Who is called: whom `listen` and `receive` let in, with their options, and from when on peers can reach them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, final
 
 import click
+
+from .pairing import save_paired_option
+from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
     from ..node import Node
+    from ..node.admission import Authorize
     from .options import Settings
 
-__all__ = ["allowed_peers", "wait_reachable"]
+__all__ = ["AllowOptions", "Guests", "allow_options", "wait_reachable"]
 
 SIGNAL_PATIENCE: Final = 3.0
 """Seconds to wait for a signal server before the address is printed all the same."""
@@ -20,7 +26,95 @@ NAT_PATIENCE: Final = 1.0
 """Seconds more for the NATs to be measured, of which peers would else have to ask."""
 
 
-def allowed_peers(settings: Settings, texts: Iterable[str]) -> frozenset[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowOptions:
+    """Whom the command line lets in, beside who is paired by --code."""
+
+    peers: tuple[str, ...]
+    contacts: bool
+    anybody: bool
+
+    def guests(self, settings: Settings) -> Guests:
+        """The rule that they make.
+
+        Raises:
+          click.UsageError: one of those that are named is nobody.
+          ContactsFileError: contacts are wanted, and cannot be used.
+        """
+        from ..contacts import Contacts
+        from ..node.admission import anyone
+        from ..pairing import PairedPeers
+
+        guests = Guests(settings, anyone if self.anybody else PairedPeers(_peers_named(settings, self.peers)))
+        if self.contacts:
+            guests.add(Contacts.load().authorize)
+        return guests
+
+
+def allow_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--allow, --allow-contacts and --allow-any, which reach the function as one argument, `allowing`; and --save.
+
+    The command has --code as well, by which somebody is let in, too, and without which --save is nothing.
+    """
+
+    @click.option(
+        "--allow",
+        multiple=True,
+        metavar="PEER",
+        shell_complete=complete_contacts,
+        help="Let this peer in, a contact or peer id; may be given several times.",
+    )
+    @click.option("--allow-contacts", is_flag=True, help="Let your contacts in.")
+    @click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
+    @save_paired_option
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        code: bool | str | None,
+        save: str | None,
+        allow: tuple[str, ...],
+        allow_contacts: bool,
+        allow_any: bool,
+        **kwargs: Any,
+    ) -> Any:
+        by_code = code is not None and code is not False
+        if allow_any and (allow or allow_contacts or by_code):
+            raise click.UsageError("--allow-any and --allow, --allow-contacts or --code exclude each other")
+        if save is not None and not by_code:
+            raise click.UsageError("--save goes with --code, which tells whose key it is")
+        if not (allow or allow_contacts or allow_any or by_code):
+            raise click.UsageError(
+                "say whom to let in: --code, --allow PEER_ID, which `warpgate-trio id` prints over there, "
+                "or --allow-any"
+            )
+        allowing = AllowOptions(peers=allow, contacts=allow_contacts, anybody=allow_any)
+        return function(*args, allowing=allowing, code=code, save=save, **kwargs)
+
+    return wrapper
+
+
+@final
+class Guests:
+    """The rule of a node that is called: who is let in by any of `rules`, in their order; others are told of."""
+
+    def __init__(self, settings: Settings, *rules: Authorize) -> None:
+        self._settings = settings
+        self._rules = list(rules)
+
+    def add(self, rule: Authorize) -> None:
+        """Ask one more rule, after the others."""
+        self._rules.append(rule)
+
+    async def authorize(self, peer_id: str) -> bool:
+        """Whether a peer is let in."""
+        for rule in self._rules:
+            if await rule(peer_id):
+                return True
+        self._settings.say(f"refused {peer_id}; --allow {peer_id} would let it in")
+        return False
+
+
+def _peers_named(settings: Settings, texts: Iterable[str]) -> frozenset[str]:
     """The peer ids of those that --allow names: contacts, peer ids and addresses.
 
     Raises:

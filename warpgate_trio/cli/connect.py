@@ -21,8 +21,8 @@ from .options import (
     path_options,
     walk_options,
 )
-from .pairing import accept_code_option, paired_node
-from .parameters import PluginOption, Size, check_plugin, read_route
+from .pairing import accept_code_option, paired_node, save_called_option
+from .parameters import PluginOption, Size, check_plugin, complete_contacts, read_route
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
@@ -46,10 +46,10 @@ More would save no more, and would wait with it on a path that carries nothing l
 
 
 @click.command(short_help="Connect to a peer; join stdin and stdout to it, or test the path.")
-@click.argument("peer", required=False)
+@click.argument("peer", required=False, shell_complete=complete_contacts)
 @accept_code_option
 @node_options
-@click.option("--save", metavar="NAME", help="Keep the peer as the contact NAME, once it is connected.")
+@save_called_option
 @click.option(
     "--echo-test", type=Size(), metavar="SIZE", help="Send SIZE bytes (10MB, 16KiB) to a peer that echoes; compare."
 )

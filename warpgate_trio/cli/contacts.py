@@ -8,6 +8,7 @@ import click
 
 from .exits import CommandFailed, ExitCode
 from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..address import PeerAddress
@@ -19,9 +20,10 @@ __all__ = ["contacts"]
 
 @click.group(short_help="Names for peers: add, list, rename, remove.")
 def contacts() -> None:
-    """Names for peers, by which connect, ping, forward and listen --allow know them.
+    """Names for peers, by which all commands that take a peer know them.
 
-    They are kept in contacts.toml in your data directory.  `connect --save NAME` adds one, too.
+    They are kept in contacts.toml in your data directory.  `--save NAME` of connect, listen, send and receive adds one,
+    too.
     """
 
 
@@ -83,7 +85,7 @@ def add(
 
 
 @contacts.command(short_help="Give a contact another name.")
-@click.argument("old")
+@click.argument("old", shell_complete=complete_contacts)
 @click.argument("new")
 @json_option
 @common_options
@@ -101,7 +103,7 @@ def rename(settings: Settings, *, old: str, new: str) -> int:
 
 
 @contacts.command(short_help="Forget a contact.")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_contacts)
 @json_option
 @common_options
 @pass_settings

@@ -20,6 +20,7 @@ from .options import (
     path_options,
     walk_options,
 )
+from .parameters import complete_contacts_with_port
 
 if TYPE_CHECKING:
     import trio
@@ -38,7 +39,13 @@ PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 @click.command(short_help="Ports here that lead to the peer's network, or the other way round.")
-@click.argument("words", nargs=-1, required=True, metavar="[[HOST:]PORT] PEER:[HOST:]PORT")
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="[[HOST:]PORT] PEER:[HOST:]PORT",
+    shell_complete=complete_contacts_with_port,
+)
 @node_options
 @click.option("--reverse", is_flag=True, help="The peer listens, and what comes there is led to [HOST:]PORT here.")
 @click.option("--stdio", is_flag=True, help="Join stdin and stdout to the target, as ssh's ProxyCommand wants it.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import click
 
-from .called import allowed_peers, wait_reachable
+from .called import AllowOptions, Guests, allow_options, wait_reachable
 from .exits import CommandFailed, ExitCode
 from .options import (
     NodeOptions,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..config import NodeConfig
-    from ..contacts import Contacts
     from ..link import Pipe
     from ..node import Node
     from .exposing import Exposing
@@ -40,13 +39,8 @@ __all__ = ["listen"]
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", help="The TCP port; the system's choice if not given."
 )
-@click.option(
-    "--allow", multiple=True, metavar="PEER", help="Let this peer in, a contact or peer id; may be given several times."
-)
-@click.option("--allow-contacts", is_flag=True, help="Let your contacts in.")
-@click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
+@allow_options
 @offer_code_option
-@click.option("--save", metavar="NAME", help="Keep the peer that is paired by --code as the contact NAME.")
 @click.option("--echo", is_flag=True, help="Send back what comes, instead of joining stdin and stdout.")
 @click.option("--keep-open", is_flag=True, help="Serve peers until interrupted, not just the first one.")
 @click.option(
@@ -67,9 +61,7 @@ def listen(
     settings: Settings,
     *,
     node_options: NodeOptions,
-    allow: tuple[str, ...],
-    allow_any: bool,
-    allow_contacts: bool,
+    allowing: AllowOptions,
     code: bool,
     save: str | None,
     echo: bool,
@@ -85,20 +77,11 @@ def listen(
     """
     if echo and (expose or bind):
         raise click.UsageError("--echo goes with neither --expose nor --bind")
-    if allow_any and (allow or allow_contacts or code):
-        raise click.UsageError("--allow-any and --allow, --allow-contacts or --code exclude each other")
-    if save is not None and not code:
-        raise click.UsageError("--save goes with --code, which tells whose key it is")
-    if not (allow or allow_any or allow_contacts or code):
-        raise click.UsageError(
-            "say who may connect: --code, --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
-        )
-    from ..contacts import Contacts
     from .files import raise_file_limit
     from .runner import run
 
     settings.start_logging()
-    allowed = allowed_peers(settings, allow)
+    guests = allowing.guests(settings)
     raise_file_limit()  # strangers may hold some hundred, and a spray takes as many
     exposing = None
     if expose or bind:
@@ -107,8 +90,7 @@ def listen(
         exposing, keep_open = Exposing(settings, expose, bind), True
     listening = _Listening(
         settings,
-        allowed=None if allow_any else allowed,
-        contacts=Contacts.load() if allow_contacts else None,
+        guests=guests,
         pairing=CodePairing(settings, save) if code else None,
         echo=echo,
         keep_open=keep_open,
@@ -123,8 +105,7 @@ class _Listening:
         self,
         settings: Settings,
         *,
-        allowed: frozenset[str] | None,
-        contacts: Contacts | None,
+        guests: Guests,
         pairing: CodePairing | None = None,
         echo: bool,
         keep_open: bool,
@@ -133,9 +114,10 @@ class _Listening:
         from .stdio import StandardOutput
 
         self._settings = settings
-        self._allowed = allowed
-        self._contacts = contacts
+        self._guests = guests
         self._pairing = pairing
+        if pairing is not None:
+            guests.add(pairing.friends)
         self._echo = echo
         self._keep_open = keep_open
         self._exposing = exposing
@@ -148,7 +130,7 @@ class _Listening:
         from . import render as render
         from .stdio import open_standard_input
 
-        async with open_node(config, authorize=self._authorize) as node, open_standard_input() as source:
+        async with open_node(config, authorize=self._guests.authorize) as node, open_standard_input() as source:
             await self._announce(node, config)
             if self._pairing is not None:
                 await self._pairing.wait(node, self._output)
@@ -157,19 +139,6 @@ class _Listening:
             else:
                 await self._serve_one(node, source)
         return ExitCode.OK
-
-    async def _authorize(self, peer_id: str) -> bool:
-        import trio
-
-        await trio.lowlevel.checkpoint()
-        if self._allowed is None or peer_id in self._allowed:
-            return True
-        if self._pairing is not None and await self._pairing.friends(peer_id):
-            return True
-        if self._contacts is not None and await self._contacts.authorize(peer_id):
-            return True
-        self._settings.say(f"refused {peer_id}; --allow {peer_id} would let it in")
-        return False
 
     async def _announce(self, node: Node, config: NodeConfig) -> None:
         """Print the address once peers can reach us by it, and it says what they need to know."""

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from .options import Settings
     from .stdio import StandardOutput
 
-__all__ = ["CodePairing", "accept_code_option", "offer_code_option", "paired_node"]
+__all__ = [
+    "CodePairing",
+    "accept_code_option",
+    "offer_code_option",
+    "paired_node",
+    "save_called_option",
+    "save_paired_option",
+]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -41,8 +48,22 @@ def offer_code_option(function: _F) -> _F:
 
 
 def accept_code_option(function: _F) -> _F:
-    """--code of who calls: it reaches the function as `code`, a text."""
-    return click.option("--code", metavar="CODE", help="Call whoever has printed this code, as 7-guitar-orbit.")(
+    """--code of who was told one: it reaches the function as `code`, a text."""
+    return click.option("--code", metavar="CODE", help="Be paired with who has printed this code, as 7-guitar-orbit.")(
+        function
+    )
+
+
+def save_called_option(function: _F) -> _F:
+    """--save of who calls: it reaches the function as `save`."""
+    return click.option("--save", metavar="NAME", help="Keep the peer as the contact NAME, once it is connected.")(
+        function
+    )
+
+
+def save_paired_option(function: _F) -> _F:
+    """--save of who is called, and therefore knows a peer by a code alone: it reaches the function as `save`."""
+    return click.option("--save", metavar="NAME", help="Keep the peer that is paired by --code as the contact NAME.")(
         function
     )
 

@@ -13,6 +13,7 @@ import click
 from .exits import CommandFailed
 from .netcheck import TOLD_BY_THE_TABLE
 from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
+from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
@@ -30,7 +31,7 @@ class PathKind(IntEnum):
 
 
 @click.command(short_help="Is there a path to a peer, direct or relayed, and how long is it?")
-@click.argument("peer")
+@click.argument("peer", shell_complete=complete_contacts)
 @node_options
 @click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Round trips to measure.")
 @click.option(

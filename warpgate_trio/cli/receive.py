@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 
 import click
 
-from .called import allowed_peers, wait_reachable
+from .called import AllowOptions, Guests, allow_options, wait_reachable
 from .exits import CommandFailed, ExitCode
 from .options import (
     NodeOptions,
@@ -21,6 +21,7 @@ from .options import (
     pass_settings,
     path_options,
 )
+from .pairing import accept_code_option
 from .parameters import Size
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ __all__ = ["receive"]
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", help="The TCP port; the system's choice if not given."
 )
-@click.option(
-    "--allow", multiple=True, metavar="PEER", help="Take files of this contact or peer id; may be given several times."
-)
-@click.option("--allow-any", is_flag=True, help="Take files of everybody who has the address.")
-@click.option("--code", metavar="CODE", help="Take files of whoever has printed this code, by `send --code`.")
+@allow_options
+@accept_code_option
 @click.option("--keep", is_flag=True, help="Go on until interrupted, not just until the first ones have come.")
 @click.option("--max-size", type=Size(), metavar="SIZE", help="Take no more than SIZE (10GB, 500MiB) at a time.")
 @click.option("--hidden", is_flag=True, help="Take names that begin with a dot too, which programs may obey.")
@@ -64,9 +62,9 @@ def receive(
     *,
     into: Path,
     node_options: NodeOptions,
-    allow: tuple[str, ...],
-    allow_any: bool,
+    allowing: AllowOptions,
     code: str | None,
+    save: str | None,
     keep: bool,
     max_size: int | None,
     hidden: bool,
@@ -75,23 +73,16 @@ def receive(
 
     Nothing is overwritten: where a name is taken, `name (1)` is what comes.  What was interrupted goes on when the same
     peer comes back, also after this was started again.  Peers are let in by their id, which `warpgate-trio id` prints
-    on their machine: --allow, or --allow-any, has to say whom, or --code with what `send --code` has printed there.
+    on their machine, or as contacts: --allow, --allow-contacts or --allow-any has to say whom, or --code with what
+    `send --code` has printed there.
     """
-    if allow and allow_any:
-        raise click.UsageError("--allow and --allow-any exclude each other")
-    if code is not None and allow_any:
-        raise click.UsageError("--code and --allow-any exclude each other")
-    if not allow and not allow_any and code is None:
-        raise click.UsageError(
-            "say who may send: --code CODE, --allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any"
-        )
     from ..files import Inbox
     from .runner import run
 
     settings.start_logging()
-    allowed = allowed_peers(settings, allow)
+    guests = allowing.guests(settings)
     inbox = Inbox(into, max_size=max_size, hidden=hidden)
-    receiving = _Receiving(settings, inbox, allowed=None if allow_any else allowed, code=code, keep=keep)
+    receiving = _Receiving(settings, inbox, guests=guests, code=code, save=save, keep=keep)
     return run(partial(receiving.run, node_options.load()), service=keep)
 
 
@@ -102,8 +93,9 @@ class _Receiving:
         settings: Settings,
         inbox: object,
         *,
-        allowed: frozenset[str] | None,
-        code: str | None = None,
+        guests: Guests,
+        code: str | None,
+        save: str | None,
         keep: bool,
     ) -> None:
         from ..files import Inbox
@@ -112,8 +104,9 @@ class _Receiving:
         assert isinstance(inbox, Inbox)
         self._settings = settings
         self._inbox = inbox
-        self._allowed = allowed
+        self._guests = guests
         self._code = code
+        self._save = save
         self._paired: str | None = None
         self._pairing_over: trio.Event | None = None
         self._keep = keep
@@ -122,18 +115,16 @@ class _Receiving:
         self._output: StandardOutput = StandardOutput()
 
     async def _authorize(self, peer_id: str) -> bool:
-        import trio
-
-        await trio.lowlevel.checkpoint()
-        if self._pairing_over is not None:  # who has just been paired may be here before we know it
-            await self._pairing_over.wait()
-        if self._only not in (None, peer_id):
-            self._settings.say(f"refused {peer_id}: files of {self._only} are being received, and --keep is not given")
-            return False
-        if self._allowed is None or peer_id in self._allowed or peer_id == self._paired:
-            return True
-        self._settings.say(f"refused {peer_id}; --allow {peer_id} would let it in")
+        if self._only in (None, peer_id):
+            return await self._guests.authorize(peer_id)
+        self._settings.say(f"refused {peer_id}: files of {self._only} are being received, and --keep is not given")
         return False
+
+    async def _is_paired(self, peer_id: str) -> bool:
+        """The rule with --code: who has just been paired may be here before we know it."""
+        assert self._pairing_over is not None
+        await self._pairing_over.wait()
+        return peer_id == self._paired
 
     async def run(self, config: NodeConfig) -> ExitCode:
         import trio
@@ -201,7 +192,9 @@ class _Receiving:
                 yield node
             return
         self._pairing_over = trio.Event()
-        async with paired_node(self._settings, config, self._code, authorize=self._authorize) as (node, peer):
+        self._guests.add(self._is_paired)
+        pairing = paired_node(self._settings, config, self._code, save=self._save, authorize=self._authorize)
+        async with pairing as (node, peer):
             self._paired = peer.peer_id
             self._pairing_over.set()
             self._settings.say(f"receiving into {self._inbox.into.absolute()}")

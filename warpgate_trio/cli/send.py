@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -21,7 +21,8 @@ from .options import (
     path_options,
     walk_options,
 )
-from .pairing import offer_code_option
+from .pairing import offer_code_option, save_called_option
+from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ..link import Pipe
     from ..node import Node
     from ..plugin import Phase
+    from .pairing import CodePairing
+    from .peers import SavedAs
     from .transfers import TransferView
 
 __all__ = ["send"]
@@ -46,9 +49,11 @@ MAX_TOLD: Final = 10
     "--to",
     "peer",
     metavar="PEER",
+    shell_complete=complete_contacts,
     help="Who receives: a contact, a peer id, or the text wg1… that `receive` prints.",
 )
 @offer_code_option
+@save_called_option
 @node_options
 @click.option(
     "--retry",
@@ -68,6 +73,7 @@ def send(
     paths: tuple[str, ...],
     peer: str | None,
     code: bool,
+    save: str | None,
     node_options: NodeOptions,
     phases: tuple[Phase, ...] | None,
     timeout: float | None,
@@ -85,7 +91,7 @@ def send(
     from .runner import run
 
     settings.start_logging()
-    sending = _Sending(settings, paths=paths, peer=peer, phases=phases, timeout=timeout, retry=retry)
+    sending = _Sending(settings, paths=paths, peer=peer, save=save, phases=phases, timeout=timeout, retry=retry)
     return run(partial(sending.run, node_options.load()))
 
 
@@ -97,6 +103,7 @@ class _Sending:
         *,
         paths: tuple[str, ...],
         peer: str | None,
+        save: str | None,
         phases: tuple[Phase, ...] | None,
         timeout: float | None,
         retry: float,
@@ -104,44 +111,60 @@ class _Sending:
         self._settings = settings
         self._paths = paths
         self._peer = peer
+        self._save = save
+        self._saved: SavedAs | None = None
         self._phases = phases
         self._timeout = timeout
         self._retry = retry
 
     async def run(self, config: NodeConfig) -> ExitCode:
-        from .peers import find_peer
         from .transfers import TransferView
 
-        found = None if self._peer is None else find_peer(self._settings, self._peer)
+        opened = self._opened(config)
         outgoing = await self._look()
         async with (
-            self._opened(config, found) as (node, peer),
+            opened as (node, peer),
             TransferView.shown(self._settings, sending=True) as view,
         ):
             self._settings.say(f"calling {peer.peer_id} as {node.peer_id}…")
             await self._send(node, peer, config, outgoing, view)
         return ExitCode.OK
 
+    def _opened(self, config: NodeConfig) -> AbstractAsyncContextManager[tuple[Node, Callee]]:
+        """A node, and whom it is to call: who was named, else who types the code.
+
+        Errors of `find_peer`, `SavedAs` and `CodePairing`, at once.
+        """
+        from .pairing import CodePairing
+        from .peers import SavedAs, find_peer
+
+        if self._peer is None:
+            return self._opened_by_code(config, CodePairing(self._settings, self._save, command="receive"))
+        peer, contacts = find_peer(self._settings, self._peer)
+        if self._save is not None:
+            self._saved = SavedAs(self._save, peer, contacts)
+        return self._opened_for(config, peer, contacts)
+
     @asynccontextmanager
-    async def _opened(
-        self, config: NodeConfig, found: tuple[Callee, Contacts | None] | None
+    async def _opened_for(
+        self, config: NodeConfig, peer: Callee, contacts: Contacts | None
     ) -> AsyncGenerator[tuple[Node, Callee]]:
-        """A node, and whom it is to call: who was found, else who types the code."""
-        from ..contacts import find_callee
         from ..node import open_node
         from .caller import caller_identity
-        from .pairing import CodePairing
+
+        async with open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node:
+            yield node, peer
+
+    @asynccontextmanager
+    async def _opened_by_code(self, config: NodeConfig, pairing: CodePairing) -> AsyncGenerator[tuple[Node, Callee]]:
+        from ..contacts import find_callee
+        from ..node import open_node
         from .peers import usable_contacts
         from .stdio import StandardOutput
 
-        if found is not None:
-            peer, contacts = found
-            async with open_node(config, identity=caller_identity(config, peer), contacts=contacts) as node:
-                yield node, peer
-            return
         contacts = usable_contacts(self._settings)
         async with open_node(config, contacts=contacts) as node:
-            paired = await CodePairing(self._settings, command="receive").wait(node, StandardOutput())
+            paired = await pairing.wait(node, StandardOutput())
             yield node, find_callee(str(paired.address), contacts)
 
     async def _look(self) -> Outgoing:
@@ -226,5 +249,15 @@ class _Sending:
 
     async def _call(self, node: Node, peer: Callee, config: NodeConfig) -> Pipe:
         from .caller import call_peer
+        from .peers import present_address
 
-        return await call_peer(self._settings, node, config, peer, phases=self._phases, timeout=self._timeout)
+        pipe = await call_peer(self._settings, node, config, peer, phases=self._phases, timeout=self._timeout)
+        if self._saved is not None:
+            try:
+                address = await present_address(node, peer)
+            except BaseException:
+                pipe.abort()
+                raise
+            self._saved.save(self._settings, address)
+            self._saved = None  # a further call is of the same peer
+        return pipe
