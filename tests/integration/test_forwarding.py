@@ -31,6 +31,7 @@ from warpgate_trio.forwarding import (
     serve_forward,
     serve_reverse,
 )
+from warpgate_trio.forwarding.lookups import MAX_WAITING
 from warpgate_trio.link import RefuseReason
 from warpgate_trio.link.channel import Channel
 from warpgate_trio.link.openings import Openings
@@ -235,6 +236,30 @@ async def test_a_target_that_does_not_answer_is_waited_for_for_a_while(monkeypat
         monkeypatch.setattr(trio.socket, "getaddrinfo", never)
         with pytest.raises(TargetRefused, match="did not answer in 10 s"):
             await open_target(pipe, Target("slow.lan", 80))
+
+
+async def test_a_peer_that_has_too_many_names_looked_up_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the service beside, which needs no name, is well."""
+    problems: list[int] = []
+
+    async def never(*_: object, **__: object) -> list[object]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def ask(pipe: Pipe, number: int) -> None:
+        with pytest.raises(TargetRefused) as raised:
+            await open_target(pipe, Target(f"slow{number}.lan", 80))
+        problems.append(raised.value.answer)
+
+    async with service() as there, exposing(Exposed(["10.0.0.0/8:*", str(there.target)])) as pipe:
+        monkeypatch.setattr(trio.socket, "getaddrinfo", never)
+        async with trio.open_nursery() as nursery:
+            for number in range(MAX_WAITING + 1):
+                nursery.start_soon(ask, pipe, number)
+            async with await open_target(pipe, there.target) as further:
+                await further.send_all(b"ping")
+                assert await further.receive_some() == b"ping"
+    assert problems == [Answer.BUSY, *[Answer.UNREACHABLE] * MAX_WAITING]
 
 
 @pytest.mark.parametrize("who", ["the client", "the service"])

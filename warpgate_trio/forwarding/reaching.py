@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_address
 from typing import Final
 
 import trio
@@ -12,6 +11,7 @@ from ..errors import TargetRefused
 from ..names import open_first_tcp_stream
 from ..nurseries import reason_of
 from ..sockaddr import IpAddress
+from .lookups import lookups_of_this_run
 from .targets import Exposed, Target
 from .wire import Answer
 
@@ -21,10 +21,11 @@ TARGET_PATIENCE: Final = 10.0
 """Seconds for a target's name to be looked up and its connection to come up: time for three lost SYNs (RFC 6298)."""
 
 
-async def reach(target: Target, exposed: Exposed | None, patience: float) -> trio.SocketStream:
+async def reach(target: Target, exposed: Exposed | None, patience: float, *, peer_id: str) -> trio.SocketStream:
     """A connection to one of a target's addresses that may be dialled.
 
     Args:
+      peer_id: for whom: its names are looked up beside those of other peers.
       exposed: what may be; None: whatever the target is.
       patience: seconds for its name and its connection.
 
@@ -32,7 +33,7 @@ async def reach(target: Target, exposed: Exposed | None, patience: float) -> tri
       TargetRefused: it may not be dialled, or does not answer.
     """
     with trio.move_on_after(patience):
-        addresses = await _look_up(target, exposed)
+        addresses = await _look_up(target, exposed, peer_id)
         chosen = addresses if exposed is None else exposed.choose(target, addresses)
         if not chosen:
             raise TargetRefused(Answer.NOT_EXPOSED, f"{target} is not exposed here")
@@ -40,17 +41,13 @@ async def reach(target: Target, exposed: Exposed | None, patience: float) -> tri
     raise TargetRefused(Answer.UNREACHABLE, f"{target} did not answer in {patience:g} s")
 
 
-async def _look_up(target: Target, exposed: Exposed | None) -> Sequence[IpAddress]:
+async def _look_up(target: Target, exposed: Exposed | None, peer_id: str) -> Sequence[IpAddress]:
     """The addresses of a target's host.  What cannot be on the list is not looked up: a name server sees who asks."""
     if target.ip is not None:
         return [target.ip]
     if exposed is not None and not exposed.may_name(target):
         return []
-    try:
-        found = await trio.socket.getaddrinfo(target.host, target.port, type=trio.socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise TargetRefused(Answer.UNREACHABLE, f"{target}: {reason_of(error)}") from error
-    return [ip_address(name[0].partition("%")[0]) for *_, name in found if isinstance(name[0], str)]
+    return await lookups_of_this_run().look_up(target, peer_id)
 
 
 async def _dial(addresses: Sequence[IpAddress], target: Target) -> trio.SocketStream:

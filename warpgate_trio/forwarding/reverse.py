@@ -67,7 +67,7 @@ async def handle_bound(
     if not pipe.label.startswith(BOUND):
         raise ValueError(f"{pipe.label!r} is no connection to a port of the peer's")
     try:
-        connection = await reach(target, None, patience)
+        connection = await reach(target, None, patience, peer_id=pipe.peer_id)
     except TargetRefused as error:
         tell(error)
         pipe.abort()

@@ -40,7 +40,7 @@ async def handle_forward(
     """
     try:
         if pipe.label.startswith(TCP):
-            connection = await reach(asked_target(pipe.label, TCP), exposed, patience)
+            connection = await reach(asked_target(pipe.label, TCP), exposed, patience, peer_id=pipe.peer_id)
             async with resetting(connection):
                 await pipe.send_all(encode_answer(Answer.DONE))  # not where: who has gone already has no address
                 await copy_both_ways(connection, pipe)

@@ -48,6 +48,8 @@ class Answer(IntEnum):
     """It was dialled or bound, and the system says why not."""
     MALFORMED = 3
     """The label names no target."""
+    BUSY = 4
+    """It has too much to do for this peer; the same may be asked again."""
 
 
 def is_forward(pipe: Pipe) -> bool:
