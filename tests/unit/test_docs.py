@@ -34,9 +34,13 @@ from warpgate_trio.combos import Likelihood, dialling
 from warpgate_trio.combos import meeting as meetings
 from warpgate_trio.combos.relaying import RENDEZVOUS_RULES, TURN_RULES
 from warpgate_trio.errors import ConfigError, ProtocolError
+from warpgate_trio.files import protocol as transfers
+from warpgate_trio.files import wire as files_wire
+from warpgate_trio.forwarding.wire import BIND, BOUND, TCP, Answer, encode_answer
 from warpgate_trio.link import channels, frame_codec, frames, life, quiet, states
 from warpgate_trio.link.ends import GoAwayCode
 from warpgate_trio.node import inbound, listener
+from warpgate_trio.pairing import handshake
 from warpgate_trio.plugin import Aim, Message, Plugin, load_plugins
 from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP
 from warpgate_trio.report import ADVICE, BETTER_ADVICE, Known, Outcome, Verdict
@@ -234,7 +238,69 @@ def direction_states() -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize(("name", "render"), [("link states", link_states), ("direction states", direction_states)])
+def file_states() -> str:
+    lines = ["| state | message | who | next |", "| --- | --- | --- | --- |"]
+    for state in transfers.State:
+        rows: dict[tuple[str, str], list[str]] = {}
+        for (before, message), after in transfers._NEXT.items():
+            if before is state:
+                who = "sender" if message in SAID_BY_SENDERS else "receiver"
+                rows.setdefault((who, after.name), []).append(FILE_MESSAGES[message])
+        lines += [f"| {state.name} | {', '.join(said)} | {who} | {after} |" for (who, after), said in rows.items()]
+        if not rows:
+            lines.append(f"| {state.name} | none | | |")
+    return "\n".join(lines) + "\n"
+
+
+FILE_MESSAGES: dict[type, str] = {kind: name.name for name, kind in files_wire._TYPES.items()} | {
+    files_wire.Block: "BLOCK"
+}
+SAID_BY_SENDERS = {kind for kind, name in FILE_MESSAGES.items() if files_wire.Kind[name] in transfers._SENDERS}
+
+
+def test_the_messages_of_file_transfers() -> None:
+    """Each with its fields, of what is listed in it too; a BLOCK by offset."""
+    rows = table(page("wire_formats.md"), "file kind", "message", "from")
+    kinds = {name: kind for kind, name in FILE_MESSAGES.items()}
+    assert [(int(row["file kind"]), row["message"]) for row in rows] == [(k.value, k.name) for k in files_wire.Kind]
+    nested = {"ENTRIES": files_wire.Entry, "ACCEPT": files_wire.Held}
+    for row in rows:
+        kind = kinds[row["message"]]
+        assert row["from"] == ("sender" if kind in SAID_BY_SENDERS else "receiver")
+        if kind is files_wire.Block:
+            offset = last_field(row["fields"].removesuffix(" bytes").rpartition(" · ")[0])
+            assert offset == len(files_wire.block_header(0, 0, bytes(16), 0)) == 29
+            continue
+        listed = nested.get(row["message"])
+        fields = [*kind.__struct_fields__, *(() if listed is None else listed.__struct_fields__)]  # type: ignore[attr-defined]
+        assert re.findall(r"`(\w+)`", row["fields"]) == fields
+        assert bool(fields) == (row["fields"] != "none")
+
+
+def test_the_reasons_of_file_transfers() -> None:
+    rows = table(page("wire_formats.md"), "file reason", "name")
+    assert [(int(row["file reason"]), row["name"]) for row in rows] == [(r.value, r.name) for r in files_wire.Reason]
+
+
+def test_what_who_forwards_says() -> None:
+    rows = table(page("wire_formats.md"), "label", "from")
+    assert [bare(row["label"]) for row in rows] == [f"{each}HOST:PORT" for each in (TCP, BIND, BOUND)]
+    rows = table(page("wire_formats.md"), "forwarding answer", "name")
+    assert [(int(row["forwarding answer"]), row["name"]) for row in rows] == [(a.value, a.name) for a in Answer]
+    assert encode_answer(Answer.BUSY, "so") == bytes([4, 2]) + b"so"
+
+
+def test_the_messages_of_a_pairing() -> None:
+    rows = table(page("wire_formats.md"), "kind", "message", "from")
+    said = [(int(row["kind"]), f"{row['from'].upper()}S_{row['message']}") for row in rows]
+    short = {"CLAIMERS_HELLO": "HELLO", "OFFERERS_REPLY": "REPLY"}
+    assert [(kind, short.get(name, name)) for kind, name in said] == [(k.value, k.name) for k in handshake._Kind]
+
+
+STATE_TABLES = [("link states", link_states), ("direction states", direction_states), ("file states", file_states)]
+
+
+@pytest.mark.parametrize(("name", "render"), STATE_TABLES)
 def test_the_state_tables(name: str, render: Callable[[], str]) -> None:
     assert generated(page("wire_formats.md"), name) == render()
 
