@@ -1,30 +1,38 @@
 """Builds the sdist and, from it, the wheel into dist/, and tries the wheel as a user would.
 
-For the oldest and the newest Python present: an empty environment outside the tree, the wheel and its dependencies and
-nothing else, then `pip check`, the command, its demo, and mypy --strict over a user's script against what is installed.
+For the oldest and the newest Python present: an empty environment outside the tree, and in it a new user's first minute
+(`tests/end_to_end/first_minute.sh`), which begins with `pip install` of the wheel, and may cost no more than that. Then
+`pip check`, the command, its demo, and mypy --strict over a user's script against what is installed.
 Then pip is asked for a Python that is too new, and has to refuse before it installs anything.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 TOO_NEW = "3.14"
 """The first Python that `requires-python` leaves out."""
+FIRST_MINUTE = 60.0
+"""Seconds of a processor from `pip install` to two terminals that are paired.  The script prints those of a clock,
+which are these where the machine is idle and the index near, and which a busy machine makes any number of."""
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> None:
+def run(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
     """Runs a command that must succeed; the first that fails ends everything."""
     words = [str(word) for word in command]
     print("$", " ".join(words), flush=True)
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    environ |= env or {}
     code = subprocess.run(words, cwd=cwd, env=environ, stdin=subprocess.DEVNULL).returncode
     if code:
         sys.exit(f"dist: this failed with {code}: {' '.join(words)}")
@@ -38,11 +46,49 @@ def pythons() -> list[tuple[str, str]]:
     return [found[-1], found[0]] if len(found) > 1 else found
 
 
+@contextmanager
+def server() -> Iterator[str]:
+    """The URL of a rendezvous server, which a new user is given."""
+    serve = ("serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--no-ntp", "--json")
+    words = [sys.executable, "-m", "warpgate_trio", *serve]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            (url,) = json.loads(process.stdout.readline())["servers"]["websocket"]
+            yield url
+        finally:
+            process.terminate()
+
+
+def try_first_minute(wheel: Path, venv_bin: Path, place: Path) -> None:
+    """Installs the wheel as a new user does, who has nothing of it yet, and pairs two terminals."""
+    with server() as url:
+        env = {
+            "PATH": f"{venv_bin}{os.pathsep}{os.environ['PATH']}",
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "WARPGATE_SERVERS_WEBSOCKET": url,
+            "WARPGATE_IDENTITY_EPHEMERAL": "true",
+        }
+        before = processor_time()
+        run("sh", ROOT / "tests" / "end_to_end" / "first_minute.sh", wheel, cwd=place, env=env)
+        took = processor_time() - before
+    print(f"dist: a new user's first minute takes {took:.1f} s of a processor")
+    if took > FIRST_MINUTE:
+        sys.exit("dist: that is more than a minute")
+
+
+def processor_time() -> float:
+    """Seconds that the programs have used which have ended, and what those have started."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 def try_wheel(wheel: Path, python: str, place: Path) -> None:
     """Installs the wheel in an empty environment at `place` and uses it from there."""
     run(python, "-m", "venv", place / "venv")
     venv_bin = place / "venv" / "bin"
-    run(venv_bin / "python", "-m", "pip", "install", "-qq", "--disable-pip-version-check", wheel, cwd=place)
+    try_first_minute(wheel, venv_bin, place)
     run(venv_bin / "python", "-m", "pip", "check", cwd=place)
     run(venv_bin / "warpgate-trio", "--version", cwd=place)
     run(venv_bin / "python", "-m", "warpgate_trio", "--version", cwd=place)
