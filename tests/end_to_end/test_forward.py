@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -193,16 +192,6 @@ async def said(*words: str, env: dict[str, str] | None = None) -> str:
     return done.stdout.decode()
 
 
-def is_taken(port: int) -> bool:
-    """Whether somebody listens."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
-
-
 @pytest.mark.needs("curl")
 async def test_curl(server: Server, tmp_path: Path) -> None:
     data = os.urandom(3_000_000)
@@ -218,11 +207,12 @@ async def test_curl(server: Server, tmp_path: Path) -> None:
 @pytest.mark.needs("iperf3")
 async def test_iperf3(server: Server, tmp_path: Path) -> None:
     """Several connections at once, and both directions."""
-    port = free_port()
-    with running(["iperf3", "-s", "-B", "127.0.0.1", "-p", str(port)], [], tmp_path / "log"):
-        await wait_until(lambda: is_taken(port))  # a connection to see whether it listens would count as a client
+    port, log = free_port(), tmp_path / "log"
+    with running(["iperf3", "-s", "--forceflush", "-B", "127.0.0.1", "-p", str(port)], [], log):
         async with port_to(server, port) as here:
-            for more in ([], ["-R"]):
+            for done, more in enumerate(([], ["-R"])):
+                # Who tries whether it listens counts as a client, and who comes too soon after one is sent away.
+                await wait_until(lambda done=done: log.read_text().count("Server listening") > done)
                 report = await said("iperf3", "-c", "127.0.0.1", "-p", str(here), "-P", "4", "-n", "2M", *more)
                 assert "iperf Done" in report
 
