@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -204,6 +205,11 @@ async def test_curl(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == data
 
 
+def listens(log: Path, *, times: int) -> bool:
+    """Whether iperf3's server has said so often that it listens."""
+    return log.read_text().count("Server listening") >= times
+
+
 @pytest.mark.needs("iperf3")
 async def test_iperf3(server: Server, tmp_path: Path) -> None:
     """Several connections at once, and both directions."""
@@ -212,7 +218,7 @@ async def test_iperf3(server: Server, tmp_path: Path) -> None:
         async with port_to(server, port) as here:
             for done, more in enumerate(([], ["-R"])):
                 # Who tries whether it listens counts as a client, and who comes too soon after one is sent away.
-                await wait_until(lambda done=done: log.read_text().count("Server listening") > done)
+                await wait_until(partial(listens, log, times=done + 1))
                 report = await said("iperf3", "-c", "127.0.0.1", "-p", str(here), "-P", "4", "-n", "2M", *more)
                 assert "iperf Done" in report
 
