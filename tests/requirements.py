@@ -138,6 +138,7 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
     "haproxy": program("haproxy"),
     "systemd-analyze": program("systemd-analyze"),
     "ip": program("ip"),
+    "bash": program("bash"),
     "curl": program("curl"),
     "iperf3": program("iperf3"),
     "sshd": program("sshd"),

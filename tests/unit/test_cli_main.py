@@ -261,6 +261,36 @@ def test_names_of_contacts_are_completed_up_to_the_port(contacts: Contacts) -> N
     assert completions("forward", "22", "alice", ":", "") == []
 
 
+@pytest.mark.needs("bash")
+@pytest.mark.slow("starts a shell, which starts interpreters")
+def test_bash_goes_on_behind_a_colon_and_nowhere_else(contacts: Contacts, tmp_path: Path) -> None:
+    """As docs/command_line.md switches it on; `compopt` is of use within a terminal's own completion alone."""
+    program = tmp_path / "bin" / "warpgate-trio"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {" ".join(PROGRAM)} "$@"\n')
+    program.chmod(0o755)
+    script = """
+        eval "$(_WARPGATE_TRIO_COMPLETE=bash_source warpgate-trio)"
+        compopt() { echo "compopt $*"; }
+        complete -p warpgate-trio
+        for line in "forward 22 al" "connect al"; do
+            COMPREPLY=() COMP_WORDS=(warpgate-trio $line)
+            COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            _warpgate_trio_completion_colon warpgate-trio
+            echo "${COMPREPLY[@]}"
+        done
+    """
+    env = environment({"PATH": f"{program.parent}:{os.environ['PATH']}"})
+    done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "complete -o nosort -F _warpgate_trio_completion_colon warpgate-trio",
+        "compopt -o nospace",
+        "alice: Alfred:",
+        "alice Alfred",
+    ]
+
+
 def test_contacts_that_cannot_be_read_complete_nothing(contacts: Contacts) -> None:
     contacts.path.write_text("nonsense")
     assert completions("connect", "a") == []

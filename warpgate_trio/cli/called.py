@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import click
 
+from .completion import complete_contacts
 from .pairing import save_paired_option
-from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..config import NodeConfig

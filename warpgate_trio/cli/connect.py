@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import click
 
+from .completion import complete_contacts
 from .exits import CommandFailed, ExitCode, OutputClosed, UsageProblem
 from .options import (
     NodeOptions,
@@ -22,7 +23,7 @@ from .options import (
     walk_options,
 )
 from .pairing import accept_code_option, paired_node, save_called_option
-from .parameters import PluginOption, Size, check_plugin, complete_contacts, read_route
+from .parameters import PluginOption, Size, check_plugin, read_route
 
 if TYPE_CHECKING:
     from ..address import PeerAddress

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .completion import complete_contacts
 from .exits import CommandFailed, ExitCode
 from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
-from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..address import PeerAddress

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import click
 
+from .completion import complete_contacts_with_port
 from .exits import CommandFailed, ExitCode, UsageProblem
 from .options import (
     NodeOptions,
@@ -20,7 +21,6 @@ from .options import (
     path_options,
     walk_options,
 )
-from .parameters import complete_contacts_with_port
 
 if TYPE_CHECKING:
     import trio

@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any, Final
 
 import click
+from click.shell_completion import add_completion_class
 
+from .completion import ColonBash
 from .exits import ExitCode, explain
 from .options import Settings, common_options
 
@@ -31,6 +33,7 @@ _COMMANDS: Final = {
     "config": ("show", "config_command"),
 }
 """Name -> (module, object); imported when used."""
+add_completion_class(ColonBash)
 
 
 class _Commands(click.Group):

@@ -24,8 +24,6 @@ __all__ = [
     "PluginOption",
     "Size",
     "check_plugin",
-    "complete_contacts",
-    "complete_contacts_with_port",
     "read_phases",
     "read_route",
 ]
@@ -104,32 +102,6 @@ def check_plugin(name: str | None) -> None:
         return
     why = f"plugin {name!r} makes no path" if name in there else f"there is no plugin {name!r}"
     raise UsageProblem(f"--plugin: {why}; there are {', '.join(path_plugins())}")
-
-
-def complete_contacts(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The contacts whose names go on like this, in capitals or not; the shell is told their peer ids, too."""
-    from ..contacts import Contacts
-    from ..errors import WarpgateError
-
-    try:
-        contacts = Contacts.load()
-    except WarpgateError:
-        return []  # what is wrong is said by the command
-    begun = incomplete.lower()
-    return [CompletionItem(each.name, help=each.peer_id) for each in contacts if each.name.lower().startswith(begun)]
-
-
-def complete_contacts_with_port(
-    ctx: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """As `complete_contacts`, for ``PEER:PORT``, with the colon; what follows it nobody knows here.
-
-    Bash takes the colon for a word of its own.  There is no help beside a name, as zsh has that begin at a colon.
-    """
-    words = ctx.params.get(parameter.name or "") or ()
-    if ":" in incomplete or ":" in words:
-        return []
-    return [CompletionItem(f"{each.value}:") for each in complete_contacts(ctx, parameter, incomplete)]
 
 
 @final

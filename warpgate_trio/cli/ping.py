@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .completion import complete_contacts
 from .exits import CommandFailed
 from .netcheck import TOLD_BY_THE_TABLE
 from .options import NodeOptions, Settings, common_options, json_option, node_options, pass_settings
-from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..config import NodeConfig

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import click
 
+from .completion import complete_contacts
 from .exits import CommandFailed, ExitCode, UsageProblem
 from .options import (
     NodeOptions,
@@ -22,7 +23,6 @@ from .options import (
     walk_options,
 )
 from .pairing import offer_code_option, save_called_option
-from .parameters import complete_contacts
 
 if TYPE_CHECKING:
     from ..config import NodeConfig
