@@ -16,6 +16,7 @@ from warpgate_trio.forwarding import (
     Target,
     handle_bound,
     handle_forward,
+    open_target,
     serve_forward,
     serve_reverse,
 )
@@ -84,6 +85,22 @@ def test_a_port_of_the_peers_has_its_first_byte_after_one_round_trip(service: Se
                 nursery.start_soon(serve_pipes, handler, nodes.bob)
             where = await nursery.start(serve_reverse, pipe, Target.parse("0", least=0))
             await bob.run(partial(check, int(where.rpartition(":")[2]), asked))
+            nursery.cancel_scope.cancel()
+
+    in_world(main, accepting=False)
+
+
+def test_a_name_is_looked_up_at_the_host_that_exposes() -> None:
+    """Where it leads to that host itself, for instance."""
+
+    async def main(nodes: NodePair) -> None:
+        async with await nodes.alice.auto_connect(nodes.bob.address) as pipe, trio.open_nursery() as nursery:
+            with nodes.net.hosts["bob"]:
+                await nursery.start(partial(trio.serve_tcp, greet, PORT, host="127.0.0.1"))
+                handler = partial(handle_forward, exposed=Exposed([f"localhost:{PORT}"]))
+                nursery.start_soon(serve_pipes, handler, nodes.bob)
+            async with await open_target(pipe, Target("localhost", PORT)) as stream:
+                assert await stream.receive_some() == b"HELLO"
             nursery.cancel_scope.cancel()
 
     in_world(main, accepting=False)
