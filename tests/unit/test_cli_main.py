@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import pytest
@@ -18,6 +19,7 @@ from click.shell_completion import ShellComplete
 
 from tests.end_to_end.processes import PROGRAM, checked_event, environment
 from tests.identities import ALICE, BOB, CAROL
+from warpgate_trio import node
 from warpgate_trio.address import PeerAddress
 from warpgate_trio.cli.group import call, cli
 from warpgate_trio.cli.options import NodeOptions, Settings
@@ -354,6 +356,23 @@ def test_closed_standard_descriptors_are_not_handed_out() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["listen", "--allow-any"], ["receive", "--allow-any"]])
+def test_who_is_called_writes_down_where_contacts_are(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Contacts | None] = []
+
+    def open_node(*_: object, contacts: Contacts | None = None, **__: object) -> NoReturn:
+        kept.append(contacts)
+        raise ConfigError("enough")
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    Contacts.load().add("bob", BOB.peer_id)
+    monkeypatch.setattr(node, "open_node", open_node)
+    assert call([*command, "--ephemeral"]) == 2
+    assert [contacts.of(BOB.peer_id) is not None for contacts in kept if contacts is not None] == [True]
 
 
 # -- id and config -----------------------------------------------------------------------------------------------------

@@ -128,9 +128,14 @@ class _Listening:
         from . import echo_test as echo_test  # not when a peer is there, and waits
         from . import path_events as path_events
         from . import render as render
+        from .peers import usable_contacts
         from .stdio import open_standard_input
 
-        async with open_node(config, authorize=self._guests.authorize) as node, open_standard_input() as source:
+        contacts = usable_contacts(self._settings)
+        async with (
+            open_node(config, authorize=self._guests.authorize, contacts=contacts) as node,
+            open_standard_input() as source,
+        ):
             await self._announce(node, config)
             if self._pairing is not None:
                 await self._pairing.wait(node, self._output)

@@ -185,9 +185,11 @@ class _Receiving:
 
         from ..node import open_node
         from .pairing import paired_node
+        from .peers import usable_contacts
 
         if self._code is None:
-            async with open_node(config, authorize=self._authorize) as node:
+            contacts = usable_contacts(self._settings)
+            async with open_node(config, authorize=self._authorize, contacts=contacts) as node:
                 await self._announce(node, config)
                 yield node
             return
