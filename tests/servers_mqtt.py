@@ -100,6 +100,7 @@ def make_mosquitto(
     name: str = "127.0.0.1",
     password: bool = False,
     acl: str | None = None,
+    retains: bool = True,
 ) -> Broker:
     """A mosquitto that is configured and not started; `acl` is what its ACL file says, which may be nothing."""
     program = find_program("mosquitto")
@@ -121,6 +122,8 @@ def make_mosquitto(
         (folder / "acl").write_text(acl)
         (folder / "acl").chmod(0o600)
         lines += [f"acl_file {folder / 'acl'}"]
+    if not retains:
+        lines += ["retain_available false"]
     if os.geteuid() == 0:
         lines += ["user root"]  # it would become a user who may not write here
     configuration = folder / "mosquitto.conf"
@@ -173,7 +176,8 @@ class Wire:
     """A TCP proxy to a broker: what can happen on the way to it."""
 
     def __init__(self, target: int, port: int) -> None:
-        self._target = target
+        self.target = target
+        """The broker's port."""
         self._scopes: set[trio.CancelScope] = set()
         self.url = ServerUrl.parse(f"mqtt://127.0.0.1:{port}")
         self.delay = 0.0
@@ -192,7 +196,7 @@ class Wire:
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
-                async with client, await trio.open_tcp_stream("127.0.0.1", self._target) as broker:
+                async with client, await trio.open_tcp_stream("127.0.0.1", self.target) as broker:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._carry, client, broker, scope)
                         nursery.start_soon(self._carry, broker, client, scope)
@@ -205,7 +209,7 @@ class Wire:
         async for data in source:
             for start in range(0, len(data), self.piece):
                 await trio.sleep(self.delay)
-                if not (self.swallow and sink.socket.getpeername()[1] == self._target):
+                if not (self.swallow and sink.socket.getpeername()[1] == self.target):
                     await sink.send_all(data[start : start + self.piece])
         scope.cancel()
 

@@ -41,6 +41,8 @@ from warpgate_trio.punch.candidates import Candidate, admit
 from warpgate_trio.signal import decode_payload, open_message, seal_message
 from warpgate_trio.signal.inbox import Inbox
 from warpgate_trio.signal.message import Envelope, Header
+from warpgate_trio.signal.mqtt.key_topic import KeyTopic
+from warpgate_trio.signal.mqtt.record_upkeep import RecordUpkeep
 from warpgate_trio.signal.replays import Moment
 
 NOW: Final = 1_700_000_000.0
@@ -150,6 +152,29 @@ def use_key_record(record: KeyRecord) -> None:
 @target(_key_records, KeyRecordError, inputs=2_000)
 def key_record(data: bytes) -> None:
     use_key_record(KeyRecord.from_bytes(data, of=ALICE.public_key))
+
+
+_TOPIC = KeyTopic("", ALICE.public_key)
+
+
+def use_published(data: bytes) -> None:
+    """What a node does with what is said at its own topic, and at one where it looks a key up."""
+    upkeep = RecordUpkeep(_TOPIC)
+    upkeep.publish(_key_records()[0], 0.0)
+    assert upkeep.transmit(0.0)
+    upkeep.receive(data, 1.0)
+    good = upkeep.is_good(_TOPIC.open(data))
+    assert (upkeep.transmit(1.0) is None) == good
+
+
+@target(lambda: [_TOPIC.seal(each, bytes(12)) for each in _key_records()], inputs=1_000)
+def published_at_a_key_topic(data: bytes) -> None:
+    use_published(data)
+
+
+@target(_key_records, inputs=1_000)
+def published_by_who_knows_the_key(record: bytes) -> None:
+    use_published(_TOPIC.seal(record, bytes(12)))
 
 
 @target(lambda: [each[_START:] for each in _key_records()], KeyRecordError, inputs=2_000, by=mutated_msgpack)

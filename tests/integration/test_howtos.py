@@ -32,6 +32,7 @@ from warpgate_trio.config import TurnServer
 from warpgate_trio.names import Names
 from warpgate_trio.ports.datagrams import DatagramSocket
 from warpgate_trio.signal import ServerState
+from warpgate_trio.signal.mqtt.key_topic import KeyTopic
 from warpgate_trio.stun.client import query_udp
 from warpgate_trio.turn.relays import Relays
 
@@ -131,6 +132,9 @@ async def test_signals_pass_from_one_broker_to_the_other(tmp_path: Path) -> None
             await wait_until(lambda: connected(alice) and connected(bob))
             async with await alice.connect(bob.address, plugin="reverse_connect"):
                 pass
+            record = re.escape(KeyTopic("", BOB.public_key).name)
+            await wait_until(lambda: re.search(rf"Received PUBLISH from \S+\.one \(.*{record}", cluster.log(0)))
+            assert await alice.refresh_address(BOB.peer_id) == bob.address
     assert re.search(rf"Sending PUBLISH to \S+\.one \(.*warpgate-trio/1/{BOB.peer_id}[/']", cluster.log(0))
 
 

@@ -671,11 +671,11 @@ async def test_a_broker_that_refuses_topics_of_processes(any_broker: Broker, mon
     real = MqttConnection.subscribe
     refused: list[str] = []
 
-    async def subscribe(connection: MqttConnection, topic: str) -> None:
+    async def subscribe(connection: MqttConnection, topic: str, **options: bool) -> None:
         if topic.count("/") > 2:
             refused.append(topic)
             raise MqttError("the broker refuses the subscription")
-        await real(connection, topic)
+        await real(connection, topic, **options)
 
     monkeypatch.setattr(MqttConnection, "subscribe", subscribe)
     async with hub_for(ALICE, any_broker.url) as alice, hub_for(BOB, any_broker.url, listens=False) as bob:

@@ -42,6 +42,7 @@ from warpgate_trio.report import REMEDIES, Known
 from warpgate_trio.servers import rendezvous_frames
 from warpgate_trio.signal.instances import own_topic
 from warpgate_trio.signal.mqtt import channel
+from warpgate_trio.signal.mqtt.key_topic import KeyTopic
 
 Key = tuple[str, str]
 
@@ -291,6 +292,11 @@ def try_the_topics_of_pairing(block: Block) -> None:
     assert (named, second.rpartition("/<id")[0]) == (known, first)
 
 
+def try_the_topic_of_key_records(block: Block) -> None:
+    beginning, tag = KeyTopic("[<path of the URL>/]", bytes(32)).name.rsplit("/", 1)
+    assert block.text.strip() == f"{beginning}/<tag, {len(tag)} hexadecimal digits in lower case>"
+
+
 def try_the_outlook(block: Block) -> None:
     _, line = block.text.splitlines()
     signature = inspect.signature(plugin.Plugin.outlook)
@@ -326,6 +332,10 @@ HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
     ("port_mapping.md", "[portmap]"): try_a_configuration,
     ("tutorial.md", "pipx install --python 3.13 warpgate-trio"): try_installing,
     ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/<peer id>"): try_the_topics,
+    (
+        "wire_formats.md",
+        "[<path of the URL>/]warpgate-trio/1/key/<tag, 32 hexadecimal",
+    ): (try_the_topic_of_key_records),
     ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/pair/<nameplate>"): try_the_topics_of_pairing,
     ("writing_a_plugin.md", "@classmethod"): try_the_outlook,
 }

@@ -18,6 +18,7 @@ from warpgate_trio.servers.rendezvous_frames import (
     MAX_FRAME,
     MAX_PAYLOAD,
     QUEUE_FULL,
+    BrokerExtra,
     Challenge,
     Error,
     ErrorCode,
@@ -523,11 +524,14 @@ def test_who_has_seen_version_2_never_takes_1_there_again() -> None:
     assert isinstance(Registrant(INSTANCE).answer(ALICE, Challenge(NONCE), NAME), Register)
 
 
-def test_a_broker_that_closes_is_spared_once() -> None:
+@pytest.mark.parametrize("extra", BrokerExtra)
+def test_a_broker_that_closes_is_spared_once(extra: BrokerExtra) -> None:
     registrant = Registrant(INSTANCE)
-    for closed, spared in ((False, set()), (True, {"mqtt://a"}), (True, set()), (True, {"mqtt://a"}), (False, set())):
-        registrant.note_broker("mqtt://a", closed=closed)
-        assert registrant.spared == spared
+    for closed, spared in ((False, False), (True, True), (True, False), (True, True), (False, False)):
+        registrant.note_broker("mqtt://a", extra, closed=closed)
+        asked = [("mqtt://b", extra), *(("mqtt://a", each) for each in BrokerExtra if each is not extra)]
+        assert registrant.spares("mqtt://a", extra) is spared
+        assert not any(registrant.spares(*each) for each in asked)
 
 
 # --- bytes that wait ---

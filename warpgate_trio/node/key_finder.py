@@ -1,6 +1,6 @@
 """Where a peer is of which nothing is known but its key.
 
-Theory of operation.  Each of our rendezvous servers is asked for the record of the key (`address.key_record`).  What
+Theory of operation.  Each of our signal servers is asked for the record of the key (`address.key_record`).  What
 they say is judged here: it has to be a record of that key, signed by it, good at this time, and not older than one that
 was seen before.  The newest one is taken.  It says at which servers the peer hears signals, and there the peer itself
 is asked where it is, by `get_addr`, which it tells whom it lets in; what it answers is an address like any other.
@@ -46,6 +46,7 @@ _WORDS: Final = {
     LookupOutcome.NOBODY: "it knows no such peer",
     LookupOutcome.TOO_MANY: "it takes no further lookups from here now",
     LookupOutcome.UNSUPPORTED: "it keeps no key records",
+    LookupOutcome.FORBIDDEN: "its rules (ACL) do not let us look there",
     LookupOutcome.SILENT: "it does not answer",
     LookupOutcome.OTHER_KEY: "it shows the record of another key",
     LookupOutcome.FORGED: "it shows a record that the peer has not signed",

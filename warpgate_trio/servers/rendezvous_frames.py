@@ -468,6 +468,13 @@ def token_proof(relay_token: str, nonce: bytes, key: bytes, name: str) -> bytes:
     return hmac.digest(relay_token.encode(), said, hashlib.sha256)
 
 
+class BrokerExtra(enum.Enum):
+    """What a broker is asked for beside the topic of our key, and need not give."""
+
+    OWN_TOPIC = enum.auto()
+    KEY_RECORD = enum.auto()
+
+
 @final
 class Registrant:
     """What one process registers as, at all of its servers.
@@ -482,7 +489,6 @@ class Registrant:
       relay_token: of its servers, where it has one.
 
     Attributes:
-      spared: brokers (URLs) that are not asked for a topic of our own: they may have closed a connection over that.
       has_token: it has one for its servers to relay.
     """
 
@@ -491,20 +497,24 @@ class Registrant:
             raise ValueError(f"an instance is {INSTANCE_LENGTH} random bytes")
         self.instance = instance
         self.listens = listens
-        self.spared: Final[set[str]] = set()
+        self._spared: set[tuple[str, BrokerExtra]] = set()
         self.has_token: Final = relay_token is not None
         self._relay_token = relay_token
         self._speak_2: set[str] = set()
 
-    def note_broker(self, url: str, *, closed: bool) -> None:
-        """A connection to a broker has ended; `closed`: by the broker, before we had a topic of our own there.
+    def spares(self, broker: str, extra: BrokerExtra) -> bool:
+        """Whether a broker (its URL) is not to be asked for something: it may have closed a connection over that."""
+        return (broker, extra) in self._spared
 
-        The connection after that does not ask for one; the one after it does.
+    def note_broker(self, broker: str, extra: BrokerExtra, *, closed: bool) -> None:
+        """A connection to a broker has ended; `closed`: by the broker, before we had from it what it was asked for.
+
+        The connection after that does not ask for it; the one after that does.
         """
-        if closed and url not in self.spared:
-            self.spared.add(url)
+        if closed and not self.spares(broker, extra):
+            self._spared.add((broker, extra))
         else:
-            self.spared.discard(url)
+            self._spared.discard((broker, extra))
 
     def answer(self, identity: Identity, challenge: Challenge, name: str) -> Register | Register2 | Register3:
         """Answer the challenge of the server that was dialled by `name` (`server_name`).

@@ -14,9 +14,9 @@ from ..ports.server_dial import Dial
 from .circuits import Circuit, Leaving, Ringing
 
 if TYPE_CHECKING:
-    from .record_client import RecordClient
+    from ..report import LookupOutcome
 
-__all__ = ["Delivery", "Dial", "Relays", "SignalChannel"]
+__all__ = ["Delivery", "Dial", "KeyRecords", "Relays", "SignalChannel"]
 
 
 class Delivery(enum.IntEnum):
@@ -39,6 +39,26 @@ class Relays(enum.Enum):
     WHO_HAS_ITS_TOKEN = "who has its token"
     """We have not; the peer may have."""
     US = "us"
+
+
+class KeyRecords(Protocol):
+    """The key records of one channel: ours, which the server keeps, and those that it is asked for."""
+
+    def publish(self, record: bytes) -> None:
+        """Have the server keep our record, in place of an earlier one; nothing where it keeps none."""
+        ...
+
+    async def wait_published(self) -> None:
+        """Return once it is known what became of our record, or never will be; the caller bounds the time."""
+        ...
+
+    async def look_up(self, key: bytes) -> tuple[LookupOutcome, bytes]:
+        """What the server has of a key, and the record, not judged yet, where that is RECORD.
+
+        Raises:
+          SignalUnavailable: the connection has ended.
+        """
+        ...
 
 
 class SignalChannel(Protocol):
@@ -115,8 +135,8 @@ class SignalChannel(Protocol):
         ...
 
     @property
-    def records(self) -> RecordClient | None:
-        """Key records at the server; None where it is of a kind that keeps none."""
+    def records(self) -> KeyRecords:
+        """Key records at the server."""
         ...
 
     def check(self) -> bool:

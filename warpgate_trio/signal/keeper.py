@@ -321,6 +321,7 @@ class ChannelKeeper:
                     registrant=self.registrant,
                     dial=slot.dial,
                     at_once=True,
+                    findable=self.key_record is not None and not slot.of_peer,
                 ) as channel:
                     slot.channel = channel
                     self._notify()

@@ -1,7 +1,7 @@
-"""Key records at a node's rendezvous servers: ours is published at each, a peer's is asked for at all of them at once.
+"""Key records at a node's servers: ours is published at each, a peer's is asked for at all of them at once.
 
-A server has either said that it keeps them or it is of an older release; a broker keeps none.  What a server says of a
-peer is passed on as it came: who asks judges it (`node.finding`).
+A rendezvous server has either said that it keeps them or it is of an older release; a broker retains them
+(`signal.mqtt.records`).  What a server says of a peer is passed on as it came: who asks judges it (`node.finding`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def publish(slots: Sequence[Slot], record: Callable[[], bytes] | None) -> None:
     if record is None:
         return
     for slot in slots:
-        if slot.channel is not None and slot.connected and slot.channel.records is not None:
+        if slot.channel is not None and slot.connected:
             slot.channel.records.publish(record())
 
 
@@ -44,8 +44,7 @@ async def wait_published(slots: Sequence[Slot]) -> None:
     """Return once each server that is connected has said what became of our record; the caller bounds the time."""
     await trio.lowlevel.checkpoint()
     for records in [slot.channel.records for slot in slots if slot.channel is not None and slot.connected]:
-        if records is not None:
-            await records.wait_published()
+        await records.wait_published()
 
 
 async def look_up(slots: Sequence[Slot], key: bytes, *, patience: float) -> list[Answer]:
@@ -55,9 +54,6 @@ async def look_up(slots: Sequence[Slot], key: bytes, *, patience: float) -> list
     async def ask(place: int, slot: Slot) -> None:
         channel = slot.channel
         if channel is None:
-            return
-        if channel.records is None:
-            answers[place] = Answer(slot.key, LookupOutcome.UNSUPPORTED)
             return
         try:
             await channel.wait_registered()

@@ -19,7 +19,7 @@ __all__ = ["check_supported", "loads_asyncio", "open_channel", "supports"]
 
 
 Opener: TypeAlias = Callable[
-    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial, bool],
+    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial, bool, bool],
     AbstractAsyncContextManager[SignalChannel],
 ]
 
@@ -31,6 +31,7 @@ def _websocket(
     registrant: Registrant | None,
     dial: Dial,
     at_once: bool,
+    _findable: bool,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .websocket_channel import open_websocket_channel
 
@@ -46,10 +47,13 @@ def _mqtt(
     registrant: Registrant | None,
     dial: Dial,
     _at_once: bool,
+    findable: bool,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .mqtt.channel import open_mqtt_channel
 
-    return open_mqtt_channel(url, identity, ssl_context=ssl_context, registrant=registrant, dial=dial)
+    return open_mqtt_channel(
+        url, identity, ssl_context=ssl_context, registrant=registrant, dial=dial, findable=findable
+    )
 
 
 # URL scheme -> opener.  Openers import their transport when first used: a node without MQTT servers never loads MQTT.
@@ -103,6 +107,7 @@ def open_channel(
     registrant: Registrant | None = None,
     dial: Dial = trio.open_tcp_stream,
     at_once: bool = False,
+    findable: bool = False,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     """Connect to a signal server and register our key, for the time of the ``async with``.
 
@@ -114,6 +119,7 @@ def open_channel(
       dial: opens the connection; for who judges where it leads.
       at_once: where the protocol has it, do not wait for the server's answer to our registration: what is sent goes out
         right behind it, and `SignalChannel.wait_registered` tells of a refusal.
+      findable: a key record is going to be published: a broker is told at once to forget it with the connection.
 
     Raises (all but the first when it is entered):
       ConfigError: as `check_supported`.
@@ -122,4 +128,4 @@ def open_channel(
       SignalUnsupported: it speaks a version of its protocol that this release does not know.
     """
     check_supported(url)
-    return _OPENERS[url.scheme](url, identity, ssl_context, registrant, dial, at_once)
+    return _OPENERS[url.scheme](url, identity, ssl_context, registrant, dial, at_once, findable)

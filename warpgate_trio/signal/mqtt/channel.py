@@ -48,7 +48,7 @@ from ...config.server_url import ServerUrl
 from ...errors import ConfigError, SignalUnavailable
 from ...identity import Identity, peer_id_from_key
 from ...nurseries import open_background_nursery
-from ...servers.rendezvous_frames import INSTANCE_LENGTH, Registrant
+from ...servers.rendezvous_frames import INSTANCE_LENGTH, BrokerExtra, Registrant
 from ...sockaddr import parse_ip
 from ..channel import Delivery, Dial, Relays
 from ..circuits import Circuit, CircuitRefused
@@ -56,6 +56,9 @@ from ..instances import own_topic
 from ..keepalive import KeepAlive
 from ..message import MAX_SIGNAL
 from .connection import MqttConnection, MqttError, open_mqtt
+from .echoes import Echoes
+from .key_topic import KeyTopic
+from .records import BrokerRecords
 
 __all__ = ["MqttChannel", "open_mqtt_channel"]
 
@@ -67,9 +70,6 @@ ECHO_TIMEOUT = 3.0
 """Seconds for the first message to ourselves, which a channel waits for before it counts as open: three round trips by
 a bad satellite link, and less than the hub or a netcheck waits for all of it, so that they hear what was missing."""
 _ROOT: Final = "warpgate-trio/1"
-_PING: Final = 0
-"""First byte of a message to ourselves; that of a signal is its version, which starts at 1."""
-_TOKEN: Final = 16
 _INBOX: Final = 64
 _MAX_PREFIX: Final = 128
 
@@ -78,19 +78,31 @@ _MAX_PREFIX: Final = 128
 class MqttChannel:
     """Our topics at a broker: a `warpgate_trio.signal.SignalChannel`."""
 
-    def __init__(self, connection: MqttConnection, url: str, *, prefix: str, topic: str, own_topic: str) -> None:
+    def __init__(
+        self,
+        connection: MqttConnection,
+        url: str,
+        *,
+        prefix: str,
+        key: bytes,
+        own_topic: str,
+        keeps_record: bool = False,
+    ) -> None:
         self._connection = connection
         self._host = machine.current()
         self._url = url
         self._prefix = prefix
-        self._topic = topic
+        self._topic = topic = _topic(prefix, key, None)
         self._own_topic = own_topic
         self._pinged = deque([topic])
         self._told = trio.Event()
         self._rtt = 0.0
         self._pings = KeepAlive()
         self._failure: str | None = None
-        self._echoes: dict[str, tuple[bytes, trio.Event]] = {}
+        self._echoes = Echoes(connection)
+        self._records = BrokerRecords(
+            connection, self._echoes, url, prefix=prefix, key=key, own_topic=topic, keeps=keeps_record
+        )
         self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
         self.dropped: int = 0
         """Payloads that came while 64 waited to be received."""
@@ -149,8 +161,8 @@ class MqttChannel:
         raise CircuitRefused(self._url, None, "a broker does not relay")
 
     @property
-    def records(self) -> None:
-        return None
+    def records(self) -> BrokerRecords:
+        return self._records
 
     def check(self) -> bool:
         local = self._connection.local
@@ -168,12 +180,9 @@ class MqttChannel:
             while True:
                 message = await self._connection.receive()
                 payload = message.payload
-                if message.topic not in (self._topic, self._own_topic) or not 1 <= len(payload) <= MAX_SIGNAL:
-                    continue
-                if payload[0] == _PING:
-                    token, echo = self._echoes.get(message.topic, (None, None))
-                    if echo is not None and payload[1:] == token:
-                        echo.set()
+                ours = message.topic in (self._topic, self._own_topic)
+                self._records.hear(message)
+                if self._echoes.take(message.topic, payload) or not ours or not 1 <= len(payload) <= MAX_SIGNAL:
                     continue
                 try:
                     self._arrived.send_nowait(payload)
@@ -189,7 +198,7 @@ class MqttChannel:
         try:
             with trio.fail_after(ECHO_TIMEOUT):
                 start = trio.current_time()
-                await self._ping(self._topic)
+                await self._echoes.wait_back(self._topic)
                 self._rtt = trio.current_time() - start
         except trio.TooSlowError:
             raise MqttError(
@@ -201,7 +210,7 @@ class MqttChannel:
         """Have it, if the broker lets us: one may refuse, drop what goes there, or close the connection over it."""
         try:
             await self._connection.subscribe(self._own_topic)
-            await self._ping(self._own_topic)
+            await self._echoes.wait_back(self._own_topic)
             self._pinged.append(self._own_topic)
         except MqttError:
             pass
@@ -221,25 +230,14 @@ class MqttChannel:
 
     async def _ping_next(self) -> None:
         self._pinged.rotate()
-        await self._ping(self._pinged[0])
-
-    async def _ping(self, topic: str) -> None:
-        """Publish to ourselves, and wait until that has come back."""
-        token, echo = machine.current().entropy(_TOKEN), trio.Event()
-        self._echoes[topic] = (token, echo)
-        await self._connection.publish(topic, bytes([_PING]) + token)
-        await echo.wait()
-        del self._echoes[topic]
-        if self._failure is not None:
-            raise MqttError(self._failure.removeprefix(f"{self._url}: "))
+        await self._echoes.wait_back(self._pinged[0])
 
     def _fail(self, why: str) -> None:
         """The connection is dead: wake everybody who waits for it."""
         if self._failure is None:
             self._failure = f"{self._url}: {why}"
         self._arrived.close()
-        for _, echo in self._echoes.values():
-            echo.set()
+        self._echoes.end(why)
 
 
 @asynccontextmanager
@@ -250,19 +248,33 @@ async def open_mqtt_channel(
     ssl_context: ssl.SSLContext | None = None,
     registrant: Registrant | None = None,
     dial: Dial = trio.open_tcp_stream,
+    findable: bool = False,
 ) -> AsyncGenerator[MqttChannel]:
     """Open a channel to the broker at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     prefix = check_mqtt_url(url)
-    us = registrant or Registrant(machine.current().entropy(INSTANCE_LENGTH))
-    topics = [_topic(prefix, identity.public_key, each) for each in (None, own_topic(us.instance, listens=us.listens))]
-    opened = False
+    us, key, name = (
+        registrant or Registrant(machine.current().entropy(INSTANCE_LENGTH)),
+        identity.public_key,
+        url.redacted,
+    )
+    keeps_record = findable and not us.spares(name, BrokerExtra.KEY_RECORD)
+    entered = opened = over_topic = over_record = False
     try:
-        async with open_mqtt(url, ssl_context=ssl_context, max_payload=MAX_SIGNAL, dial=dial) as connection:
-            await connection.subscribe(topics[0])
-            channel = MqttChannel(connection, url.redacted, prefix=prefix, topic=topics[0], own_topic=topics[1])
+        async with open_mqtt(
+            url,
+            ssl_context=ssl_context,
+            max_payload=MAX_SIGNAL,
+            clears=KeyTopic(prefix, key).name if keeps_record else None,
+            dial=dial,
+        ) as connection:
+            entered = True
+            own = _topic(prefix, key, own_topic(us.instance, listens=us.listens))
+            channel = MqttChannel(connection, name, prefix=prefix, key=key, own_topic=own, keeps_record=keeps_record)
+            await connection.subscribe(channel._topic)
             async with open_background_nursery() as nursery:
                 nursery.start_soon(channel._read)
-                if channel.url in us.spared:
+                nursery.start_soon(channel._records.run, nursery)
+                if us.spares(name, BrokerExtra.OWN_TOPIC):
                     channel._told.set()
                 else:
                     nursery.start_soon(channel._find_own_topic)
@@ -272,12 +284,18 @@ async def open_mqtt_channel(
                     opened = True
                     yield channel
                 finally:
-                    us.note_broker(channel.url, closed=connection.ended and not channel.tells_apart)
+                    over_record = connection.ended and keeps_record and channel.records.kept is None
+                    over_topic = connection.ended and not (over_record or channel.tells_apart)
                     channel._fail("the channel is closed")
     except MqttError as exc:
         if opened:
             raise  # the body's own
-        raise SignalUnavailable(f"{url.redacted}: {exc}") from exc
+        over_record = over_record or (keeps_record and not entered)  # some take nobody who has a will
+        raise SignalUnavailable(f"{name}: {exc}") from exc
+    finally:
+        us.note_broker(name, BrokerExtra.OWN_TOPIC, closed=over_topic)
+        if findable:
+            us.note_broker(name, BrokerExtra.KEY_RECORD, closed=over_record)
 
 
 def check_mqtt_url(url: ServerUrl) -> str:

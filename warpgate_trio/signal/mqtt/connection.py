@@ -20,7 +20,8 @@ loop, which trio-asyncio gives it.  Both are strangers in a Trio program, so thi
 * **DISCONNECT on every way out,** cancellation included, under a shield of at most ``close_timeout``; after that the
   stream is closed whatever happened, and all sockets with it.
 
-Sessions are clean ones under a random client id: nothing of us stays at the broker when the connection has ended.
+Sessions are clean ones under a random client id: nothing of us stays at the broker when the connection has ended, what
+it retains of us included (`open_mqtt`'s `clears`).
 No timeout hides in here but ``close_timeout``: the caller bounds opening, `publish` and `receive` with its own scope.
 """
 
@@ -54,6 +55,7 @@ __all__ = [
     "MqttConnection",
     "MqttError",
     "Publication",
+    "SubscriptionRefused",
     "check_available",
     "check_no_asyncio",
     "load_libraries",
@@ -85,12 +87,18 @@ class MqttError(WarpgateError):
 
 
 @final
+class SubscriptionRefused(MqttError):
+    """The broker does not let us subscribe to a topic."""
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A message that came in by a subscription."""
+    """A message that came in by a subscription; `retained`: it was there before that."""
 
     topic: str
     payload: bytes
+    retained: bool = False
 
 
 class _Loop(Protocol):
@@ -163,6 +171,7 @@ class MqttConnection:
         self._abandoned = False
         self._failure: str | None = None
         self._scopes: set[trio.CancelScope] = set()
+        self._retained: set[str] = set()
         self._client: aiomqtt.Client | None = None
         self._loop: _Loop | None = None
         self._turns = trio.Semaphore(_OUTBOX)
@@ -182,25 +191,45 @@ class MqttConnection:
         """Whether it is over, be it that the broker closed it or that it was left."""
         return self._failure is not None
 
-    async def publish(self, topic: str, payload: bytes) -> None:
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Publish with QoS 1; returns when the broker has acknowledged.  64 at a time, others wait for their turn.
 
         Cancelled: the message may or may not go out.
 
+        Args:
+          retain: the broker is to hand it to whoever subscribes later, too.
+
         Raises:
           MqttError: the connection has ended, or the broker has left very many messages unacknowledged.
         """
-        await self._call(lambda client: client.publish(topic, payload, qos=1, timeout=math.inf), turns=self._turns)
+        await self._call(
+            lambda client: client.publish(topic, payload, qos=1, retain=retain, timeout=math.inf), turns=self._turns
+        )
 
-    async def subscribe(self, topic: str) -> None:
+    async def subscribe(self, topic: str, *, retained: bool = False) -> None:
         """Subscribe with QoS 1; returns when the broker has acknowledged.
 
+        Args:
+          retained: what the broker has retained there is wanted, too; it is passed over else.
+
         Raises:
-          MqttError: the broker refuses, or the connection has ended.
+          SubscriptionRefused: the broker refuses.
+          MqttError: the connection has ended.
         """
+        if retained:
+            self._retained.add(topic)
         granted = await self._call(lambda client: client.subscribe(topic, qos=1, timeout=math.inf))
         if any((code if isinstance(code, int) else code.value) >= 128 for code in granted):  # MQTT 3.1.1, 3.9.3
-            raise MqttError("the broker refuses the subscription")
+            raise SubscriptionRefused("the broker refuses the subscription")
+
+    async def unsubscribe(self, topic: str) -> None:
+        """Have no more messages of a topic; returns when the broker has acknowledged.
+
+        Raises:
+          MqttError: the connection has ended.
+        """
+        self._retained.discard(topic)
+        await self._call(lambda client: client.unsubscribe(topic, timeout=math.inf))
 
     async def receive(self) -> Publication:
         """The next message.  Cancelled: nothing is lost.
@@ -241,6 +270,7 @@ class MqttConnection:
         make_client: Callable[..., aiomqtt.Client],
         trio_asyncio: Any,
         *,
+        clears: str | None,
         close_timeout: float,
         task_status: trio.TaskStatus[None],
     ) -> None:
@@ -268,7 +298,7 @@ class MqttConnection:
                         self._fail("the connection is closed")
                         with trio.move_on_after(close_timeout, shield=True):
                             if opened:
-                                await self._disconnect(self._client)
+                                await self._disconnect(self._client, clears)
                                 if not self._abandoned:
                                     await bridge.wait_closed()
             finally:
@@ -307,17 +337,21 @@ class MqttConnection:
                 bridge.paho_connected.set()
         return False
 
-    async def _disconnect(self, client: aiomqtt.Client) -> None:
+    async def _disconnect(self, client: aiomqtt.Client, clears: str | None) -> None:
         assert self._loop is not None
         with suppress(Exception):  # aiomqtt.MqttError: it is over already
+            if clears is not None:
+                await self._loop.run_aio_coroutine(client.publish(clears, b"", qos=0, retain=True))
+        with suppress(Exception):
             await self._loop.run_aio_coroutine(client.__aexit__(None, None, None))
 
     def _take(self, message: aiomqtt.Message) -> None:
-        if message.retain:
-            return  # kept by the broker since nobody knows when; we retain nothing
+        topic, retained = message.topic.value, bool(message.retain)
+        if retained and topic not in self._retained:
+            return  # kept by the broker since nobody knows when
         payload = message.payload
         try:
-            self._arrived.send_nowait(Publication(message.topic.value, bytes(payload)))
+            self._arrived.send_nowait(Publication(topic, bytes(payload), retained))
         except trio.WouldBlock:
             self.dropped += 1
         except trio.ClosedResourceError:
@@ -405,6 +439,7 @@ async def open_mqtt(
     *,
     ssl_context: ssl.SSLContext | None = None,
     max_payload: int,
+    clears: str | None = None,
     close_timeout: float = CLOSE_TIMEOUT,
     dial: Callable[[str, int], Awaitable[trio.abc.Stream]] = trio.open_tcp_stream,
 ) -> AsyncGenerator[MqttConnection]:
@@ -417,6 +452,8 @@ async def open_mqtt(
       url: with the login, if the broker wants one; path and query are the caller's affair.
       ssl_context: for ``mqtts``; the platform's trust by default.  The host name (or IP literal) is verified.
       max_payload: messages that are longer come in empty.
+      clears: a topic at which nothing is to be retained once the connection has ended, however it ends: we say so
+        before DISCONNECT, and the broker has it as our will.  Some refuse who has one.
       close_timeout: seconds for DISCONNECT and for the broker's answer to it, which is to close.
       dial: opens the TCP connection.
 
@@ -438,6 +475,7 @@ async def open_mqtt(
         username=url.username,
         password=url.password,
         clean_session=True,
+        will=None if clears is None else aiomqtt.Will(clears, b"", qos=1, retain=True),
         keepalive=KEEPALIVE,
         timeout=math.inf,
         max_queued_outgoing_messages=_UNACKNOWLEDGED,
@@ -465,6 +503,7 @@ async def open_mqtt(
             PacketFilter(max_payload=max_payload),
             make_client,
             trio_asyncio,
+            clears=clears,
             close_timeout=close_timeout,
         )
         async with open_background_nursery() as nursery:

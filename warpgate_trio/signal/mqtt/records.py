@@ -1,0 +1,203 @@
+"""Key records at a broker: ours, which it retains at a topic of our key's, and those of others, which are read there.
+
+Theory of operation.  Our record is published, retained, and then looked up as anybody's is, which shows that the broker
+keeps it and lets it be read.  We go on to subscribe to the topic, and publish again where somebody has put something
+else there (`record_upkeep`).  When the connection ends, the broker forgets it: we clear it, or our will does.
+
+To look one up is to subscribe to its topic, and what is retained there comes with that: one round trip.  That nothing
+is retained no broker says.  So we publish to the topic ourselves, and to our own one behind it, which is known to work:
+what was retained would have come before they come back.  Where the second one does and the first one does not, the
+rules of the broker keep the topic from us.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Final, final
+
+import trio
+
+from ... import host as machine
+from ...errors import SignalUnavailable
+from ...nurseries import open_background_nursery
+from ...report import LookupOutcome
+from .connection import MqttConnection, MqttError, Publication, SubscriptionRefused
+from .echoes import Echoes
+from .key_topic import NONCE_LENGTH, KeyTopic
+from .record_upkeep import RecordUpkeep
+
+__all__ = ["BrokerRecords"]
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+
+@final
+class BrokerRecords:
+    """Key records by one connection to a broker: a `warpgate_trio.signal.channel.KeyRecords`.
+
+    Args:
+      url: the broker, without a password.
+      prefix: what its URL puts before all topics.
+      key: our own, as the topic of which `own_topic` is known to come back.
+      keeps: whether a record of ours is to be published, where there is one.
+
+    Attributes:
+      kept: whether the broker keeps it; None: that is not known yet, or there is none.
+    """
+
+    def __init__(
+        self,
+        connection: MqttConnection,
+        echoes: Echoes,
+        url: str,
+        *,
+        prefix: str,
+        key: bytes,
+        own_topic: str,
+        keeps: bool,
+    ) -> None:
+        self._connection = connection
+        self._host = machine.current()
+        self._echoes = echoes
+        self._url = url
+        self._prefix = prefix
+        self._own_topic = own_topic
+        self._ours: Final = KeyTopic(prefix, key)
+        self._keeps = keeps
+        self._upkeep = RecordUpkeep(self._ours)
+        self._changed = trio.Event()
+        self._settled = trio.Event()
+        self._questions: dict[str, set[_Question]] = {}
+        self._nursery: trio.Nursery | None = None
+        self.kept: bool | None = None
+
+    # -- what a hub does with it ---------------------------------------------------------------------------------------
+
+    def publish(self, record: bytes) -> None:
+        """Have the broker keep our record, in place of an earlier one; nothing where it may not be asked to."""
+        if self._keeps:
+            self._upkeep.publish(record, trio.current_time())
+            self._changed.set()
+        else:
+            self._settled.set()
+
+    async def wait_published(self) -> None:
+        """Return once it is known what became of our record, or never will be; the caller bounds the time."""
+        await self._settled.wait()
+
+    async def look_up(self, key: bytes) -> tuple[LookupOutcome, bytes]:
+        """What the broker has of a key, and the record where that is RECORD.
+
+        Raises:
+          SignalUnavailable: the connection has ended.
+        """
+        try:
+            return await self._read(KeyTopic(self._prefix, key))
+        except MqttError as error:
+            raise SignalUnavailable(f"{self._url}: {error}") from error
+
+    # -- what its channel does with it ---------------------------------------------------------------------------------
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Keep our record published until the connection ends; `nursery`: for what goes on behind look-ups."""
+        self._nursery = nursery
+        try:
+            while True:
+                await self._keep()
+        except MqttError:
+            pass  # the connection has ended, which its channel says
+        finally:
+            self._settled.set()
+
+    def hear(self, message: Publication) -> None:
+        """Something has come in, perhaps by a topic of a key record."""
+        for question in self._questions.get(message.topic, ()):
+            question.hear(message)
+        if message.topic == self._ours.name:
+            before = self._upkeep.deadline
+            self._upkeep.receive(message.payload, trio.current_time())
+            if self._upkeep.deadline != before:
+                self._changed.set()
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Wait until our record is due, and publish it."""
+        self._changed = trio.Event()
+        with trio.move_on_at(self._upkeep.deadline):
+            await self._changed.wait()
+        record = self._upkeep.transmit(trio.current_time())
+        if record is None:
+            return
+        nonce = self._host.entropy(NONCE_LENGTH)
+        await self._connection.publish(self._ours.name, self._ours.seal(record, nonce), retain=True)
+        if self.kept is None:
+            outcome, found = await self._read(self._ours, retained=True)
+            self.kept = self._upkeep.is_good(found)
+            self._settled.set()
+            if not self.kept:
+                logger.info("signal server %s: it keeps no key record of ours (%s)", self._url, outcome.value)
+
+    async def _read(self, topic: KeyTopic, *, retained: bool = False) -> tuple[LookupOutcome, bytes]:
+        """What is at a topic; where it has to be `retained`, what is only said does not count."""
+        question = _Question(topic, retained=retained)
+        self._questions.setdefault(topic.name, set()).add(question)
+        try:
+            async with open_background_nursery() as nursery:
+                nursery.start_soon(self._ask, question)
+                await question.done.wait()
+        finally:
+            self._forget(question)
+        return question.outcome, question.record
+
+    async def _ask(self, question: _Question) -> None:
+        topic = question.topic.name
+        try:
+            await self._connection.subscribe(topic, retained=True)
+        except SubscriptionRefused:
+            question.end(LookupOutcome.FORBIDDEN)
+            return
+        async with self._echoes.published(topic) as back:
+            await self._echoes.wait_back(self._own_topic)
+            question.end(LookupOutcome.NOBODY if back.is_set() else LookupOutcome.FORBIDDEN)
+
+    def _forget(self, question: _Question) -> None:
+        topic = question.topic.name
+        self._questions[topic].discard(question)
+        if not self._questions[topic]:
+            del self._questions[topic]
+            if topic != self._ours.name and self._nursery is not None:
+                self._nursery.start_soon(self._leave, topic)
+
+    async def _leave(self, topic: str) -> None:
+        if topic not in self._questions:  # nobody has asked again meanwhile
+            with suppress(MqttError):
+                await self._connection.unsubscribe(topic)
+
+
+@final
+class _Question:
+    """What is at a topic, as far as it is known."""
+
+    def __init__(self, topic: KeyTopic, *, retained: bool) -> None:
+        self.topic: Final = topic
+        self._retained = retained
+        self.done: Final = trio.Event()
+        self.outcome: LookupOutcome = LookupOutcome.NOBODY
+        self.record: bytes = b""
+        self._junk = False
+
+    def hear(self, message: Publication) -> None:
+        """Something was published there.  Words of others pass by; what is retained and is no record stays so."""
+        record = self.topic.open(message.payload)
+        if record is not None and (message.retained or not self._retained):
+            self.end(LookupOutcome.RECORD, record)
+        elif message.retained and message.payload:
+            self._junk = True
+
+    def end(self, outcome: LookupOutcome, record: bytes = b"") -> None:
+        """That is the answer."""
+        self.outcome = LookupOutcome.MALFORMED if outcome is LookupOutcome.NOBODY and self._junk else outcome
+        self.record = record
+        self.done.set()
