@@ -13,6 +13,8 @@ import pytest
 from tests.end_to_end.conftest import Server
 from tests.end_to_end.processes import Command, checked_event, ran, started
 from tests.identities import BOB, CAROL
+from tests.servers_mqtt import Broker
+from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
 
@@ -185,3 +187,22 @@ async def test_a_peer_id_is_enough(server: Server, home: dict[str, str], tmp_pat
     added = await ran("contacts", "add", *common, "bob", BOB.peer_id, env=home)
     assert added.process.returncode == 1
     assert "not added: " in added.stderr_text
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_peer_id_is_enough_where_both_have_a_broker_alone(
+    mosquitto: Broker, home: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(f'[servers]\nmqtt = ["{mosquitto.url}"]\n')
+    common = ("--config", str(file))
+    words = ("--key-file", str(tmp_path / "key"), "--allow-any", "--echo", "--keep-open", "--json")
+    async with started("listen", *common, *words) as listen:
+        await listen.event()
+        peer_id = (await ran("id", "--key-file", tmp_path / "key")).out.decode().strip()
+        done = await ran("connect", *common, "--save", "alice", "--echo-test", "1kB", peer_id, env=home)
+        assert done.process.returncode == 0, done.stderr_text
+        assert (await listed(home))["alice"]["address"].startswith("wg1"), "what the peer has told"
+    absent = await ran("connect", *common, BOB.peer_id, env=home)
+    assert absent.process.returncode == 1
+    assert "it knows no such peer" in absent.stderr_text

@@ -21,10 +21,11 @@ from tests.servers_mqtt import libraries as libraries
 from tests.servers_mqtt import mosquitto_fixture as mosquitto_fixture
 from tests.waiting import wait_until
 from warpgate_trio import Node, NodeConfig, Servers, anyone
+from warpgate_trio.address import KeyRecord
 from warpgate_trio.config import ListenConfig
 from warpgate_trio.errors import PeerNotFound
 from warpgate_trio.report import LookupOutcome
-from warpgate_trio.signal import ServerState
+from warpgate_trio.signal import ServerState, SignalHub
 from warpgate_trio.signal.mqtt.connection import open_mqtt
 from warpgate_trio.signal.mqtt.key_topic import KeyTopic
 from warpgate_trio.signal.mqtt.records import BrokerRecords
@@ -134,6 +135,41 @@ async def test_the_newest_of_two_processes_has_the_record(mosquitto: Broker) -> 
                 assert (await stranger.receive()).payload == b""
                 assert topic.open((await stranger.receive()).payload) == one
                 assert first.peer_id == second.peer_id
+
+
+@pytest.mark.needs("mosquitto")
+@pytest.mark.slow("as many hubs as a beginning has steps")
+async def test_a_hub_cancelled_at_any_time_leaves_nothing_retained(mosquitto: Broker) -> None:
+    topic = KeyTopic("", BOB.public_key)
+    made = KeyRecord.issue(BOB, issued_ms=1, signals=[str(mosquitto.url)], instance=b"instance").to_bytes()
+
+    async def live() -> None:
+        hub = SignalHub(BOB, [mosquitto.url])
+        hub.publish_key_record(lambda: made)
+        await hub.run()
+
+    with trio.fail_after(HANG):
+        for milliseconds in range(0, 60, 2):
+            with trio.move_on_after(milliseconds / 1000):
+                await live()
+        async with open_mqtt(mosquitto.url, max_payload=2000) as stranger:
+            await wait_until(lambda: mosquitto.connections() == 1)
+            await stranger.subscribe(topic.name, retained=True)
+            await stranger.publish(topic.name, b"end")
+            assert (await stranger.receive()).payload == b"end"
+    assert mosquitto.count(f"Received PUBLISH from .*{topic.name}.*bytes") > 20, "some came so far"
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_that_has_lost_it_is_told_again(mosquitto: Broker) -> None:
+    with trio.fail_after(HANG):
+        async with listener(mosquitto) as bob, caller(mosquitto) as alice:
+            mosquitto.kill()
+            await wait_until(lambda: records(bob) is None and records(alice) is None)
+            mosquitto.start()
+            await wait_until(lambda: (here := records(bob)) is not None and here.kept is True)
+            await alice.wait_signals()
+            assert await alice.refresh_address(BOB.peer_id) == bob.address
 
 
 # --- brokers that have rules ---

@@ -77,7 +77,6 @@ def test_a_look_up_leaves_nothing_behind(memory_broker: MemoryBroker) -> None:
                 async with trio.open_nursery() as nursery:
                     for each in range(3):
                         nursery.start_soon(give_up, alice, patience * (1 + each))
-                assert said(memory_broker) > 0 or patience < 0.06
             await trio.sleep(1)
             assert memory_broker.subscribed[TOPIC.name] == []
             bob = await open_bob(here)

@@ -97,7 +97,7 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
 
     Attributes:
       port: the TCP port, on every address of the machine; 0 for one that the system chooses.
-      findable: whether a node that can be called lets its rendezvous servers tell whoever knows its peer id by which
+      findable: whether a node that can be called lets its signal servers tell whoever knows its peer id by which
         servers it can be asked where it is (docs/contacts.md).
     """
 

@@ -35,7 +35,7 @@ class Echoes:
         """Publish one to a topic that we subscribe to; yields what is set once it has come back, or never will.
 
         Raises:
-          MqttError: as `MqttConnection.publish`.
+          MqttError: the connection has ended; also when the body is over.
         """
         token, back = self._host.entropy(_TOKEN), trio.Event()
         self._expected[topic, token] = back
@@ -44,6 +44,8 @@ class Echoes:
             yield back
         finally:
             del self._expected[topic, token]
+        if self._ended is not None:
+            raise MqttError(self._ended)
 
     async def wait_back(self, topic: str) -> None:
         """Publish one, and return once it has come back.
@@ -53,8 +55,6 @@ class Echoes:
         """
         async with self.published(topic) as back:
             await back.wait()
-        if self._ended is not None:
-            raise MqttError(self._ended)
 
     def take(self, topic: str, payload: bytes) -> bool:
         """Whether something that has come in is one, be it ours or a stranger's."""

@@ -5,9 +5,9 @@ keeps it and lets it be read.  We go on to subscribe to the topic, and publish a
 else there (`record_upkeep`).  When the connection ends, the broker forgets it: we clear it, or our will does.
 
 To look one up is to subscribe to its topic, and what is retained there comes with that: one round trip.  That nothing
-is retained no broker says.  So we publish to the topic ourselves, and to our own one behind it, which is known to work:
-what was retained would have come before they come back.  Where the second one does and the first one does not, the
-rules of the broker keep the topic from us.
+is retained no broker says.  So we publish to our own topic behind it, which is known to work: what was retained has
+come before that comes back.  Where nothing has, we publish to the topic of the record itself, and to our own one again.
+When the second one comes back without the first, the rules of the broker keep the topic from us.
 """
 
 from __future__ import annotations
@@ -158,9 +158,17 @@ class BrokerRecords:
         except SubscriptionRefused:
             question.end(LookupOutcome.FORBIDDEN)
             return
-        async with self._echoes.published(topic) as back:
-            await self._echoes.wait_back(self._own_topic)
-            question.end(LookupOutcome.NOBODY if back.is_set() else LookupOutcome.FORBIDDEN)
+        await self._echoes.wait_back(self._own_topic)  # what was retained has come before that
+        async with self._echoes.published(topic) as back, open_background_nursery() as nursery:
+            nursery.start_soon(self._doubt, question, back)
+            await back.wait()
+        question.end(LookupOutcome.NOBODY)
+
+    async def _doubt(self, question: _Question, back: trio.Event) -> None:
+        """Notice that what we have said at a topic is not going to come back."""
+        await self._echoes.wait_back(self._own_topic)
+        if not back.is_set():
+            question.end(LookupOutcome.FORBIDDEN)
 
     def _forget(self, question: _Question) -> None:
         topic = question.topic.name
@@ -197,7 +205,9 @@ class _Question:
             self._junk = True
 
     def end(self, outcome: LookupOutcome, record: bytes = b"") -> None:
-        """That is the answer."""
+        """That is the answer, unless there is one."""
+        if self.done.is_set():
+            return
         self.outcome = LookupOutcome.MALFORMED if outcome is LookupOutcome.NOBODY and self._junk else outcome
         self.record = record
         self.done.set()
