@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.hangs import HANG
 from tests.hubs import no_long_pauses as no_long_pauses
@@ -23,10 +24,11 @@ from tests.waiting import wait_until
 from warpgate_trio import Node, NodeConfig, Servers, anyone
 from warpgate_trio.address import KeyRecord
 from warpgate_trio.config import ListenConfig
-from warpgate_trio.errors import PeerNotFound
+from warpgate_trio.errors import PeerNotFound, SignalUnavailable
 from warpgate_trio.report import LookupOutcome
 from warpgate_trio.signal import ServerState, SignalHub
-from warpgate_trio.signal.mqtt.connection import open_mqtt
+from warpgate_trio.signal.mqtt.channel import MqttChannel, open_mqtt_channel
+from warpgate_trio.signal.mqtt.connection import MqttConnection, open_mqtt
 from warpgate_trio.signal.mqtt.key_topic import KeyTopic
 from warpgate_trio.signal.mqtt.records import BrokerRecords
 
@@ -172,6 +174,30 @@ async def test_a_broker_that_has_lost_it_is_told_again(mosquitto: Broker) -> Non
             assert await alice.refresh_address(BOB.peer_id) == bob.address
 
 
+@pytest.mark.needs("mosquitto")
+@pytest.mark.parametrize("how", ["cut", "left"])
+async def test_a_look_up_ends_with_its_connection(mosquitto: Broker, how: str) -> None:
+    caught: list[SignalUnavailable] = []
+
+    async def look_up(channel: MqttChannel) -> None:
+        with pytest.raises(SignalUnavailable, match=str(wire.url)) as raised:
+            await channel.records.look_up(BOB.public_key)
+        caught.append(raised.value)
+
+    with trio.fail_after(HANG):
+        async with open_wire(mosquitto) as wire, trio.open_nursery() as nursery:
+            async with open_mqtt_channel(wire.url, ALICE) as channel:
+                wire.swallow = True
+                nursery.start_soon(look_up, channel)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert caught == []
+                if how == "cut":
+                    wire.cut()
+                    with pytest.raises(SignalUnavailable):
+                        await channel.receive()
+    assert len(caught) == 1
+
+
 # --- brokers that have rules ---
 
 SIGNALS = "topic readwrite warpgate-trio/1/+\ntopic readwrite warpgate-trio/1/+/0000000000000000\n"
@@ -217,6 +243,39 @@ async def test_a_broker_that_retains_nothing_is_connected_to_all_the_same(tmp_pa
                 assert broker.count(r"New client connected \S+ \S+ as wg") == 2
     finally:
         broker.kill()
+
+
+@pytest.mark.needs("mosquitto")
+async def test_a_broker_that_closes_over_a_retained_message_is_spared_it(
+    mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MQTT 3.1.1 §3.3.5 lets it.  The next connection does without that, and has all else."""
+    publish, subscribe = MqttConnection.publish, MqttConnection.subscribe
+    closed: list[str] = []
+    async with open_wire(mosquitto) as wire:
+
+        async def publish_and_be_cut(
+            connection: MqttConnection, topic: str, payload: bytes, *, retain: bool = False
+        ) -> None:
+            if retain:
+                closed.append(topic)
+                wire.cut()
+            await publish(connection, topic, payload, retain=retain)
+
+        async def subscribe_later(connection: MqttConnection, topic: str, *, retained: bool = False) -> None:
+            if topic.count("/") > 2 and not closed:
+                await trio.sleep_forever()  # until the connection ends: it has no topic of its own yet
+            await subscribe(connection, topic, retained=retained)
+
+        monkeypatch.setattr(MqttConnection, "publish", publish_and_be_cut)
+        monkeypatch.setattr(MqttConnection, "subscribe", subscribe_later)
+        with trio.fail_after(HANG):
+            async with loopback_node(BOB, config(wire), authorize=anyone) as bob:
+                await wait_until(lambda: bool(closed) and bob._runtime.hub.has_topic)
+                await bob.wait_published()
+                assert (here := records(bob)) is not None
+                assert here.kept is None
+                assert len(closed) == 1
 
 
 async def test_who_is_not_findable_publishes_nothing(any_broker: Broker) -> None:

@@ -32,6 +32,12 @@ async def open_alice(here: Scene) -> Node:
     return await here.node("alice", ALICE, CONFIG)
 
 
+def channel_of(node: Node) -> MqttChannel:
+    (slot,) = node._runtime.hub._keeper.own
+    assert isinstance(slot.channel, MqttChannel)
+    return slot.channel
+
+
 async def outcome(alice: Node) -> LookupOutcome:
     with pytest.raises(PeerNotFound) as caught:
         await alice.refresh_address(BOB.peer_id)
@@ -99,6 +105,41 @@ def test_a_look_up_leaves_nothing_behind(memory_broker: MemoryBroker) -> None:
     run(body)
 
 
+def test_look_ups_that_follow_one_another_at_once_find_it_each_time(memory_broker: MemoryBroker) -> None:
+    """The end of a subscription comes between them, or not at all."""
+
+    async def body(net: Network) -> None:
+        async with scene(net) as here:
+            await open_bob(here)
+            records = channel_of(await open_alice(here)).records
+            for _ in range(20):
+                found, _ = await records.look_up(BOB.public_key)
+                assert found is LookupOutcome.RECORD
+
+    run(body)
+
+
+def test_a_record_that_comes_behind_what_is_none_is_found(memory_broker: MemoryBroker) -> None:
+    """Its owner has published it again, while somebody was asking."""
+
+    async def body(net: Network) -> None:
+        async with scene(net) as here:
+            hub = (await open_alice(here))._runtime.hub
+            memory_broker.publish(TOPIC.name, b"\1junk", retain=True)
+            shown = record_of(BOB, net.epoch + net.wire.now, URL)
+            async with trio.open_nursery() as nursery:
+
+                async def publish() -> None:
+                    await trio.sleep(memory_broker.latency * 3)
+                    memory_broker.publish(TOPIC.name, TOPIC.seal(shown, bytes(12)))
+
+                nursery.start_soon(publish)
+                (answer,) = await hub.look_up(BOB.public_key, patience=10.0)
+            assert (answer.outcome, answer.record) == (LookupOutcome.RECORD, shown)
+
+    run(body)
+
+
 @pytest.mark.parametrize("expected", [each for each in LIES if each is not LookupOutcome.NOBODY])
 def test_what_a_stranger_has_published_in_the_place_of_who_is_absent(
     memory_broker: MemoryBroker, expected: LookupOutcome
@@ -159,9 +200,7 @@ def test_a_broker_that_forgets_is_no_failure(memory_broker: MemoryBroker) -> Non
     async def body(net: Network) -> None:
         async with scene(net) as here:
             bob, alice = await open_bob(here), await open_alice(here)
-            channel = bob._runtime.hub._keeper.own[0].channel
-            assert isinstance(channel, MqttChannel)
-            assert channel.records.kept is False
+            assert channel_of(bob).records.kept is False
             assert memory_broker.retained == {}
             with here.host("alice"):
                 async with await alice.auto_connect(bob.address):

@@ -252,11 +252,8 @@ async def open_mqtt_channel(
 ) -> AsyncGenerator[MqttChannel]:
     """Open a channel to the broker at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     prefix = check_mqtt_url(url)
-    us, key, name = (
-        registrant or Registrant(machine.current().entropy(INSTANCE_LENGTH)),
-        identity.public_key,
-        url.redacted,
-    )
+    us = registrant or Registrant(machine.current().entropy(INSTANCE_LENGTH))
+    key, name = identity.public_key, url.redacted
     keeps_record = findable and not us.spares(name, BrokerExtra.KEY_RECORD)
     entered = opened = over_topic = over_record = False
     try:
@@ -293,8 +290,9 @@ async def open_mqtt_channel(
         over_record = over_record or (keeps_record and not entered)  # some take nobody who has a will
         raise SignalUnavailable(f"{name}: {exc}") from exc
     finally:
-        us.note_broker(name, BrokerExtra.OWN_TOPIC, closed=over_topic)
-        if findable:
+        if entered:
+            us.note_broker(name, BrokerExtra.OWN_TOPIC, closed=over_topic)
+        if findable and (entered or over_record):
             us.note_broker(name, BrokerExtra.KEY_RECORD, closed=over_record)
 
 

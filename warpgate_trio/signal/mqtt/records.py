@@ -108,6 +108,7 @@ class BrokerRecords:
         except MqttError:
             pass  # the connection has ended, which its channel says
         finally:
+            self._nursery = None
             self._settled.set()
 
     def hear(self, message: Publication) -> None:
@@ -133,15 +134,14 @@ class BrokerRecords:
         nonce = self._host.entropy(NONCE_LENGTH)
         await self._connection.publish(self._ours.name, self._ours.seal(record, nonce), retain=True)
         if self.kept is None:
-            outcome, found = await self._read(self._ours, retained=True)
+            outcome, found = await self._read(self._ours)
             self.kept = self._upkeep.is_good(found)
             self._settled.set()
             if not self.kept:
                 logger.info("signal server %s: it keeps no key record of ours (%s)", self._url, outcome.value)
 
-    async def _read(self, topic: KeyTopic, *, retained: bool = False) -> tuple[LookupOutcome, bytes]:
-        """What is at a topic; where it has to be `retained`, what is only said does not count."""
-        question = _Question(topic, retained=retained)
+    async def _read(self, topic: KeyTopic) -> tuple[LookupOutcome, bytes]:
+        question = _Question(topic)
         self._questions.setdefault(topic.name, set()).add(question)
         try:
             async with open_background_nursery() as nursery:
@@ -188,9 +188,8 @@ class BrokerRecords:
 class _Question:
     """What is at a topic, as far as it is known."""
 
-    def __init__(self, topic: KeyTopic, *, retained: bool) -> None:
+    def __init__(self, topic: KeyTopic) -> None:
         self.topic: Final = topic
-        self._retained = retained
         self.done: Final = trio.Event()
         self.outcome: LookupOutcome = LookupOutcome.NOBODY
         self.record: bytes = b""
@@ -199,7 +198,7 @@ class _Question:
     def hear(self, message: Publication) -> None:
         """Something was published there.  Words of others pass by; what is retained and is no record stays so."""
         record = self.topic.open(message.payload)
-        if record is not None and (message.retained or not self._retained):
+        if record is not None:
             self.end(LookupOutcome.RECORD, record)
         elif message.retained and message.payload:
             self._junk = True
