@@ -54,6 +54,7 @@ import enum
 import hashlib
 import hmac
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
@@ -469,10 +470,14 @@ def token_proof(relay_token: str, nonce: bytes, key: bytes, name: str) -> bytes:
 
 
 class BrokerExtra(enum.Enum):
-    """What a broker is asked for beside the topic of our key, and need not give."""
+    """What a broker is asked for beside the topic of our key, and need not give.
 
-    OWN_TOPIC = enum.auto()
-    KEY_RECORD = enum.auto()
+    The value is how many connections in a row have to end over it for the broker to be spared it.  A connection that
+    ends for another reason, as where a broker is started again, looks the same; who has no record cannot be found.
+    """
+
+    OWN_TOPIC = 1
+    KEY_RECORD = 2
 
 
 @final
@@ -497,24 +502,24 @@ class Registrant:
             raise ValueError(f"an instance is {INSTANCE_LENGTH} random bytes")
         self.instance = instance
         self.listens = listens
-        self._spared: set[tuple[str, BrokerExtra]] = set()
+        self._closed: Counter[tuple[str, BrokerExtra]] = Counter()
         self.has_token: Final = relay_token is not None
         self._relay_token = relay_token
         self._speak_2: set[str] = set()
 
     def spares(self, broker: str, extra: BrokerExtra) -> bool:
         """Whether a broker (its URL) is not to be asked for something: it may have closed a connection over that."""
-        return (broker, extra) in self._spared
+        return self._closed[broker, extra] >= extra.value
 
     def note_broker(self, broker: str, extra: BrokerExtra, *, closed: bool) -> None:
         """A connection to a broker has ended; `closed`: by the broker, before we had from it what it was asked for.
 
-        The connection after that does not ask for it; the one after that does.
+        The connection after so many of these (`BrokerExtra`) does not ask for it; the one after that does.
         """
         if closed and not self.spares(broker, extra):
-            self._spared.add((broker, extra))
+            self._closed[broker, extra] += 1
         else:
-            self._spared.discard((broker, extra))
+            del self._closed[broker, extra]
 
     def answer(self, identity: Identity, challenge: Challenge, name: str) -> Register | Register2 | Register3:
         """Answer the challenge of the server that was dialled by `name` (`server_name`).

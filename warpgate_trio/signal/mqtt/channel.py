@@ -292,7 +292,7 @@ async def open_mqtt_channel(
     finally:
         if entered:
             us.note_broker(name, BrokerExtra.OWN_TOPIC, closed=over_topic)
-        if findable and (entered or over_record):
+        if findable:
             us.note_broker(name, BrokerExtra.KEY_RECORD, closed=over_record)
 
 
