@@ -383,6 +383,13 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
     Raises:
       OSError: none of them can be connected to, with each reason in the group that is its cause.
     """
+    addresses = list(addresses)
+    problem = f"all attempts to connect to {host}:{port} failed"
+    if len(addresses) == 1:  # the usual case, for which a task of its own would cost as much as the connection
+        try:
+            return await _connect(addresses[0], port)
+        except OSError as error:
+            raise OSError(problem) from BaseExceptionGroup("", [error])
     streams: list[trio.SocketStream] = []
     errors: list[BaseException] = []
 
@@ -403,7 +410,7 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
                 with trio.move_on_after(STAGGER):
                     await failed.wait()
         if not streams:
-            raise OSError(f"all attempts to connect to {host}:{port} failed") from BaseExceptionGroup("", errors)
+            raise OSError(problem) from BaseExceptionGroup("", errors)
         return streams.pop(0)
     finally:
         for stream in streams:  # a dead heat, or a cancellation in the moment of success

@@ -133,6 +133,7 @@ class TlsCarrier:
         self._fault: ssl.SSLError | None = None
         self._receive_size = RECEIVE_MIN
         self._left = False  # records that were not decrypted in the last turn
+        self._dry = False  # the BIO was found to hold no whole record
         self.began: Final = trio.current_time()
         self.dialler: Final = dialler
         self.server_key: Final = server_key
@@ -293,8 +294,7 @@ class TlsCarrier:
         while True:
             if self._left:
                 await trio.lowlevel.checkpoint()
-            ended = self._decrypt_into(pieces)
-            if pieces or ended:
+            if not self._dry and (self._decrypt_into(pieces) or pieces):
                 return pieces
             try:
                 data = await self._sock.recv(self._receive_size)
@@ -307,6 +307,7 @@ class TlsCarrier:
             elif 4 * len(data) < self._receive_size:
                 self._receive_size = max(self._receive_size // 2, RECEIVE_MIN)
             self._incoming.write(data)
+            self._dry = False
 
     def _decrypt_into(self, pieces: list[bytes]) -> bool:
         """Take whole records out of the BIO, as many as a turn has; True at the peer's close_notify."""
@@ -320,6 +321,7 @@ class TlsCarrier:
             self._left = True
             return False
         except ssl.SSLWantReadError:
+            self._dry = True
             return False
         except ssl.SSLZeroReturnError:  # how the peer's close_notify reads once we have sent ours
             return True

@@ -296,7 +296,7 @@ class Link(Travelling):
         protocol.lose(lane.protocol, trio.current_time())
         self._lanes.pop(lane.protocol, None)
         self._standbys.discard(lane)
-        self.path_log.told.unpark_all()
+        self.path_log.tell()
         lane.scope.cancel()
         if not self._lanes:
             self._wait_no_longer_than(protocol.resume_timeout)
@@ -434,7 +434,7 @@ class Link(Travelling):
             self.protocol.close()
             self._wait()
         self._ending = self._openings.over = True
-        self.path_log.told.unpark_all()
+        self.path_log.tell()
         self._speaking.poke()
         self._settle()
         self._bound_goodbye()
@@ -460,7 +460,7 @@ class Link(Travelling):
     def _wake(self) -> None:
         """Everybody's wait is over."""
         self._answers.unpark_all()
-        self.path_log.told.unpark_all()
+        self.path_log.tell()
         for channel in self.protocol.take_touched():
             if channel.observer is not None:
                 channel.observer.wake()
@@ -517,7 +517,7 @@ class Link(Travelling):
         if channel.observer is not None:
             channel.observer.wake()
         self._answers.unpark_all()
-        self.path_log.told.unpark_all()
+        self.path_log.told_pipes.unpark_all()
         self._pipes.discard(channel)
         if self._pipes:
             self._settle()

@@ -44,7 +44,8 @@ class PathLog:
     Attributes:
       changes: the last of them, the oldest first.
       count: how many there were in all.
-      told: wakes whoever waits for the path to change.
+      told: wakes whoever waits for the path to change on the Link's behalf.
+      told_pipes: and on a Pipe's, which may be closed meanwhile.
       watchers: called with each change, at once; they must not block.
       began: when the call began that made the Link; on the other side, when there was the Link.
       search: the last search for another path that has come to its end.
@@ -55,6 +56,7 @@ class PathLog:
         self.changes: Final[deque[PathChange]] = deque(maxlen=MAX_CHANGES)
         self.count: int = 0
         self.told: Final = trio.lowlevel.ParkingLot()
+        self.told_pipes: Final = trio.lowlevel.ParkingLot()
         self.watchers: Final[list[Callable[[PathChange], object]]] = []
         self.began: float | None = None
         self.search: ConnectReport | None = None
@@ -90,7 +92,12 @@ class PathLog:
             )
         if state is PathState.LIVE:
             self._silent_since = None
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake all of them."""
         self.told.unpark_all()
+        self.told_pipes.unpark_all()
 
     def _silence(self, lane: LaneDriver | None, now: float) -> float:
         if self._silent_since is None:
@@ -172,4 +179,4 @@ class PathChanges:
                 return missing[0]
             if self._is_over():
                 raise StopAsyncIteration
-            await log.told.park()
+            await log.told_pipes.park()

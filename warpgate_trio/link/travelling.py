@@ -186,7 +186,7 @@ class Travelling(Handshake):
         for lane in self._drivers:
             if lane.is_relayed and lane.carrier.local == local:
                 lane.protocol.leaving = True
-        self.path_log.told.unpark_all()
+        self.path_log.tell()
 
     @property
     def is_leaving(self) -> bool:
@@ -244,7 +244,7 @@ class Travelling(Handshake):
     def _note_hint(self) -> None:
         self.hints += 1
         self.hinted_at = trio.current_time()
-        self.path_log.told.unpark_all()
+        self.path_log.tell()
 
     async def wait_hint(self) -> None:
         """Wait until something has happened on this side that may have killed its path, for as long as it takes."""
@@ -277,7 +277,7 @@ class Travelling(Handshake):
                 raise trio.ClosedResourceError("this pipe was closed")
             if self.protocol.failure is not None:
                 raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
-            await self.path_log.told.park()
+            await self.path_log.told_pipes.park()
         return path
 
     def path_changes(self, channel: Channel) -> AsyncIterator[PathChange]:
