@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, NoReturn
 
@@ -76,6 +77,19 @@ async def serve_forward(
         raise trio.ClosedResourceError("the listener was closed")
 
 
+@asynccontextmanager
+async def _slot(room: trio.CapacityLimiter) -> AsyncGenerator[None]:
+    """One of it, without a checkpoint where it has room: a forwarded connection waits for nothing that it need not."""
+    try:
+        room.acquire_nowait()
+    except trio.WouldBlock:
+        await room.acquire()
+    try:
+        yield
+    finally:
+        room.release()
+
+
 async def _open(connection: trio.SocketStream, find_pipe: Callable[[], Pipe], target: Target) -> Pipe:
     for pause in BUSY_PAUSES:
         try:
@@ -96,7 +110,7 @@ async def _lead(
 ) -> None:
     try:
         async with resetting(connection):
-            async with opening:
+            async with _slot(opening):
                 further = await _open(connection, find_pipe, target)
             async with further:
                 await copy_both_ways(connection, further, first=partial(receive_answer, further))

@@ -41,12 +41,18 @@ async def resetting(connection: trio.SocketStream) -> AsyncGenerator[None]:
 
 
 async def copy_both_ways(
-    connection: trio.SocketStream, pipe: Pipe, *, first: Callable[[], Awaitable[object]] | None = None
+    connection: trio.SocketStream,
+    pipe: Pipe,
+    *,
+    first: Callable[[], Awaitable[object]] | None = None,
+    greeting: bytes = b"",
 ) -> None:
     """Copy until both sides have ended.
 
     Args:
       first: what is to be done before the Pipe is read; meanwhile the connection is read, and what it brings is sent.
+      greeting: what the Pipe is told before anything that the connection brings.  What has come by the Pipe already
+        goes first, so that who gets it works while the greeting is sent.
 
     Raises:
       trio.BrokenResourceError: one of the two broke, or both at once; what `first` raises.
@@ -62,6 +68,10 @@ async def copy_both_ways(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
+            if greeting:
+                for _ in range(3):  # the turns in which `receive` begins, takes what has come, and sends it
+                    await trio.lowlevel.checkpoint()
+                await pipe.send_all(greeting)
             size = READ_MIN
             while data := await connection.receive_some(size):
                 await pipe.send_all(data)

@@ -30,10 +30,19 @@ async def open_pipe_for(connection: trio.SocketStream, pipe: Pipe, label: str) -
       PeerRefused, trio.ClosedResourceError: as `Pipe.open_pipe`.
       trio.BrokenResourceError: the path or the connection is gone.
     """
-    await pipe.wait_accepted()
-    further = pipe.open_pipe_nowait(label)
+    early = await _look(connection) if connection.socket.is_readable() else b""
     try:
-        left = await _send_early(connection, further)
+        further = pipe.open_pipe_nowait(label)
+    except trio.WouldBlock:
+        await pipe.wait_accepted()
+        further = pipe.open_pipe_nowait(label)
+    try:
+        if early:  # which goes in one packet with the question
+            await _send(early, further)
+            await further.wait_accepted()
+            left = len(early)
+        else:
+            left = await _send_what_comes(connection, further)
         while left:
             data = await connection.receive_some(left)
             if not data:
@@ -45,8 +54,21 @@ async def open_pipe_for(connection: trio.SocketStream, pipe: Pipe, label: str) -
     return further
 
 
-async def _send_early(connection: trio.SocketStream, further: Pipe) -> int:
-    """Send what has come until the peer has taken the Pipe; returns how much."""
+async def _look(connection: trio.SocketStream) -> bytes:
+    """What a connection brings, which stays there."""
+    try:
+        return await connection.socket.recv(MAX_EARLY, socket.MSG_PEEK)
+    except OSError as error:
+        raise trio.BrokenResourceError(f"the connection broke: {error.strerror or error}") from error
+
+
+async def _send(early: bytes, further: Pipe) -> None:
+    with suppress(trio.BrokenResourceError):  # it was refused, or is broken: that is waited for
+        await further.send_all(early)
+
+
+async def _send_what_comes(connection: trio.SocketStream, further: Pipe) -> int:
+    """Send what comes until the peer has taken the Pipe; returns how much."""
     sent = 0
     looking = trio.CancelScope()
 
@@ -54,13 +76,9 @@ async def _send_early(connection: trio.SocketStream, further: Pipe) -> int:
         nonlocal sent
         data = b""
         with looking:
-            try:
-                data = await connection.socket.recv(MAX_EARLY, socket.MSG_PEEK)
-            except OSError as error:
-                raise trio.BrokenResourceError(f"the connection broke: {error.strerror or error}") from error
-        with suppress(trio.BrokenResourceError):  # then the Pipe was refused, or is broken: that is waited for
-            await further.send_all(data)
-            sent = len(data)
+            data = await _look(connection)
+        await _send(data, further)
+        sent = len(data)
 
     async with open_bare_nursery() as nursery:
         nursery.start_soon(look)

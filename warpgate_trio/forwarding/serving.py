@@ -42,8 +42,8 @@ async def handle_forward(
         if pipe.label.startswith(TCP):
             connection = await reach(asked_target(pipe.label, TCP), exposed, patience, peer_id=pipe.peer_id)
             async with resetting(connection):
-                await pipe.send_all(encode_answer(Answer.DONE))  # not where: who has gone already has no address
-                await copy_both_ways(connection, pipe)
+                answer = encode_answer(Answer.DONE)  # not where: who has gone already has no address
+                await copy_both_ways(connection, pipe, greeting=answer)
         else:
             await _listen_for(pipe, asked_target(pipe.label, BIND), bindable or Bindable())
     except TargetRefused as refused:
