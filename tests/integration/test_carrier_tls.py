@@ -39,8 +39,8 @@ from tests.panicking import PanicException
 from tests.wire import Fault, Script
 from warpgate_trio.carrier import TlsCarrier, TlsContexts
 from warpgate_trio.carrier._pinning import certificate_key
-from warpgate_trio.carrier.records import FIRST_FLIGHT, FIRST_RECORD, IDLE
-from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN, RECORD, TURN_RECORDS, UNSENT_MAX
+from warpgate_trio.carrier.records import FIRST_FLIGHT, FIRST_RECORD, IDLE, RECORD
+from warpgate_trio.carrier.tls import RECEIVE_MAX, RECEIVE_MIN, TURN_RECORDS, UNSENT_MAX
 from warpgate_trio.errors import CarrierError, WrongPeer
 
 

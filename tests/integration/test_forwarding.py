@@ -31,6 +31,7 @@ from warpgate_trio.forwarding import (
     serve_forward,
     serve_reverse,
 )
+from warpgate_trio.forwarding.copying import MAX_PIECES, send_pieces
 from warpgate_trio.forwarding.lookups import MAX_WAITING
 from warpgate_trio.link import RefuseReason
 from warpgate_trio.link.channel import Channel
@@ -149,6 +150,53 @@ async def test_who_speaks_first_does_not_matter() -> None:
             while not heard:
                 await trio.lowlevel.checkpoint()
     assert heard == [b"and goodbye"]
+
+
+async def test_what_a_client_has_said_already_goes_with_the_question_for_its_pipe() -> None:
+    writes: list[bool] = []
+    first: list[int] = []
+
+    async def echo(there: Service, stream: trio.SocketStream) -> None:
+        async for data in stream:
+            first.append(len(writes))
+            await stream.send_all(data)
+
+    async with service(echo) as there, exposing(Exposed([str(there.target)])) as pipe:
+        flush = pipe.carrier.flush
+
+        async def counted() -> None:
+            writes.append(True)
+            await flush()
+
+        await pipe.ping()
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with listener, await trio.open_tcp_stream(*listener.socket.getsockname()[:2]) as stream:
+            await stream.send_all(b"hello")
+            async with trio.open_nursery() as nursery:
+                pipe.carrier.flush = counted  # type: ignore[method-assign]
+                nursery.start_soon(serve_forward, lambda: pipe, there.target, listener)
+                assert await stream.receive_some() == b"hello"
+                nursery.cancel_scope.cancel()
+    assert first == [1]
+
+
+async def test_pieces_are_sent_in_order_however_much_of_them_the_system_takes() -> None:
+    pieces: list[bytes | memoryview] = [os.urandom(size) for size in (1, 70_000, 3)]
+    pieces += [memoryview(os.urandom(size)) for size in range(1, 2 * MAX_PIECES)]
+    ours, theirs = trio.socket.socketpair()
+    ours.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 4096)
+    async with trio.SocketStream(ours) as sender, trio.SocketStream(theirs) as receiver:
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                await send_pieces(sender, pieces)
+                await sender.send_eof()
+
+            nursery.start_soon(send)
+            assert await read_all(receiver) == b"".join(pieces)
+        await receiver.aclose()
+        with pytest.raises(trio.BrokenResourceError, match="the connection broke: Broken pipe"):
+            await send_pieces(sender, pieces)
 
 
 async def test_what_is_not_exposed_is_reset() -> None:

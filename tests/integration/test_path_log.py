@@ -228,3 +228,16 @@ async def test_what_the_peer_may_have_said_is_fit_to_be_shown() -> None:
 def test_a_change_in_words() -> None:
     change = PathChange(at=1.0, old=None, new=None, cause=PathCause.LOST, detail="gone", silence=1.26)
     assert str(change) == "no path → no path (lost: gone; 1.3 s of silence)"
+
+
+async def test_a_pipe_that_closes_wakes_who_follows_pipes_and_not_who_looks_after_the_path() -> None:
+    async with lasting() as (alice, _bob):
+        log = alice.link.path_log
+        async with trio.open_nursery() as nursery:
+            further = alice.link.open_pipe_nowait("further")
+            nursery.start_soon(alice.link.wait_path_event)
+            nursery.start_soon(alice.pipe.wait_path_change)
+            await wait_until(lambda: len(log.told) == len(log.told_pipes) == 1)
+            further.close_nowait()
+            assert (len(log.told), len(log.told_pipes)) == (1, 0)
+            nursery.cancel_scope.cancel()

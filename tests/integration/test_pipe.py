@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -192,6 +193,28 @@ async def test_only_bytes_can_be_sent() -> None:
                 await alice.pipe.send_all(wrong)  # type: ignore[arg-type]
         await alice.pipe.send_all(memoryview(array.array("H", [0x6161, 0x6262])))  # any memory, taken as bytes
         assert await bob.pipe.receive_some() == b"aabb"
+
+
+async def test_pieces_are_what_receive_some_would_join() -> None:
+    data = os.urandom(300_000)
+    async with linked() as (alice, bob):
+
+        async def send() -> None:
+            await alice.pipe.send_all(data)
+            await alice.pipe.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            found = []
+            while pieces := await bob.pipe.receive_pieces(20_000):
+                assert all(pieces)
+                assert sum(map(len, pieces)) <= 20_000
+                found += pieces
+        assert b"".join(found) == data
+        assert await bob.pipe.receive_pieces() == []
+        assert bob.pipe._channel.consumed == len(data)
+        with pytest.raises(ValueError, match="max_bytes must be at least 1"):
+            await bob.pipe.receive_pieces(0)
 
 
 async def test_one_task_sends_and_one_receives() -> None:

@@ -153,7 +153,7 @@ def test_the_page_of_limits_is_what_the_code_says() -> None:
 
 def test_a_limit_has_its_unit_and_its_first_sentence() -> None:
     rows = {bare(row["limit"]): row for rows in tables(page("limits.md")) for row in rows}
-    assert rows["carrier.tls.RECORD"]["value"] == "16 KiB"
+    assert rows["carrier.records.RECORD"]["value"] == "16 KiB"
     assert rows["signal.replays.WINDOW"]["value"] == "300 s"
     assert rows["websocket.stream.BUDGET_RATE"]["value"] == "64 B/s"
     assert rows["link.budget.CONTROL_RATE"]["value"] == "100,000 /s"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warpgate_trio.carrier.records import FIRST_FLIGHT, FIRST_RECORD, IDLE, RecordSizes
+from warpgate_trio.carrier.records import FIRST_FLIGHT, FIRST_RECORD, IDLE, RECORD, RecordSizes
 
 
 def sizes(records: RecordSizes, *parts: bytes, now: float = 0.0) -> list[int]:
@@ -24,6 +24,15 @@ def test_its_records_fill_the_initial_window_and_no_more() -> None:
 
 def test_a_header_goes_with_what_it_is_for() -> None:
     assert sizes(RecordSizes(), b"twelve bytes", b"", b"data") == [16]
+
+
+def test_it_does_behind_the_first_flight_too_where_one_record_has_room() -> None:
+    records = RecordSizes()
+    sizes(records, bytes(FIRST_FLIGHT))
+    assert sizes(records, b"twelve bytes", b"", b"data") == [16]
+    assert sizes(records, b"twelve bytes", bytes(RECORD - 12)) == [RECORD]
+    assert sizes(records, b"twelve bytes", bytes(RECORD - 11)) == [12, RECORD - 11]
+    assert sizes(records, b"", b"") == []
 
 
 def test_a_second_without_a_write_begins_again() -> None:

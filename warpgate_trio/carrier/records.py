@@ -2,7 +2,8 @@
 
 Nothing of a record can be read before its last byte is there.  A new connection, or one that was silent, may have ten
 segments on the way (RFC 6928, RFC 5681 §4.1), and a full record is longer: its end leaves a round trip later.  So the
-first bytes go in records of a segment each.  In bulk, full records cost less: one is sealed and opened in one go.
+first bytes go in records of a segment each.  In bulk, full records cost less: one is sealed and opened in one go.  What
+fits into one is joined for it, with its header: a record costs each side 5 µs, and a copy of so little less.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from ..ports.segments import MAX_PACKET
 if TYPE_CHECKING:
     from ._carrier import Buffer
 
-__all__ = ["FIRST_FLIGHT", "FIRST_RECORD", "IDLE", "RecordSizes"]
+__all__ = ["FIRST_FLIGHT", "FIRST_RECORD", "IDLE", "RECORD", "RecordSizes"]
 
+RECORD: Final = 16 * 1024
+"""Bytes of plaintext in one TLS record at most (RFC 8446 §5.1)."""
 FIRST_RECORD: Final = MAX_PACKET - 60 - 12 - 22
 """Bytes in a small record: a segment's without the headers of IPv6 and TCP, TCP's timestamps, and the record's own."""
 FIRST_FLIGHT: Final = 12 * FIRST_RECORD
@@ -40,7 +43,7 @@ class RecordSizes:
         if now - self._written_at >= IDLE:
             self._left = FIRST_FLIGHT
         self._written_at = now
-        if not self._left:
+        if not self._left and sum(map(len, parts)) > RECORD:
             return filter(len, parts)
         whole = memoryview(b"".join(parts))
         first = min(len(whole), self._left)

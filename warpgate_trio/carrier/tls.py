@@ -30,7 +30,7 @@ from ..ports.segments import limit_unsent
 from ..sockaddr import TransportAddress, show_address
 from ._carrier import closing_on_error
 from ._pinning import certificate_key
-from .records import RecordSizes
+from .records import RECORD, RecordSizes
 
 if TYPE_CHECKING:
     from ..identity import Identity
@@ -46,8 +46,6 @@ UNSENT_MAX: Final = 128 * 1024
 """Bytes that the kernel takes before it has sent what it took, unless it is to take less (`TlsCarrier.limit_unsent`):
 what a channel waits for behind another one's bulk, and what is still to go out when a Pipe is closed.  Linux alone
 would take megabytes."""
-RECORD: Final = 16 * 1024
-"""Bytes of plaintext in one TLS record at most (RFC 8446 §5.1); ``SSLObject.read`` returns one record at most."""
 TURN_RECORDS: Final = 64
 """Records that are decrypted in one go, then other tasks have their turn: four reads of whole ones.  One of a single
 byte costs its sender 23 bytes and us a microsecond."""
@@ -315,7 +313,7 @@ class TlsCarrier:
         self._left = False
         try:
             for _ in range(TURN_RECORDS):
-                if not (piece := read(RECORD)):
+                if not (piece := read(RECORD)):  # one record at most
                     return True
                 pieces.append(piece)
             self._left = True

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Final
 
 import trio
@@ -18,12 +20,14 @@ import trio
 from ..link import Pipe
 from ..nurseries import leaves
 
-__all__ = ["copy_both_ways", "resetting"]
+__all__ = ["copy_both_ways", "resetting", "send_pieces"]
 
 READ_MIN: Final = 64 * 1024
 """Bytes of the first read from a connection.  It doubles while the kernel fills it."""
 READ_MAX: Final = 1024 * 1024
 """Bytes of the largest read: the two sides take a sixth less processor time for a byte than with 256 KiB."""
+MAX_PIECES: Final = 512
+"""Pieces that are sent by one call, of the 1,024 that Linux takes: 8 MiB of whole TLS records, more than it sends."""
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER without a time: close says RST and not FIN."""
 
@@ -38,6 +42,26 @@ async def resetting(connection: trio.SocketStream) -> AsyncGenerator[None]:
         connection.socket.close()
         raise
     connection.socket.close()
+
+
+async def send_pieces(connection: trio.SocketStream, pieces: Sequence[bytes | memoryview]) -> None:
+    """Send pieces that are not joined first: that is a tenth of what a byte of bulk costs the side that asks.
+
+    Raises `trio.BrokenResourceError`.
+    """
+    if not hasattr(connection.socket, "sendmsg"):  # Windows
+        await connection.send_all(b"".join(pieces))
+        return
+    left = deque(pieces)
+    while left:
+        try:
+            sent = await connection.socket.sendmsg(list(islice(left, MAX_PIECES)))
+        except OSError as error:
+            raise trio.BrokenResourceError(f"the connection broke: {error.strerror or error}") from error
+        while left and sent >= len(left[0]):
+            sent -= len(left.popleft())
+        if sent:
+            left[0] = memoryview(left[0])[sent:]
 
 
 async def copy_both_ways(
@@ -61,8 +85,8 @@ async def copy_both_ways(
     async def receive() -> None:
         if first is not None:
             await first()
-        while data := await pipe.receive_some():
-            await connection.send_all(data)
+        while pieces := await pipe.receive_pieces():
+            await send_pieces(connection, pieces)
         await connection.send_eof()
 
     try:

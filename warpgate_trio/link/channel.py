@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol, cast, final
 
 from .states import DirectionState
@@ -10,7 +11,7 @@ from .states import DirectionState
 if TYPE_CHECKING:
     from .frames import Refuse
 
-__all__ = ["LOOSE_PIECES", "Channel", "Observer"]
+__all__ = ["LOOSE_PIECES", "Channel", "Observer", "joined"]
 
 LOOSE_PIECES: Final = 64
 """Received pieces that may wait in a buffer as they came, however small they are."""
@@ -24,6 +25,11 @@ class Observer(Protocol):
     """Whoever waits for a channel: told after `LinkProtocol.receive` when anything about it changed."""
 
     def wake(self) -> None: ...
+
+
+def joined(pieces: Sequence[bytes | memoryview]) -> bytes:
+    """One object of them, which is copied only where it has to be."""
+    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
 
 @final
@@ -97,13 +103,17 @@ class Channel:
 
     def take(self, max_bytes: int | None) -> bytes:
         """Up to `max_bytes` (all for None) of what was received."""
+        return joined(self.take_pieces(max_bytes))
+
+    def take_pieces(self, max_bytes: int | None) -> list[bytes | memoryview]:
+        """The same as it came."""
         buffer = self.buffer
         if max_bytes is None or self.buffered <= max_bytes:
-            data = bytes(buffer[0]) if len(buffer) == 1 else b"".join(buffer)
+            pieces = list(buffer)
             buffer.clear()
             self.buffered = 0
-            return data
-        pieces: list[bytes | memoryview] = []
+            return pieces
+        pieces = []
         missing = max_bytes
         while missing:
             piece = buffer.popleft()
@@ -116,4 +126,4 @@ class Channel:
             pieces.append(piece)
             missing -= len(piece)
         self.buffered -= max_bytes
-        return b"".join(pieces)
+        return pieces

@@ -9,6 +9,7 @@ import trio
 from ..conflict import Conflict
 from ..identity import peer_id_from_key
 from ..messages import DEFAULT_MAX_SIZE, MessageChannel
+from .channel import joined
 from .states import DirectionState
 
 if TYPE_CHECKING:
@@ -211,29 +212,42 @@ class Pipe(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: the stream ended without the peer having ended it.
           trio.ClosedResourceError: you closed the Pipe before or during the call.
         """
+        with self._receiving:
+            return joined(await self._receive(max_bytes))
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive_pieces(self, max_bytes: int | None = None) -> list[bytes | memoryview]:
+        """The same as the pieces that it came in, none of them empty; no piece at the peer's end of stream.
+
+        For who passes bulk on by `socket.sendmsg` or `os.writev`, and has no use for a copy in one piece.
+        """
+        with self._receiving:
+            return await self._receive(max_bytes)
+
+    async def _receive(self, max_bytes: int | None) -> list[bytes | memoryview]:
         if max_bytes is not None:
             if not isinstance(max_bytes, int):
                 raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
             if max_bytes < 1:
                 raise ValueError("max_bytes must be at least 1")
-        with self._receiving:
-            channel = self._channel
+        channel = self._channel
+        if channel.closed_here:
+            raise trio.ClosedResourceError("this pipe was closed")
+        # No checkpoint between the take and the return: what is taken is delivered.
+        if channel.buffered or channel.incoming is not DirectionState.FLOWING:
+            await trio.lowlevel.checkpoint()
+        while not channel.buffered:
             if channel.closed_here:
                 raise trio.ClosedResourceError("this pipe was closed")
-            # No checkpoint between the take and the return: what is taken is delivered.
-            if channel.buffered or channel.incoming is not DirectionState.FLOWING:
-                await trio.lowlevel.checkpoint()
-            while not channel.buffered:
-                if channel.closed_here:
-                    raise trio.ClosedResourceError("this pipe was closed")
-                if channel.incoming is DirectionState.FINISHED:
-                    return b""
-                if channel.incoming is DirectionState.ABANDONED:
-                    raise self._broken() from channel.failure
-                await self._changed.park()
-            data = channel.take(max_bytes)
-            self._link.note_read(channel, len(data))
-            return data
+            if channel.incoming is DirectionState.FINISHED:
+                return []
+            if channel.incoming is DirectionState.ABANDONED:
+                raise self._broken() from channel.failure
+            await self._changed.park()
+        size = channel.buffered if max_bytes is None else min(channel.buffered, max_bytes)
+        pieces = channel.take_pieces(max_bytes)
+        self._link.note_read(channel, size)
+        return pieces
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -308,7 +322,8 @@ class Pipe(trio.abc.HalfCloseableStream):
           trio.ClosedResourceError: you closed this Pipe before or during the call.
         """
         channel = self._channel
-        await trio.lowlevel.checkpoint()
+        if channel.accepted:
+            await trio.lowlevel.checkpoint()
         while not channel.accepted or channel.closed_here:
             if channel.closed_here:
                 raise trio.ClosedResourceError("this pipe was closed")
