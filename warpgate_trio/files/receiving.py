@@ -13,6 +13,7 @@ from typing import Final, TypeAlias, final
 import trio
 
 from ..errors import TransferError, TransferFailed, TransferRefused, printable
+from ..heap import keep_freed_memory
 from ..link import Pipe
 from ..nurseries import leaves
 from .progress import OnProgress, Progress
@@ -109,6 +110,7 @@ class Inbox:
 
     async def receive(self, pipe: Pipe, *, on_progress: OnProgress | None = None) -> Received:
         """One transfer; raises as `receive_files`."""
+        keep_freed_memory()
         receiving = _Receiving(self, pipe, on_progress or (lambda _: None))
         offered = await receiving.wait_offer()
         key = (pipe.peer_id, offered.offer.key)

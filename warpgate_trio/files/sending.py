@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, final
 import trio
 
 from ..errors import RemoteProtocolError, TransferFailed, TransferRefused, printable
+from ..heap import keep_freed_memory
 from ..link import Pipe
 from ..nurseries import leaves
 from .digests import BLOCK
@@ -52,6 +53,7 @@ async def send_files(pipe: Pipe, paths: Iterable[str | Path], *, on_progress: On
 
 async def send_outgoing(pipe: Pipe, outgoing: Outgoing, *, on_progress: OnProgress | None = None) -> None:
     """The same of what was looked at before.  Sent again after a break, it is known to be the same."""
+    keep_freed_memory()
     sending = _Sending(pipe, outgoing, on_progress or (lambda _: None))
     try:
         async with trio.open_nursery() as nursery:

@@ -17,6 +17,7 @@ from typing import Final
 
 import trio
 
+from ..heap import keep_freed_memory
 from ..link import Pipe
 from ..nurseries import leaves
 
@@ -81,6 +82,8 @@ async def copy_both_ways(
     Raises:
       trio.BrokenResourceError: one of the two broke, or both at once; what `first` raises.
     """
+
+    keep_freed_memory()
 
     async def receive() -> None:
         if first is not None:
