@@ -135,6 +135,9 @@ async def test_signals_pass_from_one_broker_to_the_other(tmp_path: Path) -> None
             record = re.escape(KeyTopic("", BOB.public_key).name)
             await wait_until(lambda: re.search(rf"Received PUBLISH from \S+\.one \(.*{record}", cluster.log(0)))
             assert await alice.refresh_address(BOB.peer_id) == bob.address
+            async with bob.offer_code() as offer:
+                assert (await alice.accept_code(offer.code)).peer_id == BOB.peer_id
+                assert (await offer.wait_paired()).peer_id == ALICE.peer_id
     assert re.search(rf"Sending PUBLISH to \S+\.one \(.*warpgate-trio/1/{BOB.peer_id}[/']", cluster.log(0))
 
 
