@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 from tests.fuzz.registry import pieces, target
 from tests.identities import ALICE, BOB
@@ -376,7 +376,7 @@ def _converse_on_lanes(initiator: bool, data: bytes) -> None:
     halves = (_TERMS.secret, _TERMS.secret, b"l" * 16)
     peer = LinkSecret(*halves, initiator=not initiator)
     where = {"received": 0, "turn": 0, "session_id": b"s" * 16, "server_key": b"k" * 32}
-    keys = {"session_id": b"s" * 16, "server_key": b"k" * 32}
+    keys: dict[str, Any] = {"session_id": b"s" * 16, "server_key": b"k" * 32}
     if initiator:
         second.send_proof(_PROOF)
         protocol.attach(second, **keys, now=0.0)

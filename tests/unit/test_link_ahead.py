@@ -12,7 +12,7 @@ from warpgate_trio.link import ahead
 from warpgate_trio.link.ahead import AHEAD_FRAMES, AHEAD_UNITS, Ahead
 from warpgate_trio.link.frame_codec import encode, padding
 from warpgate_trio.link.frames import At, Data, Fin, Item, Open, Terms
-from warpgate_trio.link.lane import HEAD_START
+from warpgate_trio.link.lane import HEAD_START, TRIAL, TRIAL_COUNTS
 from warpgate_trio.link.life import Life
 from warpgate_trio.link.states import DirectionState, LinkState
 from warpgate_trio.link.stream import ACK_DELAY
@@ -120,6 +120,32 @@ def test_the_carrier_that_goes_on_is_not_blamed_for_a_tail_that_does_not_come() 
     assert new.is_well
     assert not old.is_well, "it was asked, too"
     assert ends.speaks_on("a") is wire
+
+
+def test_a_carrier_that_is_heard_has_its_time_for_what_is_said_again_there() -> None:
+    """Its answer may wait behind what full lines have lost, and the one of the tail is a hole."""
+    ends, first, wire = changed()
+    first.holes = {"a", "b"}
+    ends.send("a", b" again")
+    ends.settle()
+    link, new, old = ends.links["a"], wire.lanes["a"], first.lanes["a"]
+    old.life.trip = new.life.trip + 0.2
+    ends.now = new.life.deadline - 0.2
+    ends.links["b"].say_news(b"the peer is there")
+    ends.settle()
+    ends.now = new.life.deadline
+    link.handle_timer(new, ends.now)
+    assert not has_tail(ends)
+    wire.holes = {"a", "b"}
+    while old.is_well:
+        lane = min(new, old, key=link.deadline)
+        ends.now = link.deadline(lane)
+        link.handle_timer(lane, ends.now)
+    assert new.is_well, "it is asked as any other path that carries something"
+    assert ends.speaks_on("a") is wire
+    asked_at = ends.now
+    ends.wait_until_suspect("a", new)
+    assert ends.now - asked_at < 3.0
 
 
 def test_where_both_carriers_are_holes_both_are_suspected() -> None:
@@ -315,9 +341,7 @@ def test_a_trial_begins_with_the_attach_where_it_follows_at_once() -> None:
     for tried in (False, True):
         lane = ends.lane(dialler=True)
         lane.send_proof(PROOF)
-        link.attach(lane, **KEYS, now=ends.now)
-        if tried:
-            lane.begin_trial_early()
+        link.attach(lane, **KEYS, now=ends.now, preferred=tried)
         begun = len(b"".join(lane.take_outbox()))
         lane.state = LinkState.OPEN
         for _ in range(2):
@@ -326,3 +350,76 @@ def test_a_trial_begins_with_the_attach_where_it_follows_at_once() -> None:
     (begun, first), (_, second), (more, rest), (_, again) = sizes
     assert first == second == again
     assert more - begun == first - rest == len(padding(HEAD_START))
+
+
+def test_both_directions_are_tried_at_once() -> None:
+    """The answer to the other side's trial is there by the AT, so it follows with that."""
+    ends = Ends()
+    wire = ends.attach("a", preferred=True)
+    assert wire is not None
+    ends.deliver(wire, "b")  # ATTACHED went before; this is its PING, and what that is behind
+    ends.deliver(wire, "a")
+    assert ends.speaks_on("a") is ends.wires[0]
+    ends.deliver(wire, "b")
+    assert ends.speaks_on("a") is wire
+    assert ends.speaks_on("b") is ends.wires[0]
+    ends.deliver(wire, "a")
+    assert ends.speaks_on("b") is wire
+    ends.flush("b")
+    assert len(wire.bytes["b"]) < HEAD_START, "it is not tried once more"
+
+
+def test_a_carrier_that_takes_the_place_of_one_that_will_be_gone_carries_half_as_much_first() -> None:
+    ends = Ends()
+    ends.links["a"].lanes.active.leaving = True  # type: ignore[union-attr]
+    wire = ends.attach("a", preferred=True)
+    assert wire is not None
+    assert ends.speaks_on("a") is wire, "the answer to the trial has come with the ATTACHED"
+    assert len(wire.bytes["a"]) == len(wire.bytes["b"]) == 0
+    ends.flush("b")
+    assert len(wire.bytes["b"]) < HEAD_START
+    ends.settle()
+    assert ends.speaks_on("b") is wire
+
+
+def test_a_carrier_is_not_tried_before_there_is_a_reason() -> None:
+    """One that is attached because the one before is suspected, or only stands by."""
+    ends = Ends()
+    wire = ends.attach("a")
+    assert wire is not None
+    ends.flush("a")
+    ends.flush("b")
+    assert all(len(each) < HEAD_START for each in wire.bytes.values())
+
+
+def test_a_trial_of_long_ago_is_none() -> None:
+    ends = Ends()
+    lane = ends.lane(dialler=True)
+    lane.state = LinkState.OPEN
+    lane.begin_own_trial(ends.now, hurried=False)
+    lane.take_outbox()
+    lane.begin_trial(ends.now + TRIAL_COUNTS)
+    assert not lane.take_outbox(), "it counts"
+    lane.begin_trial(ends.now + TRIAL_COUNTS)
+    assert len(b"".join(lane.take_outbox())) > TRIAL, "once"
+    lane.begin_own_trial(ends.now, hurried=False)
+    lane.take_outbox()
+    lane.begin_trial(ends.now + TRIAL_COUNTS + 0.1)
+    assert len(b"".join(lane.take_outbox())) > TRIAL
+
+
+def test_who_hears_that_a_carrier_gives_way_goes_on_elsewhere_at_once() -> None:
+    """Also with what it was to bring: the relay that it went by may be gone."""
+    ends, first, wire = changed()
+    assert has_tail(ends)
+    first.holes = {"a", "b"}
+    link, lane = ends.links["b"], first.lanes["b"]
+    ends.links["b"].lanes.speak_on(wire.lanes["b"], followed=True)
+    link.give_way(lane)
+    link.lose(lane, ends.now)
+    ends.deliver(wire, "b")
+    ends.close_dropped()
+    ends.settle()
+    assert not has_tail(ends)
+    assert ends.read("b") == b"hello"
+    assert not first.lanes["a"].was_dropped, "it is no bad path"

@@ -82,7 +82,15 @@ GOLDEN: list[tuple[Frame, str]] = [
     (Ack(position=2**40), "2200000000000000000000080000010000000000"),
     (
         Attach(link_id=b"\x66" * 16, lane=3, received=2**40, turn=7, mac=b"\x99" * 16),
-        "2000000000000000000000320001" + "66" * 16 + "00000003000001000000000000000007" + "99" * 16,
+        "2000000000000000000000330001" + "66" * 16 + "00000003000001000000000000000007" + "99" * 16 + "00",
+    ),
+    (
+        Attach(link_id=b"\x66" * 16, lane=3, received=0, turn=0, mac=b"\x99" * 16, graceful=True),
+        "2000000000000000000000330001" + "66" * 16 + "00000003" + "00" * 12 + "99" * 16 + "01",
+    ),
+    (
+        Attach(link_id=b"\x66" * 16, lane=3, received=0, turn=0, mac=b"\x99" * 16, hurried=True),
+        "2000000000000000000000330001" + "66" * 16 + "00000003" + "00" * 12 + "99" * 16 + "02",
     ),
     (
         Attached(lane=3, received=2**40, turn=7, mac=b"\x99" * 16),
@@ -125,6 +133,13 @@ def test_every_frame_type_has_golden_bytes() -> None:
 
 
 # --- room to grow ---
+
+
+def test_an_older_release_says_nothing_of_a_trial_with_its_attach() -> None:
+    attach = Attach(link_id=bytes(16), lane=3, received=1, turn=1, mac=bytes(16), graceful=True, hurried=True)
+    assert read(encode(attach)) == [attach]
+    payload = encode(attach)[HEADER_SIZE:-1]
+    assert read(frame_bytes(FrameType.ATTACH, payload)) == [replace(attach, graceful=False, hurried=False)]
 
 
 @pytest.mark.parametrize(("frame", "golden"), GOLDEN)
@@ -192,9 +207,13 @@ def test_a_count_that_leaves_no_room_to_count_on_is_malformed(frame: Frame) -> N
 def test_a_truncated_payload_is_malformed(frame: Frame, golden: str) -> None:
     raw = bytes.fromhex(golden)
     kind, payload = raw[0], raw[HEADER_SIZE:]
-    terms = len(bytes.fromhex(TERMS_HEX)) if isinstance(frame, Commit | Accept) and frame.terms is not None else 0
+    optional = 0
+    if isinstance(frame, Commit | Accept) and frame.terms is not None:
+        optional = len(bytes.fromhex(TERMS_HEX))
+    elif isinstance(frame, Attach):
+        optional = 1  # the flags
     for size in range(len(payload)):
-        if terms and size == len(payload) - terms:
+        if optional and size == len(payload) - optional:
             continue  # none of them at all
         with pytest.raises(RemoteProtocolError, match=f"a malformed {FrameType(kind).name} frame"):
             read(frame_bytes(kind, payload[:size]))

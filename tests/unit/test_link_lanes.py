@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import struct
 from dataclasses import replace
-from typing import Final, final
+from typing import Any, Final, final
 
 import pytest
 from hypothesis import settings
@@ -40,7 +40,7 @@ PROOF: Final = Proof(client_key=bytes(32), session_id=SESSION, attempt_id=bytes(
 TERMS: Final = Terms(resume_timeout=120, secret=b"h" * 16, instance=b"i" * 8)
 SAYS_AGAIN: Final = replace(TERMS, keeps_ahead=False)
 """Of a peer that is told again on another carrier what it has not acknowledged."""
-KEYS: Final = {"session_id": SESSION, "server_key": b"k" * 32}
+KEYS: Final[dict[str, Any]] = {"session_id": SESSION, "server_key": b"k" * 32}
 
 
 # --- what proves a carrier ---
@@ -167,15 +167,18 @@ class Ends:
             self.links[name].note_read(channel, len(data), self.now)
         return data
 
-    def attach(self, name: str, took: float = 0.0) -> Wire | None:
-        """One more carrier, offered by an end, whose handshake took so long; None where there is no room."""
+    def attach(self, name: str, took: float = 0.0, *, preferred: bool = False) -> Wire | None:
+        """One more carrier, offered by an end, whose handshake took so long; None where there is no room.
+
+        `preferred`: the end changes over to it, once it has carried bulk.
+        """
         if len(self.wires) >= MAX_LANES or any(link.lanes.full for link in self.links.values()):
             return None
         other = "b" if name == "a" else "a"
         ours, theirs = self.lane(dialler=True), self.lane(dialler=False)
         ours.began = theirs.began = self.now - took
         ours.send_proof(PROOF)
-        self.links[name].attach(ours, **KEYS, now=self.now)
+        self.links[name].attach(ours, **KEYS, now=self.now, preferred=preferred)
         theirs.receive([b"".join(ours.take_outbox())], self.now)
         assert theirs.attach is not None
         assert self.links[other].judge_attach(theirs.attach, **KEYS) is None
@@ -186,6 +189,8 @@ class Ends:
         assert ours.attached is not None
         self.wires.append(wire)
         self.links[name].hear_attached(ours, ours.attached, **KEYS, now=self.now)
+        if preferred:
+            self.links[name].prefer(ours, self.now)
         return wire
 
     def cut(self, wire: Wire) -> None:

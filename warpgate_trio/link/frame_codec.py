@@ -69,6 +69,8 @@ _ATTACH = struct.Struct("!H16sIQI16s")
 _ATTACHED = struct.Struct("!IQI16s")
 _AT = struct.Struct("!QIB")
 _DROP = struct.Struct("!IH")
+_GRACEFUL: Final = 1
+_HURRIED: Final = 2
 _ACKNOWLEDGES: Final = 1
 """The bit among a side's capabilities that says that it says ACK, and wants to hear it."""
 _HEARS_NEWS: Final = 2
@@ -162,7 +164,11 @@ _ENCODERS: Final[Mapping[type, tuple[FrameType, Callable[..., tuple[int, bytes]]
     Ack: (FrameType.ACK, lambda f: (0, _U64.pack(f.position))),
     Attach: (
         FrameType.ATTACH,
-        lambda f: (0, _ATTACH.pack(f.version, f.link_id, f.lane, f.received, f.turn, f.mac)),
+        lambda f: (
+            0,
+            _ATTACH.pack(f.version, f.link_id, f.lane, f.received, f.turn, f.mac)
+            + bytes([f.graceful * _GRACEFUL | f.hurried * _HURRIED]),
+        ),
     ),
     Attached: (FrameType.ATTACHED, lambda f: (0, _ATTACHED.pack(f.lane, f.received, f.turn, f.mac))),
     At: (FrameType.AT, lambda f: (0, _AT.pack(f.position, f.turn, f.graceful))),
@@ -252,7 +258,17 @@ def _check_count(*counts: int) -> None:
 def _decode_attach(payload: bytes) -> Attach:
     version, link_id, lane, received, turn, mac = _ATTACH.unpack_from(payload)
     _check_count(lane, turn)
-    return Attach(version=version, link_id=link_id, lane=lane, received=received, turn=turn, mac=mac)
+    flags = payload[_ATTACH.size] if len(payload) > _ATTACH.size else 0  # an older release says none
+    return Attach(
+        version=version,
+        link_id=link_id,
+        lane=lane,
+        received=received,
+        turn=turn,
+        mac=mac,
+        graceful=bool(flags & _GRACEFUL),
+        hurried=bool(flags & _HURRIED),
+    )
 
 
 def _decode_attached(payload: bytes) -> Attached:

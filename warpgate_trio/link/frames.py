@@ -243,6 +243,9 @@ class Attach:
 
     `lane` names it there, `received` is how far the sender has taken in the other side's stream, `turn` the highest one
     that it knows, `mac` proves that it made the Link (`warpgate_trio.link.attaching`).
+
+    `graceful`: the sender speaks on a lane that is well, and is about to try this one, so that both directions can be
+    tried at once; `hurried`: that lane will be gone before long.
     """
 
     link_id: bytes
@@ -250,6 +253,8 @@ class Attach:
     received: int
     turn: int
     mac: bytes
+    graceful: bool = False
+    hurried: bool = False
     version: int = LINK_VERSION
 
 

@@ -239,9 +239,7 @@ class Handshake(ABC):
         """
         with self._closing_on_error():
             lane, proof = self._first.protocol, {"session_id": self.session_id, "server_key": self.carrier.server_key}
-            link.protocol.attach(lane, **proof, now=trio.current_time())
-            if preferred:
-                lane.begin_trial_early()
+            link.protocol.attach(lane, **proof, now=trio.current_time(), preferred=preferred)
             while lane.state is LinkState.ATTACHING:
                 await self._exchange(patience, "attach")
             if lane.refusal is not None:

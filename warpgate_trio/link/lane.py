@@ -51,6 +51,10 @@ HEAD_START: Final = 8 * 1024
 """Bytes of them that go with the ATTACH where the carrier is to be tried at once: the rest fits into one window then,
 so that the answer comes a round trip sooner."""
 
+TRIAL_COUNTS: Final = 10.0
+"""Seconds for which a trial that was begun with ATTACH or ATTACHED stands for the one before the change: a few round
+trips of the slowest path, on which flights are lost."""
+
 
 @final
 # long: a carrier's handshake, what goes out and comes in on it, and its timers, by one state
@@ -80,6 +84,7 @@ class LaneProtocol:
       joined_at: when it became one of them; of the one that the Link was made on, long ago.
       was_dropped: it was found to be no good, by us or by the peer.
       leaving: it goes by a relay that will be gone before long.
+      left_at: since when both sides speak elsewhere then, as far as was looked at.
     """
 
     def __init__(
@@ -107,11 +112,13 @@ class LaneProtocol:
         self.joined_at: float = -math.inf
         self.was_dropped: bool = False
         self.leaving: bool = False
+        self.left_at: float = math.inf
         self.outbox: list[bytes] = []
         self.pong: int | None = None
         self.ack_due: bool = False
         self._trial: int | None = None  # the PING behind the bulk
         self._untried = TRIAL
+        self._tried_at = -math.inf  # by itself, before it is to be spoken on
         self._dialler = dialler
         self._padding = padding(FIRST_PADDING) if padded else b""
         self._initiator = initiator
@@ -240,13 +247,26 @@ class LaneProtocol:
         self.say(Ping(token=token))
         return token
 
-    def begin_trial_early(self) -> None:
-        """A part of the trial that will follow, behind the ATTACH."""
-        self.outbox.append(padding(HEAD_START))
-        self._untried -= HEAD_START
+    def begin_trial_early(self, now: float, *, hurried: bool) -> None:
+        """A part of the trial that will follow, behind the ATTACH; where it is `hurried`, that is all of it."""
+        if hurried:
+            self.begin_own_trial(now, hurried=True)
+        else:
+            self.outbox.append(padding(HEAD_START))
+            self._untried -= HEAD_START
+
+    def begin_own_trial(self, now: float, *, hurried: bool) -> None:
+        """The trial, which counts for the next `begin_trial` if that comes soon."""
+        if hurried:
+            self._untried = HEAD_START
+        self.begin_trial(now)
+        self._tried_at = now
 
     def begin_trial(self, now: float) -> None:
         """Say as much as a path has to carry that is to be spoken on, nothing with it, and ask whether it has come."""
+        tried_at, self._tried_at = self._tried_at, -math.inf
+        if now - tried_at <= TRIAL_COUNTS:
+            return
         self._say_pong()  # which the peer measures the round trip by
         self.outbox.append(padding(self._untried))
         self._untried = TRIAL

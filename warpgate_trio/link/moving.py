@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Final, TypedDict
 
 from ..errors import RemoteProtocolError
@@ -134,10 +135,17 @@ class Moving(ABC):
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
-    def attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
-        """Offer a proven carrier of ours to the peer's side of this Link."""
-        where = self._where(session_id, server_key)
-        lane.send_attach(self._proof.attach(lane=self.lanes.name(), **where), now)
+    def attach(
+        self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float, preferred: bool = False
+    ) -> None:
+        """Offer a proven carrier of ours to the peer's side of this Link; its trial begins where it is `preferred`."""
+        active, where = self.lanes.active, self._where(session_id, server_key)
+        attach = self._proof.attach(lane=self.lanes.name(), **where)
+        if not preferred or active is None or not active.is_well:
+            lane.send_attach(attach, now)
+            return
+        lane.send_attach(replace(attach, graceful=True, hurried=active.leaving), now)
+        lane.begin_trial_early(now, hurried=active.leaving)
 
     def judge_attach(self, attach: Attach, *, session_id: bytes, server_key: bytes) -> RefuseReason | None:
         """What an ATTACH on a carrier that the peer has proven to be its is answered with; None: it is taken."""
@@ -158,6 +166,8 @@ class Moving(ABC):
         lane.send_attached(self._proof.attached(lane=lane.attach.lane, **self._where(session_id, server_key)))
         self._kept.acknowledge(lane.attach.received)
         self._join(lane, now)
+        if lane.attach.graceful and lane is not self.lanes.active:
+            lane.begin_own_trial(now, hurried=lane.attach.hurried)
 
     def hear_attached(
         self, lane: LaneProtocol, attached: Attached, *, session_id: bytes, server_key: bytes, now: float
@@ -244,6 +254,7 @@ class Moving(ABC):
         """Change over to a lane that is better than the one that we speak on, once it has carried bulk."""
         if lane is not self.lanes.active:
             self._try(lane, now, follows=False)
+            self.choose(now)  # the answer may have come by now
 
     def _try(self, lane: LaneProtocol, now: float, *, follows: bool) -> None:
         self._trial, self._follows = lane, follows
@@ -297,16 +308,21 @@ class Moving(ABC):
         """Nothing that is said behind a tail is acknowledged before that has come.
 
         So where a lane is about to be suspected, and what was said before it has not progressed for as long, all of it
-        goes on here, and both lanes are asked.
+        goes on here, and both lanes are asked.  The one that goes on has little time for the answer only where it is as
+        silent as the other one: it would be left for that.
         """
         tail = self._tail
         if tail is None or lane is not self.lanes.active or lane.life.asking or not lane.life.is_overdue(now):
             return
-        if tail.lane.life.unanswered(now) >= lane.life.unanswered(now):
+        unanswered = lane.life.unanswered(now)
+        if tail.lane.life.unanswered(now) >= unanswered:
             tail.lane.doubt(now)
             lane.life.excuse()
             self._begin(lane, now)
-            lane.doubt(now)
+            if lane.life.silence(now) >= unanswered:
+                lane.doubt(now)
+            else:
+                lane.send_ping(now)
 
     def carries_a_tail(self, lane: LaneProtocol) -> bool:
         """Whether we have left it, and it is to bring what was said there."""
@@ -370,6 +386,10 @@ class Moving(ABC):
         if active is not None:
             active.say(Drop(lane=lane.number, reason=reason))
         lane.end()
+
+    def give_way(self, lane: LaneProtocol) -> None:
+        """It is closed here because it will be gone before long, and the peer may still speak there: it hears so."""
+        self._say_drop(lane, DropReason.GIVES_WAY)
 
     def _receive_drop(self, drop: Drop) -> None:
         lane = self.lanes.get(drop.lane)

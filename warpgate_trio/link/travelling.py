@@ -39,13 +39,13 @@ def _ignore(_payload: bytes) -> None:
 
 
 LEFT_FOR: Final = 0.5
-"""Seconds of silence after which a carrier is closed whose relay will be gone before long: what was under way has come,
-and its server waits for that."""
-INSTANT: Final = 0.001
-"""Seconds that are none: what rounding leaves of a time would be slept for again and again."""
+"""Seconds for which a carrier is kept whose relay will be gone before long, once both sides speak elsewhere and all
+that was said on it has come: the peer learns that meanwhile, else it would say it again."""
 LEFT_TRIPS: Final = 3
-"""Round trips that this is at least, until the peer is known to speak elsewhere: two for it to change over, who may
-have said nothing meanwhile."""
+"""Round trips of silence, and `LEFT_FOR` at least, after which it is closed though the peer speaks there still: two for
+it to change over, who may have said nothing meanwhile."""
+LOOK: Final = 0.1
+"""Seconds between two looks at such a carrier: a fifth of the time that its server waits for."""
 MAX_DROPPED: Final = 16
 """Paths that were no good which are remembered for who looks for better ones, if anybody does."""
 
@@ -226,19 +226,22 @@ class Travelling(Handshake):
         return True
 
     def close_left(self) -> float:
-        """Close what was left and is silent by now; seconds after which more may be."""
+        """Close what was left and brings nothing more; seconds after which to look again, 0: there is nothing left."""
         now, pause = trio.current_time(), 0.0
         for lane in self._drivers:
-            if not lane.protocol.leaving or lane.protocol is self.protocol.lanes.active:
+            protocol = lane.protocol
+            if not protocol.leaving or protocol is self.protocol.lanes.active:
                 continue
-            trips = 0 if self.protocol.has_left(lane.protocol) else LEFT_TRIPS
-            rest = max(LEFT_FOR, trips * (self.rtt or 0.0)) - lane.protocol.life.silence(now)
-            if self.protocol.carries_a_tail(lane.protocol):
-                pause = max(pause, rest, LEFT_FOR)
-            elif rest < INSTANT:
+            pause = LOOK
+            if self.protocol.carries_a_tail(protocol):
+                continue
+            has_left = self.protocol.has_left(protocol)
+            protocol.left_at = min(protocol.left_at, now) if has_left else math.inf
+            if has_left and now >= protocol.left_at + LEFT_FOR:
                 self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
-            else:
-                pause = max(pause, min(rest, LEFT_FOR))  # the peer may have changed over by then
+            elif not has_left and protocol.life.silence(now) >= max(LEFT_FOR, LEFT_TRIPS * (self.rtt or 0.0)):
+                self.protocol.give_way(protocol)
+                self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
         return pause
 
     def _note_hint(self) -> None:
