@@ -408,8 +408,9 @@ def _what_is_wrong(chats: Sequence[_Chat], ours: Pipe, theirs: Pipe) -> list[str
     return why
 
 
-def _way(pipe: Pipe) -> tuple[str | None, str, PathState]:
-    return pipe.path.phase, pipe.path.plugin, pipe.path.state
+def _way(pipe: Pipe) -> tuple[PathClass, str, PathState]:
+    """A punch that is tried again beside the sprays is one of them to who has called."""
+    return _class_of(pipe), pipe.path.plugin, pipe.path.state
 
 
 def flaps(changes: Sequence[PathChange]) -> list[str]:

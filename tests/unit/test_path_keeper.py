@@ -36,7 +36,7 @@ from warpgate_trio.node.path_keeper import (
     STEADY,
     PathKeeper,
 )
-from warpgate_trio.node.upgrade_schedule import HEAD_START, JITTER, POSTPONED, SITS_OUT
+from warpgate_trio.node.upgrade_schedule import HEAD_START, JITTER, POSTPONED, SITS_OUT, SPRAYS
 from warpgate_trio.node.upgrade_schedule import PAUSES as UPGRADE_PAUSES
 from warpgate_trio.report import Verdict
 from warpgate_trio.walk.recorder import Recorder
@@ -537,6 +537,44 @@ async def test_only_what_may_lead_to_a_better_path_is_worth_a_search(
         one.hint()
         await trio.sleep(0.1)
         assert len(FakeWalk.begun) == worth_it
+
+
+async def test_sprays_are_worth_a_search_once_and_then_rarely(autojump_clock: MockClock) -> None:
+    relayed = replace(PUNCHED, phase="relay")
+    async with kept(upgrade=True, path=relayed) as one:
+        one.plan = [replace(BETTER, phase="spray")]
+        while trio.current_time() < SPRAYS - 60.0:
+            one.say()
+            await trio.sleep(1.0)
+        assert len(one.searches) == 1
+        while trio.current_time() < 2 * SPRAYS:
+            one.say()
+            await trio.sleep(1.0)
+        assert len(one.searches) == 2
+
+
+async def test_where_a_relay_cannot_be_left_as_all_ways_sit_out_the_first_one_that_may_be_tried_is(
+    autojump_clock: MockClock,
+) -> None:
+    async with kept(upgrade=True, path=replace(PUNCHED, phase="relay")) as one:
+        one.link._dropped.append(replace(PUNCHED, plugin=BETTER.plugin))
+        one.link.path_log.told.unpark_all()
+        for _ in range(int(SITS_OUT) + 2):
+            one.say()
+            await trio.sleep(1.0)
+        assert one.searches == [pytest.approx(SITS_OUT)]
+        assert one.asked[0] < SITS_OUT, "the peer is asked meanwhile whether it has moved"
+
+
+@pytest.mark.parametrize("cause", [PathCause.FOUND, PathCause.LOST])
+async def test_a_way_that_has_failed_when_all_did_is_tried_again(autojump_clock: MockClock, cause: PathCause) -> None:
+    async with kept(upgrade=True) as one:
+        one.link._dropped.append(replace(PUNCHED, plugin=BETTER.plugin))
+        one.change(cause)
+        for _ in range(int(UPGRADE_PAUSES[0] * (1 + JITTER)) + 1):
+            one.say()
+            await trio.sleep(1.0)
+        assert len(one.searches) == (cause is PathCause.FOUND)
 
 
 @pytest.mark.parametrize("what", ["said", "heard"])

@@ -19,6 +19,7 @@ from warpgate_trio.node.upgrade_schedule import (
     POSTPONED,
     SITS_OUT,
     SITS_OUT_MAX,
+    SPRAYS,
     UpgradeSchedule,
 )
 
@@ -159,3 +160,54 @@ def test_a_change_of_the_network_lets_it_be_tried_again() -> None:
     schedule.failed("way", 1.0)
     assert not schedule.sits_out("way", 1.0 + SITS_OUT)
     assert schedule.next_at == pytest.approx(1.0)
+
+
+def test_what_has_failed_with_all_others_is_no_bad_way() -> None:
+    """Then the network was down.  Where another path was well, and what failed was left for it, the way is to blame."""
+    for found in (False, True):
+        schedule = UpgradeSchedule(0.0, uniform=lambda _a, _b: 1.0)
+        schedule.failed("way", 0.0)
+        schedule.changed(1.0, upgraded=False, found=found)
+        assert schedule.sits_out("way", 1.0) is not found
+
+
+def test_where_all_ways_sit_out_the_next_search_comes_when_one_may_be_tried() -> None:
+    schedule = UpgradeSchedule(0.0, uniform=lambda _a, _b: 1.0)
+    for way, at in (("way", 0.0), ("another", 0.0), ("another", 20.0)):
+        schedule.failed(way, at)
+    schedule.changed(10.0, upgraded=False)
+    schedule.held_up(25.0)
+    assert schedule.next_at == SITS_OUT
+    schedule.held_up(SITS_OUT)
+    assert schedule.next_at == 20.0 + 2 * SITS_OUT
+    for _ in PAUSES:
+        schedule.held_up(1000.0)
+    assert schedule.next_at == 1000.0 + PAUSES[-1], "there is none"
+
+
+def test_a_change_of_path_holds_that_up() -> None:
+    schedule = UpgradeSchedule(0.0, uniform=lambda _a, _b: 1.0)
+    schedule.failed("way", 0.0)
+    schedule.changed(SITS_OUT - 1.0, upgraded=False)
+    schedule.held_up(SITS_OUT - 1.0)
+    assert schedule.next_at == SITS_OUT - 1.0 + DWELL
+
+
+def test_sprays_come_in_the_first_search_and_then_rarely() -> None:
+    """Also in the first one after the path or the network has changed."""
+    schedule = UpgradeSchedule(0.0, uniform=lambda _a, _b: 1.0)
+    sprayed: list[float] = []
+    while schedule.next_at < 3 * SPRAYS:
+        now = schedule.next_at
+        if schedule.may_spray(now):
+            sprayed.append(now)
+        schedule.searched(now)
+    assert sprayed[0] == PAUSES[0]
+    assert len(sprayed) > 1
+    assert all(later - earlier >= SPRAYS for earlier, later in pairwise(sprayed))
+    for happens in (schedule.hint, lambda now: schedule.changed(now, upgraded=False)):
+        now = schedule.next_at
+        schedule.searched(now)
+        assert not schedule.may_spray(now + 1.0)
+        happens(now + 1.0)
+        assert schedule.may_spray(now + 1.0)

@@ -295,7 +295,7 @@ class _Kept:
                         schedule.postpone(now)
                         continue
                     if not await self._has_peer_moved():
-                        schedule.searched(now)
+                        schedule.held_up(trio.current_time())
                         continue
                 try:
                     with trio.CancelScope() as self._background:
@@ -321,21 +321,19 @@ class _Kept:
             self._schedule.failed((path.plugin, path.af, path.route_type), now)
         for change in link.path_log.since(self._changes):
             if change.switched:
-                self._schedule.changed(change.at, upgraded=change.cause is PathCause.BETTER)
+                found, upgraded = (change.cause is each for each in (PathCause.FOUND, PathCause.BETTER))
+                self._schedule.changed(change.at, upgraded=upgraded, found=found)
         self._changes = link.path_log.count
         if link.hints > self._hints:
             self._schedule.hint(now)
 
     def _is_better(self, combo: Combo) -> bool:
-        """Whether a combo may lead to a better path, as far as is known.
-
-        Private addresses of other networks mostly meet silence, and what is hopeless is tried by walks.
-        """
-        path = self._link.path
+        """Whether a combo may lead to a better path; what is private in other networks mostly meets silence."""
+        path, now = self._link.path, trio.current_time()
         if path is None or combo.hopeless or combo.elsewhere or not self._is_allowed_to_better(combo):
             return False
-        way = (combo.plugin, combo.af, combo.route_type.name)
-        return not self._schedule.sits_out(way, trio.current_time())
+        rests = combo.phase == "spray" and not self._schedule.may_spray(now)
+        return not rests and not self._schedule.sits_out((combo.plugin, combo.af, combo.route_type.name), now)
 
     def _is_allowed_to_better(self, combo: Combo) -> bool:
         path = self._link.path

@@ -4,7 +4,8 @@ A search costs both sides packets, and what did not work a moment ago mostly doe
 more rarely, and only where something was said since the last one; where the network has changed, at once.  After a
 change of path there is none for a while, and after one to a better path the longer the more of these there were lately,
 so that a Link does not go back and forth.  Flights from what is dead do not count there: who had to take a relay again
-and again in trouble wants to leave it once that is over.  A way that turned out to be no good sits out.
+and again in trouble wants to leave it once that is over.  A way that turned out to be no good sits out, unless all
+paths of the Link were lost after that: then it was the network.  Sprays come in the first search, and then rarely.
 
 No I/O: methods take `now`, a monotonic time in seconds.
 """
@@ -39,6 +40,9 @@ SITS_OUT: Final = 60.0
 failure doubles them."""
 SITS_OUT_MAX: Final = 3600.0
 """Seconds of that at most: as rarely as a search comes by itself."""
+SPRAYS: Final = 900.0
+"""Seconds between two searches that spray, unless the path or the network has changed: a spray sends hundreds of
+packets from as many ports, which a NAT may be short of, and NATs do not change by themselves."""
 
 
 @final
@@ -59,6 +63,7 @@ class UpgradeSchedule:
         self._upgrades: deque[float] = deque()
         self._rests_until = -inf
         self._sitting_out: dict[Hashable, tuple[float, float]] = {}  # until when, and for how long
+        self._sprayed_at = -inf
         self.next_at: float = now + HEAD_START
         if not at_once:
             self._wait(now)
@@ -69,8 +74,21 @@ class UpgradeSchedule:
 
     def searched(self, now: float) -> None:
         """One has ended."""
+        if self.may_spray(now):
+            self._sprayed_at = now
         self._step += 1
         self._wait(now)
+
+    def held_up(self, now: float) -> None:
+        """One is due, and nothing is to be tried: the next one comes once a way that sits out may be, at the latest."""
+        self._step += 1
+        self._wait(now)
+        ends = [until for until, _ in self._sitting_out.values() if until > now]
+        self.next_at = max(min([self.next_at, *ends]), self._rests_until)
+
+    def may_spray(self, now: float) -> bool:
+        """Whether sprays are worth it: in the first search since path or network has changed, and rarely later."""
+        return self._step == 0 or now - self._sprayed_at >= SPRAYS
 
     def postpone(self, now: float) -> None:
         """One is due and not worth it: nothing was said since the last one, or nothing better can be."""
@@ -82,8 +100,15 @@ class UpgradeSchedule:
         self._sitting_out.clear()
         self.next_at = max(now, self._rests_until)
 
-    def changed(self, now: float, *, upgraded: bool) -> None:
-        """The Link speaks on another path; `upgraded`: on a better one, while nothing was wrong."""
+    def changed(self, now: float, *, upgraded: bool, found: bool = False) -> None:
+        """The Link speaks on another path.
+
+        Args:
+          upgraded: on a better one, while nothing was wrong.
+          found: on one that was searched for, as none was well: what has failed before, has failed with all others.
+        """
+        if found:
+            self._sitting_out.clear()
         dwell = DWELL
         if upgraded:
             while self._upgrades and now - self._upgrades[0] >= DWELL_MEMORY:
