@@ -3,7 +3,7 @@
 glibc takes an object above one threshold from the system and gives it back when it is freed, and gives the end of the
 heap back where more than another threshold of it is free (mallopt(3)).  The kernel clears and maps each of those pages
 anew.  A transfer holds some megabytes that the peer has not acknowledged and frees them at a time, so that it would
-spend a seventh of its processor time on that.
+spend a twentieth to a tenth of its processor time on that.
 
 Both thresholds grow when a large object is freed.  One that nobody has written to costs two system calls.  Where the
 user has set them (``MALLOC_TRIM_THRESHOLD_``), and with other allocators, nothing changes.

@@ -46,7 +46,7 @@ async def resetting(connection: trio.SocketStream) -> AsyncGenerator[None]:
 
 
 async def send_pieces(connection: trio.SocketStream, pieces: Sequence[bytes | memoryview]) -> None:
-    """Send pieces that are not joined first: that is a tenth of what a byte of bulk costs the side that asks.
+    """Send pieces without joining them first, which would be 6 to 9 % of a side's processor time for a byte of bulk.
 
     Raises `trio.BrokenResourceError`.
     """
