@@ -49,6 +49,7 @@ __all__ = [
     "NameCache",
     "NameFailure",
     "Names",
+    "connect_tcp",
     "describe_failures",
     "in_turn",
     "open_first_tcp_stream",
@@ -383,19 +384,12 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
     Raises:
       OSError: none of them can be connected to, with each reason in the group that is its cause.
     """
-    addresses = list(addresses)
-    problem = f"all attempts to connect to {host}:{port} failed"
-    if len(addresses) == 1:  # the usual case, for which a task of its own would cost as much as the connection
-        try:
-            return await _connect(addresses[0], port)
-        except OSError as error:
-            raise OSError(problem) from BaseExceptionGroup("", [error])
     streams: list[trio.SocketStream] = []
     errors: list[BaseException] = []
 
     async def attempt(address: str, failed: trio.Event) -> None:
         try:
-            streams.append(await _connect(address, port))
+            streams.append(await connect_tcp(address, port))
         except OSError as error:
             errors.append(error)
             failed.set()
@@ -410,15 +404,18 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
                 with trio.move_on_after(STAGGER):
                     await failed.wait()
         if not streams:
-            raise OSError(problem) from BaseExceptionGroup("", errors)
+            raise OSError(f"all attempts to connect to {host}:{port} failed") from BaseExceptionGroup("", errors)
         return streams.pop(0)
     finally:
         for stream in streams:  # a dead heat, or a cancellation in the moment of success
             stream.socket.close()
 
 
-async def _connect(address: str, port: int) -> trio.SocketStream:
-    """As `trio.open_tcp_stream`, which looks addresses up as names: for that Python imports tables of characters."""
+async def connect_tcp(address: str, port: int) -> trio.SocketStream:
+    """Connect to one IP address.  Raises OSError.
+
+    `trio.open_tcp_stream` looks addresses up as names: for that Python imports tables of characters.
+    """
     sock = trio.socket.socket(socket_family(address))
     try:
         await sock.connect((address, port))

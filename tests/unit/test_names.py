@@ -451,14 +451,14 @@ def test_families_take_turns() -> None:
                 raise OSError("no sockets")
 
         trio.socket.set_custom_socket_factory(Sockets())
-        connect = names_module._connect
+        connect = names_module.connect_tcp
 
         async def note(address: str, port: int) -> trio.SocketStream:
             tried.append(address)
             return await connect(address, port)
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="all attempts"):
-            patch.setattr(names_module, "_connect", note)
+            patch.setattr(names_module, "connect_tcp", note)
             await names.open_tcp_stream("one", 9)
         assert tried == ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2", "2001:db8::3"]
 

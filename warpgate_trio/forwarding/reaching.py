@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from ..errors import TargetRefused
-from ..names import open_first_tcp_stream
+from ..names import connect_tcp, open_first_tcp_stream
 from ..nurseries import reason_of
 from ..sockaddr import IpAddress
 from .lookups import lookups_of_this_run
@@ -52,6 +52,12 @@ async def _look_up(target: Target, exposed: Exposed | None, peer_id: str) -> Seq
 
 async def _dial(addresses: Sequence[IpAddress], target: Target) -> trio.SocketStream:
     """Connect to the first of these addresses that takes it."""
+    if len(addresses) == 1:  # the usual case, for which a task of its own would cost as much as the connection
+        try:
+            return await connect_tcp(str(addresses[0]), target.port)
+        except OSError as error:
+            why = f"all attempts to connect to {target} failed: {reason_of(error)}"
+            raise TargetRefused(Answer.UNREACHABLE, why) from error
     try:
         return await open_first_tcp_stream(map(str, addresses), target.port, host=target.host)
     except OSError as error:
