@@ -22,7 +22,7 @@ __all__ = ["serve"]
 
 DEFAULT_PORT: Final = 8765
 DEFAULT_DRAIN: Final = 8.0
-"""Seconds: less than the ten that container runtimes give a program between SIGTERM and SIGKILL, and more than the 6.3
+"""Seconds: less than the ten that container runtimes give a program between SIGTERM and SIGKILL, and more than the 6.4
 in which Pipes by TURN that fill lines with round trips of 200 ms both ways leave."""
 
 
