@@ -389,6 +389,10 @@ async def _wait_for_the_best(world: LiveWorld, ours: Pipe, theirs: Pipe) -> list
         await trio.sleep(NOTICED)
         kept = getattr(link_of(ours).migrator, "__self__", None)
         assert isinstance(kept, _Kept)
+        while kept._searching.locked():  # noqa: ASYNC110 - one that began in the trouble proves nothing
+            await trio.sleep(NOTICED)
+        if _class_of(ours) <= best:
+            continue
         schedule, changes = kept._schedule, len(ours.path_log)
         next_at = max(schedule.next_at, trio.current_time())
         sits_out = max((until for until, _ in schedule._sitting_out.values()), default=0.0)
