@@ -53,9 +53,9 @@ RESERVED_DESCRIPTORS: Final = 64
 """File descriptors that sockets opened in bulk leave to the rest of the process, or a quarter where that is less:
 connections that come in, names that are looked up, the application's files.  Of the usual limits, 1,024 and 256, most
 is left for a spray."""
-LIST_LASTS: Final = 0.1
+LIST_LASTS: Final = 0.02
 """Seconds for which a list of the machine's interfaces is good.  The system takes up to a millisecond to make it, and a
-call asks for it nine times before it is sent and five times when it is answered.  What differs is told by
+call asks for it nine times in a row before it is sent and five times when it is answered.  What differs is told by
 `wait_change`, which never takes an old one."""
 HOST_SALT_LENGTH: Final = 8
 HOST_ID_LENGTH: Final = 16

@@ -48,7 +48,7 @@ async def test_a_hint_that_is_of_one_address_is_for_its_links_alone() -> None:
 async def test_the_address_follows() -> None:
     async with loopback_node(BOB, config()) as bob:
         own, looked = bob._runtime.own, bob.address
-        own._interfaces = ()  # as if the machine had had none when it was looked at last
+        own._listed = own._interfaces = ()  # as if the machine had had none when it was looked at last
         assert own.current().interfaces != looked.interfaces
         bob.network_changed()
         assert own.current().interfaces == looked.interfaces
