@@ -150,7 +150,9 @@ def test_an_answer_does_not_wait_behind_a_senders_own_bulk(carrier: str) -> None
             return trips
 
     trips = simulate(main, seed=0)
-    assert max(trips) < 10 * rtt, trips  # it was five seconds and more
+    assert max(trips) < 2.5, (
+        trips
+    )  # it was five seconds and more; at 24 moments of such a start at most 2.3, 1.5 mostly
 
 
 # --- a hole in one direction: the bytes of the peer that still come are no progress, and end ---

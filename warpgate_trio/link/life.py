@@ -60,10 +60,10 @@ DEATH: Final = 15.0
 """Seconds without a sign of life that a suspected path has left."""
 LINGER: Final = 6.0
 """Seconds for which a suspected path that is heard is not left for another one: as long as `SLACK_MAX`."""
-OUTDONE: Final = 10.0
+OUTDONE: Final = 12.0
 """Seconds for which a suspected path that is silent waits for the end of a pause where another one was made since.  On
-the worst link, which pauses for longer now and then, one transfer in six changes over for that; with 6 s it is one in
-two (docs/live_links.md)."""
+the worst link, which pauses for longer now and then, no transfer in twelve changes over for that; with 10 s two do, and
+with 6 s every other one (docs/live_links.md)."""
 PAUSES: Final = 6
 """How many times its longest pause a path has to be silent for to be left for another one.  Where nothing is lost, that
 is six round trips: up to half a second each, no more than `SUSPICION_TRIPS` and `SLACK`."""
