@@ -354,6 +354,12 @@ def test_a_broken_file_is_one_sentence_and_stays(file: Path, text: str, problem:
     assert file.read_text() == text
 
 
+def test_what_could_not_be_written_again_is_not_read() -> None:
+    """Half a character, which no file of UTF-8 holds, in what a later release may have added."""
+    with pytest.raises(ContactsFileError, match="surrogates not allowed"):
+        read_contacts(f'version = 1\n[[contact]]\nname = "b"\npeer = "{BOB.peer_id}"\nmore = "\udcc1"\n', where="here")
+
+
 def test_a_file_that_is_not_text(file: Path) -> None:
     file.parent.mkdir(mode=0o700)
     file.write_bytes(b"version = 1\n\n# \xff\n")

@@ -50,6 +50,7 @@ def read_contacts(text: str, *, where: str) -> dict[str, Contact]:
       ContactsFileError: it is none; `where`, the line, and what is wrong there.
     """
     try:
+        text.encode()  # what no file of text holds could be kept, and not be written
         content = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
         raise ContactsFileError(f"{where}: {error}") from error  # tomllib names line and column
