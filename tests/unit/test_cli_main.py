@@ -324,7 +324,7 @@ def test_what_a_call_needs_is_imported_before_its_node_is_open(command: list[str
 
 @pytest.mark.slow("starts an interpreter")
 def test_the_collector_begins_when_a_command_first_waits_and_leaves_alone_what_is_loaded() -> None:
-    """To look through all modules would take it 15 to 40 ms, in the midst of a first call."""
+    """To look through all modules would take it some 40 ms, in the midst of a first call."""
     script = (
         "import gc, trio; from warpgate_trio.cli import group, main, runner\n"
         "async def command():\n"

@@ -59,7 +59,7 @@ async def _settle_heap() -> None:
     """Let the garbage collector begin, with all that has been loaded out of its sight.
 
     It runs when the command waits for the first time, which is when its modules are loaded.  To look through them takes
-    the collector 15 to 40 ms, and that would come in the midst of a first call; none of them is ever garbage.
+    the collector some 40 ms, and that would come in the midst of a first call; none of them is ever garbage.
     """
     if not gc.isenabled():
         gc.freeze()
