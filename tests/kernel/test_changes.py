@@ -40,6 +40,20 @@ async def machine() -> AsyncGenerator[Namespace]:
             yield namespace
 
 
+async def begin_waiting(nursery: trio.Nursery) -> trio.Event:
+    """Wait for a change; returns what is set when it is told."""
+    told = trio.Event()
+
+    async def wait() -> None:
+        await host.current().wait_change()
+        told.set()
+
+    nursery.start_soon(wait)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert not told.is_set()
+    return told
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -53,15 +67,7 @@ async def machine() -> AsyncGenerator[Namespace]:
 )
 async def test_a_change_is_told(command: str) -> None:
     async with machine() as namespace, trio.open_nursery() as nursery:
-        told = trio.Event()
-
-        async def wait() -> None:
-            await host.current().wait_change()
-            told.set()
-
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        assert not told.is_set()
+        told = await begin_waiting(nursery)
         namespace.ip_commands(command)
         with trio.fail_after(HANG):
             await told.wait()
@@ -72,14 +78,7 @@ async def test_what_changes_nothing_is_not_told() -> None:
     async with machine() as namespace:
         with await linux._open_news() as news:
             async with trio.open_nursery() as nursery:
-                told = trio.Event()
-
-                async def wait() -> None:
-                    await host.current().wait_change()
-                    told.set()
-
-                nursery.start_soon(wait)
-                await trio.testing.wait_all_tasks_blocked(0.01)
+                told = await begin_waiting(nursery)
                 namespace.ip_commands(
                     "link set eth0 mtu 1400", "addr change 192.0.2.1/24 dev eth0 valid_lft 1000 preferred_lft 1000"
                 )

@@ -323,14 +323,14 @@ def test_what_a_call_needs_is_imported_before_its_node_is_open(command: list[str
 
 
 @pytest.mark.slow("starts an interpreter")
-def test_the_collector_begins_when_a_command_first_waits_and_leaves_alone_what_is_loaded() -> None:
+def test_the_collector_looks_seldom_until_a_command_first_waits_and_leaves_alone_what_is_loaded() -> None:
     """To look through all modules would take it some 40 ms, in the midst of a first call."""
     script = (
         "import gc, trio; from warpgate_trio.cli import group, main, runner\n"
         "async def command():\n"
-        "    assert not gc.isenabled()\n"
+        "    assert gc.get_threshold()[0] == main.WHILE_LOADING and gc.isenabled()\n"
         "    await trio.testing.wait_all_tasks_blocked()\n"
-        "    assert gc.isenabled() and gc.get_freeze_count() > 10_000\n"
+        "    assert gc.get_threshold() == main.USUAL_THRESHOLDS and gc.get_freeze_count() > 10_000\n"
         "import trio.testing; group.call = lambda _: runner.run(command); main.main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

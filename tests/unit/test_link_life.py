@@ -376,12 +376,18 @@ def test_a_path_that_is_found_over_the_same_link_pauses_as_the_one_before_it() -
     assert left_after(later, 12.0) == pytest.approx(PAUSES * 2.0, abs=0.11)
 
 
-def test_a_path_that_stays_silent_is_left_for_one_that_was_made_since_however_long_it_has_paused() -> None:
+def suspected_after_a_pause() -> LifeJudge:
+    """Of a path that has come back from one of six seconds, and is silent again."""
     judge = judge_of()
     pause(judge, 10.0, 16.0)
     judge.sent(16.0)
     while verdict(judge, judge.deadline) is Life.WELL:
         pass
+    return judge
+
+
+def test_a_path_that_stays_silent_is_left_for_one_that_was_made_since_however_long_it_has_paused() -> None:
+    judge = suspected_after_a_pause()
     suspected = judge.suspect_at
     judge.outdone(suspected + 0.2)
     assert judge.is_late
@@ -393,11 +399,7 @@ def test_a_path_that_stays_silent_is_left_for_one_that_was_made_since_however_lo
 
 
 def test_a_path_that_is_heard_is_not_left_sooner_for_one_that_was_made_since() -> None:
-    judge = judge_of()
-    pause(judge, 10.0, 16.0)
-    judge.sent(16.0)
-    while verdict(judge, judge.deadline) is Life.WELL:
-        pass
+    judge = suspected_after_a_pause()
     suspected = judge.suspect_at
     judge.outdone(suspected + 0.2)
     judge.heard(suspected + 5.0)
@@ -408,11 +410,7 @@ def test_a_path_that_is_heard_is_not_left_sooner_for_one_that_was_made_since() -
 
 
 def test_that_another_path_was_made_is_forgotten_when_it_progresses() -> None:
-    judge = judge_of()
-    pause(judge, 10.0, 16.0)
-    judge.sent(16.0)
-    while verdict(judge, judge.deadline) is Life.WELL:
-        pass
+    judge = suspected_after_a_pause()
     now = judge.suspect_at + 0.2
     judge.outdone(now)
     judge.acknowledged(now, all_of_it=True)

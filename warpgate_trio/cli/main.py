@@ -8,15 +8,21 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Final
 
-__all__ = ["main"]
+__all__ = ["USUAL_THRESHOLDS", "WHILE_LOADING", "main"]
+
+USUAL_THRESHOLDS: Final = gc.get_threshold()
+WHILE_LOADING: Final = 50_000
+"""Objects more than there were, after which the garbage collector looks through the new ones.  Loading makes some
+60,000 that all stay, and each look is time that the user waits; `runner` goes back to the usual when all is loaded."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGINT, _exit_at_once)
     reserve_standard_descriptors()
-    gc.disable()  # what is loaded stays, and is not looked at again and again: `runner` goes on with it
+    gc.set_threshold(WHILE_LOADING)
     from .group import call
 
     sys.exit(call(argv))

@@ -16,6 +16,7 @@ import trio
 
 from ..nurseries import leaves, open_background_nursery
 from .exits import CommandFailed, ExitCode
+from .main import USUAL_THRESHOLDS, WHILE_LOADING
 
 __all__ = ["run", "run_both"]
 
@@ -56,14 +57,14 @@ async def _supervised(command: Callable[[], Awaitable[int | None]], service: boo
 
 
 async def _settle_heap() -> None:
-    """Let the garbage collector begin, with all that has been loaded out of its sight.
+    """Have the garbage collector look as often as usual, with all that has been loaded out of its sight.
 
     It runs when the command waits for the first time, which is when its modules are loaded.  To look through them takes
     the collector some 40 ms, and that would come in the midst of a first call; none of them is ever garbage.
     """
-    if not gc.isenabled():
+    if gc.get_threshold()[0] == WHILE_LOADING:
         gc.freeze()
-        gc.enable()
+        gc.set_threshold(*USUAL_THRESHOLDS)
 
 
 async def _cancel_on_signal(arrivals: AsyncIterator[int], received: list[int], scope: trio.CancelScope) -> None:
