@@ -56,12 +56,15 @@ class WsRelay(Plugin):
         return await self._take_call(reply) if self.inbound else await self._call()
 
     async def _call(self) -> Carrier:
-        try:
-            return await self._call_once()
-        except CircuitRefused as refused:
-            if not refused.try_again:
-                raise
-        return await self._call_once()
+        corrected = False
+        while True:
+            try:
+                return await self._call_once()
+            except CircuitRefused as refused:
+                if not refused.unopened:
+                    if corrected or not refused.try_again:
+                        raise
+                    corrected = True
 
     async def _call_once(self) -> Carrier:
         circuit = await self.circuit()
@@ -74,6 +77,7 @@ class WsRelay(Plugin):
             )
             if not isinstance(answer, ServerFlight):
                 raise AttemptFailed("the peer answered the call with something else")
+            carrier.local, carrier.remote = circuit.local, circuit.remote  # it may have been connected to meanwhile
             carrier.take_flight(answer.flight)
             if answer.has_room:
                 self.expect_accept()

@@ -42,7 +42,7 @@ from warpgate_trio.servers.ntp_core import NtpResponder
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayRules
 from warpgate_trio.servers.rendezvous_core import RendezvousCore
 from warpgate_trio.servers.stun_core import StunCore
-from warpgate_trio.signal.circuits import WINDOW, Circuit, Circuits, Leaving, Outbox, Ringing
+from warpgate_trio.signal.circuits import WINDOW, Circuit, Circuits, Leaving, Ringing
 from warpgate_trio.signal.mqtt.packets import PacketFilter
 from warpgate_trio.stun import codec as stun
 from warpgate_trio.stun.transaction import StunTransaction, binding_request, read_binding_answer
@@ -90,7 +90,6 @@ def rendezvous_frames_to_a_client(data: bytes) -> None:
 @target(_from_server, RemoteProtocolError, SignalUnsupported, inputs=10_000)
 def frames_of_circuits_to_a_client(data: bytes) -> None:
     """On a circuit of ours, and on one that rang: what came in is bounded, and so is what is said to it."""
-    outbox = Outbox()
     rung: list[Circuit] = []
 
     def arrive(arrival: bytes | Ringing | Leaving) -> bool:
@@ -98,7 +97,8 @@ def frames_of_circuits_to_a_client(data: bytes) -> None:
             rung.append(arrival.circuit)
         return True
 
-    circuits = Circuits("ws://server", ("", 0), ("", 0), outbox, arrive)
+    circuits = Circuits("ws://server")
+    circuits.open(("", 0), ("", 0), arrive, 0.0)
     called = circuits.make()
     circuits.hear(relay.Answer(1, b"payload"))
     for _ in range(3):
@@ -109,7 +109,7 @@ def frames_of_circuits_to_a_client(data: bytes) -> None:
     for circuit in (called, *rung):
         circuit.close()
     assert len(circuits) == 0
-    assert not outbox.is_overfull
+    assert not circuits.outbox.is_overfull
 
 
 _NAME: Final = "signal.example.org:443"
@@ -133,13 +133,14 @@ def _from_client() -> list[bytes]:
 
 @target(_from_client, inputs=500)
 def rendezvous_frames_to_a_server(data: bytes) -> None:
-    """Before and after a registration, by each version; a server says ERROR, and raises nothing."""
+    """Ahead of a registration, before it and after it, by each version; a server says ERROR, and raises nothing."""
     core = RendezvousCore()
     connections = []
     for version in (1, 2, 3):
         for registered in (False, True):
             connection, _ = core.connect(b"n" * 32, 0.0, host="192.0.2.1", version=version, names=[_NAME])
             connections.append(connection)
+            core.call_ahead(connection, data, 0.0)
             if registered:
                 core.receive(connection, _from_client_once()[version - 1], 0.0)
             core.receive(connection, data, 1.0)
@@ -165,6 +166,9 @@ def frames_of_circuits_to_a_server(data: bytes) -> None:
     alice, bob = sides
     core.receive(alice, relay.Call(1, BOB.public_key, bytes(8), b"payload").encode(), 1.0)
     core.receive(bob, data, 2.0)
+    stranger, _ = core.connect(b"n" * 32, 0.0, host="192.0.2.1", version=3, names=[_NAME])
+    core.call_ahead(stranger, data, 2.0)
+    sides.append(stranger)
     core.receive(bob, relay.Answer(2, b"payload").encode(), 3.0)
     for connection in sides:
         core.receive(connection, data, 4.0)

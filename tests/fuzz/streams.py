@@ -114,7 +114,8 @@ def _frames(mask: bytes) -> list[bytes]:
 
 def _requests() -> list[bytes]:
     frames = _frames(bytes(4))
-    return [_UPGRADE + b"".join(some) for some in ([], frames[:2], frames[2:4], frames[5:8], frames)]
+    ahead = _UPGRADE.replace(b"\r\n\r\n", b"\r\nWarpgate-Ahead: aGVsbG8=\r\n\r\n")
+    return [ahead, *(_UPGRADE + b"".join(some) for some in ([], frames[:2], frames[2:4], frames[5:8], frames))]
 
 
 @target(_requests, inputs=150)
@@ -128,7 +129,13 @@ def websocket_from_a_client(data: bytes) -> None:
     async def main() -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         serve = partial(
-            serve_websocket, echo, listeners, max_message=MAX_MESSAGE, handshake_timeout=PATIENCE, close_timeout=0.01
+            serve_websocket,
+            echo,
+            listeners,
+            max_message=MAX_MESSAGE,
+            handshake_timeout=PATIENCE,
+            close_timeout=0.01,
+            reads_ahead=True,
         )
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:

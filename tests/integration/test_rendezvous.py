@@ -888,6 +888,7 @@ class Scripted:
 
     last_heard = 0.0
     subprotocol = None
+    ahead = b""
     accepted = Accepted("127.0.0.1", 50000, ("127.0.0.1", 8765))
 
     def __init__(self) -> None:

@@ -61,6 +61,7 @@ async def server(
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008
     subprotocols: Sequence[str] = (),
     trusted_proxies: TrustedProxies | None = None,
+    reads_ahead: bool = False,
 ) -> AsyncGenerator[str]:
     """Serve for the time of the body; yields the URL.  Everything in the body is bounded."""
     listeners = await trio.open_tcp_listeners(0, host=host)
@@ -79,6 +80,7 @@ async def server(
                     limits=limits,
                     subprotocols=subprotocols,
                     trusted_proxies=trusted_proxies,
+                    reads_ahead=reads_ahead,
                     close_timeout=0.05,
                 )
             )
@@ -117,17 +119,18 @@ async def accept_by_hand(stream: trio.SocketStream) -> bytes:
 
 
 @asynccontextmanager
-async def connect_by_hand(url: str) -> AsyncGenerator[trio.SocketStream]:
-    """A client's handshake without a library."""
+async def connect_by_hand(url: str, header: bytes = b"") -> AsyncGenerator[trio.SocketStream]:
+    """A client's handshake without a library; `header`: one more line."""
     async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as stream:
         await stream.send_all(
             b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n" + header + b"\r\n"
         )
         answer = b""
         while b"\r\n\r\n" not in answer:
             answer += await stream.receive_some()
         assert answer.startswith(b"HTTP/1.1 101")
+        assert b"ahead" not in answer.lower()
         yield stream
 
 
@@ -763,6 +766,52 @@ async def test_a_dot_at_the_end_of_a_name_is_no_part_of_it_in_tls(authority: Aut
         name = url.replace("127.0.0.1", "relay.example.")
         async with open_websocket(name, ssl_context=authority.client(), max_message=LIMIT) as websocket:
             await websocket.ping()
+
+
+# --- what goes ahead of the first message ---
+
+
+@pytest.mark.parametrize("reads_ahead", [True, False])
+@pytest.mark.parametrize("data", [b"x", bytes(range(256)) * 16])
+async def test_what_goes_with_the_request(data: bytes, reads_ahead: bool) -> None:
+    came: list[bytes] = []
+
+    async def handler(websocket: WebSocket) -> None:
+        came.append(websocket.ahead)
+        await echo(websocket)
+
+    async with (
+        server(handler, reads_ahead=reads_ahead) as url,
+        open_websocket(url, max_message=LIMIT, ahead=lambda: data) as websocket,
+    ):
+        await websocket.send(b"hello")
+        assert await websocket.receive() == b"hello"
+        assert websocket.ahead == (data if reads_ahead else b"")
+    assert came == [websocket.ahead]
+
+
+async def test_nothing_goes_with_the_request() -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        assert b"ahead" not in (await accept_by_hand(stream)).lower()
+        await stream.receive_some()
+
+    async with tcp_server(handler) as url, open_websocket(url, max_message=LIMIT) as websocket:
+        assert websocket.ahead == b""
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"no base64", b"aGVsbG8", b"aGVs bG8=", b"=", base64.b64encode(bytes(4100)), b"\xff" * 8]
+)
+async def test_what_is_too_long_or_no_base64_is_not_read(value: bytes) -> None:
+    came: list[bytes] = []
+
+    async def handler(websocket: WebSocket) -> None:
+        came.append(websocket.ahead)
+
+    async with server(handler, reads_ahead=True) as url:
+        async with connect_by_hand(url, b"Warpgate-Ahead: " + value + b"\r\n") as stream:
+            await wait_closed(stream)
+    assert came == [b""]
 
 
 @pytest.mark.parametrize(

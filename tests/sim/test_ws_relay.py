@@ -25,7 +25,7 @@ from warpgate_trio.servers.turn import serve_turn
 from warpgate_trio.servers.turn_credentials import TurnCredentials
 from warpgate_trio.signal.websocket_channel import WebSocketChannel
 from warpgate_trio.sim import Host, NatConfig, presets, simulate
-from warpgate_trio.testing import simulated_hosts
+from warpgate_trio.testing import Restarts, simulated_hosts
 from warpgate_trio.testing.walks import NTP, RENDEZVOUS, STUN, STUN2, Walk, WorldServer, open_nodes, simulate_walk
 from warpgate_trio.testing.worlds import PeerPair
 
@@ -140,6 +140,27 @@ def test_a_node_that_was_just_opened_waits_for_its_server() -> None:
             async with open_node(config, identity=Identity.from_seed(b"carol" + bytes(27))) as carol:
                 async with await by_relay_alone(carol, nodes.bob.address) as pipe:
                     assert pipe.path.plugin == "ws_relay"
+
+    simulate(main)
+
+
+def test_a_server_that_comes_up_during_the_call_is_waited_for() -> None:
+    """The connection by which the call was to go does not come to be, and the next one does."""
+
+    async def main() -> None:
+        pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+        restarts = Restarts()
+        servers = restarts.of(server(OPEN))
+        async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=servers) as nodes:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: restarts.restart("server", pause=1.0))
+                await trio.sleep(0.1)  # it is down
+                began = trio.current_time()
+                config = NodeConfig(servers=Servers(websocket=[URL]))
+                async with open_node(config, identity=Identity.from_seed(b"carol" + bytes(27))) as carol:
+                    async with await by_relay_alone(carol, nodes.bob.address) as pipe:
+                        assert pipe.path.plugin == "ws_relay"
+                assert 0.9 < trio.current_time() - began < 3.0
 
     simulate(main)
 

@@ -12,7 +12,7 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.ports.server_dial import ServerDial
 from warpgate_trio.servers.relay_frames import Answer, EndReason, Relay, RelayEnd
 from warpgate_trio.signal.calls import CONNECTS_WITHIN, SILENT_FOR, SILENT_TRIPS, RelayingServer, _Judge, relays_of
-from warpgate_trio.signal.circuits import Circuit, Circuits, Outbox
+from warpgate_trio.signal.circuits import Circuit, Circuits
 from warpgate_trio.signal.slot import Slot
 from warpgate_trio.standing import PASSED_OVER, Standing, Standings
 
@@ -26,7 +26,8 @@ class Channel:
 
     def __init__(self) -> None:
         self.checks = 0
-        self.circuits = Circuits(SERVER, ("", 0), ("", 0), Outbox(), lambda _: True)
+        self.circuits = Circuits(SERVER)
+        self.circuits.open(("", 0), ("", 0), lambda _: True, 0.0)
 
     def check(self) -> bool:
         self.checks += 1
@@ -45,7 +46,8 @@ def standings() -> Standings[str]:
 
 def judged(channel: Channel, standings: Standings[str]) -> Circuit:
     circuit = channel.circuits.make()
-    circuit.judge = _Judge(standings, SERVER, channel)  # type: ignore[arg-type]
+    slot = SimpleNamespace(key=SERVER, channel=channel)
+    circuit.judge = _Judge(standings, slot)  # type: ignore[arg-type]
     return circuit
 
 

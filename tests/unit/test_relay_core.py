@@ -28,6 +28,7 @@ from warpgate_trio.servers.relay_frames import (
 from warpgate_trio.servers.rendezvous_core import RendezvousCore, RendezvousLimits
 from warpgate_trio.servers.rendezvous_frames import (
     ANY_INSTANCE,
+    CONTEXT_3,
     Capability,
     Challenge,
     Error,
@@ -35,13 +36,14 @@ from warpgate_trio.servers.rendezvous_frames import (
     FromClient,
     FromServer,
     Message,
+    Register3,
     Registered,
     Registrant,
     Send,
     decode_from_server,
     register_2,
 )
-from warpgate_trio.signal.circuits import Circuits, Outbox
+from warpgate_trio.signal.circuits import Circuits
 
 ALICE = Identity.from_seed(bytes(range(32)))
 BOB = Identity.from_seed(bytes(range(32, 64)))
@@ -64,13 +66,17 @@ class Client:
         token: str | None = None,
         instance: bytes = b"instance",
         host: str = "192.0.2.1",
+        ahead: Call | None = None,
     ) -> None:
         self.core = core
         self.state, challenge = core.connect(NONCE, T, host=host, version=3, names={NAME})
         assert decode_from_server(challenge) == Challenge(NONCE, 3)
-        registrant = Registrant(instance, relay_token=token)
-        self.say(registrant.answer(identity, Challenge(NONCE, 3), NAME))
-        (self.registered,) = self.drain()
+        self.registration = Registrant(instance, relay_token=token).answer(identity, Challenge(NONCE, 3), NAME)
+        if ahead is None:
+            self.say(self.registration)
+            (self.registered,) = self.drain()
+        else:
+            self.woken = core.call_ahead(self.state, ahead.encode(), T)
 
     def say(self, frame: FromClient, now: float = T) -> FromServer | None:
         answer, _ = self.core.receive(self.state, frame.encode(), now)
@@ -152,6 +158,122 @@ def test_one_of_the_two_needs_the_token(who: str) -> None:
     carol, dave = Client(core, CAROL), Client(core, Identity.from_seed(bytes(32)))
     assert carol.call(Identity.from_seed(bytes(32))) == RelayEnd(1, EndReason.NOT_ALLOWED)
     assert dave.drain() == []
+
+
+# -- calls that come ahead of the registration -------------------------------------------------------------------------
+
+
+AHEAD = Call(1, BOB.public_key, ANY_INSTANCE, b"hello")
+
+
+def test_a_call_rings_before_its_caller_has_registered() -> None:
+    core = open_core()
+    bob = Client(core, BOB)
+    alice = Client(core, ALICE, ahead=AHEAD)
+    assert alice.woken == [bob.state]
+    assert bob.drain() == [Ring(2, b"hello")]
+    assert alice.say(alice.registration) is None
+    assert [type(frame) for frame in alice.drain()] == [Registered]
+    bob.say(Answer(2, b"yes"))
+    bob.say(Relay(2, b"ping"))
+    assert alice.drain() == [Answer(1, b"yes"), Relay(1, b"ping")]
+
+
+def test_who_has_not_registered_hears_nothing_of_its_call() -> None:
+    core = open_core()
+    bob, alice = Client(core, BOB), Client(core, ALICE, ahead=AHEAD)
+    bob.say(Answer(2, b"yes"))
+    bob.say(Relay(2, b"ping"))
+    assert alice.drain() == []
+    alice.say(alice.registration)
+    assert [type(frame) for frame in alice.drain()] == [Registered, Answer, Relay]
+    assert alice.say(Relay(1, b"pong")) is None
+    assert bob.drain() == [Ring(2, b"hello"), Relay(2, b"pong")]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("who", ["caller", "receiver", "nobody"])
+def test_whether_a_call_may_be_relayed_is_judged_at_the_registration(who: str, answered: bool) -> None:
+    core = RendezvousCore(relay=RelayRules(token=TOKEN))
+    bob = Client(core, BOB, token=TOKEN if who == "receiver" else None)
+    alice = Client(core, ALICE, token=TOKEN if who == "caller" else None, ahead=AHEAD)
+    if answered:
+        bob.say(Answer(2, b"yes"))
+    alice.say(alice.registration)
+    if not answered:
+        bob.say(Answer(2, b"yes"))
+    bob.say(Relay(2, b"ping"))
+    heard = alice.drain()[1:]
+    if who != "nobody":
+        assert heard == [Answer(1, b"yes"), Relay(1, b"ping")]
+    else:
+        assert heard[-1] == RelayEnd(1, EndReason.NOT_ALLOWED)
+        assert relayed(heard) == b""
+        assert bob.drain()[-1] == RelayEnd(2, EndReason.NOT_ALLOWED)
+        assert core.statistics().relay.circuits == 0
+
+
+def test_of_several_that_were_rung_those_stay_that_may_be() -> None:
+    core = RendezvousCore(relay=RelayRules(token=TOKEN))
+    without, with_token = Client(core, BOB), Client(core, BOB, token=TOKEN, instance=b"another.")
+    alice = Client(core, ALICE, ahead=AHEAD)
+    alice.say(alice.registration)
+    assert without.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.NOT_ALLOWED)]
+    with_token.say(Answer(2, b"yes"))
+    assert alice.drain()[1:] == [Answer(1, b"yes")]
+
+
+def test_what_becomes_of_a_call_in_vain_is_said_behind_the_registration() -> None:
+    core = open_core()
+    alice = Client(core, ALICE, ahead=AHEAD)
+    assert alice.drain() == []
+    alice.say(alice.registration)
+    assert alice.drain()[1:] == [RelayEnd(1, EndReason.NOBODY_HOME)]
+    nobodys = RendezvousCore()
+    alice, _ = Client(nobodys, ALICE, ahead=AHEAD), Client(nobodys, BOB)
+    alice.say(alice.registration)
+    assert alice.drain()[1:] == [RelayEnd(1, EndReason.NOT_ALLOWED)]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_who_is_not_registered_after_all_has_called_nobody(leaves: bool, answered: bool) -> None:
+    core = open_core()
+    bob, alice = Client(core, BOB), Client(core, ALICE, ahead=AHEAD)
+    if answered:
+        bob.say(Answer(2, b"yes"))
+    if leaves:
+        core.disconnect(alice.state, T)
+    else:
+        assert isinstance(alice.say(dataclasses.replace(alice.registration, signature=bytes(64))), Error)
+        assert alice.drain() == []
+        core.disconnect(alice.state, T)
+    assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.GONE)]
+    found = core.statistics()
+    assert (found.queued, found.relay.circuits, found.relay.held) == (0, 0, 0)
+
+
+def test_a_client_that_calls_ahead_and_speaks_of_no_circuits() -> None:
+    core = open_core()
+    bob, alice = Client(core, BOB), Client(core, ALICE, ahead=AHEAD)
+    assert isinstance(alice.registration, Register3)
+    registration = dataclasses.replace(alice.registration, capabilities=Capability(0))
+    alice.say(dataclasses.replace(registration, signature=ALICE.sign(CONTEXT_3, NONCE + registration.signed)))
+    assert [type(frame) for frame in alice.drain()] == [Registered]
+    assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.GONE)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda data: b"\x0b\x00\x00\x00\x02" + data))
+def test_what_comes_ahead_and_is_no_call_is_passed_over(data: bytes) -> None:
+    core = open_core()
+    bob = Client(core, BOB)
+    stranger, _ = core.connect(NONCE, T, host="192.0.2.2", version=3, names={NAME})
+    assert core.call_ahead(stranger, data, T) == []
+    old, _ = core.connect(NONCE, T, host="192.0.2.2", version=2, names={NAME})
+    assert core.call_ahead(old, AHEAD.encode(), T) == []
+    assert not stranger.closing
+    assert (bob.drain(), core.statistics().relay.circuits) == ([], 0)
 
 
 def test_who_speaks_no_version_3_is_not_rung() -> None:
@@ -371,7 +493,8 @@ def test_bytes_that_come_in_crumbs_cost_no_more_than_others() -> None:
 
 
 def test_crumbs_cost_a_client_no_more_either() -> None:
-    circuits = Circuits("ws://server", ("", 0), ("", 0), Outbox(), lambda _: True)
+    circuits = Circuits("ws://server")
+    circuits.open(("", 0), ("", 0), lambda _: True, 0.0)
     circuit = circuits.make()
     circuits.hear(Answer(1, b"yes"))
     for _ in range(INITIAL_CREDIT // 16):
@@ -635,7 +758,8 @@ def test_nothing_is_over_on_a_server_that_does_not_drain() -> None:
 
 
 def test_a_reason_that_a_client_does_not_know_ends_its_circuit_like_any_other() -> None:
-    circuits = Circuits("ws://relay.example", ("", 0), ("", 0), Outbox(), lambda _: True)
+    circuits = Circuits("ws://relay.example")
+    circuits.open(("", 0), ("", 0), lambda _: True, 0.0)
     circuit = circuits.make()
     circuits.hear(RelayEnd(1, 200))
     with pytest.raises(OSError, match="has ended: reason 200"):

@@ -135,8 +135,8 @@ class TlsCarrier:
         self.began: Final = trio.current_time()
         self.dialler: Final = dialler
         self.server_key: Final = server_key
-        self.local: Final = local
-        self.remote: Final = remote
+        self.local: TransportAddress = local
+        self.remote: TransportAddress = remote
 
     @classmethod
     async def dial(cls, sock: trio.socket.SocketType, contexts: TlsContexts, *, peer_key: bytes) -> TlsCarrier:
@@ -184,7 +184,8 @@ class TlsCarrier:
 
         Args:
           peer_key: the key of the other side, which makes us the TLS client; None: we are the server.
-          local, remote: between which addresses it will run.
+          local, remote: between which addresses it will run.  Who does not know yet sets them before the other side's
+            flight is taken.
 
         Returns the carrier and our first flight: the ClientHello; of a server none, as its own is the answer to that.
         """

@@ -159,8 +159,18 @@ class Circuits:
         return rings
 
     def allows(self, caller: ServerConnection, receiver: ServerConnection) -> bool:
-        """Whether one of the two may have circuits with anybody."""
-        return self.rules.open_to_all or caller.has_token or receiver.has_token
+        """Whether one of the two may have circuits with anybody; who has not registered yet may have the token."""
+        return self.rules.open_to_all or caller.has_token or receiver.has_token or not caller.registered
+
+    def registered(self, connection: ServerConnection, now: float) -> None:
+        """A connection that has called before has said who it is: who may not have a circuit with it is let go."""
+        for circuit in [leg.circuit for leg in connection.legs.values()]:
+            for other in [each for each in circuit.rung if not self.allows(connection, each.connection)]:
+                self._turn_down(other, EndReason.NOT_ALLOWED, now)
+                self._finish(other, EndReason.NOT_ALLOWED, now)
+            answerer = circuit.answerer
+            if answerer is not None and not self.allows(connection, answerer.connection):
+                self._end_both(answerer, EndReason.NOT_ALLOWED, now)
 
     def not_rung(self, caller: ServerConnection, number: int, connection: ServerConnection, now: float) -> None:
         """The RING for a caller's circuit found no place in a connection's queue."""

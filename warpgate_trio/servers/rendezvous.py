@@ -149,6 +149,7 @@ class Rendezvous:
                 outbox = _Outbox(websocket, self._core, connection, nursery, self._wake_circuits)
                 self._outboxes[connection] = outbox
                 try:
+                    self._wake(self._core.call_ahead(connection, websocket.ahead, trio.current_time()))
                     await outbox.write(challenge)
                     await self._converse(websocket, connection, outbox)
                 finally:
@@ -201,12 +202,15 @@ class Rendezvous:
                     scope.deadline = due
                 # No name for the frame: it would be held until the next one is in.
                 answer, woken = self._core.receive(connection, await websocket.receive(), trio.current_time())
-                for other in woken:
-                    self._outboxes[other].wake(last=other.closing)
-                self._wake_circuits()
+                self._wake(woken)
                 if answer is not None:
                     return answer
         return None
+
+    def _wake(self, woken: Iterable[ServerConnection]) -> None:
+        for other in woken:
+            self._outboxes[other].wake(last=other.closing)
+        self._wake_circuits()
 
     def _wake_circuits(self) -> None:
         for connection in self._core.woken():
@@ -374,6 +378,7 @@ async def serve_rendezvous(
                     handshake_timeout=limits.registration,
                     limits=ConnectionLimits(total=limits.connections, per_address=limits.connections_per_address),
                     trusted_proxies=trusted_proxies,
+                    reads_ahead=True,
                 )
             )
             task_status.started(RendezvousServer(rendezvous, urls, names[0][1], listeners))

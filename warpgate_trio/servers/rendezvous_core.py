@@ -189,6 +189,25 @@ class RendezvousCore:
         self._connections.add(connection)
         return connection, Challenge(nonce, version).encode()
 
+    def call_ahead(self, connection: ServerConnection, data: bytes, now: float) -> list[ServerConnection]:
+        """Take the CALL that came with a client's request, before it has registered.
+
+        It rings, as a signal would reach its receiver, which takes no right; what comes of it waits for the
+        registration, and so does the question whether the two may be relayed.  Anything but a CALL is passed over.
+
+        Returns the connections whose `queue` got longer.
+        """
+        try:
+            frame = decode_from_client(data)
+        except RemoteProtocolError:
+            return []
+        if not isinstance(frame, Call) or frame.circuit % 2 == 0 or connection.version < CIRCUITS_SINCE:
+            return []
+        answer, rung = self._call(connection, frame, now)
+        if answer is not None:
+            connection.queue.append(Queued(answer))
+        return rung
+
     def disconnect(self, connection: ServerConnection, now: float) -> None:
         """The connection is gone; its mailbox closes unless another connection keeps it open.  Idempotent."""
         self._connections.discard(connection)
@@ -221,13 +240,12 @@ class RendezvousCore:
             return self._pair(connection, frame, now), []
         if isinstance(frame, Publish | Lookup):
             return self._key_record(connection, frame, now), []
-        if not connection.relays and connection.version >= CIRCUITS_SINCE and connection.key is not None:
-            # It may have called in the flight of its registration, before it knew.
-            return RelayEnd(frame.circuit, EndReason.NOT_ALLOWED).encode() if isinstance(frame, Call) else None, []
-        if not connection.relays:
+        if connection.version < CIRCUITS_SINCE or connection.key is None:
             return self.fail(connection, ErrorCode.PROTOCOL, "a circuit of who has not registered for any", now), []
         if isinstance(frame, Call):
             return self._call(connection, frame, now)
+        if not connection.relays:
+            return None, []
         if isinstance(frame, Answer):
             self._answer(connection, frame, now)
         elif isinstance(frame, Relay):
@@ -240,6 +258,8 @@ class RendezvousCore:
 
     def transmit(self, connection: ServerConnection, now: float) -> bytes | None:
         """The frame that is to be written to a connection next, None for nothing; the same one until `written`."""
+        if not connection.registered:
+            return None  # what answers its call waits
         if connection.sending is None:
             if connection.queue:
                 return connection.queue[0].frame
@@ -349,8 +369,13 @@ class RendezvousCore:
             relays = Capability.RELAY if rules.for_anybody else Capability(0)
             can = relays | Capability.PAIR | Capability.KEY_RECORDS
             registered = Registered(can | (Capability.MAY_RELAY if may_relay else Capability(0)))
-        # Through the queue, so that no MESSAGE can get ahead of it.
-        connection.queue.append(Queued(registered.encode()))
+        # Through the queue, so that no MESSAGE can get ahead of it; what waits there already has answered a call.
+        connection.queue.appendleft(Queued(registered.encode()))
+        connection.registered = True
+        if connection.relays:
+            self.circuits.registered(connection, now)
+        else:
+            self.circuits.left(connection, now)
         if len(mailbox) > self.limits.connections_per_key:
             woken.append(self._replace(mailbox[0], "the key opened more connections than a mailbox holds", now))
         return None, woken
@@ -423,12 +448,10 @@ class RendezvousCore:
             return self.fail(connection, ErrorCode.PROTOCOL, "a CALL by a number that is taken, or not odd", now), []
         if not connection.sends.take(now):
             return self.fail(connection, ErrorCode.RATE, "more CALLs than this server allows", now), []
-        mailbox = [
-            each
-            for each in self._mailboxes.get(frame.receiver, [])
-            if each.relays and frame.instance in (ANY_INSTANCE, each.instance)
-        ]
-        rings = self.circuits.call(connection, frame, mailbox, now)
+        if not (connection.relays if connection.registered else self.circuits.rules.for_anybody):
+            # It has called before it knew.
+            return RelayEnd(frame.circuit, EndReason.NOT_ALLOWED).encode(), []
+        rings = self.circuits.call(connection, frame, self._receivers(frame), now)
         if isinstance(rings, RelayEnd):
             return rings.encode(), []
         rung: list[ServerConnection] = []
@@ -438,6 +461,14 @@ class RendezvousCore:
             else:
                 self.circuits.not_rung(connection, frame.circuit, receiver, now)
         return None, rung
+
+    def _receivers(self, frame: Call) -> list[ServerConnection]:
+        """Who may be rung."""
+        return [
+            each
+            for each in self._mailboxes.get(frame.receiver, [])
+            if each.relays and frame.instance in (ANY_INSTANCE, each.instance)
+        ]
 
     def _answer(self, connection: ServerConnection, frame: Answer, now: float) -> None:
         answer = self.circuits.answer(connection, frame, now)

@@ -39,8 +39,8 @@ class ServerConnection:
     """One client's state on the server.  Made by `RendezvousCore.connect`; `queue` is what waits to be written to it.
 
     The shell writes what `RendezvousCore.transmit` hands out, calls `RendezvousCore.written`, and so on, and closes the
-    connection once `closing` is set and the queue is empty.  `key` is None until it is registered; the rest is the
-    core's own.
+    connection once `closing` is set and the queue is empty.  `key` is None until it is `registered`, and once it has
+    left its mailbox; the rest is the core's own.
     """
 
     __slots__ = (
@@ -55,6 +55,7 @@ class ServerConnection:
         "nonce",
         "queue",
         "ready",
+        "registered",
         "relays",
         "sending",
         "sends",
@@ -68,6 +69,7 @@ class ServerConnection:
         self.version: int = version
         self.names: Collection[str] = names
         self.key: bytes | None = None
+        self.registered: bool = False
         self.instance: bytes = ANY_INSTANCE
         self.queue: deque[Queued] = deque()
         self.closing: bool = False

@@ -13,9 +13,10 @@ import trio
 
 from ..config import ServerUrl
 from ..standing import Standing, Standings
-from .channel import Relays, SignalChannel
+from .channel import Relays
 from .circuits import Circuit, CircuitRefused
 from .keeper import ChannelKeeper
+from .slot import Slot
 
 __all__ = ["RelayingServer", "circuit_by", "relays_of"]
 
@@ -59,7 +60,7 @@ def relays_of(keeper: ChannelKeeper) -> dict[str, RelayingServer]:
 async def circuit_by(keeper: ChannelKeeper, server: str) -> Circuit:
     """A circuit to call a peer by, by one of the node's own servers (`ServerStatus.url`).
 
-    Waits until that is connected; the caller bounds the time.
+    Waits until that is connected, or being connected to for the first time; the caller bounds the time.
 
     Raises:
       CircuitRefused: there is no such server, it relays nothing, or there are too many circuits.
@@ -67,9 +68,13 @@ async def circuit_by(keeper: ChannelKeeper, server: str) -> Circuit:
     await trio.lowlevel.checkpoint()
     slot = next((slot for slot in keeper.own if slot.key == server), None)
     while slot is not None and not keeper.ended:
-        if slot.channel is not None and slot.channel.relays is not None:
+        circuit = None
+        if slot.opening is not None:
+            circuit = slot.opening.make()
+        elif slot.channel is not None and slot.channel.relays is not None:
             circuit = slot.channel.circuit()
-            circuit.judge = _Judge(keeper.standings, slot.key, slot.channel)
+        if circuit is not None:
+            circuit.judge = _Judge(keeper.standings, slot)
             return circuit
         await keeper.wait_changed()
     raise CircuitRefused(server, None, "this node is not connected to it")
@@ -79,18 +84,18 @@ async def circuit_by(keeper: ChannelKeeper, server: str) -> Circuit:
 class _Judge:
     """Of one server, by one call."""
 
-    def __init__(self, standings: Standings[str], server: str, channel: SignalChannel) -> None:
+    def __init__(self, standings: Standings[str], slot: Slot) -> None:
         self._standings = standings
-        self._server = server
-        self._channel = channel
+        self._slot = slot
 
     def worked(self) -> None:
-        self._standings.worked(self._server)
+        self._standings.worked(self._slot.key)
 
     def failed(self) -> None:
-        self._standings.failed(self._server, trio.current_time())
+        self._standings.failed(self._slot.key, trio.current_time())
 
     def gave_up(self, waited: float) -> None:
-        if waited >= SILENT_TRIPS * (self._channel.rtt or 0.0) + SILENT_FOR:
+        channel = self._slot.channel
+        if channel is not None and waited >= SILENT_TRIPS * (channel.rtt or 0.0) + SILENT_FOR:
             self.failed()
-            self._channel.check()
+            channel.check()

@@ -59,12 +59,14 @@ class CircuitRefused(AttemptFailed):
     Attributes:
       reason: an `EndReason`, or a code that this release does not know; None: the connection to the server ended.
       try_again: the peer has told its time, by which another call will be stamped.
+      unopened: the connection to the server never came to be; there may be another one before long.
     """
 
     def __init__(self, url: str, reason: int | None, why: str) -> None:
         super().__init__(f"no circuit by {url}: {why}")
         self.reason = reason
         self.try_again: bool = False
+        self.unopened: bool = False
 
 
 @final
@@ -117,6 +119,24 @@ class Outbox:
         self._bulk.append(frame)
         self._writer.unpark()
 
+    def take_signal_nowait(self, size: int) -> bytes:
+        """The signal that waits first; nothing where there is none, or it has more bytes than that."""
+        if not self._signals or len(self._signals[0]) > size:
+            return b""
+        self._senders.unpark()
+        return self._signals.popleft()
+
+    def put_back(self, frame: bytes) -> None:
+        """A signal that was taken has not been written."""
+        self._signals.appendleft(frame)
+
+    def clear(self) -> None:
+        """What waits is not written."""
+        self._signals.clear()
+        self._bulk.clear()
+        self._senders.unpark_all()
+        self._relaying.unpark_all()
+
     async def take(self) -> bytes | None:
         """The next frame to write; None at the end."""
         while not self._signals and not self._bulk:
@@ -161,7 +181,7 @@ class Circuit:
 
     Attributes:
       url: of the server, without a password.
-      local, remote: of the connection to it.
+      local, remote: of the connection to it; nothing yet where it is being opened.
       answered: both sides have it.
       claimed: somebody sees to it that it is answered or closed; else whoever hears of the call closes it.
       judge: of the server, where we call.
@@ -184,21 +204,32 @@ class Circuit:
         self.judge: Judge | None = None
         self._called_at = math.inf
         self.url: Final = owner.url
-        self.local: Final = owner.local
-        self.remote: Final = owner.remote
 
     def __repr__(self) -> str:
         return f"<Circuit {self._number} by {self.url}>"
+
+    @property
+    def local(self) -> TransportAddress:
+        return self._owner.local
+
+    @property
+    def remote(self) -> TransportAddress:
+        return self._owner.remote
 
     # -- making one ----------------------------------------------------------------------------------------------------
 
     async def call(self, receiver_key: bytes, instance: bytes, payload: bytes) -> None:
         """Have the server call whoever has this key, or one process of it; it is `answered` later, or ends.
 
+        While the connection is being opened, the first call goes with the request for it, and others wait.
+
         Raises:
           CircuitRefused: the connection has ended.
         """
         self._called_at = trio.current_time()
+        if self._end is not None:
+            await trio.lowlevel.checkpoint()
+            raise self._refused()
         try:
             await self._owner.outbox.put(Call(self._number, receiver_key, instance, payload).encode())
         except trio.ClosedResourceError:
@@ -232,7 +263,9 @@ class Circuit:
         self._open()
 
     def _refused(self) -> CircuitRefused:
-        return CircuitRefused(self.url, self._reason, self._end or "it was closed here")
+        refused = CircuitRefused(self.url, self._reason, self._end or "it was closed here")
+        refused.unopened = not self._owner.opened
+        return refused
 
     def _open(self) -> None:
         self.answered = True
@@ -296,7 +329,7 @@ class Circuit:
         if not self._closed:
             self._closed = True
             if self.judge is not None and self._end is None and not self.answered:
-                self.judge.gave_up(trio.current_time() - self._called_at)
+                self.judge.gave_up(trio.current_time() - max(self._called_at, self._owner.opened_at))
             self._waiting.clear()
             self._owner.forget(self._number, EndReason.CLOSED if self.answered else EndReason.REFUSED)
             self._changed.unpark_all()
@@ -378,30 +411,25 @@ class Incoming:
 
 @final
 class Circuits:
-    """The circuits of one connection to a server.
+    """The circuits of one connection to a server, which may still be being opened.
 
     Args:
       url: of the server, for people.
-      local, remote: the ends of the connection.
-      on_arrival: takes a call, the payload of an answer, or that the server leaves; False: there is no room for it.
 
     Attributes:
+      outbox: what waits to be written to the server.
+      local, remote: the ends of the connection.
+      opened_at: when it came to be; infinite before.
       leaving: the server will be shut down before long, and makes no circuits any more.
     """
 
-    def __init__(
-        self,
-        url: str,
-        local: TransportAddress,
-        remote: TransportAddress,
-        outbox: Outbox,
-        on_arrival: Callable[[bytes | Ringing | Leaving], bool],
-    ) -> None:
+    def __init__(self, url: str) -> None:
         self.url: Final = url
-        self.local: Final = local
-        self.remote: Final = remote
-        self.outbox: Final = outbox
-        self._on_arrival = on_arrival
+        self.outbox: Final = Outbox()
+        self.local: TransportAddress = ("", 0)
+        self.remote: TransportAddress = ("", 0)
+        self._on_arrival: Callable[[bytes | Ringing | Leaving], bool] = lambda _: False
+        self.opened_at: float = math.inf
         self._open: dict[int, Circuit] = {}
         self._made = -1
         self.leaving: bool = False
@@ -409,6 +437,27 @@ class Circuits:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the connection has come to be."""
+        return self.opened_at < math.inf
+
+    def open(
+        self,
+        local: TransportAddress,
+        remote: TransportAddress,
+        on_arrival: Callable[[bytes | Ringing | Leaving], bool],
+        now: float,
+    ) -> None:
+        """The connection is there.
+
+        Args:
+          on_arrival: takes a call, the payload of an answer, or that the server leaves; False: there is no room for it.
+        """
+        self.local, self.remote = local, remote
+        self._on_arrival = on_arrival
+        self.opened_at = now
 
     def make(self) -> Circuit:
         """A circuit to call by.
@@ -459,8 +508,17 @@ class Circuits:
         if self._open.pop(number, None) is not None and reason is not None:
             self.outbox.put_bulk_nowait(RelayEnd(number, reason).encode())  # behind what was sent
 
+    def refuse(self, why: str) -> None:
+        """The server knows of no circuits: those that were made before it said so end, and it hears nothing of them."""
+        self._end_all(why)
+        self.outbox.clear()
+
     def end(self, why: str) -> None:
-        """The connection has ended."""
+        """The connection has ended, or will not come to be."""
+        self.outbox.close()
+        self._end_all(why)
+
+    def _end_all(self, why: str) -> None:
         circuits, self._open = self._open, {}
         for circuit in circuits.values():
             circuit.end(None, why)

@@ -309,8 +309,8 @@ class ChannelKeeper:
         """One connection, from its opening to its end, whatever ends it.  Returns whether it was a success."""
         since, late = math.inf, trio.current_time() + CONNECT_TIMEOUT
         answered = False
-        slot.state = ServerState.CONNECTING
-        slot.first_try = trio.current_time() if slot.first_try is None else slot.first_try
+        circuits = slot.begin()
+        self._notify()
         try:
             with panics_as_errors(), trio.CancelScope(deadline=late) as slot.scope:
                 context = self.trust() if slot.url.tls else None
@@ -322,8 +322,9 @@ class ChannelKeeper:
                     dial=slot.dial,
                     at_once=True,
                     findable=self.key_record is not None and not slot.of_peer,
+                    circuits=circuits,
                 ) as channel:
-                    slot.channel = channel
+                    slot.channel, slot.opening = channel, None
                     self._notify()
                     try:
                         await channel.wait_registered()
@@ -358,7 +359,8 @@ class ChannelKeeper:
             slot.last_error, slot.unresolved = f"unexpected {type(exc).__name__}", False
             logger.exception("the signal channel to %s failed", slot.key)
         finally:
-            slot.scope = None
+            slot.scope = slot.opening = None
+            circuits.end(slot.last_error or "the connection was given up")
             self._notify()
         self._say_lost(slot, was_connected=since != math.inf)
         return answered and trio.current_time() - since >= STABLE

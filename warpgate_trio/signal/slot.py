@@ -13,7 +13,7 @@ from ..config import ServerUrl
 from ..ports.server_dial import ServerDial
 from ..sockaddr import IpAddress
 from .channel import SignalChannel
-from .circuits import Incoming
+from .circuits import Circuits, Incoming
 from .peers_servers import JudgedDial, MayConnect
 from .transport import loads_asyncio
 
@@ -77,6 +77,8 @@ class Slot:
         self.waiting: deque[Incoming] = deque()
         self.state: ServerState = ServerState.CONNECTING
         self.channel: SignalChannel | None = None
+        self.opening: Circuits | None = None
+        """Circuits that may be made while the connection is being opened."""
         self.last_error: str | None = None
         self.first_try: float | None = None
         """When it was connected to for the first time."""
@@ -95,6 +97,16 @@ class Slot:
     def connected(self) -> bool:
         """The server has registered us.  What there is to send goes by `channel` before that."""
         return self.channel is not None and self.state is ServerState.CONNECTED
+
+    def begin(self) -> Circuits:
+        """It is being connected to; the circuits of the connection."""
+        self.state = ServerState.CONNECTING
+        self.first_try = trio.current_time() if self.first_try is None else self.first_try
+        circuits = Circuits(self.key)
+        # Not at one that could not be reached: a proxy may have found the request too long that a call went with.
+        may_call_ahead = not (self.of_peer or self.is_broker or self.lost)
+        self.opening = circuits if may_call_ahead else None
+        return circuits
 
     def is_new(self, seconds: float) -> bool:
         """Whether it was begun with so lately, and has not failed to connect."""

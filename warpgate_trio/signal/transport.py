@@ -14,12 +14,13 @@ from ..errors import ConfigError
 from ..identity import Identity
 from ..servers.rendezvous_frames import Registrant
 from .channel import Dial, SignalChannel
+from .circuits import Circuits
 
 __all__ = ["check_supported", "loads_asyncio", "open_channel", "supports"]
 
 
 Opener: TypeAlias = Callable[
-    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial, bool, bool],
+    [ServerUrl, Identity, ssl.SSLContext | None, Registrant | None, Dial, bool, bool, Circuits | None],
     AbstractAsyncContextManager[SignalChannel],
 ]
 
@@ -32,11 +33,18 @@ def _websocket(
     dial: Dial,
     at_once: bool,
     _findable: bool,
+    circuits: Circuits | None,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .websocket_channel import open_websocket_channel
 
     return open_websocket_channel(
-        url, identity, ssl_context=ssl_context, registrant=registrant, dial=dial, at_once=at_once
+        url,
+        identity,
+        ssl_context=ssl_context,
+        registrant=registrant,
+        dial=dial,
+        at_once=at_once,
+        circuits=circuits,
     )
 
 
@@ -48,6 +56,7 @@ def _mqtt(
     dial: Dial,
     _at_once: bool,
     findable: bool,
+    _circuits: Circuits | None,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     from .mqtt.channel import open_mqtt_channel
 
@@ -108,6 +117,7 @@ def open_channel(
     dial: Dial = trio.open_tcp_stream,
     at_once: bool = False,
     findable: bool = False,
+    circuits: Circuits | None = None,
 ) -> AbstractAsyncContextManager[SignalChannel]:
     """Connect to a signal server and register our key, for the time of the ``async with``.
 
@@ -120,6 +130,8 @@ def open_channel(
       at_once: where the protocol has it, do not wait for the server's answer to our registration: what is sent goes out
         right behind it, and `SignalChannel.wait_registered` tells of a refusal.
       findable: a key record is going to be published: a broker is told at once to forget it with the connection.
+      circuits: where the protocol has them, those that were made while the connection is being opened; whoever made
+        them ends them where it does not come to be.
 
     Raises (all but the first when it is entered):
       ConfigError: as `check_supported`.
@@ -128,4 +140,4 @@ def open_channel(
       SignalUnsupported: it speaks a version of its protocol that this release does not know.
     """
     check_supported(url)
-    return _OPENERS[url.scheme](url, identity, ssl_context, registrant, dial, at_once, findable)
+    return _OPENERS[url.scheme](url, identity, ssl_context, registrant, dial, at_once, findable, circuits)

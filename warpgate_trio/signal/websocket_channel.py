@@ -5,7 +5,9 @@ a frame in half), one pings.  When any of them finds the connection dead, all of
 with `SignalUnavailable`.
 
 What is sent goes out right behind the registration.  A server takes a connection's frames in their order, so that its
-word on the registration is not needed for it, which takes a round trip.
+word on the registration is not needed for it, which takes a round trip.  The first call of a connection that is being
+opened goes out before that, with the request for the WebSocket, which saves one more; a server that does not read it
+there gets it behind the registration.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from ..servers import rendezvous_frames as wire
 from ..servers.key_record_frames import Found, Published
 from ..servers.relay_frames import Answer, Relay, RelayCredit, RelayEnd, Ring
 from ..sockaddr import parse_ip
-from ..websocket import WebSocket, WebSocketError, open_websocket
+from ..websocket import MAX_AHEAD, WebSocket, WebSocketError, open_websocket
 from .channel import Delivery, Dial, Relays
-from .circuits import Circuit, CircuitRefused, Circuits, Leaving, Outbox, Ringing
+from .circuits import Circuit, CircuitRefused, Circuits, Leaving, Ringing
 from .keepalive import KeepAlive
 from .record_client import RecordClient
 
@@ -49,7 +51,9 @@ _INBOX = 64
 class WebSocketChannel:
     """A connection to a rendezvous server, registered or about to be: a `warpgate_trio.signal.SignalChannel`."""
 
-    def __init__(self, websocket: WebSocket, url: str, rtt: float, *, has_token: bool = False) -> None:
+    def __init__(
+        self, websocket: WebSocket, url: str, rtt: float, circuits: Circuits, *, has_token: bool = False
+    ) -> None:
         self._websocket = websocket
         self._url = url
         self._rtt = rtt
@@ -61,13 +65,14 @@ class WebSocketChannel:
         self._decided = trio.Event()  # whether we are registered, by the server or by its end
         self._next_id = 0
         self._waiting: dict[int, _Waiter] = {}
-        self._outbox = Outbox()
+        self._outbox = circuits.outbox
         self._writing = trio.CancelScope(shield=True)  # ends by `_close`
         self._arrived, self._incoming = trio.open_memory_channel[bytes | Ringing | Leaving](_INBOX)
         local, remote = websocket.ends or (("", 0), ("", 0))
         self._host = machine.current()
         self._from = local[0]
-        self._circuits = Circuits(url, local, remote, self._outbox, self._arrive)
+        self._circuits = circuits
+        circuits.open(local, remote, self._arrive, trio.current_time())
         self.dropped: int = 0
         """Payloads that came while 64 waited to be received."""
         self._capabilities = 0
@@ -284,12 +289,26 @@ async def open_websocket_channel(
     registrant: wire.Registrant | None = None,
     dial: Dial = trio.open_tcp_stream,
     at_once: bool = False,
+    circuits: Circuits | None = None,
 ) -> AsyncGenerator[WebSocketChannel]:
     """Open a channel to the rendezvous server at `url`; contract and errors as `warpgate_trio.signal.open_channel`."""
     opened = False
+    circuits = Circuits(url.redacted) if circuits is None else circuits
+    ahead = b""
+
+    def first_call() -> bytes:
+        nonlocal ahead
+        ahead = circuits.outbox.take_signal_nowait(MAX_AHEAD)
+        return ahead
+
     try:
         async with open_websocket(
-            url, ssl_context=ssl_context, subprotocols=list(wire.SUBPROTOCOLS), max_message=wire.MAX_FRAME, dial=dial
+            url,
+            ssl_context=ssl_context,
+            subprotocols=list(wire.SUBPROTOCOLS),
+            max_message=wire.MAX_FRAME,
+            dial=dial,
+            ahead=first_call,
         ) as websocket:
             challenge = _expect(wire.Challenge, wire.decode_from_server(await websocket.receive()))
             name = wire.server_name(url.host, url.port)
@@ -297,7 +316,11 @@ async def open_websocket_channel(
             registration = registrant.answer(identity, challenge, name).encode()
             assert websocket.upgrade is not None, "a server's end"
             has_token = registrant.has_token and challenge.version >= wire.CIRCUITS_SINCE
-            channel = WebSocketChannel(websocket, url.redacted, websocket.upgrade, has_token=has_token)
+            if challenge.version < wire.CIRCUITS_SINCE:
+                circuits.refuse("the server does not relay")
+            elif ahead != websocket.ahead:
+                circuits.outbox.put_back(ahead)
+            channel = WebSocketChannel(websocket, url.redacted, websocket.upgrade, circuits, has_token=has_token)
             async with open_background_nursery() as nursery:
                 nursery.start_soon(channel._read, trio.current_time())
                 nursery.start_soon(channel._write, registration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .connection import MAX_AHEAD as MAX_AHEAD
 from .connection import Accepted as Accepted
 from .connection import ConnectionLimits as ConnectionLimits
 from .connection import WebSocket as WebSocket
@@ -11,6 +12,7 @@ from .connection import open_websocket as open_websocket
 from .connection import serve_websocket as serve_websocket
 
 __all__ = [
+    "MAX_AHEAD",
     "Accepted",
     "ConnectionLimits",
     "WebSocket",

@@ -15,6 +15,8 @@ owns, is
   `Wire` therefore counts the bytes that came in since the last whole message.
 * **Who comes in.**  A server counts connections by subscriber (`limits.Gate`), behind a reverse proxy by whom the
   proxy names (`proxies`): in front of TLS, or in the request, so that such a connection has a name only then.
+* **What goes ahead.**  A client may send some bytes with its request, in a header, a round trip before its first
+  message.  The server says in its answer whether it reads them.
 
 No timeout hides in here.  The caller bounds `open_websocket`, `WebSocket.send`, `WebSocket.receive` and
 `WebSocket.ping` with its own scope; the two timeouts that a server and an exit cannot do without, ``handshake_timeout``
@@ -24,6 +26,7 @@ and ``close_timeout``, are arguments.
 from __future__ import annotations
 
 import base64
+import binascii
 import encodings.idna  # noqa: F401 - which the first handshake would load, in the midst of a call
 import logging
 import ssl
@@ -47,6 +50,7 @@ from .proxies import ProxyHeader, TrustedProxies
 from .stream import RECEIVE_SIZE, Front, Reader, Wire, read_proxy_header
 
 __all__ = [
+    "MAX_AHEAD",
     "Accepted",
     "ConnectionLimits",
     "WebSocket",
@@ -67,6 +71,11 @@ out.
 UNSENT_MAX: Final = 64 * 1024
 """Bytes that the kernel takes before it has sent what it took: what a short message waits for behind long ones.  Linux
 alone would take megabytes."""
+MAX_AHEAD: Final = 4096
+"""Bytes that may go with a request: 5.4 KiB in base64, as reverse proxies take 8 KiB in a header (nginx, Apache)."""
+_AHEAD: Final = b"warpgate-ahead"
+_READ: Final = b"read"
+"""What a server answers that hands them on."""
 
 
 class WebSocketError(WarpgateError):
@@ -138,6 +147,7 @@ class WebSocket(trio.abc.AsyncResource):
         close_timeout: float,
         remote: str,
         accepted: Accepted | None = None,
+        ahead: bytes = b"",
         upgrade: float | None = None,
         ends: tuple[TransportAddress, TransportAddress] | None = None,
     ) -> None:
@@ -150,6 +160,8 @@ class WebSocket(trio.abc.AsyncResource):
         self._remote = remote
         self.accepted = accepted
         """On a server: who came, and where.  None on a client."""
+        self.ahead: Final = ahead
+        """What went with the request: of a server what came so, of a client what the server has read."""
         self.upgrade: Final = upgrade
         """On a client: seconds from its request to the answer, about a round trip.  None on a server."""
         self.ends: Final = ends
@@ -271,6 +283,7 @@ async def open_websocket(
     max_message: int,
     close_timeout: float = CLOSE_TIMEOUT,
     dial: Callable[[str, int], Awaitable[trio.abc.Stream]] | None = None,
+    ahead: Callable[[], bytes] = bytes,
 ) -> AsyncGenerator[WebSocket]:
     """Open a WebSocket to `url` (``ws://`` or ``wss://``) for the time of the body.
 
@@ -282,6 +295,8 @@ async def open_websocket(
       max_message: bytes in one message, sent or received; a peer that sends more is closed with code 1009.
       close_timeout: seconds that an exit which is not a cancellation may wait for the peer's close frame.
       dial: opens the TCP connection; `trio.open_tcp_stream` by default.
+      ahead: asked, when the request goes out, for at most `MAX_AHEAD` bytes to go with it; `WebSocket.ahead` says
+        whether the server has read them.
 
     Raises:
       OSError: no TCP connection (name resolution included).
@@ -307,7 +322,8 @@ async def open_websocket(
         async with open_background_nursery() as nursery:
             reader = Reader(nursery)
             began = trio.current_time()
-            connection = await _open_client(reader, wire, target, subprotocols, max_message=max_message)
+            sent = ahead()
+            connection = await _open_client(reader, wire, target, subprotocols, max_message=max_message, ahead=sent)
             websocket = WebSocket(
                 connection,
                 reader,
@@ -315,6 +331,7 @@ async def open_websocket(
                 max_message=max_message,
                 close_timeout=close_timeout,
                 remote=target.redacted,
+                ahead=sent if (_AHEAD, _READ) in connection.handshake_headers else b"",
                 upgrade=trio.current_time() - began,
                 ends=ends,
             )
@@ -336,9 +353,9 @@ async def _finish_tls(stream: trio.abc.Stream, name: str) -> None:
 
 
 async def _open_client(
-    reader: Reader, wire: Wire, target: ServerUrl, subprotocols: Sequence[str], *, max_message: int
+    reader: Reader, wire: Wire, target: ServerUrl, subprotocols: Sequence[str], *, max_message: int, ahead: bytes
 ) -> trio_websocket.WebSocketConnection:
-    headers: list[tuple[bytes, bytes]] = []
+    headers = [(_AHEAD, base64.b64encode(ahead))] if ahead else []
     if target.username is not None:
         credentials = f"{target.username}:{target.password or ''}".encode()
         headers.append((b"Authorization", b"Basic " + base64.b64encode(credentials)))
@@ -373,6 +390,7 @@ async def serve_websocket(
     limits: ConnectionLimits = _DEFAULT_LIMITS,
     trusted_proxies: TrustedProxies | None = None,
     close_timeout: float = CLOSE_TIMEOUT,
+    reads_ahead: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve WebSockets on `listeners` until cancelled, and close them; each connection gets a task that runs `handler`.
@@ -388,6 +406,7 @@ async def serve_websocket(
       limits: connections held at once; further ones are closed unanswered, or take the place of who has too many.
       trusted_proxies: reverse proxies that say whose connection it is; connections from elsewhere are taken as ever.
       close_timeout: seconds that a client gets to answer our close frame.
+      reads_ahead: `handler` reads what came with a request (`WebSocket.ahead`).
     """
     server = _Server(
         handler=handler,
@@ -398,6 +417,7 @@ async def serve_websocket(
         handshake_timeout=handshake_timeout,
         trusted_proxies=trusted_proxies,
         close_timeout=close_timeout,
+        reads_ahead=reads_ahead,
         unforeseen=Unforeseen(logger),
     )
     try:
@@ -429,6 +449,7 @@ class _Server:
     handshake_timeout: float
     trusted_proxies: TrustedProxies | None
     close_timeout: float
+    reads_ahead: bool
     unforeseen: Unforeseen
 
     async def serve(self, sock: trio.socket.SocketType, source: TransportAddress) -> None:
@@ -475,7 +496,9 @@ class _Server:
                     if not unnamed.name(host):
                         return
                 agreed = next((each for each in request.proposed_subprotocols if each in self.subprotocols), None)
-                connection = await request.accept(subprotocol=agreed)
+                ahead = _read_ahead(request.headers) if self.reads_ahead else b""
+                says = [(_AHEAD, _READ)] if ahead else []
+                connection = await request.accept(subprotocol=agreed, extra_headers=says)
             if connection is None:
                 return
             websocket = WebSocket(
@@ -486,6 +509,7 @@ class _Server:
                 close_timeout=self.close_timeout,
                 remote=str(accepted),
                 accepted=accepted,
+                ahead=ahead,
             )
             try:
                 await self.handler(websocket)
@@ -495,3 +519,14 @@ class _Server:
     @property
     def _header(self) -> ProxyHeader | None:
         return self.trusted_proxies.header if self.trusted_proxies is not None else None
+
+
+def _read_ahead(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """What came with a request; nothing where that is too long, or no base64."""
+    value = next((value for name, value in headers if name.lower() == _AHEAD), b"")
+    if len(value) > 4 * (MAX_AHEAD // 3 + 1):
+        return b""
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        return b""
