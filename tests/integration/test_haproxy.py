@@ -17,7 +17,9 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.servers.health import open_health
 from warpgate_trio.servers.rendezvous import RendezvousLimits, open_rendezvous
+from warpgate_trio.servers.rendezvous_frames import MAX_FRAME
 from warpgate_trio.signal import Delivery, open_channel
+from warpgate_trio.websocket import MAX_AHEAD, open_websocket
 from warpgate_trio.websocket.proxies import ProxyHeader, TrustedProxies
 
 pytestmark = [pytest.mark.needs("linux", "haproxy"), pytest.mark.slow("starts haproxy")]
@@ -57,6 +59,12 @@ async def test_signals_through_haproxy(header: ProxyHeader, tmp_path: Path) -> N
                     health=health.port,
                     certificate=tmp_path / "127.0.0.1.pem",
                 ):
+                    opened = open_websocket(
+                        url, ssl_context=trust, max_message=MAX_FRAME, ahead=lambda: bytes(MAX_AHEAD)
+                    )
+                    async with opened as websocket:  # the longest call that goes with a request
+                        assert websocket.ahead == bytes(MAX_AHEAD)
+                    await wait_until(lambda: server.statistics().connections == 0)
                     async with (
                         open_channel(url, ALICE, ssl_context=trust) as alice,
                         open_channel(url, BOB, ssl_context=trust) as bob,

@@ -19,8 +19,9 @@ from warpgate_trio.config import ServerUrl
 from warpgate_trio.errors import SignalUnavailable
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import RendezvousLimits, open_rendezvous
+from warpgate_trio.servers.rendezvous_frames import MAX_FRAME
 from warpgate_trio.signal import Delivery, open_channel
-from warpgate_trio.websocket import WebSocket, serve_websocket
+from warpgate_trio.websocket import MAX_AHEAD, WebSocket, open_websocket, serve_websocket
 from warpgate_trio.websocket.proxies import ProxyHeader, TrustedProxies
 
 pytestmark = [pytest.mark.needs("linux", "nginx"), pytest.mark.slow("starts nginx")]
@@ -145,3 +146,16 @@ async def test_a_server_behind_nginx_that_was_not_told_its_name(tmp_path: Path, 
                 with pytest.raises(SignalUnavailable, match="--public-url"):
                     async with open_channel(url, ALICE, ssl_context=authority.client()):
                         pytest.fail("registered")
+
+
+async def test_the_longest_call_that_goes_with_a_request_passes_nginx(tmp_path: Path, authority: Authority) -> None:
+    ports = free_ports()
+    with trio.fail_after(HANG):
+        async with open_rendezvous() as server:
+            with nginx(tmp_path, ports, server.port, tmp_path / "127.0.0.1.pem"):
+                url = f"wss://127.0.0.1:{ports.https}/rendezvous"
+                opened = open_websocket(
+                    url, ssl_context=authority.client(), max_message=MAX_FRAME, ahead=lambda: bytes(MAX_AHEAD)
+                )
+                async with opened as websocket:
+                    assert websocket.ahead == bytes(MAX_AHEAD)
