@@ -17,6 +17,7 @@ a NAT64 prefix of its own (RFC 6052 §2.2) cannot be told from any other.
 
 from __future__ import annotations
 
+import functools
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Final
@@ -99,6 +100,7 @@ _ISATAP: Final = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")  # an interface iden
 _TWO_SPECIAL: Final = 2  # :: and ::1 are no IPv4-compatible addresses
 
 
+@functools.lru_cache(maxsize=1024)  # a walk asks of each endpoint for each of its plugins, families and routes
 def scope_of(ip: IpAddress) -> AddressScope:
     """How far an address reaches; where IPv4 addresses are embedded, how far the least public of them does."""
     if isinstance(ip, IPv4Address):

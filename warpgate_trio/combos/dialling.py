@@ -205,14 +205,14 @@ def plan(
         if technique.aim not in (Aim.PEER, Aim.OURS):
             continue
         target_side, dialler = (pair.peers, pair.ours) if technique.aim is Aim.PEER else (pair.ours, pair.peers)
+        targets = [(target, find_source(target, dialler)) for target in target_side.endpoints()]
         for route_type in RouteType:
             if route_types is not None and route_type not in route_types:
                 continue
             for af in (4, 6):
                 if afs is not None and af not in afs:
                     continue
-                for target in target_side.endpoints():
-                    source = find_source(target, dialler)
+                for target, source in targets:
                     facts = Facts(
                         technique=technique,
                         af=af,
