@@ -21,10 +21,12 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, lgamma, log
+from queue import SimpleQueue
 from random import Random
+from threading import Thread
 
 from tests.sim.anywhere import Anywhere, draw, meet_anywhere
 from tests.sim.live_worlds import LiveWorld, best_class, live
@@ -127,22 +129,16 @@ def main() -> None:
     if len(sys.argv) <= 4:  # one process for each core
         cores = len(os.sched_getaffinity(0))
         command = [sys.executable, "-m", "tests.sim.census", what, str(count), str(start)]
-        running = [
-            subprocess.Popen([*command, str(part), str(cores)], stdout=subprocess.PIPE, text=True)
-            for part in range(cores)
-        ]
         winners: Counter[str] = Counter()
         kinds: Counter[str] = Counter()
-        for process in running:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if not line.startswith("# "):
-                    print(line, end="", flush=True)
-                    continue
-                winner, *more = line[2:].strip().split("; ")
-                winners[winner] += 1
-                kinds.update(more)
-                kinds.update(f"{kind}: failed" for kind in more if winner == "None")
+        for line in lines_of([[*command, str(part), str(cores)] for part in range(cores)]):
+            if not line.startswith("# "):
+                print(line, end="", flush=True)
+                continue
+            winner, *more = line[2:].strip().split("; ")
+            winners[winner] += 1
+            kinds.update(more)
+            kinds.update(f"{kind}: failed" for kind in more if winner == "None")
         hits, tries = _count(winners)
         share = f"{hits / tries:.4%}, more than {lower_bound(hits, tries):.4%}" if tries else "none"
         print(f"{what}: {hits} of {tries} = {share}; {dict(winners.most_common())}")
@@ -163,6 +159,23 @@ def main() -> None:
         if found.won is None:
             print(*(f"seed {seed}: {found.world}", *found.why, found.details, again), sep="\n", flush=True)
         print("# " + "; ".join([str(found.won), *found.kinds]), flush=True)
+
+
+def lines_of(commands: Sequence[Sequence[str]]) -> Iterator[str]:
+    """What several programs print, as they print it: one whose lines nobody reads stops when its pipe is full."""
+    lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def read(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        process.wait()
+        lines.put(None)
+
+    for command in commands:
+        Thread(target=read, args=[subprocess.Popen(command, stdout=subprocess.PIPE, text=True)], daemon=True).start()
+    for _ in commands:
+        yield from iter(lines.get, None)
 
 
 def _count(winners: Counter[str]) -> tuple[int, int]:

@@ -40,6 +40,23 @@ async def test_a_relay_holds_back_for_a_likely_direct_path(
     assert trio.current_time() == began
 
 
+async def test_a_relay_that_was_called_before_signals_came_up_waits_for_who_dials_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    under_way = UnderWay()
+    asking = replace(LIKELY, plugin="reverse_connect", asks=True)
+    under_way.begin([asking])
+    began = trio.current_time()
+    await under_way.yield_to_direct(0.05, dials=True)
+    assert trio.current_time() == began
+    await under_way.yield_to_direct(0.05)
+    assert trio.current_time() - began == pytest.approx(0.05)
+    under_way.begin([LIKELY])
+    began = trio.current_time()
+    await under_way.yield_to_direct(0.05, dials=True)
+    assert trio.current_time() - began == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize(
     "other",
     [replace(LIKELY, likelihood=Likelihood.DOUBTFUL), replace(LIKELY, phase="punch")],

@@ -223,6 +223,7 @@ class Combo:
       server: the rendezvous server that relays, without a password; empty where the two have none in common, None for
         what goes by no such server.
       yields_to: a plugin, whose combos of the phase have a start of 300 ms, while they are under way.
+      asks: the peer is asked to dial, by a signal.
     """
 
     phase: str | None
@@ -236,6 +237,7 @@ class Combo:
     why: str
     server: str | None = None
     yields_to: str = ""
+    asks: bool = False
 
     @property
     def hopeless(self) -> bool:

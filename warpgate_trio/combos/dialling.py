@@ -305,6 +305,7 @@ def _combo(facts: Facts, likelihood: Likelihood, why: str) -> Combo:
         likelihood=likelihood,
         delay=0.0,
         why=why,
+        asks=facts.technique.aim is Aim.OURS,
     )
 
 

@@ -216,6 +216,11 @@ class Circuit:
     def remote(self) -> TransportAddress:
         return self._owner.remote
 
+    @property
+    def called_ahead(self) -> bool:
+        """Whether the call was made while the connection was being opened."""
+        return self._called_at < self._owner.opened_at
+
     # -- making one ----------------------------------------------------------------------------------------------------
 
     async def call(self, receiver_key: bytes, instance: bytes, payload: bytes) -> None:

@@ -38,6 +38,7 @@ class CallingAttempt(Attempt):
     Attributes:
       won: the session's Pipe is its.
       promised: the peer has said that it would accept, see `Plugin.expect_accept`.
+      called_ahead: its call went before any signal could.
     """
 
     inbound = False
@@ -56,6 +57,7 @@ class CallingAttempt(Attempt):
         )
         self._session: Final = session
         self.promised: bool = False
+        self.called_ahead: bool = False
         self.won: bool = False
 
     @classmethod
@@ -151,7 +153,9 @@ class CallingAttempt(Attempt):
             )
             async with open_background_nursery() as nursery:
                 nursery.start_soon(circuit.wait_answered)  # ends the body where there is no answer
-                return await self.receive_signal()
+                answer = await self.receive_signal()
+                self.called_ahead = circuit.called_ahead
+                return answer
         except CircuitRefused as refused:
             if refused.reason == EndReason.NOT_ALLOWED:
                 evidence.token_missing = True

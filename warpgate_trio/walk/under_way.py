@@ -52,10 +52,17 @@ class UnderWay:
         """Return when none of a plugin's combos is under way, after `YIELD` seconds at the latest."""
         await self._wait_ended(lambda combo: combo.plugin == plugin, YIELD)
 
-    async def yield_to_direct(self, signal_rtt: float | None) -> None:
-        """Return when no likely direct combo is under way, after a round trip and `HELD_BACK` seconds at the latest."""
+    async def yield_to_direct(self, signal_rtt: float | None, *, dials: bool = False) -> None:
+        """Return when no likely direct combo is under way, after a round trip and `HELD_BACK` seconds at the latest.
+
+        Args:
+          dials: wait for none that asks the peer to dial: where signals came up behind the relay's call, such a path is
+            there two and a half round trips behind the relay's.
+        """
         seconds = HELD_BACK if signal_rtt is None else min(signal_rtt, HELD_BACK)
-        await self._wait_ended(lambda combo: combo.phase == "direct" and combo.likely, seconds)
+        await self._wait_ended(
+            lambda combo: combo.phase == "direct" and combo.likely and not (dials and combo.asks), seconds
+        )
 
     async def _wait_ended(self, is_meant: Callable[[Combo], bool], seconds: float) -> None:
         with trio.move_on_after(seconds):

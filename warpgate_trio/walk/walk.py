@@ -357,7 +357,7 @@ class Walk:
     async def _hold_back(self, attempt: CallingAttempt) -> None:
         """A relay that began before its phase waits for that, unless the peer has said that the Pipe may leave it."""
         if attempt.promised:
-            await self._under_way.yield_to_direct(self._home.view.signal_rtt)
+            await self._under_way.yield_to_direct(self._home.view.signal_rtt, dials=attempt.called_ahead)
         else:
             await self._relays_turn.wait()
 
