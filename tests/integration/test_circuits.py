@@ -19,7 +19,7 @@ from warpgate_trio.errors import CarrierError, SignalUnavailable, WrongPeer
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers import rendezvous_frames as wire
 from warpgate_trio.servers.relay_core import CIRCUIT_BYTES, RelayLimits, RelayRules
-from warpgate_trio.servers.relay_frames import EndReason, Ring
+from warpgate_trio.servers.relay_frames import INITIAL_CREDIT, EndReason, Ring
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 from warpgate_trio.servers.rendezvous_frames import ANY_INSTANCE, Registrant
 from warpgate_trio.signal.channel import Delivery, Relays, SignalChannel
@@ -65,11 +65,11 @@ async def send_all(circuit: Circuit, data: bytes) -> None:
 
 
 async def send_until_stuck(circuit: Circuit) -> int:
-    """Sends until nothing more is taken for a while, and more than the sender's own window was; returns how much."""
+    """Sends until nothing more is taken for a while, and more than goes without a word was; returns how much."""
     sent = 0
     with trio.CancelScope() as patience:
         while True:
-            if sent > WINDOW:
+            if sent > INITIAL_CREDIT:
                 patience.deadline = trio.current_time() + QUIET
             sent += await circuit.send(memoryview(bytes(65536)))
     return sent
@@ -110,7 +110,7 @@ async def test_a_reader_that_stops_holds_its_circuit_and_nothing_else() -> None:
         one, other = await connect(alice, bob)
         two, another = await connect(alice, bob)
         sent = await send_until_stuck(one)
-        assert WINDOW < sent <= WINDOW + CIRCUIT_BYTES + 65536
+        assert INITIAL_CREDIT < sent <= WINDOW + CIRCUIT_BYTES + 65536
         assert server.statistics().relay.held <= CIRCUIT_BYTES
         await send_all(two, b"ping")
         assert await another.recv(100) == b"ping"
@@ -296,7 +296,7 @@ async def test_who_waits_no_longer_for_a_slow_reader_has_it_told_all_the_same(pa
         with pytest.raises(OSError, match="has ended: the server is shutting down"):
             while True:
                 received += len(await other.recv(65536))
-        assert WINDOW <= received < sent
+        assert INITIAL_CREDIT <= received < sent
         with pytest.raises(SignalUnavailable, match="code 1001"):
             await bob.receive()
 

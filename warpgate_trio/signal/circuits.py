@@ -38,7 +38,8 @@ __all__ = ["Circuit", "CircuitRefused", "Circuits", "Incoming", "Judge", "Leavin
 WINDOW: Final = 256 * 1024
 """Bytes of one circuit that the server may send before they are read here."""
 RENEWAL: Final = 4
-"""Credit is renewed when a fourth of the window has been read."""
+"""Credit is renewed when a fourth of the window has been read; for the first time when half of what is granted without
+a word has been, since what a call says first is not to wait for it."""
 MAX_CIRCUITS: Final = 64
 """Circuits of one connection, as many as a server allows (`servers.relay_core.RelayLimits`)."""
 MAX_SIGNALS: Final = 16
@@ -274,7 +275,6 @@ class Circuit:
 
     def _open(self) -> None:
         self.answered = True
-        self._renew()
         self._changed.unpark_all()
 
     # -- the stream ----------------------------------------------------------------------------------------------------
@@ -346,7 +346,9 @@ class Circuit:
             raise OSError(errno.ECONNRESET, f"the circuit by {self.url} has ended: {self._end}")
 
     def _renew(self) -> None:
-        if self.answered and self._end is None and self._read + WINDOW - self._granted >= WINDOW // RENEWAL:
+        unread = self._granted - self._read  # what it may send until it hears from us
+        enough = WINDOW * (RENEWAL - 1) // RENEWAL if self._granted > INITIAL_CREDIT else INITIAL_CREDIT // 2
+        if self.answered and self._end is None and unread <= enough:
             self._granted = self._read + WINDOW
             self._owner.outbox.put_nowait(RelayCredit(self._number, self._granted).encode())
 
