@@ -56,9 +56,9 @@ that of one seed. `python tools/what_connects.py` writes this page, and the test
 """
 TAIL: Final = """
 A Pipe that begins by a relay need not wait for the phases before it: `warpgate-trio connect` begins by the relay
-wherever it can, and so does `auto_connect(relay_first=True)`. Then the first byte is back after 0.25 s in the median and
-0.35 s at worst, whatever the two are behind ([measured](walk.md#how-long-a-first-call-takes)), and the Pipe changes over
-to a direct path when there is one.
+wherever it can, and so does `auto_connect(relay_first=True)`. Then the first byte is back after 0.25 s in the median
+and 0.35 s at worst, whatever the two are behind ([measured](walk.md#how-long-a-first-call-takes)), and the Pipe changes
+over to a direct path when there is one.
 
 Without a server that relays, and without a TURN server, the cells with *relay* do not connect; the report says why.
 

@@ -53,8 +53,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 MAX_SESSIONS_OF_A_CALL: Final = 4
 """Sessions of one call: a new one follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
 TURNS_OF_A_CALL: Final = 4
-"""Of the scheduler, in which the call by a relay is made and written, if its server is there: what begins beside it takes
-2 ms of a processor, and the first byte would wait for that."""
+"""Of the scheduler, in which the call by a relay is made and written, if its server is there: what begins beside it
+takes 2 ms of a processor, and the first byte would wait for that."""
 REFRESH_DELAY: Final = 0.1
 """Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
 
