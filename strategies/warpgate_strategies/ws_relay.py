@@ -61,10 +61,11 @@ class WsRelay(Plugin):
             try:
                 return await self._call_once()
             except CircuitRefused as refused:
-                if not refused.unopened:
-                    if corrected or not refused.try_again:
-                        raise
-                    corrected = True
+                if refused.too_early:
+                    continue
+                if corrected or not refused.try_again:
+                    raise
+                corrected = True
 
     async def _call_once(self) -> Carrier:
         circuit = await self.circuit()

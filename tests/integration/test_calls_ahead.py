@@ -153,7 +153,7 @@ async def test_a_server_that_knows_of_no_circuits_hears_of_none() -> None:
             for refused in (circuit.wait_answered, partial(late.call, BOB.public_key, ANY_INSTANCE, b"hello")):
                 with pytest.raises(CircuitRefused, match="the server does not relay") as caught:
                     await refused()
-                assert not caught.value.unopened
+                assert not caught.value.too_early
             for each in (circuit, late):
                 each.close()
             assert await alice.send(BOB.public_key, b"a signal") is Delivery.DELIVERED
@@ -169,7 +169,7 @@ async def test_a_server_that_does_not_relay_for_us_says_so(token: str | None) ->
         async with open_channel(url, ALICE, circuits=circuits) as alice:
             with pytest.raises(CircuitRefused) as caught:
                 await circuit.wait_answered()
-            assert (caught.value.reason, caught.value.unopened) == (EndReason.NOT_ALLOWED, False)
+            assert (caught.value.reason, caught.value.too_early) == (EndReason.NOT_ALLOWED, False)
             assert await alice.send(BOB.public_key, b"a signal") is Delivery.DELIVERED
         arrival = await bob.receive()
         if isinstance(arrival, Ringing):  # before it was known who calls; the circuit has ended since
@@ -200,7 +200,7 @@ async def test_a_connection_that_does_not_come_to_be() -> None:
     for refused in (circuit.wait_answered, partial(circuit.call, BOB.public_key, ANY_INSTANCE, b"hello")):
         with pytest.raises(CircuitRefused, match="refused with HTTP status 431") as caught:
             await refused()
-        assert caught.value.unopened
+        assert caught.value.too_early
 
 
 async def test_answers_that_come_before_the_registration() -> None:

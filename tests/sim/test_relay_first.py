@@ -270,6 +270,12 @@ def test_a_call_that_is_cancelled_leaves_nothing() -> None:
     simulate(main, seed=0)
 
 
+async def echo_once(listener: Node) -> None:
+    async with await listener.listener.accept() as pipe:
+        async for data in pipe:
+            await pipe.send_all(data)
+
+
 async def call_at_once(config: NodeConfig, identity: Identity, address: PeerAddress) -> tuple[float, float]:
     """Seconds to the Pipe and to the first byte that comes back, from the start of a node."""
     began = trio.current_time()
@@ -286,11 +292,6 @@ def test_a_program_that_was_just_started_calls_with_the_request_to_its_server(wh
     token = "t" * 43
     rules = RelayRules(open_to_all=True) if who == "everybody" else RelayRules(token=token)
 
-    async def echo(listener: Node) -> None:
-        async with await listener.listener.accept() as pipe:
-            async for data in pipe:
-                await pipe.send_all(data)
-
     def config(side: str) -> NodeConfig:
         return NodeConfig(servers=Servers(websocket=[URL], relay_token=token if who in ("both", side) else None))
 
@@ -301,12 +302,33 @@ def test_a_program_that_was_just_started_calls_with_the_request_to_its_server(wh
                 with net.hosts["bob"]:
                     listening = open_node(config("the listener"), identity=dave, authorize=anyone)
                     async with listening as listener, trio.open_nursery() as nursery:
-                        nursery.start_soon(echo, listener)
+                        nursery.start_soon(echo_once, listener)
                         await trio.sleep(5.0)
                         with net.hosts["alice"]:
                             taken, first = await call_at_once(config("the caller"), carol, listener.address)
                 print(f"a Pipe after {taken / RTT:.1f} round trips, the first byte after {first / RTT:.1f}")
                 assert taken <= 3 * RTT + 0.03
                 assert first <= 5 * RTT + 0.03
+
+    simulate(main, seed=0)
+
+
+@pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])
+def test_a_program_that_was_just_started_with_another_time_than_its_peers(offsets: tuple[float, float]) -> None:
+    """The peer is near the server, so that what it says of its clock finds nobody registered: one more call is made."""
+    pair = PeerPair.between(
+        presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.1, server_rtt=(0.1, 0.02), clock_offsets=offsets
+    )
+
+    async def main() -> None:
+        async with pair.build(time_limit=1e6) as net, simulated_hosts():
+            async with open_nodes(net, servers=(server(OPEN), STUN, STUN2)) as nodes, trio.open_nursery() as nursery:
+                await trio.sleep(5.0)
+                with net.hosts["bob"]:
+                    nursery.start_soon(echo_once, nodes.bob)
+                config, carol = NodeConfig(servers=Servers(websocket=[URL])), Identity.from_seed(b"carol" + bytes(27))
+                taken, first = await call_at_once(config, carol, nodes.bob.address)
+                print(f"a Pipe after {taken:.2f} s, the first byte after {first:.2f}")
+                assert first <= 1.0
 
     simulate(main, seed=0)

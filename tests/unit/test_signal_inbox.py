@@ -119,6 +119,15 @@ def test_clock_replies_in_all_are_limited() -> None:
     assert inbox.check(message(T - 1000, sender=strangers[-1]), at(T + 1)) == OutsideWindow(needs_clock_reply=True)
 
 
+def test_a_clock_reply_that_found_nobody_may_be_followed_by_another_one_at_once() -> None:
+    inbox = running()
+    assert inbox.check(message(T - 1000), at(T)) == OutsideWindow(needs_clock_reply=True)
+    assert inbox.check(message(T - 1000), at(T + 1)) == OutsideWindow(needs_clock_reply=False)
+    inbox.clocks.note_unheard(message(T).sender)
+    assert inbox.check(message(T - 1000), at(T + 1)) == OutsideWindow(needs_clock_reply=True)
+    assert inbox.check(message(T - 1000), at(T + 2)) == OutsideWindow(needs_clock_reply=False)
+
+
 def test_a_clock_reply_is_never_answered_with_one() -> None:
     assert running().check(message(T - 1000, wire_name="core.Clock"), at(T)) == OutsideWindow(needs_clock_reply=False)
 

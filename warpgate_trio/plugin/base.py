@@ -311,8 +311,8 @@ class Plugin(ABC):
         """Call the peer's run of this attempt, which starts it there, and return what it answers with.
 
         Raises:
-          CircuitRefused: the server or the peer does not take the call; its `reason` says why, and `try_again` that the
-            peer has told its time meanwhile.
+          CircuitRefused: the server or the peer does not take the call; its `reason` says why, `try_again` that the
+            peer has told its time meanwhile, and `too_early` that another call may be taken all the same.
           PeerRefused, AttemptFailed: as in `receive_signal`.
         """
         return await self._attempt.call(circuit, message)

@@ -60,14 +60,15 @@ class CircuitRefused(AttemptFailed):
     Attributes:
       reason: an `EndReason`, or a code that this release does not know; None: the connection to the server ended.
       try_again: the peer has told its time, by which another call will be stamped.
-      unopened: the connection to the server never came to be; there may be another one before long.
+      too_early: it was called before this node was registered with the server, which may be why: that connection never
+        came to be, or what the peer said of our clock found nobody.
     """
 
     def __init__(self, url: str, reason: int | None, why: str) -> None:
         super().__init__(f"no circuit by {url}: {why}")
         self.reason = reason
         self.try_again: bool = False
-        self.unopened: bool = False
+        self.too_early: bool = False
 
 
 @final
@@ -270,7 +271,7 @@ class Circuit:
 
     def _refused(self) -> CircuitRefused:
         refused = CircuitRefused(self.url, self._reason, self._end or "it was closed here")
-        refused.unopened = not self._owner.opened
+        refused.too_early = not self._owner.opened
         return refused
 
     def _open(self) -> None:

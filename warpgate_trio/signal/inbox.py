@@ -138,7 +138,7 @@ Judgement: TypeAlias = Accepted | Replayed | RateLimited | TooOld | OutsideWindo
 
 @final
 class PeerClocks:
-    """What time it is at a peer, as far as clock replies have told.
+    """What time it is at a peer, as far as clock replies have told, and who was told our own.
 
     A peer's clock is known by what it is ahead of *our monotonic one*: whatever happens to our wall clock, that stays.
     """
@@ -146,6 +146,7 @@ class PeerClocks:
     def __init__(self) -> None:
         self._sent: BoundedMap[bytes, tuple[bytes, float]] = BoundedMap(_PEERS)
         self._ahead: BoundedMap[bytes, float] = BoundedMap(_PEERS)
+        self._told: BoundedMap[bytes, float] = BoundedMap(_PEERS)
 
     def note_sent(self, message_id: bytes, peer: bytes, now: Moment) -> None:
         """We send `peer` (its key) a message: an answer to it is welcome for `ANSWER_TIME`."""
@@ -168,6 +169,19 @@ class PeerClocks:
         assert sent is not None
         self._ahead.put(peer, peer_time_ms / 1000 - (sent[1] + now.monotonic) / 2)
         return self.time_of(peer, now) - now.wall
+
+    def may_tell(self, peer: bytes, now: Moment) -> bool:
+        """Whether `peer` was told our time longer than `CLOCK_REPLY_INTERVAL` ago, if ever."""
+        last = self._told.use(peer)
+        return last is None or now.monotonic - last >= CLOCK_REPLY_INTERVAL
+
+    def note_told(self, peer: bytes, now: Moment) -> None:
+        """`peer` is told our time."""
+        self._told.put(peer, now.monotonic)
+
+    def note_unheard(self, peer: bytes) -> None:
+        """It found nobody there: who has called with the request for its connection had not registered yet."""
+        self._told.pop(peer)
 
     def time_of(self, peer: bytes, now: Moment) -> float:
         """Unix seconds at the peer; ours when nothing is known."""
@@ -194,7 +208,6 @@ class Inbox:
         self._senders: TokenBuckets[bytes] = TokenBuckets(limits.sender_rate, limits.sender_burst, _PEERS)
         self._strangers: TokenBuckets[str] = TokenBuckets(limits.stranger_rate, limits.stranger_burst, _CHANNELS)
         self._clock_replies = TokenBucket(limits.clock_rate, limits.clock_rate)
-        self._clock_replied: BoundedMap[bytes, float] = BoundedMap(_PEERS)
 
     def time(self, now: Moment) -> float:
         """The time that stamps are compared with, and that a clock reply tells."""
@@ -234,10 +247,9 @@ class Inbox:
     def _needs_clock_reply(self, header: Header, now: Moment, *, known: bool) -> bool:
         if header.type == _CLOCK:
             return False  # two wrong clocks must not answer each other forever
-        last = self._clock_replied.use(header.sender)
-        if last is not None and now.monotonic - last < CLOCK_REPLY_INTERVAL:
+        if not self.clocks.may_tell(header.sender, now):
             return False
         if not known and not self._clock_replies.take(now.monotonic):
             return False
-        self._clock_replied.put(header.sender, now.monotonic)
+        self.clocks.note_told(header.sender, now)
         return True

@@ -24,7 +24,7 @@ from ..servers.rendezvous_frames import ANY_INSTANCE
 from ..sockaddr import IpAddress
 from .channel import Delivery
 from .circuits import Circuit
-from .core import OWNER
+from .core import OWNER, ClockReply
 from .hub import SignalHub
 from .inbox import PeerClocks
 from .instances import Correspondents, topic_of
@@ -224,7 +224,7 @@ class SignalSender:
         async def reply() -> None:
             try:
                 with panics_as_errors():
-                    await self.send(
+                    delivery = await self.send(
                         request.sender_address,
                         message,
                         owner=OWNER,
@@ -233,6 +233,8 @@ class SignalSender:
                         in_reply_to=request.header.message_id,
                         via=via,
                     )
+                if delivery is Delivery.NOBODY_HOME and isinstance(message, ClockReply):
+                    self.clocks.note_unheard(request.header.sender)
             except SignalError as error:
                 logger.debug("no reply to %s: %s", request.sender_address.peer_id[:8], error)
             except Exception:  # strangers make us answer: whatever comes of that must not end the node

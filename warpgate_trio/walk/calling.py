@@ -165,6 +165,7 @@ class CallingAttempt(Attempt):
                 evidence.note_delivery(Delivery.DELIVERED)
             if refused.reason == EndReason.REFUSED:
                 refused.try_again = await self._hear_the_time()
+                refused.too_early = circuit.called_ahead and not refused.try_again
             raise
         raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
 
