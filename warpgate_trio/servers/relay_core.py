@@ -162,15 +162,24 @@ class Circuits:
         """Whether one of the two may have circuits with anybody; who has not registered yet may have the token."""
         return self.rules.open_to_all or caller.has_token or receiver.has_token or not caller.registered
 
-    def registered(self, connection: ServerConnection, now: float) -> None:
-        """A connection that has called before has said who it is: who may not have a circuit with it is let go."""
-        for circuit in [leg.circuit for leg in connection.legs.values()]:
+    def registered(self, connection: ServerConnection, now: float) -> bool:
+        """A connection that has called before has said who it is: who may not have a circuit with it is let go.
+
+        Returns False where one who may have answered was let go.
+        """
+        circuits = [leg.circuit for leg in connection.legs.values()]
+        if not connection.relays:
+            self.left(connection, now)
+            return not circuits
+        for circuit in circuits:
             for other in [each for each in circuit.rung if not self.allows(connection, each.connection)]:
                 self._turn_down(other, EndReason.NOT_ALLOWED, now)
                 self._finish(other, EndReason.NOT_ALLOWED, now)
             answerer = circuit.answerer
             if answerer is not None and not self.allows(connection, answerer.connection):
                 self._end_both(answerer, EndReason.NOT_ALLOWED, now)
+                return False
+        return True
 
     def not_rung(self, caller: ServerConnection, number: int, connection: ServerConnection, now: float) -> None:
         """The RING for a caller's circuit found no place in a connection's queue."""

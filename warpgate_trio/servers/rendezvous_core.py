@@ -369,13 +369,12 @@ class RendezvousCore:
             relays = Capability.RELAY if rules.for_anybody else Capability(0)
             can = relays | Capability.PAIR | Capability.KEY_RECORDS
             registered = Registered(can | (Capability.MAY_RELAY if may_relay else Capability(0)))
+        connection.registered = True
+        if not self.circuits.registered(connection, now):
+            while connection.queue:
+                self.written(connection)  # the answer to a call that is none: nobody is to take it for one
         # Through the queue, so that no MESSAGE can get ahead of it; what waits there already has answered a call.
         connection.queue.appendleft(Queued(registered.encode()))
-        connection.registered = True
-        if connection.relays:
-            self.circuits.registered(connection, now)
-        else:
-            self.circuits.left(connection, now)
         if len(mailbox) > self.limits.connections_per_key:
             woken.append(self._replace(mailbox[0], "the key opened more connections than a mailbox holds", now))
         return None, woken
