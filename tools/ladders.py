@@ -22,6 +22,7 @@ from typing import Final, final
 from xml.sax.saxutils import escape
 
 import trio
+from wsproto.frame_protocol import FrameDecoder, Opcode
 
 from warpgate_trio import Pipe
 from warpgate_trio.nurseries import open_background_nursery
@@ -159,12 +160,12 @@ async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
     return [each for each in entries if began <= each.time <= ended], began, first, ended
 
 
-def kind_of(packet: Packet, source: str, target: str) -> str | None:
+def kind_of(packet: Packet, source: str, target: str, frames: Frames) -> str | None:
     """What a packet is called; None where it is not drawn."""
     if "STUN" in (source, target):
         return "STUN" if packet.proto != TCP or packet.payload else None
     if "server" in (source, target):
-        return said(packet.payload)
+        return frames.kind_of(packet)
     if packet.proto == TCP:
         if packet.flags & SYN:
             return "SYN ACK" if packet.flags & ACK else "SYN"
@@ -172,15 +173,36 @@ def kind_of(packet: Packet, source: str, target: str) -> str | None:
     return "probe" if packet.payload[:1] < b"\x04" else "QUIC"
 
 
-def said(segment: bytes) -> str | None:
-    """What a rendezvous server and its client say, by a segment's first WebSocket frame (RFC 6455, section 5.2)."""
-    if len(segment) < _SHORT:
-        return None  # a PING, or the answer that a signal was taken
-    length, masked = segment[1] & 0x7F, segment[1] >> 7
-    body = 2 + {126: 2, 127: 8}.get(length, 0)
-    key = segment[body] if masked else 0
-    first = segment[body + 4 * masked] ^ key
-    return "relayed" if _FRAMES.get(first, "").startswith("Relay") else "signal"
+@final
+class Frames:
+    """What a rendezvous server and its client say: WebSocket frames (RFC 6455, section 5.2) in segments of TCP.
+
+    A segment is called what its first frame is, and that may have begun in the segment before.
+    """
+
+    def __init__(self) -> None:
+        self._decoders: dict[object, FrameDecoder] = {}
+        self._latest: dict[object, str] = {}
+        self._kinds: dict[object, str] = {}
+
+    def kind_of(self, packet: Packet) -> str | None:
+        """None for what is not drawn: a PING, or the answer that a signal was taken."""
+        flow = packet.src, packet.dst
+        seen = *flow, packet.seq  # each hop of a packet has an entry of its own
+        if seen not in self._kinds and packet.payload:
+            decoder = self._decoders.setdefault(flow, FrameDecoder(client=packet.src[1] == _SERVER_PORT))
+            self._kinds[seen] = self._first(flow, decoder, packet.payload)
+        return self._kinds[seen] if len(packet.payload) >= _SHORT else None
+
+    def _first(self, flow: object, decoder: FrameDecoder, segment: bytes) -> str:
+        decoder.receive_bytes(segment)
+        kinds = []
+        while (frame := decoder.process_buffer()) is not None:
+            if frame.opcode is not Opcode.CONTINUATION:
+                name = _FRAMES.get(frame.payload[0], "") if frame.payload else ""
+                self._latest[flow] = "relayed" if name.startswith("Relay") else "signal"
+            kinds.append(self._latest[flow])
+        return kinds[0] if kinds else "signal"  # no more than a part of a header
 
 
 COLUMNS: Final = {
@@ -194,6 +216,7 @@ COLUMNS: Final = {
 INSIDE: Final = {"alice-nat0": "alice", "bob-nat0": "bob"}
 """Who is behind a NAT, at no distance."""
 _SHORT: Final = 60
+_SERVER_PORT: Final = 443
 _FRAMES: Final = {code: kind.__name__ for code, kind in (*_FROM_CLIENT.items(), *_FROM_SERVER.items())}
 
 
@@ -204,6 +227,7 @@ def column_of(node: str) -> str:
 def hops(entries: Sequence[Entry], began: float) -> Iterator[Hop]:
     """Each hop of each packet: an entry that sends it, and the next one that takes it."""
     under_way: dict[tuple[object, ...], deque[Entry]] = {}
+    frames = Frames()
 
     def key(packet: Packet) -> tuple[object, ...]:
         return packet.proto, packet.src, packet.dst, packet.flags, packet.seq, packet.ack, packet.payload
@@ -214,7 +238,7 @@ def hops(entries: Sequence[Entry], began: float) -> Iterator[Hop]:
             if waiting:
                 sent = waiting.popleft()
                 source, target = column_of(sent.node), column_of(entry.node)
-                if source != target and (kind := kind_of(entry.packet, source, target)) is not None:
+                if source != target and (kind := kind_of(entry.packet, source, target, frames)) is not None:
                     yield Hop(sent.time - began, entry.time - began, source, target, kind, entry.event == "drop")
         passed = entry.packet if entry.event == "send" else entry.became
         if passed is not None and entry.event in ("send", "out", "in", "hairpin"):
