@@ -199,7 +199,7 @@ class Frames:
         kinds = []
         while (frame := decoder.process_buffer()) is not None:
             if frame.opcode is not Opcode.CONTINUATION:
-                name = _FRAMES.get(frame.payload[0], "") if frame.payload else ""
+                name = _FRAMES.get(frame.payload[0], "") if isinstance(frame.payload, bytes) and frame.payload else ""
                 self._latest[flow] = "relayed" if name.startswith("Relay") else "signal"
             kinds.append(self._latest[flow])
         return kinds[0] if kinds else "signal"  # no more than a part of a header
