@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
@@ -20,7 +21,7 @@ from warpgate_trio.servers.relay_frames import Answer, Call, EndReason, RelayEnd
 from warpgate_trio.servers.rendezvous import Rendezvous
 from warpgate_trio.servers.rendezvous_frames import ANY_INSTANCE
 from warpgate_trio.signal.channel import Delivery, SignalChannel
-from warpgate_trio.signal.circuits import Circuit, CircuitRefused, Circuits, Ringing
+from warpgate_trio.signal.circuits import MAX_SIGNALS, Circuit, CircuitRefused, Circuits, Ringing
 from warpgate_trio.signal.transport import open_channel
 from warpgate_trio.websocket import MAX_AHEAD, WebSocket, serve_websocket
 
@@ -131,8 +132,9 @@ async def test_a_call_that_is_too_long_for_a_header_goes_behind_the_registration
     assert server.ahead == [b"", b""]
 
 
-async def test_a_server_that_knows_of_no_circuits_hears_of_none() -> None:
-    """A frame that it does not know would cost us the connection."""
+@asynccontextmanager
+async def serving_without_circuits() -> AsyncGenerator[tuple[ServerUrl, list[wire.FromClient]]]:
+    """Serve version 2, which knows no circuits; what it hears is kept."""
     heard: list[wire.FromClient] = []
 
     async def handler(websocket: WebSocket) -> None:
@@ -146,6 +148,12 @@ async def test_a_server_that_knows_of_no_circuits_hears_of_none() -> None:
                 await websocket.send(wire.Registered().encode())
 
     async with serving(handler, reads_ahead=False, versions=(2,)) as url:
+        yield url, heard
+
+
+async def test_a_server_that_knows_of_no_circuits_hears_of_none() -> None:
+    """A frame that it does not know would cost us the connection."""
+    async with serving_without_circuits() as (url, heard):
         circuits = Circuits("the server")
         circuit, closed, late = await called(circuits), await called(circuits), circuits.make()
         closed.close()
@@ -157,6 +165,27 @@ async def test_a_server_that_knows_of_no_circuits_hears_of_none() -> None:
             for each in (circuit, late):
                 each.close()
             assert await alice.send(BOB.public_key, b"a signal") is Delivery.DELIVERED
+    assert [type(frame) for frame in heard] == [wire.Register2, wire.Send]
+
+
+async def test_nor_of_calls_that_waited_for_room() -> None:
+    async with serving_without_circuits() as (url, heard), trio.open_nursery() as nursery:
+        circuits = Circuits("the server")
+        for _ in range(MAX_SIGNALS):
+            await called(circuits)
+        refused = []
+
+        async def call() -> None:
+            with pytest.raises(CircuitRefused, match="the server does not relay") as caught:
+                await (await called(circuits)).wait_answered()  # one has room once a call was taken to go ahead
+            refused.append(caught.value)
+
+        for _ in range(3):
+            nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        async with open_channel(url, ALICE, circuits=circuits) as alice:
+            assert await alice.send(BOB.public_key, b"a signal") is Delivery.DELIVERED
+    assert len(refused) == 3
     assert [type(frame) for frame in heard] == [wire.Register2, wire.Send]
 
 

@@ -31,13 +31,10 @@ from warpgate_trio.node.admission import Admission
 from warpgate_trio.node.links import Links
 from warpgate_trio.report import WalkEvent
 from warpgate_trio.servers.rendezvous import RelayRules
-from warpgate_trio.servers.rendezvous_frames import decode_from_client
 from warpgate_trio.sim import presets, simulate
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import NTP, STUN, STUN2, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
-from warpgate_trio.walk.calling import CallingAttempt
-from warpgate_trio.websocket import WebSocket
 
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 
@@ -314,35 +311,6 @@ def test_a_program_that_was_just_started_calls_with_the_request_to_its_server(wh
                 assert first <= 5 * RTT + 0.03
 
     simulate(main, seed=0)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_call_is_written_before_other_combos_begin(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What they do to begin takes a processor 2 ms."""
-    steps: list[str] = []
-    begin, write = CallingAttempt.make_pipe, WebSocket.send
-
-    async def note_begin(attempt: CallingAttempt, *arguments: Any, **options: Any) -> Pipe | None:
-        steps.append(attempt._plugin)
-        return await begin(attempt, *arguments, **options)
-
-    async def note_write(websocket: WebSocket, data: bytes) -> None:
-        steps.append(type(decode_from_client(data)).__name__)
-        await write(websocket, data)
-
-    async def main() -> None:
-        async with CONES.build(time_limit=1e6) as net, simulated_hosts():
-            async with open_nodes(net, servers=(server(OPEN), STUN, STUN2, NTP)) as nodes:
-                await trio.sleep(5.0)
-                monkeypatch.setattr(CallingAttempt, "make_pipe", note_begin)
-                monkeypatch.setattr(WebSocket, "send", note_write)
-                with trio.move_on_after(RTT / 2):  # by then nobody else has heard of it
-                    await nodes.alice.auto_connect(nodes.bob.address, relay_first=True)
-                monkeypatch.undo()
-
-    simulate(main, seed=seed)
-    assert steps[:2] == ["ws_relay", "Call"]
-    assert "direct_connect" in steps
 
 
 @pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])

@@ -89,12 +89,20 @@ class Outbox:
         Raises:
           trio.ClosedResourceError: nothing is written any more.
         """
+        await self.wait_signal()
+        self.put_nowait(frame)
+
+    async def wait_signal(self) -> None:
+        """Return when there is room for a signal, which may be queued at once.
+
+        Raises:
+          trio.ClosedResourceError: nothing is written any more.
+        """
         await trio.lowlevel.checkpoint()
         while len(self._signals) >= MAX_SIGNALS and not self._closed:
             await self._senders.park()
         if self._closed:
             raise trio.ClosedResourceError
-        self.put_nowait(frame)
 
     def put_nowait(self, frame: bytes) -> None:
         """Queue a short frame, of which there can be but a few for each circuit."""
@@ -231,16 +239,10 @@ class Circuit:
         While the connection is being opened, the first call goes with the request for it, and others wait.
 
         Raises:
-          CircuitRefused: the connection has ended.
+          CircuitRefused: the connection has ended, or the server makes no circuits.
         """
         self._called_at = trio.current_time()
-        if self._end is not None:
-            await trio.lowlevel.checkpoint()
-            raise self._refused()
-        try:
-            await self._owner.outbox.put(Call(self._number, receiver_key, instance, payload).encode())
-        except trio.ClosedResourceError:
-            raise self._refused() from None
+        await self._say(Call(self._number, receiver_key, instance, payload))
 
     async def wait_answered(self) -> None:
         """Return once the peer has answered.
@@ -260,14 +262,18 @@ class Circuit:
         Raises:
           CircuitRefused: it was taken back, or the connection has ended.
         """
-        if self._end is not None or self._closed:
-            await trio.lowlevel.checkpoint()
-            raise self._refused()
+        await self._say(Answer(self._number, payload))
+        self._open()
+
+    async def _say(self, frame: Call | Answer) -> None:
+        """Queue it, unless the circuit ends before there is room."""
         try:
-            await self._owner.outbox.put(Answer(self._number, payload).encode())
+            await self._owner.outbox.wait_signal()
         except trio.ClosedResourceError:
             raise self._refused() from None
-        self._open()
+        if self._end is not None or self._closed:
+            raise self._refused()
+        self._owner.outbox.put_nowait(frame.encode())
 
     def _refused(self) -> CircuitRefused:
         refused = CircuitRefused(self.url, self._reason, self._end or "it was closed here")

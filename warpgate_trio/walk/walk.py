@@ -52,9 +52,6 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_SESSIONS_OF_A_CALL: Final = 4
 """Sessions of one call: a new one follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
-TURNS_OF_A_CALL: Final = 4
-"""Of the scheduler, in which the call by a relay is made and written, if its server is there: what begins beside it
-takes 2 ms of a processor, and the first byte would wait for that."""
 REFRESH_DELAY: Final = 0.1
 """Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
 
@@ -268,7 +265,7 @@ class Walk:
                         # So that a relayed address is one round trip away when it is wanted.
                         nursery.start_soon(self._home.view.relays.prime)
                     if self._reach.relay_first:
-                        await self._begin_relays(beside)
+                        self._begin_relays(beside)
                     for phase in self._phases:
                         await self._run_phase(phase, beside)
                         if session.decided:
@@ -350,14 +347,12 @@ class Walk:
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
-    async def _begin_relays(self, beside: Beside) -> None:
+    def _begin_relays(self, beside: Beside) -> None:
         """Their phase waits for them, and tries those again that have failed by then."""
         relays = self._plan.of_phase("relay")
         self._under_way.begin(relays)
         for combo in relays:
             self._relays[combo] = beside.start(combo, partial(self._run_combo, combo))
-        for _ in range(TURNS_OF_A_CALL):
-            await trio.lowlevel.checkpoint()
 
     async def _hold_back(self, attempt: CallingAttempt) -> None:
         """A relay that began before its phase waits for that, unless the peer has said that the Pipe may leave it."""
