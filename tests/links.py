@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal, final
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB, MALLORY

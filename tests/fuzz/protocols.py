@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from tests.fuzz.registry import pieces, target
 from tests.identities import ALICE, BOB

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace
 
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB

@@ -390,7 +390,7 @@ async def test_a_carrier_that_nobody_speaks_on_is_closed(jumping_clock: trio.tes
 @pytest.mark.parametrize("field", ["mac", "link", "peer", "lane", "received", "turn"])
 async def test_a_carrier_that_does_not_prove_the_link_changes_nothing(field: str) -> None:
     def spoil(choice: Attach) -> Attach:
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         changes: dict[str, object] = {
             "mac": hashlib.sha256(choice.mac).digest()[:16],
@@ -398,7 +398,7 @@ async def test_a_carrier_that_does_not_prove_the_link_changes_nothing(field: str
             "received": choice.received + 1,
             "turn": choice.turn + 1,
         }
-        return replace(choice, **{field: changes[field]}) if field in changes else choice  # type: ignore[arg-type]
+        return replace(choice, **{field: changes[field]}) if field in changes else choice
 
     async with lasting() as (alice, bob), lasting() as (_third, fourth):
         if field == "peer":

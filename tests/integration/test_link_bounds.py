@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from math import inf
 
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace
 
 from tests.identities import ALICE, BOB, CAROL, MALLORY
 from tests.integration.test_lanes import attach, cut, lasting

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.test_link_lanes import KEYS, PROOF, TERMS, Ends, Wire
 from warpgate_trio.errors import RemoteProtocolError

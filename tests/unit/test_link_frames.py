@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link.frame_codec import (
@@ -252,7 +252,7 @@ def test_a_reader_holds_no_more_than_one_control_payload() -> None:
 
 def test_a_run_of_one_channels_data_is_one_item() -> None:
     (item,) = read(data_header(4, 3), b"abc", data_header(4, 2), b"de")
-    assert item == Data(4, [b"abc", b"de"], 5)
+    assert item == Data(4, [b"abc", b"de"], 5, frames=2)
 
 
 def test_data_of_two_channels_and_control_frames_keep_their_order() -> None:

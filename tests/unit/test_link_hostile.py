@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.test_link_lanes import KEYS, PROOF, Ends
 from tests.unit.test_link_lanes import TERMS as LASTING
@@ -50,7 +50,7 @@ def test_attaches_that_prove_nothing_change_nothing_by_the_thousand() -> None:
                 ("turn", chance.randrange(2**32)),
             ]
         )
-        bad = replace(good, **{field: value})  # type: ignore[arg-type]
+        bad = replace(good, **{field: value})
         if bad != good:
             assert b.judge_attach(bad, **KEYS) is RefuseReason.UNKNOWN_LINK
     for key, other in (("session_id", bytes(16)), ("server_key", bytes(32))):  # said again elsewhere, or passed on

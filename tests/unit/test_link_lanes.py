@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hmac
 import struct
-from dataclasses import replace
 from typing import Any, Final, final
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link.attaching import LinkSecret

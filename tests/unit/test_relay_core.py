@@ -6,6 +6,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,7 +245,7 @@ def test_who_is_not_registered_after_all_has_called_nobody(leaves: bool, answere
     if leaves:
         core.disconnect(alice.state, T)
     else:
-        assert isinstance(alice.say(dataclasses.replace(alice.registration, signature=bytes(64))), Error)
+        assert isinstance(alice.say(msgspec.structs.replace(alice.registration, signature=bytes(64))), Error)
         assert alice.drain() == []
         core.disconnect(alice.state, T)
     assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.GONE)]
@@ -256,8 +257,8 @@ def test_a_client_that_calls_ahead_and_speaks_of_no_circuits() -> None:
     core = open_core()
     bob, alice = Client(core, BOB), Client(core, ALICE, ahead=AHEAD)
     assert isinstance(alice.registration, Register3)
-    registration = dataclasses.replace(alice.registration, capabilities=Capability(0))
-    alice.say(dataclasses.replace(registration, signature=ALICE.sign(CONTEXT_3, NONCE + registration.signed)))
+    registration = msgspec.structs.replace(alice.registration, capabilities=Capability(0))
+    alice.say(msgspec.structs.replace(registration, signature=ALICE.sign(CONTEXT_3, NONCE + registration.signed)))
     assert [type(frame) for frame in alice.drain()] == [Registered]
     assert bob.drain() == [Ring(2, b"hello"), RelayEnd(2, EndReason.GONE)]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -443,7 +443,7 @@ def test_every_field_is_signed(field: str) -> None:
     else:
         client.state.names = {NAME, "relay.example:444"}
         other: dict[str, Any] = {"key": ALICE.public_key, "instance": b"INSTANCE", "name": "relay.example:444"}
-        good = dataclasses.replace(good, **{field: other[field]})
+        good = msgspec.structs.replace(good, **{field: other[field]})
     answer = client.say(good)
     assert isinstance(answer, Error)
     assert answer.code == ErrorCode.BAD_SIGNATURE

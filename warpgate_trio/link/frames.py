@@ -9,9 +9,10 @@ A COMMIT and an ACCEPT of it may be longer by `Terms`.  Where both are, each sid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, final
+
+import msgspec
 
 __all__ = [
     "LINK_VERSION",
@@ -115,8 +116,7 @@ class DropReason(IntEnum):
     """The Link has as many as it may, and another one has come."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """The dialler says who it is: `signature` is `warpgate_trio.identity.prove` over the server's key and the session.
 
     `attempt_id` tells the listener which of its attempts this carrier answers; nothing is decided by it.
@@ -129,8 +129,7 @@ class Proof:
     version: int = LINK_VERSION
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What a side offers; it counts where both sides do: each acknowledges what it takes in.
 
     Attributes:
@@ -150,8 +149,7 @@ class Terms:
     takes_early_data: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """The initiator chooses this carrier; `epoch` counts the session's commits, `credit` is its first window."""
 
     session_id: bytes
@@ -162,8 +160,7 @@ class Commit:
     version: int = LINK_VERSION
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accept:
+class Accept(msgspec.Struct, frozen=True, kw_only=True):
     """The responder takes the COMMIT (channel 0) or the OPEN; `credit` is its window as an absolute offset."""
 
     channel: int
@@ -171,8 +168,7 @@ class Accept:
     terms: Terms | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True, kw_only=True):
     """The responder does not; `text` is for people."""
 
     channel: int
@@ -180,8 +176,7 @@ class Refuse:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Open:
+class Open(msgspec.Struct, frozen=True, kw_only=True):
     """A further Pipe on this Link."""
 
     channel: int
@@ -189,56 +184,48 @@ class Open:
     label: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credit:
+class Credit(msgspec.Struct, frozen=True, kw_only=True):
     """The receiver lets the sender go up to this absolute offset of the channel."""
 
     channel: int
     limit: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fin:
+class Fin(msgspec.Struct, frozen=True, kw_only=True):
     """No byte of this channel comes after `final_offset`."""
 
     channel: int
     final_offset: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reset:
+class Reset(msgspec.Struct, frozen=True, kw_only=True):
     """The sender of this frame reads no more of the channel, and without a FIN before it will write no more either."""
 
     channel: int
     code: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ping:
+class Ping(msgspec.Struct, frozen=True, kw_only=True):
     token: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pong:
+class Pong(msgspec.Struct, frozen=True, kw_only=True):
     token: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoAway:
+class GoAway(msgspec.Struct, frozen=True, kw_only=True):
     """The last frame of its sender."""
 
     code: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True, kw_only=True):
     """The sender of this frame has taken in all units of the other side's stream before `position`."""
 
     position: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attach:
+class Attach(msgspec.Struct, frozen=True, kw_only=True):
     """The sender offers this carrier to a Link that there is.
 
     `lane` names it there, `received` is how far the sender has taken in the other side's stream, `turn` the highest one
@@ -258,8 +245,7 @@ class Attach:
     version: int = LINK_VERSION
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attached:
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """The other side takes the ATTACH; fields as there."""
 
     lane: int
@@ -268,8 +254,7 @@ class Attached:
     mac: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class At:
+class At(msgspec.Struct, frozen=True, kw_only=True):
     """What the sender says on this lane from here on begins at `position` of its stream; `turn` counts its switches.
 
     `graceful`: it comes from a lane that is well, so there is time to try this one before it is followed.
@@ -280,16 +265,14 @@ class At:
     graceful: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True, kw_only=True):
     """A lane of the Link, said on another one, that is no good to the sender: both sides close it."""
 
     lane: int
     reason: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class News(msgspec.Struct, frozen=True, kw_only=True):
     """A sealed signal to the peer, as a server would pass it on (`warpgate_trio.signal.message`)."""
 
     payload: bytes
@@ -301,14 +284,13 @@ Frame = OfCarrier | OfChannels
 
 
 @final
-@dataclass(slots=True)  # not frozen, which takes as long as to decrypt 4 KiB
-class Data:
+class Data(msgspec.Struct):
     """Payload of consecutive DATA frames of one channel, in the pieces it came in."""
 
     channel: int
     pieces: list[bytes | memoryview]
     size: int
-    frames: int = field(default=1, compare=False)
+    frames: int = 1
 
 
 Item = Frame | Data

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Final, TypedDict
+
+from msgspec.structs import replace
 
 from ..errors import RemoteProtocolError
 from .ahead import Ahead, Tail

@@ -15,9 +15,10 @@ what was acknowledged and is in order from there on.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from math import inf
 from typing import Final, final
+
+import msgspec
 
 from ..errors import RemoteProtocolError
 from .frame_codec import data_header
@@ -61,8 +62,7 @@ def units(item: Item) -> int:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """A piece of the stream to be said again: payload of `channel`, or another frame as it was where that is None."""
 
     position: int

@@ -6,9 +6,10 @@ Requests are what miniupnpc sends, to the letter, since gateways were tested wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, final
 from xml.sax.saxutils import escape
+
+import msgspec
 
 from ..errors import PortMapMalformed, PortMapRefused, printable
 from .ssdp import Url, parse_url
@@ -32,8 +33,7 @@ _MAX_TEXT: Final = 200
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(msgspec.Struct, frozen=True):
     """Something that a gateway does."""
 
     kind: str

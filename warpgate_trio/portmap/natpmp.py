@@ -6,10 +6,11 @@ A gateway that speaks PCP alone answers with version 2 and UNSUPP_VERSION; that 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
 from typing import Final, TypeAlias, final
+
+import msgspec
 
 from ..address.endpoint import Transport
 from ..errors import PortMapMalformed
@@ -42,8 +43,7 @@ class Result(IntEnum):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class ExternalAddress:
+class ExternalAddress(msgspec.Struct, frozen=True):
     """The gateway's address on its other side; it is announced, too."""
 
     epoch: int
@@ -51,8 +51,7 @@ class ExternalAddress:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Mapped:
+class Mapped(msgspec.Struct, frozen=True):
     """What has become of a request for a mapping; a lifetime of 0 is the answer to its deletion."""
 
     transport: Transport
@@ -63,8 +62,7 @@ class Mapped:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """An answer that says no.
 
     Attributes:

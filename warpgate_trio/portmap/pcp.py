@@ -6,10 +6,11 @@ Over IPv6 a MAP opens a pinhole in the gateway's firewall: the external address 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias, final
+
+import msgspec
 
 from ..address.endpoint import Transport
 from ..errors import PortMapMalformed
@@ -52,16 +53,14 @@ class Result(IntEnum):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Announced:
+class Announced(msgspec.Struct, frozen=True):
     """The gateway is there; `epoch` tells whether it has forgotten what it knew."""
 
     epoch: int
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Mapped:
+class Mapped(msgspec.Struct, frozen=True):
     """What has become of a request for a mapping."""
 
     nonce: bytes
@@ -74,8 +73,7 @@ class Mapped:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """An answer that says no.
 
     Attributes:

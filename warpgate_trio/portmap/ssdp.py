@@ -6,10 +6,11 @@ address in figures that is the gateway's or in our own network, not ours, and no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from typing import Final, final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from ..address.scope import AddressScope, scope_of
 from ..errors import PortMapMalformed
@@ -49,8 +50,7 @@ MAX_URL: Final = 512
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Url:
+class Url(msgspec.Struct, frozen=True):
     """Where HTTP is asked.
 
     Attributes:
@@ -68,8 +68,7 @@ class Url:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """An answer to a search."""
 
     location: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, final
+
+import msgspec
 
 from ..errors import PortMapMalformed, PortMapRefused
 from ..sockaddr import IpAddress
@@ -35,8 +36,7 @@ _NO_ENTRY: Final = frozenset({714, 713})
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True):
     """A mapping as the gateway has it."""
 
     client: str

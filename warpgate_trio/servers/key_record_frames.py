@@ -13,9 +13,10 @@ Between a server and clients that are registered by version 3, where the server 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import final
+
+import msgspec
 
 from ..address import MAX_KEY_RECORD
 from ..errors import RemoteProtocolError
@@ -40,8 +41,7 @@ class FindStatus(IntEnum):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """A client's record of its own key."""
 
     record: bytes
@@ -57,8 +57,7 @@ class Publish:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(msgspec.Struct, frozen=True):
     """`status`: a `PublishStatus`, or one of a later release."""
 
     status: int
@@ -73,8 +72,7 @@ class Published:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(msgspec.Struct, frozen=True):
     """A client asks for the record of a key."""
 
     id: int
@@ -90,8 +88,7 @@ class Lookup:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """`status`: a `FindStatus`, or one of a later release; `record`: empty unless it is RECORD."""
 
     id: int

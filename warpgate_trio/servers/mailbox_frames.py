@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import Final, final
+
+import msgspec
 
 from .relay_frames import check_payload, check_width
 
@@ -91,8 +92,7 @@ _WORDS: Final = {
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True):
     """A client offers a code; `nameplate`: the one that it wants, 0 for any; `lifetime`: seconds, 1 at least."""
 
     nameplate: int
@@ -108,8 +108,7 @@ class Offer:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(msgspec.Struct, frozen=True):
     """The mailbox is open."""
 
     nameplate: int
@@ -125,8 +124,7 @@ class Offered:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """A client tries a code."""
 
     nameplate: int
@@ -142,8 +140,7 @@ class Claim:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(msgspec.Struct, frozen=True):
     """Somebody tries the code."""
 
     number: int
@@ -159,8 +156,7 @@ class Claimed:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(msgspec.Struct, frozen=True):
     """A message of a try."""
 
     number: int
@@ -176,8 +172,7 @@ class Post:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(msgspec.Struct, frozen=True):
     """A try has ended, or with number 0 the offer, or the claim; `outcome`: an `Outcome`, or what is none here."""
 
     number: int

@@ -32,8 +32,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections import deque
-from dataclasses import dataclass
 from typing import Final, final
+
+import msgspec
 
 from ..errors import RemoteProtocolError
 
@@ -128,8 +129,7 @@ _WORDS: Final = {
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A client wants a circuit with whoever has a key, or with one process of it."""
 
     circuit: int
@@ -147,8 +147,7 @@ class Call:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Ring:
+class Ring(msgspec.Struct, frozen=True):
     """A client is called."""
 
     circuit: int
@@ -164,8 +163,7 @@ class Ring:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The call is taken; the circuit is open."""
 
     circuit: int
@@ -181,8 +179,7 @@ class Answer:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Relay:
+class Relay(msgspec.Struct, frozen=True):
     """Bytes of a circuit."""
 
     circuit: int
@@ -198,8 +195,7 @@ class Relay:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class RelayCredit:
+class RelayCredit(msgspec.Struct, frozen=True):
     """The other side may send so many bytes in all."""
 
     circuit: int
@@ -215,8 +211,7 @@ class RelayCredit:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class RelayEnd:
+class RelayEnd(msgspec.Struct, frozen=True):
     """Nothing more comes on a circuit; `reason`: an `EndReason`, or a code that this release does not know."""
 
     circuit: int

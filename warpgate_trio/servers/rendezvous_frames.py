@@ -49,14 +49,14 @@ the server hold is bounded by `rendezvous_core.RendezvousLimits`.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import hashlib
 import hmac
 import struct
 from collections import Counter
-from dataclasses import dataclass
 from typing import Final, TypeAlias, final
+
+import msgspec
 
 from ..errors import RemoteProtocolError, SignalUnsupported
 from ..identity import Identity
@@ -174,8 +174,7 @@ class ErrorCode(enum.IntEnum):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(msgspec.Struct, frozen=True):
     nonce: bytes
     version: int = 1
 
@@ -193,8 +192,7 @@ class Challenge:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(msgspec.Struct, frozen=True):
     key: bytes
     signature: bytes
 
@@ -208,8 +206,7 @@ class Register:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(msgspec.Struct, frozen=True):
     """`capabilities`: of the server, by version 3; None by those before."""
 
     capabilities: int | None = None
@@ -226,8 +223,7 @@ class Registered:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     id: int
     receiver: bytes
     payload: bytes
@@ -242,8 +238,7 @@ class Send:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(msgspec.Struct, frozen=True):
     id: int
     count: int
 
@@ -257,8 +252,7 @@ class Sent:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     payload: bytes
 
     def encode(self) -> bytes:
@@ -271,8 +265,7 @@ class Message:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Error:
+class Error(msgspec.Struct, frozen=True):
     code: int
     text: str
 
@@ -289,8 +282,7 @@ class Error:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Register2:
+class Register2(msgspec.Struct, frozen=True):
     key: bytes
     instance: bytes
     signature: bytes
@@ -305,8 +297,7 @@ class Register2:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Send2:
+class Send2(msgspec.Struct, frozen=True):
     id: int
     receiver: bytes
     instance: bytes
@@ -322,8 +313,7 @@ class Send2:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Register3:
+class Register3(msgspec.Struct, frozen=True):
     """`capabilities`: the client's; `token`: `token_proof`, or `NO_TOKEN`."""
 
     key: bytes
@@ -460,7 +450,7 @@ def register_3(
     token = NO_TOKEN if relay_token is None else token_proof(relay_token, challenge.nonce, identity.public_key, name)
     unsigned = Register3(identity.public_key, instance, bytes(64), Capability.RELAY, token, name)
     signature = identity.sign(CONTEXT_3, challenge.nonce + unsigned.signed)
-    return dataclasses.replace(unsigned, signature=signature)
+    return msgspec.structs.replace(unsigned, signature=signature)
 
 
 def token_proof(relay_token: str, nonce: bytes, key: bytes, name: str) -> bytes:

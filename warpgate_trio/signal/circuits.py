@@ -11,9 +11,9 @@ import errno
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol, final
 
+import msgspec
 import trio
 
 from ..carrier.records import FIRST_FLIGHT, IDLE
@@ -404,15 +404,13 @@ class Ringing:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Leaving:
+class Leaving(msgspec.Struct, frozen=True):
     """The server will be shut down before long: circuits on the connection that begins at `local` are to be left."""
 
     local: TransportAddress
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A payload that came in, still sealed; `via` names the channel, for the reply's `SignalHub.send`.
 
     Where a peer calls, `circuit` is to be answered or closed.

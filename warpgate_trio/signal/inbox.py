@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
+import msgspec
+
 from ..limits import BoundedMap, TokenBucket, TokenBuckets
 from .core import OWNER, ClockReply
 from .message import Header, wire_name
@@ -85,48 +87,41 @@ _DEFAULT_LIMITS = InboxLimits()
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """Fresh, new, and within the rates."""
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(msgspec.Struct, frozen=True):
     """The id was seen before: another server delivered it too, or somebody repeats it."""
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class RateLimited:
+class RateLimited(msgspec.Struct, frozen=True):
     """This sender sends too much, or those do that we do not know."""
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class TooOld:
+class TooOld(msgspec.Struct, frozen=True):
     """Stamped before this process started: whether it was seen before cannot be known."""
 
     needs_clock_reply: bool
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class OutsideWindow:
+class OutsideWindow(msgspec.Struct, frozen=True):
     """Stamped more than 300 s from our clock."""
 
     needs_clock_reply: bool
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Unasked:
+class Unasked(msgspec.Struct, frozen=True):
     """It answers what we have not said to its sender, or not within the last two minutes."""
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Overloaded:
+class Overloaded(msgspec.Struct, frozen=True):
     """No room to remember the id, so the message is refused."""
 
 
