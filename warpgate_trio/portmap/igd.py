@@ -6,8 +6,8 @@ Requests are what miniupnpc sends, to the letter, since gateways were tested wit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Final, final
-from xml.sax.saxutils import escape
 
 import msgspec
 
@@ -70,7 +70,7 @@ def read_description(data: bytes, location: Url) -> list[Service]:
 
 def envelope(service: str, action: str, arguments: Mapping[str, str]) -> bytes:
     """The body of a request."""
-    inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in arguments.items())
+    inner = "".join(f"<{name}>{escape(value, quote=False)}</{name}>" for name, value in arguments.items())
     return (
         '<?xml version="1.0"?>\r\n'
         '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" '
