@@ -3,19 +3,24 @@
 Processes as their users run them: ``listen --expose`` and ``forward``; the client and the service are in this process.
 A *connection* is a new TCP connection that sends a byte and hears it back; what forwarding adds to it is the difference
 to the same without, medians of interleaved ones.  *Throughput* is of one connection that takes in what the service
-sends, beside that of a Pipe from another process to this one.
+sends, beside that of a Pipe from another process to this one; and what each of the processes takes of a processor for
+it, since there are two with a Pipe and three with `forward`: with fewer processors than that they wait for each other.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import final
 
+import psutil
 import trio
 
 from tests.end_to_end.processes import started
@@ -48,15 +53,36 @@ async def bounce(port: int) -> float:
         return 1000 * (time.perf_counter() - began)
 
 
-async def rate(port: int, size: int) -> float:
-    """10^6 bytes per second that one connection takes in."""
+@final
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Of a transfer: 10^6 bytes per second, and for each process the seconds of a processor that 10^9 bytes took."""
+
+    rate: float
+    processors: tuple[float, ...]
+
+
+def used(processes: Sequence[int]) -> list[float]:
+    """Seconds of a processor that each has taken so far."""
+    return [sum(psutil.Process(each).cpu_times()[:2]) for each in processes]
+
+
+async def rate_of(stream: trio.abc.ReceiveStream, size: int, processes: Sequence[int]) -> Rate:
+    """Take in so many bytes."""
+    await stream.receive_some(1)
+    before, left, began = used(processes), size, time.perf_counter()
+    while left > 0:
+        left -= len(await stream.receive_some(1 << 20))
+    seconds = time.perf_counter() - began
+    taken = tuple((now - then) / (size / 1e9) for now, then in zip(used(processes), before, strict=True))
+    return Rate(size / 1e6 / seconds, taken)
+
+
+async def rate(port: int, size: int, processes: Sequence[int]) -> Rate:
+    """What one connection takes in."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b"s")
-        await stream.receive_some(1)
-        left, began = size, time.perf_counter()
-        while left > 0:
-            left -= len(await stream.receive_some(1 << 20))
-        return size / 1e6 / (time.perf_counter() - began)
+        return await rate_of(stream, size, processes)
 
 
 async def send_without_end() -> None:
@@ -71,8 +97,8 @@ async def send_without_end() -> None:
         await serve_pipes(handler, node)
 
 
-async def pipe_rate(size: int) -> float:
-    """The same of a Pipe between two processes."""
+async def pipe_rate(size: int) -> Rate:
+    """The same of a Pipe between two processes, its sender and this one."""
     words = [sys.executable, "-m", "benchmarks.forwarding", "--send"]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as sender:
         assert sender.stdout is not None
@@ -80,11 +106,7 @@ async def pipe_rate(size: int) -> float:
         try:
             async with open_node(NodeConfig(), identity=Identity.generate()) as node:
                 async with await node.auto_connect(address) as pipe:
-                    await pipe.receive_some(1)
-                    left, began = size, time.perf_counter()
-                    while left > 0:
-                        left -= len(await pipe.receive_some(1 << 20))
-                    return size / 1e6 / (time.perf_counter() - began)
+                    return await rate_of(pipe, size, [sender.pid, os.getpid()])
         finally:
             sender.kill()
 
@@ -113,34 +135,48 @@ async def thousand(port: int, count: int) -> float:
 
 
 @asynccontextmanager
-async def forwarded() -> AsyncGenerator[tuple[int, int]]:
-    """The port of the service, and one that leads to it."""
+async def forwarded() -> AsyncGenerator[tuple[int, int, Sequence[int]]]:
+    """The port of the service, one that leads to it, and the processes: `listen`, `forward`, and this one."""
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=4096)
         port = listeners[0].socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, serve, listeners)
         exposing = started("listen", "--ephemeral", "--allow-any", "--expose", str(port), "--json")
-        address = (await (await stack.enter_async_context(exposing)).event())["address"]
+        listen = await stack.enter_async_context(exposing)
+        address = (await listen.event())["address"]
         forwarding = started("forward", "--ephemeral", "--json", "0", f"{address}:{port}")
         forward = await stack.enter_async_context(forwarding)
-        yield port, int((await forward.event())["listens"][0].rpartition(":")[2])
+        here = int((await forward.event())["listens"][0].rpartition(":")[2])
+        yield port, here, [listen.process.pid, forward.process.pid, os.getpid()]
         nursery.cancel_scope.cancel()
 
 
 async def run(connections: int, mebibytes: int, count: int) -> None:
     """All of it."""
-    async with forwarded() as (port, here):
+    async with forwarded() as (port, here, processes):
         await bounce(port)
         await bounce(here)
+        before = used(processes)
         pairs = [(await bounce(port), await bounce(here)) for _ in range(connections)]
+        each = [1000 * (now - then) / connections for now, then in zip(used(processes), before, strict=True)]
         plain, led = (statistics.median(each) for each in zip(*pairs, strict=True))
         print(f"a connection: {led:.2f} ms, {plain:.2f} ms without: {led - plain:.2f} ms more (bar 1.2)")
+        print("  of a processor: listen {:.2f} ms, forward {:.2f}, client and service {:.2f}".format(*each))
         size = mebibytes << 20
-        rates = [(await rate(here, size), await pipe_rate(size)) for _ in range(5)]
-        led, pipe = (statistics.median(each) for each in zip(*rates, strict=True))
-        share = statistics.median(each / beside for each, beside in rates)
+        rates = [(await rate(here, size, processes), await pipe_rate(size)) for _ in range(5)]
+        led, pipe = (statistics.median(each.rate for each in one) for one in zip(*rates, strict=True))
+        share = statistics.median(each.rate / beside.rate for each, beside in rates)
         print(f"throughput: {led:.0f} MB/s, of a Pipe {pipe:.0f} MB/s: {share:.2f} of it (bar 0.7)")
+        by_forward, by_pipe = (
+            [statistics.median(each) for each in zip(*(one.processors for one in side), strict=True)]
+            for side in zip(*rates, strict=True)
+        )
+        print(
+            "processor seconds for 10^9 bytes: listen {:.2f}, forward {:.2f}, client and service {:.2f}; "
+            "a Pipe's sender {:.2f}, receiver {:.2f}".format(*by_forward, *by_pipe)
+        )
+        print(f"as many processors as processes would let it have {max(by_pipe) / max(by_forward):.2f} of a Pipe")
         print(f"{count} connections at once, each with two answers: {await thousand(here, count):.1f} s")
 
 
