@@ -1,10 +1,13 @@
 """What a forwarded connection costs: time to its first byte, throughput, and a thousand at once, over loopback.
 
 Processes as their users run them: ``listen --expose`` and ``forward``; the client and the service are in this process.
-A *connection* is a new TCP connection that sends a byte and hears it back; what forwarding adds to it is the difference
-to the same without, medians of interleaved ones.  *Throughput* is of one connection that takes in what the service
-sends, beside that of a Pipe from another process to this one; and what each of the processes takes of a processor for
-it, since there are two with a Pipe and three with `forward`: with fewer processors than that they wait for each other.
+
+* A *connection* is a new TCP connection that sends a byte and hears it back; what forwarding adds to it is the
+  difference to the same without, medians of interleaved ones.  Beside it stands what two forwarders add that know
+  nothing of encryption or of peers, a dozen lines of Trio each: what is left to win.
+* *Throughput* is of one connection that takes in what the service sends, beside that of a Pipe from another process to
+  this one; and what each of the processes takes of a processor for it, since there are two with a Pipe and three with
+  `forward`: with fewer processors than that they wait for each other.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -83,6 +86,36 @@ async def rate(port: int, size: int, processes: Sequence[int]) -> Rate:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b"s")
         return await rate_of(stream, size, processes)
+
+
+async def lead(port: int) -> None:
+    """Lead what comes to another port, as simply as can be, until it is ended; prints where it listens."""
+
+    async def handler(stream: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as further, trio.open_nursery() as nursery:
+            nursery.start_soon(copy, stream, further)
+            await copy(further, stream)
+
+    async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        async for data in source:
+            await target.send_all(data)
+        await target.send_eof()
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    print(listeners[0].socket.getsockname()[1], flush=True)
+    await trio.serve_listeners(handler, listeners)
+
+
+@contextmanager
+def plainly_led(port: int) -> Iterator[int]:
+    """A port that leads to another one, by a process of its own."""
+    words = [sys.executable, "-m", "benchmarks.forwarding", "--lead", str(port)]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 async def send_without_end() -> None:
@@ -155,14 +188,16 @@ async def forwarded() -> AsyncGenerator[tuple[int, int, Sequence[int]]]:
 async def run(connections: int, mebibytes: int, count: int) -> None:
     """All of it."""
     async with forwarded() as (port, here, processes):
-        await bounce(port)
-        await bounce(here)
-        before = used(processes)
-        pairs = [(await bounce(port), await bounce(here)) for _ in range(connections)]
-        each = [1000 * (now - then) / connections for now, then in zip(used(processes), before, strict=True)]
-        plain, led = (statistics.median(each) for each in zip(*pairs, strict=True))
+        with plainly_led(port) as second, plainly_led(second) as first:
+            for each in (port, here, first):
+                await bounce(each)
+            before = used(processes)
+            rows = [[await bounce(each) for each in (port, here, first)] for _ in range(connections)]
+            taken = [1000 * (now - then) / connections for now, then in zip(used(processes), before, strict=True)]
+        plain, led, simply = (statistics.median(each) for each in zip(*rows, strict=True))
         print(f"a connection: {led:.2f} ms, {plain:.2f} ms without: {led - plain:.2f} ms more (bar 1.2)")
-        print("  of a processor: listen {:.2f} ms, forward {:.2f}, client and service {:.2f}".format(*each))
+        print(f"  by two forwarders of a dozen lines: {simply:.2f} ms, {simply - plain:.2f} more")
+        print("  of a processor: listen {:.2f} ms, forward {:.2f}".format(*taken))
         size = mebibytes << 20
         rates = [(await rate(here, size, processes), await pipe_rate(size)) for _ in range(5)]
         led, pipe = (statistics.median(each.rate for each in one) for one in zip(*rates, strict=True))
@@ -187,10 +222,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--connections", type=int, default=200, help="one after the other (200)")
     parser.add_argument("--mebibytes", type=int, default=256, help="of one transfer (256)")
     parser.add_argument("--at-once", type=int, default=1000, help="connections (1000)")
+    parser.add_argument("--lead", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--send", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.send:
         trio.run(send_without_end)
+    if options.lead is not None:
+        trio.run(lead, options.lead)
     raise_file_limit()
     trio.run(run, options.connections, options.mebibytes, options.at_once)
     return 0
