@@ -6,8 +6,8 @@ Processes as their users run them: ``listen --expose`` and ``forward``; the clie
   difference to the same without, medians of interleaved ones.  Beside it stands what two forwarders add that know
   nothing of encryption or of peers, a dozen lines of Trio each: what is left to win.
 * *Throughput* is of one connection that takes in what the service sends, beside that of a Pipe from another process to
-  this one; and what each of the processes takes of a processor for it, since there are two with a Pipe and three with
-  `forward`: with fewer processors than that they wait for each other.
+  this one; and what each of the processes takes of a processor for it.  A Pipe keeps two processors busy by itself, so
+  on a machine that has two the connections at its ends take their part from it: that is what could be had.
 """
 
 from __future__ import annotations
@@ -199,19 +199,25 @@ async def run(connections: int, mebibytes: int, count: int) -> None:
         print(f"  by two forwarders of a dozen lines: {simply:.2f} ms, {simply - plain:.2f} more")
         print("  of a processor: listen {:.2f} ms, forward {:.2f}".format(*taken))
         size = mebibytes << 20
-        rates = [(await rate(here, size, processes), await pipe_rate(size)) for _ in range(5)]
-        led, pipe = (statistics.median(each.rate for each in one) for one in zip(*rates, strict=True))
-        share = statistics.median(each.rate / beside.rate for each, beside in rates)
+        sides = [
+            [await rate(here, size, processes), await pipe_rate(size), await rate(port, size, [os.getpid()])]
+            for _ in range(5)
+        ]
+        led, pipe, _ = (statistics.median(each.rate for each in side) for side in zip(*sides, strict=True))
+        share = statistics.median(by_forward.rate / beside.rate for by_forward, beside, _ in sides)
         print(f"throughput: {led:.0f} MB/s, of a Pipe {pipe:.0f} MB/s: {share:.2f} of it (bar 0.7)")
-        by_forward, by_pipe = (
+        by_forward, by_pipe, plainly = (
             [statistics.median(each) for each in zip(*(one.processors for one in side), strict=True)]
-            for side in zip(*rates, strict=True)
+            for side in zip(*sides, strict=True)
         )
         print(
-            "processor seconds for 10^9 bytes: listen {:.2f}, forward {:.2f}, client and service {:.2f}; "
-            "a Pipe's sender {:.2f}, receiver {:.2f}".format(*by_forward, *by_pipe)
+            "  processor seconds for 10^9 bytes: listen {:.2f}, forward {:.2f}, client and service {:.2f}; "
+            "a Pipe's sender {:.2f}, receiver {:.2f}; a connection without anything {:.2f}".format(
+                *by_forward, *by_pipe, *plainly
+            )
         )
-        print(f"as many processors as processes would let it have {max(by_pipe) / max(by_forward):.2f} of a Pipe")
+        least = sum(by_pipe) + 2 * sum(plainly)
+        print(f"  a Pipe and two connections take {least:.2f}: {sum(by_pipe) / least:.2f} of a Pipe on two processors")
         print(f"{count} connections at once, each with two answers: {await thousand(here, count):.1f} s")
 
 
