@@ -224,6 +224,7 @@ class Pipe(trio.abc.HalfCloseableStream):
         with self._receiving:
             return await self._receive(max_bytes)
 
+    @trio.lowlevel.enable_ki_protection
     def receive_pieces_nowait(self) -> list[bytes | memoryview]:
         """All that has come so far, in pieces; no piece at the peer's end of stream.
 
