@@ -217,27 +217,6 @@ async def test_pieces_are_what_receive_some_would_join() -> None:
             await bob.pipe.receive_pieces(0)
 
 
-async def test_what_has_come_may_be_taken_at_once() -> None:
-    async with linked() as (alice, bob):
-        with pytest.raises(trio.WouldBlock):
-            bob.pipe.receive_pieces_nowait()
-        await alice.pipe.send_all(b"one")
-        await alice.pipe.send_all(b"two")
-        await alice.pipe.ping()  # which is behind them
-        assert b"".join(bob.pipe.receive_pieces_nowait()) == b"onetwo"
-        assert bob.pipe._channel.consumed == 6
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(bob.pipe.receive_pieces)
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(trio.BusyResourceError):
-                bob.pipe.receive_pieces_nowait()
-            await alice.pipe.send_eof()
-        assert bob.pipe.receive_pieces_nowait() == []
-        await bob.pipe.aclose()
-        with pytest.raises(trio.ClosedResourceError):
-            bob.pipe.receive_pieces_nowait()
-
-
 async def test_one_task_sends_and_one_receives() -> None:
     async with linked() as (alice, _bob):
         await alice.pipe.send_all(bytes(alice.pipe._channel.sendable))

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Final
 
@@ -77,7 +77,7 @@ async def copy_both_ways(
     Args:
       first: what is to be done before the Pipe is read; meanwhile the connection is read, and what it brings is sent.
       greeting: what the Pipe is told before anything that the connection brings.  What has come by the Pipe already
-        goes on before it, so that who gets it works while the greeting is sent.
+        goes first, so that who gets it works while the greeting is sent.
 
     Raises:
       trio.BrokenResourceError: one of the two broke, or both at once; what `first` raises.
@@ -94,11 +94,11 @@ async def copy_both_ways(
 
     try:
         async with trio.open_nursery() as nursery:
-            if greeting:
-                with suppress(trio.WouldBlock):
-                    await send_pieces(connection, pipe.receive_pieces_nowait())
-                await pipe.send_all(greeting)
             nursery.start_soon(receive)
+            if greeting:
+                for _ in range(3):  # the turns in which `receive` begins, takes what has come, and sends it
+                    await trio.lowlevel.checkpoint()
+                await pipe.send_all(greeting)
             size = READ_MIN
             while data := await connection.receive_some(size):
                 await pipe.send_all(data)

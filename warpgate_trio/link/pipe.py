@@ -224,44 +224,26 @@ class Pipe(trio.abc.HalfCloseableStream):
         with self._receiving:
             return await self._receive(max_bytes)
 
-    @trio.lowlevel.enable_ki_protection
-    def receive_pieces_nowait(self) -> list[bytes | memoryview]:
-        """All that has come so far, in pieces; no piece at the peer's end of stream.
-
-        Raises:
-          trio.WouldBlock: nothing has come.
-          trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as `receive_some`.
-        """
-        with self._receiving:
-            if not self._has_come():
-                raise trio.WouldBlock
-            return self._take(None)
-
     async def _receive(self, max_bytes: int | None) -> list[bytes | memoryview]:
         if max_bytes is not None:
             if not isinstance(max_bytes, int):
                 raise TypeError(f"max_bytes must be an int or None, not {max_bytes!r}")
             if max_bytes < 1:
                 raise ValueError("max_bytes must be at least 1")
-        if self._has_come():
-            await trio.lowlevel.checkpoint()
-        while not self._has_come():
-            await self._changed.park()
-        return self._take(max_bytes)  # no checkpoint between this and the return: what is taken is delivered
-
-    def _has_come(self) -> bool:
-        """Whether there are bytes, or the peer's end of stream."""
         channel = self._channel
         if channel.closed_here:
             raise trio.ClosedResourceError("this pipe was closed")
-        if not channel.buffered and channel.incoming is DirectionState.ABANDONED:
-            raise self._broken() from channel.failure
-        return channel.buffered > 0 or channel.incoming is DirectionState.FINISHED
-
-    def _take(self, max_bytes: int | None) -> list[bytes | memoryview]:
-        channel = self._channel
-        if not channel.buffered:
-            return []
+        # No checkpoint between the take and the return: what is taken is delivered.
+        if channel.buffered or channel.incoming is not DirectionState.FLOWING:
+            await trio.lowlevel.checkpoint()
+        while not channel.buffered:
+            if channel.closed_here:
+                raise trio.ClosedResourceError("this pipe was closed")
+            if channel.incoming is DirectionState.FINISHED:
+                return []
+            if channel.incoming is DirectionState.ABANDONED:
+                raise self._broken() from channel.failure
+            await self._changed.park()
         size = channel.buffered if max_bytes is None else min(channel.buffered, max_bytes)
         pieces = channel.take_pieces(max_bytes)
         self._link.note_read(channel, size)
