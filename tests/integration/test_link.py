@@ -385,6 +385,17 @@ async def test_a_refusal_that_nobody_hears() -> None:
     await bob.refuse(RefuseReason.BUSY)  # once more does no harm
 
 
+async def test_a_link_that_is_closed_while_it_refuses() -> None:
+    peer, link = await committed()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.refuse, RefuseReason.BUSY)
+        assert await peer.hear_until_end() == [Refuse(channel=0, reason=RefuseReason.BUSY)]
+        await trio.testing.wait_all_tasks_blocked(0.002)
+        link.close_nowait()
+    assert is_closed(link)
+    peer.close()
+
+
 async def test_a_refusal_waits_for_the_peers_end() -> None:
     """Closing first could reset the connection, and the reset could eat the REFUSE."""
     peer, link = await committed()

@@ -348,8 +348,8 @@ class Handshake(ABC):
             await self.carrier.flush()
             while await self.carrier.receive():  # let the peer read it before the socket goes: a reset would eat it
                 pass
-        except (trio.BrokenResourceError, ProtocolError):
-            pass  # it does not want to hear it
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
+            pass  # it does not want to hear it, or the Link was closed meanwhile
         finally:
             self.carrier.close_nowait()
 
