@@ -3,7 +3,9 @@
 Each ratio is made of two transfers that follow each other on one Link: bytes from memory that are read and dropped,
 then as many out of a file into a file, from the offer to the answer that the file has its name.  The files are in
 memory by default (`--folder`), so that it is not the disk that is measured.  Beside the times stands what both
-processes used of a processor, sender and receiver, which other programs of the machine disturb less.
+processes used of a processor, sender and receiver, which other programs of the machine disturb less.  The last line
+says what could be had where both share two processors, which a Pipe keeps busy by itself: what is left if a transfer
+took nothing but the Pipe's part and that of reading and writing the file, as a plain copy does in the same run.
 
 With `--rtt` the two are in network namespaces on a hub that holds every frame back (root, Linux).
 """
@@ -69,6 +71,17 @@ async def files(main: Pipe, path: Path, size: int) -> float:
         return size / 1e6 / (time.perf_counter() - began)
 
 
+def copied(path: Path, to: Path) -> float:
+    """Seconds of a processor that a plain copy takes of a GB."""
+    began, size = time.process_time(), 0
+    with path.open("rb", buffering=0) as source, to.open("wb", buffering=0) as file:
+        while piece := source.read(len(PIECE)):
+            size += file.write(piece)
+    seconds = time.process_time() - began
+    to.unlink()
+    return 1e9 * seconds / size
+
+
 def cpu(process: int) -> float:
     """Seconds of a processor that a process has had."""
     times = psutil.Process(process).cpu_times()
@@ -78,7 +91,7 @@ def cpu(process: int) -> float:
 async def measure(address: str, receiver: int, path: Path, into: Path, size: int, runs: int) -> None:
     async with open_node(NodeConfig(), identity=Identity.generate()) as node, await node.auto_connect(address) as main:
         await bare(main, min(64 << 20, size))
-        pairs = []
+        pairs, bounds = [], []
         for _ in range(runs):
             used = [(cpu(os.getpid()), cpu(receiver))]
             pair = [await bare(main, size)]
@@ -87,13 +100,16 @@ async def measure(address: str, receiver: int, path: Path, into: Path, size: int
             used.append((cpu(os.getpid()), cpu(receiver)))
             shutil.rmtree(into)
             pairs.append(pair)
+            copy = await trio.to_thread.run_sync(copied, path, path.with_name("copy.bin"))
             (a, b), (c, d) = ([1e9 * (y - x) / size for x, y in zip(*each, strict=True)] for each in pairwise(used))
             print(
                 f"pipe {pair[0]:4.0f} MB/s, file {pair[1]:4.0f} MB/s: {pair[1] / pair[0]:.2f}; "
-                f"CPU s/GB pipe {a:.2f} + {b:.2f}, file {c:.2f} + {d:.2f}: {(a + b) / (c + d):.2f}",
+                f"CPU s/GB pipe {a:.2f} + {b:.2f}, file {c:.2f} + {d:.2f}: {(a + b) / (c + d):.2f}; copy {copy:.2f}",
                 flush=True,
             )
+            bounds.append((a + b) / (a + b + copy))
         print(f"median {statistics.median(b / a for a, b in pairs):.2f} (bar 0.8)")
+        print(f"two processors would let it have at most {statistics.median(bounds):.2f}")
 
 
 @contextmanager
