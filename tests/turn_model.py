@@ -52,6 +52,8 @@ class ModelServer:
     forbidden: Collection[str] = ()
     allocate_with: int = 0
     """An error code for each signed Allocate."""
+    nothing_there: int = Code.BAD_REQUEST
+    """The error code for a permission or channel of an allocation that is not there: coturn's, where RFC 8656 §5 has 437."""
     expires: float = -math.inf
     allocation: bytes | None = None
     relayed: TransportAddress | None = None
@@ -114,7 +116,7 @@ class ModelServer:
             self.allocation, self.expires = message.transaction_id, now + self.lifetime
             return 0, [XOR_RELAYED_ADDRESS(self.relayed or RELAYED), LIFETIME(self.lifetime)]
         if self.allocation is None:
-            return (Code.ALLOCATION_MISMATCH if method is Method.REFRESH else Code.BAD_REQUEST), []
+            return (Code.ALLOCATION_MISMATCH if method is Method.REFRESH else self.nothing_there), []
         if method is Method.REFRESH:
             if message.get(LIFETIME) == 0:
                 self.forget()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given, settings
@@ -159,9 +159,14 @@ def test_permission_and_channel_go_in_one_flight_with_it() -> None:
     assert net.client.transmit(net.now) == []
 
 
+NOTHING_THERE: Final = [400, 437]
+"""What servers answer to who asks for something of an allocation that is not there: coturn, RFC 8656."""
+
+
+@pytest.mark.parametrize("code", NOTHING_THERE)
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_400_that_comes_before_the_allocation_or_overtakes_it_is_asked_again(first: int) -> None:
-    net = Net()
+def test_what_is_refused_before_the_allocation_stands_or_overtakes_it_is_asked_again(first: int, code: int) -> None:
+    net = Net(ModelServer(nothing_there=code))
     grant = net.client.bind(PEER, net.now)
     net.client.prime(net.now)
     net.settle()
@@ -176,6 +181,24 @@ def test_a_400_that_comes_before_the_allocation_or_overtakes_it_is_asked_again(f
     net.settle()
     assert grant.granted
     assert grant.error is None
+
+
+@pytest.mark.parametrize("code", NOTHING_THERE)
+def test_an_allocate_that_is_lost_is_repeated_whatever_is_said_to_what_went_with_it(code: int) -> None:
+    net = Net(ModelServer(nothing_there=code))
+    net.client.prime(net.now)
+    net.settle()
+    permission, channel = net.client.permit("203.0.113.9", net.now), net.client.bind(PEER, net.now)
+    net.client.allocate(net.now)
+    _lost, *others = net.client.transmit(net.now)
+    for each in others:
+        answer = net.server.receive(each, net.now)
+        assert answer is not None
+        net.client.receive(answer, net.now)
+    net.wait(1)
+    assert net.state() is TurnState.ALLOCATED, net.client.error
+    assert permission.granted
+    assert channel.granted
 
 
 def test_no_data_goes_out_before_the_allocation_and_then_behind_the_request_for_its_channel() -> None:

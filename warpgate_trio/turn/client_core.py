@@ -3,8 +3,9 @@
 Theory of operation.  The first Allocate goes without credentials: its 401 brings realm and nonce, which belong to the
 5-tuple, so `prime` fetches them long before a relay is wanted, and `allocate` then takes one round trip.  What is
 wanted of the allocation (`permit`, `bind`) may be said at any time and goes out in one flight with it.  A server may
-look the user up aside and answer what follows meanwhile: answers are matched by transaction in any order, and a 400 to
-what was sent before the allocation stood is asked again.  Data goes out when the server has said yes, never before.
+look the user up aside and answer what follows meanwhile, and over UDP the Allocate may be lost or overtaken: answers are
+matched by transaction in any order, and what a server says to whom has no allocation (437, or coturn's 400) is asked
+again where it was sent before the allocation stood.  Data goes out when the server has said yes, never before.
 
 What stands is kept: the allocation is refreshed a minute before its lifetime is over, permissions and channels (which
 carry one) well inside of a permission's five minutes.  A nonce may become stale at any time (438); the request goes
@@ -83,6 +84,8 @@ it says so itself after 0, 0.5, 1, 2 and 4 s (`warpgate_trio.servers.turn_core`)
 MAX_STALE: Final = 3
 """Stale nonces to one request: what comes after that is a server that goes in circles."""
 
+_NOTHING_THERE: Final = (Code.ALLOCATION_MISMATCH, Code.BAD_REQUEST)
+"""What is said to a request for something of an allocation that is not there: RFC 8656 §5, and coturn."""
 _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
     {
         ERROR_CODE,
@@ -348,7 +351,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         elif error.code == Code.STALE_NONCE and self.state is not TurnState.LEAVING and request.stale < MAX_STALE:
             self._login.learn(message)
             self._again(request, now, stale=request.stale + 1)
-        elif error.code == Code.BAD_REQUEST and request.grant is not None and request.early:
+        elif error.code in _NOTHING_THERE and request.grant is not None and request.early:
             if self.state is TurnState.ALLOCATED:
                 self._ask_for(request.grant, now)
             # else it is asked for when the allocation stands
