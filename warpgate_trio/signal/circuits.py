@@ -50,8 +50,8 @@ that has us say more than it reads is left."""
 PIECE: Final = 16 * 1024
 """Bytes that are worth a RELAY of their own where credit is short: with less than that, more is waited for."""
 FIRST_PIECE: Final = 4 * 1024
-"""Bytes of a RELAY while little was sent: a server passes on none before its last byte is there, and TCP sends no more
-than `FIRST_FLIGHT` at once on a connection that was silent (`warpgate_trio.carrier.records`)."""
+"""The same while little was sent, and no more than that then: a server passes on no RELAY before its last byte is there,
+and TCP sends no more than `FIRST_FLIGHT` at once on a connection that was silent (`warpgate_trio.carrier.records`)."""
 
 
 class CircuitRefused(AttemptFailed):
@@ -295,12 +295,11 @@ class Circuit:
         await trio.lowlevel.checkpoint()
         while True:
             self._check_open()
-            room = min(self._limit - self._sent, MAX_RELAY)
             if self._is_silent():
                 self._left = FIRST_FLIGHT
-            if self._left > 0:
-                room = min(room, FIRST_PIECE)
-            elif room < min(len(data), PIECE):
+            least, most = (FIRST_PIECE, FIRST_PIECE) if self._left > 0 else (PIECE, MAX_RELAY)
+            room = min(self._limit - self._sent, most)
+            if room < min(len(data), least):
                 await self._changed.park()
                 continue
             if not self._owner.outbox.has_room:
