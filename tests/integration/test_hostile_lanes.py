@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 import pytest
 import trio
@@ -12,14 +13,17 @@ from msgspec.structs import replace
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB
 from tests.integration.test_lanes import attach, cut, lasting, suspect
-from tests.links import LASTING, End, RawPeer, link_of, linked, raw_end
+from tests.links import LASTING, End, RawPeer, a_path, is_closed, link_of, linked, proven_links, raw_end
 from tests.nodes import config, loopback_node, pipes
 from tests.waiting import wait_until
 from warpgate_trio import Node, PathState, Pipe, anyone
+from warpgate_trio.errors import RemoteProtocolError
+from warpgate_trio.link import Link
 from warpgate_trio.link.ahead import AHEAD_FRAMES
-from warpgate_trio.link.frame_codec import data_header
-from warpgate_trio.link.frames import Ack, At, Ping
+from warpgate_trio.link.frame_codec import data_header, encode
+from warpgate_trio.link.frames import Ack, At, Attach, Credit, Ping
 from warpgate_trio.link.life import DEATH, Life
+from warpgate_trio.link.states import LinkState
 from warpgate_trio.servers.rendezvous import open_rendezvous
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
@@ -95,6 +99,74 @@ async def test_a_peer_that_goes_back_and_says_it_all_again(nursery: trio.Nursery
         assert outgoing is not None
         assert outgoing.acknowledged >= 5
         assert end.link.protocol.lanes.turn == 7
+
+
+NONSENSE: Final = Credit(channel=9999, limit=1)
+"""For a channel that there never was."""
+
+
+async def further_carrier() -> tuple[Link, Link]:
+    """Alice's, proven to Bob, for a Link that there is."""
+    alice, bob = await proven_links()
+    alice.path, bob.path = a_path(alice.carrier), a_path(bob.carrier)
+    return alice, bob
+
+
+def assert_broken(end: End) -> None:
+    """The Link is over; before anything else, as a call on a carrier that nobody drives would never come back."""
+    assert end.link.protocol.state is LinkState.ENDED
+    assert is_closed(end.link)
+
+
+async def test_nonsense_behind_an_attach_ends_the_link_that_has_taken_it() -> None:
+    async with lasting() as (alice, bob):
+        ours, theirs = await further_carrier()
+        lane = ours._first.protocol
+        alice.link.protocol.attach(
+            lane, session_id=ours.session_id, server_key=ours.carrier.server_key, now=trio.current_time()
+        )
+        lane.outbox += [encode(At(position=0, turn=alice.link.protocol.lanes.turn + 1)), encode(NONSENSE)]
+        await ours._first.flush()
+        await theirs.receive_choice()
+        with pytest.raises(RemoteProtocolError, match="channel 9999"):
+            theirs.accept_attach(bob.link)
+        assert_broken(bob)
+        with pytest.raises(trio.BrokenResourceError, match="channel 9999"):
+            await bob.pipe.send_all(b"x")
+        ours.close_nowait()
+        theirs.close_nowait()
+
+
+async def test_nonsense_behind_the_answer_to_an_attach_ends_the_link_too() -> None:
+    async with lasting() as (alice, bob):
+        ours, theirs = await further_carrier()
+
+        async def answer() -> None:
+            attach = await theirs.receive_choice()
+            assert isinstance(attach, Attach)
+            theirs.carrier.feed(
+                encode(
+                    bob.link.protocol._proof.attached(
+                        lane=attach.lane,
+                        received=0,
+                        turn=0,
+                        session_id=ours.session_id,
+                        server_key=ours.carrier.server_key,
+                    )
+                ),
+                encode(At(position=0, turn=alice.link.protocol.lanes.turn + 1)),
+                encode(NONSENSE),
+            )
+            await theirs.carrier.flush()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            with pytest.raises(RemoteProtocolError, match="channel 9999"):
+                await ours.attach(alice.link, patience=HANG)
+        assert_broken(alice)
+        with pytest.raises(trio.BrokenResourceError, match="channel 9999"):
+            await alice.pipe.send_all(b"x")
+        theirs.close_nowait()
 
 
 # --- who has the key, and is not the process that made the Link ---

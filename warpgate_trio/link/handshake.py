@@ -235,7 +235,7 @@ class Handshake(ABC):
         Raises:
           PeerRefused: it does not know the Link, or has no room for a lane.
           trio.BrokenResourceError: the peer is gone, or silent for `patience`; or the Link has ended meanwhile.
-          RemoteProtocolError: it answered nonsense.
+          RemoteProtocolError: it answered nonsense; where that came behind its answer, the Link is over.
         """
         with self._closing_on_error():
             lane, proof = self._first.protocol, {"session_id": self.session_id, "server_key": self.carrier.server_key}
@@ -248,7 +248,8 @@ class Handshake(ABC):
                 raise trio.BrokenResourceError("the peer ended the carrier before it took it")
             if not link.protocol.is_up:
                 raise trio.BrokenResourceError("the link has ended meanwhile")
-            link.protocol.hear_attached(lane, lane.attached, **proof, now=trio.current_time())
+            with link._failing_by(lane):
+                link.protocol.hear_attached(lane, lane.attached, **proof, now=trio.current_time())
             if preferred:
                 link.protocol.prefer(lane, trio.current_time())
             self._give_to(link, tasks)
@@ -265,7 +266,11 @@ class Handshake(ABC):
             return lane.attach or await self.receive_commit()
 
     def accept_attach(self, link: Handshake, tasks: Sequence[Task] = ()) -> RefuseReason | None:
-        """Make this carrier a lane of the Link that its ATTACH names.  Synchronous; a reason says why it is not one."""
+        """Make this carrier a lane of the Link that its ATTACH names.  Synchronous; a reason says why it is not one.
+
+        Raises:
+          RemoteProtocolError: the peer may not say what came behind the ATTACH; the Link is over.
+        """
         lane, proof = self._first.protocol, {"session_id": self.session_id, "server_key": self.carrier.server_key}
         assert lane.attach is not None
         if link.peer_key != self.peer_key:
@@ -275,9 +280,22 @@ class Handshake(ABC):
             return reason
         if not link._attaches.take(now):  # its peer's alone are counted
             return RefuseReason.BUSY
-        link.protocol.take_attach(lane, **proof, now=now)
+        with link._failing_by(lane):
+            link.protocol.take_attach(lane, **proof, now=now)
         self._give_to(link, tasks)
         return None
+
+    @contextmanager
+    def _failing_by(self, lane: LaneProtocol) -> Iterator[None]:
+        """What came behind the words that make a carrier a lane is heard: where the peer may not say that, the Link is
+        over, as if it had come on any other lane.  Nobody would drive this one.
+        """
+        try:
+            yield
+        except Exception as error:
+            if lane in self.protocol.lanes:
+                self._fail(error)
+            raise
 
     async def receive_commit(self) -> Commit:
         """The responder waits to be chosen.

@@ -167,6 +167,7 @@ class LaneDriver:
             if len(data) > channel.sendable:
                 raise trio.ClosedResourceError("this channel ended")
             if self.gone or link.lanes.active is not lane:
+                await trio.lowlevel.checkpoint()
                 return False
             try:
                 if link.has_outbox(lane):

@@ -3,9 +3,9 @@
 Theory of operation.  The first Allocate goes without credentials: its 401 brings realm and nonce, which belong to the
 5-tuple, so `prime` fetches them long before a relay is wanted, and `allocate` then takes one round trip.  What is
 wanted of the allocation (`permit`, `bind`) may be said at any time and goes out in one flight with it.  A server may
-look the user up aside and answer what follows meanwhile, and over UDP the Allocate may be lost or overtaken: answers are
-matched by transaction in any order, and what a server says to whom has no allocation (437, or coturn's 400) is asked
-again where it was sent before the allocation stood.  Data goes out when the server has said yes, never before.
+look the user up aside and answer what follows meanwhile, and over UDP the Allocate may be lost or overtaken: answers
+are matched by transaction in any order, and what is refused for want of an allocation (437, or coturn's 400) is asked
+again where it was sent before that stood.  Data goes out when the server has said yes, never before.
 
 What stands is kept: the allocation is refreshed a minute before its lifetime is over, permissions and channels (which
 carry one) well inside of a permission's five minutes.  A nonce may become stale at any time (438); the request goes
