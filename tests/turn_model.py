@@ -53,7 +53,7 @@ class ModelServer:
     allocate_with: int = 0
     """An error code for each signed Allocate."""
     nothing_there: int = Code.BAD_REQUEST
-    """The error code for a permission or a channel of an allocation that is not there: coturn's; RFC 8656 §5 has 437."""
+    """The error code for a permission or a channel where there is no allocation: coturn's, and RFC 8656 §5 has 437."""
     expires: float = -math.inf
     allocation: bytes | None = None
     relayed: TransportAddress | None = None

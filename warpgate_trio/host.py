@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import hashlib
 import hmac
 import logging
 import os
@@ -20,17 +19,17 @@ import secrets
 import socket
 import sys
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final, Protocol, TypeAlias, final
+from typing import Final, Protocol, final
 
 import psutil
 import trio
 
-from .linux import default_routes, wait_difference
+from . import machine
+from .linux import EXHAUSTED, AddressStates, default_routes, ipv6_states, wait_difference
 from .sockaddr import parse_ip, socket_family
 
 __all__ = [
@@ -232,14 +231,19 @@ def host_id(fingerprint: bytes, salt: bytes, public_key: bytes = b"") -> bytes:
 
 @final
 class RealHost:
-    """The machine that this process runs on."""
+    """The machine that this process runs on.
 
-    __slots__ = ("_listed", "_listed_at", "_random")
+    Where it cannot be asked, as all descriptors are in use, its interfaces and gateways are taken to be what they were:
+    who holds a path must not give it up for that.
+    """
+
+    __slots__ = ("_gateways", "_listed", "_listed_at", "_random")
 
     def __init__(self) -> None:
         self._random = random.Random()
         self._listed: tuple[Interface, ...] = ()
         self._listed_at = -LIST_LASTS
+        self._gateways: tuple[Gateway, ...] = ()
 
     def interfaces(self) -> tuple[Interface, ...]:
         if time.monotonic() - self._listed_at < LIST_LASTS:
@@ -248,48 +252,47 @@ class RealHost:
 
     def _list(self) -> tuple[Interface, ...]:
         """The interfaces as they are in this moment."""
-        self._listed = self._read_list()
-        self._listed_at = time.monotonic()
+        with _keeping_what_was():
+            self._listed = self._read_list()
+            self._listed_at = time.monotonic()
         return self._listed
 
     def _read_list(self) -> tuple[Interface, ...]:
         try:
             listed = psutil.net_if_addrs()
         except OSError as error:  # no netlink: a sandbox, systemd's RestrictAddressFamilies, Android
+            if error.errno in EXHAUSTED:
+                raise
             _tell_of_missing_list(str(error))
-            return _interfaces_by_routes(self.source_address)
+            return _interfaces_by_routes(_source_address)
         addresses = {
             name: [(entry.address, entry.netmask) for entry in entries if entry.family in _IP_FAMILIES]
             for name, entries in listed.items()
         }
         try:
             flags = {name: set(stats.flags.split(",")) for name, stats in psutil.net_if_stats().items() if stats.isup}
-        except OSError:  # no /proc, or one that may not be read: what has an address is taken for up
+        except OSError as error:  # no /proc, or one that may not be read: what has an address is taken for up
+            if error.errno in EXHAUSTED:
+                raise
             flags = {name: set() for name in addresses}
-        return _interfaces(addresses, flags, _kernel_index, _v6_states())
+        return _interfaces(addresses, flags, _kernel_index, ipv6_states())
 
     async def wait_change(self) -> None:
         await wait_difference(self._list)
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
-        # Connecting a datagram socket only looks up the route: it neither sends nor waits, hence no trio.socket, which
-        # could not be asked outside of trio.run either.  Port 9 (discard), since some systems refuse port 0.
-        if dest.is_unspecified:  # Linux would take it for this machine
-            return None
-        family = socket_family(str(dest))
         try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((str(dest), 9))
-                source = _parse_ip(probe.getsockname()[0])
-        except OSError:  # no route, no such family on this machine, or a destination that nothing can be sent to
+            return _source_address(dest)
+        except OSError:
             return None
-        return None if source.is_unspecified else source
 
     def gateways(self) -> tuple[Gateway, ...]:
         if sys.platform != "linux":
             return _likely_gateways(self.interfaces())
-        pairs = ((_kernel_index(name), ip) for name, ip in default_routes())
-        return tuple(dict.fromkeys(Gateway(index, ip) for index, ip in pairs if index is not None))
+        with _keeping_what_was():
+            pairs = [(_kernel_index(name), ip) for name, ip in default_routes()]
+            self._gateways = tuple(dict.fromkeys(Gateway(index, ip) for index, ip in pairs if index is not None))
+        return self._gateways
 
     def name(self) -> str:
         name = socket.gethostname().lower()
@@ -327,13 +330,7 @@ class RealHost:
         return max(0, limit - reserve - _open_descriptors(limit))
 
     def machine_fingerprint(self) -> bytes:
-        # Machine ids are copied with images and containers; a boot id tells two running copies apart, and a network
-        # namespace tells containers apart, which have the host's boot id and each a loopback interface of their own.
-        # Where these two are known they say it all: the containers of one pod share them, and have machine ids of their
-        # own, or none.
-        boot_id, namespace = _read_line("/proc/sys/kernel/random/boot_id"), _network_namespace()
-        parts = ("" if boot_id and namespace else _machine_id(), boot_id, namespace)
-        return hashlib.sha256("\0".join(("warpgate-trio fingerprint v2", *parts)).encode()).digest()
+        return machine.fingerprint()
 
 
 _REAL_HOST: Final = RealHost()
@@ -376,15 +373,12 @@ _DAD_FAILED: Final = 0x08
 _DEPRECATED: Final = 0x20
 _TENTATIVE: Final = 0x40
 
-_States: TypeAlias = Mapping[tuple[str, IPv4Address | IPv6Address], int]
-"""What is known of addresses beyond what psutil says: by interface and address, the kernel's flags."""
-
 
 def _interfaces(
     addresses: Mapping[str, Sequence[tuple[str, str | None]]],
     flags: Mapping[str, set[str]],
     index_of: Callable[[str], int | None],
-    states: _States,
+    states: AddressStates,
 ) -> tuple[Interface, ...]:
     """What psutil says, (address, netmask) pairs by name and flags by name of those that are up, as `Interface`s."""
     merged: dict[str, dict[InterfaceAddress, None]] = {name: {} for name in flags}
@@ -418,23 +412,6 @@ def _interfaces(
             )
         )
     return tuple(sorted(result, key=lambda interface: interface.index))
-
-
-def _v6_states() -> _States:
-    """The flags of this machine's IPv6 addresses; nothing where the system does not tell (psutil never does)."""
-    if sys.platform != "linux":
-        return {}
-    try:  # of this thread, as in `_network_namespace`; not there without IPv6
-        with open("/proc/thread-self/net/if_inet6", encoding="utf-8", errors="surrogateescape") as file:
-            return _parse_if_inet6(file.read())
-    except OSError:
-        return {}
-
-
-def _parse_if_inet6(text: str) -> _States:
-    """Its lines: address, index, length of the prefix, scope, flags, all in hexadecimal, and the interface's name."""
-    rows = (line.split() for line in text.splitlines())
-    return {(row[5], IPv6Address(int(row[0], 16))): int(row[4], 16) for row in rows if len(row) == 6}
 
 
 _SMALLEST_NETWORK: Final = 30
@@ -476,6 +453,35 @@ def _interfaces_by_routes(
     )
 
 
+def _source_address(dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
+    """Raises OSError where the machine is exhausted."""
+    # Connecting a datagram socket only looks up the route: it neither sends nor waits, hence no trio.socket, which
+    # could not be asked outside of trio.run either.  Port 9 (discard), since some systems refuse port 0.
+    if dest.is_unspecified:  # Linux would take it for this machine
+        return None
+    family = socket_family(str(dest))
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(dest), 9))
+            source = _parse_ip(probe.getsockname()[0])
+    except OSError as error:  # no route, no such family on this machine, or a destination that nothing can be sent to
+        if error.errno in EXHAUSTED:
+            raise
+        return None
+    return None if source.is_unspecified else source
+
+
+@contextmanager
+def _keeping_what_was() -> Iterator[None]:
+    """What the body would find out anew stays as it is where the machine is exhausted."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        logger.debug("the machine cannot be asked for its network: %s", error)
+
+
 @functools.cache  # said once
 def _tell_of_missing_list(why: str) -> None:
     logger.warning("this system does not list its network interfaces (%s): only addresses on its routes are known", why)
@@ -512,39 +518,3 @@ def _prefix(ip: IPv4Address | IPv6Address, mask: str | None) -> int:
         # Point-to-point IPv4 has no network.  On Windows psutil gives no IPv6 masks; networks are /64 (RFC 4291 2.5.1).
         return 32 if ip.version == 4 else 64
     return int(_parse_ip(mask)).bit_count()
-
-
-def _machine_id() -> str:
-    """An id of this installation."""
-    if sys.platform == "win32":
-        import winreg
-
-        try:
-            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Cryptography") as key:
-                return str(winreg.QueryValueEx(key, "MachineGuid")[0])
-        except OSError:
-            return f"mac-{uuid.getnode():012x}"
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostid"):
-        if text := _read_line(path):
-            return text
-    # macOS, and systems without a machine id: the MAC address.  Without one this is a random number per process, and
-    # two processes on this machine then do not recognise each other, which costs them the loopback combos, no more.
-    return f"mac-{uuid.getnode():012x}"
-
-
-def _read_line(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.readline(256).strip()
-    except OSError:
-        return ""
-
-
-def _network_namespace() -> str:
-    if sys.platform != "linux":
-        return ""
-    try:  # of this thread, for which its sockets are made; setns(2) and unshare(2) change one thread
-        status = os.stat("/proc/thread-self/ns/net")
-    except OSError:  # no /proc
-        return ""
-    return f"{status.st_dev}:{status.st_ino}"

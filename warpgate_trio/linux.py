@@ -1,39 +1,74 @@
-"""What Linux alone tells of its network: default routes, and when interfaces and addresses change (rtnetlink(7))."""
+"""What Linux alone tells of its network: default routes, which IPv6 addresses are good, and when that has changed
+(rtnetlink(7)).
+"""
 
 from __future__ import annotations
 
 import errno
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 import trio
 
-__all__ = ["POLL_INTERVAL", "Route", "default_routes", "parse_ipv6_route", "parse_route", "wait_difference"]
+__all__ = [
+    "EXHAUSTED",
+    "POLL_INTERVAL",
+    "AddressStates",
+    "Route",
+    "default_routes",
+    "ipv6_states",
+    "parse_if_inet6",
+    "parse_ipv6_route",
+    "parse_route",
+    "wait_difference",
+]
 
 POLL_INTERVAL: Final = 5.0
 """Seconds between two looks at the interfaces, where the system does not tell when they change: what moves to another
 network is noticed before a ping would miss it."""
 
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors of a process or a machine that has no descriptor or no memory left: they say nothing of what was asked for."""
 _RTF_GATEWAY: Final = 0x0002
 Route: TypeAlias = tuple[str, IPv4Address | IPv6Address]
 """The name of an interface, and whom packets are handed to there."""
+AddressStates: TypeAlias = Mapping[tuple[str, IPv4Address | IPv6Address], int]
+"""The kernel's flags of addresses, by interface and address."""
 
 
 def default_routes() -> list[Route]:
-    """The default routes that lead through a router, of the network namespace that this thread is in."""
-    folder = "/proc/thread-self/net"
-    return [*parse_route(_read(f"{folder}/route")), *parse_ipv6_route(_read(f"{folder}/ipv6_route"))]
+    """The default routes that lead through a router, of the network namespace that this thread is in.
+
+    Raises OSError where the machine is exhausted.
+    """
+    return [*parse_route(_read("route")), *parse_ipv6_route(_read("ipv6_route"))]
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+def ipv6_states() -> AddressStates:
+    """The flags of the IPv6 addresses there; nothing without IPv6, or where the system does not tell.
+
+    Raises as `default_routes`.
+    """
+    return parse_if_inet6(_read("if_inet6"))
+
+
+def _read(name: str) -> str:
+    try:  # of this thread: setns(2) and unshare(2) change one thread
+        with open(f"/proc/thread-self/net/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
-    except OSError:  # no such family, or no /proc
+    except OSError as error:  # no such family, or no /proc
+        if error.errno in EXHAUSTED:
+            raise
         return ""
+
+
+def parse_if_inet6(text: str) -> AddressStates:
+    """Its lines: address, index, length of the prefix, scope, flags, all in hexadecimal, and the interface's name."""
+    rows = (line.split() for line in text.splitlines())
+    return {(row[5], IPv6Address(int(row[0], 16))): int(row[4], 16) for row in rows if len(row) == 6}
 
 
 def parse_route(text: str) -> list[Route]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import psutil
@@ -121,6 +122,36 @@ async def test_udp_ports_leave_some_descriptors(few_descriptors: int) -> None:
             os.close(each)
         held.pop().release()
         (await ports.open("127.0.0.1")).release()
+
+
+@contextmanager
+def no_descriptor() -> Iterator[None]:
+    """All that this process may have are in use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def check_what_is_known_without_descriptors() -> None:
+    real = RealHost()
+    interfaces, gateways = real._list(), real.gateways()
+    assert interfaces
+    with no_descriptor():
+        assert real._list() == interfaces
+        assert real.gateways() == gateways
+        assert RealHost()._list() == ()  # nothing is known of another one, and the question does not fail
+
+
+def test_a_network_that_cannot_be_asked_for_is_what_it_was() -> None:
+    check_what_is_known_without_descriptors()
+
+
+@pytest.mark.usefixtures("no_netlink")
+def test_routes_that_cannot_be_asked_for_are_what_they_were() -> None:
+    check_what_is_known_without_descriptors()
 
 
 @pytest.mark.needs("linux")

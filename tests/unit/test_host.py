@@ -18,7 +18,7 @@ import pytest
 import trio
 
 import warpgate_trio
-from warpgate_trio import host, linux
+from warpgate_trio import host, linux, machine
 from warpgate_trio.host import LIST_LASTS, Gateway, Interface, InterfaceAddress, RealHost
 
 FINGERPRINT = b"\1" * 32
@@ -251,10 +251,10 @@ class TestFingerprintParts:
     """What `machine_fingerprint` falls back to, by pointing it at other files."""
 
     def test_machine_id_falls_back_to_the_mac_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(host, "_read_line", lambda path: "")
+        monkeypatch.setattr(machine, "_read_line", lambda path: "")
         monkeypatch.setattr(sys, "platform", "darwin")
         monkeypatch.setattr("uuid.getnode", lambda: 0x0200_0000_0001)
-        assert host._machine_id() == "mac-020000000001"
+        assert machine._machine_id() == "mac-020000000001"
         first = RealHost().machine_fingerprint()
         monkeypatch.setattr("uuid.getnode", lambda: 0x0200_0000_0002)
         assert RealHost().machine_fingerprint() != first
@@ -262,18 +262,18 @@ class TestFingerprintParts:
     def test_containers_that_share_a_network_namespace_are_one_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Those of a Kubernetes pod: each has its image's machine id, or none."""
         boot_id = {"/proc/sys/kernel/random/boot_id": "b7d2"}
-        monkeypatch.setattr(host, "_read_line", lambda path: boot_id.get(path, ""))
-        monkeypatch.setattr(host, "_network_namespace", lambda: "4:4026531840")
+        monkeypatch.setattr(machine, "_read_line", lambda path: boot_id.get(path, ""))
+        monkeypatch.setattr(machine, "_network_namespace", lambda: "4:4026531840")
         first = RealHost().machine_fingerprint()
         boot_id["/etc/machine-id"] = "another"
         assert RealHost().machine_fingerprint() == first
-        monkeypatch.setattr(host, "_network_namespace", lambda: "4:4026531841")
+        monkeypatch.setattr(machine, "_network_namespace", lambda: "4:4026531841")
         assert RealHost().machine_fingerprint() != first
 
     def test_a_missing_or_binary_file_is_no_error(self, tmp_path: Path) -> None:
         (tmp_path / "id").write_bytes(b"\xff\xfe" * 400)
-        assert host._read_line(str(tmp_path / "missing")) == ""
-        assert len(host._read_line(str(tmp_path / "id"))) == 256
+        assert machine._read_line(str(tmp_path / "missing")) == ""
+        assert len(machine._read_line(str(tmp_path / "id"))) == 256
 
 
 class TestHostId:
@@ -395,7 +395,7 @@ class TestInterfacesFromPsutil:
             },
             {"eth0": {"up"}, "eth1": {"up"}},
             {"eth0": 2, "eth1": 3}.get,
-            host._parse_if_inet6(text),
+            linux.parse_if_inet6(text),
         )
         assert {str(each.ip): (each.is_deprecated, each.is_temporary) for each in eth0.addresses} == {
             "192.0.2.2": (False, False),
@@ -453,9 +453,9 @@ class TestInterfacesFromPsutil:
             raise FileNotFoundError(2, "No such file or directory")
 
         monkeypatch.setattr("builtins.open", missing)
-        assert host._v6_states() == {}
+        assert linux.ipv6_states() == {}
         monkeypatch.setattr(sys, "platform", "darwin")
-        assert host._v6_states() == {}
+        assert linux.ipv6_states() == {}
 
     def test_index_of_an_interface_that_has_gone(self) -> None:
         assert host._kernel_index("gone-since-then") is None

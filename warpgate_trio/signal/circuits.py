@@ -50,8 +50,8 @@ that has us say more than it reads is left."""
 PIECE: Final = 16 * 1024
 """Bytes that are worth a RELAY of their own where credit is short: with less than that, more is waited for."""
 FIRST_PIECE: Final = 4 * 1024
-"""The same, and no more than that, while little was sent: a server passes on no RELAY before its last byte is there, and
-TCP sends no more than `FIRST_FLIGHT` at once on a connection that was silent (`warpgate_trio.carrier.records`)."""
+"""The same while little was sent, and no more then: a server passes on no RELAY before its last byte is there, and TCP
+sends no more than `FIRST_FLIGHT` at once on a connection that was silent (`warpgate_trio.carrier.records`)."""
 
 
 class CircuitRefused(AttemptFailed):
