@@ -14,6 +14,7 @@ import trio.testing
 from tests.cancel_sweep import cuts
 from tests.hangs import HANG
 from tests.sim.worlds import run
+from warpgate_trio.conflict import Conflict
 from warpgate_trio.ports.datagrams import BATCH, MAX_DATAGRAM, MAX_ERRORS, Datagram, DatagramSocket
 from warpgate_trio.sim import Network
 
@@ -196,6 +197,7 @@ class Stub:
         self.ttl = 64
         self.ttls: list[int] = []
         self.waiting: list[int] = []
+        self._one_waits = Conflict("another task waits for this descriptor")
 
     def recvfrom_nowait(self, size: int, /) -> tuple[bytes, tuple[str, int]]:
         if self.reads:
@@ -216,8 +218,9 @@ class Stub:
         raise AssertionError("it has something to say")
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self.waiting.append(self.ttl)
+        with self._one_waits:  # as Trio has it
+            await trio.lowlevel.checkpoint()
+            self.waiting.append(self.ttl)
 
     def getsockname(self) -> tuple[str, int, int, int]:
         return "fe80::1", 5, 0, 2
@@ -256,6 +259,34 @@ async def test_a_full_socket_is_waited_for_with_its_usual_ttl() -> None:
     assert stub.sent == [b"0", b"1", b"2"]
     assert stub.ttls == [3, 3, 3]
     assert set(stub.waiting) == {64}
+
+
+async def test_any_number_of_tasks_wait_for_a_full_socket() -> None:
+    stub = Stub(writes=1)
+    sock = over(stub)
+    async with trio.open_nursery() as nursery:
+        for sender in range(3):
+            nursery.start_soon(sock.send_batch, [(b"%d" % sender, ("192.0.2.1", 1))] * 2)
+    assert sorted(stub.sent) == [b"0", b"0", b"1", b"1", b"2", b"2"]
+
+
+async def test_who_waits_for_a_full_socket_hears_that_it_was_closed() -> None:
+    sock = await DatagramSocket.bind(("127.0.0.1", 0))
+    sock._sock.sendto_nowait = Stub(writes=1 << 30).sendto_nowait  # type: ignore[method-assign]
+    heard: list[str] = []
+
+    async def send() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await sock.send_batch([(b"x", ("127.0.0.1", 1))])
+        heard.append("closed")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        nursery.start_soon(send)
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        sock.close()
+    assert heard == ["closed", "closed"]
 
 
 async def test_datagrams_in_a_row_that_find_no_way_out_are_counted() -> None:

@@ -221,6 +221,7 @@ class DatagramSocket:
             else (stdlib.IPPROTO_IP, stdlib.IP_TTL)
         )
         self._closed = False
+        self._full: Final = trio.Lock()  # of who waits for room, as one task at a time may wait for a descriptor
         self.local: Final[TransportAddress] = socket_address(self._sock.getsockname())
         self.errors: Final[Counter[str]] = Counter()
         self.unreachable: int = 0
@@ -334,7 +335,9 @@ class DatagramSocket:
                 finally:
                     self._sock.setsockopt(*self._hops, usual)
             if left:
-                await self._sock.wait_writable()
+                async with self._full:
+                    self._check_open()
+                    await self._sock.wait_writable()
                 self._check_open()
                 waited = True
         if not waited:
