@@ -9,6 +9,7 @@ from tests.unit.test_link_lanes import KEYS, PROOF, TERMS, Ends, Wire
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link import ahead
 from warpgate_trio.link.ahead import AHEAD_FRAMES, AHEAD_UNITS, Ahead
+from warpgate_trio.link.channel import LOOSE_PIECES, PIECE_MEAN
 from warpgate_trio.link.frame_codec import encode, padding
 from warpgate_trio.link.frames import At, Data, Fin, Item, Open, Terms
 from warpgate_trio.link.lane import HEAD_START, TRIAL, TRIAL_COUNTS
@@ -303,6 +304,35 @@ def test_a_peer_that_says_more_ahead_than_it_may_is_at_fault(what: str) -> None:
         kept.put(position, item)
     with pytest.raises(RemoteProtocolError, match="does not come"):
         kept.put(position, items[-1])
+
+
+@pytest.mark.parametrize("size", [1, 100, 2000])
+def test_what_is_ahead_costs_no_more_than_it_holds(size: int) -> None:
+    """One frame, a few bytes in each read."""
+    count = AHEAD_UNITS // 32 // size
+    kept, position = Ahead(100), 100
+    kept.put(position, Data(0, [bytes(size)], size))
+    for number in range(1, count):
+        kept.put(position + number * size, Data(0, [bytes([number % 251]) * size], size, 0))
+    ((start, data),) = kept.items
+    assert isinstance(data, Data)
+    assert (start, data.size, data.frames) == (100, count * size, 1)
+    assert b"".join(data.pieces) == b"".join(bytes([number % 251]) * size for number in range(count))
+    assert len(data.pieces) <= max(LOOSE_PIECES, data.size // PIECE_MEAN) + 1
+
+
+def test_what_does_not_adjoin_is_kept_apart() -> None:
+    kept = Ahead(100)
+    items: list[tuple[int, Item]] = [
+        (100, Data(0, [b"ab"], 2)),
+        (102, Data(1, [b"cd"], 2)),
+        (104, Fin(channel=0, final_offset=2)),
+        (105, Data(1, [b"e"], 1)),
+        (107, Data(1, [b"f"], 1)),
+    ]
+    for position, item in items:
+        kept.put(position, item)
+    assert kept.items == items
 
 
 def test_a_peer_that_goes_on_where_it_never_was_waits_in_vain() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Final, final
 
 from ..errors import RemoteProtocolError
+from .channel import LOOSE_PIECES, PIECE_MEAN, joined
 from .frames import Data, Item
 from .lane import LaneProtocol
 from .stream import units
@@ -27,7 +28,8 @@ AHEAD_UNITS: Final = 1024 * 1024
 """Units that may be ahead: as many as the first window of a channel has bytes.  The tail flows meanwhile, so a sender
 that has to stop leaves no silence behind."""
 AHEAD_FRAMES: Final = 2048
-"""Frames that may be: what one costs its receiver beside its payload, 0.3 KiB, adds up to no more than the payload."""
+"""Frames that may be: what one costs its receiver beside its payload, 0.3 KiB, adds up to no more than the payload.
+Small pieces of DATA are joined (`channel.PIECE_MEAN`)."""
 
 
 @final
@@ -88,4 +90,18 @@ class Ahead:
         self._frames += item.frames if isinstance(item, Data) else 1
         if self._units > AHEAD_UNITS or self._frames > AHEAD_FRAMES:
             raise RemoteProtocolError("the peer goes on, and what it said before on another carrier does not come")
+        if isinstance(item, Data) and self.items:
+            before, last = self.items[-1]
+            if isinstance(last, Data) and last.channel == item.channel and before + last.size == position:
+                _extend(last, item)
+                return
         self.items.append((position, item))
+
+
+def _extend(data: Data, more: Data) -> None:
+    """What adjoins is one item, and small pieces are one: one frame may come in as many reads as it has bytes."""
+    data.pieces += more.pieces
+    data.size += more.size
+    data.frames += more.frames
+    if len(data.pieces) > LOOSE_PIECES and len(data.pieces) * PIECE_MEAN > data.size:
+        data.pieces[:] = [joined(data.pieces)]

@@ -11,7 +11,7 @@ from .states import DirectionState
 if TYPE_CHECKING:
     from .frames import Refuse
 
-__all__ = ["LOOSE_PIECES", "Channel", "Observer", "joined"]
+__all__ = ["LOOSE_PIECES", "PIECE_MEAN", "Channel", "Observer", "joined"]
 
 LOOSE_PIECES: Final = 64
 """Received pieces that may wait in a buffer as they came, however small they are."""
