@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.link.attaching import LinkSecret
 from warpgate_trio.link.channel import Channel
-from warpgate_trio.link.frames import At, Drop, Proof, Terms
+from warpgate_trio.link.frame_codec import encode
+from warpgate_trio.link.frames import Accept, At, Drop, Proof, Terms
 from warpgate_trio.link.lane import MAX_NEWS_WAITING, TRIAL, LaneProtocol
 from warpgate_trio.link.lanes import MAX_LANES
 from warpgate_trio.link.life import (
@@ -32,6 +33,7 @@ from warpgate_trio.link.life import (
 from warpgate_trio.link.moving import ASK_INTERVAL, SPARE_FOR, YOUNG
 from warpgate_trio.link.protocol import LinkProtocol
 from warpgate_trio.link.quiet import Uplink
+from warpgate_trio.link.replay import ReplayMemory
 from warpgate_trio.link.states import DirectionState
 from warpgate_trio.link.stream import ACK_DELAY
 
@@ -1102,6 +1104,23 @@ def test_names_of_lanes_are_odd_from_the_initiator_and_even_from_the_responder(n
         assert wire.lanes[name].number % 2 == (name == "a"), number
         ends.settle()
         ends.cut(wire)
+
+
+def test_a_peer_that_keeps_no_links_leaves_nothing_counted() -> None:
+    """What was said before its ACCEPT, where that was promised, counts among what all Links of the node keep."""
+    memory = ReplayMemory()
+    lane = LaneProtocol(dialler=True, initiator=True, now=0.0, idle_interval=60)
+    link = LinkProtocol(lane, initiator=True)
+    lane.send_proof(PROOF)
+    channel = link.send_commit(session_id=SESSION, link_id=bytes(16), epoch=1, now=0.0, terms=TERMS)
+    assert link.outgoing is not None
+    link.outgoing.share(memory)
+    link.note_data_sent(lane, channel, memoryview(bytes(1000)), 0.0)
+    assert memory.held >= 1000
+    link.receive(lane, [encode(Accept(channel=0, credit=1 << 20))], 0.0)
+    assert memory.held == 0
+    link.break_all(RemoteProtocolError("over"))
+    assert memory.held == 0
 
 
 class Schedules(RuleBasedStateMachine):

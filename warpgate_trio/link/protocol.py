@@ -367,6 +367,8 @@ class LinkProtocol(Moving):
         if self.terms is None:
             return
         if theirs is None:
+            if self.outgoing is not None:
+                self.outgoing.drop()  # early data, which counts among what all Links of the node keep
             self.terms = self.outgoing = self.incoming = None
         else:
             self.channels.may_be_early = theirs.takes_early_data
