@@ -303,6 +303,28 @@ def test_a_peer_that_fell_silent_is_asked_ever_more_rarely(stage: str) -> None:
     assert len(world.sent) - before < 60
 
 
+@pytest.mark.parametrize("idle", [0.0, 10.0, 48.0])
+def test_what_is_lost_after_a_silence_in_which_nothing_was_owed_is_sent_again_as_soon_as_ever(idle: float) -> None:
+    world = connected()
+    world.run(1.0)
+    world.dialler.send(b"hello")
+    world.run(idle + 1.0)
+    assert world.got[False] == b"hello"
+    lost: list[float] = []
+
+    def lose_three(datagram: bytes) -> list[bytes]:
+        if len(lost) == 3:
+            return [datagram]
+        lost.append(world.now)
+        return []
+
+    world.fault = lose_three
+    began = world.now
+    world.dialler.send(b" again")
+    world.until(lambda: world.got[False] == b"hello again", limit=began + 60)
+    assert world.now - began < 1.0
+
+
 # --- hostile datagrams ---
 
 

@@ -52,7 +52,7 @@ EARLY_MAX: Final = 8 * 1024
 that again while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot
 acknowledge the data."""
 PATIENCE: Final = 0.25
-"""Seconds without a datagram after which the pauses between retransmissions are at least half of the silence.  qh3 2.1
+"""Seconds without an answer after which the pauses between retransmissions are at least half of the silence.  qh3 2.1
 does not back off (RFC 9002 §6.2.1) while its handshake is done and not confirmed: 20,000 datagrams in 30 s to a peer on
 loopback that fell silent then."""
 MAX_REASON: Final = 100
@@ -95,6 +95,8 @@ class QuicProtocol:
         self._held_back: deque[memoryview] = deque()  # the rest of them
         self._heard_at = 0.0  # there is no timer before the first datagram, or before `dialing` has said when it began
         self._fired_at = 0.0
+        self._spoke_at = 0.0  # for the first time since then
+        self._speaks = False  # something was put on the stream that `transmit` has not seen
         self.held: int = 0
         """Bytes that wait for `take`."""
         self.ready: bool = False
@@ -156,6 +158,10 @@ class QuicProtocol:
 
     def transmit(self, now: float) -> list[bytes]:
         """Datagrams to send now, as far as congestion control and pacing let them go."""
+        if self._speaks:
+            self._speaks = False
+            if self._spoke_at <= self._heard_at:
+                self._spoke_at = now
         datagrams = self._flights.transmit(now)
         if self._connection is None:
             return datagrams
@@ -169,7 +175,7 @@ class QuicProtocol:
     def deadline(self) -> float:
         """When `handle_timer` wants to be called, infinity while no timer runs; it moves with every call."""
         deadline = (self._connection or self._flights).deadline
-        silence = self._fired_at - self._heard_at
+        silence = self._fired_at - max(self._heard_at, self._spoke_at)  # before that the peer owed us nothing
         return deadline if silence < PATIENCE else max(deadline, self._fired_at + silence / 2)
 
     def handle_timer(self, now: float) -> None:
@@ -303,6 +309,7 @@ class QuicProtocol:
             self._put(connection, _END, end=True)
 
     def _put(self, connection: Connection, data: Buffer, *, end: bool = False) -> None:
+        self._speaks = True
         try:
             connection.send(self._stream, data, end=end)
         except CarrierError as error:
