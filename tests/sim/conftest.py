@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import outcome
 import pytest
 
 from warpgate_trio.cli.stdio import StandardOutput
+from warpgate_trio.servers.rendezvous_core import RendezvousCore, ServerConnection
+from warpgate_trio.servers.rendezvous_frames import ErrorCode
+
+
+@pytest.fixture(autouse=True)
+def _no_node_of_ours_breaks_the_protocol(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test in which a rendezvous server had to end a connection for what our own node said there."""
+    fail, said = RendezvousCore.fail, list[str]()
+
+    def told(core: RendezvousCore, connection: ServerConnection, code: ErrorCode, text: str, now: float) -> bytes:
+        if code is ErrorCode.PROTOCOL:
+            said.append(text)
+        return fail(core, connection, code, text, now)
+
+    monkeypatch.setattr(RendezvousCore, "fail", told)
+    yield
+    assert said == []
 
 
 @pytest.fixture
