@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.sim.walks import echoing
-from warpgate_trio import Identity, Node, NodeConfig, PeerAddress, Pipe, Servers, open_node
+from warpgate_trio import Identity, Node, NodeConfig, PathCause, PeerAddress, Pipe, Servers, open_node
 from warpgate_trio.cli.options import Settings
 from warpgate_trio.cli.ping import PathKind, _ping
 from warpgate_trio.config import IdentityConfig
@@ -404,6 +404,38 @@ def test_a_large_transfer_both_ways() -> None:
     walk = relayed(pair, connect=by_relay_alone, payload=bytes(range(256)) * 8192)
     assert walk.intact
     assert walk.left == ""
+
+
+def test_bulk_to_a_slow_line_whose_owner_talks_meanwhile_keeps_its_path() -> None:
+    """The sender has used up its credit for more than a second when something of the peer's comes."""
+    pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
+    pair = replace(pair, bob=replace(pair.bob, link=replace(pair.bob.link, bandwidth=12 * 8 * 1024)))
+
+    async def main() -> None:
+        async with (
+            pair.build(time_limit=600) as net,
+            simulated_hosts(),
+            open_nodes(net, servers=(server(OPEN), STUN, STUN2)) as nodes,
+            open_background_nursery() as nursery,
+        ):
+            await trio.sleep(30)
+            pipe = await by_relay_alone(nodes.alice, nodes.bob.address)
+            theirs = await nodes.bob.listener.accept()
+
+            async def talk() -> None:
+                while True:
+                    await theirs.send_all(b"still here")
+                    await trio.sleep(0.3)
+
+            nursery.start_soon(talk)
+            nursery.start_soon(pipe.send_all, bytes(300_000))
+            left = 300_000
+            while left:
+                left -= len(await theirs.receive_some())
+            assert {each.cause for each in pipe.path_log} <= {PathCause.SUSPECTED, PathCause.FORGIVEN}
+            nursery.cancel_scope.cancel()
+
+    simulate(main, seed=0)
 
 
 def test_ping_exits_with_1() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -71,3 +73,25 @@ async def test_doubt_shortens_what_is_being_asked(autojump_clock: MockClock) -> 
         pings.check()
         await trio.sleep(60)
     assert ended == pytest.approx([31.0 + CHECK_TIMEOUT])
+
+
+@pytest.mark.parametrize("doubted", [False, True])
+async def test_an_answer_that_waits_behind_much_else_is_waited_for(doubted: bool, autojump_clock: MockClock) -> None:
+    """As long as the server is heard; then as long as ever."""
+    server, ended = Server(), list[float]()
+    heard_at = -inf
+    pings = KeepAlive(lambda: heard_at)
+    async with open_background_nursery() as nursery:
+        nursery.start_soon(keep, pings, server, ended)
+        await trio.sleep(INTERVAL + 1)
+        server.rtt = 1000.0
+        if doubted:
+            pings.check()
+        for _ in range(600):
+            await trio.sleep(0.1)
+            heard_at = trio.current_time()
+        assert ended == []
+        silent_since = trio.current_time() - server.began
+        await trio.sleep(60)
+    patience = CHECK_TIMEOUT if doubted else TIMEOUT
+    assert silent_since < ended[0] <= silent_since + 2 * patience

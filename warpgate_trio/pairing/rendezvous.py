@@ -111,7 +111,7 @@ class RendezvousMailboxes:
                 dial=self._dial,
             ) as websocket:
                 await self._register(websocket)
-                self._keep_alive = KeepAlive()
+                self._keep_alive = KeepAlive(lambda: websocket.last_heard)
                 channel = _Channel(websocket, self.name, self._keep_alive)
                 async with open_background_nursery() as nursery:
                     nursery.start_soon(channel.ping)

@@ -57,7 +57,7 @@ class WebSocketChannel:
         self._websocket = websocket
         self._url = url
         self._rtt = rtt
-        self._keep_alive = KeepAlive()
+        self._keep_alive = KeepAlive(lambda: websocket.last_heard)
         self._answered = False
         self._failure: str | None = None
         self._registered = False
