@@ -4,7 +4,7 @@
     python tools/what_connects.py --check    exit with 1 when the page is not what the simulator says
 
 Each pair has a world of its own with one seed, so that a cell can be asked again by itself: a test asks some of them.
-The nodes are those that users run, with the servers of one `warpgate-trio serve`, which relays.
+The nodes are those that users run, with a rendezvous server that relays, STUN servers and a time server.
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ HEAD: Final = """\
 
 Who calls is on the left, who is called on top. Each cell has the phase that connects, and the seconds from the call to
 the first byte that came back. All of it is simulated with the nodes that users run: 50 ms between any two machines and
-back, no loss, and one `warpgate-trio serve` that relays. Where the phase is *spray*, the time is partly chance: it is
-that of one seed. `python tools/what_connects.py` writes this page, and the tests ask for some of its cells again.
+back, no loss, a rendezvous server on TCP port 443 that relays, two STUN servers and a time server; no TURN server. On
+`serve`'s own port, 8765, a *web only* machine reaches no server, and does not connect: `--port 443` is for those. Where
+the phase is *spray*, the time is partly chance: it is that of one seed. `python tools/what_connects.py` writes this
+page, and the tests ask for some of its cells again.
 
 """
 TAIL: Final = """
 A Pipe that begins by a relay need not wait for the phases before it: `warpgate-trio connect` begins by the relay
-wherever it can, and so does `auto_connect(relay_first=True)`. Then the first byte is back after 0.25 s in the median
-and 0.35 s at worst, whatever the two are behind ([measured](walk.md#how-long-a-first-call-takes)), and the Pipe changes
-over to a direct path when there is one.
+wherever it can, as do `send` and `forward`, and `auto_connect(relay_first=True)`. Then the first byte is back after
+0.25 s in the median and 0.35 s at worst, by `ws` and the same distances, and behind a proxy after 0.50 and 0.65 s
+([measured](walk.md#how-long-a-first-call-takes)). The Pipe changes over to a direct path when there is one.
 
 Without a server that relays, and without a TURN server, the cells with *relay* do not connect; the report says why.
 

@@ -58,9 +58,9 @@ class Person:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncGenerator[Path]:
-    """The server of the page, with ports of the system's choice; its configuration."""
-    words, _, name = SERVE_HERE.partition(" > ")
+async def serving(folder: Path, command: str = SERVE_HERE) -> AsyncGenerator[Path]:
+    """A server of the page, with ports of the system's choice; its configuration."""
+    words, _, name = command.partition(" > ")
     config = folder / name
     with config.open("wb") as file:
         async with started(*words.split(), *PORTS, "--state-dir", folder / "state", stdout=file.fileno()) as serve:
@@ -100,8 +100,10 @@ async def test_two_terminals_of_one_user(tmp_path: Path) -> None:
 
 
 async def test_two_homes(tmp_path: Path) -> None:
-    assert SERVE_HERE.replace(" --host 127.0.0.1", "") == SERVE
-    async with serving(tmp_path) as config, open_background_nursery() as nursery:
+    async with (
+        serving(tmp_path, SERVE.replace(" >", " --host 127.0.0.1 >")) as config,
+        open_background_nursery() as nursery,
+    ):
         alice, bob = Person(tmp_path, "alice", config), Person(tmp_path, "bob", config)
         async with bob.runs(PAIR, typing=True) as there:
             code = await code_of(there)

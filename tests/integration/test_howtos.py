@@ -210,7 +210,8 @@ async def test_coturn_with_the_text_of_the_page(tmp_path: Path) -> None:
 def test_the_configuration_behind_a_proxy_is_read(tmp_path: Path) -> None:
     (text,) = re.findall(r"^ {3}```toml\n(.*?)^ {3}```$", page("howto/proxies.md"), re.MULTILINE | re.DOTALL)
     parsed = NodeConfig.from_toml(text.replace("\n   ", "\n"), base_dir=tmp_path)
-    assert str(parsed.servers.turn[0].url).startswith("turns:")
+    assert str(parsed.servers.websocket[0]).startswith("wss://")
+    assert parsed.servers.relay_token is not None
 
 
 async def ask(proxy: int, target: str) -> bytes:

@@ -227,7 +227,7 @@ def path_options(function: _F) -> _F:
         "--dead-after",
         type=seconds,
         metavar="S",
-        help="Notice within S seconds that a path has died; 0: take the time of the carrier.",
+        help="Notice within S seconds that a path has died; 0: 27 s, later 52 s, over UDP, 62 s over TCP.",
     )
     resume_timeout = click.option(
         "--resume-timeout",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..host import Interface
     from ..sockaddr import IpAddress
 
-__all__ = ["configuration", "reachable_urls", "turn_urls", "with_login"]
+__all__ = ["configuration", "leads_here", "reachable_urls", "turn_urls", "with_login"]
 
 MAX_URLS: Final = 4
 """URLs offered for one server: a node keeps a connection to each that is in its configuration."""
@@ -105,12 +105,8 @@ def configuration(
     """
     import tomli_w
 
-    from ..address import is_public
-    from ..config import ServerUrl
-
     lines = ["# for config.toml on both peers' machines (`warpgate-trio config --show` says where it is)"]
-    hosts = [ServerUrl.parse(url).host for urls in servers.values() for url in urls]
-    if not any(_is_public_name(name, is_public) for name in hosts):
+    if not leads_here(servers):
         lines.append("# this machine has no public address: only peers in its own network reach this")
     table: dict[str, Any] = {key: list(urls) for key, urls in servers.items()}
     if turn:
@@ -120,9 +116,15 @@ def configuration(
     return "\n".join([*lines, tomli_w.dumps({"servers": table})])
 
 
-def _is_public_name(name: str, is_public: object) -> bool:
-    assert callable(is_public)
-    try:
-        return bool(is_public(ip_address(name)))
-    except ValueError:
-        return True  # a DNS name
+def leads_here(servers: Mapping[str, Sequence[str]]) -> bool:
+    """Whether peers elsewhere can dial any of these URLs: a public address, or a DNS name."""
+    from ..address import is_public
+    from ..config import ServerUrl
+
+    for name in (ServerUrl.parse(url).host for urls in servers.values() for url in urls):
+        try:
+            if is_public(ip_address(name)):
+                return True
+        except ValueError:  # a DNS name
+            return True
+    return False

@@ -218,7 +218,7 @@ def _offer(
     from .. import host as machine
     from ..config import TurnServer
     from .events import ServeReady, encode
-    from .reachable import configuration, reachable_urls, turn_urls, with_login
+    from .reachable import configuration, leads_here, reachable_urls, turn_urls, with_login
     from .services import turn_login
 
     interfaces, external = machine.current().interfaces(), wanted.external_ips
@@ -231,6 +231,10 @@ def _offer(
         key: [str(url) for url in wanted.public.get(key, ())] or reachable_urls(of_kind, interfaces, external)
         for key, of_kind in urls.items()
     }
+    if wanted.host is None and not leads_here(offered):
+        settings.say(
+            "this machine has no public address: only its own network reaches it, unless --external-ip says more"
+        )
     if not settings.json:
         return configuration(offered, turn, relay_token).encode()
     if turn:
