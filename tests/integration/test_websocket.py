@@ -34,6 +34,7 @@ from warpgate_trio.websocket import (
     serve_websocket,
 )
 from warpgate_trio.websocket.proxies import ProxyHeader, TrustedProxies
+from warpgate_trio.websocket.stream import MAX_FRAMES
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
 
@@ -430,6 +431,35 @@ async def test_a_message_over_the_limit() -> None:
         assert closed.value.code == 1009
         with pytest.raises(ValueError, match="a message of 10001 bytes is over the limit of 10000"):
             await websocket.send(bytes(LIMIT + 1))
+
+
+@pytest.mark.parametrize("piece", [b"", b"x"])
+async def test_a_message_in_tiny_frames_ends_the_connection_on_either_side(piece: bytes) -> None:
+    """What is kept of each frame, and the time that it takes, are many times its bytes."""
+    over = MAX_FRAMES + 1
+
+    async def split(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.send_all(bytes([2, len(piece)]) + piece + (bytes([0, len(piece)]) + piece) * over)
+        await wait_closed(stream)
+
+    async with tcp_server(split) as url, open_websocket(url, max_message=LIMIT, close_timeout=0.0) as websocket:
+        with pytest.raises(WebSocketClosed, match="1006"):
+            await websocket.receive()
+    async with server(echo) as url, connect_by_hand(url) as stream:
+        masked = bytes([0x80 | len(piece)]) + bytes(4) + piece
+        await stream.send_all(b"\x02" + masked + (b"\x00" + masked) * over)
+        await wait_closed(stream)
+
+
+async def test_a_message_in_several_frames_is_whole() -> None:
+    async with server(echo) as url, connect_by_hand(url) as stream:
+        masked = b"\x82" + bytes(4) + b"ab"
+        await stream.send_all(b"\x02" + masked + (b"\x00" + masked) * (MAX_FRAMES - 1) + b"\x80" + masked)
+        received = b""
+        while len(received) < 4 + 2 * (MAX_FRAMES + 1):
+            received += await stream.receive_some()
+        assert received == b"\x82\x7e" + struct.pack("!H", 2 * (MAX_FRAMES + 1)) + b"ab" * (MAX_FRAMES + 1)
 
 
 async def test_text() -> None:

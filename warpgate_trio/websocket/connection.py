@@ -12,7 +12,7 @@ owns, is
 * **Framing under cancellation.**  A frame that was cut off halfway makes everything behind it nonsense, so a cancelled
   write breaks the connection instead of corrupting it (`Wire.send_all`).
 * **A memory bound.**  ``max_message`` bounds what a message may hold, not how many empty fragments may announce it.
-  `Wire` therefore counts the bytes that came in since the last whole message.
+  `Wire` therefore counts the bytes that came in since the last whole message, and `Parts` the frames.
 * **Who comes in.**  A server counts connections by subscriber (`limits.Gate`), behind a reverse proxy by whom the
   proxy names (`proxies`): in front of TLS, or in the request, so that such a connection has a name only then.
 * **What goes ahead.**  A client may send some bytes with its request, in a header, a round trip before its first

@@ -1,17 +1,22 @@
 """The byte stream under a WebSocket, and the task that reads it: what trio-websocket leaves to its caller.
 
 * `Wire` bounds what comes in, and breaks when a write was cut off.
+* `Parts` bounds in how many pieces a message comes.
 * `Reader` tells how the reader task ended, and wakes whoever waits for what it can no longer bring.
 * `Front` lets a server look at what stands in front of TLS: the header of a reverse proxy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Final, cast, final
+from dataclasses import replace
+from types import MethodType
+from typing import Final, Protocol, cast, final
 
 import trio
+from wsproto import WSConnection
+from wsproto.events import BytesMessage, Event, Ping, Pong, TextMessage
 
 from ..errors import RemoteProtocolError
 from ..sockaddr import TransportAddress
@@ -25,6 +30,11 @@ BUDGET_EXTRA: Final = 65536
 """Bytes that a peer may send beyond its messages: headers of the handshake, frame headers, pings."""
 BUDGET_RATE: Final = 64.0
 """Bytes per second that it may send so: a ping every second (10 bytes, as sent here) stays well inside."""
+SMALL_PART: Final = 4096
+"""Bytes that come of an unfinished message before they are handed on: each piece costs some 60 bytes beside its own."""
+MAX_FRAMES: Final = 1024
+"""Frames that one message may be split into, ours being one each, and pings and pongs of one read among them: 12 ms of
+parsing, at most, before another connection has its turn."""
 
 
 @final
@@ -70,10 +80,63 @@ class Wire(trio.abc.Stream):
 
 
 @final
+class Parts:
+    """What wsproto tells of what came in, with small pieces of a message put together, and too many of them refused.
+
+    trio-websocket keeps every piece of an unfinished message, and parses all of a read before anybody else has a turn.
+    So `Wire`'s bytes, sent one at a time or in frames of nothing, would be many times as many here.
+
+    Args:
+      events: wsproto's own, which has of each read what it makes.
+    """
+
+    def __init__(self, events: Callable[[], Iterable[Event]]) -> None:
+        self._events = events
+        self._data = bytearray()
+        self._frames = 0
+
+    def events(self) -> Generator[Event]:
+        """What came with the last read.
+
+        Raises:
+          RemoteProtocolError: a message in more than `MAX_FRAMES`, or as many frames that are for nobody.
+        """
+        controls = 0
+        for event in self._events():
+            if isinstance(event, BytesMessage):
+                if event.message_finished and not self._data:  # nearly always
+                    self._frames = 0
+                    yield event
+                    continue
+                yield from self._add(event)
+            elif isinstance(event, TextMessage):
+                yield replace(event, message_finished=True)  # its first piece is enough for being refused
+            else:
+                controls += isinstance(event, Ping | Pong)
+                yield event
+            if self._frames + controls > MAX_FRAMES:
+                raise RemoteProtocolError("the peer sends frames that never make a message")
+
+    def _add(self, event: BytesMessage) -> Generator[Event]:
+        self._frames = 0 if event.message_finished else self._frames + event.frame_finished
+        self._data += event.data
+        if event.message_finished or len(self._data) >= SMALL_PART:
+            data, self._data = bytes(self._data), bytearray()
+            yield replace(event, data=data)
+
+
+class _Connected(Protocol):
+    """A connection of trio-websocket."""
+
+    _wsproto: WSConnection
+
+
+@final
 class Reader:
     """What trio-websocket gets for a nursery, so that we learn when and how the reader task ended that it spawns.
 
-    trio-websocket calls `start_soon` once and nothing else of a nursery.
+    trio-websocket calls `start_soon` once and nothing else of a nursery: with a method of its connection, which has the
+    events that are to go through `Parts`.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -86,11 +149,14 @@ class Reader:
         self._nursery.start_soon(self._run, reader)
 
     async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
+        protocol = cast(_Connected, cast(MethodType, reader).__self__)._wsproto
+        protocol.events = Parts(protocol.events).events  # type: ignore[method-assign]
         try:
             await reader()
         except Exception as exc:  # wsproto and h11 errors included: they end this connection and nothing else
             self.error = exc
         finally:
+            del protocol.events  # which would hold itself
             self.ended = True
             for scope in self._scopes:
                 scope.cancel()
