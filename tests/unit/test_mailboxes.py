@@ -244,6 +244,66 @@ def test_who_leaves_behind_a_wrong_proof_waits_nevertheless() -> None:
     assert server.claim(1).take() == Settle(0, Outcome.WAIT, int(FIRST_WAIT))
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("why", [Outcome.SLOW, Outcome.EXPIRED])
+@pytest.mark.parametrize("timed", ["claimer", "offerer"])
+def test_a_proof_that_nobody_has_judged_in_time_counts_as_wrong(timed: str, why: Outcome, leaves: bool) -> None:
+    """Posted just before the time is over, it is checked by who offers, and what that says finds no try any more."""
+    server = Server()
+    for number in range(2):
+        bob = server.offer()
+        nameplate = bob.nameplate
+        server.now += (300 if why is Outcome.EXPIRED else TRY_TIME) - TRY_TIME / 2
+        mallory = server.claim(nameplate)
+        server.now = bob.deadline - 0.05
+        mallory.say(Post(0, b"guess"))
+        assert bob.heard[-1] == Post(1, b"guess")
+        if leaves:
+            mallory.leave()
+        server.now += 0.05
+        if timed == "claimer" and not leaves:
+            mallory.tick()
+        bob.tick()
+        bob.say(Settle(1, Outcome.WRONG))
+        assert server.mailboxes.statistics().wrong == 0
+        waits = server.claim(99).take()
+        assert waits == (Settle(0, Outcome.UNKNOWN) if number == 0 else Settle(0, Outcome.WAIT, int(FIRST_WAIT)))
+
+
+def test_a_slow_try_without_a_proof_costs_no_wait() -> None:
+    """Who offers was slow, and nobody has learned anything.  So is who loses his connection behind a proof."""
+    server = Server()
+    for _ in range(3):
+        bob = server.offer()
+        alice = server.claim(bob.nameplate)
+        server.now += TRY_TIME
+        alice.tick()
+        assert alice.take() == Settle(0, Outcome.SLOW)
+        alice = server.claim(bob.nameplate)
+        alice.say(Post(0, b"proof"))
+        bob.leave()
+        assert alice.take() == Settle(0, Outcome.AWAY)
+    assert server.claim(99).take() == Settle(0, Outcome.UNKNOWN)
+
+
+def test_late_proofs_are_worth_no_more_than_early_ones() -> None:
+    server, checked = Server(), 0
+    end = server.now + 3600
+    while server.now < end:
+        bob, mallory = server.offer(), server.client()
+        mallory.say(Claim(bob.nameplate, b"hello"))
+        if not mallory.heard:
+            server.now += TRY_TIME - 0.05
+            mallory.say(Post(0, b"guess"))
+            checked += isinstance(bob.heard[-1], Post)
+            server.now += 0.05
+            mallory.tick()
+            bob.say(Settle(1, Outcome.WRONG))
+        bob.say(Settle(0, Outcome.LEFT))
+        server.now += 10
+    assert checked <= 3 * WRONG_TRIES
+
+
 def test_a_try_passes_on_so_many_messages_and_only_to_its_own_two() -> None:
     server = Server()
     bob, carol = server.offer(), server.offer()

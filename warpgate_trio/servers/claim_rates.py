@@ -6,7 +6,8 @@ are soon used up, the wide ones, which many may share, somewhat later.  Of each 
 
 * so many claims, of any kind, at once and over time (a token each, which a pairing gives back);
 * so many tries under way, one less for each wrong one: what is under way cannot be taken back when it proves wrong;
-* a wait behind each *wrong* try but the first few, twice as long each time, up to an hour.
+* a wait behind each *wrong* try but the first few, twice as long each time, up to an hour.  A try counts as wrong, too,
+  whose time was over with a proof posted and not judged: else whoever posts late would guess for nothing.
 
 From one /48 or /24 that is at most 10 wrong tries in any hour: three codes spent, at three tries each.  Wrong tries are
 forgotten two hours after the last one.  What honest people try is right, costs nothing, and is over within a second.
@@ -106,7 +107,7 @@ class ClaimRates:
         return wait
 
     def end(self, host: str, now: float, *, paired: bool = False, wrong: bool = False) -> None:
-        """A try from a host is over; `wrong`: the code was, as who offers it says."""
+        """A try from a host is over; `wrong`: the code was, or nobody said in time that it was not."""
         for source in self._of(host):
             source.under_way = max(0, source.under_way - 1)
             if paired:

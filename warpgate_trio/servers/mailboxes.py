@@ -308,7 +308,9 @@ class Mailboxes:
     ) -> list[Delivery]:
         """A try is over: its claimer is told, and with `both` who offers."""
         tried = mailbox.tries.pop(number)
-        self._rates.end(tried.host, now, paired=why is Outcome.PAIRED, wrong=why is Outcome.WRONG)
+        # Who offers may have found a proof wrong that came just before the time was over, and nobody hears of it then.
+        unjudged = tried.from_claimer > 0 and why in (Outcome.SLOW, Outcome.EXPIRED)
+        self._rates.end(tried.host, now, paired=why is Outcome.PAIRED, wrong=unjudged or why is Outcome.WRONG)
         told: list[Delivery] = []
         if tried.claimer is not None:
             self._claiming.pop(tried.claimer, None)
