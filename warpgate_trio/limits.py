@@ -400,9 +400,13 @@ class SubscriberRates:
         self._buckets: BoundedMap[bytes, TokenBucket] = BoundedMap(size)
 
     def take(self, host: str, now: float) -> bool:
-        """Take one of an address (an IP literal), if there is one of it and of each network around it."""
+        """Take one of an address (an IP literal), if there is one of it and of each network around it.
+
+        The widest is asked first: of a network that has no more, none of its many addresses is remembered.
+        """
         taken: list[TokenBucket] = []
-        for wider, prefix in enumerate(reversed(prefixes(host))):
+        path = prefixes(host)
+        for wider, prefix in zip(reversed(range(len(path))), path, strict=True):
             bucket = self._buckets.use(prefix)
             if bucket is None:
                 bucket = TokenBucket(self._rate * WIDER**wider, self._burst * WIDER**wider)

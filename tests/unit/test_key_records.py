@@ -310,6 +310,14 @@ def test_what_a_wider_network_refuses_costs_the_address_nothing() -> None:
     assert rates.take("192.0.2.4", 0.25), "a fourth of a second for the network, and none for the address"
 
 
+def test_a_network_that_is_refused_has_nobody_else_forgotten() -> None:
+    rates = SubscriberRates(0.001, 1, 100)
+    assert rates.take("2001:db8:1::1", 0.0)
+    for number in range(1, 1000):
+        rates.take(f"2001:db8:2:{number:x}::1", 0.0)
+    assert not rates.take("2001:db8:1::1", 0.0), "it was forgotten, and began anew"
+
+
 # --- the client ---
 
 

@@ -385,6 +385,26 @@ def test_wrong_tries_are_forgotten_in_the_end() -> None:
     assert rates.begin("192.0.2.1", now + WRONG_MEMORY) == 0, "one is free again"
 
 
+@pytest.mark.parametrize("network", ["2001:db8:2:{:x}::1", "192.0.2.{}"])
+def test_a_network_whose_claims_are_refused_has_nobody_elses_wrong_tries_forgotten(network: str) -> None:
+    rates, attacker = ClaimRates(size=100), "203.0.113.5"
+    for _ in range(2):
+        assert rates.begin(attacker, T) == 0
+        rates.end(attacker, T, wrong=True)
+    for number in range(1, 255):
+        host = network.format(number)
+        if rates.begin(host, T) == 0:
+            rates.end(host, T)
+    assert rates.begin(attacker, T) == FIRST_WAIT
+
+
+def test_who_has_to_wait_is_told_the_longest_wait_of_all_that_he_is_counted_under() -> None:
+    rates = ClaimRates()
+    for _ in range(4):  # of one /64, and beside it of its /48
+        rates.end("2001:db8::1", T, wrong=True)
+    assert rates.begin("2001:db8::1", T) > rates.begin("2001:db8:0:ff00::1", T) > 0
+
+
 def greedy(rates: ClaimRates, hosts: list[str], seconds: float) -> int:
     """How many wrong tries somebody gets who has these addresses, tries whenever he may, and as many as he may."""
     now, wrong = T, 0

@@ -97,11 +97,15 @@ class ClaimRates:
         self._sources: BoundedMap[bytes, _Source] = BoundedMap(size)
 
     def begin(self, host: str, now: float) -> float:
-        """A try from a host begins, unless it has to wait: returns for how many seconds, 0.0 for none."""
-        sources = self._of(host)
-        wait = max(source.wait(now) for source in sources)
+        """A try from a host begins, unless it has to wait: returns for how many seconds, 0.0 for none.
+
+        Of a try that has to wait nothing is remembered: a network that is refused has 65,536 /64s to be refused from,
+        and all of those together would have other people's wrong tries forgotten.
+        """
+        known = [self._sources.use(key) for key in prefixes(host)]
+        wait = max((source.wait(now) for source in known if source is not None), default=0.0)
         if wait <= 0:
-            for source in sources:
+            for source in self._of(host):
                 source.claims.take(now)
                 source.under_way += 1
         return wait
