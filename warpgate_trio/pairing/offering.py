@@ -221,9 +221,14 @@ class CodeOffer:
         return True
 
     async def _serve(self, place: _Place, channel: MailboxChannel) -> None:
-        """Until the connection ends, or the offer."""
+        """Until the connection ends, or the offer.
+
+        The offer is over for all servers when the one at which it has ended was told how: what others say meanwhile
+        changes nothing, and does not cut off the proof that the peer is waiting for.
+        """
         core = self._core
         assert core is not None
+        ended_here = False
         try:
             while core.outcome is None:
                 frame = await channel.receive()
@@ -231,15 +236,18 @@ class CodeOffer:
                     place.over = _outcome(frame.outcome)
                     place.problem = f"{place.server.name}: {place.over.words}"
                     return
+                ended_elsewhere = core.outcome is not None
                 said = core.receive(place.server.name, frame, trio.current_time())
-                if core.paired is not None and not self._tell(core.paired):
+                ended_here = core.outcome is not None and not ended_elsewhere
+                if ended_here and core.paired is not None and not self._tell(core.paired):
                     return
                 for each in said:
                     await channel.send(each)
         finally:
             if core.outcome is not None:
                 place.over = core.outcome
-                self._finish(core.outcome, except_for=place)
+                if ended_here:
+                    self._finish(core.outcome, except_for=place)
             with suppress(PairingUnavailable), trio.CancelScope(deadline=trio.current_time() + GOODBYE, shield=True):
                 await channel.send(Settle(0, core.outcome or Outcome.LEFT))
 
