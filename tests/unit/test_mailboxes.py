@@ -96,6 +96,56 @@ def test_one_connection_offers_once_or_claims_once() -> None:
     assert alice.heard == [Settle(0, Outcome.TOO_MANY), Settle(0, Outcome.BUSY)]
 
 
+@pytest.mark.parametrize("ends", ["by itself", "by who offers", "by the other one"])
+def test_a_connection_that_has_offered_or_claimed_may_not_do_so_again_when_that_is_over(ends: str) -> None:
+    server = Server()
+    bob = server.offer()
+    alice = server.claim(1)
+    if ends == "by itself":
+        server.now += 300
+        alice.tick()
+        bob.tick()
+    elif ends == "by who offers":
+        bob.say(Settle(0, Outcome.LEFT))
+    else:
+        alice.say(Settle(0, Outcome.LEFT))
+        bob.say(Settle(0, Outcome.LEFT))
+    server.offer(2)
+    for client in (alice, bob):
+        assert client.deadline == math.inf
+        client.heard.clear()
+        client.say(Offer(0, 300))
+        client.say(Offer(1, 300))
+        client.say(Claim(2, b"hello"))
+        assert client.heard == [Settle(0, Outcome.TOO_MANY)] * 2 + [Settle(0, Outcome.BUSY)]
+    assert isinstance(server.offer(host="192.0.2.9").take(), Offered)
+
+
+def test_what_was_refused_may_be_tried_again_on_the_same_connection() -> None:
+    server = Server()
+    server.offer(7)
+    bob, alice = server.client(), server.client()
+    bob.say(Offer(7, 300))
+    bob.say(Offer(8, 300))
+    assert bob.heard == [Settle(0, Outcome.TAKEN), Offered(8, 300)]
+    alice.say(Claim(1, b"hello"))
+    assert alice.heard == [Settle(0, Outcome.UNKNOWN)]
+    alice.say(Claim(8, b"hello"))
+    assert bob.heard[-1] == Claimed(1, b"hello")
+
+
+@pytest.mark.slow("thousands of offers")
+@pytest.mark.parametrize("network", ["2001:db8:0:{:x}00::1", "203.0.113.{}"])
+def test_one_network_does_not_have_the_ends_of_other_peoples_offers_forgotten(network: str) -> None:
+    server, number = Server(), 99_999
+    server.offer(number).say(Settle(0, Outcome.LEFT))
+    while server.now < T + SPENT_MEMORY - 20:
+        for part in range(1, 251):
+            server.offer(host=network.format(part)).say(Settle(0, Outcome.LEFT))
+        server.now += 20
+    assert server.offer(number, host="192.0.2.7").take() == Settle(0, Outcome.TAKEN)
+
+
 def test_offers_are_bounded_by_address_and_in_all() -> None:
     server = Server()
     for _ in range(OFFERS_PER_ADDRESS):

@@ -15,8 +15,9 @@ SETTLE ends a try, or an offer with try 0.  Who offers says by it how a try ende
 which the server counts, or `Outcome.OWN_KEY`; who claimed says `Outcome.LEFT` or nothing.  From the server it says why:
 nothing more comes. `wait` is 0 but where an outcome says that somebody has to wait: seconds.
 
-A connection offers once or claims once: one that has offered may not claim, and the other way round.  A claim or a post
-for a try that has ended is ignored, as ends cross on the wire.
+A connection offers once or claims once: one that has offered may not claim, and the other way round, however that has
+ended; what was refused does not count.  Whoever wants more opens another one.  A claim or a post for a try that has
+ended is ignored, as ends cross on the wire.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ after that, with the reason: who comes late is told, and does not try an old cod
 Whose connection has ended may come back to his mailbox by the same key within its lifetime.  The tries that were under
 way have ended then, and nobody can claim it in between.
 
-What a try costs its place is `claim_rates`'; how many offers a place may have is a `Budget`'s.
+What a try costs its place is `claim_rates`'; how many offers a place may have is a `Budget`'s, and how often it may
+make one: what ends at once is remembered, too, and must not have the ends of other people's offers forgotten.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias, final
 
-from ..limits import BoundedMap, Budget
+from ..limits import BoundedMap, Budget, SubscriberRates
 from .claim_rates import ClaimRates
 from .mailbox_frames import Claim, Claimed, Offer, Offered, Outcome, Post, Settle
 from .server_connection import ServerConnection
@@ -27,6 +28,9 @@ MAX_OFFERS: Final = 4096
 """Mailboxes at a time, at about 500 bytes each; one /48 or /24 gets half of what is free at most."""
 OFFERS_PER_ADDRESS: Final = 16
 """Mailboxes of one IPv4 address or IPv6 /64."""
+OFFERS_PER_SECOND: Final = 0.2
+"""Offers per second of such an address, behind as many at once; a /48 gets 16 times as many, which is half of
+`MAX_OFFERS` in `SPENT_MEMORY`."""
 MAX_LIFETIME: Final = 300
 """Seconds for which a code is good at most: enough to read it out on a telephone."""
 SPENT_MEMORY: Final = 600.0
@@ -119,6 +123,7 @@ class Mailboxes:
         self._claiming: dict[ServerConnection, tuple[_Mailbox, int]] = {}
         self._over: BoundedMap[int, tuple[Outcome, float]] = BoundedMap(MAX_OFFERS)
         self._room = Budget(total=MAX_OFFERS, per_address=OFFERS_PER_ADDRESS)
+        self._offers = SubscriberRates(OFFERS_PER_SECOND, OFFERS_PER_ADDRESS, MAX_OFFERS)
         self._rates = ClaimRates()
         self._next_end = math.inf
         self._claims = self._paired = self._wrong = self._waits = 0
@@ -175,7 +180,7 @@ class Mailboxes:
     # -- offers --------------------------------------------------------------------------------------------------------
 
     def _offer(self, connection: ServerConnection, frame: Offer, now: float) -> Offered | Settle:
-        if connection in self._offering or connection in self._claiming or connection.key is None:
+        if connection.pairs or connection.key is None:
             return Settle(0, Outcome.TOO_MANY)
         own = self._open.get(frame.nameplate)
         if own is not None and own.key == connection.key:
@@ -183,12 +188,14 @@ class Mailboxes:
                 del self._offering[own.offerer]
                 self._end_tries(own, Outcome.AWAY, now)
             own.offerer = connection
+            connection.pairs = True
             self._offering[connection] = own
             return Offered(own.nameplate, max(1, math.ceil(own.ends - now)))
         if frame.nameplate and (own is not None or frame.nameplate in self._over):
             return Settle(0, Outcome.TAKEN)
-        if not self._room.take(connection.host, 1):
+        if not self._offers.take(connection.host, now) or not self._room.take(connection.host, 1):
             return Settle(0, Outcome.TOO_MANY)
+        connection.pairs = True
         lifetime = min(max(frame.lifetime, 1), MAX_LIFETIME)
         mailbox = _Mailbox(frame.nameplate or self._free_number(), connection, connection.key, now + lifetime)
         self._open[mailbox.nameplate] = self._offering[connection] = mailbox
@@ -226,7 +233,7 @@ class Mailboxes:
     # -- tries ---------------------------------------------------------------------------------------------------------
 
     def _claim(self, connection: ServerConnection, frame: Claim, now: float) -> tuple[bytes | None, list[Delivery]]:
-        if connection in self._offering or connection in self._claiming:
+        if connection.pairs:
             return Settle(0, Outcome.BUSY).encode(), []
         wait = self._rates.begin(connection.host, now)
         if wait > 0:
@@ -238,6 +245,7 @@ class Mailboxes:
         if mailbox is None or mailbox.offerer is None or refusal is not None:
             self._rates.end(connection.host, now)
             return Settle(0, refusal or Outcome.UNKNOWN).encode(), []
+        connection.pairs = True
         mailbox.made += 1
         mailbox.tries[mailbox.made] = _Try(connection, min(now + TRY_TIME, mailbox.ends))
         self._claiming[connection] = mailbox, mailbox.made

@@ -53,6 +53,7 @@ class ServerConnection:
         "legs",
         "names",
         "nonce",
+        "pairs",
         "queue",
         "ready",
         "registered",
@@ -73,6 +74,7 @@ class ServerConnection:
         self.instance: bytes = ANY_INSTANCE
         self.queue: deque[Queued] = deque()
         self.closing: bool = False
+        self.pairs: bool = False  # it has offered a code, or claimed one, which a connection does once
         # What circuits need: whether it speaks of them, whether it has the server's token, its ends of them by number,
         # those that have something to write, and what of theirs is being written.
         self.relays: bool = False
