@@ -222,10 +222,14 @@ class Gateway:
             while len(body) < int(length[1] if length else 0):
                 body += await stream.receive_some()
             await trio.sleep(self.delay)
+            answer = self.respond(head.decode(), body.decode(), client)
+            if answer is None:
+                await trio.sleep_forever()
             with suppress(trio.BrokenResourceError):
-                await stream.send_all(self.respond(head.decode(), body.decode(), client))
+                await stream.send_all(answer)
 
-    def respond(self, head: str, body: str, client: str) -> bytes:
+    def respond(self, head: str, body: str, client: str) -> bytes | None:
+        """What is sent; None for nothing ever."""
         if head.startswith("GET "):
             return self.http(200, self.description())
         action = re.search(r'SOAPAction: "(.*)#(\w+)"', head)

@@ -216,7 +216,7 @@ class _TwoServices(UpnpOnly):
     def services(self) -> list[tuple[str, str]]:
         return [(WANPPP, "/ppp"), (WANIP, "/ip")]
 
-    def respond(self, head: str, body: str, client: str) -> bytes:
+    def respond(self, head: str, body: str, client: str) -> bytes | None:
         if "/ppp" in head and "GetStatusInfo" in head:
             answer = f'<u:GetStatusInfoResponse xmlns:u="{WANPPP}"><NewConnectionStatus>Disconnected'
             return self.http(200, self.soap(answer + "</NewConnectionStatus></u:GetStatusInfoResponse>"))
@@ -349,7 +349,7 @@ def test_14_http_of_its_own() -> None:
         def http(self, status: int, body: bytes) -> bytes:
             return f"HTTP/1.1 {status}\r\nServer:x\r\nContent-Type:text/xml\r\n\r\n".encode() + b"\r\n" + body
 
-        def respond(self, head: str, body: str, client: str) -> bytes:
+        def respond(self, head: str, body: str, client: str) -> bytes | None:
             assert f"Host: {self.inside}:{self.http_port}" in head
             if head.startswith("POST"):
                 assert 'Content-Type: text/xml; charset="utf-8"' in head
@@ -454,6 +454,114 @@ def test_20_what_the_gateway_forgets_is_asked_for_again(protocol: ProtocolName) 
             assert await home.reaches()
 
     at_home(Gateway, body)
+
+
+class _Moves(UpnpOnly):
+    """Its HTTP server has another port after each start, as miniupnpd's that was given none."""
+
+    running: trio.CancelScope
+
+    async def serve_http(self, task_status: trio.TaskStatus[None]) -> None:
+        while True:
+            with trio.CancelScope() as self.running:
+                await super().serve_http(task_status)
+            task_status = trio.TASK_STATUS_IGNORED
+
+    def move(self) -> None:
+        self.http_port += 1
+        self.running.cancel()
+
+    def restart(self) -> None:
+        super().restart()
+        self.move()
+
+
+class _Renames(UpnpOnly):
+    """Its service has another URL after each start."""
+
+    starts = 0
+    otherwise: bytes | None = None
+
+    def restart(self) -> None:
+        super().restart()
+        self.starts += 1
+
+    def services(self) -> list[tuple[str, str]]:
+        return [(WANIP, f"/{self.starts}/ctl")]
+
+    def respond(self, head: str, body: str, client: str) -> bytes | None:
+        if head.startswith("POST ") and not head.startswith(f"POST /{self.starts}/"):
+            return self.otherwise
+        return super().respond(head, body, client)
+
+
+class _NotFound(_Renames):
+    otherwise = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", [_Moves, _Renames, _NotFound], ids=["refused", "silent", "not found"])
+def test_20_a_service_that_is_elsewhere_after_a_restart_is_found_there(kind: type[Gateway]) -> None:
+    async def body(home: Home) -> None:
+        async with mapping(home.host) as maps:
+            await trio.sleep(60)
+            home.gateway.restart()
+            assert not await home.reaches()
+            await trio.sleep(600)
+            assert await home.reaches()
+            assert (only(maps).protocol, state(maps).protocols) == ("upnp", ("upnp",))
+        assert home.gateway.table == {}
+
+    at_home(kind, body)
+
+
+def test_20_what_stands_is_renewed_and_deleted_where_the_service_is_now() -> None:
+    """A service that was started anew by itself leaves the router's rules as they are."""
+
+    async def body(home: Home) -> None:
+        gateway: Any = home.gateway
+        async with mapping(home.host):
+            for _ in range(2):
+                gateway.move()
+                await trio.sleep(HOUR / 2)
+                assert gateway.table[PORT].expires >= trio.current_time() + HOUR / 2
+            gateway.move()
+            await trio.sleep(HOUR / 4)
+        assert gateway.table == {}
+
+    at_home(_Moves, body)
+
+
+class _Deaf(UpnpOnly):
+    """It is found, and does nothing that it is asked."""
+
+    answer: bytes | None = None
+    searches = 0
+
+    def respond(self, head: str, body: str, client: str) -> bytes | None:
+        self.searches += head.startswith("GET ")
+        if "PortMapping" in head:
+            self.asked.append(("upnp", PORT, PORT, 0))
+            return self.answer
+        return super().respond(head, body, client)
+
+
+class _Broken(_Deaf):
+    answer = _NotFound.otherwise
+
+
+@pytest.mark.parametrize("kind", [_Deaf, _Broken], ids=["silent", "not found"])
+def test_a_gateway_that_is_found_and_never_does_anything_is_left_alone(kind: type[Gateway]) -> None:
+    """It is asked, and searched for, after a minute, then after two, and so on."""
+
+    async def body(home: Home) -> None:
+        gateway: Any = home.gateway
+        async with mapping(home.host):
+            await trio.sleep(HOUR / 3)
+            assert len(gateway.asked) in (5, 10)  # one question each time, or two
+            assert gateway.searches == 6
+            assert gateway.table == {}
+
+    at_home(kind, body)
 
 
 def test_20_a_restart_is_told_once_and_concerns_all_mappings() -> None:

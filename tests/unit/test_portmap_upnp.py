@@ -8,6 +8,7 @@ import pytest
 
 from warpgate_trio.errors import PortMapMalformed, PortMapRefused
 from warpgate_trio.portmap import igd, ssdp, xml
+from warpgate_trio.portmap.client import Gone
 from warpgate_trio.portmap.ssdp import Url
 
 LOCAL, GATEWAY = ip_address("192.168.1.2"), ip_address("192.168.1.1")
@@ -211,6 +212,16 @@ class TestSoap:
         with pytest.raises(PortMapRefused) as refused:
             igd.read_answer(status, data, "A")
         assert refused.value.code == code
+
+    @pytest.mark.parametrize("status", [404, 410])
+    @pytest.mark.parametrize("data", [b"", b"<html>no</html>"])
+    def test_of_who_has_no_such_service(self, status: int, data: bytes) -> None:
+        with pytest.raises(Gone, match=f"HTTP {status}"):
+            igd.read_answer(status, data, "A")
+
+    def test_upnps_own_404_is_a_refusal(self) -> None:
+        with pytest.raises(PortMapRefused):
+            igd.read_answer(404, b"<e><UPnPError><errorCode>404</errorCode></UPnPError></e>", "A")
 
     @pytest.mark.parametrize("data", [b"", b"<a/>", b"<BResponse/>"])
     def test_what_is_no_answer(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ from ..config.config import PORTMAP_PROTOCOLS, PortMapProtocol
 from ..errors import PortMapError, PortMapRefused
 from ..sockaddr import IpAddress
 
-__all__ = ["PROTOCOLS", "Claim", "Client", "Conflict", "Denied", "Found", "Grant", "Protocols"]
+__all__ = ["PROTOCOLS", "Claim", "Client", "Conflict", "Denied", "Found", "Gone", "Grant", "Protocols"]
 
 ProtocolName: TypeAlias = PortMapProtocol
 Protocols: TypeAlias = tuple[ProtocolName, ...]
@@ -25,6 +25,10 @@ class Conflict(PortMapRefused):
 
 class Denied(PortMapRefused):
     """The gateway's settings forbid it; only its user can change that."""
+
+
+class Gone(PortMapError):
+    """The service is not where it was found: a gateway that has restarted may have it at another port."""
 
 
 @final
@@ -87,6 +91,8 @@ class Client(Protocol):
         Raises:
           Conflict: another external port may do.
           Denied: no port does.
+          Gone: it is to be looked for again.
+          PortMapTimeout: the same.
           PortMapError: it did not work.
         """
         ...

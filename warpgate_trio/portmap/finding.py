@@ -14,7 +14,7 @@ from ..address.scope import is_public
 from ..errors import PortMapError, PortMapMalformed, PortMapRefused, PortMapTimeout
 from ..sockaddr import IpAddress, show_address, socket_address, socket_family
 from . import ssdp
-from .client import Client
+from .client import Client, Gone
 from .http import request
 from .igd import FIREWALL, WAN, Service, read_description
 from .pinholes import PinholeClient
@@ -83,6 +83,8 @@ async def _choose(local: IpAddress, services: list[Service]) -> tuple[Client, bo
     if local.version == 6:
         return PinholeClient(local, services[0]), True
     connected: UpnpClient | None = None
+    there: list[UpnpClient] = []
+    gone: Gone | None = None
     for service in services:
         client = UpnpClient(local, service)
         try:
@@ -93,7 +95,13 @@ async def _choose(local: IpAddress, services: list[Service]) -> tuple[Client, bo
                     return client, True
         except PortMapRefused as error:
             logger.debug("%s tells nothing of its state: %s", service.control.authority, error)
-    return connected or UpnpClient(local, services[0]), False
+        except Gone as error:
+            gone = error
+            continue
+        there.append(client)
+    if gone is not None and not there:
+        raise gone
+    return connected or there[0], False
 
 
 @asynccontextmanager

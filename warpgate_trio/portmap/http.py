@@ -37,7 +37,8 @@ async def request(
     Raises:
       PortMapMalformed: what came is no HTTP, or longer than `MAX_DOCUMENT`.
       PortMapTimeout: it took more than `PATIENCE`.
-      OSError: there was no connection, or it broke.
+      ConnectionError: nobody takes connections there, or it broke.
+      OSError: there is no way there.
     """
     try:
         with trio.fail_after(PATIENCE), trio.socket.socket(socket_family(str(local)), trio.socket.SOCK_STREAM) as sock:
@@ -47,7 +48,7 @@ async def request(
     except trio.TooSlowError:
         raise PortMapTimeout(f"{url.authority} does not answer") from None
     except trio.BrokenResourceError as error:
-        raise OSError(f"the connection to {url.authority} broke") from error
+        raise ConnectionError(f"the connection to {url.authority} broke") from error
     except h11.ProtocolError as error:
         raise PortMapMalformed(f"{url.authority} does not speak HTTP: {error}") from None
 

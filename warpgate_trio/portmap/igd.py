@@ -11,7 +11,8 @@ from typing import Final, final
 
 import msgspec
 
-from ..errors import PortMapMalformed, PortMapRefused, printable
+from ..errors import PortMapError, PortMapMalformed, PortMapRefused, printable
+from .client import Gone
 from .ssdp import Url, parse_url
 from .xml import parse
 
@@ -30,6 +31,8 @@ MAX_SERVICES: Final = 8
 MAX_VALUES: Final = 64
 """Values of one answer."""
 _MAX_TEXT: Final = 200
+_GONE: Final = frozenset({404, 410})
+"""HTTP's numbers (RFC 9110 §15.5) of a server that has no such service."""
 
 
 @final
@@ -84,6 +87,7 @@ def read_answer(status: int, data: bytes, action: str) -> dict[str, str]:
 
     Raises:
       PortMapRefused: it is an error, whose UPnP number is the error's `code`.
+      Gone: there is no such service any more.
       PortMapMalformed: it is none.
     """
     try:
@@ -91,7 +95,7 @@ def read_answer(status: int, data: bytes, action: str) -> dict[str, str]:
     except PortMapMalformed:
         if status == 200:
             raise
-        raise PortMapRefused(status, f"the gateway refuses {action}: HTTP {status}") from None
+        raise _http_error(status, action) from None
     for element in root.iterate():
         if element.name == "UPnPError":
             number = element.find("errorCode")
@@ -99,8 +103,14 @@ def read_answer(status: int, data: bytes, action: str) -> dict[str, str]:
             text = printable(element.find("errorDescription"), _MAX_TEXT)
             raise PortMapRefused(code, f"the gateway refuses {action}: {code} {text}".rstrip())
     if status != 200:
-        raise PortMapRefused(status, f"the gateway refuses {action}: HTTP {status}")
+        raise _http_error(status, action)
     for element in root.iterate():
         if element.name == f"{action}Response":
             return {child.name: child.text for child in element.children[:MAX_VALUES]}
     raise PortMapMalformed(f"the gateway's answer to {action} is none")
+
+
+def _http_error(status: int, action: str) -> PortMapError:
+    """An error without a word of UPnP."""
+    why = f"the gateway refuses {action}: HTTP {status}"
+    return Gone(why) if status in _GONE else PortMapRefused(status, why)

@@ -249,11 +249,11 @@ def _mapped(place: _Place, keeper: Keeper) -> list[MappedPort]:
             ip=grant.ip,
             external=grant.external,
             internal=grant.claim.internal,
-            protocol=kept.client.protocol,
+            protocol=kept.protocol,
             permanent=grant.lifetime == 0,
         )
         for kept in keeper.kept
-        if (grant := kept.lease.grant) is not None and kept.client is not None
+        if (grant := kept.lease.grant) is not None and kept.protocol is not None
     ]
 
 

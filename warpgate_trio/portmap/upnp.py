@@ -15,7 +15,7 @@ import msgspec
 
 from ..errors import PortMapMalformed, PortMapRefused
 from ..sockaddr import IpAddress
-from .client import Claim, Conflict, Denied, Found, Grant
+from .client import Claim, Conflict, Denied, Found, Gone, Grant
 from .http import request
 from .igd import Service, envelope, read_answer
 
@@ -61,12 +61,11 @@ class UpnpClient:
         self._local = local
         self._service = service
         self._permanent = False
-        self._left: dict[Claim, int] = {}
 
     async def map(self, claim: Claim, lifetime: int) -> Grant:
         try:
             known = await self._entry(claim)
-        except PortMapRefused:  # a number of its own for what is not there
+        except (PortMapRefused, Gone):  # a number of its own for what is not there
             known = None
         if known is not None and known.client != str(self._local):
             raise Conflict(718, f"port {claim.external} is {known.client or 'somebody'}'s already")
@@ -89,7 +88,7 @@ class UpnpClient:
         """A gateway that reads nothing back is told all the same: it was asked for, and nobody else had it."""
         try:
             entry = await self._entry(claim)
-        except PortMapRefused:
+        except (PortMapRefused, Gone):
             await self._delete(claim)
             return
         if entry is not None and entry.is_for(self._local, claim.internal):
@@ -109,7 +108,7 @@ class UpnpClient:
         try:
             told = (await self._call("GetExternalIPAddress")).get("NewExternalIPAddress", "")
             ip = ip_address(told.strip())
-        except (PortMapRefused, PortMapMalformed, ValueError):
+        except (PortMapRefused, Gone, PortMapMalformed, ValueError):
             return None
         return None if ip.is_unspecified else ip
 
@@ -168,18 +167,17 @@ class UpnpClient:
 
 async def call(local: IpAddress, service: Service, action: str, arguments: Mapping[str, str]) -> dict[str, str]:
     """One action of a service, asked from `local`; raises as `Client`'s methods do."""
-    status, answer = await request(
-        local,
-        "POST",
-        service.control,
-        headers=[
-            ("Content-Type", 'text/xml; charset="utf-8"'),
-            ("SOAPAction", f'"{service.kind}#{action}"'),
-            ("Cache-Control", "no-cache"),
-            ("Pragma", "no-cache"),
-        ],
-        body=envelope(service.kind, action, arguments),
-    )
+    headers = [
+        ("Content-Type", 'text/xml; charset="utf-8"'),
+        ("SOAPAction", f'"{service.kind}#{action}"'),
+        ("Cache-Control", "no-cache"),
+        ("Pragma", "no-cache"),
+    ]
+    body = envelope(service.kind, action, arguments)
+    try:
+        status, answer = await request(local, "POST", service.control, headers=headers, body=body)
+    except ConnectionError as error:
+        raise Gone(str(error)) from error
     return read_answer(status, answer, action)
 
 
