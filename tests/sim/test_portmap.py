@@ -138,6 +138,78 @@ def test_05_where_somebody_has_the_port_another_one_is_taken(code: int) -> None:
     at_home(Taken, body)
 
 
+class _Unread(UpnpOnly):
+    """It maps, and says nothing of it."""
+
+    code = 401
+    full = False
+
+    def soap_addportmapping(self, arguments: Values, client: str) -> Values | int:
+        return 501 if self.full else super().soap_addportmapping(arguments, client)
+
+    def soap_getspecificportmappingentry(self, arguments: Values, client: str) -> Values | int:
+        return self.code
+
+
+class _Unread402(_Unread):
+    code = 402
+
+
+class _Unread501(_Unread):
+    code = 501
+
+
+class _UnreadForEver(_Unread):
+    def soap_addportmapping(self, arguments: Values, client: str) -> Values | int:
+        return 725 if arguments["NewLeaseDuration"] != "0" else super().soap_addportmapping(arguments, client)
+
+
+@pytest.mark.parametrize("kind", [_Unread, _Unread402, _Unread501, _UnreadForEver])
+@pytest.mark.parametrize("later", ["", "refused", "somebody else's"])
+def test_a_mapping_that_is_not_read_back_is_not_used_and_deleted(kind: type[Gateway], later: str) -> None:
+    """Also where it is refused when it is asked for again, since what was made stands; but nothing of anybody's is."""
+
+    async def body(home: Home) -> None:
+        gateway: Any = home.gateway
+        async with mapping(home.host) as maps:
+            assert maps.mapped == ()
+            assert any("no more of it" in each for each in state(maps).problems)
+            assert gateway.table[PORT].client == home.host.ip
+            gateway.full = later == "refused"
+            if later == "somebody else's":
+                gateway.table[PORT].client = home.neighbour.ip
+            await trio.sleep(100)
+        assert set(gateway.table) == ({PORT} if later == "somebody else's" else set())
+
+    at_home(kind, body)
+
+
+def test_a_gateway_without_an_address_of_its_own_has_mapped_all_the_same() -> None:
+    """It says NETWORK_FAILURE when it is asked for its address (RFC 6886 §3.5), which comes later."""
+
+    class Unplugged(Gateway):
+        pcp = upnp = False
+        plugged = True
+
+        def answer_natpmp(self, data: bytes, client: str) -> bytes | None:
+            answer = super().answer_natpmp(data, client)
+            if data[1]:
+                self.plugged = False
+                return answer
+            return answer if self.plugged else bytes([0, 128, 0, 3]) + self.epoch().to_bytes(4, "big") + bytes(4)
+
+    async def body(home: Home) -> None:
+        gateway: Any = home.gateway
+        async with mapping(home.host) as maps:
+            assert (only(maps).external, only(maps).ip) == (PORT, None)
+            gateway.plugged = True
+            await trio.sleep(610)
+            assert str(only(maps).ip) == gateway.outside
+        assert gateway.table == {}
+
+    at_home(Unplugged, body)
+
+
 @pytest.mark.slow("hours of renewals")
 def test_06_a_renewal_extends_nothing() -> None:
     class Stubborn(UpnpOnly):

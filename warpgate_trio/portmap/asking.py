@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
-from ..errors import PortMapError, PortMapMalformed, PortMapTimeout
+from ..errors import PortMapError, PortMapMalformed, PortMapRefused, PortMapTimeout
 from ..sockaddr import IpAddress, TransportAddress, socket_address, socket_family
 from . import natpmp, pcp
 from .client import Claim, Conflict, Found, Grant, refused
@@ -78,7 +78,10 @@ class NatPmpClient:
         answer = await self._mapped(claim, claim.external, lifetime)
         if not answer.lifetime:
             raise PortMapMalformed("the gateway maps for 0 seconds")
-        ip, _ = await self._address()
+        try:
+            ip, _ = await self._address()
+        except PortMapRefused:  # it has none now; the mapping was made
+            ip = None
         return Grant(claim, answer.external, ip, answer.lifetime)
 
     async def unmap(self, claim: Claim) -> None:

@@ -89,8 +89,9 @@ class Client(Protocol):
         """Make the mapping, or renew it.
 
         Raises:
-          Conflict: another external port may do.
+          Conflict: another external port may do; this one is somebody else's.
           Denied: no port does.
+          PortMapRefused: the gateway did not make or renew the mapping, not that it refuses what is asked of it then.
           Gone: it is to be looked for again.
           PortMapTimeout: the same.
           PortMapError: it did not work.

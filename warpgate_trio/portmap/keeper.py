@@ -240,15 +240,19 @@ class Keeper:
     async def _ask(self, client: Client, claim: Claim) -> Grant:
         """Ask for a mapping, which may stand from before the question on."""
         name = client.protocol
+        may_stand = (name, claim) in self._claims
         self._claims[name, claim] = None
         try:
             return await client.map(claim, LIFETIME)
         except _LOST:
             self._lose(client)
             raise
-        except PortMapRefused:
-            if not any(each.protocol == name and each.lease.claim == claim and each.lease.grant for each in self.kept):
-                self._claims.pop((name, claim), None)  # nothing of it stands
+        except PortMapRefused as error:
+            granted = any(
+                each.protocol == name and each.lease.claim == claim and each.lease.grant for each in self.kept
+            )
+            if not (granted or may_stand) or (isinstance(error, Conflict) and not granted):
+                self._claims.pop((name, claim), None)  # nothing of it stands, or it is somebody else's now
             raise
 
     def _granted(self, kept: Kept, name: ProtocolName, grant: Grant) -> None:

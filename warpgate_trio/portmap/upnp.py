@@ -1,7 +1,8 @@
 """The client of UPnP gateways: found by SSDP, asked by SOAP, and believed after it was read back.
 
 Gateways say 200 OK to what they do not do: ports above 65,535, full tables, renewals that extend nothing.  So the entry
-is read after each request, and what it says counts: whose it is, and for how long.
+is read after each request, and what it says counts: whose it is, and for how long.  A mapping that a gateway makes, and
+does not read back, is not used; it may stand all the same, so it is deleted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import msgspec
 
-from ..errors import PortMapMalformed, PortMapRefused
+from ..errors import PortMapError, PortMapMalformed, PortMapRefused
 from ..sockaddr import IpAddress
 from .client import Claim, Conflict, Denied, Found, Gone, Grant
 from .http import request
@@ -73,6 +74,13 @@ class UpnpClient:
             await self._delete(claim)  # ours, of an earlier run
             known = None
         await self._add(claim, lifetime)
+        try:
+            return await self._read_back(claim, lifetime, known)
+        except PortMapRefused as error:  # not of the mapping, which was made
+            raise PortMapError(f"the gateway says that it has mapped a port, and no more of it: {error}") from error
+
+    async def _read_back(self, claim: Claim, lifetime: int, known: _Entry | None) -> Grant:
+        """What the entry says that was made, or renewed where there was a `known` one, which may take two tries."""
         entry = await self._entry(claim)
         asked = 0 if self._permanent else lifetime
         if known is not None and entry is not None and not _is_extended(entry, known, asked):
