@@ -34,6 +34,9 @@ from warpgate_trio.plugin import PHASES
 
 Capture = pytest.CaptureFixture[str]
 
+NO_HOSTS = ("a..b", ".a", "a" * 64, "ä" * 60)
+"""What Python raises UnicodeError for, where it is looked up."""
+
 pytestmark = pytest.mark.usefixtures("own_logging")
 
 
@@ -118,6 +121,8 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["serve", "--state-dir", "/dev/null/state"], "--state-dir /dev/null/state: the token file"),
         (["serve", "--health", "9100"], "'9100': expected HOST:PORT"),
         (["serve", "--health", "127.0.0.1:70000"], "expected HOST:PORT"),
+        *((["serve", "--health", f"{host}:80"], "no name of a host") for host in NO_HOSTS),
+        *((["serve", "--host", host], "no name of a host") for host in NO_HOSTS),
         (["serve", "--drain", "-1"], "--drain"),
         (["id", "--config", "/none/config.toml"], "/none/config.toml"),
     ],

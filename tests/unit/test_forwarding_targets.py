@@ -43,7 +43,15 @@ NONE = """
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host\n:22", "h" * 201 + ":22", 'a"b:1', *NONE.strip().replace("\n", "|").split("|")]
+    "text",
+    [
+        "",
+        "host\n:22",
+        "h" * 64 + ".example:22",
+        "h." * 100 + "h:22",
+        'a"b:1',
+        *NONE.strip().replace("\n", "|").split("|"),
+    ],
 )
 def test_what_names_no_target(text: str) -> None:
     with pytest.raises(ValueError, match=r"names no host|has no port|stands in brackets"):

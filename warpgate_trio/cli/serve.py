@@ -11,7 +11,7 @@ import click
 
 from .exits import ExitCode
 from .options import Settings, common_options, json_option, pass_settings
-from .serve_options import NTP_PORTS, ServeOptions, read_address, read_networks, read_place, read_ports
+from .serve_options import NTP_PORTS, ServeOptions, read_address, read_host, read_networks, read_place, read_ports
 from .services import STUN_PORT, TURNS_PORT
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ in which Pipes by TURN that fill lines with round trips of 200 ms both ways leav
 
 
 @click.command(short_help="Run the servers that peers find each other by: rendezvous, STUN, time.")
-@click.option("--host", metavar="IP", help="Listen on this address only; on all of them if not given.")
+@click.option(
+    "--host", metavar="IP", callback=read_host, help="Listen on this address only; on all of them if not given."
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: the system's choice."
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..sockaddr import Family, IpAddress
     from ..websocket.proxies import TrustedProxies
 
-__all__ = ["NTP_PORTS", "ServeOptions", "read_address", "read_networks", "read_place", "read_ports"]
+__all__ = ["NTP_PORTS", "ServeOptions", "read_address", "read_host", "read_networks", "read_place", "read_ports"]
 
 NTP_PORTS: Final = (123, 1123)
 """Of the time server: NTP's own, and one that everybody may have."""
@@ -155,6 +155,20 @@ class ServeOptions:
             raise click.UsageError(f"--trust-proxy: {error}") from error
 
 
+def read_host(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
+    """The callback of `--host`."""
+    return None if text is None else _host(text)
+
+
+def _host(text: str) -> str:
+    """What may be looked up: Python raises UnicodeError for names with labels of no or more than 63 characters."""
+    try:
+        text.encode("idna")
+    except UnicodeError as error:
+        raise click.BadParameter(f"{text!r} is no name of a host: {error}") from error
+    return text
+
+
 def read_address(_context: click.Context, _parameter: click.Parameter, texts: Iterable[str]) -> tuple[IpAddress, ...]:
     """The callback of `--external-ip`."""
     try:
@@ -191,4 +205,4 @@ def read_place(_context: click.Context, _parameter: click.Parameter, text: str |
     host, _, port = text.rpartition(":")
     if not (host and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise click.BadParameter(f"{text!r}: expected HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return _host(host.removeprefix("[").removesuffix("]")), int(port)

@@ -24,7 +24,7 @@ LOCALHOST: Final = "127.0.0.1"
 MAX_HOST: Final = 200
 """Characters of a host: a label has room for no more, and few names are as long (RFC 1035 §2.3.4 allows 255)."""
 _MAX_PORT: Final = 65535
-_NAME: Final = re.compile("[a-z0-9_-]+([.][a-z0-9_-]+)*")  # or an IPv4 address
+_NAME: Final = re.compile("[a-z0-9_-]{1,63}([.][a-z0-9_-]{1,63})*")  # RFC 1035 §2.3.4; or an IPv4 address
 _BY_ADDRESS_ALONE: Final = (AddressScope.LOOPBACK, AddressScope.LINK_LOCAL, AddressScope.NO_HOST)
 
 
