@@ -318,11 +318,16 @@ class UpnpOnly(Gateway):
 
 @asynccontextmanager
 async def mapping(
-    host: Host, *, protocols: Protocols = PROTOCOLS, settled: bool = True, port: int = PORT
+    host: Host,
+    *,
+    protocols: Protocols = PROTOCOLS,
+    settled: bool = True,
+    port: int = PORT,
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> AsyncGenerator[PortMaps]:
     """Have a port opened for `host`, for the time of the body."""
     async with trio.open_nursery() as nursery:
-        maps = PortMaps(SimulatedHost(host), {4: port}, protocols=protocols, goodbye=5)
+        maps = PortMaps(SimulatedHost(host), {4: port}, protocols=protocols, goodbye=5, sign=sign)
         with host:
             await nursery.start(_run, maps)
         if settled:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 import trio
 
+from tests.identities import ALICE, BOB
 from tests.sim.gateways import PORT, WANIP, Entry, Gateway, Home, UpnpOnly, at_home, mapping, only
 from warpgate_trio.address import Transport
+from warpgate_trio.identity import Identity
 from warpgate_trio.portmap.asking import NatPmpClient
 from warpgate_trio.portmap.client import Client, ProtocolName
 from warpgate_trio.portmap.keeper import Keeper
@@ -116,6 +119,35 @@ def test_04_a_mapping_of_the_last_run_is_taken_over(kind: type[Gateway]) -> None
         assert home.gateway.table == {}
 
     at_home(kind, body)
+
+
+class _Guarded(Gateway):
+    """A mapping's nonce is its owner's password (RFC 6887 §11.3)."""
+
+    natpmp = upnp = False
+
+    def answer_pcp(self, data: bytes, client: str) -> bytes | None:
+        if data[1] == 1:
+            internal = int.from_bytes(data[40:42], "big")
+            for port, entry in self.table.items():
+                if (entry.client, entry.internal) == (client, internal) and self.nonces[port] != data[24:36]:
+                    return self.pcp_head(data, 2, 30) + data[24:]
+        return super().answer_pcp(data, client)
+
+
+@pytest.mark.parametrize(("identity", "port", "known"), [(ALICE, PORT, True), (BOB, PORT, False), (ALICE, 4434, False)])
+def test_04_what_a_killed_process_has_left_is_the_same_nodes_alone(identity: Identity, port: int, known: bool) -> None:
+    async def body(home: Home) -> None:
+        gateway = home.gateway
+        async with mapping(home.host, sign=partial(ALICE.sign, b"test")):
+            left, nonce = gateway.table[PORT], gateway.nonces[PORT]
+        gateway.put(PORT, left.client, left.internal, HOUR)
+        async with mapping(home.host, port=port, sign=partial(identity.sign, b"test")) as maps:
+            assert [each.internal for each in maps.mapped] == ([port] if known or port != PORT else [])
+            assert (nonce in [gateway.nonces[each.external] for each in maps.mapped]) is known
+        assert (gateway.table == {}) is known
+
+    at_home(_Guarded, body)
 
 
 @pytest.mark.parametrize("code", [718, 729])

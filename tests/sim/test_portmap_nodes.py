@@ -9,7 +9,7 @@ import trio
 
 from tests.identities import ALICE, BOB
 from tests.sim.gateways import Gateway
-from warpgate_trio import Node, NodeConfig, PortMapConfig, anyone, open_node
+from warpgate_trio import ListenConfig, Node, NodeConfig, PortMapConfig, anyone, open_node
 from warpgate_trio.address import EndpointKind
 from warpgate_trio.sim import NatConfig, Router, presets, simulate
 from warpgate_trio.testing.world import WORLD_CONFIG, World, world
@@ -20,8 +20,8 @@ ENABLED = PortMapConfig()
 pytestmark = pytest.mark.slow("whole nodes in worlds of their own")
 
 
-def configured(portmap: PortMapConfig) -> NodeConfig:
-    return NodeConfig(servers=WORLD_CONFIG.servers, portmap=portmap)
+def configured(portmap: PortMapConfig, port: int = 0) -> NodeConfig:
+    return NodeConfig(servers=WORLD_CONFIG.servers, portmap=portmap, listen=ListenConfig(port=port))
 
 
 def play(
@@ -32,29 +32,30 @@ def play(
     bob: Sequence[NatConfig] = (presets.CGN_SYMMETRIC,),
     shared: Sequence[NatConfig] = (),
     portmap: PortMapConfig = ENABLED,
+    port: int = 0,
+    seed: int = 3,
 ) -> Gateway:
     """Run `body` with two nodes, the first of which has a gateway; the gateway, after the nodes were closed."""
     made: list[Gateway] = []
 
     async def main() -> None:
-        pair = PeerPair.between(alice, bob, rtt=0.05, shared=shared, seed=3)
+        pair = PeerPair.between(alice, bob, rtt=0.05, shared=shared, seed=seed)
         async with world(pair) as hosts, trio.open_nursery() as nursery:
             router = hosts.alice.interfaces[0].segment.router
             assert isinstance(router, Router)
             gateway = kind(router)
             made.append(gateway)
             await nursery.start(gateway.serve)
-            await _with_nodes(hosts, portmap, gateway, body)
+            await _with_nodes(hosts, configured(portmap, port), gateway, body)
             nursery.cancel_scope.cancel()
 
-    simulate(main, seed=3)
+    simulate(main, seed=seed)
     return made[0]
 
 
 async def _with_nodes(
-    hosts: World, portmap: PortMapConfig, gateway: Gateway, body: Callable[[Node, Node, Gateway], Awaitable[None]]
+    hosts: World, config: NodeConfig, gateway: Gateway, body: Callable[[Node, Node, Gateway], Awaitable[None]]
 ) -> None:
-    config = configured(portmap)
     with hosts.alice:
         async with open_node(config, identity=ALICE, authorize=anyone) as alice:
             await alice.wait_published()
@@ -110,6 +111,16 @@ def test_one_protocol_is_enough_and_the_others_are_not_asked() -> None:
         assert alice.stats().mapped_ports == 1
 
     assert {name for name, *_ in play(body, portmap=PortMapConfig(protocols=["natpmp"])).asked} == {"natpmp"}
+
+
+def test_pcp_knows_a_node_again_that_was_killed() -> None:
+    """Its mapping has the same nonce after each start."""
+
+    async def body(alice: Node, bob: Node, gateway: Gateway) -> None:
+        assert list(gateway.nonces) == [listens_on(alice)]
+
+    first, again = (play(body, port=4433, seed=seed).nonces for seed in (3, 4))
+    assert first == again
 
 
 def test_netcheck_tells_what_the_router_does() -> None:

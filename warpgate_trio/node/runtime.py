@@ -83,6 +83,8 @@ trips: one whose rules do not may drop what goes there, and never say so."""
 SERVER_PATIENCE: Final = 1.0
 """Seconds for which it waits for a rendezvous server to keep our key record, which takes one round trip."""
 
+_NONCE_CONTEXT: Final = b"warpgate-trio pcp nonce v1"
+
 
 @final
 # long: a node's parts, each made of those above it, and the nurseries that they run in
@@ -142,6 +144,7 @@ class NodeRuntime:
             ports_of(sockets),
             protocols=config.portmap.protocols if config.portmap.enabled else (),
             goodbye=budgets.goodbye,
+            sign=partial(identity.sign, _NONCE_CONTEXT),
         )
         portmaps = self.portmaps
         self.relays: Final = Relays(servers.turn, names=self.names, trust=hub.trust, proxies=self.proxies)

@@ -8,6 +8,7 @@ have none.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -107,10 +108,21 @@ class PortMaps:
       ports: those that are to be opened, TCP, by IP version.
       protocols: what gateways may be asked by; empty for none at all.
       goodbye: seconds that deleting may take at the end.
+      sign: the node's signature over bytes, the same after each start, which nobody else is told; None: mappings of an
+        earlier process are not known again by PCP.
     """
 
-    def __init__(self, host: Host, ports: Mapping[int, int], *, protocols: Protocols, goodbye: float) -> None:
+    def __init__(
+        self,
+        host: Host,
+        ports: Mapping[int, int],
+        *,
+        protocols: Protocols,
+        goodbye: float,
+        sign: Callable[[bytes], bytes] | None = None,
+    ) -> None:
         self._host = host
+        self._sign = sign
         self._ports = dict(ports)
         self._protocols = protocols
         self._goodbye = goodbye
@@ -200,7 +212,7 @@ class PortMaps:
         lease = Lease(
             Transport.TCP,
             self._ports[place.local.version],
-            nonce=self._host.entropy(NONCE_LENGTH),
+            nonce=self._nonce(place),
             choose=lambda: random.randint(MIN_PORT, _MAX_PORT),
         )
         search = partial(find_gateway, place.local, place.prefix, place.gateway, index=place.interface)
@@ -212,6 +224,16 @@ class PortMaps:
         if isinstance(place.local, IPv4Address):
             heard = partial(listen, place.local, place.gateway)
         return Keeper(chosen, [lease], listen=heard, goodbye=self._goodbye)
+
+    def _nonce(self, place: _Place) -> bytes:
+        """By which PCP knows who may renew and delete a mapping (RFC 6887 §11.3).
+
+        What a killed process leaves has to be the next one's, and nobody else may guess it.
+        """
+        if self._sign is None:
+            return self._host.entropy(NONCE_LENGTH)
+        mapping = f"{place.gateway} {place.local} {self._ports[place.local.version]}"
+        return hashlib.sha256(self._sign(mapping.encode())).digest()[:NONCE_LENGTH]
 
     async def _run(self, place: _Place, keeper: Keeper, scope: trio.CancelScope) -> None:
         with scope:
