@@ -121,6 +121,67 @@ async def test_a_pinhole_is_open_while_it_is_wanted(protocol: ProtocolName, tmp_
         assert not await reaches(home, "2a00:77::2")
 
 
+class _OnLink:
+    """A gateway of which nothing but the link-local address is known, as from router advertisements.
+
+    miniupnpd switches IPv6 off where it has no other one.
+    """
+
+    ip = "fe80::77"
+
+    def __init__(self, home: Router) -> None:
+        self.asked: list[str] = []
+        home.router.ip_commands(f"addr add {self.ip}/64 dev lan nodad")
+        home.host.ip_commands(f"route replace default via {self.ip} dev eth0")
+        with home.router.inside():
+            index = socket.if_nametoindex("lan")
+            self.listener = trio.socket.from_stdlib_socket(socket.socket(socket.AF_INET6))
+            self.searched = trio.socket.from_stdlib_socket(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            group = socket.inet_pton(socket.AF_INET6, "ff02::c") + index.to_bytes(4, sys.byteorder)
+            self.searched.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+            self.index = index
+
+    async def answer_searches(self) -> None:
+        await self.searched.bind(("::", 1900))
+        while True:
+            _, source = await self.searched.recvfrom(2000)
+            text = f"HTTP/1.1 200 OK\r\nLOCATION: http://[{self.ip}]:5000/\r\n\r\n"
+            await self.searched.sendto(text.encode(), source)
+
+    async def serve(self, task_status: trio.TaskStatus[None]) -> None:
+        with self.listener, self.searched:
+            await self.listener.bind((self.ip, 5000, 0, self.index))
+            self.listener.listen()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.answer_searches)
+                task_status.started()
+                while True:
+                    nursery.start_soon(self.answer, trio.SocketStream((await self.listener.accept())[0]))
+
+    async def answer(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            words = (await stream.receive_some()).decode()
+            assert f"\r\nHost: [{self.ip}]:5000\r\n" in words
+            kind = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1"
+            body = f"<serviceType>{kind}</serviceType><controlURL>http://[{self.ip}]:5000/ctl</controlURL>"
+            body = f"<root><service>{body}</service></root>"
+            if words.startswith("POST "):
+                action = words.partition(f"{kind}#")[2].partition('"')[0]
+                self.asked.append(action)
+                body = f"<{action}Response><UniqueID>7</UniqueID></{action}Response>"
+            await stream.send_all(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+
+async def test_a_gateway_is_asked_at_its_link_local_address(tmp_path: Path) -> None:
+    async with open_home(tmp_path) as home, trio.open_nursery() as nursery:
+        gateway = _OnLink(home)
+        await nursery.start(gateway.serve)
+        async with mapping(home, "upnp", versions=(6,)) as maps:
+            assert str(only(maps).ip) == "2a00:77::2"
+        assert gateway.asked == ["AddPinhole", "DeletePinhole"]
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("lifetime", [LIFETIME, 60])
 async def test_upnp_knows_its_mapping_again(lifetime: int, tmp_path: Path) -> None:
     """A killed process leaves one behind, which the next one takes over; it can shorten it, too."""

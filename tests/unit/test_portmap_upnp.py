@@ -72,6 +72,22 @@ class TestLocation:
         gateway = ip_address("10.0.0.1")
         assert ssdp.judge_location("http://10.0.0.1/", gateway=gateway, local=LOCAL, prefix=32).ip == gateway
 
+    @pytest.mark.parametrize("control", ["/ctl", "http://[fe80::1]:5000/ctl", "http://[fe80::1%25eth9]:5000/ctl"])
+    @pytest.mark.parametrize("base", ["", "http://[fe80::1]:5000/"])
+    def test_a_link_local_one_is_on_our_interface_whatever_it_says(self, control: str, base: str) -> None:
+        gateway, local = ip_address("fe80::1"), ip_address("2001:db8::2")
+        url = ssdp.judge_location("http://[fe80::1%7]:5000/", gateway=gateway, local=local, prefix=64, index=3)
+        assert (url.address, url.authority) == (("fe80::1%3", 5000), "[fe80::1]:5000")
+        (found,) = igd.read_description(description(service(control), base=base), url)
+        assert (found.control.address, found.control.authority) == (("fe80::1%3", 5000), "[fe80::1]:5000")
+
+    def test_of_two_gateways_on_the_link_ours_alone(self) -> None:
+        gateway, local = ip_address("fe80::1"), ip_address("2001:db8::2")
+        with pytest.raises(PortMapMalformed):
+            ssdp.judge_location("http://[fe80::2]:5000/", gateway=gateway, local=local, prefix=64, index=3)
+        url = ssdp.judge_location("http://[2001:db8::1]/", gateway=gateway, local=local, prefix=64, index=3)
+        assert url.address == ("2001:db8::1", 80)
+
     @pytest.mark.parametrize(
         "text",
         [

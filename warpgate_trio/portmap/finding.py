@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -121,7 +122,7 @@ async def _locations(
             there = [f"{ssdp.GROUP6}%{index}", f"{gateway}%{index}" if gateway.is_link_local else str(gateway)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_search, sock, there)
-            nursery.start_soon(_hear, sock, send, local, prefix, gateway)
+            nursery.start_soon(partial(_hear, sock, send, local=local, prefix=prefix, gateway=gateway, index=index))
             yield receive
             nursery.cancel_scope.cancel()
 
@@ -142,9 +143,11 @@ async def _search(sock: trio.socket.SocketType, there: list[str]) -> None:
 async def _hear(
     sock: trio.socket.SocketType,
     send: trio.MemorySendChannel[Url],
+    *,
     local: IpAddress,
     prefix: int,
     gateway: IpAddress,
+    index: int,
 ) -> None:
     seen: set[Url] = set()
     with send, trio.move_on_after(SEARCH_TIME):
@@ -154,7 +157,8 @@ async def _hear(
             except ConnectionError:  # an ICMP error about the search
                 continue
             try:
-                url = ssdp.judge_location(ssdp.parse_reply(data).location, gateway=gateway, local=local, prefix=prefix)
+                place = ssdp.parse_reply(data).location
+                url = ssdp.judge_location(place, gateway=gateway, local=local, prefix=prefix, index=index)
             except PortMapMalformed as error:
                 logger.debug("%s: %s", socket_address(source), error)
                 continue

@@ -27,12 +27,8 @@ async def request(
     *,
     headers: Sequence[tuple[str, str]] = (),
     body: bytes = b"",
-    scope: str = "",
 ) -> tuple[int, bytes]:
     """Ask from `local`; the status and the body of the answer.
-
-    Args:
-      scope: of a link-local IPv6 address, which a URL does not have.
 
     Raises:
       PortMapMalformed: what came is no HTTP, or longer than `MAX_DOCUMENT`.
@@ -43,7 +39,7 @@ async def request(
     try:
         with trio.fail_after(PATIENCE), trio.socket.socket(socket_family(str(local)), trio.socket.SOCK_STREAM) as sock:
             await sock.bind((str(local), 0))
-            await sock.connect((f"{url.ip}{scope}", url.port))
+            await sock.connect(url.address)
             return await _talk(trio.SocketStream(sock), method, url, headers, body)
     except trio.TooSlowError:
         raise PortMapTimeout(f"{url.authority} does not answer") from None

@@ -54,7 +54,7 @@ def read_description(data: bytes, location: Url) -> list[Service]:
         raise PortMapMalformed("a gateway's description is none")
     base, found, foreign = location, list[Service](), 0
     if text := root.find("URLBase"):
-        base = parse_url(text)
+        base = parse_url(text, location)
         if base.ip != location.ip:
             raise PortMapMalformed(f"a gateway's description points to {base.ip}")
     for element in root.iterate():

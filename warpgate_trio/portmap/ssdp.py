@@ -6,7 +6,7 @@ address in figures that is the gateway's or in our own network, not ours, and no
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 from typing import Final, final
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ import msgspec
 
 from ..address.scope import AddressScope, scope_of
 from ..errors import PortMapMalformed
-from ..sockaddr import IpAddress, show_address
+from ..sockaddr import IpAddress, TransportAddress, show_address
 
 __all__ = [
     "GROUP",
@@ -55,11 +55,18 @@ class Url(msgspec.Struct, frozen=True):
 
     Attributes:
       target: path and query.
+      scope: of a link-local IPv6 address, as ``%2``: our interface, which no text of a gateway names.
     """
 
     ip: IpAddress
     port: int
     target: str
+    scope: str = ""
+
+    @property
+    def address(self) -> TransportAddress:
+        """Where to connect."""
+        return f"{self.ip}{self.scope}", self.port
 
     @property
     def authority(self) -> str:
@@ -113,25 +120,27 @@ def parse_url(text: str, base: Url | None = None) -> Url:
         port = parts.port
         if not parts.scheme and not parts.netloc and base is not None:
             path = parts.path if parts.path.startswith("/") else base.target.rpartition("/")[0] + "/" + parts.path
-            return Url(base.ip, base.port, _target(path, parts.query))
+            return Url(base.ip, base.port, _target(path, parts.query), base.scope)
         ip = ip_address((parts.hostname or "").partition("%")[0])
     except ValueError as error:
         raise PortMapMalformed(f"a gateway names a URL that is none: {error}") from None
     if parts.scheme.lower() != "http" or port == 0 or parts.username is not None:
         raise PortMapMalformed("a gateway names a URL that is not asked")
-    return Url(ip, port or 80, _target(parts.path, parts.query))
+    scope = base.scope if base is not None and base.ip == ip else ""
+    return Url(ip, port or 80, _target(parts.path, parts.query), scope)
 
 
 def _target(path: str, query: str) -> str:
     return (path or "/") + (f"?{query}" if query else "")
 
 
-def judge_location(text: str, *, gateway: IpAddress, local: IpAddress, prefix: int) -> Url:
+def judge_location(text: str, *, gateway: IpAddress, local: IpAddress, prefix: int, index: int = 0) -> Url:
     """Where the description may be fetched that an answer names.
 
     Args:
       gateway: the one of our routes; another one that answers has to be in our network.
       local, prefix: our address there, and how long its network's prefix is.
+      index: the interface's, for a gateway of which our routes have the link-local address, as most do over IPv6.
 
     Raises:
       PortMapMalformed: not there.
@@ -140,10 +149,8 @@ def judge_location(text: str, *, gateway: IpAddress, local: IpAddress, prefix: i
     network = ip_network((local, prefix), strict=False)
     edges = (network.network_address, network.broadcast_address) if isinstance(network, IPv4Network) else ()
     near = url.ip == gateway or (url.ip.version == network.version and url.ip in network and url.ip not in edges)
-    link_local = scope_of(url.ip) is AddressScope.LINK_LOCAL
-    bad = scope_of(url.ip) in (AddressScope.LOOPBACK, AddressScope.NO_HOST) or (
-        link_local and isinstance(url.ip, IPv4Address)
-    )
+    on_link = scope_of(url.ip) is AddressScope.LINK_LOCAL
+    bad = scope_of(url.ip) in (AddressScope.LOOPBACK, AddressScope.NO_HOST) or (on_link and url.ip.version == 4)
     if not near or bad or url.ip == local:
         raise PortMapMalformed(f"an answer to a search points to {url.authority}, which is no gateway of this network")
-    return url
+    return msgspec.structs.replace(url, scope=f"%{index}") if on_link else url
