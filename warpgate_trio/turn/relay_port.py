@@ -313,9 +313,10 @@ class RelayPort:
     async def _receive(self) -> None:
         try:
             while True:
-                now = trio.current_time()
                 answers: list[Datagram] = []
-                for message in await self._transport.receive():
+                messages = await self._transport.receive()
+                now = trio.current_time()
+                for message in messages:
                     for data, peer in self._core.receive(message, now):
                         answers += self._sort(data, peer)
                 self._break_refused()
