@@ -87,6 +87,14 @@ class End:
         self.outlet.close()
         self._inlet.close()
 
+    async def __aenter__(self) -> End:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._wire.cut()
+        self.close()
+
     def __aiter__(self) -> End:
         return self
 

@@ -49,7 +49,8 @@ async def keep_sending(
     Args:
       open_pipe: calls the receiver; what it raises the first time is raised.
       patience: seconds without a byte that is over after which it is given up.
-      look_again: where a file has changed: looks at all again, and what it returns is sent; None: that is the end.
+      look_again: where a file has changed: looks at all again, and what it returns is sent; None: that is the end.  It
+        is the end, too, where it raises OSError or ValueError, as `look_at` does of a path that is gone.
       on_break: told why a Pipe or a call has ended, and in how many seconds the next call is.
       on_progress: as for `send_files`.
 
@@ -89,7 +90,10 @@ async def keep_sending(
                 and changes < MAX_CHANGES
             ):
                 changes += 1
-                outgoing = await trio.to_thread.run_sync(look_again)
+                try:
+                    outgoing = await trio.to_thread.run_sync(look_again)
+                except (OSError, ValueError) as gone:
+                    raise error from gone
                 most = -1
             elif error.reason not in _PASSING:
                 raise

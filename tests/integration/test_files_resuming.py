@@ -1,0 +1,72 @@
+"""Transfers over several Pipes, which are streams in memory: what ends one Pipe, and what ends the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests import transfers
+from tests.hangs import HANG
+from tests.transfers import SMALL_BLOCK, make_tree, wired
+from warpgate_trio import Pipe
+from warpgate_trio.errors import RemoteProtocolError, TransferError, TransferFailed
+from warpgate_trio.files import Inbox, Reason, keep_sending, look_at, looking_again
+
+pytestmark = pytest.mark.usefixtures("jumping_clock", "small_blocks")
+small_blocks = transfers.small_blocks
+
+
+@asynccontextmanager
+async def receiver(inbox: Inbox) -> AsyncGenerator[Callable[[], Pipe]]:
+    """Makes Pipes to somebody who receives by each of them."""
+
+    async def receive(pipe: Pipe) -> None:
+        with suppress(TransferError, RemoteProtocolError, trio.BrokenResourceError):
+            async with pipe:
+                await inbox.receive(pipe)
+
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+
+            def open_pipe() -> Pipe:
+                ours, theirs, _ = wired()
+                nursery.start_soon(receive, theirs)
+                return ours
+
+            yield open_pipe
+            nursery.cancel_scope.cancel()
+
+
+def gone(root: Path) -> None:
+    (root / "b").unlink()
+
+
+def device(root: Path) -> None:
+    """Which the system lets one look at, and no receiver takes."""
+    (root / "b").unlink()
+    (root / "b").symlink_to(os.devnull)
+
+
+@pytest.mark.parametrize("change", [gone, device])
+async def test_a_named_file_that_cannot_be_offered_any_more_has_changed(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """That is how it ends, and not by the error of looking at it again, which is none of the ends of a transfer."""
+    root = make_tree(tmp_path / "from", {"a": SMALL_BLOCK, "b": SMALL_BLOCK})
+    paths = [root / "a", root / "b"]
+    outgoing = look_at(paths)
+    change(root)
+    async with receiver(Inbox(tmp_path / "into")) as open_pipe:
+
+        async def call() -> Pipe:
+            return open_pipe()
+
+        with pytest.raises(TransferFailed, match="'b'") as caught:
+            await keep_sending(call, outgoing, patience=60.0, look_again=looking_again(paths, outgoing))
+    assert caught.value.reason == Reason.CHANGED
+    assert isinstance(caught.value.__cause__, OSError | ValueError)
