@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from warpgate_trio.errors import RemoteProtocolError, TransferError, TransferFai
 from warpgate_trio.files import Inbox, Reason, look_at, receive_files
 from warpgate_trio.files import folder as folder_module
 from warpgate_trio.files import staging as staging_module
-from warpgate_trio.files.area import AREA, try_names
+from warpgate_trio.files.area import AREA, lock_room, try_names
 from warpgate_trio.files.naming import Destination
 from warpgate_trio.identity import peer_id_from_key
 
@@ -445,6 +446,74 @@ async def test_two_at_once_do_not_write_the_same(tmp_path: Path) -> None:
             assert wrong(errors, TransferRefused).reason == Reason.BUSY
     assert any(received is not None for received, _, _ in results)
     assert content(into / "tree") == content(root)
+
+
+@pytest.mark.parametrize("step", ["mkdir", "try_names", "judge_names", "remove_abandoned", "lock_room"])
+async def test_an_area_that_others_leave_and_remove_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whoever is the last in the area removes it, wherever another one is in it."""
+    root, into, left = source(tmp_path), tmp_path / "into", 3
+    mkdir, work = os.mkdir, getattr(staging_module, step, None)
+
+    def leave() -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            shutil.rmtree(into / AREA)
+
+    def made(path: Any, *args: Any, **options: Any) -> None:
+        """Left before it is opened."""
+        mkdir(path, *args, **options)
+        if path == AREA:
+            leave()
+
+    def late(*args: Any) -> Any:
+        leave()
+        assert work is not None
+        return work(*args)
+
+    if work is None:
+        monkeypatch.setattr("warpgate_trio.files.folder.os.mkdir", made)
+    else:
+        monkeypatch.setattr(staging_module, step, late)
+    received, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert received is not None
+    assert left == 0
+    assert content(into / "tree") == content(root)
+    assert os.listdir(into) == ["tree"]
+
+
+async def test_an_area_that_is_always_removed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, into, tries = source(tmp_path), tmp_path / "into", 0
+
+    def removed(*_: Any) -> None:
+        nonlocal tries
+        tries += 1
+        shutil.rmtree(into / AREA)
+
+    monkeypatch.setattr(staging_module, "remove_abandoned", removed)
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+    assert tries == staging_module.MAX_ENTERED
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_anew: bool) -> None:
+    """Who had it open while its owner left has locked what nobody else can find."""
+    opened = folder_module.Folder.open_file
+
+    def and_removed(self: folder_module.Folder, name: str, flags: int, mode: int = 0o666) -> int:
+        descriptor = opened(self, name, flags, mode)
+        os.unlink(tmp_path / name)
+        if made_anew:
+            (tmp_path / name).touch()
+        return descriptor
+
+    monkeypatch.setattr(folder_module.Folder, "open_file", and_removed)
+    with folder_module.Folder.open(tmp_path) as folder, pytest.raises(FileNotFoundError):
+        lock_room(folder)
 
 
 async def test_a_peer_that_speaks_something_else(tmp_path: Path) -> None:

@@ -61,23 +61,23 @@ def open_area(into: Folder) -> Folder:
 
 
 def try_names(area: Folder, hidden: bool) -> Destination:
-    """What the file system does with names: three are tried."""
+    """What the file system does with names: three are tried.  Raises OSError."""
     mark = host.current().entropy(4).hex()
 
-    def make(name: str) -> bool:
+    def make(name: str) -> None:
+        os.close(area.open_file(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+    lower, colon, composed = f"try-{mark}-a\u00e9", f"try-{mark}:?", f"try-{mark}-\u00e9"
+    windows = os.name == "nt"
+    try:
         try:
-            os.close(area.open_file(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            make(colon)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
-            return False
-        return True
-
-    lower, colon, composed = f"try-{mark}-a\u00e9", f"try-{mark}:?", f"try-{mark}-\u00e9"
-    windows = os.name == "nt" or not make(colon)
-    try:
-        if not (make(lower) and make(composed)):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            windows = True
+        make(lower)
+        make(composed)
         folds = area.kind(lower.upper()) is not None
         normalises = area.kind(f"try-{mark}-e\u0301") is not None
     finally:
@@ -100,7 +100,12 @@ def remove_abandoned(area: Folder, but: str) -> None:
 
 
 def lock_room(room: Folder) -> int:
-    """Nobody else receives into a room as long as this is open; where locks are missing it is nothing."""
+    """Nobody else receives into a room as long as this is open; where locks are missing it is nothing.
+
+    Raises:
+      TransferRefused: somebody receives into it.
+      FileNotFoundError: it is removed by who has received into it.
+    """
     descriptor = room.open_file("lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         import fcntl
@@ -113,6 +118,12 @@ def lock_room(room: Folder) -> int:
         raise refusal(Reason.BUSY, "the same is being received already") from None
     except OSError:  # a file system that has none
         pass
+    try:
+        if not os.path.samestat(os.fstat(descriptor), room.stat("lock")):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "lock")
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

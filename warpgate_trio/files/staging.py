@@ -60,6 +60,8 @@ RESERVE: Final = 64 * 1024 * 1024
 """Bytes of a disk that are left free: a system whose disk is full to the last byte has other troubles."""
 STEP: Final = 16
 """Blocks that one call of a thread reads again: a tenth of a second, after which it can be cancelled."""
+MAX_ENTERED: Final = 10
+"""How often a room is entered in vain, as others have removed it, or all of the area, when they were done."""
 ENTRY_COST: Final = 4096
 """Bytes that a file or folder takes beside its own: a block of most file systems."""
 
@@ -81,6 +83,32 @@ def _failing() -> Iterator[None]:
         yield
     except OSError as error:
         raise write_failure(error) from error
+
+
+def _open_room(into: Folder, name: str, entries: Sequence[Entry], hidden: bool) -> tuple[Folder, int]:
+    """The room of an offer whose names are good, and its lock.  Raises OSError, TransferRefused."""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return _enter_room(into, name, entries, hidden)
+        except FileNotFoundError:  # who was the last in there has left, and removed what we had open
+            if tries == MAX_ENTERED:
+                raise
+
+
+def _enter_room(into: Folder, name: str, entries: Sequence[Entry], hidden: bool) -> tuple[Folder, int]:
+    with open_area(into) as area:
+        problem = judge_names(((each.path, each.is_folder) for each in entries), try_names(area, hidden))
+        if problem is not None:
+            raise refusal(Reason.NAME, problem)
+        remove_abandoned(area, name)
+        room = area.subfolder(name, make=True, mode=0o700)
+    try:
+        return room, lock_room(room)
+    except BaseException:
+        room.close()
+        raise
 
 
 @final
@@ -136,14 +164,8 @@ class Staging:
         folder = Folder.open(into)
         room, lock = None, -1
         try:
-            with open_area(folder) as area:
-                problem = judge_names(((e.path, e.is_folder) for e in entries), try_names(area, hidden))
-                if problem is not None:
-                    raise refusal(Reason.NAME, problem)
-                name = hashlib.blake2b(sender.encode() + offer.key, digest_size=16).hexdigest()
-                remove_abandoned(area, name)
-                room = area.subfolder(name, make=True, mode=0o700)
-            lock = lock_room(room)
+            name = hashlib.blake2b(sender.encode() + offer.key, digest_size=16).hexdigest()
+            room, lock = _open_room(folder, name, entries, hidden)
             staging = cls(folder, room, lock, sender, offered, Saved(sender, offer.run, entries))
             try:
                 staging._find(trusted)
