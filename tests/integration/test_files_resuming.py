@@ -12,9 +12,9 @@ import trio
 
 from tests import transfers
 from tests.hangs import HANG
-from tests.transfers import SMALL_BLOCK, make_tree, wired
+from tests.transfers import SMALL_BLOCK, content, make_tree, wired
 from warpgate_trio import Pipe
-from warpgate_trio.errors import RemoteProtocolError, TransferError, TransferFailed
+from warpgate_trio.errors import AddressExpired, PeerNotFound, RemoteProtocolError, TransferError, TransferFailed
 from warpgate_trio.files import Inbox, Reason, keep_sending, look_at, looking_again
 
 pytestmark = pytest.mark.usefixtures("jumping_clock", "small_blocks")
@@ -22,7 +22,7 @@ small_blocks = transfers.small_blocks
 
 
 @asynccontextmanager
-async def receiver(inbox: Inbox) -> AsyncGenerator[Callable[[], Pipe]]:
+async def receiver(inbox: Inbox) -> AsyncGenerator[Callable[..., Pipe]]:
     """Makes Pipes to somebody who receives by each of them."""
 
     async def receive(pipe: Pipe) -> None:
@@ -33,8 +33,8 @@ async def receiver(inbox: Inbox) -> AsyncGenerator[Callable[[], Pipe]]:
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
 
-            def open_pipe() -> Pipe:
-                ours, theirs, _ = wired()
+            def open_pipe(carries: int | None = None) -> Pipe:
+                ours, theirs, _ = wired(carries)
                 nursery.start_soon(receive, theirs)
                 return ours
 
@@ -70,3 +70,49 @@ async def test_a_named_file_that_cannot_be_offered_any_more_has_changed(
             await keep_sending(call, outgoing, patience=60.0, look_again=looking_again(paths, outgoing))
     assert caught.value.reason == Reason.CHANGED
     assert isinstance(caught.value.__cause__, OSError | ValueError)
+
+
+AWAY = [
+    PeerNotFound("a" * 52, "no server of ours knows it"),
+    AddressExpired("3 s ago"),
+    trio.BrokenResourceError("cut"),
+]
+
+
+@pytest.mark.parametrize("away", AWAY)
+async def test_a_peer_that_files_were_sent_to_is_called_again(tmp_path: Path, away: Exception) -> None:
+    """A server that is away for a minute, or an address that expires meanwhile, ends nothing."""
+    root, into = make_tree(tmp_path / "from", {"a": 3 * SMALL_BLOCK}), tmp_path / "into"
+    told: list[Exception] = []
+    async with receiver(Inbox(into)) as open_pipe:
+        calls = iter((2 * SMALL_BLOCK, away, away, None))
+
+        async def call() -> Pipe:
+            how = next(calls)
+            if isinstance(how, Exception):
+                raise how
+            return open_pipe(how)
+
+        await keep_sending(call, look_at([root]), patience=60.0, on_break=lambda error, _: told.append(error))
+    assert told[1:] == [away, away]
+    assert content(into / "from") == content(root)
+
+
+@pytest.mark.parametrize("away", AWAY)
+@pytest.mark.parametrize("reached", [False, True])
+async def test_who_is_away_for_good_ends_it(tmp_path: Path, away: Exception, reached: bool) -> None:
+    """At once at the first call, else after the patience."""
+    root = make_tree(tmp_path / "from", {"a": 3 * SMALL_BLOCK})
+    told: list[Exception] = []
+    async with receiver(Inbox(tmp_path / "into")) as open_pipe:
+        ways = [2 * SMALL_BLOCK] if reached else []
+
+        async def call() -> Pipe:
+            if ways:
+                return open_pipe(ways.pop())
+            raise away
+
+        with pytest.raises(type(away)) as caught:
+            await keep_sending(call, look_at([root]), patience=60.0, on_break=lambda error, _: told.append(error))
+    assert caught.value is away
+    assert bool(told) == reached

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..config import NodeConfig
     from ..contacts import Callee
+    from ..errors import TargetRefused
     from ..forwarding import Target
     from ..link import Pipe
     from ..node import Node
@@ -192,7 +193,7 @@ class _Forwarding:
         """Until interrupted; where the peer goes away it is called again, and the port here stays."""
         import trio
 
-        from ..errors import ConnectError, PeerNotFound, PeerRefused
+        from ..errors import PeerRefused, TargetRefused
         from ..forwarding import serve_forward
         from ..nurseries import open_background_nursery
 
@@ -206,25 +207,46 @@ class _Forwarding:
                 nursery.start_soon(self._lead_all, node)
             tries = 0  # in a row: a peer that is there for a moment only is not called without a pause
             while True:
-                reason, began = None, trio.current_time()
+                reason, began = "the peer is gone", trio.current_time()
                 try:
                     async with self._pipe as pipe:
                         await self._stay(pipe, listeners)
                 except (trio.BrokenResourceError, PeerRefused) as error:
-                    reason = error
+                    reason = f"{reason}: {error}"
+                except TargetRefused as error:
+                    if not self._may_pass(error):
+                        raise
+                    reason = f"the peer says: {error}"
                 if trio.current_time() - began > PAUSES[-1]:
                     tries = 0
-                self._settings.say(f"the peer is gone{'' if reason is None else f': {reason}'}; calling it again")
+                self._settings.say(f"{reason}; calling it again")
                 while True:
                     await trio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])  # pacing
                     tries += 1
-                    try:
-                        self._pipe = await self._call(node, peer, config)
+                    if await self._called_again(node, peer, config):
                         break
-                    except ConnectError as error:
-                        self._settings.say(f"no pipe: {error.verdict.value}. {error.advice}")
-                    except PeerNotFound as error:
-                        self._settings.say(f"no pipe: {error}")
+
+    async def _called_again(self, node: Node, peer: Callee, config: NodeConfig) -> bool:
+        """One call to a peer that was there; why it is not is told."""
+        from ..errors import AddressError, ConnectError, PeerNotFound
+
+        try:
+            self._pipe = await self._call(node, peer, config)
+        except ConnectError as error:
+            self._settings.say(f"no pipe: {error.verdict.value}. {error.advice}")
+        except (AddressError, PeerNotFound) as error:  # an address expires, and servers are away
+            self._settings.say(f"no pipe: {error}")
+        else:
+            return True
+        return False
+
+    def _may_pass(self, refused: TargetRefused) -> bool:
+        """Whether a peer that has listened for us may do so again: it can know later than we that our Link is gone,
+        and until then the port is taken by ourselves.
+        """
+        from ..forwarding import Answer
+
+        return bool(self._announced) and refused.answer in (Answer.UNREACHABLE, Answer.BUSY)
 
     def _find_pipe(self) -> Pipe:
         assert self._pipe is not None

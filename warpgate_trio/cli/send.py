@@ -116,6 +116,7 @@ class _Sending:
         self._phases = phases
         self._timeout = timeout
         self._retry = retry
+        self._reached = False
 
     async def run(self, config: NodeConfig) -> ExitCode:
         from .transfers import TransferView
@@ -192,11 +193,16 @@ class _Sending:
     async def _send(self, node: Node, peer: Callee, config: NodeConfig, outgoing: Outgoing, view: TransferView) -> None:
         import trio
 
-        from ..errors import PeerRefused, RemoteProtocolError, TransferFailed, TransferRefused
+        from ..errors import (
+            AddressError,
+            ConnectError,
+            PeerNotFound,
+            PeerRefused,
+            RemoteProtocolError,
+            TransferFailed,
+            TransferRefused,
+        )
         from ..files import keep_sending, looking_again
-        from .events import Transferred, encode
-        from .stdio import StandardOutput
-        from .transfers import count_files, in_words
 
         def on_break(error: Exception, pause: float) -> None:
             view.clear()
@@ -225,7 +231,9 @@ class _Sending:
             raise CommandFailed(
                 ExitCode.BROKEN, f"{whose}{error}; send the same again, and what has come is not sent twice"
             ) from error
-        except (trio.BrokenResourceError, PeerRefused) as error:
+        except (AddressError, ConnectError, PeerNotFound, PeerRefused, trio.BrokenResourceError) as error:
+            if not self._reached and isinstance(error, AddressError | ConnectError | PeerNotFound):
+                raise
             raise CommandFailed(
                 ExitCode.BROKEN, f"{error}; send the same again, and it goes on where it was"
             ) from error
@@ -233,6 +241,14 @@ class _Sending:
             view.clear()
             if trio.current_effective_deadline() == -math.inf:  # interrupted
                 self._settings.say("send the same again, and it goes on where it was")
+        await self._tell(peer, outgoing, there, view.elapsed)
+
+    async def _tell(self, peer: Callee, outgoing: Outgoing, there: int, seconds: float) -> None:
+        """What has come."""
+        from .events import Transferred, encode
+        from .stdio import StandardOutput
+        from .transfers import count_files, in_words
+
         if self._settings.json:
             event = Transferred(
                 peer=peer.peer_id,
@@ -240,11 +256,11 @@ class _Sending:
                 files=outgoing.files,
                 size=outgoing.size,
                 there=there,
-                elapsed_ms=round(1000 * view.elapsed, 3),
+                elapsed_ms=round(1000 * seconds, 3),
                 skipped=[str(each.path) for each in outgoing.skipped],
             )
             await StandardOutput().write(encode(event))
-        words = in_words(outgoing.size, there, view.elapsed)
+        words = in_words(outgoing.size, there, seconds)
         self._settings.say(f"sent {count_files(outgoing.files)} to {peer.peer_id[:8]}…: {words}")
 
     async def _call(self, node: Node, peer: Callee, config: NodeConfig) -> Pipe:
@@ -252,6 +268,7 @@ class _Sending:
         from .peers import present_address
 
         pipe = await call_peer(self._settings, node, config, peer, phases=self._phases, timeout=self._timeout)
+        self._reached = True
         if self._saved is not None:
             try:
                 address = await present_address(node, peer)

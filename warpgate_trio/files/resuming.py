@@ -15,7 +15,15 @@ from typing import Final, NoReturn
 
 import trio
 
-from ..errors import ConnectError, PeerRefused, RemoteProtocolError, TransferFailed, TransferRefused
+from ..errors import (
+    AddressError,
+    ConnectError,
+    PeerNotFound,
+    PeerRefused,
+    RemoteProtocolError,
+    TransferFailed,
+    TransferRefused,
+)
 from ..link import Pipe
 from ..nurseries import open_background_nursery
 from .progress import OnProgress, Progress
@@ -59,7 +67,8 @@ async def keep_sending(
 
     Raises:
       TransferRefused, TransferFailed, RemoteProtocolError: as `send_files`, where another try would end the same way.
-      trio.BrokenResourceError, ConnectError, PeerRefused: the last reason, when the patience was at its end.
+      trio.BrokenResourceError, ConnectError, PeerNotFound, PeerRefused, AddressError: the last reason, when the
+        patience was at its end.
     """
     tell = on_break or (lambda error, pause: logger.info("calling again in %g s: %s", pause, error))
     most, since, tries, changes = -1, trio.current_time(), 0, 0
@@ -78,7 +87,7 @@ async def keep_sending(
                 connected = True
                 await send_outgoing(pipe, outgoing, on_progress=watch)
                 return outgoing
-        except (ConnectError, PeerRefused, trio.BrokenResourceError) as error:
+        except (AddressError, ConnectError, PeerNotFound, PeerRefused, trio.BrokenResourceError) as error:
             if not connected:
                 raise
             problem: Exception = error
