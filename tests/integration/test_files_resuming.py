@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import NoReturn, cast
 
 import pytest
 import trio
@@ -15,7 +17,7 @@ from tests.hangs import HANG
 from tests.transfers import SMALL_BLOCK, content, make_tree, wired
 from warpgate_trio import Pipe
 from warpgate_trio.errors import AddressExpired, PeerNotFound, RemoteProtocolError, TransferError, TransferFailed
-from warpgate_trio.files import Inbox, Reason, keep_sending, look_at, looking_again
+from warpgate_trio.files import Inbox, Reason, keep_sending, look_at, looking_again, serve_inbox
 
 pytestmark = pytest.mark.usefixtures("jumping_clock", "small_blocks")
 small_blocks = transfers.small_blocks
@@ -116,3 +118,34 @@ async def test_who_is_away_for_good_ends_it(tmp_path: Path, away: Exception, rea
             await keep_sending(call, look_at([root]), patience=60.0, on_break=lambda error, _: told.append(error))
     assert caught.value is away
     assert bool(told) == reached
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+async def test_of_several_pipes_of_one_peer_the_newest_alone_is_received_by(count: int) -> None:
+    """Also where they come while the one before them is still being cleaned up."""
+    live: list[Pipe] = []
+    most = 0
+
+    class Slow:
+        async def receive(self, pipe: Pipe, **_: object) -> NoReturn:
+            nonlocal most
+            live.append(pipe)
+            most = max(most, len(live))
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(1.0)
+                live.remove(pipe)
+
+    arrive, arrived = trio.open_memory_channel[Pipe](count)
+    inbox = cast("Inbox", Slow())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve_inbox, arrived.receive, inbox, on_received=lambda *_: None))
+        pipes = [wired()[1] for _ in range(count)]
+        for pipe in pipes:
+            await arrive.send(pipe)
+            await trio.sleep(0.1)
+        await trio.sleep(2.0 * count)
+        assert (most, live) == (1, pipes[-1:])
+        nursery.cancel_scope.cancel()

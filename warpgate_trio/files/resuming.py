@@ -140,13 +140,14 @@ async def serve_inbox(
     running: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
 
     async def serve(pipe: Pipe) -> None:
-        if pipe.peer_id in running:
-            scope, over = running[pipe.peer_id]
-            scope.cancel()
-            await over.wait()
-        scope, over = running[pipe.peer_id] = trio.CancelScope(), trio.Event()
+        before = running.get(pipe.peer_id)
+        mine = running[pipe.peer_id] = trio.CancelScope(), trio.Event()
+        scope, over = mine
         show = None if on_progress is None else partial(on_progress, pipe)
         try:
+            if before is not None:
+                before[0].cancel()
+                await before[1].wait()
             with scope:
                 async with pipe:
                     received = await inbox.receive(pipe, on_progress=show)
@@ -157,7 +158,7 @@ async def serve_inbox(
             logger.exception("receiving failed in a way that nobody foresaw")
             tell(pipe, error)
         finally:
-            if running.get(pipe.peer_id) == (scope, over):
+            if running.get(pipe.peer_id) is mine:
                 del running[pipe.peer_id]
             over.set()
 
