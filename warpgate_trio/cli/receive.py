@@ -120,6 +120,20 @@ class _Receiving:
         self._settings.say(f"refused {peer_id}: files of {self._only} are being received, and --keep is not given")
         return False
 
+    def _check_turn(self, pipe: Pipe) -> None:
+        """The first peer whose offer is good is the only one, without --keep.
+
+        Raises:
+          TransferRefused: to another one, that was let in before.
+        """
+        from ..errors import TransferRefused
+        from ..files import Reason
+
+        if not self._keep:
+            self._only = self._only or pipe.peer_id
+            if pipe.peer_id != self._only:
+                raise TransferRefused(Reason.UNWANTED, "files of another peer are being received", by_peer=False)
+
     async def _is_paired(self, peer_id: str) -> bool:
         """The rule with --code: who has just been paired may be here before we know it."""
         assert self._pairing_over is not None
@@ -146,13 +160,12 @@ class _Receiving:
 
                 async def accept() -> Pipe:
                     pipe = await node.listener.accept()
-                    if not self._keep:
-                        self._only = self._only or pipe.peer_id
                     path = pipe.path
                     self._settings.say(f"{pipe.peer_id} is here by {path.plugin}, IPv{path.af} {path.route_type}")
                     return pipe
 
                 def on_progress(pipe: Pipe, progress: Progress) -> None:
+                    self._check_turn(pipe)
                     self._begun = self._begun or progress.stage == "moving"
                     view.take(pipe.peer_id, progress)
 
@@ -209,15 +222,19 @@ class _Receiving:
 
         who = f"{pipe.peer_id[:8]}…"
         ours = (Reason.NO_SPACE, Reason.CANNOT_WRITE, Reason.EXISTS)
-        if isinstance(error, TransferError) and not error.by_peer and error.reason in ours:
+        if self._only not in (None, pipe.peer_id):
+            self._settings.say(f"{who}: {error}")
+        elif isinstance(error, TransferError) and not error.by_peer and error.reason in ours:
             if not self._keep:
                 return CommandFailed(ExitCode.BROKEN, f"{error}; what has come of it is kept")
             self._settings.warn(f"{who}: {error}")
         elif isinstance(error, TransferRefused):
             self._settings.say(f"{who} was told no: {error}")
             self._only = None
-        else:
+        elif self._keep or self._only is not None:
             self._settings.say(f"{who}: {error}; what has come is kept, and waits for it")
+        else:
+            self._settings.say(f"{who}: {error}")
         return None
 
     def _tell(self, pipe: Pipe, received: Received, seconds: float) -> None:
