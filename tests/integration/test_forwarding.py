@@ -31,7 +31,7 @@ from warpgate_trio.forwarding import (
     serve_forward,
     serve_reverse,
 )
-from warpgate_trio.forwarding.copying import MAX_PIECES, send_pieces
+from warpgate_trio.forwarding.copying import MAX_PIECES, resetting, send_pieces
 from warpgate_trio.forwarding.lookups import MAX_WAITING
 from warpgate_trio.link import RefuseReason
 from warpgate_trio.link.channel import Channel
@@ -343,6 +343,23 @@ async def test_what_breaks_is_broken_at_the_other_end(who: str) -> None:
 
 
 @pytest.mark.slow("ten times as much as the two ends take without being read")
+async def test_a_connection_that_takes_no_reset_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS takes no option once both sides have ended: what has left the body, a cancellation too, is what is told."""
+    ours, theirs = socket.socketpair()
+    with theirs, trio.CancelScope() as scope:
+        connection = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+        def setsockopt(*_: object) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+        monkeypatch.setattr(connection, "setsockopt", setsockopt)
+        async with resetting(connection):
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert connection.socket.fileno() == -1
+
+
 async def test_a_client_that_leaves_in_the_middle_ends_that_connection_alone() -> None:
     """Both directions break at once, on both sides."""
 

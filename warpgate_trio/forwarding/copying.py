@@ -11,7 +11,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import Final
 
@@ -39,7 +39,8 @@ async def resetting(connection: trio.SocketStream) -> AsyncGenerator[None]:
     try:
         yield
     except BaseException:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        with suppress(OSError):  # EINVAL of macOS, where both sides have ended
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         connection.socket.close()
         raise
     connection.socket.close()
