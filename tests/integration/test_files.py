@@ -555,6 +555,17 @@ async def test_a_system_without_descriptors_of_folders(tmp_path: Path, monkeypat
     assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
 
 
+async def test_a_system_that_sets_no_times_by_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are set by names, as on Windows."""
+    monkeypatch.setattr(os, "supports_fd", os.supports_fd - {os.utime})
+    monkeypatch.setattr(folder_module, "_BY_DESCRIPTOR", False)
+    root, into = source(tmp_path), tmp_path / "into"
+    os.utime(root / "sub" / "two", ns=(1, 1_234_567_890_123_456_700))
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert (into / "tree" / "sub" / "two").stat().st_mtime_ns == 1_234_567_890_123_456_700
+
+
 @pytest.mark.parametrize(
     ("destination", "name"),
     [

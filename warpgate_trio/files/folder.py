@@ -109,6 +109,14 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def set_time(self, name: str, modified: int) -> None:
+        """When a file in it was changed, in nanoseconds since 1970, where a descriptor cannot be told.
+
+        Raises OSError, and OverflowError for what is no time here.
+        """
+        if self.kind(name) == stat.S_IFREG:
+            os.utime(self.path / name, ns=(modified, modified))
+
     def status(self) -> os.stat_result:
         """Of the folder itself."""
         return os.fstat(self._descriptor) if _BY_DESCRIPTOR else os.stat(self.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Final, Self, final
 
 from .digests import block_start
@@ -11,6 +11,11 @@ from .folder import Folder
 from .wire import Entry, EntryKind
 
 __all__ = ["Tree"]
+
+
+def _any_time() -> AbstractContextManager[None]:
+    """A year that the file system or the system has not ends nothing: the file has the time at which it came."""
+    return suppress(OSError, OverflowError)
 
 
 @final
@@ -87,9 +92,13 @@ class Tree:
         descriptor = self.grow(entry, blocks)
         os.ftruncate(descriptor, entry.size)
         if os.utime in os.supports_fd:
-            with suppress(OSError, OverflowError):  # of a year that the file system has not
+            with _any_time():
                 os.utime(descriptor, ns=(entry.modified, entry.modified))
         self._close_file()
+        if os.utime not in os.supports_fd:  # Windows, where it is said of a name
+            parent, name = self.place(entry.path)
+            with _any_time():
+                parent.set_time(name, entry.modified)
 
     def remove(self, path: str) -> None:
         """Keep nothing of a file."""
