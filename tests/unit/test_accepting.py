@@ -1,15 +1,24 @@
-"""The accept loop of servers and nodes, when there is nothing to accept with."""
+"""The listeners of servers and nodes: their ports, and the accept loop when there is nothing to accept with."""
 
 from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any, TypeAlias, cast
 
 import pytest
 import trio
 import trio.testing
 
+from tests.transfers import wired
+from warpgate_trio.forwarding import Bindable, Exposed, handle_forward, serving
+from warpgate_trio.node.sockets import open_listening_sockets
+from warpgate_trio.ports import accepting
 from warpgate_trio.ports.accepting import PAUSE, REPORT_INTERVAL, accept_connections
+from warpgate_trio.servers.listening import listen
 
 
 class Listener:
@@ -60,3 +69,52 @@ async def test_what_is_wrong_with_one_connection_holds_up_no_other(
 
 async def test_a_listener_that_was_closed_between_two_accepts() -> None:
     assert await run(0, errno.EBADF, 0) == 1
+
+
+# --- a port that another program listens on ---
+
+_Use: TypeAlias = Callable[[list[trio.socket.SocketType]], None]
+
+
+async def of_a_node(use: _Use) -> None:
+    listeners = await open_listening_sockets(0)
+    use(listeners)
+    for each in listeners:
+        each.close()
+
+
+async def of_a_server(use: _Use) -> None:
+    with ExitStack() as stack:
+        use([await listen(stack, ("127.0.0.1", 0))])
+
+
+async def of_a_peer(use: _Use) -> None:
+    """A port that a peer has us listen on."""
+
+    async def accept(listener: trio.socket.SocketType, _: object) -> None:
+        await trio.lowlevel.checkpoint()
+        use([listener])
+        ours.close()
+
+    ours, theirs, _wire = cast("Any", wired())
+    theirs.label = "bind:127.0.0.1:0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "accept_connections", accept)
+        await handle_forward(theirs, exposed=Exposed(), bindable=Bindable(["127.0.0.1:*"]))
+
+
+@pytest.mark.parametrize("listener", [of_a_node, of_a_server, of_a_peer])
+@pytest.mark.parametrize(("platform", "said"), [("linux", True), ("darwin", True), ("win32", False)])
+async def test_a_listener_takes_no_port_from_another_program(
+    monkeypatch: pytest.MonkeyPatch, listener: Callable[[_Use], Awaitable[None]], platform: str, said: bool
+) -> None:
+    """SO_REUSEADDR, which everywhere else passes over connections that are being closed, does so on Windows."""
+    found: list[bool] = []
+
+    def look(listeners: list[trio.socket.SocketType]) -> None:
+        found.extend(bool(each.getsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR)) for each in listeners)
+
+    monkeypatch.setattr(accepting, "sys", SimpleNamespace(platform=platform))
+    await listener(look)
+    assert found
+    assert set(found) == {said}

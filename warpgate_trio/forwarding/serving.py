@@ -10,7 +10,7 @@ import trio
 from ..errors import PeerRefused, TargetRefused
 from ..link import Pipe
 from ..nurseries import open_background_nursery, reason_of
-from ..ports.accepting import accept_connections
+from ..ports.accepting import accept_connections, rebind
 from ..sockaddr import show_address, socket_family
 from .copying import copy_both_ways, resetting
 from .opening import open_pipe_for
@@ -69,7 +69,7 @@ async def _listen_for(pipe: Pipe, target: Target, bindable: Bindable) -> None:
     listener = trio.socket.socket(socket_family(target.host))
     with listener:
         try:
-            listener.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+            rebind(listener)
             await listener.bind((target.host, target.port))
             listener.listen()
         except OSError as error:

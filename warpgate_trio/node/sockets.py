@@ -8,6 +8,8 @@ from typing import Final
 
 import trio
 
+from ..ports.accepting import rebind
+
 __all__ = ["open_listening_sockets", "ports_of"]
 
 _BACKLOG: Final = 128
@@ -55,7 +57,7 @@ async def _listen(family: int, host: str, port: int) -> trio.socket.SocketType |
     try:
         if family == trio.socket.AF_INET6:
             sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, True)
-        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, True)
+        rebind(sock)
         await sock.bind((host, port))
         sock.listen(_BACKLOG)
     except BaseException as error:

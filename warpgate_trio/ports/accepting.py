@@ -1,4 +1,5 @@
-"""Accepting connections, for as long as the listener is open: the one loop of all servers and of the node.
+"""Listeners: what all of them say before their bind, and accepting connections for as long as one is open: the one loop
+of all servers and of the node.
 
 When the process has no descriptor left, ``accept`` fails at once, and goes on failing: the connection stays in the
 backlog, so that the socket stays readable.  Nothing tells when there is a descriptor again.  So the loop waits a moment
@@ -10,12 +11,13 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 import trio
 
-__all__ = ["accept_connections"]
+__all__ = ["accept_connections", "rebind"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -28,6 +30,15 @@ _OF_ONE_CONNECTION: Final = frozenset(
     {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
     | {errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
 )
+
+
+def rebind(listener: trio.socket.SocketType) -> None:
+    """Let a listener, before its bind, have a port of which connections of an earlier listener are still being closed.
+
+    Windows does so unasked, and by SO_REUSEADDR it lets a listener take a port that another program listens on.
+    """
+    if sys.platform != "win32":
+        listener.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
 
 
 async def accept_connections(

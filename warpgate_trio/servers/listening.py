@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from ..ports.accepting import rebind
 from ..sockaddr import TransportAddress, socket_family
 
 __all__ = ["BACKLOG", "bind_places", "listen", "listening_hosts"]
@@ -92,6 +93,6 @@ async def _socket(stack: ExitStack, kind: stdlib.SocketKind, at: TransportAddres
     if sock.family == trio.socket.AF_INET6:
         sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
     if kind == trio.socket.SOCK_STREAM:
-        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+        rebind(sock)
     await sock.bind(at)
     return sock
