@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from tests.identities import ALICE, MALLORY
 from tests.transfers import SMALL_BLOCK, content, make_tree, transfer, umask, wired
 from warpgate_trio.errors import RemoteProtocolError, TransferError, TransferFailed, TransferRefused
 from warpgate_trio.files import Inbox, Reason, look_at, receive_files
+from warpgate_trio.files import area as area_module
 from warpgate_trio.files import folder as folder_module
 from warpgate_trio.files import staging as staging_module
 from warpgate_trio.files.area import AREA, lock_room, try_names
@@ -631,17 +633,82 @@ async def test_a_damaged_block_is_not_written(tmp_path: Path, monkeypatch: pytes
     assert content(into / "tree") == content(root)
 
 
-async def test_what_nobody_goes_on_with_is_removed(tmp_path: Path) -> None:
+@pytest.fixture(params=["posix", "windows"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A system, and one without locks where no file is removed that is open."""
+    if request.param == "windows":
+        monkeypatch.setattr(folder_module, "_BY_DESCRIPTOR", False)
+        monkeypatch.setattr(area_module, "_OPEN_FILES_STAY", True)
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        opened, unlink, locks = folder_module.Folder.open_file, os.unlink, set[int]()
+
+        def open_file(self: folder_module.Folder, name: str, flags: int, mode: int = 0o666) -> int:
+            descriptor = opened(self, name, flags, mode)
+            if name == "lock":
+                locks.add(descriptor)
+            return descriptor
+
+        def is_open(descriptor: int, path: str) -> bool:
+            try:
+                return os.path.samestat(os.fstat(descriptor), os.stat(path))
+            except OSError:
+                return False
+
+        def remove(path: str, **_: Any) -> None:
+            if any(is_open(each, path) for each in locks):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            unlink(path)
+
+        monkeypatch.setattr(folder_module.Folder, "open_file", open_file)
+        monkeypatch.setattr("warpgate_trio.files.folder.os.unlink", remove)
+    return str(request.param)
+
+
+def grow_old(*paths: Path) -> None:
+    for path in paths:
+        os.utime(path, (0, 0))
+
+
+@pytest.mark.usefixtures("system")
+async def test_nothing_is_left_of_what_has_come(tmp_path: Path) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    _, errors, _ = await transfer(look_at([root]), Inbox(into))
+    assert not errors
+    assert os.listdir(into) == ["tree"]
+
+
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("without", ["nothing", "journal", "offer", "lock"])
+async def test_what_nobody_goes_on_with_is_removed(tmp_path: Path, without: str) -> None:
+    """Also what was interrupted while it was begun or removed."""
     root, into = source(tmp_path), tmp_path / "into"
     for seed in (MALLORY, ALICE):
         await transfer(look_at([root]), Inbox(into), 6 * SMALL_BLOCK, sender=peer_id_from_key(seed.public_key))
     rooms = list((into / AREA).iterdir())
     assert len(rooms) == 2
     for room in rooms:
-        for path in (room, room / "journal"):
-            os.utime(path, (0, 0))
+        (room / without).unlink(missing_ok=True)
+        grow_old(*room.iterdir(), room)
+    (into / AREA / "try-1234-a").touch()
+    grow_old(into / AREA / "try-1234-a")
     await transfer(look_at([root / "one.bin"]), Inbox(into))
     assert not (into / AREA).exists()
+
+
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("without", ["nothing", "journal"])
+async def test_an_old_room_that_somebody_has_just_entered_stays(tmp_path: Path, without: str) -> None:
+    root, into = source(tmp_path), tmp_path / "into"
+    await transfer(look_at([root]), Inbox(into), 6 * SMALL_BLOCK)
+    (room,) = (into / AREA).iterdir()
+    (room / without).unlink(missing_ok=True)
+    grow_old(*room.iterdir(), room)
+    before = content(room)
+    with folder_module.Folder.open(room) as folder:
+        lock = lock_room(folder)
+        await transfer(look_at([root / "one.bin"]), Inbox(into), sender=peer_id_from_key(MALLORY.public_key))
+        os.close(lock)
+    assert content(room) == before
 
 
 @pytest.mark.slow("twenty-five rows of transfers")

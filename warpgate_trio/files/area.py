@@ -20,6 +20,7 @@ from .wire import Reason
 
 __all__ = [
     "AREA",
+    "clear_room",
     "good_blocks",
     "lock_room",
     "open_area",
@@ -35,6 +36,9 @@ AREA: Final = ".warpgate-trio"
 """The name of the folder."""
 ABANDONED: Final = 14 * 86400.0
 """Seconds after which what an offer has left is removed, when the next one comes: nobody goes on with it."""
+_LOCK: Final = "lock"
+_OPEN_FILES_STAY: Final = os.name == "nt"
+"""Whether a file that is open cannot be removed."""
 DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -91,12 +95,46 @@ def remove_abandoned(area: Folder, but: str) -> None:
     """Remove what nobody goes on with, `but` the one that is asked for."""
     before = host.current().wall_time() - ABANDONED
     for name in area.names():
-        with suppress(OSError):
+        with suppress(OSError, TransferRefused):  # somebody is in it
             if name != but and area.stat(name).st_mtime < before:
-                with area.subfolder(name) as room:
-                    if room.stat("journal").st_mtime >= before:
-                        continue
-                area.remove(name)
+                _remove_old(area, name, before)
+
+
+def _remove_old(area: Folder, name: str, before: float) -> None:
+    if area.kind(name) != stat.S_IFDIR:
+        area.remove(name)
+        return
+    with area.subfolder(name) as room:
+        if room.kind("journal") is not None and room.stat("journal").st_mtime >= before:
+            return
+        clear_room(room, lock_room(room))
+    area.remove_empty(name, is_folder=True)
+
+
+def clear_room(room: Folder, lock: int) -> None:
+    """Remove all that is in a room that this side has locked, and let go of the lock.
+
+    The lock goes last, so that until then nobody else is in the room.  Where a file that is open cannot be removed, it
+    goes first, and so nothing does while somebody has it open.
+
+    Raises:
+      OSError: something stays.
+    """
+    try:
+        if not _OPEN_FILES_STAY:
+            _clear(room)
+            room.remove(_LOCK)
+    finally:
+        os.close(lock)
+    if _OPEN_FILES_STAY:
+        room.remove(_LOCK)
+        _clear(room)
+
+
+def _clear(room: Folder) -> None:
+    for name in room.names():
+        if name != _LOCK:
+            room.remove(name)
 
 
 def lock_room(room: Folder) -> int:
@@ -106,7 +144,7 @@ def lock_room(room: Folder) -> int:
       TransferRefused: somebody receives into it.
       FileNotFoundError: it is removed by who has received into it.
     """
-    descriptor = room.open_file("lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = room.open_file(_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         import fcntl
     except ImportError:
@@ -119,8 +157,8 @@ def lock_room(room: Folder) -> int:
     except OSError:  # a file system that has none
         pass
     try:
-        if not os.path.samestat(os.fstat(descriptor), room.stat("lock")):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "lock")
+        if not os.path.samestat(os.fstat(descriptor), room.stat(_LOCK)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), _LOCK)
     except OSError:
         os.close(descriptor)
         raise

@@ -27,6 +27,7 @@ import msgspec
 
 from ..errors import TransferFailed, TransferRefused
 from .area import (
+    clear_room,
     good_blocks,
     lock_room,
     open_area,
@@ -366,13 +367,12 @@ class Staging:
         raise TransferFailed(Reason.EXISTS, f"every name like {entry.path!r} is taken", by_peer=False)
 
     def forget(self) -> None:
-        """The sender knows that all is there: remove what is left, but for the lock."""
+        """The sender knows that all is there: remove what is left, the room, and an area that nobody else is in."""
         self._close_journal()
         self._tree.rest()
-        for name in self._room.names():
-            with suppress(OSError):
-                self._room.remove(name)
+        lock, self._lock = self._lock, -1
         with suppress(OSError):  # another one has come in
+            clear_room(self._room, lock)
             os.rmdir(self._room.path)
             os.rmdir(self._room.path.parent)
 
