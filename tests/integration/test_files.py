@@ -21,12 +21,14 @@ from tests import transfers
 from tests.identities import ALICE, MALLORY
 from tests.transfers import SMALL_BLOCK, content, make_tree, transfer, umask, wired
 from warpgate_trio.errors import RemoteProtocolError, TransferError, TransferFailed, TransferRefused
-from warpgate_trio.files import Inbox, Reason, look_at, receive_files
+from warpgate_trio.files import Inbox, Reason, look_at, receive_files, sources
 from warpgate_trio.files import area as area_module
 from warpgate_trio.files import folder as folder_module
 from warpgate_trio.files import staging as staging_module
 from warpgate_trio.files.area import AREA, lock_room, try_names
 from warpgate_trio.files.naming import Destination
+from warpgate_trio.files.tree import Tree
+from warpgate_trio.files.wire import FURTHEST_TIME, Entry, EntryKind
 from warpgate_trio.identity import peer_id_from_key
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -555,6 +557,65 @@ async def test_a_system_without_descriptors_of_folders(tmp_path: Path, monkeypat
     (into / AREA).symlink_to(tmp_path)
     _, errors, _ = await transfer(look_at([root]), Inbox(into))
     assert wrong(errors, TransferRefused).reason == Reason.CANNOT_WRITE
+
+
+@pytest.mark.parametrize("year", [1601, 1822, 1969, 2117, 2200])
+async def test_a_time_that_no_offer_has_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    """What is offered is the nearest one; that the file has changed is seen by its own."""
+    modified = (year - 1970) * 365_242_190 * 86_400_000  # which not every file system can keep
+
+    class Status:
+        """What the system says of a file, but for the time."""
+
+        def __init__(self, status: os.stat_result) -> None:
+            self._status = status
+            self.st_mtime_ns = modified
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._status, name)
+
+    add, identity = sources._Scan.add, sources._identity
+
+    def add_old(self: Any, path: str, name: str, status: Any, **options: bool) -> None:
+        add(self, path, name, Status(status) if stat.S_ISREG(status.st_mode) else status, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources._Scan, "add", add_old)
+        patch.setattr(sources, "_identity", lambda status: (*identity(status)[:3], modified))
+        root, into = source(tmp_path), tmp_path / "into"
+        outgoing = look_at([root])
+        received, errors, _ = await transfer(outgoing, Inbox(into))
+        modified += 1
+        again = look_at([root])
+    assert not errors
+    assert received is not None
+    assert content(into / "tree") == content(root)
+    assert {each.identity[3] for each in outgoing.sources if each is not None} == {modified - 1}
+    nearest = min(max(modified - 1, -FURTHEST_TIME), FURTHEST_TIME)
+    assert {each.modified for each in outgoing.entries if not each.is_folder} == {nearest}
+    assert not set(outgoing.entries[1:]) & {each for each in again.entries if not each.is_folder}
+
+
+@pytest.mark.parametrize("by", ["descriptor", "name"])
+@pytest.mark.parametrize("modified", [-FURTHEST_TIME, -1, FURTHEST_TIME])
+@pytest.mark.parametrize("problem", [None, OSError(errno.EINVAL, "no such year"), OverflowError("no such year")])
+def test_any_time_that_is_offered_can_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, modified: int, problem: Exception | None
+) -> None:
+    utime = os.utime
+
+    def none(*args: Any, **options: Any) -> None:
+        if problem is not None:
+            raise problem
+        utime(*args, **options)
+
+    monkeypatch.setattr("warpgate_trio.files.tree.os.utime", none)
+    monkeypatch.setattr(os, "supports_fd", os.supports_fd | ({none} if by == "descriptor" else set()))
+    with Tree(folder_module.Folder.open(tmp_path)) as tree:
+        tree.finish(Entry("a", EntryKind.FILE, 3, modified), 0)
+    assert (tmp_path / "a").stat().st_size == 3
 
 
 async def test_a_system_that_sets_no_times_by_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from ..nurseries import reason_of
 from .digests import BLOCK, DIGEST_LENGTH, BlockDigest, FileDigest, block_count, block_size, block_start
 from .naming import Destination, judge_names
 from .protocol import completed
-from .wire import MAX_ENTRIES, MAX_FILE, VERSION, Accept, Entry, EntryKind, Offer, Reason
+from .wire import FURTHEST_TIME, MAX_ENTRIES, MAX_FILE, VERSION, Accept, Entry, EntryKind, Offer, Reason
 
 __all__ = ["Ended", "Outgoing", "ReadBlock", "Reading", "Skipped", "look_at"]
 
@@ -160,8 +160,10 @@ class _Scan:
             self._add_all(path, name)
             return
         kind = EntryKind.EXECUTABLE if status.st_mode & 0o100 and os.name == "posix" else EntryKind.FILE
-        version = (status.st_ino & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")
-        self.entries.append(Entry(name, kind, status.st_size, status.st_mtime_ns, version))
+        modified = min(max(status.st_mtime_ns, -FURTHEST_TIME), FURTHEST_TIME)
+        beyond = status.st_mtime_ns - modified  # tells changes apart that have the same `modified`
+        version = ((status.st_ino ^ beyond) & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")
+        self.entries.append(Entry(name, kind, status.st_size, modified, version))
         self.sources.append(_Source(path, _identity(status)))
 
     def _add_all(self, path: str, name: str) -> None:

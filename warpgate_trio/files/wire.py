@@ -29,6 +29,7 @@ from .digests import BLOCK, DIGEST_LENGTH
 from .naming import MAX_PATH
 
 __all__ = [
+    "FURTHEST_TIME",
     "MAX_BYTES",
     "MAX_ENTRIES",
     "MAX_FILE",
@@ -62,6 +63,8 @@ MAX_ENTRIES: Final = 200_000
 """Files and folders of one offer: 60 MB of memory where their names are of usual length; who has more packs them."""
 MAX_NAMES: Final = 32 * 1024 * 1024
 """Bytes of all paths of an offer: 160 for each entry."""
+FURTHEST_TIME: Final = 1 << 62
+"""Nanoseconds from 1970 to the last change of a file, either way: the years 1823 to 2116."""
 MAX_FILE: Final = 1 << 42
 """Bytes of one file: 4 TiB, whose blocks' checksums are 64 MiB."""
 MAX_BYTES: Final = 1 << 50
@@ -139,14 +142,14 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     Attributes:
       path: below the destination, components between ``/``.
       size: bytes; 0 of a folder.
-      modified: nanoseconds since 1970; 0 of a folder.
+      modified: nanoseconds since 1970, or the nearest that there is to them; 0 of a folder.
       version: what is another one where the sender's file was changed or replaced.
     """
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
     kind: EntryKind
     size: Annotated[int, Meta(ge=0, le=MAX_FILE)] = 0
-    modified: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)] = 0
+    modified: Annotated[int, Meta(ge=-FURTHEST_TIME, le=FURTHEST_TIME)] = 0
     version: Annotated[bytes, Meta(max_length=8)] = b""
 
     @property
