@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -352,6 +353,44 @@ def test_a_broken_file_is_one_sentence_and_stays(file: Path, text: str, problem:
     with pytest.raises(ContactsFileError):
         Contacts(file, {}, None).add("carol", CAROL.peer_id)
     assert file.read_text() == text
+
+
+VALUES = [
+    '""',
+    '"a text"',
+    "3",
+    "0x" + "f" * 5000,
+    "1.5",
+    "nan",
+    "true",
+    "2026-11-30T08:00:00Z",
+    "2026-11-30",
+    "08:00:00",
+    "[]",
+    '["call"]',
+    "[[1], [2]]",
+    "{}",
+    '{ call = "call" }',
+]
+"""One of each type of TOML, and of some two."""
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("key", ["version", "contact", "name", "peer", "address", "added", "how", "seen", "later"])
+def test_a_value_of_any_type_is_a_contact_or_one_error(key: str, value: str) -> None:
+    """And what was read can be written, and read again."""
+    line = f"{key} = {value}\n"
+    if key == "version":
+        text = GOOD.replace("version = 1\n", line)
+    elif key == "contact":
+        text = f"version = 1\n{line}"
+    else:
+        text = "".join(each for each in GOOD.splitlines(True) if not each.startswith(key)) + line
+    found: dict[str, Contact] = {}
+    with suppress(ContactsFileError):
+        found = read_contacts(text, where="here")
+    again = read_contacts(write_contacts(found.values()).decode(), where="here")
+    assert list(map(repr, again.values())) == list(map(repr, found.values()))  # a nan is not itself
 
 
 def test_what_could_not_be_written_again_is_not_read() -> None:

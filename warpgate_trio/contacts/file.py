@@ -52,6 +52,7 @@ def read_contacts(text: str, *, where: str) -> dict[str, Contact]:
     try:
         text.encode()  # what no file of text holds could be kept, and not be written
         content = tomllib.loads(text.removeprefix("\ufeff"))
+        repr(content)  # a hexadecimal number may have too many digits to be shown, or written
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
         raise ContactsFileError(f"{where}: {error}") from error  # tomllib names line and column
     lines = _Lines(text, where)
@@ -123,7 +124,7 @@ def _read_contact(table: dict[str, object], number: int, lines: _Lines) -> Conta
             raise lines.problem(number, "address", f"the address of {name!r} is that of {found.peer_id}")
     if not isinstance(added, datetime):
         raise lines.problem(number, "added", f"when {name!r} was added is no date and time")
-    if how not in {each.value for each in How}:
+    if not isinstance(how, str) or how not in {each.value for each in How}:
         known = ", ".join(each.value for each in How)
         raise lines.problem(number, "how", f"how {name!r} came here is {_shown(how)}; there are {known}")
     if seen is not None and (not isinstance(seen, int) or isinstance(seen, bool) or not 0 <= seen <= _LATEST):
