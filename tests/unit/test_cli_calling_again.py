@@ -104,6 +104,34 @@ async def test_a_port_that_the_peer_never_had_or_may_not_have_ends_it(
     assert caught.value is last
 
 
+@pytest.mark.parametrize("when", ["asked", "joined"])
+async def test_a_pipe_that_breaks_ends_stdio_by_exit_code_4(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Also where it breaks before the peer has answered."""
+
+    async def broken(*_: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        raise trio.BrokenResourceError("the peer ended the pipe without an answer")
+
+    async def opened(*_: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        return a_pipe()
+
+    monkeypatch.setattr("warpgate_trio.forwarding.open_target", broken if when == "asked" else opened)
+    monkeypatch.setattr("warpgate_trio.cli.stdio.join", broken)
+    made = _Forwarding(
+        Settings(quiet=True),
+        peer=PEER,
+        near=None,
+        far=Target("127.0.0.1", 22),
+        reverse=False,
+        phases=None,
+        timeout=None,
+    )
+    with pytest.raises(CommandFailed, match="without an answer") as caught:
+        await made._join(cast("Any", a_pipe()))
+    assert caught.value.code == ExitCode.BROKEN
+
+
 @pytest.mark.parametrize("away", AWAY)
 @pytest.mark.parametrize("reached", [False, True])
 @pytest.mark.usefixtures("jumping_clock")

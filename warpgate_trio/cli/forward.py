@@ -180,12 +180,12 @@ class _Forwarding:
         from ..forwarding import open_target
         from .stdio import StandardOutput, join, open_standard_input, wait_delivered
 
-        async with pipe, await open_target(pipe, self._far) as further, open_standard_input() as source:
-            try:
+        try:
+            async with pipe, await open_target(pipe, self._far) as further, open_standard_input() as source:
                 await join(further, source, StandardOutput())
                 await wait_delivered(further)
-            except trio.BrokenResourceError as error:
-                raise CommandFailed(ExitCode.BROKEN, str(error)) from error
+        except trio.BrokenResourceError as error:
+            raise CommandFailed(ExitCode.BROKEN, str(error)) from error
 
     async def _serve(
         self, node: Node, peer: Callee, config: NodeConfig, pipe: Pipe, listeners: list[trio.SocketListener]
