@@ -183,3 +183,4 @@ async def test_without_a_server_it_is_told() -> None:
         done = await ran(*words)
         assert done.process.returncode == 1
         assert "no server is configured" in done.stderr_text
+        assert "the file that `warpgate-trio serve` printed, by --config or WARPGATE_CONFIG" in done.stderr_text

@@ -572,6 +572,46 @@ def test_a_peer_that_is_nobody_is_2(text: str, said: str, capfd: Capture) -> Non
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["connect", "7-guitar-orbit"],
+        ["ping", "7-guitar-orbit"],
+        ["forward", "2222", "7-guitar-orbit:22"],
+        ["forward", "--stdio", "7-guitar-orbit:22"],
+        ["send", __file__, "--to", "7-guitar-orbit"],
+        ["listen", "7-guitar-orbit"],
+        ["listen", "--allow", "7-guitar-orbit"],
+        ["receive", "7-guitar-orbit"],
+        ["receive", "--allow-any", "7-guitar-orbit"],
+    ],
+)
+def test_a_code_where_none_is_read_is_told_where_it_belongs(words: list[str], capfd: Capture) -> None:
+    assert call([*words, "--ephemeral"]) == 2
+    assert "'7-guitar-orbit' looks like a code: give it by --code, to connect or receive" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["receive", "7", "guitar", "orbit"], "'7 guitar orbit' looks like a code"),
+        (["receive", "files"], "unexpected extra argument (files)"),
+        (["receive", "7-guitar"], "unexpected extra argument (7-guitar)"),
+        (["connect", "7-guitar"], "'7-guitar' is no name"),
+        (["connect", "192.0.2.7"], "'192.0.2.7' is no name"),
+    ],
+)
+def test_what_else_is_typed_there_is_told_as_it_is(words: list[str], said: str, capfd: Capture) -> None:
+    assert call([*words, "--ephemeral"]) == 2
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["bob", "--code", "7-guitar-orbit"]])
+def test_connect_wants_a_peer_or_a_code(words: list[str], capfd: Capture) -> None:
+    assert call(["connect", *words]) == 2
+    assert "give either PEER or --code CODE" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ('[servers]\nwebsockets = ["ws://a"]\n', "the nearest known one is servers.websocket"),

@@ -87,7 +87,7 @@ def connect(
     if plugin is not None and phases is not None:
         raise click.UsageError("--plugin names one technique, --phases chooses among many: give one of them")
     if (peer is None) == (code is None):
-        raise click.UsageError("say whom to call: PEER, or --code CODE, of which there is one")
+        raise click.UsageError("give either PEER or --code CODE")
     from ..errors import AddressError, ConfigError, ContactError, PairingError, PeerIdError, PeerNotFound
     from .runner import run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ __all__ = [
     "ExitCode",
     "OutputClosed",
     "UsageProblem",
+    "code_hint",
     "exit_code_of_verdict",
     "explain",
     "output_error",
@@ -78,6 +80,17 @@ def _full_disk(error: BaseException | None) -> OSError | None:
     return None
 
 
+_LIKE_A_CODE: Final = re.compile(r"[0-9]{1,5}(?:[ _-]+[A-Za-z]+){2}")
+_EXTRA: Final = re.compile(r"unexpected extra arguments? \(([^()]{1,100})\)")
+
+
+def code_hint(text: str) -> str | None:
+    """What to say to who has typed a pairing code where none is read; None where it does not look like one."""
+    if not _LIKE_A_CODE.fullmatch(text):
+        return None
+    return f"{text!r} looks like a code: give it by --code, to connect or receive"
+
+
 _REFUSALS: Final = frozenset({"refused", "not_accepting", "busy"})
 
 
@@ -114,7 +127,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         return ExitCode.BROKEN, str(output_error(full))
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx is not None else "warpgate-trio"
-        return ExitCode.USAGE, f"{_sentence(error.format_message())}; see {where} --help"
+        return ExitCode.USAGE, f"{_usage_sentence(error.format_message())}; see {where} --help"
     if isinstance(error, click.ClickException):
         return ExitCode.USAGE, error.format_message()
     if isinstance(error, AddressError):
@@ -146,5 +159,6 @@ def _no_pipe(error: ConnectError) -> str:
     return f"no pipe to {error.report.peer[:8]}… ({error.verdict.value}). {error.advice}"
 
 
-def _sentence(text: str) -> str:
-    return text.removesuffix(".")
+def _usage_sentence(text: str) -> str:
+    extra = _EXTRA.search(text)
+    return (extra and code_hint(extra[1])) or text.removesuffix(".")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 import click
@@ -101,9 +101,10 @@ class CodePairing:
         """
         from .events import CodePaired, encode
 
-        async with node.offer_code(on_paired=self.friends.add) as offer:
-            await self._show(offer, output)
-            paired = await offer.wait_paired()
+        with _no_server_is_told(node):
+            async with node.offer_code(on_paired=self.friends.add) as offer:
+                await self._show(offer, output)
+                paired = await offer.wait_paired()
         self._settings.say(f"paired with {paired.peer_id}")
         if self._settings.json:
             await output.write(encode(CodePaired(peer=paired.peer_id, address=str(paired.address))))
@@ -172,7 +173,8 @@ async def paired_node(
                 with trio.move_on_after(PUBLISHED_PATIENCE):
                     await node.wait_published()  # so that the peer learns all that it needs to call us
             try:
-                paired = await node.accept_code(code)
+                with _no_server_is_told(node):
+                    paired = await node.accept_code(code)
             except CodeRefused as refused:
                 if refused.outcome == Outcome.OWN_KEY and number < len(identities):
                     logger.info("that peer has this user's default key: this call has an identity of its own")
@@ -183,6 +185,21 @@ async def paired_node(
                 _keep(settings, save, paired, contacts)
             yield node, find_callee(str(paired.address), contacts)
             return
+
+
+@contextmanager
+def _no_server_is_told(node: Node) -> Generator[None]:
+    """Around pairing: where no server is configured it is said how one is."""
+    from ..errors import PairingUnavailable
+
+    try:
+        yield
+    except PairingUnavailable as error:
+        if node.signal_servers:
+            raise
+        raise PairingUnavailable(
+            f"{error}: name the file that `warpgate-trio serve` printed, by --config or WARPGATE_CONFIG"
+        ) from error
 
 
 def _contacts_for(name: str) -> Contacts:

@@ -22,11 +22,16 @@ def find_peer(settings: Settings, text: str) -> tuple[Callee, Contacts | None]:
       ContactsFileError: a name, and the contacts cannot be read.
     """
     from ..contacts import Contacts, find_callee
-    from ..errors import ContactUnknown
+    from ..errors import ContactNameError, ContactUnknown
+    from .exits import code_hint
 
     contacts = usable_contacts(settings)
     try:
         return find_callee(text, contacts), contacts
+    except ContactNameError as error:
+        if (hint := code_hint(text)) is None:
+            raise
+        raise ContactNameError(hint) from error
     except ContactUnknown:
         if contacts is None:
             Contacts.load()  # says why they cannot be used
