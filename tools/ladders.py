@@ -136,9 +136,8 @@ async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
                 await pipe.send_all(await pipe.receive_some())
                 await pipe.receive_some()
 
-        async def keep() -> None:
+        async def keep(seen: int) -> None:
             """The trace keeps the last entries alone, and a spray has many."""
-            seen = net.trace.total
             while True:
                 latest = net.trace.latest()
                 new, seen = net.trace.total - seen, net.trace.total
@@ -147,7 +146,7 @@ async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
 
         with net.hosts["bob"]:
             nursery.start_soon(echo)
-        nursery.start_soon(keep)
+        nursery.start_soon(keep, net.trace.total)  # a call may send before that has its first turn
         pipe: Pipe = await nodes.alice.auto_connect(nodes.bob.address, relay_first=scene.upgrade)
         async with pipe:
             await pipe.send_all(b"x")

@@ -33,8 +33,9 @@ from ..nurseries import open_background_nursery, open_bare_nursery
 from ..plugin import PHASES as ALL_PHASES
 from ..signal.core import OWNER, AddressUpdate
 from ..walk.attempt import EXPECTED
+from ..walk.home import WalkHome
 from ..walk.session import Reach
-from ..walk.walk import Walk, WalkHome
+from ..walk.walk import Walk
 from .leaving import keep_off
 from .search_turns import SearchTurns
 from .upgrade_schedule import UpgradeSchedule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -19,6 +19,7 @@ Work = Callable[[], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class _Running:
     since: float
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
 
@@ -33,33 +34,43 @@ class Beside:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._combos: dict[Combo, _Running] = {}
-        self._refreshed: trio.Event | None = None
+        self._question: _Running | None = None
 
     def start(self, combo: Combo, run: Work) -> trio.Event:
         """Run a combo from now on; the event tells its end."""
-        running = self._combos[combo] = _Running(trio.current_time())
-        self._start(run, running.ended)
+        running = self._combos[combo] = self._start(run)
         return running.ended
+
+    async def end(self, combos: Iterable[Combo]) -> None:
+        """Cancel some of the combos, and wait until they have ended."""
+        running = [self._combos[combo] for combo in combos]
+        for each in running:
+            each.scope.cancel(reason="no phase follows theirs")
+        for each in running:
+            await each.ended.wait()
 
     def refresh(self, ask: Work) -> None:
         """Ask where the peer is, if nobody does so now."""
-        if self._refreshed is None or self._refreshed.is_set():
-            self._refreshed = trio.Event()
-            self._start(ask, self._refreshed)
+        if self._question is None or self._question.ended.is_set():
+            self._question = self._start(ask)
 
-    def _start(self, work: Work, ended: trio.Event) -> None:
+    def _start(self, work: Work) -> _Running:
+        running = _Running(trio.current_time())
+
         async def run() -> None:
             try:
-                await work()
+                with running.scope:
+                    await work()
             finally:
-                ended.set()
+                running.ended.set()
 
         self._nursery.start_soon(run)
+        return running
 
     async def wait_refreshed(self) -> None:
         """Wait until the peer has told where it is, and what that has added is under way; or until it will not."""
-        if self._refreshed is not None:
-            await self._refreshed.wait()
+        if self._question is not None:
+            await self._question.ended.wait()
 
     async def wait_ended(self, *, likely: float, elsewhere: float) -> None:
         """Wait for the combos, for so many seconds from the start of each."""

@@ -45,9 +45,12 @@ class Plan:
             self._recorder.planned(combo)
 
     def add_new(self, combos: Iterable[Combo]) -> list[Combo]:
-        """What of a new plan is not in this one; it is from now on."""
-        tried = {combo.aim for combo in self._combos}
-        new = [combo for combo in combos if combo.aim not in tried]
+        """What joins this plan of one with a newer address of the peer, which judges what is hopeless here anew."""
+        known = {combo.aim: combo for combo in self._combos}
+        new = [each for each in combos if (old := known.get(each.aim)) is None or (old.hopeless and each != old)]
+        for combo in new:
+            if combo.aim in known:
+                self._combos.remove(known[combo.aim])
         self.add(new)
         return new
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import final
 
 import msgspec
@@ -128,10 +128,18 @@ class Recorder:
             verdict=verdict,
             advice=advise(verdict, known),
             elapsed_ms=self._ms(now),
-            combos=tuple(self._rows.values()),
+            combos=tuple(self._told_rows()),
             notes=tuple(self._notes),
             lacks=tuple(lacks),
             known=tuple(each for each in Known if each in known),
             signals=signals,
             peer_nats=tuple(peer_nats),
         )
+
+    def _told_rows(self) -> Iterator[ComboReport]:
+        """Each combo; what was hopeless, and was tried or judged anew since, only as that."""
+        latest = {combo.aim: combo for combo in self._rows}
+        worth = {combo.aim for combo, row in self._rows.items() if row.outcome is not Outcome.HOPELESS}
+        for combo, row in self._rows.items():
+            if row.outcome is not Outcome.HOPELESS or (latest[combo.aim] is combo and combo.aim not in worth):
+                yield row

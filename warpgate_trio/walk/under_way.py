@@ -41,6 +41,15 @@ class UnderWay:
             self._combos.remove(combo)
             self._changed.unpark_all()
 
+    async def wait_none(self, is_meant: Callable[[Combo], bool]) -> None:
+        """Return when none of those that are meant is under way."""
+        while any(map(is_meant, self._combos)):
+            await self._changed.park()
+
+    def look_again(self) -> None:
+        """Which ones are meant may have changed."""
+        self._changed.unpark_all()
+
     async def wait_turn(self, combo: Combo) -> None:
         """Pacing, see `Combo.delay`; a relay's server need not wait where none before it is under way any more."""
         if combo.server is None:
@@ -66,5 +75,4 @@ class UnderWay:
 
     async def _wait_ended(self, is_meant: Callable[[Combo], bool], seconds: float) -> None:
         with trio.move_on_after(seconds):
-            while any(map(is_meant, self._combos)):
-                await self._changed.park()
+            await self.wait_none(is_meant)

@@ -20,9 +20,8 @@ import logging
 import math
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, Protocol, final
+from typing import Final, final
 
 import trio
 
@@ -36,17 +35,18 @@ from ..nurseries import leaves, open_background_nursery, open_bare_nursery
 from ..report import ConnectReport, Known, Outcome, Verdict, WalkEvent
 from ..signal import Cancel
 from ..signal.core import OWNER
-from .attempt import EXPECTED, AttemptHome, Factory
+from .attempt import EXPECTED, Factory
 from .beside import Beside
 from .calling import CallingAttempt
+from .home import WalkHome
 from .phases import PHASE_TABLE, phase_budget
 from .plan import Plan
 from .recorder import Recorder
 from .session import Reach, Session
 from .under_way import UnderWay
-from .verdicts import ThisSide, Unresolved, decide_verdict, describe_nats, find_barriers, take_stock
+from .verdicts import decide_verdict, describe_nats, find_barriers, take_stock
 
-__all__ = ["Walk", "WalkHome"]
+__all__ = ["Walk"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -54,41 +54,6 @@ MAX_SESSIONS_OF_A_CALL: Final = 4
 """Sessions of one call: a new one follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
 REFRESH_DELAY: Final = 0.1
 """Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
-
-
-class WalkHome(AttemptHome, Protocol):
-    """What a walk needs of its node."""
-
-    @property
-    def strict(self) -> bool:
-        """Whether a plugin's unexpected exception ends the walk and reaches the caller."""
-
-    def call(self) -> AbstractContextManager[None]:
-        """The time of a call, which ends with the node; raises `trio.ClosedResourceError`."""
-
-    def plan(
-        self,
-        peer: PeerAddress,
-        plugins: Sequence[str],
-        afs: Collection[int] | None = None,
-        route_types: Collection[RouteType] | None = None,
-    ) -> Sequence[Combo]:
-        """The valid combos of these plugins with a peer."""
-
-    async def wait_signals(self) -> None:
-        """Wait until a signal server is connected; `SignalUnavailable` when there is none to wait for."""
-
-    def has_signals(self) -> bool:
-        """Whether a signal server is connected."""
-
-    def this_side(self) -> ThisSide:
-        """What this side has of what a walk may need."""
-
-    def unresolved(self) -> Unresolved:
-        """The names of servers that DNS does not resolve now."""
-
-    def count_walk(self, verdict: Verdict) -> None:
-        """A walk has ended so."""
 
 
 @final
@@ -181,7 +146,7 @@ class Walk:
         self._relays: dict[Combo, trio.Event] = {}  # that have begun before their phase, and when they end
         self._relays_turn = trio.Event()  # their phase has begun
         self._under_way = UnderWay()
-        self._is_refreshed = False
+        self._refreshed = trio.Event()
 
     async def run(self, *, deadline: float) -> Pipe:
         """Plan, and take the phases until one gives a Pipe, by a deadline on Trio's clock.
@@ -265,7 +230,7 @@ class Walk:
                         # So that a relayed address is one round trip away when it is wanted.
                         nursery.start_soon(self._home.view.relays.prime)
                     if self._reach.relay_first:
-                        self._begin_relays(beside)
+                        self._begin_relays(self._plan.of_phase("relay"), beside)
                     for phase in self._phases:
                         await self._run_phase(phase, beside)
                         if session.decided:
@@ -347,9 +312,8 @@ class Walk:
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
-    def _begin_relays(self, beside: Beside) -> None:
+    def _begin_relays(self, relays: Sequence[Combo], beside: Beside) -> None:
         """Their phase waits for them, and tries those again that have failed by then."""
-        relays = self._plan.of_phase("relay")
         self._under_way.begin(relays)
         for combo in relays:
             self._relays[combo] = beside.start(combo, partial(self._run_combo, combo))
@@ -387,16 +351,21 @@ class Walk:
             return max(own, delay + phase_budget(rule.repeats, view.budgets, rtt))
 
         combos = [*chosen, *again]
-        follows = self._plan.something_follows(phase)
+        follows = partial(self._plan.something_follows, phase)
         if self._ceiling is not None:
             await self._run_combos(phase, combos, self._ceiling, beside, follows=follows)
-        elif view.signal_rtt is None and (follows or self._hurried):
-            async with open_background_nursery() as watching:
+            return
+        cold, followed = view.signal_rtt is None, follows()
+        # Where nothing comes after it, there is nothing worth hurrying for.
+        budget = lasts() if followed else max(lasts(), view.budgets.signal)
+        async with open_background_nursery() as watching:
+            if cold and (followed or self._hurried):
                 watching.start_soon(self._shorten_phase, lasts)
-                await self._run_combos(phase, combos, math.inf if self._hurried else lasts(), beside, follows=follows)
-        else:  # where nothing comes after it, there is nothing worth hurrying for
-            budget = lasts() if follows else max(lasts(), view.budgets.signal)
-            await self._run_combos(phase, combos, budget, beside, follows=follows)
+            if not followed:
+                watching.start_soon(self._make_room, follows, lasts)
+            await self._run_combos(
+                phase, combos, math.inf if cold and self._hurried else budget, beside, follows=follows
+            )
 
     async def _shorten_phase(self, lasts: Callable[[], float]) -> None:
         """A node that was just opened learns in mid-phase how far its signals go, and a little later how its NAT gives
@@ -409,6 +378,13 @@ class Walk:
         self._session.clock.shorten(lasts())
         await self._home.view.nat.wait_looked("udp", 4)
         self._session.clock.shorten(lasts())
+
+    async def _make_room(self, follows: Callable[[], bool], lasts: Callable[[], float]) -> None:
+        """The phase was the last one; it is not where the address that the peer tells has more to try after it."""
+        began = trio.current_time()
+        await self._refreshed.wait()
+        if follows():
+            self._session.clock.shorten(began + lasts() - trio.current_time())
 
     async def _last_round(self, beside: Beside) -> None:
         """Every hopeless combo once: a profile can be wrong, and there is nothing left to lose.
@@ -428,32 +404,44 @@ class Walk:
             pass
 
     async def _run_combos(
-        self, phase: str | None, combos: Sequence[Combo], budget: float, beside: Beside, *, follows: bool = False
+        self,
+        phase: str | None,
+        combos: Sequence[Combo],
+        budget: float,
+        beside: Beside,
+        *,
+        follows: Callable[[], bool] = lambda: False,
     ) -> None:
         """One nursery, every combo a child task; ends with the last of them, with the first Pipe, or with the budget.
 
-        Where another phase `follows`, combos that outlast this one run beside it, and the nursery waits for the likely
-        ones.
+        Combos that outlast the phase where another one `follows` run beside it; the likely ones are waited for.
         """
         self._recorder.phase(phase or "last round", trio.current_time())
         begun = {combo: ended for combo, ended in self._relays.items() if combo in combos and not ended.is_set()}
         self._under_way.begin(combo for combo in combos if combo not in begun)
+        outlasting = [
+            combo
+            for combo in combos
+            if PHASE_TABLE[combo.phase].goes_on and (combo.elsewhere or combo.likely or self._hurried)
+        ]
+
+        def holds(combo: Combo) -> bool:
+            return combo in outlasting and not (follows() and (combo.elsewhere or self._hurried))
+
         with self._session.clock.phase(budget):
             async with open_bare_nursery() as nursery:
                 for combo in combos:
                     if combo in begun:
                         nursery.start_soon(begun[combo].wait)
-                        continue
-                    goes_on = PHASE_TABLE[combo.phase].goes_on
-                    outlasts = goes_on and (combo.elsewhere or combo.likely or self._hurried)
-                    if not follows or not outlasts:
+                    elif combo in outlasting:
+                        beside.start(combo, partial(self._run_combo, combo))
+                    else:
                         nursery.start_soon(self._run_combo, combo)
-                        continue
-                    ended = beside.start(combo, partial(self._run_combo, combo))
-                    if not combo.elsewhere and not self._hurried:
-                        nursery.start_soon(ended.wait)
-                if self._refresh is not None and not self._is_refreshed:
+                nursery.start_soon(self._under_way.wait_none, holds)
+                if self._refresh is not None and not self._refreshed.is_set():
                     beside.refresh(partial(self._refresh_address, self._refresh, beside))
+        if not follows():
+            await beside.end(outlasting)
 
     async def _refresh_address(self, ask: Callable[[PeerAddress], Awaitable[PeerAddress]], beside: Beside) -> None:
         """A walk that takes a while may be on its way to where the peer was: ask where it is, and go there too."""
@@ -464,15 +452,23 @@ class Walk:
         except EXPECTED as error:
             logger.debug("the address could not be refreshed: %s", error)
             return
-        self._is_refreshed = session.evidence.answered = True
-        if fresh == session.peer:
-            return
-        session.peer = fresh
-        self._note("the peer's address was old; it told us the present one")
-        for combo in self._plan.add_new(self._plan_with(fresh)):
-            if combo.phase in self._begun and not combo.hopeless:
-                self._under_way.begin([combo])
-                beside.start(combo, partial(self._run_combo, combo))
+        session.evidence.answered = True
+        if fresh != session.peer:
+            session.peer = fresh
+            self._note("the peer's address was old; it told us the present one")
+            self._join(self._plan.add_new(self._plan_with(fresh)), beside)
+        self._refreshed.set()
+
+    def _join(self, combos: Sequence[Combo], beside: Beside) -> None:
+        """What has come to the plan begins now where its phase has, and waits for that otherwise."""
+        worth = [combo for combo in combos if not combo.hopeless]
+        begun = [combo for combo in worth if combo.phase in self._begun]
+        self._under_way.begin(begun)
+        for combo in begun:
+            beside.start(combo, partial(self._run_combo, combo))
+        if self._reach.relay_first and "relay" not in self._begun:
+            self._begin_relays([combo for combo in worth if combo.phase == "relay"], beside)
+        self._under_way.look_again()
 
     async def _run_combo(self, combo: Combo) -> None:
         with self._under_way.until_ended(combo):
