@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import trio
 import trio.testing
 
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB, CAROL
+from tests.links import link_of
 from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
 from tests.sim.walks import RTT, in_world
 from tests.waiting import wait_until
 from warpgate_strategies.fan_out import STAGGER
-from warpgate_trio import ConnectError, Node, PeerAddress, Pipe, Verdict, anyone
+from warpgate_trio import ConnectError, Node, PathCause, PeerAddress, Pipe, RouteType, Verdict, anyone
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.config import Budgets
 from warpgate_trio.errors import AddressExpired, AttemptFailed, SignalUnavailable
@@ -206,6 +209,53 @@ async def test_the_auxiliary_plugins_are_in_no_walk() -> None:
         async with await both.alice.auto_connect(both.bob.address) as pipe:
             assert pipe.report is not None
             assert not {combo.plugin for combo in pipe.report.combos} & {"get_addr", "return_addr", "fan_out"}
+
+
+@pytest.mark.parametrize("af", [4, 6])
+async def test_fan_out_tries_the_pinned_family_and_route_alone(af: Literal[4, 6]) -> None:
+    async with pair() as both:
+        for plugin in ("direct_connect", ["direct_connect"], ["reverse_connect", "direct_connect"]):
+            async with await both.alice.connect(both.bob.address, plugin=plugin, af=af) as pipe:
+                assert pipe.path.af == af
+        with pytest.raises(ConnectError):
+            await both.alice.connect(both.bob.address, plugin=["direct_connect"], route_type=RouteType.EXT_BIND)
+
+
+@pytest.mark.parametrize("plugins", [["reverse_connect"], ["direct_connect"]])
+async def test_a_lost_path_of_fan_outs_is_searched_for_by_the_same_plugins(plugins: list[str]) -> None:
+    async with pair() as both:
+        ours = await both.alice.connect(both.bob.address, plugin=plugins, af=4)
+        theirs = await both.bob.listener.accept()
+        async with ours, theirs:
+            await theirs.send_all(b"!")
+            assert await ours.receive_some() == b"!"
+            link_of(ours).carrier.close_nowait()
+            async for change in ours.path_changes():
+                if change.cause is PathCause.FOUND:
+                    break
+            assert (ours.path.phase, ours.path.plugin, ours.path.af) == ("direct", plugins[0], 4)
+
+
+@pytest.mark.slow("a call and a search in a world with NATs")
+@pytest.mark.parametrize("plugins", [["udp_punch"], ["tcp_punch", "udp_punch"]])
+def test_a_lost_path_between_nats_too(plugins: list[str]) -> None:
+    """And nothing better than it is ever looked for by others."""
+
+    async def main(nodes: NodePair) -> None:
+        async with await nodes.alice.connect(nodes.bob.address, plugin=plugins) as pipe:
+            await pipe.send_all(b"!")
+            assert await pipe.receive_some() == b"!"
+            link_of(pipe).carrier.close_nowait()
+            async for change in pipe.path_changes():
+                if change.cause is PathCause.FOUND:
+                    break
+            assert pipe.path.plugin in plugins
+            for _ in range(60):
+                await pipe.send_all(b"!")
+                await trio.sleep(1.0)
+            assert pipe.path_log[-1] is change
+
+    in_world(main)
 
 
 async def test_fan_out_that_fails_says_why() -> None:

@@ -31,6 +31,7 @@ from ..plugin import PHASES, Phase, Plugin, PluginStatus, load_plugins
 from ..plugin.registry import status_of
 from ..report import WalkEvent
 from ..signal import ServerStatus
+from ..walk.session import Reach
 from ..walk.walk import Walk
 from .admission import Authorize, check_authorize
 from .listener import PipeListener
@@ -324,11 +325,11 @@ class Node:
         dead_after: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
-        """Connect with one named plugin, and nothing else .
+        """Connect with one named plugin, or with several, and nothing else.
 
         Args:
           plugin: its name; or several names, which are raced by `fan_out`.
-          af, route_type: pin these too; None tries what the pair has.
+          af, route_type: pin these too, for each of the plugins; None tries what the pair has.
           timeout: seconds; None stands for the plugin's own ceiling, and ``budgets.total`` more for the peer's answer.
 
         Raises as `auto_connect`.
@@ -341,14 +342,16 @@ class Node:
                 raise ValueError(f"this node has no plugin {each!r}")
         kind, maker = self._runtime.factories[name]
         factory: Callable[..., Plugin] = maker
+        afs, route_types = None if af is None else (af,), None if route_type is None else (route_type,)
         walk = Walk(
             self._runtime.home,
             address,
             plugins=[name],
             phases=[kind.phase],
-            afs=None if af is None else [af],
-            route_types=None if route_type is None else [route_type],
+            afs=afs,
+            route_types=route_types,
             factories={} if candidates is None else {name: partial(factory, candidates=candidates)},
+            reach=None if candidates is None else self._reach_of(candidates, afs, route_types),
             ceiling=kind.timeout,
             early_data=early_data,
             dead_after=dead_after,
@@ -360,6 +363,14 @@ class Node:
         return pipe
 
     # -- the walk ----------------------------------------------------------------------------------------------------
+
+    def _reach_of(
+        self, plugins: tuple[str, ...], afs: tuple[int, ...] | None, route_types: tuple[RouteType, ...] | None
+    ) -> Reach:
+        """What a race of these may be searched for by later: each in its phase."""
+        own = {self._runtime.factories[name][0].phase for name in plugins}
+        phases = tuple(phase for phase in (*PHASES, None) if phase in own)
+        return Reach(plugins=plugins, phases=phases, afs=afs, route_types=route_types)
 
     async def _current_address(self, peer: PeerAddress | str, deadline: float) -> PeerAddress:
         """See `Finder.find`."""

@@ -260,7 +260,8 @@ class Plugin(ABC):
     """The same, under the name that it had in the first releases."""
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
-        """Run other plugins towards the peer, every valid combo of theirs, and return the first proven Link.
+        """Run other plugins towards the peer, every valid combo of theirs that the call allows, and return the first
+        proven Link.
 
         Args:
           plugins: their names, in the order in which they start.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ import trio
 
 from ..address import PeerAddress
 from ..carrier import Carrier
-from ..combos import Combo, JudgedPath
+from ..combos import Combo, JudgedPath, RouteType
 from ..errors import (
     AttemptFailed,
     CarrierError,
@@ -85,7 +85,13 @@ class AttemptHome(Protocol):
           reach: where further carriers may be sought for it; None: where the peer's call did not say.
         """
 
-    def plan(self, peer: PeerAddress, plugins: Sequence[str]) -> Sequence[Combo]:
+    def plan(
+        self,
+        peer: PeerAddress,
+        plugins: Sequence[str],
+        afs: Collection[int] | None = None,
+        route_types: Collection[RouteType] | None = None,
+    ) -> Sequence[Combo]:
         """The valid combos of these plugins with a peer."""
 
     async def circuit(self, server: str) -> Circuit:

@@ -192,9 +192,11 @@ class CallingAttempt(Attempt):
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
         """See `Plugin.race`."""
+        reach = self._session.reach  # None where a node asks, and makes no path
+        allowed = (None, None) if reach is None else (reach.afs, reach.route_types)
         combos = [
             (combo, combo.delay + stagger * plugins.index(combo.plugin))
-            for combo in self._home.plan(self.peer, plugins)
+            for combo in self._home.plan(self.peer, plugins, *allowed)
         ]
         link, adopted = await _first_link(self._home, self._session, combos)
         self._adopted += adopted

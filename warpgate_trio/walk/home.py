@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from ..address import PeerAddress
-from ..combos import Combo, RouteType
 from ..report import Verdict
 from .attempt import AttemptHome
 from .verdicts import ThisSide, Unresolved
@@ -24,15 +21,6 @@ class WalkHome(AttemptHome, Protocol):
 
     def call(self) -> AbstractContextManager[None]:
         """The time of a call, which ends with the node; raises `trio.ClosedResourceError`."""
-
-    def plan(
-        self,
-        peer: PeerAddress,
-        plugins: Sequence[str],
-        afs: Collection[int] | None = None,
-        route_types: Collection[RouteType] | None = None,
-    ) -> Sequence[Combo]:
-        """The valid combos of these plugins with a peer."""
 
     async def wait_signals(self) -> None:
         """Wait until a signal server is connected; `SignalUnavailable` when there is none to wait for."""

@@ -72,6 +72,7 @@ class Walk:
       early_data: what reaches the peer's application with the Pipe.
       dead_after, link, preferred: see `Session`.
       relay_first: begin with the relays, where they are allowed.
+      reach: what the Pipe's Link may be searched for by; None: what this walk may try.
       only: which combos of the plan to try; None: all.
       mentioned: hopeless ones which the report has all the same.
       on_event: called with each step.
@@ -99,6 +100,7 @@ class Walk:
         mentioned: Callable[[Combo], bool] | None = None,
         preferred: bool = False,
         relay_first: bool = False,
+        reach: Reach | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> None:
         if len(early_data) > EARLY_DATA_LIMIT:
@@ -119,7 +121,7 @@ class Walk:
         self._mentioned: Final = mentioned
         self._preferred: Final = preferred
         self._hurried: Final = link is not None and not preferred
-        self._reach: Final = Reach(
+        self._reach: Final = reach or Reach(
             plugins=tuple(plugins),
             phases=tuple(phases),
             afs=None if afs is None else tuple(afs),
