@@ -630,3 +630,32 @@ async def test_a_way_that_was_no_good_is_left_alone_for_a_while(autojump_clock: 
         one.say()
         await trio.sleep(POSTPONED * (1 + JITTER) + 1.0)
         assert len(FakeWalk.begun) == 1
+
+
+async def test_a_search_that_waits_for_its_turn_ends_with_its_time(autojump_clock: MockClock) -> None:
+    """And the next one has the turn where nobody else has."""
+    ends: list[tuple[float, Verdict, Sequence[str]]] = []
+
+    async def migrate(seconds: float | None) -> None:
+        assert one.link.migrator is not None
+        with pytest.raises(ConnectError) as caught:
+            await one.link.migrator(("direct",), seconds)
+        ends.append((trio.current_time() - began, caught.value.verdict, caught.value.report.notes))
+
+    FakeWalk.takes = 5.0
+    async with kept() as one:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for seconds in (None, 0.5, 7.0):
+                nursery.start_soon(migrate, seconds)
+                await wait_all_tasks_blocked()
+        assert one.searches == [began, began + 5.0]
+        await migrate(1.0)
+    held = ("another search for a better path was under way",)
+    assert [(at, verdict) for at, verdict, _ in ends] == [
+        (0.5, Verdict.TIMED_OUT),
+        (5.0, Verdict.UNREACHABLE),
+        (7.0, Verdict.UNREACHABLE),
+        (8.0, Verdict.UNREACHABLE),
+    ]
+    assert [notes for _, _, notes in ends] == [held, (), (), ()]

@@ -371,10 +371,10 @@ class Pipe(trio.abc.HalfCloseableStream):
         Args:
           phases: of those that the call allowed, what to search by: then any path that they find is taken.  None: all
             but relay, and only a better one is taken.
-          timeout: seconds for the search; ``budgets.total`` when None.
+          timeout: seconds, those for another search that is under way included; ``budgets.total`` when None.
 
         Raises:
-          ConnectError: no better path was found; ``error.report`` tells about every combo.
+          ConnectError: no better path was found in time; ``error.report`` tells about every combo.
           ValueError: there is no such phase.
           AttemptFailed: the Pipe ends with its path, or nothing is known of where the peer is.
           trio.BrokenResourceError: the Pipe is broken.

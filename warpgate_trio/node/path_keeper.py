@@ -15,8 +15,8 @@ does so when the application asks for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final, final
@@ -26,14 +26,17 @@ import trio
 from ..address import PeerAddress
 from ..combos import Combo
 from ..errors import AttemptFailed, ConnectError, SignalError, panics_as_errors
+from ..identity import peer_id_from_key
 from ..link import Link, PathInfo
 from ..link.path import PathCause, path_class
 from ..link.states import LinkState
 from ..nurseries import open_background_nursery, open_bare_nursery
 from ..plugin import PHASES as ALL_PHASES
+from ..report import Verdict
 from ..signal.core import OWNER, AddressUpdate
 from ..walk.attempt import EXPECTED
 from ..walk.home import WalkHome
+from ..walk.recorder import Recorder
 from ..walk.session import Reach
 from ..walk.walk import Walk
 from .leaving import keep_off
@@ -387,10 +390,10 @@ class _Kept:
     async def _search_better(
         self, allowed: Reach, only: Callable[[Combo], bool], timeout: float | None = None, *, relay_first: bool = False
     ) -> None:
-        """Search for a path that the Link speaks on when this returns; ConnectError where there is none."""
+        """Search for a path that the Link speaks on when this returns; ConnectError where there is none in time."""
         seconds = self._home.view.budgets.total if timeout is None else timeout
         deadline = trio.current_time() + seconds
-        async with self._searching:
+        async with _turn(self._searching, self._link, deadline):
             peer = self._find_peer()
             if peer is None:
                 raise AttemptFailed("nothing is known of where the peer is")
@@ -446,6 +449,21 @@ class _Kept:
             relay_first=relay_first,
             on_event=lambda event: logger.debug("%r: search: %s", self._link, event),
         )
+
+
+@asynccontextmanager
+async def _turn(searching: trio.Lock, link: Link, deadline: float) -> AsyncGenerator[None]:
+    """The time of a Link's one search for something better; ConnectError where another one lasts until the deadline."""
+    recorder = Recorder(peer=peer_id_from_key(link.peer_key), now=trio.current_time())
+    with trio.move_on_at(deadline) as waiting:
+        await searching.acquire()
+    if waiting.cancelled_caught:
+        recorder.note("another search for a better path was under way", trio.current_time())
+        raise ConnectError(recorder.finish(Verdict.TIMED_OUT, trio.current_time(), session_id=b""))
+    try:
+        yield
+    finally:
+        searching.release()
 
 
 async def _wait_well(link: Link) -> None:
