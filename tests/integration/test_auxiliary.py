@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -15,10 +16,21 @@ from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, lo
 from tests.sim.walks import RTT, in_world
 from tests.waiting import wait_until
 from warpgate_strategies.fan_out import STAGGER
-from warpgate_trio import ConnectError, Node, PathCause, PeerAddress, Pipe, RouteType, Verdict, anyone
+from warpgate_trio import (
+    ConnectError,
+    Node,
+    NodeConfig,
+    PathCause,
+    PeerAddress,
+    Pipe,
+    RouteType,
+    Servers,
+    Verdict,
+    anyone,
+)
 from warpgate_trio.carrier import Carrier
-from warpgate_trio.config import Budgets
-from warpgate_trio.errors import AddressExpired, AttemptFailed, SignalUnavailable
+from warpgate_trio.config import Budgets, ServerUrl
+from warpgate_trio.errors import AddressExpired, AddressNotYetValid, AttemptFailed, PeerNotFound, SignalUnavailable
 from warpgate_trio.link import Link
 from warpgate_trio.node.runtime import NodeRuntime
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
@@ -108,6 +120,28 @@ async def test_asking_for_a_fresh_address_is_within_the_callers_time(monkeypatch
         expired = address_of(BOB, port=1, now=LoopbackHost().wall_time() - 8 * 24 * 3600)
         with trio.fail_after(HANG), pytest.raises(AddressExpired):
             await alice.auto_connect(expired, timeout=0.05)
+
+
+@pytest.mark.parametrize("timeout", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize(
+    ("issued", "error"), [(-8 * 24 * 3600, AddressExpired), (24 * 3600, AddressNotYetValid), (None, PeerNotFound)]
+)
+async def test_time_servers_that_are_silent_take_all_of_the_callers_time(
+    timeout: float, issued: int | None, error: type[Exception]
+) -> None:
+    """And a little more, as on a clock that does not jump: what was wrong with the address is said all the same."""
+    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as silent:
+        await silent.bind(("127.0.0.1", 0))
+        servers = Servers(ntp=(ServerUrl.parse(f"ntp://127.0.0.1:{silent.getsockname()[1]}"),))
+        async with loopback_node(ALICE, NodeConfig(servers=servers)) as alice:
+            whom = BOB.peer_id if issued is None else address_of(BOB, port=1, now=LoopbackHost().wall_time() + issued)
+            for call in (
+                partial(alice.auto_connect, whom),
+                partial(alice.connect, whom, plugin="direct_connect"),
+                partial(alice.find_address, whom),
+            ):
+                with pytest.raises(error):
+                    await call(timeout=timeout)
 
 
 async def test_an_expired_address_that_cannot_be_refreshed_says_so() -> None:

@@ -105,7 +105,7 @@ class Finder:
             usable = self._planning.usable_addresses(callee.public_key)
         if usable:
             return usable[0]
-        patience = min(self._config.budgets.signal, deadline - trio.current_time())
+        patience = max(min(self._config.budgets.signal, deadline - trio.current_time()), 0.0)
         if callee.address is None:
             try:
                 with trio.fail_at(deadline):
