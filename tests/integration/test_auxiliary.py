@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,7 +13,7 @@ import trio.testing
 from tests.hangs import HANG
 from tests.identities import ALICE, BOB, CAROL
 from tests.links import link_of
-from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, pair
+from tests.nodes import QUICK, LoopbackHost, address_of, closed_port, config, loopback_node, on_host, pair
 from tests.sim.walks import RTT, in_world
 from tests.waiting import wait_until
 from warpgate_strategies.fan_out import STAGGER
@@ -27,9 +28,11 @@ from warpgate_trio import (
     Servers,
     Verdict,
     anyone,
+    open_node,
 )
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.config import Budgets, ServerUrl
+from warpgate_trio.contacts import Contacts
 from warpgate_trio.errors import AddressExpired, AddressNotYetValid, AttemptFailed, PeerNotFound, SignalUnavailable
 from warpgate_trio.link import Link
 from warpgate_trio.node.runtime import NodeRuntime
@@ -149,6 +152,28 @@ async def test_an_expired_address_that_cannot_be_refreshed_says_so() -> None:
         await alice.wait_signals()
         with pytest.raises(AddressExpired):
             await alice.auto_connect(address_of(BOB, port=1, now=LoopbackHost().wall_time() - 8 * 24 * 3600))
+
+
+@pytest.mark.parametrize("how", ["address", "text", "peer id", "contact"])
+async def test_who_is_asked_and_told_is_named_as_in_a_call(how: str, tmp_path: Path) -> None:
+    contacts = Contacts.load(tmp_path / "contacts")
+    async with pair() as both:
+        contacts.add("bob", both.bob.peer_id)
+        names: dict[str, PeerAddress | str] = {
+            "address": both.bob.address,
+            "text": str(both.bob.address),
+            "peer id": BOB.peer_id,
+            "contact": "bob",
+        }
+        async with on_host(LoopbackHost()), open_node(config(both.server), identity=CAROL, contacts=contacts) as carol:
+            await carol.wait_signals()
+            assert await carol.refresh_address(names[how]) == both.bob.address
+            await carol.announce_address(names[how])
+            await wait_until(lambda: both.bob._runtime.view.known_address(CAROL.public_key) is not None)
+            own = carol.address if how == "address" else str(carol.address) if how == "text" else carol.peer_id
+            for call in (carol.refresh_address, carol.announce_address):
+                with pytest.raises(ValueError, match="this node's own"):
+                    await call(own)
 
 
 async def test_return_addr_tells_those_who_would_let_us_in() -> None:

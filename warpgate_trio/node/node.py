@@ -95,9 +95,12 @@ class Node:
 
         Raises:
           AddressError: the address is malformed, forged, or of an unknown version.
+          ContactError, PeerIdError: that is nobody.
+          PeerNotFound: where it may be asked cannot be found out.
           PeerRefused: the peer does not tell us.
           SignalUnavailable, AttemptFailed: it cannot be asked.
           trio.TooSlowError: it does not answer in time.
+          ValueError: the peer is this node.
         """
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
             return await self._runtime.refresh(self._runtime.finder.read(peer))
@@ -108,10 +111,12 @@ class Node:
         return await self._current_address(peer, trio.current_time() + patience)
 
     async def announce_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> None:
-        """Tell a peer over the signal channel where this node is now (`return_addr`); arguments and errors as above."""
-        address = PeerAddress.from_text(peer) if isinstance(peer, str) else peer
+        """Tell a peer over the signal channel where this node is now (`return_addr`).
+
+        Arguments and errors as for `refresh_address`.
+        """
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
-            await self._runtime.ask(address, "return_addr")
+            await self._runtime.announce(self._runtime.finder.read(peer))
 
     def network_changed(self) -> None:
         """Tell the node that the network may have changed, as a system's own notifications say.

@@ -394,6 +394,14 @@ class NodeRuntime:
         assert isinstance(fresh, PeerAddress)
         return fresh
 
+    async def announce(self, callee: Callee) -> None:
+        """See `Node.announce_address`."""
+        with self.home.call():
+            address = callee.address
+            if address is None:
+                address = await self.by_key.find(callee.public_key, patience=self.config.budgets.signal)
+            await self.ask(address, "return_addr")
+
     async def ask(self, peer: PeerAddress, plugin: str) -> object:
         """Run an auxiliary plugin towards a peer; errors come out bare."""
         if plugin not in self.factories:
