@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ from tests.identities import ALICE, BOB, MALLORY
 from tests.links import link_of, raw_end
 from tests.nodes import config, loopback_node, pair, pipes
 from tests.waiting import wait_until
-from warpgate_trio import ConnectError, Node, PathState, PeerRefused, Pipe, Verdict, anyone
+from warpgate_trio import ConnectError, Node, PathState, PeerAddress, PeerRefused, Pipe, Verdict, anyone
 from warpgate_trio.errors import PeerIdError
 from warpgate_trio.link import RefuseReason
 from warpgate_trio.link.ends import GoAwayCode
@@ -201,6 +201,41 @@ async def test_an_answer_that_revoke_has_overtaken_is_asked_for_again() -> None:
                 answers[1].set()
         assert verdicts == [Verdict.REFUSED]
         assert both.bob.stats().links == 0
+
+
+@pytest.mark.parametrize("stays", [False, True])
+async def test_so_is_one_about_a_signal(stays: bool) -> None:
+    """Who is not let in any more does not hear once more where this node is."""
+    answers: list[trio.Event] = []
+    allowed = True
+
+    async def rule(peer_id: str) -> bool:
+        answer = allowed
+        answers.append(trio.Event())
+        await answers[-1].wait()
+        return answer
+
+    async with pair(authorize=rule) as both:
+        told: list[PeerAddress] = []
+
+        async def ask() -> None:
+            with suppress(trio.TooSlowError):
+                told.append(await both.alice.refresh_address(both.bob.address))
+
+        with trio.fail_after(HANG):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await wait_until(lambda: len(answers) == 1)
+                allowed = stays
+                await both.bob.revoke(ALICE.peer_id)
+                answers[0].set()
+                await wait_until(lambda: len(answers) == 2 or told)
+                assert not told
+                answers[1].set()
+        assert told == [both.bob.address] * stays
+        known = both.bob._runtime.view.known_address(ALICE.public_key)
+        assert (known is not None) == both.bob._runtime.responder.has_let_in(ALICE.public_key) == stays
+        assert both.bob.stats().refused == ({} if stays else {"not_authorized": 1})
 
 
 async def test_what_the_rule_has_said_of_the_peer_is_forgotten() -> None:

@@ -175,8 +175,7 @@ class Responder:
 
     async def _question(self, header: Header, waiting: Counter[bytes], then: Callable[[], Awaitable[None]]) -> None:
         try:
-            linked = self._is_linked(header.sender)
-            authorized = linked or await self._admission.authorize(header.sender, header.session)
+            authorized = await self._is_authorized(header.sender, header.session)
         finally:
             _count_down(waiting, header.sender)
         self._note(header.sender, authorized)
@@ -184,6 +183,15 @@ class Responder:
             await then()
         else:
             self._admission.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
+
+    async def _is_authorized(self, peer: bytes, session: bytes) -> bool:
+        """What `authorize` says, asked again where `Node.revoke` has overtaken the answer."""
+        while not self._is_linked(peer):
+            if not await self._admission.authorize(peer, session):
+                return False
+            if self._admission.has_let_in(peer, session):
+                return True
+        return True
 
     def _note(self, peer: bytes, authorized: bool) -> None:
         if authorized:
