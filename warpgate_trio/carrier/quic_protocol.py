@@ -55,6 +55,9 @@ PATIENCE: Final = 0.25
 """Seconds without an answer after which the pauses between retransmissions are at least half of the silence.  qh3 2.1
 does not back off (RFC 9002 §6.2.1) while its handshake is done and not confirmed: 20,000 datagrams in 30 s to a peer on
 loopback that fell silent then."""
+IDLE: Final = 1.0
+"""Seconds without a datagram before we spoke again that are no part of that silence: TCP's least retransmission timeout
+(RFC 6298 §2.4).  What is less may be a pause of full lines, where probes that come sooner only fill them."""
 MAX_REASON: Final = 100
 """Characters of the peer's reason for closing that are shown."""
 
@@ -175,7 +178,8 @@ class QuicProtocol:
     def deadline(self) -> float:
         """When `handle_timer` wants to be called, infinity while no timer runs; it moves with every call."""
         deadline = (self._connection or self._flights).deadline
-        silence = self._fired_at - max(self._heard_at, self._spoke_at)  # before that the peer owed us nothing
+        was_idle = self._spoke_at - self._heard_at >= IDLE  # then the peer owed us nothing before
+        silence = self._fired_at - (self._spoke_at if was_idle else self._heard_at)
         return deadline if silence < PATIENCE else max(deadline, self._fired_at + silence / 2)
 
     def handle_timer(self, now: float) -> None:
