@@ -60,6 +60,7 @@ class KeepAlive:
             asked = trio.current_time()
             with trio.CancelScope(deadline=asked + patience) as self._asking:
                 await ask()
+            patience = self._asking.deadline - asked  # a doubt may have shortened it
             late, self._asking = self._asking.cancelled_caught, None
             if late and self._heard() > asked:
                 continue
