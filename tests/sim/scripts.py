@@ -7,6 +7,7 @@ compared: a port that is one of the script's own is named by it, any other by th
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from random import Random
 
 import trio
@@ -15,6 +16,7 @@ from tests.sim.programs import World, bound, reusable
 
 STEPS = 12
 PAUSE = 0.12  # seconds; a packet takes 0.04, and its answer as long
+LAST_PAUSE = 0.5  # so that a packet of the last step that is late is seen to be so
 TCP_STEPS = 7
 PATIENCE = 0.3  # seconds of one connect; the longest that comes to an end needs SKEWS[-1] + 0.12
 SKEWS = (0.0, 0.02, 0.1)  # seconds between two starts: far from the times that decide, 0.04 and 0.08
@@ -62,10 +64,24 @@ async def udp_script(world: World, seed: int, port: int, *, neighbour: bool) -> 
             await trio.sleep(PAUSE)
             told += sorted(heard)
             heard.clear()
+        await trio.sleep(LAST_PAUSE)
+        told += sorted(heard)
         nursery.cancel_scope.cancel()
     for sock in sockets.values():
         sock.close()
     return told
+
+
+def was_late(told: Sequence[str]) -> bool:
+    """Whether a datagram of a `udp_script` came later than in its own step, which is the machine's doing."""
+    step = ""
+    for line in told:
+        before, _, heard = line.partition(" heard ")
+        if not heard:
+            step = before.partition(":")[0]
+        elif heard.partition(" ")[0] != step:
+            return True
+    return False
 
 
 async def tcp_script(world: World, seed: int, port: int) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from tests.kernel.enclosed import enclosed
 from tests.sim.cells import CELLS, Cell, config, drawn
 from tests.sim.programs import LINK
+from tests.sim.scripts import was_late
 from tests.sim.worlds import run
 from warpgate_trio.sim import Host, Network
 
@@ -80,6 +81,12 @@ def words(questions: list[str]) -> list[str]:
 @pytest.mark.needs("network_namespaces", "nft", "tun")
 def test_kernel_and_simulator_agree(question: Cell, answer: Any) -> None:
     assert difference(question, answer) is None
+
+
+def test_a_script_is_asked_again_where_the_machine_was_late() -> None:
+    in_time = ["0: b:1 to one:0", "one:0 heard 0 from B:1", "1: one:1 to A:0", "2: a:0 to one:1"]
+    assert not was_late(in_time)
+    assert was_late([in_time[0], in_time[2], in_time[1]])
 
 
 def main() -> None:
