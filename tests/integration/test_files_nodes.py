@@ -61,7 +61,10 @@ def cut(pipe: Pipe) -> None:
 
 
 class Sending:
-    """Alice sends to Bob until it has come; `breaks` do something to a Pipe once so many bytes have moved."""
+    """Alice sends to Bob until it has come.
+
+    `breaks` do something to a Pipe once Bob has so many bytes, one to each; `changes` once Alice has sent so many.
+    """
 
     def __init__(self, root: Path, inbox: Inbox) -> None:
         self.root = root
@@ -71,7 +74,13 @@ class Sending:
         self.broke: list[Exception] = []
         self.pipes: list[Pipe] = []
 
-    async def run(self, breaks: dict[int, Callable[[Pipe], object]], *, patience: float = 60.0) -> None:
+    async def run(
+        self,
+        breaks: dict[int, Callable[[Pipe], object]],
+        changes: dict[int, Callable[[], object]] | None = None,
+        *,
+        patience: float = 60.0,
+    ) -> None:
         outgoing = look_at([self.root])
         with trio.fail_after(HANG):
             async with pair(paths=BRIEF) as both, open_background_nursery() as nursery:
@@ -80,9 +89,19 @@ class Sending:
                     self.pipes.append(await both.alice.auto_connect(both.bob.address))
                     return self.pipes[-1]
 
-                def watch(progress: Progress) -> None:
-                    for size in [each for each in breaks if progress.done >= each and progress.stage == "moving"]:
-                        breaks.pop(size)(self.pipes[-1])
+                broken: set[Pipe] = set()
+                ahead = {} if changes is None else changes
+
+                def change(progress: Progress) -> None:
+                    for size in [each for each in ahead if progress.done >= each and progress.stage == "moving"]:
+                        ahead.pop(size)()
+
+                def watch(_: Pipe, progress: Progress) -> None:
+                    pipe = self.pipes[-1]
+                    size = min(breaks, default=None)
+                    if size is not None and progress.done >= size and pipe not in broken:
+                        broken.add(pipe)
+                        breaks.pop(size)(pipe)
 
                 nursery.start_soon(
                     partial(
@@ -91,6 +110,7 @@ class Sending:
                         self.inbox,
                         on_received=lambda _, received: self.received.append(received),
                         on_problem=lambda _, error: self.problems.append(error),
+                        on_progress=watch,
                     )
                 )
                 await keep_sending(
@@ -99,7 +119,7 @@ class Sending:
                     patience=patience,
                     look_again=looking_again([self.root], outgoing),
                     on_break=lambda error, _: self.broke.append(error),
-                    on_progress=watch,
+                    on_progress=change,
                 )
                 while not self.received:
                     await trio.lowlevel.checkpoint()
@@ -130,7 +150,7 @@ async def test_patience_has_an_end(tmp_path: Path) -> None:
 async def test_a_file_that_changes_is_looked_at_again(tmp_path: Path) -> None:
     root, into = make_tree(tmp_path / "tree", TREE), tmp_path / "into"
     sending = Sending(root, Inbox(into))
-    await sending.run({10_000: lambda _: (root / "sub" / "b").write_bytes(b"other" * 10_000)})
+    await sending.run({}, {10_000: lambda: (root / "sub" / "b").write_bytes(b"other" * 10_000)})
     assert [each.reason for each in sending.broke if isinstance(each, TransferFailed)] == [Reason.CHANGED]
     assert content(into / "tree") == content(root)
 
@@ -138,19 +158,17 @@ async def test_a_file_that_changes_is_looked_at_again(tmp_path: Path) -> None:
 async def test_a_file_that_always_changes_is_given_up(tmp_path: Path) -> None:
     root, count = make_tree(tmp_path / "tree", TREE), 0
 
-    def change(_: Pipe) -> None:
+    def change() -> None:
         nonlocal count
         count += 1
         (root / "sub" / "b").write_bytes(bytes([count]) * 100_000)
 
-    breaks = dict.fromkeys((1, 2, 3, 4), change)
-
-    class Again(dict[int, Callable[[Pipe], object]]):
-        def pop(self, *_: object) -> Callable[[Pipe], object]:
+    class Again(dict[int, Callable[[], object]]):
+        def pop(self, *_: object) -> Callable[[], object]:
             return change
 
     with pytest.raises(TransferFailed) as caught:
-        await Sending(root, Inbox(tmp_path / "into")).run(Again({1: breaks[1]}))
+        await Sending(root, Inbox(tmp_path / "into")).run({}, Again({1: change}))
     assert caught.value.reason == Reason.CHANGED
     assert count > resuming.MAX_CHANGES
 
@@ -170,28 +188,29 @@ async def test_a_new_pipe_takes_the_place_of_one_that_says_nothing(tmp_path: Pat
     with trio.fail_after(HANG):
         async with pipes() as (ours, theirs, both), trio.open_nursery() as nursery:
             arrived = [theirs]
+            moved = trio.Event()
 
             async def accept() -> Pipe:
                 return arrived.pop() if arrived else await both.bob.listener.accept()
 
+            def watch(_: Pipe, progress: Progress) -> None:
+                if progress.done >= 50_000:
+                    moved.set()
+
             nursery.start_soon(
-                partial(serve_inbox, accept, Inbox(into), on_received=lambda _, each: received.append(each))
+                partial(
+                    serve_inbox,
+                    accept,
+                    Inbox(into),
+                    on_received=lambda _, each: received.append(each),
+                    on_progress=watch,
+                )
             )
             outgoing = look_at([root])
-            moved = trio.Event()
-
-            async def stop_in_the_middle() -> None:
-                def watch(progress: Progress) -> None:
-                    if progress.done >= 50_000:
-                        moved.set()
-
-                with trio.CancelScope() as scope:
-                    async with trio.open_nursery() as inner:
-                        inner.start_soon(partial(send_files, ours, [root], on_progress=watch))
-                        await moved.wait()
-                        scope.cancel()  # and the Pipe stays as it is
-
-            await stop_in_the_middle()
+            async with trio.open_nursery() as inner:
+                inner.start_soon(send_files, ours, [root])
+                await moved.wait()
+                inner.cancel_scope.cancel()  # and the Pipe stays as it is
             async with await ours.open_pipe() as second:
                 await send_files(second, [root])
             while not received:
