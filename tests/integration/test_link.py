@@ -810,11 +810,11 @@ async def test_a_link_that_was_ended_before_its_driver_ran() -> None:
                 await bob.receive_commit()
                 bob.accept()
                 bob.end_nowait()
-                await bob.drive(on_open=lambda _: None, goodbye=0.05)
+                await bob.drive(on_open=lambda _: None, goodbye=HANG)
 
             nursery.start_soon(answer)
             pipe = await alice.commit(epoch=1, link_id=LINK_ID, patience=2.0)
-            await alice.drive(on_open=lambda _: None, goodbye=0.05)
+            await alice.drive(on_open=lambda _: None, goodbye=HANG)
     with pytest.raises(trio.BrokenResourceError, match="the peer closed its end"):
         await pipe.send_all(b"x")
     assert await pipe.receive_some() == b""

@@ -27,7 +27,7 @@ def makers(nursery: trio.Nursery, family: int = trio.socket.AF_INET) -> Makers:
     """A maker of Pipes, and one of Pipes whose credit is used up to the byte in both directions."""
 
     async def maker() -> tuple[Pipe, Pipe]:
-        alice, bob = await open_ends(nursery, await connect_ends(family), goodbye=0.2)
+        alice, bob = await open_ends(nursery, await connect_ends(family), goodbye=HANG)
         return alice.pipe, bob.pipe
 
     async def clogged_maker() -> tuple[Pipe, Pipe]:
