@@ -75,10 +75,10 @@ class Command:
             assert not self._ended["out"], self.stderr_text
             await self._grown.park()
 
-    async def wait_err(self, needed: str) -> None:
-        """Wait until stderr has shown some text."""
+    async def wait_err(self, needed: str, *, times: int = 1) -> None:
+        """Wait until stderr has shown some text, so many times."""
         with trio.fail_after(HANG):
-            while needed not in self.stderr_text:
+            while self.stderr_text.count(needed) < times:
                 assert not self._ended["err"], self.stderr_text
                 await self._grown.park()
 

@@ -135,6 +135,7 @@ async def test_a_peer_that_was_started_again_is_called_again(server: Server, tmp
                 await forward.wait_err("calling it again")
                 async with started("listen", *words, str(where), "--expose", str(port)) as second:
                     await second.event(1)
+                    await forward.wait_err("connected by", times=2)  # until then what comes to the port is reset
                     assert await bounced("127.0.0.1", here, b"two") == b"two"
 
 
