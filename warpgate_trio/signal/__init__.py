@@ -1,18 +1,18 @@
 """Signals: small sealed messages between two nodes that have no path between them yet.
 
-A signal goes from node to server to node.  The rooms' parts, from the inside out:
+A signal goes from node to server to node.  The modules, from the inside out:
 
-* `message` (no I/O): the envelope, signed by its sender over its receiver and sealed to it.  A server learns who talks
-  to whom, when, and how much.
-* `inbox` (no I/O): which opened messages count: time, rates, wrong clocks; `replays`: what was accepted already.
+* `message` (no I/O): the envelope.  The sender signs it, receiver included, and seals it to the receiver.  A server
+  learns who talks to whom, when, and how much.
+* `inbox` (no I/O): judges opened messages by time, rates and wrong clocks; `replays`: what was accepted already.
 * `core`: the messages that every node understands.  Plugins define their own as subclasses of `Message`.
-* `channel`: what a connection to a signal server must be able to do; `transport`: the transports by URL scheme.
+* `channel`: the interface of a connection to a signal server; `transport`: the transports by URL scheme.
 * `websocket_channel`: the transport to our rendezvous server (`warpgate_trio.servers.rendezvous`).
 * `mqtt`: the transport to MQTT brokers.
 * `circuits`: byte streams to peers that a rendezvous server relays, on the connection to it.
-* `keeper`: the owner of a node's channels, which connects and reconnects; `arrivals`: what they receive.
-* `hub`: sends by all of them at once.
-* `router`: what a node says, and who gets what it hears.
+* `keeper`: the owner of a node's channels, which connects and reconnects; `arrivals`: queues what they receive.
+* `hub`: sends by all channels at once.
+* `sender`: stamps, seals and sends messages; `router`: checks received ones and passes each to its addressee.
 
 The way of a message in:  `check_blob` -> ``hub.receive`` -> `open_message` -> ``inbox.check`` -> `decode_payload`.
 The way of a message out: ``clocks.note_sent`` -> `seal_message`, stamped with ``clocks.time_of(peer)`` ->

@@ -1,8 +1,7 @@
-"""What a signal transport is: the small interface that stands between `SignalHub` and a server's own protocol.
+"""The interface of a signal transport, between `SignalHub` and a server's own protocol.
 
-A channel is one connection of one node to one signal server, registered under the node's key.  Everything above it
-(which server, racing, de-duplication, reconnecting) is the hub's; everything below (frames, topics, pings) is the
-transport's.
+A channel is one connection of one node to one signal server, registered under the node's key.  The hub does everything
+above it (choice of servers, racing, reconnecting); the transport does everything below it (frames, topics, pings).
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ __all__ = ["Delivery", "Dial", "KeyRecords", "Relays", "SignalChannel"]
 
 
 class Delivery(enum.IntEnum):
-    """What a server did with a payload; the higher, the better."""
+    """What a server did with a payload; a higher value is a better result."""
 
     NOBODY_HOME = 0
-    """The server knows that the receiver is not there."""
+    """The server knows that the receiver is not connected."""
     FULL = 1
-    """The receiver is there, but takes nothing at the moment: try again."""
+    """The receiver is connected, but its queue is full: try again."""
     QUEUED = 2
-    """The server took it, and tells no more than that."""
+    """The server took the payload, and does not tell whether the receiver is there."""
     DELIVERED = 3
-    """It was handed to at least one connection of the receiver."""
+    """The server handed the payload to at least one connection of the receiver."""
 
 
 class Relays(enum.Enum):
@@ -37,23 +36,23 @@ class Relays(enum.Enum):
 
     NOBODY = "nobody"
     WHO_HAS_ITS_TOKEN = "who has its token"
-    """We have not; the peer may have."""
+    """We do not have it; the peer may."""
     US = "us"
 
 
 class KeyRecords(Protocol):
-    """The key records of one channel: ours, which the server keeps, and those that it is asked for."""
+    """The key records of one channel: ours, which the server keeps, and look-ups of others."""
 
     def publish(self, record: bytes) -> None:
-        """Have the server keep our record, in place of an earlier one; nothing where it keeps none."""
+        """Have the server keep our record in place of an earlier one; no effect at a server that keeps none."""
         ...
 
     async def wait_published(self) -> None:
-        """Return once it is known what became of our record, or never will be; the caller bounds the time."""
+        """Return once it is known whether the server keeps our record, or will never be; the caller bounds the time."""
         ...
 
     async def look_up(self, key: bytes) -> tuple[LookupOutcome, bytes]:
-        """What the server has of a key, and the record, not judged yet, where that is RECORD.
+        """Ask the server for the record of a key.  Returns the outcome, and for RECORD the record, not verified yet.
 
         Raises:
           SignalUnavailable: the connection has ended.
@@ -76,21 +75,22 @@ class SignalChannel(Protocol):
 
     @property
     def answered(self) -> bool:
-        """Whether the server has been heard of since the channel was opened, or has shown then that it passes messages
-        on: one that registers us and does no more is of no use."""
+        """Whether the server has sent anything since it registered us, or has shown while the channel was opened that
+        it passes messages on.  A server that only registers us is of no use."""
         ...
 
     @property
     def tells_apart(self) -> bool:
-        """Whether the server hands what is for this process alone to no other one of our key, as far as is known."""
+        """Whether the server is known to deliver what is for this process to no other process of our key."""
         ...
 
     async def wait_tells_apart(self) -> None:
-        """Return once that is known, or the channel is gone; a server may never tell, so the caller bounds the time."""
+        """Return once `tells_apart` is decided, or the channel is gone.  It may stay undecided: the caller bounds the
+        time."""
         ...
 
     async def wait_registered(self) -> None:
-        """Return once the server has said that it takes us: from then on we get what others send.
+        """Return once the server has accepted our registration: from then on we receive what others send.
 
         Raises:
           SignalUnavailable: it refused us, or the channel is gone.
@@ -98,10 +98,13 @@ class SignalChannel(Protocol):
         ...
 
     async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
-        """Send 1 to 16,384 bytes to whoever is registered under the 32-byte key; where the server can tell processes
-        of one key apart, to the one that has this instance.  A broker knows it by its topic (`instances.topic_of`).
+        """Send 1 to 16,384 bytes to the processes that are registered under a 32-byte key.
 
         Any number of tasks may send.  Cancelled: the payload may or may not go out; the channel stays usable.
+
+        Args:
+          instance: the only process to send to, if the server can tell processes of one key apart.  For a broker it is
+            the level of a topic (`instances.topic_of`).
 
         Raises:
           SignalUnavailable: the channel is gone.
@@ -110,8 +113,9 @@ class SignalChannel(Protocol):
         ...
 
     async def receive(self) -> bytes | Ringing | Leaving:
-        """The next payload for us, a peer's call, or that the server leaves.  Cancelled: nothing is lost.  One task
-        receives, and quickly: the channel's buffer is small.
+        """The next payload for us, a peer's call, or the server's notice that it will be shut down.
+
+        Cancelled: nothing is lost.  One task receives, and quickly: the channel's buffer is small.
 
         Raises:
           SignalUnavailable: the channel is gone.
@@ -120,17 +124,17 @@ class SignalChannel(Protocol):
 
     @property
     def relays(self) -> Relays | None:
-        """Whether the server relays for us; None while it has not said so.
+        """For whom the server relays; None while that is not known.
 
-        Where we have its token it is taken to do so until it has said otherwise.
+        Until the server has said so, it is assumed to relay for us if we have its token.
         """
         ...
 
     def circuit(self) -> Circuit:
-        """A circuit to call a peer by.
+        """A new circuit to call a peer by.
 
         Raises:
-          CircuitRefused: the server relays nothing, or there are too many.
+          CircuitRefused: the server does not relay, or there are too many circuits.
         """
         ...
 
@@ -140,8 +144,8 @@ class SignalChannel(Protocol):
         ...
 
     def check(self) -> bool:
-        """There is reason to doubt the connection: ask the server now, and take it for gone unless it answers soon.
+        """Check the connection: ping the server now, and give the connection up unless it answers soon.
 
-        Returns whether there is anything to ask: a connection from an address that the machine has no more is gone.
+        Returns False if the connection is gone already, because the host no longer has its local address.
         """
         ...

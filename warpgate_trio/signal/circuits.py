@@ -1,8 +1,8 @@
 """Relayed circuits at a client: byte streams to peers, on the connection to a rendezvous server that is open anyway.
 
-`servers.relay_frames` has the frames.  A `Circuit` is what a carrier needs of a socket: `send`, `recv`, `close`.  What
-is sent waits for the server's credit, and for its turn behind the signals; what comes in is bounded by what was granted
-to the server, which is renewed as it is read.  So the connection's reader never waits for a circuit.
+`servers.relay_frames` has the frames.  A `Circuit` is what a carrier needs of a socket: `send`, `recv`, `close`.  Sent
+bytes wait for the server's credit, and behind signals.  Received bytes are bounded by the credit that was granted to
+the server, which is renewed as they are read.  So the connection's reader never waits for a circuit.
 """
 
 from __future__ import annotations
@@ -38,30 +38,32 @@ __all__ = ["Circuit", "CircuitRefused", "Circuits", "Incoming", "Judge", "Leavin
 WINDOW: Final = 256 * 1024
 """Bytes of one circuit that the server may send before they are read here."""
 RENEWAL: Final = 4
-"""Credit is renewed when a fourth of the window has been read; for the first time when half of what is granted without
-a word has been, since what a call says first is not to wait for it."""
+"""Credit is renewed when a fourth of the window has been read.  The first renewal comes when half of the initial credit
+has been read, so that the first bytes after a call do not wait for it."""
 MAX_CIRCUITS: Final = 64
 """Circuits of one connection, as many as a server allows (`servers.relay_core.RelayLimits`)."""
 MAX_SIGNALS: Final = 16
-"""Signals that wait to be written; more wait with their senders."""
+"""Signals that wait to be written; beyond that, `send` blocks."""
 MAX_CONTROL: Final = 1024
-"""Short frames of circuits that wait to be written: eight for each that there may be at once, and their ends.  A server
-that has us say more than it reads is left."""
+"""Short frames of circuits that wait to be written: eight for each possible circuit, and their RELAY_ENDs.  A server
+that makes us queue more without reading it is disconnected."""
 PIECE: Final = 16 * 1024
-"""Bytes that are worth a RELAY of their own where credit is short: with less than that, more is waited for."""
+"""Bytes of the smallest RELAY that is sent when credit is short; below that, `send` waits for more credit."""
 FIRST_PIECE: Final = 4 * 1024
-"""The same while little was sent, and no more then: a server passes on no RELAY before its last byte is there, and TCP
-sends no more than `FIRST_FLIGHT` at once on a connection that was silent (`warpgate_trio.carrier.records`)."""
+"""Bytes of each RELAY after a silence, until `FIRST_FLIGHT` bytes were sent.  A server passes on a RELAY only once its
+last byte is there, and TCP sends no more than `FIRST_FLIGHT` at once on a connection that was silent
+(`warpgate_trio.carrier.records`)."""
 
 
 class CircuitRefused(AttemptFailed):
-    """There is no circuit: the server or the peer said no.
+    """There is no circuit: the server or the peer refused it.
 
     Attributes:
-      reason: an `EndReason`, or a code that this release does not know; None: the connection to the server ended.
-      try_again: the peer has told its time, by which another call will be stamped.
-      too_early: it was called before this node was registered with the server, which may be why: that connection never
-        came to be, or what the peer said of our clock found nobody.
+      reason: an `EndReason`, or a code that this release does not know; None: the server sent no reason, as where the
+        connection to it ended or it relays nothing.
+      try_again: the peer has sent a `Clock` reply; another call will be stamped by the peer's clock.
+      too_early: the call was made before the connection to the server was open.  That may be the cause: the connection
+        never came up, or the peer's `Clock` reply could not reach this node, which was not registered yet.
     """
 
     def __init__(self, url: str, reason: int | None, why: str) -> None:
@@ -73,7 +75,7 @@ class CircuitRefused(AttemptFailed):
 
 @final
 class Outbox:
-    """What waits to be written to a server: signals go before relayed bytes, of which one message waits at most."""
+    """The queue of frames for a server: signals go before relayed bytes, of which one frame waits at most."""
 
     def __init__(self) -> None:
         self._signals: deque[bytes] = deque()
@@ -84,7 +86,7 @@ class Outbox:
         self._relaying: Final = trio.lowlevel.ParkingLot()
 
     async def put(self, frame: bytes) -> None:
-        """Queue a signal.  Cancelled: it was not.
+        """Queue a signal.  Cancelled: it was not queued.
 
         Raises:
           trio.ClosedResourceError: nothing is written any more.
@@ -93,7 +95,7 @@ class Outbox:
         self.put_nowait(frame)
 
     async def wait_signal(self) -> None:
-        """Return when there is room for a signal, which may be queued at once.
+        """Return when there is room for a signal; the caller may then use `put_nowait` at once.
 
         Raises:
           trio.ClosedResourceError: nothing is written any more.
@@ -105,13 +107,13 @@ class Outbox:
             raise trio.ClosedResourceError
 
     def put_nowait(self, frame: bytes) -> None:
-        """Queue a short frame, of which there can be but a few for each circuit."""
+        """Queue a short frame, of a kind that occurs only a few times for each circuit."""
         self._signals.append(frame)
         self._writer.unpark()
 
     @property
     def is_overfull(self) -> bool:
-        """Whether more waits than any server that reads lets come together."""
+        """Whether more frames wait than can accumulate while the server reads."""
         return len(self._signals) + len(self._bulk) > MAX_CONTROL
 
     @property
@@ -120,28 +122,28 @@ class Outbox:
         return not self._bulk or self._closed
 
     async def wait_bulk(self) -> None:
-        """Return when there is room for relayed bytes, or nothing is written any more."""
+        """Return when there is room for relayed bytes, or the outbox is closed."""
         while self._bulk and not self._closed:
             await self._relaying.park()
 
     def put_bulk_nowait(self, frame: bytes) -> None:
-        """Queue relayed bytes, or what must not overtake them."""
+        """Queue relayed bytes, or a frame that must not overtake them."""
         self._bulk.append(frame)
         self._writer.unpark()
 
     def take_signal_nowait(self, size: int) -> bytes:
-        """The signal that waits first; nothing where there is none, or it has more bytes than that."""
+        """Take the first waiting signal; ``b""`` if none waits, or it has more than `size` bytes."""
         if not self._signals or len(self._signals[0]) > size:
             return b""
         self._senders.unpark()
         return self._signals.popleft()
 
     def put_back(self, frame: bytes) -> None:
-        """A signal that was taken has not been written."""
+        """Put a signal back that was taken but not written."""
         self._signals.appendleft(frame)
 
     def clear(self) -> None:
-        """What waits is not written."""
+        """Discard everything that waits."""
         self._signals.clear()
         self._bulk.clear()
         self._senders.unpark_all()
@@ -162,39 +164,40 @@ class Outbox:
         return frame
 
     def close(self) -> None:
-        """Nothing more is taken; what waits may still be written."""
+        """Accept no more frames; those that wait may still be written."""
         self._closed = True
         for lot in (self._writer, self._senders, self._relaying):
             lot.unpark_all()
 
 
 class Judge(Protocol):
-    """Hears what one call says of its server."""
+    """Learns from one call how well its server relays."""
 
     def worked(self) -> None:
-        """Something of the peer has come by the circuit."""
+        """Bytes of the peer have come by the circuit."""
 
     def failed(self) -> None:
-        """The server makes no circuits, or it ended this one before anything came."""
+        """The server makes no circuits, or it ended this one before any bytes came."""
 
     def gave_up(self, waited: float) -> None:
-        """The caller has not waited for longer than that for an answer."""
+        """The call was given up before an answer, after `waited` seconds."""
 
 
 _SERVERS_FAULT: Final = (EndReason.TOO_MANY_OF_ADDRESS, EndReason.TOO_MANY_IN_ALL, EndReason.SHUTTING_DOWN)
-"""Ends of a call that are about the server, and not about the peer or these two."""
+"""Reasons for the end of a call that lie with the server, not with the peer or this pair of nodes."""
 
 
 @final
 class Circuit:
-    """One end of a circuit, made by `Circuits`; `warpgate_trio.carrier.tls.ByteSocket` for a carrier.
+    """One end of a circuit, made by `Circuits`; a `warpgate_trio.carrier.tls.ByteSocket` for a carrier.
 
     Attributes:
-      url: of the server, without a password.
-      local, remote: of the connection to it; nothing yet where it is being opened.
-      answered: both sides have it.
-      claimed: somebody sees to it that it is answered or closed; else whoever hears of the call closes it.
-      judge: of the server, where we call.
+      url: the server's, without a password.
+      local, remote: the addresses of the connection to the server; ``("", 0)`` while it is being opened.
+      answered: the call was answered; both sides have the circuit.
+      claimed: some code has taken charge of answering or closing the circuit; otherwise the router closes it once it
+        has handled the call.
+      judge: is told how the server performs, if this side is the caller.
     """
 
     def __init__(self, owner: Circuits, number: int) -> None:
@@ -203,7 +206,7 @@ class Circuit:
         self._changed: Final = trio.lowlevel.ParkingLot()
         self._limit = self._granted = INITIAL_CREDIT
         self._sent = self._received = self._read = 0
-        self._left = 0  # bytes that go in small pieces
+        self._left = 0  # bytes that are still to go in RELAYs of FIRST_PIECE
         self._sent_at = -math.inf
         self._waiting: deque[bytes] = deque()
         self._end: str | None = None
@@ -234,9 +237,9 @@ class Circuit:
     # -- making one ----------------------------------------------------------------------------------------------------
 
     async def call(self, receiver_key: bytes, instance: bytes, payload: bytes) -> None:
-        """Have the server call whoever has this key, or one process of it; it is `answered` later, or ends.
+        """Have the server call a key, or one process of it.  The circuit is `answered` later, or ends.
 
-        While the connection is being opened, the first call goes with the request for it, and others wait.
+        While the connection is being opened, the first call goes along with the WebSocket request; others wait.
 
         Raises:
           CircuitRefused: the connection has ended, or the server makes no circuits.
@@ -248,7 +251,7 @@ class Circuit:
         """Return once the peer has answered.
 
         Raises:
-          CircuitRefused: it will not, and why.
+          CircuitRefused: the circuit has ended without an answer; the text says why.
         """
         await trio.lowlevel.checkpoint()
         while not self.answered:
@@ -260,13 +263,13 @@ class Circuit:
         """Take a call: bytes may be sent from here on.
 
         Raises:
-          CircuitRefused: it was taken back, or the connection has ended.
+          CircuitRefused: the caller has ended the circuit, or the connection has ended.
         """
         await self._say(Answer(self._number, payload))
         self._open()
 
     async def _say(self, frame: Call | Answer) -> None:
-        """Queue it, unless the circuit ends before there is room."""
+        """Queue a frame, unless the circuit ends before there is room."""
         try:
             await self._owner.outbox.wait_signal()
         except trio.ClosedResourceError:
@@ -287,7 +290,7 @@ class Circuit:
     # -- the stream ----------------------------------------------------------------------------------------------------
 
     async def send(self, data: memoryview) -> int:
-        """Send the first bytes of it, as many as there is room for, and return how many.  Cancelled: none.
+        """Send the first bytes of `data`, as many as fit now, and return how many.  Cancelled: none were sent.
 
         Raises:
           OSError: the circuit has ended.
@@ -316,10 +319,10 @@ class Circuit:
         return trio.current_time() - self._sent_at >= IDLE
 
     async def recv(self, size: int) -> bytes:
-        """The next bytes, at most so many; ``b""`` once the other side has closed.  Cancelled: nothing is lost.
+        """The next bytes, `size` at most; ``b""`` once the other side has closed.  Cancelled: nothing is lost.
 
         Raises:
-          OSError: the circuit has ended otherwise.
+          OSError: the circuit has ended in another way.
         """
         await trio.lowlevel.checkpoint()
         while not self._waiting:
@@ -336,7 +339,7 @@ class Circuit:
         return data
 
     def close(self) -> None:
-        """End the circuit; who waits in it is woken.  What was sent goes out before.  Idempotent."""
+        """End the circuit, and wake tasks that wait in it.  Bytes that were sent go out before.  Idempotent."""
         if not self._closed:
             self._closed = True
             if self.judge is not None and self._end is None and not self.answered:
@@ -352,7 +355,7 @@ class Circuit:
             raise OSError(errno.ECONNRESET, f"the circuit by {self.url} has ended: {self._end}")
 
     def _renew(self) -> None:
-        unread = self._granted - self._read  # what it may send until it hears from us
+        unread = self._granted - self._read  # credit that is left, and received bytes that are not read yet
         enough = WINDOW * (RENEWAL - 1) // RENEWAL if self._granted > INITIAL_CREDIT else INITIAL_CREDIT // 2
         if self.answered and self._end is None and unread <= enough:
             self._granted = self._read + WINDOW
@@ -361,7 +364,7 @@ class Circuit:
     # -- what the channel's reader hears -------------------------------------------------------------------------------
 
     def hear(self, frame: Answer | Relay | RelayCredit | RelayEnd) -> None:
-        """A frame of the server's.  One that sends more than it may loses the circuit."""
+        """Take a frame from the server.  If it sends beyond its credit, the circuit ends."""
         if isinstance(frame, RelayCredit):
             self._limit = max(self._limit, frame.limit)
         elif isinstance(frame, Relay):
@@ -383,7 +386,7 @@ class Circuit:
         self._changed.unpark_all()
 
     def end(self, reason: int | None, why: str) -> None:
-        """Nothing more comes; what has come can still be read."""
+        """No more bytes will come; those that have come can still be read."""
         if self._end is None:
             self._end, self._reason = why, reason
             if self.judge is not None and not self._received and (self.answered or reason in _SERVERS_FAULT):
@@ -393,7 +396,7 @@ class Circuit:
 
 @final
 class Ringing:
-    """A peer calls: a sealed signal, and the circuit to answer by."""
+    """A peer's call: a sealed signal, and the circuit to answer by."""
 
     __slots__ = ("circuit", "payload")
 
@@ -404,15 +407,15 @@ class Ringing:
 
 @final
 class Leaving(msgspec.Struct, frozen=True):
-    """The server will be shut down before long: circuits on the connection that begins at `local` are to be left."""
+    """The server will be shut down soon: circuits on the connection with the local address `local` are to be left."""
 
     local: TransportAddress
 
 
 class Incoming(msgspec.Struct, frozen=True):
-    """A payload that came in, still sealed; `via` names the channel, for the reply's `SignalHub.send`.
+    """A received payload, still sealed.  `via` names its channel, for `SignalHub.send` of the reply.
 
-    Where a peer calls, `circuit` is to be answered or closed.
+    If it is a peer's call, `circuit` is to be answered or closed.
     """
 
     payload: bytes
@@ -422,16 +425,16 @@ class Incoming(msgspec.Struct, frozen=True):
 
 @final
 class Circuits:
-    """The circuits of one connection to a server, which may still be being opened.
+    """The circuits of one connection to a server; the connection may still be being opened.
 
     Args:
-      url: of the server, for people.
+      url: the server's, for messages.
 
     Attributes:
-      outbox: what waits to be written to the server.
-      local, remote: the ends of the connection.
-      opened_at: when it came to be; infinite before.
-      leaving: the server will be shut down before long, and makes no circuits any more.
+      outbox: the frames that wait to be written to the server.
+      local, remote: the addresses of the connection.
+      opened_at: when the connection was opened (`trio.current_time`); infinity before.
+      leaving: the server will be shut down soon, and makes no more circuits.
     """
 
     def __init__(self, url: str) -> None:
@@ -444,14 +447,14 @@ class Circuits:
         self._open: dict[int, Circuit] = {}
         self._made = -1
         self.leaving: bool = False
-        self._told = False  # that all are to be left
+        self._told = False  # `on_arrival` has taken that all circuits are to be left
 
     def __len__(self) -> int:
         return len(self._open)
 
     @property
     def opened(self) -> bool:
-        """Whether the connection has come to be."""
+        """Whether the connection has been opened."""
         return self.opened_at < math.inf
 
     def open(
@@ -461,20 +464,20 @@ class Circuits:
         on_arrival: Callable[[bytes | Ringing | Leaving], bool],
         now: float,
     ) -> None:
-        """The connection is there.
+        """The connection has been opened.
 
         Args:
-          on_arrival: takes a call, the payload of an answer, or that the server leaves; False: there is no room for it.
+          on_arrival: takes a call, the payload of an answer, or a `Leaving`; returns False if it has no room for it.
         """
         self.local, self.remote = local, remote
         self._on_arrival = on_arrival
         self.opened_at = now
 
     def make(self) -> Circuit:
-        """A circuit to call by.
+        """A new circuit to call by.
 
         Raises:
-          CircuitRefused: there are as many as one connection may have.
+          CircuitRefused: the connection has `MAX_CIRCUITS` already.
         """
         if len(self._open) >= MAX_CIRCUITS:
             raise CircuitRefused(self.url, EndReason.TOO_MANY_HERE, EndReason.TOO_MANY_HERE.words)
@@ -486,7 +489,7 @@ class Circuits:
         return circuit
 
     def hear(self, frame: Ring | Answer | Relay | RelayCredit | RelayEnd) -> None:
-        """A frame of the server's; those for circuits that have ended are ignored."""
+        """Take a frame from the server; frames for circuits that have ended are ignored."""
         circuit = self._open.get(frame.circuit)
         if isinstance(frame, RelayEnd) and frame.reason == EndReason.SHUTTING_DOWN:
             self._leave(all_of_them=frame.circuit == ALL_CIRCUITS)
@@ -499,7 +502,7 @@ class Circuits:
             circuit.hear(frame)
 
     def _leave(self, *, all_of_them: bool) -> None:
-        """It makes no circuits any more; `all_of_them` are to be left, where there are any."""
+        """The server makes no more circuits; `all_of_them`: existing circuits are to be left as well."""
         self.leaving = True
         if all_of_them and not self._told:
             self._told = self._on_arrival(Leaving(self.local))
@@ -515,17 +518,18 @@ class Circuits:
             circuit.close()
 
     def forget(self, number: int, reason: EndReason | None) -> None:
-        """A circuit has ended; `reason`: what the server is to be told."""
+        """A circuit has ended; `reason` goes to the server in a RELAY_END; None: no frame is sent."""
         if self._open.pop(number, None) is not None and reason is not None:
             self.outbox.put_bulk_nowait(RelayEnd(number, reason).encode())  # behind what was sent
 
     def refuse(self, why: str) -> None:
-        """The server knows of no circuits: those that were made before it said so end, and it hears nothing of them."""
+        """The server does not relay: end the circuits that were made before that was known, and send it none of their
+        frames."""
         self._end_all(why)
         self.outbox.clear()
 
     def end(self, why: str) -> None:
-        """The connection has ended, or will not come to be."""
+        """The connection has ended, or will never be opened."""
         self.outbox.close()
         self._end_all(why)
 

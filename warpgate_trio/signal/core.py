@@ -27,10 +27,10 @@ OWNER = "core"
 
 @final
 class ClockReply(Message, frozen=True):
-    """Reply to a message that was stamped outside our window: this is what our clock says.
+    """Reply to a message whose stamp was outside our window: the time on our clock.
 
     Attributes:
-      time_ms: Unix milliseconds on the sender's clock.
+      time_ms: Unix milliseconds on the clock of the reply's sender.
     """
 
     NAME: ClassVar[str | None] = "Clock"
@@ -39,15 +39,15 @@ class ClockReply(Message, frozen=True):
 
 @final
 class Cancel(Message, frozen=True):
-    """The session is over for its sender, or the attempt that the header names: the receiver ends its part."""
+    """The sender has ended the session, or the attempt that the header names; the receiver ends its side of it."""
 
 
 class RefusalReason(enum.StrEnum):
-    """Why a peer does not take part.  A reason that this release does not know reads as `OTHER`."""
+    """Why a peer refuses a request.  A reason that this release does not know reads as `OTHER`."""
 
     NOT_AUTHORIZED = "not_authorized"
-    NOT_ACCEPTING = "not_accepting"  # nobody listens on this node, or it is closing
-    BUSY = "busy"  # later it may be possible: see `Refused.retry_after`
+    NOT_ACCEPTING = "not_accepting"  # the node does not listen, or is closing
+    BUSY = "busy"  # it may be possible later: see `Refused.retry_after`
     UNSUPPORTED = "unsupported"  # the plugin is not loaded there, or does not know this version of the message
     OTHER = "other"
 
@@ -58,11 +58,11 @@ class RefusalReason(enum.StrEnum):
 
 @final
 class Refused(Message, frozen=True):
-    """The peer got the request, and will not do it.
+    """The peer has received the request and refuses it.
 
     Attributes:
       reason: why.
-      retry_after: seconds after which to ask again; None: do not.
+      retry_after: seconds after which to ask again; None: do not ask again.
     """
 
     reason: RefusalReason
@@ -71,19 +71,19 @@ class Refused(Message, frozen=True):
 
 @final
 class Failed(Message, frozen=True):
-    """The peer tried, and it did not work out.  No detail: it would describe the peer's network to whoever asks."""
+    """The peer tried, and failed.  It gives no detail, which would describe its network to anybody who asks."""
 
 
 @final
 class Here(Message, frozen=True):
-    """To whoever has our own key: the instance that the sender's address names is there, and listens."""
+    """To all processes of our own key: the instance that the sender's address names is there and listens."""
 
 
 @final
 class AddressUpdate(Message, frozen=True):
-    """Whoever has a Link with the sender learns where that is: every message has the sender's address.
+    """Tells a peer that has a Link with the sender the sender's present address, which every message carries.
 
-    Said by who was not asked anything by signal, having been dialled at once.
+    A node sends it to a peer that has dialled it directly, without exchanging signals first.
     """
 
 

@@ -1,16 +1,17 @@
-"""What a node sends and receives by all of its signal channels together.
+"""Sending and receiving signals by all signal channels of a node together.
 
-Theory of operation.  A `send` goes out by all connected channels at once, and on the Links with the receiver, and the
-best answer counts.  Once a broker or a Link has taken a message, a server that hangs must not hold up its sender:
-`send` returns then, and what it began goes on for a little while behind its back.  A message whose channels all broke
-before they answered goes out by the next own channel that comes up, for as long as the caller waits.  So the tasks that
-send are the hub's, not the caller's.
+Theory of operation.  `send` uses all connected channels at once, and the Links with the receiver.  The best answer
+counts.  Once a broker or a Link has taken the message, a server that hangs must not hold up the caller: `send` returns,
+and the remaining attempts go on in the background for a short time.  If all channels break before they answer, the
+message goes out by the next of the node's own channels that comes up, for as long as the caller waits.  So the tasks
+that send are the hub's, not the caller's.
 
-When the peer's own servers (*hints*) are not among ours, the hub connects to them (`signal.keeper`).  The caller
-decides per send whether the peer may have that done, and to which addresses.
+When the peer's own servers (*hints*) are not among ours, the hub connects to them (`signal.keeper`).  For each send the
+caller decides whether that may be done for the peer, and to which addresses.
 
-Of several processes that have the receiver's key, the caller may name one (its *instance*).  When no server has it,
-those that have said so are asked for any: the process that was named has ended, and another may have taken its place.
+Several processes may have the receiver's key.  The caller may name one of them, by its *instance*.  If no server has
+that instance, the servers that have said so are asked for any process of the key: the named process has ended, and
+another may have taken its place.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ __all__ = ["SignalHub"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_TRAILING: Final = 64
-"""Sends that go on after a broker has queued them; the oldest gives way."""
+"""Sends that go on in the background after a broker has queued the message; beyond that the oldest is cancelled."""
 TRAILING_TIME: Final = 10.0
 """Seconds for which such a send goes on: as long as a connection to a server may take to come up."""
 SEND_PATIENCE: Final = 2.0
-"""Seconds for a server to answer a send, after which it is asked whether it is still there."""
+"""Seconds for a server to answer a send, after which its connection is checked."""
 
 ByLink = Callable[[bytes, bytes], bool]
-"""Says a payload on the Links with a peer (its key); whether a path that is well takes it."""
+"""Sends a payload on the Links with a peer (its key), and returns whether a healthy path has taken it."""
 
 
 def _no_link(_receiver_key: bytes, _payload: bytes) -> bool:
@@ -65,19 +66,19 @@ def _no_link(_receiver_key: bytes, _payload: bytes) -> bool:
 
 
 @final
-# long: all that a node says and hears by its servers, and what it has to know of them
+# long: all that a node sends and receives by its servers, and what it has to know of them
 class SignalHub:
     """All signal channels of one node.
 
     Args:
-      identity: whose mailbox is opened on every server.
-      servers: the node's own servers; equal ones count once.
+      identity: the key that is registered at every server.
+      servers: the node's own servers; duplicates count once.
       ca_file: PEM file of certificates that are trusted for TLS in addition to the platform's.
-      names: looks up the names of the node's own servers, and remembers them; has to be running while the hub is.
-      proxies: by which of them the servers are reached; by none by default.
-      is_worth_a_place: whether a payload that came in is to be queued, told at a glance.
+      names: resolves and caches the host names of the node's own servers; has to be running while the hub is.
+      proxies: the proxies that servers are reached by; none by default.
+      is_worth_a_place: a cheap check of a received payload: whether it is to be queued.
       listens: whether the node can be called.
-      relay_token: of the node's rendezvous servers, where it has one.
+      relay_token: the relay token of the node's rendezvous servers, if it has one.
 
     Raises:
       ConfigError: there is no transport for a server, or `ca_file` or a server's proxy cannot be used.
@@ -108,11 +109,11 @@ class SignalHub:
     # -- what the node does with it ------------------------------------------------------------------------------------
 
     def trust(self) -> ssl.SSLContext:
-        """Whom TLS trusts: the platform's certificates, and `ca_file`'s."""
+        """The TLS context, which trusts the platform's certificates and those of `ca_file`."""
         return self._keeper.trust()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Keep the channels up until cancelled.  Started means running, not connected: see `wait_connected`."""
+        """Keep the channels up until cancelled.  Started means running, not yet connected: see `wait_connected`."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -121,7 +122,7 @@ class SignalHub:
                 try:
                     await trio.sleep_forever()
                 finally:
-                    self._nursery = None  # before it closes: somebody may send in that very moment
+                    self._nursery = None  # before it closes: another task may call `send` at that moment
                     self._keeper.stop()
         finally:
             self._keeper.end()
@@ -129,7 +130,7 @@ class SignalHub:
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def receive(self) -> Incoming:
-        """The next payload; the channels that have some take turns.  Cancelled: nothing is lost.
+        """The next payload; channels with waiting payloads take turns.  Cancelled: nothing is lost.
 
         Raises:
           SignalUnavailable: the hub has ended.
@@ -137,22 +138,28 @@ class SignalHub:
         return await self._arrivals.receive()
 
     def hear(self, payload: bytes) -> None:
-        """A peer has said something on a Link of ours: it waits with the others, see `receive`."""
+        """Queue a payload that a peer has sent on a Link; `receive` returns it in its turn."""
         self._arrivals.put(self._links, payload)
 
     @property
     def dropped(self) -> int:
-        """Payloads that came in while 64 of their channel waited for `receive`."""
+        """Payloads that were dropped because 64 of their channel waited for `receive`."""
         return self._arrivals.dropped
 
     def call_when_leaving(self, on_leaving: Callable[[TransportAddress], object]) -> None:
-        """Have somebody told when a server says that its circuits are to be left: the local address of our connection,
-        at which they begin."""
+        """Call `on_leaving` when a server announces that its circuits are to be left.
+
+        Args:
+          on_leaving: takes the local address of our connection to that server, which is that of its circuits.
+        """
         self._keeper.on_leaving = on_leaving
 
     def check_channels(self, *, moved: bool = False) -> None:
-        """There is reason to doubt, as where the machine has `moved`: every connection is asked for, or tried again, at
-        once."""
+        """Check every connection, and retry those that are down, at once.
+
+        Args:
+          moved: the host has changed its network; connection attempts that are under way start anew.
+        """
         self._keeper.check_channels(moved=moved)
 
     async def wait_connected(self) -> None:
@@ -165,11 +172,11 @@ class SignalHub:
 
     @property
     def opened(self) -> int:
-        """How often one of the node's own servers was connected to."""
+        """How many times a connection to one of the node's own servers has come up."""
         return self._keeper.opened
 
     async def wait_opened(self, before: int) -> int:
-        """Return `opened` once it is no more what it was `before`.
+        """Return `opened` once it differs from `before`.
 
         Raises:
           SignalUnavailable: the hub has ended.
@@ -181,13 +188,13 @@ class SignalHub:
         await self._keeper.wait_tried()
 
     def dial_to(self, url: ServerUrl) -> Dial:
-        """What opens further connections to one of the node's own servers."""
+        """The function that opens further connections to one of the node's own servers."""
         return self._keeper.dial_to(url)
 
     async def measure_server(self, url: ServerUrl, *, timeout: float) -> float:
-        """Connect to a signal server afresh, register, and close; seconds of a round trip to it.
+        """Connect to a signal server anew, register, and close; return the round-trip time in seconds.
 
-        It registers a key that nobody else has: under our own it would be handed messages for us.
+        It registers a fresh key: under the node's own key, the connection would receive messages for the node.
 
         Args:
           timeout: seconds to registration, after which it raises SignalUnavailable.
@@ -197,7 +204,7 @@ class SignalHub:
         return await _measure(self._keeper, url, timeout)
 
     def status(self) -> tuple[ServerStatus, ...]:
-        """Every server, the node's own first, then those of peers that it is connected to now."""
+        """The status of every server: the node's own first, then the present servers of peers."""
         return tuple(slot.status() for slot in (*self._keeper.own, *self._keeper.peers_servers))
 
     def relays(self) -> dict[str, RelayingServer]:
@@ -205,12 +212,12 @@ class SignalHub:
         return relays_of(self._keeper)
 
     async def circuit(self, server: str) -> Circuit:
-        """A circuit to call a peer by, by one of the node's own servers; see `calls.circuit_by`."""
+        """A new circuit to call a peer, relayed by one of the node's own servers; see `calls.circuit_by`."""
         return await circuit_by(self._keeper, server)
 
     @property
     def names(self) -> list[str]:
-        """The names of the node's own servers, but for those that a proxy looks up."""
+        """The host names of the node's own servers, except those that a proxy resolves."""
         return self._keeper.names
 
     @property
@@ -220,35 +227,36 @@ class SignalHub:
 
     @property
     def instance(self) -> bytes:
-        """What this process is called among all that have its key: 8 bytes."""
+        """The instance of this process, 8 bytes: it tells processes with the same key apart."""
         return self._keeper.registrant.instance
 
     @property
     def has_topic(self) -> bool:
-        """Whether this process has a topic of its own at every broker that it is connected to, and there is one."""
+        """Whether the node is connected to a broker, and has a topic of its own at every broker it is connected to."""
         return _has_topic((*self._keeper.own, *self._keeper.peers_servers))
 
     async def wait_topic(self) -> None:
-        """Return once each broker of ours that is connected has let us have such a topic, or refused it; one may never
-        tell, so the caller bounds the time."""
+        """Return once it is known of each connected broker of the node's own whether the process has its own topic
+        there.  A broker may never show it, so the caller bounds the time."""
         await _wait_topic(self._keeper.own)
 
     def publish_key_record(self, record: Callable[[], bytes]) -> None:
-        """Have each of the node's own servers keep what `record` returns, now and whenever it is connected."""
+        """Publish what `record` returns at each of the node's own servers, now and whenever one connects."""
         self._keeper.key_record = record
         publish(self._keeper.own, record)
 
     async def wait_key_record(self) -> None:
-        """Return once each server that is connected has said what became of it; the caller bounds the time."""
+        """Return once it is known of each connected server whether it keeps the record; the caller bounds the time."""
         await wait_published(self._keeper.own)
 
     async def look_up(self, key: bytes, *, patience: float) -> list[Answer]:
-        """What each of the node's own servers says of a key, within so many seconds."""
+        """Ask each of the node's own servers for the record of a key; return their answers after `patience` seconds
+        at most."""
         return await look_up(self._keeper.own, key, patience=patience)
 
     @property
     def rtt(self) -> float | None:
-        """Seconds to the nearest server of our own that we have a channel to, and back; None: to none."""
+        """Round-trip time in seconds to the nearest of the node's own servers that has a channel; None: no channel."""
         return self._keeper.rtt
 
     async def send(
@@ -262,11 +270,11 @@ class SignalHub:
         may_connect: MayConnect | None = None,
         via: str | None = None,
     ) -> Delivery:
-        """Send a sealed payload by every channel there is, and return the best that a server says about it.
+        """Send a sealed payload by every channel there is, and return the best answer of a server.
 
         Returns at the first `Delivery.DELIVERED` or `Delivery.QUEUED`, else when all servers have answered.  After
-        QUEUED, the other servers are still tried for up to ten seconds.  When no server is connected, or each one
-        breaks before it answers, waits for the next that comes up; the caller bounds the time with its own scope.
+        QUEUED, the other servers are still tried for up to ten seconds.  If no server is connected, or all connections
+        break before an answer, it waits for the next one that comes up; the caller bounds the time with its own scope.
         Cancelled: the payload may or may not have gone out.
 
         Args:
@@ -274,12 +282,12 @@ class SignalHub:
           payload: 1 to 16,384 bytes.
           instance: the process that is meant, of all that have the receiver's key; None: all of them.
           topic: the same for brokers, where a process may have another name (`instances.topic_of`).
-          hints: URLs of the receiver's servers.  Those that are not ours are connected to as well, at once when we have
-            a channel to none of them, else when those that we have one to have not delivered.  Useless hints are passed
-            over, URLs with a login, a path or a query, and MQTT brokers by a node that has none itself.
+          hints: URLs of the receiver's servers.  Those that are not ours are connected to as well: at once if we have a
+            channel to none of the hints, else if those channels have not delivered.  Ignored are URLs with a login, a
+            path or a query, and, by a node that has no MQTT broker itself, MQTT brokers.
           may_connect: whether a connection to an address may be opened for this receiver; without it none is.
-          via: the channel that a request came in by (`Incoming.via`), for its reply; only one to a peer's server needs
-            to be named.
+          via: the channel that the request came in by (`Incoming.via`), for a reply; needed only if that channel is to
+            a peer's server.
 
         Raises:
           SignalUnavailable: there is no server, or none could take the payload.
@@ -306,7 +314,7 @@ class SignalHub:
         return race.best
 
     def _let_go(self, race: Race) -> None:
-        """The sender has what it wanted.  Only what a broker has queued is worth a further try elsewhere."""
+        """The caller of `send` has its answer.  Only after QUEUED are the remaining attempts worth going on."""
         if race.best is not Delivery.QUEUED:
             race.scope.cancel()
         elif not race.over.is_set():
@@ -352,7 +360,7 @@ class SignalHub:
                             race.enter(nursery, partial(self._send_by_peers_server, url, may_connect, letter))
                         await race.wait_over()
                     nursery.cancel_scope.cancel()
-        except BaseException:  # cancelled, one or a group of them, and not by the race's own scope
+        except BaseException:  # one Cancelled or a group of them, not from the race's own scope
             race.failures.append("the signal hub has ended")
             raise
         finally:
@@ -360,7 +368,7 @@ class SignalHub:
             race.notify()
 
     async def _send_by(self, slot: Slot, letter: Letter, roll: Roll | None = None) -> Delivery:
-        """To the instance that is meant; by a server that does not have it, when no other has: to any."""
+        """Send to the instance that is meant; if neither this server nor any other has it, to any instance."""
         try:
             answer = await _hand_over(slot, letter, letter.topic if slot.is_broker else letter.instance)
         finally:
@@ -373,7 +381,7 @@ class SignalHub:
         return await _hand_over(slot, letter, None)
 
     async def _send_by_next(self, tried: list[SignalChannel | None], letter: Letter) -> Delivery:
-        """By the next own channel that comes up; if it breaks, by the one after it."""
+        """Send by the next own channel that comes up; if it breaks, by the one after it."""
         while True:
             for slot in self._keeper.own:
                 if slot.channel is not None and slot.channel not in tried:
@@ -435,7 +443,7 @@ async def _wait_topic(slots: Iterable[Slot]) -> None:
 
 
 async def _doubt(channel: SignalChannel) -> None:
-    """A server that lets a send wait may not be there any more."""
+    """Check the channel when a send takes long: the server may be gone."""
     await trio.sleep(SEND_PATIENCE)
     channel.check()
 

@@ -1,17 +1,17 @@
-"""What makes an opened message acceptable: its time, its novelty, and how much its sender has sent.  No I/O, no clock.
+"""Judges opened messages by their time, by whether they are new, and by their sender's rate.  No I/O, no clock.
 
-Theory of operation.  A message that starts something is stamped by its sender and accepted within ±300 s of our time;
-one that answers something of ours is accepted for that, for two minutes.  Neither is accepted twice:
-`warpgate_trio.signal.replays` says how, and what our time is.
+Theory of operation.  A message that starts something is stamped by its sender, and accepted within ±300 s of our time.
+A message that answers one of ours is accepted because it names that one's id, for two minutes.  Neither is accepted
+twice: `warpgate_trio.signal.replays` says how, and defines our time.
 
-Clocks are often wrong, so a message outside the window (or from before our start) is answered with our time, once per
-sender and ten seconds, if the sender is one that we answer at all; the sender then stamps what it sends *to us*
-accordingly.  Such a correction holds between two peers only: a peer that lies about its clock spoils nothing but its
-own conversation.
+Clocks are often wrong.  So a message outside the window, or from before our start, is answered with our time: once per
+sender and ten seconds, if the sender is one that we answer at all.  The sender then corrects the stamps of what it
+sends *to us*.  Such a correction holds between two peers only: a peer that lies about its clock harms only its own
+conversation.
 
-Who can seal to us can also make up senders, so what senders that we do not know may do together is bounded, for each
-channel by itself, and they never get the last quarter of the table of ids: a flood of theirs does not keep out whom we
-know.  All tables are bounded, and a full one refuses new messages rather than forget old ones.
+Anybody who can seal to us can also invent senders.  So the total rate of unknown senders is bounded, for each channel
+separately, and they never get the last quarter of the table of ids: a flood of theirs does not shut out known senders.
+All tables are bounded.  A full table of ids refuses new messages rather than forget old ones.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 CLOCK_REPLY_INTERVAL = 10.0
-"""Seconds between two clock replies to one sender: one is enough, the next only in case it was lost."""
-_CHANNELS = 64  # Whose strangers are counted; a node has a handful.
+"""Seconds between two clock replies to one sender: one is enough, and a second one replaces one that was lost."""
+_CHANNELS = 64  # Channels for which unknown senders are counted; a node has a handful.
 _PEERS = 4096  # Peers with a clock correction, a sent id, or a bucket; the least recently used are forgotten.
 
 _CLOCK = wire_name(OWNER, ClockReply)
@@ -53,16 +53,16 @@ class InboxLimits:
     """Rates are messages per second, sustained; bursts are messages at once.
 
     Attributes:
-      rate: signals opened in all: a tenth of a core at 0.18 ms for an honest one; junk costs 54 µs.  What is beyond
-        waits in its channel's queue, and is dropped when that is full.
+      rate: signals opened in total: a tenth of a core at 0.18 ms for a genuine one; junk costs 54 µs.  Signals beyond
+        that rate wait in their channel's queue, and are dropped when it is full.
       burst: signals opened at once: 50 ms.
-      sender_rate: of one sender, counted once it is known who that is.
-      sender_burst: of one sender at once.
-      stranger_rate: accepted by one channel of all senders together that we do not know.
-      stranger_burst: accepted of those at once.
-      clock_rate: our clock replies to them in all.
-      ids: remembered message ids; a quarter of them is for senders that we know, and the rest is more than a channel's
-        strangers fill in the 1,200 s for which an id is kept at most.
+      sender_rate: messages of one sender, counted once the sender is known.
+      sender_burst: messages of one sender at once.
+      stranger_rate: messages of all unknown senders together that are accepted by one channel.
+      stranger_burst: the same at once.
+      clock_rate: our clock replies to all unknown senders together.
+      ids: remembered message ids.  A quarter of them is reserved for known senders; the rest is more than the unknown
+        senders of one channel fill in the 1,200 s for which an id is kept at most.
     """
 
     rate: float = 500.0
@@ -76,7 +76,7 @@ class InboxLimits:
 
     @property
     def stranger_ids(self) -> int:
-        """Ids up to which senders that we do not know find room."""
+        """Remembered ids above which messages of unknown senders are refused."""
         return self.ids * 3 // 4
 
 
@@ -93,12 +93,12 @@ class Accepted(msgspec.Struct, frozen=True):
 
 @final
 class Replayed(msgspec.Struct, frozen=True):
-    """The id was seen before: another server delivered it too, or somebody repeats it."""
+    """The id was seen before: another server delivered it too, or somebody replays it."""
 
 
 @final
 class RateLimited(msgspec.Struct, frozen=True):
-    """This sender sends too much, or those do that we do not know."""
+    """This sender sends too much, or all unknown senders together do."""
 
 
 @final
@@ -117,7 +117,7 @@ class OutsideWindow(msgspec.Struct, frozen=True):
 
 @final
 class Unasked(msgspec.Struct, frozen=True):
-    """It answers what we have not said to its sender, or not within the last two minutes."""
+    """It answers a message that we have not sent to its sender, or have sent more than two minutes ago."""
 
 
 @final
@@ -133,9 +133,9 @@ Judgement: TypeAlias = Accepted | Replayed | RateLimited | TooOld | OutsideWindo
 
 @final
 class PeerClocks:
-    """What time it is at a peer, as far as clock replies have told, and who was told our own.
+    """The peers' clocks, as known from their clock replies, and which peers were sent our own time.
 
-    A peer's clock is known by what it is ahead of *our monotonic one*: whatever happens to our wall clock, that stays.
+    A peer's clock is kept as an offset to *our monotonic clock*, which changes of our wall clock do not affect.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class PeerClocks:
         self._told: BoundedMap[bytes, float] = BoundedMap(_PEERS)
 
     def note_sent(self, message_id: bytes, peer: bytes, now: Moment) -> None:
-        """We send `peer` (its key) a message: an answer to it is welcome for `ANSWER_TIME`."""
+        """We send `peer` (its key) a message: an answer to it is accepted for `ANSWER_TIME`."""
         self._sent.put(message_id, (peer, now.monotonic))
 
     def expects(self, peer: bytes, in_reply_to: bytes | None, now: Moment) -> bool:
@@ -153,9 +153,10 @@ class PeerClocks:
         return sent is not None and sent[0] == peer and 0.0 <= now.monotonic - sent[1] <= ANSWER_TIME
 
     def on_clock_reply(self, peer: bytes, in_reply_to: bytes | None, peer_time_ms: int, now: Moment) -> float | None:
-        """`peer` says what time it is there.  Returns seconds by which that is ahead of us, None when we did not ask.
+        """Take the time that `peer` has replied.  Returns the seconds by which its clock is ahead of ours; None if the
+        reply answers no message of ours.
 
-        The peer's time is taken to be that of the middle between our message and its reply.  Each message allows one
+        The peer's time is taken as that of the midpoint between our message and its reply.  Each message allows one
         reply.
         """
         if in_reply_to is None or not self.expects(peer, in_reply_to, now):
@@ -166,20 +167,21 @@ class PeerClocks:
         return self.time_of(peer, now) - now.wall
 
     def may_tell(self, peer: bytes, now: Moment) -> bool:
-        """Whether `peer` was told our time longer than `CLOCK_REPLY_INTERVAL` ago, if ever."""
+        """Whether `peer` was sent our time `CLOCK_REPLY_INTERVAL` ago or earlier, or never."""
         last = self._told.use(peer)
         return last is None or now.monotonic - last >= CLOCK_REPLY_INTERVAL
 
     def note_told(self, peer: bytes, now: Moment) -> None:
-        """`peer` is told our time."""
+        """`peer` is sent our time."""
         self._told.put(peer, now.monotonic)
 
     def note_unheard(self, peer: bytes) -> None:
-        """It found nobody there: who has called with the request for its connection had not registered yet."""
+        """Our clock reply found nobody: a peer whose call came with its WebSocket request may not have registered yet.
+        Its next message may be answered again."""
         self._told.pop(peer)
 
     def time_of(self, peer: bytes, now: Moment) -> float:
-        """Unix seconds at the peer; ours when nothing is known."""
+        """Unix seconds on the peer's clock; on ours if nothing is known of it."""
         ahead = self._ahead.use(peer)
         return now.wall if ahead is None else now.monotonic + ahead
 
@@ -205,15 +207,15 @@ class Inbox:
         self._clock_replies = TokenBucket(limits.clock_rate, limits.clock_rate)
 
     def time(self, now: Moment) -> float:
-        """The time that stamps are compared with, and that a clock reply tells."""
+        """The time that stamps are compared with and clock replies carry, in Unix seconds."""
         return self._replays.time(now)
 
     def check(self, header: Header, now: Moment, *, known: bool = False, via: str = "") -> Judgement:
-        """Judge an opened message.  Only `Accepted` ones may have an effect; those are remembered.
+        """Judge an opened message.  Only `Accepted` ones may have an effect; their ids are remembered.
 
         Args:
-          known: the sender is one that the node has dealings with, and not just anybody who can seal to us.
-          via: the channel that it came by.
+          known: the node has dealings with the sender already.
+          via: the channel that the message came by.
         """
         self._replays.forget(now)
         if header.message_id in self._replays:

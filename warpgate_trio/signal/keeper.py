@@ -1,15 +1,16 @@
 """The signal channels of a node: connecting to servers, receiving, and connecting again.
 
 Theory of operation.  One task per configured server connects, registers, receives, and reconnects after a jittered
-back-off, for as long as the hub runs; a server that is down costs its own task a connection attempt now and then, and
-nobody else anything.
+back-off, for as long as the hub runs.  A server that is down costs a connection attempt now and then, in its own task,
+and delays nobody else.
 
-A server of a peer's may be connected to as well: by a channel that is registered under our key like any other, so that
-replies come in by it, and that is closed when it has been idle for a minute.  A peer chooses its servers, so that means
-to open connections where a peer says; whether it may, and where, is said each time (`signal.peers_servers`).
+The keeper may also connect to a server of a peer.  That channel is registered under our key like any other, so that
+replies come in by it; it is closed when it has been idle for a minute.  A peer chooses its servers, and so chooses
+where such connections lead.  The caller therefore says each time whether one may be opened, and to which addresses
+(`signal.peers_servers`).
 
-A connection that leads nowhere any more is noticed by the pings of its channel, twice a minute.  Where there is reason
-to doubt it (the machine's addresses have changed, a send hangs), the channel is asked at once.
+A channel pings its server twice a minute, and so notices that a connection is dead.  Where there is reason to doubt a
+connection (the host's addresses have changed, a send hangs), the channel pings at once.
 """
 
 from __future__ import annotations
@@ -48,28 +49,28 @@ logger: logging.Logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP, TLS, WebSocket and registration together: eight round trips of a bad satellite link."""
 BACKOFF_FIRST = 0.2
-"""Seconds to the first new connection; doubles, less up to half at random, lest a server's nodes come back in step."""
+"""Seconds of the first back-off; it doubles, less up to half at random, lest a server's nodes reconnect in step."""
 BACKOFF_LIMIT = 30.0
-"""Seconds of the longest such pause."""
+"""Seconds of the longest back-off."""
 DOUBTED = 3.0
-"""Seconds after there was reason to doubt in which a connection that ends is made anew without a pause, once: it was
-asked then, and did not answer in time."""
+"""Seconds after `check_channels` in which a connection that ends is reopened once without a back-off: it has most
+likely failed that check."""
 STABLE = 10.0
-"""Seconds that a connection has to hold to start the next back-off afresh, and its server has to have said something in
-them: one that registers us and then falls silent is given up after as long a time, and was no success."""
+"""Seconds that a connection has to hold, with its server not silent, to reset the back-off.  A server that registers us
+and then falls silent is given up after about as long, which does not count as success."""
 MAX_PEERS_SERVERS = 4
 """Channels to servers of peers that are open at a time."""
 NO_PROXIES: Final = Proxies("none", {})
 
 
 @final
-# long: the channels of a node, and what begins, doubts and ends each
+# long: the channels of a node, and what opens, checks and ends each
 class ChannelKeeper:
     """All signal channels of one node.
 
     Args:
       identity, servers, ca_file, names, proxies: as for `SignalHub`.
-      arrivals: what the channels receive goes there.
+      arrivals: takes what the channels receive.
       registrant: what the node registers as.
 
     Raises:
@@ -77,12 +78,13 @@ class ChannelKeeper:
 
     Attributes:
       own: one slot for each of the node's own servers.
-      peers_servers: those for servers of peers.
+      peers_servers: the slots for servers of peers.
       registrant: as it was given.
-      on_leaving: told the local address of a connection to a server whose circuits are to be left.
-      key_record: what is published of our key at each of our own servers; None: nothing.
+      on_leaving: called when a server announces that its circuits are to be left, with the local address of the
+        connection to it.
+      key_record: returns the key record that is published at each of our own servers; None: nothing is published.
       standings: which of the node's own servers failed to relay lately, by their slots' keys.
-      opened: how often one of the node's own servers was connected to.
+      opened: how many times a connection to one of the node's own servers has come up.
       ended: no channel will come up any more.
     """
 
@@ -114,7 +116,7 @@ class ChannelKeeper:
             if slot.by_proxy:
                 logger.info("signal server %s: by %s", slot.key, slot.dial)
             if any(slot.key == other.key for other in self.own[:number]):
-                slot.key += f"#{number}"  # differs from an earlier one only in what redaction hides
+                slot.key += f"#{number}"  # its URL differs from an earlier one only in what redaction hides
         self._names = names
         self.peers_servers: list[Slot] = []
         self._arrivals: Final = arrivals
@@ -131,17 +133,17 @@ class ChannelKeeper:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Keep the channels to the node's own servers up, in a nursery."""
+        """Start the tasks that keep the channels to the node's own servers up."""
         self._nursery = nursery
         for slot in self.own:
             nursery.start_soon(self._keep_connected, slot)
 
     def stop(self) -> None:
-        """The nursery ends: no server of a peer is connected to any more."""
+        """The nursery is about to close: connect to no further server of a peer."""
         self._nursery = None
 
     def end(self) -> None:
-        """It has ended: who waits for a channel waits in vain."""
+        """All channels have ended: wake the tasks that wait for one."""
         self.ended = True
         self._notify()
 
@@ -152,7 +154,7 @@ class ChannelKeeper:
         await self._changed.wait()
 
     async def wait_opened(self, before: int) -> int:
-        """Return `opened` once it is no more what it was `before`.
+        """Return `opened` once it differs from `before`.
 
         Raises:
           SignalUnavailable: the hub has ended.
@@ -171,13 +173,16 @@ class ChannelKeeper:
         await trio.lowlevel.checkpoint()
 
     def check_channels(self, *, moved: bool = False) -> None:
-        """There is reason to doubt: every connection is asked for at once, and what waits to be tried again is tried
-        now; what is being connected to is begun anew where the machine has `moved`."""
+        """Check every connection, and end every back-off, at once.
+
+        Args:
+          moved: the host has changed its network; connection attempts to our own servers start anew.
+        """
         self._checked_at = trio.current_time()
         for slot in (*self.own, *self.peers_servers):
             if slot.channel is not None:
                 if not slot.channel.check():
-                    slot.state = ServerState.WAITING  # what is sent goes by the next one
+                    slot.state = ServerState.WAITING  # the channel is gone: what is sent goes by the next one
             elif moved and not slot.of_peer and slot.scope is not None:
                 slot.scope.cancel()
         self._network_changed.set()
@@ -185,7 +190,7 @@ class ChannelKeeper:
 
     @property
     def names(self) -> list[str]:
-        """The names of the node's own servers, but for those that a proxy looks up."""
+        """The host names of the node's own servers, except those that a proxy resolves."""
         return [slot.url.host for slot in self.own if not slot.by_proxy]
 
     @property
@@ -196,7 +201,7 @@ class ChannelKeeper:
             for slot in self.own
             if slot.unresolved
         }
-        if self._names is not None:  # which knows of those that hang, too
+        if self._names is not None:  # it also knows of look-ups that hang
             direct = (slot for slot in self.own if slot.channel is None and not slot.by_proxy)
             waiting = self._names.failures(slot.url.host for slot in direct)
             found.update((name, failure) for name, failure in waiting.items() if not failure.remembered)
@@ -204,7 +209,7 @@ class ChannelKeeper:
 
     @property
     def rtt(self) -> float | None:
-        """Seconds to the nearest server of our own that we have a channel to, and back; None: to none."""
+        """Round-trip time in seconds to the nearest of the node's own servers that has a channel; None: no channel."""
         return min(
             (slot.channel.rtt for slot in self.own if slot.channel and slot.channel.rtt is not None), default=None
         )
@@ -226,7 +231,8 @@ class ChannelKeeper:
         raise SignalUnavailable("the signal hub has ended")
 
     def usable(self, urls: Sequence[ServerUrl]) -> dict[Place, ServerUrl]:
-        """The first few URLs of a peer that we would connect to; none of them is ours, by scheme, host and port."""
+        """The first `MAX_PEERS_SERVERS` URLs of a peer that may be connected to, without those of our own servers (the
+        same scheme, host and port)."""
         ours = {slot.origin for slot in self.own}
         found: dict[Place, ServerUrl] = {}
         for url in urls:
@@ -238,7 +244,7 @@ class ChannelKeeper:
         return found
 
     def trust(self) -> ssl.SSLContext:
-        """Whom TLS trusts."""
+        """The TLS context, which trusts the platform's certificates and those of `ca_file`."""
         if self._ssl_context is None:
             context = ssl.create_default_context()
             if self._ca_file is not None:
@@ -252,16 +258,16 @@ class ChannelKeeper:
         return self._ssl_context
 
     def dial_to(self, url: ServerUrl) -> ServerDial:
-        """What opens a connection to one of the node's own servers, with its name looked up afresh."""
+        """The function that opens a connection to one of the node's own servers, and resolves its name anew."""
         return ServerDial(self._proxies.to(url))
 
     # -- channels ------------------------------------------------------------------------------------------------------
 
     def connect_to(self, url: ServerUrl, may_connect: MayConnect) -> Slot:
-        """The slot for a server of a peer's, which is connected to from now on.
+        """Start connecting to a server of a peer, and return its slot.
 
         Raises:
-          SignalUnavailable: there is no room for it.
+          SignalUnavailable: all channels to servers of peers are in use, or the hub has ended.
         """
         if self._nursery is None:
             raise SignalUnavailable("the signal hub has ended")
@@ -306,7 +312,7 @@ class ChannelKeeper:
             pause = min(2 * pause, BACKOFF_LIMIT)
 
     async def _hold(self, slot: Slot) -> bool:
-        """One connection, from its opening to its end, whatever ends it.  Returns whether it was a success."""
+        """One connection, from its opening to its end.  Returns whether it lasted long enough to reset the back-off."""
         since, late = math.inf, trio.current_time() + CONNECT_TIMEOUT
         answered = False
         circuits = slot.begin()
@@ -347,7 +353,7 @@ class ChannelKeeper:
                     finally:
                         slot.channel = None
                         answered = channel.answered
-            if since == math.inf and trio.current_time() < late:  # the machine has moved meanwhile
+            if since == math.inf and trio.current_time() < late:  # `check_channels` cancelled it: the host has moved
                 return False
             slot.last_error, slot.unresolved = "idle", False
             if since == math.inf:
@@ -355,7 +361,7 @@ class ChannelKeeper:
         except (OSError, WarpgateError) as exc:
             slot.unresolved = isinstance(exc, trio.socket.gaierror)
             slot.last_error = printable(reason_of(exc))
-        except Exception as exc:  # a server's doing, whatever its class: it ends this connection and nothing else
+        except Exception as exc:  # caused by a server, whatever its class: it ends this connection and nothing else
             slot.last_error, slot.unresolved = f"unexpected {type(exc).__name__}", False
             logger.exception("the signal channel to %s failed", slot.key)
         finally:
@@ -366,22 +372,22 @@ class ChannelKeeper:
         return answered and trio.current_time() - since >= STABLE
 
     def _say_late(self, slot: Slot) -> None:
-        """It was not connected in time: the server did not answer, or nobody told where it is."""
+        """Note why a connection did not come up in time: the server did not answer, or its name was not resolved."""
         slot.last_error = f"no answer within {CONNECT_TIMEOUT:.0f} s{slot.dial.silence}"
         failure = None if slot.of_peer else self.unresolved.get(slot.url.host)
         if failure is not None:
             slot.last_error, slot.unresolved = f"the name cannot be resolved: {failure.why}", True
 
     def _say_connected(self, slot: Slot) -> None:
-        """That a server is there at once is no news; that one is back is."""
+        """Log a connection: at info level if it was lost or failed before, else at debug level."""
         back = slot.lost or slot.broke
         logger.log(logging.INFO if back else logging.DEBUG, "signal server %s: connected", slot.key)
         slot.lost = slot.broke = False
         self.opened += not slot.of_peer
 
     def _say_lost(self, slot: Slot, *, was_connected: bool) -> None:
-        """Tell people once that a server of ours cannot be reached, and why: not at each attempt."""
-        # A connection that broke is nothing to warn of yet: the next one may come up at once.
+        """Warn once, not at each attempt, that a server of ours cannot be reached, and say why."""
+        # A connection that broke is no reason for a warning yet: the next one may come up at once.
         tell = not (was_connected or slot.lost or slot.of_peer)
         slot.broke = (was_connected and not slot.of_peer) or slot.broke
         level = logging.WARNING if tell else logging.INFO if was_connected and slot.broke else logging.DEBUG

@@ -1,19 +1,21 @@
 """The envelope of a signal: signed by the sender, sealed to the receiver; no I/O, no clock.
 
-    blob      = version u8 (1) | HPKE(to the receiver's X25519 key, info ``warpgate-trio signal v1``) of
-    plaintext = signature 64 | body, the signature by the sender's Ed25519 key, context ``warpgate-trio signal v1``,
-    over the body body      = msgpack array [version, type, sender, receiver, message id, session, attempt, in reply to,
-    generation, time,
-                               the sender's PeerAddress, payload, the receiver's instance or nothing]
+    blob      = version u8 (1) | HPKE(to the receiver's X25519 key, info ``warpgate-trio signal v1``) of plaintext
+    plaintext = signature 64 | body; the signature is by the sender's Ed25519 key over the body,
+                context ``warpgate-trio signal v1``
+    body      = msgpack array [version, type, sender, receiver, message id, session, attempt, in reply to, generation,
+                time, the sender's PeerAddress, payload, the receiver's instance or nothing]
 
-A server that carries a blob learns its length.  What the signature buys: it covers the *receiver*, so a receiver cannot
-seal the body again for somebody else in the sender's name; it covers type, session and time, so nothing of an old
-message can be put into a new one; the carried address is signed by the same key, so the sender is who its address says
-it is.  What it does
-not buy is freshness: `warpgate_trio.signal.Inbox` judges time, replays and rates.
+A server that carries a blob learns its length.  The signature covers:
 
-The payload stays undecoded until its type's owner asks for it (`decode_payload`): a message for a plugin that is not
-loaded costs no parsing.  Readers ignore fields that they do not know, at the end of the body and in payloads.
+* the *receiver*, so a receiver cannot seal the body again for somebody else in the sender's name;
+* type, session and time, so no part of an old message can be put into a new one;
+* the carried address, which the same key has signed as well, so the address is the sender's own.
+
+The signature does not show that a message is fresh: `warpgate_trio.signal.Inbox` judges time, replays and rates.
+
+The payload stays undecoded until the owner of its type asks for it (`decode_payload`): a message for a plugin that is
+not loaded costs no parsing.  Readers ignore fields that they do not know, at the end of the body and in payloads.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ MAX_SIGNAL: Final = 16_384
 """Bytes in a whole blob: several times what a full address and a plugin's message take; every broker carries it."""
 VERSION: Final = 1
 MAX_TIME_MS: Final = 2**53 - 1
-"""Of a stamp, and of what a peer says its clock is: whole numbers up to here survive in every language."""
+"""Greatest time in a stamp or a `Clock` reply, in milliseconds: every language can hold integers up to here exactly."""
 
 _CONTEXT = b"warpgate-trio signal v1"
 _SIGNATURE = 64
@@ -65,14 +67,14 @@ _MAX_WIRE_NAME = 64
 
 
 class Message(msgspec.Struct, frozen=True):
-    """Base of every payload: subclass it with ``frozen=True``, typed and bounded fields (`msgspec.Meta`) for a message.
+    """Base of every payload.  Subclass it with ``frozen=True``; fields are typed and bounded (`msgspec.Meta`).
 
-    A msgpack map on the wire, or an array with ``array_like=True``.  A reader ignores fields that it does not know, so
-    a later release may add fields that have defaults.
+    On the wire it is a msgpack map, or an array with ``array_like=True``.  A reader ignores fields that it does not
+    know, so a later release may add fields that have defaults.
     """
 
     NAME: ClassVar[str | None] = None
-    """The last part of its name on the wire, where that is not the class's."""
+    """The last part of the name on the wire, if it differs from the class name."""
 
 
 _AnyMessage = TypeVar("_AnyMessage", bound=Message)
@@ -83,7 +85,7 @@ _Instance = Annotated[bytes, msgspec.Meta(min_length=INSTANCE_LENGTH, max_length
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the signature covers besides address and payload.
+    """Everything that the signature covers except address and payload.
 
     Attributes:
       type: the message's name on the wire, ``<owner>.<ClassName>``.
@@ -93,7 +95,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
       attempt: 16 bytes, the plugin's attempt in that walk, or None.
       in_reply_to: the `message_id` of the request, or None.
       generation: the round of the session.
-      time_ms: when it was sent, Unix milliseconds; on the receiver's clock, as well as the sender knows it.
+      time_ms: when it was sent, in Unix milliseconds on the receiver's clock, as far as the sender knows that clock.
       instance: which of the processes that have the receiver's key is meant (`PeerAddress.instance`); None: any.
     """
 
@@ -190,7 +192,9 @@ def seal_message(
 
 
 def check_blob(blob: bytes) -> None:
-    """What can be told of a blob without opening it, in under a microsecond: more than fifty times less than the seal.
+    """Check length and version of a blob without opening it.
+
+    It takes under a microsecond, less than a fiftieth of what opening the seal takes.
 
     Raises:
       SignalMalformed: over 16,384 bytes, or too short.
@@ -205,7 +209,7 @@ def check_blob(blob: bytes) -> None:
 
 
 def open_message(identity: Identity, blob: bytes) -> Envelope:
-    """Open a blob that came in, and check everything about it but time and repetition.
+    """Open a received blob, and check everything about it except time and repetition.
 
     Raises, in the order of the checks:
       SignalMalformed: over 16,384 bytes, or too short.
@@ -213,9 +217,8 @@ def open_message(identity: Identity, blob: bytes) -> Envelope:
       SignalMalformed: not sealed to us, damaged, or not of the format.
       SignalForged: not signed by its sender.
       SignalMisdirected: signed for another receiver than us.
-      SignalForged, SignalUnsupported, SignalMalformed: the same of the sender's address in it; forged too when it is
-      good, but
-        somebody else's.
+      SignalForged, SignalUnsupported, SignalMalformed: the sender's address in it is forged, of an unknown version or
+        malformed; SignalForged also when that address is valid, but not the sender's.
     """
     check_blob(blob)
     try:
@@ -255,7 +258,7 @@ def open_message(identity: Identity, blob: bytes) -> Envelope:
 
 
 def decode_payload(envelope: Envelope, message: type[_AnyMessage]) -> _AnyMessage:
-    """Decode the payload as the message type that the envelope's type names; `SignalMalformed` when it is none."""
+    """Decode the payload as `message`, the type that the envelope names; `SignalMalformed` if it does not fit."""
     try:
         return msgspec.msgpack.decode(envelope.payload, type=message)
     except (ValueError, RecursionError) as exc:

@@ -1,19 +1,20 @@
-"""What keeps a message from being accepted twice, whatever the wall clock does meanwhile.  No I/O, no clock.
+"""Keeps a message from being accepted twice, whatever the wall clock does meanwhile.  No I/O, no clock.
 
-Theory of operation.  A message that starts something is judged by its stamp: accepted within `WINDOW` of our time, and
-its id remembered until the stamp has left the window.  From then on the stamp itself keeps it out, as long as our time
-does not go back over it.  A wall clock goes back, though: NTP puts it right by a tenth of a second, people by an hour.
-So the *time that stamps are compared with* is the wall clock's, but never less than what would let a forgotten stamp in
-again; where the wall clock has fallen behind that, the time walks on at half speed until the clock has caught up.
-Peers whose clocks are right are then outside the window for a while, and are told by a ``Clock`` reply which time we go
-by: they are heard with one round trip more, not shut out.  A clock that goes forward takes the time along at once.
+Theory of operation.  A message that starts something is judged by its stamp.  It is accepted within `WINDOW` of our
+time, and its id is remembered until the stamp has left the window.  From then on the stamp itself keeps the message
+out, unless our time goes back.  A wall clock does go back: NTP sets it back by a tenth of a second, people by an hour.
+So the *time that stamps are compared with* is the wall clock's, but never so early that a forgotten stamp would be in
+the window again.  When the wall clock has fallen behind that limit, our time runs at half speed until the clock has
+caught up.  Peers whose clocks are right are outside the window for that while.  A ``Clock`` reply then tells them the
+time that we use, so they need one more round trip, but are not shut out.  When the clock is set forward, our time
+follows at once.
 
-An answer is not judged by its stamp at all: it names the id of what we have said to its sender, 16 random bytes that
-nobody else knew, so it is fresh on any clock.  Its id is remembered for as long as an answer is waited for, in
-monotonic seconds.
+An answer is not judged by its stamp at all.  It names the id of a message that we have sent to its sender: 16 random
+bytes that nobody else knew.  So it is fresh on any clock.  Its id is remembered for as long as an answer is accepted,
+in monotonic seconds.
 
-A restart forgets the ids, so a stamp from before the start is refused.  The start is so many *monotonic* seconds ago: a
-clock that is put right moves it along.
+A restart forgets the ids, so a stamp from before the start is refused.  The start is kept as a *monotonic* time: when
+the wall clock is set, the start moves with it.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ __all__ = ["ANSWER_TIME", "CATCH_UP", "START_SLACK", "WINDOW", "Moment", "Replay
 WINDOW = 300.0
 """Seconds by which a stamp may differ from our time."""
 START_SLACK = 2.0
-"""Seconds before our start that a stamp may lie: what two NTP-disciplined clocks differ, and a message takes."""
+"""Seconds by which a stamp may precede our start: the offset of two NTP-disciplined clocks, and a message's delay."""
 ANSWER_TIME = 120.0
-"""Seconds after a message of ours in which an answer to it counts: several times ``budgets.total``."""
+"""Seconds after a message of ours in which an answer to it is accepted: several times ``budgets.total``."""
 CATCH_UP = 0.5
-"""How fast our time goes while the wall clock, put back, is behind it."""
+"""Speed of our time, relative to the monotonic clock, while the wall clock is behind it after being set back."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Now.
+    """The present time on two clocks.
 
     Attributes:
-      wall: Unix seconds on our corrected clock, which may be moved.
-      monotonic: seconds of a clock that nobody moves (`trio.current_time`).
+      wall: Unix seconds on our corrected wall clock, which may be set.
+      monotonic: seconds of a clock that is never set (`trio.current_time`).
     """
 
     wall: float
@@ -51,7 +52,7 @@ class Moment:
 
 @final
 class Replays:
-    """The ids of what was accepted.
+    """The ids of accepted messages.
 
     Args:
       started: when the process started, in monotonic seconds.
@@ -60,10 +61,10 @@ class Replays:
     def __init__(self, started: float) -> None:
         self._started = started
         self._floor: Moment | None = None  # our time was at least `wall` at `monotonic`; both only ever grow
-        self._forgotten = -math.inf  # the latest stamp whose id is not remembered any more
+        self._forgotten = -math.inf  # the latest stamp whose id was forgotten
         self._stamped: set[bytes] = set()
         self._stamps: list[tuple[float, bytes]] = []  # a heap
-        self._answers: dict[bytes, float] = {}  # id -> until when, in the order of coming
+        self._answers: dict[bytes, float] = {}  # id -> until when it is kept, in the order of arrival
 
     def __len__(self) -> int:
         return len(self._stamped) + len(self._answers)
@@ -72,23 +73,23 @@ class Replays:
         return message_id in self._stamped or message_id in self._answers
 
     def time(self, now: Moment) -> float:
-        """What stamps are compared with, and what a peer is told for our time; Unix seconds."""
+        """Our time in Unix seconds: stamps are compared with it, and `Clock` replies carry it."""
         floor = self._floor
         if floor is None:
             return now.wall
         return max(now.wall, floor.wall + CATCH_UP * (now.monotonic - floor.monotonic))
 
     def in_window(self, stamp: float, now: Moment) -> bool:
-        """Whether a stamp is near enough to our time."""
+        """Whether a stamp is within `WINDOW` of our time."""
         return abs(stamp - self.time(now)) <= WINDOW
 
     def is_too_old(self, stamp: float, now: Moment) -> bool:
-        """Whether the id of a message with this stamp may have been forgotten: by us, or by the process before us."""
+        """Whether the id of a message with this stamp may have been forgotten, by us or with an earlier process."""
         start = now.wall - (now.monotonic - self._started)
         return stamp <= start - START_SLACK or stamp <= self._forgotten
 
     def remember_stamped(self, message_id: bytes, stamp: float) -> None:
-        """A message was accepted for its stamp."""
+        """A message was accepted because of its stamp."""
         self._stamped.add(message_id)
         heapq.heappush(self._stamps, (stamp, message_id))
 
@@ -97,7 +98,7 @@ class Replays:
         self._answers[message_id] = now.monotonic + ANSWER_TIME
 
     def forget(self, now: Moment) -> None:
-        """Forget what cannot be accepted again."""
+        """Forget the ids of messages that cannot be accepted again."""
         time = self.time(now)
         while self._stamps and self._stamps[0][0] + WINDOW < time:
             stamp, message_id = heapq.heappop(self._stamps)

@@ -1,20 +1,20 @@
-"""Who gets what peers say by signal.
+"""Passes each received signal to its addressee.
 
-A blob passes the checks of `warpgate_trio.signal` in order of their cost, and then belongs to exactly one of:
+A blob passes the checks of `warpgate_trio.signal` in order of their cost.  Then exactly one of these happens:
 
-* ``core`` messages about the clock or the end of a session;
-* nobody, where it is meant for another process of our key that listens (`signal.instances`);
-* the attempt that waits for it: same peer, same session, same attempt;
-* nobody, where it answers an attempt that is over;
-* the plugin whose first message it is, which makes a new attempt on the responder's side;
-* nobody: the sender hears ``Refused(unsupported)``, if it may hear anything.
+* A ``core`` message about the clock or the end of a session takes effect.
+* A message that is meant for another listening process of our key is dropped (`signal.instances`).
+* The attempt that waits for it gets it: same peer, same session, same attempt.
+* An answer to an attempt that is over is dropped.
+* A plugin's first message makes a new attempt on the responder's side.
+* A message of an unknown type is answered with ``Refused(unsupported)``, if the sender may be answered.
 
-Nothing that a stranger sends can do more than be counted: each fault is logged at debug level and dropped.  Every
-signal of ours carries our present address, so what nobody waits for is answered only if the node lets its sender in
+An invalid message of a stranger has no effect but on a counter: it is logged at debug level and dropped.  Every signal
+of ours carries our present address.  So a message that nobody waits for is answered only if the node lets its sender in
 (`on_reply_wanted`).
 
-How much is opened a second is bounded, to about a tenth of a core: what is beyond waits in the hub, where every channel
-has a queue and a turn of its own.
+The rate at which signals are opened is bounded, to about a tenth of a core.  Further ones wait in the hub, where every
+channel has a queue of its own and takes its turn.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @final
 class Request:
-    """A message that no attempt waits for: somebody starts something here; `circuit`: by a call."""
+    """A message that no attempt waits for, by which a peer starts one.  `circuit` is set if it came as a call."""
 
     __slots__ = ("circuit", "envelope", "message", "via")
 
@@ -62,18 +62,19 @@ class SignalRouter:
     """See the module's page.
 
     Args:
-      sender: what our own attempts say by, and have their answers from.
+      sender: sends the messages of our own attempts, and has the mailboxes for the answers.
       presence: the other processes of our key.
       messages: wire name -> message type, of every plugin of the node.
       on_request: takes a plugin's first message; must not block.
-      on_cancel: the peer (key) ends a session (id), or one attempt of it (id); must not block.
-      on_address: told the address of a peer that answers something we asked.
-      on_reply_wanted: a peer could be told something, if it may know where we are; must not block.
+      on_cancel: called when a peer (key) ends a session (id), or one attempt of it (id); must not block.
+      on_address: takes the address of a peer that has answered an attempt, or has sent `AddressUpdate` on a Link.
+      on_reply_wanted: takes a request, its channel, and a reply to send if the peer may know our address; must not
+        block.
       knows: whether the node has dealings with a peer (its key).
-      is_linked: whether it has a Link with a peer.
+      is_linked: whether the node has a Link with a peer (its key).
 
     Attributes:
-      counters: how many messages ended how; the keys are outcomes, never names of peers.
+      counters: how many messages had which outcome; the keys are outcomes, never names of peers.
     """
 
     def __init__(
@@ -108,21 +109,21 @@ class SignalRouter:
         self.counters: Final[Counter[str]] = Counter()
 
     async def run(self) -> NoReturn:
-        """Take what the hub receives, until cancelled."""
+        """Receive signals from the hub and handle them, until cancelled."""
         while True:
             wait = self._pace.seconds_until(trio.current_time())
             if wait:
-                await trio.sleep(wait)  # pacing: which signal is next is decided after it
+                await trio.sleep(wait)  # pacing; only after it is the next signal chosen
             incoming = await self._hub.receive()
             self._pace.take(trio.current_time())
             self.handle(incoming)
 
     def handle(self, incoming: Incoming) -> None:
-        """Check and route one blob.  Raises nothing, whatever is in it, panics of a library included."""
+        """Check and route one blob.  Never raises, whatever the blob contains, not even when a library panics."""
         try:
             with panics_as_errors():
                 self._handle(incoming)
-        except Exception:  # strangers choose what comes here: a bug must not end the node
+        except Exception:  # strangers choose these bytes: a bug must not end the node
             self.counters["unhandled"] += 1
             logger.exception("a signal could not be handled")
         if incoming.circuit is not None and not incoming.circuit.claimed:
@@ -150,7 +151,7 @@ class SignalRouter:
         if not isinstance(verdict, Accepted):
             logger.debug("a signal of %s is dropped: %s", envelope.sender_address.peer_id[:8], verdict)
             return
-        if ours:  # another process; there is nothing else that the two could want of each other
+        if ours:  # of another process of our key; `Here` is the only message between the two
             if envelope.header.type == HERE:
                 self._presence.hear(envelope.sender_address.instance)
             return
@@ -190,7 +191,7 @@ class SignalRouter:
             mailbox.deliver(message)
         elif isinstance(message, ClockReply | Refused | Failed | Here):
             return
-        elif header.in_reply_to is not None:  # it starts nothing: it would be answered, and so on for ever
+        elif header.in_reply_to is not None:  # a reply starts nothing: two nodes could answer each other for ever
             self.counters["late"] += 1
         else:
             self._on_request(Request(envelope, message, via, circuit))

@@ -1,8 +1,8 @@
-"""What a node says to its peers by signal.
+"""Sends a node's signals to its peers.
 
-A message is stamped (on the receiver's clock, as far as that is known), signed, sealed and given to the hub.  Every one
-carries our present address.  Answers to what a peer asks go out from tasks of their own (`SignalSender.run`): a slow
-server must not hold up what comes in.
+A message is stamped (on the receiver's clock, as far as that is known), signed, sealed and given to the hub.  Every
+message carries our present address.  Replies to requests go out from separate tasks (`SignalSender.run`): a slow server
+must not hold up incoming messages.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ __all__ = ["AttemptKey", "Mailbox", "SignalSender"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 AttemptKey = tuple[bytes, bytes, bytes]
-"""Peer's key, session id, attempt id: what a reply must match to reach an attempt."""
+"""Peer's key, session id, attempt id: a message must match all three to reach an attempt."""
 
 REPLIERS: Final = 4
-"""Tasks that send answers: a slow server must not hold up the answers to others."""
+"""Tasks that send replies: a slow server must not hold up the replies to others."""
 REPLY_PATIENCE: Final = 5.0
-"""Seconds for one answer: after that whoever asked has given up (``budgets.signal``)."""
+"""Seconds for sending one reply: after that the requester has given up (``budgets.signal``)."""
 MAX_REPLIES: Final = 64
-"""Answers that wait for one of those tasks."""
+"""Replies that wait for one of those tasks."""
 
 
 class Mailbox(Protocol):
-    """An attempt, as far as incoming messages are concerned."""
+    """Where messages for an attempt are delivered."""
 
     def deliver(self, message: Message) -> None:
         """Take a message of the peer; must not block or raise."""
@@ -58,14 +58,14 @@ class SignalSender:
     """See the module's page.
 
     Args:
-      own_address: what to put into the next message.
-      hints_of: where a peer hears signals: URLs of servers.
+      own_address: returns the address that the next message carries.
+      hints_of: URLs of the servers at which a peer receives signals.
       may_connect: whether a connection to an address may be opened because a peer's address names a server there.
 
     Attributes:
-      clocks: the peers' clocks, as far as they have told.
-      correspondents: processes of peers that something was said to.
-      counters: how many messages went out, and how many answers found no place.
+      clocks: the peers' clocks, as known from their clock replies.
+      correspondents: processes of peers that were sent something and have not answered yet.
+      counters: how many messages were sent, and how many replies were dropped for want of room.
     """
 
     def __init__(
@@ -106,11 +106,12 @@ class SignalSender:
         via: str | None = None,
         to_peers_servers: bool = False,
     ) -> Delivery:
-        """Say something to a peer, by every server that reaches it: to the process that it answered from in this
-        attempt, else to the one that has published the address.
+        """Send a message to a peer, by every server that reaches it.
+
+        It is meant for the process that has answered in this attempt, else for the one that published the address.
 
         Args:
-          peer: its address; or its key record, where no address of it is known.
+          peer: its address, or its key record if no address of it is known.
           owner: the plugin's name, or ``"core"``.
           via: the channel that the request came in by, for replies.
           to_peers_servers: whether the servers that the peer's address names may be connected to; only for peers that
@@ -145,7 +146,8 @@ class SignalSender:
     async def call(
         self, circuit: Circuit, peer: PeerAddress, message: Message, *, owner: str, session: bytes, attempt: bytes
     ) -> None:
-        """Call a peer by a circuit; whoever of its processes the message is meant for answers or refuses.
+        """Call a peer by a circuit.  All processes of its key are called; the one that the message is meant for answers
+        or refuses.
 
         Raises:
           CircuitRefused: the connection to the server has ended.
@@ -168,7 +170,7 @@ class SignalSender:
         """Take a peer's call.
 
         Raises:
-          CircuitRefused: it was taken back, or the connection to the server has ended.
+          CircuitRefused: the caller has ended the circuit, or the connection to the server has ended.
           SignalMalformed: nothing can be sealed to the peer's address.
         """
         await circuit.answer(
@@ -176,7 +178,7 @@ class SignalSender:
         )
 
     def _meant(self, peer: Recipient, session: bytes, attempt: bytes | None) -> Recipient:
-        """The address of the process that is meant."""
+        """The address of the process that the message is meant for."""
         return self._answered_by.get((peer.public_key, session, attempt or b""), peer)
 
     def seal(
@@ -190,7 +192,7 @@ class SignalSender:
         in_reply_to: bytes | None = None,
         generation: int = 0,
     ) -> bytes:
-        """A message for a peer, sealed, for whoever passes it on; arguments and errors as in `send`."""
+        """Stamp, sign and seal a message for a peer, without sending it; arguments and errors as in `send`."""
         message_id = self._host.entropy(16)
         now = self.moment()
         stamp = int(self.clocks.time_of(peer.public_key, now) * 1000)
@@ -209,16 +211,16 @@ class SignalSender:
                 instance=self._meant(peer, session, attempt).instance,
                 time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us its time, and may have lied
             )
-        except SealError as error:  # the peer chose the key, too
+        except SealError as error:  # the peer has chosen its sealing key
             raise SignalMalformed(f"nothing can be sealed to {peer.peer_id[:8]}…: {error}") from error
         self.clocks.note_sent(message_id, peer.public_key, now)
         self.counters["sent"] += 1
         return blob
 
     def reply_soon(self, request: Envelope, via: str, message: Message) -> None:
-        """Answer a request from a task of our own; dropped when 64 answers wait already.
+        """Have a background task reply to a request; the reply is dropped if 64 wait already.
 
-        The answer carries our address: only for who may know it.
+        The reply carries our address: use it only for peers that may know it.
         """
 
         async def reply() -> None:
@@ -237,7 +239,7 @@ class SignalSender:
                     self.clocks.note_unheard(request.header.sender)
             except SignalError as error:
                 logger.debug("no reply to %s: %s", request.sender_address.peer_id[:8], error)
-            except Exception:  # strangers make us answer: whatever comes of that must not end the node
+            except Exception:  # strangers can make us reply: no failure of that may end the node
                 logger.exception("an answer could not be sent")
 
         try:
@@ -246,7 +248,7 @@ class SignalSender:
             self.counters["replies_dropped"] += 1
 
     async def run(self) -> NoReturn:
-        """Send the answers, until cancelled."""
+        """Send the queued replies, until cancelled."""
         async with trio.open_nursery() as nursery:
             for _ in range(REPLIERS):
                 nursery.start_soon(self._reply_loop)
@@ -257,7 +259,7 @@ class SignalSender:
             with trio.move_on_after(REPLY_PATIENCE):
                 await reply()
 
-    # -- attempts that wait for what their peers say -------------------------------------------------------------------
+    # -- attempts that wait for messages of their peers ----------------------------------------------------------------
 
     def attach(self, key: AttemptKey, mailbox: Mailbox) -> None:
         """From now on messages of this peer, session and attempt go to `mailbox`."""
@@ -269,19 +271,19 @@ class SignalSender:
         self._answered_by.pop(key, None)
 
     def mailbox(self, key: AttemptKey) -> Mailbox | None:
-        """Who waits for such a message."""
+        """The mailbox for messages of this peer, session and attempt."""
         return self._mailboxes.get(key)
 
     def note_answer(self, key: AttemptKey, address: PeerAddress) -> None:
-        """A process of the peer has answered an attempt: what is said next in it goes to that one."""
+        """A process of the peer has answered in an attempt: further messages of the attempt go to that process."""
         self._answered_by[key] = address
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def time_at(self, peer_key: bytes) -> float:
-        """Unix seconds on the clock of a peer, as far as it has told; on ours else."""
+        """Unix seconds on the clock of a peer if it is known, else on ours."""
         return self.clocks.time_of(peer_key, self.moment())
 
     def moment(self) -> Moment:
-        """Now, on the wall and on Trio's clock."""
+        """The present time, on our corrected wall clock and on Trio's clock."""
         return Moment(self._clock.now(), trio.current_time())

@@ -1,4 +1,4 @@
-"""One signal server of a node's hub: where it is, its channel while there is one, and what is known of it."""
+"""One signal server of a node's hub: its URL, its channel while there is one, and its state."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 PEERS_SERVER_IDLE = 60.0
-"""Seconds after which a channel to a peer's server is closed that has no traffic."""
+"""Seconds without traffic after which a channel to a peer's server is closed."""
 
 Place: TypeAlias = tuple[str, str, int, str]
 
 
 def place_of(url: ServerUrl) -> Place:
-    """What makes two URLs the same server: a hint has neither the login nor the query that our configuration has."""
+    """Two URLs with the same place are the same server: hints lack the login and query that our configuration has."""
     return (url.scheme, url.host_name, url.port, url.path or "/")
 
 
@@ -41,7 +41,7 @@ class ServerState(enum.Enum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
     WAITING = "waiting"
-    """Not connected; the next attempt comes after the back-off."""
+    """Not connected; the next attempt follows after the back-off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +50,9 @@ class ServerStatus:
 
     Attributes:
       url: without a password.
-      rtt: seconds to the server and back; None when not connected.
-      last_error: one sentence on why it was last not connected.
+      rtt: round-trip time to the server in seconds; None when not connected.
+      last_error: one sentence on why the last connection attempt failed or the last connection ended; None while it is
+        connected, and before the first failure.
       visiting: the server of a peer, not one of the configuration.
     """
 
@@ -64,7 +65,7 @@ class ServerStatus:
 
 @final
 class Slot:
-    """One server and, when connected, its channel.  Its attributes are the hub's."""
+    """One server and, when connected, its channel.  The hub's modules read and set its attributes."""
 
     def __init__(self, url: ServerUrl, dial: ServerDial | JudgedDial) -> None:
         self.url: Final = url
@@ -81,13 +82,13 @@ class Slot:
         """Circuits that may be made while the connection is being opened."""
         self.last_error: str | None = None
         self.first_try: float | None = None
-        """When it was connected to for the first time."""
+        """When the first connection attempt began (`trio.current_time`)."""
         self.unresolved: bool = False
         """`last_error` is that its name cannot be resolved."""
         self.lost: bool = False
-        """It could not be reached, which people were told."""
+        """It could not be reached, and a warning was logged."""
         self.broke: bool = False
-        """Its connection broke, and there has been no other one since."""
+        """Its connection broke, and no new one has come up since."""
         self.scope: trio.CancelScope | None = None
         self.last_used: float = trio.current_time() if self.of_peer else 0.0
         self.sending: int = 0
@@ -95,26 +96,26 @@ class Slot:
 
     @property
     def connected(self) -> bool:
-        """The server has registered us.  What there is to send goes by `channel` before that."""
+        """Whether the server has registered us.  Signals are sent by `channel` even before that."""
         return self.channel is not None and self.state is ServerState.CONNECTED
 
     def begin(self) -> Circuits:
-        """It is being connected to; the circuits of the connection."""
+        """A connection attempt begins; return the circuits of the new connection."""
         self.state = ServerState.CONNECTING
         self.first_try = trio.current_time() if self.first_try is None else self.first_try
         circuits = Circuits(self.key)
-        # Not at one that could not be reached: a proxy may have found the request too long that a call went with.
+        # Not at a server that could not be reached: a proxy may have rejected a request that the call made too long.
         may_call_ahead = not (self.of_peer or self.is_broker or self.lost)
         self.opening = circuits if may_call_ahead else None
         return circuits
 
     def is_new(self, seconds: float) -> bool:
-        """Whether it was begun with so lately, and has not failed to connect."""
+        """Whether the first connection attempt began less than `seconds` ago, and none has failed."""
         began = trio.current_time() if self.first_try is None else self.first_try
         return self.last_error is None and trio.current_time() - began < seconds
 
     def touch(self) -> None:
-        """There was traffic: a channel to a peer's server lasts a minute more."""
+        """There was traffic: a channel to a peer's server stays open for another `PEERS_SERVER_IDLE`."""
         if self.of_peer:
             self.last_used = trio.current_time()
             if self.connected and self.scope is not None:
@@ -122,16 +123,16 @@ class Slot:
 
     @property
     def by_proxy(self) -> bool:
-        """Whether it is one of our own that a proxy leads to: its name is the proxy's affair."""
+        """Whether it is one of our own servers that is reached by a proxy, which then resolves its name."""
         return isinstance(self.dial, ServerDial) and self.dial.by_proxy
 
     @property
     def address(self) -> IpAddress | None:
-        """Where the connection to a peer's server leads; None: nowhere yet, or it is our own."""
+        """The IP address that the connection to a peer's server leads to; None: not connected yet, or our own."""
         return self.dial.address if isinstance(self.dial, JudgedDial) else None
 
     def leads_where(self, may_connect: MayConnect) -> bool:
-        """Whether it leads to an address that may be connected to; one that leads nowhere yet was judged on its way."""
+        """Whether it leads to an address that may be connected to; True for a connection that is still being opened."""
         return self.address is None or may_connect(self.address)
 
     def status(self) -> ServerStatus:

@@ -1,13 +1,13 @@
 """A signal channel to our rendezvous server (`warpgate_trio.servers.rendezvous_frames` has the protocol).
 
-Three tasks serve an open channel: one reads and sorts what comes in, one writes (so that a cancelled `send` never cuts
-a frame in half), one pings.  When any of them finds the connection dead, all of it is: pending sends and receives end
-with `SignalUnavailable`.
+Three tasks serve an open channel: one reads and dispatches frames, one writes (so that a cancelled `send` never cuts a
+frame in half), one pings.  When one of them finds the connection dead, the channel ends: pending sends and receives
+raise `SignalUnavailable`.
 
-What is sent goes out right behind the registration.  A server takes a connection's frames in their order, so that its
-word on the registration is not needed for it, which takes a round trip.  The first call of a connection that is being
-opened goes out before that, with the request for the WebSocket, which saves one more; a server that does not read it
-there gets it behind the registration.
+Frames may go out right behind the registration, without waiting a round trip for the server's answer to it: a server
+processes the frames of a connection in order.  The first call on a connection that is being opened goes out even
+earlier, with the WebSocket request, which saves one more round trip.  If the server does not read the call there, it is
+sent again behind the registration.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ of middleboxes that matter."""
 PONG_TIMEOUT = 10.0
 """Seconds without a pong after which the server counts as gone: TCP alone would notice after a quarter of an hour."""
 WRITE_OUT = 0.2
-"""Seconds that a channel which ends may take to write what its circuits have sent: they may be a Pipe's last bytes."""
+"""Seconds that a closing channel may take to write what its circuits have sent: it may be a Pipe's last bytes."""
 _INBOX = 64
 
 
@@ -62,11 +62,11 @@ class WebSocketChannel:
         self._failure: str | None = None
         self._registered = False
         self._has_token = has_token
-        self._decided = trio.Event()  # whether we are registered, by the server or by its end
+        self._decided = trio.Event()  # the server has answered our registration, or the channel has ended
         self._next_id = 0
         self._waiting: dict[int, _Waiter] = {}
         self._outbox = circuits.outbox
-        self._writing = trio.CancelScope(shield=True)  # ends by `_close`
+        self._writing = trio.CancelScope(shield=True)  # `_close` ends it
         self._arrived, self._incoming = trio.open_memory_channel[bytes | Ringing | Leaving](_INBOX)
         local, remote = websocket.ends or (("", 0), ("", 0))
         self._host = machine.current()
@@ -74,7 +74,7 @@ class WebSocketChannel:
         self._circuits = circuits
         circuits.open(local, remote, self._arrive, trio.current_time())
         self.dropped: int = 0
-        """Payloads that came while 64 waited to be received."""
+        """Payloads that were dropped because 64 waited to be received."""
         self._capabilities = 0
         self._records = RecordClient(self._outbox)
 
@@ -136,7 +136,7 @@ class WebSocketChannel:
     @property
     def relays(self) -> Relays | None:
         if not self._registered:
-            return Relays.US if self._has_token else None  # a CALL may go right behind the registration
+            return Relays.US if self._has_token else None  # a CALL may follow the registration at once
         if self._circuits.leaving or not self._capabilities & wire.Capability.RELAY:
             return Relays.NOBODY
         return Relays.US if self._capabilities & wire.Capability.MAY_RELAY else Relays.WHO_HAS_ITS_TOKEN
@@ -152,7 +152,7 @@ class WebSocketChannel:
 
     @property
     def circuits(self) -> int:
-        """How many there are."""
+        """The number of open circuits."""
         return len(self._circuits)
 
     async def receive(self) -> bytes | Ringing | Leaving:
@@ -173,10 +173,10 @@ class WebSocketChannel:
     # --- tasks ---
 
     async def _read(self, since: float) -> None:
-        """`since`: when the registration went out."""
+        """Read and dispatch frames; `since`: when the registration was sent."""
         try:
             await self._hear_registered()
-            # The upgrade, measured before, was a round trip too, and the lesser of two is nearer to the truth.
+            # The WebSocket upgrade was a round trip too; the smaller of the two measurements is the better estimate.
             self._rtt = min(self._rtt, trio.current_time() - since)
             while True:
                 frame = wire.decode_from_server(await self._websocket.receive())
@@ -199,21 +199,21 @@ class WebSocketChannel:
             self._fail(str(exc))
 
     def _arrive(self, payload: bytes | Ringing | Leaving) -> bool:
-        """Have a payload received; False: there is no room for it."""
+        """Queue a payload for `receive`; returns False if there is no room for it."""
         try:
             self._arrived.send_nowait(payload)
         except trio.WouldBlock:
             self.dropped += 1
             return False
         except trio.ClosedResourceError:
-            return False  # closed while this one was on its way
+            return False  # the channel was closed meanwhile
         return True
 
     async def _hear_registered(self) -> None:
         while True:
             frame = wire.decode_from_server(await self._websocket.receive())
             if isinstance(frame, wire.Sent):
-                self._answer(frame)  # a server writes REGISTERED by another task, which may be later
+                self._answer(frame)  # a server's task that writes REGISTERED may be later than the one that writes SENT
             elif isinstance(frame, RelayEnd):
                 self._circuits.hear(frame)
             else:
@@ -244,7 +244,7 @@ class WebSocketChannel:
             self._fail(str(exc))
 
     def _answer(self, frame: wire.Sent) -> None:
-        waiter = self._waiting.get(frame.id)  # None: whoever sent it was cancelled
+        waiter = self._waiting.get(frame.id)  # None: the `send` was cancelled
         if waiter is not None:
             waiter.count = frame.count
             waiter.done.set()
@@ -254,14 +254,14 @@ class WebSocketChannel:
         self._rtt += (sample - self._rtt) / 8  # RFC 6298's alpha
 
     def _fail(self, why: str) -> None:
-        """The connection is dead: wake everybody who waits for it."""
+        """The connection is dead: wake all tasks that wait for it."""
         if self._failure is None:
             self._failure = f"{self._url}: {why}"
         self._close()
 
     def _close(self) -> None:
         self._writing.deadline = min(self._writing.deadline, trio.current_time() + WRITE_OUT)
-        # The sending ends: whoever receives gets what is there still, then the end.
+        # Close the sending ends: `receive` still returns what has arrived, then raises.
         self._outbox.close()
         self._arrived.close()
         self._circuits.end(self._failure or "the connection to the server was closed")
@@ -339,7 +339,7 @@ async def open_websocket_channel(
 
 
 def new_registrant() -> wire.Registrant:
-    """For the time of one process, or of a channel that is none of its node's."""
+    """A registrant with a fresh instance, for one process, or for a channel that does not belong to a node."""
     return wire.Registrant(machine.current().entropy(wire.INSTANCE_LENGTH))
 
 
