@@ -1,8 +1,8 @@
-"""What the signal channels of a node receive, until somebody takes it.
+"""Queues what the signal channels of a node receive.
 
-Every channel has a bounded queue of its own, and they take turns: whoever floods one takes nothing from the others.
-De-duplication is not done here: the same message comes in by several servers as different or equal bytes, and only its
-id, inside the seal, tells (`warpgate_trio.signal.Inbox`).
+Every channel has a bounded queue of its own, and the channels take turns: a flood on one takes nothing from the others.
+Duplicates are not removed here: the same message may come by several servers, as equal or different bytes, and only the
+id inside the seal identifies it (`warpgate_trio.signal.Inbox`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MAX_WAITING: Final = 64
 
 
 class Source(Protocol):
-    """What payloads come in by: a channel, or the Links with peers.
+    """Where payloads come from: a channel, or the Links with peers.
 
     Attributes:
       key: its name, for replies.
       of_peer: a peer has chosen it.
-      waiting: what came in by it and nobody has taken yet.
+      waiting: its payloads that wait for `receive`.
     """
 
     @property
@@ -38,14 +38,15 @@ class Source(Protocol):
     @property
     def waiting(self) -> deque[Incoming]: ...
     def touch(self) -> None:
-        """Something has come in by it."""
+        """A payload has come in by this source."""
 
 
 @final
 class Inlet:
-    """A source that is no channel: all Links of a node, which have one turn together.
+    """A source that is no channel: all Links of a node, which share one turn.
 
-    There may be thousands of them, and what comes by servers is of who has no Link yet.
+    There may be thousands of Links.  With a turn for each they would crowd out the servers, by which peers without a
+    Link send.
     """
 
     def __init__(self, key: str) -> None:
@@ -54,7 +55,7 @@ class Inlet:
         self.waiting: Final[deque[Incoming]] = deque()
 
     def touch(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 @final
@@ -62,10 +63,10 @@ class Arrivals:
     """See the module's page.
 
     Args:
-      is_worth_a_place: whether a payload that came in is to be queued, told at a glance.
+      is_worth_a_place: a cheap check of a received payload: whether it is to be queued.
 
     Attributes:
-      dropped: payloads that came in while as many as may of their channel waited.
+      dropped: payloads that were dropped because `MAX_WAITING` of their channel waited.
     """
 
     def __init__(self, is_worth_a_place: Callable[[bytes], bool]) -> None:
@@ -76,9 +77,10 @@ class Arrivals:
         self.dropped: int = 0
 
     def put(self, source: Source, arrival: bytes | Ringing) -> None:
-        """A channel has received something.
+        """Queue what a channel has received.
 
-        A call that finds no place is refused; so is one by a peer's server, where our connection does not stay.
+        A call that finds no room is refused.  So is a call by a peer's server, because our connection there is not kept
+        open.
         """
         source.touch()
         payload, circuit = (arrival.payload, arrival.circuit) if isinstance(arrival, Ringing) else (arrival, None)
@@ -113,6 +115,6 @@ class Arrivals:
         return incoming
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """No more payloads will come: `receive` returns those that wait, then raises."""
         self._ended = True
         self._arrived.set()

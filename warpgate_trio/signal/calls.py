@@ -1,7 +1,7 @@
-"""By which of a node's servers peers can be called, and the circuit to do so.
+"""Which of a node's servers peers can be called by, and the circuit for a call.
 
-A server that relays nothing when it is asked to, that ends circuits before anything came by them, or that says nothing,
-is called by after the others for a while, later beside them (`warpgate_trio.standing`).
+A server may refuse to relay, end circuits before any bytes came by them, or not answer.  For a while such a server is
+used only after the others; later it is tried beside them (`warpgate_trio.standing`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .slot import Slot
 __all__ = ["RelayingServer", "circuit_by", "relays_of"]
 
 CONNECTS_WITHIN: Final = 1.0
-"""Seconds in which a server that was just begun with is as good as one that is connected: which of several is connected
-first decides nothing."""
+"""Seconds from the first connection attempt for which a server is preferred as if it were connected: which of several
+servers connects first is to decide nothing."""
 SILENT_TRIPS: Final = 3
-"""Round trips to a server after which a call that was given up says that it is silent: an answer takes two where the
-peer is as far from it."""
+"""Round trips to a server after which an abandoned call shows that the server is silent; an answer takes two if the
+peer is as far from the server as we are."""
 SILENT_FOR: Final = 0.2
-"""Seconds beside them: less than it takes until another server is called by as well, and answers."""
+"""Seconds added to them: less than it takes to call by another server as well and get its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,8 @@ class RelayingServer:
     """A server of ours that may carry circuits.
 
     Attributes:
-      relays: for whom; None: that is not known.
-      standing: whether it failed lately, or cannot be connected to.
+      relays: for whom it relays; None: that is not known.
+      standing: FAILED if it failed lately or is not connected; see `Standing`.
     """
 
     url: ServerUrl
@@ -58,12 +58,15 @@ def relays_of(keeper: ChannelKeeper) -> dict[str, RelayingServer]:
 
 
 async def circuit_by(keeper: ChannelKeeper, server: str) -> Circuit:
-    """A circuit to call a peer by, by one of the node's own servers (`ServerStatus.url`).
+    """A new circuit to call a peer, relayed by one of the node's own servers.
 
-    Waits until that is connected, or being connected to for the first time; the caller bounds the time.
+    Waits until the server is connected, or is being connected to and calls may go ahead; the caller bounds the time.
+
+    Args:
+      server: its `ServerStatus.url`.
 
     Raises:
-      CircuitRefused: there is no such server, it relays nothing, or there are too many circuits.
+      CircuitRefused: there is no such server, it does not relay, or there are too many circuits.
     """
     await trio.lowlevel.checkpoint()
     slot = next((slot for slot in keeper.own if slot.key == server), None)
@@ -82,7 +85,7 @@ async def circuit_by(keeper: ChannelKeeper, server: str) -> Circuit:
 
 @final
 class _Judge:
-    """Of one server, by one call."""
+    """Records how one server performs in one call: a `Judge`."""
 
     def __init__(self, standings: Standings[str], slot: Slot) -> None:
         self._standings = standings

@@ -1,4 +1,4 @@
-"""Whether a blob may be a signal at all, as far as can be told at a glance: others get no place in a queue."""
+"""A cheap check whether a blob may be a signal at all; others get no place in a queue."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["FirstLook"]
 
 @final
 class FirstLook:
-    """What a node's channels show a blob to before it is queued.
+    """Checks each received blob of a node's channels before it is queued.
 
     Attributes:
-      counters: how many ended here, by what was wrong with them.
-      ours: what this process has said to all of its key, which comes back to it.
+      counters: how many blobs were discarded, by the class of error.
+      ours: the last `Here` of this process, which comes back to it and is discarded.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class FirstLook:
         self.ours: bytes | None = None
 
     def passes(self, blob: bytes) -> bool:
-        """Whether the blob is worth a place."""
+        """Whether the blob is to be queued."""
         if blob == self.ours:
             return False
         try:

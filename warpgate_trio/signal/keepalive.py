@@ -1,4 +1,4 @@
-"""Asking a signal server now and then whether it is still there, and at once when there is reason to doubt it."""
+"""Keep-alive of a signal channel: pings its server regularly, and at once when there is reason to doubt it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import trio
 __all__ = ["CHECK_TIMEOUT", "KeepAlive"]
 
 CHECK_TIMEOUT: Final = 2.0
-"""Seconds for the answer when there is reason to doubt, at most: the machine's addresses have changed, a send hangs, or
-the path to a peer is gone.  A round trip by satellite and a segment that was lost; who is cut off wrongly connects
-anew."""
+"""Seconds for the answer to a check, at most.  A check follows when the host's addresses have changed, a send hangs, or
+the path to a peer is gone.  The time allows a round trip by satellite and one lost segment; a connection that is closed
+wrongly is opened anew."""
 CHECK_TRIPS: Final = 3
-"""Round trips that the answer has, where they are known, with `CHECK_SLACK`: one, and a segment that was lost."""
+"""Round trips for the answer to a check, if the round-trip time is known, plus `CHECK_SLACK`: they allow for one lost
+segment."""
 CHECK_SLACK: Final = 0.5
-"""Seconds beside them: two of Linux's least retransmission timeouts."""
+"""Seconds added to them: more than two of Linux's minimum retransmission timeouts (200 ms)."""
 
 
 @final
 class KeepAlive:
-    """One channel's questions.
+    """The keep-alive of one channel.
 
     Args:
-      heard: when the server last said anything (`trio.current_time`).  While it does, an answer may wait behind that,
-        as behind what a relay brings on a slow line, and is waited for anew.
+      heard: returns when the server last sent anything (`trio.current_time`).  While it sends, the answer may be queued
+        behind other bytes, such as relayed ones on a slow line.  Then the ping is repeated instead of failing.
     """
 
     def __init__(self, heard: Callable[[], float] = lambda: -math.inf) -> None:
@@ -40,7 +41,7 @@ class KeepAlive:
         return CHECK_TIMEOUT if self._rtt is None else min(CHECK_TRIPS * self._rtt + CHECK_SLACK, CHECK_TIMEOUT)
 
     def check(self) -> None:
-        """Ask now, and wait for `CHECK_TIMEOUT` at most; what is being asked already gets no longer either."""
+        """Ping now, with `CHECK_TIMEOUT` at most for the answer; a ping under way gets no longer than that either."""
         if self._asking is None:
             self._doubted.set()
         else:
@@ -49,10 +50,16 @@ class KeepAlive:
     async def run(
         self, ask: Callable[[], Awaitable[None]], on_rtt: Callable[[float], None], *, interval: float, timeout: float
     ) -> NoReturn:
-        """Ask every `interval` seconds, until cancelled; `on_rtt` is told the seconds of each round trip.
+        """Ping every `interval` seconds, until cancelled.
+
+        Args:
+          ask: sends a ping, and returns once it is answered.
+          on_rtt: takes each round-trip time, in seconds.
+          interval: seconds between an answer and the next ping.
+          timeout: seconds for an answer, unless `check` shortens that.
 
         Raises:
-          trio.TooSlowError: no answer in time, and nothing else either; the text says within how many seconds.
+          trio.TooSlowError: neither an answer nor anything else came in time; the text says within how many seconds.
           Whatever `ask` raises.
         """
         patience = timeout
@@ -60,7 +67,7 @@ class KeepAlive:
             asked = trio.current_time()
             with trio.CancelScope(deadline=asked + patience) as self._asking:
                 await ask()
-            patience = self._asking.deadline - asked  # a doubt may have shortened it
+            patience = self._asking.deadline - asked  # `check` may have shortened it
             late, self._asking = self._asking.cancelled_caught, None
             if late and self._heard() > asked:
                 continue

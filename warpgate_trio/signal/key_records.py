@@ -1,7 +1,7 @@
-"""Key records at a node's servers: ours is published at each, a peer's is asked for at all of them at once.
+"""Key records at a node's servers: ours is published at each; a peer's is looked up at all of them at once.
 
-A rendezvous server has either said that it keeps them or it is of an older release; a broker retains them
-(`signal.mqtt.records`).  What a server says of a peer is passed on as it came: who asks judges it (`node.finding`).
+A rendezvous server announces that it keeps key records; one of an older release does not.  A broker retains them
+(`signal.mqtt.records`).  A server's answer is passed on unverified; `node.finding` judges it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Answer", "look_up", "publish", "wait_published"]
 @final
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one server says of a key: `record`, not judged yet, where `outcome` is RECORD."""
+    """One server's answer about a key; if `outcome` is RECORD, `record` is the record, not verified yet."""
 
     server: str
     outcome: LookupOutcome
@@ -32,7 +32,7 @@ class Answer:
 
 
 def publish(slots: Sequence[Slot], record: Callable[[], bytes] | None) -> None:
-    """Publish our record at each of some servers that are connected."""
+    """Publish our record at those of the servers that are connected; None: do nothing."""
     if record is None:
         return
     for slot in slots:
@@ -41,14 +41,14 @@ def publish(slots: Sequence[Slot], record: Callable[[], bytes] | None) -> None:
 
 
 async def wait_published(slots: Sequence[Slot]) -> None:
-    """Return once each server that is connected has said what became of our record; the caller bounds the time."""
+    """Return once it is known of each connected server whether it keeps our record; the caller bounds the time."""
     await trio.lowlevel.checkpoint()
     for records in [slot.channel.records for slot in slots if slot.channel is not None and slot.connected]:
         await records.wait_published()
 
 
 async def look_up(slots: Sequence[Slot], key: bytes, *, patience: float) -> list[Answer]:
-    """What each of some servers says of a key; SILENT of those that say nothing within `patience` seconds."""
+    """Ask each of the servers for the record of a key; SILENT for those without an answer in `patience` seconds."""
     answers = [Answer(slot.key, LookupOutcome.SILENT) for slot in slots]
 
     async def ask(place: int, slot: Slot) -> None:

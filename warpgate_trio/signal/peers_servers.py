@@ -1,12 +1,14 @@
-"""Servers that a peer names in its address: what of such a URL is used, and where a connection to one may lead.
+"""Servers that a peer names in its address: which of its URLs are used, and where a connection to one may lead.
 
-Whoever writes an address chooses its URLs, and a node that connects to them sends a request wherever they say.  So of
-a URL that is not in the node's own configuration no login, no query and no path is used; a server that needs one is
-reached by who has it configured.  And where it leads is judged after the name was resolved: the connection goes to an
-address that was judged, so that a name cannot lead to another one a moment later.  The name stays what TLS compares.
+The author of an address chooses its URLs, and a node that connects to them sends requests wherever they point.  So a
+URL that is not in the node's own configuration is used only without login, query and path.  A server that needs one of
+these is reached only by nodes that have it configured.
 
-A proxy is asked for the address that was judged, too, never for the name, and only for a public one: what a private
-address means where the proxy stands, nobody here can judge.
+Where a URL leads is judged after its name was resolved, and the connection goes to an IP address that was judged.  So
+the name cannot lead elsewhere a moment later (DNS rebinding).  TLS still verifies the name.
+
+A proxy is likewise asked for the judged IP address, never for the name, and only if the address is public: what a
+private address means in the proxy's network cannot be judged from here.
 """
 
 from __future__ import annotations
@@ -28,25 +30,26 @@ __all__ = ["MAX_ADDRESSES", "JudgedDial", "MayConnect", "is_plain"]
 MayConnect: TypeAlias = Callable[[IpAddress], bool]
 """Whether a connection may be opened to an address for the peer in question."""
 MAX_ADDRESSES: Final = 4
-"""Addresses of one name that are tried."""
+"""IP addresses of one name that are tried."""
 
 
 def is_plain(url: ServerUrl) -> bool:
-    """Whether a URL is a server and nothing else: without login, path and query."""
+    """Whether a URL names only a server, without login, path and query."""
     return url.username is None and url.path in ("", "/") and not url.params
 
 
 @final
 class JudgedDial:
-    """Opens connections to a server that a peer names, where they may lead: a `Dial`.
+    """Opens connections to a server that a peer names, at addresses that are allowed: a `Dial`.
 
     Args:
       url: the server.
-      may_connect: judges its addresses.
-      proxies, open_stream: by which proxy it is reached, and what opens the connection to that one.
+      may_connect: whether an IP address of the server may be connected to.
+      proxies: says by which proxy the server is reached.
+      open_stream: opens the connection to that proxy.
 
     Attributes:
-      address: where the last connection leads.
+      address: the IP address that the last connection leads to; None before the first.
     """
 
     def __init__(
@@ -65,11 +68,11 @@ class JudgedDial:
         return self._by_proxy.silence
 
     async def __call__(self, host: str, port: int) -> trio.abc.Stream:
-        """Connect to an address of the host that may be connected to; the caller bounds the time.
+        """Connect to an allowed address of the host; the caller bounds the time.
 
         Raises:
-          OSError: none may, or none can be reached.
-          ProxyError: the proxy leads to none.
+          OSError: no address is allowed, or none can be reached.
+          ProxyError: the proxy connects to none of them.
           ConfigError: the proxy cannot be used.
         """
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)

@@ -1,4 +1,7 @@
-"""Telling other processes of our key that this one listens, and hearing it of them (`signal.instances` says why)."""
+"""Announces to other processes of our key that this one listens, and receives their announcements.
+
+`signal.instances` says why.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,16 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 HERE: Final = wire_name(OWNER, Here)
 SEND_PATIENCE: Final = 5.0
-"""Seconds for saying it once; the next time comes soon."""
+"""Seconds for sending one `Here`, at most."""
 
 
 @final
 class Presence:
-    """This process among those of its key; one that does not listen says nothing, and is none of them.
+    """This process among the listening processes of its key; a process that does not listen sends nothing.
 
     Args:
-      first_look: told what to keep from coming back.
-      own_address: what the process publishes now.
+      first_look: learns our own `Here`, to discard it when it comes back to us.
+      own_address: returns the address that the process publishes now.
       listening: whether the node can be called.
     """
 
@@ -62,11 +65,11 @@ class Presence:
         self._warned = False
 
     def is_there(self, instance: bytes | None) -> bool:
-        """Whether that is another process of our key, and listens."""
+        """Whether an instance is another process of our key that listens."""
         return self._siblings.is_there(instance, trio.current_time())
 
     def hear(self, instance: bytes | None) -> None:
-        """Another process of our key says that it listens."""
+        """Another process of our key has sent `Here`.  The first one logs a warning."""
         if instance is None or not self._listening or not self._siblings.hear(instance, trio.current_time()):
             return
         self._news.set()
@@ -79,7 +82,8 @@ class Presence:
             )
 
     async def run(self) -> None:
-        """Say it when a server is connected, when another process says so, and now and then while there is one."""
+        """Send `Here` when a server connects, when another process is heard for the first time, and every
+        `HERE_INTERVAL` while there is one."""
         if not self._listening:
             return
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""One send by several signal channels at once: what is sent, the answers that came, and what can still come."""
+"""One send by several signal channels at once: the message, the answers so far, and which are still awaited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @final
 class Race:
-    """The answers to one send: the best so far, and whether a better one may come."""
+    """The answers to one send: the best so far, and whether a better one may still come."""
 
     def __init__(self) -> None:
         self.best: Delivery | None = None
@@ -31,7 +31,7 @@ class Race:
         self._changed = trio.Event()
 
     def enter(self, nursery: trio.Nursery, attempt: Callable[[], Awaitable[Delivery]], *, late: bool = False) -> None:
-        """Start an attempt; a late one is waited for only while nobody else has answered."""
+        """Start an attempt.  A `late` attempt is waited for only while no other has answered."""
         self._late += late
         self._running += not late
         nursery.start_soon(self._run, attempt, late)
@@ -55,12 +55,12 @@ class Race:
         self._changed = trio.Event()
 
     async def wait_over(self) -> None:
-        """Until nothing better can come."""
+        """Wait until no better answer can come."""
         while self.best is not Delivery.DELIVERED and (self._running or (self._late and self.best is None)):
             await self._changed.wait()
 
     async def wait_answered(self) -> None:
-        """Until there is an answer that the sender can go on with, or the race is over."""
+        """Wait until a server has queued or delivered the message, or the race is over."""
         while not self.over.is_set() and (self.best is None or self.best < Delivery.QUEUED):
             await self._changed.wait()
 
@@ -68,7 +68,8 @@ class Race:
 @final
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What is sent, and to whom; at brokers the process that is meant may have another name (`instances.topic_of`)."""
+    """What is sent, and to whom.  `topic` names the process at brokers, as `instance` does at other servers
+    (`instances.topic_of`)."""
 
     receiver_key: bytes
     payload: bytes
@@ -78,7 +79,7 @@ class Letter:
 
 @final
 class Roll:
-    """Whether one of the channels of a race, which are asked at once, has the instance that is meant."""
+    """Finds out whether any of the channels of a race, which are all used at once, has the instance that is meant."""
 
     def __init__(self, race: Race, channels: int) -> None:
         self._race = race
@@ -86,12 +87,12 @@ class Roll:
         self._all = trio.Event()
 
     def note(self) -> None:
-        """One more has answered, or failed."""
+        """One more channel has answered, or failed."""
         self._left -= 1
         if not self._left:
             self._all.set()
 
     async def is_missing(self) -> bool:
-        """Once all have answered: whether none has it, as far as they tell."""
+        """Wait until all have answered or failed; return whether none has said that it has the instance."""
         await self._all.wait()
         return self._race.best in (None, Delivery.NOBODY_HOME, Delivery.QUEUED)

@@ -1,4 +1,4 @@
-"""The key records of one connection to a rendezvous server: ours, which it keeps, and those that it is asked for."""
+"""The key records of one connection to a rendezvous server: ours, which it keeps, and look-ups of others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecordClient:
     """The key records of one connection to a rendezvous server.
 
     Attributes:
-      kept: whether the server keeps our record; None: it has not said so yet, or has none.
+      kept: whether the server keeps our record; None: it has not answered yet, or no record was published.
     """
 
     def __init__(self, outbox: Outbox) -> None:
@@ -35,22 +35,22 @@ class RecordClient:
         self.kept: bool | None = None
 
     def registered(self, capabilities: int) -> None:
-        """The server has registered us, and has said what it can do."""
+        """The server has registered us, and has announced its capabilities."""
         self._speaks = bool(capabilities & Capability.KEY_RECORDS)
 
     def publish(self, record: bytes) -> None:
-        """Have the server keep our record, in place of an earlier one; nothing where it keeps none."""
+        """Have the server keep our record in place of an earlier one; no effect at a server that keeps none."""
         if self._speaks and not self._ended:
             self._outbox.put_nowait(Publish(record).encode())
         else:
             self._published.set()
 
     async def wait_published(self) -> None:
-        """Return once the server has said what became of our record, or will not say so; the caller bounds the time."""
+        """Return once it is known whether the server keeps our record, or will never be; the caller bounds the time."""
         await self._published.wait()
 
     async def look_up(self, key: bytes) -> tuple[LookupOutcome, bytes]:
-        """What the server says of a key, and the record where it says RECORD.
+        """Ask the server for the record of a key.  Returns the outcome, and for RECORD the record, not verified yet.
 
         Raises:
           SignalUnavailable: the connection has ended.
@@ -78,7 +78,7 @@ class RecordClient:
             self.kept = frame.status == PublishStatus.KEPT
             self._published.set()
             return
-        question = self._asked.get(frame.id)  # None: whoever asked was cancelled
+        question = self._asked.get(frame.id)  # None: the look-up was cancelled
         if question is not None:
             question.found = frame
             question.done.set()

@@ -1,4 +1,4 @@
-"""The signal transports that there are, by URL scheme; each opens a `SignalChannel`."""
+"""The signal transports by URL scheme; each opens a `SignalChannel`."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ _OPENERS: Final[dict[str, Opener]] = {"ws": _websocket, "wss": _websocket, "mqtt
 
 
 def check_supported(url: ServerUrl) -> None:
-    """Whether a channel can be opened to a server like this one.  Loads nothing that `loads_asyncio` warns of.
+    """Check that a channel can be opened to a server of this kind.  Imports neither aiomqtt nor trio-asyncio.
 
     Raises:
-      ConfigError: no transport for the URL's scheme, or not on this Python or in this thread, or something else in the
-        URL is wrong.
+      ConfigError: there is no transport for the URL's scheme, it cannot be used on this Python or in this thread, or
+        something else in the URL is wrong.
     """
     if url.scheme not in _OPENERS:
         raise ConfigError(
             f"{url.redacted}: no signal transport for {url.scheme!r}; there is {', '.join(sorted(_OPENERS))}"
         )
     if not loads_asyncio(url):
-        from . import websocket_channel as websocket_channel  # 50 ms that would fall into the node's first walk
+        from . import websocket_channel as websocket_channel  # 50 ms that would otherwise delay the node's first walk
     else:
         from .mqtt.channel import check_mqtt_url
         from .mqtt.connection import check_available, check_no_asyncio
@@ -92,7 +92,7 @@ def check_supported(url: ServerUrl) -> None:
 
 
 def supports(url: ServerUrl) -> bool:
-    """Whether `check_supported` has nothing against it."""
+    """Whether `check_supported` accepts the URL."""
     try:
         check_supported(url)
     except ConfigError:
@@ -103,7 +103,7 @@ def supports(url: ServerUrl) -> bool:
 def loads_asyncio(url: ServerUrl) -> bool:
     """Whether opening a channel to it changes asyncio for the whole process (`signal.mqtt.connection` says how).
 
-    Whoever configured such a server wants that; a peer's hint is no reason for it.
+    A user who configures such a server accepts that; a peer's hint alone is no reason for it.
     """
     return url.scheme in ("mqtt", "mqtts")
 
@@ -121,17 +121,18 @@ def open_channel(
 ) -> AbstractAsyncContextManager[SignalChannel]:
     """Connect to a signal server and register our key, for the time of the ``async with``.
 
-    No timeout is built in: bound the opening with a scope of your own, whose deadline you move once you are in.
+    No timeout is built in: bound the opening with a cancel scope of your own, and move its deadline once the channel is
+    open.
 
     Args:
-      ssl_context: trust for the TLS schemes; the platform's by default.
+      ssl_context: for the TLS schemes; the platform's trust by default.
       registrant: what the node registers as, and what it knows of its servers; a fresh one by default.
-      dial: opens the connection; for who judges where it leads.
-      at_once: where the protocol has it, do not wait for the server's answer to our registration: what is sent goes out
-        right behind it, and `SignalChannel.wait_registered` tells of a refusal.
-      findable: a key record is going to be published: a broker is told at once to forget it with the connection.
-      circuits: where the protocol has them, those that were made while the connection is being opened; whoever made
-        them ends them where it does not come to be.
+      dial: opens the connection; a `JudgedDial` also judges where it leads.
+      at_once: do not wait for the server's answer to our registration, if the protocol allows that.  What is sent goes
+        out right behind the registration, and `SignalChannel.wait_registered` raises on a refusal.
+      findable: a key record will be published; a broker then gets a will that clears it when the connection ends.
+      circuits: those that may be made while the connection is being opened, if the protocol has circuits.  The caller
+        ends them if the connection does not come up.
 
     Raises (all but the first when it is entered):
       ConfigError: as `check_supported`.

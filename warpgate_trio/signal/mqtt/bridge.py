@@ -1,17 +1,20 @@
-"""The bridge between paho, which wants a socket of its own, and a stream of Trio's to the broker.
+"""The bridge between paho, which wants a socket of its own, and a Trio stream to the broker.
 
-paho connects, and does its TLS handshake, in a blocking call in a thread, which nothing can cancel: a broker that is a
-black hole would hold its caller for paho's own five seconds.  Therefore we open the TCP and TLS stream ourselves, and
-paho connects to *us*: to a loopback port that takes one connection, behind which a pair of tasks (`Bridge`) carries the
-bytes on.  What is left to a thread is a connect to 127.0.0.1, which takes microseconds, and the name resolution inside
-`trio.open_tcp_stream`, which Trio abandons when it is cancelled.  The bridge serves for three things more.  It bounds
-what comes in (`signal.mqtt.packets`); it knows when the broker has hung up, which aiomqtt does not tell to those who
-wait for an answer; and it makes paho close its socket, since a half-closed bridge is the one signal for that which
-needs no private name of paho's.
+paho connects, and does its TLS handshake, in a blocking call in a thread, which cannot be cancelled: a broker that
+never answers would hold the caller for paho's own five seconds.  Therefore we open the TCP and TLS stream ourselves,
+and paho connects to *us*: to a loopback port that takes one connection, behind which two tasks (`Bridge`) forward the
+bytes.  Two things still happen in a thread: a connect to 127.0.0.1, which takes microseconds, and the name resolution
+inside `trio.open_tcp_stream`, which Trio abandons when it is cancelled.
 
-The loopback port is open for the moment between two lines of this program.  Another local program that takes the one
-connection gets a tunnel to a broker that it could have called itself, without the login, which paho sends; we get an
-opening that fails or is given up, and try again.
+The bridge has three more uses:
+
+* It bounds what comes in (`signal.mqtt.packets`).
+* It knows when the broker has closed the connection, which aiomqtt does not tell to tasks that wait for an answer.
+* It makes paho close its socket: half-closing the bridge is the only way to that without private names of paho's.
+
+The loopback port is open only for a moment.  Another local program may take the one connection.  It then gets a tunnel
+to a broker that it could have connected to itself, without the login, which paho sends.  Our opening fails or is given
+up, and is tried again.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Bridge:
     """Carries bytes between paho, which connects to `listener`, and the broker's stream.
 
-    It shields itself, as the goodbyes go over it; `stop` ends it.
+    It is shielded from cancellation, since DISCONNECT still has to go over it; `stop` ends it.
     """
 
     def __init__(self, stream: trio.abc.Stream, listener: trio.SocketListener, packets: PacketFilter) -> None:
@@ -48,13 +51,13 @@ class Bridge:
         self._broker_closed = trio.Event()
         self._reason: str | None = None
         self.paho_connected: Final = trio.Event()
-        """Is to be set when paho's blocking connect has returned."""
+        """The owner sets it when paho's blocking connect has returned."""
         self.until_paho_closed: Final = trio.CancelScope(shield=True)
-        """Is cancelled when paho has closed its socket: what is waited for in here will not come."""
+        """A scope for waiting on paho; it is cancelled when paho has closed its socket, and so will not answer."""
 
     @property
     def refusal(self) -> str | None:
-        """What the broker's CONNACK said against us."""
+        """Why the broker's CONNACK refused us; None: it has not."""
         return self._packets.refusal
 
     @property
@@ -72,7 +75,7 @@ class Bridge:
                 nursery.start_soon(self._from_broker, self._local)
 
     async def hang_up(self, patience: float) -> None:
-        """Let paho read to the end and close its socket, for which it is given `patience` seconds."""
+        """Let paho read to the end and close its socket, within `patience` seconds."""
         with trio.CancelScope(shield=True):
             await self.paho_connected.wait()  # microseconds; paho itself gives up after five seconds
             with trio.move_on_after(patience):
@@ -83,9 +86,9 @@ class Bridge:
         self.until_paho_closed.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait until paho has closed, what it wrote has gone out, and the broker has closed; perhaps in vain."""
+        """Wait until paho has closed, what it wrote has gone out, and the broker has closed.  That may never happen."""
         if self._local is not None:
-            _say_end(self._local)  # for when paho stumbled over what it read, and did not close
+            _say_end(self._local)  # paho may have failed on what it read, without closing its socket
         await self._paho_closed.wait()
         await self._broker_closed.wait()
 
@@ -111,7 +114,7 @@ class Bridge:
         try:
             async for data in self._stream:
                 passed = self._packets.feed(bytes(data))
-                # paho has closed, or we have hung up; the broker's end is still to come.
+                # On these errors paho or we have closed the loopback side; the broker's end is still to come.
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await local.send_all(passed)
             self._ended("the broker closed the connection")
@@ -128,6 +131,6 @@ class Bridge:
 
 
 def _say_end(local: trio.SocketStream) -> None:
-    # Not `send_eof`, which refuses while another task is sending; that one may as well fail.
+    # Not `send_eof`, which refuses while another task is sending; that send may fail.
     with suppress(OSError):
         local.socket.shutdown(trio.socket.SHUT_WR)

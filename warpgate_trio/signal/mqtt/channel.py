@@ -1,35 +1,38 @@
 """A signal channel over an MQTT broker: any broker, or cluster of brokers, that speaks MQTT 3.1.1.
 
-Theory of operation.  A node has two topics, and publishes to those of its peers: ``warpgate-trio/1/<its peer id>``,
-which all processes of its key have, and one below it, for itself (`signal.instances.own_topic`).  A URL's path, where
-it has one, goes before that (``mqtts://broker.example/team`` -> ``team/warpgate-trio/1/…``), for brokers that give each
-user a part of the tree.  A broker learns who talks to whom; what is said is sealed.  It cannot vouch for anybody
-either: whoever may publish at all may publish to us, so what comes in is no more trusted than what a stranger sends.
+Theory of operation.  A node subscribes to two topics, and publishes to those of its peers.  One topic is
+``warpgate-trio/1/<its peer id>``, which all processes of its key have.  The other is one level below it, for this
+process (`signal.instances.own_topic`).  If the URL has a path, the path precedes both
+(``mqtts://broker.example/team`` -> ``team/warpgate-trio/1/…``), for brokers that give each user a part of the tree.  A
+broker learns who talks to whom; the content is sealed.  A broker authenticates nobody either: any client that may
+publish may publish to us, so what comes in is trusted no more than what a stranger sends.
 
-What is meant for one process is published to its own topic, where it says in its address that it has one, and where
-this broker passes on to us what we publish to ours.  All else goes to the topic of the key: rules of a broker (ACLs)
-may know no other, and older releases do not.
+A message for one process is published to its own topic if its address says that it has one, and if this broker returns
+to us what we publish to ours.  Every other message goes to the topic of the key: the rules of a broker (ACLs) may allow
+only that one, and older releases know no other.
 
-What is promised.  Everything goes with QoS 1, in clean sessions:
+Guarantees.  Everything is published with QoS 1, in clean sessions:
 
-* `send` returns `Delivery.QUEUED` when the broker has acknowledged; whether the receiver is there, MQTT 3.1.1 does not
-  tell.
-* What the broker had not acknowledged when the connection broke is unknown to it, or not, and `send` raises; the hub
-  then publishes it again by the next connection, for as long as its own caller waits.  A message may come twice;
-  the receiver's `Inbox` knows it by its id.
-* What the broker acknowledged, it hands to every connection that subscribes to the topic then.  It keeps nothing for
-  those that do not: when it crashes in between, or the receiver's connection is down, the message is lost, and its
-  sender learns that from the missing answer.  Sessions that outlive their connection would change this, and are not
-  wanted: they leave state on other people's brokers, would have to be taken over by name (two processes with one key
-  would evict each other forever), and would deliver messages of walks that are long over.
+* `send` returns `Delivery.QUEUED` once the broker has acknowledged the message.  MQTT 3.1.1 does not tell whether the
+  receiver is there.
+* If the connection breaks before the broker has acknowledged a message, the broker may or may not have it, and `send`
+  raises.  The hub then publishes the message again by the next connection, for as long as its own caller waits.  A
+  message may come twice; the receiver's `Inbox` recognises it by its id.
+* The broker delivers an acknowledged message to every connection that subscribes to the topic at that time, and keeps
+  it for no other.  If the broker crashes in between, or the receiver's connection is down, the message is lost; the
+  sender notices that no answer comes.  Persistent sessions would change this, and are not wanted: they leave state on
+  other people's brokers, would have to be resumed by client id (two processes with one key would evict each other
+  forever), and would deliver messages of walks that are long over.
 
-A broker may take all of that and pass nothing on: ACLs are not told to clients.  MQTT 3.1.1 has a broker acknowledge
-what it then drops, or close the connection (section 3.3.5), and most grant any subscription.  So a channel is open once
-a message that it has published to the topic of its key has come back, for which it gives `ECHO_TIMEOUT`; and it has a
-topic of its own once one has come back by that, which nobody waits for.  Twice a minute it does that again, by both
-topics in turn.  When the message comes back, the broker is there and our subscription still holds, and we know the
-round-trip time; when it does not within ten seconds, the channel counts as dead, and the hub opens another, which
-subscribes again.
+A broker may accept all of that and still pass nothing on, since clients do not learn its ACLs.  By MQTT 3.1.1 a broker
+that does not authorize a PUBLISH acknowledges it normally or closes the connection (section 3.3.5), and most brokers
+grant any subscription.  So a channel sends messages to itself (`echoes`):
+
+* It is open once such a message has come back by the topic of the key, within `ECHO_TIMEOUT`.
+* It has a topic of its own once one has come back by that topic; nothing waits for this.
+* Twice a minute it sends another one, by both topics in turn.  A message that comes back shows that the broker is there
+  and the subscription still holds, and gives the round-trip time.  If it does not come back within ten seconds, the
+  channel counts as dead, and the hub opens another, which subscribes again.
 """
 
 from __future__ import annotations
@@ -65,10 +68,10 @@ __all__ = ["MqttChannel", "open_mqtt_channel"]
 PING_INTERVAL = 30.0
 """Seconds between two messages to ourselves; under the minute of the shortest TCP timers of middleboxes that matter."""
 PONG_TIMEOUT = 10.0
-"""Seconds without one's own message after which the channel counts as dead."""
+"""Seconds for such a message to come back, after which the channel counts as dead."""
 ECHO_TIMEOUT = 3.0
-"""Seconds for the first message to ourselves, which a channel waits for before it counts as open: three round trips by
-a bad satellite link, and less than the hub or a netcheck waits for all of it, so that they hear what was missing."""
+"""Seconds for the first message to ourselves to come back, before which the channel is not open: three round trips by a
+bad satellite link, and less than the hub or a netcheck waits in total, so that they learn what was missing."""
 _ROOT: Final = "warpgate-trio/1"
 _INBOX: Final = 64
 _MAX_PREFIX: Final = 128
@@ -105,7 +108,7 @@ class MqttChannel:
         )
         self._arrived, self._incoming = trio.open_memory_channel[bytes](_INBOX)
         self.dropped: int = 0
-        """Payloads that came while 64 waited to be received."""
+        """Payloads that were dropped because 64 waited to be received."""
 
     def __repr__(self) -> str:
         return f"<MqttChannel to {self._url}>"
@@ -120,7 +123,7 @@ class MqttChannel:
 
     @property
     def answered(self) -> bool:
-        return True  # before it was open
+        return True  # it has passed our own message on before the channel was open
 
     @property
     def tells_apart(self) -> bool:
@@ -130,7 +133,7 @@ class MqttChannel:
         await self._told.wait()
 
     async def wait_registered(self) -> None:
-        await trio.lowlevel.checkpoint()  # before it was open
+        await trio.lowlevel.checkpoint()  # the channel has subscribed before it was open
 
     async def send(self, receiver_key: bytes, payload: bytes, *, instance: bytes | None = None) -> Delivery:
         if len(receiver_key) != 32:
@@ -191,10 +194,10 @@ class MqttChannel:
         except MqttError as exc:
             self._fail(str(exc))
         except trio.ClosedResourceError:
-            pass  # closed while this one was on its way
+            pass  # the channel was closed meanwhile
 
     async def _wait_echoed(self) -> None:
-        """Raises MqttError when the broker does not hand us what we publish to ourselves."""
+        """Raises MqttError if the broker does not return what we publish to the topic of our key."""
         try:
             with trio.fail_after(ECHO_TIMEOUT):
                 start = trio.current_time()
@@ -207,7 +210,8 @@ class MqttChannel:
             ) from None
 
     async def _find_own_topic(self) -> None:
-        """Have it, if the broker lets us: one may refuse, drop what goes there, or close the connection over it."""
+        """Find out whether this process can have its own topic.  A broker may refuse the subscription, drop what is
+        published there, or close the connection because of it."""
         try:
             await self._connection.subscribe(self._own_topic)
             await self._echoes.wait_back(self._own_topic)
@@ -233,7 +237,7 @@ class MqttChannel:
         await self._echoes.wait_back(self._pinged[0])
 
     def _fail(self, why: str) -> None:
-        """The connection is dead: wake everybody who waits for it."""
+        """The connection is dead: wake all tasks that wait for it."""
         if self._failure is None:
             self._failure = f"{self._url}: {why}"
         self._arrived.close()
@@ -287,7 +291,7 @@ async def open_mqtt_channel(
     except MqttError as exc:
         if opened:
             raise  # the body's own
-        over_record = over_record or (keeps_record and not entered)  # some take nobody who has a will
+        over_record = over_record or (keeps_record and not entered)  # some brokers refuse a client that has a will
         raise SignalUnavailable(f"{name}: {exc}") from exc
     finally:
         if entered:
@@ -297,7 +301,7 @@ async def open_mqtt_channel(
 
 
 def check_mqtt_url(url: ServerUrl) -> str:
-    """What a URL puts before the topics, ``""`` or something that ends with "/".
+    """The prefix of all topics by a broker's URL: ``""``, or a path that ends with "/".
 
     Raises:
       ConfigError: no topic can start with the path, or there is a query.

@@ -1,28 +1,28 @@
 """Connections to MQTT brokers: the only module that imports aiomqtt and trio-asyncio.
 
-Theory of operation.  `aiomqtt` (the present name of asyncio-mqtt, upon paho) speaks the protocol; it wants an asyncio
-loop, which trio-asyncio gives it.  Both are strangers in a Trio program, so this module keeps them in a box:
+Theory of operation.  `aiomqtt` (the present name of asyncio-mqtt, built on paho) speaks the protocol.  It needs an
+asyncio loop, which trio-asyncio provides.  Neither belongs in a Trio program, so this module isolates them:
 
-* **Imported when a connection is opened, not before.**  ``import trio_asyncio`` changes ``asyncio.run`` and the loop
-  policy of the whole process, warns about its own future on 3.12 and 3.13, and fails on 3.14, which is why this
-  package is not to be installed there.  A program that names no MQTT server never sees any of it; `check_available`
-  answers without importing.
-* **The asyncio loop lives in a task of its own**, a child of whoever opened the connection.  ``open_loop()`` makes its
-  loop the current one of the task that enters it; that must not be the caller's.
-  asyncio itself knows one running loop per thread, which goes before the current one of a task.  Where such a loop runs
-  below or beside Trio (guest mode, a notebook), aiomqtt would make its futures in that one, so there is no MQTT there,
-  and `check_no_asyncio` says so before anything is tried.
+* **They are imported when a connection is opened, not before.**  ``import trio_asyncio`` changes ``asyncio.run`` and
+  the loop policy of the whole process, warns about its own future on 3.12 and 3.13, and fails on 3.14, so it is not to
+  be installed there.  A program that names no MQTT server never imports it; `check_available` answers without
+  importing.
+* **The asyncio loop runs in a separate task**, a child of the task that opened the connection.  ``open_loop()`` makes
+  its loop the current one of the task that enters it, which must not be the caller's.  asyncio itself knows one running
+  loop per thread, which takes precedence over a task's current loop.  If such a loop runs below or beside Trio (guest
+  mode, a notebook), aiomqtt would make its futures in it.  So MQTT cannot be used there, and `check_no_asyncio` says so
+  before anything is tried.
 * **The network is Trio's**, behind a loopback port that paho connects to (`signal.mqtt.bridge`).
-* **Messages skip aiomqtt's queue.**  aiomqtt loses messages when its iterator is cancelled, and its iterator is so much
-  slower than its reader that a burst overruns a bounded queue: of 600 messages in bursts of 60, a quarter, all of them
-  acknowledged.  In the queue's place stands `_Handover`, which moves each message to a memory channel as it is read.
-  Who receives from the channel may be cancelled at any time.
-* **DISCONNECT on every way out,** cancellation included, under a shield of at most ``close_timeout``; after that the
-  stream is closed whatever happened, and all sockets with it.
+* **Messages bypass aiomqtt's queue.**  aiomqtt loses messages when its iterator is cancelled.  Its iterator is also so
+  much slower than its reader that a burst overflows a bounded queue: of 600 messages in bursts of 60 a quarter was
+  lost, although all were acknowledged.  `_Handover` replaces the queue, and moves each message to a memory channel as
+  it is read.  A task that receives from the channel may be cancelled at any time.
+* **DISCONNECT is sent on every exit,** cancellation included, under a shield of at most ``close_timeout``.  After that
+  the stream and all sockets are closed in any case.
 
-Sessions are clean ones under a random client id: nothing of us stays at the broker when the connection has ended, what
-it retains of us included (`open_mqtt`'s `clears`).
-No timeout hides in here but ``close_timeout``: the caller bounds opening, `publish` and `receive` with its own scope.
+Sessions are clean, under a random client id.  When the connection has ended, nothing of it stays at the broker, not
+even a retained message (`open_mqtt`'s `clears`).  The only built-in timeout is ``close_timeout``: the caller bounds
+opening, `publish` and `receive` with its own scope.
 """
 
 from __future__ import annotations
@@ -64,26 +64,27 @@ __all__ = [
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-# paho names topics and client ids at debug level, and what a hostile broker does as warnings; here is what it may say.
+# paho logs topics and client ids at debug level, and what a hostile broker does as warnings: silence it.
 _quiet: Final = logging.getLogger(f"{__name__}.client")
 _quiet.setLevel(logging.CRITICAL)
 
 CLOSE_TIMEOUT = 0.2
-"""Seconds that DISCONNECT, and the broker's closing after it, may take on the way out."""
+"""Seconds on exit for DISCONNECT, and for the broker to close after it."""
 KEEPALIVE: Final = 60
-"""Seconds of silence after which paho pings.  The broker drops a client that was silent for half as long again."""
+"""Seconds of silence after which paho pings.  The broker drops a client that was silent for one and a half times as
+long."""
 _INBOX: Final = (
-    256  # Messages that wait for `receive`, 4 MiB at most; a further one is dropped.  paho reads many at once.
+    256  # Messages that wait for `receive`, 4 MiB at most; further ones are dropped.  paho reads many at once.
 )
-_OUTBOX: Final = 64  # Publications that wait for the broker's acknowledgement; a further one waits for its turn.
-_UNACKNOWLEDGED: Final = 1024  # ... and those whose callers were cancelled, 16 MiB at most; a further one is refused.
+_OUTBOX: Final = 64  # Publications that wait for the broker's acknowledgement; further ones wait for their turn.
+_UNACKNOWLEDGED: Final = 1024  # These and those whose callers were cancelled, 16 MiB at most; further ones are refused.
 _PACKAGES: Final = ("aiomqtt", "trio_asyncio")
 
 _T = TypeVar("_T")
 
 
 class MqttError(WarpgateError):
-    """The broker refused us, broke off, broke the protocol, or could not be asked; TLS included."""
+    """The broker refused us, closed the connection, or violated the protocol, or the connection or TLS failed."""
 
 
 @final
@@ -94,7 +95,7 @@ class SubscriptionRefused(MqttError):
 @final
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A message that came in by a subscription; `retained`: it was there before that."""
+    """A message received by a subscription; `retained`: the broker had it before we subscribed."""
 
     topic: str
     payload: bytes
@@ -102,16 +103,16 @@ class Publication:
 
 
 class _Loop(Protocol):
-    """What we use of a trio-asyncio loop (the package has no types)."""
+    """The part of a trio-asyncio loop that is used here (the package has no types)."""
 
     async def run_aio_coroutine(self, coro: Coroutine[Any, Any, _T]) -> _T: ...
 
 
 def check_available() -> None:
-    """Whether this Python can do MQTT.  Imports nothing.
+    """Check that the packages for MQTT are installed.  Imports nothing.
 
     Raises:
-      ConfigError: it cannot; the message says why.
+      ConfigError: one is missing; the message names it.
     """
     missing = [name.replace("_", "-") for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -119,12 +120,12 @@ def check_available() -> None:
 
 
 def check_no_asyncio() -> None:
-    """Whether no asyncio loop runs in this thread, where Trio does.  Imports nothing.
+    """Check that no asyncio loop runs in this thread beside Trio.  Imports nothing.
 
     Raises:
       ConfigError: one does; the message says what to do.
     """
-    # The C module knows the thread's loop also after trio-asyncio has replaced what asyncio says of it.
+    # The C module knows the thread's loop even after trio-asyncio has replaced asyncio's functions.
     asyncio = sys.modules.get("_asyncio") or sys.modules.get("asyncio.events")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         raise ConfigError(
@@ -134,13 +135,13 @@ def check_no_asyncio() -> None:
 
 
 def load_libraries() -> tuple[Any, Any]:
-    """Import aiomqtt and trio-asyncio, and return them; it takes 60 ms and more, the first time.
+    """Import aiomqtt and trio-asyncio, and return them.  The first time it takes 60 ms or more.
 
-    `open_mqtt` does it.  Whoever minds the time may do it before, if MQTT is going to be used: see the module's page
-    for what it does to asyncio.
+    `open_mqtt` calls it.  Call it earlier to spend that time earlier, if MQTT is going to be used; the module's page
+    says how the import changes asyncio.
 
     Raises:
-      ConfigError: they do not import.
+      ConfigError: they cannot be imported.
     """
     check_available()
     try:
@@ -149,7 +150,7 @@ def load_libraries() -> tuple[Any, Any]:
             import trio_asyncio
 
         import aiomqtt
-    except (ImportError, AttributeError) as error:  # the latter is how trio-asyncio fails on a Python that is too new
+    except (ImportError, AttributeError) as error:  # AttributeError: trio-asyncio on a Python that is too new
         raise ConfigError(f"MQTT servers cannot be used: trio-asyncio or aiomqtt does not import: {error}") from error
     return aiomqtt, trio_asyncio
 
@@ -159,10 +160,11 @@ class MqttConnection:
     """An open connection to a broker, made by `open_mqtt`.  Any number of tasks may publish; one receives.
 
     Args:
+      name: the broker's URL, without a password.
       local: see below.
 
     Attributes:
-      local: the machine's address that it is from; empty where that is not known.
+      local: the local IP address of the connection; empty if it is not known.
     """
 
     def __init__(self, name: str, *, local: str = "") -> None:
@@ -177,30 +179,30 @@ class MqttConnection:
         self._turns = trio.Semaphore(_OUTBOX)
         self._arrived, self._incoming = trio.open_memory_channel[Publication](_INBOX)
         self.dropped: int = 0
-        """Messages that came while 256 waited to be received."""
+        """Messages that were dropped because 256 waited to be received."""
 
     def __repr__(self) -> str:
         return f"<MqttConnection to {self._name}>"
 
     def abandon(self) -> None:
-        """Nothing gets out any more: its end is to wait for no broker."""
+        """The network path is gone: do not wait for the broker when the connection is closed."""
         self._abandoned = True
 
     @property
     def ended(self) -> bool:
-        """Whether it is over, be it that the broker closed it or that it was left."""
+        """Whether the connection has ended, by the broker or by this side."""
         return self._failure is not None
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Publish with QoS 1; returns when the broker has acknowledged.  64 at a time, others wait for their turn.
+        """Publish with QoS 1; returns when the broker has acknowledged.  Beyond 64 at a time it waits for its turn.
 
         Cancelled: the message may or may not go out.
 
         Args:
-          retain: the broker is to hand it to whoever subscribes later, too.
+          retain: the broker is to retain the message for later subscribers.
 
         Raises:
-          MqttError: the connection has ended, or the broker has left very many messages unacknowledged.
+          MqttError: the connection has ended, or the broker has left 1,024 messages unacknowledged.
         """
         await self._call(
             lambda client: client.publish(topic, payload, qos=1, retain=retain, timeout=math.inf), turns=self._turns
@@ -210,7 +212,7 @@ class MqttConnection:
         """Subscribe with QoS 1; returns when the broker has acknowledged.
 
         Args:
-          retained: what the broker has retained there is wanted, too; it is passed over else.
+          retained: also receive what the broker has retained there, which is otherwise ignored.
 
         Raises:
           SubscriptionRefused: the broker refuses.
@@ -223,7 +225,7 @@ class MqttConnection:
             raise SubscriptionRefused("the broker refuses the subscription")
 
     async def unsubscribe(self, topic: str) -> None:
-        """Have no more messages of a topic; returns when the broker has acknowledged.
+        """Unsubscribe from a topic; returns when the broker has acknowledged.
 
         Raises:
           MqttError: the connection has ended.
@@ -235,7 +237,7 @@ class MqttConnection:
         """The next message.  Cancelled: nothing is lost.
 
         Raises:
-          MqttError: the connection has ended, and all that had come in was received.
+          MqttError: the connection has ended, and all messages that had come in were received.
         """
         try:
             return await self._incoming.receive()
@@ -245,7 +247,7 @@ class MqttConnection:
     async def _call(
         self, ask: Callable[[aiomqtt.Client], Coroutine[Any, Any, _T]], *, turns: trio.Semaphore | None = None
     ) -> _T:
-        """Let aiomqtt do something; ends when the connection does, which aiomqtt alone would not notice."""
+        """Run a coroutine of aiomqtt.  It raises when the connection ends, which aiomqtt alone would not notice."""
         if self._failure is not None or self._client is None or self._loop is None:
             await trio.lowlevel.checkpoint()
             raise MqttError(self._failure or "the connection is closed")
@@ -255,7 +257,7 @@ class MqttConnection:
             try:
                 async with turns or nullcontext():
                     return await loop.run_aio_coroutine(ask(client))
-            except Exception as error:  # aiomqtt.MqttError; whatever else it may be is this call's failure as well
+            except Exception as error:  # aiomqtt.MqttError; any other is a failure of this call as well
                 raise MqttError(str(error)) from error
             finally:
                 self._scopes.discard(scope)
@@ -308,10 +310,11 @@ class MqttConnection:
             raise MqttError(self._failure or "the connection is closed")
 
     async def _connect(self, client: aiomqtt.Client, bridge: Bridge, close_timeout: float) -> bool:
-        """CONNECT and CONNACK; False, with the reason noted, when it comes to nothing.
+        """Send CONNECT and wait for CONNACK; on failure, note the reason and return False.
 
         aiomqtt must not be cancelled while paho has a socket: its on_disconnect then raises CancelledError, and the
-        socket stays open.  So a cancelled opening ends as a lost one does: paho's socket first, and then aiomqtt.
+        socket stays open.  So a cancelled opening ends as a lost connection does: first paho's socket is closed, then
+        aiomqtt ends.
         """
         assert self._loop is not None
         entering = True
@@ -339,7 +342,7 @@ class MqttConnection:
 
     async def _disconnect(self, client: aiomqtt.Client, clears: str | None) -> None:
         assert self._loop is not None
-        with suppress(Exception):  # aiomqtt.MqttError: it is over already
+        with suppress(Exception):  # aiomqtt.MqttError: the connection has ended already
             if clears is not None:
                 await self._loop.run_aio_coroutine(client.publish(clears, b"", qos=0, retain=True))
         with suppress(Exception):
@@ -348,7 +351,7 @@ class MqttConnection:
     def _take(self, message: aiomqtt.Message) -> None:
         topic, retained = message.topic.value, bool(message.retain)
         if retained and topic not in self._retained:
-            return  # kept by the broker since nobody knows when
+            return  # the broker may have retained it at any time before
         payload = message.payload
         try:
             self._arrived.send_nowait(Publication(topic, bytes(payload), retained))
@@ -358,7 +361,7 @@ class MqttConnection:
             pass
 
     def _fail(self, why: str) -> None:
-        """It is over: wake everybody who waits for it."""
+        """The connection has ended: wake all tasks that wait for it."""
         if self._failure is None:
             self._failure = why
         self._arrived.close()
@@ -368,7 +371,7 @@ class MqttConnection:
 
 @final
 class _Handover:
-    """What aiomqtt gets for its queue: nothing is ever in it."""
+    """Replaces aiomqtt's queue, and is always empty: each message goes straight to `take`."""
 
     def __init__(
         self, take: Callable[[aiomqtt.Message], None], create_future: Callable[[], Awaitable[aiomqtt.Message]]
@@ -387,18 +390,18 @@ class _Handover:
 
 
 async def _wait_ended(client: aiomqtt.Client) -> None:
-    """Asyncio's side: until the connection ends, however it ends."""
+    """Wait, in asyncio, until the connection ends, for whatever reason."""
     with suppress(Exception):
         await anext(aiter(client.messages))
 
 
 def _prepare(loop: Any, executor: type[Any], *, on_connected: Callable[[], None]) -> None:
-    """Three things that aiomqtt needs of a loop, and a loop of trio-asyncio does not have by itself.
+    """Change three things in a trio-asyncio loop that aiomqtt needs.
 
-    * An exception that nobody waits for would end the loop; it is noted instead.
-    * The blocking connect, which aiomqtt gives to the loop's executor, tells when it has returned.
-    * aiomqtt asks for a writer in a callback that may run after paho has closed the socket.  By then the descriptor may
-      be anybody's; such a request is ignored.  A reader is there for as long as paho's socket is open.
+    * An unhandled exception would end the loop; it is logged instead.
+    * aiomqtt runs paho's blocking connect in the loop's executor; `on_connected` is called when it has returned.
+    * aiomqtt adds a writer in a callback that may run after paho has closed the socket.  By then the descriptor may
+      belong to something else, so such a request is ignored.  A reader exists for as long as paho's socket is open.
     """
 
     def note(_: object, context: dict[str, object]) -> None:
@@ -445,16 +448,16 @@ async def open_mqtt(
 ) -> AsyncGenerator[MqttConnection]:
     """Connect to the broker at `url` (``mqtt://`` or ``mqtts://``) for the time of the body.
 
-    No timeout is built in: bound the opening with a scope of your own, whose deadline you move once you are in.
-    Cancelled at any time: it ends within `close_timeout`.
+    No timeout is built in: bound the opening with a cancel scope of your own, and move its deadline once the connection
+    is open.  Cancelled at any time: it ends within `close_timeout`.
 
     Args:
-      url: with the login, if the broker wants one; path and query are the caller's affair.
+      url: with the login, if the broker wants one; path and query are ignored here.
       ssl_context: for ``mqtts``; the platform's trust by default.  The host name (or IP literal) is verified.
-      max_payload: messages that are longer come in empty.
-      clears: a topic at which nothing is to be retained once the connection has ended, however it ends: we say so
-        before DISCONNECT, and the broker has it as our will.  Some refuse who has one.
-      close_timeout: seconds for DISCONNECT and for the broker's answer to it, which is to close.
+      max_payload: bytes of a payload; messages with a longer one come in empty.
+      clears: a topic at which nothing is to be retained once the connection has ended, in whatever way: it is cleared
+        before DISCONNECT, and by our will.  Some brokers refuse clients that have a will.
+      close_timeout: seconds for DISCONNECT, and for the broker to close the connection in answer.
       dial: opens the TCP connection.
 
     Raises:
@@ -462,7 +465,7 @@ async def open_mqtt(
         of a broker.
       OSError: no TCP connection (name resolution included).
       MqttError: TLS failed, or the broker refused us, broke off, or does not speak MQTT.
-      Whatever the body raises, bare.
+      Whatever the body raises, not wrapped in a group.
     """
     if url.scheme not in ("mqtt", "mqtts"):
         raise ConfigError(f"{url.redacted}: not the URL of an MQTT broker")
@@ -485,7 +488,7 @@ async def open_mqtt(
     stream: trio.abc.Stream = await dial(url.host, url.port)
     local = ""
     if isinstance(stream, trio.SocketStream):
-        with suppress(OSError):  # it broke already, which is noticed below
+        with suppress(OSError):  # the connection has broken already, which is noticed below
             local = stream.socket.getsockname()[0]
     if url.scheme == "mqtts":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()

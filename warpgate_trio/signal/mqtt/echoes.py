@@ -1,6 +1,6 @@
 """Messages of a node to itself: one that comes back shows that the broker is there, and passes on what is published.
 
-A zero byte, and 16 random ones behind it; a signal, and what holds a key record, begin with a version, from 1 on.
+An echo is a zero byte and 16 random bytes.  Signals and sealed key records begin with a version byte, 1 or higher.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOKEN: Final = 16
 
 @final
 class Echoes:
-    """Those that are under way by one connection."""
+    """The echoes that are under way on one connection."""
 
     def __init__(self, connection: MqttConnection) -> None:
         self._connection = connection
@@ -32,10 +32,12 @@ class Echoes:
 
     @asynccontextmanager
     async def published(self, topic: str) -> AsyncGenerator[trio.Event]:
-        """Publish one to a topic that we subscribe to; yields what is set once it has come back, or never will.
+        """Publish an echo to a topic that we subscribe to.
+
+        Yields an event, which is set once the echo has come back or the connection has ended.
 
         Raises:
-          MqttError: the connection has ended; also when the body is over.
+          MqttError: the connection has ended, on entry or by the end of the body.
         """
         token, back = self._host.entropy(_TOKEN), trio.Event()
         self._expected[topic, token] = back
@@ -48,7 +50,7 @@ class Echoes:
             raise MqttError(self._ended)
 
     async def wait_back(self, topic: str) -> None:
-        """Publish one, and return once it has come back.
+        """Publish an echo, and return once it has come back.
 
         Raises:
           MqttError: the connection has ended.
@@ -57,14 +59,14 @@ class Echoes:
             await back.wait()
 
     def take(self, topic: str, payload: bytes) -> bool:
-        """Whether something that has come in is one, be it ours or a stranger's."""
+        """Take a received message; return whether it is an echo, be it ours or a stranger's."""
         back = self._expected.get((topic, payload[1:]))
         if back is not None and payload[:1] == _ECHO:
             back.set()
         return payload[:1] == _ECHO
 
     def end(self, why: str) -> None:
-        """The connection has ended: wake everybody who waits."""
+        """The connection has ended: wake all tasks that wait."""
         if self._ended is None:
             self._ended = why
         for back in self._expected.values():

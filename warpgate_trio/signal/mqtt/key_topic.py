@@ -1,15 +1,16 @@
 """The topic of a node's key record at MQTT brokers, and what is published there.  No I/O.
 
-A broker lets many read, and one filter with a wildcard reads every topic below a level.  So neither the topic nor what
-is retained there tells whose it is: both are made of the peer id, one way, and who knows that id finds the topic and
-opens what is there.  To anybody else it is a pseudonym that comes and goes.
+A broker lets many clients read, and one wildcard subscription reads every topic below a level.  So neither the topic
+nor what is retained there shows whose it is.  Both are derived from the public key by a one-way function: a client that
+knows the peer id finds the topic and decrypts the record.  For anybody else the topic is a pseudonym that appears and
+disappears.
 
     topic      [<path of the URL>/]warpgate-trio/1/key/<tag, 32 hexadecimal digits>
     published  version u8 = 1 | nonce, 12 | ChaCha20-Poly1305 of the key record, the version authenticated with it
 
 *Tag* and cipher key are HKDF-SHA256 of the Ed25519 public key, info ``warpgate-trio key topic v1`` + NUL + ``tag`` or
-``seal``.  The cipher hides, and vouches for nothing: whoever knows the peer id can publish there as well as its owner.
-That a record is the owner's, its signature tells (`address.key_record`).
+``seal``.  The cipher only hides the record: anybody who knows the peer id can publish there, too.  The record's own
+signature shows that it is the owner's (`address.key_record`).
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ _MAX_SEALED: Final = _HEAD_LENGTH + MAX_KEY_RECORD + 16  # what ChaCha20-Poly130
 
 @final
 class KeyTopic:
-    """Where the record of a key is; `prefix`: what the broker's URL puts before all topics, or ``""``.
+    """The topic of a key's record.
+
+    Args:
+      prefix: the prefix of all topics (`channel.check_mqtt_url`).
+      public_key: the Ed25519 key, 32 bytes.
 
     Attributes:
       name: the topic.
-      public_key: whose it is.
+      public_key: as it was given.
     """
 
     def __init__(self, prefix: str, public_key: bytes) -> None:
@@ -48,11 +53,11 @@ class KeyTopic:
         self._cipher = ChaCha20Poly1305(_derive(public_key, b"seal", 32))
 
     def seal(self, record: bytes, nonce: bytes) -> bytes:
-        """What to publish; `nonce`: 12 random bytes."""
+        """The payload to publish for a record; `nonce`: 12 random bytes, used once."""
         return _VERSION + nonce + self._cipher.encrypt(nonce, record, _VERSION)
 
     def open(self, published: bytes) -> bytes | None:
-        """The record in what was published, not judged yet; None: there is none."""
+        """The record in a published payload, not verified yet; None: there is none."""
         if not _HEAD_LENGTH < len(published) <= _MAX_SEALED or published[:1] != _VERSION:
             return None
         try:

@@ -1,14 +1,14 @@
-"""What a broker may say to us, as bytes: bounds every MQTT packet before a client library buffers it.  No I/O.
+"""A filter for the bytes that a broker sends: bounds every MQTT packet before a client library buffers it.  No I/O.
 
-MQTT 3.1.1 lets a packet be 256 MiB long, and whoever may publish to our topic (on a public broker: everybody) chooses
-its size; the client library collects a packet whole before it shows it to anybody.  This filter stands between the
+MQTT 3.1.1 lets a packet be 256 MiB long, and any client that may publish to our topic (on a public broker: anybody)
+chooses its size.  The client library buffers a whole packet before it handles it.  This filter stands between the
 broker's stream and the library.  It passes packets on as they are, with two exceptions:
 
-* What a broker has no reason to send to a client that subscribes with QoS 1 at most, what the library would stumble
-  over, and what is no MQTT at all, ends the connection.
-* A PUBLISH that is too long is cut down to its topic and packet id.  The library acknowledges the empty rest, so that
-  the broker forgets it.  To hang up instead would help the sender of a *retained* message: it would come again with
-  every new connection.
+* The connection ends on a packet that a broker has no reason to send to a client that subscribes with QoS 1 at most, on
+  one that the library would fail on, and on bytes that are not MQTT.
+* A PUBLISH that is too long is cut down to its topic and packet id.  The library acknowledges the emptied message, so
+  that the broker forgets it.  Closing the connection instead would help the sender of a *retained* message: it would
+  come again with every new connection.
 
 Section numbers are those of MQTT Version 3.1.1, OASIS Standard, 2014.
 """
@@ -23,7 +23,7 @@ __all__ = ["PacketFilter"]
 
 _CONNACK, _PUBLISH, _PUBACK, _SUBACK, _UNSUBACK, _PINGRESP = 2, 3, 4, 9, 11, 13  # 2.2.1
 _LONGEST: Final = {_CONNACK: 2, _PUBACK: 2, _SUBACK: 16, _UNSUBACK: 2, _PINGRESP: 0}
-"""Bytes behind the fixed header; a SUBACK answers as many topics as we ask for in one go, which is one."""
+"""Most bytes behind the fixed header; a SUBACK has one byte for each topic of the SUBSCRIBE, of which we send one."""
 _MAX_TOPIC: Final = 512  # bytes; ours have less than half of that
 
 _REFUSALS: Final = {  # 3.2.2.3
@@ -45,20 +45,20 @@ class PacketFilter:
 
     def __init__(self, *, max_payload: int) -> None:
         self._max_packet = max_payload + 2 + _MAX_TOPIC + 2  # 3.3.2: length of topic, topic, packet id
-        self._buffer = bytearray()  # the beginning of a packet whose fate is open; never more than a topic
+        self._buffer = bytearray()  # the beginning of a packet that is not decided on yet; never more than a topic
         self._pass = 0
         self._skip = 0
         self._greeted = False
         self.refusal: str | None = None
-        """Why the broker does not accept us, once its CONNACK said so."""
+        """Why the broker has refused us in its CONNACK; None: it has not."""
         self.cut: int = 0
         """How many messages were too long, and were cut."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take what the broker sent, in pieces of any size; returns what the client library may see.
+        """Take bytes from the broker, in chunks of any size; returns the bytes for the client library.
 
         Raises:
-          RemoteProtocolError: these bytes are not what a broker says to us.
+          RemoteProtocolError: a broker has no reason to send us these bytes.
         """
         self._buffer += data
         passed = bytearray()
@@ -77,7 +77,7 @@ class PacketFilter:
         return bytes(passed)
 
     def _begin(self, passed: bytearray) -> bool:
-        """Decide about the packet that starts in the buffer; False: not before more of it has come."""
+        """Decide about the packet that starts in the buffer; False: that needs more of it."""
         buffer = self._buffer
         kind, flags = buffer[0] >> 4, buffer[0] & 15
         if self._greeted == (kind == _CONNACK):
@@ -128,7 +128,7 @@ class PacketFilter:
 
 
 def _check_topic(topic: bytes) -> None:
-    """What the client library stumbles over, and then neither reads on nor closes its socket."""
+    """Reject topics on which the client library fails, and then neither reads on nor closes its socket."""
     try:
         text = topic.decode()
     except UnicodeDecodeError:
@@ -145,7 +145,7 @@ def _has_packet_id(flags: int) -> bool:
 
 
 def _remaining_length(buffer: bytearray) -> tuple[int, int] | None:
-    """Where the body starts, and how long it is (2.2.3); None when not all of the length is there."""
+    """Where the body starts, and how long it is (2.2.3); None if the length field is incomplete."""
     value = 0
     for position in range(1, 5):
         if position >= len(buffer):
@@ -157,5 +157,5 @@ def _remaining_length(buffer: bytearray) -> tuple[int, int] | None:
 
 
 def _encode_length(value: int) -> bytes:
-    """A length of up to two bytes: a topic and its surroundings."""
+    """Encode a remaining length of up to two bytes, enough for topic and packet id."""
     return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])

@@ -1,13 +1,15 @@
-"""Key records at a broker: ours, which it retains at a topic of our key's, and those of others, which are read there.
+"""Key records at a broker: ours, which it retains at a topic of our key, and look-ups of others.
 
-Theory of operation.  Our record is published, retained, and then looked up as anybody's is, which shows that the broker
-keeps it and lets it be read.  We go on to subscribe to the topic, and publish again where somebody has put something
-else there (`record_upkeep`).  When the connection ends, the broker forgets it: we clear it, or our will does.
+Theory of operation.  Our record is published as a retained message, and then looked up like any other, which shows that
+the broker keeps it and lets it be read.  We stay subscribed to the topic, and publish again if somebody else has
+published there (`record_upkeep`).  When the connection ends, the broker forgets the record: we clear it, or our will
+does.
 
-To look one up is to subscribe to its topic, and what is retained there comes with that: one round trip.  That nothing
-is retained no broker says.  So we publish to our own topic behind it, which is known to work: what was retained has
-come before that comes back.  Where nothing has, we publish to the topic of the record itself, and to our own one again.
-When the second one comes back without the first, the rules of the broker keep the topic from us.
+A look-up subscribes to the topic of the record, and the broker then sends what it retains there: one round trip.  A
+broker does not say that it retains nothing.  So behind the subscription we publish to our own topic, which is known to
+work.  Once that message has come back, a retained one would have come before it.  If none has, we publish to the topic
+of the record itself, and again to our own.  If the second message comes back without the first, the rules of the broker
+(ACLs) keep the topic from us.
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ class BrokerRecords:
 
     Args:
       url: the broker, without a password.
-      prefix: what its URL puts before all topics.
-      key: our own, as the topic of which `own_topic` is known to come back.
-      keeps: whether a record of ours is to be published, where there is one.
+      prefix: the prefix of all topics (`channel.check_mqtt_url`).
+      key: our own public key.
+      own_topic: the topic of our key, from which messages are known to come back.
+      keeps: whether the broker is asked to keep our record.
 
     Attributes:
-      kept: whether the broker keeps it; None: that is not known yet, or there is none.
+      kept: whether the broker keeps our record; None: that is not known yet, or none was published.
     """
 
     def __init__(
@@ -72,10 +75,10 @@ class BrokerRecords:
         self._nursery: trio.Nursery | None = None
         self.kept: bool | None = None
 
-    # -- what a hub does with it ---------------------------------------------------------------------------------------
+    # -- for the hub ---------------------------------------------------------------------------------------------------
 
     def publish(self, record: bytes) -> None:
-        """Have the broker keep our record, in place of an earlier one; nothing where it may not be asked to."""
+        """Have the broker keep our record in place of an earlier one; no effect if it is not to be asked to."""
         if self._keeps:
             self._upkeep.publish(record, trio.current_time())
             self._changed.set()
@@ -83,11 +86,11 @@ class BrokerRecords:
             self._settled.set()
 
     async def wait_published(self) -> None:
-        """Return once it is known what became of our record, or never will be; the caller bounds the time."""
+        """Return once it is known whether the broker keeps our record, or will never be; the caller bounds the time."""
         await self._settled.wait()
 
     async def look_up(self, key: bytes) -> tuple[LookupOutcome, bytes]:
-        """What the broker has of a key, and the record where that is RECORD.
+        """Look up the record of a key.  Returns the outcome, and for RECORD the record, not verified yet.
 
         Raises:
           SignalUnavailable: the connection has ended.
@@ -97,22 +100,22 @@ class BrokerRecords:
         except MqttError as error:
             raise SignalUnavailable(f"{self._url}: {error}") from error
 
-    # -- what its channel does with it ---------------------------------------------------------------------------------
+    # -- for its channel -----------------------------------------------------------------------------------------------
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Keep our record published until the connection ends; `nursery`: for what goes on behind look-ups."""
+        """Keep our record published until the connection ends; `nursery` runs the unsubscribing after look-ups."""
         self._nursery = nursery
         try:
             while True:
                 await self._keep()
         except MqttError:
-            pass  # the connection has ended, which its channel says
+            pass  # the connection has ended, which its channel reports
         finally:
             self._nursery = None
             self._settled.set()
 
     def hear(self, message: Publication) -> None:
-        """Something has come in, perhaps by a topic of a key record."""
+        """Take a received message, which may be from the topic of a key record."""
         for question in self._questions.get(message.topic, ()):
             question.hear(message)
         if message.topic == self._ours.name:
@@ -158,14 +161,14 @@ class BrokerRecords:
         except SubscriptionRefused:
             question.end(LookupOutcome.FORBIDDEN)
             return
-        await self._echoes.wait_back(self._own_topic)  # what was retained has come before that
+        await self._echoes.wait_back(self._own_topic)  # a retained message has come before this one comes back
         async with self._echoes.published(topic) as back, open_background_nursery() as nursery:
             nursery.start_soon(self._doubt, question, back)
             await back.wait()
         question.end(LookupOutcome.NOBODY)
 
     async def _doubt(self, question: _Question, back: trio.Event) -> None:
-        """Notice that what we have said at a topic is not going to come back."""
+        """Notice that what we have published to the topic of the record is not going to come back."""
         await self._echoes.wait_back(self._own_topic)
         if not back.is_set():
             question.end(LookupOutcome.FORBIDDEN)
@@ -186,7 +189,7 @@ class BrokerRecords:
 
 @final
 class _Question:
-    """What is at a topic, as far as it is known."""
+    """One look-up: what is known so far of what is retained at a topic."""
 
     def __init__(self, topic: KeyTopic) -> None:
         self.topic: Final = topic
@@ -196,7 +199,7 @@ class _Question:
         self._junk = False
 
     def hear(self, message: Publication) -> None:
-        """Something was published there.  Words of others pass by; what is retained and is no record stays so."""
+        """Take a message of the topic.  A record is the answer; a retained message that is none makes it MALFORMED."""
         record = self.topic.open(message.payload)
         if record is not None:
             self.end(LookupOutcome.RECORD, record)
@@ -204,7 +207,7 @@ class _Question:
             self._junk = True
 
     def end(self, outcome: LookupOutcome, record: bytes = b"") -> None:
-        """That is the answer, unless there is one."""
+        """Set the answer, unless there is one already."""
         if self.done.is_set():
             return
         self.outcome = LookupOutcome.MALFORMED if outcome is LookupOutcome.NOBODY and self._junk else outcome
