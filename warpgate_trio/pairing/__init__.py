@@ -1,7 +1,8 @@
-"""Two nodes that find each other by a code that one tells the other: ``7-guitar-orbit``.
+"""Pairing: two nodes find each other by a code that one user tells the other, such as ``7-guitar-orbit``.
 
-One offers it at its servers (`open_offer`), the other accepts it (`accept_code`); a password-authenticated key exchange
-(`pake`, `handshake`) has both know then who the other one is, and nobody else anything.  See docs/pairing.md.
+One node offers the code at its servers (`open_offer`), the other accepts it (`accept_code`).  By a
+password-authenticated key exchange (`pake`, `handshake`) each learns the other's verified peer id and address, and
+nobody else learns either.  See docs/pairing.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Accepting a code: `accept_code`.
 
-The code is claimed at all servers at once, since nobody says at which it is offered.  But only at one of them is it
-then proven, the first that answers: a slip costs one try of three, not one for each server.
+The code is claimed at all servers at once, since it does not say at which servers it is offered.  But the proof is sent
+at one server at a time, to the first offerer that answers: so a mistyped code costs one of the three tries, not one for
+each server.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ __all__ = ["ACCEPT_TIMEOUT", "accept_code"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT: Final = 30.0
-"""Seconds for all of it, where that is not said: a server that does not answer, and a peer behind a bad link."""
+"""Seconds for accepting a code by default: enough for a server that does not answer and a peer on a bad link."""
 
-# Of what several servers say, the first of these tells most.
+# If several servers refuse, the outcome that comes first here is reported, as the most informative.
 _TELLING: Final = (
     Outcome.WRONG,
     Outcome.OWN_KEY,
@@ -46,7 +47,7 @@ _TELLING: Final = (
 async def accept_code(
     servers: Sequence[MailboxServer], code: Code, us: Us, *, timeout: float = ACCEPT_TIMEOUT
 ) -> Paired:
-    """Pair with whoever offers this code at one of the servers.  See `Node.accept_code`."""
+    """Pair with the node that offers this code at one of the servers.  `Node.accept_code` has the errors."""
     if not servers:
         raise PairingUnavailable("no server is configured that nodes could pair by")
     accepting = _Accepting(code, us)
@@ -72,14 +73,14 @@ class _Accepting:
         self.problems: list[str] = []
 
     def error(self) -> PairingError:
-        """What to raise where nobody was paired."""
+        """The error to raise if nobody was paired."""
         if not self.refusals:
             return PairingUnavailable("; ".join(self.problems))
         order = {outcome: place for place, outcome in enumerate(_TELLING)}
         return min(self.refusals, key=lambda each: order.get(Outcome(each.outcome), len(order)))
 
     async def try_at(self, server: MailboxServer, everywhere: trio.CancelScope) -> None:
-        """One server, until it has come to an end there; `everywhere` is cancelled by an end that is final."""
+        """Try one server.  `everywhere` is cancelled if the result ends the tries at all servers."""
         try:
             with panics_as_errors():
                 await self._pair(server, everywhere)
@@ -88,7 +89,7 @@ class _Accepting:
         except (OSError, WarpgateError) as error:
             said = reason_of(error)
             self.problems.append(said if said.startswith(server.name) else f"{server.name}: {said}")
-        except Exception as error:  # a server's or a peer's doing, whatever its class
+        except Exception as error:  # caused by a server or a peer, whatever its class
             self.problems.append(f"{server.name}: unexpected {type(error).__name__}")
             logger.exception("pairing by %s failed", server.name)
 
@@ -106,7 +107,7 @@ class _Accepting:
                 except CodeRefused as refused:
                     if refused.outcome in (Outcome.WRONG, Outcome.OWN_KEY):
                         self.refusals.append(refused)
-                        everywhere.cancel()  # before anybody else may prove
+                        everywhere.cancel()  # before a proof is sent at another server
                         return
                     raise
                 assert isinstance(paired, Paired), "a proof is the last message"
@@ -115,7 +116,7 @@ class _Accepting:
 
 
 def _payload(frame: object) -> bytes:
-    """What the other side has posted; CodeRefused where the server says why it has not."""
+    """The payload that the other side has posted; raises CodeRefused if the server sent an outcome instead."""
     if isinstance(frame, Post):
         return frame.payload
     if isinstance(frame, Settle):

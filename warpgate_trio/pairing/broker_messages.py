@@ -1,16 +1,16 @@
-"""What is published to pair by an MQTT broker, where nobody gives numbers, passes on, or counts.  No I/O.
+"""The messages for pairing by an MQTT broker, which has no mailboxes, gives no numbers, and counts no tries.  No I/O.
 
-A broker knows topics alone.  So a mailbox is a topic that its nameplate tells, to which whoever offers subscribes; and
-each try one below it, to which its claimer does:
+A mailbox is a topic that is named by its nameplate; the offerer subscribes to it.  Each try is a topic below that; its
+claimer subscribes to it:
 
     [<path of the URL>/]warpgate-trio/1/pair/<nameplate>
     [<path of the URL>/]warpgate-trio/1/pair/<nameplate>/<id, 16 hexadecimal digits>
 
-A message is kind u8, id 8, and what is behind it.  The *id* is 8 random bytes of the claimer's, by which its tries are
-told apart, or those of an offerer that asks whether the number is free:
+A message is kind u8, id 8 and a payload.  The *id* is 8 random bytes.  It is that of the claimer, and identifies the
+try, or that of an offerer that asks whether the number is free:
 
-    1 PROBE   to the mailbox: whoever has it is to say so
-    2 TAKEN   to who has asked
+    1 PROBE   to the mailbox: an offerer that has it is to answer
+    2 TAKEN   to the sender of PROBE, with its id
     3 CLAIM   to the mailbox: payload 1..4,096
     4 POST    to either side: payload 1..4,096
     5 SETTLE  to either side: outcome u8
@@ -31,11 +31,11 @@ __all__ = ["ID_LENGTH", "MAX_PUBLISHED", "BrokerMessage", "Kind", "mailbox_topic
 ID_LENGTH: Final = 8
 _HEAD_LENGTH: Final = 1 + ID_LENGTH
 MAX_PUBLISHED: Final = _HEAD_LENGTH + MAX_POST
-"""Bytes in the longest message; a longer one is dropped before it is looked at."""
+"""Bytes in the longest message; a longer one is dropped before it is decoded."""
 
 
 class Kind(enum.IntEnum):
-    """What a message is; the module's page says of whom and for whom."""
+    """The kind of a message; the module's page has their senders and receivers."""
 
     PROBE = 1
     TAKEN = 2
@@ -57,7 +57,7 @@ _LENGTHS: Final = {
 @final
 @dataclass(frozen=True, slots=True)
 class BrokerMessage:
-    """One message; `id`: of the claimer, or of who asks."""
+    """One message; `id` is that of the claimer, or of the offerer that has sent PROBE."""
 
     kind: Kind
     id: bytes
@@ -79,10 +79,10 @@ class BrokerMessage:
 
 
 def mailbox_topic(prefix: str, nameplate: int) -> str:
-    """`prefix`: what the broker's URL puts before all topics, empty or with "/" at its end."""
+    """The topic of a mailbox; `prefix`: the prefix of all topics, empty or with "/" at its end."""
     return f"{prefix}warpgate-trio/1/pair/{nameplate}"
 
 
 def try_topic(prefix: str, nameplate: int, try_id: bytes) -> str:
-    """Where a claimer, or who asks for a number, hears what is said to it."""
+    """The topic at which a claimer, or an offerer that has sent PROBE, receives."""
     return f"{mailbox_topic(prefix, nameplate)}/{try_id.hex()}"

@@ -1,8 +1,10 @@
-"""Pairing by an MQTT broker (`pairing.broker_messages` has what is said).
+"""Pairing by an MQTT broker (`pairing.broker_messages` has the messages).
 
-Whoever may publish there may claim any code, as often as he likes, and void it by that: a broker counts nothing, so the
-offer itself does (`offer_core`).  He guesses no better for it.  An offer is taken once its own question has come back,
-which shows that the broker passes on what is published there, and nobody has said for a while that the number is his.
+Any client that may publish there may claim any code, as often as it likes, and so void it.  A broker counts no tries,
+so the offer itself does (`offer_core`).  Such claims do not help to guess a code.
+
+An offer first publishes a PROBE to its mailbox.  It counts as taken once its own PROBE has come back, which shows that
+the broker passes on what is published there, and no other offerer has answered for a while that it has the number.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["BrokerMailboxes"]
 
 ECHO_TIMEOUT: Final = 3.0
-"""Seconds in which a broker has to hand us our own question: three round trips by a bad satellite link."""
+"""Seconds for our own PROBE to come back from the broker: three round trips by a bad satellite link."""
 TAKEN_WITHIN: Final = 1.0
-"""Seconds behind that in which somebody else may say that the number is his."""
+"""Seconds after that in which another offerer may answer that it has the number."""
 ANSWER_WITHIN: Final = 10.0
-"""Seconds for an offerer's answer to a claim, after which nobody offers that code: a broker cannot say so."""
-_MAX_IDS: Final = MAX_TRIES + 1  # of claimers: after so many claims the offer is over
+"""Seconds for an offerer's answer to a claim, after which the code counts as unknown: a broker cannot say so itself."""
+_MAX_IDS: Final = MAX_TRIES + 1  # claimers: after that many claims the offer is over
 
 
 @final
 class _Channel:
-    """A `MailboxChannel`: of who offers, or of who claims, by what is said first."""
+    """A `MailboxChannel`.  The first frame that is sent decides whether it is an offerer's or a claimer's."""
 
     def __init__(self, connection: MqttConnection, name: str, prefix: str) -> None:
         self._connection = connection
@@ -85,7 +87,7 @@ class _Channel:
         return Settle(0, Outcome.UNKNOWN)
 
     async def _find_out(self, asked: Offer) -> Offered | Settle:
-        """Whether the broker passes on what is said to the mailbox, and it is nobody else's."""
+        """Find out whether the broker passes on what is published to the mailbox, and no other offerer has it."""
         with trio.move_on_after(ECHO_TIMEOUT) as patience:
             while (message := await self._next()) != BrokerMessage(Kind.PROBE, self._id):
                 if message.kind is Kind.TAKEN:
@@ -104,7 +106,7 @@ class _Channel:
         return Offered(asked.nameplate, asked.lifetime)
 
     async def _hear(self, message: BrokerMessage) -> FromServer | None:
-        """What a message means as a server would say it; None: nothing."""
+        """Handle a message.  Returns the frame that a rendezvous server would send in its place; None: no frame."""
         if self._claims:
             if message.kind is Kind.POST:
                 return Post(0, message.payload)
@@ -135,7 +137,7 @@ class _Channel:
         await self._connection.subscribe(topic)
 
     async def _say(self, kind: Kind, number: int, payload: bytes) -> None:
-        """To the other side of a try."""
+        """Send to the other side of a try."""
         if self._claims:
             await self._say_to_mailbox(kind, payload)
             return
@@ -162,7 +164,7 @@ class BrokerMailboxes:
         self.allocates: Final = False
 
     def check(self) -> None:
-        """Nothing: paho asks its broker by itself, once a minute."""
+        """Does nothing: paho itself pings its broker once a minute."""
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[_Channel]:

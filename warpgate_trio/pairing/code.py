@@ -1,7 +1,7 @@
 """Pairing codes as people see them: ``7-guitar-orbit``, a nameplate and two words.
 
-The *nameplate* is the number of a mailbox at a server, and no secret.  The words are the secret, 18 bits.  Reading is
-forgiving: case, what stands between the parts, and words that are cut off behind the letters that tell them apart.
+The *nameplate* is the number of a mailbox at a server, and no secret.  The words are the secret, 18 bits.  Parsing is
+lenient: it ignores case, accepts various separators, and accepts the beginning of a word if it is unambiguous.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .words import WORDS
 __all__ = ["MAX_NAMEPLATE", "WORDS_PER_CODE", "Code", "draw_words", "parse_code"]
 
 MAX_NAMEPLATE: Final = 99_999
-"""The greatest nameplate: more digits than a server has mailboxes, and as many as somebody keeps in mind."""
+"""The greatest nameplate: more than a server has mailboxes, with no more digits than people can remember."""
 WORDS_PER_CODE: Final = 2
-"""Words in a code, nine bits each: of 262,144 pairs, an offer's three tries are one in 87,381."""
+"""Words in a code, nine bits each: with 262,144 pairs, an offer's three tries succeed once in 87,381."""
 MAX_TEXT: Final = 100
-"""Characters of a text that is read as a code; a code has 25 at most."""
+"""Characters of a text that is parsed as a code; a code has 25 at most."""
 _EXAMPLE: Final = "7-guitar-orbit"
 
 
@@ -47,21 +47,21 @@ class Code:
 
     @property
     def password(self) -> bytes:
-        """What both sides have to know, the nameplate with it: a code is none for another mailbox."""
+        """The password of the key exchange.  It includes the nameplate, so a code is good for no other mailbox."""
         return str(self).encode("ascii")
 
 
 def draw_words(host: Host) -> tuple[str, ...]:
-    """Words for a new code, each as likely as any, by the host's entropy."""
+    """Draw the words of a new code, uniformly, from the host's entropy."""
     numbers = [int.from_bytes(host.entropy(2), "big") % len(WORDS) for _ in range(WORDS_PER_CODE)]
     return tuple(WORDS[number] for number in numbers)
 
 
 def parse_code(text: str) -> Code:
-    """The code that somebody typed.
+    """Parse a code that somebody has typed.
 
     Raises:
-      CodeMalformed: it cannot be one; the message says what is wrong with it.
+      CodeMalformed: it cannot be a code; the message says what is wrong with it.
     """
     if len(text) > MAX_TEXT:
         raise CodeMalformed(f"a code is like {_EXAMPLE}, and no text of {len(text)} characters")

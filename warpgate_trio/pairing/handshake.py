@@ -1,17 +1,19 @@
-"""How two who know the same code find out who the other one is: both sides' state machines.  No I/O.
+"""The pairing handshake, by which two nodes that know the same code learn each other's identity.  No I/O.
 
     claimer -> offerer  HELLO    version u8 = 1, kind u8 = 1, key exchange 33
     offerer -> claimer  REPLY    version u8 = 1, kind u8 = 2, key exchange 33
     claimer -> offerer  PROOF    version u8 = 1, kind u8 = 3, proof 32, sealed 17..
     offerer -> claimer  PROOF    version u8 = 1, kind u8 = 4, proof 32, sealed 17..
 
-Of the exchanged key and the hash of HELLO and REPLY, HKDF-SHA256 makes each side's keys.  A *proof* is an HMAC-SHA256
-by them: that the sender knows the code.  What is *sealed*, by ChaCha20-Poly1305, is a signature and the sender's
-address; the signature, by the key that the address names, is over a binding of the same making and the address.  So
-whoever is between them reads nothing, and the address is of who knows the code.
+HKDF-SHA256 derives each side's keys from the exchanged key and the hash of HELLO and REPLY.  A *proof* is an
+HMAC-SHA256 by such a key; it proves that the sender knows the code.  *Sealed*, with ChaCha20-Poly1305, are a signature
+and the sender's address.  The signature is by the key that the address names, over the address and a binding value,
+which is also derived from the exchange.  So a party in between reads nothing, and the address belongs to the side that
+knows the code.
 
-The claimer proves first, and the offerer proves nothing to who cannot: so each wrong guess shows to the offerer, who
-counts it.  A proof comes before what is sealed, since a seal alone could be made to open by several keys.
+The claimer proves first, and the offerer sends its proof only after a correct one: so the offerer sees each wrong
+guess, and counts it.  The proof precedes the sealed part because ChaCha20-Poly1305 is not key-committing: a ciphertext
+can be made to open under several keys.
 """
 
 from __future__ import annotations
@@ -53,10 +55,10 @@ class _Kind(enum.IntEnum):
 @final
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """The other side of a pairing, as it has proven itself.
+    """The other side of a pairing; it has proven that it knows the code and owns this key.
 
     Attributes:
-      peer_id: its id.
+      peer_id: its peer id.
       address: its address, signed a moment ago; its text is ``str(paired.address)``.
     """
 
@@ -66,7 +68,7 @@ class Paired:
 
 @final
 class Us(NamedTuple):
-    """This side: its key, and its address when it is asked for."""
+    """This side: its key, a function that returns its present address, and a source of entropy."""
 
     identity: Identity
     address: Callable[[], PeerAddress]
@@ -75,7 +77,7 @@ class Us(NamedTuple):
 
 @final
 class _Keys:
-    """What both sides make of an exchange."""
+    """The keys that both sides derive from an exchange."""
 
     def __init__(self, key: bytes, hello: bytes, reply: bytes) -> None:
         self._key: Final = key
@@ -83,7 +85,7 @@ class _Keys:
         self._binding: Final = self._derive(b"binding", 32)
 
     def prove(self, kind: _Kind, us: Us) -> bytes:
-        """The PROOF of this side."""
+        """The PROOF message of this side."""
         record = us.address().to_bytes()
         signature = us.identity.sign(_CONTEXT, bytes([kind]) + self._binding + record)
         proof = self._proof(kind)
@@ -91,7 +93,7 @@ class _Keys:
         return bytes([VERSION, kind]) + proof + sealed
 
     def check(self, kind: _Kind, data: bytes) -> Paired | None:
-        """Who the PROOF of the other side is by; None: it proves nothing."""
+        """Verify the PROOF message of the other side.  Returns who it is, or None if the message is not valid."""
         proof, sealed = data[2 : 2 + _PROOF_LENGTH], data[2 + _PROOF_LENGTH :]
         if data[:2] != bytes([VERSION, kind]) or not hmac.compare_digest(proof, self._proof(kind)):
             return None
@@ -115,10 +117,10 @@ class _Keys:
 
 @final
 class Claimer:
-    """The side that was told a code.  `receive` takes what the other side says, one message at a time.
+    """The side that accepts a code.  `receive` takes the other side's messages, one at a time.
 
     Attributes:
-      hello: the first message.
+      hello: the first message to send.
     """
 
     def __init__(self, code: Code, us: Us) -> None:
@@ -128,11 +130,11 @@ class Claimer:
         self.hello: Final = bytes([VERSION, _Kind.HELLO]) + self._exchange.message
 
     def receive(self, data: bytes) -> bytes | Paired:
-        """The message to answer with, or the end of it.
+        """Take a message.  Returns the message to answer with, or at the end who the other side is.
 
         Raises:
-          CodeRefused: the other side does not know the code either, which it was to prove.
-          RemoteProtocolError: it says something else than it should.
+          CodeRefused: the other side has failed to prove that it knows the code.
+          RemoteProtocolError: the message is not the one that is due.
         """
         if self._keys is None:
             reply = _element(data, _Kind.REPLY)
@@ -146,7 +148,7 @@ class Claimer:
 
 @final
 class Offerer:
-    """One try at the code that this side offers.  `receive` takes what the claimer says, one message at a time."""
+    """One try at the code that this side offers.  `receive` takes the claimer's messages, one at a time."""
 
     def __init__(self, code: Code, us: Us) -> None:
         self._code: Final = code
@@ -154,11 +156,12 @@ class Offerer:
         self._keys: _Keys | None = None
 
     def receive(self, data: bytes) -> bytes | Paired:
-        """The message to answer with; `Paired`, whom to answer with `prove`.
+        """Take a message.  Returns the message to answer with, or at the end who the claimer is; answer then with
+        `prove`.
 
         Raises:
-          CodeRefused: the try is wrong: `Outcome.WRONG`, to be counted, or `Outcome.OWN_KEY`.
-          RemoteProtocolError: that is no HELLO.
+          CodeRefused: the try has failed: `Outcome.WRONG`, to be counted, or `Outcome.OWN_KEY`.
+          RemoteProtocolError: the first message is no HELLO.
         """
         if self._keys is None:
             theirs = _element(data, _Kind.HELLO)
@@ -174,7 +177,7 @@ class Offerer:
         return paired
 
     def prove(self) -> bytes:
-        """The last message, to who has proven that it knows the code."""
+        """The last message, for a claimer that has proven that it knows the code."""
         assert self._keys is not None, "after `receive` has told who it is"
         return self._keys.prove(_Kind.OFFERERS_PROOF, self._us)
 

@@ -1,4 +1,4 @@
-"""What a pairing needs of a server, whichever kind it is of."""
+"""The interface that pairing needs of a server, of whichever kind."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..servers.mailbox_frames import Claim, Claimed, Offer, Offered, Post, Settl
 __all__ = ["FromServer", "MailboxChannel", "MailboxServer", "ToServer"]
 
 ToServer: TypeAlias = Offer | Claim | Post | Settle
-"""What is said to a server."""
+"""Frames to a server."""
 FromServer: TypeAlias = Offered | Claimed | Post | Settle
-"""What a server says."""
+"""Frames from a server."""
 
 
 class MailboxChannel(Protocol):
-    """A connection for one offer, or for one claim, under a key that nobody knows.
+    """A connection for one offer, or for one claim, which does not show the node's own key.
 
-    What is said on it is `servers.mailbox_frames`'.
+    `servers.mailbox_frames` has the frames.
     """
 
     async def send(self, frame: ToServer) -> None:
-        """Say something.  Cancelled: the channel may be broken.
+        """Send a frame.  Cancelled: the channel may be broken.
 
         Raises:
           PairingUnavailable: the connection has ended.
@@ -30,10 +30,10 @@ class MailboxChannel(Protocol):
         ...
 
     async def receive(self) -> FromServer:
-        """The next that the server says.
+        """The next frame from the server.
 
         Raises:
-          PairingUnavailable: the connection has ended, or what came is none of it.
+          PairingUnavailable: the connection has ended, or the server sent something else.
         """
         ...
 
@@ -48,18 +48,18 @@ class MailboxServer(Protocol):
 
     @property
     def allocates(self) -> bool:
-        """Whether it gives the smallest nameplate that is free; else the offerer draws one."""
+        """Whether the server gives the smallest free nameplate; otherwise the offerer draws one."""
         ...
 
     def check(self) -> None:
-        """There is reason to doubt its connections, as where the machine has moved: ask now."""
+        """Check its connections now, because there is reason to doubt them: the host may have changed its network."""
         ...
 
     def open(self) -> AbstractAsyncContextManager[MailboxChannel]:
-        """Connect, for the time of the body.  Each time by the same key, so that an offer can be come back to.
+        """Connect, for the time of the body.  An offer can be resumed by the next connection.
 
         Raises:
-          OSError: it cannot be reached.
-          PairingUnavailable: it was reached, and refused us, broke off, or cannot pair.
+          OSError: the server cannot be reached.
+          PairingUnavailable: it was reached, but refused us, closed the connection, or cannot pair.
         """
         ...

@@ -1,8 +1,8 @@
-"""What becomes of one offered code: its tries, by whichever server they come, counted.  No I/O.
+"""The state machine of one offered code, which counts its tries at all servers together.  No I/O.
 
-An offer is over when somebody has proven to know the code, when three have proven not to, or when it was tried very
-often.  Who claims and proves nothing has learned nothing, and so is not counted as wrong; a server bounds how often
-that happens, a broker does not, and so the offer does as well.
+An offer is over when a claimer has proven that it knows the code, when three proofs were wrong, or after `MAX_TRIES`
+claims.  A claimer that sends no proof has learned nothing, so its try does not count as wrong.  A rendezvous server
+bounds the number of such claims; a broker does not, so the offer bounds them as well.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _Try: TypeAlias = tuple[str, int]
 
 @final
 class OfferCore:
-    """One offer.  `receive` takes what a server says, and returns what it is to be told.
+    """One offer.  `receive` takes a server's frame, and returns the frames to send to that server.
 
     Attributes:
       code: as it was given.
-      outcome: how it ended; None while it has not: `Outcome.PAIRED`, `Outcome.SPENT`, or what `end` was told.
-      paired: with whom.
-      wrong: how many tries were.
+      outcome: how the offer ended: `Outcome.PAIRED`, `Outcome.SPENT`, or the argument of `end`; None while it goes on.
+      paired: the peer that has paired, if one has.
+      wrong: the number of wrong tries.
     """
 
     def __init__(self, code: Code, us: Us) -> None:
@@ -46,7 +46,7 @@ class OfferCore:
         self.wrong: int = 0
 
     def receive(self, server: str, frame: FromServer, now: float) -> list[Post | Settle]:
-        """A server says something of a try.  `now` is in monotonic seconds."""
+        """Take a server's frame about a try.  `now` is in monotonic seconds."""
         if isinstance(frame, Claimed):
             return self._claimed((server, frame.number), frame.payload, now)
         if isinstance(frame, Post):
@@ -61,7 +61,7 @@ class OfferCore:
             del self._tries[each]
 
     def end(self, outcome: Outcome) -> None:
-        """It is over, unless it is already."""
+        """End the offer, unless it is over already."""
         self.outcome = self.outcome or outcome
         self._tries.clear()
 

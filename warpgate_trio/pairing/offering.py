@@ -1,8 +1,9 @@
 """Offering a code at servers: `open_offer`.
 
-Each server has a task, which connects, offers, and connects again when the connection breaks, for as long as the code
-is good; what is said on it goes to one `OfferCore`.  A single server gives the nameplate, its smallest; of several, and
-of brokers, which give none, all have to take one that is drawn, of more digits each time that one of them says no.
+Each server has a task that connects, offers, and reconnects when the connection breaks, for as long as the code is
+good.  The frames of all connections go to one `OfferCore`.  A single rendezvous server gives its smallest free
+nameplate.  With several servers, and with brokers, which give none, a nameplate is drawn, and all have to accept it.
+Whenever one of them refuses, another one is drawn, with more digits.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ __all__ = ["CODE_LIFETIME", "CodeOffer", "open_offer"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 CODE_LIFETIME: Final = 300.0
-"""Seconds for which a code is good, where that is not said; no rendezvous server keeps one for longer."""
+"""Seconds for which a code is good by default, and at most; no rendezvous server keeps one for longer."""
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds for connecting to a server and offering there: eight round trips of a bad satellite link."""
 STRAGGLERS: Final = 1.0
-"""Seconds for the other servers once one has taken the offer: one that is down would hold the code up."""
+"""Seconds for the other servers once one has taken the offer: one that is down must not delay the code."""
 GOODBYE: Final = 0.5
-"""Seconds for telling a server that an offer is over; one that is not told keeps it until the code has expired."""
+"""Seconds for telling a server that an offer is over; otherwise it keeps the offer until the code expires."""
 PAUSE_FIRST: Final = 0.2
-"""Seconds to the first new connection; doubles, less up to half at random."""
+"""Seconds of the first back-off; it doubles, less up to half at random."""
 PAUSE_LIMIT: Final = 5.0
-"""Seconds of the longest such pause: an offer has 300 in all."""
+"""Seconds of the longest back-off: an offer lasts 300 in all."""
 _DIGITS: Final = (2, 3, 4, 5)
-_BROKERS_DIGITS: Final = (4, 5, 5)  # many may share a broker, and nobody gives numbers there
+_BROKERS_DIGITS: Final = (4, 5, 5)  # many nodes may share a broker, and no server gives out numbers there
 
 
 @final
 class _Place:
-    """How the offer stands at one server."""
+    """The state of the offer at one server."""
 
     def __init__(self, server: MailboxServer) -> None:
         self.server: Final = server
@@ -65,7 +66,7 @@ class CodeOffer:
     """A code that is offered; made by `Node.offer_code`.
 
     Attributes:
-      code: its text, to be passed on: ``7-guitar-orbit``.
+      code: its text, for the other user, such as ``7-guitar-orbit``.
     """
 
     def __init__(
@@ -108,21 +109,21 @@ class CodeOffer:
 
     @property
     def wrong_tries(self) -> int:
-        """How often somebody has tried a wrong code for it; the third time ends it."""
+        """How many tries were wrong; the third ends the offer."""
         return 0 if self._core is None else self._core.wrong
 
     @property
     def seconds_left(self) -> float:
-        """For how long the code is good still; 0.0: it is not."""
+        """Seconds for which the code remains good; 0.0 once the offer is over."""
         return 0.0 if self._over.is_set() else max(0.0, self._ends - trio.current_time())
 
     async def wait_paired(self) -> Paired:
-        """Wait until somebody who knows the code has come, and return who it is.  Cancelled: the offer stands.
+        """Wait until a peer has paired by the code, and return which.  Cancelled: the offer goes on.
 
         Raises:
-          CodeRefused: the code is no good any more: it has expired, three tries were wrong, no server keeps it, or the
-            offer was left.
-          Exception: what `on_paired` has raised.
+          CodeRefused: the offer is over without a pairing: it has expired, it was tried too often, three tries were
+            wrong, no server keeps it, or its block was left.
+          Exception: whatever `on_paired` has raised.
         """
         await self._over.wait()
         if self._fault is not None:
@@ -141,7 +142,8 @@ class CodeOffer:
         return any(each.over is Outcome.TAKEN for each in self._places)
 
     async def _wait_taken(self) -> bool:
-        """Return once the servers have said whether they take it, or one has and the others had their time."""
+        """Return once all servers have answered, or `STRAGGLERS` after one has taken the offer.  Returns whether one
+        has."""
         while not all(each.decided for each in self._places) and not any(each.offered for each in self._places):
             await self._changed.wait()
         with trio.move_on_after(STRAGGLERS):
@@ -154,7 +156,8 @@ class CodeOffer:
         self._finish(Outcome.EXPIRED)
 
     def _finish(self, outcome: Outcome, *, except_for: _Place | None = None) -> None:
-        """The offer is over, unless it is already; the other servers are told."""
+        """End the offer, unless it is over already, and cancel the tasks of all servers but `except_for`; each task
+        tells its server."""
         if self._core is not None:
             self._core.end(outcome)
         self._over.set()
@@ -167,7 +170,7 @@ class CodeOffer:
         self._changed = trio.Event()
 
     async def _keep(self, place: _Place) -> None:
-        """Have it offered at one server, until it is over there."""
+        """Keep the offer at one server, until it is over there."""
         pause = PAUSE_FIRST
         with place.scope:
             while place.over is None:
@@ -178,7 +181,7 @@ class CodeOffer:
             self._finish(place.over or Outcome.LEFT)
 
     async def _hold(self, place: _Place) -> None:
-        """One connection, from its opening to its end, whatever ends it."""
+        """One connection to a server, from its opening to its end."""
         try:
             with panics_as_errors(), trio.move_on_after(CONNECT_TIMEOUT) as opening:
                 async with place.server.open() as channel:
@@ -192,7 +195,7 @@ class CodeOffer:
             said = printable(reason_of(error))
             place.problem = said if said.startswith(place.server.name) else f"{place.server.name}: {said}"
             logger.info("pairing: %s", place.problem)
-        except Exception as error:  # a server's doing, whatever its class: it ends this connection and nothing else
+        except Exception as error:  # caused by a server, whatever its class: it ends this connection and nothing else
             place.problem = f"{place.server.name}: unexpected {type(error).__name__}"
             logger.exception("pairing by %s failed", place.server.name)
         finally:
@@ -202,11 +205,11 @@ class CodeOffer:
             self._notify()
 
     def _take_answer(self, place: _Place, answer: FromServer) -> bool:
-        """Whether the server has taken the offer."""
+        """Take the server's answer to the offer; return whether it has accepted."""
         if isinstance(answer, Settle):
             place.over = _outcome(answer.outcome)
             if place.over is Outcome.TAKEN and place.was_offered:
-                place.over = Outcome.EXPIRED  # while we were away, as by a machine's sleep
+                place.over = Outcome.EXPIRED  # while we were disconnected, for example because the host slept
             place.problem = f"{place.server.name}: {place.over.words}"
             return False
         if not isinstance(answer, Offered) or not 1 <= answer.nameplate <= MAX_NAMEPLATE:
@@ -221,10 +224,11 @@ class CodeOffer:
         return True
 
     async def _serve(self, place: _Place, channel: MailboxChannel) -> None:
-        """Until the connection ends, or the offer.
+        """Serve the offer on a connection until one of them ends.
 
-        The offer is over for all servers when the one at which it has ended was told how: what others say meanwhile
-        changes nothing, and does not cut off the proof that the peer is waiting for.
+        If the offer ends by a try on this connection, the other servers' tasks are ended only after this server was
+        sent the outcome.  What the other servers send meanwhile changes nothing, and does not interrupt sending the
+        proof that the peer waits for.
         """
         core = self._core
         assert core is not None
@@ -252,7 +256,7 @@ class CodeOffer:
                 await channel.send(Settle(0, core.outcome or Outcome.LEFT))
 
     def _tell(self, paired: Paired) -> bool:
-        """Tell the application, before the peer hears of it; False where it does not want to know."""
+        """Call `on_paired`, before the peer learns that it is paired; returns False if that raises."""
         try:
             self._on_paired(paired)
         except Exception as error:
@@ -271,7 +275,7 @@ async def open_offer(
 ) -> AsyncGenerator[CodeOffer]:
     """Offer a code at all of these servers, for the time of the body; entered once one of them has taken it.
 
-    See `Node.offer_code`.
+    `Node.offer_code` has the arguments and errors.
     """
     if not 1.0 <= lifetime <= CODE_LIFETIME:
         raise ValueError(f"a code is good for 1 to {CODE_LIFETIME:.0f} seconds, not {lifetime:g}")
@@ -286,7 +290,7 @@ async def open_offer(
                 nursery.start_soon(offer._keep, place)
             is_offered = await offer._wait_taken()
             if offer._is_taken and number < len(draws):
-                continue  # by another number, at all of them
+                continue  # with another number, at all servers
             if not is_offered:
                 raise PairingUnavailable("; ".join(offer.problems))
             nursery.start_soon(offer._expire)
@@ -298,7 +302,7 @@ async def open_offer(
 
 
 def _draw_nameplates(servers: Sequence[MailboxServer]) -> list[int]:
-    """What to ask for, one after the other; 0 where the server gives one."""
+    """The nameplates to ask for, one after the other; a single 0 if the server gives one."""
     if len(servers) == 1 and servers[0].allocates:
         return [0]
     digits = _DIGITS if all(each.allocates for each in servers) else _BROKERS_DIGITS

@@ -1,4 +1,4 @@
-"""A rule that lets in who was paired, and nobody else."""
+"""An `Authorize` rule that lets in paired peers only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PairedPeers:
             pipe = await node.listener.accept()
 
     Args:
-      peer_ids: who is let in from the beginning.
+      peer_ids: the peers that are let in from the beginning.
     """
 
     def __init__(self, peer_ids: Iterable[str] = ()) -> None:

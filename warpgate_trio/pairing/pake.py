@@ -1,12 +1,13 @@
 """The password-authenticated key exchange of pairing: SPAKE2, by the package `spake2`, which this module alone imports.
 
-Two who know the same code get the same key; who guesses gets one guess for each exchange, and nothing to go on guessing
-with afterwards (Abdalla and Pointcheval, 2005; RFC 9382 has the same exchange with other constants).  `spake2` is what
-magic-wormhole pairs by since 2015, on Ed25519's group, each element checked to be in it.
+Two sides that know the same code get the same key.  An attacker gets one guess for each exchange, and learns nothing
+that would allow offline guessing afterwards (Abdalla and Pointcheval, 2005; RFC 9382 has the same exchange with other
+constants).  magic-wormhole has used `spake2` since 2015, on Ed25519's group; it checks that each element is in the
+group.
 
-It is Python throughout: an exchange takes each side 11 ms, and its time depends on its secrets.  Codes are good for one
-exchange, and for three wrong ones, so that there is hardly anything to measure (docs/threat_model.md#pairing).
-`cpace`, which is faster, was a first release when this was chosen, and nobody had used it.
+It is pure Python: an exchange takes each side 11 ms, and is not constant-time.  A code is good for one successful
+exchange, and for three wrong ones, which leaves hardly anything to measure (docs/threat_model.md#pairing).  `cpace` is
+faster, but was an unused first release when this was chosen.
 """
 
 from __future__ import annotations
@@ -28,26 +29,29 @@ class Exchange:
     """One side of one exchange.
 
     Args:
-      password: what both sides have to know.
-      offers: the side that offers the code; the two have to be different.
-      entropy: so many unpredictable bytes.
+      password: the secret of both sides.
+      offers: whether this side offers the code; it has to differ between the two sides.
+      entropy: returns so many unpredictable bytes.
 
     Attributes:
-      message: what the other side needs, `ELEMENT_LENGTH` bytes.
+      message: the message for the other side, `ELEMENT_LENGTH` bytes.
     """
 
     def __init__(self, password: bytes, *, offers: bool, entropy: Callable[[int], bytes]) -> None:
-        import spake2  # 50 ms and more: it computes its constants, which only who pairs needs
+        import spake2  # it takes 50 ms or more to compute its constants, so only a node that pairs imports it
 
         side = spake2.SPAKE2_B if offers else spake2.SPAKE2_A
         self._side = side(password, idA=_CLAIMER, idB=_OFFERER, entropy_f=entropy)
         self.message: Final[bytes] = self._side.start()
 
     def finish(self, theirs: bytes) -> bytes:
-        """The key of 32 bytes, which the other side has if it knows the password.  Once.
+        """The shared key, 32 bytes; the other side has the same if it knows the password.  Call it once.
+
+        Args:
+          theirs: the other side's `message`.
 
         Raises:
-          RemoteProtocolError: that is no message of the other side.
+          RemoteProtocolError: `theirs` is not a valid message of the other side.
         """
         if len(theirs) != ELEMENT_LENGTH:
             raise RemoteProtocolError(f"a key exchange of {len(theirs)} bytes, not {ELEMENT_LENGTH}")

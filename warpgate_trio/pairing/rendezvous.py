@@ -1,7 +1,7 @@
 """Pairing by our rendezvous server (`warpgate_trio.servers.mailboxes`).
 
-A connection of its own, registered by a key that is made for it: so the server learns the addresses that pair, and not
-which nodes they are.
+It uses a connection of its own, registered under a key that is made for it.  So the server learns the IP addresses of
+the two sides, but not which nodes they are.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["RendezvousMailboxes"]
 PING_INTERVAL: Final = 30.0
 """Seconds between pings: a third of the silence that a server allows."""
 PONG_TIMEOUT: Final = 10.0
-"""Seconds without a pong after which a server counts as gone, and is connected to anew."""
+"""Seconds without a pong after which a server counts as gone, and is reconnected to."""
 CLOSE_PATIENCE: Final = 0.5
-"""Seconds that leaving a server may take: what was said last is out, and only its end is to come."""
+"""Seconds for closing the WebSocket: the last frame has been sent, and only the server's close is still to come."""
 
 
 @final
@@ -61,7 +61,7 @@ class _Channel:
         raise PairingUnavailable(f"{self._name}: the server sent {type(frame).__name__} to who pairs{said}")
 
     async def ping(self) -> None:
-        """Until the server is gone, which whoever receives hears."""
+        """Ping the server until it is gone; `receive` then raises."""
         try:
             await self._keep_alive.run(
                 self._websocket.ping, lambda _: None, interval=PING_INTERVAL, timeout=PONG_TIMEOUT
@@ -79,7 +79,7 @@ class RendezvousMailboxes:
 
     Args:
       dial: opens connections to it.
-      trust: for ``wss``; asked when it is connected to.
+      trust: returns the TLS context for ``wss``; called at each connection.
     """
 
     def __init__(self, url: ServerUrl, *, dial: Dial, trust: Callable[[], ssl.SSLContext]) -> None:
@@ -123,7 +123,7 @@ class RendezvousMailboxes:
             raise PairingUnavailable(f"{self.name}: {error}") from error
 
     async def _register(self, websocket: WebSocket) -> None:
-        """Have the server take us, and find out whether it can pair."""
+        """Register at the server, and check that it can pair."""
         challenge = wire.decode_from_server(await websocket.receive())
         if isinstance(challenge, wire.Challenge) and challenge.version < wire.CIRCUITS_SINCE:
             raise RemoteProtocolError("this server cannot pair: it is of an older release")

@@ -1,4 +1,4 @@
-"""The servers of a node that it can pair by."""
+"""A node's signal servers as servers for pairing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["mailbox_servers"]
 def mailbox_servers(
     urls: Sequence[ServerUrl], *, dial_to: Callable[[ServerUrl], Dial], trust: Callable[[], ssl.SSLContext]
 ) -> list[MailboxServer]:
-    """One for each of a node's signal servers.
+    """A `MailboxServer` for each of a node's signal servers.
 
     Args:
-      dial_to: what opens connections to a server.
-      trust: whom TLS trusts.
+      dial_to: returns the function that opens connections to a server.
+      trust: returns the TLS context.
     """
     return [
         (RendezvousMailboxes if url.scheme in ("ws", "wss") else BrokerMailboxes)(url, dial=dial_to(url), trust=trust)

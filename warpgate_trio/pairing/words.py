@@ -1,8 +1,9 @@
-"""The words of pairing codes: 512 English nouns and their like, nine bits each.
+"""The words of pairing codes: 512 English words, mostly nouns, nine bits each.
 
-They are told over a telephone and typed by who hears them.  So each has 4 to 8 letters, no two begin with the same four
-(a word's beginning stands for it), and to make one of another takes three letters at least, by its spelling; by its
-sound, roughly, two.  A test holds the list to that.  Its order is part of nothing: words travel as words.
+They are read out over a telephone and typed by the listener.  So each has 4 to 8 letters, and no two begin with the
+same four, since the beginning of a word stands for it.  Any two differ by an edit distance of at least three letters in
+spelling, and of roughly two in sound.  A test verifies this.  The order of the list has no meaning: codes contain the
+words themselves, not their numbers.
 """
 
 from __future__ import annotations
