@@ -1,4 +1,4 @@
-"""Names for peers: who they are, where they were last, and how they came here (docs/contacts.md)."""
+"""Names for peers: each contact has a key, a last known address, and how the key was verified (docs/contacts.md)."""
 
 from __future__ import annotations
 

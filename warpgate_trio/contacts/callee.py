@@ -1,4 +1,4 @@
-"""Who is meant by what a person types: an address, a peer id, or a name."""
+"""Finds the peer that a user means by an address, a peer id, or a contact's name."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Callee:
     """A peer that is to be called.
 
     Attributes:
-      peer_id: its key.
-      address: what was given, or what the contact has; None: it has to be looked up.
-      contact: its name here, if it has one.
+      peer_id: its peer id.
+      address: the address that was given, or that of the contact; None: it has to be looked up.
+      contact: the peer's contact, if there is one.
     """
 
     peer_id: str
@@ -42,14 +42,14 @@ class Callee:
 
 
 def find_callee(text: str, contacts: Contacts | None) -> Callee:
-    """Who is meant by ``wg1…``, a peer id, or a contact's name.
+    """The peer that is meant by an address (``wg1…``), a peer id, or a contact's name.
 
     Raises:
-      AddressError: an address that cannot be used.
-      PeerIdError: longer than a name, and no peer id.
-      ContactNameError: neither, and no name.
-      ContactUnknown: a name that nobody has.
-      ContactsFileError: a name, and the contacts cannot be read any more.
+      AddressError: it is an address that cannot be used.
+      PeerIdError: it is longer than a name, and not a peer id.
+      ContactNameError: it is neither of these, and cannot be a name.
+      ContactUnknown: no contact has this name.
+      ContactsFileError: it is a name, and the contacts cannot be read any more.
     """
     if len(text) > MAX_NAME or _ADDRESS.match(text):
         peer = read_peer(text)
@@ -67,6 +67,6 @@ def find_callee(text: str, contacts: Contacts | None) -> Callee:
 def _known(peer_id: str, contacts: Contacts | None) -> Contact | None:
     if contacts is None:
         return None
-    with suppress(ContactsFileError):  # who needs no name needs no file
+    with suppress(ContactsFileError):  # an address or a peer id works without the file
         contacts.refresh()
     return contacts.of(peer_id)

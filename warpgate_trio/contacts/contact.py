@@ -1,4 +1,4 @@
-"""A contact, and what can be a name."""
+"""A contact, and the rules for its name."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..identity import PEER_ID_LENGTH, key_from_peer_id
 __all__ = ["MAX_NAME", "Contact", "How", "check_name", "read_peer"]
 
 MAX_NAME: Final = 40
-"""Characters of a name: fewer than the 52 of a peer id, so that none is taken for one."""
+"""Characters of a name: fewer than the 52 of a peer id, so that no name is taken for a peer id."""
 
 _NAME: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 _LIKE_AN_ADDRESS: Final = re.compile(r"wg[0-9]", re.ASCII | re.IGNORECASE)
-_SHOWN: Final = 60  # characters of what is no name
+_SHOWN: Final = 60  # characters of an invalid name in a message
 
 
 class How(enum.Enum):
-    """How it was made sure whose key a contact has."""
+    """How the key of a contact was verified."""
 
     CALL = "call"
-    """The peer was called, proved its key, and whoever called took it for the one that is meant."""
+    """By a call: the peer proved its key, and the user took it for the intended one."""
     PAIRING = "pairing"
-    """By a code that both sides had."""
+    """By a pairing code that both sides had."""
     HAND = "hand"
-    """It was written down, and nobody was asked."""
+    """Not at all: it was entered by hand, and the peer was not asked."""
 
 
 @final
@@ -40,13 +40,13 @@ class Contact:
     """A peer that has a name here.
 
     Attributes:
-      name: as it was given; no two differ in capitals alone.
-      peer_id: the peer's key.
-      address: where it was last, as far as is known; of this key.
-      added: when, to the second.
-      how: how it was made sure whose key that is.
-      seen: when the newest key record that was seen of it was issued, Unix milliseconds; 0: none was.
-      more: what a later release has written beside that, kept as it is.
+      name: as it was given; no two names differ in case alone.
+      peer_id: the peer's peer id.
+      address: its last known address, which is of this key; None: not known.
+      added: when the contact was added, to the second.
+      how: how the key was verified.
+      seen: when the newest key record that was seen of the peer was issued, in Unix milliseconds; 0: none was seen.
+      more: further keys that a later release has written to the file, kept as they are.
     """
 
     name: str
@@ -59,13 +59,14 @@ class Contact:
 
 
 def check_name(text: str) -> str:
-    """`text`, where it can be a contact's name: `MAX_NAME` letters of ASCII, digits, dots, hyphens and underscores.
+    """Return `text` if it can be a contact's name.
 
-    It begins with a letter and ends with a letter or digit, so that it is no option, no code, no number of a port; and
-    never as an address does (``wg1``).
+    A name has at most `MAX_NAME` ASCII letters, digits, dots, hyphens and underscores.  It begins with a letter and
+    ends with a letter or digit, so it is never a command-line option, a pairing code or a port number.  It does not
+    begin as an address does (``wg1``).
 
     Raises:
-      ContactNameError: it cannot.
+      ContactNameError: it cannot be a name.
     """
     shown = repr(printable(text, _SHOWN))
     if len(text) > MAX_NAME:
@@ -80,10 +81,10 @@ def check_name(text: str) -> str:
 
 
 def read_peer(text: str) -> PeerAddress | str:
-    """The address or the peer id that a text is.  Neither is ever taken for the other: a ``1`` is in no peer id.
+    """Parse an address or a peer id.  The two cannot be confused: no peer id contains a ``1``.
 
     Raises:
-      AddressError: an address that cannot be used.
+      AddressError: it is an address that cannot be used.
       PeerIdError: it is neither.
     """
     if len(text) != PEER_ID_LENGTH and _LIKE_AN_ADDRESS.match(text.lstrip()):

@@ -1,12 +1,12 @@
-"""`Contacts`: a user's contacts, as the file has them, and the rule that lets them in.
+"""`Contacts`: a user's contacts file in memory, and the `Authorize` rule that lets contacts in.
 
-Theory of operation.  The file is what counts, and several processes have it: a node that runs for months, and commands
-beside it.  So what is held here is what was read last.  A change takes its turn among all processes, reads the file
-anew, and replaces it whole; nothing that another one has written in between is lost.  A file that cannot be understood
-is an error for who asks, and is never written over.
+Theory of operation.  The file is authoritative, and several processes use it: a node that runs for months, and commands
+beside it.  The object holds what was read last.  A change takes a lock, reads the file anew, and replaces it whole, so
+it loses nothing that another process has written in between.  A file that cannot be parsed raises an error, and is
+never overwritten.
 
-All of it is synchronous: the file is small, and what waits for the disk is a change that a person has asked for, or an
-address that is kept fresh once in a while.
+All methods but `authorize` are synchronous: the file is small, and only changes by a user and an occasional update of
+an address wait for the disk.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ __all__ = ["MAX_CONTACTS", "Contacts", "default_contacts_file"]
 
 _Made = TypeVar("_Made")
 _Stamp = tuple[int, int, int] | None
-"""What changes with a file: its inode, size and time; None: there is none."""
+"""Inode, size and modification time of a file, to notice a change; None: there is no file."""
 
 
 def default_contacts_file() -> Path:
-    """Where the contacts of this user are kept: ``contacts.toml`` in the user's data directory.
+    """The file of this user's contacts: ``contacts.toml`` in the user's data directory.
 
     Raises:
       ContactsFileError: the user has no home directory.
@@ -69,13 +69,13 @@ class Contacts:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Contacts:
-        """Those in a file; none where there is no file, which the first change makes.
+        """Read the contacts in a file.  If there is no file there are no contacts; the first change creates it.
 
         Args:
-          path: the user's own (`default_contacts_file`) when None.
+          path: the file; None: the user's own (`default_contacts_file`).
 
         Raises:
-          ContactsFileError: it cannot be read, others can read or write it, or it is not what it should be.
+          ContactsFileError: the file cannot be read, others can read or write it, or its content is invalid.
         """
         file = Path(path) if path is not None else default_contacts_file()
         stamp = _stamp_of(file)
@@ -90,17 +90,17 @@ class Contacts:
     def __len__(self) -> int:
         return len(self._contacts)
 
-    # -- who is that ---------------------------------------------------------------------------------------------------
+    # -- look-ups ------------------------------------------------------------------------------------------------------
 
     def get(self, name: str) -> Contact | None:
-        """The contact of a name, in capitals or not; None: there is none."""
+        """The contact with a name, ignoring case; None: there is none."""
         return self._contacts.get(name.lower())
 
     def find(self, name: str) -> Contact:
-        """The same.
+        """The contact with a name, ignoring case.
 
         Raises:
-          ContactUnknown: there is none; the message has the nearest name.
+          ContactUnknown: there is none; the message has the most similar name.
         """
         contact = self.get(name)
         if contact is not None:
@@ -110,16 +110,16 @@ class Contacts:
         raise ContactUnknown(f"there is no contact {printable(name, 60)!r}{rest}")
 
     def of(self, peer_id: str) -> Contact | None:
-        """The contact of a peer; None: it has no name here."""
+        """The contact with a peer id; None: there is none."""
         return next((each for each in self._contacts.values() if each.peer_id == peer_id), None)
 
     async def authorize(self, peer_id: str) -> bool:
         """The rule that lets contacts in: ``open_node(config, authorize=contacts.authorize)``.
 
-        A contact that another process has added or removed counts from then on.
+        Changes by other processes take effect at once.
 
         Raises:
-          ContactsFileError: the file cannot be read any more; a node takes that for no, and logs it.
+          ContactsFileError: the file cannot be read any more; a node logs that, and refuses the peer.
         """
         await trio.lowlevel.checkpoint()
         self.refresh()
@@ -129,7 +129,7 @@ class Contacts:
         """Read the file again if it has changed.
 
         Raises:
-          ContactsFileError: as `load`; what was read before stands.
+          ContactsFileError: as `load`; the contacts that were read before remain.
         """
         stamp = _stamp_of(self.path)
         if stamp != self._stamp:
@@ -137,7 +137,7 @@ class Contacts:
             self._stamp = stamp
 
     def check_free(self, name: str, peer_id: str) -> None:
-        """Raise what `add` would, as far as can be told beforehand: for who calls the peer first.
+        """Raise what `add` would raise, as far as is known without reading the file: to check before a call.
 
         Raises:
           ContactNameError, ContactKeyChanged, ContactExists: see `add`.
@@ -148,17 +148,17 @@ class Contacts:
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, peer: PeerAddress | str, *, how: How = How.CALL) -> Contact:
-        """Give a peer a name.  One that has it already gets its address renewed.
+        """Add a contact.  If the peer has this name already, only its address is updated.
 
         Args:
           peer: its address, as an object or as text (``wg1…``), or its peer id.
-          how: how it was made sure that the key is the peer's.
+          how: how the key was verified.
 
         Raises:
-          ContactNameError: that is no name.
-          ContactKeyChanged: the name is that of a peer with another key.
-          ContactExists: the peer has another name, or there are `MAX_CONTACTS`.
-          AddressError, PeerIdError: that is no peer.
+          ContactNameError: `name` cannot be a name.
+          ContactKeyChanged: a peer with another key has the name.
+          ContactExists: the peer has another name, or there are `MAX_CONTACTS` contacts.
+          AddressError, PeerIdError: `peer` is neither an address nor a peer id.
           ContactsFileError: the file cannot be read or written.
         """
         check_name(name)
@@ -179,10 +179,10 @@ class Contacts:
         return self._change(edit)
 
     def remove(self, name: str) -> Contact:
-        """Forget a contact; returns it.
+        """Remove a contact, and return it.
 
         Raises:
-          ContactUnknown: there is none.
+          ContactUnknown: there is none with this name.
           ContactsFileError: the file cannot be read or written.
         """
 
@@ -194,12 +194,12 @@ class Contacts:
         return self._change(edit)
 
     def rename(self, old: str, new: str) -> Contact:
-        """Give a contact another name; all else of it stays.
+        """Give a contact another name; the rest of it stays as it is.
 
         Raises:
-          ContactNameError: that is no name.
-          ContactUnknown: there is none of the old name.
-          ContactExists: there is another one of the new name.
+          ContactNameError: `new` cannot be a name.
+          ContactUnknown: no contact has the old name.
+          ContactExists: another contact has the new name.
           ContactsFileError: the file cannot be read or written.
         """
         check_name(new)
@@ -218,11 +218,12 @@ class Contacts:
         return self._change(edit)
 
     def learn(self, peer_id: str, *, address: PeerAddress | None = None, seen: int = 0) -> Contact | None:
-        """Note where a contact is now, and what was seen of it; None: that peer has no name here.
+        """Update a contact's address, and the time of its newest key record; returns None if the peer is no contact.
 
         Args:
-          address: of that peer, which it has said itself; None: no other than before.
-          seen: when the newest key record of it that was seen was issued, Unix milliseconds; lower ones change nothing.
+          address: the peer's address, as the peer itself has sent it; None: it stays as it is.
+          seen: when the newest key record that was seen of it was issued, in Unix milliseconds; a lower value than the
+            present one changes nothing.
 
         Raises:
           ContactsFileError: the file cannot be read or written.
@@ -238,7 +239,7 @@ class Contacts:
         return self._change(edit)
 
     def _change(self, edit: Callable[[dict[str, Contact]], _Made]) -> _Made:
-        """Change the file by what it has now.  What `edit` raises leaves it as it is."""
+        """Apply `edit` to the present content of the file.  If `edit` raises, the file stays as it is."""
         try:
             with turn_to_change("contacts file", self.path):
                 self._contacts = _read(self.path)
@@ -269,7 +270,7 @@ def _check_free(contacts: Mapping[str, Contact], name: str, peer_id: str) -> Non
 def _stamp_of(file: Path) -> _Stamp:
     try:
         status = os.stat(file)
-    except (OSError, ValueError):  # `_read` says what is wrong
+    except (OSError, ValueError):  # `_read` raises, and says what is wrong
         return None
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 

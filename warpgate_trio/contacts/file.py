@@ -1,4 +1,4 @@
-"""The contacts file: TOML, one table ``[[contact]]`` each.  What is in it, and where what is wrong with it stands.
+"""The contacts file: TOML, with a table ``[[contact]]`` for each contact.  Errors name the line.
 
     version = 1
 
@@ -10,8 +10,8 @@
     how = "call"          # or "pairing", "hand"
     seen = 0              # when her newest key record was issued, Unix milliseconds; may be missing
 
-People may edit it.  What is not understood is an error with its line, since a contact that is passed over is one whose
-key may change unnoticed; keys that a later release has added are kept.  Comments are not.
+People may edit it.  An invalid entry is an error with its line, since the key of a contact that was skipped could
+change unnoticed.  Keys that a later release has added are kept; comments are lost.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = ["MAX_CONTACTS", "MAX_FILE", "read_contacts", "write_contacts"]
 MAX_CONTACTS: Final = 1024
 """Contacts of one user, as many as a node remembers addresses of peers."""
 MAX_FILE: Final = 4 * 1024 * 1024
-"""Bytes of the file: `MAX_CONTACTS` with an address each have 3.5 MB at most."""
+"""Bytes of the file: `MAX_CONTACTS` contacts with an address each take 3.5 MB at most."""
 
 _VERSION: Final = 1
 _LATEST: Final = 2**53
-"""Milliseconds, more than any clock says: what every reader of TOML can hold."""
+"""Greatest time in milliseconds, beyond that of any clock; every reader of TOML can hold it."""
 _HEADER: Final = "# Contacts of warpgate-trio, which writes this file anew: comments are lost.  docs/contacts.md\n\n"
 _TABLE: Final = re.compile(r"\s*\[\[\s*contact\s*\]\]")
 
@@ -47,12 +47,12 @@ def read_contacts(text: str, *, where: str) -> dict[str, Contact]:
     """The contacts in a file's text, by name in lower case, in the file's order.
 
     Raises:
-      ContactsFileError: it is none; `where`, the line, and what is wrong there.
+      ContactsFileError: the text is not a valid contacts file; the message has `where`, the line, and what is wrong.
     """
     try:
-        text.encode()  # what no file of text holds could be kept, and not be written
+        text.encode()  # fails on lone surrogates, which could be read here, but not be written again
         content = tomllib.loads(text.removeprefix("\ufeff"))
-        repr(content)  # a hexadecimal number may have too many digits to be shown, or written
+        repr(content)  # fails on a hexadecimal number with too many digits to be shown, or written again
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
         raise ContactsFileError(f"{where}: {error}") from error  # tomllib names line and column
     lines = _Lines(text, where)
@@ -82,7 +82,7 @@ def read_contacts(text: str, *, where: str) -> dict[str, Contact]:
 
 
 def write_contacts(contacts: Iterable[Contact]) -> bytes:
-    """The file with these contacts."""
+    """The content of the file with these contacts."""
     tables = []
     for each in contacts:
         table: dict[str, object] = {"name": each.name, "peer": each.peer_id}
@@ -145,7 +145,7 @@ def _shown(value: object) -> str:
 
 
 class _Lines:
-    """Where in the text the tables are: tomllib tells that of its own errors alone."""
+    """The line numbers of the tables in the text, which tomllib gives only for its own errors."""
 
     def __init__(self, text: str, where: str) -> None:
         self._where = where
@@ -153,12 +153,12 @@ class _Lines:
         self._starts = [number for number, line in enumerate(self._lines) if _TABLE.match(line)]
 
     def count(self, tables: int) -> None:
-        """There are so many tables; where they are not written as such, no line is known of any."""
+        """Take the number of parsed tables; if it differs from that of the headers found, forget their lines."""
         if len(self._starts) != tables:
             self._starts = []
 
     def problem(self, number: int | None, key: str, what: str) -> ContactsFileError:
-        """The error about a key of a table, or of none."""
+        """The error about a key of a table, or of the top level if `number` is None."""
         line = self._find(number, key)
         place = "" if line is None else f", line {line + 1}"
         return ContactsFileError(f"{self._where}{place}: {what}")

@@ -1,4 +1,4 @@
-"""Who a node is, and the files that only their owner may read."""
+"""A node's identity, and files that only their owner may read."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A node's identity: one Ed25519 key, and everything that follows from it.
 
-The node key is the only secret that a node keeps.  The rest is computed from it, so that one 32-byte seed is a whole
-identity and nothing can get out of step with it:
+The node key is the only secret that a node keeps.  One 32-byte seed is a whole identity; the rest is computed from it,
+and so is always consistent:
 
-* the *peer id*, the public key in base32, the name under which others know the node;
+* the *peer id*, the public key in base32, by which others know the node;
 * the X25519 *sealing key* (HKDF of the seed), to which others encrypt signal messages with HPKE (RFC 9180);
 * the self-signed *certificate* of the node's TLS and QUIC carriers, the same bytes on every start.
 
@@ -57,7 +57,7 @@ SESSION_ID_LENGTH: Final = 16
 PEER_ID_LENGTH: Final = 52  # 256 bits in groups of 5, without padding
 SEAL_OVERHEAD: Final = 48  # the encapsulated X25519 key (32) before, the AES-GCM tag (16) after the ciphertext
 KNOWN_IDS: Final = 256
-"""Peer ids that are remembered: every Pipe has one, mostly that of the same few peers, and making it takes 10 µs."""
+"""Peer ids that are cached: every Pipe has one, mostly of the same few peers, and computing it takes 10 µs."""
 
 _SEALING_INFO: Final = b"warpgate-trio x25519 v1"
 _PROOF_CONTEXT: Final = b"warpgate-trio proof v1"
@@ -112,8 +112,8 @@ class Identity:
     def load(cls, path: str | os.PathLike[str]) -> Identity:
         """The identity in a key file (PEM, PKCS #8, not encrypted).
 
-        Raises `IdentityError` when the file is missing or unreadable, when on POSIX it belongs to somebody else than us
-        or root or its mode lets others at it (`read_private_file`), and when it does not hold an Ed25519 private key.
+        Raises `IdentityError` if the file is missing or unreadable, or does not hold an Ed25519 private key.  On POSIX
+        also if it belongs to another user than us or root, or its mode gives others access (`read_private_file`).
         """
         file = Path(path)
         identity = cls._load_if_present(file)
@@ -123,10 +123,10 @@ class Identity:
 
     @classmethod
     def load_or_create(cls, path: str | os.PathLike[str]) -> Identity:
-        """The identity in a key file, which is first made (mode 0600, its directory 0700) when there is none.
+        """The identity in a key file, which is first created (mode 0600, its directory 0700) if there is none.
 
-        The file appears whole or not at all, and of several processes that start at once one makes it and all of them
-        return the same identity.  Raises `IdentityError` as `load` does, and when the file cannot be made.
+        The file is created atomically.  If several processes start at once, one creates it, and all of them return the
+        same identity.  Raises `IdentityError` as `load` does, and if the file cannot be created.
         """
         file = Path(path)
         identity = cls._load_if_present(file)
@@ -139,7 +139,7 @@ class Identity:
             raise IdentityError(f"{error}; name another one, or use an ephemeral identity") from error
         if made:
             return created
-        return cls.load(file)  # somebody else was faster: theirs is the identity of this node
+        return cls.load(file)  # another process was faster: its key is this node's identity
 
     @classmethod
     def _load_if_present(cls, file: Path) -> Identity | None:
@@ -164,10 +164,10 @@ class Identity:
         return self._signing.sign(_signed_bytes(context, data))
 
     def open_sealed(self, blob: bytes, *, info: bytes) -> bytes:
-        """The plaintext that somebody `seal`\\ ed to our sealing key with the same `info`.
+        """The plaintext of a blob that was `seal`\\ ed to our sealing key with the same `info`.
 
-        HPKE (RFC 9180) in base mode: it says nothing about who sealed it.  Raises `SealError` for everything that
-        was not sealed to us, was altered, or has another `info`.
+        HPKE (RFC 9180) in base mode: it does not authenticate the sender.  Raises `SealError` for a blob that was not
+        sealed to us, was altered, or has another `info`.
         """
         try:
             return _SUITE.decrypt(blob, self._sealing, info)
@@ -177,8 +177,8 @@ class Identity:
     def certificate_pem(self) -> bytes:
         """The self-signed X.509 certificate of this identity in PEM.
 
-        A pure function of the key (fixed serial and dates; Ed25519 signatures are deterministic), so that every start
-        of a node shows the same bytes.  Peers pin its *key*; names and dates in it mean nothing.
+        It depends only on the key (serial and dates are fixed; Ed25519 signatures are deterministic), so its bytes are
+        the same at every start.  Peers pin its *key*; names and dates in it mean nothing.
         """
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "warpgate-trio")])
         builder = x509.CertificateBuilder(
@@ -192,7 +192,7 @@ class Identity:
         return builder.sign(self._signing, algorithm=None).public_bytes(serialization.Encoding.PEM)
 
     def private_key_pem(self) -> bytes:
-        """The private key in PEM (PKCS #8, not encrypted): what a key file holds and TLS wants.  A secret."""
+        """The private key in PEM (PKCS #8, not encrypted), a secret: the content of a key file, and input for TLS."""
         return self._signing.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -211,10 +211,10 @@ _SMALL_ORDER_Y: Final = frozenset({1, _P - 1, 0, _ORDER_8_Y, _P - _ORDER_8_Y})
 
 
 def is_usable_key(public_key: bytes) -> bool:
-    """Whether 32 bytes can be somebody's Ed25519 key: canonical, and not a point of small order.
+    """Whether a key can be an Ed25519 key of a node: 32 bytes, canonical, and not a point of small order.
 
-    With a key of small order there are signatures that hold for (nearly) every message, so such a key would be an
-    identity that everybody owns.  RFC 8032 leaves it to the protocol to refuse them.
+    For a key of small order there are signatures that are valid for (nearly) every message, so anybody could use such
+    an identity.  RFC 8032 leaves it to the protocol to refuse these keys.
     """
     if len(public_key) != KEY_LENGTH:
         return False
@@ -225,9 +225,9 @@ def is_usable_key(public_key: bytes) -> bool:
 def verify(public_key: bytes, signature: bytes, context: bytes, data: bytes) -> bool:
     """Whether `signature` is `Identity.sign`'s over the same context and data, by the owner of `public_key`.
 
-    Every argument but the context may come from outside: keys and signatures of any length and content are answered
-    with False, never an exception.  A key of small order is nobody's (`is_usable_key`).  ValueError for a context with
-    a NUL, which is a mistake of the caller.
+    Every argument but the context may be untrusted: invalid keys and signatures of any length give False, never an
+    exception.  So does a key of small order (`is_usable_key`).  ValueError for a context with a NUL, which is a mistake
+    of the caller.
     """
     signed = _signed_bytes(context, data)
     if not is_usable_key(public_key):
@@ -240,11 +240,11 @@ def verify(public_key: bytes, signature: bytes, context: bytes, data: bytes) -> 
 
 
 def seal(sealing_key: bytes, plaintext: bytes, *, info: bytes) -> bytes:
-    """Encrypt to an X25519 public key, so that only its owner opens it (`Identity.open_sealed` with the same `info`).
+    """Encrypt to an X25519 public key; only its owner can decrypt (`Identity.open_sealed` with the same `info`).
 
     HPKE (RFC 9180): X25519, HKDF-SHA256, AES-128-GCM, base mode, single shot.  The result is `SEAL_OVERHEAD` bytes
     longer than the plaintext.  Raises `SealError` for a key of another length and for a low-order point (RFC 7748
-    section 6.1), with which everybody could open the blob.
+    section 6.1), with which anybody could open the blob.
     """
     try:
         return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(sealing_key), info)
@@ -266,7 +266,8 @@ def peer_id_from_key(key: bytes) -> str:
 def key_from_peer_id(text: str) -> bytes:
     """The Ed25519 public key that a peer id stands for; the inverse of `peer_id_from_key`.
 
-    Only the canonical form is accepted, so that equal keys have equal ids.  Raises `PeerIdError` with what is wrong.
+    Only the canonical form is accepted, so that equal keys have equal ids.  Raises `PeerIdError`, which says what is
+    wrong.
     """
     if len(text) != PEER_ID_LENGTH:
         raise PeerIdError(f"a peer id has {PEER_ID_LENGTH} characters, not {len(text)}")
@@ -283,9 +284,9 @@ def key_from_peer_id(text: str) -> bytes:
 
 
 def default_key_file() -> Path:
-    """Where the node key of this user is kept unless the configuration says otherwise.
+    """The file of this user's node key, unless the configuration names another one.
 
-    Raises `IdentityError` for a user without a home directory, as a container with an arbitrary uid has it.
+    Raises `IdentityError` for a user without a home directory, as in a container with an arbitrary uid.
     """
     try:
         return platformdirs.user_config_path("warpgate-trio", appauthor=False) / "node.key"
@@ -297,10 +298,10 @@ def default_key_file() -> Path:
 
 
 def prove(identity: Identity, *, server_key: bytes, session_id: bytes) -> bytes:
-    """The client's proof of who it is inside a carrier: a 64-byte signature.
+    """The client's proof of its identity inside a carrier: a 64-byte signature.
 
     It signs the Ed25519 key of the carrier's server end, which the client has pinned, and the 16-byte session id.
-    Only that server can read it, so it needs neither a challenge nor a time.  ValueError for other lengths.
+    Only that server can read it, so it needs neither a challenge nor a time.  ValueError if a length is wrong.
     """
     if len(server_key) != KEY_LENGTH or len(session_id) != SESSION_ID_LENGTH:
         raise ValueError(f"a proof is over a {KEY_LENGTH}-byte key and a {SESSION_ID_LENGTH}-byte session id")

@@ -1,7 +1,7 @@
-"""Small files that nobody but their owner may read: keys, tokens, contacts.
+"""Small files that only their owner may read: keys, tokens, contacts.
 
-One appears whole or not at all, is made once however many processes start at the same time, and is not trusted where
-somebody else could have written it.  One that changes is replaced whole, by processes that take turns.
+A file is created atomically, and once, however many processes start at the same time.  It is not trusted if another
+user could have written it.  A change replaces the whole file; a lock makes processes take turns.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from .. import host
 __all__ = ["PrivateFileProblem", "create_private_file", "read_private_file", "replace_private_file", "turn_to_change"]
 
 MAX_SIZE: Final = 16_384
-"""Bytes: a PKCS #8 Ed25519 key is 119 bytes of PEM, a token at most 256; whatever is larger is another file."""
+"""Bytes: a PKCS #8 Ed25519 key is 119 bytes of PEM, a token at most 256; a larger file is a different one."""
 
 
 class PrivateFileProblem(Exception):
-    """A file cannot be read or made, or others are let at it; the text is a sentence that names it."""
+    """A file cannot be read or made, or others have access to it; the text is a sentence that names it."""
 
 
 def read_private_file(what: str, file: Path, *, max_size: int = MAX_SIZE) -> bytes | None:
-    """The content of a file that nobody but its owner may read or change, or None when there is no such file.
+    """The content of a file that only its owner may read or change; None if there is no such file.
 
-    Its owner can do both, whatever the mode says, so the owner is us or root.  A group may read it only where it is
-    root's and we are not: so Kubernetes mounts a Secret for a process that could read it in no other way, and root
-    knows whom it has put into the group (PostgreSQL has the same rule).  Nobody else may do anything.
+    On POSIX its owner and mode are checked:
 
-    Raises `PrivateFileProblem`, in which the file is called `what`.
+    * The owner has to be us or root, since an owner can read and change a file whatever its mode says.
+    * The group may read the file only if it is root's and we are not root.  Kubernetes mounts a Secret like that for a
+      process that could not read it otherwise, and root decides who is in the group (PostgreSQL has the same rule).
+    * Any other access of group or others is refused.
+
+    Raises `PrivateFileProblem`, whose text calls the file `what`.
     """
-    # A FIFO in the file's place must not block us (O_NONBLOCK); the rest is asked of the open file, not of its name.
+    # A FIFO in the file's place must not block us (O_NONBLOCK).  The checks use the open file, not its name.
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(file, flags)
@@ -60,9 +63,9 @@ def read_private_file(what: str, file: Path, *, max_size: int = MAX_SIZE) -> byt
 
 
 def create_private_file(what: str, file: Path, content: bytes) -> bool:
-    """Make `file` with `content` (mode 0600, its directory 0700); False when it exists by now.
+    """Create `file` with `content` (mode 0600, its directory 0700); returns False if it exists already.
 
-    Raises `PrivateFileProblem`, in which the file is called `what`.
+    Raises `PrivateFileProblem`, whose text calls the file `what`.
     """
     try:
         with _written_beside(what, file, content) as temporary:
@@ -77,12 +80,13 @@ def create_private_file(what: str, file: Path, content: bytes) -> bool:
 
 
 def replace_private_file(what: str, file: Path, content: bytes) -> None:
-    """Put `content` in the place of what `file` has, or make it (mode 0600, its directory 0700).
+    """Replace the content of `file`, or create it (mode 0600, its directory 0700).
 
-    Whoever reads finds the one or the other, also after a power cut.  Who changes what is there reads and replaces it
-    within `turn_to_change`.  A link's target is what is replaced.
+    The replacement is atomic: a reader finds the old or the new content, even after a power cut.  To change the
+    existing content, read and replace it within `turn_to_change`.  If `file` is a symbolic link, its target is
+    replaced.
 
-    Raises `PrivateFileProblem`, in which the file is called `what`.
+    Raises `PrivateFileProblem`, whose text calls the file `what`.
     """
     try:
         target = file.resolve() if file.is_symlink() else file
@@ -95,11 +99,12 @@ def replace_private_file(what: str, file: Path, content: bytes) -> None:
 
 @contextmanager
 def turn_to_change(what: str, file: Path) -> Generator[None]:
-    """Have nobody else change `file` during the body, which is short: others wait for it.
+    """Lock out other changes of `file` during the body.  Keep the body short: other processes wait for it.
 
-    The lock ends with its holder.  It is on a file beside `file`, since that one is another at each change.
+    The lock is released when its holder ends.  It is on a separate file beside `file`, because each change replaces
+    `file` itself.
 
-    Raises `PrivateFileProblem`, in which the file is called `what`.
+    Raises `PrivateFileProblem`, whose text calls the file `what`.
     """
     try:
         target = file.resolve() if file.is_symlink() else file
@@ -119,7 +124,7 @@ def turn_to_change(what: str, file: Path) -> Generator[None]:
 
 
 def _lock(descriptor: int) -> None:
-    """Wait for the lock of an open file; it is let go where that is closed."""
+    """Wait for the lock of an open file; closing the file releases it."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -132,7 +137,7 @@ def _lock(descriptor: int) -> None:
 
 @contextmanager
 def _written_beside(what: str, file: Path, content: bytes) -> Generator[Path]:
-    """A file with `content` beside `file`, under a name that nobody guesses; the body puts it in place."""
+    """A file with `content` beside `file`, under a random name; the body moves it to its place."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{host.current().entropy(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -164,7 +169,7 @@ def _check_access(what: str, file: Path, status: os.stat_result) -> None:
 
 
 def _check_kept_private(what: str, file: Path, status: os.stat_result) -> None:
-    """Refuse a file system that does not keep modes (FAT, a card of Android's): there, everybody could read it."""
+    """Refuse a file system that does not keep modes (FAT, an SD card in Android), where anybody could read the file."""
     if status.st_mode & 0o077:
         raise PrivateFileProblem(
             f"the {what} {file} cannot be made: its file system lets others at it (mode "
@@ -173,11 +178,11 @@ def _check_kept_private(what: str, file: Path, status: os.stat_result) -> None:
 
 
 def _rename_exclusively(temporary: Path, file: Path) -> None:
-    """Give a file its name in one step; FileExistsError when somebody has it.
+    """Give a file its name atomically; FileExistsError if the name is taken.
 
-    Windows' rename does just that; POSIX's replaces what has the name, and link(2) does not.  Where there are no hard
-    links (FAT, Android, some network file systems), those who make one take turns by a lock on its directory,
-    which ends with its holder, and look before they rename.
+    On Windows rename does that.  POSIX rename replaces an existing file, but link(2) does not.  On file systems without
+    hard links (FAT, Android, some network file systems) processes take a lock on the directory, which is released when
+    its holder ends, and check that the name is free before they rename.
     """
     if os.name != "posix":
         os.rename(temporary, file)
@@ -200,10 +205,10 @@ def _rename_exclusively(temporary: Path, file: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a new name in `directory` survive a power cut, where the file system can do that for us."""
+    """Make a new name in `directory` survive a power cut, if the file system supports that."""
     if os.name != "posix":
         return
-    with suppress(OSError):  # a directory that is not ours to read, or a file system that syncs none: the name is there
+    with suppress(OSError):  # no permission to read the directory, or no fsync of directories; the name is there anyway
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
