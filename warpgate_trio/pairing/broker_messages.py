@@ -68,7 +68,7 @@ class BrokerMessage:
 
     @classmethod
     def decode(cls, data: bytes) -> BrokerMessage:
-        """Raises `RemoteProtocolError` for what is no message of pairing."""
+        """Decode a message; raises `RemoteProtocolError` if the bytes are not a pairing message."""
         if len(data) < _HEAD_LENGTH or data[0] not in _LENGTHS:
             raise RemoteProtocolError(f"no message of pairing: {data[:1].hex() or 'empty'}")
         kind = Kind(data[0])

@@ -33,7 +33,7 @@ __all__ = ["BrokerMailboxes"]
 ECHO_TIMEOUT: Final = 3.0
 """Seconds for our own PROBE to come back from the broker: three round trips by a bad satellite link."""
 TAKEN_WITHIN: Final = 1.0
-"""Seconds after that in which another offerer may answer that it has the number."""
+"""Seconds after our PROBE has come back in which another offerer may answer that it has the number."""
 ANSWER_WITHIN: Final = 10.0
 """Seconds for an offerer's answer to a claim, after which the code counts as unknown: a broker cannot say so itself."""
 _MAX_IDS: Final = MAX_TRIES + 1  # claimers: after that many claims the offer is over
@@ -129,7 +129,7 @@ class _Channel:
             try:
                 return BrokerMessage.decode((await self._connection.receive()).payload)
             except RemoteProtocolError:
-                continue  # a stranger's
+                continue  # a stranger's message
             except MqttError as error:
                 raise PairingUnavailable(f"{self._name}: {error}") from error
 
@@ -183,5 +183,5 @@ class BrokerMailboxes:
                 yield _Channel(connection, self.name, prefix)
         except (ConfigError, MqttError) as error:
             if opened:
-                raise  # the body's own
+                raise  # the body has raised it
             raise PairingUnavailable(f"{self.name}: {error}") from error

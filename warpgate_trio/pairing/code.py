@@ -33,7 +33,7 @@ class Code:
 
     Attributes:
       nameplate: 1 to `MAX_NAMEPLATE`.
-      words: `WORDS_PER_CODE` of `WORDS`.
+      words: `WORDS_PER_CODE` words of `words.WORDS`.
     """
 
     nameplate: int

@@ -19,7 +19,7 @@ from ..errors import RemoteProtocolError, panics_as_errors
 
 __all__ = ["ELEMENT_LENGTH", "Exchange"]
 
-ELEMENT_LENGTH: Final = 33  # an element of Ed25519's group, behind a byte that says from which side
+ELEMENT_LENGTH: Final = 33  # a byte that tells the side, then an element of Ed25519's group
 _CLAIMER: Final = b"warpgate-trio pairing v1 claimer"
 _OFFERER: Final = b"warpgate-trio pairing v1 offerer"
 

@@ -119,7 +119,7 @@ class RendezvousMailboxes:
                     yield channel
         except (WebSocketError, RemoteProtocolError, SignalUnsupported) as error:
             if opened:
-                raise  # the body's own
+                raise  # the body has raised it
             raise PairingUnavailable(f"{self.name}: {error}") from error
 
     async def _register(self, websocket: WebSocket) -> None:

@@ -49,4 +49,4 @@ warrior watch wedding weekend wheat whisper wildcat window wizard wolf wombat wo
 zodiac zucchini
 """
 WORDS: Final = tuple(_TEXT.split())
-"""In alphabetical order."""
+"""The words, in alphabetical order."""

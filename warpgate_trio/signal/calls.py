@@ -27,7 +27,7 @@ SILENT_TRIPS: Final = 3
 """Round trips to a server after which an abandoned call shows that the server is silent; an answer takes two if the
 peer is as far from the server as we are."""
 SILENT_FOR: Final = 0.2
-"""Seconds added to them: less than it takes to call by another server as well and get its answer."""
+"""Seconds added to `SILENT_TRIPS`: less than it takes to call by another server as well and get its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

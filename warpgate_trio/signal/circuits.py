@@ -43,7 +43,7 @@ has been read, so that the first bytes after a call do not wait for it."""
 MAX_CIRCUITS: Final = 64
 """Circuits of one connection, as many as a server allows (`servers.relay_core.RelayLimits`)."""
 MAX_SIGNALS: Final = 16
-"""Signals that wait to be written; beyond that, `send` blocks."""
+"""Signals that wait to be written; beyond that, senders wait."""
 MAX_CONTROL: Final = 1024
 """Short frames of circuits that wait to be written: eight for each possible circuit, and their RELAY_ENDs.  A server
 that makes us queue more without reading it is disconnected."""
@@ -520,7 +520,7 @@ class Circuits:
     def forget(self, number: int, reason: EndReason | None) -> None:
         """A circuit has ended; `reason` goes to the server in a RELAY_END; None: no frame is sent."""
         if self._open.pop(number, None) is not None and reason is not None:
-            self.outbox.put_bulk_nowait(RelayEnd(number, reason).encode())  # behind what was sent
+            self.outbox.put_bulk_nowait(RelayEnd(number, reason).encode())  # behind the bytes that were sent
 
     def refuse(self, why: str) -> None:
         """The server does not relay: end the circuits that were made before that was known, and send it none of their

@@ -53,7 +53,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 MAX_TRAILING: Final = 64
 """Sends that go on in the background after a broker has queued the message; beyond that the oldest is cancelled."""
 TRAILING_TIME: Final = 10.0
-"""Seconds for which such a send goes on: as long as a connection to a server may take to come up."""
+"""Seconds for which a send goes on in the background: as long as a connection to a server may take to come up."""
 SEND_PATIENCE: Final = 2.0
 """Seconds for a server to answer a send, after which its connection is checked."""
 

@@ -59,7 +59,7 @@ class InboxLimits:
       sender_rate: messages of one sender, counted once the sender is known.
       sender_burst: messages of one sender at once.
       stranger_rate: messages of all unknown senders together that are accepted by one channel.
-      stranger_burst: the same at once.
+      stranger_burst: messages of all unknown senders together that are accepted by one channel at once.
       clock_rate: our clock replies to all unknown senders together.
       ids: remembered message ids.  A quarter of them is reserved for known senders; the rest is more than the unknown
         senders of one channel fill in the 1,200 s for which an id is kept at most.
@@ -193,7 +193,7 @@ class Inbox:
     Args:
       started: when the process started.
       limits: rates and sizes.
-      clocks: what we have sent, and the peers' clocks; shared with whoever stamps what we send.
+      clocks: what we have sent, and the peers' clocks; shared with the `SignalSender`, which stamps what we send.
     """
 
     def __init__(

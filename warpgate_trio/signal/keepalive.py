@@ -18,7 +18,7 @@ CHECK_TRIPS: Final = 3
 """Round trips for the answer to a check, if the round-trip time is known, plus `CHECK_SLACK`: they allow for one lost
 segment."""
 CHECK_SLACK: Final = 0.5
-"""Seconds added to them: more than two of Linux's minimum retransmission timeouts (200 ms)."""
+"""Seconds added to `CHECK_TRIPS`: more than two of Linux's minimum retransmission timeouts (200 ms)."""
 
 
 @final

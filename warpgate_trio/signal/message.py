@@ -167,7 +167,7 @@ def seal_message(
     Raises:
       ValueError: a field has a wrong length or range, the address is not `identity`'s, or the blob would be over 16,384
         bytes.
-      SealError: the receiver's sealing key is no key.
+      SealError: the receiver's sealing key is not a usable X25519 key.
     """
     header = Header(
         type=wire_name,
@@ -228,8 +228,8 @@ def open_message(identity: Identity, blob: bytes) -> Envelope:
     signature, encoded = plaintext[:_SIGNATURE], plaintext[_SIGNATURE:]
     try:
         body = _decode_body(encoded)
-    # Beyond msgspec's own errors (ValueErrors): invalid UTF-8, and unknown fields that are nested too deep to be
-    # skipped.
+    # ValueError: msgspec's own errors, and invalid UTF-8.  RecursionError: unknown fields that are nested too deep to
+    # be skipped.
     except (ValueError, RecursionError) as exc:
         raise SignalMalformed(f"a signal whose body is not of the format: {exc}") from exc
     if body.version != VERSION:
@@ -284,7 +284,7 @@ def _encode_body(header: Header, address: PeerAddress, payload: bytes) -> bytes:
     _check_wire_name(header.type)
     fields = msgspec.structs.astuple(body)
     encoded = msgspec.msgpack.encode(fields if header.instance is not None else fields[:-1])
-    _decode_body(encoded)  # msgspec checks bounds when it decodes only; a ValueError names the field
+    _decode_body(encoded)  # msgspec checks bounds only when it decodes; its ValueError names the field
     return encoded
 
 

@@ -51,6 +51,7 @@ class Race:
         self.notify()
 
     def notify(self) -> None:
+        """Wake the tasks that wait for a change."""
         self._changed.set()
         self._changed = trio.Event()
 

@@ -38,6 +38,8 @@ def place_of(url: ServerUrl) -> Place:
 
 
 class ServerState(enum.Enum):
+    """The state of the connection to a server."""
+
     CONNECTING = "connecting"
     CONNECTED = "connected"
     WAITING = "waiting"
@@ -136,5 +138,6 @@ class Slot:
         return self.address is None or may_connect(self.address)
 
     def status(self) -> ServerStatus:
+        """The present status, for `SignalHub.status`."""
         rtt = self.channel.rtt if self.channel is not None and self.connected else None
         return ServerStatus(url=self.key, state=self.state, rtt=rtt, last_error=self.last_error, visiting=self.of_peer)

@@ -334,7 +334,7 @@ async def open_websocket_channel(
                     channel._close()
     except (WebSocketError, RemoteProtocolError) as exc:
         if opened:
-            raise  # the body's own
+            raise  # the body has raised it
         raise SignalUnavailable(f"{url.redacted}: {exc}") from exc
 
 

@@ -66,6 +66,7 @@ class Bridge:
         return self.refusal or self._reason or "the connection to the broker was lost"
 
     async def run(self) -> None:
+        """Accept paho's connection, and forward bytes both ways until both sides have ended, or `stop`."""
         with self._scope:
             async with self._listener:
                 self._local = await self._listener.accept()
@@ -93,7 +94,7 @@ class Bridge:
         await self._broker_closed.wait()
 
     def stop(self) -> None:
-        """Drop everything at once."""
+        """Cancel `run` at once; bytes that are not forwarded yet are lost."""
         self._scope.cancel()
 
     async def _to_broker(self, local: trio.SocketStream) -> None:

@@ -68,7 +68,7 @@ __all__ = ["MqttChannel", "open_mqtt_channel"]
 PING_INTERVAL = 30.0
 """Seconds between two messages to ourselves; under the minute of the shortest TCP timers of middleboxes that matter."""
 PONG_TIMEOUT = 10.0
-"""Seconds for such a message to come back, after which the channel counts as dead."""
+"""Seconds for a message to ourselves to come back, after which the channel counts as dead."""
 ECHO_TIMEOUT = 3.0
 """Seconds for the first message to ourselves to come back, before which the channel is not open: three round trips by a
 bad satellite link, and less than the hub or a netcheck waits in total, so that they learn what was missing."""
@@ -290,7 +290,7 @@ async def open_mqtt_channel(
                     channel._fail("the channel is closed")
     except MqttError as exc:
         if opened:
-            raise  # the body's own
+            raise  # the body has raised it
         over_record = over_record or (keeps_record and not entered)  # some brokers refuse a client that has a will
         raise SignalUnavailable(f"{name}: {exc}") from exc
     finally:

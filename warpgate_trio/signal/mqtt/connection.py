@@ -461,10 +461,10 @@ async def open_mqtt(
       dial: opens the TCP connection.
 
     Raises:
-      ConfigError: no MQTT on this Python or in this thread (`check_available`, `check_no_asyncio`), or `url` is no URL
-        of a broker.
-      OSError: no TCP connection (name resolution included).
-      MqttError: TLS failed, or the broker refused us, broke off, or does not speak MQTT.
+      ConfigError: MQTT cannot be used on this Python or in this thread (`check_available`, `check_no_asyncio`), or
+        `url` is not that of a broker.
+      OSError: the TCP connection or the name resolution failed.
+      MqttError: TLS failed, or the broker refused us, closed the connection, or does not speak MQTT.
       Whatever the body raises, not wrapped in a group.
     """
     if url.scheme not in ("mqtt", "mqtts"):
@@ -482,7 +482,7 @@ async def open_mqtt(
         keepalive=KEEPALIVE,
         timeout=math.inf,
         max_queued_outgoing_messages=_UNACKNOWLEDGED,
-        socket_options=[(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)],  # of the way to the bridge
+        socket_options=[(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)],  # for the connection to the bridge
         logger=_quiet,
     )
     stream: trio.abc.Stream = await dial(url.host, url.port)
