@@ -22,10 +22,8 @@ pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptogra
 
 
 async def test_demo() -> None:
-    started_at = trio.current_time()
     demo = await ran("demo")
     assert demo.process.returncode == 0, demo.stderr_text
-    assert trio.current_time() - started_at < 20  # for somebody who watches it
     assert demo.out == b""
     for word in ("ws://127.0.0.1:", "alice dials bob", "reverse_connect", "MB/s", "won"):
         assert word in demo.stderr_text
