@@ -2,7 +2,7 @@
 # PYTHON=/path/to/python names the interpreter; without it the newest that works is taken (tools/find_python.sh).
 # Paths are relative throughout, so that the checkout may lie under any name.
 
-# Branch coverage in percent that `make test` asks for.
+# Branch coverage in percent that `make test-all` asks for.
 COVERAGE_MIN ?= 94
 # What pytest is given: make test TESTS="tests/unit -k frames"
 TESTS ?=
@@ -22,7 +22,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test flake mutants fuzz lint format docs bench dist lab-deps clean
+.PHONY: help demo test test-all flake mutants fuzz lint format docs bench dist lab-deps clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-17s%s\n", $$1, $$2 }'
@@ -30,8 +30,11 @@ help: ## this list
 demo: ## set up, and watch two nodes find each other and move bytes
 	@sh tools/in_venv.sh run warpgate-trio demo
 
-test: lint ## everything that must hold: lint, then all tests with branch coverage
-	@sh tools/in_venv.sh dev pytest -n $(JOBS) --cov --cov-fail-under=$(COVERAGE_MIN) $(TESTS)
+test: lint ## a few minutes: lint, and all tests that are not marked as slow; or those that TESTS names
+	@sh tools/in_venv.sh dev pytest -n $(JOBS) $(if $(TESTS),$(TESTS),-m "not slow")
+
+test-all: lint ## everything that must hold, as in CI: lint, and all tests, with branch coverage
+	@sh tools/in_venv.sh dev pytest -n $(JOBS) --cov --cov-fail-under=$(COVERAGE_MIN)
 
 flake: ## N=20 runs of all that draws or opens sockets, each with new seeds, beside CPU load
 	@sh tools/in_venv.sh dev python tools/flake.py --runs $(or $(N),20) --jobs $(JOBS) $(SEED:%=--seed %) $(FIRST:%=--first %) $(TESTS)
